@@ -1,0 +1,144 @@
+//! An error as a person meets it: one line that says what is wrong, one hint that says what to do.
+
+use std::fmt;
+
+use crate::wire;
+
+/// Why a process cannot go on. Closed: each code has one exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The user can mend it: config, data, model folder, missing device.
+    InvalidInput,
+    /// A peer, port or host cannot be reached.
+    Unavailable,
+    /// The run failed.
+    Failed,
+    /// Stopped on request.
+    Interrupted,
+    /// Ended because another process failed first; never shown as the cause.
+    Echo,
+}
+
+impl ErrorCode {
+    /// Exit status of a process that ends with this code (0 is success, 130 the shell's word for Ctrl-C).
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::InvalidInput => 2,
+            Self::Unavailable => 3,
+            Self::Echo => 4,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+/// An error with its code and a hint. Lower-case, no full stop, names what it is about (file, line, field, rank).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Decides the exit status.
+    pub code: ErrorCode,
+    /// One line: what is wrong, and where.
+    pub message: String,
+    /// One line: what to do about it; empty when there is nothing to add.
+    pub hint: String,
+    /// The process it happened in; empty while it has not left that process.
+    pub origin: String,
+}
+
+impl Fault {
+    /// A fault with the given code and no hint yet.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: String::new(), origin: String::new() }
+    }
+
+    /// Something the user gave is wrong.
+    pub fn input(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidInput, message)
+    }
+
+    /// The run failed.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Failed, message)
+    }
+
+    /// A peer, port or host cannot be reached.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Unavailable, message)
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+
+    /// Adds which process it happened in, unless that is known already.
+    #[must_use]
+    pub fn from_origin(mut self, origin: impl Into<String>) -> Self {
+        if self.origin.is_empty() {
+            self.origin = origin.into();
+        }
+        self
+    }
+
+    /// `error: …` and, after a blank line, `hint: …`: the form every Dyad program prints on standard error.
+    #[must_use]
+    pub fn report(&self) -> String {
+        let hint = if self.hint.is_empty() { String::new() } else { format!("\n\nhint: {}", self.hint) };
+        format!("error: {self}{hint}")
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.origin.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.origin, self.message) }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<Fault> for wire::Failure {
+    fn from(fault: Fault) -> Self {
+        let code = match fault.code {
+            ErrorCode::InvalidInput => wire::ErrorCode::InvalidInput,
+            ErrorCode::Unavailable => wire::ErrorCode::Unavailable,
+            ErrorCode::Failed => wire::ErrorCode::Failed,
+            ErrorCode::Interrupted => wire::ErrorCode::Interrupted,
+            ErrorCode::Echo => wire::ErrorCode::Echo,
+        };
+        Self { code: code.into(), message: fault.message, hint: fault.hint, origin: fault.origin }
+    }
+}
+
+impl From<wire::Failure> for Fault {
+    fn from(failure: wire::Failure) -> Self {
+        let code = match failure.code() {
+            wire::ErrorCode::InvalidInput => ErrorCode::InvalidInput,
+            wire::ErrorCode::Unavailable => ErrorCode::Unavailable,
+            wire::ErrorCode::Interrupted => ErrorCode::Interrupted,
+            wire::ErrorCode::Echo => ErrorCode::Echo,
+            wire::ErrorCode::Failed | wire::ErrorCode::Unspecified => ErrorCode::Failed,
+        };
+        Self { code, message: failure.message, hint: failure.hint, origin: failure.origin }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_the_wire() {
+        let fault = Fault::input("line 7: no field `input`").hint("see docs/data.md").from_origin("coordinator");
+        assert_eq!(Fault::from(wire::Failure::from(fault.clone())), fault);
+    }
+
+    #[test]
+    fn report_shows_origin_message_and_hint() {
+        let fault = Fault::failed("gone").hint("look").from_origin("trainer rank 1 (node1-cpu)");
+        assert_eq!(fault.report(), "error: trainer rank 1 (node1-cpu): gone\n\nhint: look");
+        assert_eq!(Fault::failed("gone").report(), "error: gone");
+    }
+}

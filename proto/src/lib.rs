@@ -1,0 +1,35 @@
+//! What Dyad's processes share: the wire types, the run configuration, the data format and the closed set of errors.
+//!
+//! - [`wire`]: generated from `proto/dyad/v1/dyad.proto`; the only types that cross process borders.
+//! - [`run_config`]: one file, one check; the launcher reads it, the coordinator keeps it, trainers get it at join.
+//! - [`preference`]: one preference pair as a line of JSON, with every rule a line must keep.
+//! - [`fault`]: an error with a hint, its code and its exit status.
+
+pub mod fault;
+pub mod preference;
+pub mod run_config;
+
+pub use fault::{ErrorCode, Fault};
+pub use run_config::RunConfig;
+
+/// Generated gRPC types of package `dyad.v1`.
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    rust_2018_idioms,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    clippy::expect_used,
+    reason = "generated code"
+)]
+pub mod wire {
+    tonic::include_proto!("dyad.v1");
+}
+
+/// Raised whenever the wire changes in a way that an older process would misread.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Largest gRPC message either side accepts: a measure request of a few thousand long pairs fits.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -1,0 +1,423 @@
+//! The run configuration: what a user writes in `run.toml`, with the fine-tuning API's names and defaults.
+//!
+//! Unknown keys are errors that name the nearest known key; [`RunConfig::check`] states every other rule.
+//! The launcher reads the file, the coordinator keeps it, trainers get it at join: one copy, no flag forwarding.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Fault;
+
+/// What the run optimises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainingMethod {
+    /// Direct preference optimisation on both outputs.
+    Dpo,
+    /// Supervised fine-tuning on the preferred outputs.
+    Sft,
+}
+
+/// Shape of the learning rate over the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LrSchedulerType {
+    /// Straight line from the full rate to `min_lr_ratio` of it.
+    Linear,
+    /// Half a cosine from the full rate to `min_lr_ratio` of it.
+    Cosine,
+    /// The full rate throughout (after warmup).
+    Constant,
+}
+
+/// Precision of the forward and backward passes; master weights are always float32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// Single precision.
+    Float32,
+    /// bfloat16 with float32 master weights.
+    Bfloat16,
+    /// bfloat16 where the device is fast at it, float32 elsewhere.
+    Auto,
+}
+
+/// Preference loss, by TRL's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossType {
+    /// `-log sigmoid(beta * margin)`, the loss of Rafailov et al. 2023 (arXiv 2305.18290).
+    Sigmoid,
+}
+
+/// Everything that decides what a run computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// Hugging Face model folder, or a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`.
+    pub model: String,
+    /// Preference pairs to train on, JSON Lines.
+    pub training_file: String,
+    /// Preference pairs to evaluate on, JSON Lines.
+    pub validation_file: Option<String>,
+    /// Folder for metrics, logs, checkpoints and the final model.
+    pub output_dir: String,
+    /// `dpo` or `sft`.
+    pub training_method: TrainingMethod,
+    /// Model folder or PEFT adapter folder to start from; the reference model of DPO is this start.
+    pub from_checkpoint: Option<String>,
+    /// Passes over the training file.
+    pub n_epochs: u32,
+    /// Stop after this many optimizer steps, however many epochs that is.
+    pub max_steps: Option<u64>,
+    /// Pairs per optimizer step, over all trainers.
+    pub batch_size: u32,
+    /// Peak learning rate of AdamW.
+    pub learning_rate: f64,
+    /// Shape of the learning rate over the run.
+    pub lr_scheduler_type: LrSchedulerType,
+    /// Share of the peak rate that the schedule ends at.
+    pub min_lr_ratio: f64,
+    /// Share of all steps that the rate rises over.
+    pub warmup_ratio: f64,
+    /// Decoupled weight decay; not applied to biases and norms.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm; 0 disables.
+    pub max_grad_norm: f64,
+    /// Most tokens of prompt plus completion; longer completions are cut. Absent: the model's own limit.
+    pub max_seq_length: Option<u32>,
+    /// Seed of the data order, adapter initialisation and dropout.
+    pub random_seed: u64,
+    /// Shuffle the pairs anew each epoch; otherwise file order.
+    pub shuffle: bool,
+    /// Precision of the passes.
+    pub dtype: Dtype,
+    /// Train low-rank adapters instead of all weights.
+    pub lora: bool,
+    /// Rank of the adapters.
+    pub lora_r: u32,
+    /// Scale of the adapters is `lora_alpha / lora_r`. Absent: twice the rank.
+    pub lora_alpha: Option<f64>,
+    /// Dropout on the adapters' input.
+    pub lora_dropout: f64,
+    /// `all-linear`, or a comma-separated list such as `q_proj,v_proj`.
+    pub lora_trainable_modules: String,
+    /// Also write the merged model beside the adapter at the end.
+    pub merge_adapter: bool,
+    /// Preference loss.
+    pub loss_type: LossType,
+    /// Strength of the pull towards the reference model.
+    pub dpo_beta: f64,
+    /// Checkpoints over the run, evenly spaced; the last one is the final model.
+    pub n_checkpoints: u32,
+    /// Evaluations over the run, evenly spaced, after one before the first step. Needs `validation_file`.
+    pub n_evals: u32,
+    /// Most tokens computed at once per trainer; a step's pairs are split into micro-batches of at most this many.
+    pub micro_batch_tokens: u32,
+    /// Compute a pair's prompt once for both outputs. Exact; off only to measure what it brings.
+    pub prefix_sharing: bool,
+    /// Keep only each layer's input and recompute the rest in the backward pass: less memory, a third more work.
+    pub activation_checkpointing: bool,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            training_file: String::new(),
+            validation_file: None,
+            output_dir: String::new(),
+            training_method: TrainingMethod::Dpo,
+            from_checkpoint: None,
+            n_epochs: 1,
+            max_steps: None,
+            batch_size: 8,
+            learning_rate: 1e-5,
+            lr_scheduler_type: LrSchedulerType::Cosine,
+            min_lr_ratio: 0.0,
+            warmup_ratio: 0.0,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            max_seq_length: None,
+            random_seed: 42,
+            shuffle: true,
+            dtype: Dtype::Auto,
+            lora: false,
+            lora_r: 64,
+            lora_alpha: None,
+            lora_dropout: 0.0,
+            lora_trainable_modules: "all-linear".into(),
+            merge_adapter: false,
+            loss_type: LossType::Sigmoid,
+            dpo_beta: 0.1,
+            n_checkpoints: 1,
+            n_evals: 0,
+            micro_batch_tokens: 4096,
+            prefix_sharing: true,
+            activation_checkpointing: false,
+        }
+    }
+}
+
+impl RunConfig {
+    /// Every key, in the order of the documentation.
+    #[must_use]
+    pub fn keys() -> Vec<&'static str> {
+        KEYS.to_vec()
+    }
+
+    /// Reads a TOML file, applies `key=value` overrides, checks every rule.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, Fault> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Fault::input(format!("cannot read config file {}: {error}", path.display()))
+                .hint("give the path of a TOML file with --config")
+        })?;
+        Self::from_toml(&text, &path.display().to_string(), overrides)
+    }
+
+    /// Parses TOML text; `source` names it in errors.
+    pub fn from_toml(text: &str, source: &str, overrides: &[String]) -> Result<Self, Fault> {
+        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            let line = error.span().map_or(1, |span| line_of(text, span.start));
+            Fault::input(format!("{source} line {line}: {}", error.message().trim())).hint("the file must be valid TOML")
+        })?;
+        for key in table.keys() {
+            known(key).map_err(|fault| at(fault, source, text, key))?;
+        }
+        for item in overrides {
+            let (key, value) = parse_override(item)?;
+            table.insert(key, value);
+        }
+        let config = from_table(&table, source, text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The form in which the configuration travels to trainers.
+    pub fn to_json(&self) -> Result<String, Fault> {
+        serde_json::to_string(self).map_err(|error| Fault::failed(format!("cannot serialise the run config: {error}")))
+    }
+
+    /// Reads what [`RunConfig::to_json`] wrote, and checks it again: it came over the wire.
+    pub fn from_json(json: &str) -> Result<Self, Fault> {
+        let config: Self = serde_json::from_str(json)
+            .map_err(|error| Fault::input(format!("run config from the coordinator: {error}")))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Scale numerator of the adapters.
+    #[must_use]
+    pub fn lora_alpha(&self) -> f64 {
+        self.lora_alpha.unwrap_or(2.0 * f64::from(self.lora_r))
+    }
+
+    /// Every rule that needs no file system.
+    pub fn check(&self) -> Result<(), Fault> {
+        for (key, value) in [("training_file", &self.training_file), ("output_dir", &self.output_dir)] {
+            if value.is_empty() {
+                return Err(Fault::input(format!("config key `{key}` is missing"))
+                    .hint(format!("add `{key} = \"…\"` to the config file, or --set {key}=…")));
+            }
+        }
+        if self.model.is_empty() && self.from_checkpoint.is_none() {
+            return Err(Fault::input("config key `model` is missing")
+                .hint("add `model = \"…\"` (a Hugging Face folder or hub id), or `from_checkpoint`"));
+        }
+        if self.n_evals > 0 && self.validation_file.is_none() {
+            return Err(Fault::input("n_evals is set but validation_file is not")
+                .hint("add `validation_file = \"…\"`, or set n_evals = 0"));
+        }
+        if self.merge_adapter && !self.lora {
+            return Err(Fault::input("merge_adapter is set but lora is not").hint("set lora = true"));
+        }
+        self.check_ranges()
+    }
+
+    fn check_ranges(&self) -> Result<(), Fault> {
+        let positive_integers = [
+            ("n_epochs", u64::from(self.n_epochs)),
+            ("batch_size", u64::from(self.batch_size)),
+            ("max_steps", self.max_steps.unwrap_or(1)),
+            ("max_seq_length", u64::from(self.max_seq_length.unwrap_or(1))),
+            ("lora_r", u64::from(self.lora_r)),
+            ("n_checkpoints", u64::from(self.n_checkpoints)),
+            ("micro_batch_tokens", u64::from(self.micro_batch_tokens)),
+        ];
+        for (key, value) in positive_integers {
+            require(value > 0, key, "at least 1", value as f64)?;
+        }
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let not_negative = |x: f64| x.is_finite() && x >= 0.0;
+        require(not_negative(self.learning_rate), "learning_rate", "at least 0", self.learning_rate)?;
+        require(positive(self.dpo_beta), "dpo_beta", "above 0", self.dpo_beta)?;
+        require(positive(self.lora_alpha()), "lora_alpha", "above 0", self.lora_alpha())?;
+        require(not_negative(self.weight_decay), "weight_decay", "at least 0", self.weight_decay)?;
+        require(not_negative(self.max_grad_norm), "max_grad_norm", "at least 0", self.max_grad_norm)?;
+        for (key, ratio) in [("min_lr_ratio", self.min_lr_ratio), ("warmup_ratio", self.warmup_ratio)] {
+            require((0.0..=1.0).contains(&ratio), key, "between 0 and 1", ratio)?;
+        }
+        require((0.0..1.0).contains(&self.lora_dropout), "lora_dropout", "at least 0 and below 1", self.lora_dropout)
+    }
+}
+
+const KEYS: [&str; 32] = [
+    "model",
+    "training_file",
+    "validation_file",
+    "output_dir",
+    "training_method",
+    "from_checkpoint",
+    "n_epochs",
+    "max_steps",
+    "batch_size",
+    "learning_rate",
+    "lr_scheduler_type",
+    "min_lr_ratio",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "max_seq_length",
+    "random_seed",
+    "shuffle",
+    "dtype",
+    "lora",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_trainable_modules",
+    "merge_adapter",
+    "loss_type",
+    "dpo_beta",
+    "n_checkpoints",
+    "n_evals",
+    "micro_batch_tokens",
+    "prefix_sharing",
+    "activation_checkpointing",
+];
+
+fn require(holds: bool, key: &str, expected: &str, found: f64) -> Result<(), Fault> {
+    if holds { Ok(()) } else { Err(Fault::input(format!("config key `{key}`: expected {expected}, found {found}"))) }
+}
+
+fn known(key: &str) -> Result<(), Fault> {
+    if KEYS.contains(&key) {
+        return Ok(());
+    }
+    let nearest = KEYS.iter().max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
+    let fault = Fault::input(format!("unknown config key `{key}`"));
+    Err(match nearest {
+        Some(nearest) if strsim::jaro_winkler(key, nearest) > 0.75 => fault.hint(format!("did you mean `{nearest}`?")),
+        _ => fault.hint(format!("known keys: {}", KEYS.join(", "))),
+    })
+}
+
+fn at(fault: Fault, source: &str, text: &str, key: &str) -> Fault {
+    let line = text.lines().position(|line| line.trim_start().starts_with(key) || line.trim() == format!("[{key}]"));
+    Fault { message: format!("{source} line {}: {}", line.map_or(1, |at| at + 1), fault.message), ..fault }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text[..offset.min(text.len())].matches('\n').count() + 1
+}
+
+fn parse_override(item: &str) -> Result<(String, toml::Value), Fault> {
+    let Some((key, value)) = item.split_once('=') else {
+        return Err(Fault::input(format!("--set {item}: expected key=value")).hint("for example --set learning_rate=1e-6"));
+    };
+    let (key, value) = (key.trim(), value.trim());
+    known(key).map_err(|fault| Fault { message: format!("--set {item}: {}", fault.message), ..fault })?;
+    // `--set model=my/folder` needs no quotes: what is no TOML value is a string.
+    let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
+    Ok((key.to_owned(), parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()))))
+}
+
+fn from_table(table: &toml::Table, source: &str, text: &str) -> Result<RunConfig, Fault> {
+    // One key at a time, so that an error names the key whatever its type.
+    for (key, value) in table {
+        let single = toml::Table::from_iter([(key.clone(), promote(key, value.clone()))]);
+        if let Err(error) = single.try_into::<RunConfig>() {
+            let message = format!("config key `{key}`: {}", error.message().trim());
+            return Err(at(Fault::input(message).hint("see docs/config.md for every key and its type"), source, text, key));
+        }
+    }
+    let promoted: toml::Table = table.iter().map(|(key, value)| (key.clone(), promote(key, value.clone()))).collect();
+    promoted.try_into().map_err(|error: toml::de::Error| Fault::input(format!("{source}: {}", error.message().trim())))
+}
+
+/// `dpo_beta = 1` is as good as `dpo_beta = 1.0`.
+fn promote(key: &str, value: toml::Value) -> toml::Value {
+    const FLOATS: [&str; 8] = [
+        "learning_rate",
+        "min_lr_ratio",
+        "warmup_ratio",
+        "weight_decay",
+        "max_grad_norm",
+        "lora_alpha",
+        "lora_dropout",
+        "dpo_beta",
+    ];
+    match value {
+        toml::Value::Integer(integer) if FLOATS.contains(&key) => toml::Value::Float(integer as f64),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "model = \"m\"\ntraining_file = \"t.jsonl\"\noutput_dir = \"out\"\n";
+
+    fn parse(extra: &str, overrides: &[&str]) -> Result<RunConfig, Fault> {
+        let overrides: Vec<String> = overrides.iter().map(|item| (*item).to_owned()).collect();
+        RunConfig::from_toml(&format!("{GOOD}{extra}"), "run.toml", &overrides)
+    }
+
+    #[test]
+    fn defaults_are_the_fine_tuning_apis() {
+        let config = parse("", &[]).unwrap();
+        assert_eq!((config.n_epochs, config.batch_size, config.dpo_beta), (1, 8, 0.1));
+        assert_eq!(config.lora_alpha(), 128.0);
+        assert!(config.shuffle);
+    }
+
+    #[test]
+    fn unknown_key_names_line_and_nearest_key() {
+        let fault = parse("learning_rat = 1e-4\n", &[]).unwrap_err();
+        assert_eq!(fault.message, "run.toml line 4: unknown config key `learning_rat`");
+        assert_eq!(fault.hint, "did you mean `learning_rate`?");
+    }
+
+    #[test]
+    fn wrong_type_and_range_name_the_key() {
+        let fault = parse("batch_size = \"many\"\n", &[]).unwrap_err();
+        assert!(fault.message.starts_with("run.toml line 4: config key `batch_size`: invalid type"), "{fault}");
+        let fault = parse("loss_type = \"ipo9\"\n", &[]).unwrap_err();
+        assert!(fault.message.contains("config key `loss_type`: unknown variant `ipo9`"), "{fault}");
+        let fault = parse("dpo_beta = 0\n", &[]).unwrap_err();
+        assert_eq!(fault.message, "config key `dpo_beta`: expected above 0, found 0");
+    }
+
+    #[test]
+    fn overrides_win_and_strings_need_no_quotes() {
+        let config = parse("n_epochs = 3\n", &["n_epochs=5", "model=org/name", "learning_rate=1e-6"]).unwrap();
+        assert_eq!((config.n_epochs, config.model.as_str(), config.learning_rate), (5, "org/name", 1e-6));
+        assert!(parse("", &["n_epoch=5"]).unwrap_err().hint.contains("n_epochs"));
+        assert!(parse("", &["n_epochs"]).unwrap_err().message.contains("expected key=value"));
+    }
+
+    #[test]
+    fn travels_as_json() {
+        let config = parse("max_steps = 3\nlora = true\n", &[]).unwrap();
+        assert_eq!(RunConfig::from_json(&config.to_json().unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn every_field_is_a_known_key() {
+        let json = serde_json::to_value(RunConfig::default()).unwrap();
+        let fields: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(fields, RunConfig::keys());
+    }
+}
