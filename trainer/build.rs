@@ -1,0 +1,39 @@
+//! Builds the bridge in `ext/` against the pinned libtorch and tells the binary where to find it at run time.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=ext");
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    let libtorch = PathBuf::from(std::env::var_os("LIBTORCH").ok_or("LIBTORCH is not set; run `make build`")?);
+    let lib = libtorch.join("lib");
+    if !lib.join("libtorch_cpu.so").exists() {
+        return Err(format!("no libtorch in {}; run deploy/install-libtorch.sh", libtorch.display()).into());
+    }
+    compile_bridge(&libtorch.join("include"));
+    for library in ["torch_cpu", "c10"] {
+        println!("cargo:rustc-link-lib={library}");
+    }
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    // The absolute path serves `cargo run` and the binary wherever it is called from; the relative one a moved checkout.
+    let absolute = lib.canonicalize()?;
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../../.libtorch/torch/lib:{}", absolute.display());
+    Ok(())
+}
+
+fn compile_bridge(include: &Path) {
+    cc::Build::new()
+        .cpp(true)
+        .std("c++20")
+        .flag_if_supported("-Wno-unused-parameter")
+        .define("USE_C10D_GLOO", None)
+        .include("ext")
+        // System headers: their warnings are not ours.
+        .flag("-isystem")
+        .flag(include.to_string_lossy())
+        .flag("-isystem")
+        .flag(include.join("torch/csrc/api/include").to_string_lossy())
+        .files(["ext/autograd.cpp", "ext/device.cpp", "ext/gloo.cpp"])
+        .compile("dyad_ext");
+}

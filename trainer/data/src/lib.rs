@@ -1,0 +1,11 @@
+//! From preference pairs to token ids. Knows no device and no libtorch.
+//!
+//! - [`hub`]: a folder or a hub id becomes a local model folder.
+//! - [`tokenizer`]: tokenizer and chat template of a model folder.
+//! - [`tokenize`]: one pair becomes prompt, chosen and rejected ids, by TRL's rule.
+//! - [`new_model`]: small random models to learn and test with.
+
+pub mod hub;
+pub mod new_model;
+pub mod tokenize;
+pub mod tokenizer;

@@ -1,0 +1,125 @@
+//! Tokenizer and chat template of a model folder.
+
+use std::path::Path;
+
+use dyad_proto::Fault;
+use dyad_proto::preference::{Message, Role};
+use hf_chat_template::{ChatTemplate, Error as TemplateError, FixedClock, TokenizerConfig};
+use tokenizers::Tokenizer;
+
+/// Renders conversations as the model expects them and turns text into ids.
+#[derive(Debug)]
+pub struct ChatTokenizer {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    stop_ids: Vec<u32>,
+}
+
+impl ChatTokenizer {
+    /// Reads `tokenizer.json` and the template from `chat_template.jinja` or `tokenizer_config.json`.
+    pub fn load(dir: &Path) -> Result<Self, Fault> {
+        let path = dir.join("tokenizer.json");
+        if !path.is_file() {
+            return Err(Fault::input(format!("no tokenizer.json in {}", dir.display())).hint(
+                "save the tokenizer with transformers' save_pretrained (fast tokenizers write tokenizer.json)",
+            ));
+        }
+        let mut tokenizer =
+            Tokenizer::from_file(&path).map_err(|error| Fault::input(format!("{}: {error}", path.display())))?;
+        // Length is the run's business (max_seq_length), never the file's.
+        let _ = tokenizer.with_truncation(None);
+        tokenizer.with_padding(None);
+        let config = tokenizer_config(dir)?;
+        let stop_ids = stop_ids(dir, &config, &tokenizer);
+        Ok(Self { template: template(dir, &config)?, tokenizer, stop_ids })
+    }
+
+    /// Text of a conversation, with the opening of the assistant's turn if asked for.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Fault> {
+        let messages: Vec<hf_chat_template::Message> = messages
+            .iter()
+            .map(|message| hf_chat_template::Message::new(role_name(message.role), message.content.clone()))
+            .collect();
+        self.template.render_messages(&messages, add_generation_prompt).map_err(|error| {
+            Fault::input(format!("the chat template refuses a conversation: {}", one_line(&error)))
+                .hint("check the order of roles; some templates take no system message or insist on alternation")
+        })
+    }
+
+    /// Ids of rendered text. The template holds every special token: none is added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Fault> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, false)
+            .map_err(|error| Fault::input(format!("the tokenizer refuses a text: {error}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of ids, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Fault> {
+        self.tokenizer.decode(ids, true).map_err(|error| Fault::failed(format!("cannot decode tokens: {error}")))
+    }
+
+    /// Ids that end a generated answer.
+    #[must_use]
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+        Role::Tool => "tool",
+    }
+}
+
+fn tokenizer_config(dir: &Path) -> Result<TokenizerConfig, Fault> {
+    let path = dir.join("tokenizer_config.json");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            serde_json::from_str(&text).map_err(|error| Fault::input(format!("{}: {error}", path.display())))
+        }
+        Err(_) => Ok(TokenizerConfig::default()),
+    }
+}
+
+fn template(dir: &Path, config: &TokenizerConfig) -> Result<ChatTemplate, Fault> {
+    let file = dir.join("chat_template.jinja");
+    let builder = match std::fs::read_to_string(&file) {
+        Ok(source) => Ok(ChatTemplate::builder(&source).special_tokens_from(config)),
+        Err(_) => ChatTemplate::builder_from_config(config),
+    };
+    let builder = builder.map_err(|_| {
+        Fault::input(format!("the tokenizer in {} has no chat template", dir.display()))
+            .hint("add chat_template.jinja, or `chat_template` in tokenizer_config.json; instruct models ship one")
+    })?;
+    // One date per process: a template that prints today's date must not change under a run.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    builder
+        .clock(FixedClock::from_unix_secs(now as i64))
+        .build()
+        .map_err(|error| Fault::input(format!("the chat template in {} is broken: {}", dir.display(), one_line(&error))))
+}
+
+fn one_line(error: &TemplateError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// `eos_token_id` of generation_config.json, else of config.json, else the tokenizer's own.
+fn stop_ids(dir: &Path, config: &TokenizerConfig, tokenizer: &Tokenizer) -> Vec<u32> {
+    let from_file = |name: &str| {
+        let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(dir.join(name)).ok()?).ok()?;
+        match json.get("eos_token_id")? {
+            serde_json::Value::Array(ids) => Some(ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect()),
+            id => Some(vec![id.as_u64()? as u32]),
+        }
+    };
+    let from_tokenizer = || {
+        let eos = config.eos_token.as_ref().and_then(|token| token.as_str());
+        eos.and_then(|token| tokenizer.token_to_id(token)).into_iter().collect()
+    };
+    from_file("generation_config.json").or_else(|| from_file("config.json")).unwrap_or_else(from_tokenizer)
+}

@@ -1,0 +1,25 @@
+// Device facts that tch does not expose, through c10's device-generic interfaces, so that nothing here links CUDA.
+#include "bridge.h"
+
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+extern "C" {
+
+// Id of libtorch's current stream on a CUDA device; 0 is the device's default stream.
+dyad_error dyad_cuda_current_stream(int device, int64_t* stream_id) {
+  return guarded([&] {
+    c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    *stream_id = guard.getStream(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device))).id();
+  });
+}
+
+// Most bytes that libtorch's caching allocator has held for tensors on a CUDA device.
+dyad_error dyad_cuda_peak_bytes(int device, int64_t* bytes) {
+  return guarded([&] {
+    auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    *bytes = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,2 @@
+// Nothing of gloo/algorithm.h is needed to call c10d::ProcessGroupGloo; see context.h.
+#pragma once

@@ -1,0 +1,218 @@
+//! Packed micro-batches: the tokens of many pairs in one row, no padding, and who sees whom.
+//!
+//! A [`Segment`] is one prompt with its branches. With prefix sharing a pair is one segment with two branches
+//! (`[prompt | chosen | rejected]`, the prompt computed once, the rejected positions restarting at the prompt's end);
+//! without it, two segments with one branch each. Both give the same log-probabilities.
+
+use dyad_data::tokenize::Tokenized;
+use tch::{Device, Tensor};
+
+/// A run of packed tokens that attends only to itself: a prompt, then branches that each continue the prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// First token in the packed row.
+    pub start: i64,
+    /// Prompt length.
+    pub prompt: i64,
+    /// Length of each branch, in order after the prompt.
+    pub branches: Vec<i64>,
+}
+
+/// Which completions a pass scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Both sides, the prompt computed once.
+    SharedPairs,
+    /// Both sides, each with its own copy of the prompt.
+    SeparatePairs,
+    /// The chosen side alone (supervised fine-tuning).
+    ChosenOnly,
+}
+
+/// Tokens, positions and scored rows of one micro-batch.
+///
+/// Scored rows are ordered pair by pair, chosen before rejected; row r predicts `targets[r]` from the hidden state at
+/// `rows[r]` and belongs to sequence `sequences[r]` (`2 * pair` for chosen, `2 * pair + 1` for rejected; the pair's number
+/// itself with [`Layout::ChosenOnly`]).
+#[derive(Debug)]
+pub struct MicroBatch {
+    /// `[tokens]`.
+    pub tokens: Tensor,
+    /// `[tokens]`.
+    pub positions: Tensor,
+    /// Who sees whom.
+    pub segments: Vec<Segment>,
+    /// `[rows]`.
+    pub rows: Tensor,
+    /// `[rows]`.
+    pub targets: Tensor,
+    /// `[rows]`.
+    pub sequences: Tensor,
+    /// Rows of each pair, in order: the head works on whole pairs.
+    pub rows_per_pair: Vec<i64>,
+    /// 2 for both sides, 1 for the chosen side alone.
+    pub sequences_per_pair: i64,
+}
+
+impl MicroBatch {
+    /// Packs pairs in the given order.
+    #[must_use]
+    pub fn pack(pairs: &[&Tokenized], layout: Layout, device: Device) -> Self {
+        let mut builder = Builder::default();
+        for (index, pair) in pairs.iter().enumerate() {
+            let index = index as i64;
+            let before = builder.rows.len();
+            match layout {
+                Layout::SharedPairs => {
+                    builder.segment(&pair.prompt, &[(&pair.chosen, 2 * index), (&pair.rejected, 2 * index + 1)]);
+                }
+                Layout::SeparatePairs => {
+                    builder.segment(&pair.prompt, &[(&pair.chosen, 2 * index)]);
+                    builder.segment(&pair.prompt, &[(&pair.rejected, 2 * index + 1)]);
+                }
+                Layout::ChosenOnly => builder.segment(&pair.prompt, &[(&pair.chosen, index)]),
+            }
+            builder.rows_per_pair.push((builder.rows.len() - before) as i64);
+        }
+        builder.finish(device, if layout == Layout::ChosenOnly { 1 } else { 2 })
+    }
+
+    /// Packed tokens of this micro-batch.
+    #[must_use]
+    pub fn token_count(&self) -> i64 {
+        self.tokens.size()[0]
+    }
+
+    /// Pairs of this micro-batch.
+    #[must_use]
+    pub fn pair_count(&self) -> i64 {
+        self.rows_per_pair.len() as i64
+    }
+}
+
+#[derive(Default)]
+struct Builder {
+    tokens: Vec<i64>,
+    positions: Vec<i64>,
+    segments: Vec<Segment>,
+    rows: Vec<i64>,
+    targets: Vec<i64>,
+    sequences: Vec<i64>,
+    rows_per_pair: Vec<i64>,
+}
+
+impl Builder {
+    fn segment(&mut self, prompt: &[u32], branches: &[(&Vec<u32>, i64)]) {
+        let start = self.tokens.len() as i64;
+        self.extend(prompt, 0);
+        let prompt_end = self.tokens.len() as i64;
+        for (completion, sequence) in branches {
+            let first = self.tokens.len() as i64;
+            self.extend(completion, prompt.len() as i64);
+            for (offset, &target) in completion.iter().enumerate() {
+                // The last prompt token predicts the first token of every branch; later tokens follow their own branch.
+                self.rows.push(if offset == 0 { prompt_end - 1 } else { first + offset as i64 - 1 });
+                self.targets.push(i64::from(target));
+                self.sequences.push(*sequence);
+            }
+        }
+        let branches = branches.iter().map(|(completion, _)| completion.len() as i64).collect();
+        self.segments.push(Segment { start, prompt: prompt.len() as i64, branches });
+    }
+
+    fn extend(&mut self, tokens: &[u32], first_position: i64) {
+        self.tokens.extend(tokens.iter().map(|&token| i64::from(token)));
+        self.positions.extend((0..tokens.len() as i64).map(|offset| first_position + offset));
+    }
+
+    fn finish(self, device: Device, sequences_per_pair: i64) -> MicroBatch {
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        MicroBatch {
+            tokens: tensor(&self.tokens),
+            positions: tensor(&self.positions),
+            segments: self.segments,
+            rows: tensor(&self.rows),
+            targets: tensor(&self.targets),
+            sequences: tensor(&self.sequences),
+            rows_per_pair: self.rows_per_pair,
+            sequences_per_pair,
+        }
+    }
+}
+
+/// Packed tokens that one pair takes in a layout.
+#[must_use]
+pub fn cost(pair: &Tokenized, layout: Layout) -> usize {
+    let (prompt, chosen, rejected) = (pair.prompt.len(), pair.chosen.len(), pair.rejected.len());
+    match layout {
+        Layout::SharedPairs => prompt + chosen + rejected,
+        Layout::SeparatePairs => 2 * prompt + chosen + rejected,
+        Layout::ChosenOnly => prompt + chosen,
+    }
+}
+
+/// Splits pairs, in order, into runs of at most `budget` packed tokens; a pair above the budget stands alone.
+#[must_use]
+pub fn micro_batches(pairs: &[Tokenized], layout: Layout, budget: usize) -> Vec<Vec<&Tokenized>> {
+    let mut batches: Vec<Vec<&Tokenized>> = Vec::new();
+    let mut filled = 0;
+    for pair in pairs {
+        let cost = cost(pair, layout);
+        match batches.last_mut() {
+            Some(batch) if filled + cost <= budget => {
+                batch.push(pair);
+                filled += cost;
+            }
+            _ => {
+                batches.push(vec![pair]);
+                filled = cost;
+            }
+        }
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Tokenized {
+        Tokenized { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() }
+    }
+
+    fn list(tensor: &Tensor) -> Vec<i64> {
+        tensor.try_into().unwrap()
+    }
+
+    #[test]
+    fn rejected_restarts_at_the_prompts_end() {
+        let pair = pair(&[1, 2, 3], &[4, 5], &[6, 7, 8]);
+        let batch = MicroBatch::pack(&[&pair], Layout::SharedPairs, Device::Cpu);
+        assert_eq!(list(&batch.tokens), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(list(&batch.positions), [0, 1, 2, 3, 4, 3, 4, 5]);
+        assert_eq!(list(&batch.rows), [2, 3, 2, 5, 6]);
+        assert_eq!(list(&batch.targets), [4, 5, 6, 7, 8]);
+        assert_eq!(list(&batch.sequences), [0, 0, 1, 1, 1]);
+        assert_eq!(batch.segments, [Segment { start: 0, prompt: 3, branches: vec![2, 3] }]);
+    }
+
+    #[test]
+    fn separate_layout_repeats_the_prompt() {
+        let pair = pair(&[1, 2], &[4], &[6]);
+        let batch = MicroBatch::pack(&[&pair, &pair], Layout::SeparatePairs, Device::Cpu);
+        assert_eq!(list(&batch.tokens), [1, 2, 4, 1, 2, 6, 1, 2, 4, 1, 2, 6]);
+        assert_eq!(list(&batch.rows), [1, 4, 7, 10]);
+        assert_eq!(list(&batch.sequences), [0, 1, 2, 3]);
+        assert_eq!(batch.rows_per_pair, [2, 2]);
+    }
+
+    #[test]
+    fn micro_batches_keep_order_and_budget() {
+        let pairs: Vec<Tokenized> = (1..6).map(|n| pair(&vec![1; n], &[2], &[3])).collect();
+        let batches = micro_batches(&pairs, Layout::SharedPairs, 8);
+        let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [2, 1, 1, 1]);
+        let tiny = micro_batches(&pairs, Layout::SharedPairs, 1);
+        assert_eq!(tiny.len(), 5);
+    }
+}

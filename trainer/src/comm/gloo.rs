@@ -1,0 +1,261 @@
+//! Gloo, the one inside libtorch, over a key-value store that rank 0 serves.
+#![expect(unsafe_code, reason = "foreign functions of the bridge")]
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::time::Duration;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use super::{CommError, Communicator, Pending};
+use crate::ext::{TorchError, check};
+
+type RawError = *mut c_char;
+
+unsafe extern "C" {
+    fn dyad_store_new(
+        host: *const c_char,
+        port: *mut u16,
+        is_server: bool,
+        timeout_ms: i64,
+        store: *mut *mut c_void,
+    ) -> RawError;
+    fn dyad_store_free(store: *mut c_void);
+    fn dyad_gloo_new(
+        store: *mut c_void,
+        prefix: *const c_char,
+        interface_host: *const c_char,
+        rank: c_int,
+        world_size: c_int,
+        timeout_ms: i64,
+        group: *mut *mut c_void,
+    ) -> RawError;
+    fn dyad_gloo_abort(group: *mut c_void) -> RawError;
+    fn dyad_gloo_free(group: *mut c_void);
+    fn dyad_gloo_all_reduce(group: *mut c_void, tensor: *const C_tensor, work: *mut *mut c_void) -> RawError;
+    fn dyad_gloo_reduce_scatter(
+        group: *mut c_void,
+        output: *const C_tensor,
+        input: *const C_tensor,
+        work: *mut *mut c_void,
+    ) -> RawError;
+    fn dyad_gloo_all_gather(
+        group: *mut c_void,
+        output: *const C_tensor,
+        input: *const C_tensor,
+        work: *mut *mut c_void,
+    ) -> RawError;
+    fn dyad_gloo_broadcast(
+        group: *mut c_void,
+        tensor: *const C_tensor,
+        root: c_int,
+        work: *mut *mut c_void,
+    ) -> RawError;
+    fn dyad_gloo_barrier(group: *mut c_void, work: *mut *mut c_void) -> RawError;
+    fn dyad_work_wait(work: *mut c_void) -> RawError;
+    fn dyad_work_free(work: *mut c_void);
+}
+
+/// How long a collective may take before it counts as broken. Long, because a peer may legally compute for minutes;
+/// a dead peer is noticed at once by its closed connection, and the coordinator aborts the rest.
+const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// How long ranks wait for each other when connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The key-value store through which ranks find each other. Rank 0 serves it and must outlive the communicator.
+#[derive(Debug)]
+pub struct Store {
+    raw: *mut c_void,
+    port: u16,
+}
+
+// SAFETY: c10d stores guard their state with a mutex; the pointer is freed once, by Drop.
+unsafe impl Send for Store {}
+// SAFETY: as above.
+unsafe impl Sync for Store {}
+
+impl Store {
+    /// Serves a new store on a free port of `host`.
+    pub fn serve(host: &str) -> Result<Self, CommError> {
+        Self::open(host, 0, true)
+    }
+
+    /// Joins the store that another rank serves.
+    pub fn join(host: &str, port: u16) -> Result<Self, CommError> {
+        Self::open(host, port, false)
+    }
+
+    /// The port that the store is served on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn open(host: &str, mut port: u16, serve: bool) -> Result<Self, CommError> {
+        let operation = if serve { "serving the rendezvous store" } else { "joining the rendezvous store" };
+        let host = c_string(host, operation)?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: a NUL-terminated host, and two out-pointers that live across the call.
+        let result = unsafe {
+            dyad_store_new(host.as_ptr(), &raw mut port, serve, CONNECT_TIMEOUT.as_millis() as i64, &raw mut raw)
+        };
+        checked(operation, result)?;
+        Ok(Self { raw, port })
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // SAFETY: made by dyad_store_new, freed here only.
+        unsafe { dyad_store_free(self.raw) }
+    }
+}
+
+/// Where this rank stands and how it reaches the others.
+#[derive(Clone, Debug)]
+pub struct GlooOptions {
+    /// Separates the keys of this generation from those of earlier ones.
+    pub generation: u64,
+    /// Address of this host that peers can reach.
+    pub interface_host: String,
+    /// This rank.
+    pub rank: usize,
+    /// All ranks.
+    pub world_size: usize,
+}
+
+/// A Gloo communicator.
+#[derive(Debug)]
+pub struct Gloo {
+    raw: *mut c_void,
+    // Held so that rank 0 keeps serving as long as anyone may still look up a key.
+    _store: Store,
+    rank: usize,
+    world_size: usize,
+}
+
+// SAFETY: ProcessGroupGloo queues work under its own mutex and abort only closes sockets; C-1 keeps issuing to one thread.
+unsafe impl Send for Gloo {}
+// SAFETY: as above.
+unsafe impl Sync for Gloo {}
+
+impl Gloo {
+    /// Connects to all other ranks; blocks until they are there.
+    pub fn connect(store: Store, options: &GlooOptions) -> Result<Self, CommError> {
+        let operation = "connecting the ranks";
+        let prefix = c_string(&format!("generation-{}", options.generation), operation)?;
+        let host = c_string(&options.interface_host, operation)?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: a live store, two NUL-terminated strings and an out-pointer.
+        let result = unsafe {
+            dyad_gloo_new(
+                store.raw,
+                prefix.as_ptr(),
+                host.as_ptr(),
+                options.rank as c_int,
+                options.world_size as c_int,
+                COLLECTIVE_TIMEOUT.as_millis() as i64,
+                &raw mut raw,
+            )
+        };
+        checked(operation, result)?;
+        Ok(Self { raw, _store: store, rank: options.rank, world_size: options.world_size })
+    }
+
+    fn start(
+        &self,
+        operation: &'static str,
+        call: impl FnOnce(*mut c_void, *mut *mut c_void) -> RawError,
+    ) -> Result<Box<dyn Pending>, CommError> {
+        let mut work = std::ptr::null_mut();
+        checked(operation, call(self.raw, &raw mut work))?;
+        Ok(Box::new(GlooWork { raw: work, operation }))
+    }
+}
+
+impl Drop for Gloo {
+    fn drop(&mut self) {
+        // SAFETY: made by dyad_gloo_new, freed here only.
+        unsafe { dyad_gloo_free(self.raw) }
+    }
+}
+
+impl Communicator for Gloo {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError> {
+        // SAFETY: group and tensor are live; c10d keeps its own reference to the tensor until the work ends.
+        self.start("all_reduce", |group, work| unsafe { dyad_gloo_all_reduce(group, tensor.as_ptr(), work) })
+    }
+
+    fn reduce_scatter(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError> {
+        // SAFETY: as in all_reduce.
+        self.start("reduce_scatter", |group, work| unsafe {
+            dyad_gloo_reduce_scatter(group, output.as_ptr(), input.as_ptr(), work)
+        })
+    }
+
+    fn all_gather(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError> {
+        // SAFETY: as in all_reduce.
+        self.start("all_gather", |group, work| unsafe {
+            dyad_gloo_all_gather(group, output.as_ptr(), input.as_ptr(), work)
+        })
+    }
+
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Box<dyn Pending>, CommError> {
+        // SAFETY: as in all_reduce.
+        self.start("broadcast", |group, work| unsafe {
+            dyad_gloo_broadcast(group, tensor.as_ptr(), root as c_int, work)
+        })
+    }
+
+    fn barrier(&self) -> Result<(), CommError> {
+        // SAFETY: the group is live.
+        self.start("barrier", |group, work| unsafe { dyad_gloo_barrier(group, work) })?.wait()
+    }
+
+    fn abort(&self) {
+        // SAFETY: the group is live; closing its connections is safe beside a collective in flight.
+        if let Err(error) = check(unsafe { dyad_gloo_abort(self.raw) }) {
+            tracing::warn!(%error, "gloo could not close its connections");
+        }
+    }
+}
+
+struct GlooWork {
+    raw: *mut c_void,
+    operation: &'static str,
+}
+
+impl Pending for GlooWork {
+    fn wait(self: Box<Self>) -> Result<(), CommError> {
+        // SAFETY: made by a dyad_gloo_* call, freed by Drop only.
+        checked(self.operation, unsafe { dyad_work_wait(self.raw) })
+    }
+}
+
+impl Drop for GlooWork {
+    fn drop(&mut self) {
+        // SAFETY: as in wait.
+        unsafe { dyad_work_free(self.raw) }
+    }
+}
+
+fn checked(operation: &'static str, raw: RawError) -> Result<(), CommError> {
+    check(raw).map_err(|TorchError(reason)| CommError { operation, reason: first_line(&reason) })
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn c_string(text: &str, operation: &'static str) -> Result<CString, CommError> {
+    CString::new(text).map_err(|error| CommError { operation, reason: error.to_string() })
+}

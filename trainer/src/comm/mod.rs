@@ -1,0 +1,56 @@
+//! Collectives between the trainers of one generation: Gloo on CPUs, NCCL on GPUs, one trait.
+//!
+//! - C-1: every rank issues the same collectives in the same order; one thread issues them.
+//! - C-2: a tensor handed to a collective is not touched until its [`Pending`] is waited for.
+//! - C-3: after [`Communicator::abort`] every collective, also one in flight, fails on this rank; the communicator is
+//!   never used again.
+
+pub mod gloo;
+pub mod nccl;
+
+use std::fmt;
+
+use tch::Tensor;
+
+/// A collective failed: a peer is gone, the deadline passed, or the communicator was aborted.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{operation} failed: {reason}")]
+pub struct CommError {
+    /// The collective, e.g. `all_reduce`.
+    pub operation: &'static str,
+    /// What the back end said.
+    pub reason: String,
+}
+
+/// A collective in flight.
+pub trait Pending {
+    /// Blocks until the result may be used by later work on this rank.
+    fn wait(self: Box<Self>) -> Result<(), CommError>;
+}
+
+/// Sum-reducing collectives over all ranks of a generation.
+pub trait Communicator: Send + Sync + fmt::Debug {
+    /// This process's place.
+    fn rank(&self) -> usize;
+
+    /// Number of places.
+    fn world_size(&self) -> usize;
+
+    /// Sums `tensor` over all ranks, in place.
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError>;
+
+    /// Sums `input` over all ranks and leaves the rank-th of `world_size` equal slices in `output`.
+    fn reduce_scatter(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError>;
+
+    /// Concatenates every rank's `input` in rank order into `output`.
+    fn all_gather(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError>;
+
+    /// Overwrites `tensor` with that of rank `root`.
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Box<dyn Pending>, CommError>;
+
+    /// Returns when every rank has called it.
+    fn barrier(&self) -> Result<(), CommError>;
+
+    /// Breaks every collective in flight; callable from any thread.
+    fn abort(&self);
+}

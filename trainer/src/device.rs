@@ -1,0 +1,76 @@
+//! Where the passes run, and in which precision.
+
+use dyad_proto::Fault;
+use dyad_proto::run_config::Dtype;
+use tch::{Cuda, Device, Kind};
+
+/// Turns `cpu` or `cuda:N` into a device that works, loading libtorch's CUDA back end when it is asked for.
+pub fn open(name: &str) -> Result<Device, Fault> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let index = name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()).ok_or_else(|| {
+        Fault::input(format!("unknown device \"{name}\"")).hint("expected cpu or cuda:N, for example cuda:0")
+    })?;
+    load_cuda_back_end()?;
+    let count = Cuda::device_count().max(0) as usize;
+    if index >= count {
+        return Err(Fault::input(format!("device {name} does not exist: {count} CUDA devices are visible"))
+            .hint("check nvidia-smi and CUDA_VISIBLE_DEVICES"));
+    }
+    Ok(Device::Cuda(index))
+}
+
+/// The linker leaves libtorch_cuda out of the binary; loading it registers the CUDA back end, so that one binary serves both.
+#[expect(unsafe_code, reason = "dlopen")]
+fn load_cuda_back_end() -> Result<(), Fault> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: libtorch_cuda's initialisers only register kernels and touch no state of ours.
+    let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+    match library {
+        Ok(library) => {
+            // Never unloaded: kernels stay registered for the life of the process.
+            std::mem::forget(library);
+            Ok(())
+        }
+        Err(error) => Err(Fault::input(format!("cannot load libtorch's CUDA back end: {error}"))
+            .hint("install it with deploy/install-libtorch.sh --cuda, or train on the CPU")),
+    }
+}
+
+/// Precision of the passes. `auto` is bfloat16 on CUDA devices and on CPUs with bfloat16 instructions.
+#[must_use]
+pub fn compute_kind(dtype: Dtype, device: Device) -> Kind {
+    match dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Bfloat16 => Kind::BFloat16,
+        Dtype::Auto if device.is_cuda() || cpu_has_bfloat16() => Kind::BFloat16,
+        Dtype::Auto => Kind::Float,
+    }
+}
+
+fn cpu_has_bfloat16() -> bool {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == "avx512_bf16" || flag == "amx_bf16")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_be_had_says_what_to_do() {
+        assert!(open("tpu").unwrap_err().message.contains("unknown device"));
+        // Without a GPU, or without the CUDA set, this fails before anything is computed.
+        if std::fs::metadata("/dev/nvidia0").is_err() {
+            assert!(!open("cuda:0").unwrap_err().hint.is_empty());
+        }
+    }
+
+    #[test]
+    fn named_precisions_are_taken_as_they_are() {
+        assert_eq!(compute_kind(Dtype::Float32, Device::Cpu), Kind::Float);
+        assert_eq!(compute_kind(Dtype::Bfloat16, Device::Cpu), Kind::BFloat16);
+    }
+}

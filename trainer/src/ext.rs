@@ -1,0 +1,181 @@
+//! Safe face of the C++ bridge in `ext/`: what tch 0.24 leaves out of libtorch.
+//!
+//! Every raw call of this crate to the bridge is in this file or in `comm/gloo.rs`.
+#![expect(unsafe_code, reason = "foreign functions of the bridge")]
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// What libtorch said, without its backtrace.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TorchError(pub String);
+
+type RawError = *mut c_char;
+
+unsafe extern "C" {
+    fn dyad_autograd_grad(
+        outputs: *const *const C_tensor,
+        output_grads: *const *const C_tensor,
+        n_outputs: usize,
+        inputs: *const *const C_tensor,
+        n_inputs: usize,
+        gradients: *mut *mut C_tensor,
+    ) -> RawError;
+    fn dyad_fused_adamw(
+        parameters: *const *const C_tensor,
+        gradients: *const *const C_tensor,
+        exp_avgs: *const *const C_tensor,
+        exp_avg_sqs: *const *const C_tensor,
+        steps: *const *const C_tensor,
+        count: usize,
+        hyper: *const f64,
+    ) -> RawError;
+    fn dyad_cuda_current_stream(device: c_int, stream_id: *mut i64) -> RawError;
+    fn dyad_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> RawError;
+    fn free(pointer: *mut c_void);
+}
+
+/// Turns the bridge's error convention into a `Result`, freeing the message.
+pub(crate) fn check(raw: RawError) -> Result<(), TorchError> {
+    if raw.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the bridge hands out either null or a malloc'ed, NUL-terminated string that is ours to free, once.
+    unsafe {
+        let message = CStr::from_ptr(raw).to_string_lossy().trim().to_owned();
+        free(raw.cast());
+        Err(TorchError(message))
+    }
+}
+
+fn pointers(tensors: &[&Tensor]) -> Vec<*const C_tensor> {
+    tensors.iter().map(|tensor| tensor.as_ptr()).collect()
+}
+
+/// Gradients of `sum <output, output_grad>` by each input; `None` where nothing depends on the input. Frees the graph.
+pub fn grad(
+    outputs: &[&Tensor],
+    output_grads: &[&Tensor],
+    inputs: &[&Tensor],
+) -> Result<Vec<Option<Tensor>>, TorchError> {
+    assert_eq!(outputs.len(), output_grads.len(), "one gradient per output");
+    let mut gradients = vec![std::ptr::null_mut(); inputs.len()];
+    // SAFETY: the arrays hold as many live tensors as the lengths say; each non-null result is a fresh tensor that we own.
+    unsafe {
+        check(dyad_autograd_grad(
+            pointers(outputs).as_ptr(),
+            pointers(output_grads).as_ptr(),
+            outputs.len(),
+            pointers(inputs).as_ptr(),
+            inputs.len(),
+            gradients.as_mut_ptr(),
+        ))?;
+        Ok(gradients.into_iter().map(|raw| (!raw.is_null()).then(|| Tensor::from_ptr(raw))).collect())
+    }
+}
+
+/// The tensors of one parameter that an optimizer step reads and writes.
+#[derive(Debug)]
+pub struct AdamSlot<'a> {
+    /// Master weights, float32, updated in place.
+    pub parameter: &'a Tensor,
+    /// Gradient, float32, read only.
+    pub gradient: &'a Tensor,
+    /// Running mean of the gradient.
+    pub exp_avg: &'a Tensor,
+    /// Running mean of the squared gradient.
+    pub exp_avg_sq: &'a Tensor,
+}
+
+/// Hyper-parameters of one AdamW step.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamHyper {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+}
+
+/// One AdamW step in place; `step` is a float32 scalar tensor that counts from 1.
+pub fn fused_adamw(slots: &[AdamSlot<'_>], step: &Tensor, hyper: AdamHyper) -> Result<(), TorchError> {
+    let list = |pick: fn(&AdamSlot<'_>) -> *const C_tensor| -> Vec<*const C_tensor> { slots.iter().map(pick).collect() };
+    let steps = vec![step.as_ptr(); slots.len()];
+    let values = [hyper.learning_rate, hyper.beta1, hyper.beta2, hyper.weight_decay, hyper.eps];
+    // SAFETY: five arrays of `slots.len()` live tensors each, and five doubles.
+    unsafe {
+        check(dyad_fused_adamw(
+            list(|slot| slot.parameter.as_ptr()).as_ptr(),
+            list(|slot| slot.gradient.as_ptr()).as_ptr(),
+            list(|slot| slot.exp_avg.as_ptr()).as_ptr(),
+            list(|slot| slot.exp_avg_sq.as_ptr()).as_ptr(),
+            steps.as_ptr(),
+            slots.len(),
+            values.as_ptr(),
+        ))
+    }
+}
+
+/// Id of libtorch's current stream on a CUDA device; 0 is the default stream.
+pub fn cuda_current_stream(device: usize) -> Result<i64, TorchError> {
+    let mut id = 0;
+    // SAFETY: writes one integer.
+    unsafe { check(dyad_cuda_current_stream(device as c_int, &raw mut id))? };
+    Ok(id)
+}
+
+/// Most bytes that libtorch has held for tensors on a CUDA device.
+pub fn cuda_peak_bytes(device: usize) -> Result<u64, TorchError> {
+    let mut bytes = 0;
+    // SAFETY: writes one integer.
+    unsafe { check(dyad_cuda_peak_bytes(device as c_int, &raw mut bytes))? };
+    Ok(bytes.max(0) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn grad_multiplies_by_the_output_gradient() {
+        let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+        let unused = Tensor::ones([1], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+        let y = &x * &x;
+        let dy = Tensor::from_slice(&[10.0, 100.0]);
+        let grads = grad(&[&y], &[&dy], &[&x, &unused]).unwrap();
+        let dx: Vec<f64> = grads[0].as_ref().unwrap().try_into().unwrap();
+        assert_eq!(dx, [20.0, 400.0]);
+        assert!(grads[1].is_none());
+    }
+
+    #[test]
+    fn libtorch_errors_come_back_as_text() {
+        let x = Tensor::from_slice(&[1.0]);
+        assert!(grad(&[&x], &[&x], &[&x]).unwrap_err().0.contains("require"));
+    }
+
+    /// First step of AdamW from zero state moves by lr * sign(g), after the decay by lr * weight_decay.
+    #[test]
+    fn adamw_first_step_is_the_sign_of_the_gradient() {
+        let options = (Kind::Float, Device::Cpu);
+        let parameter = Tensor::ones([2], options);
+        let gradient = Tensor::from_slice(&[0.5f32, -3.0]);
+        let (exp_avg, exp_avg_sq) = (Tensor::zeros([2], options), Tensor::zeros([2], options));
+        let slot =
+            AdamSlot { parameter: &parameter, gradient: &gradient, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq };
+        let hyper = AdamHyper { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, weight_decay: 0.5, eps: 1e-8 };
+        fused_adamw(&[slot], &Tensor::ones([], options), hyper).unwrap();
+        let values: Vec<f32> = (&parameter).try_into().unwrap();
+        assert!((values[0] - 0.85).abs() < 1e-6 && (values[1] - 1.05).abs() < 1e-6, "{values:?}");
+    }
+}

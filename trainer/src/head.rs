@@ -1,0 +1,279 @@
+//! Log-probabilities of completion tokens, their loss and its gradient, without logits of the whole batch.
+//!
+//! Only completion positions reach the LM head, in tiles of whole pairs. With `z = W h`, `l = z[y] - lse(z)` and
+//! `a = dL/dl` (one number per sequence), `dz = a (onehot(y) - softmax(z))`, `dh = Wᵀ dz`, `dW += dz hᵀ`. A pair that fits a
+//! tile is scored and differentiated from the same logits; a longer one is scored in a first pass and recomputed in a second.
+//! Log-sum-exp, probabilities and sums are float32 whatever the precision of the passes.
+
+use tch::{Kind, Tensor};
+
+use crate::batch::MicroBatch;
+use crate::loss::{Objective, STATISTICS, score};
+
+/// Most bytes of one tile of float32 logits. Three or four of them live at once.
+const TILE_BYTES: i64 = 64 << 20;
+
+/// One model's side of the head: normed rows and the projection.
+#[derive(Clone, Copy, Debug)]
+pub struct Scorer<'a> {
+    /// `[rows, hidden]`.
+    pub rows: &'a Tensor,
+    /// `[vocab, hidden]`.
+    pub weight: &'a Tensor,
+}
+
+impl Scorer<'_> {
+    /// Log-probabilities over the vocabulary for rows `start..start + len`: `[len, vocab]`, float32.
+    fn log_probabilities(&self, span: Span) -> Tensor {
+        let logits = self.rows.narrow(0, span.start, span.len).matmul(&self.weight.tr()).to_kind(Kind::Float);
+        let normaliser = logits.logsumexp(-1i64, true);
+        let mut log_probabilities = logits;
+        log_probabilities -= &normaliser;
+        log_probabilities
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: i64,
+    len: i64,
+}
+
+/// Where the gradients of a training pass go.
+#[derive(Debug)]
+pub struct HeadGradients<'a> {
+    /// `[rows, hidden]`, overwritten.
+    pub rows: Tensor,
+    /// `[vocab, hidden]` float32, added to; absent when the head is frozen.
+    pub weight: Option<&'a Tensor>,
+}
+
+/// Scores a micro-batch; fills `gradients` when it is a training pass. Returns the sums of [`crate::loss`], `[8]` float64.
+pub fn score_batch(
+    batch: &MicroBatch,
+    objective: Objective,
+    policy: Scorer<'_>,
+    reference: Option<Scorer<'_>>,
+    mut gradients: Option<&mut HeadGradients<'_>>,
+) -> Tensor {
+    tch::no_grad(|| {
+        let mut statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, policy.rows.device()));
+        let tile_rows = (TILE_BYTES / (4 * policy.weight.size()[0])).max(1);
+        for group in groups(&batch.rows_per_pair, tile_rows) {
+            let group = Group { batch, span: group, tile_rows, policy, reference };
+            statistics += group.run(objective, gradients.as_deref_mut());
+        }
+        statistics
+    })
+}
+
+/// Runs of whole pairs of at most `tile_rows` rows; a longer pair stands alone.
+fn groups(rows_per_pair: &[i64], tile_rows: i64) -> Vec<Span> {
+    let mut groups: Vec<Span> = Vec::new();
+    let mut start = 0;
+    for &rows in rows_per_pair {
+        match groups.last_mut() {
+            Some(group) if group.len + rows <= tile_rows => group.len += rows,
+            _ => groups.push(Span { start, len: rows }),
+        }
+        start += rows;
+    }
+    groups
+}
+
+struct Group<'a> {
+    batch: &'a MicroBatch,
+    span: Span,
+    tile_rows: i64,
+    policy: Scorer<'a>,
+    reference: Option<Scorer<'a>>,
+}
+
+/// What the first pass over a group finds.
+struct Sums {
+    /// Of each sequence of the group. `[sequences]`
+    logps: Tensor,
+    reference_logps: Option<Tensor>,
+    /// Summed over the group's rows.
+    kl: Tensor,
+    /// Probabilities of the only tile, kept for the second pass.
+    kept: Option<Tensor>,
+}
+
+impl Group<'_> {
+    fn run(&self, objective: Objective, gradients: Option<&mut HeadGradients<'_>>) -> Tensor {
+        let sequences = self.local_sequences();
+        let sums = self.first_pass(&sequences, gradients.is_some());
+        let scored = tch::with_grad(|| score(objective, &sums.logps, sums.reference_logps.as_ref()));
+        if let Some(gradients) = gradients {
+            let coefficients = scored.gradient.index_select(0, &sequences);
+            self.second_pass(&coefficients, sums.kept, gradients);
+        }
+        let kl = Tensor::cat(&[Tensor::zeros([STATISTICS as i64 - 1], (Kind::Double, sums.kl.device())), sums.kl.view([1])], 0);
+        scored.statistics + kl
+    }
+
+    /// Sequence of each row, counted from the group's first.
+    fn local_sequences(&self) -> Tensor {
+        let sequences = self.batch.sequences.narrow(0, self.span.start, self.span.len);
+        &sequences - sequences.min()
+    }
+
+    fn tiles(&self) -> Vec<Span> {
+        let end = self.span.start + self.span.len;
+        (self.span.start..end)
+            .step_by(self.tile_rows as usize)
+            .map(|start| Span { start, len: self.tile_rows.min(end - start) })
+            .collect()
+    }
+
+    fn targets(&self, tile: Span) -> Tensor {
+        self.batch.targets.narrow(0, tile.start, tile.len).unsqueeze(1)
+    }
+
+    fn first_pass(&self, sequences: &Tensor, training: bool) -> Sums {
+        let tiles = self.tiles();
+        let keep = training && tiles.len() == 1;
+        let device = self.policy.rows.device();
+        let (mut logps, mut reference_logps) = (Vec::new(), Vec::new());
+        let (mut kl, mut kept) = (Tensor::zeros([], (Kind::Double, device)), None);
+        for tile in tiles {
+            let targets = self.targets(tile);
+            let mut log_p = self.policy.log_probabilities(tile);
+            logps.push(log_p.gather(1, &targets, false).squeeze_dim(1));
+            if keep || self.reference.is_some() {
+                let p = log_p.exp();
+                if let Some(reference) = self.reference {
+                    let log_q = reference.log_probabilities(tile);
+                    reference_logps.push(log_q.gather(1, &targets, false).squeeze_dim(1));
+                    log_p -= &log_q;
+                    kl += (&log_p.view([-1])).dot(&p.view([-1])).to_kind(Kind::Double);
+                }
+                kept = keep.then_some(p);
+            }
+        }
+        // Rows of a sequence are contiguous and few: the order of this sum does not depend on how rows were tiled.
+        let count = self.sequence_count();
+        let per_sequence = |rows: &[Tensor]| {
+            Tensor::zeros([count], (Kind::Float, device)).index_add(0, sequences, &Tensor::cat(rows, 0))
+        };
+        Sums {
+            logps: per_sequence(&logps),
+            reference_logps: self.reference.map(|_| per_sequence(&reference_logps)),
+            kl,
+            kept,
+        }
+    }
+
+    /// Sequences in the group, known on the host: no device is asked.
+    fn sequence_count(&self) -> i64 {
+        let mut start = 0;
+        let mut pairs = 0;
+        for &rows in &self.batch.rows_per_pair {
+            pairs += i64::from(start >= self.span.start && start < self.span.start + self.span.len);
+            start += rows;
+        }
+        pairs * self.batch.sequences_per_pair
+    }
+
+    fn second_pass(&self, coefficients: &Tensor, mut kept: Option<Tensor>, gradients: &mut HeadGradients<'_>) {
+        for tile in self.tiles() {
+            let mut dz = kept.take().unwrap_or_else(|| self.policy.log_probabilities(tile).exp_());
+            let a = coefficients.narrow(0, tile.start - self.span.start, tile.len).unsqueeze(1);
+            // a (onehot - p), built in place from p.
+            dz *= &-&a;
+            let _ = dz.scatter_add_(1, &self.targets(tile), &a);
+            let dz = dz.to_kind(self.policy.weight.kind());
+            gradients.rows.narrow(0, tile.start, tile.len).copy_(&dz.matmul(self.policy.weight));
+            if let Some(weight_gradient) = gradients.weight {
+                accumulate_weight(weight_gradient, &dz, &self.policy.rows.narrow(0, tile.start, tile.len));
+            }
+        }
+    }
+}
+
+fn accumulate_weight(gradient: &Tensor, dz: &Tensor, rows: &Tensor) {
+    let mut gradient = gradient.shallow_clone();
+    if dz.kind() == Kind::Float {
+        // One fused multiply-accumulate instead of a second vocabulary-sized tensor.
+        let _ = gradient.addmm_(&dz.tr(), rows);
+    } else {
+        gradient += dz.tr().matmul(rows);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dyad_data::tokenize::Tokenized;
+    use dyad_proto::run_config::LossType;
+    use tch::Device;
+
+    use super::*;
+    use crate::batch::Layout;
+
+    const VOCAB: i64 = 11;
+
+    fn batch() -> MicroBatch {
+        let pair = |n: u32| Tokenized { prompt: vec![1, 2], chosen: vec![n, 4, 5], rejected: vec![6, n] };
+        MicroBatch::pack(&[&pair(3), &pair(7), &pair(9)], Layout::SharedPairs, Device::Cpu)
+    }
+
+    fn close(a: &Tensor, b: &Tensor) {
+        let worst = (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[]);
+        assert!(worst < 1e-5, "differs by {worst}");
+    }
+
+    /// The closed form against autograd through full logits, for one tile and for tiles smaller than a pair.
+    #[test]
+    fn gradients_equal_those_through_full_logits() {
+        tch::manual_seed(0);
+        let batch = batch();
+        let options = (Kind::Float, Device::Cpu);
+        let rows = Tensor::randn([batch.rows.size()[0], 4], options);
+        let (weight, other) = (Tensor::randn([VOCAB, 4], options), Tensor::randn([VOCAB, 4], options));
+        let objective = Objective::Preference { loss_type: LossType::Sigmoid, beta: 0.3, global_pairs: 5.0 };
+
+        let (leaf_rows, leaf_weight) = (rows.copy().set_requires_grad(true), weight.copy().set_requires_grad(true));
+        let token = |rows: &Tensor, weight: &Tensor| {
+            rows.matmul(&weight.tr()).log_softmax(-1, Kind::Float).gather(1, &batch.targets.unsqueeze(1), false).squeeze_dim(1)
+        };
+        let sequence = |tokens: &Tensor| Tensor::zeros([6], options).index_add(0, &batch.sequences, tokens);
+        let policy = sequence(&token(&leaf_rows, &leaf_weight));
+        let margin = (policy - sequence(&token(&rows, &other))).view([3, 2]);
+        let loss = -((margin.select(1, 0) - margin.select(1, 1)) * 0.3).log_sigmoid().sum(Kind::Float);
+        let expected = Tensor::run_backward(&[&loss / 5.0], &[&leaf_rows, &leaf_weight], false, false);
+
+        for tile_rows in [100, 7, 2] {
+            let weight_gradient = Tensor::zeros([VOCAB, 4], options);
+            let mut gradients = HeadGradients { rows: rows.zeros_like(), weight: Some(&weight_gradient) };
+            let mut statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, Device::Cpu));
+            tch::no_grad(|| {
+                for span in groups(&batch.rows_per_pair, tile_rows) {
+                    let policy = Scorer { rows: &rows, weight: &weight };
+                    let reference = Some(Scorer { rows: &rows, weight: &other });
+                    let group = Group { batch: &batch, span, tile_rows, policy, reference };
+                    statistics += group.run(objective, Some(&mut gradients));
+                }
+            });
+            close(&gradients.rows, &expected[0]);
+            close(&weight_gradient, &expected[1]);
+            close(&statistics.select(0, 0), &loss);
+        }
+    }
+
+    #[test]
+    fn kl_of_a_model_with_itself_is_zero_and_positive_otherwise() {
+        tch::manual_seed(0);
+        let batch = batch();
+        let rows = Tensor::randn([batch.rows.size()[0], 4], (Kind::Float, Device::Cpu));
+        let weight = Tensor::randn([VOCAB, 4], (Kind::Float, Device::Cpu));
+        let objective = Objective::Preference { loss_type: LossType::Sigmoid, beta: 0.1, global_pairs: 3.0 };
+        let policy = Scorer { rows: &rows, weight: &weight };
+        let kl = |reference: &Tensor| {
+            let reference = Some(Scorer { rows: &rows, weight: reference });
+            score_batch(&batch, objective, policy, reference, None).double_value(&[7])
+        };
+        assert_eq!(kl(&weight), 0.0);
+        assert!(kl(&(&weight * 1.5)) > 0.0);
+    }
+}

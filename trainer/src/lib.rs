@@ -1,0 +1,2 @@
+//! One trainer process.
+pub mod ext;

@@ -1,0 +1,228 @@
+//! Decoder-only language models, layer by layer, without an autograd graph across layers.
+//!
+//! A family is one file that implements [`DecoderLayer`] and appears in [`load_layer`]; everything else (embedding, final
+//! norm, head, adapters, gradients, checkpoints) works through that trait and the Hugging Face names it reports.
+
+pub mod blocks;
+pub mod config;
+pub mod llama;
+pub mod qwen2;
+pub mod weights;
+
+use std::fmt;
+use std::path::Path;
+
+use blocks::{Linear, Pass, Rotary, rms_norm};
+pub use config::ModelConfig;
+use dyad_proto::Fault;
+use tch::{Kind, Tensor};
+use weights::{Place, Weights};
+
+use crate::batch::{MicroBatch, Segment};
+
+/// One decoder layer of any family.
+pub trait DecoderLayer: fmt::Debug {
+    /// `[tokens, hidden]` -> `[tokens, hidden]`.
+    fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor;
+
+    /// Every part with its Hugging Face name below the layer, in a fixed order.
+    fn parts(&mut self) -> Vec<(&'static str, Part<'_>)>;
+
+    /// A layer of other handles to the same tensors, without adapters.
+    fn share(&self) -> Box<dyn DecoderLayer>;
+}
+
+/// A part of a layer that holds parameters.
+#[derive(Debug)]
+pub enum Part<'a> {
+    /// A linear layer, e.g. `self_attn.q_proj`.
+    Linear(&'a mut Linear),
+    /// A norm's weight, e.g. `input_layernorm`.
+    Norm(&'a mut Tensor),
+}
+
+/// A language model: embedding, layers, final norm, head.
+#[derive(Debug)]
+pub struct Model {
+    /// Shape.
+    pub config: ModelConfig,
+    /// Precision of the passes and where they run.
+    pub place: Place,
+    /// `[vocab, hidden]`.
+    pub embedding: Tensor,
+    /// The decoder layers, first to last.
+    pub layers: Vec<Box<dyn DecoderLayer>>,
+    /// `[hidden]`.
+    pub final_norm: Tensor,
+    /// `[vocab, hidden]`; absent when the embedding serves as head.
+    pub untied_head: Option<Tensor>,
+}
+
+/// Name of the embedding in a Hugging Face folder.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the final norm.
+pub const FINAL_NORM: &str = "model.norm.weight";
+/// Name of the untied head.
+pub const HEAD: &str = "lm_head.weight";
+
+impl Model {
+    /// Loads a model folder in the given precision.
+    pub fn load(dir: &Path, place: Place) -> Result<Self, Fault> {
+        let config = ModelConfig::load(dir)?;
+        let weights = Weights::open(dir)?;
+        let vocabulary = [config.vocab_size, config.hidden_size];
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| load_layer(&config, &LayerSource { weights: &weights, index, place }))
+            .collect::<Result<_, _>>()?;
+        let untied_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(weights.load(HEAD, &vocabulary, place)?),
+        };
+        Ok(Self {
+            embedding: weights.load(EMBEDDING, &vocabulary, place)?,
+            layers,
+            final_norm: weights.load(FINAL_NORM, &[config.hidden_size], place)?,
+            untied_head,
+            config,
+            place,
+        })
+    }
+
+    /// The projection to the vocabulary, `[vocab, hidden]`.
+    #[must_use]
+    pub fn head(&self) -> &Tensor {
+        self.untied_head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Another model over the same tensors, without adapters: the reference of a fresh LoRA run.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            place: self.place,
+            embedding: self.embedding.shallow_clone(),
+            layers: self.layers.iter().map(|layer| layer.share()).collect(),
+            final_norm: self.final_norm.shallow_clone(),
+            untied_head: self.untied_head.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+
+    /// A model of copied tensors: the frozen reference of full fine-tuning.
+    #[must_use]
+    pub fn frozen_copy(&self) -> Self {
+        let mut copy = self.share();
+        for (_, tensor) in copy.named_tensors() {
+            *tensor = tensor.detach().copy();
+        }
+        copy
+    }
+
+    /// Every base tensor with its Hugging Face name, in a fixed order: embedding, layers, final norm, head.
+    pub fn named_tensors(&mut self) -> Vec<(String, &mut Tensor)> {
+        let mut named = vec![(EMBEDDING.to_owned(), &mut self.embedding)];
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            named.extend(layer_tensors(index, layer.as_mut()));
+        }
+        named.push((FINAL_NORM.to_owned(), &mut self.final_norm));
+        named.extend(self.untied_head.as_mut().map(|head| (HEAD.to_owned(), head)));
+        named
+    }
+
+    /// Rows of the embedding for packed tokens, `[tokens, hidden]`.
+    #[must_use]
+    pub fn embed(&self, tokens: &Tensor) -> Tensor {
+        self.embedding.detach().index_select(0, tokens)
+    }
+
+    /// Rotary positions of a packed batch.
+    #[must_use]
+    pub fn rotary(&self, positions: &Tensor) -> Rotary {
+        Rotary::new(&self.config, positions, self.place.kind)
+    }
+
+    /// Final norm of selected rows, ready for the head.
+    #[must_use]
+    pub fn normed_rows(&self, hidden: &Tensor, rows: &Tensor) -> Tensor {
+        rms_norm(&hidden.index_select(0, rows), &self.final_norm, self.config.rms_norm_eps)
+    }
+
+    /// Hidden states that score the rows of a micro-batch, with no graph kept: `[rows, hidden]`.
+    #[must_use]
+    pub fn score_rows(&self, batch: &MicroBatch) -> Tensor {
+        tch::no_grad(|| {
+            let hidden = self.hidden_states(&batch.tokens, &batch.positions, &batch.segments);
+            self.normed_rows(&hidden, &batch.rows)
+        })
+    }
+
+    /// Output of the last layer, with no graph kept: `[tokens, hidden]`.
+    #[must_use]
+    pub fn hidden_states(&self, tokens: &Tensor, positions: &Tensor, segments: &[Segment]) -> Tensor {
+        tch::no_grad(|| {
+            let rotary = self.rotary(positions);
+            let pass = Pass { segments, rotary: &rotary, training: false };
+            self.layers.iter().fold(self.embed(tokens), |hidden, layer| layer.forward(&hidden, &pass))
+        })
+    }
+
+    /// Numbers of base parameters.
+    pub fn parameter_count(&mut self) -> u64 {
+        self.named_tensors().iter().map(|(_, tensor)| tensor.numel() as u64).sum()
+    }
+}
+
+/// Base tensors of one layer with their full names.
+pub fn layer_tensors(index: usize, layer: &mut dyn DecoderLayer) -> Vec<(String, &mut Tensor)> {
+    let mut named = Vec::new();
+    for (name, part) in layer.parts() {
+        let prefix = format!("model.layers.{index}.{name}");
+        match part {
+            Part::Norm(weight) => named.push((format!("{prefix}.weight"), weight)),
+            Part::Linear(linear) => {
+                named.push((format!("{prefix}.weight"), &mut linear.weight));
+                named.extend(linear.bias.as_mut().map(|bias| (format!("{prefix}.bias"), bias)));
+            }
+        }
+    }
+    named
+}
+
+/// Where one layer's tensors come from.
+#[derive(Debug)]
+pub struct LayerSource<'a> {
+    weights: &'a Weights,
+    index: usize,
+    place: Place,
+}
+
+impl LayerSource<'_> {
+    /// Loads a tensor named below the layer.
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, Fault> {
+        self.weights.load(&format!("model.layers.{}.{name}", self.index), shape, self.place)
+    }
+
+    /// Loads a linear layer.
+    pub fn linear(&self, name: &str, outputs: i64, inputs: i64, bias: bool) -> Result<Linear, Fault> {
+        let weight = self.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
+        let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[outputs])).transpose()?;
+        Ok(Linear { weight, bias, adapter: None })
+    }
+}
+
+fn load_layer(config: &ModelConfig, source: &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault> {
+    match config.model_type.as_str() {
+        "llama" => llama::load_layer(config, source),
+        "qwen2" => qwen2::load_layer(config, source),
+        other => Err(Fault::input(format!("model_type \"{other}\" is not supported")).hint("supported: llama, qwen2")),
+    }
+}
+
+/// The precision that config.json calls by this name.
+#[must_use]
+pub fn stored_kind(torch_dtype: &str) -> Kind {
+    match torch_dtype {
+        "bfloat16" => Kind::BFloat16,
+        "float16" => Kind::Half,
+        _ => Kind::Float,
+    }
+}
