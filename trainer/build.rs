@@ -31,9 +31,9 @@ fn compile_bridge(include: &Path) {
         .include("ext")
         // System headers: their warnings are not ours.
         .flag("-isystem")
-        .flag(include.to_string_lossy())
+        .flag(include)
         .flag("-isystem")
-        .flag(include.join("torch/csrc/api/include").to_string_lossy())
+        .flag(include.join("torch/csrc/api/include"))
         .files(["ext/autograd.cpp", "ext/device.cpp", "ext/gloo.cpp"])
         .compile("dyad_ext");
 }

@@ -11,6 +11,7 @@ use rand_chacha::rand_core::SeedableRng;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize_to_file};
 use serde_json::json;
+use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
@@ -113,10 +114,10 @@ fn train_tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer, Fau
     let failed = |error: tokenizers::Error| Fault::failed(format!("training the tokenizer: {error}"));
     let specials: Vec<AddedToken> =
         [END_OF_TEXT, TURN_START, TURN_END].iter().map(|token| AddedToken::from(*token, true)).collect();
-    let mut trainer = BpeTrainerBuilder::new()
+    let mut trainer: TrainerWrapper = BpeTrainerBuilder::new()
         .vocab_size(vocab_size)
         .special_tokens(specials.clone())
-        .initial_alphabet(ByteLevel::alphabet())
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .show_progress(false)
         .build()
         .into();

@@ -6,7 +6,7 @@
 //!   never used again.
 
 pub mod gloo;
-pub mod nccl;
+//NCCL pub mod nccl;
 
 use std::fmt;
 
