@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=ext");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    let libtorch = PathBuf::from(std::env::var_os("LIBTORCH").ok_or("LIBTORCH is not set; run `make build`")?);
+    let libtorch =
+        PathBuf::from(std::env::var_os("LIBTORCH").ok_or("LIBTORCH is not set; run `make build`")?);
     let lib = libtorch.join("lib");
     if !lib.join("libtorch_cpu.so").exists() {
         return Err(format!("no libtorch in {}; run deploy/install-libtorch.sh", libtorch.display()).into());

@@ -93,7 +93,11 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.origin.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.origin, self.message) }
+        if self.origin.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.origin, self.message)
+        }
     }
 }
 
@@ -131,7 +135,8 @@ mod tests {
 
     #[test]
     fn survives_the_wire() {
-        let fault = Fault::input("line 7: no field `input`").hint("see docs/data.md").from_origin("coordinator");
+        let fault =
+            Fault::input("line 7: no field `input`").hint("see docs/data.md").from_origin("coordinator");
         assert_eq!(Fault::from(wire::Failure::from(fault.clone())), fault);
     }
 

@@ -106,7 +106,9 @@ fn without_line_number(error: &serde_json::Error) -> String {
 fn conversation(record: &Map<String, Value>) -> Result<Vec<Message>, RecordError> {
     let input = match record.get("input") {
         Some(Value::Object(input)) => input,
-        Some(other) => return broken("input", format!("expected an object with `messages`, found {}", kind(other))),
+        Some(other) => {
+            return broken("input", format!("expected an object with `messages`, found {}", kind(other)));
+        }
         None => return broken("input", "missing"),
     };
     if let Some(key) = input.keys().find(|key| *key != "messages") {
@@ -162,15 +164,22 @@ fn message(value: &Value, field: &str) -> Result<Message, RecordError> {
         Some(Value::String(name)) => match Role::parse(name) {
             Some(role) => role,
             None => {
-                return broken(format!("{field}.role"), format!("unknown role \"{name}\" (expected one of {expected})"));
+                return broken(
+                    format!("{field}.role"),
+                    format!("unknown role \"{name}\" (expected one of {expected})"),
+                );
             }
         },
-        Some(other) => return broken(format!("{field}.role"), format!("expected a string, found {}", kind(other))),
+        Some(other) => {
+            return broken(format!("{field}.role"), format!("expected a string, found {}", kind(other)));
+        }
         None => return broken(format!("{field}.role"), "missing"),
     };
     let content = match object.get("content") {
         Some(Value::String(text)) => text.clone(),
-        Some(other) => return broken(format!("{field}.content"), format!("expected a string, found {}", kind(other))),
+        Some(other) => {
+            return broken(format!("{field}.content"), format!("expected a string, found {}", kind(other)));
+        }
         None => return broken(format!("{field}.content"), "missing"),
     };
     if let Some(key) = object.keys().find(|key| *key != "role" && *key != "content") {
@@ -214,12 +223,36 @@ mod tests {
             (r#"{"input""#.to_owned(), "record: not valid JSON (EOF while parsing an object at column 8)"),
             ("[1]".to_owned(), "record: expected a JSON object, found a list"),
             (GOOD.replace("\"input\":{", "\"inputs\":{"), "record: unknown field `inputs`"),
-            (GOOD.replace("\"user\"", "\"human\""), "input.messages[0].role: unknown role \"human\" (expected one of system, user, assistant, tool)"),
-            (GOOD.replace("\"user\"", "\"assistant\""), "input.messages[0].role: the last message must not be the assistant's: the two outputs answer it"),
-            (GOOD.replace(r#"[{"role":"user","content":"Hi"}]"#, "[]"), "input.messages: empty; expected at least one message"),
-            (GOOD.replace("Hello", "  "), "preferred_output[0].content: empty; an output needs text to train on"),
-            (GOOD.replace(r#"[{"role":"assistant","content":"No"}]"#, r#"[{"role":"assistant","content":"No"},{"role":"assistant","content":"Nope"}]"#), "non_preferred_output: expected exactly one assistant message, found 2"),
-            (GOOD.replace(r#"[{"role":"assistant","content":"No"}]"#, r#"[{"role":"user","content":"No"}]"#), "non_preferred_output[0].role: expected \"assistant\", found \"user\""),
+            (
+                GOOD.replace("\"user\"", "\"human\""),
+                "input.messages[0].role: unknown role \"human\" (expected one of system, user, assistant, tool)",
+            ),
+            (
+                GOOD.replace("\"user\"", "\"assistant\""),
+                "input.messages[0].role: the last message must not be the assistant's: the two outputs answer it",
+            ),
+            (
+                GOOD.replace(r#"[{"role":"user","content":"Hi"}]"#, "[]"),
+                "input.messages: empty; expected at least one message",
+            ),
+            (
+                GOOD.replace("Hello", "  "),
+                "preferred_output[0].content: empty; an output needs text to train on",
+            ),
+            (
+                GOOD.replace(
+                    r#"[{"role":"assistant","content":"No"}]"#,
+                    r#"[{"role":"assistant","content":"No"},{"role":"assistant","content":"Nope"}]"#,
+                ),
+                "non_preferred_output: expected exactly one assistant message, found 2",
+            ),
+            (
+                GOOD.replace(
+                    r#"[{"role":"assistant","content":"No"}]"#,
+                    r#"[{"role":"user","content":"No"}]"#,
+                ),
+                "non_preferred_output[0].role: expected \"assistant\", found \"user\"",
+            ),
             (GOOD.replace("\"Hi\"", "7"), "input.messages[0].content: expected a string, found a number"),
         ];
         for (line, expected) in cases {

@@ -180,7 +180,8 @@ impl RunConfig {
     pub fn from_toml(text: &str, source: &str, overrides: &[String]) -> Result<Self, Fault> {
         let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| line_of(text, span.start));
-            Fault::input(format!("{source} line {line}: {}", error.message().trim())).hint("the file must be valid TOML")
+            Fault::input(format!("{source} line {line}: {}", error.message().trim()))
+                .hint("the file must be valid TOML")
         })?;
         for key in table.keys() {
             known(key).map_err(|fault| at(fault, source, text, key))?;
@@ -196,7 +197,8 @@ impl RunConfig {
 
     /// The form in which the configuration travels to trainers.
     pub fn to_json(&self) -> Result<String, Fault> {
-        serde_json::to_string(self).map_err(|error| Fault::failed(format!("cannot serialise the run config: {error}")))
+        serde_json::to_string(self)
+            .map_err(|error| Fault::failed(format!("cannot serialise the run config: {error}")))
     }
 
     /// Reads what [`RunConfig::to_json`] wrote, and checks it again: it came over the wire.
@@ -258,7 +260,12 @@ impl RunConfig {
         for (key, ratio) in [("min_lr_ratio", self.min_lr_ratio), ("warmup_ratio", self.warmup_ratio)] {
             require((0.0..=1.0).contains(&ratio), key, "between 0 and 1", ratio)?;
         }
-        require((0.0..1.0).contains(&self.lora_dropout), "lora_dropout", "at least 0 and below 1", self.lora_dropout)
+        require(
+            (0.0..1.0).contains(&self.lora_dropout),
+            "lora_dropout",
+            "at least 0 and below 1",
+            self.lora_dropout,
+        )
     }
 }
 
@@ -298,23 +305,31 @@ const KEYS: [&str; 32] = [
 ];
 
 fn require(holds: bool, key: &str, expected: &str, found: f64) -> Result<(), Fault> {
-    if holds { Ok(()) } else { Err(Fault::input(format!("config key `{key}`: expected {expected}, found {found}"))) }
+    if holds {
+        Ok(())
+    } else {
+        Err(Fault::input(format!("config key `{key}`: expected {expected}, found {found}")))
+    }
 }
 
 fn known(key: &str) -> Result<(), Fault> {
     if KEYS.contains(&key) {
         return Ok(());
     }
-    let nearest = KEYS.iter().max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
+    let nearest =
+        KEYS.iter().max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
     let fault = Fault::input(format!("unknown config key `{key}`"));
     Err(match nearest {
-        Some(nearest) if strsim::jaro_winkler(key, nearest) > 0.75 => fault.hint(format!("did you mean `{nearest}`?")),
+        Some(nearest) if strsim::jaro_winkler(key, nearest) > 0.75 => {
+            fault.hint(format!("did you mean `{nearest}`?"))
+        }
         _ => fault.hint(format!("known keys: {}", KEYS.join(", "))),
     })
 }
 
 fn at(fault: Fault, source: &str, text: &str, key: &str) -> Fault {
-    let line = text.lines().position(|line| line.trim_start().starts_with(key) || line.trim() == format!("[{key}]"));
+    let line =
+        text.lines().position(|line| line.trim_start().starts_with(key) || line.trim() == format!("[{key}]"));
     Fault { message: format!("{source} line {}: {}", line.map_or(1, |at| at + 1), fault.message), ..fault }
 }
 
@@ -324,7 +339,8 @@ fn line_of(text: &str, offset: usize) -> usize {
 
 fn parse_override(item: &str) -> Result<(String, toml::Value), Fault> {
     let Some((key, value)) = item.split_once('=') else {
-        return Err(Fault::input(format!("--set {item}: expected key=value")).hint("for example --set learning_rate=1e-6"));
+        return Err(Fault::input(format!("--set {item}: expected key=value"))
+            .hint("for example --set learning_rate=1e-6"));
     };
     let (key, value) = (key.trim(), value.trim());
     known(key).map_err(|fault| Fault { message: format!("--set {item}: {}", fault.message), ..fault })?;
@@ -339,11 +355,19 @@ fn from_table(table: &toml::Table, source: &str, text: &str) -> Result<RunConfig
         let single = toml::Table::from_iter([(key.clone(), promote(key, value.clone()))]);
         if let Err(error) = single.try_into::<RunConfig>() {
             let message = format!("config key `{key}`: {}", error.message().trim());
-            return Err(at(Fault::input(message).hint("see docs/config.md for every key and its type"), source, text, key));
+            return Err(at(
+                Fault::input(message).hint("see docs/config.md for every key and its type"),
+                source,
+                text,
+                key,
+            ));
         }
     }
-    let promoted: toml::Table = table.iter().map(|(key, value)| (key.clone(), promote(key, value.clone()))).collect();
-    promoted.try_into().map_err(|error: toml::de::Error| Fault::input(format!("{source}: {}", error.message().trim())))
+    let promoted: toml::Table =
+        table.iter().map(|(key, value)| (key.clone(), promote(key, value.clone()))).collect();
+    promoted
+        .try_into()
+        .map_err(|error: toml::de::Error| Fault::input(format!("{source}: {}", error.message().trim())))
 }
 
 /// `dpo_beta = 1` is as good as `dpo_beta = 1.0`.
@@ -393,7 +417,10 @@ mod tests {
     #[test]
     fn wrong_type_and_range_name_the_key() {
         let fault = parse("batch_size = \"many\"\n", &[]).unwrap_err();
-        assert!(fault.message.starts_with("run.toml line 4: config key `batch_size`: invalid type"), "{fault}");
+        assert!(
+            fault.message.starts_with("run.toml line 4: config key `batch_size`: invalid type"),
+            "{fault}"
+        );
         let fault = parse("loss_type = \"ipo9\"\n", &[]).unwrap_err();
         assert!(fault.message.contains("config key `loss_type`: unknown variant `ipo9`"), "{fault}");
         let fault = parse("dpo_beta = 0\n", &[]).unwrap_err();
@@ -402,7 +429,8 @@ mod tests {
 
     #[test]
     fn overrides_win_and_strings_need_no_quotes() {
-        let config = parse("n_epochs = 3\n", &["n_epochs=5", "model=org/name", "learning_rate=1e-6"]).unwrap();
+        let config =
+            parse("n_epochs = 3\n", &["n_epochs=5", "model=org/name", "learning_rate=1e-6"]).unwrap();
         assert_eq!((config.n_epochs, config.model.as_str(), config.learning_rate), (5, "org/name", 1e-6));
         assert!(parse("", &["n_epoch=5"]).unwrap_err().hint.contains("n_epochs"));
         assert!(parse("", &["n_epochs"]).unwrap_err().message.contains("expected key=value"));

@@ -64,7 +64,8 @@ impl MicroBatch {
             let before = builder.rows.len();
             match layout {
                 Layout::SharedPairs => {
-                    builder.segment(&pair.prompt, &[(&pair.chosen, 2 * index), (&pair.rejected, 2 * index + 1)]);
+                    builder
+                        .segment(&pair.prompt, &[(&pair.chosen, 2 * index), (&pair.rejected, 2 * index + 1)]);
                 }
                 Layout::SeparatePairs => {
                     builder.segment(&pair.prompt, &[(&pair.chosen, 2 * index)]);

@@ -9,9 +9,11 @@ pub fn open(name: &str) -> Result<Device, Fault> {
     if name == "cpu" {
         return Ok(Device::Cpu);
     }
-    let index = name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()).ok_or_else(|| {
-        Fault::input(format!("unknown device \"{name}\"")).hint("expected cpu or cuda:N, for example cuda:0")
-    })?;
+    let index =
+        name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()).ok_or_else(|| {
+            Fault::input(format!("unknown device \"{name}\""))
+                .hint("expected cpu or cuda:N, for example cuda:0")
+        })?;
     load_cuda_back_end()?;
     let count = Cuda::device_count().max(0) as usize;
     if index >= count {

@@ -153,7 +153,8 @@ impl Engine {
         let mut reductions = Vec::new();
         for (index, pairs) in batches.iter().enumerate() {
             let last = index + 1 == batches.len();
-            statistics += self.micro_step(pairs, self.objective(share), last.then_some(&mut reductions), &mut phases)?;
+            statistics +=
+                self.micro_step(pairs, self.objective(share), last.then_some(&mut reductions), &mut phases)?;
         }
         if batches.is_empty() {
             for bucket in 0..self.parameters.buckets.len() {
@@ -161,8 +162,9 @@ impl Engine {
             }
         }
         phases.measure("all_reduce_wait", || reductions.into_iter().flatten().try_for_each(Pending::wait))?;
-        let grad_norm = phases
-            .measure("optimizer", || self.optimizer.step(&mut self.parameters, share.step, share.learning_rate))?;
+        let grad_norm = phases.measure("optimizer", || {
+            self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
+        })?;
         Ok(StepResult { sums: sums(&statistics, &share.pairs, self.settings.method), grad_norm, phases })
     }
 
@@ -170,8 +172,13 @@ impl Engine {
     #[must_use]
     pub fn evaluate(&self, pairs: &[Tokenized]) -> PreferenceSums {
         let mut statistics = self.no_statistics();
-        let share =
-            Share { step: 0, pairs: Vec::new(), global_pairs: 1, global_chosen_tokens: 1, learning_rate: 0.0 };
+        let share = Share {
+            step: 0,
+            pairs: Vec::new(),
+            global_pairs: 1,
+            global_chosen_tokens: 1,
+            learning_rate: 0.0,
+        };
         for pairs in micro_batches(pairs, self.settings.layout, self.settings.micro_batch_tokens) {
             let batch = MicroBatch::pack(&pairs, self.settings.layout, self.device());
             let rows = self.policy.score_rows(&batch);
@@ -211,11 +218,12 @@ impl Engine {
         phases: &mut Phases,
     ) -> Result<Tensor, EngineError> {
         let batch = MicroBatch::pack(pairs, self.settings.layout, self.device());
-        let reference_rows =
-            phases.measure("forward_reference", || self.reference.as_ref().map(|model| model.score_rows(&batch)));
+        let reference_rows = phases
+            .measure("forward_reference", || self.reference.as_ref().map(|model| model.score_rows(&batch)));
         let rotary = self.policy.rotary(&batch.positions);
         let tape = phases.measure("forward_policy", || self.forward(&batch, &rotary));
-        let (statistics, last_grad) = phases.measure("head", || self.head(&batch, objective, &tape.last, reference_rows))?;
+        let (statistics, last_grad) =
+            phases.measure("head", || self.head(&batch, objective, &tape.last, reference_rows))?;
         phases.measure("backward", || self.backward(&batch, &rotary, tape, last_grad, reductions))?;
         Ok(statistics)
     }
@@ -282,7 +290,9 @@ impl Engine {
         self.complete(top, reductions.as_deref_mut())?;
         for index in (0..self.policy.layers.len()).rev() {
             if let (Some(input), Some(kept)) = (tape.inputs.pop(), tape.outputs.pop()) {
-                if let Some(gradient) = output_grad.take().filter(|_| input.requires_grad() || self.trains(index + 1)) {
+                if let Some(gradient) =
+                    output_grad.take().filter(|_| input.requires_grad() || self.trains(index + 1))
+                {
                     let output = kept.unwrap_or_else(|| self.policy.layers[index].forward(&input, &pass));
                     output_grad = self.layer_backward(index + 1, &input, &output, &gradient)?;
                 }
@@ -359,7 +369,9 @@ fn sums(statistics: &Tensor, pairs: &[Tokenized], method: TrainingMethod) -> Pre
             count(&|pair| pair.chosen.len() + pair.rejected.len()),
             count(&|pair| 2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len()),
         ),
-        TrainingMethod::Sft => (count(&|pair| pair.chosen.len()), count(&|pair| pair.prompt.len() + pair.chosen.len())),
+        TrainingMethod::Sft => {
+            (count(&|pair| pair.chosen.len()), count(&|pair| pair.prompt.len() + pair.chosen.len()))
+        }
     };
     PreferenceSums {
         pairs: pairs.len() as u64,

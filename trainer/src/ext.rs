@@ -107,7 +107,9 @@ pub struct AdamHyper {
 
 /// One AdamW step in place; `step` is a float32 scalar tensor that counts from 1.
 pub fn fused_adamw(slots: &[AdamSlot<'_>], step: &Tensor, hyper: AdamHyper) -> Result<(), TorchError> {
-    let list = |pick: fn(&AdamSlot<'_>) -> *const C_tensor| -> Vec<*const C_tensor> { slots.iter().map(pick).collect() };
+    let list = |pick: fn(&AdamSlot<'_>) -> *const C_tensor| -> Vec<*const C_tensor> {
+        slots.iter().map(pick).collect()
+    };
     let steps = vec![step.as_ptr(); slots.len()];
     let values = [hyper.learning_rate, hyper.beta1, hyper.beta2, hyper.weight_decay, hyper.eps];
     // SAFETY: five arrays of `slots.len()` live tensors each, and five doubles.
@@ -171,8 +173,12 @@ mod tests {
         let parameter = Tensor::ones([2], options);
         let gradient = Tensor::from_slice(&[0.5f32, -3.0]);
         let (exp_avg, exp_avg_sq) = (Tensor::zeros([2], options), Tensor::zeros([2], options));
-        let slot =
-            AdamSlot { parameter: &parameter, gradient: &gradient, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq };
+        let slot = AdamSlot {
+            parameter: &parameter,
+            gradient: &gradient,
+            exp_avg: &exp_avg,
+            exp_avg_sq: &exp_avg_sq,
+        };
         let hyper = AdamHyper { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, weight_decay: 0.5, eps: 1e-8 };
         fused_adamw(&[slot], &Tensor::ones([], options), hyper).unwrap();
         let values: Vec<f32> = (&parameter).try_into().unwrap();

@@ -109,7 +109,10 @@ impl Group<'_> {
             let coefficients = scored.gradient.index_select(0, &sequences);
             self.second_pass(&coefficients, sums.kept, gradients);
         }
-        let kl = Tensor::cat(&[Tensor::zeros([STATISTICS as i64 - 1], (Kind::Double, sums.kl.device())), sums.kl.view([1])], 0);
+        let kl = Tensor::cat(
+            &[Tensor::zeros([STATISTICS as i64 - 1], (Kind::Double, sums.kl.device())), sums.kl.view([1])],
+            0,
+        );
         scored.statistics + kl
     }
 
@@ -176,7 +179,12 @@ impl Group<'_> {
         pairs * self.batch.sequences_per_pair
     }
 
-    fn second_pass(&self, coefficients: &Tensor, mut kept: Option<Tensor>, gradients: &mut HeadGradients<'_>) {
+    fn second_pass(
+        &self,
+        coefficients: &Tensor,
+        mut kept: Option<Tensor>,
+        gradients: &mut HeadGradients<'_>,
+    ) {
         for tile in self.tiles() {
             let mut dz = kept.take().unwrap_or_else(|| self.policy.log_probabilities(tile).exp_());
             let a = coefficients.narrow(0, tile.start - self.span.start, tile.len).unsqueeze(1);
@@ -233,9 +241,13 @@ mod tests {
         let (weight, other) = (Tensor::randn([VOCAB, 4], options), Tensor::randn([VOCAB, 4], options));
         let objective = Objective::Preference { loss_type: LossType::Sigmoid, beta: 0.3, global_pairs: 5.0 };
 
-        let (leaf_rows, leaf_weight) = (rows.copy().set_requires_grad(true), weight.copy().set_requires_grad(true));
+        let (leaf_rows, leaf_weight) =
+            (rows.copy().set_requires_grad(true), weight.copy().set_requires_grad(true));
         let token = |rows: &Tensor, weight: &Tensor| {
-            rows.matmul(&weight.tr()).log_softmax(-1, Kind::Float).gather(1, &batch.targets.unsqueeze(1), false).squeeze_dim(1)
+            rows.matmul(&weight.tr())
+                .log_softmax(-1, Kind::Float)
+                .gather(1, &batch.targets.unsqueeze(1), false)
+                .squeeze_dim(1)
         };
         let sequence = |tokens: &Tensor| Tensor::zeros([6], options).index_add(0, &batch.sequences, tokens);
         let policy = sequence(&token(&leaf_rows, &leaf_weight));

@@ -1,15 +1,30 @@
-//! Libraries of the trainer process: model families, layer-wise engine, communicators, checkpoints, session.
+//! Libraries of the trainer process.
+//!
+//! - [`model`], [`lora`], [`batch`], [`head`], [`loss`]: what a pass computes.
+//! - [`engine`], [`parameters`], [`optimizer`], [`schedule`]: what a step does with it.
+//! - [`comm`], [`rendezvous`]: collectives between ranks.
+//! - [`checkpoint`], [`generate`], [`load`]: models in and out.
+//! - [`session`], [`feed`], [`run`]: the coordinator's side of the process.
 
 pub mod batch;
+pub mod checkpoint;
+pub mod cli;
 pub mod comm;
 pub mod device;
 pub mod engine;
 pub mod ext;
+pub mod feed;
+pub mod generate;
 pub mod head;
+pub mod load;
 pub mod lora;
 pub mod loss;
 pub mod model;
 pub mod optimizer;
+pub mod panics;
 pub mod parameters;
+pub mod rendezvous;
+pub mod run;
 pub mod schedule;
+pub mod session;
 pub mod timing;

@@ -6,7 +6,7 @@ use dyad_proto::{Fault, RunConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::model::blocks::Adapter;
+use crate::model::blocks::{Adapter, Linear};
 use crate::model::weights::Weights;
 use crate::model::{Model, Part};
 use crate::parameters::Named;
@@ -32,7 +32,7 @@ pub struct LoraSpec {
 }
 
 /// `adapter_config.json`, the fields that matter here.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct PeftConfig {
     /// Always `LORA`.
     pub peft_type: String,
@@ -75,8 +75,8 @@ impl PeftConfig {
         let path = dir.join(ADAPTER_CONFIG);
         let text = std::fs::read_to_string(&path)
             .map_err(|error| Fault::input(format!("cannot read {}: {error}", path.display())))?;
-        let config: Self =
-            serde_json::from_str(&text).map_err(|error| Fault::input(format!("{}: {error}", path.display())))?;
+        let config: Self = serde_json::from_str(&text)
+            .map_err(|error| Fault::input(format!("{}: {error}", path.display())))?;
         let unsupported = if config.peft_type != "LORA" {
             Some(format!("peft_type {}", config.peft_type))
         } else if config.use_rslora || config.use_dora {
@@ -97,20 +97,54 @@ impl LoraSpec {
     /// From the run's configuration; an adapter folder to start from decides rank, scale and modules.
     pub fn new(config: &RunConfig, start: Option<&Path>) -> Result<Self, Fault> {
         if let Some(dir) = start {
-            let peft = PeftConfig::load(dir)?;
             return Ok(Self {
-                r: peft.r,
-                alpha: peft.lora_alpha,
                 dropout: config.lora_dropout,
-                modules: module_names(&peft.target_modules),
-                start: Some(dir.to_owned()),
+                ..Self::from_peft(&PeftConfig::load(dir)?, dir)
             });
         }
         let modules = match config.lora_trainable_modules.trim() {
             "all-linear" => Vec::new(),
-            list => list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect(),
+            list => {
+                list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
+            }
         };
-        Ok(Self { r: config.lora_r.into(), alpha: config.lora_alpha(), dropout: config.lora_dropout, modules, start: None })
+        Ok(Self {
+            r: config.lora_r.into(),
+            alpha: config.lora_alpha(),
+            dropout: config.lora_dropout,
+            modules,
+            start: None,
+        })
+    }
+
+    /// The adapters that a PEFT folder holds, without dropout.
+    #[must_use]
+    pub fn from_peft(peft: &PeftConfig, dir: &Path) -> Self {
+        Self {
+            r: peft.r,
+            alpha: peft.lora_alpha,
+            dropout: 0.0,
+            modules: module_names(&peft.target_modules),
+            start: Some(dir.to_owned()),
+        }
+    }
+
+    /// What PEFT is told about these adapters; the modules are filled in when they are saved.
+    #[must_use]
+    pub fn peft_config(&self, base: &str) -> PeftConfig {
+        PeftConfig {
+            peft_type: "LORA".into(),
+            r: self.r,
+            lora_alpha: self.alpha,
+            lora_dropout: self.dropout,
+            target_modules: serde_json::Value::Null,
+            base_model_name_or_path: Some(base.to_owned()),
+            bias: none(),
+            task_type: Some("CAUSAL_LM".into()),
+            use_rslora: false,
+            use_dora: false,
+            inference_mode: true,
+        }
     }
 
     fn adapts(&self, name: &str) -> bool {
@@ -121,7 +155,9 @@ impl LoraSpec {
 
 fn module_names(value: &serde_json::Value) -> Vec<String> {
     match value {
-        serde_json::Value::Array(names) => names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect(),
+        serde_json::Value::Array(names) => {
+            names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+        }
         serde_json::Value::String(name) if name != "all-linear" => vec![name.clone()],
         _ => Vec::new(),
     }
@@ -214,6 +250,16 @@ pub fn frozen_reference(model: &mut Model) -> Model {
         }
     }
     reference
+}
+
+/// Brings adapters that are not trained to the precision of the passes.
+pub fn cast(model: &mut Model) {
+    let kind = model.place.kind;
+    for (_, part) in model.layers.iter_mut().flat_map(|layer| layer.parts()) {
+        if let Part::Linear(Linear { adapter: Some(adapter), .. }) = part {
+            (adapter.a, adapter.b) = (adapter.a.to_kind(kind), adapter.b.to_kind(kind));
+        }
+    }
 }
 
 /// Names of the adapted layers, for `target_modules`.

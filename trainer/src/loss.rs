@@ -48,10 +48,7 @@ pub fn score(objective: Objective, logps: &Tensor, reference: Option<&Tensor>) -
         Objective::Likelihood { global_tokens } => {
             let total = logps.sum(Kind::Double);
             let zero = total.zeros_like();
-            let statistics = Tensor::stack(
-                &[&-&total, &zero, &zero, &zero, &total, &zero, &zero, &zero],
-                0,
-            );
+            let statistics = Tensor::stack(&[&-&total, &zero, &zero, &zero, &total, &zero, &zero, &zero], 0);
             Scored { gradient: logps.full_like(-1.0 / global_tokens), statistics }
         }
     }
@@ -66,7 +63,8 @@ fn preference(loss_type: LossType, beta: f64, global_pairs: f64, sides: &Sides<'
     let leaf = sides.logps.detach().set_requires_grad(true);
     let rewards = (&leaf - sides.reference) * beta;
     let per_pair = pair_loss(loss_type, &chosen(&rewards), &rejected(&rewards));
-    let gradient = Tensor::run_backward(&[per_pair.sum(Kind::Float)], &[&leaf], false, false).remove(0) / global_pairs;
+    let gradient =
+        Tensor::run_backward(&[per_pair.sum(Kind::Float)], &[&leaf], false, false).remove(0) / global_pairs;
     let rewards = rewards.detach();
     let greater = |x: &Tensor| chosen(x).gt_tensor(&rejected(x)).sum(Kind::Double);
     let sum = |x: &Tensor| x.sum(Kind::Double);
@@ -129,12 +127,16 @@ mod tests {
         let scored = score(objective(0.5), &logps, Some(&reference));
         let expected = -0.5 / (1.0 + 0.75f64.exp()) / 4.0;
         let gradient = values(&scored.gradient);
-        assert!((gradient[0] - expected).abs() < 1e-7 && (gradient[1] + expected).abs() < 1e-7, "{gradient:?}");
+        assert!(
+            (gradient[0] - expected).abs() < 1e-7 && (gradient[1] + expected).abs() < 1e-7,
+            "{gradient:?}"
+        );
     }
 
     #[test]
     fn likelihood_is_a_token_mean() {
-        let scored = score(Objective::Likelihood { global_tokens: 8.0 }, &Tensor::from_slice(&[-3.0f32, -5.0]), None);
+        let scored =
+            score(Objective::Likelihood { global_tokens: 8.0 }, &Tensor::from_slice(&[-3.0f32, -5.0]), None);
         assert_eq!(values(&scored.statistics)[0], 8.0);
         assert_eq!(values(&scored.gradient), [-0.125, -0.125]);
     }

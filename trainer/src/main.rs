@@ -1,1 +1,73 @@
-fn main() {}
+//! Entry point of the trainer: command line in, exit status out.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use dyad_data::new_model;
+use dyad_data::tokenizer::ChatTokenizer;
+use dyad_proto::Fault;
+use dyad_proto::preference::PreferencePair;
+use trainer::cli::{Cli, Command, GenerateOptions, RunOptions};
+use trainer::session::Identity;
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DYAD_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    trainer::panics::silence();
+    let result = match Cli::parse().command {
+        Command::Run(options) => run(options),
+        Command::NewModel(options) => new_model::create(&options),
+        Command::Generate(options) => generate(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            let _ = writeln!(std::io::stderr(), "{}", fault.report());
+            ExitCode::from(fault.code.exit_status())
+        }
+    }
+}
+
+fn use_threads(threads: Option<usize>) {
+    if let Some(threads) = threads {
+        tch::set_num_threads(threads.max(1) as i32);
+    }
+}
+
+fn run(options: RunOptions) -> Result<(), Fault> {
+    use_threads(options.threads);
+    trainer::run::run(&Identity {
+        coordinator: options.coordinator,
+        name: options.name,
+        launch_index: options.launch_index,
+        device: options.device,
+    })
+}
+
+fn generate(options: &GenerateOptions) -> Result<(), Fault> {
+    use_threads(options.threads);
+    let text = std::fs::read_to_string(&options.pairs)
+        .map_err(|error| Fault::input(format!("cannot read {}: {error}", options.pairs.display())))?;
+    let mut conversations = Vec::new();
+    for (number, line) in
+        text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).take(options.limit)
+    {
+        let pair = PreferencePair::parse(line).map_err(|error| {
+            Fault::input(format!("{} line {}: {error}", options.pairs.display(), number + 1))
+        })?;
+        conversations.push(pair.messages);
+    }
+    let model = trainer::run::load_for_inference(&options.model)?;
+    let tokenizer = ChatTokenizer::load(&options.model)?;
+    let answers = trainer::panics::caught(|| {
+        trainer::generate::complete(&model, &tokenizer, &conversations, options.max_new_tokens)
+    })?;
+    let mut out = std::io::stdout().lock();
+    for (conversation, completion) in conversations.iter().zip(answers) {
+        let prompt = conversation.last().map(|message| message.content.as_str()).unwrap_or_default();
+        writeln!(out, "{}", serde_json::json!({ "prompt": prompt, "completion": completion }))
+            .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))?;
+    }
+    Ok(())
+}

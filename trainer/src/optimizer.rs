@@ -21,7 +21,12 @@ impl Optimizer {
     }
 
     /// Clips and applies the reduced gradients as the `step`-th step, counted from 1. Returns the norm before clipping.
-    pub fn step(&self, parameters: &mut Parameters, step: u64, learning_rate: f64) -> Result<f64, TorchError> {
+    pub fn step(
+        &self,
+        parameters: &mut Parameters,
+        step: u64,
+        learning_rate: f64,
+    ) -> Result<f64, TorchError> {
         let norm = global_norm(parameters);
         if self.max_grad_norm > 0.0 {
             // The same guard against division by zero as torch's clip_grad_norm_.
@@ -58,7 +63,11 @@ fn slot(parameter: &Parameter) -> AdamSlot<'_> {
 fn global_norm(parameters: &Parameters) -> f64 {
     let squares: Vec<Tensor> =
         parameters.buckets.iter().map(|bucket| bucket.grad.dot(&bucket.grad).to_kind(Kind::Double)).collect();
-    if squares.is_empty() { 0.0 } else { Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[]) }
+    if squares.is_empty() {
+        0.0
+    } else {
+        Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[])
+    }
 }
 
 #[cfg(test)]

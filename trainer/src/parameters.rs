@@ -61,19 +61,24 @@ impl Parameters {
     /// Moves the given float32 tensors into flat buffers and leaves, in their place, trainable leaves of kind `compute`.
     #[must_use]
     pub fn adopt(units: Vec<Vec<Named<'_>>>, compute: Kind) -> Self {
-        let sizes: Vec<i64> = units.iter().map(|unit| unit.iter().map(|(_, tensor)| tensor.numel() as i64).sum()).collect();
+        let sizes: Vec<i64> =
+            units.iter().map(|unit| unit.iter().map(|(_, tensor)| tensor.numel() as i64).sum()).collect();
         let mut units: Vec<Option<Vec<Named<'_>>>> = units.into_iter().map(Some).collect();
         let mut adopted: Vec<Vec<Parameter>> = Vec::new();
         adopted.resize_with(units.len(), Vec::new);
         let mut buckets = Vec::new();
         for range in bucket_ranges(&sizes) {
             let total: i64 = sizes[range.clone()].iter().sum();
-            let members: Vec<_> = range.clone().filter_map(|unit| Some((unit, units[unit].take()?))).collect();
-            let Some(device) = members.iter().flat_map(|(_, unit)| unit).map(|(_, tensor)| tensor.device()).next() else {
+            let members: Vec<_> =
+                range.clone().filter_map(|unit| Some((unit, units[unit].take()?))).collect();
+            let Some(device) =
+                members.iter().flat_map(|(_, unit)| unit).map(|(_, tensor)| tensor.device()).next()
+            else {
                 continue;
             };
             let buffer = || Tensor::zeros([total], (Kind::Float, device));
-            let buffers = Buffers { master: buffer(), grad: buffer(), exp_avg: buffer(), exp_avg_sq: buffer() };
+            let buffers =
+                Buffers { master: buffer(), grad: buffer(), exp_avg: buffer(), exp_avg_sq: buffer() };
             let mut offset = 0;
             for (unit, tensors) in members {
                 for (name, tensor) in tensors {
@@ -107,7 +112,9 @@ impl Parameters {
     /// Copies updated master weights to the tensors that the model computes with.
     pub fn publish(&mut self) {
         tch::no_grad(|| {
-            for parameter in self.units.iter_mut().flatten().filter(|parameter| parameter.leaf.kind() != Kind::Float) {
+            for parameter in
+                self.units.iter_mut().flatten().filter(|parameter| parameter.leaf.kind() != Kind::Float)
+            {
                 parameter.leaf.copy_(&parameter.master);
             }
         });

@@ -33,7 +33,8 @@ impl Schedule {
         if done < self.warmup_steps {
             return self.peak * done as f64 / self.warmup_steps as f64;
         }
-        let progress = (done - self.warmup_steps) as f64 / (self.total_steps - self.warmup_steps).max(1) as f64;
+        let progress =
+            (done - self.warmup_steps) as f64 / (self.total_steps - self.warmup_steps).max(1) as f64;
         let shape = match self.shape {
             LrSchedulerType::Constant => return self.peak,
             LrSchedulerType::Linear => 1.0 - progress,
@@ -48,8 +49,13 @@ mod tests {
     use super::*;
 
     fn schedule(shape: LrSchedulerType, warmup_ratio: f64, min_lr_ratio: f64) -> Schedule {
-        let config =
-            RunConfig { lr_scheduler_type: shape, warmup_ratio, min_lr_ratio, learning_rate: 2.0, ..Default::default() };
+        let config = RunConfig {
+            lr_scheduler_type: shape,
+            warmup_ratio,
+            min_lr_ratio,
+            learning_rate: 2.0,
+            ..Default::default()
+        };
         Schedule::new(&config, 10)
     }
 

@@ -40,14 +40,19 @@ pub fn resolve(model: &str) -> Result<PathBuf, Fault> {
 
 /// Hub ids are `name` or `org/name`; everything else is meant as a path.
 fn looks_like_path(model: &str) -> bool {
-    model.starts_with(['.', '/', '~']) || model.matches('/').count() > 1 || model.ends_with('/') || model.is_empty()
+    model.starts_with(['.', '/', '~'])
+        || model.matches('/').count() > 1
+        || model.ends_with('/')
+        || model.is_empty()
 }
 
 fn cached(model: &str) -> Result<PathBuf, Fault> {
     let config = Cache::from_env().repo(Repo::model(model.to_owned())).get("config.json");
     config.and_then(|path| path.parent().map(Path::to_owned)).ok_or_else(|| {
-        Fault::unavailable(format!("model {model} is not in the Hugging Face cache and HF_HUB_OFFLINE is set"))
-            .hint("download it once without HF_HUB_OFFLINE, or give a local folder")
+        Fault::unavailable(format!(
+            "model {model} is not in the Hugging Face cache and HF_HUB_OFFLINE is set"
+        ))
+        .hint("download it once without HF_HUB_OFFLINE, or give a local folder")
     })
 }
 
@@ -68,11 +73,15 @@ fn download(model: &str) -> Result<PathBuf, Fault> {
     for name in names.iter().filter(|name| wanted(name)) {
         fetch(&repo, name).map_err(|error| failed(&error))?;
     }
-    config.parent().map(Path::to_owned).ok_or_else(|| Fault::failed("the hub cache has no folder for the model"))
+    config
+        .parent()
+        .map(Path::to_owned)
+        .ok_or_else(|| Fault::failed("the hub cache has no folder for the model"))
 }
 
 fn wanted(name: &str) -> bool {
-    OPTIONAL_FILES.contains(&name) || name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"))
+    OPTIONAL_FILES.contains(&name)
+        || name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"))
 }
 
 fn fetch(repo: &ApiRepo, name: &str) -> Result<PathBuf, ApiError> {
@@ -89,7 +98,10 @@ mod tests {
     fn a_missing_folder_is_not_taken_for_a_hub_id() {
         for path in ["./no/such", "/no/such", "runs/sft/final"] {
             let fault = resolve(path).unwrap_err();
-            assert_eq!((fault.code, fault.message), (ErrorCode::InvalidInput, format!("no model folder at {path}")));
+            assert_eq!(
+                (fault.code, fault.message),
+                (ErrorCode::InvalidInput, format!("no model folder at {path}"))
+            );
         }
     }
 

@@ -68,8 +68,13 @@ pub fn create(options: &NewModelOptions) -> Result<(), Fault> {
         return Err(Fault::input(format!("{} exists", options.out.display()))
             .hint("choose another --out, or pass --overwrite"));
     }
-    if options.heads == 0 || options.hidden_size % (2 * options.heads) != 0 || options.heads % options.kv_heads.max(1) != 0 {
-        return Err(Fault::input("hidden-size must be a multiple of twice the heads, heads a multiple of kv-heads"));
+    if options.heads == 0
+        || options.hidden_size % (2 * options.heads) != 0
+        || options.heads % options.kv_heads.max(1) != 0
+    {
+        return Err(Fault::input(
+            "hidden-size must be a multiple of twice the heads, heads a multiple of kv-heads",
+        ));
     }
     let texts = texts(&options.texts)?;
     std::fs::create_dir_all(&options.out).map_err(|error| cannot_write(&options.out, &error))?;
@@ -100,7 +105,12 @@ fn texts(path: &Path) -> Result<Vec<String>, Fault> {
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let pair = PreferencePair::parse(line)
             .map_err(|error| Fault::input(format!("{} line {}: {error}", path.display(), number + 1)))?;
-        texts.extend(pair.messages.into_iter().chain([pair.preferred, pair.non_preferred]).map(|message| message.content));
+        texts.extend(
+            pair.messages
+                .into_iter()
+                .chain([pair.preferred, pair.non_preferred])
+                .map(|message| message.content),
+        );
     }
     if texts.is_empty() {
         return Err(Fault::input(format!("{} holds no pairs", path.display())));
@@ -171,7 +181,9 @@ fn tensors(options: &NewModelOptions, vocab: usize) -> Vec<(String, Vec<usize>)>
     let keys = hidden / options.heads * options.kv_heads;
     let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocab, hidden])];
     for layer in 0..options.layers {
-        let mut add = |name: &str, shape: &[usize]| tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+        let mut add = |name: &str, shape: &[usize]| {
+            tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()))
+        };
         add("input_layernorm.weight", &[hidden]);
         for (name, outputs) in [("q", hidden), ("k", keys), ("v", keys)] {
             add(&format!("self_attn.{name}_proj.weight"), &[outputs, hidden]);
@@ -282,7 +294,9 @@ mod tests {
         create(&options).unwrap();
         std::fs::write(options.out.join("tokenizer_config.json"), "{}").unwrap();
         let fault = ChatTokenizer::load(&options.out).unwrap_err();
-        assert!(fault.message.ends_with("has no chat template") && fault.hint.contains("chat_template.jinja"));
+        assert!(
+            fault.message.ends_with("has no chat template") && fault.hint.contains("chat_template.jinja")
+        );
         std::fs::remove_file(options.out.join("tokenizer.json")).unwrap();
         assert!(ChatTokenizer::load(&options.out).unwrap_err().message.starts_with("no tokenizer.json in"));
     }

@@ -71,8 +71,10 @@ pub fn tokenize_all(
     pairs
         .par_iter()
         .map(|pair| {
-            let named = |fault: Fault| Fault { message: format!("pair {}: {}", pair.id, fault.message), ..fault };
-            let parsed = PreferencePair::parse(&pair.json).map_err(|error| named(Fault::input(error.to_string())))?;
+            let named =
+                |fault: Fault| Fault { message: format!("pair {}: {}", pair.id, fault.message), ..fault };
+            let parsed =
+                PreferencePair::parse(&pair.json).map_err(|error| named(Fault::input(error.to_string())))?;
             tokenize(tokenizer, &parsed, max_len).map_err(named)
         })
         .collect()

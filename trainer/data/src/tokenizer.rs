@@ -24,8 +24,8 @@ impl ChatTokenizer {
                 "save the tokenizer with transformers' save_pretrained (fast tokenizers write tokenizer.json)",
             ));
         }
-        let mut tokenizer =
-            Tokenizer::from_file(&path).map_err(|error| Fault::input(format!("{}: {error}", path.display())))?;
+        let mut tokenizer = Tokenizer::from_file(&path)
+            .map_err(|error| Fault::input(format!("{}: {error}", path.display())))?;
         // Length is the run's business (max_seq_length), never the file's.
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);
@@ -41,8 +41,9 @@ impl ChatTokenizer {
             .map(|message| hf_chat_template::Message::new(role_name(message.role), message.content.clone()))
             .collect();
         self.template.render_messages(&messages, add_generation_prompt).map_err(|error| {
-            Fault::input(format!("the chat template refuses a conversation: {}", one_line(&error)))
-                .hint("check the order of roles; some templates take no system message or insist on alternation")
+            Fault::input(format!("the chat template refuses a conversation: {}", one_line(&error))).hint(
+                "check the order of roles; some templates take no system message or insist on alternation",
+            )
         })
     }
 
@@ -57,7 +58,9 @@ impl ChatTokenizer {
 
     /// Text of ids, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Fault> {
-        self.tokenizer.decode(ids, true).map_err(|error| Fault::failed(format!("cannot decode tokens: {error}")))
+        self.tokenizer
+            .decode(ids, true)
+            .map_err(|error| Fault::failed(format!("cannot decode tokens: {error}")))
     }
 
     /// Ids that end a generated answer.
@@ -93,15 +96,16 @@ fn template(dir: &Path, config: &TokenizerConfig) -> Result<ChatTemplate, Fault>
         Err(_) => ChatTemplate::builder_from_config(config),
     };
     let builder = builder.map_err(|_| {
-        Fault::input(format!("the tokenizer in {} has no chat template", dir.display()))
-            .hint("add chat_template.jinja, or `chat_template` in tokenizer_config.json; instruct models ship one")
+        Fault::input(format!("the tokenizer in {} has no chat template", dir.display())).hint(
+            "add chat_template.jinja, or `chat_template` in tokenizer_config.json; instruct models ship one",
+        )
     })?;
     // One date per process: a template that prints today's date must not change under a run.
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    builder
-        .clock(FixedClock::from_unix_secs(now as i64))
-        .build()
-        .map_err(|error| Fault::input(format!("the chat template in {} is broken: {}", dir.display(), one_line(&error))))
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    builder.clock(FixedClock::from_unix_secs(now as i64)).build().map_err(|error| {
+        Fault::input(format!("the chat template in {} is broken: {}", dir.display(), one_line(&error)))
+    })
 }
 
 fn one_line(error: &TemplateError) -> String {
@@ -111,9 +115,12 @@ fn one_line(error: &TemplateError) -> String {
 /// `eos_token_id` of generation_config.json, else of config.json, else the tokenizer's own.
 fn stop_ids(dir: &Path, config: &TokenizerConfig, tokenizer: &Tokenizer) -> Vec<u32> {
     let from_file = |name: &str| {
-        let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(dir.join(name)).ok()?).ok()?;
+        let json: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(dir.join(name)).ok()?).ok()?;
         match json.get("eos_token_id")? {
-            serde_json::Value::Array(ids) => Some(ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect()),
+            serde_json::Value::Array(ids) => {
+                Some(ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect())
+            }
             id => Some(vec![id.as_u64()? as u32]),
         }
     };

@@ -98,7 +98,13 @@ impl Store {
         let mut raw = std::ptr::null_mut();
         // SAFETY: a NUL-terminated host, and two out-pointers that live across the call.
         let result = unsafe {
-            dyad_store_new(host.as_ptr(), &raw mut port, serve, CONNECT_TIMEOUT.as_millis() as i64, &raw mut raw)
+            dyad_store_new(
+                host.as_ptr(),
+                &raw mut port,
+                serve,
+                CONNECT_TIMEOUT.as_millis() as i64,
+                &raw mut raw,
+            )
         };
         checked(operation, result)?;
         Ok(Self { raw, port })

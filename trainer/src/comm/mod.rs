@@ -6,7 +6,7 @@
 //!   never used again.
 
 pub mod gloo;
-//NCCL pub mod nccl;
+pub mod nccl;
 
 use std::fmt;
 

@@ -99,7 +99,12 @@ fn scaled(inv_freq: f64, scaling: &RopeScaling) -> f64 {
     match *scaling {
         RopeScaling::Default => inv_freq,
         RopeScaling::Linear { factor } => inv_freq / factor,
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
             let wavelength = 2.0 * std::f64::consts::PI / inv_freq;
             let original = original_max_position_embeddings;
             if wavelength < original / high_freq_factor {
@@ -184,9 +189,13 @@ fn branch_mask(prompt: i64, len: i64, kind: Kind, device: Device) -> Tensor {
 fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
     let heads_first = |x: &Tensor| x.transpose(0, 1).unsqueeze(0);
     let groups = q.size()[1] / k.size()[1];
-    let widen = |x: &Tensor| if groups == 1 { x.shallow_clone() } else { x.repeat_interleave_self_int(groups, 1, None) };
+    let widen = |x: &Tensor| {
+        if groups == 1 { x.shallow_clone() } else { x.repeat_interleave_self_int(groups, 1, None) }
+    };
     let (q, k, v) = (heads_first(q), heads_first(&widen(k)), heads_first(&widen(v)));
-    Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, mask.is_none(), None, false).squeeze_dim(0).transpose(0, 1)
+    Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, mask.is_none(), None, false)
+        .squeeze_dim(0)
+        .transpose(0, 1)
 }
 
 /// `down(silu(gate(x)) * up(x))`.

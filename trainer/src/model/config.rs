@@ -98,7 +98,8 @@ impl ModelConfig {
             Fault::input(format!("cannot read {}: {error}", path.display()))
                 .hint("`model` must name a Hugging Face model folder with config.json, or a hub id")
         })?;
-        Self::parse(&text).map_err(|fault| Fault { message: format!("{}: {}", path.display(), fault.message), ..fault })
+        Self::parse(&text)
+            .map_err(|fault| Fault { message: format!("{}: {}", path.display(), fault.message), ..fault })
     }
 
     /// Parses the text of a `config.json`.
@@ -112,7 +113,8 @@ impl ModelConfig {
                 .hint("set it to false if your sequences are shorter than the window"));
         }
         // New-style `rope_parameters` holds theta and scaling in one object; old-style files split them.
-        let rope = raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref()).filter(|value| !value.is_null());
+        let rope =
+            raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref()).filter(|value| !value.is_null());
         let theta = rope.and_then(|value| value.get("rope_theta")).and_then(Value::as_f64).or(raw.rope_theta);
         Ok(Self {
             vocab_size: raw.vocab_size,
@@ -136,9 +138,13 @@ impl ModelConfig {
 }
 
 fn rope_scaling(value: &Value) -> Result<RopeScaling, Fault> {
-    let kind = value.get("rope_type").or_else(|| value.get("type")).and_then(Value::as_str).unwrap_or("default");
+    let kind =
+        value.get("rope_type").or_else(|| value.get("type")).and_then(Value::as_str).unwrap_or("default");
     let number = |key: &str| {
-        value.get(key).and_then(Value::as_f64).ok_or_else(|| Fault::input(format!("rope scaling \"{kind}\": no number `{key}`")))
+        value
+            .get(key)
+            .and_then(Value::as_f64)
+            .ok_or_else(|| Fault::input(format!("rope scaling \"{kind}\": no number `{key}`")))
     };
     match kind {
         "default" => Ok(RopeScaling::Default),
@@ -180,7 +186,8 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_says_so() {
-        let yarn = LLAMA.replace("\"hidden_act\"", "\"rope_scaling\":{\"rope_type\":\"yarn\"},\"hidden_act\"");
+        let yarn =
+            LLAMA.replace("\"hidden_act\"", "\"rope_scaling\":{\"rope_type\":\"yarn\"},\"hidden_act\"");
         assert_eq!(ModelConfig::parse(&yarn).unwrap_err().message, "rope scaling \"yarn\" is not supported");
         let gelu = LLAMA.replace("silu", "gelu");
         assert!(ModelConfig::parse(&gelu).unwrap_err().message.contains("hidden_act \"gelu\""));

@@ -66,9 +66,11 @@ impl LlamaLayer {
 
 impl DecoderLayer for LlamaLayer {
     fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let attended = self.self_attn.forward(&rms_norm(hidden, &self.input_layernorm, self.rms_norm_eps), pass);
+        let attended =
+            self.self_attn.forward(&rms_norm(hidden, &self.input_layernorm, self.rms_norm_eps), pass);
         let hidden = hidden + attended;
-        let transformed = self.mlp.forward(&rms_norm(&hidden, &self.post_attention_layernorm, self.rms_norm_eps), pass);
+        let transformed =
+            self.mlp.forward(&rms_norm(&hidden, &self.post_attention_layernorm, self.rms_norm_eps), pass);
         hidden + transformed
     }
 

@@ -213,7 +213,10 @@ fn load_layer(config: &ModelConfig, source: &LayerSource<'_>) -> Result<Box<dyn 
     match config.model_type.as_str() {
         "llama" => llama::load_layer(config, source),
         "qwen2" => qwen2::load_layer(config, source),
-        other => Err(Fault::input(format!("model_type \"{other}\" is not supported")).hint("supported: llama, qwen2")),
+        other => {
+            Err(Fault::input(format!("model_type \"{other}\" is not supported"))
+                .hint("supported: llama, qwen2"))
+        }
     }
 }
 

@@ -76,8 +76,9 @@ impl Weights {
             ))
             .hint("config.json does not belong to these weights"));
         }
-        let kind = kind(view.dtype())
-            .ok_or_else(|| Fault::input(format!("tensor {name} in {}: unsupported dtype {:?}", path.display(), view.dtype())))?;
+        let kind = kind(view.dtype()).ok_or_else(|| {
+            Fault::input(format!("tensor {name} in {}: unsupported dtype {:?}", path.display(), view.dtype()))
+        })?;
         Ok(Tensor::from_data_size(view.data(), &found, kind))
     }
 
@@ -100,7 +101,10 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, Fault> {
     let bad = |what: String| Fault::input(format!("{}: {what}", index.display()));
     let text = std::fs::read_to_string(index).map_err(|error| bad(error.to_string()))?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
-    let map = json.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| bad("no `weight_map`".into()))?;
+    let map = json
+        .get("weight_map")
+        .and_then(|map| map.as_object())
+        .ok_or_else(|| bad("no `weight_map`".into()))?;
     let mut names: Vec<&str> = map.values().filter_map(|value| value.as_str()).collect();
     names.sort_unstable();
     names.dedup();
@@ -110,7 +114,8 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, Fault> {
 #[expect(unsafe_code, reason = "memory mapping")]
 fn map_file(path: &Path) -> Result<Mmap, Fault> {
     let cannot = |error: std::io::Error| {
-        Fault::input(format!("cannot read {}: {error}", path.display())).hint("the model folder is incomplete")
+        Fault::input(format!("cannot read {}: {error}", path.display()))
+            .hint("the model folder is incomplete")
     };
     let file = File::open(path).map_err(cannot)?;
     // SAFETY: the map is read-only; a model folder that changes under a running process is the user's to avoid.
@@ -153,7 +158,10 @@ mod tests {
         let values: Vec<f32> = weights.tensor("a", &[2, 1]).unwrap().flatten(0, -1).try_into().unwrap();
         assert_eq!(values, [1.0, 2.0]);
         let message = weights.tensor("a", &[1, 2]).unwrap_err().message;
-        assert!(message.contains("tensor a in") && message.ends_with("has shape [2, 1], expected [1, 2]"), "{message}");
+        assert!(
+            message.contains("tensor a in") && message.ends_with("has shape [2, 1], expected [1, 2]"),
+            "{message}"
+        );
         assert!(weights.tensor("b", &[1]).unwrap_err().message.starts_with("missing tensor b in"));
     }
 

@@ -1,0 +1,40 @@
+//! Model folders as they are written: weights and tokenizer that transformers and PEFT load as they are, optimizer state and
+//! cursor beside them.
+//!
+//! - K-1: a folder appears under its final name only when every file in it is complete and on disk.
+//! - K-2: restoring a checkpoint brings back weights and moments bit for bit, whatever precision the weights are stored in.
+
+mod files;
+pub mod load;
+pub mod save;
+mod tensors;
+
+use dyad_proto::Fault;
+use serde::{Deserialize, Serialize};
+
+/// Cursor file: its presence makes a folder a checkpoint of a run.
+pub const STATE_FILE: &str = "dyad_state.json";
+/// Moments and, where the weights are stored in less than float32, the masters.
+pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// Where a run stood; what a resume compares before it trusts the folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Optimizer steps of the whole run.
+    pub total_steps: u64,
+    /// SHA-256 of the training file.
+    pub dataset_sha256: String,
+    /// Seed of the data order.
+    pub random_seed: u64,
+    /// Pairs per optimizer step.
+    pub batch_size: u32,
+    /// Trainers that took part.
+    pub world_size: u32,
+}
+
+fn cannot_write(path: &std::path::Path, error: &dyn std::fmt::Display) -> Fault {
+    Fault::failed(format!("cannot write {}: {error}", path.display()))
+        .hint("check permissions and free space; the last complete checkpoint is untouched")
+}

@@ -1,0 +1,71 @@
+//! Command line of the trainer. The launcher starts `run`; people use the other two.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use dyad_data::new_model::NewModelOptions;
+
+/// One trainer process of a Dyad run.
+#[derive(Debug, Parser)]
+#[command(
+    name = "trainer",
+    version,
+    after_help = "Exit status: 0 success, 1 the run failed, 2 invalid input, \
+3 the coordinator cannot be reached, 4 stopped because another process failed, 130 interrupted."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Join a run at its coordinator and train (started by the launcher).
+    Run(RunOptions),
+    /// Write a small model with random weights and its own tokenizer, to learn and test with.
+    NewModel(NewModelOptions),
+    /// Answer the prompts of a preference file with a model or adapter folder, one JSON line each.
+    Generate(GenerateOptions),
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct RunOptions {
+    /// Address of the coordinator, e.g. http://10.0.0.1:29400.
+    #[arg(long)]
+    pub coordinator: String,
+    /// Unique name within the run, e.g. node0-cpu or node1-gpu3.
+    #[arg(long)]
+    pub name: String,
+    /// Position among the trainers; ranks are given in this order.
+    #[arg(long)]
+    pub launch_index: u32,
+    /// cpu or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the CPU passes.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// Options of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateOptions {
+    /// Model folder, or adapter folder that names its base.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Preference file whose conversations are answered.
+    #[arg(long)]
+    pub pairs: PathBuf,
+    /// Prompts to answer, from the start of the file.
+    #[arg(long, default_value_t = 5)]
+    pub limit: usize,
+    /// Longest answer.
+    #[arg(long, default_value_t = 64)]
+    pub max_new_tokens: usize,
+    /// Threads of the CPU passes.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}

@@ -1,0 +1,119 @@
+//! Turns what the coordinator sends into work that is ready to compute, on a thread beside the computing one: answers
+//! measure requests and tokenises pairs of coming steps while the current one runs.
+
+use std::sync::mpsc;
+
+use dyad_data::tokenize::{Tokenized, measure, tokenize_all};
+use dyad_data::tokenizer::ChatTokenizer;
+use dyad_proto::Fault;
+use dyad_proto::wire::coordinator_message::Body as Received;
+use dyad_proto::wire::trainer_message::Body as Sent;
+use dyad_proto::wire::{CommunicatorReady, MeasureReport, MeasureRequest, Pair, PairVerdict, RunPlan};
+
+use crate::session::Handle;
+
+/// Next thing to do, ready to compute.
+#[derive(Debug)]
+pub enum Work {
+    /// Connect the ranks.
+    Connect(CommunicatorReady),
+    /// What lies ahead.
+    Plan(RunPlan),
+    /// One optimizer step.
+    Step(Step),
+    /// An evaluation after so many steps.
+    Evaluate {
+        /// Optimizer steps done.
+        step: u64,
+        /// This rank's share of the validation pairs.
+        pairs: Vec<Tokenized>,
+    },
+    /// Save the model and leave.
+    Finish,
+}
+
+/// This rank's share of an optimizer step, tokenised.
+#[derive(Debug)]
+pub struct Step {
+    /// Generation of the run.
+    pub generation: u64,
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// This rank's pairs.
+    pub pairs: Vec<Tokenized>,
+    /// Pairs over all ranks.
+    pub global_pairs: u64,
+    /// Completion tokens of the chosen sides over all ranks.
+    pub global_chosen_tokens: u64,
+    /// Save a checkpoint after the step.
+    pub checkpoint: bool,
+}
+
+/// Starts the thread; it ends with the session, or with the first error.
+pub fn start(
+    received: mpsc::Receiver<Received>,
+    tokenizer: ChatTokenizer,
+    max_len: usize,
+    handle: Handle,
+) -> Result<mpsc::Receiver<Result<Work, Fault>>, Fault> {
+    let (deliver, work) = mpsc::channel();
+    let feed = Feed { tokenizer, max_len, handle };
+    std::thread::Builder::new()
+        .name("feed".into())
+        .spawn(move || {
+            for body in received {
+                let Some(result) = feed.prepare(body).transpose() else { continue };
+                let failed = result.is_err();
+                if deliver.send(result).is_err() || failed {
+                    return;
+                }
+            }
+        })
+        .map_err(|error| Fault::failed(format!("cannot start a thread: {error}")))?;
+    Ok(work)
+}
+
+struct Feed {
+    tokenizer: ChatTokenizer,
+    max_len: usize,
+    handle: Handle,
+}
+
+impl Feed {
+    fn prepare(&self, body: Received) -> Result<Option<Work>, Fault> {
+        Ok(Some(match body {
+            Received::MeasureRequest(request) => return self.answer(&request).map(|()| None),
+            Received::CommunicatorReady(ready) => Work::Connect(ready),
+            Received::RunPlan(plan) => Work::Plan(plan),
+            Received::Step(step) => Work::Step(Step {
+                generation: step.generation,
+                step: step.step,
+                pairs: self.tokenize(&step.pairs)?,
+                global_pairs: step.global_pairs,
+                global_chosen_tokens: step.global_chosen_tokens,
+                checkpoint: step.checkpoint,
+            }),
+            Received::Evaluation(evaluation) => {
+                Work::Evaluate { step: evaluation.step, pairs: self.tokenize(&evaluation.pairs)? }
+            }
+            Received::Finish(_) => Work::Finish,
+            // Handled by the session, or before this thread starts.
+            Received::Abort(_) | Received::Welcome(_) | Received::Assignment(_) => return Ok(None),
+        }))
+    }
+
+    fn answer(&self, request: &MeasureRequest) -> Result<(), Fault> {
+        let lengths = measure(&self.tokenizer, &request.pairs, self.max_len)?;
+        self.handle.send(Sent::MeasureReport(MeasureReport { split: request.split, lengths }));
+        Ok(())
+    }
+
+    fn tokenize(&self, pairs: &[Pair]) -> Result<Vec<Tokenized>, Fault> {
+        let tokenized = tokenize_all(&self.tokenizer, pairs, self.max_len)?;
+        let trainable = |verdict: &PairVerdict| matches!(verdict, PairVerdict::Kept | PairVerdict::Truncated);
+        match tokenized.iter().position(|(verdict, _)| !trainable(verdict)) {
+            Some(index) => Err(Fault::failed(format!("pair {} has nothing to train on", pairs[index].id))),
+            None => Ok(tokenized.into_iter().map(|(_, tokens)| tokens).collect()),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Greedy completions of a few prompts, to look at what a model says.
+
+use std::path::Path;
+
+use dyad_data::tokenizer::ChatTokenizer;
+use dyad_proto::Fault;
+use dyad_proto::preference::Message;
+use tch::{Device, Kind, Tensor};
+
+use crate::batch::Segment;
+use crate::lora::{self, ADAPTER_CONFIG, LoraSpec, PeftConfig};
+use crate::model::Model;
+use crate::model::weights::Place;
+
+/// Most likely answers to some conversations, all prompts in one packed pass per token.
+pub fn complete(
+    model: &Model,
+    tokenizer: &ChatTokenizer,
+    conversations: &[Vec<Message>],
+    max_new_tokens: usize,
+) -> Result<Vec<String>, Fault> {
+    let mut open = Vec::new();
+    for conversation in conversations {
+        let ids = tokenizer.encode(&tokenizer.render(conversation, true)?)?;
+        open.push(Answer { prompt_len: ids.len(), ids, done: false });
+    }
+    for _ in 0..max_new_tokens {
+        let mut growing: Vec<&mut Answer> = open.iter_mut().filter(|answer| !answer.done).collect();
+        if growing.is_empty() {
+            break;
+        }
+        let next = next_tokens(model, &growing);
+        for (answer, token) in growing.iter_mut().zip(next) {
+            answer.done = tokenizer.stop_ids().contains(&token);
+            if !answer.done {
+                answer.ids.push(token);
+            }
+        }
+    }
+    open.iter()
+        .map(|answer| Ok(tokenizer.decode(&answer.ids[answer.prompt_len..])?.trim().to_owned()))
+        .collect()
+}
+
+struct Answer {
+    ids: Vec<u32>,
+    prompt_len: usize,
+    done: bool,
+}
+
+fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Vec<u32> {
+    let (mut tokens, mut positions, mut segments, mut rows) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for answer in answers {
+        let start = tokens.len() as i64;
+        segments.push(Segment { start, prompt: answer.ids.len() as i64, branches: Vec::new() });
+        tokens.extend(answer.ids.iter().map(|&id| i64::from(id)));
+        positions.extend(0..answer.ids.len() as i64);
+        rows.push(tokens.len() as i64 - 1);
+    }
+    let on_device = |values: &[i64]| Tensor::from_slice(values).to_device(model.place.device);
+    let hidden = model.hidden_states(&on_device(&tokens), &on_device(&positions), &segments);
+    let logits = tch::no_grad(|| model.normed_rows(&hidden, &on_device(&rows)).matmul(&model.head().tr()));
+    let best: Vec<i64> =
+        logits.argmax(-1, false).to_kind(Kind::Int64).to_device(Device::Cpu).try_into().unwrap_or_default();
+    best.into_iter().map(|id| id as u32).collect()
+}
+
+/// The model of a folder: whole, or an adapter over the base that it names.
+pub fn load(dir: &Path, place: Place) -> Result<Model, Fault> {
+    if !dir.join(ADAPTER_CONFIG).is_file() {
+        return Model::load(dir, place);
+    }
+    let config = PeftConfig::load(dir)?;
+    let base = config
+        .base_model_name_or_path
+        .as_deref()
+        .ok_or_else(|| Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display())))?;
+    let mut model = Model::load(&dyad_data::hub::resolve(base)?, place)?;
+    lora::attach(&mut model, &LoraSpec::from_peft(&config, dir), 0)?;
+    lora::cast(&mut model);
+    Ok(model)
+}

@@ -1,0 +1,264 @@
+//! A trainer's life: join, load, connect, work off what the coordinator sends, leave.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use dyad_data::tokenizer::ChatTokenizer;
+use dyad_proto::wire::coordinator_message::Body as Received;
+use dyad_proto::wire::trainer_message::Body as Sent;
+use dyad_proto::wire::{
+    Assignment, BootstrapOffer, CheckpointReport, EvaluationReport, ModelReport, Phase, RunPlan, StepReport,
+};
+use dyad_proto::{Fault, RunConfig};
+use tch::Device;
+
+use crate::checkpoint::{State, load::restore, save::Saver};
+use crate::device;
+use crate::engine::{Engine, Share};
+use crate::ext::cuda_peak_bytes;
+use crate::feed::{self, Step, Work};
+use crate::load::{Parts, Sources};
+use crate::model::Model;
+use crate::rendezvous::Rendezvous;
+use crate::schedule::Schedule;
+use crate::session::{Handle, Identity, Session};
+use crate::timing::peak_resident_bytes;
+
+/// Joins the run at the coordinator and trains until it is over.
+pub fn run(identity: &Identity) -> Result<(), Fault> {
+    let (session, received) = Session::open(identity)?;
+    let handle = session.handle();
+    match crate::panics::caught(|| work(identity, &handle, received)) {
+        Ok(()) => {
+            session.finish();
+            Ok(())
+        }
+        Err(fault) => {
+            session.fail(fault.clone());
+            Err(fault)
+        }
+    }
+}
+
+fn work(identity: &Identity, handle: &Handle, received: mpsc::Receiver<Received>) -> Result<(), Fault> {
+    let device = device::open(&identity.device)?;
+    let (config, place) = joined(&received)?;
+    tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
+    let sources = Sources::resolve(&config)?;
+    let tokenizer = ChatTokenizer::load(sources.tokenizer())?;
+    let work = feed::start(received, tokenizer, sources.max_seq_length(&config)?, handle.clone())?;
+    let start = Instant::now();
+    let mut parts = Parts::load(&config, &sources, device)?;
+    handle.send(Sent::ModelReport(ModelReport {
+        architecture: parts.policy.config.model_type.clone(),
+        parameters: parts.policy.parameter_count(),
+        trainable_parameters: parts.parameters.count(),
+        load_seconds: start.elapsed().as_secs_f64(),
+    }));
+    handle.enter(Phase::Rendezvous, 0);
+    let rendezvous = Rendezvous::new(device, place, &identity.coordinator)?;
+    let ready = meet(rendezvous, handle, &work, place)?;
+    Trainer::new(&config, place, parts, ready, handle.clone())?.work_off(&work)
+}
+
+fn joined(received: &mpsc::Receiver<Received>) -> Result<(RunConfig, Assignment), Fault> {
+    let mut config = None;
+    for body in received {
+        match (body, config.take()) {
+            (Received::Welcome(welcome), _) => config = Some(RunConfig::from_json(&welcome.run_config_json)?),
+            (Received::Assignment(place), Some(config)) => return Ok((config, place)),
+            _ => return Err(Fault::failed("the coordinator sent work before an assignment")),
+        }
+    }
+    Err(ended())
+}
+
+fn ended() -> Fault {
+    Fault::failed("the stream of work ended early")
+}
+
+/// Connected ranks, the plan, and what arrived before both were there.
+struct Ready {
+    communicator: std::sync::Arc<dyn crate::comm::Communicator>,
+    plan: RunPlan,
+    backlog: VecDeque<Work>,
+}
+
+fn meet(
+    mut rendezvous: Rendezvous,
+    handle: &Handle,
+    work: &mpsc::Receiver<Result<Work, Fault>>,
+    place: Assignment,
+) -> Result<Ready, Fault> {
+    if place.rank == 0 {
+        let payload = rendezvous.offer()?;
+        handle.send(Sent::BootstrapOffer(BootstrapOffer { generation: place.generation, payload }));
+    }
+    let (mut rendezvous, mut communicator, mut plan, mut backlog) =
+        (Some(rendezvous), None, None, VecDeque::new());
+    loop {
+        if communicator.is_some() && plan.is_some() {
+            if let (Some(communicator), Some(plan)) = (communicator, plan) {
+                return Ok(Ready { communicator, plan, backlog });
+            }
+            return Err(ended());
+        }
+        match work.recv().map_err(|_| ended())?? {
+            Work::Connect(ready) => {
+                let Some(rendezvous) = rendezvous.take() else { continue };
+                let connected = rendezvous.connect(&ready)?;
+                handle.set_communicator(connected.clone());
+                communicator = Some(connected);
+                handle.enter(Phase::Measuring, 0);
+            }
+            Work::Plan(found) => plan = Some(found),
+            other => backlog.push_back(other),
+        }
+    }
+}
+
+/// Everything that turns work into reports.
+struct Trainer {
+    engine: Engine,
+    saver: Saver,
+    schedule: Schedule,
+    state: State,
+    place: Assignment,
+    device: Device,
+    handle: Handle,
+    backlog: VecDeque<Work>,
+}
+
+impl Trainer {
+    fn new(
+        config: &RunConfig,
+        place: Assignment,
+        parts: Parts,
+        ready: Ready,
+        handle: Handle,
+    ) -> Result<Self, Fault> {
+        let Parts { policy, reference, mut parameters, saver } = parts;
+        let plan = ready.plan;
+        if !plan.resume_from.is_empty() {
+            restore(&PathBuf::from(&plan.resume_from), &mut parameters)?;
+        }
+        let state = State {
+            step: plan.start_step,
+            total_steps: plan.total_steps,
+            dataset_sha256: plan.dataset_sha256,
+            random_seed: config.random_seed,
+            batch_size: config.batch_size,
+            world_size: place.world_size,
+        };
+        let device = policy.place.device;
+        let engine = Engine::new(policy, reference, parameters, ready.communicator, config);
+        let schedule = Schedule::new(config, plan.total_steps);
+        Ok(Self { engine, saver, schedule, state, place, device, handle, backlog: ready.backlog })
+    }
+
+    fn work_off(&mut self, work: &mpsc::Receiver<Result<Work, Fault>>) -> Result<(), Fault> {
+        loop {
+            let next = match self.backlog.pop_front() {
+                Some(next) => next,
+                None => work.recv().map_err(|_| ended())??,
+            };
+            match next {
+                Work::Step(step) => self.train(step)?,
+                Work::Evaluate { step, pairs } => self.evaluate(step, &pairs),
+                Work::Finish => return self.finish(),
+                Work::Connect(_) | Work::Plan(_) => {
+                    return Err(Fault::failed("the coordinator sent a second plan"));
+                }
+            }
+        }
+    }
+
+    fn train(&mut self, step: Step) -> Result<(), Fault> {
+        self.handle.enter(Phase::Training, step.step);
+        let start = Instant::now();
+        let learning_rate = self.schedule.rate(step.step);
+        let share = Share {
+            step: step.step,
+            pairs: step.pairs,
+            global_pairs: step.global_pairs,
+            global_chosen_tokens: step.global_chosen_tokens,
+            learning_rate,
+        };
+        let result = self.engine.train_step(&share)?;
+        self.state.step = step.step;
+        self.handle.send(Sent::StepReport(StepReport {
+            generation: step.generation,
+            step: step.step,
+            sums: Some(result.sums),
+            grad_norm: result.grad_norm,
+            learning_rate,
+            step_seconds: start.elapsed().as_secs_f64(),
+            phase_seconds: result.phases.into_map(),
+            peak_memory_bytes: self.peak_memory(),
+        }));
+        if !result.grad_norm.is_finite() {
+            return Err(Fault::failed(format!(
+                "step {}: the gradient norm is {}",
+                step.step, result.grad_norm
+            ))
+            .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\""));
+        }
+        if step.checkpoint && self.place.rank == 0 {
+            self.handle.enter(Phase::Saving, step.step);
+            let Engine { policy, parameters, .. } = &mut self.engine;
+            let path = self.saver.checkpoint(policy, parameters, &self.state)?;
+            self.report_saved(&path, false);
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, step: u64, pairs: &[dyad_data::tokenize::Tokenized]) {
+        self.handle.enter(Phase::Evaluating, step);
+        let start = Instant::now();
+        let sums = self.engine.evaluate(pairs);
+        self.handle.send(Sent::EvaluationReport(EvaluationReport {
+            generation: self.place.generation,
+            step,
+            sums: Some(sums),
+            seconds: start.elapsed().as_secs_f64(),
+        }));
+    }
+
+    fn finish(&mut self) -> Result<(), Fault> {
+        if self.place.rank == 0 {
+            self.handle.enter(Phase::Saving, self.state.step);
+            let Engine { policy, parameters, .. } = &mut self.engine;
+            let path = self.saver.finish(policy, parameters)?;
+            self.report_saved(&path, true);
+        }
+        Ok(())
+    }
+
+    fn report_saved(&self, path: &std::path::Path, is_final: bool) {
+        let path = path.display().to_string();
+        self.handle.send(Sent::CheckpointReport(CheckpointReport {
+            step: self.state.step,
+            path,
+            r#final: is_final,
+        }));
+    }
+
+    fn peak_memory(&self) -> u64 {
+        match self.device {
+            Device::Cuda(index) => cuda_peak_bytes(index).unwrap_or(0),
+            _ => peak_resident_bytes(),
+        }
+    }
+}
+
+/// Loads a model for inference alone.
+pub fn load_for_inference(dir: &std::path::Path) -> Result<Model, Fault> {
+    crate::panics::caught(|| {
+        crate::generate::load(
+            dir,
+            crate::model::weights::Place { device: Device::Cpu, kind: tch::Kind::Float },
+        )
+    })
+}

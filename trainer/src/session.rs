@@ -1,0 +1,257 @@
+//! The trainer's one stream to the coordinator, on a thread of its own.
+//!
+//! - S-1: heartbeats leave once a second whatever the computing thread does.
+//! - S-2: an abort, or the loss of the coordinator, ends the process at once, also in the middle of a collective.
+//! - S-3: a failure is on its way to the coordinator before the process ends.
+
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dyad_proto::wire::coordinator_client::CoordinatorClient;
+use dyad_proto::wire::coordinator_message::Body as Received;
+use dyad_proto::wire::trainer_message::Body as Sent;
+use dyad_proto::wire::{Finished, Heartbeat, Hello, Phase, TrainerMessage};
+use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
+use tokio::sync::mpsc as async_mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+
+use crate::comm::Communicator;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long the coordinator may take to close the stream after our last message.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Who this process is, as it says hello.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Address of the coordinator, e.g. `http://10.0.0.1:29400`.
+    pub coordinator: String,
+    /// Unique name within the run.
+    pub name: String,
+    /// Position that the launcher gave this process.
+    pub launch_index: u32,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+}
+
+/// What other threads share with the stream's.
+#[derive(Debug, Default)]
+struct Shared {
+    phase: AtomicI32,
+    step: AtomicU64,
+    communicator: Mutex<Option<Arc<dyn Communicator>>>,
+    closing: std::sync::atomic::AtomicBool,
+}
+
+/// Sends to the coordinator and says where the trainer stands; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    outbound: async_mpsc::UnboundedSender<TrainerMessage>,
+    shared: Arc<Shared>,
+}
+
+impl Handle {
+    /// Queues a message. A stream that is gone ends the process by S-2, so there is nothing to report here.
+    pub fn send(&self, body: Sent) {
+        let _ = self.outbound.send(TrainerMessage { body: Some(body) });
+    }
+
+    /// What the next heartbeats say.
+    pub fn enter(&self, phase: Phase, step: u64) {
+        self.shared.phase.store(phase as i32, Ordering::Relaxed);
+        self.shared.step.store(step, Ordering::Relaxed);
+        self.heartbeat();
+    }
+
+    /// The communicator that an abort must break.
+    pub fn set_communicator(&self, communicator: Arc<dyn Communicator>) {
+        *self.shared.communicator.lock().unwrap_or_else(PoisonError::into_inner) = Some(communicator);
+    }
+
+    fn heartbeat(&self) {
+        let phase = self.shared.phase.load(Ordering::Relaxed);
+        self.send(Sent::Heartbeat(Heartbeat { phase, step: self.shared.step.load(Ordering::Relaxed) }));
+    }
+}
+
+/// The open stream.
+#[derive(Debug)]
+pub struct Session {
+    handle: Handle,
+    thread: JoinHandle<()>,
+}
+
+impl Session {
+    /// Connects and says hello; what the coordinator sends comes out of the returned channel, aborts excepted.
+    pub fn open(identity: &Identity) -> Result<(Self, mpsc::Receiver<Received>), Fault> {
+        let (outbound, to_send) = async_mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::default());
+        shared.phase.store(Phase::Loading as i32, Ordering::Relaxed);
+        let handle = Handle { outbound, shared };
+        handle.send(Sent::Hello(hello(identity)));
+        let (deliver, received) = mpsc::channel();
+        let (report, connected) = mpsc::channel();
+        let (address, worker) = (identity.coordinator.clone(), handle.clone());
+        let thread = std::thread::Builder::new()
+            .name("session".into())
+            .spawn(move || serve(&address, worker, to_send, &deliver, &report))
+            .map_err(|error| Fault::failed(format!("cannot start a thread: {error}")))?;
+        connected.recv().unwrap_or_else(|_| Err(Fault::failed("the session thread ended early")))?;
+        Ok((Self { handle, thread }, received))
+    }
+
+    /// For threads that report or heartbeat.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Says that all work is done and waits until the coordinator has heard it.
+    pub fn finish(self) {
+        self.close(Sent::Finished(Finished {}));
+    }
+
+    /// Says why this trainer cannot go on and waits until the coordinator has heard it.
+    pub fn fail(self, fault: Fault) {
+        self.close(Sent::Failure(fault.into()));
+    }
+
+    fn close(self, last: Sent) {
+        self.handle.shared.closing.store(true, Ordering::SeqCst);
+        self.handle.send(last);
+        // The thread itself gives up after FAREWELL.
+        let _ = self.thread.join();
+    }
+}
+
+fn hello(identity: &Identity) -> Hello {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Hello {
+        name: identity.name.clone(),
+        incarnation: since.as_nanos() as u64 ^ u64::from(std::process::id()),
+        protocol_version: PROTOCOL_VERSION,
+        device: identity.device.clone(),
+        host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+        pid: std::process::id(),
+        launch_index: identity.launch_index,
+    }
+}
+
+fn serve(
+    address: &str,
+    handle: Handle,
+    to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
+    deliver: &mpsc::Sender<Received>,
+    report: &mpsc::Sender<Result<(), Fault>>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return drop(
+                report.send(Err(Fault::failed(format!("cannot start the network runtime: {error}")))),
+            );
+        }
+    };
+    runtime.block_on(async {
+        match connect(address, to_send).await {
+            Ok(stream) => {
+                let _ = report.send(Ok(()));
+                tokio::select! {
+                    () = receive(stream, &handle, deliver) => {}
+                    () = beat(&handle) => {}
+                }
+            }
+            Err(fault) => drop(report.send(Err(fault))),
+        }
+    });
+}
+
+async fn connect(
+    address: &str,
+    to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
+) -> Result<Streaming<dyad_proto::wire::CoordinatorMessage>, Fault> {
+    let unreachable = |reason: String| {
+        Fault::unavailable(format!("cannot reach the coordinator at {address}: {reason}"))
+            .hint("check that the coordinator runs and that no firewall stands between")
+    };
+    let endpoint = Endpoint::from_shared(address.to_owned())
+        .map_err(|_| Fault::input(format!("--coordinator {address}: expected http://host:port")))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true);
+    let channel = endpoint.connect().await.map_err(|error| unreachable(root_cause(&error)))?;
+    let mut client = CoordinatorClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let reply = client.train(UnboundedReceiverStream::new(to_send)).await;
+    Ok(reply.map_err(|status| unreachable(status.message().to_owned()))?.into_inner())
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+async fn beat(handle: &Handle) {
+    let mut ticks = tokio::time::interval(HEARTBEAT);
+    let mut farewell = None;
+    loop {
+        ticks.tick().await;
+        if handle.shared.closing.load(Ordering::SeqCst) {
+            let since = *farewell.get_or_insert_with(tokio::time::Instant::now);
+            if since.elapsed() > FAREWELL {
+                return;
+            }
+        } else {
+            handle.heartbeat();
+        }
+    }
+}
+
+async fn receive(
+    mut stream: Streaming<dyad_proto::wire::CoordinatorMessage>,
+    handle: &Handle,
+    deliver: &mpsc::Sender<Received>,
+) {
+    loop {
+        let end = match stream.message().await {
+            Ok(Some(message)) => match message.body {
+                Some(Received::Abort(abort)) => abort.cause.map_or_else(
+                    || "stopped by the coordinator".to_owned(),
+                    |cause| Fault::from(cause).to_string(),
+                ),
+                Some(body) => {
+                    let _ = deliver.send(body);
+                    continue;
+                }
+                None => continue,
+            },
+            Ok(None) => "the coordinator closed the connection".to_owned(),
+            Err(status) => format!("lost the coordinator: {}", status.message()),
+        };
+        if handle.shared.closing.load(Ordering::SeqCst) {
+            return;
+        }
+        leave(handle, &end);
+    }
+}
+
+/// S-2. `_exit`, because libtorch's threads may be anywhere and destructors would wait for them.
+#[expect(unsafe_code, reason = "_exit")]
+fn leave(handle: &Handle, reason: &str) -> ! {
+    if let Some(communicator) =
+        handle.shared.communicator.lock().unwrap_or_else(PoisonError::into_inner).take()
+    {
+        communicator.abort();
+    }
+    tracing::warn!(reason, "stopping");
+    // SAFETY: ends the process; nothing of ours needs flushing.
+    unsafe { libc::_exit(i32::from(ErrorCode::Echo.exit_status())) }
+}
