@@ -109,6 +109,8 @@ struct Tape {
     outputs: Vec<Option<Tensor>>,
     /// Output of the last layer.
     last: Tensor,
+    /// Positions of its tokens.
+    rotary: Rotary,
 }
 
 impl Engine {
@@ -220,16 +222,16 @@ impl Engine {
         let batch = MicroBatch::pack(pairs, self.settings.layout, self.device());
         let reference_rows = phases
             .measure("forward_reference", || self.reference.as_ref().map(|model| model.score_rows(&batch)));
-        let rotary = self.policy.rotary(&batch.positions);
-        let tape = phases.measure("forward_policy", || self.forward(&batch, &rotary));
+        let tape = phases.measure("forward_policy", || self.forward(&batch));
         let (statistics, last_grad) =
             phases.measure("head", || self.head(&batch, objective, &tape.last, reference_rows))?;
-        phases.measure("backward", || self.backward(&batch, &rotary, tape, last_grad, reductions))?;
+        phases.measure("backward", || self.backward(&batch, tape, last_grad, reductions))?;
         Ok(statistics)
     }
 
-    fn forward(&self, batch: &MicroBatch, rotary: &Rotary) -> Tape {
-        let pass = Pass { segments: &batch.segments, rotary, training: true };
+    fn forward(&self, batch: &MicroBatch) -> Tape {
+        let rotary = self.policy.rotary(&batch.positions);
+        let pass = Pass { segments: &batch.segments, rotary: &rotary, training: true };
         let mut hidden = self.policy.embed(&batch.tokens);
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         for (index, layer) in self.policy.layers.iter().enumerate() {
@@ -244,7 +246,7 @@ impl Engine {
             inputs.push(input);
             outputs.push((!self.settings.checkpointing).then_some(output));
         }
-        Tape { inputs, outputs, last: hidden }
+        Tape { inputs, outputs, last: hidden, rotary }
     }
 
     /// Scores the batch; returns the statistics and the gradient of the last layer's output.
@@ -279,23 +281,22 @@ impl Engine {
     fn backward(
         &mut self,
         batch: &MicroBatch,
-        rotary: &Rotary,
         mut tape: Tape,
         last_grad: Tensor,
         mut reductions: Option<&mut Vec<Option<Box<dyn Pending>>>>,
     ) -> Result<(), EngineError> {
-        let pass = Pass { segments: &batch.segments, rotary, training: true };
+        let pass = Pass { segments: &batch.segments, rotary: &tape.rotary, training: true };
         let mut output_grad = Some(last_grad);
         let top = self.parameters.units.len() - 1;
         self.complete(top, reductions.as_deref_mut())?;
         for index in (0..self.policy.layers.len()).rev() {
-            if let (Some(input), Some(kept)) = (tape.inputs.pop(), tape.outputs.pop()) {
-                if let Some(gradient) =
+            // Popped, so that a layer's activations are freed as soon as it is done.
+            if let (Some(input), Some(kept)) = (tape.inputs.pop(), tape.outputs.pop())
+                && let Some(gradient) =
                     output_grad.take().filter(|_| input.requires_grad() || self.trains(index + 1))
-                {
-                    let output = kept.unwrap_or_else(|| self.policy.layers[index].forward(&input, &pass));
-                    output_grad = self.layer_backward(index + 1, &input, &output, &gradient)?;
-                }
+            {
+                let output = kept.unwrap_or_else(|| self.policy.layers[index].forward(&input, &pass));
+                output_grad = self.layer_backward(index + 1, &input, &output, &gradient)?;
             }
             self.complete(index + 1, reductions.as_deref_mut())?;
         }

@@ -150,7 +150,7 @@ impl Group<'_> {
                     let log_q = reference.log_probabilities(tile);
                     reference_logps.push(log_q.gather(1, &targets, false).squeeze_dim(1));
                     log_p -= &log_q;
-                    kl += (&log_p.view([-1])).dot(&p.view([-1])).to_kind(Kind::Double);
+                    kl += log_p.view([-1]).dot(&p.view([-1])).to_kind(Kind::Double);
                 }
                 kept = keep.then_some(p);
             }

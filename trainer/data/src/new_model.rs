@@ -69,8 +69,8 @@ pub fn create(options: &NewModelOptions) -> Result<(), Fault> {
             .hint("choose another --out, or pass --overwrite"));
     }
     if options.heads == 0
-        || options.hidden_size % (2 * options.heads) != 0
-        || options.heads % options.kv_heads.max(1) != 0
+        || !options.hidden_size.is_multiple_of(2 * options.heads)
+        || !options.heads.is_multiple_of(options.kv_heads.max(1))
     {
         return Err(Fault::input(
             "hidden-size must be a multiple of twice the heads, heads a multiple of kv-heads",

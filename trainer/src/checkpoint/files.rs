@@ -73,14 +73,20 @@ mod tests {
     fn a_folder_that_cannot_be_filled_leaves_the_old_one_alone() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("final");
-        write_folder(&target, |path| Ok(fs::write(path.join("a"), "old").unwrap())).unwrap();
+        let write = |name: &'static str, text: &'static str| {
+            move |path: &Path| {
+                fs::write(path.join(name), text).unwrap();
+                Ok(())
+            }
+        };
+        write_folder(&target, write("a", "old")).unwrap();
         let fault = write_folder(&target, |path| {
             fs::write(path.join("a"), "new").unwrap();
             Err(Fault::failed("disk full"))
         });
         assert!(fault.is_err());
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "old");
-        write_folder(&target, |path| Ok(fs::write(path.join("b"), "new").unwrap())).unwrap();
+        write_folder(&target, write("b", "new")).unwrap();
         assert!(!target.join("a").exists() && target.join("b").exists());
         assert!(!dir.path().join(".tmp-final").exists());
     }

@@ -89,7 +89,6 @@ impl Model {
     }
 
     /// The projection to the vocabulary, `[vocab, hidden]`.
-    #[must_use]
     pub fn head(&self) -> &Tensor {
         self.untied_head.as_ref().unwrap_or(&self.embedding)
     }
@@ -129,7 +128,6 @@ impl Model {
     }
 
     /// Rows of the embedding for packed tokens, `[tokens, hidden]`.
-    #[must_use]
     pub fn embed(&self, tokens: &Tensor) -> Tensor {
         self.embedding.detach().index_select(0, tokens)
     }
@@ -141,13 +139,11 @@ impl Model {
     }
 
     /// Final norm of selected rows, ready for the head.
-    #[must_use]
     pub fn normed_rows(&self, hidden: &Tensor, rows: &Tensor) -> Tensor {
         rms_norm(&hidden.index_select(0, rows), &self.final_norm, self.config.rms_norm_eps)
     }
 
     /// Hidden states that score the rows of a micro-batch, with no graph kept: `[rows, hidden]`.
-    #[must_use]
     pub fn score_rows(&self, batch: &MicroBatch) -> Tensor {
         tch::no_grad(|| {
             let hidden = self.hidden_states(&batch.tokens, &batch.positions, &batch.segments);
@@ -156,7 +152,6 @@ impl Model {
     }
 
     /// Output of the last layer, with no graph kept: `[tokens, hidden]`.
-    #[must_use]
     pub fn hidden_states(&self, tokens: &Tensor, positions: &Tensor, segments: &[Segment]) -> Tensor {
         tch::no_grad(|| {
             let rotary = self.rotary(positions);
