@@ -1,1 +1,70 @@
-fn main() {}
+//! Entry point of the launcher: command line in, exit status out.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use dyad_proto::{Fault, RunConfig};
+use launcher::cli::Options;
+use launcher::console::Console;
+use launcher::plan::{Machine, Trainer, trainers};
+use launcher::summary::Samples;
+use launcher::supervise::Job;
+use launcher::{dry_run, plot, preflight, summary, supervise};
+
+// One thread: children are tied to the life of the thread that starts them.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    match launch(&options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            let _ = writeln!(std::io::stderr(), "{}", fault.report());
+            ExitCode::from(fault.code.exit_status())
+        }
+    }
+}
+
+async fn launch(options: &Options) -> Result<(), Fault> {
+    let machine = Machine::here();
+    let trainers = trainers(options.nodes, options.gpus_per_node, machine)?;
+    let config = preflight::check(options)?;
+    if options.dry_run {
+        return print(&dry_run::describe(&config, &trainers)?);
+    }
+    train(options, &config, &trainers).await?;
+    let output_dir = Path::new(&config.output_dir);
+    // The model is there: a plot or sample that fails must not make the run look failed.
+    let plot = plot::draw(output_dir).unwrap_or_else(warn);
+    print(&format!("\n{}", summary::table(output_dir, plot.as_deref())))?;
+    let wanted =
+        Samples { count: options.samples, max_new_tokens: options.max_new_tokens, threads: machine.cores };
+    let samples = summary::samples(&config, wanted).await.unwrap_or_else(warn);
+    if samples.is_empty() { Ok(()) } else { print(&format!("\n{samples}")) }
+}
+
+fn warn<T: Default>(fault: Fault) -> T {
+    let _ = writeln!(std::io::stderr(), "warning: {fault}");
+    T::default()
+}
+
+async fn train(options: &Options, config: &RunConfig, trainers: &[Trainer]) -> Result<(), Fault> {
+    let config_file = preflight::write_config(config)?;
+    let console = Console::new(options.verbose);
+    let flags = [("--resume", options.resume), ("--overwrite", options.overwrite)];
+    let job = Job {
+        config_file: &config_file,
+        output_dir: Path::new(&config.output_dir),
+        trainers,
+        listen: &options.listen,
+        coordinator_flags: flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag).collect(),
+    };
+    supervise::run(&job, &console).await
+}
+
+fn print(text: &str) -> Result<(), Fault> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
+}

@@ -1,4 +1,4 @@
-"""What parity and benchmark cases share: tokenizer, chat template, files, and TRL's view of them."""
+"""What parity and benchmark cases share: chat templates, files, and TRL's view of a pair."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SPECIAL_TOKENS = [PAD, START, END]
+PAD, BOS, START, END = "<|endoftext|>", "<|begin|>", "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS = [PAD, BOS, START, END]
 
 CHATML = (
     "{% for message in messages %}"
@@ -18,6 +18,16 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+"""Content as it stands, and a line break after the end of a turn, as Qwen2 has it."""
+
+LLAMA3 = (
+    "{{- bos_token }}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n\\n' + message['content'] | trim + '<|im_end|>' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n\\n' }}{%- endif %}"
+)
+"""A first token, trimmed content, and nothing after the end of a turn, as Llama 3 has it."""
 
 Pair = dict[str, Any]
 """One preference pair, as a line of Dyad's training file."""
@@ -37,9 +47,9 @@ def write_pairs(path: Path, pairs: list[Pair]) -> None:
     path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """Reads JSON Lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON Lines. Only a line feed ends a line: texts may hold other separators."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def as_dpo_row(pair: Pair) -> dict[str, Any]:
@@ -56,24 +66,26 @@ def as_sft_row(pair: Pair) -> dict[str, Any]:
     return {"prompt": pair["input"]["messages"], "completion": pair["preferred_output"]}
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Saves a Hugging Face tokenizer folder with the ChatML template, and checks that it reads back as the same.
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, template: str = CHATML, own_file: bool = True) -> None:
+    """Saves a Hugging Face tokenizer folder, and checks that it reads back as the same.
 
+    The template goes to chat_template.jinja or, without `own_file`, into tokenizer_config.json.
     transformers rebuilds parts of a tokenizer for some model types. If it did so here, TRL would train on other tokens
     than a reader of tokenizer.json.
     """
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
-    wrapped.chat_template = CHATML
-    wrapped.save_pretrained(folder)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, pad_token=PAD, eos_token=END)
+    wrapped.chat_template = template
+    wrapped.save_pretrained(folder, save_jinja_files=own_file)
+    loaded = AutoTokenizer.from_pretrained(folder)
     sample = "<|im_start|>user\nThe  quick, brown fox\n\n jumps!<|im_end|>\n"
-    if AutoTokenizer.from_pretrained(folder)(sample)["input_ids"] != tokenizer.encode(sample).ids:
+    if loaded(sample)["input_ids"] != tokenizer.encode(sample).ids or loaded.chat_template != template:
         raise SystemExit(f"{folder}: transformers does not read the tokenizer back as written")
 
 
-def save_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, max_shard_size: str) -> None:
-    """Saves weights, config and tokenizer as one Hugging Face model folder."""
-    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.token_to_id(END)
-    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.token_to_id(PAD)
-    model.config.bos_token_id = model.generation_config.bos_token_id = None
+def save_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, max_shard_size: str = "5GB") -> None:
+    """Saves weights and config, with the ids of the tokenizer's special tokens."""
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = tokenizer.token_to_id(END)
+        config.pad_token_id = tokenizer.token_to_id(PAD)
+        config.bos_token_id = tokenizer.token_to_id(BOS)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
-    save_tokenizer(tokenizer, folder)

@@ -1,29 +1,102 @@
-"""Writes a tiny random model, preference pairs and (with --lora) an adapter: the input of one parity test.
+"""Writes the input of one parity test: a tiny random model, preference pairs, and how to train on them.
 
-    make_case.py --out DIR --family llama|qwen2 [--tied] [--rope-llama3] [--sharded] [--lora [fresh|trained]]
-                 --seed S --pairs 72
+    make_case.py --case NAME --out DIR        (--list names the cases)
 
-DIR/model is a Hugging Face folder, DIR/pairs.jsonl a training file of Dyad, DIR/adapter a PEFT folder.
-Weights are larger than a fresh model's, norms and biases are not 1 and 0, and some outputs begin with blank lines that
+DIR/model      Hugging Face folder, float32
+DIR/adapter    PEFT folder, LoRA cases only
+DIR/pairs.jsonl  training file of Dyad
+DIR/case.json  {"name", "run": keys of a run.toml}; paths are relative to DIR
+DIR/run.toml   the same keys for `launcher --config`, to be started in DIR
+
+Weights are larger than a fresh model's, norms are not 1 and biases not 0, and some outputs begin with blank lines that
 merge with the prompt's last token, so that leaving out any part of the computation shows in the numbers.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from cases import SPECIAL_TOKENS, Pair, make_pair, save_model, write_pairs
+from cases import CHATML, LLAMA3, SPECIAL_TOKENS, Pair, make_pair, save_model, save_tokenizer, write_pairs
 
-VOCAB_SIZE = 512
-INITIALIZER_RANGE = 0.15
+VOCAB_SIZE = 448
+INITIALIZER_RANGE = 0.12
+N_PAIRS = 72
 SYLLABLES = ["ba", "ko", "ri", "tu", "men", "sal", "ve", "dor", "ny", "pli", "gé", "straß", "über", "qua", "🙂"]
+
+# Trained length 64: at head size 16 some wavelengths are kept, some blended, some stretched.
+ROPE_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+ROPE_DEFAULT = {"rope_type": "default", "rope_theta": 10_000.0}
+
+RUN: dict[str, Any] = {
+    "model": "model",
+    "training_file": "pairs.jsonl",
+    "output_dir": "dyad",
+    "training_method": "dpo",
+    "n_epochs": 1,
+    "max_steps": 9,
+    "batch_size": 8,
+    "learning_rate": 5e-4,
+    "lr_scheduler_type": "linear",
+    "min_lr_ratio": 0.0,
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.01,
+    "max_grad_norm": 6.0,  # near the middle of the norms: some steps are clipped, some are not
+    "random_seed": 7,
+    "shuffle": False,
+    "dtype": "float32",
+    "loss_type": "sigmoid",
+    "dpo_beta": 0.1,
+    "n_checkpoints": 1,
+    "n_evals": 0,
+}
+LORA = {"from_checkpoint": "adapter", "lora": True, "lora_r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
+LORA |= {"lora_trainable_modules": "all-linear", "learning_rate": 5e-3, "max_grad_norm": 2.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one case exercises."""
+
+    family: str
+    tied: bool
+    rope: dict[str, Any]
+    template: str
+    template_file: bool = True
+    max_shard_size: str = "5GB"
+    old_config: bool = False
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+LLAMA = {"family": "llama", "tied": False, "rope": ROPE_LLAMA3, "template": CHATML, "template_file": False}
+LLAMA |= {"max_shard_size": "200KB", "old_config": True}
+LLAMA_TIED = {"family": "llama", "tied": True, "rope": ROPE_DEFAULT, "template": LLAMA3}
+QWEN2 = {"family": "qwen2", "tied": True, "rope": ROPE_DEFAULT, "template": CHATML}
+
+CASES = {
+    "llama": Case(**LLAMA),
+    "llama-tied": Case(**LLAMA_TIED, run={"warmup_ratio": 0.2}),
+    "qwen2": Case(**QWEN2, run={"lr_scheduler_type": "cosine", "max_grad_norm": 5.0}),
+    "llama-lora": Case(**LLAMA, run=LORA),
+    "qwen2-lora": Case(**QWEN2, run=LORA),
+    "llama-sft": Case(**LLAMA, run={"training_method": "sft", "max_grad_norm": 3.2}),
+}
 
 
 def words(rng: random.Random, mean: float) -> str:
@@ -52,7 +125,7 @@ def train_tokenizer(rng: random.Random) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     roles = "system\nuser\nassistant\n\n\n"
@@ -62,15 +135,10 @@ def train_tokenizer(rng: random.Random) -> Tokenizer:
     return tokenizer
 
 
-def random_model(family: str, tied: bool, rope_llama3: bool) -> PreTrainedModel:
+def random_model(case: Case) -> PreTrainedModel:
     """A 3-layer model with grouped-query attention, every parameter random."""
-    rope: dict[str, object] = {"rope_type": "default", "rope_theta": 10_000.0}
-    if rope_llama3:
-        # Trained length 64: at head size 16 some wavelengths are kept, some blended, some stretched.
-        rope |= {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        rope["original_max_position_embeddings"] = 64
     config = AutoConfig.for_model(
-        family,
+        case.family,
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
         intermediate_size=160,
@@ -78,8 +146,9 @@ def random_model(family: str, tied: bool, rope_llama3: bool) -> PreTrainedModel:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        rope_parameters=rope,
-        tie_word_embeddings=tied,
+        rope_parameters=case.rope,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=case.tied,
         initializer_range=INITIALIZER_RANGE,
         dtype="float32",
     )
@@ -91,41 +160,55 @@ def random_model(family: str, tied: bool, rope_llama3: bool) -> PreTrainedModel:
     return model
 
 
-def random_adapter(model: PreTrainedModel, trained: bool) -> PeftModel:
-    """A LoRA adapter on all linear layers of the blocks; B is zero unless `trained`."""
-    adapter = get_peft_model(
-        model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
-    )
-    if trained:
-        with torch.no_grad():
-            for name, parameter in adapter.named_parameters():
-                if "lora_B" in name:
-                    parameter.copy_(0.1 * torch.randn_like(parameter))
-    return adapter
+def use_old_config(path: Path) -> None:
+    """Writes rope as most published models have it: `rope_theta` and `rope_scaling` instead of `rope_parameters`."""
+    config = json.loads(path.read_text())
+    config["rope_scaling"] = config.pop("rope_parameters")
+    config["rope_theta"] = config["rope_scaling"].pop("rope_theta")
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_adapter(base: Path, run: dict[str, Any], folder: Path) -> None:
+    """A fresh LoRA adapter: A random, B zero, so that the first step's policy is the reference."""
+    shape = {"r": run["lora_r"], "lora_alpha": run["lora_alpha"], "lora_dropout": run["lora_dropout"]}
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=run["lora_trainable_modules"], **shape)
+    adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    adapter.save_pretrained(folder)
+
+
+def write_case(name: str, out: Path) -> None:
+    """Writes the folder of one case; the same name gives the same files."""
+    case, run = CASES[name], RUN | CASES[name].run
+    rng = random.Random(run["random_seed"])
+    torch.manual_seed(run["random_seed"])
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(rng)
+    save_model(random_model(case), tokenizer, out / "model", case.max_shard_size)
+    if case.old_config:
+        use_old_config(out / "model" / "config.json")
+    save_tokenizer(tokenizer, out / "model", case.template, case.template_file)
+    write_pairs(out / "pairs.jsonl", [pair(rng, index) for index in range(N_PAIRS)])
+    if run.get("lora"):
+        write_adapter(out / "model", run, out / "adapter")
+    (out / "case.json").write_text(json.dumps({"name": name, "run": run}, indent=2) + "\n")
+    # JSON's strings, numbers and booleans are also TOML's.
+    (out / "run.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in run.items()))
 
 
 def main() -> None:
-    """Writes the case."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--family", choices=["llama", "qwen2"], required=True)
-    parser.add_argument("--tied", action="store_true", help="share the embedding with the output head")
-    parser.add_argument("--rope-llama3", action="store_true", help="Llama 3's rope scaling")
-    parser.add_argument("--sharded", action="store_true", help="spread the weights over several files")
-    parser.add_argument("--lora", choices=["fresh", "trained"], nargs="?", const="fresh", help="B = 0, or B random")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=72)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--case", choices=CASES)
+    what.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-
-    rng = random.Random(args.seed)
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    model = random_model(args.family, args.tied, args.rope_llama3)
-    save_model(model, train_tokenizer(rng), args.out / "model", "200KB" if args.sharded else "5GB")
-    write_pairs(args.out / "pairs.jsonl", [pair(rng, index) for index in range(args.pairs)])
-    if args.lora:
-        base = AutoModelForCausalLM.from_pretrained(args.out / "model")
-        random_adapter(base, args.lora == "trained").save_pretrained(args.out / "adapter")
+    if args.list:
+        print("\n".join(CASES))
+    elif args.out is None:
+        parser.error("--case needs --out")
+    else:
+        write_case(args.case, args.out)
 
 
 if __name__ == "__main__":

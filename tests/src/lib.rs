@@ -1,1 +1,162 @@
+//! What whole-run tests share: a workspace folder with a small model and pairs, the release binaries, and their output.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot set itself up has failed"
+)]
 
+pub mod processes;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Map, Value, json};
+
+/// One row of `metrics.jsonl`.
+pub type Row = Map<String, Value>;
+
+/// A release binary, beside which this test was built.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(Path::parent).unwrap().join(name);
+    assert!(path.is_file(), "{} is missing; run `make build`", path.display());
+    path
+}
+
+/// Root of the checkout.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// A temporary folder that runs are started in.
+#[derive(Debug)]
+pub struct Workspace {
+    dir: tempfile::TempDir,
+}
+
+impl Workspace {
+    /// With nothing in it.
+    pub fn empty() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// With `pairs.jsonl`, `model/` made from it and a `run.toml` of the given extra lines.
+    pub fn with_model(pairs: usize, config: &str) -> Self {
+        let workspace = Self::empty();
+        workspace.write("pairs.jsonl", &pair_lines(pairs));
+        workspace.new_model("model", &[]);
+        workspace.write("run.toml", &format!("{BASE}{config}"));
+        workspace
+    }
+
+    /// A path below the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a file.
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Makes a small random model.
+    pub fn new_model(&self, name: &str, extra: &[&str]) {
+        let mut command = Command::new(binary("trainer"));
+        command.current_dir(self.dir.path()).args(["new-model", "--out", name, "--texts", "pairs.jsonl"]);
+        command.args(["--vocab-size", "320", "--hidden-size", "32", "--layers", "2", "--intermediate-size", "64"]);
+        let output = command.args(extra).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+    }
+
+    /// The launcher on `run.toml`, not started yet.
+    pub fn launcher(&self, nodes: usize, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("launcher"));
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command.args(["--nodes", &nodes.to_string(), "--gpus-per-node", "0", "--config", "run.toml"]).args(args);
+        command
+    }
+
+    /// Runs the launcher to its end.
+    pub fn launch(&self, nodes: usize, args: &[&str]) -> Output {
+        self.launcher(nodes, args).output().unwrap()
+    }
+
+    /// Trains into `output_dir` and returns the rows of its metrics.
+    pub fn train(&self, nodes: usize, output_dir: &str, args: &[&str]) -> Vec<Row> {
+        let target = format!("output_dir={output_dir}");
+        let output = self.launch(nodes, &[&["--set", &target], args].concat());
+        assert!(output.status.success(), "{}", text(&output));
+        self.rows(&format!("{output_dir}/metrics.jsonl"))
+    }
+
+    /// Rows of a JSON Lines file.
+    pub fn rows(&self, name: &str) -> Vec<Row> {
+        let text = std::fs::read_to_string(self.path(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// Keys that every run of the small model shares.
+pub const BASE: &str = "model = \"model\"\ntraining_file = \"pairs.jsonl\"\noutput_dir = \"out\"\nbatch_size = 8\n\
+learning_rate = 1e-2\nlr_scheduler_type = \"linear\"\ndtype = \"float32\"\n";
+
+/// Pairs of different lengths about numbers.
+pub fn pair_lines(count: usize) -> String {
+    let mut lines = String::new();
+    for index in 0..count {
+        let prompt = format!("What comes after {index}?{}", " Please answer in a sentence.".repeat(index % 3));
+        let good = format!("After {index} comes {}.{}", index + 1, " I hope that helps.".repeat(index % 4));
+        let bad = format!("No idea about {index}{}", ", ask somebody else".repeat(index % 5));
+        writeln!(lines, "{}", pair(&prompt, &good, &bad)).unwrap();
+    }
+    lines
+}
+
+/// One pair with a single question.
+pub fn pair(prompt: &str, good: &str, bad: &str) -> Value {
+    let answer = |content: &str| json!([{ "role": "assistant", "content": content }]);
+    json!({
+        "input": { "messages": [{ "role": "user", "content": prompt }] },
+        "preferred_output": answer(good),
+        "non_preferred_output": answer(bad),
+    })
+}
+
+/// Both output streams of a process.
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A metric of a row.
+pub fn number(row: &Row, name: &str) -> f64 {
+    row.get(name).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {name} in {row:?}"))
+}
+
+/// Fails unless every named metric of every row agrees within `tolerance`, relative to the larger of `a` and 1.
+pub fn assert_same_curve(a: &[Row], b: &[Row], names: &[&str], tolerance: f64) {
+    assert!(!a.is_empty() && a.len() == b.len(), "{} and {} rows", a.len(), b.len());
+    for (x, y) in a.iter().zip(b) {
+        for name in names {
+            let (x, y) = (number(x, name), number(y, name));
+            // Written so that NaN fails.
+            let close = (x - y).abs() <= tolerance * x.abs().max(1.0);
+            assert!(close, "{name}: {x} and {y}");
+        }
+    }
+}
+
+/// Metrics that describe the mathematics of a step, not its speed.
+pub const CURVE: [&str; 10] = [
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "kl",
+];

@@ -1,0 +1,44 @@
+# `make help` lists the targets. Nothing needs to be installed by hand beyond Rust, g++, python3 with pip and venv.
+
+PARITY := .venv/parity
+CARGO_DENY := .tools/bin/cargo-deny
+CARGO_DENY_VERSION := 0.20.2
+
+.PHONY: help build cuda quickstart test lint bench clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+build: ## Install libtorch into .libtorch/ if it is missing and build target/release/{launcher,coordinator,trainer}.
+	@deploy/install-libtorch.sh
+	cargo build --release --workspace --bins --quiet
+
+cuda: ## Install the full CUDA set of libtorch (about 5 GB); the same binaries then train on GPUs.
+	@deploy/install-libtorch.sh --cuda
+
+quickstart: build ## Train a small model on the shipped preference pairs: SFT, then DPO on two trainers (about 4 minutes).
+	@examples/quickstart/quickstart.sh
+
+test: build $(PARITY)/.done ## Run every test, those against TRL's own numbers included.
+	cargo test --release --workspace
+
+lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of dependencies.
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO_DENY) --log-level error check bans licenses sources
+
+bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (about 15 minutes).
+	$(PARITY)/bin/python tests/bench/bench.py --python $(PARITY)/bin/python
+
+clean: ## Remove what was built and trained; keeps libtorch and the Python environment.
+	cargo clean
+	rm -rf quickstart-runs
+
+$(PARITY)/.done: tests/parity/requirements.txt
+	@echo "installing TRL $$(sed -n 's/^trl==//p' $<) into $(PARITY)/ (about 5 GB) …" >&2
+	@rm -rf $(PARITY) && python3 -m venv $(PARITY)
+	@$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(CARGO_DENY):
+	cargo install --quiet --locked --root .tools --version $(CARGO_DENY_VERSION) cargo-deny

@@ -1,0 +1,79 @@
+//! Command line of the launcher.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Parser;
+
+/// Fine-tune a language model on preference pairs.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "launcher",
+    version,
+    after_help = "Examples:
+  launcher --nodes 2 --config run.toml
+  launcher --nodes 1 --gpus-per-node auto --config run.toml --set learning_rate=1e-6 --set n_epochs=2
+  launcher --nodes 2 --config run.toml --resume
+
+Exit status:
+  0    the run is complete
+  1    the run failed
+  2    invalid input: configuration, data, model folder, missing device
+  3    a port or host cannot be reached
+  130  interrupted"
+)]
+pub struct Options {
+    /// Nodes to run; each node runs one trainer per GPU, or one CPU trainer.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub nodes: u32,
+    /// GPUs that each node uses: a number, or auto for all there are. 0 trains on the CPU.
+    #[arg(long, default_value = "auto", value_name = "G|auto")]
+    pub gpus_per_node: Gpus,
+    /// Run configuration (TOML); see docs/config.md for every key.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Override one key of the configuration; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Continue from the last complete checkpoint in `output_dir`.
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+    /// Delete the metrics and checkpoints of an earlier run in `output_dir`.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Check everything and print what would be started; start nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Show so many sample answers before and after training (needs `validation_file`).
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub samples: usize,
+    /// Longest sample answer, in tokens.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub max_new_tokens: usize,
+    /// Address that the coordinator listens on; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    pub listen: String,
+    /// Show every log line of every process.
+    #[arg(long)]
+    pub verbose: bool,
+}
+
+/// GPUs per node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gpus {
+    /// All that the machine has, shared out over the nodes.
+    Auto,
+    /// Exactly so many.
+    Count(u32),
+}
+
+impl FromStr for Gpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number.parse().map(Self::Count).map_err(|_| "expected a number or auto".into()),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The terminal: one progress view at the bottom, log lines above it; plain lines where standard error is no terminal.
+
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Lines between two progress reports are spaced so that a run prints about this many.
+const PLAIN_REPORTS: u64 = 20;
+
+/// Shared by everything that prints; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Console {
+    bar: Arc<Mutex<Option<ProgressBar>>>,
+    terminal: bool,
+    verbose: bool,
+}
+
+impl Console {
+    /// On standard error.
+    #[must_use]
+    pub fn new(verbose: bool) -> Self {
+        Self { bar: Arc::default(), terminal: std::io::stderr().is_terminal(), verbose }
+    }
+
+    /// A line for the reader.
+    pub fn line(&self, text: &str) {
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        let print = || {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        };
+        match bar.as_ref() {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    /// A log line of a child: shown when it warns, or always with --verbose.
+    pub fn log(&self, prefix: &str, line: &str) {
+        if self.verbose || line.contains(" WARN ") || line.contains(" ERROR ") {
+            self.line(&format!("[{prefix}] {line}"));
+        }
+    }
+
+    /// What is going on while there is nothing to count.
+    pub fn status(&self, text: &str) {
+        if !self.terminal {
+            return self.line(text);
+        }
+        let bar = ProgressBar::new_spinner().with_message(text.to_owned());
+        bar.enable_steady_tick(std::time::Duration::from_millis(120));
+        self.show(Some(bar));
+    }
+
+    /// Starts counting optimizer steps.
+    pub fn count(&self, done: u64, total: u64) {
+        if self.terminal {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let style = "{bar:30} {pos}/{len} steps  {elapsed}<{eta}  {msg}";
+            bar.set_style(
+                ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
+            bar.set_position(done);
+            bar.reset_eta();
+            self.show(Some(bar));
+        }
+    }
+
+    /// One more step is done.
+    pub fn step(&self, step: u64, total: u64, message: &str) {
+        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            bar.set_position(step);
+            bar.set_message(message.to_owned());
+        }
+        let every = total.div_ceil(PLAIN_REPORTS).max(1);
+        if !self.terminal && (step == 1 || step == total || step.is_multiple_of(every)) {
+            self.line(&format!("step {step}/{total}  {message}"));
+        }
+    }
+
+    /// Takes the progress view away.
+    pub fn clear(&self) {
+        self.show(None);
+    }
+
+    fn show(&self, bar: Option<ProgressBar>) {
+        let mut current = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = current.take() {
+            old.finish_and_clear();
+        }
+        *current = bar;
+    }
+}

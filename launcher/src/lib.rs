@@ -1,0 +1,18 @@
+//! Starts the processes of a run on this machine, follows them, and shows what they do.
+//!
+//! - [`plan`]: what to start, purely from options and machine.
+//! - [`preflight`]: what can be checked before anything starts.
+//! - [`supervise`], [`children`]: processes that end together.
+//! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
+
+pub mod children;
+pub mod cli;
+pub mod console;
+pub mod dry_run;
+pub mod plan;
+pub mod plot;
+pub mod preflight;
+pub mod progress;
+pub mod rows;
+pub mod summary;
+pub mod supervise;

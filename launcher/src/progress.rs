@@ -1,0 +1,173 @@
+//! Turns the run's events into what a person sees.
+
+use std::collections::HashMap;
+
+use dyad_proto::wire::run_event::Body;
+use dyad_proto::wire::{DataReport, Phase};
+
+use crate::console::Console;
+
+/// Follows one run.
+#[derive(Debug)]
+pub struct Progress {
+    console: Console,
+    total: u64,
+}
+
+impl Progress {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new(console: Console) -> Self {
+        Self { console, total: 0 }
+    }
+
+    /// Shows one event.
+    pub fn show(&mut self, event: &Body) {
+        match event {
+            Body::Started(started) => {
+                self.console.status(&format!("waiting for {} trainers", started.world_size));
+            }
+            Body::Joined(_) | Body::Ended(_) => {}
+            Body::Phase(changed) => {
+                if let Some(text) = phase_text(changed.phase()) {
+                    self.console.status(text);
+                }
+            }
+            Body::Model(model) => self.console.line(&format!(
+                "model    {} with {} parameters, {} trainable",
+                model.architecture,
+                thousands(model.parameters),
+                thousands(model.trainable_parameters)
+            )),
+            Body::Data(data) => {
+                self.total = data.total_steps;
+                self.console.line(&data_line(data));
+                self.console.count(data.start_step, data.total_steps);
+            }
+            Body::Step(step) => self.console.step(step.step, self.total, &step_line(&step.values)),
+            Body::Evaluation(evaluation) => {
+                self.console.line(&format!(
+                    "eval     step {}: {}",
+                    evaluation.step,
+                    evaluation_line(&evaluation.values)
+                ));
+            }
+            Body::Checkpoint(saved) if !saved.r#final => {
+                self.console.line(&format!("saved    {}", saved.path))
+            }
+            Body::Checkpoint(_) => {}
+        }
+    }
+}
+
+fn phase_text(phase: Phase) -> Option<&'static str> {
+    match phase {
+        Phase::Loading => Some("loading the model"),
+        Phase::Measuring => Some("tokenising the pairs"),
+        Phase::Rendezvous => Some("connecting the trainers"),
+        Phase::Saving => Some("saving"),
+        Phase::Training | Phase::Evaluating | Phase::Unspecified => None,
+    }
+}
+
+fn data_line(data: &DataReport) -> String {
+    let mut line = format!(
+        "data     {} pairs, {} steps per epoch, {} steps",
+        data.pairs, data.steps_per_epoch, data.total_steps
+    );
+    for (count, what) in [
+        (data.truncated, "cut at max_seq_length"),
+        (data.dropped_too_long, "dropped: prompt fills max_seq_length"),
+        (data.dropped_empty, "dropped: nothing to train on"),
+    ] {
+        if count > 0 {
+            line += &format!(", {count} {what}");
+        }
+    }
+    if data.validation_pairs > 0 {
+        line += &format!(", {} validation pairs", data.validation_pairs);
+    }
+    if data.start_step > 0 {
+        line += &format!(", resumed after step {}", data.start_step);
+    }
+    line
+}
+
+/// Loss, then what the method has beside it.
+fn step_line(values: &HashMap<String, f64>) -> String {
+    let shown = [
+        ("loss", "loss", 4),
+        ("rewards/accuracies", "accuracy", 2),
+        ("rewards/margins", "margin", 3),
+        ("kl", "kl", 4),
+        ("pairs_per_second", "pairs/s", 1),
+    ];
+    list(values, "", &shown)
+}
+
+fn evaluation_line(values: &HashMap<String, f64>) -> String {
+    let shown = [
+        ("loss", "loss", 4),
+        ("rewards/accuracies", "accuracy", 3),
+        ("rewards/margins", "margin", 3),
+        ("kl", "kl", 4),
+    ];
+    list(values, "eval_", &shown)
+}
+
+fn list(values: &HashMap<String, f64>, prefix: &str, shown: &[(&str, &str, usize)]) -> String {
+    let parts = shown.iter().filter_map(|(key, label, digits)| {
+        values.get(&format!("{prefix}{key}")).map(|value| format!("{label} {value:.digits$}"))
+    });
+    parts.collect::<Vec<_>>().join("  ")
+}
+
+/// 12345678 -> 12,345,678
+#[must_use]
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropped_pairs_are_never_silent() {
+        let data = DataReport {
+            pairs: 7,
+            total_steps: 4,
+            steps_per_epoch: 2,
+            dropped_too_long: 3,
+            ..Default::default()
+        };
+        let line = data_line(&data);
+        assert!(
+            line.contains("7 pairs") && line.contains("3 dropped: prompt fills max_seq_length"),
+            "{line}"
+        );
+        assert!(!line.contains("cut at"));
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(
+            (thousands(7), thousands(1234), thousands(12_345_678)),
+            ("7".into(), "1,234".into(), "12,345,678".into())
+        );
+    }
+
+    #[test]
+    fn a_supervised_step_shows_no_rewards() {
+        let values = HashMap::from([("loss".to_owned(), 1.5), ("pairs_per_second".to_owned(), 20.0)]);
+        assert_eq!(step_line(&values), "loss 1.5000  pairs/s 20.0");
+    }
+}

@@ -1,0 +1,147 @@
+//! What a finished run tells: before and after, where things are, and what the model says now.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use dyad_proto::{Fault, RunConfig};
+use tokio::process::Command;
+
+use crate::progress::thousands;
+use crate::rows::{self, Row};
+use crate::supervise::program;
+
+/// How many samples to show, and how they are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Samples {
+    /// Prompts from the validation file.
+    pub count: usize,
+    /// Longest answer in tokens.
+    pub max_new_tokens: usize,
+    /// Threads to compute with.
+    pub threads: usize,
+}
+
+/// Numbers of the run, from its metrics files.
+#[must_use]
+pub fn table(output_dir: &Path, plot: Option<&Path>) -> String {
+    let steps = rows::read(&output_dir.join("metrics.jsonl"));
+    let evaluations = rows::read(&output_dir.join("eval_metrics.jsonl"));
+    let mut out = String::new();
+    if let Some(last) = steps.last() {
+        let seconds: f64 = steps.iter().filter_map(|row| row.get("step_seconds")).sum();
+        let get = |name: &str| last.get(name).copied().unwrap_or_default();
+        let tokens = thousands(get("num_tokens") as u64);
+        let _ = writeln!(out, "trained  {} steps, {tokens} tokens in {}", get("step"), duration(seconds));
+    }
+    if let (Some(first), Some(last)) =
+        (evaluations.first(), evaluations.last().filter(|_| evaluations.len() > 1))
+    {
+        out += &before_and_after(first, last);
+    }
+    let _ = writeln!(out, "model    {}", output_dir.join("final").display());
+    if let Some(plot) = plot {
+        let _ = writeln!(out, "plot     {}", plot.display());
+    }
+    out
+}
+
+fn before_and_after(first: &Row, last: &Row) -> String {
+    let shown = [
+        ("eval_loss", "loss"),
+        ("eval_rewards/accuracies", "reward accuracy"),
+        ("eval_rewards/margins", "reward margin"),
+        ("eval_logps/accuracies", "log-prob accuracy"),
+        ("eval_logps/chosen", "log-prob, preferred"),
+        ("eval_logps/rejected", "log-prob, other"),
+        ("eval_kl", "KL from reference"),
+    ];
+    let mut out = format!("{:22}{:>10}{:>10}\n", "held-out pairs", "before", "after");
+    for (key, label) in shown {
+        if let (Some(before), Some(after)) = (first.get(key), last.get(key)) {
+            let _ = writeln!(out, "  {label:20}{before:>10.4}{after:>10.4}");
+        }
+    }
+    out
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds as u64 {
+        whole @ 0..60 => format!("{whole} s"),
+        whole @ 60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        whole => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// Answers of the model that the run started from and of the one it made, to the first held-out prompts.
+pub async fn samples(config: &RunConfig, samples: Samples) -> Result<String, Fault> {
+    let Some(pairs) = config.validation_file.as_deref().filter(|_| samples.count > 0) else {
+        return Ok(String::new());
+    };
+    let start = config.from_checkpoint.as_deref().unwrap_or(&config.model);
+    let before = generate(Path::new(start), pairs, samples).await?;
+    let after = generate(&PathBuf::from(&config.output_dir).join("final"), pairs, samples).await?;
+    let mut out = String::from("samples\n");
+    for (before, after) in before.iter().zip(&after) {
+        let text = |row: &HashMap<String, String>, key: &str| {
+            row.get(key).map(|text| one_line(text)).unwrap_or_default()
+        };
+        let _ = writeln!(out, "  prompt   {}", text(before, "prompt"));
+        let _ = writeln!(out, "  before   {}", text(before, "completion"));
+        let _ = writeln!(out, "  after    {}\n", text(after, "completion"));
+    }
+    Ok(out)
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+async fn generate(
+    model: &Path,
+    pairs: &str,
+    samples: Samples,
+) -> Result<Vec<HashMap<String, String>>, Fault> {
+    let mut command = Command::new(program("trainer")?);
+    command.arg("generate").arg("--model").arg(model).args(["--pairs", pairs]);
+    command.args([
+        "--limit",
+        &samples.count.to_string(),
+        "--max-new-tokens",
+        &samples.max_new_tokens.to_string(),
+    ]);
+    command.args(["--threads", &samples.threads.to_string()]).stdin(Stdio::null()).kill_on_drop(true);
+    let failed = |reason: &str| Fault::failed(format!("cannot sample from {}: {reason}", model.display()));
+    let output = command.output().await.map_err(|error| failed(&error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(
+            String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("unknown error"),
+        ));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| serde_json::from_str(line).map_err(|error| failed(&error.to_string()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_sets_the_first_and_last_evaluation_side_by_side() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(
+            dir.path().join("eval_metrics.jsonl"),
+            "{\"step\":0,\"eval_loss\":0.6931,\"eval_rewards/accuracies\":0.5}\n{\"step\":9,\"eval_loss\":0.2,\"eval_rewards/accuracies\":0.95}\n",
+        )
+        .unwrap();
+        std::fs::write(
+            dir.path().join("metrics.jsonl"),
+            "{\"step\":9,\"num_tokens\":1200,\"step_seconds\":61.5}\n",
+        )
+        .unwrap();
+        let table = table(dir.path(), None);
+        assert!(table.contains("trained  9 steps, 1,200 tokens in 1 min 1 s"), "{table}");
+        assert!(table.contains("reward accuracy         0.5000    0.9500"), "{table}");
+    }
+}

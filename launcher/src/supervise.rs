@@ -1,0 +1,301 @@
+//! Runs a plan: starts coordinator and trainers, follows them, and stops everything when one fails.
+//!
+//! - L-1: the first genuine failure is the one that is reported; what fails because of it is not.
+//! - L-2: when [`run`] returns, no child is left.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use dyad_proto::wire::coordinator_client::CoordinatorClient;
+use dyad_proto::wire::run_event::Body;
+use dyad_proto::wire::{RunEvent, WatchRunRequest};
+use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+
+use crate::children::{Child, Output, log_file};
+use crate::console::Console;
+use crate::plan::Trainer;
+use crate::progress::Progress;
+
+/// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
+const VERDICT: Duration = Duration::from_secs(6);
+/// How long processes may take to leave on their own before they are made to.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// What to run, and where.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// The checked configuration.
+    pub config_file: &'a Path,
+    /// Folder of the run.
+    pub output_dir: &'a Path,
+    /// Trainers to start.
+    pub trainers: &'a [Trainer],
+    /// Address for the coordinator.
+    pub listen: &'a str,
+    /// Flags that the coordinator takes as they are.
+    pub coordinator_flags: Vec<&'static str>,
+}
+
+/// Everything that was started.
+struct Fleet {
+    coordinator: Child,
+    trainers: Vec<Child>,
+}
+
+/// Starts the job and returns when it is over and nothing of it is left.
+pub async fn run(job: &Job<'_>, console: &Console) -> Result<(), Fault> {
+    let mut interrupt = Interrupt::new()?;
+    let mut fleet = Fleet { coordinator: start_coordinator(job, console)?, trainers: Vec::new() };
+    let result = tokio::select! {
+        result = follow(job, console, &mut fleet) => result,
+        () = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted")
+            .hint("continue from the last checkpoint with --resume")),
+    };
+    console.clear();
+    if result.as_ref().is_err_and(|fault| fault.code == ErrorCode::Interrupted) {
+        console.line("stopping; press Ctrl-C again to stop at once");
+        // The coordinator tells the trainers.
+        fleet.coordinator.signal(libc::SIGTERM);
+    }
+    tokio::select! {
+        () = stop(&mut fleet) => {}
+        () = interrupt.wait() => kill(&mut fleet).await,
+    }
+    result
+}
+
+async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(), Fault> {
+    let address = address_of(&mut fleet.coordinator).await?;
+    for trainer in job.trainers {
+        fleet.trainers.push(start_trainer(job, trainer, &address, console)?);
+    }
+    let mut events = watch(&address).await?;
+    let mut progress = Progress::new(console.clone());
+    let failure = tokio::select! {
+        outcome = show(&mut events, &mut progress) => outcome,
+        failed = first_failure(&mut fleet.trainers) => {
+            // The coordinator may know better: this one may have fallen over somebody else's failure.
+            tokio::time::timeout(VERDICT, show(&mut events, &mut progress)).await.unwrap_or(Outcome::Silent).or(failed)
+        }
+    };
+    match failure {
+        Outcome::Complete => everyone_left(fleet).await,
+        Outcome::Failed(fault) => Err(with_signal(fault, fleet).await),
+        // The stream broke before the run ended: the coordinator is gone.
+        Outcome::Silent => Err(own_words(&mut fleet.coordinator).await),
+    }
+}
+
+/// How a run ended, as far as the stream of events tells.
+enum Outcome {
+    Complete,
+    Failed(Fault),
+    Silent,
+}
+
+impl Outcome {
+    /// What the coordinator says counts more than what a trainer said.
+    fn or(self, trainer: Fault) -> Self {
+        match self {
+            Self::Silent if trainer.code != ErrorCode::Echo => Self::Failed(trainer),
+            known => known,
+        }
+    }
+}
+
+async fn show(events: &mut Streaming<RunEvent>, progress: &mut Progress) -> Outcome {
+    while let Ok(Some(event)) = events.message().await {
+        match event.body {
+            Some(Body::Ended(ended)) => {
+                return ended.failure.map_or(Outcome::Complete, |failure| Outcome::Failed(failure.into()));
+            }
+            Some(body) => progress.show(&body),
+            None => {}
+        }
+    }
+    Outcome::Silent
+}
+
+/// Resolves when a trainer ends badly; never when all end well.
+async fn first_failure(trainers: &mut [Child]) -> Fault {
+    let mut waits: Vec<Pin<Box<dyn Future<Output = Option<Fault>> + '_>>> = Vec::new();
+    for child in trainers {
+        waits.push(Box::pin(async move {
+            let status = child.ended().await;
+            child.fault(status).map(|fault| fault.from_origin(child.label.clone()))
+        }));
+    }
+    std::future::poll_fn(|context| {
+        let mut index = 0;
+        while index < waits.len() {
+            match waits[index].as_mut().poll(context) {
+                std::task::Poll::Ready(Some(fault)) => return std::task::Poll::Ready(fault),
+                std::task::Poll::Ready(None) => drop(waits.swap_remove(index)),
+                std::task::Poll::Pending => index += 1,
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+/// After a complete run every process leaves in good order.
+async fn everyone_left(fleet: &mut Fleet) -> Result<(), Fault> {
+    for child in fleet.trainers.iter_mut().chain([&mut fleet.coordinator]) {
+        let status = child.ended().await;
+        if let Some(fault) = child.fault(status) {
+            return Err(fault.from_origin(child.label.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// The coordinator's own account of its end.
+async fn own_words(coordinator: &mut Child) -> Fault {
+    let status = tokio::time::timeout(LEAVE, coordinator.ended()).await.ok().flatten();
+    coordinator
+        .fault(status)
+        .unwrap_or_else(|| Fault::failed("the coordinator ended before the run was complete"))
+}
+
+/// The coordinator sees a connection close; the launcher knows which signal closed it.
+async fn with_signal(fault: Fault, fleet: &mut Fleet) -> Fault {
+    for child in &mut fleet.trainers {
+        if !format!("{} {}", fault.origin, fault.message).contains(&child.label)
+            || !fault.message.contains("died")
+        {
+            continue;
+        }
+        if let Ok(Some(status)) = tokio::time::timeout(LEAVE, child.ended()).await
+            && std::os::unix::process::ExitStatusExt::signal(&status).is_some()
+        {
+            return Fault {
+                message: format!("{} ({})", fault.message, crate::children::end(status)),
+                ..fault
+            };
+        }
+    }
+    fault
+}
+
+/// Gives everyone time to leave, then makes them.
+async fn stop(fleet: &mut Fleet) {
+    if tokio::time::timeout(LEAVE, all_ended(fleet)).await.is_err() {
+        for child in fleet.trainers.iter().chain([&fleet.coordinator]) {
+            child.signal(libc::SIGTERM);
+        }
+        if tokio::time::timeout(LEAVE, all_ended(fleet)).await.is_err() {
+            kill(fleet).await;
+        }
+    }
+}
+
+async fn kill(fleet: &mut Fleet) {
+    for child in fleet.trainers.iter().chain([&fleet.coordinator]) {
+        child.signal(libc::SIGKILL);
+    }
+    all_ended(fleet).await;
+}
+
+async fn all_ended(fleet: &mut Fleet) -> Vec<Option<ExitStatus>> {
+    let mut statuses = Vec::new();
+    for child in fleet.trainers.iter_mut().chain([&mut fleet.coordinator]) {
+        statuses.push(child.ended().await);
+    }
+    statuses
+}
+
+fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
+    let mut command = Command::new(program("coordinator")?);
+    command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
+    command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
+    command.stdout(Stdio::piped());
+    let file = log_file(job.output_dir, "coordinator");
+    Child::start(
+        "coordinator",
+        command,
+        Output { file, console: console.clone(), prefix: "coordinator".into() },
+    )
+}
+
+fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Console) -> Result<Child, Fault> {
+    let mut command = Command::new(program("trainer")?);
+    command.args(["run", "--coordinator", &format!("http://{address}"), "--name", &trainer.name]);
+    command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
+    let threads = trainer.threads.to_string();
+    // Every thread pool of the process keeps to its share of the cores.
+    command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
+    command.stdout(Stdio::null());
+    let output = Output {
+        file: log_file(job.output_dir, &trainer.name),
+        console: console.clone(),
+        prefix: format!("rank {}", trainer.launch_index),
+    };
+    Child::start(&format!("trainer rank {} ({})", trainer.launch_index, trainer.name), command, output)
+}
+
+/// A program of Dyad, beside this one unless `DYAD_BIN_DIR` says otherwise.
+pub fn program(name: &str) -> Result<PathBuf, Fault> {
+    let dir = match std::env::var_os("DYAD_BIN_DIR") {
+        Some(dir) => PathBuf::from(dir),
+        None => {
+            let own = std::env::current_exe()
+                .map_err(|error| Fault::failed(format!("cannot find myself: {error}")))?;
+            own.parent().unwrap_or(Path::new(".")).to_owned()
+        }
+    };
+    let path = dir.join(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Fault::failed(format!("no program {}", path.display())).hint("run `make build` first"))
+}
+
+async fn address_of(coordinator: &mut Child) -> Result<String, Fault> {
+    let line = match coordinator.stdout() {
+        Some(mut lines) => lines.next_line().await.ok().flatten(),
+        None => None,
+    };
+    let json: Option<serde_json::Value> = line.and_then(|line| serde_json::from_str(&line).ok());
+    match json.as_ref().and_then(|json| json.get("listening")).and_then(serde_json::Value::as_str) {
+        Some(address) => Ok(address.to_owned()),
+        None => Err(own_words(coordinator).await),
+    }
+}
+
+async fn watch(address: &str) -> Result<Streaming<RunEvent>, Fault> {
+    let failed = |reason: String| Fault::failed(format!("cannot follow the run at {address}: {reason}"));
+    let endpoint =
+        Endpoint::from_shared(format!("http://{address}")).map_err(|error| failed(error.to_string()))?;
+    let channel = endpoint.connect().await.map_err(|error| failed(error.to_string()))?;
+    let mut client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let reply = client.watch_run(WatchRunRequest {}).await;
+    reply.map(tonic::Response::into_inner).map_err(|status| failed(status.message().to_owned()))
+}
+
+/// Ctrl-C and a polite kill.
+struct Interrupt {
+    ctrl_c: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Interrupt {
+    fn new() -> Result<Self, Fault> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Fault::failed(format!("cannot listen for signals: {error}")));
+        Ok(Self { ctrl_c: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.ctrl_c.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

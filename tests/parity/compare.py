@@ -1,0 +1,127 @@
+"""Compares a run of Dyad with a run of TRL: every step's numbers, then the trained weights.
+
+    compare.py --trl DIR/trl.jsonl --dyad OUT/metrics.jsonl --final-trl DIR/trl-final --final-dyad OUT/final
+
+Prints the worst difference of each metric; exits with 1 at the first step and metric that differ by more than allowed.
+
+A difference is relative to TRL's value, or to the metric's floor where the value is smaller than that. Rewards and kl
+need floors because they are small differences of large numbers: a summed log-probability of -380 is rounded to 3e-5 in
+float32, which is 3e-6 of a reward at beta 0.1 however near to zero the reward comes. With a floor of 0.1 a reward may
+be off by 1e-5, except that a reward of exactly 0, as before the first update, must be exactly 0. The KL divergence is quadratic in the same differences; its floor of 0.01 allows 1e-6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from cases import read_rows
+
+
+class Allowed(NamedTuple):
+    """How far a metric may be off, relative to the larger of TRL's value and the floor."""
+
+    tolerance: float
+    floor: float = 1e-12
+
+
+METRICS = {
+    "loss": Allowed(1e-4),
+    "grad_norm": Allowed(1e-3),
+    "learning_rate": Allowed(1e-6),
+    "rewards/chosen": Allowed(1e-4, 0.1),
+    "rewards/rejected": Allowed(1e-4, 0.1),
+    "rewards/accuracies": Allowed(1e-4),
+    "rewards/margins": Allowed(1e-4, 0.1),
+    "logps/chosen": Allowed(1e-4),
+    "logps/rejected": Allowed(1e-4),
+    "kl": Allowed(1e-4, 0.01),
+    "num_tokens": Allowed(0.0),
+}
+WEIGHTS_TOLERANCE = 1e-4
+
+
+def fail(message: str) -> None:
+    """Ends the comparison."""
+    print(f"DIFFERENT: {message}")
+    sys.exit(1)
+
+
+def compare_steps(trl: list[dict[str, Any]], dyad: list[dict[str, Any]]) -> None:
+    """Checks the metrics that TRL logged (its SFT log has neither rewards nor log-probabilities)."""
+    steps = [row["step"] for row in trl]
+    if not steps or steps != [row["step"] for row in dyad]:
+        fail(f"TRL logged steps {steps}, Dyad {[row['step'] for row in dyad]}")
+    metrics = [name for name in METRICS if name in trl[0]]
+    worst = dict.fromkeys(metrics, (-1.0, 0, math.nan, math.nan))
+    offending = None
+    for expected, found in zip(trl, dyad, strict=True):
+        for name in metrics:
+            if not isinstance(found.get(name), (int, float)):
+                fail(f"step {found['step']}: Dyad logged no number for {name}")
+            a, b = expected[name], found[name]
+            difference = abs(a - b) / max(abs(a), METRICS[name].floor)
+            if name.startswith("rewards/") and a == 0 != b:
+                difference = math.inf
+            worst[name] = max(worst[name], (difference, expected["step"], a, b))
+            # Written so that NaN fails.
+            if offending is None and not difference <= METRICS[name].tolerance:
+                offending = f"step {expected['step']}, {name}: TRL {a!r}, Dyad {b!r}, off by {difference:.2e}"
+    for name, (difference, step, a, b) in worst.items():
+        allowed = METRICS[name].tolerance
+        print(f"{name:20} worst {difference:.2e} of {allowed:.0e} at step {step}: TRL {a:.9g}, Dyad {b:.9g}")
+    if offending:
+        fail(offending)
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a model or adapter folder, without an output head that repeats the embedding."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    if not tensors:
+        fail(f"{folder} holds no safetensors")
+    config = folder / "config.json"
+    if config.exists() and json.loads(config.read_text()).get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)
+    return tensors
+
+
+def compare_weights(trl: dict[str, torch.Tensor], dyad: dict[str, torch.Tensor]) -> None:
+    """Checks ||TRL - Dyad|| / ||TRL|| over all tensors together; prints the tensor that is furthest off."""
+    if trl.keys() != dyad.keys():
+        fail(f"tensors only TRL saved: {sorted(trl.keys() - dyad)}, only Dyad: {sorted(dyad.keys() - trl)}")
+    apart, total, worst = 0.0, 0.0, (-1.0, "")
+    for name, a in trl.items():
+        b = dyad[name]
+        if a.shape != b.shape:
+            fail(f"{name}: shape {tuple(a.shape)} at TRL, {tuple(b.shape)} at Dyad")
+        difference, size = (a.double() - b.double()).norm().item(), a.double().norm().item()
+        apart, total = apart + difference**2, total + size**2
+        worst = max(worst, (difference / max(size, 1e-12), name))
+    relative = math.sqrt(apart / total)
+    print(f"{'final weights':20} off by {relative:.2e} of {WEIGHTS_TOLERANCE:.0e}; worst tensor {worst[0]:.2e}, {worst[1]}")
+    if not relative <= WEIGHTS_TOLERANCE:
+        fail(f"final weights are off by {relative:.2e}, most of all {worst[1]}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--trl", "--dyad", "--final-trl", "--final-dyad"):
+        parser.add_argument(name, type=Path, required=True)
+    args = parser.parse_args()
+    compare_steps(read_rows(args.trl), read_rows(args.dyad))
+    compare_weights(load_weights(args.final_trl), load_weights(args.final_dyad))
+    print("equal within tolerance")
+
+
+if __name__ == "__main__":
+    main()

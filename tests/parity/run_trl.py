@@ -1,0 +1,147 @@
+"""Trains a case with TRL's own trainer and writes TRL's own numbers, one JSON line per optimizer step.
+
+    run_trl.py --case-dir DIR --out DIR/trl.jsonl        also writes DIR/trl-final, the trained model or adapter
+
+float32 on CPU, pairs in file order, one optimizer step per batch, unrounded logs. `kl`, which TRL does not log, is
+computed from TRL's models on TRL's batch just before the step: the mean over all completion tokens of both sides of
+KL(policy || reference), exact over the vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import use_adapter
+
+from cases import as_dpo_row, as_sft_row, read_rows
+
+
+class StepLog(TrainerCallback):
+    """Keeps what the trainer logs of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Takes one log entry; the summary at the end of the run has no `loss`."""
+        if logs is not None and "loss" in logs:
+            self.rows.append({"step": state.global_step} | logs)
+
+
+class DPOTrainerWithKL(DPOTrainer):
+    """`DPOTrainer`, with one more number in its log."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's loss, after measuring the divergence from the reference."""
+        self._metrics["train"]["kl"].append(self.divergence(model, inputs))
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    @torch.no_grad()
+    def divergence(self, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
+        """Token mean of KL(policy || reference), summed in float64."""
+        reference, adapter = self.ref_model, contextlib.nullcontext()
+        if reference is None:
+            reference, adapter = model, use_adapter(model, adapter_name=None)
+        # Position i predicts token i + 1.
+        scored = inputs["completion_mask"][:, 1:].bool()
+
+        def log_probs(of: PreTrainedModel) -> torch.Tensor:
+            logits = of(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            return logits[:, :-1][scored].double().log_softmax(-1)
+
+        policy = log_probs(model)
+        with adapter:
+            base = log_probs(reference)
+        return (policy.exp() * (policy - base)).sum(-1).mean().item()
+
+
+def training_arguments(run: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The run's keys in the names of transformers' `TrainingArguments`."""
+    return {
+        "output_dir": str(out),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "num_train_epochs": run["n_epochs"],
+        "max_steps": run["max_steps"],
+        "per_device_train_batch_size": run["batch_size"],
+        "gradient_accumulation_steps": 1,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": run["learning_rate"],
+        "lr_scheduler_type": run["lr_scheduler_type"],
+        "warmup_steps": run["warmup_ratio"],  # below 1: a share of all steps
+        "weight_decay": run["weight_decay"],
+        "max_grad_norm": run["max_grad_norm"],
+        "optim": "adamw_torch",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "seed": run["random_seed"],
+        "max_length": None,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def make_trainer(case_dir: Path, run: dict[str, Any], out: Path, log: StepLog) -> DPOTrainer | SFTTrainer:
+    """TRL's trainer for the case."""
+    model = AutoModelForCausalLM.from_pretrained(case_dir / run["model"], dtype=torch.float32)
+    if run.get("lora"):
+        model = PeftModel.from_pretrained(model, case_dir / run["from_checkpoint"], is_trainable=True)
+    pairs = read_rows(case_dir / run["training_file"])
+    arguments = training_arguments(run, out)
+    shared = {
+        "model": model,
+        "processing_class": AutoTokenizer.from_pretrained(case_dir / run["model"]),
+        "callbacks": [log],
+    }
+    if run["training_method"] == "sft":
+        config = SFTConfig(**arguments, completion_only_loss=True, packing=False)
+        return SFTTrainer(args=config, train_dataset=Dataset.from_list([as_sft_row(pair) for pair in pairs]), **shared)
+    config = DPOConfig(**arguments, beta=run["dpo_beta"], loss_type=[run["loss_type"]])
+    rows = Dataset.from_list([as_dpo_row(pair) for pair in pairs])
+    return DPOTrainerWithKL(args=config, train_dataset=rows, **shared)
+
+
+def main() -> None:
+    """Trains, then writes the log and the trained weights."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case-dir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    run = json.loads((args.case_dir / "case.json").read_text())["run"]
+    if run["shuffle"] or run["min_lr_ratio"] or run["dtype"] != "float32":
+        raise SystemExit("TRL runs here in file order, in float32, with schedules that end at zero")
+    log = StepLog()
+    trainer = make_trainer(args.case_dir, run, args.case_dir / "trl-run", log)
+    trainer.train()
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in log.rows))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    final = args.case_dir / "trl-final"
+    if isinstance(model, PeftModel):
+        # TRL keeps a second adapter, the reference.
+        model.save_pretrained(final, selected_adapters=["default"])
+    else:
+        model.save_pretrained(final)
+    trainer.processing_class.save_pretrained(final)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+//! Processes of a run, found and watched through the kernel.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+/// Longest that anything here waits before the test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process of a run.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Process id.
+    pub pid: i32,
+    /// Command line, joined by spaces.
+    pub command: String,
+}
+
+/// Waits until `condition` gives something.
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Direct children of a process.
+pub fn children(parent: &Child) -> Vec<Process> {
+    let parent = parent.id().to_string();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        // Fields after the parenthesised name: state, parent.
+        let ppid = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        if ppid == Some(parent.as_str()) {
+            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            found.push(Process { pid, command });
+        }
+    }
+    found
+}
+
+/// Ends a process the hard way.
+#[expect(unsafe_code, reason = "kill")]
+pub fn kill_9(pid: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0, "process {pid} is gone already");
+}
+
+/// Sends Ctrl-C's signal.
+#[expect(unsafe_code, reason = "kill")]
+pub fn interrupt(pid: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0, "process {pid} is gone already");
+}
+
+/// A handle by which a process's end can be waited for, whoever its parent is.
+#[derive(Debug)]
+pub struct Watch {
+    fd: OwnedFd,
+    process: Process,
+}
+
+impl Watch {
+    /// Of a live process.
+    #[expect(unsafe_code, reason = "pidfd_open")]
+    pub fn on(process: &Process) -> Self {
+        // SAFETY: returns a new file descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
+        assert!(fd >= 0, "{process:?} is gone already");
+        // SAFETY: the descriptor is new and ours.
+        Self { fd: unsafe { OwnedFd::from_raw_fd(fd as i32) }, process: process.clone() }
+    }
+
+    /// Returns when the process is gone; fails when it outlives all patience.
+    #[expect(unsafe_code, reason = "poll")]
+    pub fn wait_gone(&self) {
+        let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one live pollfd.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, PATIENCE.as_millis() as i32) };
+        assert_eq!(ready, 1, "still there: {:?}", self.process);
+    }
+}

@@ -1,0 +1,73 @@
+//! What must not change a run's numbers: the world size, the split into micro-batches, sharing prompts, recomputing.
+
+use dyad_tests::{CURVE, Workspace, assert_same_curve, number};
+
+/// Sums over ranks are taken in another order, so float32 results may differ in the last places.
+const TOLERANCE: f64 = 1e-5;
+
+#[test]
+fn step_0_is_ln_2_with_no_rewards() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    let rows = workspace.train(2, "out", &[]);
+    assert!((number(&rows[0], "loss") - std::f64::consts::LN_2).abs() < 1e-5);
+    for name in ["rewards/chosen", "rewards/rejected", "rewards/margins", "kl"] {
+        assert_eq!(number(&rows[0], name), 0.0, "{name}");
+    }
+}
+
+#[test]
+fn world_size_does_not_change_the_curve() {
+    let workspace = Workspace::with_model(40, "n_epochs = 2\n");
+    let one = workspace.train(1, "one", &[]);
+    assert_eq!(one.len(), 10);
+    for world in [2, 3] {
+        let other = workspace.train(world, &format!("w{world}"), &[]);
+        assert_same_curve(&one, &other, &CURVE, TOLERANCE);
+    }
+}
+
+#[test]
+fn eight_micro_batches_on_one_rank_equal_eight_ranks_with_one() {
+    let workspace = Workspace::with_model(24, "max_steps = 3\n");
+    // A budget of one token puts every pair into a micro-batch of its own.
+    let micro = workspace.train(1, "micro", &["--set", "micro_batch_tokens=1"]);
+    let ranks = workspace.train(8, "ranks", &[]);
+    assert_same_curve(&micro, &ranks, &CURVE, TOLERANCE);
+}
+
+#[test]
+fn a_rank_without_pairs_takes_part_in_every_step() {
+    let workspace = Workspace::with_model(4, "max_steps = 4\nbatch_size = 2\n");
+    let one = workspace.train(1, "one", &[]);
+    let three = workspace.train(3, "three", &[]);
+    assert_same_curve(&one, &three, &CURVE, TOLERANCE);
+}
+
+#[test]
+fn sharing_prompts_and_recomputing_activations_change_nothing() {
+    let workspace = Workspace::with_model(24, "n_epochs = 2\n");
+    let plain = workspace.train(1, "plain", &[]);
+    let separate = workspace.train(1, "separate", &["--set", "prefix_sharing=false"]);
+    assert_same_curve(&plain, &separate, &CURVE, TOLERANCE);
+    let recomputed = workspace.train(1, "recomputed", &["--set", "activation_checkpointing=true"]);
+    assert_same_curve(&plain, &recomputed, &CURVE, 0.0);
+}
+
+#[test]
+fn lora_and_sft_do_not_depend_on_the_world_size_either() {
+    let workspace = Workspace::with_model(24, "n_epochs = 1\nlora_r = 4\n");
+    let lora = |world, name: &str| workspace.train(world, name, &["--set", "lora=true"]);
+    assert_same_curve(&lora(1, "l1"), &lora(2, "l2"), &CURVE, TOLERANCE);
+    let sft = |world, name: &str| workspace.train(world, name, &["--set", "training_method=sft"]);
+    assert_same_curve(&sft(1, "s1"), &sft(3, "s3"), &["loss", "grad_norm", "logps/chosen"], TOLERANCE);
+}
+
+/// bfloat16 has 8 bits of mantissa: the first loss is exact, later ones follow float32 within a few per cent.
+#[test]
+fn bfloat16_follows_float32() {
+    let workspace = Workspace::with_model(24, "max_steps = 6\nlearning_rate = 1e-3\n");
+    let wide = workspace.train(1, "wide", &[]);
+    let narrow = workspace.train(1, "narrow", &["--set", "dtype=bfloat16"]);
+    assert!((number(&narrow[0], "loss") - std::f64::consts::LN_2).abs() < 1e-5);
+    assert_same_curve(&wide, &narrow, &["loss"], 0.05);
+}

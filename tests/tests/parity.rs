@@ -1,0 +1,69 @@
+//! Dyad against TRL's own trainers on the same weights and pairs, in one, two and three trainer processes. TRL's numbers are
+//! made anew by each test; tolerances are stated in `tests/parity/compare.py`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use dyad_tests::{Workspace, root, text};
+
+fn python(script: &str, args: &[&str], workspace: &Workspace) -> String {
+    let python = root().join(".venv/parity/bin/python");
+    assert!(python.is_file(), "no Python environment with TRL; run `make test`");
+    let mut command = Command::new(python);
+    command.arg(root().join("tests/parity").join(script)).args(args).current_dir(workspace.path("."));
+    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
+    assert!(output.status.success(), "{script} {args:?}\n{}", text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Trains the case with TRL, then with Dyad at each world size, and compares.
+fn equals_trl(case: &str) -> Workspace {
+    let workspace = Workspace::empty();
+    python("make_case.py", &["--case", case, "--out", "."], &workspace);
+    python("run_trl.py", &["--case-dir", ".", "--out", "trl.jsonl"], &workspace);
+    for world in [1, 2, 3] {
+        let out = format!("world{world}");
+        assert_eq!(workspace.train(world, &out, &[]).len(), 9);
+        let (metrics, trained) = (format!("{out}/metrics.jsonl"), format!("{out}/final"));
+        let sides = ["--trl", "trl.jsonl", "--dyad", &metrics, "--final-trl", "trl-final", "--final-dyad", &trained];
+        println!("{case}, {world} trainers\n{}", python("compare.py", &sides, &workspace));
+    }
+    workspace
+}
+
+#[test]
+fn llama_with_llama3_rope_and_untied_head_equals_trl() {
+    let workspace = equals_trl("llama");
+    python("check_loads.py", &["--dir", "world2/final"], &workspace);
+}
+
+#[test]
+fn llama_with_tied_head_and_warmup_equals_trl() {
+    let workspace = equals_trl("llama-tied");
+    python("check_loads.py", &["--dir", "world2/final"], &workspace);
+}
+
+#[test]
+fn qwen2_with_cosine_schedule_equals_trl() {
+    let workspace = equals_trl("qwen2");
+    python("check_loads.py", &["--dir", "world2/final"], &workspace);
+}
+
+#[test]
+fn llama_lora_equals_trl() {
+    let workspace = equals_trl("llama-lora");
+    python("check_loads.py", &["--dir", "world2/final", "--base", "model"], &workspace);
+}
+
+#[test]
+fn qwen2_lora_equals_trl_and_its_merged_model_loads() {
+    let workspace = equals_trl("qwen2-lora");
+    let merged: PathBuf = ["merged", "final", "merged"].iter().collect();
+    workspace.train(2, "merged", &["--set", "merge_adapter=true"]);
+    python("check_loads.py", &["--dir", &merged.to_string_lossy(), "--base", "model", "--merged"], &workspace);
+}
+
+#[test]
+fn supervised_fine_tuning_equals_trl() {
+    equals_trl("llama-sft");
+}
