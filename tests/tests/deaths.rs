@@ -1,4 +1,5 @@
 //! Whoever is killed, everything stops, nothing is left, and the error names who died.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::io::Read;
 use std::process::{Child, Stdio};

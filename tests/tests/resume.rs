@@ -1,4 +1,5 @@
 //! A run that is interrupted and resumed ends with the same bytes as one that was not.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
 

@@ -1,0 +1,169 @@
+//! The command line, and from it to a run that is ready to serve.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use dyad_proto::{Fault, RunConfig};
+use sha2::{Digest, Sha256};
+
+use crate::dataset::{Datasets, hex};
+use crate::output_dir::{self, Identity, Mode, Output, OutputPlan};
+use crate::run::RunSpec;
+use crate::training::Start;
+
+/// Owns one Dyad run: checks its data, waits for its trainers, shards the pairs over them, writes the metrics.
+///
+/// Normally started by `launcher`. Once it listens it prints one line on standard output, such as
+/// {"listening":"127.0.0.1:41234"}; logs go to standard error.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "coordinator", version, after_help = EXIT_STATUS)]
+pub struct Cli {
+    /// The run's configuration, a .toml or .json file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// Number of trainers that take part
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub world_size: u32,
+
+    /// Address to listen on; port 0 takes any that is free
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    pub listen: String,
+
+    /// Go on from the newest checkpoint in output_dir
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+
+    /// Remove the metrics, checkpoints and final model of an earlier run in output_dir
+    #[arg(long)]
+    pub overwrite: bool,
+
+    /// How long to wait until all trainers have joined
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub join_timeout_seconds: u64,
+
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0    the run is done
+  1    the run failed
+  2    wrong usage, configuration, data or output folder
+  3    the port is taken, or not all trainers joined in time
+  130  stopped by SIGINT or SIGTERM
+
+Environment:
+  RUST_LOG  which log lines are written, such as `debug` or `dyad_coordinator=trace` [default: info]";
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// A run whose input is checked, and whose output folder is not touched yet.
+#[derive(Debug)]
+pub struct Prepared {
+    config: RunConfig,
+    config_json: String,
+    data: Datasets,
+    output: OutputPlan,
+}
+
+impl Cli {
+    /// Checks config, data and output folder: everything that can be wrong before a trainer is there.
+    pub fn prepare(&self) -> Result<Prepared, Fault> {
+        let config = read_config(&self.config)?;
+        let data = Datasets::load(&config)?;
+        let identity = Identity {
+            dataset_sha256: data.train.sha256().to_owned(),
+            random_seed: config.random_seed,
+            batch_size: config.batch_size,
+        };
+        let output = output_dir::inspect(Path::new(&config.output_dir), self.mode(), &identity)?;
+        Ok(Prepared { config_json: config.to_json()?, config, data, output })
+    }
+
+    fn mode(&self) -> Mode {
+        match (self.resume, self.overwrite) {
+            (true, _) => Mode::Resume,
+            (false, true) => Mode::Overwrite,
+            (false, false) => Mode::Fresh,
+        }
+    }
+
+    /// Makes the output folder ready, and the run with it.
+    pub fn start(&self, prepared: Prepared) -> Result<(RunSpec, Output), Fault> {
+        let output = prepared.output.apply()?;
+        let resume = prepared.output.resume;
+        let start = Start {
+            step: resume.as_ref().map_or(0, |resume| resume.step),
+            num_tokens: output.num_tokens,
+            evaluated: output.evaluated,
+        };
+        let spec = RunSpec {
+            run_id: run_id(),
+            config: prepared.config,
+            config_json: prepared.config_json,
+            data: prepared.data,
+            world_size: self.world_size,
+            join_timeout: Duration::from_secs(self.join_timeout_seconds),
+            start,
+            resume_from: resume.map_or_else(String::new, |resume| resume.path.display().to_string()),
+        };
+        Ok((spec, output))
+    }
+}
+
+fn read_config(path: &Path) -> Result<RunConfig, Fault> {
+    if path.extension().is_none_or(|extension| extension != "json") {
+        return RunConfig::load(path, &[]);
+    }
+    let shown = path.display();
+    let json = std::fs::read_to_string(path).map_err(|error| {
+        Fault::input(format!("cannot read config file {shown}: {error}"))
+            .hint("give the path of a TOML or JSON file with --config")
+    })?;
+    RunConfig::from_json(&json)
+        .map_err(|fault| Fault { message: format!("{shown}: {}", fault.message), ..fault })
+}
+
+/// Tells runs apart in logs and traces.
+fn run_id() -> String {
+    let seed = format!("{:?} {}", std::time::SystemTime::now(), std::process::id());
+    format!("run-{}", &hex(&Sha256::digest(seed))[..12])
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn flags_are_consistent() {
+        Cli::command().debug_assert();
+        let parse =
+            |args: &[&str]| Cli::try_parse_from([&["coordinator", "--config", "c.toml"], args].concat());
+        assert_eq!(parse(&["--world-size", "2", "--resume"]).unwrap().mode(), Mode::Resume);
+        assert!(parse(&["--world-size", "2", "--resume", "--overwrite"]).is_err());
+        assert!(parse(&["--world-size", "0"]).is_err());
+    }
+
+    #[test]
+    fn config_errors_name_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.json");
+        assert!(read_config(&path).unwrap_err().message.starts_with("cannot read config file"));
+        std::fs::write(&path, "{\"batch_sise\": 3}").unwrap();
+        let fault = read_config(&path).unwrap_err();
+        assert!(fault.message.contains("run.json: ") && fault.message.contains("batch_sise"), "{fault}");
+    }
+}

@@ -1,0 +1,194 @@
+//! A JSON Lines file of preference pairs in memory: every line checked, addressed by record id, identified by hash.
+
+use std::ops::Range;
+use std::path::Path;
+
+use dyad_proto::preference::PreferencePair;
+use dyad_proto::{Fault, RunConfig, wire};
+use sha2::{Digest, Sha256};
+
+/// All pairs of one file. Two equal lines are two records.
+#[derive(Debug)]
+pub struct Dataset {
+    text: String,
+    /// Where record `id` lies in `text`; blank lines are no records.
+    records: Vec<Range<usize>>,
+    sha256: String,
+}
+
+impl Dataset {
+    /// Reads and checks a whole file; `key` is the config key that named it.
+    pub fn load(key: &str, path: &Path) -> Result<Self, Fault> {
+        let shown = path.display();
+        let bytes = std::fs::read(path).map_err(|error| {
+            Fault::input(format!("cannot read {key} {shown}: {error}"))
+                .hint(format!("give the path of a JSON Lines file of preference pairs in config key `{key}`"))
+        })?;
+        let sha256 = hex(&Sha256::digest(&bytes));
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let line = 1 + count_newlines(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+            Fault::input(format!("{shown} line {line}: not valid UTF-8")).hint("save the file as UTF-8")
+        })?;
+        let records = index(&text, path)?;
+        if records.is_empty() {
+            return Err(Fault::input(format!("{key} {shown} holds no preference pairs")).hint(
+                "each line is one JSON object with `input`, `preferred_output` and `non_preferred_output`",
+            ));
+        }
+        Ok(Self { text, records, sha256 })
+    }
+
+    /// SHA-256 of the file's bytes, lower-case hex.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// How many records there are; ids run from 0 to one below.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Bytes of each record's JSON, by id.
+    pub fn record_bytes(&self) -> impl Iterator<Item = usize> + '_ {
+        self.records.iter().map(ExactSizeIterator::len)
+    }
+
+    /// One record as it goes over the wire.
+    #[must_use]
+    pub fn pair(&self, id: u64) -> wire::Pair {
+        wire::Pair { id, json: self.text[self.records[id as usize].clone()].to_owned() }
+    }
+}
+
+/// The files of a run.
+#[derive(Debug)]
+pub struct Datasets {
+    /// What is trained on.
+    pub train: Dataset,
+    /// What is evaluated on.
+    pub validation: Option<Dataset>,
+}
+
+impl Datasets {
+    /// Loads what the config names.
+    pub fn load(config: &RunConfig) -> Result<Self, Fault> {
+        let load = |key, file: &String| Dataset::load(key, Path::new(file));
+        Ok(Self {
+            train: load("training_file", &config.training_file)?,
+            validation: config
+                .validation_file
+                .as_ref()
+                .map(|file| load("validation_file", file))
+                .transpose()?,
+        })
+    }
+
+    /// Pairs by id.
+    #[must_use]
+    pub fn pairs(&self, split: wire::Split, ids: impl IntoIterator<Item = u64>) -> Vec<wire::Pair> {
+        let dataset =
+            if split == wire::Split::Validation { self.validation.as_ref() } else { Some(&self.train) };
+        dataset.map_or_else(Vec::new, |dataset| ids.into_iter().map(|id| dataset.pair(id)).collect())
+    }
+}
+
+fn index(text: &str, path: &Path) -> Result<Vec<Range<usize>>, Fault> {
+    let mut records = Vec::new();
+    let mut first_bad = None;
+    let mut bad_lines = 0_usize;
+    let mut start = 0;
+    for (at, line) in text.split_inclusive('\n').enumerate() {
+        let record = line.trim();
+        let offset = start + (line.len() - line.trim_start().len());
+        start += line.len();
+        if record.is_empty() {
+            continue;
+        }
+        match PreferencePair::parse(record) {
+            Ok(_) => records.push(offset..offset + record.len()),
+            Err(error) => {
+                bad_lines += 1;
+                first_bad.get_or_insert_with(|| format!("{} line {}: {error}", path.display(), at + 1));
+            }
+        }
+    }
+    match first_bad {
+        None => Ok(records),
+        Some(first) => Err(bad_data(first, bad_lines)),
+    }
+}
+
+fn bad_data(first: String, bad_lines: usize) -> Fault {
+    let more = if bad_lines > 1 { format!(" (the first of {bad_lines} bad lines)") } else { String::new() };
+    Fault::input(format!("{first}{more}"))
+        .hint("each line is one JSON object with `input`, `preferred_output` and `non_preferred_output`")
+}
+
+fn count_newlines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// Lower-case hex digits of some bytes.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing into a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
+
+    fn load(text: impl AsRef<[u8]>) -> Result<Dataset, Fault> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pairs.jsonl");
+        std::fs::write(&path, text).unwrap();
+        Dataset::load("training_file", &path)
+    }
+
+    #[test]
+    fn keeps_duplicates_and_skips_blank_lines() {
+        let data = load(format!("{GOOD}\n\n  {GOOD}\r\n{GOOD}")).unwrap();
+        assert_eq!(data.records(), 3);
+        for id in 0..3 {
+            assert_eq!(data.pair(id), wire::Pair { id, json: GOOD.into() });
+        }
+        assert_eq!(data.record_bytes().collect::<Vec<_>>(), [GOOD.len(); 3]);
+    }
+
+    #[test]
+    fn hash_is_that_of_the_file() {
+        // What `sha256sum` prints for GOOD with a line end.
+        let data = load(format!("{GOOD}\n")).unwrap();
+        assert_eq!(data.sha256(), "0a6171d07d4f15187c58b3a5ab1a23e8209ddedafd4befafb366fc98c954e017");
+    }
+
+    #[test]
+    fn counts_all_bad_lines_and_shows_the_first() {
+        let fault = load(format!("{GOOD}\n{{\n{GOOD}\n[]\n7\n")).unwrap_err();
+        assert_eq!(fault.code.exit_status(), 2);
+        assert!(fault.message.contains("pairs.jsonl line 2: record: not valid JSON"), "{fault}");
+        assert!(fault.message.ends_with("(the first of 3 bad lines)"), "{fault}");
+    }
+
+    #[test]
+    fn empty_missing_and_binary_files_are_named() {
+        assert!(load("\n \n").unwrap_err().message.ends_with("holds no preference pairs"));
+        let fault = load([GOOD.as_bytes(), b"\n\xff\n"].concat()).unwrap_err();
+        assert!(fault.message.ends_with("pairs.jsonl line 2: not valid UTF-8"), "{fault}");
+        let fault = Dataset::load("validation_file", Path::new("/nowhere/v.jsonl")).unwrap_err();
+        assert!(
+            fault.message.starts_with("cannot read validation_file /nowhere/v.jsonl: No such file"),
+            "{fault}"
+        );
+        assert!(fault.hint.contains("`validation_file`"));
+    }
+}

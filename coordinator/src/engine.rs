@@ -1,0 +1,138 @@
+//! Feeds the run with events and ticks, and carries its commands out: the only owner of its state.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use dyad_proto::Fault;
+use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::{CoordinatorMessage, EvaluationMetrics, StepMetrics};
+use tokio::sync::mpsc;
+
+use crate::membership::TrainerId;
+use crate::output_dir::Output;
+use crate::run::{Command, Event, Run};
+use crate::schedule::Work;
+use crate::training::Done;
+use crate::watch::History;
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// The way to one trainer; dropping it ends the stream.
+pub type Outbox = mpsc::UnboundedSender<CoordinatorMessage>;
+
+/// What the engine is fed with.
+#[derive(Debug)]
+pub enum Input {
+    /// A connection was made; what is put into the outbox goes out on it.
+    Connected(TrainerId, Outbox),
+    /// Something for the run.
+    Event(Event),
+}
+
+/// The run and everything its commands act on.
+#[derive(Debug)]
+pub struct Engine {
+    run: Run,
+    output: Output,
+    history: History,
+    outboxes: HashMap<TrainerId, Outbox>,
+}
+
+impl Engine {
+    /// An engine at rest.
+    #[must_use]
+    pub fn new(run: Run, output: Output, history: History) -> Self {
+        Self { run, output, history, outboxes: HashMap::new() }
+    }
+
+    /// Runs until the run has ended; says how.
+    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Result<(), Fault> {
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            let event = tokio::select! {
+                Some(input) = inputs.recv() => match input {
+                    Input::Connected(id, outbox) => {
+                        self.outboxes.insert(id, outbox);
+                        continue;
+                    }
+                    Input::Event(event) => event,
+                },
+                _ = ticks.tick() => Event::Tick,
+            };
+            self.handle(event);
+            if let Some(outcome) = self.run.outcome(Instant::now()) {
+                return outcome;
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let mut next = Some(event);
+        // A command that fails is an event in turn; a run that has ended records nothing, so this comes to an end.
+        while let Some(event) = next.take() {
+            for command in self.run.handle(Instant::now(), event) {
+                if let Err(fault) = self.carry_out(command) {
+                    next.get_or_insert(Event::Fault(fault));
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) -> Result<(), Fault> {
+        match command {
+            Command::Send(id, body) => self.send(id, body),
+            Command::Close(id) => drop(self.outboxes.remove(&id)),
+            Command::Emit(happening) => self.emit(happening),
+            Command::Record(done) => self.record(&done)?,
+        }
+        Ok(())
+    }
+
+    fn send(&self, id: TrainerId, body: Down) {
+        if let Some(outbox) = self.outboxes.get(&id) {
+            // Fails only when the stream is gone, and then its end arrives as an event.
+            let _ = outbox.send(CoordinatorMessage { body: Some(body) });
+        }
+    }
+
+    fn emit(&self, happening: Happening) {
+        match &happening {
+            Happening::Joined(joined) => {
+                tracing::info!(rank = joined.rank, name = joined.name, "trainer joined")
+            }
+            Happening::Data(data) => tracing::info!(
+                pairs = data.pairs,
+                truncated = data.truncated,
+                dropped_too_long = data.dropped_too_long,
+                dropped_empty = data.dropped_empty,
+                total_steps = data.total_steps,
+                start_step = data.start_step,
+                "data measured"
+            ),
+            Happening::Checkpoint(report) => {
+                tracing::info!(step = report.step, path = report.path, "checkpoint written")
+            }
+            Happening::Ended(ended) => tracing::info!(failed = ended.failure.is_some(), "run ended"),
+            _ => {}
+        }
+        self.history.add(happening);
+    }
+
+    fn record(&mut self, done: &Done) -> Result<(), Fault> {
+        let mut values = done.row.values();
+        match done.work {
+            Work::Step(step) => {
+                self.output.metrics.append(&done.row.to_json())?;
+                self.emit(Happening::Step(StepMetrics { step, values }));
+            }
+            Work::Evaluation(step) => {
+                self.output.evaluations.append(&done.row.to_json())?;
+                values.remove("step");
+                self.emit(Happening::Evaluation(EvaluationMetrics { step, values }));
+            }
+        }
+        Ok(())
+    }
+}

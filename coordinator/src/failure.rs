@@ -1,0 +1,61 @@
+//! Which of many failures is the cause. Pure: the time is an argument.
+//!
+//! When a trainer dies, its peers fail a moment later because their communicator broke. Those echoes often arrive
+//! first, so an echo is held back for a while, and only used when no genuine cause turns up.
+
+use std::time::{Duration, Instant};
+
+use dyad_proto::{ErrorCode, Fault};
+
+/// How long an echo waits for a genuine cause: a killed process's connection closes within milliseconds, and a
+/// person watching should not wait for long.
+pub const ECHO_HOLD_BACK: Duration = Duration::from_secs(3);
+
+/// Gathers failures until one is known to be the cause.
+#[derive(Debug, Default)]
+pub struct Blame {
+    echo: Option<(Instant, Fault)>,
+}
+
+impl Blame {
+    /// Takes a failure; returns it when it is genuine. The first echo is kept for later.
+    pub fn accuse(&mut self, now: Instant, fault: Fault) -> Option<Fault> {
+        if fault.code == ErrorCode::Echo {
+            self.echo.get_or_insert((now + ECHO_HOLD_BACK, fault));
+            return None;
+        }
+        Some(fault)
+    }
+
+    /// The held echo, once its time is up. It is a failed run then, since nobody else failed.
+    #[must_use]
+    pub fn overdue(&self, now: Instant) -> Option<Fault> {
+        let (deadline, fault) = self.echo.as_ref()?;
+        (now >= *deadline).then(|| Fault { code: ErrorCode::Failed, ..fault.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn genuine_cause_wins_at_once_even_after_an_echo() {
+        let now = Instant::now();
+        let mut blame = Blame::default();
+        assert_eq!(blame.accuse(now, Fault::new(ErrorCode::Echo, "connection reset by peer")), None);
+        let genuine = Fault::failed("out of memory");
+        assert_eq!(blame.accuse(now, genuine.clone()), Some(genuine));
+    }
+
+    #[test]
+    fn first_echo_is_used_when_nothing_else_comes() {
+        let now = Instant::now();
+        let mut blame = Blame::default();
+        assert_eq!(blame.overdue(now + ECHO_HOLD_BACK), None);
+        blame.accuse(now, Fault::new(ErrorCode::Echo, "first"));
+        blame.accuse(now + ECHO_HOLD_BACK / 2, Fault::new(ErrorCode::Echo, "second"));
+        assert_eq!(blame.overdue(now + ECHO_HOLD_BACK - Duration::from_millis(1)), None);
+        assert_eq!(blame.overdue(now + ECHO_HOLD_BACK), Some(Fault::failed("first")));
+    }
+}

@@ -1,0 +1,23 @@
+//! The coordinator: owns one run, holds no tensor.
+//!
+//! Decisions are pure and know neither clock nor network: [`sharding`] (which pairs, which rank), [`schedule`] (how many
+//! steps), [`measuring`] and [`training`] (who does what next), [`metrics`] (sums to rows), [`membership`] and [`failure`]
+//! (who takes part, who is to blame), and [`run`], which puts them together: events in, commands out.
+//! I/O surrounds them: [`dataset`] and [`output_dir`] (files), [`server`], [`service`] and [`watch`] (gRPC), [`engine`] (carries the
+//! commands out), [`cli`] (flags).
+
+pub mod cli;
+pub mod dataset;
+pub mod engine;
+pub mod failure;
+pub mod measuring;
+pub mod membership;
+pub mod metrics;
+pub mod output_dir;
+pub mod run;
+pub mod schedule;
+pub mod server;
+pub mod service;
+pub mod sharding;
+pub mod training;
+pub mod watch;

@@ -1,0 +1,243 @@
+//! Before training: every pair is tokenised by some rank, which reports its lengths. Pure.
+//!
+//! The coordinator holds no tokenizer, and shards by tokens: so it asks. Chunks go round robin over the ranks.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::wire::{MeasureReport, PairLength, PairVerdict, Split};
+
+use crate::dataset::Datasets;
+use crate::sharding::Weighted;
+
+/// Most pairs of one request.
+const CHUNK_PAIRS: usize = 512;
+/// Most bytes of one request: far below the limit of a message, however long the pairs.
+const CHUNK_BYTES: usize = 8 << 20;
+/// Requests a rank holds at once: one in work, one waiting.
+const WINDOW: usize = 2;
+
+/// A request: contiguous records of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Which file.
+    pub split: Split,
+    /// Which records.
+    pub ids: Range<u64>,
+}
+
+/// What is known about every record of a file, by id.
+#[derive(Clone, Debug, Default)]
+pub struct Lengths(Vec<PairLength>);
+
+impl Lengths {
+    /// Ids that are trained or evaluated on, ascending.
+    #[must_use]
+    pub fn kept(&self) -> Vec<u64> {
+        let kept = |verdict| matches!(verdict, PairVerdict::Kept | PairVerdict::Truncated);
+        self.0.iter().filter(|length| kept(length.verdict())).map(|length| length.id).collect()
+    }
+
+    /// How many records there are.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    /// How many records met this fate.
+    #[must_use]
+    pub fn count(&self, verdict: PairVerdict) -> u64 {
+        self.0.iter().filter(|length| length.verdict() == verdict).count() as u64
+    }
+
+    /// What a rank computes on each of these pairs.
+    #[must_use]
+    pub fn weigh(&self, ids: &[u64], method: TrainingMethod) -> Vec<Weighted> {
+        let weigh = |&id: &u64| {
+            let length = &self.0[id as usize];
+            let rejected = if method == TrainingMethod::Dpo { length.rejected_tokens } else { 0 };
+            let tokens = [length.prompt_tokens, length.chosen_tokens, rejected];
+            Weighted { id, tokens: tokens.into_iter().map(u64::from).sum() }
+        };
+        ids.iter().map(weigh).collect()
+    }
+
+    /// Completion tokens of the chosen sides of these pairs.
+    #[must_use]
+    pub fn chosen_tokens(&self, ids: &[u64]) -> u64 {
+        ids.iter().map(|&id| u64::from(self.0[id as usize].chosen_tokens)).sum()
+    }
+}
+
+/// Who still has to measure what.
+#[derive(Debug)]
+pub struct Measuring {
+    /// By rank: not asked for yet.
+    queued: Vec<VecDeque<Chunk>>,
+    /// By rank: asked for, not answered yet.
+    asked: Vec<VecDeque<Chunk>>,
+    train: Lengths,
+    validation: Lengths,
+}
+
+impl Measuring {
+    /// Shares all chunks of all files out over the ranks.
+    #[must_use]
+    pub fn new(data: &Datasets, world_size: usize) -> Self {
+        let mut chunks = chunk(Split::Train, data.train.record_bytes());
+        if let Some(validation) = &data.validation {
+            chunks.extend(chunk(Split::Validation, validation.record_bytes()));
+        }
+        let mut queued = vec![VecDeque::new(); world_size];
+        for (at, chunk) in chunks.into_iter().enumerate() {
+            queued[at % world_size].push_back(chunk);
+        }
+        let unknown = |records| Lengths(vec![PairLength::default(); records]);
+        Self {
+            queued,
+            asked: vec![VecDeque::new(); world_size],
+            train: unknown(data.train.records()),
+            validation: unknown(data.validation.as_ref().map_or(0, |data| data.records())),
+        }
+    }
+
+    /// What to ask a rank for next, if it has room.
+    pub fn next_request(&mut self, rank: usize) -> Option<Chunk> {
+        if self.asked[rank].len() >= WINDOW {
+            return None;
+        }
+        let chunk = self.queued[rank].pop_front()?;
+        self.asked[rank].push_back(chunk.clone());
+        Some(chunk)
+    }
+
+    /// Takes an answer; the error says how it breaks the protocol.
+    pub fn record(&mut self, rank: usize, report: MeasureReport) -> Result<(), String> {
+        let answers = |chunk: &Chunk| {
+            chunk.split == report.split()
+                && chunk.ids.clone().eq(report.lengths.iter().map(|length| length.id))
+        };
+        let Some(at) = self.asked[rank].iter().position(answers) else {
+            let first = report.lengths.first().map_or(0, |length| length.id);
+            return Err(format!("measured pairs from id {first} on, which it was not asked for"));
+        };
+        self.asked[rank].remove(at);
+        let lengths = if report.split() == Split::Train { &mut self.train } else { &mut self.validation };
+        for length in report.lengths {
+            match length.verdict() {
+                PairVerdict::Unspecified => return Err(format!("gave no verdict on pair {}", length.id)),
+                PairVerdict::Kept | PairVerdict::Truncated if length.chosen_tokens == 0 => {
+                    return Err(format!(
+                        "kept pair {} although its preferred output has no tokens",
+                        length.id
+                    ));
+                }
+                _ => lengths.0[length.id as usize] = length,
+            }
+        }
+        Ok(())
+    }
+
+    /// The lengths of the training and the validation file, once everything is measured.
+    #[must_use]
+    pub fn finished(&mut self) -> Option<(Lengths, Lengths)> {
+        let open = self.queued.iter().chain(&self.asked).any(|chunks| !chunks.is_empty());
+        (!open).then(|| (std::mem::take(&mut self.train), std::mem::take(&mut self.validation)))
+    }
+}
+
+fn chunk(split: Split, record_bytes: impl Iterator<Item = usize>) -> Vec<Chunk> {
+    let mut chunks: Vec<Chunk> = Vec::new();
+    let mut bytes_in_last = 0;
+    for (id, bytes) in (0..).zip(record_bytes) {
+        match chunks.last_mut() {
+            Some(last)
+                if id - last.ids.start < CHUNK_PAIRS as u64 && bytes_in_last + bytes <= CHUNK_BYTES =>
+            {
+                last.ids.end = id + 1;
+                bytes_in_last += bytes;
+            }
+            _ => {
+                chunks.push(Chunk { split, ids: id..id + 1 });
+                bytes_in_last = bytes;
+            }
+        }
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measuring(chunks: Vec<Vec<Chunk>>, records: usize) -> Measuring {
+        Measuring {
+            asked: vec![VecDeque::new(); chunks.len()],
+            queued: chunks.into_iter().map(VecDeque::from).collect(),
+            train: Lengths(vec![PairLength::default(); records]),
+            validation: Lengths::default(),
+        }
+    }
+
+    fn train(ids: Range<u64>) -> Chunk {
+        Chunk { split: Split::Train, ids }
+    }
+
+    fn answer(ids: Range<u64>, verdict: PairVerdict) -> MeasureReport {
+        let length = |id| PairLength {
+            id,
+            verdict: verdict.into(),
+            prompt_tokens: 10,
+            chosen_tokens: 5,
+            rejected_tokens: 3 + id as u32,
+        };
+        MeasureReport { split: Split::Train.into(), lengths: ids.map(length).collect() }
+    }
+
+    #[test]
+    fn chunks_are_limited_by_pairs_and_bytes() {
+        let ranges = |sizes: Vec<usize>| -> Vec<Range<u64>> {
+            chunk(Split::Train, sizes.into_iter()).into_iter().map(|chunk| chunk.ids).collect()
+        };
+        assert_eq!(ranges(vec![10; 1030]), [0..512, 512..1024, 1024..1030]);
+        let big = CHUNK_BYTES / 2;
+        assert_eq!(ranges(vec![big, big, 1, 3 * big, 1]), [0..2, 2..3, 3..4, 4..5]);
+    }
+
+    #[test]
+    fn asks_within_the_window_and_ends_when_all_is_answered() {
+        let mut measuring =
+            measuring(vec![vec![train(0..2), train(4..6), train(6..7)], vec![train(2..4)]], 7);
+        assert_eq!(measuring.next_request(0), Some(train(0..2)));
+        assert_eq!(measuring.next_request(0), Some(train(4..6)));
+        assert_eq!(measuring.next_request(0), None, "the window is full");
+        assert_eq!(measuring.next_request(1), Some(train(2..4)));
+        measuring.record(0, answer(4..6, PairVerdict::Truncated)).unwrap();
+        assert_eq!(measuring.next_request(0), Some(train(6..7)));
+        measuring.record(0, answer(0..2, PairVerdict::Kept)).unwrap();
+        measuring.record(1, answer(2..4, PairVerdict::DroppedTooLong)).unwrap();
+        assert!(measuring.finished().is_none());
+        measuring.record(0, answer(6..7, PairVerdict::DroppedEmpty)).unwrap();
+        let (lengths, _) = measuring.finished().unwrap();
+        assert_eq!(lengths.kept(), [0, 1, 4, 5]);
+        assert_eq!((lengths.records(), lengths.count(PairVerdict::DroppedTooLong)), (7, 2));
+        assert_eq!(lengths.chosen_tokens(&[0, 4]), 10);
+        let tokens = |method| lengths.weigh(&[4], method)[0].tokens;
+        assert_eq!((tokens(TrainingMethod::Dpo), tokens(TrainingMethod::Sft)), (22, 15));
+    }
+
+    #[test]
+    fn wrong_answers_are_named() {
+        let mut measuring = measuring(vec![vec![train(0..2)]], 2);
+        assert!(measuring.record(0, answer(0..2, PairVerdict::Kept)).unwrap_err().contains("not asked for"));
+        measuring.next_request(0);
+        assert!(measuring.record(0, answer(0..1, PairVerdict::Kept)).unwrap_err().contains("not asked for"));
+        assert!(
+            measuring
+                .record(0, answer(0..2, PairVerdict::Unspecified))
+                .unwrap_err()
+                .contains("no verdict on pair 0")
+        );
+    }
+}

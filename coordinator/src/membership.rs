@@ -1,0 +1,270 @@
+//! Who takes part in the run: admission, ranks, signs of life. Pure: the time is an argument.
+//!
+//! - a refused trainer never changes the roster.
+//! - ranks follow the launcher's order, whatever order the trainers joined in.
+
+use std::time::{Duration, Instant};
+
+use dyad_proto::wire::{Hello, Phase};
+use dyad_proto::{Fault, PROTOCOL_VERSION};
+
+/// Thirty missed beats: a machine that swaps for a while is not dead yet.
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+
+/// One connection; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TrainerId(pub u64);
+
+/// How a trainer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Takes part.
+    Active,
+    /// Said that it failed.
+    Failed,
+    /// Has done all its work.
+    Finished,
+}
+
+/// One admitted trainer. Its rank is its place in the roster once ranks are given.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its connection.
+    pub id: TrainerId,
+    /// Unique name.
+    pub name: String,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Where it runs.
+    pub host: String,
+    launch_index: u32,
+    rank: Option<usize>,
+    /// What it said it is doing.
+    pub phase: Phase,
+    /// The last step it spoke of.
+    pub step: u64,
+    last_heard: Instant,
+    /// How it stands.
+    pub standing: Standing,
+    /// Cleared when its stream ends.
+    pub connected: bool,
+}
+
+impl Member {
+    /// `trainer rank 1 (node1-cpu)`; before ranks are given, `trainer node1-cpu`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self.rank {
+            Some(rank) => format!("trainer rank {rank} ({})", self.name),
+            None => format!("trainer {}", self.name),
+        }
+    }
+
+    /// Where it was last seen: `training, step 12`.
+    #[must_use]
+    pub fn whereabouts(&self) -> String {
+        let phase = match self.phase {
+            Phase::Unspecified => return "joining".into(),
+            Phase::Loading => "loading",
+            Phase::Measuring => "measuring",
+            Phase::Rendezvous => "rendezvous",
+            Phase::Training => "training",
+            Phase::Evaluating => "evaluation",
+            Phase::Saving => "saving",
+        };
+        format!("{phase}, step {}", self.step)
+    }
+}
+
+/// The trainers of the run.
+#[derive(Debug)]
+pub struct Roster {
+    world_size: usize,
+    members: Vec<Member>,
+}
+
+impl Roster {
+    /// Nobody yet.
+    #[must_use]
+    pub fn new(world_size: usize) -> Self {
+        Self { world_size, members: Vec::new() }
+    }
+
+    /// Lets a trainer in, or says why not.
+    pub fn admit(&mut self, now: Instant, id: TrainerId, hello: &Hello) -> Result<(), Fault> {
+        self.check(hello)
+            .map_err(|reason| Fault::input(format!("trainer {} is refused: {reason}", hello.name)))?;
+        self.members.push(Member {
+            id,
+            name: hello.name.clone(),
+            device: hello.device.clone(),
+            host: hello.host.clone(),
+            launch_index: hello.launch_index,
+            rank: None,
+            phase: Phase::Unspecified,
+            step: 0,
+            last_heard: now,
+            standing: Standing::Active,
+            connected: true,
+        });
+        Ok(())
+    }
+
+    fn check(&self, hello: &Hello) -> Result<(), String> {
+        if hello.protocol_version != PROTOCOL_VERSION {
+            let theirs = hello.protocol_version;
+            return Err(format!("it speaks protocol version {theirs}, the coordinator {PROTOCOL_VERSION}"));
+        }
+        if self.members.iter().any(|member| member.name == hello.name) {
+            return Err("a trainer of that name has already joined".into());
+        }
+        if self.is_full() {
+            return Err(format!("the run already has its {} trainers", self.world_size));
+        }
+        match self.members.first() {
+            Some(first) if kind(&first.device) != kind(&hello.device) => Err(format!(
+                "its device is {}, but {} has {}: all trainers of a run need the same kind",
+                hello.device, first.name, first.device
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Everybody is here.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.members.len() == self.world_size
+    }
+
+    /// Gives ranks 0.. in launch order, and starts listening for signs of life.
+    pub fn assign_ranks(&mut self, now: Instant) {
+        self.members.sort_by(|a, b| (a.launch_index, &a.name).cmp(&(b.launch_index, &b.name)));
+        for (rank, member) in self.members.iter_mut().enumerate() {
+            member.rank = Some(rank);
+            member.last_heard = now;
+        }
+    }
+
+    /// All trainers; by rank once ranks are given.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The place of a connection's trainer among [`Roster::members`], unless it was refused.
+    #[must_use]
+    pub fn place(&self, id: TrainerId) -> Option<usize> {
+        self.members.iter().position(|member| member.id == id)
+    }
+
+    /// One trainer, to change how it stands.
+    pub fn member_mut(&mut self, place: usize) -> &mut Member {
+        &mut self.members[place]
+    }
+
+    /// Any message is a sign of life.
+    pub fn heard(&mut self, now: Instant, place: usize) {
+        self.members[place].last_heard = now;
+    }
+
+    /// A ranked trainer at work that has said nothing for longer than [`SILENCE_LIMIT`].
+    #[must_use]
+    pub fn silent(&self, now: Instant) -> Option<&Member> {
+        self.members.iter().find(|member| {
+            let listening = member.rank.is_some() && member.connected && member.standing == Standing::Active;
+            listening && now.saturating_duration_since(member.last_heard) > SILENCE_LIMIT
+        })
+    }
+
+    /// What the slowest trainer is doing.
+    #[must_use]
+    pub fn slowest_phase(&self) -> Phase {
+        self.members.iter().map(|member| member.phase).min().unwrap_or(Phase::Unspecified)
+    }
+}
+
+fn kind(device: &str) -> &str {
+    device.split(':').next().unwrap_or(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(name: &str, launch_index: u32) -> Hello {
+        Hello {
+            name: name.into(),
+            protocol_version: PROTOCOL_VERSION,
+            device: format!("cuda:{launch_index}"),
+            launch_index,
+            ..Hello::default()
+        }
+    }
+
+    fn admit(roster: &mut Roster, hello: &Hello) -> Result<(), Fault> {
+        let id = TrainerId(100 + u64::from(hello.launch_index));
+        roster.admit(Instant::now(), id, hello)
+    }
+
+    #[test]
+    fn refusals_say_why_and_change_nothing() {
+        let mut roster = Roster::new(2);
+        admit(&mut roster, &hello("a", 0)).unwrap();
+        let cases = [
+            (Hello { protocol_version: 99, ..hello("b", 1) }, "protocol version 99, the coordinator 1"),
+            (hello("a", 1), "a trainer of that name has already joined"),
+            (Hello { device: "cpu".into(), ..hello("b", 1) }, "its device is cpu, but a has cuda:0"),
+        ];
+        for (hello, expected) in cases {
+            let fault = admit(&mut roster, &hello).unwrap_err();
+            assert!(fault.message.contains(expected), "{fault}");
+        }
+        admit(&mut roster, &hello("b", 1)).unwrap();
+        assert!(
+            admit(&mut roster, &hello("c", 2)).unwrap_err().message.contains("already has its 2 trainers")
+        );
+        assert_eq!(roster.members().len(), 2);
+    }
+
+    #[test]
+    fn ranks_follow_the_launch_order() {
+        let mut roster = Roster::new(3);
+        for (name, index) in [("late", 2), ("first", 0), ("middle", 1)] {
+            admit(&mut roster, &hello(name, index)).unwrap();
+        }
+        assert_eq!(roster.members()[0].describe(), "trainer late");
+        roster.assign_ranks(Instant::now());
+        let described: Vec<String> = roster.members().iter().map(Member::describe).collect();
+        assert_eq!(described, ["trainer rank 0 (first)", "trainer rank 1 (middle)", "trainer rank 2 (late)"]);
+        assert_eq!(roster.place(TrainerId(102)), Some(2));
+        assert_eq!(roster.place(TrainerId(7)), None);
+    }
+
+    #[test]
+    fn silence_counts_from_the_assignment_and_ends_with_the_work() {
+        let start = Instant::now();
+        let mut roster = Roster::new(1);
+        admit(&mut roster, &hello("a", 0)).unwrap();
+        let later = start + Duration::from_secs(300);
+        assert!(roster.silent(later).is_none(), "nobody need speak while others join");
+        roster.assign_ranks(later);
+        let limit = later + SILENCE_LIMIT;
+        assert!(roster.silent(limit).is_none());
+        assert_eq!(roster.silent(limit + Duration::from_secs(1)).unwrap().name, "a");
+        roster.heard(limit, 0);
+        assert!(roster.silent(limit + Duration::from_secs(1)).is_none());
+        roster.member_mut(0).standing = Standing::Finished;
+        assert!(roster.silent(limit + SILENCE_LIMIT * 2).is_none());
+    }
+
+    #[test]
+    fn slowest_trainer_sets_the_phase() {
+        let mut roster = Roster::new(2);
+        admit(&mut roster, &hello("a", 0)).unwrap();
+        admit(&mut roster, &hello("b", 1)).unwrap();
+        roster.member_mut(0).phase = Phase::Training;
+        roster.member_mut(1).phase = Phase::Measuring;
+        assert_eq!(roster.slowest_phase(), Phase::Measuring);
+        assert_eq!(roster.members()[0].whereabouts(), "training, step 0");
+    }
+}

@@ -1,0 +1,257 @@
+//! From the sums of all ranks to one row of metrics, by TRL's names. Pure.
+//!
+//! M-1: a row is made of sums over ranks divided once by global counts; never a mean of means.
+
+use std::collections::HashMap;
+
+use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::wire::{EvaluationReport, PreferenceSums, StepReport};
+use serde_json::{Map, Value};
+
+/// One line of `metrics.jsonl` or `eval_metrics.jsonl`, keys in the order in which they are written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row(Vec<(String, f64)>);
+
+/// Counts of tokens and steps: written without a decimal point.
+const WHOLE_NUMBERS: [&str; 2] = ["step", "num_tokens"];
+
+impl Row {
+    /// The row as one line of JSON, without the line end. What is not finite becomes `null`.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let object: Map<String, Value> = self
+            .0
+            .iter()
+            .map(|(key, value)| {
+                let whole = WHOLE_NUMBERS.contains(&key.as_str());
+                (key.clone(), if whole { Value::from(*value as u64) } else { Value::from(*value) })
+            })
+            .collect();
+        Value::Object(object).to_string()
+    }
+
+    /// The row as it goes over the wire.
+    #[must_use]
+    pub fn values(&self) -> HashMap<String, f64> {
+        self.0.iter().cloned().collect()
+    }
+
+    /// One value.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<f64> {
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
+    }
+
+    fn push(&mut self, key: impl Into<String>, value: f64) {
+        self.0.push((key.into(), value));
+    }
+}
+
+/// Sums over ranks.
+#[must_use]
+pub fn total<'a>(sums: impl IntoIterator<Item = &'a PreferenceSums>) -> PreferenceSums {
+    sums.into_iter().fold(PreferenceSums::default(), |total, rank| PreferenceSums {
+        pairs: total.pairs + rank.pairs,
+        loss: total.loss + rank.loss,
+        rewards_chosen: total.rewards_chosen + rank.rewards_chosen,
+        rewards_rejected: total.rewards_rejected + rank.rewards_rejected,
+        rewards_correct: total.rewards_correct + rank.rewards_correct,
+        logps_chosen: total.logps_chosen + rank.logps_chosen,
+        logps_rejected: total.logps_rejected + rank.logps_rejected,
+        logps_correct: total.logps_correct + rank.logps_correct,
+        kl: total.kl + rank.kl,
+        completion_tokens: total.completion_tokens + rank.completion_tokens,
+        tokens: total.tokens + rank.tokens,
+    })
+}
+
+/// What a row needs beside the reports.
+#[derive(Clone, Copy, Debug)]
+pub struct StepContext {
+    /// Decides which keys there are and what the loss is divided by.
+    pub method: TrainingMethod,
+    /// Passes over the data done after this step.
+    pub epoch: f64,
+    /// Tokens trained on before this step.
+    pub tokens_before: u64,
+}
+
+/// The row of one optimizer step; one report a rank, in rank order.
+#[must_use]
+pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
+    let sums = total(reports.iter().filter_map(|report| report.sums.as_ref()));
+    let first = reports.first().cloned().unwrap_or_default();
+    let seconds = slowest(reports.iter().map(|report| report.step_seconds));
+    let mut row = Row(vec![("step".into(), first.step as f64), ("epoch".into(), context.epoch)]);
+    row.push("loss", loss(&sums, context.method));
+    row.push("grad_norm", first.grad_norm);
+    row.push("learning_rate", first.learning_rate);
+    push_preferences(&mut row, &sums, context.method, "");
+    row.push("num_tokens", (context.tokens_before + sums.tokens) as f64);
+    row.push("step_seconds", seconds);
+    row.push("tokens_per_second", sums.tokens as f64 / seconds);
+    row.push("pairs_per_second", sums.pairs as f64 / seconds);
+    row
+}
+
+/// The row of one evaluation; one report a rank, in rank order.
+#[must_use]
+pub fn evaluation_row(reports: &[EvaluationReport], method: TrainingMethod) -> Row {
+    let sums = total(reports.iter().filter_map(|report| report.sums.as_ref()));
+    let step = reports.first().map_or(0, |report| report.step);
+    let mut row = Row(vec![("step".into(), step as f64)]);
+    row.push("eval_loss", loss(&sums, method));
+    push_preferences(&mut row, &sums, method, "eval_");
+    if method == TrainingMethod::Dpo {
+        row.push("eval_logps/accuracies", sums.logps_correct as f64 / sums.pairs as f64);
+    }
+    row.push("eval_seconds", slowest(reports.iter().map(|report| report.seconds)));
+    row
+}
+
+/// DPO: mean over pairs. SFT: mean over completion tokens.
+fn loss(sums: &PreferenceSums, method: TrainingMethod) -> f64 {
+    match method {
+        TrainingMethod::Dpo => sums.loss / sums.pairs as f64,
+        TrainingMethod::Sft => sums.loss / sums.completion_tokens as f64,
+    }
+}
+
+fn push_preferences(row: &mut Row, sums: &PreferenceSums, method: TrainingMethod, prefix: &str) {
+    let pairs = sums.pairs as f64;
+    let chosen = ("logps/chosen", sums.logps_chosen / pairs);
+    let values = match method {
+        TrainingMethod::Sft => vec![chosen],
+        TrainingMethod::Dpo => vec![
+            ("rewards/chosen", sums.rewards_chosen / pairs),
+            ("rewards/rejected", sums.rewards_rejected / pairs),
+            ("rewards/accuracies", sums.rewards_correct as f64 / pairs),
+            ("rewards/margins", (sums.rewards_chosen - sums.rewards_rejected) / pairs),
+            chosen,
+            ("logps/rejected", sums.logps_rejected / pairs),
+            ("kl", sums.kl / sums.completion_tokens as f64),
+        ],
+    };
+    for (key, value) in values {
+        row.push(format!("{prefix}{key}"), value);
+    }
+}
+
+fn slowest(seconds: impl Iterator<Item = f64>) -> f64 {
+    seconds.fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reports() -> [StepReport; 2] {
+        let small = PreferenceSums {
+            pairs: 1,
+            loss: 0.9,
+            rewards_chosen: 0.1,
+            rewards_rejected: 0.3,
+            rewards_correct: 0,
+            logps_chosen: -10.0,
+            logps_rejected: -12.0,
+            logps_correct: 1,
+            kl: 0.5,
+            completion_tokens: 10,
+            tokens: 40,
+        };
+        let large = PreferenceSums {
+            pairs: 3,
+            loss: 0.3,
+            rewards_chosen: 1.5,
+            rewards_rejected: -0.7,
+            rewards_correct: 3,
+            logps_chosen: -50.0,
+            logps_rejected: -48.0,
+            logps_correct: 1,
+            kl: 1.5,
+            completion_tokens: 90,
+            tokens: 360,
+        };
+        let report = |sums, step_seconds| StepReport {
+            step: 7,
+            sums: Some(sums),
+            grad_norm: 2.5,
+            learning_rate: 1e-5,
+            step_seconds,
+            ..StepReport::default()
+        };
+        [report(small, 0.5), report(large, 2.0)]
+    }
+
+    const DPO: StepContext = StepContext { method: TrainingMethod::Dpo, epoch: 0.5, tokens_before: 1000 };
+
+    /// Ranks hold 1 and 3 pairs: a mean of the ranks' means would give loss 0.5, not 0.3.
+    #[test]
+    fn ranks_weigh_by_their_pairs_and_tokens() {
+        let row = step_row(&reports(), DPO);
+        let close = |key: &str, expected: f64| {
+            let value = row.get(key).unwrap();
+            assert!((value - expected).abs() < 1e-12, "{key}: {value} is not {expected}");
+        };
+        close("loss", 0.3);
+        close("rewards/chosen", 0.4);
+        close("rewards/rejected", -0.1);
+        close("rewards/margins", 0.5);
+        close("rewards/accuracies", 0.75);
+        close("logps/chosen", -15.0);
+        close("logps/rejected", -15.0);
+        close("kl", 0.02);
+        close("num_tokens", 1400.0);
+        close("step_seconds", 2.0);
+        close("tokens_per_second", 200.0);
+        close("pairs_per_second", 2.0);
+    }
+
+    #[test]
+    fn keys_come_in_the_documented_order() {
+        let json = step_row(&reports(), DPO).to_json();
+        let keys: Map<String, Value> = serde_json::from_str(&json).unwrap();
+        let expected = "step epoch loss grad_norm learning_rate rewards/chosen rewards/rejected rewards/accuracies \
+                        rewards/margins logps/chosen logps/rejected kl num_tokens step_seconds tokens_per_second \
+                        pairs_per_second";
+        assert_eq!(keys.keys().map(String::as_str).collect::<Vec<_>>().join(" "), expected);
+        assert!(
+            json.starts_with(r#"{"step":7,"epoch":0.5,"#) && json.contains(r#""num_tokens":1400,"#),
+            "{json}"
+        );
+    }
+
+    #[test]
+    fn fine_tuning_divides_by_tokens_and_has_no_preference_keys() {
+        let row = step_row(&reports(), StepContext { method: TrainingMethod::Sft, ..DPO });
+        assert!((row.get("loss").unwrap() - 0.012).abs() < 1e-12);
+        assert_eq!(row.get("logps/chosen"), Some(-15.0));
+        for absent in ["rewards/chosen", "rewards/margins", "logps/rejected", "kl"] {
+            assert_eq!(row.get(absent), None, "{absent}");
+        }
+    }
+
+    #[test]
+    fn evaluation_keys_carry_their_prefix() {
+        let reports = reports().map(|report| EvaluationReport {
+            step: 7,
+            sums: report.sums,
+            seconds: report.step_seconds,
+            ..EvaluationReport::default()
+        });
+        let row = evaluation_row(&reports, TrainingMethod::Dpo);
+        assert!((row.get("eval_loss").unwrap() - 0.3).abs() < 1e-12);
+        assert_eq!(row.get("eval_logps/accuracies"), Some(0.5));
+        assert_eq!(row.get("eval_rewards/accuracies"), Some(0.75));
+        assert_eq!(row.get("eval_seconds"), Some(2.0));
+        assert!(row.values().keys().all(|key| key == "step" || key.starts_with("eval_")));
+        assert_eq!(evaluation_row(&reports, TrainingMethod::Sft).values().len(), 4);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_null() {
+        let mut reports = reports();
+        reports[0].grad_norm = f64::NAN;
+        assert!(step_row(&reports, DPO).to_json().contains(r#""grad_norm":null,"#));
+    }
+}

@@ -1,0 +1,90 @@
+//! Binds the port, serves one run on it until that has ended, and turns signals into the run's end.
+
+use std::io;
+use std::time::Duration;
+
+use dyad_proto::wire::coordinator_server::CoordinatorServer;
+use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::engine::{Engine, Input};
+use crate::output_dir::Output;
+use crate::run::{Event, Run};
+use crate::service::Service;
+use crate::watch::History;
+
+/// Events on their way to the engine; beyond that, streams wait.
+const INPUTS: usize = 1024;
+
+/// How long open streams may take to drain at the end: a watcher that reads nothing must not keep the process alive.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Opens the port.
+pub async fn bind(address: &str) -> Result<TcpListener, Fault> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => Fault::unavailable(format!(
+            "cannot listen on {address}: address already in use"
+        ))
+        .hint("another process holds that port; give --listen another one, or port 0 for any that is free"),
+        _ => Fault::unavailable(format!("cannot listen on {address}: {error}"))
+            .hint("--listen takes an address of this machine and a port, such as 127.0.0.1:0"),
+    })
+}
+
+/// Serves the run until it has ended; says how.
+pub async fn serve(listener: TcpListener, run: Run, output: Output, signals: Signals) -> Result<(), Fault> {
+    let (inputs, events) = mpsc::channel(INPUTS);
+    tokio::spawn(signals.forward(inputs.clone()));
+    let history = History::default();
+    let service = CoordinatorServer::new(Service::new(inputs, history.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let stopping = async {
+        // Either end of the channel going away means: stop.
+        let _ = stopped.await;
+    };
+    let mut server =
+        tokio::spawn(Server::builder().serve_with_incoming_shutdown(service, incoming, stopping));
+    let outcome = tokio::select! {
+        outcome = Engine::new(run, output, history).run(events) => outcome,
+        died = &mut server => return Err(Fault::failed(format!("the gRPC server ended: {died:?}"))),
+    };
+    drop(stop);
+    if tokio::time::timeout(DRAIN, server).await.is_err() {
+        tracing::warn!("streams were still open at the end");
+    }
+    outcome
+}
+
+/// The signals that end a run. Made before the port is announced, so that none can kill the process unheard.
+#[derive(Debug)]
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Watches from now on.
+    pub fn watch() -> Result<Self, Fault> {
+        let watch =
+            |kind| signal(kind).map_err(|error| Fault::failed(format!("cannot watch for signals: {error}")));
+        Ok(Self { interrupt: watch(SignalKind::interrupt())?, terminate: watch(SignalKind::terminate())? })
+    }
+
+    /// Ends the run at the first signal.
+    async fn forward(mut self, inputs: mpsc::Sender<Input>) {
+        let name = tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        };
+        let fault = Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"));
+        // Fails only when the run has ended by itself.
+        let _ = inputs.send(Input::Event(Event::Fault(fault))).await;
+    }
+}

@@ -1,0 +1,208 @@
+//! Which pairs make up which step, and which rank takes which of them. Pure.
+//!
+//! - S-1: the global batch of a step depends on (dataset hash, kept ids, seed, step) only, never on the world size.
+//! - S-2: an epoch holds every kept id exactly once; its last batch may be smaller.
+//! - S-3: the ranks' shares of a batch are disjoint, complete, and in batch order.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use sha2::{Digest, Sha256};
+
+/// What the order of all epochs follows from.
+#[derive(Clone, Debug)]
+pub struct DataOrder {
+    /// SHA-256 of the training file, lower-case hex.
+    pub dataset_sha256: String,
+    /// The config's `random_seed`.
+    pub random_seed: u64,
+    /// Off: every epoch is in file order.
+    pub shuffle: bool,
+    /// Ids that are trained on, ascending.
+    pub kept: Vec<u64>,
+}
+
+impl DataOrder {
+    /// All kept ids in the order in which an epoch (0-based) visits them.
+    #[must_use]
+    pub fn epoch(&self, epoch: u64) -> Vec<u64> {
+        let mut order = self.kept.clone();
+        if self.shuffle {
+            shuffle(&mut order, &mut self.generator(epoch));
+        }
+        order
+    }
+
+    fn generator(&self, epoch: u64) -> ChaCha8Rng {
+        let mut hash = Sha256::new();
+        hash.update(self.dataset_sha256.as_bytes());
+        hash.update(self.random_seed.to_le_bytes());
+        hash.update(epoch.to_le_bytes());
+        ChaCha8Rng::from_seed(hash.finalize().into())
+    }
+}
+
+/// Fisher-Yates. Written out, because a resumed run must see the same order whatever version of `rand` is linked.
+fn shuffle(ids: &mut [u64], generator: &mut ChaCha8Rng) {
+    for last in (1..ids.len()).rev() {
+        ids.swap(last, below(last as u64 + 1, generator) as usize);
+    }
+}
+
+/// Uniform in `0..bound`: draws from the incomplete last multiple of `bound` are thrown away.
+fn below(bound: u64, generator: &mut ChaCha8Rng) -> u64 {
+    let limit = u64::MAX - u64::MAX % bound;
+    loop {
+        let draw = generator.next_u64();
+        if draw < limit {
+            return draw % bound;
+        }
+    }
+}
+
+/// Where the batch of a step (1-based) lies: its epoch (0-based) and its places in that epoch's order.
+#[must_use]
+pub fn batch_place(step: u64, kept: usize, batch_size: u32) -> (u64, Range<usize>) {
+    let batch_size = batch_size as usize;
+    let steps_per_epoch = kept.div_ceil(batch_size) as u64;
+    let start = ((step - 1) % steps_per_epoch) as usize * batch_size;
+    ((step - 1) / steps_per_epoch, start..(start + batch_size).min(kept))
+}
+
+/// A pair and what it costs to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weighted {
+    /// Record id.
+    pub id: u64,
+    /// Tokens of the pair.
+    pub tokens: u64,
+}
+
+/// Splits a batch over ranks: the longest remaining pair goes to the least loaded rank, ties to the lower id and rank.
+#[must_use]
+pub fn split_over_ranks(batch: &[Weighted], world_size: usize) -> Vec<Vec<u64>> {
+    let mut longest_first: Vec<usize> = (0..batch.len()).collect();
+    longest_first.sort_by_key(|&at| (Reverse(batch[at].tokens), batch[at].id));
+    let mut loads = vec![0_u64; world_size];
+    let mut rank_of = vec![0_usize; batch.len()];
+    for at in longest_first {
+        let rank = (0..world_size).min_by_key(|&rank| loads[rank]).unwrap_or(0);
+        loads[rank] += batch[at].tokens;
+        rank_of[at] = rank;
+    }
+    let mut shares = vec![Vec::new(); world_size];
+    for (pair, rank) in batch.iter().zip(rank_of) {
+        shares[rank].push(pair.id);
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn order(kept: Vec<u64>, random_seed: u64) -> DataOrder {
+        DataOrder { dataset_sha256: "ab".repeat(32), random_seed, shuffle: true, kept }
+    }
+
+    /// Ids of one step, taken apart over ranks and put back in batch order.
+    fn sharded(
+        order: &DataOrder,
+        step: u64,
+        batch_size: u32,
+        world_size: usize,
+    ) -> (Vec<u64>, Vec<Vec<u64>>) {
+        let (epoch, places) = batch_place(step, order.kept.len(), batch_size);
+        let batch = order.epoch(epoch)[places].to_vec();
+        let weighted: Vec<Weighted> =
+            batch.iter().map(|&id| Weighted { id, tokens: 1 + id * 7 % 50 }).collect();
+        (batch, split_over_ranks(&weighted, world_size))
+    }
+
+    proptest! {
+        /// S-2: over one epoch each kept id is seen exactly once, for world sizes 1 to 8.
+        #[test]
+        fn epoch_visits_every_kept_id_exactly_once(
+            kept in proptest::collection::btree_set(0_u64..500, 1..80),
+            batch_size in 1_u32..20, seed: u64, epoch in 0_u64..3, world_size in 1_usize..=8,
+        ) {
+            let kept: Vec<u64> = kept.into_iter().collect();
+            let order = order(kept.clone(), seed);
+            let steps = kept.len().div_ceil(batch_size as usize) as u64;
+            let mut seen: Vec<u64> = (epoch * steps + 1..=(epoch + 1) * steps)
+                .flat_map(|step| sharded(&order, step, batch_size, world_size).1.into_iter().flatten())
+                .collect();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, kept);
+        }
+
+        /// S-1 and S-3: any number of ranks shares out the same batch, each rank in batch order.
+        #[test]
+        fn shares_are_the_batch_for_any_world_size(
+            pairs in 1_u64..60, batch_size in 1_u32..20, seed: u64, step in 1_u64..30,
+        ) {
+            let order = order((0..pairs).collect(), seed);
+            let expected = sharded(&order, step, batch_size, 1).1.remove(0);
+            for world_size in 1..=8 {
+                let (batch, shares) = sharded(&order, step, batch_size, world_size);
+                prop_assert_eq!(&batch, &expected);
+                let place = |id: &u64| batch.iter().position(|other| other == id);
+                prop_assert!(shares.iter().all(|share| share.is_sorted_by_key(place)));
+                let mut union: Vec<u64> = shares.concat();
+                union.sort_by_key(place);
+                prop_assert_eq!(&union, &batch);
+            }
+        }
+
+        /// Greedy longest-first leaves no rank ahead of another by more than the longest pair.
+        #[test]
+        fn loads_differ_by_at_most_one_pair(
+            tokens in proptest::collection::vec(1_u64..400, 1..60), world_size in 1_usize..=8,
+        ) {
+            let batch: Vec<Weighted> = (0..).zip(&tokens).map(|(id, &tokens)| Weighted { id, tokens }).collect();
+            let loads: Vec<u64> = split_over_ranks(&batch, world_size).iter()
+                .map(|share| share.iter().map(|&id| tokens[id as usize]).sum()).collect();
+            let spread = loads.iter().max().unwrap() - loads.iter().min().unwrap();
+            prop_assert!(spread <= *tokens.iter().max().unwrap());
+        }
+    }
+
+    #[test]
+    fn order_depends_on_hash_seed_and_epoch() {
+        let base = order((0..50).collect(), 1);
+        let other_hash = DataOrder { dataset_sha256: "cd".repeat(32), ..base.clone() };
+        let other_seed = DataOrder { random_seed: 2, ..base.clone() };
+        let orders = [base.epoch(0), base.epoch(1), other_hash.epoch(0), other_seed.epoch(0)];
+        for (at, one) in orders.iter().enumerate() {
+            assert!(orders[at + 1..].iter().all(|other| other != one));
+        }
+        assert_eq!(base.epoch(0), base.clone().epoch(0));
+        assert_eq!(DataOrder { shuffle: false, ..base.clone() }.epoch(3), base.kept);
+    }
+
+    /// Pins the order itself: were it to change, no older checkpoint could be resumed.
+    #[test]
+    fn order_never_changes() {
+        assert_eq!(order((0..8).collect(), 42).epoch(0), [7, 0, 3, 6, 1, 2, 5, 4]);
+    }
+
+    #[test]
+    fn longest_pair_first_and_ties_by_id() {
+        let batch: Vec<Weighted> =
+            [(4, 10), (1, 10), (7, 30), (2, 10)].map(|(id, tokens)| Weighted { id, tokens }).to_vec();
+        assert_eq!(split_over_ranks(&batch, 2), [vec![7], vec![4, 1, 2]]);
+        let equal: Vec<Weighted> = [5, 3, 9].map(|id| Weighted { id, tokens: 6 }).to_vec();
+        assert_eq!(split_over_ranks(&equal, 4), [vec![3], vec![5], vec![9], vec![]]);
+    }
+
+    #[test]
+    fn last_batch_of_an_epoch_is_smaller() {
+        assert_eq!(batch_place(1, 10, 4), (0, 0..4));
+        assert_eq!(batch_place(3, 10, 4), (0, 8..10));
+        assert_eq!(batch_place(4, 10, 4), (1, 0..4));
+    }
+}

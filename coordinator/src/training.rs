@@ -1,0 +1,247 @@
+//! The work stream of a run: what every rank is told to do next, and what their reports add up to. Pure.
+//!
+//! - T-1: every rank gets every work, in one order, even with no pair of its own: collectives need all of them.
+//! - T-2: no rank holds more than [`WINDOW`] works that it has not reported.
+
+use std::collections::VecDeque;
+
+use dyad_proto::RunConfig;
+use dyad_proto::wire::coordinator_message::Body;
+use dyad_proto::wire::{
+    EvaluationAssignment, EvaluationReport, PreferenceSums, Split, StepAssignment, StepReport,
+};
+
+use crate::dataset::Datasets;
+use crate::measuring::Lengths;
+use crate::metrics::{Row, StepContext, evaluation_row, step_row, total};
+use crate::schedule::{Schedule, Work};
+use crate::sharding::{DataOrder, batch_place, split_over_ranks};
+
+/// The only generation so far.
+pub const GENERATION: u64 = 1;
+
+/// Works sent ahead: a trainer tokenises and packs the next ones while it computes.
+const WINDOW: usize = 4;
+
+/// Where the run picks up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Start {
+    /// Steps done.
+    pub step: u64,
+    /// Tokens trained on.
+    pub num_tokens: u64,
+    /// The evaluation due right there was done.
+    pub evaluated: bool,
+}
+
+/// A rank's report on one work.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// On an optimizer step.
+    Step(StepReport),
+    /// On an evaluation.
+    Evaluation(EvaluationReport),
+}
+
+impl Report {
+    fn work(&self) -> Work {
+        match self {
+            Self::Step(report) => Work::Step(report.step),
+            Self::Evaluation(report) => Work::Evaluation(report.step),
+        }
+    }
+
+    fn generation(&self) -> u64 {
+        match self {
+            Self::Step(report) => report.generation,
+            Self::Evaluation(report) => report.generation,
+        }
+    }
+
+    fn sums(&self) -> Option<&PreferenceSums> {
+        match self {
+            Self::Step(report) => report.sums.as_ref(),
+            Self::Evaluation(report) => report.sums.as_ref(),
+        }
+    }
+}
+
+/// A work that was sent and is not reported by all.
+#[derive(Debug)]
+struct Pending {
+    work: Work,
+    /// Pairs over all ranks.
+    pairs: u64,
+    /// By rank.
+    reports: Vec<Option<Report>>,
+}
+
+/// What all ranks together did.
+#[derive(Debug)]
+pub struct Done {
+    /// Which work.
+    pub work: Work,
+    /// Its metrics.
+    pub row: Row,
+}
+
+/// The state of the work stream.
+#[derive(Debug)]
+pub struct Training {
+    config: RunConfig,
+    world_size: usize,
+    schedule: Schedule,
+    works: VecDeque<Work>,
+    pending: VecDeque<Pending>,
+    order: DataOrder,
+    lengths: Lengths,
+    /// The epoch whose order was used last, and that order: shuffled once an epoch, not once a step.
+    epoch: (u64, Vec<u64>),
+    /// Validation pairs by rank, the same at each evaluation.
+    evaluation_shares: Vec<Vec<u64>>,
+    num_tokens: u64,
+}
+
+impl Training {
+    /// The work stream over what was measured: lengths of the training file (some kept) and of the validation file.
+    #[must_use]
+    pub fn new(
+        config: &RunConfig,
+        world_size: usize,
+        sha256: &str,
+        lengths: (Lengths, Lengths),
+        start: Start,
+    ) -> Self {
+        let (train, validation) = lengths;
+        let order = DataOrder {
+            dataset_sha256: sha256.to_owned(),
+            random_seed: config.random_seed,
+            shuffle: config.shuffle,
+            kept: train.kept(),
+        };
+        let schedule = Schedule::new(config, order.kept.len());
+        let evaluated = validation.weigh(&validation.kept(), config.training_method);
+        Self {
+            works: schedule.works(start.step, start.evaluated).into(),
+            schedule,
+            pending: VecDeque::new(),
+            epoch: (0, order.epoch(0)),
+            order,
+            lengths: train,
+            evaluation_shares: split_over_ranks(&evaluated, world_size),
+            num_tokens: start.num_tokens,
+            config: config.clone(),
+            world_size,
+        }
+    }
+
+    /// How long the run is.
+    #[must_use]
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// Every work is done by every rank.
+    #[must_use]
+    pub fn finished(&self) -> bool {
+        self.works.is_empty() && self.pending.is_empty()
+    }
+
+    /// The next work, as one message a rank, if the window has room.
+    pub fn next_assignments(&mut self, data: &Datasets) -> Option<Vec<Body>> {
+        if self.pending.len() >= WINDOW {
+            return None;
+        }
+        let work = self.works.pop_front()?;
+        let (pairs, messages) = match work {
+            Work::Step(step) => self.step(step, data),
+            Work::Evaluation(step) => self.evaluation(step, data),
+        };
+        self.pending.push_back(Pending { work, pairs, reports: vec![None; self.world_size] });
+        Some(messages)
+    }
+
+    fn step(&mut self, step: u64, data: &Datasets) -> (u64, Vec<Body>) {
+        let (epoch, places) = batch_place(step, self.order.kept.len(), self.config.batch_size);
+        if self.epoch.0 != epoch {
+            self.epoch = (epoch, self.order.epoch(epoch));
+        }
+        let batch = &self.epoch.1[places];
+        let global_pairs = batch.len() as u64;
+        let global_chosen_tokens = self.lengths.chosen_tokens(batch);
+        let shares =
+            split_over_ranks(&self.lengths.weigh(batch, self.config.training_method), self.world_size);
+        let assignment = |share| StepAssignment {
+            generation: GENERATION,
+            step,
+            epoch: self.schedule.epoch(step),
+            pairs: data.pairs(Split::Train, share),
+            global_pairs,
+            global_chosen_tokens,
+            checkpoint: self.schedule.checkpoints.binary_search(&step).is_ok(),
+        };
+        (global_pairs, shares.into_iter().map(|share| Body::Step(assignment(share))).collect())
+    }
+
+    fn evaluation(&self, step: u64, data: &Datasets) -> (u64, Vec<Body>) {
+        let assignment = |share: &Vec<u64>| {
+            let pairs = data.pairs(Split::Validation, share.iter().copied());
+            Body::Evaluation(EvaluationAssignment { generation: GENERATION, step, pairs })
+        };
+        let pairs = self.evaluation_shares.iter().map(|share| share.len() as u64).sum();
+        (pairs, self.evaluation_shares.iter().map(assignment).collect())
+    }
+
+    /// Takes a report and returns what it completes; the error says how it breaks the protocol.
+    pub fn record(&mut self, rank: usize, report: Report) -> Result<Vec<Done>, String> {
+        let work = report.work();
+        if report.generation() != GENERATION {
+            return Err(format!("reported {work} in generation {}, not {GENERATION}", report.generation()));
+        }
+        let slot = self.pending.iter_mut().find(|pending| pending.work == work);
+        match slot.map(|pending| &mut pending.reports[rank]) {
+            Some(slot @ None) => *slot = Some(report),
+            Some(Some(_)) => return Err(format!("reported {work} twice")),
+            None => return Err(format!("reported {work}, which it does not hold")),
+        }
+        let mut done = Vec::new();
+        while self.pending.front().is_some_and(|first| first.reports.iter().all(Option::is_some)) {
+            if let Some(first) = self.pending.pop_front() {
+                done.push(self.complete(first)?);
+            }
+        }
+        Ok(done)
+    }
+
+    fn complete(&mut self, pending: Pending) -> Result<Done, String> {
+        let reports: Vec<Report> = pending.reports.into_iter().flatten().collect();
+        let sums = total(reports.iter().filter_map(Report::sums));
+        if sums.pairs != pending.pairs {
+            let (work, expected) = (pending.work, pending.pairs);
+            return Err(format!(
+                "completed {work}, in which the ranks counted {} pairs of {expected}",
+                sums.pairs
+            ));
+        }
+        let mut steps = Vec::new();
+        let mut evaluations = Vec::new();
+        for report in reports {
+            match report {
+                Report::Step(report) => steps.push(report),
+                Report::Evaluation(report) => evaluations.push(report),
+            }
+        }
+        let method = self.config.training_method;
+        let row = match pending.work {
+            Work::Evaluation(_) => evaluation_row(&evaluations, method),
+            Work::Step(step) => {
+                let epoch = self.schedule.epoch(step);
+                step_row(&steps, StepContext { method, epoch, tokens_before: self.num_tokens })
+            }
+        };
+        if matches!(pending.work, Work::Step(_)) {
+            self.num_tokens += sums.tokens;
+        }
+        Ok(Done { work: pending.work, row })
+    }
+}

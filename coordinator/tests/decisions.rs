@@ -1,0 +1,204 @@
+//! The run as a state machine, with time in the test's hand: deadlines, windows, and reports that do not add up.
+
+use std::time::{Duration, Instant};
+
+use dyad_coordinator::dataset::Datasets;
+use dyad_coordinator::failure::ECHO_HOLD_BACK;
+use dyad_coordinator::membership::{SILENCE_LIMIT, TrainerId};
+use dyad_coordinator::run::{Command, Event, FAREWELL, Run, RunSpec};
+use dyad_coordinator::training::{GENERATION, Start};
+use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::trainer_message::Body as Up;
+use dyad_proto::wire::{
+    Heartbeat, Hello, MeasureReport, PairLength, PairVerdict, Phase, PreferenceSums, StepReport,
+};
+use dyad_proto::{ErrorCode, Fault, PROTOCOL_VERSION, RunConfig};
+
+const LINE: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
+
+const A: TrainerId = TrainerId(1);
+const B: TrainerId = TrainerId(2);
+
+/// A run of 20 steps of 2 pairs for trainers A (rank 0) and B (rank 1).
+struct Bench {
+    run: Run,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("train.jsonl");
+        std::fs::write(&file, [LINE; 40].join("\n")).unwrap();
+        let config = RunConfig {
+            model: "m".into(),
+            training_file: file.display().to_string(),
+            output_dir: "out".into(),
+            batch_size: 2,
+            ..RunConfig::default()
+        };
+        let spec = RunSpec {
+            run_id: "run-1".into(),
+            config_json: config.to_json().unwrap(),
+            data: Datasets::load(&config).unwrap(),
+            config,
+            world_size: 2,
+            join_timeout: Duration::from_secs(600),
+            start: Start::default(),
+            resume_from: String::new(),
+        };
+        let now = Instant::now();
+        Self { run: Run::new(spec, now), now }
+    }
+
+    /// Both trainers have joined, and measured everything.
+    fn at_work() -> (Self, Vec<Command>) {
+        let mut bench = Self::new();
+        bench.hello(A);
+        bench.hello(B);
+        let length = |id| PairLength {
+            id,
+            verdict: PairVerdict::Kept.into(),
+            prompt_tokens: 1,
+            chosen_tokens: 1,
+            rejected_tokens: 1,
+        };
+        let report = MeasureReport { split: 1, lengths: (0..40).map(length).collect() };
+        let commands = bench.send(A, Up::MeasureReport(report));
+        (bench, commands)
+    }
+
+    fn send(&mut self, id: TrainerId, message: Up) -> Vec<Command> {
+        self.run.handle(self.now, Event::Message(id, message))
+    }
+
+    fn hello(&mut self, id: TrainerId) -> Vec<Command> {
+        let hello = Hello {
+            name: format!("t{}", id.0),
+            protocol_version: PROTOCOL_VERSION,
+            device: "cpu".into(),
+            launch_index: id.0 as u32,
+            ..Hello::default()
+        };
+        self.send(id, Up::Hello(hello))
+    }
+
+    fn report(&mut self, id: TrainerId, step: u64, pairs: u64) -> Vec<Command> {
+        let sums = Some(PreferenceSums { pairs, ..PreferenceSums::default() });
+        self.send(
+            id,
+            Up::StepReport(StepReport { generation: GENERATION, step, sums, ..StepReport::default() }),
+        )
+    }
+
+    fn after(&mut self, time: Duration) -> Vec<Command> {
+        self.now += time;
+        self.run.handle(self.now, Event::Tick)
+    }
+
+    /// How the run ended, once the streams have had their time to close.
+    fn failure(&self) -> Option<Fault> {
+        self.run.outcome(self.now + FAREWELL).and_then(Result::err)
+    }
+}
+
+fn steps_for(id: TrainerId, commands: &[Command]) -> Vec<u64> {
+    let step = |command: &Command| match command {
+        Command::Send(to, Down::Step(step)) if *to == id => Some(step.step),
+        _ => None,
+    };
+    commands.iter().filter_map(step).collect()
+}
+
+#[test]
+fn works_are_sent_four_ahead_of_the_slowest_report() {
+    let (mut bench, commands) = Bench::at_work();
+    assert_eq!(steps_for(A, &commands), [1, 2, 3, 4]);
+    assert_eq!(steps_for(B, &commands), [1, 2, 3, 4]);
+    let commands = bench.report(A, 1, 1);
+    assert!(steps_for(A, &commands).is_empty(), "rank 1 has not reported step 1");
+    let commands = bench.report(B, 1, 1);
+    assert_eq!((steps_for(A, &commands), steps_for(B, &commands)), (vec![5], vec![5]));
+}
+
+#[test]
+fn silent_trainer_is_named_with_phase_and_step() {
+    let (mut bench, _) = Bench::at_work();
+    bench.after(SILENCE_LIMIT);
+    bench.send(A, Up::Heartbeat(Heartbeat { phase: Phase::Training.into(), step: 4 }));
+    bench.send(B, Up::Heartbeat(Heartbeat { phase: Phase::Evaluating.into(), step: 3 }));
+    bench.after(SILENCE_LIMIT);
+    assert_eq!(bench.failure(), None);
+    bench.send(A, Up::Heartbeat(Heartbeat { phase: Phase::Training.into(), step: 4 }));
+    bench.after(Duration::from_secs(1));
+    let fault = bench.failure().unwrap();
+    assert!(fault.message.starts_with("trainer rank 1 (t2)"), "{fault}");
+    assert!(fault.message.ends_with("no sign of life for 30 s during evaluation, step 3"), "{fault}");
+}
+
+#[test]
+fn echo_is_used_only_when_nothing_else_comes() {
+    let (mut bench, _) = Bench::at_work();
+    bench.send(A, Up::Failure(Fault::new(ErrorCode::Echo, "connection reset by peer").into()));
+    bench.after(ECHO_HOLD_BACK - Duration::from_millis(1));
+    assert_eq!(bench.failure(), None);
+    bench.after(Duration::from_millis(1));
+    let fault = bench.failure().unwrap();
+    assert_eq!((fault.code, fault.message.as_str()), (ErrorCode::Failed, "connection reset by peer"));
+    assert_eq!(fault.origin, "trainer rank 0 (t1)");
+}
+
+#[test]
+fn first_genuine_cause_stays_the_cause() {
+    let (mut bench, _) = Bench::at_work();
+    bench.send(A, Up::Failure(Fault::new(ErrorCode::Echo, "connection reset by peer").into()));
+    bench.run.handle(bench.now, Event::Closed(B));
+    bench.run.handle(bench.now, Event::Closed(A));
+    bench.run.handle(bench.now, Event::Fault(Fault::new(ErrorCode::Interrupted, "stopped by SIGTERM")));
+    bench.after(ECHO_HOLD_BACK);
+    assert!(bench.failure().unwrap().message.starts_with("trainer rank 1 (t2) died: its connection closed"));
+}
+
+#[test]
+fn end_waits_for_open_streams_but_not_forever() {
+    let (mut bench, _) = Bench::at_work();
+    bench.run.handle(bench.now, Event::Fault(Fault::failed("disk full")));
+    bench.run.handle(bench.now, Event::Closed(A));
+    assert!(bench.run.outcome(bench.now).is_none(), "B is still connected");
+    assert!(bench.run.outcome(bench.now + FAREWELL).is_some());
+    bench.run.handle(bench.now, Event::Closed(B));
+    assert_eq!(bench.run.outcome(bench.now), Some(Err(Fault::failed("disk full"))));
+}
+
+/// Exactly-once is checked against what the ranks say they computed.
+#[test]
+fn ranks_that_count_other_pairs_than_they_were_given_fail_the_run() {
+    let (mut bench, _) = Bench::at_work();
+    bench.report(A, 1, 1);
+    bench.report(B, 1, 2);
+    let fault = bench.failure().unwrap();
+    assert!(fault.message.contains("step 1, in which the ranks counted 3 pairs of 2"), "{fault}");
+}
+
+#[test]
+fn reports_out_of_turn_fail_the_run() {
+    for (step, expected) in [(9, "reported step 9, which it does not hold"), (1, "reported step 1 twice")] {
+        let (mut bench, _) = Bench::at_work();
+        bench.report(B, 1, 1);
+        bench.report(B, step, 1);
+        let fault = bench.failure().unwrap();
+        assert!(fault.message.ends_with(expected), "{fault}");
+    }
+}
+
+#[test]
+fn nobody_need_speak_while_others_are_awaited() {
+    let mut bench = Bench::new();
+    bench.hello(A);
+    bench.after(Duration::from_secs(599));
+    assert_eq!(bench.failure(), None);
+    bench.after(Duration::from_secs(1));
+    let fault = bench.failure().unwrap();
+    assert_eq!(fault.message, "1 of 2 trainers joined within 600 s (t1)");
+    assert_eq!(fault.code, ErrorCode::Unavailable);
+}

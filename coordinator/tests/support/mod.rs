@@ -1,0 +1,360 @@
+//! A real coordinator process, and trainers that follow a script instead of computing.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use dyad_proto::PROTOCOL_VERSION;
+use dyad_proto::wire::coordinator_client::CoordinatorClient;
+use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::trainer_message::Body as Up;
+use dyad_proto::wire::{
+    BootstrapOffer, CheckpointReport, CoordinatorMessage, EvaluationReport, Failure, Finished, Heartbeat,
+    Hello, MeasureReport, Pair, PairLength, PairVerdict, Phase, PreferenceSums, RunEvent, StepAssignment,
+    StepReport, TrainerMessage, WatchRunRequest,
+};
+use futures::StreamExt;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+/// Upper bound on every wait: a test that would hang fails instead.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Fails the test when something takes far too long.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited too long for {what}"))
+}
+
+/// A folder with data and a config.
+pub struct Workspace {
+    dir: TempDir,
+}
+
+impl Workspace {
+    /// Training and validation files with this many pairs, batches of 4, and `extra` lines of config.
+    pub fn new(train: usize, validation: usize, extra: &str) -> Self {
+        let work = Self { dir: tempfile::tempdir().unwrap() };
+        std::fs::write(work.path("train.jsonl"), pairs(train)).unwrap();
+        let mut config = format!(
+            "model = \"m\"\ntraining_file = \"{}\"\noutput_dir = \"{}\"\nbatch_size = 4\n{extra}\n",
+            work.path("train.jsonl").display(),
+            work.path("out").display(),
+        );
+        if validation > 0 {
+            std::fs::write(work.path("valid.jsonl"), pairs(validation)).unwrap();
+            writeln!(config, "validation_file = \"{}\"", work.path("valid.jsonl").display()).unwrap();
+        }
+        std::fs::write(work.path("run.toml"), config).unwrap();
+        work
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn rows(&self, name: &str) -> Vec<Value> {
+        read_rows(&self.path("out").join(name))
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
+        command.arg("--config").arg(self.path("run.toml")).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    /// Starts a coordinator and waits until it listens.
+    pub async fn start(&self, args: &[&str]) -> Coordinator {
+        let mut child = self.command(args).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        soon("the coordinator to listen", stdout.read_line(&mut line)).await.unwrap();
+        let Ok(announced) = serde_json::from_str::<Value>(&line) else {
+            panic!("announced {line:?}: {}", Ended::of(child).await.stderr);
+        };
+        let url = format!("http://{}", announced["listening"].as_str().unwrap());
+        Coordinator { child, stdout, url }
+    }
+
+    /// Runs a coordinator that is expected to end by itself.
+    pub async fn run_alone(&self, args: &[&str]) -> Ended {
+        Ended::of(self.command(args).spawn().unwrap()).await
+    }
+}
+
+async fn client(url: &str) -> CoordinatorClient<Channel> {
+    let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
+    CoordinatorClient::new(endpoint.connect().await.unwrap())
+}
+
+pub fn read_rows(path: &Path) -> Vec<Value> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn pairs(count: usize) -> String {
+    let line = |id| {
+        format!(
+            "{{\"input\":{{\"messages\":[{{\"role\":\"user\",\"content\":\"question {id}\"}}]}},\
+             \"preferred_output\":[{{\"role\":\"assistant\",\"content\":\"good\"}}],\
+             \"non_preferred_output\":[{{\"role\":\"assistant\",\"content\":\"bad\"}}]}}\n"
+        )
+    };
+    (0..count).map(line).collect()
+}
+
+/// How a coordinator ended.
+pub struct Ended {
+    pub status: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    async fn of(child: Child) -> Self {
+        let output = soon("the coordinator to end", child.wait_with_output()).await.unwrap();
+        Self {
+            status: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// The error as a person sees it: message and hint.
+    pub fn report(&self) -> &str {
+        self.stderr.find("error: ").map_or("", |at| &self.stderr[at..])
+    }
+}
+
+/// A coordinator that listens.
+pub struct Coordinator {
+    child: Child,
+    stdout: BufReader<tokio::process::ChildStdout>,
+    pub url: String,
+}
+
+impl Coordinator {
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    pub async fn end(mut self) -> Ended {
+        let mut rest = String::new();
+        soon("standard output to end", self.stdout.read_to_string(&mut rest)).await.unwrap();
+        Ended { stdout: rest, ..Ended::of(self.child).await }
+    }
+
+    /// Connects and says hello as the `index`-th trainer.
+    pub async fn join(&self, name: &str, index: u32) -> Trainer {
+        let hello = Hello {
+            name: name.into(),
+            protocol_version: PROTOCOL_VERSION,
+            device: "cpu".into(),
+            launch_index: index,
+            ..Hello::default()
+        };
+        self.join_as(hello).await
+    }
+
+    pub async fn join_as(&self, hello: Hello) -> Trainer {
+        let mut client = client(&self.url).await;
+        let (outgoing, messages) = mpsc::unbounded_channel();
+        let name = hello.name.clone();
+        outgoing.send(TrainerMessage { body: Some(Up::Hello(hello)) }).unwrap();
+        let incoming = client.train(UnboundedReceiverStream::new(messages)).await.unwrap().into_inner();
+        Trainer { name, outgoing, incoming, rank: 0, log: Log::default() }
+    }
+
+    /// Waits until the row of a step is written.
+    pub async fn recorded(&self, step: u64) {
+        let mut events = client(&self.url).await.watch_run(WatchRunRequest {}).await.unwrap().into_inner();
+        let is_it = |event: &RunEvent| matches!(&event.body, Some(Happening::Step(row)) if row.step == step);
+        while !is_it(&soon("a row", events.message()).await.unwrap().unwrap()) {}
+    }
+
+    /// Collects all events of the run.
+    pub fn watch(&self) -> tokio::task::JoinHandle<Vec<RunEvent>> {
+        let url = self.url.clone();
+        tokio::spawn(async move {
+            let mut client = client(&url).await;
+            let events = client.watch_run(WatchRunRequest {}).await.unwrap().into_inner();
+            soon("the run's last event", events.map(Result::unwrap).collect()).await
+        })
+    }
+}
+
+/// What a trainer was told.
+#[derive(Debug, Default)]
+pub struct Log {
+    pub steps: Vec<StepAssignment>,
+    pub evaluations: Vec<(u64, Vec<u64>)>,
+    pub plan: Option<dyad_proto::wire::RunPlan>,
+    pub measured: Vec<u64>,
+    pub bootstrap: Option<Vec<u8>>,
+}
+
+/// A trainer that follows a script.
+pub struct Trainer {
+    name: String,
+    outgoing: mpsc::UnboundedSender<TrainerMessage>,
+    incoming: Streaming<CoordinatorMessage>,
+    pub rank: u32,
+    pub log: Log,
+}
+
+impl Trainer {
+    pub fn send(&self, body: Up) {
+        self.outgoing.send(TrainerMessage { body: Some(body) }).unwrap();
+    }
+
+    pub fn fail(&self, code: dyad_proto::ErrorCode, message: &str) {
+        self.send(Up::Failure(Failure::from(dyad_proto::Fault::new(code, message))));
+    }
+
+    pub fn heartbeat(&self, phase: Phase, step: u64) {
+        self.send(Up::Heartbeat(Heartbeat { phase: phase.into(), step }));
+    }
+
+    /// The next message; none when the coordinator has ended the stream.
+    pub async fn receive(&mut self) -> Option<Down> {
+        let message = soon(&format!("a message to {}", self.name), self.incoming.message()).await;
+        message.ok().flatten().map(|message| message.body.unwrap())
+    }
+
+    /// Does what it is told up to and including step `last`.
+    pub async fn train_until(&mut self, last: u64) {
+        while self.log.steps.last().is_none_or(|step| step.step < last) {
+            let message = self.receive().await.expect("the coordinator closed the stream");
+            self.obey(message);
+        }
+    }
+
+    /// Does all it is told, and leaves in good order.
+    pub async fn run(mut self) -> Log {
+        while let Some(message) = self.receive().await {
+            self.obey(message);
+        }
+        self.log
+    }
+
+    /// Waits to be told to stop; says why. What arrives before is ignored.
+    pub async fn aborted(&mut self) -> Failure {
+        loop {
+            match self.receive().await {
+                Some(Down::Abort(abort)) => return abort.cause.unwrap(),
+                Some(_) => {}
+                None => panic!("{} was let go without a word", self.name),
+            }
+        }
+    }
+
+    fn obey(&mut self, message: Down) {
+        match message {
+            Down::Welcome(welcome) => {
+                dyad_proto::RunConfig::from_json(&welcome.run_config_json).unwrap();
+                self.heartbeat(Phase::Loading, 0);
+            }
+            Down::Assignment(assignment) => {
+                self.rank = assignment.rank;
+                if self.rank == 0 {
+                    let generation = assignment.generation;
+                    self.send(Up::BootstrapOffer(BootstrapOffer {
+                        generation,
+                        payload: b"meet here".to_vec(),
+                    }));
+                }
+            }
+            Down::CommunicatorReady(ready) => self.log.bootstrap = Some(ready.payload),
+            Down::MeasureRequest(request) => {
+                self.log.measured.extend(request.pairs.iter().map(|pair| pair.id));
+                let lengths = request.pairs.iter().map(measure).collect();
+                self.send(Up::MeasureReport(MeasureReport { split: request.split, lengths }));
+            }
+            Down::RunPlan(plan) => self.log.plan = Some(plan),
+            Down::Step(step) => self.step(step),
+            Down::Evaluation(evaluation) => {
+                self.log.evaluations.push((evaluation.step, ids(&evaluation.pairs)));
+                self.send(Up::EvaluationReport(EvaluationReport {
+                    generation: evaluation.generation,
+                    step: evaluation.step,
+                    sums: Some(sums(&evaluation.pairs)),
+                    seconds: 0.25,
+                }));
+            }
+            Down::Finish(_) => {
+                if self.rank == 0 {
+                    let step = self.log.plan.as_ref().unwrap().total_steps;
+                    self.send(Up::CheckpointReport(CheckpointReport {
+                        step,
+                        path: "out/final".into(),
+                        r#final: true,
+                    }));
+                }
+                self.send(Up::Finished(Finished {}));
+            }
+            Down::Abort(abort) => panic!("{} was aborted: {abort:?}", self.name),
+        }
+    }
+
+    fn step(&mut self, step: StepAssignment) {
+        self.heartbeat(Phase::Training, step.step);
+        self.send(Up::StepReport(StepReport {
+            generation: step.generation,
+            step: step.step,
+            sums: Some(sums(&step.pairs)),
+            grad_norm: 2.0,
+            learning_rate: 1e-5,
+            step_seconds: 0.5 * f64::from(1 + self.rank),
+            ..StepReport::default()
+        }));
+        self.log.steps.push(step);
+    }
+}
+
+pub fn ids(pairs: &[Pair]) -> Vec<u64> {
+    pairs.iter().map(|pair| pair.id).collect()
+}
+
+/// Pair 3 of any file is too long, pair 5 is cut; the others have 10 tokens a side, and pair 0 is five times as long.
+fn measure(pair: &Pair) -> PairLength {
+    let verdict = match pair.id {
+        3 => PairVerdict::DroppedTooLong,
+        5 => PairVerdict::Truncated,
+        _ => PairVerdict::Kept,
+    };
+    let tokens = if pair.id == 0 { 50 } else { 10 };
+    PairLength {
+        id: pair.id,
+        verdict: verdict.into(),
+        prompt_tokens: tokens,
+        chosen_tokens: tokens,
+        rejected_tokens: tokens,
+    }
+}
+
+/// Per pair: a loss of its id, a margin of 1, 10 tokens a side, kl 0.1 a token.
+fn sums(pairs: &[Pair]) -> PreferenceSums {
+    let count = pairs.len() as u64;
+    let loss: u64 = pairs.iter().map(|pair| pair.id).sum();
+    PreferenceSums {
+        pairs: count,
+        loss: loss as f64,
+        rewards_chosen: 0.75 * count as f64,
+        rewards_rejected: -0.25 * count as f64,
+        rewards_correct: pairs.iter().filter(|pair| pair.id % 2 == 0).count() as u64,
+        logps_chosen: -20.0 * count as f64,
+        logps_rejected: -30.0 * count as f64,
+        logps_correct: count,
+        kl: 2.0 * count as f64,
+        completion_tokens: 20 * count,
+        tokens: 40 * count,
+    }
+}
