@@ -40,7 +40,7 @@ pub struct Cli {
     pub overwrite: bool,
 
     /// How long to wait until all trainers have joined
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub join_timeout_seconds: u64,
 
     /// How log lines look

@@ -5,8 +5,9 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use dyad_proto::Fault;
 use dyad_proto::run_config::TrainingMethod;
-use dyad_proto::wire::{MeasureReport, PairLength, PairVerdict, Split};
+use dyad_proto::wire::{DataReport, MeasureReport, PairLength, PairVerdict, Split};
 
 use crate::dataset::Datasets;
 use crate::sharding::Weighted;
@@ -51,6 +52,18 @@ impl Lengths {
         self.0.iter().filter(|length| length.verdict() == verdict).count() as u64
     }
 
+    /// An error when nothing is kept; `key` is the config key that named the file.
+    pub fn check_some_kept(&self, key: &str, file: &str) -> Result<(), Fault> {
+        if !self.kept().is_empty() {
+            return Ok(());
+        }
+        let (long, empty) = (self.count(PairVerdict::DroppedTooLong), self.count(PairVerdict::DroppedEmpty));
+        Err(Fault::input(format!(
+            "no pair of {key} {file} is left: {long} are too long, {empty} have an empty output"
+        ))
+        .hint("raise max_seq_length, or use shorter pairs"))
+    }
+
     /// What a rank computes on each of these pairs.
     #[must_use]
     pub fn weigh(&self, ids: &[u64], method: TrainingMethod) -> Vec<Weighted> {
@@ -67,6 +80,19 @@ impl Lengths {
     #[must_use]
     pub fn chosen_tokens(&self, ids: &[u64]) -> u64 {
         ids.iter().map(|&id| u64::from(self.0[id as usize].chosen_tokens)).sum()
+    }
+}
+
+/// What became of the training and the validation file; the schedule's numbers are not known here.
+#[must_use]
+pub fn data_report((train, validation): &(Lengths, Lengths)) -> DataReport {
+    DataReport {
+        pairs: train.records(),
+        truncated: train.count(PairVerdict::Truncated),
+        dropped_too_long: train.count(PairVerdict::DroppedTooLong),
+        dropped_empty: train.count(PairVerdict::DroppedEmpty),
+        validation_pairs: validation.records(),
+        ..DataReport::default()
     }
 }
 

@@ -8,18 +8,15 @@ use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    Abort, Assignment, BootstrapOffer, CheckpointReport, CommunicatorReady, DataReport, Finish, Heartbeat,
-    MeasureReport, MeasureRequest, PairVerdict, Phase, PhaseChanged, RunEnded, RunPlan, RunStarted,
-    TrainerJoined, Welcome,
+    Abort, Assignment, BootstrapOffer, CheckpointReport, CommunicatorReady, Finish, Heartbeat, MeasureReport,
+    MeasureRequest, Phase, PhaseChanged, RunEnded, RunPlan, RunStarted, TrainerJoined, Welcome,
 };
-use dyad_proto::{Fault, MAX_MESSAGE_BYTES, RunConfig};
-use prost::Message;
+use dyad_proto::{Fault, RunConfig};
 
 use crate::dataset::Datasets;
 use crate::failure::Blame;
-use crate::measuring::{Lengths, Measuring};
+use crate::measuring::{Lengths, Measuring, data_report};
 use crate::membership::{Member, Roster, SILENCE_LIMIT, Standing, TrainerId};
-use crate::schedule::Work;
 use crate::training::{Done, GENERATION, Report, Start, Training};
 
 /// How long the streams may take to close once the run has ended.
@@ -182,22 +179,21 @@ impl Run {
         Ok(())
     }
 
-    /// The first message of a connection.
+    /// A message on a connection that belongs to no member.
     fn stranger(&mut self, now: Instant, id: TrainerId, message: Up) {
-        let ended = matches!(self.stage, Stage::Ended { .. });
-        let admitted = match message {
-            Up::Hello(hello) if ended => {
-                Err(Fault::input(format!("trainer {} is refused: the run has ended", hello.name)))
-            }
+        // What a refused trainer sends before it learns of that needs no second answer.
+        let Up::Hello(hello) = message else { return self.commands.push(Command::Close(id)) };
+        let admitted = if matches!(self.stage, Stage::Ended { .. }) {
+            Err(Fault::input(format!("trainer {} is refused: the run has ended", hello.name)))
+        } else {
             // Once the run has begun the roster is full, and admits nobody.
-            Up::Hello(hello) => self.roster.admit(now, id, &hello),
-            _ => Err(Fault::failed("a trainer is refused: its first message was no hello")),
+            self.roster.admit(now, id, &hello)
         };
         match admitted {
             Ok(()) => self.joined(now, id),
             Err(refusal) => {
                 let refusal = refusal.from_origin("coordinator");
-                tracing::warn!(trainer = id.0, "{}", refusal.message);
+                tracing::warn!(name = hello.name, host = hello.host, "{}", refusal.message);
                 self.last_refusal = Some(refusal.message.clone());
                 self.commands.push(Command::Send(id, Down::Abort(Abort { cause: Some(refusal.into()) })));
                 self.commands.push(Command::Close(id));
@@ -270,9 +266,9 @@ impl Run {
 
     fn start_training(&mut self, lengths: (Lengths, Lengths)) -> Result<(), Fault> {
         let spec = &self.spec;
-        some_kept(&lengths.0, "training_file", &spec.config.training_file)?;
+        lengths.0.check_some_kept("training_file", &spec.config.training_file)?;
         if let Some(file) = &spec.config.validation_file {
-            some_kept(&lengths.1, "validation_file", file)?;
+            lengths.1.check_some_kept("validation_file", file)?;
         }
         let mut report = data_report(&lengths);
         let sha256 = spec.data.train.sha256();
@@ -293,9 +289,8 @@ impl Run {
 
     /// Hands out what the window allows; after the last report, the end.
     fn work(&mut self, mut training: Box<Training>) -> Result<(), Fault> {
-        while let Some(messages) = training.next_assignments(&self.spec.data) {
+        while let Some(messages) = training.next_assignments(&self.spec.data)? {
             for (place, message) in messages.into_iter().enumerate() {
-                check_size(&message)?;
                 self.send(place, message);
             }
         }
@@ -406,43 +401,4 @@ impl Run {
         }
         self.stage = Stage::Ended { failure, deadline: now + FAREWELL };
     }
-}
-
-fn some_kept(lengths: &Lengths, key: &str, file: &str) -> Result<(), Fault> {
-    if !lengths.kept().is_empty() {
-        return Ok(());
-    }
-    let (long, empty) =
-        (lengths.count(PairVerdict::DroppedTooLong), lengths.count(PairVerdict::DroppedEmpty));
-    Err(Fault::input(format!(
-        "no pair of {key} {file} is left: {long} are too long, {empty} have an empty output"
-    ))
-    .hint("raise max_seq_length, or use shorter pairs"))
-}
-
-fn data_report((train, validation): &(Lengths, Lengths)) -> DataReport {
-    DataReport {
-        pairs: train.records(),
-        truncated: train.count(PairVerdict::Truncated),
-        dropped_too_long: train.count(PairVerdict::DroppedTooLong),
-        dropped_empty: train.count(PairVerdict::DroppedEmpty),
-        validation_pairs: validation.kept().len() as u64,
-        ..DataReport::default()
-    }
-}
-
-fn check_size(message: &Down) -> Result<(), Fault> {
-    let (work, bytes, key) = match message {
-        Down::Step(step) => (Work::Step(step.step), step.encoded_len(), "batch_size"),
-        Down::Evaluation(evaluation) => {
-            (Work::Evaluation(evaluation.step), evaluation.encoded_len(), "the number of validation pairs")
-        }
-        _ => return Ok(()),
-    };
-    if bytes < MAX_MESSAGE_BYTES {
-        return Ok(());
-    }
-    let limit = MAX_MESSAGE_BYTES >> 20;
-    Err(Fault::input(format!("one trainer's share of {work} is {} MiB, the limit {limit}", bytes >> 20))
-        .hint(format!("lower {key}, or use more trainers")))
 }

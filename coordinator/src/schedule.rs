@@ -61,27 +61,31 @@ impl Schedule {
         step as f64 / self.steps_per_epoch as f64
     }
 
-    /// Everything left to do after `start_step` steps, in order; an evaluation due right there is skipped when it
-    /// was `evaluated` before.
+    /// What comes first after `start_step` steps; an evaluation due right there is left out when it was `evaluated`.
     #[must_use]
-    pub fn works(&self, start_step: u64, evaluated: bool) -> Vec<Work> {
-        let due = |step: u64| self.evaluations.binary_search(&step).is_ok().then_some(Work::Evaluation(step));
-        let mut works: Vec<Work> = due(start_step).filter(|_| !evaluated).into_iter().collect();
-        for step in start_step + 1..=self.total_steps {
-            works.push(Work::Step(step));
-            works.extend(due(step));
+    pub fn first(&self, start_step: u64, evaluated: bool) -> Option<Work> {
+        if evaluated { self.after(Work::Evaluation(start_step)) } else { self.after(Work::Step(start_step)) }
+    }
+
+    /// What comes after a work; nothing when the run is done.
+    #[must_use]
+    pub fn after(&self, work: Work) -> Option<Work> {
+        match work {
+            Work::Step(step) if self.evaluations.binary_search(&step).is_ok() => Some(Work::Evaluation(step)),
+            Work::Step(step) | Work::Evaluation(step) => {
+                (step < self.total_steps).then_some(Work::Step(step + 1))
+            }
         }
-        works
     }
 }
 
-/// `round(k * total / count)` for k = 1..=count, without repetitions and without step 0.
+/// `round(k * total / count)` for k = 1..=count: ascending, above 0, no step twice.
 fn evenly_spaced(total: u64, count: u32) -> Vec<u64> {
-    let count = u64::from(count);
-    let mut steps: Vec<u64> = (1..=count).map(|k| (2 * k * total + count) / (2 * count)).collect();
-    steps.dedup();
-    steps.retain(|step| *step > 0);
-    steps
+    // More than one a step is one a step.
+    let count = u64::from(count).min(total);
+    let round =
+        |k: u64| (2 * u128::from(k) * u128::from(total) + u128::from(count)) / (2 * u128::from(count));
+    (1..=count).map(|k| round(k) as u64).collect()
 }
 
 #[cfg(test)]
@@ -132,10 +136,14 @@ mod tests {
         let schedule = Schedule::new(&config, 4);
         use Work::{Evaluation, Step};
         let all = [Evaluation(0), Step(1), Step(2), Evaluation(2), Step(3), Step(4), Evaluation(4)];
-        assert_eq!(schedule.works(0, false), all);
-        assert_eq!(schedule.works(2, false), all[3..]);
-        assert_eq!(schedule.works(2, true), all[4..]);
-        assert_eq!(schedule.works(1, false), all[2..]);
-        assert_eq!(schedule.works(4, true), []);
+        let works = |start_step, evaluated| -> Vec<Work> {
+            std::iter::successors(schedule.first(start_step, evaluated), |work| schedule.after(*work))
+                .collect()
+        };
+        assert_eq!(works(0, false), all);
+        assert_eq!(works(2, false), all[3..]);
+        assert_eq!(works(2, true), all[4..]);
+        assert_eq!(works(1, false), all[2..]);
+        assert_eq!(works(4, true), []);
     }
 }

@@ -1,15 +1,17 @@
 //! The work stream of a run: what every rank is told to do next, and what their reports add up to. Pure.
 //!
 //! - T-1: every rank gets every work, in one order, even with no pair of its own: collectives need all of them.
-//! - T-2: no rank holds more than [`WINDOW`] works that it has not reported.
+//! - T-2: no rank holds more than `WINDOW` works that it has not reported.
 
 use std::collections::VecDeque;
 
-use dyad_proto::RunConfig;
 use dyad_proto::wire::coordinator_message::Body;
 use dyad_proto::wire::{
     EvaluationAssignment, EvaluationReport, PreferenceSums, Split, StepAssignment, StepReport,
 };
+use dyad_proto::{Fault, MAX_MESSAGE_BYTES, RunConfig};
+
+use prost::Message;
 
 use crate::dataset::Datasets;
 use crate::measuring::Lengths;
@@ -91,7 +93,8 @@ pub struct Training {
     config: RunConfig,
     world_size: usize,
     schedule: Schedule,
-    works: VecDeque<Work>,
+    /// What is sent next.
+    upcoming: Option<Work>,
     pending: VecDeque<Pending>,
     order: DataOrder,
     lengths: Lengths,
@@ -122,7 +125,7 @@ impl Training {
         let schedule = Schedule::new(config, order.kept.len());
         let evaluated = validation.weigh(&validation.kept(), config.training_method);
         Self {
-            works: schedule.works(start.step, start.evaluated).into(),
+            upcoming: schedule.first(start.step, start.evaluated),
             schedule,
             pending: VecDeque::new(),
             epoch: (0, order.epoch(0)),
@@ -144,21 +147,23 @@ impl Training {
     /// Every work is done by every rank.
     #[must_use]
     pub fn finished(&self) -> bool {
-        self.works.is_empty() && self.pending.is_empty()
+        self.upcoming.is_none() && self.pending.is_empty()
     }
 
     /// The next work, as one message a rank, if the window has room.
-    pub fn next_assignments(&mut self, data: &Datasets) -> Option<Vec<Body>> {
+    pub fn next_assignments(&mut self, data: &Datasets) -> Result<Option<Vec<Body>>, Fault> {
         if self.pending.len() >= WINDOW {
-            return None;
+            return Ok(None);
         }
-        let work = self.works.pop_front()?;
+        let Some(work) = self.upcoming else { return Ok(None) };
+        self.upcoming = self.schedule.after(work);
         let (pairs, messages) = match work {
             Work::Step(step) => self.step(step, data),
             Work::Evaluation(step) => self.evaluation(step, data),
         };
+        messages.iter().try_for_each(|message| check_size(work, message))?;
         self.pending.push_back(Pending { work, pairs, reports: vec![None; self.world_size] });
-        Some(messages)
+        Ok(Some(messages))
     }
 
     fn step(&mut self, step: u64, data: &Datasets) -> (u64, Vec<Body>) {
@@ -244,4 +249,21 @@ impl Training {
         }
         Ok(Done { work: pending.work, row })
     }
+}
+
+fn check_size(work: Work, message: &Body) -> Result<(), Fault> {
+    let (bytes, what) = match message {
+        Body::Step(step) => (step.encoded_len(), "batch_size"),
+        Body::Evaluation(evaluation) => (evaluation.encoded_len(), "the number of validation pairs"),
+        _ => return Ok(()),
+    };
+    // The envelope adds a few bytes.
+    if bytes + 64 <= MAX_MESSAGE_BYTES {
+        return Ok(());
+    }
+    let (bytes, limit) = (bytes >> 20, MAX_MESSAGE_BYTES >> 20);
+    Err(Fault::input(format!(
+        "one trainer's share of {work} is {bytes} MiB of text; at most {limit} MiB can be sent"
+    ))
+    .hint(format!("lower {what}, or use more trainers")))
 }

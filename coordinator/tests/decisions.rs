@@ -1,4 +1,5 @@
 //! The run as a state machine, with time in the test's hand: deadlines, windows, and reports that do not add up.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::time::{Duration, Instant};
 

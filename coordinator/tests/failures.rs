@@ -83,7 +83,7 @@ async fn refused_trainers_are_told_why_and_the_run_goes_on() {
         assert_eq!((refusal.code(), refusal.origin.as_str()), (wire::ErrorCode::InvalidInput, "coordinator"));
     }
     let mut second = coordinator.join_as(hello("b")).await;
-    while !matches!(second.receive().await, Some(Down::Assignment(_))) {}
+    assert!(matches!(second.receive().await, Some(Down::Welcome(_))));
     let third = coordinator.join_as(hello("c")).await.aborted().await;
     assert_eq!(third.message, "trainer c is refused: the run already has its 2 trainers");
     tokio::join!(first.run(), second.run());

@@ -1,4 +1,5 @@
 //! Whole runs: a real coordinator, scripted trainers, from the join to the last row.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

@@ -77,7 +77,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, template: str = CHATML, o
     wrapped.chat_template = template
     wrapped.save_pretrained(folder, save_jinja_files=own_file)
     loaded = AutoTokenizer.from_pretrained(folder)
-    sample = "<|im_start|>user\nThe  quick, brown fox\n\n jumps!<|im_end|>\n"
+    sample = "<|im_start|>user\nThe  quick, brown\n\nfox.\nÜber 12 🙂\n\n jumps!<|im_end|>\n"
     if loaded(sample)["input_ids"] != tokenizer.encode(sample).ids or loaded.chat_template != template:
         raise SystemExit(f"{folder}: transformers does not read the tokenizer back as written")
 

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from cases import CHATML, LLAMA3, SPECIAL_TOKENS, Pair, make_pair, save_model, save_tokenizer, write_pairs
 
@@ -117,10 +118,19 @@ def pair(rng: random.Random, index: int) -> Pair:
     return make_pair(messages, blank[0] + words(rng, 12), blank[1] + words(rng, 10))
 
 
-def train_tokenizer(rng: random.Random) -> Tokenizer:
-    """A byte-level BPE that fills the vocabulary."""
+def train_tokenizer(rng: random.Random, family: str) -> Tokenizer:
+    """A byte-level BPE that fills the vocabulary, splitting text as the family's tokenizers do."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if family == "qwen2":
+        # transformers gives every qwen2 folder these two, whatever its tokenizer.json says.
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
@@ -182,7 +192,7 @@ def write_case(name: str, out: Path) -> None:
     rng = random.Random(run["random_seed"])
     torch.manual_seed(run["random_seed"])
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(rng)
+    tokenizer = train_tokenizer(rng, case.family)
     save_model(random_model(case), tokenizer, out / "model", case.max_shard_size)
     if case.old_config:
         use_old_config(out / "model" / "config.json")

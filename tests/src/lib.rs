@@ -65,7 +65,16 @@ impl Workspace {
     pub fn new_model(&self, name: &str, extra: &[&str]) {
         let mut command = Command::new(binary("trainer"));
         command.current_dir(self.dir.path()).args(["new-model", "--out", name, "--texts", "pairs.jsonl"]);
-        command.args(["--vocab-size", "320", "--hidden-size", "32", "--layers", "2", "--intermediate-size", "64"]);
+        command.args([
+            "--vocab-size",
+            "320",
+            "--hidden-size",
+            "32",
+            "--layers",
+            "2",
+            "--intermediate-size",
+            "64",
+        ]);
         let output = command.args(extra).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
     }
@@ -74,7 +83,9 @@ impl Workspace {
     pub fn launcher(&self, nodes: usize, args: &[&str]) -> Command {
         let mut command = Command::new(binary("launcher"));
         command.current_dir(self.dir.path()).stdin(Stdio::null());
-        command.args(["--nodes", &nodes.to_string(), "--gpus-per-node", "0", "--config", "run.toml"]).args(args);
+        command
+            .args(["--nodes", &nodes.to_string(), "--gpus-per-node", "0", "--config", "run.toml"])
+            .args(args);
         command
     }
 
@@ -106,7 +117,8 @@ learning_rate = 1e-2\nlr_scheduler_type = \"linear\"\ndtype = \"float32\"\n";
 pub fn pair_lines(count: usize) -> String {
     let mut lines = String::new();
     for index in 0..count {
-        let prompt = format!("What comes after {index}?{}", " Please answer in a sentence.".repeat(index % 3));
+        let prompt =
+            format!("What comes after {index}?{}", " Please answer in a sentence.".repeat(index % 3));
         let good = format!("After {index} comes {}.{}", index + 1, " I hope that helps.".repeat(index % 4));
         let bad = format!("No idea about {index}{}", ", ask somebody else".repeat(index % 5));
         writeln!(lines, "{}", pair(&prompt, &good, &bad)).unwrap();

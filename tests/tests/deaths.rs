@@ -4,8 +4,8 @@
 use std::io::Read;
 use std::process::{Child, Stdio};
 
-use dyad_tests::processes::{Process, Watch, children, interrupt, kill_9, wait_for};
 use dyad_tests::Workspace;
+use dyad_tests::processes::{Process, Watch, children, interrupt, kill_9, wait_for};
 
 /// A run that would go on for a long time, with its processes, once it has done a step.
 fn long_run(workspace: &Workspace) -> (Child, Vec<Process>) {

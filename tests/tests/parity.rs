@@ -1,5 +1,10 @@
 //! Dyad against TRL's own trainers on the same weights and pairs, in one, two and three trainer processes. TRL's numbers are
 //! made anew by each test; tolerances are stated in `tests/parity/compare.py`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot set itself up has failed; figures for the reader"
+)]
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -25,7 +30,8 @@ fn equals_trl(case: &str) -> Workspace {
         let out = format!("world{world}");
         assert_eq!(workspace.train(world, &out, &[]).len(), 9);
         let (metrics, trained) = (format!("{out}/metrics.jsonl"), format!("{out}/final"));
-        let sides = ["--trl", "trl.jsonl", "--dyad", &metrics, "--final-trl", "trl-final", "--final-dyad", &trained];
+        let sides =
+            ["--trl", "trl.jsonl", "--dyad", &metrics, "--final-trl", "trl-final", "--final-dyad", &trained];
         println!("{case}, {world} trainers\n{}", python("compare.py", &sides, &workspace));
     }
     workspace
@@ -60,7 +66,11 @@ fn qwen2_lora_equals_trl_and_its_merged_model_loads() {
     let workspace = equals_trl("qwen2-lora");
     let merged: PathBuf = ["merged", "final", "merged"].iter().collect();
     workspace.train(2, "merged", &["--set", "merge_adapter=true"]);
-    python("check_loads.py", &["--dir", &merged.to_string_lossy(), "--base", "model", "--merged"], &workspace);
+    python(
+        "check_loads.py",
+        &["--dir", &merged.to_string_lossy(), "--base", "model", "--merged"],
+        &workspace,
+    );
 }
 
 #[test]

@@ -24,7 +24,12 @@ fn resumed_equals_uninterrupted(weights: &str, args: &[&str]) {
 
     let output = workspace.launch(2, &[args.as_slice(), &["--resume"]].concat());
     assert!(output.status.success(), "{}", text(&output));
-    assert_same_curve(&whole, &workspace.rows("cut/metrics.jsonl"), &[&CURVE[..], &["num_tokens"]].concat(), 0.0);
+    assert_same_curve(
+        &whole,
+        &workspace.rows("cut/metrics.jsonl"),
+        &[&CURVE[..], &["num_tokens"]].concat(),
+        0.0,
+    );
     let bytes = |dir: &str| fs::read(workspace.path(&format!("{dir}/final/{weights}"))).unwrap();
     assert!(bytes("whole") == bytes("cut"), "final weights differ");
 }

@@ -3,7 +3,7 @@
 
 use std::sync::mpsc;
 
-use dyad_data::tokenize::{Tokenized, measure, tokenize_all};
+use dyad_data::tokenize::{Rule, Tokenized, measure, tokenize_all};
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::Fault;
 use dyad_proto::wire::coordinator_message::Body as Received;
@@ -53,11 +53,11 @@ pub struct Step {
 pub fn start(
     received: mpsc::Receiver<Received>,
     tokenizer: ChatTokenizer,
-    max_len: usize,
+    rule: Rule,
     handle: Handle,
 ) -> Result<mpsc::Receiver<Result<Work, Fault>>, Fault> {
     let (deliver, work) = mpsc::channel();
-    let feed = Feed { tokenizer, max_len, handle };
+    let feed = Feed { tokenizer, rule, handle };
     std::thread::Builder::new()
         .name("feed".into())
         .spawn(move || {
@@ -75,7 +75,7 @@ pub fn start(
 
 struct Feed {
     tokenizer: ChatTokenizer,
-    max_len: usize,
+    rule: Rule,
     handle: Handle,
 }
 
@@ -103,13 +103,13 @@ impl Feed {
     }
 
     fn answer(&self, request: &MeasureRequest) -> Result<(), Fault> {
-        let lengths = measure(&self.tokenizer, &request.pairs, self.max_len)?;
+        let lengths = measure(&self.tokenizer, &request.pairs, self.rule)?;
         self.handle.send(Sent::MeasureReport(MeasureReport { split: request.split, lengths }));
         Ok(())
     }
 
     fn tokenize(&self, pairs: &[Pair]) -> Result<Vec<Tokenized>, Fault> {
-        let tokenized = tokenize_all(&self.tokenizer, pairs, self.max_len)?;
+        let tokenized = tokenize_all(&self.tokenizer, pairs, self.rule)?;
         let trainable = |verdict: &PairVerdict| matches!(verdict, PairVerdict::Kept | PairVerdict::Truncated);
         match tokenized.iter().position(|(verdict, _)| !trainable(verdict)) {
             Some(index) => Err(Fault::failed(format!("pair {} has nothing to train on", pairs[index].id))),

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use dyad_data::tokenize::Rule;
 use dyad_data::tokenizer::ChatTokenizer;
+use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{
@@ -48,7 +50,9 @@ fn work(identity: &Identity, handle: &Handle, received: mpsc::Receiver<Received>
     tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
     let sources = Sources::resolve(&config)?;
     let tokenizer = ChatTokenizer::load(sources.tokenizer())?;
-    let work = feed::start(received, tokenizer, sources.max_seq_length(&config)?, handle.clone())?;
+    let preferred_only = config.training_method == TrainingMethod::Sft;
+    let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only };
+    let work = feed::start(received, tokenizer, rule, handle.clone())?;
     let start = Instant::now();
     let mut parts = Parts::load(&config, &sources, device)?;
     handle.send(Sent::ModelReport(ModelReport {

@@ -4,7 +4,8 @@
 //! - S-2: an abort, or the loss of the coordinator, ends the process at once, also in the middle of a collective.
 //! - S-3: a failure is on its way to the coordinator before the process ends.
 
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -45,7 +46,7 @@ struct Shared {
     phase: AtomicI32,
     step: AtomicU64,
     communicator: Mutex<Option<Arc<dyn Communicator>>>,
-    closing: std::sync::atomic::AtomicBool,
+    closing: AtomicBool,
 }
 
 /// Sends to the coordinator and says where the trainer stands; cheap to clone.
@@ -220,21 +221,23 @@ async fn receive(
     handle: &Handle,
     deliver: &mpsc::Sender<Received>,
 ) {
+    let mut welcome = false;
     loop {
-        let end = match stream.message().await {
-            Ok(Some(message)) => match message.body {
-                Some(Received::Abort(abort)) => abort.cause.map_or_else(
-                    || "stopped by the coordinator".to_owned(),
-                    |cause| Fault::from(cause).to_string(),
-                ),
-                Some(body) => {
-                    let _ = deliver.send(body);
-                    continue;
-                }
-                None => continue,
-            },
-            Ok(None) => "the coordinator closed the connection".to_owned(),
-            Err(status) => format!("lost the coordinator: {}", status.message()),
+        let echo = |reason: String| Fault::new(ErrorCode::Echo, reason);
+        let end = match stream.message().await.map(|message| message.and_then(|message| message.body)) {
+            Ok(Some(Received::Abort(abort))) => {
+                let cause =
+                    abort.cause.map_or_else(|| echo("stopped by the coordinator".into()), Fault::from);
+                // Turned away at the door, the cause is this trainer's own.
+                if welcome { echo(cause.to_string()) } else { cause }
+            }
+            Ok(Some(body)) => {
+                welcome = true;
+                let _ = deliver.send(body);
+                continue;
+            }
+            Ok(None) => echo("the coordinator closed the connection".into()),
+            Err(status) => echo(format!("lost the coordinator: {}", status.message())),
         };
         if handle.shared.closing.load(Ordering::SeqCst) {
             return;
@@ -245,13 +248,17 @@ async fn receive(
 
 /// S-2. `_exit`, because libtorch's threads may be anywhere and destructors would wait for them.
 #[expect(unsafe_code, reason = "_exit")]
-fn leave(handle: &Handle, reason: &str) -> ! {
+fn leave(handle: &Handle, fault: &Fault) -> ! {
     if let Some(communicator) =
         handle.shared.communicator.lock().unwrap_or_else(PoisonError::into_inner).take()
     {
         communicator.abort();
     }
-    tracing::warn!(reason, "stopping");
+    if fault.code == ErrorCode::Echo {
+        tracing::info!(reason = %fault, "stopping");
+    } else {
+        let _ = writeln!(std::io::stderr(), "{}", fault.report());
+    }
     // SAFETY: ends the process; nothing of ours needs flushing.
-    unsafe { libc::_exit(i32::from(ErrorCode::Echo.exit_status())) }
+    unsafe { libc::_exit(i32::from(fault.code.exit_status())) }
 }

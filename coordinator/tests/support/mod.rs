@@ -1,5 +1,11 @@
 //! A real coordinator process, and trainers that follow a script instead of computing.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "each test binary uses its own part of this, and a test may panic"
+)]
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

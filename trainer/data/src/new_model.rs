@@ -13,8 +13,11 @@ use safetensors::{Dtype, serialize_to_file};
 use serde_json::json;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, DecoderWrapper, SplitDelimiterBehavior, Tokenizer};
 
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -78,7 +81,7 @@ pub fn create(options: &NewModelOptions) -> Result<(), Fault> {
     }
     let texts = texts(&options.texts)?;
     std::fs::create_dir_all(&options.out).map_err(|error| cannot_write(&options.out, &error))?;
-    let tokenizer = train_tokenizer(&texts, options.vocab_size)?;
+    let tokenizer = train_tokenizer(&texts, options)?;
     let path = options.out.join("tokenizer.json");
     tokenizer.save(&path, true).map_err(|error| cannot_write(&path, &error))?;
     write_json(&options.out, "tokenizer_config.json", &tokenizer_config(options))?;
@@ -120,12 +123,15 @@ fn texts(path: &Path) -> Result<Vec<String>, Fault> {
     Ok(texts)
 }
 
-fn train_tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer, Fault> {
+/// transformers gives every qwen2 folder this split, whatever its tokenizer.json says.
+const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+fn train_tokenizer(texts: &[String], options: &NewModelOptions) -> Result<Tokenizer, Fault> {
     let failed = |error: tokenizers::Error| Fault::failed(format!("training the tokenizer: {error}"));
     let specials: Vec<AddedToken> =
         [END_OF_TEXT, TURN_START, TURN_END].iter().map(|token| AddedToken::from(*token, true)).collect();
     let mut trainer: TrainerWrapper = BpeTrainerBuilder::new()
-        .vocab_size(vocab_size)
+        .vocab_size(options.vocab_size)
         .special_tokens(specials.clone())
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .show_progress(false)
@@ -133,7 +139,16 @@ fn train_tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer, Fau
         .into();
     let byte_level = ByteLevel::new(false, true, true);
     let mut tokenizer = Tokenizer::new(BPE::default());
-    tokenizer.with_pre_tokenizer(Some(byte_level));
+    if options.model_type == "qwen2" {
+        let split =
+            Split::new(SplitPattern::Regex(QWEN2_SPLIT.into()), SplitDelimiterBehavior::Isolated, false)
+                .map_err(failed)?;
+        let bytes = ByteLevel::new(false, true, false);
+        tokenizer.with_normalizer(Some(NFC));
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![split.into(), bytes.into()])));
+    } else {
+        tokenizer.with_pre_tokenizer(Some(byte_level));
+    }
     tokenizer.with_decoder(Some(DecoderWrapper::ByteLevel(byte_level)));
     tokenizer.train(&mut trainer, texts.iter()).map_err(failed)?;
     tokenizer.add_special_tokens(&specials);
@@ -240,7 +255,7 @@ fn normal(rng: &mut ChaCha8Rng) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokenize::tokenize;
+    use crate::tokenize::{Rule, tokenize};
     use crate::tokenizer::ChatTokenizer;
 
     const LINE: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi there"}]},"preferred_output":[{"role":"assistant","content":"Hello!"}],"non_preferred_output":[{"role":"assistant","content":"No."}]}"#;
@@ -271,7 +286,7 @@ mod tests {
         create(&options).unwrap();
         let tokenizer = ChatTokenizer::load(&options.out).unwrap();
         let pair = PreferencePair::parse(LINE).unwrap();
-        let (_, tokens) = tokenize(&tokenizer, &pair, 64).unwrap();
+        let (_, tokens) = tokenize(&tokenizer, &pair, Rule { max_len: 64, preferred_only: false }).unwrap();
         let text = |ids: &[u32]| tokenizer.decode(ids).unwrap();
         assert_eq!(text(&tokens.prompt), "user\nHi there\nassistant\n");
         assert_eq!((text(&tokens.chosen), text(&tokens.rejected)), ("Hello!\n".into(), "No.\n".into()));

@@ -20,22 +20,33 @@ pub struct Tokenized {
     pub rejected: Vec<u32>,
 }
 
-/// Ids of a pair, and whether it can be trained on at `max_len` tokens of prompt plus completion.
+/// What a run asks of its sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Most tokens of prompt plus completion.
+    pub max_len: usize,
+    /// Supervised fine-tuning: the other answer is left out, and decides nothing.
+    pub preferred_only: bool,
+}
+
+/// Ids of a pair, and whether it can be trained on by the rule.
 pub fn tokenize(
     tokenizer: &ChatTokenizer,
     pair: &PreferencePair,
-    max_len: usize,
+    rule: Rule,
 ) -> Result<(PairVerdict, Tokenized), Fault> {
     let prompt = tokenizer.encode(&tokenizer.render(&pair.messages, true)?)?;
     let chosen = full(tokenizer, pair, &pair.preferred)?;
-    let rejected = full(tokenizer, pair, &pair.non_preferred)?;
-    let shared = common_prefix(&prompt, &chosen).min(common_prefix(&prompt, &rejected));
-    let tokenized = Tokenized {
-        prompt: prompt[..shared].to_vec(),
-        chosen: chosen[shared..].to_vec(),
-        rejected: rejected[shared..].to_vec(),
-    };
-    Ok(truncate(tokenized, max_len))
+    let mut shared = common_prefix(&prompt, &chosen);
+    let mut rejected = Vec::new();
+    if !rule.preferred_only {
+        rejected = full(tokenizer, pair, &pair.non_preferred)?;
+        shared = shared.min(common_prefix(&prompt, &rejected));
+    }
+    let rest = |full: &[u32]| full.get(shared..).unwrap_or_default().to_vec();
+    let tokenized =
+        Tokenized { prompt: prompt[..shared].to_vec(), chosen: rest(&chosen), rejected: rest(&rejected) };
+    Ok(truncate(tokenized, rule))
 }
 
 fn full(tokenizer: &ChatTokenizer, pair: &PreferencePair, answer: &Message) -> Result<Vec<u32>, Fault> {
@@ -49,11 +60,11 @@ fn common_prefix(a: &[u32], b: &[u32]) -> usize {
 }
 
 /// Keeps the start of each sequence; drops the pair where a side would have nothing left to train on.
-fn truncate(mut pair: Tokenized, max_len: usize) -> (PairVerdict, Tokenized) {
-    if pair.prompt.is_empty() || pair.chosen.is_empty() || pair.rejected.is_empty() {
+fn truncate(mut pair: Tokenized, rule: Rule) -> (PairVerdict, Tokenized) {
+    if pair.prompt.is_empty() || pair.chosen.is_empty() || !rule.preferred_only && pair.rejected.is_empty() {
         return (PairVerdict::DroppedEmpty, pair);
     }
-    let Some(room) = max_len.checked_sub(pair.prompt.len()).filter(|&room| room > 0) else {
+    let Some(room) = rule.max_len.checked_sub(pair.prompt.len()).filter(|&room| room > 0) else {
         return (PairVerdict::DroppedTooLong, pair);
     };
     let cut = pair.chosen.len() > room || pair.rejected.len() > room;
@@ -66,7 +77,7 @@ fn truncate(mut pair: Tokenized, max_len: usize) -> (PairVerdict, Tokenized) {
 pub fn tokenize_all(
     tokenizer: &ChatTokenizer,
     pairs: &[Pair],
-    max_len: usize,
+    rule: Rule,
 ) -> Result<Vec<(PairVerdict, Tokenized)>, Fault> {
     pairs
         .par_iter()
@@ -75,14 +86,14 @@ pub fn tokenize_all(
                 |fault: Fault| Fault { message: format!("pair {}: {}", pair.id, fault.message), ..fault };
             let parsed =
                 PreferencePair::parse(&pair.json).map_err(|error| named(Fault::input(error.to_string())))?;
-            tokenize(tokenizer, &parsed, max_len).map_err(named)
+            tokenize(tokenizer, &parsed, rule).map_err(named)
         })
         .collect()
 }
 
 /// Token counts of pairs, for the coordinator's shards.
-pub fn measure(tokenizer: &ChatTokenizer, pairs: &[Pair], max_len: usize) -> Result<Vec<PairLength>, Fault> {
-    let tokenized = tokenize_all(tokenizer, pairs, max_len)?;
+pub fn measure(tokenizer: &ChatTokenizer, pairs: &[Pair], rule: Rule) -> Result<Vec<PairLength>, Fault> {
+    let tokenized = tokenize_all(tokenizer, pairs, rule)?;
     let length = |(pair, (verdict, tokens)): (&Pair, &(PairVerdict, Tokenized))| PairLength {
         id: pair.id,
         verdict: (*verdict).into(),
@@ -103,7 +114,7 @@ mod tests {
         #[test]
         fn a_kept_pair_fits_and_has_something_to_train_on(p in 0usize..20, c in 0usize..20, r in 0usize..20, max in 1usize..30) {
             let pair = Tokenized { prompt: vec![1; p], chosen: vec![2; c], rejected: vec![3; r] };
-            let (verdict, cut) = truncate(pair.clone(), max);
+            let (verdict, cut) = truncate(pair.clone(), Rule { max_len: max, preferred_only: false });
             match verdict {
                 PairVerdict::Kept => prop_assert_eq!(&cut, &pair),
                 PairVerdict::Truncated => prop_assert!(p + c.max(r) > max),
