@@ -115,10 +115,11 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Drawn
         .x_desc("step")
         .x_labels(6)
         .y_labels(6)
+        .x_label_formatter(&|value| format!("{value:.0}"))
         .y_label_formatter(&|value| label(*value))
         .draw()?;
     for (curve, colour) in panel.curves.iter().zip(COLOURS).filter(|(curve, _)| !curve.points.is_empty()) {
-        let line = if curve.evaluated { colour.stroke_width(2) } else { colour.mix(0.85).stroke_width(1) };
+        let line = if curve.evaluated { colour.stroke_width(2) } else { colour.mix(0.7).stroke_width(2) };
         let drawn = chart.draw_series(LineSeries::new(curve.points.iter().copied(), line))?;
         drawn
             .label(curve.label)
