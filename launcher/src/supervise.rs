@@ -26,6 +26,10 @@ use crate::progress::Progress;
 const VERDICT: Duration = Duration::from_secs(6);
 /// How long processes may take to leave on their own before they are made to.
 const LEAVE: Duration = Duration::from_secs(5);
+/// glibc hands every tensor's pages back and faults them in again at the next step unless told otherwise; huge pages make
+/// the first touch cheaper. Worth a fifth of a CPU step (docs/benchmarks.md). A setting of the user's own wins.
+const MALLOC: &str =
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824";
 
 /// What to run, and where.
 #[derive(Debug)]
@@ -231,6 +235,9 @@ fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Cons
     let threads = trainer.threads.to_string();
     // Every thread pool of the process keeps to its share of the cores.
     command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
+    if std::env::var_os("GLIBC_TUNABLES").is_none() {
+        command.env("GLIBC_TUNABLES", MALLOC);
+    }
     command.stdout(Stdio::null());
     let output = Output {
         file: log_file(job.output_dir, &trainer.name),

@@ -191,6 +191,7 @@ impl Trainer {
             learning_rate,
         };
         let result = self.engine.train_step(&share)?;
+        tracing::debug!(step = step.step, phases = ?result.phases, "step");
         self.state.step = step.step;
         self.handle.send(Sent::StepReport(StepReport {
             generation: step.generation,

@@ -1,0 +1,93 @@
+"""Trains the benchmark's case with TRL's DPOTrainer and prints one JSON line: seconds and loss of every step.
+
+`--completions-only` makes TRL score completion positions alone, as it does on GPUs with Triton; on CPUs it scores every
+position of the sequence. Both are reported, so that the ratio does not rest on that difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import torch
+import trl.trainer.utils
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "parity"))
+from cases import as_dpo_row, read_rows
+
+
+class Clock(TrainerCallback):
+    """Seconds of each optimizer step, data loading left out."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+
+    def on_step_begin(self, *_args, **_kwargs) -> None:
+        """Starts."""
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *_args, **_kwargs) -> None:
+        """Stops."""
+        self.seconds.append(time.perf_counter() - self.start)
+
+    def on_log(self, args, state, control, logs=None, **_kwargs) -> None:
+        """Keeps the loss."""
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", type=Path, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
+    parser.add_argument("--completions-only", action="store_true")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    if args.completions_only:
+        trl.trainer.utils._use_triton = lambda device: True
+    clock = Clock()
+    config = DPOConfig(
+        output_dir=str(args.case / "trl"),
+        use_cpu=True,
+        bf16=args.dtype == "bfloat16",  # autocast over float32 weights: the same arithmetic as Dyad's
+        gradient_checkpointing=False,
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch_size,
+        train_sampling_strategy="sequential",
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        max_length=None,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(args.case / "model", dtype=torch.float32),
+        args=config,
+        train_dataset=Dataset.from_list([as_dpo_row(pair) for pair in read_rows(args.case / "pairs.jsonl")]),
+        processing_class=AutoTokenizer.from_pretrained(args.case / "model"),
+        callbacks=[clock],
+    )
+    trainer.train()
+    print(json.dumps({"seconds": clock.seconds, "losses": clock.losses}))
+
+
+if __name__ == "__main__":
+    main()
