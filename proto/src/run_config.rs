@@ -306,10 +306,10 @@ const KEYS: [&str; 32] = [
 
 fn require(holds: bool, key: &str, expected: &str, found: f64) -> Result<(), Fault> {
     if holds {
-        Ok(())
-    } else {
-        Err(Fault::input(format!("config key `{key}`: expected {expected}, found {found}")))
+        return Ok(());
     }
+    Err(Fault::input(format!("config key `{key}`: expected {expected}, found {found}"))
+        .hint("see docs/config.md for every key and its range"))
 }
 
 fn known(key: &str) -> Result<(), Fault> {
@@ -328,8 +328,11 @@ fn known(key: &str) -> Result<(), Fault> {
 }
 
 fn at(fault: Fault, source: &str, text: &str, key: &str) -> Fault {
-    let line =
-        text.lines().position(|line| line.trim_start().starts_with(key) || line.trim() == format!("[{key}]"));
+    let names = |line: &str| {
+        let rest = line.trim_start().trim_start_matches(['"', '[']).strip_prefix(key);
+        rest.is_some_and(|rest| rest.trim_start().starts_with(['=', '"', ']', '.']))
+    };
+    let line = text.lines().position(names);
     Fault { message: format!("{source} line {}: {}", line.map_or(1, |at| at + 1), fault.message), ..fault }
 }
 
@@ -412,6 +415,12 @@ mod tests {
         let fault = parse("learning_rat = 1e-4\n", &[]).unwrap_err();
         assert_eq!(fault.message, "run.toml line 4: unknown config key `learning_rat`");
         assert_eq!(fault.hint, "did you mean `learning_rate`?");
+    }
+
+    #[test]
+    fn a_key_that_is_the_start_of_another_is_found_on_its_own_line() {
+        let fault = parse("learning_rate = 1e-4\n\nlearning_rat = 1e-4\n", &[]).unwrap_err();
+        assert_eq!(fault.message, "run.toml line 6: unknown config key `learning_rat`");
     }
 
     #[test]

@@ -83,9 +83,10 @@ impl Workspace {
     pub fn launcher(&self, nodes: usize, args: &[&str]) -> Command {
         let mut command = Command::new(binary("launcher"));
         command.current_dir(self.dir.path()).stdin(Stdio::null());
-        command
-            .args(["--nodes", &nodes.to_string(), "--gpus-per-node", "0", "--config", "run.toml"])
-            .args(args);
+        command.args(["--nodes", &nodes.to_string(), "--config", "run.toml"]).args(args);
+        if !args.contains(&"--gpus-per-node") {
+            command.args(["--gpus-per-node", "0"]);
+        }
         command
     }
 

@@ -1,0 +1,313 @@
+//! Everything a user can get wrong: one line that names it, one hint, the documented exit status, and not one step done.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+
+use dyad_tests::{BASE, Workspace, pair, pair_lines, text};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::json;
+
+/// A run of one trainer that must be refused.
+struct Refused {
+    status: i32,
+    message: String,
+    hint: String,
+}
+
+fn refused(workspace: &Workspace, args: &[&str]) -> Refused {
+    let output = workspace.launch(1, args);
+    let all = text(&output);
+    let starting = |mark: &str| -> Vec<String> {
+        all.lines().filter_map(|line| line.strip_prefix(mark)).map(str::to_owned).collect()
+    };
+    let (errors, hints) = (starting("error: "), starting("hint: "));
+    assert_eq!((errors.len(), hints.len()), (1, 1), "{all}");
+    assert!(!all.contains("panicked") && !all.contains("backtrace"), "{all}");
+    let rows = fs::read_to_string(workspace.path("out/metrics.jsonl")).unwrap_or_default();
+    assert!(rows.is_empty(), "steps were done: {rows}");
+    Refused { status: output.status.code().unwrap(), message: errors[0].clone(), hint: hints[0].clone() }
+}
+
+/// Refused as invalid input, with these words in the message and these in the hint.
+fn invalid(workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
+    let refused = refused(workspace, args);
+    assert_eq!(refused.status, 2, "{}", refused.message);
+    for part in message {
+        assert!(refused.message.contains(part), "no {part:?} in: {}", refused.message);
+    }
+    assert!(refused.hint.contains(hint), "no {hint:?} in: {}", refused.hint);
+}
+
+/// A good workspace whose second line is replaced.
+fn with_line(line: &str) -> Workspace {
+    let workspace = Workspace::with_model(4, "");
+    let lines = pair_lines(4);
+    let mut lines: Vec<&str> = lines.lines().collect();
+    lines[1] = line;
+    workspace.write("pairs.jsonl", &(lines.join("\n") + "\n"));
+    workspace
+}
+
+fn bad_line(line: &str, message: &[&str]) {
+    let message = [&["pairs.jsonl line 2"], message].concat();
+    invalid(&with_line(line), &[], &message, "");
+}
+
+#[test]
+fn a_missing_config_file() {
+    let workspace = Workspace::empty();
+    invalid(&workspace, &[], &["run.toml", "No such file"], "--config");
+    assert!(!workspace.path("out").exists());
+}
+
+#[test]
+fn a_missing_training_file() {
+    let workspace = Workspace::with_model(4, "");
+    invalid(
+        &workspace,
+        &["--set", "training_file=nowhere.jsonl"],
+        &["training_file nowhere.jsonl"],
+        "relative to",
+    );
+    invalid(
+        &workspace,
+        &["--set", "validation_file=nowhere.jsonl"],
+        &["validation_file nowhere.jsonl"],
+        "relative to",
+    );
+    assert!(!workspace.path("out").exists());
+}
+
+#[test]
+fn a_line_that_is_not_json() {
+    bad_line("{\"input\": {", &["not valid JSON", "column"]);
+}
+
+#[test]
+fn a_role_that_does_not_exist() {
+    let mut line = pair("a", "b", "c");
+    line["input"]["messages"][0]["role"] = json!("narrator");
+    bad_line(&line.to_string(), &["input.messages[0].role", "narrator", "user"]);
+}
+
+#[test]
+fn an_output_that_is_not_the_assistants() {
+    let mut line = pair("a", "b", "c");
+    line["preferred_output"][0]["role"] = json!("user");
+    bad_line(&line.to_string(), &["preferred_output[0].role", "assistant"]);
+}
+
+#[test]
+fn two_assistant_messages() {
+    let mut line = pair("a", "b", "c");
+    let message = line["non_preferred_output"][0].clone();
+    line["non_preferred_output"].as_array_mut().unwrap().push(message);
+    bad_line(&line.to_string(), &["non_preferred_output", "exactly one", "found 2"]);
+}
+
+#[test]
+fn an_empty_output() {
+    bad_line(&pair("a", "  ", "c").to_string(), &["preferred_output[0].content", "empty"]);
+}
+
+#[test]
+fn a_conversation_that_ends_with_the_assistant() {
+    let mut line = pair("a", "b", "c");
+    line["input"]["messages"].as_array_mut().unwrap().push(json!({ "role": "assistant", "content": "d" }));
+    bad_line(&line.to_string(), &["input.messages[1].role"]);
+}
+
+#[test]
+fn an_empty_training_file() {
+    let workspace = Workspace::with_model(4, "");
+    workspace.write("pairs.jsonl", "\n\n");
+    invalid(&workspace, &[], &["pairs.jsonl", "no preference pairs"], "preferred_output");
+}
+
+#[test]
+fn an_unknown_config_key() {
+    let workspace = Workspace::with_model(4, "learning_rat = 1e-4\n");
+    invalid(&workspace, &[], &["run.toml line 8", "unknown config key `learning_rat`"], "`learning_rate`");
+    workspace.write("run.toml", BASE);
+    invalid(&workspace, &["--set", "dpo_bta=1"], &["--set dpo_bta=1"], "`dpo_beta`");
+}
+
+#[test]
+fn a_config_value_of_the_wrong_type_or_range() {
+    let workspace = Workspace::with_model(4, "n_epochs = \"many\"\n");
+    invalid(&workspace, &[], &["run.toml line 8", "`n_epochs`", "invalid type"], "docs/config.md");
+    workspace.write("run.toml", BASE);
+    invalid(
+        &workspace,
+        &["--set", "warmup_ratio=2"],
+        &["`warmup_ratio`", "between 0 and 1", "found 2"],
+        "docs/config.md",
+    );
+}
+
+#[test]
+fn evaluations_without_a_validation_file() {
+    let workspace = Workspace::with_model(4, "n_evals = 2\n");
+    invalid(&workspace, &[], &["n_evals is set", "validation_file is not"], "validation_file");
+}
+
+/// Rewrites a safetensors file, each tensor as the function wants it.
+fn rewrite(path: &Path, change: impl Fn(&str, Vec<usize>) -> Option<Vec<usize>>) {
+    let bytes = fs::read(path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut kept: HashMap<String, TensorView<'_>> = HashMap::new();
+    for (name, view) in tensors.tensors() {
+        if let Some(shape) = change(&name, view.shape().to_vec()) {
+            kept.insert(name, TensorView::new(view.dtype(), shape, view.data()).unwrap());
+        }
+    }
+    safetensors::serialize_to_file(kept, None, path).unwrap();
+}
+
+#[test]
+fn a_missing_tensor() {
+    let workspace = Workspace::with_model(4, "");
+    let missing = "model.layers.1.mlp.up_proj.weight";
+    rewrite(&workspace.path("model/model.safetensors"), |name, shape| (name != missing).then_some(shape));
+    invalid(&workspace, &[], &["missing tensor", missing], "incomplete");
+}
+
+#[test]
+fn a_tensor_of_the_wrong_shape() {
+    let workspace = Workspace::with_model(4, "");
+    rewrite(&workspace.path("model/model.safetensors"), |name, mut shape| {
+        if name == "model.layers.0.self_attn.q_proj.weight" {
+            shape = vec![shape[0] / 2, shape[1] * 2];
+        }
+        Some(shape)
+    });
+    let message = ["model.layers.0.self_attn.q_proj.weight", "has shape [16, 64], expected [32, 32]"];
+    invalid(&workspace, &[], &message, "config.json");
+}
+
+#[test]
+fn a_weights_file_that_was_cut_short() {
+    let workspace = Workspace::with_model(4, "");
+    let path = workspace.path("model/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    invalid(&workspace, &[], &["model.safetensors is not a valid safetensors file"], "fetch the file again");
+}
+
+#[test]
+fn a_model_folder_without_what_it_needs() {
+    let workspace = Workspace::with_model(4, "");
+    let without = |name: &str, message: &str, hint: &str| {
+        let (path, aside) = (workspace.path("model").join(name), workspace.path("aside"));
+        fs::rename(&path, &aside).unwrap();
+        invalid(&workspace, &["--overwrite"], &[message], hint);
+        fs::rename(&aside, &path).unwrap();
+    };
+    without("config.json", "model", "Hugging Face model folder");
+    without("tokenizer.json", "no tokenizer.json in", "save_pretrained");
+    without("tokenizer_config.json", "has no chat template", "chat_template.jinja");
+    without("model.safetensors", "no weights in", "model.safetensors");
+}
+
+#[test]
+fn a_model_that_does_not_exist() {
+    let workspace = Workspace::with_model(4, "");
+    invalid(&workspace, &["--set", "model=./nowhere"], &["no model folder", "nowhere"], "hub id");
+}
+
+#[test]
+fn a_model_family_that_is_not_supported() {
+    let workspace = Workspace::with_model(4, "");
+    let path = workspace.path("model/config.json");
+    let config = fs::read_to_string(&path).unwrap().replace("\"llama\"", "\"mamba\"");
+    fs::write(&path, config).unwrap();
+    invalid(&workspace, &[], &["model_type \"mamba\" is not supported"], "llama, qwen2");
+}
+
+#[test]
+fn an_adapter_without_lora_and_modules_that_do_not_exist() {
+    let workspace = Workspace::with_model(8, "lora_r = 2\n");
+    workspace.train(1, "adapter", &["--set", "lora=true"]);
+    invalid(
+        &workspace,
+        &["--set", "from_checkpoint=adapter/final"],
+        &["is an adapter, but lora is false"],
+        "lora = true",
+    );
+    let modules = ["--set", "lora=true", "--set", "lora_trainable_modules=query", "--overwrite"];
+    invalid(&workspace, &modules, &["match no linear layer", "query"], "self_attn.q_proj");
+}
+
+#[test]
+fn a_port_that_is_taken() {
+    let workspace = Workspace::with_model(4, "");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let refused = refused(&workspace, &["--listen", &address]);
+    assert_eq!(refused.status, 3);
+    assert!(refused.message.contains(&address) && refused.message.contains("in use"), "{}", refused.message);
+}
+
+#[test]
+fn gpus_that_are_not_there() {
+    if Path::new("/proc/driver/nvidia/gpus").exists() {
+        return;
+    }
+    let workspace = Workspace::with_model(4, "");
+    invalid(&workspace, &["--gpus-per-node", "1"], &["no CUDA device"], "--gpus-per-node 0");
+    assert!(!workspace.path("out").exists());
+}
+
+#[test]
+fn an_output_folder_that_cannot_be_written() {
+    let workspace = Workspace::with_model(4, "");
+    // Below a file, where not even root can make a folder.
+    invalid(&workspace, &["--set", "output_dir=pairs.jsonl/out"], &["cannot write output_dir"], "write");
+}
+
+#[test]
+fn an_output_folder_that_holds_a_run() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    workspace.train(1, "earlier", &[]);
+    let output = workspace.launch(1, &["--set", "output_dir=earlier"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("--resume") && text(&output).contains("--overwrite"), "{}", text(&output));
+    assert_eq!(workspace.rows("earlier/metrics.jsonl").len(), 1);
+    assert!(workspace.path("earlier/final").exists());
+}
+
+#[test]
+fn nothing_to_resume() {
+    let workspace = Workspace::with_model(4, "");
+    invalid(&workspace, &["--resume"], &["out", "checkpoint"], "--resume");
+}
+
+#[test]
+fn pairs_that_are_all_too_long() {
+    let workspace = Workspace::with_model(4, "");
+    invalid(&workspace, &["--set", "max_seq_length=3"], &["no pair of", "4 are too long"], "max_seq_length");
+}
+
+#[test]
+fn pairs_that_are_dropped_or_cut_are_counted() {
+    let workspace = Workspace::with_model(12, "max_steps = 1\nmax_seq_length = 30\n");
+    let output = workspace.launch(1, &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("dropped: prompt fills max_seq_length"), "{}", text(&output));
+    assert!(text(&output).contains("cut at max_seq_length"), "{}", text(&output));
+}
+
+#[test]
+fn a_dry_run_starts_nothing() {
+    let workspace = Workspace::with_model(20, "n_epochs = 2\n");
+    let output = workspace.launch(2, &["--dry-run"]);
+    assert!(output.status.success(), "{}", text(&output));
+    for part in ["rank 1  node1-cpu  device cpu", "20 pairs", "at most 6 steps", "* learning_rate = 0.01"] {
+        assert!(text(&output).contains(part), "no {part:?} in {}", text(&output));
+    }
+    assert!(!workspace.path("out").exists());
+}
