@@ -2,6 +2,11 @@
 #include "bridge.h"
 
 #include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
 #include <vector>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -10,8 +15,7 @@
 
 namespace {
 
-// Adds what the base class lacks: an abort that wakes every waiter.
-class AbortableGloo : public c10d::ProcessGroupGloo {
+class ClosableGloo : public c10d::ProcessGroupGloo {
  public:
   using ProcessGroupGloo::ProcessGroupGloo;
 
@@ -20,9 +24,39 @@ class AbortableGloo : public c10d::ProcessGroupGloo {
   }
 };
 
+// What every waiter of a group looks at. Closing Gloo's connections wakes the peers, but not this rank's own waiters.
+struct Signal {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool aborted = false;
+};
+
 using Store = c10::intrusive_ptr<c10d::Store>;
-using Group = c10::intrusive_ptr<AbortableGloo>;
-using Work = c10::intrusive_ptr<c10d::Work>;
+
+struct Group {
+  c10::intrusive_ptr<ClosableGloo> gloo;
+  std::shared_ptr<Signal> signal;
+};
+
+struct Work {
+  c10::intrusive_ptr<c10d::Work> work;
+  std::shared_ptr<Signal> signal;
+  // What is left to do on this rank once the collective is done.
+  std::function<void()> finish;
+};
+
+// Starts a collective on a live group.
+template <typename Start>
+dyad_error started(void* group, void** work, Start&& start) {
+  return guarded([&] {
+    auto& live = *static_cast<Group*>(group);
+    {
+      std::lock_guard<std::mutex> lock(live.signal->mutex);
+      if (live.signal->aborted) throw std::runtime_error("the communicator was aborted");
+    }
+    *work = new Work{start(*live.gloo), live.signal, nullptr};
+  });
+}
 
 }  // namespace
 
@@ -55,50 +89,93 @@ dyad_error dyad_gloo_new(void* store, const char* prefix, const char* interface_
     // One worker thread: collectives run in the order they are issued, and compute keeps the cores.
     options->threads = 1;
     auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, *static_cast<Store*>(store));
-    *group = new Group(c10::make_intrusive<AbortableGloo>(scoped, rank, world_size, options));
+    auto gloo = c10::make_intrusive<ClosableGloo>(scoped, rank, world_size, options);
+    *group = new Group{std::move(gloo), std::make_shared<Signal>()};
   });
 }
 
-// Closes every connection: collectives in flight fail on all ranks. Callable from any thread.
+// Collectives in flight fail, here at once and on the peers as soon as they see the connection close. From any thread.
 dyad_error dyad_gloo_abort(void* group) {
-  return guarded([&] { (*static_cast<Group*>(group))->close_connections(); });
+  return guarded([&] {
+    auto& live = *static_cast<Group*>(group);
+    {
+      std::lock_guard<std::mutex> lock(live.signal->mutex);
+      live.signal->aborted = true;
+    }
+    live.signal->changed.notify_all();
+    live.gloo->close_connections();
+  });
 }
 
-void dyad_gloo_free(void* group) { delete static_cast<Group*>(group); }
+void dyad_gloo_free(void* group) {
+  auto* live = static_cast<Group*>(group);
+  // The worker of an aborted group may wait for a peer that never comes, and the destructor would wait for the worker.
+  if (live->signal->aborted) static_cast<void>(live->gloo.release());
+  delete live;
+}
 
 // Each collective starts in the background and hands back a work to wait for.
 dyad_error dyad_gloo_all_reduce(void* group, at::Tensor* tensor, void** work) {
-  return guarded([&] {
+  return started(group, work, [&](ClosableGloo& gloo) {
     std::vector<at::Tensor> tensors{*tensor};
-    *work = new Work((*static_cast<Group*>(group))->allreduce(tensors));
+    return gloo.allreduce(tensors);
   });
 }
 
+// Gloo reduces everything everywhere; each rank then keeps its slice.
 dyad_error dyad_gloo_reduce_scatter(void* group, at::Tensor* output, at::Tensor* input, void** work) {
-  return guarded([&] {
-    *work = new Work((*static_cast<Group*>(group))->_reduce_scatter_base(*output, *input));
+  auto sum = input->clone();
+  auto error = started(group, work, [&](ClosableGloo& gloo) {
+    std::vector<at::Tensor> tensors{sum};
+    return gloo.allreduce(tensors);
   });
+  if (error == nullptr) {
+    auto rank = static_cast<Group*>(group)->gloo->getRank();
+    static_cast<Work*>(*work)->finish = [sum, rank, output = *output] {
+      output.copy_(sum.narrow(0, rank * output.size(0), output.size(0)));
+    };
+  }
+  return error;
 }
 
 dyad_error dyad_gloo_all_gather(void* group, at::Tensor* output, at::Tensor* input, void** work) {
-  return guarded([&] { *work = new Work((*static_cast<Group*>(group))->_allgather_base(*output, *input)); });
+  return started(group, work, [&](ClosableGloo& gloo) { return gloo._allgather_base(*output, *input); });
 }
 
 dyad_error dyad_gloo_broadcast(void* group, at::Tensor* tensor, int root, void** work) {
-  return guarded([&] {
+  return started(group, work, [&](ClosableGloo& gloo) {
     std::vector<at::Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    *work = new Work((*static_cast<Group*>(group))->broadcast(tensors, options));
+    return gloo.broadcast(tensors, options);
   });
 }
 
 dyad_error dyad_gloo_barrier(void* group, void** work) {
-  return guarded([&] { *work = new Work((*static_cast<Group*>(group))->barrier()); });
+  return started(group, work, [&](ClosableGloo& gloo) { return gloo.barrier(); });
 }
 
+// Returns when the collective is done; fails when it failed or its group was aborted.
 dyad_error dyad_work_wait(void* work) {
-  return guarded([&] { (*static_cast<Work*>(work))->wait(); });
+  return guarded([&] {
+    auto& pending = *static_cast<Work*>(work);
+    auto signal = pending.signal;
+    auto done = std::make_shared<bool>(false);
+    pending.work->getFuture()->addCallback([signal, done](c10::ivalue::Future&) {
+      {
+        std::lock_guard<std::mutex> lock(signal->mutex);
+        *done = true;
+      }
+      signal->changed.notify_all();
+    });
+    {
+      std::unique_lock<std::mutex> lock(signal->mutex);
+      signal->changed.wait(lock, [&] { return *done || signal->aborted; });
+      if (!*done) throw std::runtime_error("the communicator was aborted");
+    }
+    pending.work->wait();
+    if (pending.finish) pending.finish();
+  });
 }
 
 void dyad_work_free(void* work) { delete static_cast<Work*>(work); }
