@@ -45,6 +45,9 @@ struct Work {
   std::function<void()> finish;
 };
 
+// libtorch's flight recorder is one for the whole process and breaks when two groups enqueue at once (seen in 2.11.0).
+std::mutex enqueueing;
+
 // Starts a collective on a live group.
 template <typename Start>
 dyad_error started(void* group, void** work, Start&& start) {
@@ -54,6 +57,7 @@ dyad_error started(void* group, void** work, Start&& start) {
       std::lock_guard<std::mutex> lock(live.signal->mutex);
       if (live.signal->aborted) throw std::runtime_error("the communicator was aborted");
     }
+    std::lock_guard<std::mutex> lock(enqueueing);
     *work = new Work{start(*live.gloo), live.signal, nullptr};
   });
 }

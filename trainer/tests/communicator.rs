@@ -70,7 +70,10 @@ fn slices(comm: &dyn Communicator, device: Device) {
     comm.reduce_scatter(&output, &input).unwrap().wait().unwrap();
     let sum =
         (0..world).map(|rank| numbers(rank, world as i64 * len, kind, device)).reduce(|a, b| a + b).unwrap();
-    assert!(equal(&output, &sum.narrow(0, rank as i64 * len, len)), "reduce_scatter on rank {rank} of {world}");
+    assert!(
+        equal(&output, &sum.narrow(0, rank as i64 * len, len)),
+        "reduce_scatter on rank {rank} of {world}"
+    );
 }
 
 /// Buckets of different sizes are started one after the other and waited for later, as the engine does.
