@@ -68,9 +68,15 @@ class PeakMemory:
         return sum(self.peaks.values())
 
 
-def run(command: list[str], cwd: Path, threads: int) -> tuple[str, float]:
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824"
+"""What Dyad's launcher gives its trainers; given to the tuned peer too."""
+
+
+def run(command: list[str], cwd: Path, threads: int, tuned: bool = False) -> tuple[str, float]:
     """Standard output and peak memory of a command."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if tuned:
+        environment["GLIBC_TUNABLES"] = MALLOC
     process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     memory = PeakMemory(process.pid)
     out, err = process.communicate()
@@ -80,12 +86,12 @@ def run(command: list[str], cwd: Path, threads: int) -> tuple[str, float]:
     return out, peak
 
 
-def trl(args: argparse.Namespace, case: Path, dtype: str, completions_only: bool) -> Result:
-    """One run of TRL."""
+def trl(args: argparse.Namespace, case: Path, dtype: str, tuned: bool) -> Result:
+    """One run of TRL, as it comes or tuned."""
     command = [args.python, str(HERE / "trl_peer.py"), "--case", str(case), "--threads", str(args.threads)]
     command += ["--batch-size", str(args.batch_size), "--steps", str(args.steps), "--dtype", dtype]
-    name = "TRL, completions only" if completions_only else "TRL, stock"
-    out, peak = run(command + (["--completions-only"] if completions_only else []), case, args.threads)
+    name = "TRL, tuned" if tuned else "TRL, stock"
+    out, peak = run(command + (["--completions-only"] if tuned else []), case, args.threads, tuned)
     row = json.loads(out.strip().splitlines()[-1])
     return Result(name, dtype, args.batch_size / statistics.median(row["seconds"][1:]), peak, row["losses"])
 
@@ -153,10 +159,10 @@ def main() -> None:
 
     for dtype in args.dtypes.split(","):
         if not args.skip_trl:
-            add(trl(args, case, dtype, completions_only=False))
+            add(trl(args, case, dtype, tuned=False))
         add(dyad(args, case, dtype, {}, "Dyad"))
         if not args.skip_trl:
-            add(trl(args, case, dtype, completions_only=True))
+            add(trl(args, case, dtype, tuned=True))
             add(dyad(args, case, dtype, {"prefix_sharing": "false"}, "Dyad, prefix_sharing = false"))
     if args.skip_trl:
         return
