@@ -8,8 +8,9 @@ use dyad_proto::Fault;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo};
 
-/// Files beside the weights that a model folder may have; absent ones are skipped.
-const OPTIONAL_FILES: [&str; 10] = [
+/// What a model folder holds beside weights: configuration, tokenizer, template. Absent ones are skipped.
+pub const COMPANIONS: [&str; 11] = [
+    "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -18,8 +19,8 @@ const OPTIONAL_FILES: [&str; 10] = [
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "adapter_config.json",
-    "adapter_model.safetensors",
+    "tokenizer.model",
+    "LICENSE",
 ];
 
 /// The local folder of `model`.
@@ -80,7 +81,8 @@ fn download(model: &str) -> Result<PathBuf, Fault> {
 }
 
 fn wanted(name: &str) -> bool {
-    OPTIONAL_FILES.contains(&name)
+    COMPANIONS.contains(&name)
+        || name.starts_with("adapter_")
         || name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"))
 }
 

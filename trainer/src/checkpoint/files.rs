@@ -3,24 +3,10 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use dyad_data::hub::COMPANIONS;
 use dyad_proto::Fault;
 
 use super::cannot_write;
-
-/// What a model folder holds beside weights; copied so that the result loads as the source did.
-const COMPANIONS: [&str; 11] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "LICENSE",
-];
 
 /// Fills a temporary folder beside `target`, then puts it in `target`'s place.
 pub(super) fn write_folder(
