@@ -47,6 +47,12 @@ impl Console {
         if !self.terminal {
             return self.line(text);
         }
+        // A bar that counts already stays: phases and data are reported independently.
+        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+            && bar.length().is_some()
+        {
+            return bar.set_message(text.to_owned());
+        }
         let bar = ProgressBar::new_spinner().with_message(text.to_owned());
         bar.enable_steady_tick(std::time::Duration::from_millis(120));
         self.show(Some(bar));
@@ -89,5 +95,21 @@ impl Console {
             old.finish_and_clear();
         }
         *current = bar;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_that_is_reported_late_does_not_take_the_bar_away() {
+        let console = Console { bar: Arc::default(), terminal: true, verbose: false };
+        console.status("loading the model");
+        console.count(3, 10);
+        console.status("connecting the trainers");
+        console.step(4, 10, "loss 0.5");
+        let bar = console.bar.lock().unwrap().clone().unwrap();
+        assert_eq!((bar.position(), bar.length(), bar.message()), (4, Some(10), "loss 0.5".to_owned()));
     }
 }
