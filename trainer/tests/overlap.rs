@@ -1,0 +1,136 @@
+//! When the engine talks to the other ranks: one all-reduce per bucket and step, each as soon as its layers are done.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::sync::{Arc, Mutex};
+
+use dyad_data::new_model::{NewModelOptions, create};
+use dyad_data::tokenize::Tokenized;
+use dyad_proto::RunConfig;
+use dyad_proto::run_config::Dtype;
+use tch::{Device, Tensor};
+use trainer::comm::{CommError, Communicator, Pending};
+use trainer::engine::{Engine, Share};
+use trainer::load::{Parts, Sources};
+
+/// Stands for a second rank that adds nothing, and keeps what it sees.
+#[derive(Debug, Default)]
+struct Recorder {
+    buckets: Mutex<Vec<Tensor>>,
+    /// Bucket, and whether every bucket of lower layers was still without gradient when it was handed over.
+    calls: Mutex<Vec<(usize, bool)>>,
+}
+
+struct Done;
+
+impl Pending for Done {
+    fn wait(self: Box<Self>) -> Result<(), CommError> {
+        Ok(())
+    }
+}
+
+impl Communicator for Recorder {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world_size(&self) -> usize {
+        2
+    }
+
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError> {
+        let buckets = self.buckets.lock().unwrap();
+        let index = buckets.iter().position(|bucket| bucket.data_ptr() == tensor.data_ptr()).unwrap();
+        // The last bucket is the embedding's, which has the tied head's part of its gradient from the start.
+        let lower_layers = buckets.get(index + 1..buckets.len() - 1).unwrap_or_default();
+        let rest_is_zero = lower_layers.iter().all(|bucket| bucket.count_nonzero(None).int64_value(&[]) == 0);
+        self.calls.lock().unwrap().push((index, rest_is_zero));
+        Ok(Box::new(Done))
+    }
+
+    fn reduce_scatter(&self, _output: &Tensor, _input: &Tensor) -> Result<Box<dyn Pending>, CommError> {
+        unreachable!("not part of this engine's step")
+    }
+
+    fn all_gather(&self, _output: &Tensor, _input: &Tensor) -> Result<Box<dyn Pending>, CommError> {
+        unreachable!("not part of this engine's step")
+    }
+
+    fn broadcast(&self, _tensor: &Tensor, _root: usize) -> Result<Box<dyn Pending>, CommError> {
+        unreachable!("not part of this engine's step")
+    }
+
+    fn barrier(&self) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    fn abort(&self) {}
+}
+
+/// A model whose layers are large enough to be buckets of their own.
+fn engine(dir: &std::path::Path, recorder: &Arc<Recorder>) -> Engine {
+    let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
+    std::fs::write(dir.join("pairs.jsonl"), line).unwrap();
+    let model = dir.join("model");
+    create(&NewModelOptions {
+        out: model.clone(),
+        texts: dir.join("pairs.jsonl"),
+        vocab_size: 300,
+        hidden_size: 512,
+        layers: 3,
+        heads: 8,
+        kv_heads: 8,
+        intermediate_size: 1408,
+        max_positions: 64,
+        model_type: "llama".into(),
+        seed: 1,
+        overwrite: false,
+    })
+    .unwrap();
+    let config = RunConfig {
+        model: model.display().to_string(),
+        output_dir: dir.display().to_string(),
+        dtype: Dtype::Float32,
+        // Every pair is a micro-batch of its own: only the last one may start reductions.
+        micro_batch_tokens: 1,
+        ..RunConfig::default()
+    };
+    let parts = Parts::load(&config, &Sources::resolve(&config).unwrap(), Device::Cpu).unwrap();
+    let buckets = parts.parameters.buckets.iter().map(|bucket| bucket.grad.shallow_clone()).collect();
+    *recorder.buckets.lock().unwrap() = buckets;
+    Engine::new(parts.policy, parts.reference, parts.parameters, recorder.clone(), &config)
+}
+
+fn share(pairs: usize) -> Share {
+    let pair = |n: u32| Tokenized { prompt: vec![5, 6, n], chosen: vec![7, n, 9], rejected: vec![n, 8] };
+    Share {
+        step: 1,
+        pairs: (10..10 + pairs as u32).map(pair).collect(),
+        global_pairs: 4,
+        global_chosen_tokens: 12,
+        learning_rate: 1e-4,
+    }
+}
+
+#[test]
+fn a_bucket_is_reduced_before_the_layers_below_it_are_computed() {
+    let (dir, recorder) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let mut engine = engine(dir.path(), &recorder);
+    let count = recorder.buckets.lock().unwrap().len();
+    assert!(count >= 3, "{count} buckets");
+    engine.train_step(&share(1)).unwrap();
+    let expected: Vec<(usize, bool)> = (0..count).map(|bucket| (bucket, true)).collect();
+    assert_eq!(*recorder.calls.lock().unwrap(), expected);
+}
+
+#[test]
+fn every_bucket_is_reduced_once_however_many_micro_batches_or_none() {
+    let (dir, recorder) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let mut engine = engine(dir.path(), &recorder);
+    let all: Vec<usize> = (0..recorder.buckets.lock().unwrap().len()).collect();
+    for pairs in [3, 0] {
+        recorder.calls.lock().unwrap().clear();
+        engine.train_step(&share(pairs)).unwrap();
+        let called: Vec<usize> = recorder.calls.lock().unwrap().iter().map(|(bucket, _)| *bucket).collect();
+        assert_eq!(called, all, "{pairs} pairs");
+    }
+}
