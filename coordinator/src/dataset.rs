@@ -3,8 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use dyad_proto::preference::PreferencePair;
-use dyad_proto::{Fault, RunConfig, wire};
+use dyad_proto::{Fault, RunConfig, pair_file, wire};
 use sha2::{Digest, Sha256};
 
 /// All pairs of one file. Two equal lines are two records.
@@ -19,22 +18,9 @@ pub struct Dataset {
 impl Dataset {
     /// Reads and checks a whole file; `key` is the config key that named it.
     pub fn load(key: &str, path: &Path) -> Result<Self, Fault> {
-        let shown = path.display();
-        let bytes = std::fs::read(path).map_err(|error| {
-            Fault::input(format!("cannot read {key} {shown}: {error}"))
-                .hint(format!("give the path of a JSON Lines file of preference pairs in config key `{key}`"))
-        })?;
-        let sha256 = hex(&Sha256::digest(&bytes));
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let line = 1 + count_newlines(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
-            Fault::input(format!("{shown} line {line}: not valid UTF-8")).hint("save the file as UTF-8")
-        })?;
-        let records = index(&text, path)?;
-        if records.is_empty() {
-            return Err(Fault::input(format!("{key} {shown} holds no preference pairs")).hint(
-                "each line is one JSON object with `input`, `preferred_output` and `non_preferred_output`",
-            ));
-        }
+        let text = pair_file::read(key, path)?;
+        let sha256 = hex(&Sha256::digest(text.as_bytes()));
+        let records = pair_file::records(key, path, &text)?;
         Ok(Self { text, records, sha256 })
     }
 
@@ -92,42 +78,6 @@ impl Datasets {
             if split == wire::Split::Validation { self.validation.as_ref() } else { Some(&self.train) };
         dataset.map_or_else(Vec::new, |dataset| ids.into_iter().map(|id| dataset.pair(id)).collect())
     }
-}
-
-fn index(text: &str, path: &Path) -> Result<Vec<Range<usize>>, Fault> {
-    let mut records = Vec::new();
-    let mut first_bad = None;
-    let mut bad_lines = 0_usize;
-    let mut start = 0;
-    for (at, line) in text.split_inclusive('\n').enumerate() {
-        let record = line.trim();
-        let offset = start + (line.len() - line.trim_start().len());
-        start += line.len();
-        if record.is_empty() {
-            continue;
-        }
-        match PreferencePair::parse(record) {
-            Ok(_) => records.push(offset..offset + record.len()),
-            Err(error) => {
-                bad_lines += 1;
-                first_bad.get_or_insert_with(|| format!("{} line {}: {error}", path.display(), at + 1));
-            }
-        }
-    }
-    match first_bad {
-        None => Ok(records),
-        Some(first) => Err(bad_data(first, bad_lines)),
-    }
-}
-
-fn bad_data(first: String, bad_lines: usize) -> Fault {
-    let more = if bad_lines > 1 { format!(" (the first of {bad_lines} bad lines)") } else { String::new() };
-    Fault::input(format!("{first}{more}"))
-        .hint("each line is one JSON object with `input`, `preferred_output` and `non_preferred_output`")
-}
-
-fn count_newlines(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|byte| **byte == b'\n').count()
 }
 
 /// Lower-case hex digits of some bytes.

@@ -7,11 +7,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use dyad_proto::Fault;
+use dyad_proto::run_folder::{
+    EVALUATION_METRICS, METRICS, checkpoint_step, is_unfinished, refuse_earlier_run, traces,
+};
 use serde::Deserialize;
 use serde_json::Value;
-
-const METRICS: &str = "metrics.jsonl";
-const EVALUATION_METRICS: &str = "eval_metrics.jsonl";
 
 /// What to do with the traces of an earlier run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,20 +78,11 @@ pub struct Output {
 pub fn inspect(dir: &Path, mode: Mode, identity: &Identity) -> Result<OutputPlan, Fault> {
     check_writable(dir)?;
     let traces = traces(dir).map_err(|error| unusable(dir, &error))?;
-    let unfinished = traces.iter().filter(|path| name(path).starts_with(".tmp-"));
+    let unfinished = traces.iter().filter(|path| is_unfinished(path));
     match mode {
         Mode::Fresh => {
-            let plan =
-                OutputPlan { dir: dir.to_owned(), remove: unfinished.cloned().collect(), resume: None };
-            match traces.iter().find(|path| !name(path).starts_with(".tmp-")) {
-                None => Ok(plan),
-                Some(trace) => Err(Fault::input(format!(
-                    "output_dir {} already holds a run ({})",
-                    dir.display(),
-                    name(trace)
-                ))
-                .hint("--resume continues it, --overwrite removes it; or choose another output_dir")),
-            }
+            refuse_earlier_run(dir, &traces)?;
+            Ok(OutputPlan { dir: dir.to_owned(), remove: unfinished.cloned().collect(), resume: None })
         }
         Mode::Overwrite => Ok(OutputPlan { dir: dir.to_owned(), remove: traces, resume: None }),
         Mode::Resume => {
@@ -180,28 +171,6 @@ fn unusable(path: &Path, error: &io::Error) -> Fault {
         .hint("set output_dir to a folder that you may write to")
 }
 
-/// What a run leaves behind, in a stable order.
-fn traces(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let known = [METRICS, EVALUATION_METRICS, "final"].contains(&name(&path));
-        if known || checkpoint_step(&path).is_some() || name(&path).starts_with(".tmp-") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn name(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or("")
-}
-
-fn checkpoint_step(path: &Path) -> Option<u64> {
-    name(path).strip_prefix("checkpoint-")?.parse().ok()
-}
-
 fn resume_point(dir: &Path, traces: &[PathBuf], identity: &Identity) -> Result<ResumePoint, Fault> {
     let mut checkpoints: Vec<&PathBuf> =
         traces.iter().filter(|path| checkpoint_step(path).is_some()).collect();
@@ -277,11 +246,6 @@ mod tests {
         let fault = plan(dir.path(), Mode::Fresh).unwrap_err();
         assert!(fault.message.contains("already holds a run (checkpoint-10)"), "{fault}");
         assert!(fault.hint.contains("--resume") && fault.hint.contains("--overwrite"));
-        for trace in [METRICS, "final"] {
-            let dir = tempfile::tempdir().unwrap();
-            write(dir.path(), trace, "");
-            assert!(plan(dir.path(), Mode::Fresh).is_err(), "{trace}");
-        }
     }
 
     #[test]

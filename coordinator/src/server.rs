@@ -30,8 +30,14 @@ pub async fn bind(address: &str) -> Result<TcpListener, Fault> {
             "cannot listen on {address}: address already in use"
         ))
         .hint("another process holds that port; give --listen another one, or port 0 for any that is free"),
-        _ => Fault::unavailable(format!("cannot listen on {address}: {error}"))
-            .hint("--listen takes an address of this machine and a port, such as 127.0.0.1:0"),
+        kind => {
+            let code = match kind {
+                io::ErrorKind::InvalidInput => ErrorCode::InvalidInput,
+                _ => ErrorCode::Unavailable,
+            };
+            Fault::new(code, format!("cannot listen on {address}: {error}"))
+                .hint("--listen takes an address of this machine and a port, such as 127.0.0.1:0")
+        }
     })
 }
 

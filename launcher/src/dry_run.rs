@@ -1,14 +1,20 @@
 //! `--dry-run`: what would be started, and what the configuration comes to.
 
 use std::fmt::Write;
+use std::path::Path;
 
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, pair_file};
 
 use crate::plan::Trainer;
 
 /// Text for standard output.
 pub fn describe(config: &RunConfig, trainers: &[Trainer]) -> Result<String, Fault> {
-    let pairs = count_lines(&config.training_file)?;
+    let count = |key: &str, path: &str| -> Result<u64, Fault> {
+        let path = Path::new(path);
+        Ok(pair_file::records(key, path, &pair_file::read(key, path)?)?.len() as u64)
+    };
+    let pairs = count("training_file", &config.training_file)?;
+    let held_out = config.validation_file.as_ref().map(|path| count("validation_file", path)).transpose()?;
     let steps_per_epoch = pairs.div_ceil(u64::from(config.batch_size)).max(1);
     let steps = config.max_steps.unwrap_or(u64::from(config.n_epochs) * steps_per_epoch);
     let mut out = String::new();
@@ -21,6 +27,9 @@ pub fn describe(config: &RunConfig, trainers: &[Trainer]) -> Result<String, Faul
         );
     }
     let _ = writeln!(out, "{pairs} pairs, at most {steps_per_epoch} steps per epoch, at most {steps} steps");
+    if let Some(held_out) = held_out {
+        let _ = writeln!(out, "{held_out} validation pairs");
+    }
     let _ = writeln!(out, "results go to {}", config.output_dir);
     let _ = writeln!(out, "configuration (* differs from the default):");
     let values =
@@ -37,10 +46,4 @@ pub fn describe(config: &RunConfig, trainers: &[Trainer]) -> Result<String, Faul
         }
     }
     Ok(out)
-}
-
-fn count_lines(path: &str) -> Result<u64, Fault> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Fault::input(format!("cannot read {path}: {error}")))?;
-    Ok(text.lines().filter(|line| !line.trim().is_empty()).count() as u64)
 }

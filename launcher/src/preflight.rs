@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use dyad_proto::run_folder::{refuse_earlier_run, traces};
 use dyad_proto::{Fault, RunConfig};
 
 use crate::cli::Options;
+use crate::supervise::program;
 
 /// The run's configuration with absolute paths, once everything it names has been looked at.
 pub fn check(options: &Options) -> Result<RunConfig, Fault> {
@@ -27,6 +29,15 @@ pub fn check(options: &Options) -> Result<RunConfig, Fault> {
         }
     }
     config.output_dir = absolute(&config.output_dir);
+    // Before anything is written: a refused start must not replace the earlier run's configuration and logs.
+    let output_dir = Path::new(&config.output_dir);
+    if !options.resume && !options.overwrite && output_dir.is_dir() {
+        let traces = traces(output_dir).map_err(|error| unwritable(output_dir, &error))?;
+        refuse_earlier_run(output_dir, &traces)?;
+    }
+    for name in ["coordinator", "trainer"] {
+        program(name)?;
+    }
     Ok(config)
 }
 
@@ -49,12 +60,13 @@ fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {
 /// Makes the output folder and writes the checked configuration into it.
 pub fn write_config(config: &RunConfig) -> Result<PathBuf, Fault> {
     let dir = Path::new(&config.output_dir);
-    let cannot = |path: &Path, error: std::io::Error| {
-        Fault::input(format!("cannot write output_dir {}: {error}", path.display()))
-            .hint("choose a folder that you may write to")
-    };
-    std::fs::create_dir_all(dir.join("logs")).map_err(|error| cannot(dir, error))?;
+    std::fs::create_dir_all(dir.join("logs")).map_err(|error| unwritable(dir, &error))?;
     let path = dir.join("run.json");
-    std::fs::write(&path, config.to_json()? + "\n").map_err(|error| cannot(&path, error))?;
+    std::fs::write(&path, config.to_json()? + "\n").map_err(|error| unwritable(&path, &error))?;
     Ok(path)
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Fault {
+    Fault::input(format!("cannot write output_dir {}: {error}", path.display()))
+        .hint("choose a folder that you may write to")
 }

@@ -26,6 +26,7 @@ use crate::progress::Progress;
 const VERDICT: Duration = Duration::from_secs(6);
 /// How long processes may take to leave on their own before they are made to.
 const LEAVE: Duration = Duration::from_secs(5);
+const COORDINATOR_LOG: &str = "its log is coordinator.log in output_dir/logs";
 /// glibc hands every tensor's pages back and faults them in again at the next step unless told otherwise; huge pages make
 /// the first touch cheaper. Worth a fifth of a CPU step (docs/benchmarks.md). A setting of the user's own wins.
 const MALLOC: &str =
@@ -62,9 +63,11 @@ pub async fn run(job: &Job<'_>, console: &Console) -> Result<(), Fault> {
             .hint("continue from the last checkpoint with --resume")),
     };
     console.clear();
-    if result.as_ref().is_err_and(|fault| fault.code == ErrorCode::Interrupted) {
-        console.line("stopping; press Ctrl-C again to stop at once");
-        // The coordinator tells the trainers.
+    if let Err(fault) = &result {
+        if fault.code == ErrorCode::Interrupted {
+            console.line("stopping; press Ctrl-C again to stop at once");
+        }
+        // The coordinator tells the trainers; one that has ended the run itself takes no notice.
         fleet.coordinator.signal(libc::SIGTERM);
     }
     tokio::select! {
@@ -79,7 +82,10 @@ async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(
     for trainer in job.trainers {
         fleet.trainers.push(start_trainer(job, trainer, &address, console)?);
     }
-    let mut events = watch(&address).await?;
+    let mut events = match watch(&address).await {
+        Ok(events) => events,
+        Err(fault) => return Err(own_words(&mut fleet.coordinator, fault).await),
+    };
     let mut progress = Progress::new(console.clone());
     let failure = tokio::select! {
         outcome = show(&mut events, &mut progress) => outcome,
@@ -92,7 +98,11 @@ async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(
         Outcome::Complete => everyone_left(fleet).await,
         Outcome::Failed(fault) => Err(with_signal(fault, fleet).await),
         // The stream broke before the run ended: the coordinator is gone.
-        Outcome::Silent => Err(own_words(&mut fleet.coordinator).await),
+        Outcome::Silent => {
+            let early =
+                Fault::failed("the coordinator ended before the run was complete").hint(COORDINATOR_LOG);
+            Err(own_words(&mut fleet.coordinator, early).await)
+        }
     }
 }
 
@@ -132,7 +142,7 @@ async fn first_failure(trainers: &mut [Child]) -> Fault {
     for child in trainers {
         waits.push(Box::pin(async move {
             let status = child.ended().await;
-            child.fault(status).map(|fault| fault.from_origin(child.label.clone()))
+            child.fault(status).map(|fault| named(fault, child))
         }));
     }
     std::future::poll_fn(|context| {
@@ -154,18 +164,21 @@ async fn everyone_left(fleet: &mut Fleet) -> Result<(), Fault> {
     for child in fleet.trainers.iter_mut().chain([&mut fleet.coordinator]) {
         let status = child.ended().await;
         if let Some(fault) = child.fault(status) {
-            return Err(fault.from_origin(child.label.clone()));
+            return Err(named(fault, child));
         }
     }
     Ok(())
 }
 
-/// The coordinator's own account of its end.
-async fn own_words(coordinator: &mut Child) -> Fault {
+/// Says whose failure it is, unless the message does.
+fn named(fault: Fault, child: &Child) -> Fault {
+    if fault.message.contains(&child.label) { fault } else { fault.from_origin(child.label.clone()) }
+}
+
+/// The coordinator's own account of its end, or what it looks like from here.
+async fn own_words(coordinator: &mut Child, from_here: Fault) -> Fault {
     let status = tokio::time::timeout(LEAVE, coordinator.ended()).await.ok().flatten();
-    coordinator
-        .fault(status)
-        .unwrap_or_else(|| Fault::failed("the coordinator ended before the run was complete"))
+    coordinator.fault(status).unwrap_or(from_here)
 }
 
 /// The coordinator sees a connection close; the launcher knows which signal closed it.
@@ -272,12 +285,17 @@ async fn address_of(coordinator: &mut Child) -> Result<String, Fault> {
     let json: Option<serde_json::Value> = line.and_then(|line| serde_json::from_str(&line).ok());
     match json.as_ref().and_then(|json| json.get("listening")).and_then(serde_json::Value::as_str) {
         Some(address) => Ok(address.to_owned()),
-        None => Err(own_words(coordinator).await),
+        None => {
+            let mute = Fault::failed("the coordinator did not say where it listens").hint(COORDINATOR_LOG);
+            Err(own_words(coordinator, mute).await)
+        }
     }
 }
 
 async fn watch(address: &str) -> Result<Streaming<RunEvent>, Fault> {
-    let failed = |reason: String| Fault::failed(format!("cannot follow the run at {address}: {reason}"));
+    let failed = |reason: String| {
+        Fault::failed(format!("cannot follow the run at {address}: {reason}")).hint(COORDINATOR_LOG)
+    };
     let endpoint =
         Endpoint::from_shared(format!("http://{address}")).map_err(|error| failed(error.to_string()))?;
     let channel = endpoint.connect().await.map_err(|error| failed(error.to_string()))?;

@@ -1,10 +1,14 @@
 //! How the launcher treats its children, with scripts in their place for ends that real ones do not come to easily.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Sooner than the launcher loses its patience with a child that does not leave.
+const AT_ONCE: Duration = Duration::from_secs(4);
 
 struct Stage {
     dir: tempfile::TempDir,
@@ -21,7 +25,7 @@ impl Stage {
         }
         std::fs::create_dir(stage.path("model")).unwrap();
         std::fs::write(stage.path("model/config.json"), "{}").unwrap();
-        std::fs::write(stage.path("pairs.jsonl"), "{}\n").unwrap();
+        std::fs::write(stage.path("pairs.jsonl"), PAIR).unwrap();
         let config = "model = \"model\"\ntraining_file = \"pairs.jsonl\"\noutput_dir = \"out\"\n";
         std::fs::write(stage.path("run.toml"), config).unwrap();
         stage
@@ -37,7 +41,22 @@ impl Stage {
         command.args(["--nodes", "1", "--gpus-per-node", "0", "--config", "run.toml"]);
         command
     }
+
+    /// Runs the launcher, which must fail with this status and say so in one error and one hint of these words.
+    fn refused(&self, status: i32, error: &str, hint: &str) {
+        let output = self.launcher().output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(status), "{text}");
+        for (mark, words) in [("error: ", error), ("hint: ", hint)] {
+            let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix(mark)).collect();
+            assert!(lines.len() == 1 && lines[0].contains(words), "expected {mark}{words} in: {text}");
+            assert_eq!(text.matches(words).count(), 1, "{text}");
+        }
+    }
 }
+
+const PAIR: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}
+"#;
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -46,47 +65,80 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn a_coordinator_that_refuses_is_quoted_once() {
     let stage = Stage::new(
-        "echo 'error: pairs.jsonl line 1: bad' >&2; echo; echo 'hint: mend it' >&2; exit 2",
-        "exit 0",
+        "echo 'error: pairs.jsonl line 1: bad' >&2; echo >&2; echo 'hint: mend it' >&2; exit 2",
+        "touch started",
     );
-    let output = stage.launcher().output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert_eq!(stderr(&output).matches("pairs.jsonl line 1: bad").count(), 1, "{}", stderr(&output));
-    assert!(stderr(&output).contains("hint: mend it"));
+    stage.refused(2, "pairs.jsonl line 1: bad", "mend it");
+    assert!(!stage.path("started").exists(), "a trainer was started for nothing");
+    let log = std::fs::read_to_string(stage.path("out/logs/coordinator.log")).unwrap();
+    assert!(log.contains("error: pairs.jsonl line 1: bad"), "{log}");
 }
 
 #[test]
 fn a_coordinator_that_dies_before_it_listens_is_named() {
-    let stage = Stage::new("kill -9 $$", "exit 0");
-    let output = stage.launcher().output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("coordinator died: killed by signal 9"), "{}", stderr(&output));
-    assert!(stderr(&output).contains("coordinator.log"), "{}", stderr(&output));
+    Stage::new("kill -9 $$", "exit 0").refused(
+        1,
+        "coordinator died: killed by signal 9",
+        "coordinator.log in output_dir/logs",
+    );
+    Stage::new("kill -ILL $$", "exit 0").refused(
+        1,
+        "coordinator died: killed by signal 4",
+        "coordinator.log",
+    );
+    Stage::new("exit 77", "exit 0").refused(1, "coordinator died: exit status 77", "coordinator.log");
+}
+
+#[test]
+fn a_coordinator_that_says_nothing_of_use_is_told_on() {
+    Stage::new("exit 0", "exit 0").refused(1, "did not say where it listens", "coordinator.log");
+    let elsewhere = "echo '{\"port\": 1}'; exit 0";
+    Stage::new(elsewhere, "exit 0").refused(1, "did not say where it listens", "coordinator.log");
+}
+
+/// The launcher cannot connect any more; the reason is how the coordinator ended, not that the connection failed.
+#[test]
+fn a_coordinator_that_dies_once_it_listens_is_named() {
+    let stage = Stage::new("echo '{\"listening\": \"127.0.0.1:1\"}'; exit 77", "exit 0");
+    stage.refused(1, "coordinator died: exit status 77", "coordinator.log");
 }
 
 #[test]
 fn a_missing_program_says_what_to_build() {
-    let stage = Stage::new("exit 0", "exit 0");
-    std::fs::remove_file(stage.path("coordinator")).unwrap();
-    let output = stage.launcher().output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("make build"), "{}", stderr(&output));
+    for name in ["coordinator", "trainer"] {
+        let stage = Stage::new("touch started", "touch started");
+        std::fs::remove_file(stage.path(name)).unwrap();
+        stage.refused(1, &format!("no program {}", stage.path(name).display()), "make build");
+        assert!(!stage.path("started").exists() && !stage.path("out").exists(), "{name}");
+    }
 }
 
 #[test]
-fn a_dry_run_starts_no_program_and_makes_no_folder() {
+fn a_dry_run_tells_what_it_would_start_and_starts_nothing() {
     let stage = Stage::new("touch started", "touch started");
     let output = stage.launcher().arg("--dry-run").output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let threads = std::thread::available_parallelism().unwrap();
+    let trainer = format!("rank 0  node0-cpu  device cpu  threads {threads}");
+    for part in ["1 coordinator and 1 trainers", trainer.as_str(), "1 pairs", "training_file = "] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
     assert!(!stage.path("started").exists() && !stage.path("out").exists());
+}
+
+/// A process that names itself in the file `pid`, ignores every polite signal and never leaves.
+const STUBBORN: &str = "trap '' TERM INT; mkfifo never; exec 3<>never; echo $$ > pid; echo ' WARN ready' >&2
+while :; do read -r -u 3; done";
+
+fn is_running(pid: &Path) -> bool {
+    let pid = std::fs::read_to_string(pid).unwrap();
+    Path::new("/proc").join(pid.trim()).exists()
 }
 
 #[test]
 fn a_second_ctrl_c_ends_processes_that_ignore_the_first() {
-    // Never listens, never leaves; says when its trap is set.
-    let stubborn =
-        "trap '' TERM INT; echo ' WARN ready' >&2; while :; do read -t 1 < /dev/zero; sleep 1; done";
-    let stage = Stage::new(stubborn, "exit 0");
+    let stage = Stage::new(STUBBORN, "exit 0");
     let mut launcher = stage.launcher().stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(launcher.stderr.take().unwrap()).lines().map_while(Result::ok);
     let interrupt = || {
@@ -96,9 +148,30 @@ fn a_second_ctrl_c_ends_processes_that_ignore_the_first() {
     assert!(lines.any(|line| line.contains("ready")));
     interrupt();
     assert!(lines.any(|line| line.contains("Ctrl-C again")));
+    assert!(is_running(&stage.path("pid")));
+    let since = Instant::now();
     interrupt();
-    // Closed only when every child that holds it is gone.
     let rest: Vec<String> = lines.collect();
     assert!(rest.iter().any(|line| line == "error: interrupted"), "{rest:?}");
     assert_eq!(launcher.wait().unwrap().code(), Some(130));
+    assert!(since.elapsed() < AT_ONCE, "the second Ctrl-C changed nothing");
+    assert!(!is_running(&stage.path("pid")));
+}
+
+#[test]
+fn one_ctrl_c_is_enough_in_the_end() {
+    let stage = Stage::new(STUBBORN, "exit 0");
+    let mut launcher = stage.launcher().stderr(Stdio::piped()).spawn().unwrap();
+    let mut error = BufReader::new(launcher.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("ready") {
+        line.clear();
+        assert!(error.read_line(&mut line).unwrap() > 0);
+    }
+    let status = Command::new("kill").args(["-TERM", &launcher.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    let mut rest = String::new();
+    error.read_to_string(&mut rest).unwrap();
+    assert_eq!(launcher.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(!is_running(&stage.path("pid")));
 }

@@ -3,11 +3,15 @@
 //! - [`wire`]: generated from `proto/dyad/v1/dyad.proto`; the only types that cross process borders.
 //! - [`run_config`]: one file, one check; the launcher reads it, the coordinator keeps it, trainers get it at join.
 //! - [`preference`]: one preference pair as a line of JSON, with every rule a line must keep.
+//! - [`pair_file`]: a file of them.
+//! - [`run_folder`]: what a run leaves in its output folder.
 //! - [`fault`]: an error with a hint, its code and its exit status.
 
 pub mod fault;
+pub mod pair_file;
 pub mod preference;
 pub mod run_config;
+pub mod run_folder;
 
 pub use fault::{ErrorCode, Fault};
 pub use run_config::RunConfig;

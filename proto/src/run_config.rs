@@ -346,31 +346,39 @@ fn parse_override(item: &str) -> Result<(String, toml::Value), Fault> {
             .hint("for example --set learning_rate=1e-6"));
     };
     let (key, value) = (key.trim(), value.trim());
-    known(key).map_err(|fault| Fault { message: format!("--set {item}: {}", fault.message), ..fault })?;
+    let in_override = |fault: Fault| Fault { message: format!("--set {item}: {}", fault.message), ..fault };
+    known(key).map_err(in_override)?;
     // `--set model=my/folder` needs no quotes: what is no TOML value is a string.
     let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
-    Ok((key.to_owned(), parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()))))
+    let parsed = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    typed(key, &parsed).map_err(in_override)?;
+    Ok((key.to_owned(), parsed))
 }
 
 fn from_table(table: &toml::Table, source: &str, text: &str) -> Result<RunConfig, Fault> {
     // One key at a time, so that an error names the key whatever its type.
     for (key, value) in table {
-        let single = toml::Table::from_iter([(key.clone(), promote(key, value.clone()))]);
-        if let Err(error) = single.try_into::<RunConfig>() {
-            let message = format!("config key `{key}`: {}", error.message().trim());
-            return Err(at(
-                Fault::input(message).hint("see docs/config.md for every key and its type"),
-                source,
-                text,
-                key,
-            ));
-        }
+        typed(key, value).map_err(|fault| at(fault, source, text, key))?;
     }
     let promoted: toml::Table =
         table.iter().map(|(key, value)| (key.clone(), promote(key, value.clone()))).collect();
     promoted
         .try_into()
         .map_err(|error: toml::de::Error| Fault::input(format!("{source}: {}", error.message().trim())))
+}
+
+fn typed(key: &str, value: &toml::Value) -> Result<(), Fault> {
+    let single = toml::Table::from_iter([(key.to_owned(), promote(key, value.clone()))]);
+    let Err(error) = single.try_into::<RunConfig>() else { return Ok(()) };
+    let message = [
+        ("expected f64", "expected a number"),
+        ("expected u32", "expected a whole number of at least 0 and below 4294967296"),
+        ("expected u64", "expected a whole number of at least 0"),
+    ]
+    .into_iter()
+    .fold(error.message().trim().to_owned(), |message, (type_name, words)| message.replace(type_name, words));
+    Err(Fault::input(format!("config key `{key}`: {message}"))
+        .hint("see docs/config.md for every key and its type"))
 }
 
 /// `dpo_beta = 1` is as good as `dpo_beta = 1.0`.
@@ -430,6 +438,13 @@ mod tests {
             fault.message.starts_with("run.toml line 4: config key `batch_size`: invalid type"),
             "{fault}"
         );
+        let fault = parse("", &["learning_rate=fast"]).unwrap_err();
+        assert_eq!(
+            fault.message,
+            "--set learning_rate=fast: config key `learning_rate`: invalid type: string \"fast\", expected a number"
+        );
+        let fault = parse("batch_size = -1\n", &[]).unwrap_err();
+        assert!(fault.message.contains("`-1`, expected a whole number of at least 0"), "{fault}");
         let fault = parse("loss_type = \"ipo9\"\n", &[]).unwrap_err();
         assert!(fault.message.contains("config key `loss_type`: unknown variant `ipo9`"), "{fault}");
         let fault = parse("dpo_beta = 0\n", &[]).unwrap_err();

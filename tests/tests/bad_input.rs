@@ -311,3 +311,13 @@ fn a_dry_run_starts_nothing() {
     }
     assert!(!workspace.path("out").exists());
 }
+
+#[test]
+fn a_dry_run_checks_every_line() {
+    invalid(
+        &with_line("{}"),
+        &["--dry-run"],
+        &["pairs.jsonl line 2", "input: missing"],
+        "`preferred_output`",
+    );
+}

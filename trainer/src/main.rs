@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use dyad_data::new_model;
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::Fault;
-use dyad_proto::preference::PreferencePair;
+use dyad_proto::{Fault, pair_file};
 use trainer::cli::{Cli, Command, GenerateOptions, RunOptions};
 use trainer::session::Identity;
 
@@ -47,17 +46,8 @@ fn run(options: RunOptions) -> Result<(), Fault> {
 
 fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     use_threads(options.threads);
-    let text = std::fs::read_to_string(&options.pairs)
-        .map_err(|error| Fault::input(format!("cannot read {}: {error}", options.pairs.display())))?;
-    let mut conversations = Vec::new();
-    for (number, line) in
-        text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).take(options.limit)
-    {
-        let pair = PreferencePair::parse(line).map_err(|error| {
-            Fault::input(format!("{} line {}: {error}", options.pairs.display(), number + 1))
-        })?;
-        conversations.push(pair.messages);
-    }
+    let pairs = pair_file::pairs("--pairs", &options.pairs)?;
+    let conversations: Vec<_> = pairs.into_iter().take(options.limit).map(|pair| pair.messages).collect();
     let model = trainer::run::load_for_inference(&options.model)?;
     let tokenizer = ChatTokenizer::load(&options.model)?;
     let answers = trainer::panics::caught(|| {

@@ -3,8 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dyad_proto::Fault;
-use dyad_proto::preference::PreferencePair;
+use dyad_proto::{Fault, pair_file};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -102,25 +101,13 @@ fn write_json(dir: &Path, name: &str, value: &serde_json::Value) -> Result<(), F
 }
 
 fn texts(path: &Path) -> Result<Vec<String>, Fault> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Fault::input(format!("cannot read {}: {error}", path.display())))?;
-    let mut texts = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let pair = PreferencePair::parse(line)
-            .map_err(|error| Fault::input(format!("{} line {}: {error}", path.display(), number + 1)))?;
-        texts.extend(
-            pair.messages
-                .into_iter()
-                .chain([pair.preferred, pair.non_preferred])
-                .map(|message| message.content),
-        );
-    }
-    if texts.is_empty() {
-        return Err(Fault::input(format!("{} holds no pairs", path.display())));
-    }
+    let pairs = pair_file::pairs("--texts", path)?;
+    let messages = pairs
+        .into_iter()
+        .flat_map(|pair| pair.messages.into_iter().chain([pair.preferred, pair.non_preferred]));
+    let contents = messages.map(|message| message.content);
     // The template's own words must be in the vocabulary too.
-    texts.extend(["system\n", "user\n", "assistant\n"].map(str::to_owned));
-    Ok(texts)
+    Ok(contents.chain(["system\n", "user\n", "assistant\n"].map(str::to_owned)).collect())
 }
 
 /// transformers gives every qwen2 folder this split, whatever its tokenizer.json says.
@@ -254,6 +241,8 @@ fn normal(rng: &mut ChaCha8Rng) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use dyad_proto::preference::PreferencePair;
+
     use super::*;
     use crate::tokenize::{Rule, tokenize};
     use crate::tokenizer::ChatTokenizer;
