@@ -1,4 +1,4 @@
-# `make help` lists the targets. Nothing needs to be installed by hand beyond Rust, g++, python3 with pip and venv.
+# `make help` lists the targets. Nothing needs to be installed by hand beyond Rust, g++ and python3 with pip.
 
 PARITY := .venv/parity
 CARGO_DENY := .tools/bin/cargo-deny
@@ -36,8 +36,9 @@ clean: ## Remove what was built and trained; keeps libtorch and the Python envir
 
 $(PARITY)/.done: tests/parity/requirements.txt
 	@echo "installing TRL $$(sed -n 's/^trl==//p' $<) into $(PARITY)/ (about 5 GB) …" >&2
-	@rm -rf $(PARITY) && python3 -m venv $(PARITY)
-	@$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@# Debian packs a venv's own pip apart; the system's pip installs into the environment as well.
+	@rm -rf $(PARITY) && python3 -m venv --without-pip $(PARITY)
+	@python3 -m pip --python $(PARITY)/bin/python --quiet --disable-pip-version-check install -r $<
 	@touch $@
 
 $(CARGO_DENY):
