@@ -372,7 +372,7 @@ fn typed(key: &str, value: &toml::Value) -> Result<(), Fault> {
     let Err(error) = single.try_into::<RunConfig>() else { return Ok(()) };
     let message = [
         ("expected f64", "expected a number"),
-        ("expected u32", "expected a whole number of at least 0 and below 4294967296"),
+        ("expected u32", "expected a whole number from 0 to 4294967295"),
         ("expected u64", "expected a whole number of at least 0"),
     ]
     .into_iter()
@@ -444,7 +444,7 @@ mod tests {
             "--set learning_rate=fast: config key `learning_rate`: invalid type: string \"fast\", expected a number"
         );
         let fault = parse("batch_size = -1\n", &[]).unwrap_err();
-        assert!(fault.message.contains("`-1`, expected a whole number of at least 0"), "{fault}");
+        assert!(fault.message.contains("`-1`, expected a whole number from 0"), "{fault}");
         let fault = parse("loss_type = \"ipo9\"\n", &[]).unwrap_err();
         assert!(fault.message.contains("config key `loss_type`: unknown variant `ipo9`"), "{fault}");
         let fault = parse("dpo_beta = 0\n", &[]).unwrap_err();

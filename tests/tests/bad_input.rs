@@ -1,10 +1,10 @@
 //! Everything a user can get wrong: one line that names it, one hint, the documented exit status, and not one step done.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dyad_tests::{BASE, Workspace, pair, pair_lines, text};
 use safetensors::SafeTensors;
@@ -20,13 +20,14 @@ struct Refused {
 
 fn refused(workspace: &Workspace, args: &[&str]) -> Refused {
     let output = workspace.launch(1, args);
-    let all = text(&output);
+    let error = String::from_utf8_lossy(&output.stderr);
     let starting = |mark: &str| -> Vec<String> {
-        all.lines().filter_map(|line| line.strip_prefix(mark)).map(str::to_owned).collect()
+        error.lines().filter_map(|line| line.strip_prefix(mark)).map(str::to_owned).collect()
     };
     let (errors, hints) = (starting("error: "), starting("hint: "));
-    assert_eq!((errors.len(), hints.len()), (1, 1), "{all}");
-    assert!(!all.contains("panicked") && !all.contains("backtrace"), "{all}");
+    assert_eq!((errors.len(), hints.len()), (1, 1), "{error}");
+    assert_eq!(error.matches("error:").count(), 1, "told twice: {error}");
+    assert!(!text(&output).contains("panicked") && !text(&output).contains("backtrace"), "{}", text(&output));
     let rows = fs::read_to_string(workspace.path("out/metrics.jsonl")).unwrap_or_default();
     assert!(rows.is_empty(), "steps were done: {rows}");
     Refused { status: output.status.code().unwrap(), message: errors[0].clone(), hint: hints[0].clone() }
@@ -40,6 +41,12 @@ fn invalid(workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
         assert!(refused.message.contains(part), "no {part:?} in: {}", refused.message);
     }
     assert!(refused.hint.contains(hint), "no {hint:?} in: {}", refused.hint);
+}
+
+/// The same, for what the launcher knows before it writes or starts anything.
+fn invalid_at_once(workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
+    invalid(workspace, args, message, hint);
+    assert!(!workspace.path("out").exists());
 }
 
 /// A good workspace whose second line is replaced.
@@ -60,26 +67,16 @@ fn bad_line(line: &str, message: &[&str]) {
 #[test]
 fn a_missing_config_file() {
     let workspace = Workspace::empty();
-    invalid(&workspace, &[], &["run.toml", "No such file"], "--config");
-    assert!(!workspace.path("out").exists());
+    invalid_at_once(&workspace, &[], &["run.toml", "No such file"], "--config");
 }
 
 #[test]
 fn a_missing_training_file() {
     let workspace = Workspace::with_model(4, "");
-    invalid(
-        &workspace,
-        &["--set", "training_file=nowhere.jsonl"],
-        &["training_file nowhere.jsonl"],
-        "relative to",
-    );
-    invalid(
-        &workspace,
-        &["--set", "validation_file=nowhere.jsonl"],
-        &["validation_file nowhere.jsonl"],
-        "relative to",
-    );
-    assert!(!workspace.path("out").exists());
+    for key in ["training_file", "validation_file"] {
+        let message = [&format!("cannot read {key} nowhere.jsonl"), "No such file"];
+        invalid_at_once(&workspace, &["--set", &format!("{key}=nowhere.jsonl")], &message, "relative to");
+    }
 }
 
 #[test]
@@ -131,28 +128,27 @@ fn an_empty_training_file() {
 #[test]
 fn an_unknown_config_key() {
     let workspace = Workspace::with_model(4, "learning_rat = 1e-4\n");
-    invalid(&workspace, &[], &["run.toml line 8", "unknown config key `learning_rat`"], "`learning_rate`");
+    let message = ["run.toml line 8", "unknown config key `learning_rat`"];
+    invalid_at_once(&workspace, &[], &message, "`learning_rate`");
     workspace.write("run.toml", BASE);
-    invalid(&workspace, &["--set", "dpo_bta=1"], &["--set dpo_bta=1"], "`dpo_beta`");
+    invalid_at_once(&workspace, &["--set", "dpo_bta=1"], &["--set dpo_bta=1"], "`dpo_beta`");
 }
 
 #[test]
 fn a_config_value_of_the_wrong_type_or_range() {
     let workspace = Workspace::with_model(4, "n_epochs = \"many\"\n");
-    invalid(&workspace, &[], &["run.toml line 8", "`n_epochs`", "invalid type"], "docs/config.md");
+    let refuse =
+        |args: &[&str], message: &[&str]| invalid_at_once(&workspace, args, message, "docs/config.md");
+    refuse(&[], &["run.toml line 8", "`n_epochs`", "string \"many\"", "expected a whole number"]);
     workspace.write("run.toml", BASE);
-    invalid(
-        &workspace,
-        &["--set", "warmup_ratio=2"],
-        &["`warmup_ratio`", "between 0 and 1", "found 2"],
-        "docs/config.md",
-    );
+    refuse(&["--set", "dpo_beta=big"], &["--set dpo_beta=big: ", "string \"big\"", "expected a number"]);
+    refuse(&["--set", "warmup_ratio=2"], &["`warmup_ratio`", "between 0 and 1", "found 2"]);
 }
 
 #[test]
 fn evaluations_without_a_validation_file() {
     let workspace = Workspace::with_model(4, "n_evals = 2\n");
-    invalid(&workspace, &[], &["n_evals is set", "validation_file is not"], "validation_file");
+    invalid_at_once(&workspace, &[], &["n_evals is set", "validation_file is not"], "validation_file");
 }
 
 /// Rewrites a safetensors file, each tensor as the function wants it.
@@ -204,7 +200,7 @@ fn a_model_folder_without_what_it_needs() {
     let without = |name: &str, message: &str, hint: &str| {
         let (path, aside) = (workspace.path("model").join(name), workspace.path("aside"));
         fs::rename(&path, &aside).unwrap();
-        invalid(&workspace, &["--overwrite"], &[message], hint);
+        invalid(&workspace, &[], &[message], hint);
         fs::rename(&aside, &path).unwrap();
     };
     without("config.json", "model", "Hugging Face model folder");
@@ -238,7 +234,7 @@ fn an_adapter_without_lora_and_modules_that_do_not_exist() {
         &["is an adapter, but lora is false"],
         "lora = true",
     );
-    let modules = ["--set", "lora=true", "--set", "lora_trainable_modules=query", "--overwrite"];
+    let modules = ["--set", "lora=true", "--set", "lora_trainable_modules=query"];
     invalid(&workspace, &modules, &["match no linear layer", "query"], "self_attn.q_proj");
 }
 
@@ -250,16 +246,23 @@ fn a_port_that_is_taken() {
     let refused = refused(&workspace, &["--listen", &address]);
     assert_eq!(refused.status, 3);
     assert!(refused.message.contains(&address) && refused.message.contains("in use"), "{}", refused.message);
+    assert!(refused.hint.contains("--listen"), "{}", refused.hint);
+    invalid(&workspace, &["--listen", "127.0.0.1:99999"], &["127.0.0.1:99999", "invalid port"], "--listen");
 }
 
 #[test]
 fn gpus_that_are_not_there() {
-    if Path::new("/proc/driver/nvidia/gpus").exists() {
-        return;
-    }
     let workspace = Workspace::with_model(4, "");
-    invalid(&workspace, &["--gpus-per-node", "1"], &["no CUDA device"], "--gpus-per-node 0");
-    assert!(!workspace.path("out").exists());
+    if Path::new("/proc/driver/nvidia/gpus").exists() {
+        invalid_at_once(
+            &workspace,
+            &["--gpus-per-node", "1000"],
+            &["1000 GPUs are asked for"],
+            "--gpus-per-node",
+        );
+    } else {
+        invalid_at_once(&workspace, &["--gpus-per-node", "1"], &["no CUDA device"], "--gpus-per-node 0");
+    }
 }
 
 #[test]
@@ -273,11 +276,36 @@ fn an_output_folder_that_cannot_be_written() {
 fn an_output_folder_that_holds_a_run() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     workspace.train(1, "earlier", &[]);
-    let output = workspace.launch(1, &["--set", "output_dir=earlier"]);
-    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
-    assert!(text(&output).contains("--resume") && text(&output).contains("--overwrite"), "{}", text(&output));
-    assert_eq!(workspace.rows("earlier/metrics.jsonl").len(), 1);
-    assert!(workspace.path("earlier/final").exists());
+    let before = contents(&workspace.path("earlier"));
+    let args = ["--set", "output_dir=earlier", "--set", "learning_rate=0.5"];
+    invalid(&workspace, &args, &["earlier", "already holds a run"], "--resume continues it, --overwrite");
+    assert!(
+        before.len() > 8 && contents(&workspace.path("earlier")) == before,
+        "the earlier run was touched"
+    );
+}
+
+/// Every file below a folder.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(contents(&path));
+        } else {
+            files.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+    files
+}
+
+/// What was refused before its first step is no run: mending the input is enough.
+#[test]
+fn a_refused_run_does_not_stand_in_the_way_of_the_next() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    invalid(&workspace, &["--set", "model=./modle"], &["no model folder at ./modle"], "config.json");
+    invalid(&workspace, &["--set", "max_seq_length=3"], &["8 are too long"], "max_seq_length");
+    assert_eq!(workspace.train(1, "out", &[]).len(), 1);
 }
 
 #[test]
@@ -297,8 +325,8 @@ fn pairs_that_are_dropped_or_cut_are_counted() {
     let workspace = Workspace::with_model(12, "max_steps = 1\nmax_seq_length = 30\n");
     let output = workspace.launch(1, &[]);
     assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("dropped: prompt fills max_seq_length"), "{}", text(&output));
-    assert!(text(&output).contains("cut at max_seq_length"), "{}", text(&output));
+    let counts = "12 pairs, 1 steps per epoch, 1 steps, 5 cut at max_seq_length, 7 dropped: prompt fills";
+    assert!(text(&output).contains(counts), "{}", text(&output));
 }
 
 #[test]

@@ -1,29 +1,45 @@
 //! What every communicator must do, whatever its back end: one suite, run over Gloo on CPUs and over NCCL where a GPU is.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
-use trainer::comm::Communicator;
 use trainer::comm::gloo::{Gloo, GlooOptions, Store};
 use trainer::comm::nccl::{Nccl, UniqueId};
+use trainer::comm::{CommError, Communicator};
 
-/// Runs `body` once per rank, each on a thread with its own Gloo communicator.
-fn on_gloo(world_size: usize, body: impl Fn(Arc<dyn Communicator>) + Sync) {
+/// A collective that has not ended after this long never will.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs `body` once per rank, each on a thread with its own Gloo communicator; fails when a rank hangs.
+fn on_gloo(world_size: usize, body: impl Fn(Arc<dyn Communicator>) + Send + Sync + 'static) {
     let host = "127.0.0.1";
     let first = Store::serve(host).unwrap();
     let port = first.port();
     let mut stores = vec![first];
     stores.extend((1..world_size).map(|_| Store::join(host, port).unwrap()));
-    std::thread::scope(|scope| {
-        for (rank, store) in stores.into_iter().enumerate() {
-            let body = &body;
-            scope.spawn(move || {
+    let (body, (done, finished)) = (Arc::new(body), channel());
+    let ranks: Vec<_> = stores
+        .into_iter()
+        .enumerate()
+        .map(|(rank, store)| {
+            let (body, done) = (Arc::clone(&body), done.clone());
+            std::thread::spawn(move || {
                 let options = GlooOptions { generation: 1, interface_host: host.into(), rank, world_size };
                 body(Arc::new(Gloo::connect(store, &options).unwrap()));
-            });
-        }
-    });
+                done.send(()).unwrap();
+            })
+        })
+        .collect();
+    drop(done);
+    for _ in 0..world_size {
+        // Disconnected means that a rank has panicked; joining it below tells.
+        assert_ne!(finished.recv_timeout(PATIENCE), Err(RecvTimeoutError::Timeout), "a rank hangs");
+    }
+    ranks.into_iter().for_each(|rank| rank.join().unwrap());
 }
 
 /// Values that differ by rank and position and whose sums are exact in every kind.
@@ -31,49 +47,61 @@ fn numbers(rank: usize, len: i64, kind: Kind, device: Device) -> Tensor {
     Tensor::arange(len, (Kind::Int64, device)).remainder(7).to_kind(kind) + rank as f64
 }
 
+/// What [`numbers`] of all ranks add up to.
+fn sum(world: usize, len: i64, kind: Kind, device: Device) -> Tensor {
+    (0..world).map(|rank| numbers(rank, len, kind, device)).reduce(|a, b| a + b).unwrap()
+}
+
 fn equal(a: &Tensor, b: &Tensor) -> bool {
     a.to_kind(Kind::Double).equal(&b.to_kind(Kind::Double))
 }
 
+fn all_reduce(comm: &dyn Communicator, tensor: &Tensor) -> Result<(), CommError> {
+    comm.all_reduce(tensor).and_then(|work| work.wait())
+}
+
 /// Every collective, from one rank's point of view.
 fn conforms(comm: &dyn Communicator, device: Device) {
-    let (rank, world) = (comm.rank(), comm.world_size());
     for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
-        for len in [1, 7, 100_003] {
-            let x = numbers(rank, len, kind, device);
-            comm.all_reduce(&x).unwrap().wait().unwrap();
-            let sum = (0..world).map(|rank| numbers(rank, len, kind, device)).reduce(|a, b| a + b).unwrap();
-            assert!(equal(&x, &sum), "all_reduce of {len} {kind:?} on rank {rank} of {world}");
-
-            for root in 0..world {
-                let x = numbers(rank, len, kind, device);
-                comm.broadcast(&x, root).unwrap().wait().unwrap();
-                assert!(equal(&x, &numbers(root, len, kind, device)), "broadcast from {root} on {rank}");
-            }
+        // None, one, and odd ones.
+        for len in [0, 1, 7, 30_003] {
+            whole(comm, len, kind, device);
+            slices(comm, len, kind, device);
         }
     }
-    slices(comm, device);
+    // More than one network buffer of any back end.
+    whole(comm, 1 << 20, Kind::Float, device);
+    slices(comm, 1 << 20, Kind::Float, device);
     in_flight_together(comm, device);
     comm.barrier().unwrap();
 }
 
-fn slices(comm: &dyn Communicator, device: Device) {
+fn whole(comm: &dyn Communicator, len: i64, kind: Kind, device: Device) {
     let (rank, world) = (comm.rank(), comm.world_size());
-    let (len, kind) = (1000, Kind::Float);
-    let all = Tensor::zeros([world as i64 * len], (kind, device));
+    let x = numbers(rank, len, kind, device);
+    all_reduce(comm, &x).unwrap();
+    assert!(equal(&x, &sum(world, len, kind, device)), "all_reduce of {len} {kind:?} on {rank} of {world}");
+    for root in 0..world {
+        let x = numbers(rank, len, kind, device);
+        comm.broadcast(&x, root).unwrap().wait().unwrap();
+        assert!(equal(&x, &numbers(root, len, kind, device)), "broadcast of {len} {kind:?} from {root}");
+    }
+}
+
+fn slices(comm: &dyn Communicator, len: i64, kind: Kind, device: Device) {
+    let (rank, world) = (comm.rank(), comm.world_size());
+    let all_len = world as i64 * len;
+    let all = Tensor::zeros([all_len], (kind, device));
     comm.all_gather(&all, &numbers(rank, len, kind, device)).unwrap().wait().unwrap();
     let parts: Vec<Tensor> = (0..world).map(|rank| numbers(rank, len, kind, device)).collect();
-    assert!(equal(&all, &Tensor::cat(&parts, 0)), "all_gather on rank {rank} of {world}");
+    assert!(equal(&all, &Tensor::cat(&parts, 0)), "all_gather of {len} {kind:?} on {rank} of {world}");
 
-    let input = numbers(rank, world as i64 * len, kind, device);
+    let input = numbers(rank, all_len, kind, device);
     let output = Tensor::zeros([len], (kind, device));
     comm.reduce_scatter(&output, &input).unwrap().wait().unwrap();
-    let sum =
-        (0..world).map(|rank| numbers(rank, world as i64 * len, kind, device)).reduce(|a, b| a + b).unwrap();
-    assert!(
-        equal(&output, &sum.narrow(0, rank as i64 * len, len)),
-        "reduce_scatter on rank {rank} of {world}"
-    );
+    let expected = sum(world, all_len, kind, device).narrow(0, rank as i64 * len, len);
+    assert!(equal(&output, &expected), "reduce_scatter of {len} {kind:?} on {rank} of {world}");
+    assert!(equal(&input, &numbers(rank, all_len, kind, device)), "reduce_scatter changed its input");
 }
 
 /// Buckets of different sizes are started one after the other and waited for later, as the engine does.
@@ -84,9 +112,8 @@ fn in_flight_together(comm: &dyn Communicator, device: Device) {
     let pending: Vec<_> = buckets.iter().map(|bucket| comm.all_reduce(bucket).unwrap()).collect();
     pending.into_iter().for_each(|work| work.wait().unwrap());
     for (bucket, &len) in buckets.iter().zip(&lens) {
-        let sum =
-            (0..world).map(|rank| numbers(rank, len, Kind::Float, device)).reduce(|a, b| a + b).unwrap();
-        assert!(equal(bucket, &sum), "bucket of {len} on rank {rank} of {world}");
+        let expected = sum(world, len, Kind::Float, device);
+        assert!(equal(bucket, &expected), "bucket of {len} on rank {rank} of {world}");
     }
 }
 
@@ -98,12 +125,28 @@ fn gloo_conforms_at_worlds_1_to_4() {
 }
 
 #[test]
+fn nobody_passes_a_barrier_before_all_have_come() {
+    const ROUNDS: usize = 50;
+    let arrived = AtomicUsize::new(0);
+    on_gloo(3, move |comm| {
+        for round in 1..=ROUNDS {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            comm.barrier().unwrap();
+            let count = arrived.load(Ordering::SeqCst);
+            assert!(count >= round * comm.world_size(), "{count} arrivals in round {round}");
+            comm.barrier().unwrap();
+        }
+    });
+}
+
+/// Rank 0 waits in a collective that rank 1 never joins, until another thread aborts it.
+#[test]
 fn an_abort_breaks_a_collective_that_waits_for_a_peer() {
     let both_there = Barrier::new(2);
-    on_gloo(2, |comm| {
+    on_gloo(2, move |comm| {
         both_there.wait();
         if comm.rank() == 1 {
-            // Never joins the collective; stays until rank 0 has given up.
+            // Stays until rank 0 has given up: it is the abort that ends the collective, not this rank's leaving.
             both_there.wait();
             return;
         }
@@ -113,22 +156,40 @@ fn an_abort_breaks_a_collective_that_waits_for_a_peer() {
         let abort = std::thread::spawn(move || aborter.abort());
         let error = waiting.wait().unwrap_err();
         assert_eq!(error.operation, "all_reduce");
+        assert!(!error.reason.is_empty());
         abort.join().unwrap();
-        assert!(comm.all_reduce(&x).and_then(|work| work.wait()).is_err(), "used again after the abort");
+        assert!(all_reduce(comm.as_ref(), &x).is_err(), "used again after the abort");
+        assert!(comm.barrier().is_err(), "used again after the abort");
         both_there.wait();
     });
 }
 
+/// What one rank aborts fails on the ranks that wait for it, too.
 #[test]
-fn a_peer_that_leaves_fails_the_others_collective() {
-    on_gloo(2, |comm| {
+fn an_abort_reaches_the_peers() {
+    on_gloo(3, |comm| {
         comm.barrier().unwrap();
         if comm.rank() == 1 {
-            return drop(comm);
+            return comm.abort();
         }
         let x = Tensor::ones([1000], (Kind::Float, Device::Cpu));
-        assert!(comm.all_reduce(&x).and_then(|work| work.wait()).is_err());
+        assert!(all_reduce(comm.as_ref(), &x).is_err());
     });
+}
+
+/// Whoever it is: rank 0 also takes the store away.
+#[test]
+fn a_peer_that_leaves_fails_the_others_collective() {
+    for (world, leaver) in [(2, 0), (2, 1), (3, 0), (3, 2)] {
+        on_gloo(world, move |comm| {
+            comm.barrier().unwrap();
+            if comm.rank() == leaver {
+                return drop(comm);
+            }
+            let x = Tensor::ones([1000], (Kind::Float, Device::Cpu));
+            assert!(all_reduce(comm.as_ref(), &x).is_err(), "{leaver} of {world} left");
+        });
+    }
 }
 
 /// The NCCL half needs a GPU. Without one, what is asked for fails clearly instead.
@@ -144,9 +205,18 @@ fn nccl_conforms_where_a_gpu_is_and_says_what_is_missing_elsewhere() {
         }
         Err(no_gpu) => {
             assert!(!no_gpu.hint.is_empty());
-            if let Err(error) = UniqueId::new() {
-                assert_eq!(error.operation, "loading NCCL");
-                assert!(error.reason.contains("deploy/install-libtorch.sh --cuda"), "{error}");
+            let id = UniqueId::new();
+            // The full CUDA set may be there without a GPU.
+            let loaded = std::fs::read_to_string("/proc/self/maps").unwrap().contains("libnccl.so");
+            match id {
+                Err(error) if error.operation == "loading NCCL" => {
+                    assert!(!loaded, "{error}");
+                    assert!(
+                        error.reason.contains("install it with deploy/install-libtorch.sh --cuda"),
+                        "{error}"
+                    );
+                }
+                other => assert!(loaded, "{other:?} without the library"),
             }
         }
     }
