@@ -41,25 +41,12 @@ pub struct Output {
 
 impl Child {
     /// Starts a program. Must be called on the main thread: the kernel ties the parent-death signal to the calling thread.
-    #[expect(unsafe_code, reason = "prctl between fork and exec")]
     pub fn start(label: &str, mut command: Command, output: Output) -> Result<Self, Fault> {
         let program = command.as_std().get_program().to_string_lossy().into_owned();
-        command.stdin(Stdio::null()).stderr(Stdio::piped()).env("NO_COLOR", "1").kill_on_drop(true);
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).env("NO_COLOR", "1");
         // A group of its own: Ctrl-C in the terminal reaches the launcher alone, which then stops everything in order.
         command.process_group(0);
-        let parent = std::process::id();
-        // SAFETY: only async-signal-safe calls between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                // The launcher may have died before the line above.
-                if libc::getppid() as u32 != parent {
-                    Err(std::io::ErrorKind::BrokenPipe.into())
-                } else {
-                    Ok(())
-                }
-            });
-        }
+        die_with_me(&mut command);
         let mut process = command.spawn().map_err(|error| {
             Fault::failed(format!("cannot start {program}: {error}")).hint("run `make build` first")
         })?;
@@ -105,6 +92,21 @@ impl Child {
             None => Fault::failed(format!("{} died: {}", self.label, end(status)))
                 .hint(format!("its log is {}.log in output_dir/logs", file_stem(&self.label))),
         })
+    }
+}
+
+/// Makes the process that the command starts end with the launcher, however that ends, and with its own handle.
+#[expect(unsafe_code, reason = "prctl between fork and exec")]
+pub fn die_with_me(command: &mut Command) {
+    command.kill_on_drop(true);
+    let parent = std::process::id();
+    // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            // The launcher may have died before the line above.
+            if libc::getppid() as u32 != parent { Err(std::io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+        });
     }
 }
 

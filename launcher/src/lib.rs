@@ -9,6 +9,7 @@ pub mod children;
 pub mod cli;
 pub mod console;
 pub mod dry_run;
+pub mod interrupt;
 pub mod plan;
 pub mod plot;
 pub mod preflight;

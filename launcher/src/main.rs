@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{ErrorCode, Fault, RunConfig};
 use launcher::cli::Options;
 use launcher::console::Console;
+use launcher::interrupt::Interrupt;
 use launcher::plan::{Machine, Trainer, trainers};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
@@ -33,14 +34,24 @@ async fn launch(options: &Options) -> Result<(), Fault> {
     if options.dry_run {
         return print(&dry_run::describe(&config, &trainers)?);
     }
-    train(options, &config, &trainers).await?;
+    let mut interrupt = Interrupt::new()?;
+    train(options, &config, &trainers, &mut interrupt).await?;
+    tokio::select! {
+        told = tell(options, &config, machine) => told,
+        () = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
+            .hint(format!("the model lies in {}", Path::new(&config.output_dir).join("final").display()))),
+    }
+}
+
+/// What there is to say of a complete run.
+async fn tell(options: &Options, config: &RunConfig, machine: Machine) -> Result<(), Fault> {
     let output_dir = Path::new(&config.output_dir);
     // The model is there: a plot or sample that fails must not make the run look failed.
     let plot = plot::draw(output_dir).unwrap_or_else(warn);
     print(&format!("\n{}", summary::table(output_dir, plot.as_deref())))?;
     let wanted =
         Samples { count: options.samples, max_new_tokens: options.max_new_tokens, threads: machine.cores };
-    let samples = summary::samples(&config, wanted).await.unwrap_or_else(warn);
+    let samples = summary::samples(config, wanted).await.unwrap_or_else(warn);
     if samples.is_empty() { Ok(()) } else { print(&format!("\n{samples}")) }
 }
 
@@ -49,7 +60,12 @@ fn warn<T: Default>(fault: Fault) -> T {
     T::default()
 }
 
-async fn train(options: &Options, config: &RunConfig, trainers: &[Trainer]) -> Result<(), Fault> {
+async fn train(
+    options: &Options,
+    config: &RunConfig,
+    trainers: &[Trainer],
+    interrupt: &mut Interrupt,
+) -> Result<(), Fault> {
     let config_file = preflight::write_config(config)?;
     let console = Console::new(options.verbose);
     let flags = [("--resume", options.resume), ("--overwrite", options.overwrite)];
@@ -60,7 +76,7 @@ async fn train(options: &Options, config: &RunConfig, trainers: &[Trainer]) -> R
         listen: &options.listen,
         coordinator_flags: flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag).collect(),
     };
-    supervise::run(&job, &console).await
+    supervise::run(&job, &console, interrupt).await
 }
 
 fn print(text: &str) -> Result<(), Fault> {

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use dyad_proto::{Fault, RunConfig};
 use tokio::process::Command;
 
+use crate::children::die_with_me;
 use crate::progress::thousands;
 use crate::rows::{self, Row};
 use crate::supervise::program;
@@ -111,7 +112,8 @@ async fn generate(
         "--max-new-tokens",
         &samples.max_new_tokens.to_string(),
     ]);
-    command.args(["--threads", &samples.threads.to_string()]).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(["--threads", &samples.threads.to_string()]).stdin(Stdio::null());
+    die_with_me(&mut command);
     let failed = |reason: &str| Fault::failed(format!("cannot sample from {}: {reason}", model.display()));
     let output = command.output().await.map_err(|error| failed(&error.to_string()))?;
     if !output.status.success() {

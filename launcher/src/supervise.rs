@@ -13,12 +13,12 @@ use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{RunEvent, WatchRunRequest};
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
 use tokio::process::Command;
-use tokio::signal::unix::{SignalKind, signal};
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
 use crate::children::{Child, Output, log_file};
 use crate::console::Console;
+use crate::interrupt::Interrupt;
 use crate::plan::Trainer;
 use crate::progress::Progress;
 
@@ -54,8 +54,7 @@ struct Fleet {
 }
 
 /// Starts the job and returns when it is over and nothing of it is left.
-pub async fn run(job: &Job<'_>, console: &Console) -> Result<(), Fault> {
-    let mut interrupt = Interrupt::new()?;
+pub async fn run(job: &Job<'_>, console: &Console, interrupt: &mut Interrupt) -> Result<(), Fault> {
     let mut fleet = Fleet { coordinator: start_coordinator(job, console)?, trainers: Vec::new() };
     let result = tokio::select! {
         result = follow(job, console, &mut fleet) => result,
@@ -72,7 +71,10 @@ pub async fn run(job: &Job<'_>, console: &Console) -> Result<(), Fault> {
     }
     tokio::select! {
         () = stop(&mut fleet) => {}
-        () = interrupt.wait() => kill(&mut fleet).await,
+        () = interrupt.wait() => {
+            console.line("stopping at once");
+            kill(&mut fleet).await;
+        }
     }
     result
 }
@@ -302,25 +304,4 @@ async fn watch(address: &str) -> Result<Streaming<RunEvent>, Fault> {
     let mut client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let reply = client.watch_run(WatchRunRequest {}).await;
     reply.map(tonic::Response::into_inner).map_err(|status| failed(status.message().to_owned()))
-}
-
-/// Ctrl-C and a polite kill.
-struct Interrupt {
-    ctrl_c: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Interrupt {
-    fn new() -> Result<Self, Fault> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Fault::failed(format!("cannot listen for signals: {error}")));
-        Ok(Self { ctrl_c: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.ctrl_c.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

@@ -5,10 +5,6 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-/// Sooner than the launcher loses its patience with a child that does not leave.
-const AT_ONCE: Duration = Duration::from_secs(4);
 
 struct Stage {
     dir: tempfile::TempDir,
@@ -149,12 +145,11 @@ fn a_second_ctrl_c_ends_processes_that_ignore_the_first() {
     interrupt();
     assert!(lines.any(|line| line.contains("Ctrl-C again")));
     assert!(is_running(&stage.path("pid")));
-    let since = Instant::now();
     interrupt();
     let rest: Vec<String> = lines.collect();
+    assert!(rest.iter().any(|line| line == "stopping at once"), "{rest:?}");
     assert!(rest.iter().any(|line| line == "error: interrupted"), "{rest:?}");
     assert_eq!(launcher.wait().unwrap().code(), Some(130));
-    assert!(since.elapsed() < AT_ONCE, "the second Ctrl-C changed nothing");
     assert!(!is_running(&stage.path("pid")));
 }
 
