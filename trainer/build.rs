@@ -28,6 +28,11 @@ fn compile_bridge(include: &Path) {
         .cpp(true)
         .std("c++20")
         .flag_if_supported("-Wno-unused-parameter")
+        // Lets loops with comparisons and square roots become vector code; no result changes by it.
+        .flag_if_supported("-fno-trapping-math")
+        .flag_if_supported("-fno-math-errno")
+        // Only the vector loops of OpenMP; its threads are libtorch's.
+        .flag_if_supported("-fopenmp-simd")
         .define("USE_C10D_GLOO", None)
         .include("ext")
         // System headers: their warnings are not ours.
@@ -35,6 +40,14 @@ fn compile_bridge(include: &Path) {
         .flag(include)
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
-        .files(["ext/autograd.cpp", "ext/device.cpp", "ext/gloo.cpp"])
+        .files([
+            "ext/autograd.cpp",
+            "ext/device.cpp",
+            "ext/gloo.cpp",
+            "ext/head.cpp",
+            "ext/kernels.cpp",
+            "ext/attention.cpp",
+            "ext/profile.cpp",
+        ])
         .compile("dyad_ext");
 }

@@ -53,6 +53,9 @@ pub struct Options {
     /// Address that the coordinator listens on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
     pub listen: String,
+    /// Record a few steps of every trainer: a Chrome trace and a table each, in `output_dir/profile`.
+    #[arg(long)]
+    pub profile: bool,
     /// Show every log line of every process.
     #[arg(long)]
     pub verbose: bool,

@@ -74,6 +74,7 @@ async fn train(
         output_dir: Path::new(&config.output_dir),
         trainers,
         listen: &options.listen,
+        profile: options.profile,
         coordinator_flags: flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag).collect(),
     };
     supervise::run(&job, &console, interrupt).await

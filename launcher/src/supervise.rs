@@ -43,6 +43,8 @@ pub struct Job<'a> {
     pub trainers: &'a [Trainer],
     /// Address for the coordinator.
     pub listen: &'a str,
+    /// Trainers record where their time goes.
+    pub profile: bool,
     /// Flags that the coordinator takes as they are.
     pub coordinator_flags: Vec<&'static str>,
 }
@@ -252,6 +254,9 @@ fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Cons
     command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
     if std::env::var_os("GLIBC_TUNABLES").is_none() {
         command.env("GLIBC_TUNABLES", MALLOC);
+    }
+    if job.profile {
+        command.arg("--profile").arg(job.output_dir.join("profile"));
     }
     command.stdout(Stdio::null());
     let output = Output {

@@ -152,9 +152,80 @@ pub fn cost(pair: &Tokenized, layout: Layout) -> usize {
     }
 }
 
-/// Splits pairs, in order, into runs of at most `budget` packed tokens; a pair above the budget stands alone.
+/// Where the tokens of some passes come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct TokenCounts {
+    /// Tokens that go through the model.
+    pub computed: u64,
+    /// Of these, prompt tokens that were computed before for the same pair.
+    pub repeated_prompt: u64,
+    /// Of these, padding. Packed rows have none.
+    pub padding: u64,
+    /// What it would take if every output had a prompt of its own.
+    pub unshared: u64,
+}
+
+impl TokenCounts {
+    /// Of pairs in a layout.
+    #[must_use]
+    pub fn of(pairs: &[Tokenized], layout: Layout) -> Self {
+        let sum = |layout: Layout| pairs.iter().map(|pair| cost(pair, layout) as u64).sum::<u64>();
+        let computed = sum(layout);
+        match layout {
+            Layout::ChosenOnly => Self { computed, unshared: computed, ..Self::default() },
+            Layout::SharedPairs | Layout::SeparatePairs => Self {
+                computed,
+                repeated_prompt: computed - sum(Layout::SharedPairs),
+                padding: 0,
+                unshared: sum(Layout::SeparatePairs),
+            },
+        }
+    }
+
+    /// The mean over so many steps.
+    #[must_use]
+    pub fn per(self, steps: u64) -> Self {
+        Self {
+            computed: self.computed / steps,
+            repeated_prompt: self.repeated_prompt / steps,
+            padding: self.padding / steps,
+            unshared: self.unshared / steps,
+        }
+    }
+}
+
+impl std::ops::AddAssign for TokenCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.computed += other.computed;
+        self.repeated_prompt += other.repeated_prompt;
+        self.padding += other.padding;
+        self.unshared += other.unshared;
+    }
+}
+
+/// Splits pairs, in order, into as few runs of at most `budget` packed tokens as there can be, and these into runs of about
+/// the same size; a pair above the budget stands alone.
 #[must_use]
 pub fn micro_batches(pairs: &[Tokenized], layout: Layout, budget: usize) -> Vec<Vec<&Tokenized>> {
+    let fewest = filled_up(pairs, layout, budget);
+    let total: usize = pairs.iter().map(|pair| cost(pair, layout)).sum();
+    // The smallest budget that still needs no more runs is the one that evens them out.
+    let (mut low, mut high) = (total / fewest.len().max(1), budget);
+    let mut best = None;
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let tried = filled_up(pairs, layout, middle);
+        if tried.len() > fewest.len() {
+            low = middle + 1;
+        } else {
+            (high, best) = (middle, Some(tried));
+        }
+    }
+    best.unwrap_or(fewest)
+}
+
+/// Runs of at most `budget` packed tokens, each as full as the next pair allows.
+fn filled_up(pairs: &[Tokenized], layout: Layout, budget: usize) -> Vec<Vec<&Tokenized>> {
     let mut batches: Vec<Vec<&Tokenized>> = Vec::new();
     let mut filled = 0;
     for pair in pairs {
@@ -208,6 +279,16 @@ mod tests {
     }
 
     #[test]
+    fn tokens_are_counted_by_where_they_come_from() {
+        let pairs = [pair(&[1, 2, 3], &[4, 5], &[6])];
+        let shared = TokenCounts::of(&pairs, Layout::SharedPairs);
+        assert_eq!(shared, TokenCounts { computed: 6, repeated_prompt: 0, padding: 0, unshared: 9 });
+        let separate = TokenCounts::of(&pairs, Layout::SeparatePairs);
+        assert_eq!(separate, TokenCounts { computed: 9, repeated_prompt: 3, padding: 0, unshared: 9 });
+        assert_eq!(TokenCounts::of(&pairs, Layout::ChosenOnly).computed, 5);
+    }
+
+    #[test]
     fn micro_batches_keep_order_and_budget() {
         let pairs: Vec<Tokenized> = (1..6).map(|n| pair(&vec![1; n], &[2], &[3])).collect();
         let batches = micro_batches(&pairs, Layout::SharedPairs, 8);
@@ -215,5 +296,18 @@ mod tests {
         assert_eq!(sizes, [2, 1, 1, 1]);
         let tiny = micro_batches(&pairs, Layout::SharedPairs, 1);
         assert_eq!(tiny.len(), 5);
+        assert!(micro_batches(&[], Layout::SharedPairs, 8).is_empty());
+    }
+
+    #[test]
+    fn micro_batches_are_of_about_the_same_size() {
+        // Ten pairs of 4 tokens in runs of at most 36: not nine and one.
+        let pairs: Vec<Tokenized> = (0..10).map(|_| pair(&[1, 2], &[3], &[4])).collect();
+        let sizes = |budget| -> Vec<usize> {
+            micro_batches(&pairs, Layout::SharedPairs, budget).iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(36), [5, 5]);
+        assert_eq!(sizes(40), [10]);
+        assert_eq!(sizes(16), [4, 4, 2]);
     }
 }

@@ -48,6 +48,9 @@ pub struct RunOptions {
     /// Threads of the CPU passes.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Record steps 2 to 4 of this process: a Chrome trace and a table of where the time went, into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub profile: Option<PathBuf>,
 }
 
 /// Options of `generate`.

@@ -40,6 +40,13 @@ fn load_cuda_back_end() -> Result<(), Fault> {
     }
 }
 
+/// Waits until the device has done all that it was given.
+pub fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}
+
 /// Precision of the passes. `auto` is bfloat16 on CUDA devices and on CPUs with bfloat16 instructions.
 #[must_use]
 pub fn compute_kind(dtype: Dtype, device: Device) -> Kind {

@@ -16,15 +16,18 @@ use dyad_proto::wire::PreferenceSums;
 use dyad_proto::{ErrorCode, Fault, RunConfig};
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::{Layout, MicroBatch, micro_batches};
+use crate::batch::{Layout, MicroBatch, TokenCounts, micro_batches};
 use crate::comm::{CommError, Communicator, Pending};
 use crate::ext::{TorchError, grad};
 use crate::head::{HeadGradients, Scorer, score_batch};
 use crate::loss::{Objective, STATISTICS};
 use crate::model::Model;
 use crate::model::blocks::{Pass, Rotary};
+use crate::model::fused::accumulate;
 use crate::optimizer::Optimizer;
 use crate::parameters::Parameters;
+use crate::profile::recorder::Span;
+use crate::profile::summary::STEP;
 use crate::timing::Phases;
 
 /// Everything that trains on this rank.
@@ -78,6 +81,8 @@ pub struct StepResult {
     pub grad_norm: f64,
     /// Seconds by phase.
     pub phases: Phases,
+    /// Tokens of this rank's passes.
+    pub tokens: TokenCounts,
 }
 
 /// A step failed in libtorch or between the ranks.
@@ -143,9 +148,10 @@ impl Engine {
 
     /// Forward, backward, reduce, clip, update.
     pub fn train_step(&mut self, share: &Share) -> Result<StepResult, EngineError> {
+        let _span = Span::enter(STEP);
         let mut phases = Phases::default();
         let mut statistics = self.no_statistics();
-        self.parameters.zero_grad();
+        phases.measure("zero_grad", || self.parameters.zero_grad());
         if self.settings.dropout {
             // The same step draws the same masks after a resume; ranks differ because their pairs do.
             let stream = share.step * self.communicator.world_size() as u64 + self.communicator.rank() as u64;
@@ -167,7 +173,13 @@ impl Engine {
         let grad_norm = phases.measure("optimizer", || {
             self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
         })?;
-        Ok(StepResult { sums: sums(&statistics, &share.pairs, self.settings.method), grad_norm, phases })
+        let tokens = TokenCounts::of(&share.pairs, self.settings.layout);
+        Ok(StepResult {
+            sums: sums(&statistics, &share.pairs, self.settings.method),
+            grad_norm,
+            phases,
+            tokens,
+        })
     }
 
     /// Scores pairs without learning from them.
@@ -273,7 +285,7 @@ impl Engine {
         let inputs: Vec<&Tensor> = [&last].into_iter().chain(norm.map(|parameter| &parameter.leaf)).collect();
         let mut result = grad(&[&rows], &[&gradients.rows], &inputs)?;
         if let (Some(norm), Some(Some(norm_grad))) = (norm, result.get(1)) {
-            add_to(&norm.grad, norm_grad);
+            accumulate(&norm.grad, norm_grad);
         }
         Ok((statistics, result.swap_remove(0).unwrap_or_else(|| last.zeros_like())))
     }
@@ -328,7 +340,7 @@ impl Engine {
         let input_grad = if input.requires_grad() { gradients.pop().flatten() } else { None };
         for (parameter, gradient) in parameters.iter().zip(gradients) {
             if let Some(gradient) = gradient {
-                add_to(&parameter.grad, &gradient);
+                accumulate(&parameter.grad, &gradient);
             }
         }
         Ok(input_grad)
@@ -353,11 +365,6 @@ impl Engine {
         }
         self.communicator.all_reduce(&self.parameters.buckets[bucket].grad).map(Some)
     }
-}
-
-fn add_to(total: &Tensor, gradient: &Tensor) {
-    let mut total = total.shallow_clone();
-    tch::no_grad(|| total += gradient);
 }
 
 /// Reads the device's statistics once and adds what the host knows.

@@ -13,7 +13,8 @@ use torch_sys::C_tensor;
 #[error("{0}")]
 pub struct TorchError(pub String);
 
-type RawError = *mut c_char;
+/// Null on success, else a message that the caller frees.
+pub(crate) type RawError = *mut c_char;
 
 unsafe extern "C" {
     fn dyad_autograd_grad(

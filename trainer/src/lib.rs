@@ -4,6 +4,7 @@
 //! - [`engine`], [`parameters`], [`optimizer`], [`schedule`]: what a step does with it.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
 //! - [`checkpoint`], [`generate`], [`load`]: models in and out.
+//! - [`profile`], [`timing`]: where the time goes.
 //! - [`session`], [`feed`], [`run`]: the coordinator's side of the process.
 
 pub mod batch;
@@ -23,6 +24,7 @@ pub mod model;
 pub mod optimizer;
 pub mod panics;
 pub mod parameters;
+pub mod profile;
 pub mod rendezvous;
 pub mod run;
 pub mod schedule;

@@ -64,7 +64,7 @@ fn preference(loss_type: LossType, beta: f64, global_pairs: f64, sides: &Sides<'
     let rewards = (&leaf - sides.reference) * beta;
     let per_pair = pair_loss(loss_type, &chosen(&rewards), &rejected(&rewards));
     let gradient =
-        Tensor::run_backward(&[per_pair.sum(Kind::Float)], &[&leaf], false, false).remove(0) / global_pairs;
+        Tensor::run_backward(&[per_pair.sum(Kind::Double)], &[&leaf], false, false).remove(0) / global_pairs;
     let rewards = rewards.detach();
     let greater = |x: &Tensor| chosen(x).gt_tensor(&rejected(x)).sum(Kind::Double);
     let sum = |x: &Tensor| x.sum(Kind::Double);

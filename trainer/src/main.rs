@@ -36,12 +36,13 @@ fn use_threads(threads: Option<usize>) {
 
 fn run(options: RunOptions) -> Result<(), Fault> {
     use_threads(options.threads);
-    trainer::run::run(&Identity {
+    let identity = Identity {
         coordinator: options.coordinator,
         name: options.name,
         launch_index: options.launch_index,
         device: options.device,
-    })
+    };
+    trainer::run::run(&identity, options.profile)
 }
 
 fn generate(options: &GenerateOptions) -> Result<(), Fault> {

@@ -23,16 +23,17 @@ use crate::ext::cuda_peak_bytes;
 use crate::feed::{self, Step, Work};
 use crate::load::{Parts, Sources};
 use crate::model::Model;
+use crate::profile::Profile;
 use crate::rendezvous::Rendezvous;
 use crate::schedule::Schedule;
 use crate::session::{Handle, Identity, Session};
 use crate::timing::peak_resident_bytes;
 
-/// Joins the run at the coordinator and trains until it is over.
-pub fn run(identity: &Identity) -> Result<(), Fault> {
+/// Joins the run at the coordinator and trains until it is over; profiles a few steps where a folder for that is given.
+pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
     let (session, received) = Session::open(identity)?;
     let handle = session.handle();
-    match crate::panics::caught(|| work(identity, &handle, received)) {
+    match crate::panics::caught(|| work(identity, &handle, received, profile)) {
         Ok(()) => {
             session.finish();
             Ok(())
@@ -44,7 +45,12 @@ pub fn run(identity: &Identity) -> Result<(), Fault> {
     }
 }
 
-fn work(identity: &Identity, handle: &Handle, received: mpsc::Receiver<Received>) -> Result<(), Fault> {
+fn work(
+    identity: &Identity,
+    handle: &Handle,
+    received: mpsc::Receiver<Received>,
+    profile: Option<PathBuf>,
+) -> Result<(), Fault> {
     let device = device::open(&identity.device)?;
     let (config, place) = joined(&received)?;
     tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
@@ -64,7 +70,10 @@ fn work(identity: &Identity, handle: &Handle, received: mpsc::Receiver<Received>
     handle.enter(Phase::Rendezvous, 0);
     let rendezvous = Rendezvous::new(device, place, &identity.coordinator)?;
     let ready = meet(rendezvous, handle, &work, place)?;
-    Trainer::new(&config, place, parts, ready, handle.clone())?.work_off(&work)
+    let kind = parts.policy.place.kind;
+    let mut trainer = Trainer::new(&config, place, parts, ready, handle.clone())?;
+    trainer.profile = profile.map(|dir| Profile::new(dir, place.rank, device, kind));
+    trainer.work_off(&work)
 }
 
 fn joined(received: &mpsc::Receiver<Received>) -> Result<(RunConfig, Assignment), Fault> {
@@ -133,6 +142,7 @@ struct Trainer {
     device: Device,
     handle: Handle,
     backlog: VecDeque<Work>,
+    profile: Option<Profile>,
 }
 
 impl Trainer {
@@ -159,7 +169,17 @@ impl Trainer {
         let device = policy.place.device;
         let engine = Engine::new(policy, reference, parameters, ready.communicator, config);
         let schedule = Schedule::new(config, plan.total_steps);
-        Ok(Self { engine, saver, schedule, state, place, device, handle, backlog: ready.backlog })
+        Ok(Self {
+            engine,
+            saver,
+            schedule,
+            state,
+            place,
+            device,
+            handle,
+            backlog: ready.backlog,
+            profile: None,
+        })
     }
 
     fn work_off(&mut self, work: &mpsc::Receiver<Result<Work, Fault>>) -> Result<(), Fault> {
@@ -190,7 +210,14 @@ impl Trainer {
             global_chosen_tokens: step.global_chosen_tokens,
             learning_rate,
         };
+        if let Some(profile) = &mut self.profile {
+            profile.before_step()?;
+        }
         let result = self.engine.train_step(&share)?;
+        let step_seconds = start.elapsed().as_secs_f64();
+        if let Some(profile) = &mut self.profile {
+            profile.after_step(result.tokens)?;
+        }
         tracing::debug!(step = step.step, phases = ?result.phases, "step");
         self.state.step = step.step;
         self.handle.send(Sent::StepReport(StepReport {
@@ -199,7 +226,7 @@ impl Trainer {
             sums: Some(result.sums),
             grad_norm: result.grad_norm,
             learning_rate,
-            step_seconds: start.elapsed().as_secs_f64(),
+            step_seconds,
             phase_seconds: result.phases.into_map(),
             peak_memory_bytes: self.peak_memory(),
         }));
@@ -232,6 +259,9 @@ impl Trainer {
     }
 
     fn finish(&mut self) -> Result<(), Fault> {
+        if let Some(profile) = &mut self.profile {
+            profile.finish()?;
+        }
         if self.place.rank == 0 {
             self.handle.enter(Phase::Saving, self.state.step);
             let Engine { policy, parameters, .. } = &mut self.engine;

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::profile::recorder::Span;
+
 /// Seconds by phase; a phase entered twice adds up.
 #[derive(Clone, Debug, Default)]
 pub struct Phases(HashMap<String, f64>);
@@ -10,6 +12,7 @@ pub struct Phases(HashMap<String, f64>);
 impl Phases {
     /// Runs `work` and books its time under `phase`.
     pub fn measure<T>(&mut self, phase: &'static str, work: impl FnOnce() -> T) -> T {
+        let _span = Span::enter(phase);
         let start = Instant::now();
         let result = work();
         *self.0.entry(phase.to_owned()).or_default() += start.elapsed().as_secs_f64();

@@ -6,6 +6,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::config::{ModelConfig, RopeScaling};
+use super::fused;
 use crate::batch::Segment;
 
 /// A low-rank update `scale * B(A(x))` beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685).
@@ -54,6 +55,13 @@ impl Linear {
 
 /// `x / sqrt(mean(x²) + eps)`, computed in float32 and cast back before the weight is applied, as Llama does it.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    if fused::serves(&[x, weight]) {
+        return fused::rms_norm(x, weight, eps);
+    }
+    composed_rms_norm(x, weight, eps)
+}
+
+fn composed_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let wide = x.to_kind(Kind::Float);
     let variance = wide.square().mean_dim(-1i64, true, Kind::Float);
     (wide * (variance + eps).rsqrt()).to_kind(x.kind()) * weight
@@ -78,6 +86,13 @@ impl Rotary {
 
     /// Rotates `[tokens, heads, head_dim]`.
     fn apply(&self, x: &Tensor) -> Tensor {
+        if fused::serves(&[x, &self.cos]) {
+            return fused::rotate(x, &self.cos, &self.sin);
+        }
+        self.composed(x)
+    }
+
+    fn composed(&self, x: &Tensor) -> Tensor {
         let halves = x.chunk(2, -1);
         let rotated = Tensor::cat(&[-&halves[1], halves[0].shallow_clone()], -1);
         x * &self.cos + rotated * &self.sin
@@ -164,6 +179,13 @@ impl Attention {
 /// Causal attention inside each segment: the first branch follows the prompt; every further branch sees the prompt and
 /// itself, not its siblings. `[tokens, heads, head_dim]` throughout.
 fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
+    if fused::serves(&[q, k, v]) {
+        return fused::segmented_attention(q, k, v, segments);
+    }
+    composed_attention(q, k, v, segments)
+}
+
+fn composed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
     let mut outputs = Vec::with_capacity(2 * segments.len());
     for segment in segments {
         let trunk = segment.prompt + segment.branches.first().copied().unwrap_or(0);
@@ -198,6 +220,11 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
         .transpose(0, 1)
 }
 
+/// `silu(gate) * up`.
+fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
+    if fused::serves(&[gate, up]) { fused::swiglu(gate, up) } else { gate.silu() * up }
+}
+
 /// `down(silu(gate(x)) * up(x))`.
 #[derive(Debug)]
 pub struct Mlp {
@@ -212,7 +239,106 @@ pub struct Mlp {
 impl Mlp {
     /// `[tokens, hidden]` -> `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let gated = self.gate_proj.forward(x, pass).silu() * self.up_proj.forward(x, pass);
+        let gated = swiglu(&self.gate_proj.forward(x, pass), &self.up_proj.forward(x, pass));
         self.down_proj.forward(&gated, pass)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ext::grad;
+
+    fn leaf(size: &[i64], kind: Kind) -> Tensor {
+        Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind).set_requires_grad(true)
+    }
+
+    /// Largest difference, relative to the largest value.
+    fn difference(a: &Tensor, b: &Tensor) -> f64 {
+        let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+        ((&a - &b).abs().max() / b.abs().max()).double_value(&[])
+    }
+
+    /// A fused kernel and its composition give the same values and gradients: to rounding in float32, to a few units in the
+    /// last of bfloat16's eight bits there.
+    fn agree(inputs: &[Tensor], fused: impl Fn() -> Tensor, composed: impl Fn() -> Tensor) {
+        let tolerance = if inputs[0].kind() == Kind::Float { 2e-6 } else { 2e-2 };
+        let (ours, theirs) = (fused(), composed());
+        assert_eq!((ours.kind(), ours.size()), (theirs.kind(), theirs.size()));
+        assert!(difference(&ours, &theirs) < tolerance, "values differ by {}", difference(&ours, &theirs));
+        let output_grad = Tensor::randn_like(&ours);
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        let ours = grad(&[&ours], &[&output_grad], &inputs).unwrap();
+        let theirs = grad(&[&theirs], &[&output_grad], &inputs).unwrap();
+        for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            let worst = difference(ours.as_ref().unwrap(), theirs.as_ref().unwrap());
+            assert!(worst < tolerance, "gradient {index} differs by {worst}");
+        }
+    }
+
+    const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
+
+    #[test]
+    fn fused_rms_norm_equals_its_composition() {
+        tch::manual_seed(1);
+        for (kind, columns) in KINDS.into_iter().flat_map(|kind| [(kind, 7), (kind, 64), (kind, 100)]) {
+            let inputs = [leaf(&[37, columns], kind), leaf(&[columns], kind)];
+            let [x, weight] = &inputs;
+            agree(&inputs, || rms_norm(x, weight, 1e-5), || composed_rms_norm(x, weight, 1e-5));
+        }
+    }
+
+    #[test]
+    fn fused_rotation_equals_its_composition() {
+        tch::manual_seed(2);
+        for kind in KINDS {
+            let angles = Tensor::randn([19, 6], (Kind::Float, Device::Cpu));
+            let angles = Tensor::cat(&[&angles, &angles], 1).unsqueeze(1);
+            let rotary = Rotary { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) };
+            let inputs = [leaf(&[19, 3, 12], kind)];
+            agree(&inputs, || rotary.apply(&inputs[0]), || rotary.composed(&inputs[0]));
+        }
+    }
+
+    #[test]
+    fn fused_swiglu_equals_its_composition() {
+        tch::manual_seed(3);
+        for kind in KINDS {
+            let inputs = [leaf(&[23, 41], kind), leaf(&[23, 41], kind)];
+            let [gate, up] = &inputs;
+            agree(&inputs, || swiglu(gate, up), || gate.silu() * up);
+        }
+        // Far out, where the exponential would overflow.
+        let far = Tensor::from_slice(&[-200.0f32, -90.0, 90.0, 200.0, f32::NAN]);
+        let values: Vec<f32> = swiglu(&far, &far.ones_like()).try_into().unwrap();
+        assert!(values[0].abs() < 1e-30 && values[1].abs() < 1e-30 && values[2..4] == [90.0, 200.0]);
+        assert!(values[4].is_nan());
+    }
+
+    /// One, two and three branches, no prompt, no branch; keys shared by groups of queries.
+    #[test]
+    fn fused_attention_equals_its_composition() {
+        tch::manual_seed(4);
+        let segment = |start, prompt, branches: &[i64]| Segment { start, prompt, branches: branches.into() };
+        let segments = [
+            segment(0, 40, &[7, 50]),
+            segment(97, 5, &[1]),
+            segment(103, 3, &[2, 1, 4]),
+            segment(113, 0, &[3, 2]),
+            segment(118, 6, &[]),
+        ];
+        for (kind, kv_heads) in KINDS.into_iter().flat_map(|kind| [(kind, 4), (kind, 2), (kind, 1)]) {
+            let inputs = [
+                leaf(&[124, 4, 16], kind),
+                leaf(&[124, kv_heads, 16], kind),
+                leaf(&[124, kv_heads, 16], kind),
+            ];
+            let [q, k, v] = &inputs;
+            agree(
+                &inputs,
+                || segmented_attention(q, k, v, &segments),
+                || composed_attention(q, k, v, &segments),
+            );
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod blocks;
 pub mod config;
+pub mod fused;
 pub mod llama;
 pub mod qwen2;
 pub mod weights;

@@ -2,15 +2,19 @@
 //!
 //! Only completion positions reach the LM head, in tiles of whole pairs. With `z = W h`, `l = z[y] - lse(z)` and
 //! `a = dL/dl` (one number per sequence), `dz = a (onehot(y) - softmax(z))`, `dh = Wᵀ dz`, `dW += dz hᵀ`. A pair that fits a
-//! tile is scored and differentiated from the same logits; a longer one is scored in a first pass and recomputed in a second.
-//! Log-sum-exp, probabilities and sums are float32 whatever the precision of the passes.
+//! tile is scored and differentiated from the same logits. Of a longer one, a frozen head needs no second pass either,
+//! because `dh / a` is known before `a` is; a trained one computes the logits again.
+//! Log-sum-exps are float32 whatever the precision of the passes, sums over tokens float64.
+
+pub mod tile;
 
 use tch::{Kind, Tensor};
 
 use crate::batch::MicroBatch;
 use crate::loss::{Objective, STATISTICS, score};
+use crate::model::fused::accumulate;
 
-/// Most bytes of one tile of float32 logits. Three or four of them live at once.
+/// Most bytes of one tile of logits. Two of them live at once, on a GPU up to four.
 const TILE_BYTES: i64 = 64 << 20;
 
 /// One model's side of the head: normed rows and the projection.
@@ -23,13 +27,9 @@ pub struct Scorer<'a> {
 }
 
 impl Scorer<'_> {
-    /// Log-probabilities over the vocabulary for rows `start..start + len`: `[len, vocab]`, float32.
-    fn log_probabilities(&self, span: Span) -> Tensor {
-        let logits = self.rows.narrow(0, span.start, span.len).matmul(&self.weight.tr()).to_kind(Kind::Float);
-        let normaliser = logits.logsumexp(-1i64, true);
-        let mut log_probabilities = logits;
-        log_probabilities -= &normaliser;
-        log_probabilities
+    /// `[len, vocab]`, in the precision of the passes.
+    fn logits(&self, span: Span) -> Tensor {
+        self.rows.narrow(0, span.start, span.len).matmul(&self.weight.tr())
     }
 }
 
@@ -58,13 +58,19 @@ pub fn score_batch(
 ) -> Tensor {
     tch::no_grad(|| {
         let mut statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, policy.rows.device()));
-        let tile_rows = (TILE_BYTES / (4 * policy.weight.size()[0])).max(1);
+        let tile_rows = tile_rows(policy.weight);
         for group in groups(&batch.rows_per_pair, tile_rows) {
             let group = Group { batch, span: group, tile_rows, policy, reference };
             statistics += group.run(objective, gradients.as_deref_mut());
         }
         statistics
     })
+}
+
+fn tile_rows(weight: &Tensor) -> i64 {
+    // Fused kernels work on logits as they come; the composed ones widen them first.
+    let width = if tile::serves_logits_of(weight) { weight.kind().elt_size_in_bytes() as i64 } else { 4 };
+    (TILE_BYTES / (width * weight.size()[0])).max(1)
 }
 
 /// Runs of whole pairs of at most `tile_rows` rows; a longer pair stands alone.
@@ -101,13 +107,19 @@ struct Sums {
 }
 
 impl Group<'_> {
-    fn run(&self, objective: Objective, gradients: Option<&mut HeadGradients<'_>>) -> Tensor {
+    fn run(&self, objective: Objective, mut gradients: Option<&mut HeadGradients<'_>>) -> Tensor {
         let sequences = self.local_sequences();
-        let sums = self.first_pass(&sequences, gradients.is_some());
+        let sums = self.first_pass(&sequences, gradients.as_deref_mut());
         let scored = tch::with_grad(|| score(objective, &sums.logps, sums.reference_logps.as_ref()));
         if let Some(gradients) = gradients {
             let coefficients = scored.gradient.index_select(0, &sequences);
-            self.second_pass(&coefficients, sums.kept, gradients);
+            match gradients.weight {
+                Some(weight) => self.second_pass(&coefficients, sums.kept, &gradients.rows, weight),
+                None => {
+                    let mut rows = gradients.rows.narrow(0, self.span.start, self.span.len);
+                    rows *= coefficients.unsqueeze(1).to_kind(rows.kind());
+                }
+            }
         }
         let kl = Tensor::cat(
             &[Tensor::zeros([STATISTICS as i64 - 1], (Kind::Double, sums.kl.device())), sums.kl.view([1])],
@@ -131,34 +143,35 @@ impl Group<'_> {
     }
 
     fn targets(&self, tile: Span) -> Tensor {
-        self.batch.targets.narrow(0, tile.start, tile.len).unsqueeze(1)
+        self.batch.targets.narrow(0, tile.start, tile.len)
     }
 
-    fn first_pass(&self, sequences: &Tensor, training: bool) -> Sums {
+    fn first_pass(&self, sequences: &Tensor, gradients: Option<&mut HeadGradients<'_>>) -> Sums {
         let tiles = self.tiles();
-        let keep = training && tiles.len() == 1;
+        let frozen = gradients.as_ref().is_some_and(|gradients| gradients.weight.is_none());
+        let keep = gradients.is_some() && (frozen || tiles.len() == 1);
         let device = self.policy.rows.device();
         let (mut logps, mut reference_logps) = (Vec::new(), Vec::new());
         let (mut kl, mut kept) = (Tensor::zeros([], (Kind::Double, device)), None);
         for tile in tiles {
             let targets = self.targets(tile);
-            let mut log_p = self.policy.log_probabilities(tile);
-            logps.push(log_p.gather(1, &targets, false).squeeze_dim(1));
-            if keep || self.reference.is_some() {
-                let p = log_p.exp();
-                if let Some(reference) = self.reference {
-                    let log_q = reference.log_probabilities(tile);
-                    reference_logps.push(log_q.gather(1, &targets, false).squeeze_dim(1));
-                    log_p -= &log_q;
-                    kl += log_p.view([-1]).dot(&p.view([-1])).to_kind(Kind::Double);
+            let reference = self.reference.map(|reference| reference.logits(tile));
+            let scored = tile::score(self.policy.logits(tile), reference, &targets, keep);
+            logps.push(scored.logps);
+            reference_logps.extend(scored.reference_logps);
+            kl += scored.kl;
+            match (scored.probabilities, &gradients) {
+                (Some(p), Some(gradients)) if frozen => {
+                    let directions = self.directions(&p, &targets);
+                    gradients.rows.narrow(0, tile.start, tile.len).copy_(&directions);
                 }
-                kept = keep.then_some(p);
+                (p, _) => kept = p,
             }
         }
         // Rows of a sequence are contiguous and few: the order of this sum does not depend on how rows were tiled.
         let count = self.sequence_count();
         let per_sequence = |rows: &[Tensor]| {
-            Tensor::zeros([count], (Kind::Float, device)).index_add(0, sequences, &Tensor::cat(rows, 0))
+            Tensor::zeros([count], (Kind::Double, device)).index_add(0, sequences, &Tensor::cat(rows, 0))
         };
         Sums {
             logps: per_sequence(&logps),
@@ -166,6 +179,12 @@ impl Group<'_> {
             kl,
             kept,
         }
+    }
+
+    /// `dh / a = W[y] - Wᵀ p`.
+    fn directions(&self, p: &Tensor, targets: &Tensor) -> Tensor {
+        let weight = self.policy.weight;
+        weight.index_select(0, targets) - p.to_kind(weight.kind()).matmul(weight)
     }
 
     /// Sequences in the group, known on the host: no device is asked.
@@ -179,34 +198,28 @@ impl Group<'_> {
         pairs * self.batch.sequences_per_pair
     }
 
-    fn second_pass(
-        &self,
-        coefficients: &Tensor,
-        mut kept: Option<Tensor>,
-        gradients: &mut HeadGradients<'_>,
-    ) {
+    fn second_pass(&self, coefficients: &Tensor, mut kept: Option<Tensor>, rows: &Tensor, weight: &Tensor) {
         for tile in self.tiles() {
-            let mut dz = kept.take().unwrap_or_else(|| self.policy.log_probabilities(tile).exp_());
-            let a = coefficients.narrow(0, tile.start - self.span.start, tile.len).unsqueeze(1);
-            // a (onehot - p), built in place from p.
-            dz *= &-&a;
-            let _ = dz.scatter_add_(1, &self.targets(tile), &a);
-            let dz = dz.to_kind(self.policy.weight.kind());
-            gradients.rows.narrow(0, tile.start, tile.len).copy_(&dz.matmul(self.policy.weight));
-            if let Some(weight_gradient) = gradients.weight {
-                accumulate_weight(weight_gradient, &dz, &self.policy.rows.narrow(0, tile.start, tile.len));
-            }
+            let targets = self.targets(tile);
+            let p = kept.take().or_else(|| {
+                // Scored a second time for its probabilities alone.
+                tile::score(self.policy.logits(tile), None, &targets, true).probabilities
+            });
+            let Some(p) = p else { continue };
+            let a = coefficients.narrow(0, tile.start - self.span.start, tile.len);
+            let dz = tile::differentiate(p, &targets, &a).to_kind(self.policy.weight.kind());
+            rows.narrow(0, tile.start, tile.len).copy_(&dz.matmul(self.policy.weight));
+            accumulate_weight(weight, &dz, &self.policy.rows.narrow(0, tile.start, tile.len));
         }
     }
 }
 
 fn accumulate_weight(gradient: &Tensor, dz: &Tensor, rows: &Tensor) {
-    let mut gradient = gradient.shallow_clone();
     if dz.kind() == Kind::Float {
         // One fused multiply-accumulate instead of a second vocabulary-sized tensor.
-        let _ = gradient.addmm_(&dz.tr(), rows);
+        let _ = gradient.shallow_clone().addmm_(&dz.tr(), rows);
     } else {
-        gradient += dz.tr().matmul(rows);
+        accumulate(gradient, &dz.tr().matmul(rows));
     }
 }
 
@@ -255,9 +268,10 @@ mod tests {
         let loss = -((margin.select(1, 0) - margin.select(1, 1)) * 0.3).log_sigmoid().sum(Kind::Float);
         let expected = Tensor::run_backward(&[&loss / 5.0], &[&leaf_rows, &leaf_weight], false, false);
 
-        for tile_rows in [100, 7, 2] {
+        for (tile_rows, frozen) in [(100, false), (7, false), (2, false), (100, true), (2, true)] {
             let weight_gradient = Tensor::zeros([VOCAB, 4], options);
-            let mut gradients = HeadGradients { rows: rows.zeros_like(), weight: Some(&weight_gradient) };
+            let weight_target = (!frozen).then_some(&weight_gradient);
+            let mut gradients = HeadGradients { rows: rows.zeros_like(), weight: weight_target };
             let mut statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, Device::Cpu));
             tch::no_grad(|| {
                 for span in groups(&batch.rows_per_pair, tile_rows) {
@@ -268,7 +282,9 @@ mod tests {
                 }
             });
             close(&gradients.rows, &expected[0]);
-            close(&weight_gradient, &expected[1]);
+            if !frozen {
+                close(&weight_gradient, &expected[1]);
+            }
             close(&statistics.select(0, 0), &loss);
         }
     }

@@ -1,0 +1,189 @@
+//! What the head does with one tile of logits: score them, turn them into gradients. Fused on the CPU, composed elsewhere.
+#![expect(unsafe_code, reason = "foreign functions of the bridge")]
+
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::ext::{RawError, check};
+use crate::model::fused::serves;
+
+unsafe extern "C" {
+    fn dyad_head_score(
+        policy: *const C_tensor,
+        reference: *const C_tensor,
+        targets: *const C_tensor,
+        logps: *const C_tensor,
+        reference_logps: *const C_tensor,
+        kl: *const C_tensor,
+        keep: bool,
+    ) -> RawError;
+    fn dyad_head_differentiate(
+        probabilities: *const C_tensor,
+        targets: *const C_tensor,
+        a: *const C_tensor,
+    ) -> RawError;
+}
+
+/// Whether logits of this projection are worked on as they come, in the precision of the passes.
+#[must_use]
+pub fn serves_logits_of(weight: &Tensor) -> bool {
+    serves(&[weight])
+}
+
+/// What one tile of logits says.
+#[derive(Debug)]
+pub struct TileScore {
+    /// Log-probability of each row's target, float64. `[rows]`
+    pub logps: Tensor,
+    /// The same under the reference.
+    pub reference_logps: Option<Tensor>,
+    /// Sum over the rows of KL(policy || reference), float64; 0 without a reference. `[]`
+    pub kl: Tensor,
+    /// Probabilities over the vocabulary, where they are kept. `[rows, vocab]`
+    pub probabilities: Option<Tensor>,
+}
+
+/// Scores logits `[rows, vocab]`; takes them, because probabilities are built in their place.
+#[must_use]
+pub fn score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep: bool) -> TileScore {
+    let all: Vec<&Tensor> = [&policy].into_iter().chain(&reference).collect();
+    if serves(&all) {
+        fused_score(policy, reference, targets, keep)
+    } else {
+        composed_score(policy, reference, targets, keep)
+    }
+}
+
+fn fused_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep: bool) -> TileScore {
+    let (policy, reference) = (policy.contiguous(), reference.map(|logits| logits.contiguous()));
+    let rows = |kind| Tensor::empty([policy.size()[0]], (kind, policy.device()));
+    let logps = rows(Kind::Double);
+    let of_reference = reference.as_ref().map(|logits| (logits, rows(Kind::Double), rows(Kind::Float)));
+    let null = std::ptr::null();
+    let (logits, reference_logps, kl) = match &of_reference {
+        Some((logits, logps, kl)) => (logits.as_ptr(), logps.as_ptr(), kl.as_ptr()),
+        None => (null, null, null),
+    };
+    // SAFETY: live, contiguous tensors of the kinds and sizes that the bridge asks for; the three of the reference are null
+    // together.
+    let scored = unsafe {
+        check(dyad_head_score(
+            policy.as_ptr(),
+            logits.cast(),
+            targets.as_ptr(),
+            logps.as_ptr(),
+            reference_logps.cast(),
+            kl.cast(),
+            keep,
+        ))
+    };
+    accept(scored);
+    let kl = match &of_reference {
+        Some((_, _, kl)) => kl.sum(Kind::Double),
+        None => Tensor::zeros([], (Kind::Double, policy.device())),
+    };
+    let reference_logps = of_reference.map(|(_, logps, _)| logps);
+    TileScore { logps, reference_logps, kl, probabilities: keep.then_some(policy) }
+}
+
+fn composed_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep: bool) -> TileScore {
+    let targets = targets.unsqueeze(1);
+    let at_targets = |log_probabilities: &Tensor| {
+        log_probabilities.gather(1, &targets, false).squeeze_dim(1).to_kind(Kind::Double)
+    };
+    let mut log_p = log_probabilities(&policy);
+    drop(policy);
+    let logps = at_targets(&log_p);
+    let mut kl = Tensor::zeros([], (Kind::Double, logps.device()));
+    if !keep && reference.is_none() {
+        return TileScore { logps, reference_logps: None, kl, probabilities: None };
+    }
+    let p = log_p.exp();
+    let reference_logps = reference.map(|logits| {
+        let log_q = log_probabilities(&logits);
+        let logps = at_targets(&log_q);
+        log_p -= &log_q;
+        kl += log_p.view([-1]).dot(&p.view([-1])).to_kind(Kind::Double);
+        logps
+    });
+    TileScore { logps, reference_logps, kl, probabilities: keep.then_some(p) }
+}
+
+fn log_probabilities(logits: &Tensor) -> Tensor {
+    // A copy in float32, or the logits themselves, which nobody needs again.
+    let mut wide = logits.to_kind(Kind::Float);
+    let normaliser = wide.logsumexp(-1i64, true);
+    wide -= &normaliser;
+    wide
+}
+
+/// The loss's gradient by the logits, `a (onehot(target) - p)`, in the probabilities' place; `a` is `[rows]`.
+pub fn differentiate(probabilities: Tensor, targets: &Tensor, a: &Tensor) -> Tensor {
+    if !serves(&[&probabilities]) {
+        let (mut dz, a) = (probabilities, a.to_kind(Kind::Float).unsqueeze(1));
+        dz *= &-&a;
+        return dz.scatter_add_(1, &targets.unsqueeze(1), &a);
+    }
+    let a = a.to_kind(Kind::Float).contiguous();
+    // SAFETY: live, contiguous tensors of the kinds and sizes that the bridge asks for.
+    let done =
+        unsafe { check(dyad_head_differentiate(probabilities.as_ptr(), targets.as_ptr(), a.as_ptr())) };
+    accept(done);
+    probabilities
+}
+
+/// A refusal is a bug of the caller's, as with tch's own operators.
+fn accept(result: Result<(), crate::ext::TorchError>) {
+    if let Err(error) = result {
+        panic!("fused head: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    const ROWS: i64 = 9;
+
+    /// Fused against composed: to rounding in float32; bfloat16 keeps eight bits of each probability.
+    #[test]
+    fn fused_head_equals_its_composition() {
+        tch::manual_seed(5);
+        for (kind, vocab) in [(Kind::Float, 13), (Kind::Float, 1000), (Kind::BFloat16, 1000)] {
+            let tolerance = if kind == Kind::Float { 1e-5 } else { 1e-2 };
+            let logits = || (Tensor::randn([ROWS, vocab], (Kind::Float, Device::Cpu)) * 4.0).to_kind(kind);
+            let (policy, reference) = (logits(), logits());
+            let targets = Tensor::randint(vocab, [ROWS], (Kind::Int64, Device::Cpu));
+            let a = Tensor::randn([ROWS], (Kind::Float, Device::Cpu));
+            for reference in [None, Some(reference)] {
+                let ours = fused_score(policy.copy(), reference.as_ref().map(Tensor::copy), &targets, true);
+                let theirs = composed_score(policy.copy(), reference, &targets, true);
+                let close = |a: &Tensor, b: &Tensor| {
+                    let worst =
+                        (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[]);
+                    assert!(worst < tolerance, "{kind:?} {vocab}: differ by {worst}");
+                };
+                close(&ours.logps, &theirs.logps);
+                close(&(&ours.kl / ROWS), &(&theirs.kl / ROWS));
+                assert_eq!(ours.reference_logps.is_some(), theirs.reference_logps.is_some());
+                if let (Some(ours), Some(theirs)) = (&ours.reference_logps, &theirs.reference_logps) {
+                    close(ours, theirs);
+                }
+                let dz = differentiate(ours.probabilities.unwrap(), &targets, &a);
+                let (mut expected, a) = (theirs.probabilities.unwrap(), a.unsqueeze(1));
+                expected *= &-&a;
+                close(&dz, &expected.scatter_add_(1, &targets.unsqueeze(1), &a));
+            }
+        }
+    }
+
+    #[test]
+    fn a_logit_that_is_no_number_is_not_hidden() {
+        let logits = Tensor::zeros([1, 40], (Kind::Float, Device::Cpu));
+        let _ = logits.narrow(1, 7, 1).fill_(f64::NAN);
+        let targets = Tensor::zeros([1], (Kind::Int64, Device::Cpu));
+        assert!(fused_score(logits, None, &targets, false).logps.double_value(&[0]).is_nan());
+    }
+}

@@ -1,0 +1,102 @@
+//! Safe face of the fused CPU kernels in `ext/kernels.cpp` and `ext/attention.cpp`. Each has its derivative; elsewhere than
+//! on the CPU in float32 or bfloat16 the operators that [`super::blocks`] composes do the same.
+#![expect(unsafe_code, reason = "foreign functions of the bridge")]
+
+use tch::{Device, Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::batch::Segment;
+use crate::ext::{RawError, check};
+
+unsafe extern "C" {
+    fn dyad_rms_norm(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        eps: f64,
+        y: *mut *mut C_tensor,
+    ) -> RawError;
+    fn dyad_rotate(
+        x: *const C_tensor,
+        cos: *const C_tensor,
+        sin: *const C_tensor,
+        y: *mut *mut C_tensor,
+    ) -> RawError;
+    fn dyad_swiglu(gate: *const C_tensor, up: *const C_tensor, y: *mut *mut C_tensor) -> RawError;
+    fn dyad_accumulate(total: *const C_tensor, part: *const C_tensor) -> RawError;
+    fn dyad_segmented_attention(
+        query: *const C_tensor,
+        key: *const C_tensor,
+        value: *const C_tensor,
+        layout: *const i64,
+        count: usize,
+        out: *mut *mut C_tensor,
+    ) -> RawError;
+}
+
+/// Whether these kernels serve such tensors.
+#[must_use]
+pub fn serves(tensors: &[&Tensor]) -> bool {
+    let kind = tensors.first().map(|tensor| tensor.kind());
+    matches!(kind, Some(Kind::Float | Kind::BFloat16))
+        && tensors.iter().all(|tensor| tensor.device() == Device::Cpu && Some(tensor.kind()) == kind)
+}
+
+/// The new tensor that a kernel made. A refusal is a bug of the caller's, as with tch's own operators.
+fn made(kernel: impl FnOnce(*mut *mut C_tensor) -> RawError) -> Tensor {
+    let mut raw = std::ptr::null_mut();
+    if let Err(error) = check(kernel(&raw mut raw)) {
+        panic!("fused kernel: {error}");
+    }
+    // SAFETY: on success the kernel has left a fresh tensor that we own.
+    unsafe { Tensor::from_ptr(raw) }
+}
+
+/// `x / sqrt(mean(x²) + eps) * weight` over the last dimension.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    assert_eq!(x.size().last(), weight.size().last(), "one weight per column");
+    // SAFETY: two live tensors of matching sizes, and a place for the result.
+    made(|out| unsafe { dyad_rms_norm(x.as_ptr(), weight.as_ptr(), eps, out) })
+}
+
+/// Rotates `[tokens, heads, width]` by angles with contiguous cosines and sines `[tokens, 1, width]`.
+pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    let (size, angles) = (x.size(), cos.size());
+    assert!(size[0] == angles[0] && size[2] == angles[2] && cos.is_contiguous() && sin.is_contiguous());
+    // SAFETY: three live tensors of matching sizes, and a place for the result.
+    made(|out| unsafe { dyad_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
+}
+
+/// `silu(gate) * up`.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
+    assert_eq!(gate.size(), up.size(), "one gate per value");
+    // SAFETY: two live tensors of the same size, and a place for the result.
+    made(|out| unsafe { dyad_swiglu(gate.as_ptr(), up.as_ptr(), out) })
+}
+
+/// `total += part`, whatever the kinds; `total` is changed through every handle to it.
+pub fn accumulate(total: &Tensor, part: &Tensor) {
+    let narrow = total.kind() == Kind::Float && part.kind() == Kind::BFloat16;
+    let plain = total.size() == part.size() && total.is_contiguous() && part.is_contiguous();
+    if !(narrow && plain && total.device() == Device::Cpu && part.device() == Device::Cpu) {
+        let mut total = total.shallow_clone();
+        tch::no_grad(|| total += part);
+        return;
+    }
+    // SAFETY: two live, contiguous CPU tensors of the same size and of the kinds that the bridge asks for.
+    if let Err(error) = check(unsafe { dyad_accumulate(total.as_ptr(), part.as_ptr()) }) {
+        panic!("fused kernel: {error}");
+    }
+}
+
+/// Attention over packed segments: `[tokens, heads, width]`, and `[tokens, kv heads, width]` keys and values.
+pub fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
+    let mut layout = Vec::new();
+    for segment in segments {
+        layout.extend([segment.start, segment.prompt, segment.branches.len() as i64]);
+        layout.extend(&segment.branches);
+    }
+    // SAFETY: three live tensors, an array as long as said, and a place for the result.
+    made(|out| unsafe {
+        dyad_segmented_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), layout.as_ptr(), layout.len(), out)
+    })
+}

@@ -1,0 +1,223 @@
+//! What an operator is for, and what it costs at least: floating-point operations and bytes, from its name and shapes.
+
+use super::recorder::Event;
+
+/// What an operator is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Matrix products.
+    Gemm,
+    /// Softmax attention, its two products included.
+    Attention,
+    /// One result per element.
+    Elementwise,
+    /// Sums, norms, log-sum-exp.
+    Reduction,
+    /// Copies, casts, gathers, fills.
+    Copy,
+    /// Other shapes of the same memory: nothing but the cost of a call.
+    View,
+    /// The parameter update.
+    Optimizer,
+    /// Between processes.
+    Communication,
+}
+
+impl Class {
+    /// Every class, in the order of the tables.
+    pub const ALL: [Self; 8] = [
+        Self::Gemm,
+        Self::Attention,
+        Self::Elementwise,
+        Self::Reduction,
+        Self::Copy,
+        Self::View,
+        Self::Optimizer,
+        Self::Communication,
+    ];
+
+    /// How it is called in the tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gemm => "matrix product",
+            Self::Attention => "attention",
+            Self::Elementwise => "elementwise",
+            Self::Reduction => "reduction",
+            Self::Copy => "copy",
+            Self::View => "view",
+            Self::Optimizer => "optimizer",
+            Self::Communication => "communication",
+        }
+    }
+
+    /// Class of an operator or a GPU kernel.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        let is = |marks: &[&str]| marks.iter().any(|mark| name.contains(mark));
+        let operator = name.strip_prefix("aten::").unwrap_or(name).trim_end_matches('_');
+        if is(&["gloo:", "c10d::", "nccl"]) {
+            Self::Communication
+        } else if is(&["adamw"]) {
+            Self::Optimizer
+        } else if is(&["scaled_dot_product", "flash_", "efficient_attention", "fmha"]) {
+            Self::Attention
+        } else if matches!(operator, "mm" | "addmm" | "bmm" | "baddbmm" | "matmul" | "linear")
+            || is(&["gemm", "cutlass", "nvjet"])
+        {
+            Self::Gemm
+        } else if matches!(operator, "sum" | "mean" | "logsumexp" | "dot" | "amax" | "max" | "min" | "norm")
+            || is(&["reduce_kernel"])
+        {
+            Self::Reduction
+        } else if is(&[
+            "copy", "cat", "clone", "index", "gather", "scatter", "fill", "zero", "empty", "to_copy", "Mem",
+        ]) || matches!(
+            operator,
+            "to" | "stack" | "contiguous" | "repeat_interleave" | "arange" | "resize"
+        ) {
+            Self::Copy
+        } else if matches!(
+            operator,
+            "t" | "view" | "transpose" | "permute" | "reshape" | "expand" | "alias" | "unbind"
+        ) || is(&[
+            "_view",
+            "narrow",
+            "slice",
+            "select",
+            "squeeze",
+            "detach",
+            "as_strided",
+            "reshape",
+            "chunk",
+            "split",
+        ]) {
+            Self::View
+        } else {
+            Self::Elementwise
+        }
+    }
+}
+
+/// Floating-point operations of a matrix product or an attention, two to a multiply-accumulate; 0 for everything else.
+#[must_use]
+pub fn flops(event: &Event) -> f64 {
+    let shape = |index: usize| event.shapes.get(index).map_or(&[] as &[i64], Vec::as_slice);
+    match event.name.strip_prefix("aten::").unwrap_or(&event.name).trim_end_matches('_') {
+        "mm" => product(shape(0), shape(1)),
+        "addmm" => product(shape(1), shape(2)),
+        "bmm" => product(shape(0), shape(1)),
+        "baddbmm" => product(shape(1), shape(2)),
+        name if name.contains("scaled_dot_product") && name.contains("attention") => {
+            let backward = name.ends_with("backward");
+            // The backward pass gets the output's gradient first, and does five products to the forward pass's two.
+            let (first, times) = if backward { (1, 2.5) } else { (0, 1.0) };
+            times * attention(shape(first), shape(first + 1))
+        }
+        _ => 0.0,
+    }
+}
+
+/// `[…, m, k] × […, k, n]`.
+fn product(a: &[i64], b: &[i64]) -> f64 {
+    match (a, b) {
+        ([.., _, _], [.., n]) => 2.0 * numel(a) * *n as f64,
+        _ => 0.0,
+    }
+}
+
+/// `[batch, heads, queries, width]` and keys alike. Square ones are taken for causal: half of the pairs.
+fn attention(q: &[i64], k: &[i64]) -> f64 {
+    match (q, k) {
+        ([.., queries, _], [.., keys, _]) => {
+            let share = if queries == keys { 0.5 } else { 1.0 };
+            4.0 * share * numel(q) * *keys as f64
+        }
+        _ => 0.0,
+    }
+}
+
+/// Bytes that the operator cannot do without: its inputs read, and an output like its largest input written.
+#[must_use]
+pub fn bytes(event: &Event) -> f64 {
+    let sizes = event.shapes.iter().zip(&event.kinds).filter(|(_, kind)| !kind.is_empty());
+    let bytes: Vec<f64> = sizes.map(|(shape, kind)| numel(shape) * width(kind)).collect();
+    let output = match Class::of(&event.name) {
+        Class::Reduction => 0.0,
+        _ => bytes.iter().copied().fold(0.0, f64::max),
+    };
+    bytes.iter().sum::<f64>() + output
+}
+
+fn numel(shape: &[i64]) -> f64 {
+    shape.iter().map(|&size| size as f64).product()
+}
+
+/// Bytes of one element, by libtorch's names for kinds; 0 for what is no tensor.
+fn width(kind: &str) -> f64 {
+    match kind {
+        "double" | "long int" | "int64_t" | "long" => 8.0,
+        "float" | "int" => 4.0,
+        "c10::BFloat16" | "c10::Half" | "short" => 2.0,
+        "bool" | "unsigned char" | "signed char" => 1.0,
+        _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &str, shapes: &[&[i64]]) -> Event {
+        Event {
+            name: name.into(),
+            shapes: shapes.iter().map(|shape| shape.to_vec()).collect(),
+            kinds: shapes.iter().map(|_| "float".to_owned()).collect(),
+            ..Event::default()
+        }
+    }
+
+    #[test]
+    fn products_cost_two_operations_a_multiply_accumulate() {
+        assert_eq!(flops(&event("aten::mm", &[&[3, 4], &[4, 5]])), 120.0);
+        assert_eq!(flops(&event("aten::addmm_", &[&[3, 5], &[3, 4], &[4, 5]])), 120.0);
+        assert_eq!(flops(&event("aten::bmm", &[&[2, 3, 4], &[2, 4, 5]])), 240.0);
+        assert_eq!(flops(&event("aten::mul", &[&[3, 4], &[3, 4]])), 0.0);
+    }
+
+    #[test]
+    fn attention_counts_the_pairs_that_see_each_other() {
+        let name = "aten::_scaled_dot_product_flash_attention_for_cpu";
+        let (q, k): (&[i64], &[i64]) = (&[1, 2, 6, 8], &[1, 2, 9, 8]);
+        assert_eq!(flops(&event(name, &[q, k, k])), 4.0 * 2.0 * 6.0 * 9.0 * 8.0);
+        assert_eq!(flops(&event(name, &[q, q, q])), 2.0 * 2.0 * 6.0 * 6.0 * 8.0);
+        let backward = event(&format!("{name}_backward"), &[q, q, k, k]);
+        assert_eq!(flops(&backward), 2.5 * 4.0 * 2.0 * 6.0 * 9.0 * 8.0);
+    }
+
+    #[test]
+    fn bytes_are_inputs_and_an_output() {
+        assert_eq!(bytes(&event("aten::add", &[&[10], &[1]])), 4.0 * 21.0);
+        assert_eq!(bytes(&event("aten::sum", &[&[10]])), 40.0);
+    }
+
+    #[test]
+    fn every_operator_of_a_step_has_its_class() {
+        let classes = [
+            ("aten::addmm_", Class::Gemm),
+            ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", Class::Attention),
+            ("aten::silu_backward", Class::Elementwise),
+            ("aten::logsumexp", Class::Reduction),
+            ("aten::copy_", Class::Copy),
+            ("aten::index_select", Class::Copy),
+            ("aten::as_strided", Class::View),
+            ("aten::_fused_adamw_", Class::Optimizer),
+            ("gloo:all_reduce", Class::Communication),
+            ("sm90_xmma_gemm_bf16bf16_bf16f32", Class::Gemm),
+        ];
+        for (name, class) in classes {
+            assert_eq!(Class::of(name), class, "{name}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! From what the profiler saw to where a step's time goes. Pure.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::cost::{Class, bytes, flops};
+use super::recorder::Event;
+
+/// Span around a whole optimizer step.
+pub const STEP: &str = "step";
+
+/// Where the time of the profiled steps went. Every number is per step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Summary {
+    /// Optimizer steps that were profiled.
+    pub steps: usize,
+    /// Seconds.
+    pub step_seconds: f64,
+    /// Parts of the step, the longest first; what lies in no part is `step` itself.
+    pub phases: Vec<Phase>,
+    /// What the host did, by class of operator, the longest first.
+    pub classes: Vec<Row>,
+    /// What the host did, by operator, the longest first.
+    pub operators: Vec<Row>,
+    /// What ran on an accelerator, by class of kernel, the longest first.
+    pub kernels: Vec<Row>,
+}
+
+/// A part of the step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Phase {
+    /// Its span.
+    pub name: String,
+    /// Seconds, without the parts inside it.
+    pub seconds: f64,
+    /// Seconds in operators of each class.
+    pub classes: BTreeMap<Class, f64>,
+}
+
+/// One class or operator.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Row {
+    /// Class or operator.
+    pub name: String,
+    /// Seconds in it, without what it called.
+    pub seconds: f64,
+    /// How often.
+    pub calls: f64,
+    /// Floating-point operations of matrix products and attention.
+    pub flops: f64,
+    /// Bytes that it had to read and write at least.
+    pub bytes: f64,
+}
+
+impl Summary {
+    /// Adds up.
+    #[must_use]
+    pub fn new(events: &[Event]) -> Self {
+        let steps = events.iter().filter(|event| event.is_span && event.name == STEP).count();
+        let share = 1.0 / steps.max(1) as f64;
+        let mut phases: BTreeMap<&str, Phase> = BTreeMap::new();
+        let (mut classes, mut operators, mut kernels) =
+            (Tally::default(), Tally::default(), Tally::default());
+        let mut step_seconds = 0.0;
+        for Timed { event, own_ns, phase, leaf } in timed(events) {
+            let seconds = own_ns as f64 * 1e-9 * share;
+            if event.is_span {
+                phases.entry(&event.name).or_default().seconds += seconds;
+                if event.name == STEP {
+                    step_seconds += event.duration_ns as f64 * 1e-9 * share;
+                }
+                continue;
+            }
+            let class = Class::of(&event.name);
+            let least = if leaf { bytes(event) } else { 0.0 };
+            let row = Row { seconds, calls: 1.0, flops: flops(event), bytes: least, ..Row::default() };
+            *phases.entry(phase).or_default().classes.entry(class).or_default() += seconds;
+            classes.add(class.name(), &row, share);
+            operators.add(&event.name, &row, share);
+        }
+        for event in events.iter().filter(|event| event.on_device && !event.is_span) {
+            let seconds = event.duration_ns as f64 * 1e-9 * share;
+            let row = Row { seconds, calls: 1.0, ..Row::default() };
+            kernels.add(Class::of(&event.name).name(), &row, share);
+        }
+        let named = phases.into_iter().map(|(name, phase)| Phase { name: name.to_owned(), ..phase });
+        Self {
+            steps,
+            step_seconds,
+            phases: longest_first(named.collect(), |phase| phase.seconds),
+            classes: classes.rows(),
+            operators: operators.rows(),
+            kernels: kernels.rows(),
+        }
+    }
+
+    /// Floating-point operations of matrix products and attention.
+    #[must_use]
+    pub fn flops(&self) -> f64 {
+        self.classes.iter().map(|row| row.flops).sum()
+    }
+}
+
+/// An event on the host with what is its own.
+struct Timed<'a> {
+    event: &'a Event,
+    /// An operator's time without what it called; a span's without the spans inside it.
+    own_ns: u64,
+    /// The span around it.
+    phase: &'a str,
+    /// It called no other operator.
+    leaf: bool,
+}
+
+struct Open<'a> {
+    timed: Timed<'a>,
+    end_ns: u64,
+}
+
+/// Nests the host's events by thread and time.
+fn timed(events: &[Event]) -> Vec<Timed<'_>> {
+    let mut ordered: Vec<&Event> =
+        events.iter().filter(|event| !event.on_device && event.name != "[memory]").collect();
+    ordered.sort_by_key(|event| (event.thread, event.start_ns, Reverse(event.duration_ns)));
+    let (mut done, mut open): (Vec<Timed<'_>>, Vec<Open<'_>>) = (Vec::new(), Vec::new());
+    let mut thread = None;
+    for event in ordered {
+        let elsewhere = thread.replace(event.thread) != Some(event.thread);
+        while let Some(top) = open.pop_if(|top| elsewhere || top.end_ns <= event.start_ns) {
+            done.push(top.timed);
+        }
+        let phase = open.iter().rev().find(|outer| outer.timed.event.is_span);
+        let phase = phase.map_or("outside the step", |outer| outer.timed.event.name.as_str());
+        if let Some(outer) = open.last_mut() {
+            outer.timed.leaf = false;
+            // An operator inside a span is part of the span's own time.
+            if event.is_span || !outer.timed.event.is_span {
+                outer.timed.own_ns = outer.timed.own_ns.saturating_sub(event.duration_ns);
+            }
+        }
+        let timed = Timed { event, own_ns: event.duration_ns, phase, leaf: true };
+        open.push(Open { timed, end_ns: event.start_ns + event.duration_ns });
+    }
+    done.extend(open.into_iter().map(|open| open.timed));
+    done
+}
+
+#[derive(Default)]
+struct Tally(BTreeMap<String, Row>);
+
+impl Tally {
+    fn add(&mut self, name: &str, row: &Row, share: f64) {
+        let total = self.0.entry(name.to_owned()).or_default();
+        total.seconds += row.seconds;
+        total.calls += row.calls * share;
+        total.flops += row.flops * share;
+        total.bytes += row.bytes * share;
+    }
+
+    fn rows(self) -> Vec<Row> {
+        longest_first(self.0.into_iter().map(|(name, row)| Row { name, ..row }).collect(), |row| row.seconds)
+    }
+}
+
+fn longest_first<T>(mut items: Vec<T>, seconds: impl Fn(&T) -> f64) -> Vec<T> {
+    items.sort_by(|a, b| seconds(b).total_cmp(&seconds(a)));
+    items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &str, start_ns: u64, duration_ns: u64, is_span: bool) -> Event {
+        Event { name: name.into(), start_ns, duration_ns, is_span, ..Event::default() }
+    }
+
+    /// Two steps of 100 ns; in each a phase of 60 ns with a product of 40 ns that copies for 10 ns.
+    fn two_steps() -> Vec<Event> {
+        let mut events = Vec::new();
+        for start in [1000, 2000] {
+            let product = Event {
+                shapes: vec![vec![3, 4], vec![4, 5]],
+                kinds: vec!["float".into(), "float".into()],
+                ..event("aten::mm", start + 20, 40, false)
+            };
+            let copy = Event {
+                shapes: vec![vec![10]],
+                kinds: vec!["float".into()],
+                ..event("aten::copy_", start + 25, 10, false)
+            };
+            events.extend([
+                copy,
+                product,
+                event("forward", start + 10, 60, true),
+                event(STEP, start, 100, true),
+            ]);
+        }
+        events
+    }
+
+    fn close(found: f64, expected: f64) {
+        assert!((found - expected).abs() < 1e-12, "{found} instead of {expected}");
+    }
+
+    #[test]
+    fn time_is_booked_once() {
+        let summary = Summary::new(&two_steps());
+        assert_eq!(summary.steps, 2);
+        close(summary.step_seconds, 100e-9);
+        let names: Vec<&str> = summary.phases.iter().map(|phase| phase.name.as_str()).collect();
+        assert_eq!(names, ["forward", STEP]);
+        close(summary.phases[0].seconds, 60e-9);
+        close(summary.phases[1].seconds, 40e-9);
+        close(summary.phases[0].classes[&Class::Gemm], 30e-9);
+        close(summary.phases[0].classes[&Class::Copy], 10e-9);
+    }
+
+    #[test]
+    fn operations_and_bytes_are_per_step() {
+        let summary = Summary::new(&two_steps());
+        let [product, copy] = &summary.operators[..] else { panic!("{summary:?}") };
+        assert_eq!((product.name.as_str(), product.calls, product.flops), ("aten::mm", 1.0, 120.0));
+        // What an operator calls moves the bytes.
+        assert_eq!((product.bytes, copy.bytes), (0.0, 80.0));
+        assert_eq!(summary.flops(), 120.0);
+    }
+
+    #[test]
+    fn kernels_of_an_accelerator_stand_apart() {
+        let mut events = two_steps();
+        events.push(Event { on_device: true, ..event("some_gemm_kernel", 1030, 500, false) });
+        let summary = Summary::new(&events);
+        close(summary.step_seconds, 100e-9);
+        assert_eq!(summary.kernels[0].name, "matrix product");
+        close(summary.kernels[0].seconds, 250e-9);
+    }
+
+    #[test]
+    fn threads_do_not_nest_in_each_other() {
+        let mut events = two_steps();
+        events.push(Event { thread: 7, ..event("aten::add", 1005, 90, false) });
+        let summary = Summary::new(&events);
+        close(summary.phases[0].seconds, 60e-9);
+        assert!(summary.phases.iter().any(|phase| phase.name == "outside the step"));
+    }
+}
