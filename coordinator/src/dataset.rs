@@ -41,10 +41,16 @@ impl Dataset {
         self.records.iter().map(ExactSizeIterator::len)
     }
 
+    /// One record's JSON.
+    #[must_use]
+    pub fn json(&self, id: u64) -> &str {
+        &self.text[self.records[id as usize].clone()]
+    }
+
     /// One record as it goes over the wire.
     #[must_use]
     pub fn pair(&self, id: u64) -> wire::Pair {
-        wire::Pair { id, json: self.text[self.records[id as usize].clone()].to_owned() }
+        wire::Pair { id, json: self.json(id).to_owned(), reference: None }
     }
 }
 
@@ -71,12 +77,16 @@ impl Datasets {
         })
     }
 
+    /// One of the files.
+    #[must_use]
+    pub fn of(&self, split: wire::Split) -> Option<&Dataset> {
+        if split == wire::Split::Validation { self.validation.as_ref() } else { Some(&self.train) }
+    }
+
     /// Pairs by id.
     #[must_use]
     pub fn pairs(&self, split: wire::Split, ids: impl IntoIterator<Item = u64>) -> Vec<wire::Pair> {
-        let dataset =
-            if split == wire::Split::Validation { self.validation.as_ref() } else { Some(&self.train) };
-        dataset.map_or_else(Vec::new, |dataset| ids.into_iter().map(|id| dataset.pair(id)).collect())
+        self.of(split).map_or_else(Vec::new, |dataset| ids.into_iter().map(|id| dataset.pair(id)).collect())
     }
 }
 
@@ -109,7 +119,7 @@ mod tests {
         let data = load(format!("{GOOD}\n\n  {GOOD}\r\n{GOOD}")).unwrap();
         assert_eq!(data.records(), 3);
         for id in 0..3 {
-            assert_eq!(data.pair(id), wire::Pair { id, json: GOOD.into() });
+            assert_eq!(data.pair(id), wire::Pair { id, json: GOOD.into(), reference: None });
         }
         assert_eq!(data.record_bytes().collect::<Vec<_>>(), [GOOD.len(); 3]);
     }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::membership::TrainerId;
 use crate::output_dir::Output;
+use crate::reference_store::{self, ReferenceStore};
 use crate::run::{Command, Event, Run};
 use crate::schedule::Work;
 use crate::training::Done;
@@ -24,6 +25,7 @@ pub type Outbox = mpsc::UnboundedSender<CoordinatorMessage>;
 
 /// What the engine is fed with.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "events are the rule, connections the exception")]
 pub enum Input {
     /// A connection was made; what is put into the outbox goes out on it.
     Connected(TrainerId, Outbox),
@@ -38,13 +40,15 @@ pub struct Engine {
     output: Output,
     history: History,
     outboxes: HashMap<TrainerId, Outbox>,
+    /// Open where the run keeps reference log-probabilities.
+    store: Option<ReferenceStore>,
 }
 
 impl Engine {
     /// An engine at rest.
     #[must_use]
     pub fn new(run: Run, output: Output, history: History) -> Self {
-        Self { run, output, history, outboxes: HashMap::new() }
+        Self { run, output, history, outboxes: HashMap::new(), store: None }
     }
 
     /// Runs until the run has ended; says how.
@@ -73,21 +77,34 @@ impl Engine {
         // A command that fails is an event in turn; a run that has ended records nothing, so this comes to an end.
         while let Some(event) = next.take() {
             for command in self.run.handle(Instant::now(), event) {
-                if let Err(fault) = self.carry_out(command) {
-                    next.get_or_insert(Event::Fault(fault));
+                match self.carry_out(command) {
+                    Ok(None) => {}
+                    Ok(Some(answer)) => next = Some(next.unwrap_or(answer)),
+                    Err(fault) => next = Some(next.unwrap_or(Event::Fault(fault))),
                 }
             }
         }
     }
 
-    fn carry_out(&mut self, command: Command) -> Result<(), Fault> {
+    /// Some commands are answered by an event.
+    fn carry_out(&mut self, command: Command) -> Result<Option<Event>, Fault> {
         match command {
             Command::Send(id, body) => self.send(id, body),
             Command::Close(id) => drop(self.outboxes.remove(&id)),
             Command::Emit(happening) => self.emit(happening),
             Command::Record(done) => self.record(&done)?,
+            Command::Recall(key) => return self.recall(&key).map(Some),
         }
-        Ok(())
+        Ok(None)
+    }
+
+    fn recall(&mut self, key: &str) -> Result<Event, Fault> {
+        let path = reference_store::path(self.run.config());
+        let mut store = ReferenceStore::open(&path, key)?;
+        let known = store.recall(self.run.data())?;
+        tracing::info!(known = known.len(), path = %path.display(), "reference log-probabilities");
+        self.store = Some(store);
+        Ok(Event::References(known))
     }
 
     fn send(&self, id: TrainerId, body: Down) {
@@ -121,17 +138,22 @@ impl Engine {
     }
 
     fn record(&mut self, done: &Done) -> Result<(), Fault> {
-        let mut values = done.row.values();
+        if let Some(store) = &mut self.store {
+            store.keep(&done.references, self.run.data())?;
+        }
+        let Some(row) = &done.row else { return Ok(()) };
+        let mut values = row.values();
         match done.work {
             Work::Step(step) => {
-                self.output.metrics.append(&done.row.to_json())?;
+                self.output.metrics.append(&row.to_json())?;
                 self.emit(Happening::Step(StepMetrics { step, values }));
             }
             Work::Evaluation(step) => {
-                self.output.evaluations.append(&done.row.to_json())?;
+                self.output.evaluations.append(&row.to_json())?;
                 values.remove("step");
                 self.emit(Happening::Evaluation(EvaluationMetrics { step, values }));
             }
+            Work::Reference(_) => {}
         }
         Ok(())
     }

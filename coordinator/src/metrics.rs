@@ -62,6 +62,7 @@ pub fn total<'a>(sums: impl IntoIterator<Item = &'a PreferenceSums>) -> Preferen
         kl: total.kl + rank.kl,
         completion_tokens: total.completion_tokens + rank.completion_tokens,
         tokens: total.tokens + rank.tokens,
+        kl_tokens: total.kl_tokens + rank.kl_tokens,
     })
 }
 
@@ -129,11 +130,14 @@ fn push_preferences(row: &mut Row, sums: &PreferenceSums, method: TrainingMethod
             ("rewards/margins", (sums.rewards_chosen - sums.rewards_rejected) / pairs),
             chosen,
             ("logps/rejected", sums.logps_rejected / pairs),
-            ("kl", sums.kl / sums.completion_tokens as f64),
         ],
     };
     for (key, value) in values {
         row.push(format!("{prefix}{key}"), value);
+    }
+    // Where reference log-probabilities were known, nobody saw the reference's whole distribution.
+    if method == TrainingMethod::Dpo && sums.kl_tokens > 0 {
+        row.push(format!("{prefix}kl"), sums.kl / sums.kl_tokens as f64);
     }
 }
 
@@ -158,6 +162,7 @@ mod tests {
             kl: 0.5,
             completion_tokens: 10,
             tokens: 40,
+            kl_tokens: 10,
         };
         let large = PreferenceSums {
             pairs: 3,
@@ -171,6 +176,7 @@ mod tests {
             kl: 1.5,
             completion_tokens: 90,
             tokens: 360,
+            kl_tokens: 90,
         };
         let report = |sums, step_seconds| StepReport {
             step: 7,
@@ -246,6 +252,16 @@ mod tests {
         assert_eq!(row.get("eval_seconds"), Some(2.0));
         assert!(row.values().keys().all(|key| key == "step" || key.starts_with("eval_")));
         assert_eq!(evaluation_row(&reports, TrainingMethod::Sft).values().len(), 4);
+    }
+
+    #[test]
+    fn kl_is_a_mean_over_the_tokens_that_it_was_measured_on() {
+        let mut reports = reports();
+        let sums = reports[1].sums.as_mut().unwrap();
+        (sums.kl, sums.kl_tokens) = (0.0, 0);
+        assert_eq!(step_row(&reports, DPO).get("kl"), Some(0.05));
+        reports[0].sums.as_mut().unwrap().kl_tokens = 0;
+        assert_eq!(step_row(&reports, DPO).get("kl"), None);
     }
 
     #[test]

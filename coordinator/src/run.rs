@@ -4,12 +4,14 @@
 
 use std::time::{Duration, Instant};
 
+use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
     Abort, Assignment, BootstrapOffer, CheckpointReport, CommunicatorReady, Finish, Heartbeat, MeasureReport,
-    MeasureRequest, Phase, PhaseChanged, RunEnded, RunPlan, RunStarted, TrainerJoined, Welcome,
+    MeasureRequest, Phase, PhaseChanged, ReferenceProgress, RunEnded, RunPlan, RunStarted, TrainerJoined,
+    Welcome,
 };
 use dyad_proto::{Fault, RunConfig};
 
@@ -17,7 +19,8 @@ use crate::dataset::Datasets;
 use crate::failure::Blame;
 use crate::measuring::{Lengths, Measuring, data_report};
 use crate::membership::{Member, Roster, SILENCE_LIMIT, Standing, TrainerId};
-use crate::training::{Done, GENERATION, Report, Start, Training};
+use crate::references::{Known, References};
+use crate::training::{Done, GENERATION, KnownPairs, Report, Start, Training};
 
 /// How long the streams may take to close once the run has ended.
 pub const FAREWELL: Duration = Duration::from_secs(5);
@@ -31,6 +34,8 @@ pub enum Event {
     Closed(TrainerId),
     /// The coordinator itself cannot go on, or was told to stop.
     Fault(Fault),
+    /// What earlier runs have left of reference log-probabilities.
+    References(Vec<Known>),
     /// Time passes.
     Tick,
 }
@@ -46,6 +51,8 @@ pub enum Command {
     Emit(Happening),
     /// Write a finished work's row, then tell the watchers.
     Record(Done),
+    /// Open the store of reference log-probabilities under this key; answered by [`Event::References`].
+    Recall(String),
 }
 
 /// What a run is about.
@@ -71,11 +78,18 @@ pub struct RunSpec {
 
 #[derive(Debug)]
 enum Stage {
-    Joining { deadline: Instant },
+    Joining {
+        deadline: Instant,
+    },
     Measuring(Measuring),
+    /// All lengths are known; what the reference store holds is not.
+    Measured(Box<(Lengths, Lengths)>),
     Training(Box<Training>),
     Finishing,
-    Ended { failure: Option<Fault>, deadline: Instant },
+    Ended {
+        failure: Option<Fault>,
+        deadline: Instant,
+    },
 }
 
 /// The state of a run.
@@ -84,6 +98,8 @@ pub struct Run {
     spec: RunSpec,
     roster: Roster,
     stage: Stage,
+    /// What is known of the reference model's log-probabilities; absent until it is known what is known.
+    references: Option<References>,
     blame: Blame,
     /// The last phase that watchers were told of.
     phase: Phase,
@@ -103,6 +119,7 @@ impl Run {
         };
         Self {
             roster: Roster::new(spec.world_size as usize),
+            references: (!spec.config.keeps_references()).then(|| References::new(Mode::Compute, [])),
             stage: Stage::Joining { deadline: now + spec.join_timeout },
             blame: Blame::default(),
             phase: Phase::Unspecified,
@@ -117,6 +134,7 @@ impl Run {
         let handled = match event {
             Event::Message(id, message) => self.message(now, id, message),
             Event::Closed(id) => self.closed(id),
+            Event::References(known) => self.recalled(known),
             Event::Fault(fault) => Err(fault),
             Event::Tick => self.tick(now),
         };
@@ -126,6 +144,18 @@ impl Run {
             self.end(now, Some(cause));
         }
         std::mem::take(&mut self.commands)
+    }
+
+    /// The checked config.
+    #[must_use]
+    pub fn config(&self) -> &RunConfig {
+        &self.spec.config
+    }
+
+    /// The files.
+    #[must_use]
+    pub fn data(&self) -> &Datasets {
+        &self.spec.data
     }
 
     /// How the run ended, once nobody need be waited for.
@@ -162,11 +192,17 @@ impl Run {
         match message {
             Up::Heartbeat(beat) => self.heartbeat(place, beat),
             Up::BootstrapOffer(offer) => return self.bootstrap(place, offer),
-            Up::ModelReport(report) if place == 0 => self.emit(Happening::Model(report)),
+            Up::ModelReport(report) if place == 0 => {
+                if self.spec.config.keeps_references() {
+                    self.commands.push(Command::Recall(report.reference_key.clone()));
+                }
+                self.emit(Happening::Model(report));
+            }
             Up::ModelReport(_) => {}
             Up::MeasureReport(report) => return self.measured(place, report),
             Up::StepReport(report) => return self.reported(place, Report::Step(report)),
             Up::EvaluationReport(report) => return self.reported(place, Report::Evaluation(report)),
+            Up::ReferenceReport(report) => return self.reported(place, Report::Reference(report)),
             Up::CheckpointReport(report) => return self.checkpoint(place, report),
             Up::Failure(failure) => {
                 let member = self.roster.member_mut(place);
@@ -256,7 +292,7 @@ impl Run {
         measuring.record(place, report).map_err(|what| self.violation(place, &what))?;
         self.ask(place, &mut measuring);
         match measuring.finished() {
-            Some(lengths) => self.start_training(lengths),
+            Some(lengths) => self.measured_all(lengths),
             None => {
                 self.stage = Stage::Measuring(measuring);
                 Ok(())
@@ -264,7 +300,28 @@ impl Run {
         }
     }
 
-    fn start_training(&mut self, lengths: (Lengths, Lengths)) -> Result<(), Fault> {
+    fn measured_all(&mut self, lengths: (Lengths, Lengths)) -> Result<(), Fault> {
+        match self.references.take() {
+            Some(references) => self.start_training(lengths, references),
+            None => {
+                self.stage = Stage::Measured(Box::new(lengths));
+                Ok(())
+            }
+        }
+    }
+
+    fn recalled(&mut self, known: Vec<Known>) -> Result<(), Fault> {
+        let references = References::new(self.spec.config.reference_logps, known);
+        match std::mem::replace(&mut self.stage, Stage::Finishing) {
+            Stage::Measured(lengths) => self.start_training(*lengths, references),
+            other => {
+                (self.stage, self.references) = (other, Some(references));
+                Ok(())
+            }
+        }
+    }
+
+    fn start_training(&mut self, lengths: (Lengths, Lengths), references: References) -> Result<(), Fault> {
         let spec = &self.spec;
         lengths.0.check_some_kept("training_file", &spec.config.training_file)?;
         if let Some(file) = &spec.config.validation_file {
@@ -272,7 +329,10 @@ impl Run {
         }
         let mut report = data_report(&lengths);
         let sha256 = spec.data.train.sha256();
-        let training = Training::new(&spec.config, spec.world_size as usize, sha256, lengths, spec.start);
+        let world_size = spec.world_size as usize;
+        let (train, validation) = lengths;
+        let known = KnownPairs { train, validation, references };
+        let training = Training::new(&spec.config, world_size, sha256, known, spec.start);
         report.total_steps = training.schedule().total_steps;
         report.steps_per_epoch = training.schedule().steps_per_epoch;
         report.start_step = spec.start.step;
@@ -311,8 +371,13 @@ impl Run {
             let member = self.roster.member_mut(place);
             member.step = member.step.max(report.step);
         }
+        let scored = matches!(report, Report::Reference(_));
         let done = training.record(place, report).map_err(|what| self.violation(place, &what))?;
         self.commands.extend(done.into_iter().map(Command::Record));
+        if scored {
+            let (pairs, total) = training.reference_progress();
+            self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
+        }
         self.work(training)
     }
 

@@ -11,6 +11,8 @@ pub enum Work {
     Step(u64),
     /// Evaluation after that many steps.
     Evaluation(u64),
+    /// Chunk of the pairs that the reference model scores before the first step, from 0.
+    Reference(u64),
 }
 
 impl fmt::Display for Work {
@@ -18,6 +20,7 @@ impl fmt::Display for Work {
         match self {
             Self::Step(step) => write!(f, "step {step}"),
             Self::Evaluation(step) => write!(f, "the evaluation after step {step}"),
+            Self::Reference(chunk) => write!(f, "chunk {chunk} of the reference scores"),
         }
     }
 }
@@ -75,6 +78,7 @@ impl Schedule {
             Work::Step(step) | Work::Evaluation(step) => {
                 (step < self.total_steps).then_some(Work::Step(step + 1))
             }
+            Work::Reference(_) => None,
         }
     }
 }

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 
 use dyad_proto::wire::coordinator_message::Body;
 use dyad_proto::wire::{
-    EvaluationAssignment, EvaluationReport, PreferenceSums, Split, StepAssignment, StepReport,
+    EvaluationAssignment, EvaluationReport, PreferenceSums, ReferenceAssignment, ReferenceReport, Split,
+    StepAssignment, StepReport,
 };
 use dyad_proto::{Fault, MAX_MESSAGE_BYTES, RunConfig};
 
@@ -16,6 +17,7 @@ use prost::Message;
 use crate::dataset::Datasets;
 use crate::measuring::Lengths;
 use crate::metrics::{Row, StepContext, evaluation_row, step_row, total};
+use crate::references::{Known, References};
 use crate::schedule::{Schedule, Work};
 use crate::sharding::{DataOrder, batch_place, split_over_ranks};
 
@@ -36,6 +38,17 @@ pub struct Start {
     pub evaluated: bool,
 }
 
+/// What is known of the pairs before training.
+#[derive(Debug)]
+pub struct KnownPairs {
+    /// Of the training file; some are kept.
+    pub train: Lengths,
+    /// Of the validation file.
+    pub validation: Lengths,
+    /// What the reference model has said of them.
+    pub references: References,
+}
+
 /// A rank's report on one work.
 #[derive(Clone, Debug)]
 pub enum Report {
@@ -43,6 +56,8 @@ pub enum Report {
     Step(StepReport),
     /// On an evaluation.
     Evaluation(EvaluationReport),
+    /// On a chunk of reference scores.
+    Reference(ReferenceReport),
 }
 
 impl Report {
@@ -50,6 +65,7 @@ impl Report {
         match self {
             Self::Step(report) => Work::Step(report.step),
             Self::Evaluation(report) => Work::Evaluation(report.step),
+            Self::Reference(report) => Work::Reference(report.chunk),
         }
     }
 
@@ -57,6 +73,7 @@ impl Report {
         match self {
             Self::Step(report) => report.generation,
             Self::Evaluation(report) => report.generation,
+            Self::Reference(report) => report.generation,
         }
     }
 
@@ -64,6 +81,7 @@ impl Report {
         match self {
             Self::Step(report) => report.sums.as_ref(),
             Self::Evaluation(report) => report.sums.as_ref(),
+            Self::Reference(_) => None,
         }
     }
 }
@@ -83,8 +101,10 @@ struct Pending {
 pub struct Done {
     /// Which work.
     pub work: Work,
-    /// Its metrics.
-    pub row: Row,
+    /// Its metrics; none of reference scores.
+    pub row: Option<Row>,
+    /// Reference log-probabilities that are new.
+    pub references: Vec<Known>,
 }
 
 /// The state of the work stream.
@@ -95,6 +115,7 @@ pub struct Training {
     schedule: Schedule,
     /// What is sent next.
     upcoming: Option<Work>,
+    references: References,
     pending: VecDeque<Pending>,
     order: DataOrder,
     lengths: Lengths,
@@ -106,16 +127,10 @@ pub struct Training {
 }
 
 impl Training {
-    /// The work stream over what was measured: lengths of the training file (some kept) and of the validation file.
+    /// The work stream over what was measured.
     #[must_use]
-    pub fn new(
-        config: &RunConfig,
-        world_size: usize,
-        sha256: &str,
-        lengths: (Lengths, Lengths),
-        start: Start,
-    ) -> Self {
-        let (train, validation) = lengths;
+    pub fn new(config: &RunConfig, world_size: usize, sha256: &str, known: KnownPairs, start: Start) -> Self {
+        let KnownPairs { train, validation, mut references } = known;
         let order = DataOrder {
             dataset_sha256: sha256.to_owned(),
             random_seed: config.random_seed,
@@ -123,10 +138,12 @@ impl Training {
             kept: train.kept(),
         };
         let schedule = Schedule::new(config, order.kept.len());
+        references.plan(&order.kept, &validation.kept());
         let evaluated = validation.weigh(&validation.kept(), config.training_method);
         Self {
             upcoming: schedule.first(start.step, start.evaluated),
             schedule,
+            references,
             pending: VecDeque::new(),
             epoch: (0, order.epoch(0)),
             order,
@@ -136,6 +153,12 @@ impl Training {
             config: config.clone(),
             world_size,
         }
+    }
+
+    /// Pairs that the reference model has scored before the first step, and all that it is to score there.
+    #[must_use]
+    pub fn reference_progress(&self) -> (u64, u64) {
+        self.references.progress()
     }
 
     /// How long the run is.
@@ -155,15 +178,38 @@ impl Training {
         if self.pending.len() >= WINDOW {
             return Ok(None);
         }
-        let Some(work) = self.upcoming else { return Ok(None) };
-        self.upcoming = self.schedule.after(work);
+        let Some(work) = self.next_work() else { return Ok(None) };
         let (pairs, messages) = match work {
+            Work::Reference(chunk) => self.reference(chunk, data),
             Work::Step(step) => self.step(step, data),
             Work::Evaluation(step) => self.evaluation(step, data),
         };
         messages.iter().try_for_each(|message| check_size(work, message))?;
         self.pending.push_back(Pending { work, pairs, reports: vec![None; self.world_size] });
         Ok(Some(messages))
+    }
+
+    /// Every step can count on the reference scores that come before it.
+    fn next_work(&mut self) -> Option<Work> {
+        if let Some(chunk) = self.references.next_chunk() {
+            return Some(Work::Reference(chunk));
+        }
+        if self.pending.iter().any(|pending| matches!(pending.work, Work::Reference(_))) {
+            return None;
+        }
+        let work = self.upcoming?;
+        self.upcoming = self.schedule.after(work);
+        Some(work)
+    }
+
+    fn reference(&self, chunk: u64, data: &Datasets) -> (u64, Vec<Body>) {
+        let (split, ids) = self.references.chunk(chunk);
+        let share = |rank| ids.iter().skip(rank).step_by(self.world_size).copied();
+        let assignment = |rank| {
+            let pairs = data.pairs(split, share(rank));
+            Body::Reference(ReferenceAssignment { generation: GENERATION, chunk, pairs })
+        };
+        (ids.len() as u64, (0..self.world_size).map(assignment).collect())
     }
 
     fn step(&mut self, step: u64, data: &Datasets) -> (u64, Vec<Body>) {
@@ -180,7 +226,7 @@ impl Training {
             generation: GENERATION,
             step,
             epoch: self.schedule.epoch(step),
-            pairs: data.pairs(Split::Train, share),
+            pairs: self.references.attach(Split::Train, data.pairs(Split::Train, share)),
             global_pairs,
             global_chosen_tokens,
             checkpoint: self.schedule.checkpoints.binary_search(&step).is_ok(),
@@ -191,6 +237,7 @@ impl Training {
     fn evaluation(&self, step: u64, data: &Datasets) -> (u64, Vec<Body>) {
         let assignment = |share: &Vec<u64>| {
             let pairs = data.pairs(Split::Validation, share.iter().copied());
+            let pairs = self.references.attach(Split::Validation, pairs);
             Body::Evaluation(EvaluationAssignment { generation: GENERATION, step, pairs })
         };
         let pairs = self.evaluation_shares.iter().map(|share| share.len() as u64).sum();
@@ -220,6 +267,10 @@ impl Training {
 
     fn complete(&mut self, pending: Pending) -> Result<Done, String> {
         let reports: Vec<Report> = pending.reports.into_iter().flatten().collect();
+        let references = self.references.learn(pending.work, &reports)?;
+        if matches!(pending.work, Work::Reference(_)) {
+            return Ok(Done { work: pending.work, row: None, references });
+        }
         let sums = total(reports.iter().filter_map(Report::sums));
         if sums.pairs != pending.pairs {
             let (work, expected) = (pending.work, pending.pairs);
@@ -234,11 +285,12 @@ impl Training {
             match report {
                 Report::Step(report) => steps.push(report),
                 Report::Evaluation(report) => evaluations.push(report),
+                Report::Reference(_) => {}
             }
         }
         let method = self.config.training_method;
         let row = match pending.work {
-            Work::Evaluation(_) => evaluation_row(&evaluations, method),
+            Work::Evaluation(_) | Work::Reference(_) => evaluation_row(&evaluations, method),
             Work::Step(step) => {
                 let epoch = self.schedule.epoch(step);
                 step_row(&steps, StepContext { method, epoch, tokens_before: self.num_tokens })
@@ -247,7 +299,7 @@ impl Training {
         if matches!(pending.work, Work::Step(_)) {
             self.num_tokens += sums.tokens;
         }
-        Ok(Done { work: pending.work, row })
+        Ok(Done { work: pending.work, row: Some(row), references })
     }
 }
 
@@ -255,6 +307,7 @@ fn check_size(work: Work, message: &Body) -> Result<(), Fault> {
     let (bytes, what) = match message {
         Body::Step(step) => (step.encoded_len(), "batch_size"),
         Body::Evaluation(evaluation) => (evaluation.encoded_len(), "the number of validation pairs"),
+        Body::Reference(reference) => (reference.encoded_len(), "the length of the pairs"),
         _ => return Ok(()),
     };
     // The envelope adds a few bytes.

@@ -19,6 +19,7 @@ fn kinds(events: &[RunEvent]) -> String {
         Happening::Ended(_) => "ended".to_owned(),
         Happening::Phase(phase) => format!("{:?}", phase.phase()),
         Happening::Model(_) => "model".to_owned(),
+        Happening::Reference(scored) => format!("scored:{}", scored.pairs),
     };
     let unordered = |kind: &String| !kind.starts_with(char::is_uppercase);
     events.iter().map(kind).filter(unordered).collect::<Vec<_>>().join(" ")

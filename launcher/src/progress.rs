@@ -44,6 +44,15 @@ impl Progress {
                 self.console.line(&data_line(data));
                 self.console.count(data.start_step, data.total_steps);
             }
+            Body::Reference(progress) if progress.pairs == progress.total => {
+                self.console
+                    .line(&format!("scored   {} pairs with the reference model", thousands(progress.total)));
+            }
+            Body::Reference(progress) => self.console.status(&format!(
+                "scoring with the reference model: {} of {} pairs",
+                thousands(progress.pairs),
+                thousands(progress.total)
+            )),
             Body::Step(step) => self.console.step(step.step, self.total, &step_line(&step.values)),
             Body::Evaluation(evaluation) => {
                 self.console.line(&format!(

@@ -51,6 +51,18 @@ pub enum LossType {
     Sigmoid,
 }
 
+/// How DPO comes by the reference model's log-probabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferenceLogps {
+    /// In every step, beside the policy.
+    Compute,
+    /// The first time that a pair is seen; later epochs and later runs reuse them.
+    Cache,
+    /// For all pairs before the first step; the reference model is then freed.
+    Precompute,
+}
+
 /// Everything that decides what a run computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -109,6 +121,10 @@ pub struct RunConfig {
     pub loss_type: LossType,
     /// Strength of the pull towards the reference model.
     pub dpo_beta: f64,
+    /// How DPO comes by the reference model's log-probabilities.
+    pub reference_logps: ReferenceLogps,
+    /// File that keeps reference log-probabilities across runs. Absent: in the user's cache folder.
+    pub reference_cache: Option<String>,
     /// Checkpoints over the run, evenly spaced; the last one is the final model.
     pub n_checkpoints: u32,
     /// Evaluations over the run, evenly spaced, after one before the first step. Needs `validation_file`.
@@ -151,6 +167,8 @@ impl Default for RunConfig {
             merge_adapter: false,
             loss_type: LossType::Sigmoid,
             dpo_beta: 0.1,
+            reference_logps: ReferenceLogps::Compute,
+            reference_cache: None,
             n_checkpoints: 1,
             n_evals: 0,
             micro_batch_tokens: 4096,
@@ -234,7 +252,19 @@ impl RunConfig {
         if self.merge_adapter && !self.lora {
             return Err(Fault::input("merge_adapter is set but lora is not").hint("set lora = true"));
         }
+        if self.keeps_references() && self.training_method == TrainingMethod::Sft {
+            return Err(Fault::input(
+                "reference_logps is set, but supervised fine-tuning has no reference model",
+            )
+            .hint("remove reference_logps, or set training_method = \"dpo\""));
+        }
         self.check_ranges()
+    }
+
+    /// Reference log-probabilities outlive the step that computes them.
+    #[must_use]
+    pub fn keeps_references(&self) -> bool {
+        self.reference_logps != ReferenceLogps::Compute
     }
 
     fn check_ranges(&self) -> Result<(), Fault> {
@@ -269,7 +299,7 @@ impl RunConfig {
     }
 }
 
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 34] = [
     "model",
     "training_file",
     "validation_file",
@@ -297,6 +327,8 @@ const KEYS: [&str; 32] = [
     "merge_adapter",
     "loss_type",
     "dpo_beta",
+    "reference_logps",
+    "reference_cache",
     "n_checkpoints",
     "n_evals",
     "micro_batch_tokens",

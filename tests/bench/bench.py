@@ -86,12 +86,13 @@ def run(command: list[str], cwd: Path, threads: int, tuned: bool = False) -> tup
     return out, peak
 
 
-def trl(args: argparse.Namespace, case: Path, dtype: str, tuned: bool) -> Result:
-    """One run of TRL, as it comes or tuned."""
+def trl(args: argparse.Namespace, case: Path, dtype: str, tuned: bool, precomputed: bool = False) -> Result:
+    """One run of TRL, as it comes or tuned; with reference log-probabilities computed before the first step where asked."""
     command = [args.python, str(HERE / "trl_peer.py"), "--case", str(case), "--threads", str(args.threads)]
     command += ["--batch-size", str(args.batch_size), "--steps", str(args.steps), "--dtype", dtype]
-    name = "TRL, tuned" if tuned else "TRL, stock"
-    out, peak = run(command + (["--completions-only"] if tuned else []), case, args.threads, tuned)
+    name = ("TRL, tuned" if tuned else "TRL, stock") + (", known reference" if precomputed else "")
+    command += (["--completions-only"] if tuned else []) + (["--precompute"] if precomputed else [])
+    out, peak = run(command, case, args.threads, tuned)
     row = json.loads(out.strip().splitlines()[-1])
     return Result(name, dtype, args.batch_size / statistics.median(row["seconds"][1:]), peak, row["losses"])
 
@@ -152,6 +153,7 @@ def main() -> None:
         cwd=HERE, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )
     results: list[Result] = []
+    kept = {"reference_cache": '"scores.sqlite"'}
 
     def add(result: Result) -> None:
         results.append(result)
@@ -164,6 +166,8 @@ def main() -> None:
         if not args.skip_trl:
             add(trl(args, case, dtype, tuned=True))
             add(dyad(args, case, dtype, {"prefix_sharing": "false"}, "Dyad, prefix_sharing = false"))
+            add(trl(args, case, dtype, tuned=True, precomputed=True))
+            add(dyad(args, case, dtype, {"reference_logps": '"precompute"'} | kept, "Dyad, known reference"))
     if args.skip_trl:
         return
     table = report(results)

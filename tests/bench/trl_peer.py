@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
     parser.add_argument("--completions-only", action="store_true")
+    parser.add_argument("--precompute", action="store_true", help="reference log-probabilities before the first step")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
@@ -66,6 +67,7 @@ def main() -> None:
         use_cpu=True,
         bf16=args.dtype == "bfloat16",  # autocast over float32 weights: the same arithmetic as Dyad's
         gradient_checkpointing=False,
+        precompute_ref_log_probs=args.precompute,
         max_steps=args.steps,
         per_device_train_batch_size=args.batch_size,
         train_sampling_strategy="sequential",

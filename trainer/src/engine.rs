@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::run_config::TrainingMethod;
-use dyad_proto::wire::PreferenceSums;
+use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
 use dyad_proto::{ErrorCode, Fault, RunConfig};
 use tch::{Device, Kind, Tensor};
 
 use crate::batch::{Layout, MicroBatch, TokenCounts, micro_batches};
 use crate::comm::{CommError, Communicator, Pending};
 use crate::ext::{TorchError, grad};
-use crate::head::{HeadGradients, Scorer, score_batch};
+use crate::head::{HeadGradients, Reference, Scorer, Scores, score_batch, sequence_logps};
 use crate::loss::{Objective, STATISTICS};
 use crate::model::Model;
 use crate::model::blocks::{Pass, Rotary};
@@ -55,7 +55,12 @@ struct Settings {
     checkpointing: bool,
     seed: u64,
     dropout: bool,
+    /// The reference model is gone; its scores come with the pairs.
+    compares_with_known: bool,
 }
+
+/// Micro-batches of a forward pass alone are so many times larger.
+const REFERENCE_BATCH: usize = 4;
 
 /// This rank's share of a step.
 #[derive(Clone, Debug)]
@@ -64,6 +69,8 @@ pub struct Share {
     pub step: u64,
     /// Pairs of this rank.
     pub pairs: Vec<Tokenized>,
+    /// What the reference model says of each, where that is known.
+    pub references: Vec<Option<ReferenceLogps>>,
     /// Pairs over all ranks.
     pub global_pairs: u64,
     /// Completion tokens of the chosen sides over all ranks.
@@ -83,6 +90,8 @@ pub struct StepResult {
     pub phases: Phases,
     /// Tokens of this rank's passes.
     pub tokens: TokenCounts,
+    /// What the reference model said of each pair, where it was asked.
+    pub references: Vec<Option<ReferenceLogps>>,
 }
 
 /// A step failed in libtorch or between the ranks.
@@ -91,6 +100,9 @@ pub enum EngineError {
     /// libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TorchError),
+    /// The reference model has been freed, and a pair came without its scores.
+    #[error("a pair came without reference log-probabilities after the reference model was freed")]
+    NoReference,
     /// A collective broke; the cause is most likely elsewhere.
     #[error(transparent)]
     Communicator(#[from] CommError),
@@ -99,11 +111,22 @@ pub enum EngineError {
 impl From<EngineError> for Fault {
     fn from(error: EngineError) -> Self {
         match error {
-            EngineError::Torch(_) => Self::failed(error.to_string()),
+            EngineError::Torch(_) | EngineError::NoReference => Self::failed(error.to_string()),
             EngineError::Communicator(_) => Self::new(ErrorCode::Echo, error.to_string())
                 .hint("another trainer went away, or the network between the hosts broke"),
         }
     }
+}
+
+/// What the micro-batches of a step add up to.
+#[derive(Debug)]
+struct Tally {
+    /// Sums of [`crate::loss`].
+    statistics: Tensor,
+    /// Completion tokens that the reference model was run on.
+    kl_tokens: u64,
+    /// What the reference model said of each pair, where it was asked.
+    references: Vec<Option<ReferenceLogps>>,
 }
 
 /// One micro-batch's way forward: what the walk back needs.
@@ -142,6 +165,7 @@ impl Engine {
             checkpointing: config.activation_checkpointing,
             seed: config.random_seed,
             dropout: config.lora && config.lora_dropout > 0.0,
+            compares_with_known: false,
         };
         Self { policy, reference, parameters, communicator, optimizer: Optimizer::new(config), settings }
     }
@@ -150,7 +174,7 @@ impl Engine {
     pub fn train_step(&mut self, share: &Share) -> Result<StepResult, EngineError> {
         let _span = Span::enter(STEP);
         let mut phases = Phases::default();
-        let mut statistics = self.no_statistics();
+        let mut tally = self.no_tally();
         phases.measure("zero_grad", || self.parameters.zero_grad());
         if self.settings.dropout {
             // The same step draws the same masks after a resume; ranks differ because their pairs do.
@@ -159,10 +183,13 @@ impl Engine {
         }
         let batches = micro_batches(&share.pairs, self.settings.layout, self.settings.micro_batch_tokens);
         let mut reductions = Vec::new();
+        let mut references = &share.references[..];
         for (index, pairs) in batches.iter().enumerate() {
             let last = index + 1 == batches.len();
-            statistics +=
-                self.micro_step(pairs, self.objective(share), last.then_some(&mut reductions), &mut phases)?;
+            let (known, rest) = references.split_at(pairs.len());
+            references = rest;
+            let work = MicroStep { pairs, known, objective: self.objective(share) };
+            self.micro_step(&work, last.then_some(&mut reductions), &mut phases, &mut tally)?;
         }
         if batches.is_empty() {
             for bucket in 0..self.parameters.buckets.len() {
@@ -174,71 +201,120 @@ impl Engine {
             self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
         })?;
         let tokens = TokenCounts::of(&share.pairs, self.settings.layout);
-        Ok(StepResult {
-            sums: sums(&statistics, &share.pairs, self.settings.method),
-            grad_norm,
-            phases,
-            tokens,
-        })
+        let sums = sums(&tally, &share.pairs, self.settings.method);
+        Ok(StepResult { sums, grad_norm, phases, tokens, references: tally.references })
     }
 
     /// Scores pairs without learning from them.
-    #[must_use]
-    pub fn evaluate(&self, pairs: &[Tokenized]) -> PreferenceSums {
-        let mut statistics = self.no_statistics();
-        let share = Share {
-            step: 0,
-            pairs: Vec::new(),
-            global_pairs: 1,
-            global_chosen_tokens: 1,
-            learning_rate: 0.0,
-        };
-        for pairs in micro_batches(pairs, self.settings.layout, self.settings.micro_batch_tokens) {
-            let batch = MicroBatch::pack(&pairs, self.settings.layout, self.device());
+    pub fn evaluate(
+        &self,
+        pairs: &[Tokenized],
+        references: &[Option<ReferenceLogps>],
+    ) -> Result<PreferenceSums, EngineError> {
+        let mut tally = self.no_tally();
+        let mut references = references;
+        for micro in micro_batches(pairs, self.settings.layout, self.settings.micro_batch_tokens) {
+            let (known, rest) = references.split_at(micro.len());
+            references = rest;
+            let batch = MicroBatch::pack(&micro, self.settings.layout, self.device());
+            let reference = self.reference_side(&batch, known)?;
             let rows = self.policy.score_rows(&batch);
-            let reference = self.reference.as_ref().map(|model| (model.score_rows(&batch), model.head()));
-            let reference = reference.as_ref().map(|(rows, weight)| Scorer { rows, weight });
             let policy = Scorer { rows: &rows, weight: self.policy.head() };
-            statistics += score_batch(&batch, self.objective(&share), policy, reference, None);
+            let scores =
+                score_batch(&batch, self.objective_of(1.0, 1.0), policy, self.scored_by(&reference), None);
+            tally.add(&scores, &reference, &micro);
         }
-        sums(&statistics, pairs, self.settings.method)
+        Ok(sums(&tally, pairs, self.settings.method))
+    }
+
+    /// What the reference model says of pairs, before it is freed.
+    pub fn score_references(&self, pairs: &[Tokenized]) -> Result<Vec<ReferenceLogps>, EngineError> {
+        let model = self.reference.as_ref().ok_or(EngineError::NoReference)?;
+        let mut references = Vec::new();
+        // Nothing is kept for a backward pass, so larger micro-batches fit.
+        let budget = REFERENCE_BATCH * self.settings.micro_batch_tokens;
+        for micro in micro_batches(pairs, self.settings.layout, budget) {
+            let batch = MicroBatch::pack(&micro, self.settings.layout, self.device());
+            let rows = model.score_rows(&batch);
+            references.extend(by_pair(&sequence_logps(&batch, Scorer { rows: &rows, weight: model.head() })));
+        }
+        Ok(references)
+    }
+
+    /// Frees the reference model; from here on every pair must come with its scores.
+    pub fn release_reference(&mut self) {
+        self.reference = None;
+        self.settings.compares_with_known = self.settings.method == TrainingMethod::Dpo;
+    }
+
+    /// The reference's part in a micro-batch: what is known of every pair, or else its rows.
+    fn reference_side(
+        &self,
+        batch: &MicroBatch,
+        known: &[Option<ReferenceLogps>],
+    ) -> Result<ReferenceSide, EngineError> {
+        let all: Option<Vec<ReferenceLogps>> = known.iter().copied().collect();
+        match (all, &self.reference) {
+            (Some(known), _) if self.settings.method == TrainingMethod::Dpo => {
+                let interleaved: Vec<f64> =
+                    known.iter().flat_map(|logps| [logps.chosen, logps.rejected]).collect();
+                Ok(ReferenceSide::Known(Tensor::from_slice(&interleaved).to_device(self.device())))
+            }
+            (_, Some(model)) => Ok(ReferenceSide::Rows(model.score_rows(batch))),
+            (_, None) if self.settings.compares_with_known => Err(EngineError::NoReference),
+            (_, None) => Ok(ReferenceSide::Absent),
+        }
+    }
+
+    fn scored_by<'a>(&'a self, side: &'a ReferenceSide) -> Reference<'a> {
+        match (side, &self.reference) {
+            (ReferenceSide::Known(logps), _) => Reference::Known(logps),
+            (ReferenceSide::Rows(rows), Some(model)) => {
+                Reference::Model(Scorer { rows, weight: model.head() })
+            }
+            (ReferenceSide::Rows(_), None) | (ReferenceSide::Absent, _) => Reference::Absent,
+        }
     }
 
     fn device(&self) -> Device {
         self.policy.place.device
     }
 
-    fn no_statistics(&self) -> Tensor {
-        Tensor::zeros([STATISTICS as i64], (Kind::Double, self.device()))
+    fn no_tally(&self) -> Tally {
+        let statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, self.device()));
+        Tally { statistics, kl_tokens: 0, references: Vec::new() }
     }
 
     fn objective(&self, share: &Share) -> Objective {
+        self.objective_of(share.global_pairs as f64, share.global_chosen_tokens as f64)
+    }
+
+    fn objective_of(&self, global_pairs: f64, global_tokens: f64) -> Objective {
         match self.settings.method {
             TrainingMethod::Dpo => Objective::Preference {
                 loss_type: self.settings.loss_type,
                 beta: self.settings.beta,
-                global_pairs: share.global_pairs as f64,
+                global_pairs,
             },
-            TrainingMethod::Sft => Objective::Likelihood { global_tokens: share.global_chosen_tokens as f64 },
+            TrainingMethod::Sft => Objective::Likelihood { global_tokens },
         }
     }
 
     /// Adds one micro-batch's gradients; in the last one, starts each bucket's reduction as it completes.
     fn micro_step(
         &mut self,
-        pairs: &[&Tokenized],
-        objective: Objective,
+        work: &MicroStep<'_>,
         reductions: Option<&mut Vec<Option<Box<dyn Pending>>>>,
         phases: &mut Phases,
-    ) -> Result<Tensor, EngineError> {
-        let batch = MicroBatch::pack(pairs, self.settings.layout, self.device());
-        let reference_rows = phases
-            .measure("forward_reference", || self.reference.as_ref().map(|model| model.score_rows(&batch)));
+        tally: &mut Tally,
+    ) -> Result<(), EngineError> {
+        let batch = MicroBatch::pack(work.pairs, self.settings.layout, self.device());
+        let reference = phases.measure("forward_reference", || self.reference_side(&batch, work.known))?;
         let tape = phases.measure("forward_policy", || self.forward(&batch));
-        let (statistics, last_grad) =
-            phases.measure("head", || self.head(&batch, objective, &tape.last, reference_rows))?;
-        phases.measure("backward", || self.backward(&batch, tape, last_grad, reductions))?;
-        Ok(statistics)
+        let (scores, last_grad) =
+            phases.measure("head", || self.head(&batch, work.objective, &tape.last, &reference))?;
+        tally.add(&scores, &reference, work.pairs);
+        phases.measure("backward", || self.backward(&batch, tape, last_grad, reductions))
     }
 
     fn forward(&self, batch: &MicroBatch) -> Tape {
@@ -267,8 +343,8 @@ impl Engine {
         batch: &MicroBatch,
         objective: Objective,
         last: &Tensor,
-        reference_rows: Option<Tensor>,
-    ) -> Result<(Tensor, Tensor), EngineError> {
+        reference: &ReferenceSide,
+    ) -> Result<(Scores, Tensor), EngineError> {
         let last = last.detach().set_requires_grad(true);
         let rows = self.policy.normed_rows(&last, &batch.rows);
         let flat_rows = rows.detach();
@@ -277,17 +353,15 @@ impl Engine {
         // The head is the last parameter of its unit: alone in the embedding's, after the norm in the top one.
         let weight = self.parameters.units[head_unit].last().map(|parameter| &parameter.grad);
         let mut gradients = HeadGradients { rows: flat_rows.empty_like(), weight };
-        let reference = self.reference.as_ref().zip(reference_rows.as_ref());
-        let reference = reference.map(|(model, rows)| Scorer { rows, weight: model.head() });
         let policy = Scorer { rows: &flat_rows, weight: self.policy.head() };
-        let statistics = score_batch(batch, objective, policy, reference, Some(&mut gradients));
+        let scores = score_batch(batch, objective, policy, self.scored_by(reference), Some(&mut gradients));
         let norm = self.parameters.units[top].first();
         let inputs: Vec<&Tensor> = [&last].into_iter().chain(norm.map(|parameter| &parameter.leaf)).collect();
         let mut result = grad(&[&rows], &[&gradients.rows], &inputs)?;
         if let (Some(norm), Some(Some(norm_grad))) = (norm, result.get(1)) {
             accumulate(&norm.grad, norm_grad);
         }
-        Ok((statistics, result.swap_remove(0).unwrap_or_else(|| last.zeros_like())))
+        Ok((scores, result.swap_remove(0).unwrap_or_else(|| last.zeros_like())))
     }
 
     fn backward(
@@ -367,9 +441,48 @@ impl Engine {
     }
 }
 
+/// One micro-batch of a step.
+struct MicroStep<'a> {
+    pairs: &'a [&'a Tokenized],
+    known: &'a [Option<ReferenceLogps>],
+    objective: Objective,
+}
+
+/// What a micro-batch is compared with.
+#[derive(Debug)]
+enum ReferenceSide {
+    Absent,
+    /// Rows of the reference model, ready for its head.
+    Rows(Tensor),
+    /// Log-probabilities from before. `[sequences]`
+    Known(Tensor),
+}
+
+impl Tally {
+    fn add(&mut self, scores: &Scores, reference: &ReferenceSide, pairs: &[&Tokenized]) {
+        self.statistics += &scores.statistics;
+        if matches!(reference, ReferenceSide::Rows(_)) {
+            self.kl_tokens +=
+                pairs.iter().map(|pair| (pair.chosen.len() + pair.rejected.len()) as u64).sum::<u64>();
+        }
+        match &scores.reference_logps {
+            Some(logps) => self.references.extend(by_pair(logps).into_iter().map(Some)),
+            None => self.references.extend(pairs.iter().map(|_| None)),
+        }
+    }
+}
+
+/// Interleaved log-probabilities, chosen and rejected, by pair. Waits for the device.
+fn by_pair(logps: &Tensor) -> Vec<ReferenceLogps> {
+    let values = Vec::<f64>::try_from(logps.to_device(Device::Cpu)).unwrap_or_default();
+    let pairs = values.chunks_exact(2);
+    pairs.map(|pair| ReferenceLogps { chosen: pair[0], rejected: pair[1] }).collect()
+}
+
 /// Reads the device's statistics once and adds what the host knows.
-fn sums(statistics: &Tensor, pairs: &[Tokenized], method: TrainingMethod) -> PreferenceSums {
-    let values: Vec<f64> = Vec::<f64>::try_from(statistics.to_device(Device::Cpu)).unwrap_or_default();
+fn sums(tally: &Tally, pairs: &[Tokenized], method: TrainingMethod) -> PreferenceSums {
+    let statistics = tally.statistics.to_device(Device::Cpu);
+    let values: Vec<f64> = Vec::<f64>::try_from(statistics).unwrap_or_default();
     let value = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
     let count = |lengths: &dyn Fn(&Tokenized) -> usize| pairs.iter().map(lengths).sum::<usize>() as u64;
     let (completion_tokens, tokens) = match method {
@@ -393,5 +506,6 @@ fn sums(statistics: &Tensor, pairs: &[Tokenized], method: TrainingMethod) -> Pre
         kl: value(7),
         completion_tokens,
         tokens,
+        kl_tokens: tally.kl_tokens,
     }
 }

@@ -8,7 +8,9 @@ use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::Fault;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
-use dyad_proto::wire::{CommunicatorReady, MeasureReport, MeasureRequest, Pair, PairVerdict, RunPlan};
+use dyad_proto::wire::{
+    CommunicatorReady, MeasureReport, MeasureRequest, Pair, PairVerdict, ReferenceLogps, RunPlan,
+};
 
 use crate::session::Handle;
 
@@ -27,6 +29,17 @@ pub enum Work {
         step: u64,
         /// This rank's share of the validation pairs.
         pairs: Vec<Tokenized>,
+        /// What the reference model says of each, where that is known.
+        references: Vec<Option<ReferenceLogps>>,
+    },
+    /// Score pairs with the reference model alone.
+    Reference {
+        /// Which chunk of them.
+        chunk: u64,
+        /// Their ids.
+        ids: Vec<u64>,
+        /// The same, tokenised.
+        pairs: Vec<Tokenized>,
     },
     /// Save the model and leave.
     Finish,
@@ -39,8 +52,12 @@ pub struct Step {
     pub generation: u64,
     /// Number of the step, from 1.
     pub step: u64,
+    /// Ids of this rank's pairs.
+    pub ids: Vec<u64>,
     /// This rank's pairs.
     pub pairs: Vec<Tokenized>,
+    /// What the reference model says of each, where that is known.
+    pub references: Vec<Option<ReferenceLogps>>,
     /// Pairs over all ranks.
     pub global_pairs: u64,
     /// Completion tokens of the chosen sides over all ranks.
@@ -73,6 +90,14 @@ pub fn start(
     Ok(work)
 }
 
+fn ids(pairs: &[Pair]) -> Vec<u64> {
+    pairs.iter().map(|pair| pair.id).collect()
+}
+
+fn references(pairs: &[Pair]) -> Vec<Option<ReferenceLogps>> {
+    pairs.iter().map(|pair| pair.reference).collect()
+}
+
 struct Feed {
     tokenizer: ChatTokenizer,
     rule: Rule,
@@ -88,14 +113,22 @@ impl Feed {
             Received::Step(step) => Work::Step(Step {
                 generation: step.generation,
                 step: step.step,
+                ids: ids(&step.pairs),
                 pairs: self.tokenize(&step.pairs)?,
+                references: references(&step.pairs),
                 global_pairs: step.global_pairs,
                 global_chosen_tokens: step.global_chosen_tokens,
                 checkpoint: step.checkpoint,
             }),
             Received::Evaluation(evaluation) => {
-                Work::Evaluate { step: evaluation.step, pairs: self.tokenize(&evaluation.pairs)? }
+                let references = references(&evaluation.pairs);
+                Work::Evaluate { step: evaluation.step, pairs: self.tokenize(&evaluation.pairs)?, references }
             }
+            Received::Reference(reference) => Work::Reference {
+                chunk: reference.chunk,
+                ids: ids(&reference.pairs),
+                pairs: self.tokenize(&reference.pairs)?,
+            },
             Received::Finish(_) => Work::Finish,
             // Handled by the session, or before this thread starts.
             Received::Abort(_) | Received::Welcome(_) | Received::Assignment(_) => return Ok(None),

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use dyad_data::tokenize::Rule;
+use dyad_data::reference_key::ReferenceModel;
+use dyad_data::tokenize::{Rule, Tokenized};
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::run_config::{ReferenceLogps as Mode, TrainingMethod};
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{
-    Assignment, BootstrapOffer, CheckpointReport, EvaluationReport, ModelReport, Phase, RunPlan, StepReport,
+    Assignment, BootstrapOffer, CheckpointReport, EvaluationReport, ModelReport, PairReference, Phase,
+    ReferenceLogps, ReferenceReport, RunPlan, StepReport,
 };
 use dyad_proto::{Fault, RunConfig};
 use tch::Device;
@@ -61,11 +63,27 @@ fn work(
     let work = feed::start(received, tokenizer, rule, handle.clone())?;
     let start = Instant::now();
     let mut parts = Parts::load(&config, &sources, device)?;
+    let mut reference_key = String::new();
+    if place.rank == 0 && config.keeps_references() {
+        let place = parts.policy.place;
+        reference_key = ReferenceModel {
+            weights: [Some(&sources.base), sources.adapter.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(PathBuf::as_path)
+                .collect(),
+            tokenizer: sources.tokenizer(),
+            arithmetic: format!("{:?} {}", place.kind, if place.device.is_cuda() { "cuda" } else { "cpu" }),
+            max_seq_length: rule.max_len,
+        }
+        .key()?;
+    }
     handle.send(Sent::ModelReport(ModelReport {
         architecture: parts.policy.config.model_type.clone(),
         parameters: parts.policy.parameter_count(),
         trainable_parameters: parts.parameters.count(),
         load_seconds: start.elapsed().as_secs_f64(),
+        reference_key,
     }));
     handle.enter(Phase::Rendezvous, 0);
     let rendezvous = Rendezvous::new(device, place, &identity.coordinator)?;
@@ -143,6 +161,7 @@ struct Trainer {
     handle: Handle,
     backlog: VecDeque<Work>,
     profile: Option<Profile>,
+    reference_logps: Mode,
 }
 
 impl Trainer {
@@ -179,6 +198,7 @@ impl Trainer {
             handle,
             backlog: ready.backlog,
             profile: None,
+            reference_logps: config.reference_logps,
         })
     }
 
@@ -190,7 +210,8 @@ impl Trainer {
             };
             match next {
                 Work::Step(step) => self.train(step)?,
-                Work::Evaluate { step, pairs } => self.evaluate(step, &pairs),
+                Work::Evaluate { step, pairs, references } => self.evaluate(step, &pairs, &references)?,
+                Work::Reference { chunk, ids, pairs } => self.score_references(chunk, &ids, &pairs)?,
                 Work::Finish => return self.finish(),
                 Work::Connect(_) | Work::Plan(_) => {
                     return Err(Fault::failed("the coordinator sent a second plan"));
@@ -202,10 +223,14 @@ impl Trainer {
     fn train(&mut self, step: Step) -> Result<(), Fault> {
         self.handle.enter(Phase::Training, step.step);
         let start = Instant::now();
+        if self.reference_logps == Mode::Precompute {
+            self.engine.release_reference();
+        }
         let learning_rate = self.schedule.rate(step.step);
         let share = Share {
             step: step.step,
             pairs: step.pairs,
+            references: step.references,
             global_pairs: step.global_pairs,
             global_chosen_tokens: step.global_chosen_tokens,
             learning_rate,
@@ -229,6 +254,11 @@ impl Trainer {
             step_seconds,
             phase_seconds: result.phases.into_map(),
             peak_memory_bytes: self.peak_memory(),
+            references: if self.reference_logps == Mode::Compute {
+                Vec::new()
+            } else {
+                scored(&step.ids, &result.references)
+            },
         }));
         if !result.grad_norm.is_finite() {
             return Err(Fault::failed(format!(
@@ -246,16 +276,33 @@ impl Trainer {
         Ok(())
     }
 
-    fn evaluate(&mut self, step: u64, pairs: &[dyad_data::tokenize::Tokenized]) {
+    fn score_references(&mut self, chunk: u64, ids: &[u64], pairs: &[Tokenized]) -> Result<(), Fault> {
+        self.handle.enter(Phase::Evaluating, 0);
+        let references: Vec<_> = self.engine.score_references(pairs)?.into_iter().map(Some).collect();
+        self.handle.send(Sent::ReferenceReport(ReferenceReport {
+            generation: self.place.generation,
+            chunk,
+            references: scored(ids, &references),
+        }));
+        Ok(())
+    }
+
+    fn evaluate(
+        &mut self,
+        step: u64,
+        pairs: &[Tokenized],
+        references: &[Option<ReferenceLogps>],
+    ) -> Result<(), Fault> {
         self.handle.enter(Phase::Evaluating, step);
         let start = Instant::now();
-        let sums = self.engine.evaluate(pairs);
+        let sums = self.engine.evaluate(pairs, references)?;
         self.handle.send(Sent::EvaluationReport(EvaluationReport {
             generation: self.place.generation,
             step,
             sums: Some(sums),
             seconds: start.elapsed().as_secs_f64(),
         }));
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<(), Fault> {
@@ -286,6 +333,12 @@ impl Trainer {
             _ => peak_resident_bytes(),
         }
     }
+}
+
+/// What the reference model said, by pair, where it was asked.
+fn scored(ids: &[u64], references: &[Option<ReferenceLogps>]) -> Vec<PairReference> {
+    let scored = ids.iter().zip(references).filter(|(_, logps)| logps.is_some());
+    scored.map(|(&id, &logps)| PairReference { id, logps }).collect()
 }
 
 /// Loads a model for inference alone.

@@ -105,6 +105,7 @@ fn share(pairs: usize) -> Share {
     Share {
         step: 1,
         pairs: (10..10 + pairs as u32).map(pair).collect(),
+        references: vec![None; pairs],
         global_pairs: 4,
         global_chosen_tokens: 12,
         learning_rate: 1e-4,

@@ -295,6 +295,7 @@ impl Trainer {
                     seconds: 0.25,
                 }));
             }
+            Down::Reference(_) => panic!("no run here asks for reference scores before its first step"),
             Down::Finish(_) => {
                 if self.rank == 0 {
                     let step = self.log.plan.as_ref().unwrap().total_steps;
@@ -362,5 +363,6 @@ fn sums(pairs: &[Pair]) -> PreferenceSums {
         kl: 2.0 * count as f64,
         completion_tokens: 20 * count,
         tokens: 40 * count,
+        kl_tokens: 20 * count,
     }
 }

@@ -3,9 +3,11 @@
 //! - [`hub`]: a folder or a hub id becomes a local model folder.
 //! - [`tokenizer`]: tokenizer and chat template of a model folder.
 //! - [`tokenize`]: one pair becomes prompt, chosen and rejected ids, by TRL's rule.
+//! - [`reference_key`]: names a reference model.
 //! - [`new_model`]: small random models to learn and test with.
 
 pub mod hub;
 pub mod new_model;
+pub mod reference_key;
 pub mod tokenize;
 pub mod tokenizer;

@@ -48,22 +48,61 @@ pub struct HeadGradients<'a> {
     pub weight: Option<&'a Tensor>,
 }
 
-/// Scores a micro-batch; fills `gradients` when it is a training pass. Returns the sums of [`crate::loss`], `[8]` float64.
+/// Where the reference's log-probabilities come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Reference<'a> {
+    /// The objective has none.
+    Absent,
+    /// Computed beside the policy's, with the divergence between the two.
+    Model(Scorer<'a>),
+    /// Known from before. `[sequences]`, float64
+    Known(&'a Tensor),
+}
+
+/// What scoring a micro-batch finds.
+#[derive(Debug)]
+pub struct Scores {
+    /// The sums of [`crate::loss`]. `[8]`, float64
+    pub statistics: Tensor,
+    /// Where a reference model was at hand. `[sequences]`, float64
+    pub reference_logps: Option<Tensor>,
+}
+
+/// Log-probability of each sequence of a micro-batch under one model. `[sequences]`, float64
+pub fn sequence_logps(batch: &MicroBatch, scorer: Scorer<'_>) -> Tensor {
+    tch::no_grad(|| {
+        let tile_rows = tile_rows(scorer.weight);
+        let groups = groups(&batch.rows_per_pair, tile_rows).into_iter();
+        let logps: Vec<Tensor> = groups
+            .map(|span| {
+                let group = Group { batch, span, tile_rows, policy: scorer, reference: Reference::Absent };
+                group.first_pass(&group.local_sequences(), None).logps
+            })
+            .collect();
+        Tensor::cat(&logps, 0)
+    })
+}
+
+/// Scores a micro-batch; fills `gradients` when it is a training pass.
 pub fn score_batch(
     batch: &MicroBatch,
     objective: Objective,
     policy: Scorer<'_>,
-    reference: Option<Scorer<'_>>,
+    reference: Reference<'_>,
     mut gradients: Option<&mut HeadGradients<'_>>,
-) -> Tensor {
+) -> Scores {
     tch::no_grad(|| {
         let mut statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, policy.rows.device()));
+        let mut reference_logps = Vec::new();
         let tile_rows = tile_rows(policy.weight);
         for group in groups(&batch.rows_per_pair, tile_rows) {
             let group = Group { batch, span: group, tile_rows, policy, reference };
-            statistics += group.run(objective, gradients.as_deref_mut());
+            let scored = group.run(objective, gradients.as_deref_mut());
+            statistics += scored.statistics;
+            reference_logps.extend(scored.reference_logps);
         }
-        statistics
+        let reference_logps = (!reference_logps.is_empty()).then(|| Tensor::cat(&reference_logps, 0));
+        Scores { statistics, reference_logps }
     })
 }
 
@@ -92,7 +131,7 @@ struct Group<'a> {
     span: Span,
     tile_rows: i64,
     policy: Scorer<'a>,
-    reference: Option<Scorer<'a>>,
+    reference: Reference<'a>,
 }
 
 /// What the first pass over a group finds.
@@ -107,10 +146,15 @@ struct Sums {
 }
 
 impl Group<'_> {
-    fn run(&self, objective: Objective, mut gradients: Option<&mut HeadGradients<'_>>) -> Tensor {
+    fn run(&self, objective: Objective, mut gradients: Option<&mut HeadGradients<'_>>) -> Scores {
         let sequences = self.local_sequences();
         let sums = self.first_pass(&sequences, gradients.as_deref_mut());
-        let scored = tch::with_grad(|| score(objective, &sums.logps, sums.reference_logps.as_ref()));
+        let known = match self.reference {
+            Reference::Known(logps) => Some(logps.narrow(0, self.first_sequence(), self.sequence_count())),
+            Reference::Absent | Reference::Model(_) => None,
+        };
+        let reference = known.as_ref().or(sums.reference_logps.as_ref());
+        let scored = tch::with_grad(|| score(objective, &sums.logps, reference));
         if let Some(gradients) = gradients {
             let coefficients = scored.gradient.index_select(0, &sequences);
             match gradients.weight {
@@ -125,7 +169,7 @@ impl Group<'_> {
             &[Tensor::zeros([STATISTICS as i64 - 1], (Kind::Double, sums.kl.device())), sums.kl.view([1])],
             0,
         );
-        scored.statistics + kl
+        Scores { statistics: scored.statistics + kl, reference_logps: sums.reference_logps }
     }
 
     /// Sequence of each row, counted from the group's first.
@@ -155,7 +199,7 @@ impl Group<'_> {
         let (mut kl, mut kept) = (Tensor::zeros([], (Kind::Double, device)), None);
         for tile in tiles {
             let targets = self.targets(tile);
-            let reference = self.reference.map(|reference| reference.logits(tile));
+            let reference = self.reference_model().map(|reference| reference.logits(tile));
             let scored = tile::score(self.policy.logits(tile), reference, &targets, keep);
             logps.push(scored.logps);
             reference_logps.extend(scored.reference_logps);
@@ -175,7 +219,7 @@ impl Group<'_> {
         };
         Sums {
             logps: per_sequence(&logps),
-            reference_logps: self.reference.map(|_| per_sequence(&reference_logps)),
+            reference_logps: self.reference_model().map(|_| per_sequence(&reference_logps)),
             kl,
             kept,
         }
@@ -187,12 +231,27 @@ impl Group<'_> {
         weight.index_select(0, targets) - p.to_kind(weight.kind()).matmul(weight)
     }
 
+    fn reference_model(&self) -> Option<Scorer<'_>> {
+        match self.reference {
+            Reference::Model(scorer) => Some(scorer),
+            Reference::Absent | Reference::Known(_) => None,
+        }
+    }
+
     /// Sequences in the group, known on the host: no device is asked.
     fn sequence_count(&self) -> i64 {
-        let mut start = 0;
-        let mut pairs = 0;
-        for &rows in &self.batch.rows_per_pair {
-            pairs += i64::from(start >= self.span.start && start < self.span.start + self.span.len);
+        self.sequences_before(self.span.start + self.span.len) - self.first_sequence()
+    }
+
+    fn first_sequence(&self) -> i64 {
+        self.sequences_before(self.span.start)
+    }
+
+    /// Sequences of the pairs that begin before a row of the batch.
+    fn sequences_before(&self, row: i64) -> i64 {
+        let (mut start, mut pairs) = (0, 0);
+        for &rows in self.batch.rows_per_pair.iter() {
+            pairs += i64::from(start < row);
             start += rows;
         }
         pairs * self.batch.sequences_per_pair
@@ -276,9 +335,9 @@ mod tests {
             tch::no_grad(|| {
                 for span in groups(&batch.rows_per_pair, tile_rows) {
                     let policy = Scorer { rows: &rows, weight: &weight };
-                    let reference = Some(Scorer { rows: &rows, weight: &other });
+                    let reference = Reference::Model(Scorer { rows: &rows, weight: &other });
                     let group = Group { batch: &batch, span, tile_rows, policy, reference };
-                    statistics += group.run(objective, Some(&mut gradients));
+                    statistics += group.run(objective, Some(&mut gradients)).statistics;
                 }
             });
             close(&gradients.rows, &expected[0]);
@@ -298,10 +357,30 @@ mod tests {
         let objective = Objective::Preference { loss_type: LossType::Sigmoid, beta: 0.1, global_pairs: 3.0 };
         let policy = Scorer { rows: &rows, weight: &weight };
         let kl = |reference: &Tensor| {
-            let reference = Some(Scorer { rows: &rows, weight: reference });
-            score_batch(&batch, objective, policy, reference, None).double_value(&[7])
+            let reference = Reference::Model(Scorer { rows: &rows, weight: reference });
+            score_batch(&batch, objective, policy, reference, None).statistics.double_value(&[7])
         };
         assert_eq!(kl(&weight), 0.0);
         assert!(kl(&(&weight * 1.5)) > 0.0);
+    }
+
+    /// Log-probabilities that are known give what the model that they came from gives, but no divergence.
+    #[test]
+    fn known_reference_scores_stand_in_for_their_model() {
+        tch::manual_seed(6);
+        let batch = batch();
+        let options = (Kind::Float, Device::Cpu);
+        let rows = Tensor::randn([batch.rows.size()[0], 4], options);
+        let (weight, other) = (Tensor::randn([VOCAB, 4], options), Tensor::randn([VOCAB, 4], options));
+        let objective = Objective::Preference { loss_type: LossType::Sigmoid, beta: 0.3, global_pairs: 3.0 };
+        let (policy, model) =
+            (Scorer { rows: &rows, weight: &weight }, Scorer { rows: &rows, weight: &other });
+        let computed = score_batch(&batch, objective, policy, Reference::Model(model), None);
+        let known = sequence_logps(&batch, model);
+        close(&known, computed.reference_logps.as_ref().unwrap());
+        let recalled = score_batch(&batch, objective, policy, Reference::Known(&known), None);
+        assert!(recalled.reference_logps.is_none());
+        close(&recalled.statistics.narrow(0, 0, 7), &computed.statistics.narrow(0, 0, 7));
+        assert_eq!(recalled.statistics.double_value(&[7]), 0.0);
     }
 }
