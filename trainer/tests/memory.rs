@@ -1,0 +1,120 @@
+//! What a step allocates, as libtorch's profiler sees it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use dyad_data::new_model::{NewModelOptions, create};
+use dyad_data::tokenize::Tokenized;
+use dyad_proto::RunConfig;
+use dyad_proto::run_config::Dtype;
+use tch::{Device, Kind, Tensor};
+use trainer::comm::gloo::{Gloo, GlooOptions, Store};
+use trainer::engine::{Engine, Share};
+use trainer::load::{Parts, Sources};
+use trainer::model::EMBEDDING;
+use trainer::profile::recorder;
+
+const VOCAB: i64 = 256_000;
+const HIDDEN: usize = 16;
+/// One tile of logits, as the head promises.
+const TILE_BYTES: i64 = 64 << 20;
+
+/// A small model with a very large vocabulary.
+fn model(dir: &Path) {
+    let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
+    std::fs::write(dir.join("pairs.jsonl"), line).unwrap();
+    let out = dir.join("model");
+    create(&NewModelOptions {
+        out: out.clone(),
+        texts: dir.join("pairs.jsonl"),
+        vocab_size: 300,
+        hidden_size: HIDDEN,
+        layers: 1,
+        heads: 2,
+        kv_heads: 2,
+        intermediate_size: 32,
+        max_positions: 1024,
+        model_type: "llama".into(),
+        seed: 1,
+        overwrite: false,
+    })
+    .unwrap();
+    let weights = out.join("model.safetensors");
+    let mut tensors = Tensor::read_safetensors(&weights).unwrap();
+    for (name, tensor) in &mut tensors {
+        if name == EMBEDDING {
+            *tensor = Tensor::randn([VOCAB, HIDDEN as i64], (Kind::Float, Device::Cpu)) * 0.02;
+        }
+    }
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    Tensor::write_safetensors(&named, &weights).unwrap();
+    let config = out.join("config.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    json["vocab_size"] = VOCAB.into();
+    std::fs::write(config, json.to_string()).unwrap();
+}
+
+fn engine(dir: &Path, lora: bool) -> Engine {
+    let config = RunConfig {
+        model: dir.join("model").display().to_string(),
+        output_dir: dir.display().to_string(),
+        dtype: Dtype::Float32,
+        lora,
+        ..RunConfig::default()
+    };
+    let parts = Parts::load(&config, &Sources::resolve(&config).unwrap(), Device::Cpu).unwrap();
+    let alone = GlooOptions { generation: 1, interface_host: "127.0.0.1".into(), rank: 0, world_size: 1 };
+    let gloo = Gloo::connect(Store::serve("127.0.0.1").unwrap(), &alone).unwrap();
+    Engine::new(parts.policy, parts.reference, parts.parameters, Arc::new(gloo), &config)
+}
+
+/// Pairs with this many completion tokens a side.
+fn share(length: u32) -> Share {
+    let pair = |n: u32| Tokenized {
+        prompt: vec![5, 6, n],
+        chosen: (0..length).map(|at| 7 + at % 200).collect(),
+        rejected: (0..length).map(|at| 8 + at % 150).collect(),
+    };
+    Share {
+        step: 1,
+        pairs: (10..12).map(pair).collect(),
+        references: vec![None; 2],
+        global_pairs: 2,
+        global_chosen_tokens: 2 * u64::from(length),
+        learning_rate: 1e-4,
+    }
+}
+
+/// Largest allocation of a step, and the most that was allocated at once above where it began, in bytes.
+fn allocations(engine: &mut Engine, share: &Share) -> (i64, i64) {
+    recorder::start(false, true).unwrap();
+    let loss = engine.train_step(share).unwrap().sums.loss;
+    let events = recorder::stop(None).unwrap();
+    assert!(loss.is_finite());
+    let mut memory: Vec<_> = events.iter().filter(|event| event.name == "[memory]").collect();
+    memory.sort_by_key(|event| event.start_ns);
+    let (mut live, mut peak) = (0, 0);
+    for event in &memory {
+        live += event.bytes;
+        peak = peak.max(live);
+    }
+    (memory.iter().map(|event| event.bytes).max().unwrap(), peak)
+}
+
+/// Two pairs of 150 + 150 tokens have 600 rows: as float32 logits 586 MiB, and each pair alone is more than a tile.
+#[test]
+fn no_tensor_has_the_size_of_tokens_times_vocabulary() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    for lora in [false, true] {
+        let mut engine = engine(dir.path(), lora);
+        let (largest, short) = allocations(&mut engine, &share(75));
+        assert!(largest <= TILE_BYTES, "lora {lora}: one tensor of {} MiB", largest >> 20);
+        let (largest, long) = allocations(&mut engine, &share(150));
+        assert!(largest <= TILE_BYTES, "lora {lora}: one tensor of {} MiB", largest >> 20);
+        // Twice the rows: a few hundred rows more of hidden states, no more logits.
+        assert!(long - short < 4 << 20, "lora {lora}: {} MiB, then {} MiB", short >> 20, long >> 20);
+    }
+}
