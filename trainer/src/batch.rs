@@ -1,8 +1,11 @@
 //! Packed micro-batches: the tokens of many pairs in one row, no padding, and who sees whom.
 //!
 //! A [`Segment`] is one prompt with its branches. With prefix sharing a pair is one segment with two branches
-//! (`[prompt | chosen | rejected]`, the prompt computed once, the rejected positions restarting at the prompt's end);
-//! without it, two segments with one branch each. Both give the same log-probabilities.
+//! (`[prompt | chosen | rejected]`, the prompt computed once, the rejected positions restarting at the prompt's end), and
+//! further pairs of the same prompt are further branches; without it, two segments with one branch each. Both give the same
+//! log-probabilities.
+
+use std::collections::HashMap;
 
 use dyad_data::tokenize::Tokenized;
 use tch::{Device, Tensor};
@@ -59,21 +62,8 @@ impl MicroBatch {
     #[must_use]
     pub fn pack(pairs: &[&Tokenized], layout: Layout, device: Device) -> Self {
         let mut builder = Builder::default();
-        for (index, pair) in pairs.iter().enumerate() {
-            let index = index as i64;
-            let before = builder.rows.len();
-            match layout {
-                Layout::SharedPairs => {
-                    builder
-                        .segment(&pair.prompt, &[(&pair.chosen, 2 * index), (&pair.rejected, 2 * index + 1)]);
-                }
-                Layout::SeparatePairs => {
-                    builder.segment(&pair.prompt, &[(&pair.chosen, 2 * index)]);
-                    builder.segment(&pair.prompt, &[(&pair.rejected, 2 * index + 1)]);
-                }
-                Layout::ChosenOnly => builder.segment(&pair.prompt, &[(&pair.chosen, index)]),
-            }
-            builder.rows_per_pair.push((builder.rows.len() - before) as i64);
+        for (prompt, outputs) in plan(pairs, layout) {
+            builder.segment(prompt, outputs);
         }
         builder.finish(device, if layout == Layout::ChosenOnly { 1 } else { 2 })
     }
@@ -91,33 +81,65 @@ impl MicroBatch {
     }
 }
 
+/// An answer that a pass scores.
+struct Output<'a> {
+    sequence: usize,
+    tokens: &'a [u32],
+}
+
+/// Which answers follow which prompt, computed once. Pairs of one prompt share it.
+fn plan<'a>(pairs: &[&'a Tokenized], layout: Layout) -> Vec<(&'a [u32], Vec<Output<'a>>)> {
+    let mut plan: Vec<(&[u32], Vec<Output<'_>>)> = Vec::new();
+    let mut of_prompt: HashMap<&[u32], usize> = HashMap::new();
+    for (index, pair) in pairs.iter().enumerate() {
+        let prompt = pair.prompt.as_slice();
+        let chosen = |sequence| Output { sequence, tokens: &pair.chosen };
+        let rejected = |sequence| Output { sequence, tokens: &pair.rejected };
+        match layout {
+            Layout::ChosenOnly => plan.push((prompt, vec![chosen(index)])),
+            Layout::SeparatePairs => {
+                plan.push((prompt, vec![chosen(2 * index)]));
+                plan.push((prompt, vec![rejected(2 * index + 1)]));
+            }
+            Layout::SharedPairs => {
+                let segment = *of_prompt.entry(prompt).or_insert(plan.len());
+                if segment == plan.len() {
+                    plan.push((prompt, Vec::new()));
+                }
+                plan[segment].1.extend([chosen(2 * index), rejected(2 * index + 1)]);
+            }
+        }
+    }
+    plan
+}
+
+/// Where an answer lies in the packed row.
+struct Placed<'a> {
+    output: Output<'a>,
+    /// One past the prompt's last token.
+    prompt_end: i64,
+    first: i64,
+}
+
 #[derive(Default)]
-struct Builder {
+struct Builder<'a> {
     tokens: Vec<i64>,
     positions: Vec<i64>,
     segments: Vec<Segment>,
-    rows: Vec<i64>,
-    targets: Vec<i64>,
-    sequences: Vec<i64>,
-    rows_per_pair: Vec<i64>,
+    placed: Vec<Placed<'a>>,
 }
 
-impl Builder {
-    fn segment(&mut self, prompt: &[u32], branches: &[(&Vec<u32>, i64)]) {
+impl<'a> Builder<'a> {
+    fn segment(&mut self, prompt: &[u32], outputs: Vec<Output<'a>>) {
         let start = self.tokens.len() as i64;
         self.extend(prompt, 0);
         let prompt_end = self.tokens.len() as i64;
-        for (completion, sequence) in branches {
+        let branches = outputs.iter().map(|output| output.tokens.len() as i64).collect();
+        for output in outputs {
             let first = self.tokens.len() as i64;
-            self.extend(completion, prompt.len() as i64);
-            for (offset, &target) in completion.iter().enumerate() {
-                // The last prompt token predicts the first token of every branch; later tokens follow their own branch.
-                self.rows.push(if offset == 0 { prompt_end - 1 } else { first + offset as i64 - 1 });
-                self.targets.push(i64::from(target));
-                self.sequences.push(*sequence);
-            }
+            self.extend(output.tokens, prompt.len() as i64);
+            self.placed.push(Placed { output, prompt_end, first });
         }
-        let branches = branches.iter().map(|(completion, _)| completion.len() as i64).collect();
         self.segments.push(Segment { start, prompt: prompt.len() as i64, branches });
     }
 
@@ -126,16 +148,30 @@ impl Builder {
         self.positions.extend((0..tokens.len() as i64).map(|offset| first_position + offset));
     }
 
-    fn finish(self, device: Device, sequences_per_pair: i64) -> MicroBatch {
+    fn finish(mut self, device: Device, sequences_per_pair: i64) -> MicroBatch {
+        self.placed.sort_by_key(|placed| placed.output.sequence);
+        let (mut rows, mut targets, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+        for Placed { output, prompt_end, first } in &self.placed {
+            for (offset, &target) in output.tokens.iter().enumerate() {
+                // The last prompt token predicts the first token of every answer; later tokens follow their own answer.
+                rows.push(if offset == 0 { prompt_end - 1 } else { first + offset as i64 - 1 });
+                targets.push(i64::from(target));
+                sequences.push(output.sequence as i64);
+            }
+        }
+        let of_pair = self.placed.chunks(sequences_per_pair as usize);
+        let rows_of =
+            |placed: &[Placed<'_>]| placed.iter().map(|placed| placed.output.tokens.len() as i64).sum();
+        let rows_per_pair = of_pair.map(rows_of).collect();
         let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
         MicroBatch {
             tokens: tensor(&self.tokens),
             positions: tensor(&self.positions),
             segments: self.segments,
-            rows: tensor(&self.rows),
-            targets: tensor(&self.targets),
-            sequences: tensor(&self.sequences),
-            rows_per_pair: self.rows_per_pair,
+            rows: tensor(&rows),
+            targets: tensor(&targets),
+            sequences: tensor(&sequences),
+            rows_per_pair,
             sequences_per_pair,
         }
     }
@@ -166,18 +202,25 @@ pub struct TokenCounts {
 }
 
 impl TokenCounts {
-    /// Of pairs in a layout.
+    /// Of one micro-batch.
     #[must_use]
-    pub fn of(pairs: &[Tokenized], layout: Layout) -> Self {
-        let sum = |layout: Layout| pairs.iter().map(|pair| cost(pair, layout) as u64).sum::<u64>();
-        let computed = sum(layout);
+    pub fn of(pairs: &[&Tokenized], layout: Layout) -> Self {
+        let computed = |layout| -> u64 {
+            let segments = plan(pairs, layout);
+            let outputs = segments.iter().flat_map(|(_, outputs)| outputs);
+            let prompts = segments.iter().map(|(prompt, _)| prompt.len());
+            (prompts.sum::<usize>() + outputs.map(|output| output.tokens.len()).sum::<usize>()) as u64
+        };
         match layout {
-            Layout::ChosenOnly => Self { computed, unshared: computed, ..Self::default() },
+            Layout::ChosenOnly => {
+                let computed = computed(layout);
+                Self { computed, unshared: computed, ..Self::default() }
+            }
             Layout::SharedPairs | Layout::SeparatePairs => Self {
-                computed,
-                repeated_prompt: computed - sum(Layout::SharedPairs),
+                computed: computed(layout),
+                repeated_prompt: computed(layout) - computed(Layout::SharedPairs),
                 padding: 0,
-                unshared: sum(Layout::SeparatePairs),
+                unshared: computed(Layout::SeparatePairs),
             },
         }
     }
@@ -280,12 +323,29 @@ mod tests {
 
     #[test]
     fn tokens_are_counted_by_where_they_come_from() {
-        let pairs = [pair(&[1, 2, 3], &[4, 5], &[6])];
+        let one = pair(&[1, 2, 3], &[4, 5], &[6]);
+        let pairs = [&one];
         let shared = TokenCounts::of(&pairs, Layout::SharedPairs);
         assert_eq!(shared, TokenCounts { computed: 6, repeated_prompt: 0, padding: 0, unshared: 9 });
         let separate = TokenCounts::of(&pairs, Layout::SeparatePairs);
         assert_eq!(separate, TokenCounts { computed: 9, repeated_prompt: 3, padding: 0, unshared: 9 });
         assert_eq!(TokenCounts::of(&pairs, Layout::ChosenOnly).computed, 5);
+    }
+
+    /// Two pairs of one prompt with another between them: the rows keep the pairs' order.
+    #[test]
+    fn pairs_of_one_prompt_share_it() {
+        let (a, b) = (pair(&[1, 2], &[4], &[6, 7]), pair(&[9], &[4], &[5]));
+        let again = pair(&[1, 2], &[8], &[3]);
+        let batch = MicroBatch::pack(&[&a, &b, &again], Layout::SharedPairs, Device::Cpu);
+        assert_eq!(list(&batch.tokens), [1, 2, 4, 6, 7, 8, 3, 9, 4, 5]);
+        assert_eq!(list(&batch.positions), [0, 1, 2, 2, 3, 2, 2, 0, 1, 1]);
+        assert_eq!(batch.segments[0], Segment { start: 0, prompt: 2, branches: vec![1, 2, 1, 1] });
+        assert_eq!(list(&batch.rows), [1, 1, 3, 7, 7, 1, 1]);
+        assert_eq!(list(&batch.targets), [4, 6, 7, 4, 5, 8, 3]);
+        assert_eq!(list(&batch.sequences), [0, 1, 1, 2, 3, 4, 5]);
+        assert_eq!(batch.rows_per_pair, [3, 2, 2]);
+        assert_eq!(TokenCounts::of(&[&a, &b, &again], Layout::SharedPairs).computed, 10);
     }
 
     #[test]

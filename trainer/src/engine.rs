@@ -125,6 +125,7 @@ struct Tally {
     statistics: Tensor,
     /// Completion tokens that the reference model was run on.
     kl_tokens: u64,
+    tokens: TokenCounts,
     /// What the reference model said of each pair, where it was asked.
     references: Vec<Option<ReferenceLogps>>,
 }
@@ -200,9 +201,8 @@ impl Engine {
         let grad_norm = phases.measure("optimizer", || {
             self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
         })?;
-        let tokens = TokenCounts::of(&share.pairs, self.settings.layout);
         let sums = sums(&tally, &share.pairs, self.settings.method);
-        Ok(StepResult { sums, grad_norm, phases, tokens, references: tally.references })
+        Ok(StepResult { sums, grad_norm, phases, tokens: tally.tokens, references: tally.references })
     }
 
     /// Scores pairs without learning from them.
@@ -282,7 +282,7 @@ impl Engine {
 
     fn no_tally(&self) -> Tally {
         let statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, self.device()));
-        Tally { statistics, kl_tokens: 0, references: Vec::new() }
+        Tally { statistics, kl_tokens: 0, tokens: TokenCounts::default(), references: Vec::new() }
     }
 
     fn objective(&self, share: &Share) -> Objective {
@@ -314,6 +314,7 @@ impl Engine {
         let (scores, last_grad) =
             phases.measure("head", || self.head(&batch, work.objective, &tape.last, &reference))?;
         tally.add(&scores, &reference, work.pairs);
+        tally.tokens += TokenCounts::of(work.pairs, self.settings.layout);
         phases.measure("backward", || self.backward(&batch, tape, last_grad, reductions))
     }
 

@@ -16,8 +16,8 @@ pub enum Class {
     Reduction,
     /// Copies, casts, gathers, fills.
     Copy,
-    /// Other shapes of the same memory: nothing but the cost of a call.
-    View,
+    /// Other shapes of the same memory, and walking the graph: nothing but the cost of a call.
+    Call,
     /// The parameter update.
     Optimizer,
     /// Between processes.
@@ -32,7 +32,7 @@ impl Class {
         Self::Elementwise,
         Self::Reduction,
         Self::Copy,
-        Self::View,
+        Self::Call,
         Self::Optimizer,
         Self::Communication,
     ];
@@ -46,7 +46,7 @@ impl Class {
             Self::Elementwise => "elementwise",
             Self::Reduction => "reduction",
             Self::Copy => "copy",
-            Self::View => "view",
+            Self::Call => "calls",
             Self::Optimizer => "optimizer",
             Self::Communication => "communication",
         }
@@ -59,6 +59,8 @@ impl Class {
         let operator = name.strip_prefix("aten::").unwrap_or(name).trim_end_matches('_');
         if is(&["gloo:", "c10d::", "nccl"]) {
             Self::Communication
+        } else if is(&["autograd::", "Backward0", "Backward1"]) {
+            Self::Call
         } else if is(&["adamw"]) {
             Self::Optimizer
         } else if is(&["scaled_dot_product", "flash_", "efficient_attention", "fmha"]) {
@@ -93,7 +95,7 @@ impl Class {
             "chunk",
             "split",
         ]) {
-            Self::View
+            Self::Call
         } else {
             Self::Elementwise
         }
@@ -211,7 +213,9 @@ mod tests {
             ("aten::logsumexp", Class::Reduction),
             ("aten::copy_", Class::Copy),
             ("aten::index_select", Class::Copy),
-            ("aten::as_strided", Class::View),
+            ("aten::as_strided", Class::Call),
+            ("autograd::engine::evaluate_function: MmBackward0", Class::Call),
+            ("aten::add", Class::Elementwise),
             ("aten::_fused_adamw_", Class::Optimizer),
             ("gloo:all_reduce", Class::Communication),
             ("sm90_xmma_gemm_bf16bf16_bf16f32", Class::Gemm),

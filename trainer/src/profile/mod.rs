@@ -35,22 +35,29 @@ pub struct Profile {
     /// Steps that this process has done.
     done: u64,
     tokens: TokenCounts,
-    /// Measured before the first recorded step.
-    roofline: Option<Roofline>,
+    /// Measured before the first step: in a later one, the other ranks would wait for it.
+    roofline: Roofline,
 }
 
 impl Profile {
     /// Will write `rank<N>.trace.json`, `rank<N>.json` and `rank<N>.txt` into the folder.
     #[must_use]
     pub fn new(dir: PathBuf, rank: u32, device: Device, kind: Kind) -> Self {
-        Self { dir, rank, device, kind, done: 0, tokens: TokenCounts::default(), roofline: None }
+        Self {
+            dir,
+            rank,
+            device,
+            kind,
+            done: 0,
+            tokens: TokenCounts::default(),
+            roofline: Roofline::measure(device, kind),
+        }
     }
 
     /// Starts to record when it is time.
     pub fn before_step(&mut self) -> Result<(), Fault> {
         self.done += 1;
         if self.done == *STEPS.start() {
-            self.roofline = Some(Roofline::measure(self.device, self.kind));
             recorder::start(self.device.is_cuda(), false).map_err(failed)?;
         }
         Ok(())
@@ -94,8 +101,7 @@ impl Profile {
             tch::get_num_threads()
         );
         // Other load on the machine comes and goes: the limits are those around the recorded steps.
-        let after = Roofline::measure(self.device, self.kind);
-        let roofline = self.roofline.map_or(after, |before| before.mean(after));
+        let roofline = self.roofline.mean(Roofline::measure(self.device, self.kind));
         let report = table::Report { title, summary, roofline, tokens: self.tokens.per(steps) };
         let json = serde_json::to_string_pretty(&report).map_err(|error| Fault::failed(error.to_string()))?;
         for (path, text) in [(path("json"), json), (path("txt"), report.render())] {

@@ -18,6 +18,8 @@ pub struct Summary {
     pub steps: usize,
     /// Seconds.
     pub step_seconds: f64,
+    /// Seconds that collectives were in flight, most of it beside other work.
+    pub communication_seconds: f64,
     /// Parts of the step, the longest first; what lies in no part is `step` itself.
     pub phases: Vec<Phase>,
     /// What the host did, by class of operator, the longest first.
@@ -80,6 +82,12 @@ impl Summary {
             classes.add(class.name(), &row, share);
             operators.add(&event.name, &row, share);
         }
+        let mut communication_seconds = 0.0;
+        for event in events.iter().filter(|event| collective(event)) {
+            let seconds = event.duration_ns as f64 * 1e-9 * share;
+            communication_seconds += seconds;
+            operators.add(&event.name, &Row { seconds, calls: 1.0, ..Row::default() }, share);
+        }
         for event in events.iter().filter(|event| event.on_device && !event.is_span) {
             let seconds = event.duration_ns as f64 * 1e-9 * share;
             let row = Row { seconds, calls: 1.0, ..Row::default() };
@@ -89,6 +97,7 @@ impl Summary {
         Self {
             steps,
             step_seconds,
+            communication_seconds,
             phases: longest_first(named.collect(), |phase| phase.seconds),
             classes: classes.rows(),
             operators: operators.rows(),
@@ -101,6 +110,11 @@ impl Summary {
     pub fn flops(&self) -> f64 {
         self.classes.iter().map(|row| row.flops).sum()
     }
+}
+
+/// A collective, which begins in one part of the step and ends in another.
+fn collective(event: &Event) -> bool {
+    event.is_span && Class::of(&event.name) == Class::Communication
 }
 
 /// An event on the host with what is its own.
@@ -121,8 +135,10 @@ struct Open<'a> {
 
 /// Nests the host's events by thread and time.
 fn timed(events: &[Event]) -> Vec<Timed<'_>> {
-    let mut ordered: Vec<&Event> =
-        events.iter().filter(|event| !event.on_device && event.name != "[memory]").collect();
+    let mut ordered: Vec<&Event> = events
+        .iter()
+        .filter(|event| !event.on_device && event.name != "[memory]" && !collective(event))
+        .collect();
     ordered.sort_by_key(|event| (event.thread, event.start_ns, Reverse(event.duration_ns)));
     let (mut done, mut open): (Vec<Timed<'_>>, Vec<Open<'_>>) = (Vec::new(), Vec::new());
     let mut thread = None;
@@ -226,6 +242,17 @@ mod tests {
         // What an operator calls moves the bytes.
         assert_eq!((product.bytes, copy.bytes), (0.0, 80.0));
         assert_eq!(summary.flops(), 120.0);
+    }
+
+    /// It lasts from one part into another, and hides no part's time.
+    #[test]
+    fn a_collective_in_flight_is_no_part_of_the_step() {
+        let mut events = two_steps();
+        events.push(event("gloo:all_reduce", 1030, 60, true));
+        let summary = Summary::new(&events);
+        close(summary.communication_seconds, 30e-9);
+        close(summary.phases[0].seconds, 60e-9);
+        assert!(summary.operators.iter().any(|row| row.name == "gloo:all_reduce"));
     }
 
     #[test]

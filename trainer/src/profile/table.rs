@@ -63,6 +63,13 @@ impl Report {
             self.summary.flops() * 1e-9,
             100.0 * self.roofline_share()
         );
+        let waited = self.summary.phases.iter().find(|phase| phase.name == "all_reduce_wait");
+        let _ = writeln!(
+            out,
+            "communication       in flight for {:.4} s, of which the step waited {:.4} s",
+            self.summary.communication_seconds,
+            waited.map_or(0.0, |phase| phase.seconds)
+        );
         let TokenCounts { computed, repeated_prompt, padding, unshared } = self.tokens;
         let _ = writeln!(
             out,

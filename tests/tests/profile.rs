@@ -1,0 +1,91 @@
+//! `--profile`: what it writes, and that what it says adds up.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use dyad_tests::{CURVE, Workspace, assert_same_curve, text};
+use serde_json::Value;
+
+fn report(workspace: &Workspace, name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(workspace.path(name)).unwrap()).unwrap()
+}
+
+fn seconds(rows: &Value) -> f64 {
+    rows.as_array().unwrap().iter().map(|row| row["seconds"].as_f64().unwrap()).sum()
+}
+
+#[test]
+fn every_rank_writes_a_trace_and_a_table_and_trains_as_ever() {
+    let workspace = Workspace::with_model(40, "");
+    let plain = workspace.train(2, "plain", &[]);
+    let profiled = workspace.train(2, "out", &["--profile"]);
+    assert_same_curve(&plain, &profiled, &CURVE, 0.0);
+    assert!(!workspace.path("plain/profile").exists());
+    for rank in 0..2 {
+        let report = report(&workspace, &format!("out/profile/rank{rank}.json"));
+        let summary = &report["summary"];
+        assert_eq!(summary["steps"], 3);
+        // Parts of the step and what lies in none of them are the step, to rounding.
+        let step = summary["step_seconds"].as_f64().unwrap();
+        assert!((seconds(&summary["phases"]) - step).abs() < 1e-6 * step + 1e-9, "{summary}");
+        assert!(seconds(&summary["classes"]) < step * 1.5);
+        for phase in
+            ["forward_policy", "forward_reference", "head", "backward", "optimizer", "all_reduce_wait"]
+        {
+            let named = |row: &&Value| row["name"] == phase;
+            assert!(summary["phases"].as_array().unwrap().iter().find(named).is_some(), "no {phase}");
+        }
+        assert!(report["roofline"]["flops_per_second"].as_f64().unwrap() > 1e9);
+        let table = std::fs::read_to_string(workspace.path(&format!("out/profile/rank{rank}.txt"))).unwrap();
+        for part in ["of the roofline", "by part of the step", "matrix product", "aten::mm", "0 padding"] {
+            assert!(table.contains(part), "no {part:?} in {table}");
+        }
+        let trace = self::report(&workspace, &format!("out/profile/rank{rank}.trace.json"));
+        assert!(trace["traceEvents"].as_array().unwrap().len() > 1000);
+    }
+}
+
+#[test]
+fn a_run_too_short_to_profile_says_so() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    let output = workspace.launch(1, &["--profile"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let log = std::fs::read_to_string(workspace.path("out/logs/node0-cpu.log")).unwrap();
+    assert!(log.contains("nothing was profiled"), "{log}");
+}
+
+/// Of two steps one is recorded.
+#[test]
+fn a_short_run_is_profiled_as_far_as_it_goes() {
+    let workspace = Workspace::with_model(16, "");
+    workspace.train(1, "out", &["--profile"]);
+    assert_eq!(report(&workspace, "out/profile/rank0.json")["summary"]["steps"], 1);
+}
+
+/// Twelve pairs on three prompts: with sharing each prompt is computed once a step.
+#[test]
+fn pairs_of_one_prompt_are_computed_together_and_change_nothing() {
+    let workspace = Workspace::with_model(36, "batch_size = 12\nshuffle = false\n");
+    let lines = std::fs::read_to_string(workspace.path("pairs.jsonl")).unwrap();
+    let mut pairs: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for at in 0..pairs.len() {
+        pairs[at]["input"] = pairs[at / 12 * 12 + at % 3]["input"].clone();
+    }
+    let lines: Vec<String> = pairs.iter().map(Value::to_string).collect();
+    workspace.write("pairs.jsonl", &lines.join("\n"));
+    workspace.write(
+        "run.toml",
+        &std::fs::read_to_string(workspace.path("run.toml")).unwrap().replace("batch_size = 8\n", ""),
+    );
+    let shared = workspace.train(1, "shared", &["--profile"]);
+    let separate = workspace.train(1, "separate", &["--profile", "--set", "prefix_sharing=false"]);
+    // As in `invariance.rs`: attention over other shapes rounds differently in every layer.
+    assert_same_curve(&shared, &separate, &CURVE, 1e-4);
+    let tokens = |out: &str| report(&workspace, &format!("{out}/profile/rank0.json"))["tokens"].clone();
+    let (shared, separate) = (tokens("shared"), tokens("separate"));
+    assert_eq!(separate["computed"], separate["unshared"]);
+    assert_eq!(shared["unshared"], separate["unshared"]);
+    assert_eq!((&shared["repeated_prompt"], &shared["padding"]), (&0.into(), &0.into()));
+    // Twelve pairs have twenty-four answers and three prompts.
+    let saved = separate["computed"].as_u64().unwrap() - shared["computed"].as_u64().unwrap();
+    assert_eq!(saved, separate["repeated_prompt"].as_u64().unwrap());
+    assert!(saved * 10 > separate["computed"].as_u64().unwrap() * 4, "{shared} {separate}");
+}
