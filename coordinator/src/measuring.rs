@@ -1,6 +1,6 @@
 //! Before training: every pair is tokenised by some rank, which reports its lengths. Pure.
 //!
-//! The coordinator holds no tokenizer, and shards by tokens: so it asks. Chunks go round robin over the ranks.
+//! The coordinator holds no tokenizer, and shares out by cost: so it asks. Chunks go round robin over the ranks.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -71,7 +71,8 @@ impl Lengths {
             let length = &self.0[id as usize];
             let rejected = if method == TrainingMethod::Dpo { length.rejected_tokens } else { 0 };
             let tokens = [length.prompt_tokens, length.chosen_tokens, rejected];
-            Weighted { id, tokens: tokens.into_iter().map(u64::from).sum() }
+            let tokens = tokens.into_iter().map(u64::from).sum();
+            Weighted { id, cost: if length.cost > 0 { length.cost } else { tokens } }
         };
         ids.iter().map(weigh).collect()
     }
@@ -217,6 +218,7 @@ mod tests {
             prompt_tokens: 10,
             chosen_tokens: 5,
             rejected_tokens: 3 + id as u32,
+            cost: 0,
         };
         MeasureReport { split: Split::Train.into(), lengths: ids.map(length).collect() }
     }
@@ -249,7 +251,7 @@ mod tests {
         assert_eq!(lengths.kept(), [0, 1, 4, 5]);
         assert_eq!((lengths.records(), lengths.count(PairVerdict::DroppedTooLong)), (7, 2));
         assert_eq!(lengths.chosen_tokens(&[0, 4]), 10);
-        let tokens = |method| lengths.weigh(&[4], method)[0].tokens;
+        let tokens = |method| lengths.weigh(&[4], method)[0].cost;
         assert_eq!((tokens(TrainingMethod::Dpo), tokens(TrainingMethod::Sft)), (22, 15));
     }
 

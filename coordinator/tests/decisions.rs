@@ -63,6 +63,7 @@ impl Bench {
             prompt_tokens: 1,
             chosen_tokens: 1,
             rejected_tokens: 1,
+            cost: 0,
         };
         let report = MeasureReport { split: 1, lengths: (0..40).map(length).collect() };
         let commands = bench.send(A, Up::MeasureReport(report));

@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 
 use dyad_data::tokenize::Tokenized;
+use dyad_proto::RunConfig;
+use dyad_proto::run_config::TrainingMethod;
 use tch::{Device, Tensor};
 
 /// A run of packed tokens that attends only to itself: a prompt, then branches that each continue the prompt.
@@ -30,6 +32,18 @@ pub enum Layout {
     SeparatePairs,
     /// The chosen side alone (supervised fine-tuning).
     ChosenOnly,
+}
+
+impl Layout {
+    /// What a run asks for.
+    #[must_use]
+    pub fn of(config: &RunConfig) -> Self {
+        match (config.training_method, config.prefix_sharing) {
+            (TrainingMethod::Sft, _) => Self::ChosenOnly,
+            (TrainingMethod::Dpo, true) => Self::SharedPairs,
+            (TrainingMethod::Dpo, false) => Self::SeparatePairs,
+        }
+    }
 }
 
 /// Tokens, positions and scored rows of one micro-batch.

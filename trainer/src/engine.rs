@@ -152,16 +152,11 @@ impl Engine {
         communicator: Arc<dyn Communicator>,
         config: &RunConfig,
     ) -> Self {
-        let layout = match (config.training_method, config.prefix_sharing) {
-            (TrainingMethod::Sft, _) => Layout::ChosenOnly,
-            (TrainingMethod::Dpo, true) => Layout::SharedPairs,
-            (TrainingMethod::Dpo, false) => Layout::SeparatePairs,
-        };
         let settings = Settings {
             method: config.training_method,
             loss_type: config.loss_type,
             beta: config.dpo_beta,
-            layout,
+            layout: Layout::of(config),
             micro_batch_tokens: config.micro_batch_tokens as usize,
             checkpointing: config.activation_checkpointing,
             seed: config.random_seed,

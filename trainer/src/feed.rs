@@ -12,6 +12,7 @@ use dyad_proto::wire::{
     CommunicatorReady, MeasureReport, MeasureRequest, Pair, PairVerdict, ReferenceLogps, RunPlan,
 };
 
+use crate::cost::PassCost;
 use crate::session::Handle;
 
 /// Next thing to do, ready to compute.
@@ -71,10 +72,11 @@ pub fn start(
     received: mpsc::Receiver<Received>,
     tokenizer: ChatTokenizer,
     rule: Rule,
+    cost: PassCost,
     handle: Handle,
 ) -> Result<mpsc::Receiver<Result<Work, Fault>>, Fault> {
     let (deliver, work) = mpsc::channel();
-    let feed = Feed { tokenizer, rule, handle };
+    let feed = Feed { tokenizer, rule, cost, handle };
     std::thread::Builder::new()
         .name("feed".into())
         .spawn(move || {
@@ -101,6 +103,7 @@ fn references(pairs: &[Pair]) -> Vec<Option<ReferenceLogps>> {
 struct Feed {
     tokenizer: ChatTokenizer,
     rule: Rule,
+    cost: PassCost,
     handle: Handle,
 }
 
@@ -136,7 +139,10 @@ impl Feed {
     }
 
     fn answer(&self, request: &MeasureRequest) -> Result<(), Fault> {
-        let lengths = measure(&self.tokenizer, &request.pairs, self.rule)?;
+        let mut lengths = measure(&self.tokenizer, &request.pairs, self.rule)?;
+        for length in &mut lengths {
+            length.cost = self.cost.of(length);
+        }
         self.handle.send(Sent::MeasureReport(MeasureReport { split: request.split, lengths }));
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Libraries of the trainer process.
 //!
-//! - [`model`], [`lora`], [`batch`], [`head`], [`loss`]: what a pass computes.
+//! - [`model`], [`lora`], [`batch`], [`cost`], [`head`], [`loss`]: what a pass computes.
 //! - [`engine`], [`parameters`], [`optimizer`], [`schedule`]: what a step does with it.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
 //! - [`checkpoint`], [`generate`], [`load`]: models in and out.
@@ -11,6 +11,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;
+pub mod cost;
 pub mod device;
 pub mod engine;
 pub mod ext;

@@ -18,13 +18,15 @@ use dyad_proto::wire::{
 use dyad_proto::{Fault, RunConfig};
 use tch::Device;
 
+use crate::batch::Layout;
 use crate::checkpoint::{State, load::restore, save::Saver};
+use crate::cost::PassCost;
 use crate::device;
 use crate::engine::{Engine, Share};
 use crate::ext::cuda_peak_bytes;
 use crate::feed::{self, Step, Work};
 use crate::load::{Parts, Sources};
-use crate::model::Model;
+use crate::model::{Model, ModelConfig};
 use crate::profile::Profile;
 use crate::rendezvous::Rendezvous;
 use crate::schedule::Schedule;
@@ -60,7 +62,8 @@ fn work(
     let tokenizer = ChatTokenizer::load(sources.tokenizer())?;
     let preferred_only = config.training_method == TrainingMethod::Sft;
     let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only };
-    let work = feed::start(received, tokenizer, rule, handle.clone())?;
+    let cost = PassCost::new(&ModelConfig::load(&sources.base)?, Layout::of(&config));
+    let work = feed::start(received, tokenizer, rule, cost, handle.clone())?;
     let start = Instant::now();
     let mut parts = Parts::load(&config, &sources, device)?;
     let mut reference_key = String::new();

@@ -344,6 +344,7 @@ fn measure(pair: &Pair) -> PairLength {
         prompt_tokens: tokens,
         chosen_tokens: tokens,
         rejected_tokens: tokens,
+        cost: 0,
     }
 }
 

@@ -100,6 +100,7 @@ pub fn measure(tokenizer: &ChatTokenizer, pairs: &[Pair], rule: Rule) -> Result<
         prompt_tokens: tokens.prompt.len() as u32,
         chosen_tokens: tokens.chosen.len() as u32,
         rejected_tokens: tokens.rejected.len() as u32,
+        cost: 0,
     };
     Ok(pairs.iter().zip(&tokenized).map(length).collect())
 }
