@@ -3,17 +3,22 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
+
+use crate::predict::PlanOptions;
 
 /// Fine-tune a language model on preference pairs.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "launcher",
     version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
     after_help = "Examples:
   launcher --nodes 2 --config run.toml
   launcher --nodes 1 --gpus-per-node auto --config run.toml --set learning_rate=1e-6 --set n_epochs=2
   launcher --nodes 2 --config run.toml --resume
+  launcher plan --gpus 64 --model 8B
 
 Exit status:
   0    the run is complete
@@ -22,6 +27,24 @@ Exit status:
   3    a port or host cannot be reached
   130  interrupted"
 )]
+pub struct CommandLine {
+    /// What to do instead of a run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The run; absent only beside a command.
+    #[command(flatten)]
+    pub options: Option<Options>,
+}
+
+/// What the launcher does beside runs.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Predict memory, speed and cost of a run; starts nothing.
+    Plan(PlanOptions),
+}
+
+/// Options of a run.
+#[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Nodes to run; each node runs one trainer per GPU, or one CPU trainer.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -78,5 +101,35 @@ impl FromStr for Gpus {
             "auto" => Ok(Self::Auto),
             number => number.parse().map(Self::Count).map_err(|_| "expected a number or auto".into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<CommandLine, clap::Error> {
+        CommandLine::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn runs_need_no_command_and_commands_no_run() {
+        let run = parse("launcher --nodes 4 --config run.toml").unwrap();
+        let options = run.options.unwrap();
+        assert!(run.command.is_none() && options.nodes == 4 && options.gpus_per_node == Gpus::Auto);
+        let plan = parse("launcher plan --gpus 64 --model 8B").unwrap();
+        assert!(
+            matches!(plan.command, Some(Command::Plan(plan)) if plan.gpus == 64) && plan.options.is_none()
+        );
+    }
+
+    #[test]
+    fn a_run_without_configuration_is_refused() {
+        for line in ["launcher", "launcher --nodes 2"] {
+            let refused = parse(line).unwrap_err();
+            assert_eq!(refused.kind(), clap::error::ErrorKind::MissingRequiredArgument, "{line}");
+        }
+        assert!(parse("launcher --config run.toml plan --gpus 8 --model 8B").is_err());
+        assert!(parse("launcher plan --gpus 0 --model 8B").is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Starts the processes of a run on this machine, follows them, and shows what they do.
 //!
 //! - [`plan`]: what to start, purely from options and machine.
+//! - [`predict`]: what a run would need and cost, purely from sizes and published rates.
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`supervise`], [`children`]: processes that end together.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
@@ -12,6 +13,7 @@ pub mod dry_run;
 pub mod interrupt;
 pub mod plan;
 pub mod plot;
+pub mod predict;
 pub mod preflight;
 pub mod progress;
 pub mod rows;

@@ -6,24 +6,31 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dyad_proto::{ErrorCode, Fault, RunConfig};
-use launcher::cli::Options;
+use launcher::cli::{Command, CommandLine, Options};
 use launcher::console::Console;
 use launcher::interrupt::Interrupt;
 use launcher::plan::{Machine, Trainer, trainers};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
-use launcher::{dry_run, plot, preflight, summary, supervise};
+use launcher::{dry_run, plot, predict, preflight, summary, supervise};
 
 // One thread: children are tied to the life of the thread that starts them.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let options = Options::parse();
-    match launch(&options).await {
+    match act(CommandLine::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             let _ = writeln!(std::io::stderr(), "{}", fault.report());
             ExitCode::from(fault.code.exit_status())
         }
+    }
+}
+
+async fn act(line: CommandLine) -> Result<(), Fault> {
+    match (line.command, line.options) {
+        (Some(Command::Plan(options)), _) => print(&predict::describe(&options)?),
+        (None, Some(options)) => launch(&options).await,
+        (None, None) => Err(Fault::input("nothing to do").hint("give --config FILE, or see --help")),
     }
 }
 

@@ -1,0 +1,200 @@
+//! Every constant of the prediction, with where it comes from.
+//!
+//! *Published*: a vendor's or benchmark's number. *Measured*: by this project, on CPUs. *Derived*: computed from such
+//! numbers. *Assumed*: nothing better is known. None has been measured by this project on a GPU.
+
+/// GiB in bytes.
+pub const GIB: f64 = (1u64 << 30) as f64;
+
+/// What one GPU, or one CPU trainer, can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// As on the command line.
+    pub name: &'static str,
+    /// It is a GPU: bfloat16 passes; otherwise float32.
+    pub gpu: bool,
+    /// FLOP/s that utilisation is counted against.
+    pub peak: f64,
+    /// FLOP/s of large matrix products.
+    pub gemm: f64,
+    /// FLOP/s of attention, forward.
+    pub attention_forward: f64,
+    /// FLOP/s of attention, backward.
+    pub attention_backward: f64,
+    /// Bytes per second that streaming kernels reach.
+    pub memory_bandwidth: f64,
+    /// Bytes that a process can allocate, where it is known.
+    pub memory: Option<f64>,
+    /// All-reduce bus bandwidth inside a node, bytes per second.
+    pub node_bandwidth: f64,
+    /// Memory traffic of elementwise work over that of the least number of passes.
+    pub elementwise: f64,
+    /// Share of the modelled compute rate that whole training steps reach.
+    pub achieved: f64,
+    /// Seconds between two kernels at best.
+    pub launch: f64,
+}
+
+/// NVIDIA H200 SXM.
+pub const H200: Machine = Machine {
+    name: "h200",
+    gpu: true,
+    // Published: dense bfloat16 of the data sheet.
+    peak: 989e12,
+    // Derived: 80 % of the peak, what large GEMMs sustain before power throttling.
+    gemm: 790e12,
+    // Assumed: FlashAttention-2 at head size 128.
+    attention_forward: 400e12,
+    attention_backward: 330e12,
+    // Derived: 90 % of the published 4.8 TB/s.
+    memory_bandwidth: 4.3e12,
+    // Derived: 141 GB parts report about 140 GiB, of which 139 GiB can be allocated.
+    memory: Some(139.0 * GIB),
+    // Published: nccl-tests issue 272, eight GPUs with NVLink SHARP.
+    node_bandwidth: 475e9,
+    elementwise: COMPOSED,
+    achieved: GPU_ACHIEVED,
+    launch: GPU_LAUNCH,
+};
+
+/// NVIDIA H100 SXM, 80 GB: the die of the H200 with slower memory.
+pub const H100: Machine = Machine {
+    name: "h100",
+    // Derived: 90 % of the published 3.35 TB/s.
+    memory_bandwidth: 3.0e12,
+    // Published: nvidia-smi shows 79.6 GiB.
+    memory: Some(79.0 * GIB),
+    // Published: nccl-tests issue 290.
+    node_bandwidth: 476e9,
+    ..H200
+};
+
+/// NVIDIA A100 SXM, 80 GB.
+pub const A100: Machine = Machine {
+    name: "a100",
+    // Published: dense bfloat16 of the data sheet.
+    peak: 312e12,
+    // Derived: 80 % of the peak, as for the H200.
+    gemm: 250e12,
+    // Assumed: the same shares of the GEMM rate as on the H200, rounded up because FlashAttention-2 was made for this part.
+    attention_forward: 180e12,
+    attention_backward: 150e12,
+    // Derived: 90 % of the published 2.04 TB/s.
+    memory_bandwidth: 1.8e12,
+    // Published: as the H100.
+    memory: Some(79.0 * GIB),
+    // Published: nccl-tests issues 149 and 178 show 200 to 208 GB/s.
+    node_bandwidth: 200e9,
+    ..H200
+};
+
+/// A CPU trainer whose large float32 matrix products run at so many FLOP/s.
+#[must_use]
+pub fn cpu(gemm: f64) -> Machine {
+    Machine {
+        name: "cpu",
+        gpu: false,
+        peak: gemm,
+        gemm,
+        // Measured: 0.55 to 0.65 of the GEMM rate, forward and backward together, on two Zen 4 cores.
+        attention_forward: 0.6 * gemm,
+        attention_backward: 0.6 * gemm,
+        // Measured: two Zen 4 cores.
+        memory_bandwidth: 32e9,
+        memory: None,
+        // Assumed: Gloo over the loopback interface.
+        node_bandwidth: 2e9,
+        elementwise: FUSED,
+        achieved: CPU_ACHIEVED,
+        // Measured: an operator of libtorch with a recorded graph, called from Rust.
+        launch: 1.34e-6,
+    }
+}
+
+/// Derived: fused kernels need 4.2 us per token for an 8B model at 4.3 TB/s, 1.25 times the least passes counted here.
+pub const FUSED: f64 = 1.25;
+/// Derived: chains of libtorch operators, which Dyad runs on GPUs, need 9.3 us.
+pub const COMPOSED: f64 = 2.77;
+
+/// Derived: the model without this says 64 % MFU for 8B at 2k tokens; the best published trainer of this size (MPT-7B on
+/// 8 H100, llm-foundry) reaches 46.4 %. Power throttling, launch gaps and padding take the rest.
+pub const GPU_ACHIEVED: f64 = 0.72;
+/// Measured: a float32 step runs at 80 % of the roofline of matrix products (docs/performance.md), where the parts modelled
+/// here alone would make it 92 %.
+pub const CPU_ACHIEVED: f64 = 0.87;
+/// Published: 3 to 5 us between small kernels.
+pub const GPU_LAUNCH: f64 = 5e-6;
+/// Assumed: kernels per layer of a forward pass, beside attention.
+pub const LAUNCHES_PER_LAYER: f64 = 35.0;
+/// Assumed: kernels per layer and pair of a forward pass; attention runs pair by pair.
+pub const LAUNCHES_PER_PAIR: f64 = 8.0;
+/// Assumed: kernels of a backward pass over those of a forward pass.
+pub const BACKWARD_LAUNCHES: f64 = 2.0;
+
+/// Published: FlashAttention's backward pass recomputes the scores: 5 products instead of 2.
+pub const ATTENTION_BACKWARD: f64 = 2.5;
+
+/// Derived: the backward pass's share of attention's seconds at the rates above.
+pub const ATTENTION_BACKWARD_SHARE: f64 = 0.75;
+/// Derived: the backward pass's share of the elementwise passes that `time.rs` counts.
+pub const ELEMENTWISE_BACKWARD_SHARE: f64 = 0.6;
+
+/// Derived: AdamW reads and writes master weight and two float32 moments.
+pub const ADAMW_STATE_TRAFFIC: f64 = 24.0;
+/// Derived: reads of the gradient by AdamW and norm, read and write by clipping.
+pub const GRADIENT_PASSES: f64 = 4.0;
+/// Derived: the master is read and the bfloat16 weight written once more.
+pub const PUBLISH_TRAFFIC: f64 = 6.0;
+
+/// As in the trainer's `head/`: most bytes of one tile of logits.
+pub const TILE_BYTES: f64 = (64u64 << 20) as f64;
+/// As in the trainer's `parameters.rs`: units are merged into buckets until they hold so many bytes.
+pub const BUCKET_BYTES: f64 = (8u64 << 20) as f64;
+/// Derived: passes over float32 logits to score them: written, read.
+pub const SCORE_PASSES: f64 = 2.0;
+/// Derived: the same to differentiate them for a frozen head as well: read and written in place.
+pub const FROZEN_PASSES: f64 = 4.0;
+/// Derived: the same for a trained head: read by two products as well.
+pub const TRAIN_PASSES: f64 = 6.0;
+
+/// Assumed: seconds before the first byte of a collective inside a node; once more per doubling of the nodes.
+pub const COLLECTIVE_LATENCY: f64 = 30e-6;
+/// Assumed: NCCL's channels and their buffers.
+pub const NCCL_BYTES: f64 = GIB;
+/// Assumed: CUDA context, libraries' kernels and workspaces.
+pub const CUDA_BYTES: f64 = GIB;
+/// Measured: libtorch and its libraries, resident in a trainer on the CPU.
+pub const CPU_BYTES: f64 = 0.3 * GIB;
+/// Assumed: share of the memory that can be used before the allocator's fragments get in the way.
+pub const USABLE: f64 = 0.95;
+
+/// What joins the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Network {
+    /// NDR InfiniBand, 400 Gbit/s, one adapter per GPU.
+    Ndr,
+    /// 100 Gbit/s Ethernet, one port per node.
+    #[value(name = "100gbe")]
+    HundredGbe,
+    /// 25 Gbit/s Ethernet, one port per node.
+    #[value(name = "25gbe")]
+    TwentyFiveGbe,
+    /// 10 Gbit/s Ethernet, one port per node.
+    #[value(name = "10gbe")]
+    TenGbe,
+}
+
+impl Network {
+    /// Bytes per second in and out of a node with so many GPUs.
+    #[must_use]
+    pub fn bandwidth(self, gpus_per_node: f64) -> f64 {
+        match self {
+            // Published: nccl-tests threads show 46 to 48 GB/s per adapter.
+            Self::Ndr => 46e9 * gpus_per_node,
+            // Derived: 88 % of the line rate, for TCP.
+            Self::HundredGbe => 11e9,
+            Self::TwentyFiveGbe => 2.75e9,
+            Self::TenGbe => 1.1e9,
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Memory of one GPU by part, and what would make a run fit.
+
+use super::machine::{CPU_BYTES, CUDA_BYTES, GIB, NCCL_BYTES, TILE_BYTES, USABLE};
+use super::work::{Method, Reference, Setup};
+
+/// Bytes of one GPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Weights that the passes read.
+    pub weights: f64,
+    /// Gradients of a step.
+    pub gradients: f64,
+    /// Master weights, where they are apart, and AdamW's moments.
+    pub optimizer: f64,
+    /// The reference model.
+    pub reference: f64,
+    /// What a micro-batch keeps for its backward pass, and the widest moment of that.
+    pub activations: f64,
+    /// Tiles of logits and the rows that reach the head.
+    pub head: f64,
+    /// Buffers of collectives, gathered weights.
+    pub communication: f64,
+    /// CUDA context, libraries.
+    pub runtime: f64,
+}
+
+impl Memory {
+    /// Names and bytes, as shown.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, f64); 8] {
+        [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("reference model", self.reference),
+            ("activations", self.activations),
+            ("head tiles", self.head),
+            ("communication buffers", self.communication),
+            ("runtime", self.runtime),
+        ]
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> f64 {
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Memory of one GPU.
+#[must_use]
+pub fn memory(setup: &Setup) -> Memory {
+    let (shape, trained, width) = (&setup.shape, setup.trained(), setup.compute_bytes());
+    let sharded = |stage: u8| if setup.zero >= stage { setup.gpus } else { 1.0 };
+    let frozen = if setup.method == Method::Full { 0.0 } else { shape.parameters() };
+    // In float32 the model computes on the masters themselves.
+    let state = if setup.machine.gpu { 12.0 } else { 8.0 };
+    let second_model = setup.method == Method::Full && setup.reference != Reference::Precompute;
+    let gathered = if setup.zero == 3 && setup.gpus > 1.0 { 2.0 * shape.layer() * width } else { 0.0 };
+    let buffers = if setup.gpus > 1.0 && setup.machine.gpu { NCCL_BYTES } else { 0.0 };
+    Memory {
+        weights: width * (trained + frozen) / sharded(3),
+        gradients: setup.gradient_bytes * trained / sharded(2),
+        optimizer: state * trained / sharded(1),
+        reference: if second_model { width * shape.parameters() / sharded(3) } else { 0.0 },
+        activations: activations(setup),
+        head: head(setup),
+        communication: buffers + gathered,
+        runtime: if setup.machine.gpu { CUDA_BYTES } else { CPU_BYTES },
+    }
+}
+
+/// Values that one layer keeps per token for its backward pass.
+///
+/// Layer input, normed input, residual and normed residual (hidden each); queries and attention's output; keys and
+/// values; gate, up, silu(gate) and their product. Composed RMSNorms also keep a float32 input and the normed values, three
+/// more widths each; a fused SwiGLU does not keep silu(gate).
+#[must_use]
+pub fn saved_per_token(setup: &Setup) -> f64 {
+    let shape = &setup.shape;
+    let base = 4.0 * shape.hidden + 2.0 * shape.query + 2.0 * shape.key + 4.0 * shape.ffn;
+    let kernels = if setup.machine.gpu { 6.0 * shape.hidden } else { -shape.ffn };
+    base + kernels
+}
+
+fn activations(setup: &Setup) -> f64 {
+    let (shape, width) = (&setup.shape, setup.compute_bytes());
+    let tokens = setup.pairs_per_micro_batch() * setup.tokens();
+    let layers = if setup.checkpointing {
+        shape.layers * shape.hidden + saved_per_token(setup)
+    } else {
+        shape.layers * saved_per_token(setup)
+    };
+    // The widest moment of a backward pass: gradients of gate, up, their product and its input, and one layer's weights.
+    let transient = tokens * 4.0 * shape.ffn * width;
+    let weight_gradients = if setup.method == Method::Full { shape.layer() * width } else { 0.0 };
+    tokens * layers * width + transient + weight_gradients
+}
+
+fn head(setup: &Setup) -> f64 {
+    let rows = setup.pairs_per_micro_batch() * setup.pair.rows();
+    let tiles = if setup.machine.gpu { 4.0 } else { 2.0 };
+    // Rows of policy and reference, and the gradient of the former.
+    tiles * TILE_BYTES + 3.0 * rows * setup.shape.hidden * setup.compute_bytes()
+}
+
+/// It fits, or nobody knows how much there is.
+#[must_use]
+pub fn fits(setup: &Setup) -> bool {
+    setup.machine.memory.is_none_or(|bytes| memory(setup).total() <= USABLE * bytes)
+}
+
+/// The least costly changes of the command line that make it fit, if any do: one alone, else the fewest of all together.
+#[must_use]
+pub fn remedy(setup: &Setup) -> Option<String> {
+    let changes = changes(setup);
+    let suffice = |chosen: &[&Change]| {
+        let mut changed = setup.clone();
+        chosen.iter().for_each(|(_, change)| change(&mut changed));
+        fits(&changed)
+    };
+    let mut chosen: Vec<&Change> = match changes.iter().find(|change| suffice(&[change])) {
+        Some(alone) => vec![alone],
+        None => (1..=changes.len())
+            .map(|count| changes[..count].iter().collect::<Vec<_>>())
+            .find(|first| suffice(first))?,
+    };
+    for index in (0..chosen.len().saturating_sub(1)).rev() {
+        let without: Vec<&Change> =
+            chosen.iter().enumerate().filter(|(at, _)| *at != index).map(|(_, change)| *change).collect();
+        if suffice(&without) {
+            chosen = without;
+        }
+    }
+    Some(chosen.iter().map(|(flag, _)| flag.as_str()).collect::<Vec<_>>().join(" "))
+}
+
+type Change = (String, Box<dyn Fn(&mut Setup)>);
+
+/// What can be changed, cheapest first: what costs no time, then communication, then compute, then the method.
+fn changes(setup: &Setup) -> Vec<Change> {
+    let mut changes: Vec<Change> = Vec::new();
+    if setup.method == Method::Full && setup.reference != Reference::Precompute {
+        changes.push((
+            "--reference precompute".into(),
+            Box::new(|setup| setup.reference = Reference::Precompute),
+        ));
+    }
+    let mut tokens = setup.micro_batch_tokens / 2.0;
+    while tokens >= setup.tokens().max(1024.0) {
+        let tokens_here = tokens.floor();
+        changes.push((
+            format!("--micro-batch-tokens {tokens_here}"),
+            Box::new(move |setup| setup.micro_batch_tokens = tokens_here),
+        ));
+        tokens /= 2.0;
+    }
+    if setup.gpus > 1.0 {
+        for stage in setup.zero + 1..=3 {
+            changes.push((format!("--zero {stage}"), Box::new(move |setup| setup.zero = stage)));
+        }
+    }
+    if !setup.checkpointing {
+        changes.push(("--checkpointing full".into(), Box::new(|setup| setup.checkpointing = true)));
+    }
+    if setup.method == Method::Full {
+        changes.push(("--method lora".into(), Box::new(|setup| setup.method = Method::Lora(16.0))));
+    }
+    changes
+}
+
+/// `12.3 GiB`.
+#[must_use]
+pub fn gib(bytes: f64) -> String {
+    format!("{:.1} GiB", bytes / GIB)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::setup;
+    use super::*;
+
+    /// Bytes per parameter with bfloat16 gradients, as the ZeRO paper counts them (arXiv 1910.02054): 16, 4 + 12/N,
+    /// 2 + 14/N, 16/N. Exact.
+    #[test]
+    fn bytes_per_parameter_follow_the_zero_stages() {
+        for (zero, expected) in [(0, 16.0), (1, 4.0 + 12.0 / 8.0), (2, 2.0 + 14.0 / 8.0), (3, 16.0 / 8.0)] {
+            let mut setup = setup("8B", 8.0);
+            (setup.zero, setup.gradient_bytes) = (zero, 2.0);
+            let memory = memory(&setup);
+            let states = memory.weights + memory.gradients + memory.optimizer;
+            let per_parameter = states / setup.shape.parameters();
+            assert!((per_parameter - expected).abs() < 1e-9, "stage {zero}: {per_parameter}");
+        }
+        let mut setup = setup("8B", 8.0);
+        (setup.method, setup.gradient_bytes) = (Method::Lora(16.0), 2.0);
+        let memory = memory(&setup);
+        // 2 B per frozen weight and 16 on the adapters: 16.7 GB; 1 %.
+        let states = memory.weights + memory.gradients + memory.optimizer;
+        assert!((states / 16.7e9 - 1.0).abs() < 0.01 && memory.reference == 0.0, "{states:e}");
+    }
+
+    /// 5.3 MB per token of an 8B model with fused attention, plain SwiGLU and one tensor kept per norm: 2 %. Ours composes its
+    /// norms on GPUs and keeps 30 % more.
+    #[test]
+    fn activations_of_a_known_model() {
+        let setup = setup("8B", 1.0);
+        let per_token = saved_per_token(&setup) * 2.0 * setup.shape.layers;
+        let norms = 6.0 * setup.shape.hidden * 2.0 * setup.shape.layers;
+        assert!(((per_token - norms) / 5.3e6 - 1.0).abs() < 0.02, "{per_token}");
+        assert!((per_token / 6.94e6 - 1.0).abs() < 0.01, "{per_token}");
+    }
+
+    #[test]
+    fn the_first_change_that_suffices_is_named() {
+        let mut setup = setup("8B", 8.0);
+        setup.micro_batch_tokens = 4096.0;
+        assert!(!fits(&setup));
+        assert_eq!(remedy(&setup).as_deref(), Some("--zero 1"));
+        setup.zero = 1;
+        assert!(fits(&setup));
+        setup.shape = super::super::shapes::Shape::find("70B").unwrap();
+        let remedy = remedy(&setup).unwrap();
+        assert_eq!(remedy, "--micro-batch-tokens 2048 --zero 3 --method lora");
+        (setup.gpus, setup.gpus_per_node) = (1.0, 1.0);
+        assert_eq!(super::remedy(&setup), None);
+    }
+}
