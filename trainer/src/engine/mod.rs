@@ -1,0 +1,247 @@
+//! One optimizer step, layer by layer.
+//!
+//! Each decoder layer runs on a detached input and keeps a graph of its own; the walk back hands each layer the gradient of
+//! its output. When the lowest unit of a bucket is done in the step's last micro-batch, the bucket's all-reduce starts while
+//! lower layers still compute. Embedding and head have their gradients in closed form.
+//!
+//! - E-1: the loss is a sum over pairs divided by the number of pairs of *all* ranks and micro-batches, so that neither the
+//!   world size nor the split into micro-batches changes the step.
+//! - E-2: every rank issues one all-reduce per bucket and step, in bucket order, also when it has no pairs.
+
+mod passes;
+mod tally;
+
+use std::sync::Arc;
+
+use dyad_data::tokenize::Tokenized;
+use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
+use dyad_proto::{ErrorCode, Fault, RunConfig};
+use tch::{Device, Kind, Tensor};
+
+use self::passes::MicroStep;
+use self::tally::{Tally, by_pair, sums};
+use crate::batch::{Layout, MicroBatch, TokenCounts, micro_batches};
+use crate::comm::{CommError, Communicator, Pending};
+use crate::ext::TorchError;
+use crate::head::{Scorer, score_batch, sequence_logps};
+use crate::loss::{Objective, STATISTICS};
+use crate::model::Model;
+use crate::optimizer::Optimizer;
+use crate::parameters::Parameters;
+use crate::profile::recorder::Span;
+use crate::profile::summary::STEP;
+use crate::timing::Phases;
+
+/// Everything that trains on this rank.
+#[derive(Debug)]
+pub struct Engine {
+    /// The model being trained.
+    pub policy: Model,
+    /// The frozen model that DPO holds against it.
+    pub reference: Option<Model>,
+    /// Trainable parameters of the policy.
+    pub parameters: Parameters,
+    communicator: Arc<dyn Communicator>,
+    optimizer: Optimizer,
+    settings: Settings,
+}
+
+/// What the engine needs of the run's configuration.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    method: TrainingMethod,
+    loss_type: dyad_proto::run_config::LossType,
+    beta: f64,
+    layout: Layout,
+    micro_batch_tokens: usize,
+    checkpointing: bool,
+    seed: u64,
+    dropout: bool,
+    /// The reference model is gone; its scores come with the pairs.
+    compares_with_known: bool,
+}
+
+/// Micro-batches of a forward pass alone are so many times larger.
+const REFERENCE_BATCH: usize = 4;
+
+/// This rank's share of a step.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// Pairs of this rank.
+    pub pairs: Vec<Tokenized>,
+    /// What the reference model says of each, where that is known.
+    pub references: Vec<Option<ReferenceLogps>>,
+    /// Pairs over all ranks.
+    pub global_pairs: u64,
+    /// Completion tokens of the chosen sides over all ranks.
+    pub global_chosen_tokens: u64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+}
+
+/// What a step found.
+#[derive(Debug)]
+pub struct StepResult {
+    /// This rank's sums.
+    pub sums: PreferenceSums,
+    /// Global norm before clipping.
+    pub grad_norm: f64,
+    /// Seconds by phase.
+    pub phases: Phases,
+    /// Tokens of this rank's passes.
+    pub tokens: TokenCounts,
+    /// What the reference model said of each pair, where it was asked.
+    pub references: Vec<Option<ReferenceLogps>>,
+}
+
+/// A step failed in libtorch or between the ranks.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// libtorch refused.
+    #[error("libtorch: {0}")]
+    Torch(#[from] TorchError),
+    /// The reference model has been freed, and a pair came without its scores.
+    #[error("a pair came without reference log-probabilities after the reference model was freed")]
+    NoReference,
+    /// A collective broke; the cause is most likely elsewhere.
+    #[error(transparent)]
+    Communicator(#[from] CommError),
+}
+
+impl From<EngineError> for Fault {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Torch(_) | EngineError::NoReference => Self::failed(error.to_string()),
+            EngineError::Communicator(_) => Self::new(ErrorCode::Echo, error.to_string())
+                .hint("another trainer went away, or the network between the hosts broke"),
+        }
+    }
+}
+
+impl Engine {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(
+        policy: Model,
+        reference: Option<Model>,
+        parameters: Parameters,
+        communicator: Arc<dyn Communicator>,
+        config: &RunConfig,
+    ) -> Self {
+        let settings = Settings {
+            method: config.training_method,
+            loss_type: config.loss_type,
+            beta: config.dpo_beta,
+            layout: Layout::of(config),
+            micro_batch_tokens: config.micro_batch_tokens as usize,
+            checkpointing: config.activation_checkpointing,
+            seed: config.random_seed,
+            dropout: config.lora && config.lora_dropout > 0.0,
+            compares_with_known: false,
+        };
+        Self { policy, reference, parameters, communicator, optimizer: Optimizer::new(config), settings }
+    }
+
+    /// Forward, backward, reduce, clip, update.
+    pub fn train_step(&mut self, share: &Share) -> Result<StepResult, EngineError> {
+        let _span = Span::enter(STEP);
+        let mut phases = Phases::default();
+        let mut tally = self.no_tally();
+        phases.measure("zero_grad", || self.parameters.zero_grad());
+        if self.settings.dropout {
+            // The same step draws the same masks after a resume; ranks differ because their pairs do.
+            let stream = share.step * self.communicator.world_size() as u64 + self.communicator.rank() as u64;
+            tch::manual_seed((self.settings.seed ^ (stream << 20)) as i64);
+        }
+        let batches = micro_batches(&share.pairs, self.settings.layout, self.settings.micro_batch_tokens);
+        let mut reductions = Vec::new();
+        let mut references = &share.references[..];
+        for (index, pairs) in batches.iter().enumerate() {
+            let last = index + 1 == batches.len();
+            let (known, rest) = references.split_at(pairs.len());
+            references = rest;
+            let work = MicroStep { pairs, known, objective: self.objective(share) };
+            self.micro_step(&work, last.then_some(&mut reductions), &mut phases, &mut tally)?;
+        }
+        if batches.is_empty() {
+            for bucket in 0..self.parameters.buckets.len() {
+                reductions.push(self.reduce(bucket)?);
+            }
+        }
+        phases.measure("all_reduce_wait", || reductions.into_iter().flatten().try_for_each(Pending::wait))?;
+        let grad_norm = phases.measure("optimizer", || {
+            self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
+        })?;
+        let sums = sums(&tally, &share.pairs, self.settings.method);
+        Ok(StepResult { sums, grad_norm, phases, tokens: tally.tokens, references: tally.references })
+    }
+
+    /// Scores pairs without learning from them.
+    pub fn evaluate(
+        &self,
+        pairs: &[Tokenized],
+        references: &[Option<ReferenceLogps>],
+    ) -> Result<PreferenceSums, EngineError> {
+        let mut tally = self.no_tally();
+        let mut references = references;
+        for micro in micro_batches(pairs, self.settings.layout, self.settings.micro_batch_tokens) {
+            let (known, rest) = references.split_at(micro.len());
+            references = rest;
+            let batch = MicroBatch::pack(&micro, self.settings.layout, self.device());
+            let reference = self.reference_side(&batch, known)?;
+            let rows = self.policy.score_rows(&batch);
+            let policy = Scorer { rows: &rows, weight: self.policy.head() };
+            let scores =
+                score_batch(&batch, self.objective_of(1.0, 1.0), policy, self.scored_by(&reference), None);
+            tally.add(&scores, &reference, &micro);
+        }
+        Ok(sums(&tally, pairs, self.settings.method))
+    }
+
+    /// What the reference model says of pairs, before it is freed.
+    pub fn score_references(&self, pairs: &[Tokenized]) -> Result<Vec<ReferenceLogps>, EngineError> {
+        let model = self.reference.as_ref().ok_or(EngineError::NoReference)?;
+        let mut references = Vec::new();
+        // Nothing is kept for a backward pass, so larger micro-batches fit.
+        let budget = REFERENCE_BATCH * self.settings.micro_batch_tokens;
+        for micro in micro_batches(pairs, self.settings.layout, budget) {
+            let batch = MicroBatch::pack(&micro, self.settings.layout, self.device());
+            let rows = model.score_rows(&batch);
+            references.extend(by_pair(&sequence_logps(&batch, Scorer { rows: &rows, weight: model.head() })));
+        }
+        Ok(references)
+    }
+
+    /// Frees the reference model; from here on every pair must come with its scores.
+    pub fn release_reference(&mut self) {
+        self.reference = None;
+        self.settings.compares_with_known = self.settings.method == TrainingMethod::Dpo;
+    }
+
+    fn device(&self) -> Device {
+        self.policy.place.device
+    }
+
+    fn no_tally(&self) -> Tally {
+        let statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, self.device()));
+        Tally { statistics, kl_tokens: 0, tokens: TokenCounts::default(), references: Vec::new() }
+    }
+
+    fn objective(&self, share: &Share) -> Objective {
+        self.objective_of(share.global_pairs as f64, share.global_chosen_tokens as f64)
+    }
+
+    fn objective_of(&self, global_pairs: f64, global_tokens: f64) -> Objective {
+        match self.settings.method {
+            TrainingMethod::Dpo => Objective::Preference {
+                loss_type: self.settings.loss_type,
+                beta: self.settings.beta,
+                global_pairs,
+            },
+            TrainingMethod::Sft => Objective::Likelihood { global_tokens },
+        }
+    }
+}
