@@ -113,22 +113,11 @@ DYAD_INSTANCES(float)
 DYAD_INSTANCES(Bf16)
 #undef DYAD_INSTANCES
 
-namespace {
-
+// Null where there is no tensor.
 template <typename T>
-T* data(at::Tensor* tensor) {
-  return tensor == nullptr ? nullptr : static_cast<T*>(tensor->data_ptr());
+static T* data_or_null(at::Tensor* tensor) {
+  return tensor == nullptr ? nullptr : data<T>(*tensor);
 }
-
-template <typename Body>
-void by_kind(const at::Tensor& tensor, Body&& body) {
-  if (tensor.scalar_type() == at::kFloat)
-    body(static_cast<float*>(nullptr));
-  else
-    body(static_cast<Bf16*>(nullptr));
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -142,8 +131,14 @@ dyad_error dyad_head_score(at::Tensor* policy, at::Tensor* reference, at::Tensor
     RECORD_FUNCTION("dyad::head_score", std::vector<c10::IValue>{*policy});
     by_kind(*policy, [&](auto* kind) {
       using T = std::remove_pointer_t<decltype(kind)>;
-      Tile<T> tile{data<T>(policy), data<T>(reference),           data<int64_t>(targets), data<double>(logps),
-                   data<double>(reference_logps), data<float>(kl), policy->size(1),        keep};
+      Tile<T> tile{data<T>(*policy),
+                   data_or_null<T>(reference),
+                   data<int64_t>(*targets),
+                   data<double>(*logps),
+                   data_or_null<double>(reference_logps),
+                   data_or_null<float>(kl),
+                   policy->size(1),
+                   keep};
       at::parallel_for(0, policy->size(0), 1, [&](int64_t begin, int64_t end) { dyad_score(tile, begin, end); });
     });
   });
@@ -156,7 +151,7 @@ dyad_error dyad_head_differentiate(at::Tensor* probabilities, at::Tensor* target
     by_kind(*probabilities, [&](auto* kind) {
       using T = std::remove_pointer_t<decltype(kind)>;
       at::parallel_for(0, probabilities->size(0), 1, [&](int64_t begin, int64_t end) {
-        dyad_differentiate(data<T>(probabilities), data<int64_t>(targets), data<float>(a), probabilities->size(1), begin,
+        dyad_differentiate(data<T>(*probabilities), data<int64_t>(*targets), data<float>(*a), probabilities->size(1), begin,
                            end);
       });
     });

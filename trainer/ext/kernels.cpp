@@ -126,20 +126,6 @@ DYAD_INSTANCES(Bf16)
 
 namespace {
 
-// Calls the body with a null pointer of the tensor's storage type.
-template <typename Body>
-void by_kind(const at::Tensor& tensor, Body&& body) {
-  if (tensor.scalar_type() == at::kFloat)
-    body(static_cast<float*>(nullptr));
-  else
-    body(static_cast<Bf16*>(nullptr));
-}
-
-template <typename T>
-T* data(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
 std::vector<c10::IValue> seen(std::initializer_list<at::Tensor> tensors) {
   return std::vector<c10::IValue>(tensors.begin(), tensors.end());
 }

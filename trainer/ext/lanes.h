@@ -1,8 +1,11 @@
-// Scalars of the fused CPU kernels, written so that the compiler turns loops over them into vector code.
+// What the fused CPU kernels are written with: scalars in loops that the compiler turns into vector code, and tensors as
+// arrays of them.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+#include <ATen/core/Tensor.h>
 
 // One copy of a function per instruction set; the loader picks the best one that the CPU has.
 #if __GNUC__ >= 12
@@ -63,3 +66,17 @@ DYAD_INLINE float exponential(float x) {
 }
 
 DYAD_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Calls the body with a null pointer of the tensor's storage type: float32, or else bfloat16.
+template <typename Body>
+void by_kind(const at::Tensor& tensor, Body&& body) {
+  if (tensor.scalar_type() == at::kFloat)
+    body(static_cast<float*>(nullptr));
+  else
+    body(static_cast<Bf16*>(nullptr));
+}
+
+template <typename T>
+T* data(const at::Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
