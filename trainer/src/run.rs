@@ -257,11 +257,7 @@ impl Trainer {
             step_seconds,
             phase_seconds: result.phases.into_map(),
             peak_memory_bytes: self.peak_memory(),
-            references: if self.reference_logps == Mode::Compute {
-                Vec::new()
-            } else {
-                scored(&step.ids, &result.references)
-            },
+            references: scored(&step.ids, &result.references),
         }));
         if !result.grad_norm.is_finite() {
             return Err(Fault::failed(format!(

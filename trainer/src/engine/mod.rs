@@ -58,6 +58,8 @@ struct Settings {
     checkpointing: bool,
     seed: u64,
     dropout: bool,
+    /// What the reference model says outlives the step.
+    keeps_references: bool,
     /// The reference model is gone; its scores come with the pairs.
     compares_with_known: bool,
 }
@@ -93,7 +95,7 @@ pub struct StepResult {
     pub phases: Phases,
     /// Tokens of this rank's passes.
     pub tokens: TokenCounts,
-    /// What the reference model said of each pair, where it was asked.
+    /// What the reference model said of each pair, where it was asked and the run keeps it; empty where it does not.
     pub references: Vec<Option<ReferenceLogps>>,
 }
 
@@ -140,6 +142,7 @@ impl Engine {
             checkpointing: config.activation_checkpointing,
             seed: config.random_seed,
             dropout: config.lora && config.lora_dropout > 0.0,
+            keeps_references: config.keeps_references(),
             compares_with_known: false,
         };
         Self { policy, reference, parameters, communicator, optimizer: Optimizer::new(config), settings }

@@ -52,6 +52,9 @@ impl Engine {
         let (scores, last_grad) =
             phases.measure("head", || self.head(&batch, work.objective, &tape.last, &reference))?;
         tally.add(&scores, &reference, work.pairs);
+        if self.settings.keeps_references {
+            tally.keep_references(&scores, work.pairs.len());
+        }
         tally.tokens += TokenCounts::of(work.pairs, self.settings.layout);
         phases.measure("backward", || self.backward(&batch, tape, last_grad, reductions))
     }

@@ -58,20 +58,25 @@ pub(super) struct Tally {
     /// Completion tokens that the reference model was run on.
     pub(super) kl_tokens: u64,
     pub(super) tokens: TokenCounts,
-    /// What the reference model said of each pair, where it was asked.
+    /// What the reference model said of each pair, where it was asked and the run keeps it.
     pub(super) references: Vec<Option<ReferenceLogps>>,
 }
 
 impl Tally {
     pub(super) fn add(&mut self, scores: &Scores, reference: &ReferenceSide, pairs: &[&Tokenized]) {
+        // On the device alone: a step waits for it once, at its end.
         self.statistics += &scores.statistics;
         if matches!(reference, ReferenceSide::Rows(_)) {
             self.kl_tokens +=
                 pairs.iter().map(|pair| (pair.chosen.len() + pair.rejected.len()) as u64).sum::<u64>();
         }
+    }
+
+    /// Notes what the reference model said of each pair of a micro-batch. Waits for the device.
+    pub(super) fn keep_references(&mut self, scores: &Scores, pairs: usize) {
         match &scores.reference_logps {
             Some(logps) => self.references.extend(by_pair(logps).into_iter().map(Some)),
-            None => self.references.extend(pairs.iter().map(|_| None)),
+            None => self.references.extend(std::iter::repeat_n(None, pairs)),
         }
     }
 }
