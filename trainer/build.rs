@@ -43,11 +43,13 @@ fn compile_bridge(include: &Path) {
         .files([
             "ext/autograd.cpp",
             "ext/device.cpp",
+            "ext/eight_bit.cpp",
             "ext/gloo.cpp",
             "ext/head.cpp",
             "ext/kernels.cpp",
             "ext/attention.cpp",
             "ext/profile.cpp",
+            "ext/storage.cpp",
         ])
         .compile("dyad_ext");
 }

@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row(Vec<(String, f64)>);
 
-/// Counts of tokens and steps: written without a decimal point.
-const WHOLE_NUMBERS: [&str; 2] = ["step", "num_tokens"];
+/// Counts of tokens, steps and bytes: written without a decimal point.
+const WHOLE_NUMBERS: [&str; 3] = ["step", "num_tokens", "peak_memory_bytes"];
 
 impl Row {
     /// The row as one line of JSON, without the line end. What is not finite becomes `null`.
@@ -92,6 +92,9 @@ pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
     row.push("step_seconds", seconds);
     row.push("tokens_per_second", sums.tokens as f64 / seconds);
     row.push("pairs_per_second", sums.pairs as f64 / seconds);
+    // The rank that has most: it is the one that runs out first.
+    let peak = reports.iter().map(|report| report.peak_memory_bytes).max().unwrap_or(0);
+    row.push("peak_memory_bytes", peak as f64);
     row
 }
 
@@ -178,7 +181,8 @@ mod tests {
             tokens: 360,
             kl_tokens: 90,
         };
-        let report = |sums, step_seconds| StepReport {
+        let report = |sums: PreferenceSums, step_seconds| StepReport {
+            peak_memory_bytes: 100 * sums.pairs,
             step: 7,
             sums: Some(sums),
             grad_norm: 2.5,
@@ -211,6 +215,7 @@ mod tests {
         close("step_seconds", 2.0);
         close("tokens_per_second", 200.0);
         close("pairs_per_second", 2.0);
+        close("peak_memory_bytes", 300.0);
     }
 
     #[test]
@@ -219,7 +224,7 @@ mod tests {
         let keys: Map<String, Value> = serde_json::from_str(&json).unwrap();
         let expected = "step epoch loss grad_norm learning_rate rewards/chosen rewards/rejected rewards/accuracies \
                         rewards/margins logps/chosen logps/rejected kl num_tokens step_seconds tokens_per_second \
-                        pairs_per_second";
+                        pairs_per_second peak_memory_bytes";
         assert_eq!(keys.keys().map(String::as_str).collect::<Vec<_>>().join(" "), expected);
         assert!(
             json.starts_with(r#"{"step":7,"epoch":0.5,"#) && json.contains(r#""num_tokens":1400,"#),

@@ -90,7 +90,7 @@ async fn two_trainers_share_each_batch_by_tokens() {
     assert_eq!(column(&rows, "rewards/margins"), [1.0; 4]);
     assert_eq!(column(&rows, "kl"), [0.1; 4]);
     assert_eq!(column(&rows, "step_seconds"), [1.0; 4]);
-    assert_eq!(column(&rows, "pairs_per_second"), [4.0; 4]);
+    assert_eq!(column(&rows, "pairs_per_second peak_memory_bytes"), [4.0; 4]);
 }
 
 /// 1100 pairs are three chunks: ids 0..512 and 1024..1100 for rank 0, the others for rank 1.
@@ -116,7 +116,7 @@ async fn fine_tuning_rows_have_no_preference_keys() {
     assert_eq!(column(&rows, "loss"), [3.0 / 60.0]);
     let keys: Vec<&str> = rows[0].as_object().unwrap().keys().map(String::as_str).collect();
     let expected = "step epoch loss grad_norm learning_rate logps/chosen num_tokens step_seconds tokens_per_second \
-                    pairs_per_second";
+                    pairs_per_second peak_memory_bytes";
     assert_eq!(keys.join(" "), expected);
     let evaluation = work.rows("eval_metrics.jsonl").remove(0);
     let keys: Vec<&str> = evaluation.as_object().unwrap().keys().map(String::as_str).collect();

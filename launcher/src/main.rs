@@ -79,6 +79,7 @@ async fn train(
     let job = Job {
         config_file: &config_file,
         output_dir: Path::new(&config.output_dir),
+        spares_memory: config.zero_stage > 0,
         trainers,
         listen: &options.listen,
         profile: options.profile,

@@ -32,6 +32,10 @@ const COORDINATOR_LOG: &str = "its log is coordinator.log in output_dir/logs";
 const MALLOC: &str =
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824";
 
+/// Who divides the model between trainers wants memory more than that fifth: large tensors go back at once, and leave no holes.
+const SPARING_MALLOC: &str =
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1048576:glibc.malloc.trim_threshold=16777216";
+
 /// What to run, and where.
 #[derive(Debug)]
 pub struct Job<'a> {
@@ -39,6 +43,8 @@ pub struct Job<'a> {
     pub config_file: &'a Path,
     /// Folder of the run.
     pub output_dir: &'a Path,
+    /// Memory matters more than speed.
+    pub spares_memory: bool,
     /// Trainers to start.
     pub trainers: &'a [Trainer],
     /// Address for the coordinator.
@@ -253,8 +259,10 @@ fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Cons
     // Every thread pool of the process keeps to its share of the cores.
     command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
     if std::env::var_os("GLIBC_TUNABLES").is_none() {
-        command.env("GLIBC_TUNABLES", MALLOC);
+        command.env("GLIBC_TUNABLES", if job.spares_memory { SPARING_MALLOC } else { MALLOC });
     }
+    // All trainers run here; torchrun's name.
+    command.env("LOCAL_WORLD_SIZE", job.trainers.len().to_string());
     if job.profile {
         command.arg("--profile").arg(job.output_dir.join("profile"));
     }

@@ -65,16 +65,15 @@ impl Workspace {
     pub fn new_model(&self, name: &str, extra: &[&str]) {
         let mut command = Command::new(binary("trainer"));
         command.current_dir(self.dir.path()).args(["new-model", "--out", name, "--texts", "pairs.jsonl"]);
-        command.args([
-            "--vocab-size",
-            "320",
-            "--hidden-size",
-            "32",
-            "--layers",
-            "2",
-            "--intermediate-size",
-            "64",
-        ]);
+        let sizes = [
+            ("--vocab-size", "320"),
+            ("--hidden-size", "32"),
+            ("--layers", "2"),
+            ("--intermediate-size", "64"),
+        ];
+        for (flag, value) in sizes.iter().filter(|(flag, _)| !extra.contains(flag)) {
+            command.args([flag, value]);
+        }
         let output = command.args(extra).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
     }

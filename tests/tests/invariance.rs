@@ -55,6 +55,17 @@ fn sharing_prompts_and_recomputing_activations_change_nothing() {
     assert_same_curve(&plain, &recomputed, &CURVE, 0.0);
 }
 
+/// A layer that is computed again must drop the same values as the first time.
+#[test]
+fn recomputed_layers_draw_the_same_dropout_masks() {
+    let workspace = Workspace::with_model(16, "n_epochs = 2\nlora = true\nlora_r = 4\nlora_dropout = 0.3\n");
+    let kept = workspace.train(1, "kept", &["--set", "activation_checkpointing=none"]);
+    for mode in ["selective", "full"] {
+        let set = format!("activation_checkpointing={mode}");
+        assert_same_curve(&kept, &workspace.train(1, mode, &["--set", &set]), &CURVE, 0.0);
+    }
+}
+
 #[test]
 fn lora_and_sft_do_not_depend_on_the_world_size_either() {
     let workspace = Workspace::with_model(24, "n_epochs = 1\nlora_r = 4\n");

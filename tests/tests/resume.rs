@@ -61,6 +61,31 @@ fn lora_with_dropout_resumes_bit_equal() {
 }
 
 #[test]
+fn sharded_states_resume_bit_equal() {
+    for (stage, dtype) in [("zero_stage=1", "dtype=bfloat16"), ("zero_stage=3", "dtype=float32")] {
+        resumed_equals_uninterrupted("model.safetensors", &["--set", stage, "--set", dtype]);
+    }
+}
+
+#[test]
+fn eight_bit_moments_resume_bit_equal() {
+    resumed_equals_uninterrupted(
+        "model.safetensors",
+        &["--set", "optim=adamw_8bit", "--set", "zero_stage=2"],
+    );
+}
+
+#[test]
+fn a_resume_with_other_moments_is_refused() {
+    let workspace = Workspace::with_model(16, "n_checkpoints = 2\n");
+    workspace.train(1, "out", &[]);
+    fs::remove_dir_all(workspace.path("out/final")).unwrap();
+    let output = workspace.launch(1, &["--resume", "--set", "optim=adamw_8bit"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("optim"), "{}", text(&output));
+}
+
+#[test]
 fn a_resume_on_other_data_is_refused() {
     let workspace = Workspace::with_model(16, "n_checkpoints = 2\n");
     workspace.train(1, "out", &[]);

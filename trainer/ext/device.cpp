@@ -14,6 +14,18 @@ dyad_error dyad_cuda_current_stream(int device, int64_t* stream_id) {
   });
 }
 
+// Bytes of a CUDA device that nobody holds, and those that libtorch keeps for reuse.
+dyad_error dyad_cuda_free_bytes(int device, int64_t* bytes) {
+  return guarded([&] {
+    auto index = static_cast<c10::DeviceIndex>(device);
+    auto* allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    auto stats = allocator->getDeviceStats(index);
+    *bytes = static_cast<int64_t>(allocator->getMemoryInfo(index).first) + stats.reserved_bytes[all].current -
+             stats.allocated_bytes[all].current;
+  });
+}
+
 // Most bytes that libtorch's caching allocator has held for tensors on a CUDA device.
 dyad_error dyad_cuda_peak_bytes(int device, int64_t* bytes) {
   return guarded([&] {

@@ -128,16 +128,15 @@ dyad_error dyad_gloo_all_reduce(void* group, at::Tensor* tensor, void** work) {
 
 // Gloo reduces everything everywhere; each rank then keeps its slice.
 dyad_error dyad_gloo_reduce_scatter(void* group, at::Tensor* output, at::Tensor* input, void** work) {
-  auto sum = input->clone();
   auto error = started(group, work, [&](ClosableGloo& gloo) {
-    std::vector<at::Tensor> tensors{sum};
+    std::vector<at::Tensor> tensors{*input};
     return gloo.allreduce(tensors);
   });
   if (error == nullptr) {
     auto rank = static_cast<Group*>(group)->gloo->getRank();
-    static_cast<Work*>(*work)->finish = [sum, rank, output = *output] {
-      output.copy_(sum.narrow(0, rank * output.size(0), output.size(0)));
-    };
+    auto own = input->narrow(0, rank * output->size(0), output->size(0));
+    if (own.data_ptr() != output->data_ptr())
+      static_cast<Work*>(*work)->finish = [own, output = *output] { output.copy_(own); };
   }
   return error;
 }

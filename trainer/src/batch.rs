@@ -88,6 +88,12 @@ impl MicroBatch {
         self.tokens.size()[0]
     }
 
+    /// Nothing to compute: another rank has more micro-batches.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows_per_pair.is_empty()
+    }
+
     /// Pairs of this micro-batch.
     #[must_use]
     pub fn pair_count(&self) -> i64 {

@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 /// What libtorch said, without its backtrace.
@@ -34,6 +34,16 @@ unsafe extern "C" {
         count: usize,
         hyper: *const f64,
     ) -> RawError;
+    fn dyad_adamw_8bit(
+        parameter: *const C_tensor,
+        gradient: *const C_tensor,
+        moments: *const *const C_tensor,
+        hyper: *const f64,
+    ) -> RawError;
+    fn dyad_storage_bare(like: *const C_tensor, length: i64, tensor: *mut *mut C_tensor) -> RawError;
+    fn dyad_storage_release(tensor: *const C_tensor) -> RawError;
+    fn dyad_storage_allocate(tensor: *const C_tensor) -> RawError;
+    fn dyad_cuda_free_bytes(device: c_int, bytes: *mut i64) -> RawError;
     fn dyad_cuda_current_stream(device: c_int, stream_id: *mut i64) -> RawError;
     fn dyad_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> RawError;
     fn free(pointer: *mut c_void);
@@ -127,6 +137,70 @@ pub fn fused_adamw(slots: &[AdamSlot<'_>], step: &Tensor, hyper: AdamHyper) -> R
     }
 }
 
+/// One AdamW step on moments of eight bits, on the CPU: codes, largest magnitudes, fractions, their middles and starts of the
+/// first moment, then of the second; `step` counts from 1.
+pub fn adamw_8bit(
+    parameter: &Tensor,
+    gradient: &Tensor,
+    moments: &[&Tensor],
+    step: u64,
+    hyper: AdamHyper,
+) -> Result<(), TorchError> {
+    assert_eq!(moments.len(), 10, "five tensors a moment");
+    assert!(moments.iter().chain([&parameter, &gradient]).all(|tensor| tensor.is_contiguous()));
+    let AdamHyper { learning_rate, beta1, beta2, weight_decay, eps } = hyper;
+    let values = [learning_rate, beta1, beta2, weight_decay, eps, step as f64];
+    // SAFETY: live, contiguous CPU tensors of the sizes that a block of 256 asks for, and six doubles.
+    unsafe {
+        check(dyad_adamw_8bit(
+            parameter.as_ptr(),
+            gradient.as_ptr(),
+            pointers(moments).as_ptr(),
+            values.as_ptr(),
+        ))
+    }
+}
+
+/// A tensor of zeros whose memory is meant to be taken away and given back. `[length]`
+pub fn lendable_zeros(length: i64, kind: Kind, device: Device) -> Tensor {
+    let like = Tensor::empty([0], (kind, device));
+    let mut raw = std::ptr::null_mut();
+    // SAFETY: a live tensor to imitate, and a place for the new one.
+    must(unsafe { dyad_storage_bare(like.as_ptr(), length, &raw mut raw) });
+    // SAFETY: on success the bridge has left a fresh tensor that we own.
+    let mut tensor = unsafe { Tensor::from_ptr(raw) };
+    allocate_memory(&tensor);
+    let _ = tensor.zero_();
+    tensor
+}
+
+/// Frees the memory behind a tensor and all its views; shapes, and what autograd keeps of them, stay.
+pub fn release_memory(tensor: &Tensor) {
+    // SAFETY: the tensor is live; libtorch refuses to read a storage without memory.
+    must(unsafe { dyad_storage_release(tensor.as_ptr()) });
+}
+
+/// Gives a tensor that covers its whole storage memory again; its values are undefined.
+pub fn allocate_memory(tensor: &Tensor) {
+    // SAFETY: the tensor is live, and its storage was made by libtorch's own allocator.
+    must(unsafe { dyad_storage_allocate(tensor.as_ptr()) });
+}
+
+/// What only running out of memory can refuse; [`crate::panics`] turns that into a fault, as with tch's own operators.
+fn must(raw: RawError) {
+    if let Err(error) = check(raw) {
+        panic!("memory of a tensor: {error}");
+    }
+}
+
+/// Bytes of a CUDA device that nobody holds.
+pub fn cuda_free_bytes(device: usize) -> Result<u64, TorchError> {
+    let mut bytes = 0;
+    // SAFETY: writes one integer.
+    unsafe { check(dyad_cuda_free_bytes(device as c_int, &raw mut bytes))? };
+    Ok(bytes.max(0) as u64)
+}
+
 /// Id of libtorch's current stream on a CUDA device; 0 is the default stream.
 pub fn cuda_current_stream(device: usize) -> Result<i64, TorchError> {
     let mut id = 0;
@@ -145,8 +219,6 @@ pub fn cuda_peak_bytes(device: usize) -> Result<u64, TorchError> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
-
     use super::*;
 
     #[test]
@@ -159,6 +231,24 @@ mod tests {
         let dx: Vec<f64> = grads[0].as_ref().unwrap().try_into().unwrap();
         assert_eq!(dx, [20.0, 400.0]);
         assert!(grads[1].is_none());
+    }
+
+    /// Views and saved graphs outlive the memory: what sharded weights rest on.
+    #[test]
+    fn a_graph_survives_its_weights_memory() {
+        let mut flat = lendable_zeros(3, Kind::Float, Device::Cpu);
+        flat.copy_(&Tensor::from_slice(&[2.0f32, 3.0, 5.0]));
+        let weight = flat.narrow(0, 1, 2).view([2, 1]).detach().set_requires_grad(true);
+        let x = Tensor::from_slice(&[1.0f32, 10.0]).view([1, 2]).set_requires_grad(true);
+        let y = x.matmul(&weight);
+        release_memory(&flat);
+        allocate_memory(&flat);
+        // Written through another version counter, so that autograd does not take it for a change.
+        flat.data().copy_(&Tensor::from_slice(&[2.0f32, 3.0, 5.0]));
+        let grads = grad(&[&y], &[&y.ones_like()], &[&x, &weight]).unwrap();
+        let values: Vec<f32> = grads[0].as_ref().unwrap().flatten(0, -1).try_into().unwrap();
+        assert_eq!(values, [3.0, 5.0]);
+        assert_eq!(weight.double_value(&[1, 0]), 5.0);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub fn complete(
         if growing.is_empty() {
             break;
         }
-        let next = next_tokens(model, &growing);
+        let next = next_tokens(model, &growing)?;
         for (answer, token) in growing.iter_mut().zip(next) {
             answer.done = tokenizer.stop_ids().contains(&token);
             if !answer.done {
@@ -48,7 +48,7 @@ struct Answer {
     done: bool,
 }
 
-fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Vec<u32> {
+fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Result<Vec<u32>, Fault> {
     let (mut tokens, mut positions, mut segments, mut rows) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for answer in answers {
@@ -59,11 +59,13 @@ fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Vec<u32> {
         rows.push(tokens.len() as i64 - 1);
     }
     let on_device = |values: &[i64]| Tensor::from_slice(values).to_device(model.place.device);
-    let hidden = model.hidden_states(&on_device(&tokens), &on_device(&positions), &segments);
+    let hidden = model
+        .hidden_states(&on_device(&tokens), &on_device(&positions), &segments)
+        .map_err(|error| Fault::failed(error.to_string()))?;
     let logits = tch::no_grad(|| model.normed_rows(&hidden, &on_device(&rows)).matmul(&model.head().tr()));
     let best: Vec<i64> =
         logits.argmax(-1, false).to_kind(Kind::Int64).to_device(Device::Cpu).try_into().unwrap_or_default();
-    best.into_iter().map(|id| id as u32).collect()
+    Ok(best.into_iter().map(|id| id as u32).collect())
 }
 
 /// The model of a folder: whole, or an adapter over the base that it names.

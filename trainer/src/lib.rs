@@ -1,7 +1,7 @@
 //! Libraries of the trainer process.
 //!
 //! - [`model`], [`lora`], [`batch`], [`cost`], [`head`], [`loss`]: what a pass computes.
-//! - [`engine`], [`parameters`], [`optimizer`], [`schedule`]: what a step does with it.
+//! - [`engine`], [`parameters`], [`layout`], [`flat`], [`optimizer`], [`schedule`]: what a step does with it.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
 //! - [`checkpoint`], [`generate`], [`load`]: models in and out.
 //! - [`profile`], [`timing`]: where the time goes.
@@ -16,11 +16,14 @@ pub mod device;
 pub mod engine;
 pub mod ext;
 pub mod feed;
+pub mod flat;
 pub mod generate;
 pub mod head;
+pub mod layout;
 pub mod load;
 pub mod lora;
 pub mod loss;
+pub mod memory;
 pub mod model;
 pub mod optimizer;
 pub mod panics;

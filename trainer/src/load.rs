@@ -1,18 +1,21 @@
 //! From the run's configuration to models and parameters that can train.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use dyad_data::hub;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::{Fault, RunConfig};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::save::Saver;
 use crate::device::compute_kind;
+use crate::flat::{Flat, Keep, Link};
+use crate::layout::{Layout, Sharding};
 use crate::lora::{self, ADAPTER_CONFIG, LoraSpec, PeftConfig};
 use crate::model::weights::Place;
-use crate::model::{EMBEDDING, FINAL_NORM, HEAD, Model, ModelConfig, layer_tensors, stored_kind};
-use crate::parameters::{Named, Parameters};
+use crate::model::{Model, ModelConfig, stored_kind};
+use crate::parameters::{Keeping, Named, Parameters};
 
 /// Local folders that a run starts from.
 #[derive(Clone, Debug)]
@@ -83,17 +86,33 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Loads everything onto the device.
-    pub fn load(config: &RunConfig, sources: &Sources, device: Device) -> Result<Self, Fault> {
-        let kind = compute_kind(config.dtype, device);
+    /// Loads everything onto the device; of what is sharded, this rank's part.
+    pub fn load(
+        config: &RunConfig,
+        sources: &Sources,
+        device: Device,
+        sharding: Sharding,
+    ) -> Result<Self, Fault> {
+        let place = Place { device, kind: compute_kind(config.dtype, device) };
         let compares = config.training_method == TrainingMethod::Dpo;
+        let keeping = Keeping {
+            compute: place.kind,
+            sharding,
+            link: Link::default(),
+            optim: config.optim,
+            offload_optimizer: config.offload_optimizer,
+        };
         let (policy, reference, parameters, adapter) = match config.lora {
-            true => adapters(config, sources, Place { device, kind }, compares)?,
-            false => full(sources, Place { device, kind }, compares)?,
+            true => adapters(config, sources, place, compares, keeping)?,
+            false => {
+                let keep = if config.offload_reference { Keep::Host } else { Keep::Device };
+                full(sources, place, compares.then_some(keep), keeping)?
+            }
         };
         let saver = Saver {
             output_dir: PathBuf::from(&config.output_dir),
             sources: sources.companions.clone(),
+            base: sources.base.clone(),
             stored: stored_kind(&policy.config.torch_dtype),
             adapter,
             merge: config.merge_adapter,
@@ -104,16 +123,32 @@ impl Parts {
 
 type Loaded = (Model, Option<Model>, Parameters, Option<PeftConfig>);
 
-fn full(sources: &Sources, place: Place, compares: bool) -> Result<Loaded, Fault> {
-    let mut policy = Model::load(&sources.base, Place { kind: Kind::Float, ..place })?;
-    let parameters = Parameters::adopt(every_tensor(&mut policy), place.kind);
+fn full(sources: &Sources, place: Place, reference: Option<Keep>, keeping: Keeping) -> Result<Loaded, Fault> {
+    let wide = Place { kind: Kind::Float, ..place };
+    let (mut policy, parameters) = if keeping.sharding.of_weights() {
+        let units = ModelConfig::load(&sources.base)?.num_hidden_layers + 2;
+        let mut parameters = Parameters::none(units, keeping);
+        let mut take = |unit: usize, tensors: Vec<Named<'_>>| parameters.adopt_unit(unit, tensors);
+        (Model::load_units(&sources.base, wide, &mut take)?, parameters)
+    } else {
+        let mut policy = Model::load(&sources.base, wide)?;
+        let parameters = Parameters::adopt(policy.units(), keeping);
+        (policy, parameters)
+    };
     policy.place = place;
-    let reference = compares.then(|| policy.frozen_copy());
+    parameters.reside(&mut policy.residence);
+    let reference = reference.map(|keep| policy.frozen_copy(keep));
     Ok((policy, reference, parameters, None))
 }
 
-fn adapters(config: &RunConfig, sources: &Sources, place: Place, compares: bool) -> Result<Loaded, Fault> {
-    let mut policy = Model::load(&sources.base, place)?;
+fn adapters(
+    config: &RunConfig,
+    sources: &Sources,
+    place: Place,
+    compares: bool,
+    keeping: Keeping,
+) -> Result<Loaded, Fault> {
+    let mut policy = base(sources, place, &keeping)?;
     let spec = LoraSpec::new(config, sources.adapter.as_deref())?;
     lora::attach(&mut policy, &spec, config.random_seed)?;
     let reference = match (compares, &sources.adapter) {
@@ -124,7 +159,10 @@ fn adapters(config: &RunConfig, sources: &Sources, place: Place, compares: bool)
     };
     let layers = lora::named_tensors(&mut policy);
     let units = [Vec::new()].into_iter().chain(layers).chain([Vec::new()]).collect();
-    let parameters = Parameters::adopt(units, place.kind);
+    // Adapters are small: every rank has them whole.
+    let sharding = keeping.sharding.whole_weights();
+    let parameters = Parameters::adopt(units, Keeping { sharding, ..keeping });
+    parameters.reside(&mut policy.residence);
     let base = if config.from_checkpoint.is_some() && sources.adapter.is_none() {
         sources.base.display().to_string()
     } else {
@@ -133,14 +171,22 @@ fn adapters(config: &RunConfig, sources: &Sources, place: Place, compares: bool)
     Ok((policy, reference, parameters, Some(spec.peft_config(&base))))
 }
 
-/// Units of full fine-tuning: embedding, each layer, final norm with the untied head.
-fn every_tensor(model: &mut Model) -> Vec<Vec<Named<'_>>> {
-    let mut units: Vec<Vec<Named<'_>>> = vec![vec![(EMBEDDING.to_owned(), &mut model.embedding)]];
-    units.extend(
-        model.layers.iter_mut().enumerate().map(|(index, layer)| layer_tensors(index, layer.as_mut())),
-    );
-    let mut top: Vec<Named<'_>> = vec![(FINAL_NORM.to_owned(), &mut model.final_norm)];
-    top.extend(model.untied_head.as_mut().map(|head| (HEAD.to_owned(), head)));
-    units.push(top);
-    units
+/// The frozen model under the adapters; with sharded weights, this rank's part of each unit.
+fn base(sources: &Sources, place: Place, keeping: &Keeping) -> Result<Model, Fault> {
+    if !keeping.sharding.of_weights() {
+        return Model::load(&sources.base, place);
+    }
+    let mut flats = Vec::new();
+    let mut take = |unit: usize, mut tensors: Vec<Named<'_>>| {
+        let mut tensors: Vec<&mut Tensor> = tensors.iter_mut().map(|(_, tensor)| &mut **tensor).collect();
+        let sizes: Vec<(i64, bool)> =
+            tensors.iter().map(|tensor| (tensor.numel() as i64, tensor.dim() > 1)).collect();
+        let layout = Layout::new(&sizes, keeping.sharding);
+        flats.push((unit, Flat::adopt(&mut tensors, layout, place.kind, keeping.sharding, &keeping.link)));
+    };
+    let mut model = Model::load_units(&sources.base, place, &mut take)?;
+    for (unit, flat) in flats {
+        model.residence.add(unit, &Rc::new(flat));
+    }
+    Ok(model)
 }

@@ -233,6 +233,13 @@ pub fn named_tensors(model: &mut Model) -> Vec<Vec<Named<'_>>> {
     layers.collect()
 }
 
+/// `scale B A`, what an adapter adds to the weight of this name; `find` gives its tensors by their names.
+pub fn update_of(weight: &str, scale: f64, find: &dyn Fn(&str) -> Option<Tensor>) -> Option<Tensor> {
+    let stem = format!("base_model.model.{}", weight.strip_suffix(".weight")?);
+    let (a, b) = (find(&format!("{stem}.lora_A.weight"))?, find(&format!("{stem}.lora_B.weight"))?);
+    Some(b.matmul(&a) * scale)
+}
+
 /// The reference of a run that continues an adapter: the same base, the adapter as it is now, frozen.
 #[must_use]
 pub fn frozen_reference(model: &mut Model) -> Model {

@@ -26,7 +26,7 @@ fn fault(panic: &str) -> Fault {
     let line = line.trim_end_matches("\")");
     if text.contains("out of memory") || text.contains("can't allocate memory") {
         return Fault::failed(format!("out of memory: {line}"))
-            .hint("lower micro_batch_tokens or max_seq_length, set activation_checkpointing = true, or use lora = true");
+            .hint("lower micro_batch_tokens or max_seq_length, set zero_stage or optim = \"adamw_8bit\" (docs/memory.md), or use lora = true");
     }
     let origin = if torch.is_some() { "libtorch" } else { "internal error" };
     Fault::failed(format!("{origin}: {line}"))

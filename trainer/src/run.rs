@@ -22,9 +22,10 @@ use crate::batch::Layout;
 use crate::checkpoint::{State, load::restore, save::Saver};
 use crate::cost::PassCost;
 use crate::device;
-use crate::engine::{Engine, Share};
+use crate::engine::{Engine, EngineError, Share};
 use crate::ext::cuda_peak_bytes;
 use crate::feed::{self, Step, Work};
+use crate::layout::Sharding;
 use crate::load::{Parts, Sources};
 use crate::model::{Model, ModelConfig};
 use crate::profile::Profile;
@@ -65,7 +66,15 @@ fn work(
     let cost = PassCost::new(&ModelConfig::load(&sources.base)?, Layout::of(&config));
     let work = feed::start(received, tokenizer, rule, cost, handle.clone())?;
     let start = Instant::now();
-    let mut parts = Parts::load(&config, &sources, device)?;
+    let sharding = Sharding::new(&config, place.rank as usize, place.world_size as usize);
+    let mut parts = Parts::load(&config, &sources, device, sharding)?;
+    let bytes = parts.parameters.bytes();
+    tracing::info!(
+        weights_mib = bytes.weights >> 20,
+        gradients_mib = bytes.gradients >> 20,
+        optimizer_mib = bytes.optimizer >> 20,
+        "kept between steps"
+    );
     let mut reference_key = String::new();
     if place.rank == 0 && config.keeps_references() {
         let place = parts.policy.place;
@@ -175,11 +184,8 @@ impl Trainer {
         ready: Ready,
         handle: Handle,
     ) -> Result<Self, Fault> {
-        let Parts { policy, reference, mut parameters, saver } = parts;
+        let Parts { policy, reference, parameters, saver } = parts;
         let plan = ready.plan;
-        if !plan.resume_from.is_empty() {
-            restore(&PathBuf::from(&plan.resume_from), &mut parameters)?;
-        }
         let state = State {
             step: plan.start_step,
             total_steps: plan.total_steps,
@@ -189,7 +195,10 @@ impl Trainer {
             world_size: place.world_size,
         };
         let device = policy.place.device;
-        let engine = Engine::new(policy, reference, parameters, ready.communicator, config);
+        let mut engine = Engine::new(policy, reference, parameters, ready.communicator, config);
+        if !plan.resume_from.is_empty() {
+            restore(&PathBuf::from(&plan.resume_from), &mut engine.parameters)?;
+        }
         let schedule = Schedule::new(config, plan.total_steps);
         Ok(Self {
             engine,
@@ -266,11 +275,19 @@ impl Trainer {
             ))
             .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\""));
         }
-        if step.checkpoint && self.place.rank == 0 {
-            self.handle.enter(Phase::Saving, step.step);
-            let Engine { policy, parameters, .. } = &mut self.engine;
-            let path = self.saver.checkpoint(policy, parameters, &self.state)?;
-            self.report_saved(&path, false);
+        if step.checkpoint { self.save(false) } else { Ok(()) }
+    }
+
+    /// Rank 0 writes; the others bring it their parts of what is sharded.
+    fn save(&mut self, is_final: bool) -> Result<(), Fault> {
+        self.handle.enter(Phase::Saving, self.state.step);
+        let kept = self.engine.parameters.collect(!is_final).map_err(EngineError::from)?;
+        if self.place.rank == 0 {
+            let path = match is_final {
+                true => self.saver.finish(&mut self.engine.policy, &kept)?,
+                false => self.saver.checkpoint(&mut self.engine.policy, &kept, &self.state)?,
+            };
+            self.report_saved(&path, is_final);
         }
         Ok(())
     }
@@ -308,13 +325,7 @@ impl Trainer {
         if let Some(profile) = &mut self.profile {
             profile.finish()?;
         }
-        if self.place.rank == 0 {
-            self.handle.enter(Phase::Saving, self.state.step);
-            let Engine { policy, parameters, .. } = &mut self.engine;
-            let path = self.saver.finish(policy, parameters)?;
-            self.report_saved(&path, true);
-        }
-        Ok(())
+        self.save(true)
     }
 
     fn report_saved(&self, path: &std::path::Path, is_final: bool) {

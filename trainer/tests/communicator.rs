@@ -44,7 +44,7 @@ fn on_gloo(world_size: usize, body: impl Fn(Arc<dyn Communicator>) + Send + Sync
 
 /// Values that differ by rank and position and whose sums are exact in every kind.
 fn numbers(rank: usize, len: i64, kind: Kind, device: Device) -> Tensor {
-    Tensor::arange(len, (Kind::Int64, device)).remainder(7).to_kind(kind) + rank as f64
+    (Tensor::arange(len, (Kind::Int64, device)).remainder(7) + rank as i64).to_kind(kind)
 }
 
 /// What [`numbers`] of all ranks add up to.
@@ -69,6 +69,11 @@ fn conforms(comm: &dyn Communicator, device: Device) {
             slices(comm, len, kind, device);
         }
     }
+    // Codes of 8-bit moments are gathered, never summed.
+    let codes = numbers(comm.rank(), 1000, Kind::Uint8, device);
+    let all = Tensor::zeros([1000 * comm.world_size() as i64], (Kind::Uint8, device));
+    comm.all_gather(&all, &codes).unwrap().wait().unwrap();
+    assert!(equal(&all.narrow(0, 1000 * comm.rank() as i64, 1000), &codes));
     // More than one network buffer of any back end.
     whole(comm, 1 << 20, Kind::Float, device);
     slices(comm, 1 << 20, Kind::Float, device);
@@ -101,7 +106,15 @@ fn slices(comm: &dyn Communicator, len: i64, kind: Kind, device: Device) {
     comm.reduce_scatter(&output, &input).unwrap().wait().unwrap();
     let expected = sum(world, all_len, kind, device).narrow(0, rank as i64 * len, len);
     assert!(equal(&output, &expected), "reduce_scatter of {len} {kind:?} on {rank} of {world}");
-    assert!(equal(&input, &numbers(rank, all_len, kind, device)), "reduce_scatter changed its input");
+
+    // In place: each rank's slice of its own buffer, as sharded gradients and weights do it.
+    let buffer = numbers(rank, all_len, kind, device);
+    let own = buffer.narrow(0, rank as i64 * len, len);
+    comm.reduce_scatter(&own, &buffer).unwrap().wait().unwrap();
+    assert!(equal(&own, &expected), "reduce_scatter in place of {len} {kind:?} on {rank} of {world}");
+    comm.all_gather(&buffer, &own).unwrap().wait().unwrap();
+    let whole = sum(world, all_len, kind, device);
+    assert!(equal(&buffer, &whole), "all_gather in place of {len} {kind:?} on {rank} of {world}");
 }
 
 /// Buckets of different sizes are started one after the other and waited for later, as the engine does.

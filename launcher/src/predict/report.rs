@@ -214,7 +214,7 @@ impl Prediction {
             notes.push("there are fewer pairs in a step than GPUs: some compute nothing");
         }
         if sharded {
-            notes.push("--zero is modelled; the trainer does not shard yet");
+            notes.push("--zero has been run over Gloo on CPUs, not over NCCL");
         }
         if setup.nodes() > 1.0 {
             notes.push("several nodes are modelled; the launcher starts everything on one machine");
@@ -292,7 +292,7 @@ mod tests {
         setup.zero = 1;
         let table = Prediction::of(setup, RUN).table();
         assert!(
-            table.contains("the trainer does not shard yet") && table.contains("usable: fits"),
+            table.contains("--zero has been run over Gloo on CPUs") && table.contains("usable: fits"),
             "{table}"
         );
     }

@@ -2,35 +2,38 @@
 
 use std::path::Path;
 
-use dyad_proto::Fault;
-use tch::{Kind, Tensor};
-
 use super::OPTIMIZER_FILE;
 use crate::lora::ADAPTER_WEIGHTS;
 use crate::model::weights::Weights;
-use crate::parameters::Parameters;
+use crate::parameters::{MASTER, Parameters};
+use dyad_proto::Fault;
 
-/// Overwrites masters and moments, then the tensors that the model computes with.
+/// Overwrites this rank's part of masters and moments, then the tensors that the model computes with.
 pub fn restore(dir: &Path, parameters: &mut Parameters) -> Result<(), Fault> {
     let optimizer = Weights::open_files(dir, vec![dir.join(OPTIMIZER_FILE)])?;
     let adapter = dir.join(ADAPTER_WEIGHTS);
     let weights =
         if adapter.is_file() { Weights::open_files(dir, vec![adapter])? } else { Weights::open(dir)? };
-    for one in parameters.iter() {
-        let shape = one.master.size();
-        let master = format!("{}.master", one.name);
-        let master = match optimizer.contains(&master) {
-            true => optimizer.tensor(&master, &shape)?,
-            false => weights.tensor(&one.name, &shape)?,
-        };
-        overwrite(&one.master, &master);
-        overwrite(&one.exp_avg, &optimizer.tensor(&format!("{}.exp_avg", one.name), &shape)?);
-        overwrite(&one.exp_avg_sq, &optimizer.tensor(&format!("{}.exp_avg_sq", one.name), &shape)?);
-    }
-    parameters.publish();
-    Ok(())
+    parameters.restore(&|name, suffix, shape| {
+        let full = format!("{name}.{suffix}");
+        match (optimizer.contains(&full), suffix) {
+            (true, _) => optimizer.tensor(&full, shape),
+            (false, MASTER) => weights.tensor(name, shape),
+            (false, _) => Err(other_moments(dir, &optimizer, name)),
+        }
+    })
 }
 
-fn overwrite(target: &Tensor, source: &Tensor) {
-    tch::no_grad(|| target.shallow_clone().copy_(&source.to_kind(Kind::Float)));
+fn other_moments(dir: &Path, optimizer: &Weights, name: &str) -> Fault {
+    let saved =
+        ["exp_avg", "exp_avg_8bit"].into_iter().find(|kind| optimizer.contains(&format!("{name}.{kind}")));
+    match saved {
+        Some(kind) => {
+            let optim = if kind == "exp_avg" { "adamw" } else { "adamw_8bit" };
+            Fault::input(format!("{} was saved with optim = \"{optim}\"", dir.display()))
+                .hint("resume with the same optim, or start a new run with from_checkpoint")
+        }
+        None => Fault::input(format!("{} has no moments of {name}", dir.join(OPTIMIZER_FILE).display()))
+            .hint("the checkpoint is incomplete, or of another model"),
+    }
 }

@@ -38,6 +38,7 @@ impl View for &Stored {
             Kind::BFloat16 => Dtype::BF16,
             Kind::Half => Dtype::F16,
             Kind::Double => Dtype::F64,
+            Kind::Uint8 => Dtype::U8,
             _ => Dtype::F32,
         }
     }

@@ -39,10 +39,11 @@ pub trait Communicator: Send + Sync + fmt::Debug {
     /// Sums `tensor` over all ranks, in place.
     fn all_reduce(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError>;
 
-    /// Sums `input` over all ranks and leaves the rank-th of `world_size` equal slices in `output`.
+    /// Sums `input` over all ranks and leaves the rank-th of `world_size` equal slices in `output`, which may be that slice of
+    /// `input` itself. The rest of `input` is undefined afterwards.
     fn reduce_scatter(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError>;
 
-    /// Concatenates every rank's `input` in rank order into `output`.
+    /// Concatenates every rank's `input` in rank order into `output`; `input` may be this rank's slice of it.
     fn all_gather(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError>;
 
     /// Overwrites `tensor` with that of rank `root`.

@@ -272,6 +272,7 @@ impl Buffer {
             Kind::BFloat16 => ncclDataType_t::ncclBfloat16,
             Kind::Half => ncclDataType_t::ncclFloat16,
             Kind::Int64 => ncclDataType_t::ncclInt64,
+            Kind::Uint8 => ncclDataType_t::ncclUint8,
             other => return Err(error(operation, format!("unsupported kind {other:?}"))),
         };
         if !tensor.device().is_cuda() || !tensor.is_contiguous() {

@@ -6,10 +6,11 @@
 //!
 //! - E-1: the loss is a sum over pairs divided by the number of pairs of *all* ranks and micro-batches, so that neither the
 //!   world size nor the split into micro-batches changes the step.
-//! - E-2: every rank issues one all-reduce per bucket and step, in bucket order, also when it has no pairs.
+//! - E-2: every rank issues the same collectives in the same order, also when it has fewer pairs than others, or none.
 
 mod passes;
 mod tally;
+mod turns;
 
 use std::sync::Arc;
 
@@ -21,11 +22,13 @@ use tch::{Device, Kind, Tensor};
 
 use self::passes::MicroStep;
 use self::tally::{Tally, by_pair, sums};
-use crate::batch::{Layout, MicroBatch, TokenCounts, micro_batches};
-use crate::comm::{CommError, Communicator, Pending};
+use self::turns::Turn;
+use crate::batch::{Layout, MicroBatch, TokenCounts};
+use crate::comm::{CommError, Communicator};
 use crate::ext::TorchError;
 use crate::head::{Scorer, score_batch, sequence_logps};
 use crate::loss::{Objective, STATISTICS};
+use crate::memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
 use crate::model::Model;
 use crate::optimizer::Optimizer;
 use crate::parameters::Parameters;
@@ -55,7 +58,8 @@ struct Settings {
     beta: f64,
     layout: Layout,
     micro_batch_tokens: usize,
-    checkpointing: bool,
+    /// Layers from this one up keep what they have computed; those below compute it again.
+    keeps_from: usize,
     seed: u64,
     dropout: bool,
     /// What the reference model says outlives the step.
@@ -124,7 +128,7 @@ impl From<EngineError> for Fault {
 }
 
 impl Engine {
-    /// Puts the parts together.
+    /// Puts the parts together, and connects sharded weights to the other ranks.
     #[must_use]
     pub fn new(
         policy: Model,
@@ -133,13 +137,14 @@ impl Engine {
         communicator: Arc<dyn Communicator>,
         config: &RunConfig,
     ) -> Self {
+        parameters.link().connect(Arc::clone(&communicator));
         let settings = Settings {
             method: config.training_method,
             loss_type: config.loss_type,
             beta: config.dpo_beta,
             layout: Layout::of(config),
             micro_batch_tokens: config.micro_batch_tokens as usize,
-            checkpointing: config.activation_checkpointing,
+            keeps_from: keeps_from(config, &policy, communicator.world_size()),
             seed: config.random_seed,
             dropout: config.lora && config.lora_dropout > 0.0,
             keeps_references: config.keeps_references(),
@@ -153,28 +158,21 @@ impl Engine {
         let _span = Span::enter(STEP);
         let mut phases = Phases::default();
         let mut tally = self.no_tally();
-        phases.measure("zero_grad", || self.parameters.zero_grad());
-        if self.settings.dropout {
-            // The same step draws the same masks after a resume; ranks differ because their pairs do.
-            let stream = share.step * self.communicator.world_size() as u64 + self.communicator.rank() as u64;
-            tch::manual_seed((self.settings.seed ^ (stream << 20)) as i64);
+        phases.measure("zero_grad", || self.parameters.begin_step());
+        let budget = self.settings.micro_batch_tokens;
+        let plan = self.plan(&share.pairs, &share.references, budget)?;
+        for (index, turn) in plan.turns.iter().enumerate() {
+            let work = MicroStep {
+                pairs: &turn.pairs,
+                known: turn.known,
+                objective: self.objective(share),
+                visits_reference: plan.visits_reference,
+                last: index + 1 == plan.turns.len(),
+                masks: self.masks(share.step, index),
+            };
+            self.micro_step(&work, &mut phases, &mut tally)?;
         }
-        let batches = micro_batches(&share.pairs, self.settings.layout, self.settings.micro_batch_tokens);
-        let mut reductions = Vec::new();
-        let mut references = &share.references[..];
-        for (index, pairs) in batches.iter().enumerate() {
-            let last = index + 1 == batches.len();
-            let (known, rest) = references.split_at(pairs.len());
-            references = rest;
-            let work = MicroStep { pairs, known, objective: self.objective(share) };
-            self.micro_step(&work, last.then_some(&mut reductions), &mut phases, &mut tally)?;
-        }
-        if batches.is_empty() {
-            for bucket in 0..self.parameters.buckets.len() {
-                reductions.push(self.reduce(bucket)?);
-            }
-        }
-        phases.measure("all_reduce_wait", || reductions.into_iter().flatten().try_for_each(Pending::wait))?;
+        phases.measure("all_reduce_wait", || self.parameters.finish_step())?;
         let grad_norm = phases.measure("optimizer", || {
             self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
         })?;
@@ -189,17 +187,16 @@ impl Engine {
         references: &[Option<ReferenceLogps>],
     ) -> Result<PreferenceSums, EngineError> {
         let mut tally = self.no_tally();
-        let mut references = references;
-        for micro in micro_batches(pairs, self.settings.layout, self.settings.micro_batch_tokens) {
-            let (known, rest) = references.split_at(micro.len());
-            references = rest;
-            let batch = MicroBatch::pack(&micro, self.settings.layout, self.device());
-            let reference = self.reference_side(&batch, known)?;
-            let rows = self.policy.score_rows(&batch);
+        let plan = self.plan(pairs, references, self.settings.micro_batch_tokens)?;
+        for Turn { pairs, known } in &plan.turns {
+            let batch = MicroBatch::pack(pairs, self.settings.layout, self.device());
+            let reference = self.reference_side(&batch, known, plan.visits_reference)?;
+            let rows = self.policy.score_rows(&batch)?;
+            let _heads = self.lend_heads(plan.visits_reference)?;
             let policy = Scorer { rows: &rows, weight: self.policy.head() };
-            let scores =
-                score_batch(&batch, self.objective_of(1.0, 1.0), policy, self.scored_by(&reference), None);
-            tally.add(&scores, &reference, &micro);
+            let objective = self.objective_of(1.0, 1.0);
+            let scores = score_batch(&batch, objective, policy, self.scored_by(&reference), None);
+            tally.add(&scores, &reference, pairs);
         }
         Ok(sums(&tally, pairs, self.settings.method))
     }
@@ -210,9 +207,10 @@ impl Engine {
         let mut references = Vec::new();
         // Nothing is kept for a backward pass, so larger micro-batches fit.
         let budget = REFERENCE_BATCH * self.settings.micro_batch_tokens;
-        for micro in micro_batches(pairs, self.settings.layout, budget) {
-            let batch = MicroBatch::pack(&micro, self.settings.layout, self.device());
-            let rows = model.score_rows(&batch);
+        for turn in self.plan(pairs, &vec![None; pairs.len()], budget)?.turns {
+            let batch = MicroBatch::pack(&turn.pairs, self.settings.layout, self.device());
+            let rows = model.score_rows(&batch)?;
+            let _head = model.lend_head()?;
             references.extend(by_pair(&sequence_logps(&batch, Scorer { rows: &rows, weight: model.head() })));
         }
         Ok(references)
@@ -222,6 +220,12 @@ impl Engine {
     pub fn release_reference(&mut self) {
         self.reference = None;
         self.settings.compares_with_known = self.settings.method == TrainingMethod::Dpo;
+    }
+
+    /// What dropout draws from in a micro-batch: the same after a resume, another on each rank.
+    fn masks(&self, step: u64, micro_batch: usize) -> Option<u64> {
+        let stream = step * self.communicator.world_size() as u64 + self.communicator.rank() as u64;
+        self.settings.dropout.then_some(self.settings.seed ^ (stream << 24) ^ ((micro_batch as u64) << 12))
     }
 
     fn device(&self) -> Device {
@@ -247,4 +251,14 @@ impl Engine {
             TrainingMethod::Sft => Objective::Likelihood { global_tokens },
         }
     }
+}
+
+/// The lowest layer that keeps what it has computed.
+fn keeps_from(config: &RunConfig, policy: &Model, world_size: usize) -> usize {
+    let (place, layers) = (policy.place, policy.layers.len());
+    let layer = LayerBytes::new(&policy.config, place, u64::from(config.micro_batch_tokens));
+    let free = free_bytes(place.device, ranks_here(world_size));
+    let kept = kept_layers(config.activation_checkpointing, layers, layer, free);
+    tracing::info!(kept, layers, free_mib = free.map(|bytes| bytes >> 20), "activations kept");
+    layers - kept
 }

@@ -7,22 +7,25 @@ use tch::{Kind, Tensor};
 use super::tally::{ReferenceSide, Tally};
 use super::{Engine, EngineError};
 use crate::batch::{MicroBatch, TokenCounts};
-use crate::comm::{CommError, Pending};
 use crate::ext::grad;
+use crate::flat::Lent;
 use crate::head::{HeadGradients, Scorer, Scores, score_batch};
 use crate::loss::Objective;
 use crate::model::blocks::{Pass, Rotary};
 use crate::model::fused::accumulate;
 use crate::timing::Phases;
 
-/// Reductions in flight, one for each bucket that is complete; absent where there is nobody to reduce with.
-pub(super) type Reductions = Vec<Option<Box<dyn Pending>>>;
-
 /// One micro-batch of a step.
 pub(super) struct MicroStep<'a> {
     pub(super) pairs: &'a [&'a Tokenized],
     pub(super) known: &'a [Option<ReferenceLogps>],
     pub(super) objective: Objective,
+    /// Some rank asks the reference model in this step.
+    pub(super) visits_reference: bool,
+    /// The step's last one.
+    pub(super) last: bool,
+    /// Seed of its dropout masks.
+    pub(super) masks: Option<u64>,
 }
 
 /// One micro-batch's way forward: what the walk back needs.
@@ -35,68 +38,96 @@ struct Tape {
     last: Tensor,
     /// Positions of its tokens.
     rotary: Rotary,
+    /// The embedding's weights, where it is the head.
+    head: Option<Lent>,
+    /// The last layer's weights: the walk back begins with them.
+    top_layer: Option<Lent>,
 }
 
 impl Engine {
-    /// Adds one micro-batch's gradients; in the last one, starts each bucket's reduction as it completes.
+    /// Adds one micro-batch's gradients; starts each bucket's reduction as it completes.
     pub(super) fn micro_step(
         &mut self,
         work: &MicroStep<'_>,
-        reductions: Option<&mut Reductions>,
         phases: &mut Phases,
         tally: &mut Tally,
     ) -> Result<(), EngineError> {
         let batch = MicroBatch::pack(work.pairs, self.settings.layout, self.device());
-        let reference = phases.measure("forward_reference", || self.reference_side(&batch, work.known))?;
-        let tape = phases.measure("forward_policy", || self.forward(&batch));
+        let reference = phases.measure("forward_reference", || {
+            self.reference_side(&batch, work.known, work.visits_reference)
+        })?;
+        let mut tape = phases.measure("forward_policy", || self.forward(&batch, work.masks))?;
         let (scores, last_grad) =
-            phases.measure("head", || self.head(&batch, work.objective, &tape.last, &reference))?;
+            phases.measure("head", || self.head(&batch, work, &tape.last, &reference))?;
+        tape.head = None;
         tally.add(&scores, &reference, work.pairs);
         if self.settings.keeps_references {
             tally.keep_references(&scores, work.pairs.len());
         }
         tally.tokens += TokenCounts::of(work.pairs, self.settings.layout);
-        phases.measure("backward", || self.backward(&batch, tape, last_grad, reductions))
+        phases.measure("backward", || self.backward(&batch, work, tape, last_grad))
     }
 
-    fn forward(&self, batch: &MicroBatch) -> Tape {
+    /// A layer's output; the same dropout masks when it is computed again.
+    fn layer(&self, index: usize, input: &Tensor, pass: &Pass<'_>, masks: Option<u64>) -> Tensor {
+        if let Some(seed) = masks {
+            tch::manual_seed((seed ^ index as u64) as i64);
+        }
+        self.policy.layers[index].forward(input, pass)
+    }
+
+    fn forward(&self, batch: &MicroBatch, masks: Option<u64>) -> Result<Tape, EngineError> {
         let rotary = self.policy.rotary(&batch.positions);
         let pass = Pass { segments: &batch.segments, rotary: &rotary, training: true };
+        let residence = &self.policy.residence;
+        let embedding = residence.lend(0, Some(1))?;
         let mut hidden = self.policy.embed(&batch.tokens);
+        let head = (self.policy.head_unit() == 0).then_some(embedding);
+        let (layers, mut top_layer) = (self.policy.layers.len(), None);
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-        for (index, layer) in self.policy.layers.iter().enumerate() {
+        for index in 0..layers {
+            let weights = residence.lend(index + 1, Some(index + 2))?;
             // Below the lowest trainable unit nobody asks for a gradient.
-            let needs_grad = (0..=index).any(|unit| !self.parameters.units[unit].is_empty());
+            let needs_grad = (0..=index).any(|unit| self.trains(unit));
             let input = hidden.detach().set_requires_grad(needs_grad);
-            let output = match self.settings.checkpointing {
-                true => tch::no_grad(|| layer.forward(&input, &pass)),
-                false => layer.forward(&input, &pass),
+            let kept = index >= self.settings.keeps_from && !batch.is_empty();
+            let output = match (kept, batch.is_empty()) {
+                (_, true) => input.shallow_clone(),
+                (true, _) => self.layer(index, &input, &pass, masks),
+                (false, _) => tch::no_grad(|| self.layer(index, &input, &pass, masks)),
             };
             hidden = output.detach();
             inputs.push(input);
-            outputs.push((!self.settings.checkpointing).then_some(output));
+            outputs.push(kept.then_some(output));
+            top_layer = (index + 1 == layers).then_some(weights);
         }
-        Tape { inputs, outputs, last: hidden, rotary }
+        Ok(Tape { inputs, outputs, last: hidden, rotary, head, top_layer })
     }
 
     /// Scores the batch; returns the statistics and the gradient of the last layer's output.
     fn head(
         &mut self,
         batch: &MicroBatch,
-        objective: Objective,
+        work: &MicroStep<'_>,
         last: &Tensor,
         reference: &ReferenceSide,
     ) -> Result<(Scores, Tensor), EngineError> {
+        let _heads = self.lend_heads(work.visits_reference)?;
+        let (top, head_unit) = (self.policy.top_unit(), self.policy.head_unit());
+        self.parameters.open(top)?;
+        self.parameters.open(head_unit)?;
         let last = last.detach().set_requires_grad(true);
+        if batch.is_empty() {
+            return Ok((Scores::none(self.device()), last.zeros_like()));
+        }
         let rows = self.policy.normed_rows(&last, &batch.rows);
         let flat_rows = rows.detach();
-        let top = self.parameters.units.len() - 1;
-        let head_unit = if self.policy.untied_head.is_some() { top } else { 0 };
         // The head is the last parameter of its unit: alone in the embedding's, after the norm in the top one.
         let weight = self.parameters.units[head_unit].last().map(|parameter| &parameter.grad);
         let mut gradients = HeadGradients { rows: flat_rows.empty_like(), weight };
         let policy = Scorer { rows: &flat_rows, weight: self.policy.head() };
-        let scores = score_batch(batch, objective, policy, self.scored_by(reference), Some(&mut gradients));
+        let scored_by = self.scored_by(reference);
+        let scores = score_batch(batch, work.objective, policy, scored_by, Some(&mut gradients));
         let norm = self.parameters.units[top].first();
         let inputs: Vec<&Tensor> = [&last].into_iter().chain(norm.map(|parameter| &parameter.leaf)).collect();
         let mut result = grad(&[&rows], &[&gradients.rows], &inputs)?;
@@ -109,30 +140,39 @@ impl Engine {
     fn backward(
         &mut self,
         batch: &MicroBatch,
+        work: &MicroStep<'_>,
         mut tape: Tape,
         last_grad: Tensor,
-        mut reductions: Option<&mut Reductions>,
     ) -> Result<(), EngineError> {
         let pass = Pass { segments: &batch.segments, rotary: &tape.rotary, training: true };
         let mut output_grad = Some(last_grad);
-        let top = self.parameters.units.len() - 1;
-        self.complete(top, reductions.as_deref_mut())?;
+        self.parameters.complete(self.policy.top_unit(), work.last)?;
         for index in (0..self.policy.layers.len()).rev() {
             // Popped, so that a layer's activations are freed as soon as it is done.
             if let (Some(input), Some(kept)) = (tape.inputs.pop(), tape.outputs.pop())
                 && let Some(gradient) =
                     output_grad.take().filter(|_| input.requires_grad() || self.trains(index + 1))
             {
-                let output = kept.unwrap_or_else(|| self.policy.layers[index].forward(&input, &pass));
-                output_grad = self.layer_backward(index + 1, &input, &output, &gradient)?;
+                let _weights = self.policy.residence.lend(index + 1, (index > 0).then_some(index))?;
+                self.parameters.open(index + 1)?;
+                output_grad = match batch.is_empty() {
+                    true => Some(gradient),
+                    false => {
+                        let output = kept.unwrap_or_else(|| self.layer(index, &input, &pass, work.masks));
+                        self.layer_backward(index + 1, &input, &output, &gradient)?
+                    }
+                };
             }
-            self.complete(index + 1, reductions.as_deref_mut())?;
+            tape.top_layer = None;
+            self.parameters.complete(index + 1, work.last)?;
         }
+        self.parameters.open(0)?;
         if let (Some(gradient), Some(embedding)) = (output_grad, self.parameters.units[0].first()) {
             let mut total = embedding.grad.shallow_clone();
             let _ = tch::no_grad(|| total.index_add_(0, &batch.tokens, &gradient.to_kind(Kind::Float)));
         }
-        self.complete(0, reductions)
+        self.parameters.complete(0, work.last)?;
+        Ok(())
     }
 
     fn trains(&self, unit: usize) -> bool {
@@ -160,21 +200,5 @@ impl Engine {
             }
         }
         Ok(input_grad)
-    }
-
-    /// Starts the reduction of the bucket that this unit completes, in the step's last micro-batch.
-    fn complete(&self, unit: usize, reductions: Option<&mut Reductions>) -> Result<(), EngineError> {
-        let Some(reductions) = reductions else { return Ok(()) };
-        if let Some(bucket) = self.parameters.buckets.iter().position(|bucket| bucket.units.start == unit) {
-            reductions.push(self.reduce(bucket)?);
-        }
-        Ok(())
-    }
-
-    pub(super) fn reduce(&self, bucket: usize) -> Result<Option<Box<dyn Pending>>, CommError> {
-        if self.communicator.world_size() == 1 {
-            return Ok(None);
-        }
-        self.communicator.all_reduce(&self.parameters.buckets[bucket].grad).map(Some)
     }
 }

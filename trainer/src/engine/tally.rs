@@ -25,15 +25,20 @@ impl Engine {
         &self,
         batch: &MicroBatch,
         known: &[Option<ReferenceLogps>],
+        visits_reference: bool,
     ) -> Result<ReferenceSide, EngineError> {
         let all: Option<Vec<ReferenceLogps>> = known.iter().copied().collect();
         match (all, &self.reference) {
-            (Some(known), _) if self.settings.method == TrainingMethod::Dpo => {
+            (Some(known), model) if self.settings.method == TrainingMethod::Dpo => {
+                if let (Some(model), true) = (model, visits_reference) {
+                    // Another rank asks: bring it this rank's part of the weights.
+                    let _ = model.score_rows(&MicroBatch::pack(&[], self.settings.layout, self.device()))?;
+                }
                 let interleaved: Vec<f64> =
                     known.iter().flat_map(|logps| [logps.chosen, logps.rejected]).collect();
                 Ok(ReferenceSide::Known(Tensor::from_slice(&interleaved).to_device(self.device())))
             }
-            (_, Some(model)) => Ok(ReferenceSide::Rows(model.score_rows(batch))),
+            (_, Some(model)) => Ok(ReferenceSide::Rows(model.score_rows(batch)?)),
             (_, None) if self.settings.compares_with_known => Err(EngineError::NoReference),
             (_, None) => Ok(ReferenceSide::Absent),
         }

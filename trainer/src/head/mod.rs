@@ -8,7 +8,7 @@
 
 pub mod tile;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::batch::MicroBatch;
 use crate::loss::{Objective, STATISTICS, score};
@@ -68,6 +68,14 @@ pub struct Scores {
     pub reference_logps: Option<Tensor>,
 }
 
+impl Scores {
+    /// Of no pairs.
+    #[must_use]
+    pub fn none(device: Device) -> Self {
+        Self { statistics: Tensor::zeros([STATISTICS as i64], (Kind::Double, device)), reference_logps: None }
+    }
+}
+
 /// Log-probability of each sequence of a micro-batch under one model. `[sequences]`, float64
 pub fn sequence_logps(batch: &MicroBatch, scorer: Scorer<'_>) -> Tensor {
     tch::no_grad(|| {
@@ -79,7 +87,10 @@ pub fn sequence_logps(batch: &MicroBatch, scorer: Scorer<'_>) -> Tensor {
                 group.first_pass(&group.local_sequences(), None).logps
             })
             .collect();
-        Tensor::cat(&logps, 0)
+        match logps.is_empty() {
+            true => Tensor::zeros([0], (Kind::Double, scorer.rows.device())),
+            false => Tensor::cat(&logps, 0),
+        }
     })
 }
 
@@ -286,7 +297,6 @@ fn accumulate_weight(gradient: &Tensor, dz: &Tensor, rows: &Tensor) {
 mod tests {
     use dyad_data::tokenize::Tokenized;
     use dyad_proto::run_config::LossType;
-    use tch::Device;
 
     use super::*;
     use crate::batch::Layout;

@@ -12,6 +12,7 @@ pub mod weights;
 
 use std::fmt;
 use std::path::Path;
+use std::rc::Rc;
 
 use blocks::{Linear, Pass, Rotary, rms_norm};
 pub use config::ModelConfig;
@@ -20,6 +21,9 @@ use tch::{Kind, Tensor};
 use weights::{Place, Weights};
 
 use crate::batch::{MicroBatch, Segment};
+use crate::comm::CommError;
+use crate::flat::{Keep, Lent, Residence};
+use crate::parameters::Named;
 
 /// One decoder layer of any family.
 pub trait DecoderLayer: fmt::Debug {
@@ -57,7 +61,12 @@ pub struct Model {
     pub final_norm: Tensor,
     /// `[vocab, hidden]`; absent when the embedding serves as head.
     pub untied_head: Option<Tensor>,
+    /// The buffers behind its units, where the weights are not simply there.
+    pub residence: Residence,
 }
+
+/// Takes over the tensors of a unit as soon as they are loaded; puts others in their place.
+pub type TakeUnit<'a> = &'a mut dyn FnMut(usize, Vec<Named<'_>>);
 
 /// Name of the embedding in a Hugging Face folder.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -69,24 +78,54 @@ pub const HEAD: &str = "lm_head.weight";
 impl Model {
     /// Loads a model folder in the given precision.
     pub fn load(dir: &Path, place: Place) -> Result<Self, Fault> {
+        Self::load_units(dir, place, &mut |_, _| {})
+    }
+
+    /// Loads a model folder unit by unit, so that what takes them over need not hold two models at once.
+    pub fn load_units(dir: &Path, place: Place, take: TakeUnit<'_>) -> Result<Self, Fault> {
         let config = ModelConfig::load(dir)?;
         let weights = Weights::open(dir)?;
         let vocabulary = [config.vocab_size, config.hidden_size];
-        let layers = (0..config.num_hidden_layers)
-            .map(|index| load_layer(&config, &LayerSource { weights: &weights, index, place }))
-            .collect::<Result<_, _>>()?;
-        let untied_head = match config.tie_word_embeddings {
+        let mut embedding = weights.load(EMBEDDING, &vocabulary, place)?;
+        take(0, vec![(EMBEDDING.to_owned(), &mut embedding)]);
+        let mut layers = Vec::new();
+        for index in 0..config.num_hidden_layers {
+            let mut layer = load_layer(&config, &LayerSource { weights: &weights, index, place })?;
+            take(index + 1, layer_tensors(index, layer.as_mut()));
+            layers.push(layer);
+        }
+        let mut final_norm = weights.load(FINAL_NORM, &[config.hidden_size], place)?;
+        let mut untied_head = match config.tie_word_embeddings {
             true => None,
             false => Some(weights.load(HEAD, &vocabulary, place)?),
         };
-        Ok(Self {
-            embedding: weights.load(EMBEDDING, &vocabulary, place)?,
-            layers,
-            final_norm: weights.load(FINAL_NORM, &[config.hidden_size], place)?,
-            untied_head,
-            config,
-            place,
-        })
+        take(layers.len() + 1, top_tensors(&mut final_norm, untied_head.as_mut()));
+        let residence = Residence::of_units(layers.len() + 2);
+        Ok(Self { embedding, layers, final_norm, untied_head, config, place, residence })
+    }
+
+    /// Number of units: embedding, each layer, final norm with the untied head.
+    #[must_use]
+    pub fn unit_count(&self) -> usize {
+        self.layers.len() + 2
+    }
+
+    /// The unit that the final norm is in.
+    #[must_use]
+    pub fn top_unit(&self) -> usize {
+        self.layers.len() + 1
+    }
+
+    /// The unit that the head is in.
+    #[must_use]
+    pub fn head_unit(&self) -> usize {
+        if self.untied_head.is_some() { self.top_unit() } else { 0 }
+    }
+
+    /// Weights of final norm and head, there until dropped.
+    pub fn lend_head(&self) -> Result<(Lent, Lent), CommError> {
+        let top = self.residence.lend(self.top_unit(), Some(self.head_unit()))?;
+        Ok((top, self.residence.lend(self.head_unit(), None)?))
     }
 
     /// The projection to the vocabulary, `[vocab, hidden]`.
@@ -104,28 +143,42 @@ impl Model {
             layers: self.layers.iter().map(|layer| layer.share()).collect(),
             final_norm: self.final_norm.shallow_clone(),
             untied_head: self.untied_head.as_ref().map(Tensor::shallow_clone),
+            residence: self.residence.clone(),
         }
     }
 
-    /// A model of copied tensors: the frozen reference of full fine-tuning.
+    /// A model of copied tensors: the frozen reference of full fine-tuning. Kept as the policy is, or on the host.
     #[must_use]
-    pub fn frozen_copy(&self) -> Self {
+    pub fn frozen_copy(&self, keep: Keep) -> Self {
         let mut copy = self.share();
-        for (_, tensor) in copy.named_tensors() {
-            *tensor = tensor.detach().copy();
+        let mut residence = Residence::of_units(self.unit_count());
+        for (flat, units) in self.residence.flats() {
+            let mut tensors: Vec<&mut Tensor> = Vec::new();
+            for (unit, named) in copy.units().into_iter().enumerate() {
+                if units.contains(&unit) {
+                    tensors.extend(named.into_iter().map(|(_, tensor)| tensor));
+                }
+            }
+            let flat = Rc::new(flat.copy_for(&mut tensors, keep));
+            units.iter().for_each(|&unit| residence.add(unit, &flat));
         }
+        copy.residence = residence;
         copy
+    }
+
+    /// Every base tensor by unit, with its Hugging Face name.
+    pub fn units(&mut self) -> Vec<Vec<Named<'_>>> {
+        let mut units: Vec<Vec<Named<'_>>> = vec![vec![(EMBEDDING.to_owned(), &mut self.embedding)]];
+        units.extend(
+            self.layers.iter_mut().enumerate().map(|(index, layer)| layer_tensors(index, layer.as_mut())),
+        );
+        units.push(top_tensors(&mut self.final_norm, self.untied_head.as_mut()));
+        units
     }
 
     /// Every base tensor with its Hugging Face name, in a fixed order: embedding, layers, final norm, head.
     pub fn named_tensors(&mut self) -> Vec<(String, &mut Tensor)> {
-        let mut named = vec![(EMBEDDING.to_owned(), &mut self.embedding)];
-        for (index, layer) in self.layers.iter_mut().enumerate() {
-            named.extend(layer_tensors(index, layer.as_mut()));
-        }
-        named.push((FINAL_NORM.to_owned(), &mut self.final_norm));
-        named.extend(self.untied_head.as_mut().map(|head| (HEAD.to_owned(), head)));
-        named
+        self.units().into_iter().flatten().collect()
     }
 
     /// Rows of the embedding for packed tokens, `[tokens, hidden]`.
@@ -145,19 +198,34 @@ impl Model {
     }
 
     /// Hidden states that score the rows of a micro-batch, with no graph kept: `[rows, hidden]`.
-    pub fn score_rows(&self, batch: &MicroBatch) -> Tensor {
+    pub fn score_rows(&self, batch: &MicroBatch) -> Result<Tensor, CommError> {
         tch::no_grad(|| {
-            let hidden = self.hidden_states(&batch.tokens, &batch.positions, &batch.segments);
-            self.normed_rows(&hidden, &batch.rows)
+            let hidden = self.hidden_states(&batch.tokens, &batch.positions, &batch.segments)?;
+            let _top = self.residence.lend(self.top_unit(), None)?;
+            Ok(self.normed_rows(&hidden, &batch.rows))
         })
     }
 
-    /// Output of the last layer, with no graph kept: `[tokens, hidden]`.
-    pub fn hidden_states(&self, tokens: &Tensor, positions: &Tensor, segments: &[Segment]) -> Tensor {
+    /// Output of the last layer, with no graph kept: `[tokens, hidden]`. Without tokens, only takes part in bringing weights.
+    pub fn hidden_states(
+        &self,
+        tokens: &Tensor,
+        positions: &Tensor,
+        segments: &[Segment],
+    ) -> Result<Tensor, CommError> {
         tch::no_grad(|| {
             let rotary = self.rotary(positions);
             let pass = Pass { segments, rotary: &rotary, training: false };
-            self.layers.iter().fold(self.embed(tokens), |hidden, layer| layer.forward(&hidden, &pass))
+            let embedding = self.residence.lend(0, Some(1))?;
+            let mut hidden = self.embed(tokens);
+            drop(embedding);
+            for (index, layer) in self.layers.iter().enumerate() {
+                let _weights = self.residence.lend(index + 1, Some(index + 2))?;
+                if !segments.is_empty() {
+                    hidden = layer.forward(&hidden, &pass);
+                }
+            }
+            Ok(hidden)
         })
     }
 
@@ -165,6 +233,12 @@ impl Model {
     pub fn parameter_count(&mut self) -> u64 {
         self.named_tensors().iter().map(|(_, tensor)| tensor.numel() as u64).sum()
     }
+}
+
+fn top_tensors<'a>(final_norm: &'a mut Tensor, untied_head: Option<&'a mut Tensor>) -> Vec<Named<'a>> {
+    let mut top = vec![(FINAL_NORM.to_owned(), final_norm)];
+    top.extend(untied_head.map(|head| (HEAD.to_owned(), head)));
+    top
 }
 
 /// Base tensors of one layer with their full names.

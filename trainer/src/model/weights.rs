@@ -133,6 +133,7 @@ fn kind(dtype: Dtype) -> Option<Kind> {
         Dtype::F64 => Some(Kind::Double),
         Dtype::F16 => Some(Kind::Half),
         Dtype::BF16 => Some(Kind::BFloat16),
+        Dtype::U8 => Some(Kind::Uint8),
         _ => None,
     }
 }

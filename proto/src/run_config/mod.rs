@@ -3,65 +3,18 @@
 //! Unknown keys are errors that name the nearest known key; [`RunConfig::check`] states every other rule.
 //! The launcher reads the file, the coordinator keeps it, trainers get it at join: one copy, no flag forwarding.
 
+mod choices;
+mod read;
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::choices::{
+    ActivationCheckpointing, Dtype, LossType, LrSchedulerType, Optim, ReferenceLogps, TrainingMethod,
+};
+use self::read::{KEYS, at, from_table, known, line_of, parse_override};
 use crate::Fault;
-
-/// What the run optimises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TrainingMethod {
-    /// Direct preference optimisation on both outputs.
-    Dpo,
-    /// Supervised fine-tuning on the preferred outputs.
-    Sft,
-}
-
-/// Shape of the learning rate over the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LrSchedulerType {
-    /// Straight line from the full rate to `min_lr_ratio` of it.
-    Linear,
-    /// Half a cosine from the full rate to `min_lr_ratio` of it.
-    Cosine,
-    /// The full rate throughout (after warmup).
-    Constant,
-}
-
-/// Precision of the forward and backward passes; master weights are always float32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// Single precision.
-    Float32,
-    /// bfloat16 with float32 master weights.
-    Bfloat16,
-    /// bfloat16 where the device is fast at it, float32 elsewhere.
-    Auto,
-}
-
-/// Preference loss, by TRL's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossType {
-    /// `-log sigmoid(beta * margin)`, the loss of Rafailov et al. 2023 (arXiv 2305.18290).
-    Sigmoid,
-}
-
-/// How DPO comes by the reference model's log-probabilities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ReferenceLogps {
-    /// In every step, beside the policy.
-    Compute,
-    /// The first time that a pair is seen; later epochs and later runs reuse them.
-    Cache,
-    /// For all pairs before the first step; the reference model is then freed.
-    Precompute,
-}
 
 /// Everything that decides what a run computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,8 +86,16 @@ pub struct RunConfig {
     pub micro_batch_tokens: u32,
     /// Compute a pair's prompt once for both outputs. Exact; off only to measure what it brings.
     pub prefix_sharing: bool,
-    /// Keep only each layer's input and recompute the rest in the backward pass: less memory, a third more work.
-    pub activation_checkpointing: bool,
+    /// Layers that keep only their input and recompute the rest in the backward pass: less memory, more work.
+    pub activation_checkpointing: ActivationCheckpointing,
+    /// What trainers divide among themselves: 0 nothing, 1 optimizer states, 2 gradients as well, 3 weights as well.
+    pub zero_stage: u8,
+    /// AdamW with moments of 32 or 8 bits.
+    pub optim: Optim,
+    /// Keep master weights and moments in host memory, and update them there.
+    pub offload_optimizer: bool,
+    /// Keep the reference model in host memory and bring each layer to the device when it is computed.
+    pub offload_reference: bool,
 }
 
 impl Default for RunConfig {
@@ -173,7 +134,11 @@ impl Default for RunConfig {
             n_evals: 0,
             micro_batch_tokens: 4096,
             prefix_sharing: true,
-            activation_checkpointing: false,
+            activation_checkpointing: ActivationCheckpointing::Auto,
+            zero_stage: 0,
+            optim: Optim::Adamw,
+            offload_optimizer: false,
+            offload_reference: false,
         }
     }
 }
@@ -258,7 +223,22 @@ impl RunConfig {
             )
             .hint("remove reference_logps, or set training_method = \"dpo\""));
         }
+        if self.offload_reference {
+            self.check_offload()?;
+        }
         self.check_ranges()
+    }
+
+    fn check_offload(&self) -> Result<(), Fault> {
+        let why = match (self.training_method, self.reference_logps, self.lora) {
+            (TrainingMethod::Sft, ..) => "supervised fine-tuning has no reference model",
+            (_, ReferenceLogps::Precompute, _) => {
+                "reference_logps = \"precompute\" frees the reference model"
+            }
+            (_, _, true) => "with lora the reference is the base model itself",
+            _ => return Ok(()),
+        };
+        Err(Fault::input(format!("offload_reference is set, but {why}")).hint("remove offload_reference"))
     }
 
     /// Reference log-probabilities outlive the step that computes them.
@@ -280,6 +260,7 @@ impl RunConfig {
         for (key, value) in positive_integers {
             require(value > 0, key, "at least 1", value as f64)?;
         }
+        require(self.zero_stage <= 3, "zero_stage", "0, 1, 2 or 3", f64::from(self.zero_stage))?;
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let not_negative = |x: f64| x.is_finite() && x >= 0.0;
         require(not_negative(self.learning_rate), "learning_rate", "at least 0", self.learning_rate)?;
@@ -299,136 +280,12 @@ impl RunConfig {
     }
 }
 
-const KEYS: [&str; 34] = [
-    "model",
-    "training_file",
-    "validation_file",
-    "output_dir",
-    "training_method",
-    "from_checkpoint",
-    "n_epochs",
-    "max_steps",
-    "batch_size",
-    "learning_rate",
-    "lr_scheduler_type",
-    "min_lr_ratio",
-    "warmup_ratio",
-    "weight_decay",
-    "max_grad_norm",
-    "max_seq_length",
-    "random_seed",
-    "shuffle",
-    "dtype",
-    "lora",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_trainable_modules",
-    "merge_adapter",
-    "loss_type",
-    "dpo_beta",
-    "reference_logps",
-    "reference_cache",
-    "n_checkpoints",
-    "n_evals",
-    "micro_batch_tokens",
-    "prefix_sharing",
-    "activation_checkpointing",
-];
-
 fn require(holds: bool, key: &str, expected: &str, found: f64) -> Result<(), Fault> {
     if holds {
         return Ok(());
     }
     Err(Fault::input(format!("config key `{key}`: expected {expected}, found {found}"))
         .hint("see docs/config.md for every key and its range"))
-}
-
-fn known(key: &str) -> Result<(), Fault> {
-    if KEYS.contains(&key) {
-        return Ok(());
-    }
-    let nearest =
-        KEYS.iter().max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
-    let fault = Fault::input(format!("unknown config key `{key}`"));
-    Err(match nearest {
-        Some(nearest) if strsim::jaro_winkler(key, nearest) > 0.75 => {
-            fault.hint(format!("did you mean `{nearest}`?"))
-        }
-        _ => fault.hint(format!("known keys: {}", KEYS.join(", "))),
-    })
-}
-
-fn at(fault: Fault, source: &str, text: &str, key: &str) -> Fault {
-    let names = |line: &str| {
-        let rest = line.trim_start().trim_start_matches(['"', '[']).strip_prefix(key);
-        rest.is_some_and(|rest| rest.trim_start().starts_with(['=', '"', ']', '.']))
-    };
-    let line = text.lines().position(names);
-    Fault { message: format!("{source} line {}: {}", line.map_or(1, |at| at + 1), fault.message), ..fault }
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    text[..offset.min(text.len())].matches('\n').count() + 1
-}
-
-fn parse_override(item: &str) -> Result<(String, toml::Value), Fault> {
-    let Some((key, value)) = item.split_once('=') else {
-        return Err(Fault::input(format!("--set {item}: expected key=value"))
-            .hint("for example --set learning_rate=1e-6"));
-    };
-    let (key, value) = (key.trim(), value.trim());
-    let in_override = |fault: Fault| Fault { message: format!("--set {item}: {}", fault.message), ..fault };
-    known(key).map_err(in_override)?;
-    // `--set model=my/folder` needs no quotes: what is no TOML value is a string.
-    let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
-    let parsed = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    typed(key, &parsed).map_err(in_override)?;
-    Ok((key.to_owned(), parsed))
-}
-
-fn from_table(table: &toml::Table, source: &str, text: &str) -> Result<RunConfig, Fault> {
-    // One key at a time, so that an error names the key whatever its type.
-    for (key, value) in table {
-        typed(key, value).map_err(|fault| at(fault, source, text, key))?;
-    }
-    let promoted: toml::Table =
-        table.iter().map(|(key, value)| (key.clone(), promote(key, value.clone()))).collect();
-    promoted
-        .try_into()
-        .map_err(|error: toml::de::Error| Fault::input(format!("{source}: {}", error.message().trim())))
-}
-
-fn typed(key: &str, value: &toml::Value) -> Result<(), Fault> {
-    let single = toml::Table::from_iter([(key.to_owned(), promote(key, value.clone()))]);
-    let Err(error) = single.try_into::<RunConfig>() else { return Ok(()) };
-    let message = [
-        ("expected f64", "expected a number"),
-        ("expected u32", "expected a whole number from 0 to 4294967295"),
-        ("expected u64", "expected a whole number of at least 0"),
-    ]
-    .into_iter()
-    .fold(error.message().trim().to_owned(), |message, (type_name, words)| message.replace(type_name, words));
-    Err(Fault::input(format!("config key `{key}`: {message}"))
-        .hint("see docs/config.md for every key and its type"))
-}
-
-/// `dpo_beta = 1` is as good as `dpo_beta = 1.0`.
-fn promote(key: &str, value: toml::Value) -> toml::Value {
-    const FLOATS: [&str; 8] = [
-        "learning_rate",
-        "min_lr_ratio",
-        "warmup_ratio",
-        "weight_decay",
-        "max_grad_norm",
-        "lora_alpha",
-        "lora_dropout",
-        "dpo_beta",
-    ];
-    match value {
-        toml::Value::Integer(integer) if FLOATS.contains(&key) => toml::Value::Float(integer as f64),
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,136 @@
+//! From TOML text and `--set` overrides to a configuration, with errors that name line and key.
+
+use super::RunConfig;
+use crate::Fault;
+
+pub(super) const KEYS: [&str; 38] = [
+    "model",
+    "training_file",
+    "validation_file",
+    "output_dir",
+    "training_method",
+    "from_checkpoint",
+    "n_epochs",
+    "max_steps",
+    "batch_size",
+    "learning_rate",
+    "lr_scheduler_type",
+    "min_lr_ratio",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "max_seq_length",
+    "random_seed",
+    "shuffle",
+    "dtype",
+    "lora",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_trainable_modules",
+    "merge_adapter",
+    "loss_type",
+    "dpo_beta",
+    "reference_logps",
+    "reference_cache",
+    "n_checkpoints",
+    "n_evals",
+    "micro_batch_tokens",
+    "prefix_sharing",
+    "activation_checkpointing",
+    "zero_stage",
+    "optim",
+    "offload_optimizer",
+    "offload_reference",
+];
+
+pub(super) fn known(key: &str) -> Result<(), Fault> {
+    if KEYS.contains(&key) {
+        return Ok(());
+    }
+    let nearest =
+        KEYS.iter().max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
+    let fault = Fault::input(format!("unknown config key `{key}`"));
+    Err(match nearest {
+        Some(nearest) if strsim::jaro_winkler(key, nearest) > 0.75 => {
+            fault.hint(format!("did you mean `{nearest}`?"))
+        }
+        _ => fault.hint(format!("known keys: {}", KEYS.join(", "))),
+    })
+}
+
+pub(super) fn at(fault: Fault, source: &str, text: &str, key: &str) -> Fault {
+    let names = |line: &str| {
+        let rest = line.trim_start().trim_start_matches(['"', '[']).strip_prefix(key);
+        rest.is_some_and(|rest| rest.trim_start().starts_with(['=', '"', ']', '.']))
+    };
+    let line = text.lines().position(names);
+    Fault { message: format!("{source} line {}: {}", line.map_or(1, |at| at + 1), fault.message), ..fault }
+}
+
+pub(super) fn line_of(text: &str, offset: usize) -> usize {
+    text[..offset.min(text.len())].matches('\n').count() + 1
+}
+
+pub(super) fn parse_override(item: &str) -> Result<(String, toml::Value), Fault> {
+    let Some((key, value)) = item.split_once('=') else {
+        return Err(Fault::input(format!("--set {item}: expected key=value"))
+            .hint("for example --set learning_rate=1e-6"));
+    };
+    let (key, value) = (key.trim(), value.trim());
+    let in_override = |fault: Fault| Fault { message: format!("--set {item}: {}", fault.message), ..fault };
+    known(key).map_err(in_override)?;
+    // `--set model=my/folder` needs no quotes: what is no TOML value is a string.
+    let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
+    let parsed = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    typed(key, &parsed).map_err(in_override)?;
+    Ok((key.to_owned(), parsed))
+}
+
+pub(super) fn from_table(table: &toml::Table, source: &str, text: &str) -> Result<RunConfig, Fault> {
+    // One key at a time, so that an error names the key whatever its type.
+    for (key, value) in table {
+        typed(key, value).map_err(|fault| at(fault, source, text, key))?;
+    }
+    let promoted: toml::Table =
+        table.iter().map(|(key, value)| (key.clone(), promote(key, value.clone()))).collect();
+    promoted
+        .try_into()
+        .map_err(|error: toml::de::Error| Fault::input(format!("{source}: {}", error.message().trim())))
+}
+
+fn typed(key: &str, value: &toml::Value) -> Result<(), Fault> {
+    let single = toml::Table::from_iter([(key.to_owned(), promote(key, value.clone()))]);
+    let Err(error) = single.try_into::<RunConfig>() else { return Ok(()) };
+    let message = [
+        ("expected f64", "expected a number"),
+        ("expected u8", "expected a whole number from 0 to 3"),
+        ("expected u32", "expected a whole number from 0 to 4294967295"),
+        ("expected u64", "expected a whole number of at least 0"),
+    ]
+    .into_iter()
+    .fold(error.message().trim().to_owned(), |message, (type_name, words)| message.replace(type_name, words));
+    Err(Fault::input(format!("config key `{key}`: {message}"))
+        .hint("see docs/config.md for every key and its type"))
+}
+
+/// `dpo_beta = 1` is as good as `dpo_beta = 1.0`, and `activation_checkpointing = true` as `"full"`.
+fn promote(key: &str, value: toml::Value) -> toml::Value {
+    const FLOATS: [&str; 8] = [
+        "learning_rate",
+        "min_lr_ratio",
+        "warmup_ratio",
+        "weight_decay",
+        "max_grad_norm",
+        "lora_alpha",
+        "lora_dropout",
+        "dpo_beta",
+    ];
+    match value {
+        toml::Value::Boolean(on) if key == "activation_checkpointing" => {
+            toml::Value::String(if on { "full" } else { "none" }.into())
+        }
+        toml::Value::Integer(integer) if FLOATS.contains(&key) => toml::Value::Float(integer as f64),
+        other => other,
+    }
+}

@@ -1,0 +1,284 @@
+//! Weights in flat buffers that are whole only while somebody computes with them.
+//!
+//! The model's tensors are views of [`Flat::whole`]. Where a rank keeps only its part of the weights (ZeRO stage 3), or keeps
+//! them on the host, the buffer's memory is taken away between uses; views, and graphs that autograd has built on them, stay
+//! valid and read what is brought back before the next use.
+//!
+//! - F-1: all ranks lend and fetch the same buffers in the same order, whatever pairs they have.
+
+use std::cell::{OnceCell, RefCell};
+use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::comm::{CommError, Communicator, Pending};
+use crate::ext::{allocate_memory, lendable_zeros, release_memory};
+use crate::layout::{Layout, Sharding};
+
+/// The ranks, once they are connected. Models are loaded before.
+#[derive(Clone, Debug, Default)]
+pub struct Link(Rc<OnceCell<Arc<dyn Communicator>>>);
+
+impl Link {
+    /// Connected; the first time counts.
+    pub fn connect(&self, communicator: Arc<dyn Communicator>) {
+        let _ = self.0.set(communicator);
+    }
+
+    /// The connected ranks.
+    pub fn communicator(&self) -> Result<&dyn Communicator, CommError> {
+        let unconnected = CommError { operation: "all_gather", reason: "the ranks are not connected".into() };
+        self.0.get().map(AsRef::as_ref).ok_or(unconnected)
+    }
+}
+
+/// One buffer of weights in the passes' precision.
+pub struct Flat {
+    whole: Tensor,
+    layout: Layout,
+    home: Home,
+    sharding: Sharding,
+    link: Link,
+    state: RefCell<State>,
+}
+
+/// Where the weights are while nobody computes with them.
+#[derive(Debug)]
+enum Home {
+    /// In `whole`.
+    Here,
+    /// This rank's part of them, on the device or on the host.
+    Part(Tensor),
+    /// All of them, on the host.
+    Host(Tensor),
+}
+
+#[derive(Default)]
+struct State {
+    /// Uses that have not ended.
+    lent: usize,
+    /// `whole` has memory.
+    here: bool,
+    /// Being gathered.
+    coming: Option<Box<dyn Pending>>,
+}
+
+impl fmt::Debug for Flat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flat")
+            .field("len", &self.layout.len)
+            .field("home", &self.home)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a buffer is kept between uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// On the device.
+    Device,
+    /// On the host, and copied to the device before each use.
+    Host,
+}
+
+impl Flat {
+    /// Moves tensors into a buffer of kind `kind` and puts views of it in their place.
+    pub fn adopt(
+        tensors: &mut [&mut Tensor],
+        layout: Layout,
+        kind: Kind,
+        sharding: Sharding,
+        link: &Link,
+    ) -> Self {
+        let device = tensors.first().map_or(Device::Cpu, |tensor| tensor.device());
+        let whole = match sharding.of_weights() {
+            true => lendable_zeros(layout.len, kind, device),
+            false => Tensor::zeros([layout.len], (kind, device)),
+        };
+        for (tensor, slot) in tensors.iter_mut().zip(&layout.slots) {
+            let view = whole.narrow(0, slot.offset, slot.len).view(tensor.size().as_slice());
+            tch::no_grad(|| view.shallow_clone().copy_(tensor));
+            **tensor = view.detach();
+        }
+        let home = match sharding.of_weights() {
+            true => Home::Part(part(&whole, sharding.own(layout.len)).copy()),
+            false => Home::Here,
+        };
+        Self::at_home(whole, home, layout, sharding, link)
+    }
+
+    /// A frozen buffer of the same values for the same tensors of another model.
+    #[must_use]
+    pub fn copy_for(&self, tensors: &mut [&mut Tensor], keep: Keep) -> Self {
+        let mut whole = lendable_zeros(self.layout.len, self.whole.kind(), self.whole.device());
+        for (tensor, slot) in tensors.iter_mut().zip(&self.layout.slots) {
+            **tensor = whole.narrow(0, slot.offset, slot.len).view(tensor.size().as_slice());
+        }
+        let place = |tensor: &Tensor| match keep {
+            Keep::Device => tensor.copy(),
+            Keep::Host => tensor.to_device(Device::Cpu).copy(),
+        };
+        let home = match (&self.home, keep) {
+            (Home::Part(part), _) => Home::Part(place(part)),
+            (Home::Host(all), _) => Home::Host(place(all)),
+            (Home::Here, Keep::Host) => Home::Host(place(&self.whole)),
+            (Home::Here, Keep::Device) => {
+                whole.copy_(&self.whole);
+                Home::Here
+            }
+        };
+        Self::at_home(whole, home, self.layout.clone(), self.sharding, &self.link)
+    }
+
+    fn at_home(whole: Tensor, home: Home, layout: Layout, sharding: Sharding, link: &Link) -> Self {
+        let state = RefCell::new(State { here: true, ..State::default() });
+        let flat = Self { whole, layout, home, sharding, link: link.clone(), state };
+        flat.retire();
+        flat
+    }
+
+    /// Where each tensor lies.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The values that this rank's optimizer updates: its part, or everything.
+    pub fn own(&self) -> Tensor {
+        match &self.home {
+            Home::Part(part) => part.shallow_clone(),
+            Home::Here | Home::Host(_) => part(&self.whole, self.sharding.own(self.layout.len)),
+        }
+    }
+
+    /// This rank has changed its own values: sends them to the others, and has theirs come.
+    pub fn spread(&self) -> Result<(), CommError> {
+        self.arrive()?;
+        if !self.sharding.of_states() || matches!(self.home, Home::Part(_)) {
+            return Ok(());
+        }
+        let coming = self.link.communicator()?.all_gather(&self.whole.data(), &self.own().data())?;
+        self.state.borrow_mut().coming = Some(coming);
+        Ok(())
+    }
+
+    /// Starts to bring the weights.
+    pub fn fetch(&self) -> Result<(), CommError> {
+        let mut state = self.state.borrow_mut();
+        if state.here {
+            return Ok(());
+        }
+        allocate_memory(&self.whole);
+        state.here = true;
+        // Through an alias with a version counter of its own: to autograd the weights have never changed.
+        let mut whole = self.whole.data();
+        match &self.home {
+            Home::Here => {}
+            Home::Host(all) => whole.copy_(all),
+            Home::Part(part) => {
+                let part = part.to_device(whole.device());
+                state.coming = Some(self.link.communicator()?.all_gather(&whole, &part)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for what is on its way.
+    pub fn arrive(&self) -> Result<(), CommError> {
+        let coming = self.state.borrow_mut().coming.take();
+        coming.map_or(Ok(()), Pending::wait)
+    }
+
+    /// Takes the memory away, unless somebody computes with it or the weights have no other home.
+    fn retire(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.lent == 0 && state.here && !matches!(self.home, Home::Here) {
+            release_memory(&self.whole);
+            state.here = false;
+        }
+    }
+
+    /// Bytes that this rank keeps between uses.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        match &self.home {
+            Home::Here => bytes(&self.whole),
+            Home::Part(kept) | Home::Host(kept) => bytes(kept),
+        }
+    }
+}
+
+/// A range of a buffer.
+pub fn part(flat: &Tensor, range: Range<i64>) -> Tensor {
+    flat.narrow(0, range.start, range.end - range.start)
+}
+
+/// Buffers that are whole until this is dropped.
+#[derive(Debug, Default)]
+pub struct Lent(Vec<Rc<Flat>>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        for flat in &self.0 {
+            flat.state.borrow_mut().lent -= 1;
+            flat.retire();
+        }
+    }
+}
+
+/// Buffers behind each unit of a model; a unit without any is always there.
+#[derive(Clone, Debug, Default)]
+pub struct Residence(Vec<Vec<Rc<Flat>>>);
+
+impl Residence {
+    /// No buffers for so many units.
+    #[must_use]
+    pub fn of_units(units: usize) -> Self {
+        Self(vec![Vec::new(); units])
+    }
+
+    /// Puts a buffer behind a unit.
+    pub fn add(&mut self, unit: usize, flat: &Rc<Flat>) {
+        self.0[unit].push(Rc::clone(flat));
+    }
+
+    /// The buffers of a unit.
+    #[must_use]
+    pub fn unit(&self, unit: usize) -> &[Rc<Flat>] {
+        self.0.get(unit).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every buffer once, with the units that it is behind.
+    #[must_use]
+    pub fn flats(&self) -> Vec<(Rc<Flat>, Vec<usize>)> {
+        let mut flats: Vec<(Rc<Flat>, Vec<usize>)> = Vec::new();
+        for (unit, flat) in
+            self.0.iter().enumerate().flat_map(|(unit, flats)| flats.iter().map(move |flat| (unit, flat)))
+        {
+            match flats.iter_mut().find(|(known, _)| Rc::ptr_eq(known, flat)) {
+                Some((_, units)) => units.push(unit),
+                None => flats.push((Rc::clone(flat), vec![unit])),
+            }
+        }
+        flats
+    }
+
+    /// Waits until a unit's weights are there, for as long as the result lives; starts to bring those of `next` meanwhile.
+    pub fn lend(&self, unit: usize, next: Option<usize>) -> Result<Lent, CommError> {
+        let mut lent = Lent::default();
+        for flat in self.unit(unit) {
+            flat.fetch()?;
+            flat.state.borrow_mut().lent += 1;
+            lent.0.push(Rc::clone(flat));
+        }
+        for flat in next.into_iter().flat_map(|next| self.unit(next)) {
+            flat.fetch()?;
+        }
+        lent.0.iter().try_for_each(|flat| flat.arrive())?;
+        Ok(lent)
+    }
+}

@@ -1,0 +1,198 @@
+//! How parameters lie in flat buffers, and which part of a buffer is a rank's own. Pure.
+
+use std::ops::Range;
+
+use dyad_proto::RunConfig;
+
+/// Every parameter, and every rank's part of a buffer, begins at a multiple of this many values: a block of the 8-bit
+/// optimizer states never straddles two of them.
+pub const ALIGN: i64 = 256;
+
+/// What is divided between the ranks: the stages of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharding {
+    stage: u8,
+    rank: i64,
+    world: i64,
+}
+
+impl Sharding {
+    /// Every rank has everything.
+    pub const NONE: Self = Self { stage: 0, rank: 0, world: 1 };
+
+    /// What a run asks for; one rank has nobody to share with.
+    #[must_use]
+    pub fn new(config: &RunConfig, rank: usize, world: usize) -> Self {
+        let stage = if world > 1 { config.zero_stage } else { 0 };
+        Self { stage, rank: rank as i64, world: world as i64 }
+    }
+
+    /// Optimizer states are divided (stage 1).
+    #[must_use]
+    pub fn of_states(self) -> bool {
+        self.stage >= 1
+    }
+
+    /// So are gradients (stage 2).
+    #[must_use]
+    pub fn of_gradients(self) -> bool {
+        self.stage >= 2
+    }
+
+    /// So are weights (stage 3).
+    #[must_use]
+    pub fn of_weights(self) -> bool {
+        self.stage >= 3
+    }
+
+    /// The same, but with whole weights on every rank.
+    #[must_use]
+    pub fn whole_weights(self) -> Self {
+        Self { stage: self.stage.min(2), ..self }
+    }
+
+    /// Values of a buffer that are this rank's own: all of them, or one of equal parts.
+    #[must_use]
+    pub fn own(self, len: i64) -> Range<i64> {
+        if !self.of_states() {
+            return 0..len;
+        }
+        let part = len / self.world;
+        self.rank * part..(self.rank + 1) * part
+    }
+}
+
+/// Place of one parameter in its buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// First value.
+    pub offset: i64,
+    /// Number of values.
+    pub len: i64,
+}
+
+impl Slot {
+    /// What the parameter and a part of the buffer have in common, counted from the parameter's and from the part's start.
+    #[must_use]
+    pub fn overlap(self, part: &Range<i64>) -> Option<(Range<i64>, Range<i64>)> {
+        let (start, end) = (self.offset.max(part.start), (self.offset + self.len).min(part.end));
+        let from = |origin: i64| start - origin..end - origin;
+        (start < end).then(|| (from(self.offset), from(part.start)))
+    }
+}
+
+/// A buffer: parameters that decay first, then those that do not, then padding to equal parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Place of each parameter, in the order in which they were given.
+    pub slots: Vec<Slot>,
+    /// Values in all.
+    pub len: i64,
+    /// Weight decay applies to the values before this one.
+    pub decaying: i64,
+}
+
+impl Layout {
+    /// Lays out parameters of so many values that decay or not.
+    #[must_use]
+    pub fn new(parameters: &[(i64, bool)], sharding: Sharding) -> Self {
+        let mut slots = vec![Slot { offset: 0, len: 0 }; parameters.len()];
+        let (mut end, mut decaying) = (0, 0);
+        for turn in [true, false] {
+            for (slot, &(len, decays)) in slots.iter_mut().zip(parameters) {
+                if decays == turn {
+                    *slot = Slot { offset: end, len };
+                    end += up(len, ALIGN);
+                }
+            }
+            if turn {
+                decaying = end;
+            }
+        }
+        Self { slots, len: up(end, ALIGN * sharding.world), decaying }
+    }
+}
+
+fn up(value: i64, multiple: i64) -> i64 {
+    (value + multiple - 1) / multiple * multiple
+}
+
+/// Splits units of so many bytes into buckets of at least `limit`, from the last unit down; ranges come in the order in
+/// which the gradients of a backward pass complete.
+#[must_use]
+pub fn bucket_ranges(bytes: &[i64], limit: i64) -> Vec<Range<usize>> {
+    let mut ranges = Vec::new();
+    let (mut end, mut filled) = (bytes.len(), 0);
+    for unit in (0..bytes.len()).rev() {
+        filled += bytes[unit];
+        if filled >= limit || unit == 0 {
+            if filled > 0 {
+                ranges.push(unit..end);
+            }
+            (end, filled) = (unit, 0);
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sharding(stage: u8, rank: usize, world: usize) -> Sharding {
+        Sharding::new(&RunConfig { zero_stage: stage, ..RunConfig::default() }, rank, world)
+    }
+
+    #[test]
+    fn buckets_cover_every_unit_once_from_the_top() {
+        let ranges = |sizes: &[i64]| -> Vec<(usize, usize)> {
+            bucket_ranges(sizes, 100).into_iter().map(|range| (range.start, range.end)).collect()
+        };
+        assert_eq!(ranges(&[10, 1, 1, 5]), [(0, 4)]);
+        assert_eq!(ranges(&[100, 1, 100, 5]), [(2, 4), (0, 2)]);
+        assert_eq!(ranges(&[0, 1, 1, 0]), [(0, 4)]);
+        assert_eq!(ranges(&[0, 0]), []);
+    }
+
+    #[test]
+    fn decaying_parameters_come_first_and_all_are_aligned() {
+        let layout = Layout::new(&[(3, false), (1000, true), (256, true), (5, false)], Sharding::NONE);
+        let offsets: Vec<i64> = layout.slots.iter().map(|slot| slot.offset).collect();
+        assert_eq!(offsets, [1280, 0, 1024, 1536]);
+        assert_eq!((layout.decaying, layout.len), (1280, 1792));
+    }
+
+    #[test]
+    fn ranks_own_equal_parts_that_cover_the_buffer() {
+        for world in 1..=8 {
+            let layout = Layout::new(&[(700, true), (3, false)], sharding(1, 0, world));
+            let parts: Vec<Range<i64>> =
+                (0..world).map(|rank| sharding(1, rank, world).own(layout.len)).collect();
+            assert!(
+                parts.iter().all(|part| part.end - part.start == parts[0].end && part.start % ALIGN == 0)
+            );
+            assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert_eq!(parts.last().unwrap().end, layout.len);
+            // Each value of each parameter is found in exactly one part.
+            for slot in &layout.slots {
+                let found = parts.iter().filter_map(|part| slot.overlap(part));
+                assert_eq!(found.map(|(here, _)| here.end - here.start).sum::<i64>(), slot.len);
+            }
+        }
+        assert_eq!(sharding(0, 1, 2).own(512), 0..512);
+    }
+
+    #[test]
+    fn an_overlap_is_counted_from_both_starts() {
+        let slot = Slot { offset: 256, len: 300 };
+        assert_eq!(slot.overlap(&(0..512)), Some((0..256, 256..512)));
+        assert_eq!(slot.overlap(&(512..1024)), Some((256..300, 0..44)));
+        assert_eq!(slot.overlap(&(1024..1536)), None);
+    }
+
+    #[test]
+    fn one_rank_shares_with_nobody() {
+        assert!(!sharding(3, 0, 1).of_states() && sharding(3, 0, 2).of_weights());
+        assert!(!sharding(3, 0, 2).whole_weights().of_weights());
+    }
+}

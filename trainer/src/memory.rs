@@ -1,0 +1,126 @@
+//! What a pass keeps for its backward pass, and how many layers can afford that.
+
+use dyad_proto::run_config::ActivationCheckpointing;
+use tch::Device;
+
+use crate::ext::cuda_free_bytes;
+use crate::model::ModelConfig;
+use crate::model::weights::Place;
+
+/// Share of the free memory that activations may take; the rest is for what is not counted here.
+const SHARE: f64 = 0.8;
+/// Tiles of logits.
+const HEAD_BYTES: u64 = 256 << 20;
+
+/// Bytes that one layer keeps, and needs for a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerBytes {
+    /// Everything between the layer's input and output, with its input.
+    pub kept: u64,
+    /// Its input alone.
+    pub input: u64,
+    /// Gradients at the widest moment of its backward pass.
+    pub transient: u64,
+}
+
+impl LayerBytes {
+    /// Of a layer that computes so many tokens.
+    #[must_use]
+    pub fn new(config: &ModelConfig, place: Place, tokens: u64) -> Self {
+        let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
+        let query = (config.num_attention_heads * config.head_dim) as u64;
+        let key = (config.num_key_value_heads * config.head_dim) as u64;
+        // Both norms' input and output; queries and attention's output; keys and values; gate, up and their product.
+        let fused = 4 * hidden + 2 * query + 2 * key + 3 * ffn;
+        // Composed norms keep a float32 input and the normed values as well, composed SwiGLUs silu(gate).
+        let values = if place.device.is_cuda() { fused + 6 * hidden + ffn } else { fused };
+        let token = tokens * place.kind.elt_size_in_bytes() as u64;
+        Self { kept: token * values, input: token * hidden, transient: token * 4 * ffn }
+    }
+}
+
+/// How many layers, from the top down, keep what they have computed; the others compute it again in the backward pass.
+/// The top ones, because they are the first to be done with.
+#[must_use]
+pub fn kept_layers(
+    mode: ActivationCheckpointing,
+    layers: usize,
+    layer: LayerBytes,
+    free: Option<u64>,
+) -> usize {
+    match (mode, free) {
+        (ActivationCheckpointing::Full, _) => 0,
+        (ActivationCheckpointing::Selective, _) => layers / 2,
+        (ActivationCheckpointing::None, _) | (ActivationCheckpointing::Auto, None) => layers,
+        (ActivationCheckpointing::Auto, Some(free)) => {
+            let budget = (free as f64 * SHARE) as u64;
+            // One layer is always whole: the one whose backward pass runs.
+            let fixed = HEAD_BYTES + layers as u64 * layer.input + layer.kept + layer.transient;
+            let room = budget.saturating_sub(fixed);
+            let more = (layer.kept - layer.input).max(1);
+            layers.min((room / more) as usize)
+        }
+    }
+}
+
+/// Memory that this rank may still take; unknown where the system does not say.
+#[must_use]
+pub fn free_bytes(device: Device, ranks_here: u64) -> Option<u64> {
+    match device {
+        Device::Cuda(index) => cuda_free_bytes(index).ok(),
+        _ => Some(free_host_bytes()? / ranks_here.max(1)),
+    }
+}
+
+fn free_host_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = line.split_whitespace().next()?.parse::<u64>().ok()? * 1024;
+    Some(free_in_group().map_or(available, |group| group.min(available)))
+}
+
+/// What the control group leaves, as in a container.
+fn free_in_group() -> Option<u64> {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
+}
+
+/// Ranks on this host, by torchrun's variable.
+#[must_use]
+pub fn ranks_here(world_size: usize) -> u64 {
+    let told = std::env::var("LOCAL_WORLD_SIZE").ok().and_then(|text| text.parse().ok());
+    told.unwrap_or(world_size as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYER: LayerBytes = LayerBytes { kept: 100 << 20, input: 10 << 20, transient: 0 };
+
+    #[test]
+    fn auto_keeps_what_fits() {
+        let kept = |free_mib: u64| kept_layers(ActivationCheckpointing::Auto, 8, LAYER, Some(free_mib << 20));
+        assert_eq!(kept(100_000), 8);
+        assert_eq!(kept(0), 0);
+        // 0.8 * 1000 - 256 - 80 - 100 = 364 MiB for 90 MiB each.
+        assert_eq!(kept(1000), 4);
+        assert_eq!(kept_layers(ActivationCheckpointing::Auto, 8, LAYER, None), 8);
+    }
+
+    #[test]
+    fn named_modes_look_at_no_memory() {
+        let kept = |mode| kept_layers(mode, 5, LAYER, Some(0));
+        assert_eq!(kept(ActivationCheckpointing::None), 5);
+        assert_eq!(kept(ActivationCheckpointing::Selective), 2);
+        assert_eq!(kept(ActivationCheckpointing::Full), 0);
+    }
+
+    #[test]
+    fn the_host_says_what_is_free() {
+        assert!(free_bytes(Device::Cpu, 2).unwrap() > 1 << 20);
+    }
+}

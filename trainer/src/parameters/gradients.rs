@@ -1,0 +1,128 @@
+//! A step's gradients: added up in buckets, reduced between ranks as buckets complete, freed where only a part is kept.
+
+use tch::{Kind, Tensor};
+
+use super::{Bucket, Parameters};
+use crate::comm::{CommError, Pending};
+use crate::ext::{allocate_memory, release_memory};
+use crate::flat::part;
+
+/// Whole gradients that may wait for their reduction at once, where ranks keep only parts.
+const IN_FLIGHT: usize = 2;
+
+impl Bucket {
+    fn open(&mut self) {
+        if !self.open {
+            allocate_memory(&self.grad);
+            let _ = self.grad.zero_();
+            self.open = true;
+        }
+    }
+
+    pub(super) fn close(&mut self) {
+        release_memory(&self.grad);
+        self.open = false;
+    }
+}
+
+impl Parameters {
+    /// Forgets the gradients of the last step.
+    pub fn begin_step(&mut self) {
+        for bucket in &mut self.buckets {
+            let _ = bucket.total.as_mut().unwrap_or(&mut bucket.grad).zero_();
+        }
+    }
+
+    /// Readies the gradients of a unit to be added to.
+    pub fn open(&mut self, unit: usize) -> Result<(), CommError> {
+        let Some(index) = self.buckets.iter().position(|bucket| bucket.units.contains(&unit)) else {
+            return Ok(());
+        };
+        if self.buckets[index].reduction.is_some() {
+            self.land(index)?;
+        }
+        self.buckets[index].open();
+        Ok(())
+    }
+
+    /// A unit's gradients are complete in this micro-batch. Reduces the bucket that they complete: after the step's last
+    /// micro-batch, or after each where no rank keeps whole gradients.
+    pub fn complete(&mut self, unit: usize, last: bool) -> Result<(), CommError> {
+        match self.buckets.iter().position(|bucket| bucket.units.start == unit) {
+            Some(index) if last || self.keeping.sharding.of_gradients() => self.reduce(index),
+            _ => Ok(()),
+        }
+    }
+
+    fn reduce(&mut self, index: usize) -> Result<(), CommError> {
+        let link = self.keeping.link.clone();
+        let communicator = link.communicator()?;
+        if communicator.world_size() == 1 {
+            return Ok(());
+        }
+        let sharding = self.keeping.sharding;
+        // A unit that no gradient reaches has not been opened.
+        self.buckets[index].open();
+        let grad = &self.buckets[index].grad;
+        let reduction = match sharding.of_states() {
+            true => {
+                let own = part(grad, sharding.own(self.buckets[index].weights.layout().len));
+                communicator.reduce_scatter(&own, grad)?
+            }
+            false => communicator.all_reduce(grad)?,
+        };
+        self.buckets[index].reduction = Some(reduction);
+        if sharding.of_gradients() {
+            self.in_flight.push_back(index);
+            while self.in_flight.len() > IN_FLIGHT {
+                self.land(self.in_flight[0])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a bucket's reduction; where ranks keep only parts, adds this rank's and frees the whole.
+    fn land(&mut self, index: usize) -> Result<(), CommError> {
+        self.in_flight.retain(|&other| other != index);
+        let own = self.keeping.sharding.own(self.buckets[index].weights.layout().len);
+        let bucket = &mut self.buckets[index];
+        bucket.reduction.take().map_or(Ok(()), Pending::wait)?;
+        if let Some(total) = &mut bucket.total {
+            *total += part(&bucket.grad, own);
+            bucket.close();
+        }
+        Ok(())
+    }
+
+    /// Waits until every rank's gradients are in.
+    pub fn finish_step(&mut self) -> Result<(), CommError> {
+        (0..self.buckets.len())
+            .filter(|&index| self.buckets[index].reduction.is_some())
+            .collect::<Vec<_>>()
+            .into_iter()
+            .try_for_each(|index| self.land(index))
+    }
+
+    /// This rank's own part of a bucket's gradient.
+    pub fn own_grad(&self, bucket: &Bucket) -> Tensor {
+        let own = self.keeping.sharding.own(bucket.weights.layout().len);
+        bucket.total.as_ref().map_or_else(|| part(&bucket.grad, own), Tensor::shallow_clone)
+    }
+
+    /// L2 norm over all gradients of all ranks.
+    pub fn grad_norm(&self) -> Result<f64, CommError> {
+        let square = |bucket| {
+            let grad = self.own_grad(bucket);
+            grad.dot(&grad).to_kind(Kind::Double)
+        };
+        let squares: Vec<Tensor> = self.buckets.iter().map(square).collect();
+        if squares.is_empty() {
+            return Ok(0.0);
+        }
+        let total = Tensor::stack(&squares, 0).sum(Kind::Double).view([1]);
+        if self.keeping.sharding.of_states() {
+            self.keeping.link.communicator()?.all_reduce(&total)?.wait()?;
+        }
+        Ok(total.sqrt().double_value(&[0]))
+    }
+}

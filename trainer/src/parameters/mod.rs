@@ -1,0 +1,268 @@
+//! Trainable parameters in flat buckets: weights, gradients and optimizer states, one buffer each per bucket.
+//!
+//! Parameters are grouped in *units*, in forward order: embedding, each decoder layer, final norm with head. A bucket is a
+//! run of units; walking backward through the units, a bucket's gradient is complete when its lowest unit is done, and its
+//! reduction starts there while lower units still compute. With sharding each rank updates its own part of every bucket.
+
+mod gradients;
+mod planes;
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use dyad_proto::run_config::Optim;
+pub use planes::{Kept, MASTER, Source};
+use tch::{Device, Kind, Tensor};
+
+use crate::comm::Pending;
+use crate::ext::lendable_zeros;
+use crate::flat::{Flat, Link, Residence, part};
+use crate::layout::{Layout, Sharding, bucket_ranges};
+use crate::optimizer::states::States;
+
+/// Units are merged into a bucket until it holds this many bytes, so that adapters do not pay one message per layer.
+const BUCKET_BYTES: i64 = 8 << 20;
+
+/// A parameter: its tensor in the passes' precision and its place in the bucket's gradient.
+#[derive(Debug)]
+pub struct Parameter {
+    /// Name in checkpoints.
+    pub name: String,
+    /// What the model computes with; requires grad.
+    pub leaf: Tensor,
+    /// Float32 gradient; has memory only while its bucket is open.
+    pub grad: Tensor,
+}
+
+/// Units whose gradients travel together.
+pub struct Bucket {
+    /// Units it covers.
+    pub units: Range<usize>,
+    /// Flat float32 gradient of all parameters.
+    pub grad: Tensor,
+    /// What the model computes with.
+    pub(crate) weights: Rc<Flat>,
+    /// Float32 masters and moments of this rank's own part.
+    pub(crate) states: States,
+    /// The masters are the weights themselves.
+    masters_are_weights: bool,
+    /// This rank's part of the gradient over the step's micro-batches, where no rank keeps all of it.
+    total: Option<Tensor>,
+    reduction: Option<Box<dyn Pending>>,
+    /// The gradient has memory.
+    open: bool,
+}
+
+/// How parameters are kept.
+#[derive(Clone, Debug)]
+pub struct Keeping {
+    /// Precision of the passes.
+    pub compute: Kind,
+    /// What is divided between ranks.
+    pub sharding: Sharding,
+    /// The ranks, once connected.
+    pub link: Link,
+    /// Precision of the moments.
+    pub optim: Optim,
+    /// Masters and moments live on the host.
+    pub offload_optimizer: bool,
+}
+
+/// Bytes by use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// What the passes compute with.
+    pub weights: u64,
+    /// Gradients.
+    pub gradients: u64,
+    /// Moments, and masters where they are not the weights.
+    pub optimizer: u64,
+}
+
+/// All trainable parameters of a run.
+#[derive(Debug)]
+pub struct Parameters {
+    /// Parameters of each unit, forward order.
+    pub units: Vec<Vec<Parameter>>,
+    /// Buckets, in the order in which their gradients complete.
+    pub buckets: Vec<Bucket>,
+    keeping: Keeping,
+    /// Buckets whose gradients are being divided, oldest first.
+    in_flight: std::collections::VecDeque<usize>,
+}
+
+/// A trainable tensor of the model, float32, with its checkpoint name.
+pub type Named<'a> = (String, &'a mut Tensor);
+
+impl Parameters {
+    /// None yet, of so many units.
+    #[must_use]
+    pub fn none(units: usize, keeping: Keeping) -> Self {
+        let mut empty = Vec::new();
+        empty.resize_with(units, Vec::new);
+        Self { units: empty, buckets: Vec::new(), keeping, in_flight: std::collections::VecDeque::new() }
+    }
+
+    /// Moves the given float32 tensors into flat buffers and leaves, in their place, trainable leaves. Small units share a
+    /// bucket.
+    #[must_use]
+    pub fn adopt(units: Vec<Vec<Named<'_>>>, keeping: Keeping) -> Self {
+        let bytes: Vec<i64> =
+            units.iter().map(|unit| unit.iter().map(|(_, tensor)| 4 * tensor.numel() as i64).sum()).collect();
+        let mut parameters = Self::none(units.len(), keeping);
+        let mut units: Vec<Option<Vec<Named<'_>>>> = units.into_iter().map(Some).collect();
+        for range in bucket_ranges(&bytes, BUCKET_BYTES) {
+            let members = range.clone().filter_map(|unit| Some((unit, units[unit].take()?))).collect();
+            parameters.add_bucket(range, members);
+        }
+        parameters
+    }
+
+    /// Adopts one unit as a bucket of its own.
+    pub fn adopt_unit(&mut self, unit: usize, tensors: Vec<Named<'_>>) {
+        if !tensors.is_empty() {
+            self.add_bucket(unit..unit + 1, vec![(unit, tensors)]);
+            self.buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.units.start));
+        }
+    }
+
+    fn add_bucket(&mut self, units: Range<usize>, members: Vec<(usize, Vec<Named<'_>>)>) {
+        let Keeping { compute, sharding, link, optim, offload_optimizer } = &self.keeping;
+        let mut named: Vec<(usize, String, &mut Tensor)> = members
+            .into_iter()
+            .flat_map(|(unit, tensors)| tensors.into_iter().map(move |(name, tensor)| (unit, name, tensor)))
+            .collect();
+        let Some(device) = named.first().map(|(_, _, tensor)| tensor.device()) else { return };
+        // Weight decay spares biases and norms, as transformers does.
+        let shapes: Vec<(i64, bool)> =
+            named.iter().map(|(_, _, tensor)| (tensor.numel() as i64, tensor.dim() > 1)).collect();
+        let layout = Layout::new(&shapes, *sharding);
+        let state_device = if *offload_optimizer { Device::Cpu } else { device };
+        let masters_are_weights = *compute == Kind::Float && state_device == device;
+        let own = sharding.own(layout.len);
+        let copied = (!masters_are_weights).then(|| {
+            let tensors: Vec<&Tensor> = named.iter().map(|(_, _, tensor)| &**tensor).collect();
+            copied_part(&tensors, &layout, &own, state_device)
+        });
+        let mut tensors: Vec<&mut Tensor> = named.iter_mut().map(|(_, _, tensor)| &mut **tensor).collect();
+        let weights = Rc::new(Flat::adopt(&mut tensors, layout.clone(), *compute, *sharding, link));
+        let grad = match sharding.of_gradients() {
+            true => lendable_zeros(layout.len, Kind::Float, device),
+            false => Tensor::zeros([layout.len], (Kind::Float, device)),
+        };
+        for ((unit, name, tensor), slot) in named.into_iter().zip(&layout.slots) {
+            *tensor = tensor.detach().set_requires_grad(true);
+            let grad = grad.narrow(0, slot.offset, slot.len).view(tensor.size().as_slice());
+            self.units[unit].push(Parameter { name, leaf: tensor.shallow_clone(), grad });
+        }
+        let decaying = (layout.decaying - own.start).clamp(0, own.end - own.start);
+        let master = copied.unwrap_or_else(|| weights.own());
+        let states = States::new(master, decaying, *optim);
+        let total = sharding.of_gradients().then(|| part(&grad, own).zeros_like());
+        let mut bucket =
+            Bucket { units, grad, weights, states, masters_are_weights, total, reduction: None, open: true };
+        if bucket.total.is_some() {
+            bucket.close();
+        }
+        self.buckets.push(bucket);
+    }
+
+    /// Every parameter, forward order.
+    pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
+        self.units.iter().flatten()
+    }
+
+    /// Number of trainable values.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.iter().map(|parameter| parameter.leaf.numel() as u64).sum()
+    }
+
+    /// Puts the buffers of the weights behind the units of the model that computes with them.
+    pub fn reside(&self, residence: &mut Residence) {
+        for bucket in &self.buckets {
+            bucket.units.clone().for_each(|unit| residence.add(unit, &bucket.weights));
+        }
+    }
+
+    /// The ranks that share these parameters.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.keeping.link
+    }
+
+    /// Bytes that this rank keeps between steps.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        let mut sum = Bytes::default();
+        for bucket in &self.buckets {
+            sum.weights += bucket.weights.resident_bytes();
+            sum.gradients += bytes(bucket.total.as_ref().unwrap_or(&bucket.grad));
+            let planes = bucket.states.planes().into_iter();
+            let apart = planes.filter(|plane| plane.suffix != MASTER || !bucket.masters_are_weights);
+            sum.optimizer += apart.map(|plane| bytes(plane.values)).sum::<u64>();
+        }
+        sum
+    }
+
+    /// What is divided between ranks.
+    #[must_use]
+    pub fn sharding(&self) -> Sharding {
+        self.keeping.sharding
+    }
+}
+
+/// The part of a buffer that these float32 tensors would fill.
+fn copied_part(tensors: &[&Tensor], layout: &Layout, own: &Range<i64>, device: Device) -> Tensor {
+    let buffer = Tensor::zeros([own.end - own.start], (Kind::Float, device));
+    for (tensor, slot) in tensors.iter().zip(&layout.slots) {
+        if let Some((from, to)) = slot.overlap(own) {
+            tch::no_grad(|| part(&buffer, to).copy_(&part(&tensor.flatten(0, -1), from)));
+        }
+    }
+    buffer
+}
+
+impl std::fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bucket").field("units", &self.units).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn keeping(compute: Kind) -> Keeping {
+        Keeping {
+            compute,
+            sharding: Sharding::NONE,
+            link: Link::default(),
+            optim: Optim::Adamw,
+            offload_optimizer: false,
+        }
+    }
+
+    #[test]
+    fn float32_leaves_share_the_masters_memory() {
+        let mut a = Tensor::ones([2, 2], (Kind::Float, Device::Cpu));
+        let mut b = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+        let units = vec![vec![("a".into(), &mut a)], vec![("b".into(), &mut b)]];
+        let parameters = Parameters::adopt(units, keeping(Kind::Float));
+        let _ = tch::no_grad(|| parameters.buckets[0].states.master.shallow_clone().fill_(7.0));
+        assert_eq!(a.double_value(&[1, 1]), 7.0);
+        assert!(a.requires_grad() && a.is_leaf());
+        assert_eq!(parameters.count(), 7);
+    }
+
+    #[test]
+    fn bfloat16_leaves_follow_on_publish() {
+        let mut a = Tensor::ones([2], (Kind::Float, Device::Cpu));
+        let mut parameters = Parameters::adopt(vec![vec![("a".into(), &mut a)]], keeping(Kind::BFloat16));
+        let _ = tch::no_grad(|| parameters.buckets[0].states.master.shallow_clone().fill_(3.0));
+        assert_eq!(a.double_value(&[0]), 1.0);
+        parameters.publish().unwrap();
+        assert_eq!((a.double_value(&[0]), a.kind()), (3.0, Kind::BFloat16));
+    }
+}

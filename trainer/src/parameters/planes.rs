@@ -1,0 +1,115 @@
+//! Masters and moments by parameter, as checkpoints hold them, whatever part of them a rank has.
+
+use dyad_proto::Fault;
+use tch::{Device, Tensor};
+
+use super::{Bucket, Parameters};
+use crate::comm::CommError;
+use crate::flat::part;
+use crate::layout::{ALIGN, Slot};
+use crate::optimizer::states::Plane;
+
+/// A whole tensor with its checkpoint name, e.g. `model.norm.weight` and `exp_avg`.
+#[derive(Debug)]
+pub struct Kept {
+    /// The parameter's name.
+    pub name: String,
+    /// Which of its tensors.
+    pub suffix: &'static str,
+    /// On the host, or a view of what is trained.
+    pub tensor: Tensor,
+}
+
+/// Finds a tensor by its parameter's name, suffix and shape.
+pub type Source<'a> = &'a dyn Fn(&str, &'static str, &[i64]) -> Result<Tensor, Fault>;
+
+/// The suffix of the float32 weights themselves.
+pub const MASTER: &str = "master";
+
+impl Parameters {
+    /// Masters, and moments if asked for. Every rank must call this; those beyond rank 0 get nothing where it takes a gather.
+    pub fn collect(&self, moments: bool) -> Result<Vec<Kept>, CommError> {
+        let mut kept = Vec::new();
+        for bucket in self.buckets.iter().rev() {
+            for plane in bucket.states.planes() {
+                if moments || plane.suffix == MASTER {
+                    kept.extend(self.whole(bucket, &plane)?);
+                }
+            }
+        }
+        Ok(kept)
+    }
+
+    fn whole(&self, bucket: &Bucket, plane: &Plane<'_>) -> Result<Vec<Kept>, CommError> {
+        let layout = bucket.weights.layout();
+        let whole = match self.keeping.sharding.of_states() {
+            false => plane.values.shallow_clone(),
+            true => {
+                let communicator = self.keeping.link.communicator()?;
+                let own = plane.values.to_device(bucket.grad.device());
+                let whole = Tensor::empty([layout.len / plane.per], (own.kind(), own.device()));
+                communicator.all_gather(&whole, &own)?.wait()?;
+                if communicator.rank() != 0 {
+                    return Ok(Vec::new());
+                }
+                whole.to_device(Device::Cpu)
+            }
+        };
+        let parameters = self.units[bucket.units.clone()].iter().flatten();
+        let kept = |(parameter, slot): (&super::Parameter, &Slot)| {
+            let place = scaled(*slot, plane.per);
+            let flat = whole.narrow(0, place.offset, place.len);
+            let shape = shape(&parameter.leaf, plane);
+            Kept { name: parameter.name.clone(), suffix: plane.suffix, tensor: flat.view(shape.as_slice()) }
+        };
+        Ok(parameters.zip(&layout.slots).map(kept).collect())
+    }
+
+    /// Overwrites this rank's part of masters and moments with what `source` has of each parameter.
+    pub fn restore(&mut self, source: Source<'_>) -> Result<(), Fault> {
+        for bucket in &self.buckets {
+            let own = self.keeping.sharding.own(bucket.weights.layout().len);
+            let parameters = self.units[bucket.units.clone()].iter().flatten();
+            for (parameter, slot) in parameters.zip(&bucket.weights.layout().slots) {
+                for plane in bucket.states.planes() {
+                    let tensor = source(&parameter.name, plane.suffix, &shape(&parameter.leaf, &plane))?;
+                    let own = own.start / plane.per..own.end / plane.per;
+                    if let Some((from, to)) = scaled(*slot, plane.per).overlap(&own) {
+                        let values = part(&tensor.flatten(0, -1), from).to_kind(plane.values.kind());
+                        tch::no_grad(|| part(plane.values, to).copy_(&values));
+                    }
+                }
+            }
+        }
+        self.publish().map_err(|error| Fault::failed(error.to_string()))
+    }
+
+    /// Brings updated masters to the weights that the model computes with, here and on the other ranks.
+    pub fn publish(&mut self) -> Result<(), CommError> {
+        // The units that the next pass needs first come first.
+        self.buckets.iter().rev().try_for_each(Bucket::publish)
+    }
+}
+
+impl Bucket {
+    pub(crate) fn publish(&self) -> Result<(), CommError> {
+        self.weights.arrive()?;
+        if !self.masters_are_weights {
+            tch::no_grad(|| self.weights.own().copy_(&self.states.master));
+        }
+        self.weights.spread()
+    }
+}
+
+fn scaled(slot: Slot, per: i64) -> Slot {
+    Slot { offset: slot.offset / per, len: (slot.len + per - 1) / per }
+}
+
+fn shape(leaf: &Tensor, plane: &Plane<'_>) -> Vec<i64> {
+    match plane.per {
+        1 => leaf.size(),
+        per => vec![(leaf.numel() as i64 + per - 1) / per],
+    }
+}
+
+const _: () = assert!(ALIGN % crate::optimizer::eight_bit::BLOCK == 0, "no block straddles two parameters");
