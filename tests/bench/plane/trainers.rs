@@ -1,0 +1,163 @@
+//! Trainers that speak the protocol and compute nothing: one connection and one stream each, as real ones.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dyad_proto::wire::coordinator_client::CoordinatorClient;
+use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::trainer_message::Body as Up;
+use dyad_proto::wire::{
+    BootstrapOffer, Finished, Heartbeat, Hello, MeasureReport, Pair, PairLength, PairVerdict, Phase,
+    PreferenceSums, StepAssignment, StepReport, TrainerMessage,
+};
+use dyad_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
+use tokio::sync::{Barrier, mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::Endpoint;
+
+/// Where all trainers, and whoever measures, wait for each other.
+#[derive(Debug)]
+pub(crate) struct Stages {
+    /// Everybody has joined.
+    pub(crate) assigned: Barrier,
+    /// All pairs are measured.
+    pub(crate) planned: Barrier,
+    /// The beats of an idle while are over.
+    pub(crate) rested: Barrier,
+    /// Last step done.
+    pub(crate) trained: Barrier,
+    /// What stands for the all-reduce of a step.
+    step: Barrier,
+    /// Heartbeats before the first step.
+    beats: u32,
+}
+
+impl Stages {
+    pub(crate) fn new(trainers: usize, beats: u32) -> Arc<Self> {
+        let all = || Barrier::new(trainers + 1);
+        Arc::new(Self {
+            assigned: all(),
+            planned: all(),
+            rested: all(),
+            trained: all(),
+            step: Barrier::new(trainers),
+            beats,
+        })
+    }
+}
+
+struct Trainer {
+    index: usize,
+    outgoing: mpsc::UnboundedSender<TrainerMessage>,
+    stages: Arc<Stages>,
+    /// When this trainer reported each step.
+    reported: Vec<Instant>,
+}
+
+/// Joins, does as told until the run ends; returns when each step was reported.
+pub(crate) async fn run(url: String, index: usize, stages: Arc<Stages>) -> Vec<Instant> {
+    let channel = Endpoint::from_shared(url).unwrap().tcp_nodelay(true).connect().await.unwrap();
+    let mut client = CoordinatorClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let (outgoing, messages) = mpsc::unbounded_channel();
+    let mut trainer = Trainer { index, outgoing, stages, reported: Vec::new() };
+    trainer.send(Up::Hello(Hello {
+        name: format!("trainer-{index}"),
+        protocol_version: PROTOCOL_VERSION,
+        device: "cpu".into(),
+        launch_index: index as u32,
+        ..Hello::default()
+    }));
+    let mut incoming = client.train(UnboundedReceiverStream::new(messages)).await.unwrap().into_inner();
+    while let Some(message) = incoming.message().await.unwrap() {
+        trainer.obey(message.body.unwrap()).await;
+    }
+    trainer.reported
+}
+
+impl Trainer {
+    fn send(&self, body: Up) {
+        self.outgoing.send(TrainerMessage { body: Some(body) }).unwrap();
+    }
+
+    fn beat(&self, phase: Phase, step: u64) {
+        self.send(Up::Heartbeat(Heartbeat { phase: phase.into(), step }));
+    }
+
+    async fn obey(&mut self, message: Down) {
+        match message {
+            Down::Assignment(assignment) => {
+                if assignment.rank == 0 {
+                    let generation = assignment.generation;
+                    let payload = b"meet here".to_vec();
+                    self.send(Up::BootstrapOffer(BootstrapOffer { generation, payload }));
+                }
+                self.stages.assigned.wait().await;
+            }
+            Down::MeasureRequest(request) => {
+                let lengths = request.pairs.iter().map(length).collect();
+                self.send(Up::MeasureReport(MeasureReport { split: request.split, lengths }));
+            }
+            Down::RunPlan(_) => self.rest().await,
+            Down::Step(step) => self.step(&step).await,
+            Down::Finish(_) => {
+                self.stages.trained.wait().await;
+                self.send(Up::Finished(Finished {}));
+            }
+            Down::Abort(abort) => panic!("trainer {} was aborted: {abort:?}", self.index),
+            _ => {}
+        }
+    }
+
+    /// Nothing but signs of life, a second apart, spread over that second.
+    async fn rest(&self) {
+        self.stages.planned.wait().await;
+        tokio::time::sleep(Duration::from_millis(self.index as u64 % 1000)).await;
+        for _ in 0..self.stages.beats {
+            self.beat(Phase::Training, 0);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        self.stages.rested.wait().await;
+    }
+
+    async fn step(&mut self, step: &StepAssignment) {
+        self.beat(Phase::Training, step.step);
+        self.stages.step.wait().await;
+        self.send(Up::StepReport(StepReport {
+            generation: step.generation,
+            step: step.step,
+            sums: Some(sums(&step.pairs)),
+            grad_norm: 2.0,
+            learning_rate: 1e-5,
+            step_seconds: 0.5,
+            phase_seconds: ["forward", "backward", "all_reduce", "optimizer"]
+                .map(|phase| (phase.to_owned(), 0.1))
+                .into(),
+            ..StepReport::default()
+        }));
+        self.reported.push(Instant::now());
+    }
+}
+
+fn length(pair: &Pair) -> PairLength {
+    let tokens = |bytes: usize| (bytes / 8) as u32;
+    PairLength {
+        id: pair.id,
+        verdict: PairVerdict::Kept.into(),
+        prompt_tokens: tokens(pair.json.len()),
+        chosen_tokens: 65,
+        rejected_tokens: 65,
+        cost: 1000 * pair.json.len() as u64,
+    }
+}
+
+fn sums(pairs: &[Pair]) -> PreferenceSums {
+    let count = pairs.len() as u64;
+    PreferenceSums {
+        pairs: count,
+        loss: 0.7 * count as f64,
+        tokens: 400 * count,
+        ..PreferenceSums::default()
+    }
+}
