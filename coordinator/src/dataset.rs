@@ -19,9 +19,9 @@ impl Dataset {
     /// Reads and checks a whole file; `key` is the config key that named it.
     pub fn load(key: &str, path: &Path) -> Result<Self, Fault> {
         let text = pair_file::read(key, path)?;
-        let sha256 = hex(&Sha256::digest(text.as_bytes()));
-        let records = pair_file::records(key, path, &text)?;
-        Ok(Self { text, records, sha256 })
+        let (sha256, records) =
+            rayon::join(|| hex(&Sha256::digest(text.as_bytes())), || pair_file::records(key, path, &text));
+        Ok(Self { records: records?, text, sha256 })
     }
 
     /// SHA-256 of the file's bytes, lower-case hex.

@@ -6,8 +6,12 @@
 //!  "non_preferred_output": [{"role": "assistant", "content": "What."}]}
 //! ```
 
+mod quick;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use quick::QuickPair;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +78,15 @@ fn broken<T>(field: impl Into<String>, problem: impl Into<String>) -> Result<T, 
 impl PreferencePair {
     /// Reads one line and checks every rule.
     pub fn parse(line: &str) -> Result<Self, RecordError> {
+        QuickPair::read(line).map_or_else(|| Self::parse_by_the_rules(line), |pair| Ok(pair.into()))
+    }
+
+    /// Checks every rule, and keeps nothing.
+    pub fn check(line: &str) -> Result<(), RecordError> {
+        QuickPair::read(line).map_or_else(|| Self::parse_by_the_rules(line).map(drop), |_| Ok(()))
+    }
+
+    fn parse_by_the_rules(line: &str) -> Result<Self, RecordError> {
         let value: Value = serde_json::from_str(line).map_err(|error| RecordError {
             field: "record".into(),
             problem: format!("not valid JSON ({})", without_line_number(&error)),
