@@ -14,6 +14,10 @@ use crate::sharding::Weighted;
 
 /// Most pairs of one request.
 const CHUNK_PAIRS: usize = 512;
+/// Pairs of the requests that all ranks together hold once: bounds what is copied and waits to be sent.
+const REQUESTED_PAIRS: usize = 1 << 15;
+/// Fewer pairs than that are not worth a request.
+const FEWEST_PAIRS: usize = 16;
 /// Most bytes of one request: far below the limit of a message, however long the pairs.
 const CHUNK_BYTES: usize = 8 << 20;
 /// Requests a rank holds at once: one in work, one waiting.
@@ -104,6 +108,8 @@ pub struct Measuring {
     queued: Vec<VecDeque<Chunk>>,
     /// By rank: asked for, not answered yet.
     asked: Vec<VecDeque<Chunk>>,
+    /// Chunks that are not answered yet.
+    open: usize,
     train: Lengths,
     validation: Lengths,
 }
@@ -112,10 +118,12 @@ impl Measuring {
     /// Shares all chunks of all files out over the ranks.
     #[must_use]
     pub fn new(data: &Datasets, world_size: usize) -> Self {
-        let mut chunks = chunk(Split::Train, data.train.record_bytes());
+        let most = (REQUESTED_PAIRS / world_size).clamp(FEWEST_PAIRS, CHUNK_PAIRS) as u64;
+        let mut chunks = chunk(Split::Train, data.train.record_bytes(), most);
         if let Some(validation) = &data.validation {
-            chunks.extend(chunk(Split::Validation, validation.record_bytes()));
+            chunks.extend(chunk(Split::Validation, validation.record_bytes(), most));
         }
+        let open = chunks.len();
         let mut queued = vec![VecDeque::new(); world_size];
         for (at, chunk) in chunks.into_iter().enumerate() {
             queued[at % world_size].push_back(chunk);
@@ -124,6 +132,7 @@ impl Measuring {
         Self {
             queued,
             asked: vec![VecDeque::new(); world_size],
+            open,
             train: unknown(data.train.records()),
             validation: unknown(data.validation.as_ref().map_or(0, |data| data.records())),
         }
@@ -150,6 +159,7 @@ impl Measuring {
             return Err(format!("measured pairs from id {first} on, which it was not asked for"));
         };
         self.asked[rank].remove(at);
+        self.open -= 1;
         let lengths = if report.split() == Split::Train { &mut self.train } else { &mut self.validation };
         for length in report.lengths {
             match length.verdict() {
@@ -169,19 +179,16 @@ impl Measuring {
     /// The lengths of the training and the validation file, once everything is measured.
     #[must_use]
     pub fn finished(&mut self) -> Option<(Lengths, Lengths)> {
-        let open = self.queued.iter().chain(&self.asked).any(|chunks| !chunks.is_empty());
-        (!open).then(|| (std::mem::take(&mut self.train), std::mem::take(&mut self.validation)))
+        (self.open == 0).then(|| (std::mem::take(&mut self.train), std::mem::take(&mut self.validation)))
     }
 }
 
-fn chunk(split: Split, record_bytes: impl Iterator<Item = usize>) -> Vec<Chunk> {
+fn chunk(split: Split, record_bytes: impl Iterator<Item = usize>, most_pairs: u64) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut bytes_in_last = 0;
     for (id, bytes) in (0..).zip(record_bytes) {
         match chunks.last_mut() {
-            Some(last)
-                if id - last.ids.start < CHUNK_PAIRS as u64 && bytes_in_last + bytes <= CHUNK_BYTES =>
-            {
+            Some(last) if id - last.ids.start < most_pairs && bytes_in_last + bytes <= CHUNK_BYTES => {
                 last.ids.end = id + 1;
                 bytes_in_last += bytes;
             }
@@ -201,6 +208,7 @@ mod tests {
     fn measuring(chunks: Vec<Vec<Chunk>>, records: usize) -> Measuring {
         Measuring {
             asked: vec![VecDeque::new(); chunks.len()],
+            open: chunks.iter().map(Vec::len).sum(),
             queued: chunks.into_iter().map(VecDeque::from).collect(),
             train: Lengths(vec![PairLength::default(); records]),
             validation: Lengths::default(),
@@ -226,7 +234,7 @@ mod tests {
     #[test]
     fn chunks_are_limited_by_pairs_and_bytes() {
         let ranges = |sizes: Vec<usize>| -> Vec<Range<u64>> {
-            chunk(Split::Train, sizes.into_iter()).into_iter().map(|chunk| chunk.ids).collect()
+            chunk(Split::Train, sizes.into_iter(), 512).into_iter().map(|chunk| chunk.ids).collect()
         };
         assert_eq!(ranges(vec![10; 1030]), [0..512, 512..1024, 1024..1030]);
         let big = CHUNK_BYTES / 2;

@@ -3,6 +3,7 @@
 //! - a refused trainer never changes the roster.
 //! - ranks follow the launcher's order, whatever order the trainers joined in.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use dyad_proto::wire::{Hello, Phase};
@@ -81,19 +82,22 @@ impl Member {
 pub struct Roster {
     world_size: usize,
     members: Vec<Member>,
+    /// Where each connection's member is; every message asks.
+    places: HashMap<TrainerId, usize>,
 }
 
 impl Roster {
     /// Nobody yet.
     #[must_use]
     pub fn new(world_size: usize) -> Self {
-        Self { world_size, members: Vec::new() }
+        Self { world_size, members: Vec::new(), places: HashMap::new() }
     }
 
     /// Lets a trainer in, or says why not.
     pub fn admit(&mut self, now: Instant, id: TrainerId, hello: &Hello) -> Result<(), Fault> {
         self.check(hello)
             .map_err(|reason| Fault::input(format!("trainer {} is refused: {reason}", hello.name)))?;
+        self.places.insert(id, self.members.len());
         self.members.push(Member {
             id,
             name: hello.name.clone(),
@@ -142,6 +146,7 @@ impl Roster {
         for (rank, member) in self.members.iter_mut().enumerate() {
             member.rank = Some(rank);
             member.last_heard = now;
+            self.places.insert(member.id, rank);
         }
     }
 
@@ -154,7 +159,7 @@ impl Roster {
     /// The place of a connection's trainer among [`Roster::members`], unless it was refused.
     #[must_use]
     pub fn place(&self, id: TrainerId) -> Option<usize> {
-        self.members.iter().position(|member| member.id == id)
+        self.places.get(&id).copied()
     }
 
     /// One trainer, to change how it stands.

@@ -266,8 +266,12 @@ impl Run {
 
     fn heartbeat(&mut self, place: usize, beat: Heartbeat) {
         let member = self.roster.member_mut(place);
-        member.phase = beat.phase();
+        let before = std::mem::replace(&mut member.phase, beat.phase());
         member.step = member.step.max(beat.step);
+        // Most beats say what the last one said, and nobody need be looked at.
+        if before == member.phase || self.phase >= Phase::Training {
+            return;
+        }
         // Evaluating and saving belong to the training, and alternate with it.
         let slowest = self.roster.slowest_phase().min(Phase::Training);
         if slowest > self.phase {

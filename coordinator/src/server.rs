@@ -57,8 +57,11 @@ pub async fn serve(listener: TcpListener, run: Run, output: Output, signals: Sig
     };
     let mut server =
         tokio::spawn(Server::builder().serve_with_incoming_shutdown(service, incoming, stopping));
+    // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
+    let engine = tokio::spawn(Engine::new(run, output, history).run(events));
     let outcome = tokio::select! {
-        outcome = Engine::new(run, output, history).run(events) => outcome,
+        outcome = engine => outcome
+            .unwrap_or_else(|error| Err(Fault::failed(format!("the engine ended: {error}")))),
         died = &mut server => return Err(Fault::failed(format!("the gRPC server ended: {died:?}"))),
     };
     drop(stop);

@@ -5,6 +5,7 @@
 //! - S-3: the ranks' shares of a batch are disjoint, complete, and in batch order.
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use rand_chacha::ChaCha8Rng;
@@ -85,12 +86,13 @@ pub struct Weighted {
 pub fn split_over_ranks(batch: &[Weighted], world_size: usize) -> Vec<Vec<u64>> {
     let mut longest_first: Vec<usize> = (0..batch.len()).collect();
     longest_first.sort_by_key(|&at| (Reverse(batch[at].cost), batch[at].id));
-    let mut loads = vec![0_u64; world_size];
+    let mut least_loaded: BinaryHeap<Reverse<(u64, usize)>> =
+        (0..world_size).map(|rank| Reverse((0, rank))).collect();
     let mut rank_of = vec![0_usize; batch.len()];
     for at in longest_first {
-        let rank = (0..world_size).min_by_key(|&rank| loads[rank]).unwrap_or(0);
-        loads[rank] += batch[at].cost;
-        rank_of[at] = rank;
+        let Some(mut least) = least_loaded.peek_mut() else { break };
+        rank_of[at] = least.0.1;
+        least.0.0 += batch[at].cost;
     }
     let mut shares = vec![Vec::new(); world_size];
     for (pair, rank) in batch.iter().zip(rank_of) {
@@ -124,6 +126,26 @@ mod tests {
     }
 
     proptest! {
+        /// The rule, word for word: rank by rank for each pair.
+        #[test]
+        fn split_takes_the_least_loaded_rank_each_time(
+            costs in proptest::collection::vec(0_u64..20, 0..60),
+            world_size in 1_usize..9,
+        ) {
+            let batch: Vec<Weighted> = (0..).zip(&costs).map(|(id, &cost)| Weighted { id, cost }).collect();
+            let mut loads = vec![0; world_size];
+            let mut expected = vec![Vec::new(); world_size];
+            let mut costliest_first = batch.clone();
+            costliest_first.sort_by_key(|pair| (Reverse(pair.cost), pair.id));
+            for pair in costliest_first {
+                let rank = (0..world_size).min_by_key(|&rank| loads[rank]).unwrap();
+                loads[rank] += pair.cost;
+                expected[rank].push(pair.id);
+            }
+            expected.iter_mut().for_each(|share| share.sort_unstable());
+            prop_assert_eq!(split_over_ranks(&batch, world_size), expected);
+        }
+
         /// S-2: over one epoch each kept id is seen exactly once, for world sizes 1 to 8.
         #[test]
         fn epoch_visits_every_kept_id_exactly_once(

@@ -94,6 +94,8 @@ struct Pending {
     pairs: u64,
     /// By rank.
     reports: Vec<Option<Report>>,
+    /// Ranks that have not reported.
+    missing: usize,
 }
 
 /// What all ranks together did.
@@ -185,7 +187,8 @@ impl Training {
             Work::Evaluation(step) => self.evaluation(step, data),
         };
         messages.iter().try_for_each(|message| check_size(work, message))?;
-        self.pending.push_back(Pending { work, pairs, reports: vec![None; self.world_size] });
+        let (reports, missing) = (vec![None; self.world_size], self.world_size);
+        self.pending.push_back(Pending { work, pairs, reports, missing });
         Ok(Some(messages))
     }
 
@@ -250,14 +253,15 @@ impl Training {
         if report.generation() != GENERATION {
             return Err(format!("reported {work} in generation {}, not {GENERATION}", report.generation()));
         }
-        let slot = self.pending.iter_mut().find(|pending| pending.work == work);
-        match slot.map(|pending| &mut pending.reports[rank]) {
-            Some(slot @ None) => *slot = Some(report),
-            Some(Some(_)) => return Err(format!("reported {work} twice")),
-            None => return Err(format!("reported {work}, which it does not hold")),
+        let Some(pending) = self.pending.iter_mut().find(|pending| pending.work == work) else {
+            return Err(format!("reported {work}, which it does not hold"));
+        };
+        if pending.reports[rank].replace(report).is_some() {
+            return Err(format!("reported {work} twice"));
         }
+        pending.missing -= 1;
         let mut done = Vec::new();
-        while self.pending.front().is_some_and(|first| first.reports.iter().all(Option::is_some)) {
+        while self.pending.front().is_some_and(|first| first.missing == 0) {
             if let Some(first) = self.pending.pop_front() {
                 done.push(self.complete(first)?);
             }

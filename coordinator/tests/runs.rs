@@ -185,3 +185,29 @@ async fn watchers_hear_of_phases() {
         .collect();
     assert_eq!(phases, [Phase::Loading, Phase::Measuring, Phase::Rendezvous, Phase::Training]);
 }
+
+/// As many trainers as one machine has no cores for: every pair of every step goes to one of them, and once.
+#[tokio::test]
+async fn two_hundred_trainers_share_every_step() {
+    let work = Workspace::new(900, 0, "n_epochs = 1\nmax_steps = 3");
+    let config = std::fs::read_to_string(work.path("run.toml")).unwrap();
+    std::fs::write(work.path("run.toml"), config.replace("batch_size = 4", "batch_size = 300")).unwrap();
+    let coordinator = work.start(&["--world-size", "200"]).await;
+    let mut runs = Vec::new();
+    for index in 0..200 {
+        runs.push(tokio::spawn(coordinator.join(&format!("t{index}"), index).await.run()));
+    }
+    let mut logs = Vec::new();
+    for run in runs {
+        logs.push(run.await.unwrap());
+    }
+    assert_eq!(coordinator.end().await.status, Some(0));
+    let mut measured: Vec<u64> = logs.iter().flat_map(|log| log.measured.clone()).collect();
+    measured.sort_unstable();
+    assert_eq!(measured, (0..900).collect::<Vec<_>>());
+    let mut seen: Vec<u64> =
+        logs.iter().flat_map(|log| &log.steps).flat_map(|step| ids(&step.pairs)).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..900).filter(|id| *id != 3).collect::<Vec<_>>());
+    assert_eq!(column(&work.rows("metrics.jsonl"), "step"), [1.0, 2.0, 3.0]);
+}
