@@ -8,6 +8,7 @@
 
 pub mod hub;
 pub mod new_model;
+mod quick;
 pub mod reference_key;
 pub mod tokenize;
 pub mod tokenizer;

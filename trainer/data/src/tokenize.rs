@@ -3,7 +3,7 @@
 //! and in full therefore never shift the completion.
 
 use dyad_proto::Fault;
-use dyad_proto::preference::{Message, PreferencePair};
+use dyad_proto::preference::PreferencePair;
 use dyad_proto::wire::{Pair, PairLength, PairVerdict};
 use rayon::prelude::*;
 
@@ -35,24 +35,19 @@ pub fn tokenize(
     pair: &PreferencePair,
     rule: Rule,
 ) -> Result<(PairVerdict, Tokenized), Fault> {
-    let prompt = tokenizer.encode(&tokenizer.render(&pair.messages, true)?)?;
-    let chosen = full(tokenizer, pair, &pair.preferred)?;
-    let mut shared = common_prefix(&prompt, &chosen);
+    let render = |answer| tokenizer.render_answered(&pair.messages, answer);
+    let prompt = tokenizer.encode_like(tokenizer.render(&pair.messages, true)?, None)?;
+    let chosen = tokenizer.encode_like(render(&pair.preferred)?, Some(&prompt))?;
     let mut rejected = Vec::new();
+    let (prompt, mut shared) = (&prompt.ids, common_prefix(&prompt.ids, &chosen.ids));
     if !rule.preferred_only {
-        rejected = full(tokenizer, pair, &pair.non_preferred)?;
-        shared = shared.min(common_prefix(&prompt, &rejected));
+        rejected = tokenizer.encode_like(render(&pair.non_preferred)?, Some(&chosen))?.ids;
+        shared = shared.min(common_prefix(prompt, &rejected));
     }
     let rest = |full: &[u32]| full.get(shared..).unwrap_or_default().to_vec();
     let tokenized =
-        Tokenized { prompt: prompt[..shared].to_vec(), chosen: rest(&chosen), rejected: rest(&rejected) };
+        Tokenized { prompt: prompt[..shared].to_vec(), chosen: rest(&chosen.ids), rejected: rest(&rejected) };
     Ok(truncate(tokenized, rule))
-}
-
-fn full(tokenizer: &ChatTokenizer, pair: &PreferencePair, answer: &Message) -> Result<Vec<u32>, Fault> {
-    let mut messages = pair.messages.clone();
-    messages.push(answer.clone());
-    tokenizer.encode(&tokenizer.render(&messages, false)?)
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {

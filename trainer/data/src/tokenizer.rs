@@ -4,14 +4,21 @@ use std::path::Path;
 
 use dyad_proto::Fault;
 use dyad_proto::preference::{Message, Role};
-use hf_chat_template::{ChatTemplate, Error as TemplateError, FixedClock, TokenizerConfig};
+use hf_chat_template::{ChatTemplate, Error as TemplateError, FixedClock, TokenField, TokenizerConfig};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use tokenizers::Tokenizer;
+
+use crate::quick::{Encoded, QuickEncoder};
 
 /// Renders conversations as the model expects them and turns text into ids.
 #[derive(Debug)]
 pub struct ChatTokenizer {
     tokenizer: Tokenizer,
+    /// Where the tokenizer allows for one.
+    quick: Option<QuickEncoder>,
     template: ChatTemplate,
+    /// Names and texts that templates know beside the conversation.
+    special_tokens: Vec<(&'static str, String)>,
     stop_ids: Vec<u32>,
 }
 
@@ -31,16 +38,34 @@ impl ChatTokenizer {
         tokenizer.with_padding(None);
         let config = tokenizer_config(dir)?;
         let stop_ids = stop_ids(dir, &config, &tokenizer);
-        Ok(Self { template: template(dir, &config)?, tokenizer, stop_ids })
+        Ok(Self {
+            quick: QuickEncoder::of(&tokenizer),
+            template: template(dir, &config)?,
+            special_tokens: special_tokens(&config),
+            tokenizer,
+            stop_ids,
+        })
     }
 
     /// Text of a conversation, with the opening of the assistant's turn if asked for.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Fault> {
-        let messages: Vec<hf_chat_template::Message> = messages
-            .iter()
-            .map(|message| hf_chat_template::Message::new(role_name(message.role), message.content.clone()))
-            .collect();
-        self.template.render_messages(&messages, add_generation_prompt).map_err(|error| {
+        self.render_turns(messages, None, add_generation_prompt)
+    }
+
+    /// Text of a conversation that ends with an answer.
+    pub fn render_answered(&self, messages: &[Message], answer: &Message) -> Result<String, Fault> {
+        self.render_turns(messages, Some(answer), false)
+    }
+
+    fn render_turns(
+        &self,
+        messages: &[Message],
+        answer: Option<&Message>,
+        add_generation_prompt: bool,
+    ) -> Result<String, Fault> {
+        let turns = messages.iter().chain(answer).map(Turn).collect();
+        let context = Context { special_tokens: &self.special_tokens, turns, add_generation_prompt };
+        self.template.render_context(&context).map_err(|error| {
             Fault::input(format!("the chat template refuses a conversation: {}", one_line(&error))).hint(
                 "check the order of roles; some templates take no system message or insist on alternation",
             )
@@ -49,11 +74,19 @@ impl ChatTokenizer {
 
     /// Ids of rendered text. The template holds every special token: none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Fault> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
-            .map_err(|error| Fault::input(format!("the tokenizer refuses a text: {error}")))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(self.encode_like(text.to_owned(), None)?.ids)
+    }
+
+    /// The same; `like` is a text that probably starts alike, and spares encoding what both start with.
+    pub(crate) fn encode_like(&self, text: String, like: Option<&Encoded>) -> Result<Encoded, Fault> {
+        let encoded = match &self.quick {
+            Some(quick) => quick.encode(&self.tokenizer, text, like),
+            None => self
+                .tokenizer
+                .encode_fast(text, false)
+                .map(|encoding| Encoded::plain(encoding.get_ids().to_vec())),
+        };
+        encoded.map_err(|error| Fault::input(format!("the tokenizer refuses a text: {error}")))
     }
 
     /// Text of ids, without special tokens.
@@ -68,6 +101,48 @@ impl ChatTokenizer {
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
     }
+}
+
+/// What a template is given: the same names in the same order as transformers gives.
+struct Context<'a> {
+    special_tokens: &'a [(&'static str, String)],
+    turns: Vec<Turn<'a>>,
+    add_generation_prompt: bool,
+}
+
+impl Serialize for Context<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (name, text) in self.special_tokens {
+            map.serialize_entry(name, text)?;
+        }
+        map.serialize_entry("messages", &self.turns)?;
+        map.serialize_entry("add_generation_prompt", &self.add_generation_prompt)?;
+        map.end()
+    }
+}
+
+/// A message as a map, not as a struct: templates may go through its keys.
+struct Turn<'a>(&'a Message);
+
+impl Serialize for Turn<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry("role", role_name(self.0.role))?;
+        map.serialize_entry("content", &self.0.content)?;
+        map.end()
+    }
+}
+
+fn special_tokens(config: &TokenizerConfig) -> Vec<(&'static str, String)> {
+    let fields = [
+        ("bos_token", &config.bos_token),
+        ("eos_token", &config.eos_token),
+        ("pad_token", &config.pad_token),
+        ("unk_token", &config.unk_token),
+    ];
+    let text = |(name, field): (_, &Option<TokenField>)| Some((name, field.as_ref()?.as_str()?.to_owned()));
+    fields.into_iter().filter_map(text).collect()
 }
 
 fn role_name(role: Role) -> &'static str {
