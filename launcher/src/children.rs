@@ -95,6 +95,27 @@ impl Child {
     }
 }
 
+/// Keeps the process that the command starts, and all its threads, to some cores.
+#[expect(unsafe_code, reason = "sched_setaffinity between fork and exec")]
+pub fn keep_to(command: &mut Command, cores: &[usize]) {
+    if cores.is_empty() {
+        return;
+    }
+    // SAFETY: a zeroed set is a valid one; CPU_SET ignores what lies beyond it.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        cores.iter().for_each(|&core| libc::CPU_SET(core, &mut set));
+        set
+    };
+    // SAFETY: one async-signal-safe call between fork and exec. Where the kernel refuses, the process runs anywhere.
+    unsafe {
+        command.pre_exec(move || {
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+            Ok(())
+        });
+    }
+}
+
 /// Makes the process that the command starts end with the launcher, however that ends, and with its own handle.
 #[expect(unsafe_code, reason = "prctl between fork and exec")]
 pub fn die_with_me(command: &mut Command) {

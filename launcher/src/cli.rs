@@ -79,9 +79,21 @@ pub struct Options {
     /// Record a few steps of every trainer: a Chrome trace and a table each, in `output_dir/profile`.
     #[arg(long)]
     pub profile: bool,
+    /// Keep each trainer to the cores of its memory node, or of its GPU's; matters on machines with several nodes only.
+    #[arg(long, value_enum, default_value_t = NumaBinding::Node, value_name = "node|none")]
+    pub numa_binding: NumaBinding,
     /// Show every log line of every process.
     #[arg(long)]
     pub verbose: bool,
+}
+
+/// Whether trainers keep to the cores near their memory; torchrun's flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NumaBinding {
+    /// To those of a node, or of as many as there are for each trainer.
+    Node,
+    /// To none.
+    None,
 }
 
 /// GPUs per node.

@@ -20,11 +20,9 @@ pub fn describe(config: &RunConfig, trainers: &[Trainer]) -> Result<String, Faul
     let mut out = String::new();
     let _ = writeln!(out, "would start 1 coordinator and {} trainers on this machine:", trainers.len());
     for trainer in trainers {
-        let _ = writeln!(
-            out,
-            "  rank {}  {}  device {}  threads {}",
-            trainer.launch_index, trainer.name, trainer.device, trainer.threads
-        );
+        let Trainer { name, launch_index, device, threads, cores } = trainer;
+        let _ = write!(out, "  rank {launch_index}  {name}  device {device}  threads {threads}");
+        let _ = if cores.is_empty() { writeln!(out) } else { writeln!(out, "  cores {cores:?}") };
     }
     let _ = writeln!(out, "{pairs} pairs, at most {steps_per_epoch} steps per epoch, at most {steps} steps");
     if let Some(held_out) = held_out {

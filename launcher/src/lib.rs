@@ -1,6 +1,7 @@
 //! Starts the processes of a run on this machine, follows them, and shows what they do.
 //!
 //! - [`plan`]: what to start, purely from options and machine.
+//! - [`numa`]: which cores each trainer keeps to.
 //! - [`predict`]: what a run would need and cost, purely from sizes and published rates.
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`supervise`], [`children`]: processes that end together.
@@ -11,6 +12,7 @@ pub mod cli;
 pub mod console;
 pub mod dry_run;
 pub mod interrupt;
+pub mod numa;
 pub mod plan;
 pub mod plot;
 pub mod predict;

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dyad_proto::{ErrorCode, Fault, RunConfig};
-use launcher::cli::{Command, CommandLine, Options};
+use launcher::cli::{Command, CommandLine, NumaBinding, Options};
 use launcher::console::Console;
 use launcher::interrupt::Interrupt;
+use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{Machine, Trainer, trainers};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
@@ -36,7 +37,10 @@ async fn act(line: CommandLine) -> Result<(), Fault> {
 
 async fn launch(options: &Options) -> Result<(), Fault> {
     let machine = Machine::here();
-    let trainers = trainers(options.nodes, options.gpus_per_node, machine)?;
+    let mut trainers = trainers(options.nodes, options.gpus_per_node, machine)?;
+    if options.numa_binding == NumaBinding::Node {
+        Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
+    }
     let config = preflight::check(options)?;
     if options.dry_run {
         return print(&dry_run::describe(&config, &trainers)?);

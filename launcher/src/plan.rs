@@ -45,6 +45,8 @@ pub struct Trainer {
     pub device: String,
     /// Threads of its CPU passes.
     pub threads: usize,
+    /// Cores that it keeps to; empty for all.
+    pub cores: Vec<usize>,
 }
 
 /// The trainers of a run, all on this machine.
@@ -70,7 +72,7 @@ pub fn trainers(nodes: u32, gpus: Gpus, machine: Machine) -> Result<Vec<Trainer>
             0 => (format!("node{node}-cpu"), "cpu".to_owned()),
             _ => (format!("node{node}-gpu{place}"), format!("cuda:{index}")),
         };
-        Trainer { name, launch_index: index, device, threads }
+        Trainer { name, launch_index: index, device, threads, cores: Vec::new() }
     };
     Ok((0..count).map(trainer).collect())
 }

@@ -16,7 +16,7 @@ use tokio::process::Command;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
-use crate::children::{Child, Output, log_file};
+use crate::children::{Child, Output, keep_to, log_file};
 use crate::console::Console;
 use crate::interrupt::Interrupt;
 use crate::plan::Trainer;
@@ -256,6 +256,7 @@ fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Cons
     command.args(["run", "--coordinator", &format!("http://{address}"), "--name", &trainer.name]);
     command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
     let threads = trainer.threads.to_string();
+    keep_to(&mut command, &trainer.cores);
     // Every thread pool of the process keeps to its share of the cores.
     command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
     if std::env::var_os("GLIBC_TUNABLES").is_none() {

@@ -1,0 +1,147 @@
+//! Which cores a trainer keeps to on a machine whose memory is split between nodes. Memory that a trainer touches first comes
+//! from the node that it runs on, so keeping the threads there keeps the memory near.
+
+use std::path::Path;
+
+use crate::plan::Trainer;
+
+/// Nodes of memory with their cores, and the node that each GPU hangs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// Cores of each node that this process may use; nodes without any are left out.
+    nodes: Vec<Vec<usize>>,
+    /// Cores near each GPU, in CUDA's order by bus; empty where nobody knows.
+    gpus: Vec<Vec<usize>>,
+}
+
+impl Topology {
+    /// What the kernel says below `root`, of the cores in `allowed`.
+    #[must_use]
+    pub fn read(root: &Path, allowed: &[usize]) -> Self {
+        let cores = |node: usize| -> Vec<usize> {
+            let path = root.join(format!("sys/devices/system/node/node{node}/cpulist"));
+            let list = std::fs::read_to_string(path).unwrap_or_default();
+            parse_list(&list).into_iter().filter(|core| allowed.contains(core)).collect()
+        };
+        let online = std::fs::read_to_string(root.join("sys/devices/system/node/online")).unwrap_or_default();
+        let nodes = parse_list(&online).into_iter().map(cores).filter(|cores| !cores.is_empty()).collect();
+        let mut buses: Vec<String> = std::fs::read_dir(root.join("proc/driver/nvidia/gpus"))
+            .map(|entries| {
+                entries.flatten().map(|entry| entry.file_name().to_string_lossy().into()).collect()
+            })
+            .unwrap_or_default();
+        buses.sort_unstable();
+        let near = |bus: &String| {
+            let path = root.join(format!("sys/bus/pci/devices/{bus}/numa_node"));
+            // -1 where the firmware does not say.
+            let node = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+            node.map_or_else(Vec::new, cores)
+        };
+        Self { gpus: buses.iter().map(near).collect(), nodes }
+    }
+
+    /// Keeps each trainer to cores near its memory: those near its GPU, or an equal share of the nodes. Nothing to do where
+    /// there is one node.
+    pub fn bind(&self, trainers: &mut [Trainer]) {
+        let (nodes, count) = (self.nodes.len(), trainers.len());
+        if nodes < 2 {
+            return;
+        }
+        for (index, trainer) in trainers.iter_mut().enumerate() {
+            let gpu = trainer.device.strip_prefix("cuda:").and_then(|gpu| gpu.parse::<usize>().ok());
+            trainer.cores = match gpu {
+                Some(gpu) => self.gpus.get(gpu).cloned().unwrap_or_default(),
+                None => {
+                    let first = index * nodes / count;
+                    let end = ((index + 1) * nodes / count).max(first + 1);
+                    self.nodes[first..end].concat()
+                }
+            };
+        }
+    }
+}
+
+/// Cores that this process may use.
+#[must_use]
+#[expect(unsafe_code, reason = "asking the kernel")]
+pub fn allowed_cores() -> Vec<usize> {
+    // SAFETY: a zeroed set is a valid one, and the kernel fills no more than its size.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set);
+        set
+    };
+    // SAFETY: indices below the set's size.
+    (0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
+}
+
+/// `0-3,8,10-11`.
+fn parse_list(text: &str) -> Vec<usize> {
+    let range = |item: &str| {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+    };
+    text.split(',').filter_map(range).flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Gpus;
+    use crate::plan::{Machine, trainers};
+
+    fn bound(nodes: &[&[usize]], count: u32) -> Vec<Vec<usize>> {
+        let topology =
+            Topology { nodes: nodes.iter().map(|cores| cores.to_vec()).collect(), gpus: Vec::new() };
+        let mut plan = trainers(count, Gpus::Count(0), Machine { cores: 8, gpus: 0 }).unwrap();
+        topology.bind(&mut plan);
+        plan.into_iter().map(|trainer| trainer.cores).collect()
+    }
+
+    #[test]
+    fn trainers_get_equal_shares_of_the_nodes() {
+        let two: [&[usize]; 2] = [&[0, 1], &[2, 3]];
+        assert_eq!(bound(&two, 1), [vec![0, 1, 2, 3]]);
+        assert_eq!(bound(&two, 2), [vec![0, 1], vec![2, 3]]);
+        assert_eq!(bound(&two, 4), [vec![0, 1], vec![0, 1], vec![2, 3], vec![2, 3]]);
+        assert!(bound(&[&[0, 1]], 2).iter().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn the_kernels_lists_are_read_and_cores_of_others_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("sys/devices/system/node/online", "0-2\n");
+        write("sys/devices/system/node/node0/cpulist", "0-2,8\n");
+        write("sys/devices/system/node/node1/cpulist", "3-5\n");
+        // Memory without cores.
+        write("sys/devices/system/node/node2/cpulist", "\n");
+        write("proc/driver/nvidia/gpus/0000:41:00.0/information", "");
+        write("proc/driver/nvidia/gpus/0000:01:00.0/information", "");
+        write("sys/bus/pci/devices/0000:01:00.0/numa_node", "1\n");
+        write("sys/bus/pci/devices/0000:41:00.0/numa_node", "-1\n");
+        let topology = Topology::read(root.path(), &[0, 1, 3, 4, 8]);
+        assert_eq!(topology.nodes, [vec![0, 1, 8], vec![3, 4]]);
+        assert_eq!(topology.gpus, [vec![3, 4], vec![]]);
+        let mut plan = trainers(1, Gpus::Count(2), Machine { cores: 5, gpus: 2 }).unwrap();
+        topology.bind(&mut plan);
+        assert_eq!(plan[0].cores, [3, 4]);
+        assert!(plan[1].cores.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_process_keeps_to_its_cores() {
+        let core = *allowed_cores().last().unwrap();
+        let mut command = tokio::process::Command::new("cat");
+        command.arg("/proc/self/status");
+        crate::children::keep_to(&mut command, &[core]);
+        let status = command.output().await.unwrap().stdout;
+        let status = String::from_utf8_lossy(&status).into_owned();
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        assert_eq!(parse_list(list), [core]);
+    }
+}
