@@ -4,7 +4,7 @@ PARITY := .venv/parity
 CARGO_DENY := .tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help build cuda quickstart test lint bench bench-plane clean
+.PHONY: help build cuda quickstart test lint bench bench-plane bench-links root clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,12 @@ bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this mach
 
 bench-plane: build ## Tokenising, a file of a million pairs, a thousand trainers; no model (about 2 minutes, 2 GB in TMPDIR).
 	cargo run --release --quiet -p dyad-tests --example bench-plane
+
+bench-links: root build $(PARITY)/.done ## How much of a step waits for gradients over links with a delay (needs root; about 15 minutes).
+	$(PARITY)/bin/python tests/bench/bench_links.py --python $(PARITY)/bin/python
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "bench-links makes network namespaces, which needs root: run it as root" >&2; exit 2; }
 
 clean: ## Remove what was built and trained; keeps libtorch and the Python environment.
 	cargo clean
