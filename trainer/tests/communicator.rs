@@ -3,11 +3,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
 use trainer::comm::gloo::{Gloo, GlooOptions, Store};
+use trainer::comm::measure::measure;
 use trainer::comm::nccl::{Nccl, UniqueId};
 use trainer::comm::{CommError, Communicator};
 
@@ -150,6 +151,24 @@ fn nobody_passes_a_barrier_before_all_have_come() {
             comm.barrier().unwrap();
         }
     });
+}
+
+/// Ranks that disagreed on buckets would add up different tensors.
+#[test]
+fn every_rank_measures_the_same_link() {
+    for world in 1..=4 {
+        let answers = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&answers);
+        on_gloo(world, move |comm| {
+            let answer = measure(comm.as_ref(), Device::Cpu).unwrap();
+            all.lock().unwrap().push(answer);
+        });
+        let answers = answers.lock().unwrap();
+        assert_eq!(answers.len(), world);
+        assert!(answers.iter().all(|answer| answer == &answers[0]), "{answers:?}");
+        assert_eq!(answers[0].latency_seconds > 0.0, world > 1, "{answers:?}");
+        assert!(answers[0].bytes_per_second > 0.0, "{answers:?}");
+    }
 }
 
 /// Rank 0 waits in a collective that rank 1 never joins, until another thread aborts it.

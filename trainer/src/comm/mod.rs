@@ -6,6 +6,7 @@
 //!   never used again.
 
 pub mod gloo;
+pub mod measure;
 pub mod nccl;
 
 use std::fmt;

@@ -18,7 +18,7 @@ pub struct Summary {
     pub steps: usize,
     /// Seconds.
     pub step_seconds: f64,
-    /// Seconds that collectives were in flight, most of it beside other work.
+    /// Seconds in which a collective was in flight, most of it beside other work.
     pub communication_seconds: f64,
     /// Parts of the step, the longest first; what lies in no part is `step` itself.
     pub phases: Vec<Phase>,
@@ -82,10 +82,8 @@ impl Summary {
             classes.add(class.name(), &row, share);
             operators.add(&event.name, &row, share);
         }
-        let mut communication_seconds = 0.0;
         for event in events.iter().filter(|event| collective(event)) {
             let seconds = event.duration_ns as f64 * 1e-9 * share;
-            communication_seconds += seconds;
             operators.add(&event.name, &Row { seconds, calls: 1.0, ..Row::default() }, share);
         }
         for event in events.iter().filter(|event| event.on_device && !event.is_span) {
@@ -97,7 +95,7 @@ impl Summary {
         Self {
             steps,
             step_seconds,
-            communication_seconds,
+            communication_seconds: in_flight_ns(events) as f64 * 1e-9 * share,
             phases: longest_first(named.collect(), |phase| phase.seconds),
             classes: classes.rows(),
             operators: operators.rows(),
@@ -115,6 +113,22 @@ impl Summary {
 /// A collective, which begins in one part of the step and ends in another.
 fn collective(event: &Event) -> bool {
     event.is_span && Class::of(&event.name) == Class::Communication
+}
+
+/// Nanoseconds in which at least one collective was in flight: those that queue behind each other count once.
+fn in_flight_ns(events: &[Event]) -> u64 {
+    let mut spans: Vec<(u64, u64)> = events
+        .iter()
+        .filter(|event| collective(event))
+        .map(|event| (event.start_ns, event.start_ns + event.duration_ns))
+        .collect();
+    spans.sort_unstable();
+    let (mut total, mut covered) = (0, 0);
+    for (start, end) in spans {
+        total += end.saturating_sub(start.max(covered));
+        covered = covered.max(end);
+    }
+    total
 }
 
 /// An event on the host with what is its own.
@@ -253,6 +267,15 @@ mod tests {
         close(summary.communication_seconds, 30e-9);
         close(summary.phases[0].seconds, 60e-9);
         assert!(summary.operators.iter().any(|row| row.name == "gloo:all_reduce"));
+    }
+
+    #[test]
+    fn collectives_that_queue_behind_each_other_are_in_flight_once() {
+        let mut events = two_steps();
+        for (start, duration) in [(1030, 60), (1040, 20), (1080, 30), (2050, 10)] {
+            events.push(event("gloo:all_reduce", start, duration, true));
+        }
+        close(Summary::new(&events).communication_seconds, 45e-9);
     }
 
     #[test]
