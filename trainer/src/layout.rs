@@ -118,12 +118,17 @@ fn up(value: i64, multiple: i64) -> i64 {
 }
 
 /// Splits units of so many bytes into buckets of at least `limit`, from the last unit down; ranges come in the order in
-/// which the gradients of a backward pass complete.
+/// which the gradients of a backward pass complete. A unit that fills half a bucket begins one: what was complete before it need
+/// not wait, which counts most for the embedding, the last of all.
 #[must_use]
 pub fn bucket_ranges(bytes: &[i64], limit: i64) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let (mut end, mut filled) = (bytes.len(), 0);
     for unit in (0..bytes.len()).rev() {
+        if 2 * bytes[unit] >= limit && filled > 0 {
+            ranges.push(unit + 1..end);
+            (end, filled) = (unit + 1, 0);
+        }
         filled += bytes[unit];
         if filled >= limit || unit == 0 {
             if filled > 0 {
@@ -149,7 +154,9 @@ mod tests {
             bucket_ranges(sizes, 100).into_iter().map(|range| (range.start, range.end)).collect()
         };
         assert_eq!(ranges(&[10, 1, 1, 5]), [(0, 4)]);
-        assert_eq!(ranges(&[100, 1, 100, 5]), [(2, 4), (0, 2)]);
+        assert_eq!(ranges(&[100, 1, 100, 5]), [(3, 4), (2, 3), (1, 2), (0, 1)]);
+        assert_eq!(ranges(&[1, 49, 49, 49, 5]), [(2, 5), (0, 2)]);
+        assert_eq!(ranges(&[50, 1, 5]), [(1, 3), (0, 1)]);
         assert_eq!(ranges(&[0, 1, 1, 0]), [(0, 4)]);
         assert_eq!(ranges(&[0, 0]), []);
     }

@@ -9,6 +9,7 @@ use dyad_proto::{Fault, RunConfig};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::save::Saver;
+use crate::comm::measure::USUAL_BUCKET;
 use crate::device::compute_kind;
 use crate::flat::{Flat, Keep, Link};
 use crate::layout::{Layout, Sharding};
@@ -72,7 +73,21 @@ impl Sources {
     }
 }
 
-/// Models and parameters, before the ranks are connected.
+/// What the ranks have agreed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Among {
+    /// What is divided between them.
+    pub sharding: Sharding,
+    /// Size of a bucket of gradients.
+    pub bucket_bytes: i64,
+}
+
+impl Among {
+    /// One rank alone.
+    pub const NOBODY: Self = Self { sharding: Sharding::NONE, bucket_bytes: USUAL_BUCKET };
+}
+
+/// Models and parameters.
 #[derive(Debug)]
 pub struct Parts {
     /// The model that trains.
@@ -91,7 +106,7 @@ impl Parts {
         config: &RunConfig,
         sources: &Sources,
         device: Device,
-        sharding: Sharding,
+        Among { sharding, bucket_bytes }: Among,
     ) -> Result<Self, Fault> {
         let place = Place { device, kind: compute_kind(config.dtype, device) };
         let compares = config.training_method == TrainingMethod::Dpo;
@@ -100,6 +115,7 @@ impl Parts {
             sharding,
             link: Link::default(),
             optim: config.optim,
+            bucket_bytes,
             offload_optimizer: config.offload_optimizer,
         };
         let (policy, reference, parameters, adapter) = match config.lora {

@@ -27,15 +27,24 @@ impl Rendezvous {
         Ok(Self { device, place, interface: local_address(coordinator)?.to_string(), store: None })
     }
 
-    /// What rank 0 offers: the address of a store for Gloo, a unique id for NCCL.
-    pub fn offer(&mut self) -> Result<Vec<u8>, Fault> {
+    /// Which meeting of the ranks it is.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.place.generation
+    }
+
+    /// What rank 0 offers the others: the address of a store for Gloo, a unique id for NCCL.
+    pub fn offer(&mut self) -> Result<Option<Vec<u8>>, Fault> {
+        if self.place.rank > 0 {
+            return Ok(None);
+        }
         if self.device.is_cuda() {
-            return Ok(UniqueId::new().map_err(broken)?.to_bytes());
+            return Ok(Some(UniqueId::new().map_err(broken)?.to_bytes()));
         }
         let store = Store::serve(&self.interface).map_err(broken)?;
         let address = format!("{}:{}", self.interface, store.port());
         self.store = Some(store);
-        Ok(address.into_bytes())
+        Ok(Some(address.into_bytes()))
     }
 
     /// Connects to all other ranks.

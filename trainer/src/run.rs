@@ -1,8 +1,8 @@
 //! A trainer's life: join, load, connect, work off what the coordinator sends, leave.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
-use std::sync::mpsc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use dyad_data::reference_key::ReferenceModel;
@@ -16,17 +16,19 @@ use dyad_proto::wire::{
     ReferenceLogps, ReferenceReport, RunPlan, StepReport,
 };
 use dyad_proto::{Fault, RunConfig};
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::batch::Layout;
-use crate::checkpoint::{State, load::restore, save::Saver};
+use crate::checkpoint::{State, load::restore, save::Saver, saved_bucket_bytes};
+use crate::comm::Communicator;
+use crate::comm::measure::{USUAL_BUCKET, measure};
 use crate::cost::PassCost;
 use crate::device;
 use crate::engine::{Engine, EngineError, Share};
 use crate::ext::cuda_peak_bytes;
 use crate::feed::{self, Step, Work};
 use crate::layout::Sharding;
-use crate::load::{Parts, Sources};
+use crate::load::{Among, Parts, Sources};
 use crate::model::{Model, ModelConfig};
 use crate::profile::Profile;
 use crate::rendezvous::Rendezvous;
@@ -65,9 +67,17 @@ fn work(
     let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only };
     let cost = PassCost::new(&ModelConfig::load(&sources.base)?, Layout::of(&config));
     let work = feed::start(received, tokenizer, rule, cost, handle.clone())?;
+    handle.enter(Phase::Rendezvous, 0);
+    let mut backlog = VecDeque::new();
+    let rendezvous = Rendezvous::new(device, place, &identity.coordinator)?;
+    let communicator = connect(rendezvous, handle, &work, &mut backlog)?;
+    let among = Among {
+        sharding: Sharding::new(&config, place.rank as usize, place.world_size as usize),
+        bucket_bytes: bucket_bytes(communicator.as_ref(), device, &config)?,
+    };
+    handle.enter(Phase::Loading, 0);
     let start = Instant::now();
-    let sharding = Sharding::new(&config, place.rank as usize, place.world_size as usize);
-    let mut parts = Parts::load(&config, &sources, device, sharding)?;
+    let mut parts = Parts::load(&config, &sources, device, among)?;
     let bytes = parts.parameters.bytes();
     tracing::info!(
         weights_mib = bytes.weights >> 20,
@@ -97,9 +107,8 @@ fn work(
         load_seconds: start.elapsed().as_secs_f64(),
         reference_key,
     }));
-    handle.enter(Phase::Rendezvous, 0);
-    let rendezvous = Rendezvous::new(device, place, &identity.coordinator)?;
-    let ready = meet(rendezvous, handle, &work, place)?;
+    handle.enter(Phase::Measuring, 0);
+    let ready = Ready { communicator, plan: planned(&work, &mut backlog)?, backlog, bucket_bytes: among.bucket_bytes };
     let kind = parts.policy.place.kind;
     let mut trainer = Trainer::new(&config, place, parts, ready, handle.clone())?;
     trainer.profile = profile.map(|dir| Profile::new(dir, place.rank, device, kind));
@@ -124,42 +133,74 @@ fn ended() -> Fault {
 
 /// Connected ranks, the plan, and what arrived before both were there.
 struct Ready {
-    communicator: std::sync::Arc<dyn crate::comm::Communicator>,
+    communicator: Arc<dyn Communicator>,
     plan: RunPlan,
     backlog: VecDeque<Work>,
+    bucket_bytes: i64,
 }
 
-fn meet(
+/// Meets the other ranks; what arrives before goes to the backlog.
+fn connect(
     mut rendezvous: Rendezvous,
     handle: &Handle,
     work: &mpsc::Receiver<Result<Work, Fault>>,
-    place: Assignment,
-) -> Result<Ready, Fault> {
-    if place.rank == 0 {
-        let payload = rendezvous.offer()?;
-        handle.send(Sent::BootstrapOffer(BootstrapOffer { generation: place.generation, payload }));
+    backlog: &mut VecDeque<Work>,
+) -> Result<Arc<dyn Communicator>, Fault> {
+    if let Some(payload) = rendezvous.offer()? {
+        handle.send(Sent::BootstrapOffer(BootstrapOffer { generation: rendezvous.generation(), payload }));
     }
-    let (mut rendezvous, mut communicator, mut plan, mut backlog) =
-        (Some(rendezvous), None, None, VecDeque::new());
     loop {
-        if communicator.is_some() && plan.is_some() {
-            if let (Some(communicator), Some(plan)) = (communicator, plan) {
-                return Ok(Ready { communicator, plan, backlog });
-            }
-            return Err(ended());
-        }
         match work.recv().map_err(|_| ended())?? {
             Work::Connect(ready) => {
-                let Some(rendezvous) = rendezvous.take() else { continue };
-                let connected = rendezvous.connect(&ready)?;
-                handle.set_communicator(connected.clone());
-                communicator = Some(connected);
-                handle.enter(Phase::Measuring, 0);
+                let communicator = rendezvous.connect(&ready)?;
+                handle.set_communicator(communicator.clone());
+                return Ok(communicator);
             }
-            Work::Plan(found) => plan = Some(found),
             other => backlog.push_back(other),
         }
     }
+}
+
+fn planned(
+    work: &mpsc::Receiver<Result<Work, Fault>>,
+    backlog: &mut VecDeque<Work>,
+) -> Result<RunPlan, Fault> {
+    let early = backlog.iter().position(|work| matches!(work, Work::Plan(_)));
+    if let Some(Work::Plan(plan)) = early.and_then(|index| backlog.remove(index)) {
+        return Ok(plan);
+    }
+    loop {
+        match work.recv().map_err(|_| ended())?? {
+            Work::Plan(plan) => return Ok(plan),
+            other => backlog.push_back(other),
+        }
+    }
+}
+
+/// What the link between the ranks wants. A run that is resumed keeps what it had: gradients that are grouped otherwise are
+/// summed in another order.
+fn bucket_bytes(
+    communicator: &dyn Communicator,
+    device: Device,
+    config: &RunConfig,
+) -> Result<i64, EngineError> {
+    if communicator.world_size() == 1 {
+        return Ok(USUAL_BUCKET);
+    }
+    let saved = match communicator.rank() {
+        0 => saved_bucket_bytes(Path::new(&config.output_dir)).unwrap_or(0),
+        _ => 0,
+    };
+    let told = Tensor::from_slice(&[saved]).to_device(device);
+    communicator.broadcast(&told, 0)?.wait()?;
+    let saved = told.int64_value(&[0]);
+    if saved > 0 {
+        return Ok(saved);
+    }
+    let speed = measure(communicator, device)?;
+    let bytes = speed.bucket_bytes();
+    tracing::info!("link: {speed}; buckets of {} MiB", bytes >> 20);
+    Ok(bytes)
 }
 
 /// Everything that turns work into reports.
@@ -193,6 +234,7 @@ impl Trainer {
             random_seed: config.random_seed,
             batch_size: config.batch_size,
             world_size: place.world_size,
+            bucket_bytes: ready.bucket_bytes,
         };
         let device = policy.place.device;
         let mut engine = Engine::new(policy, reference, parameters, ready.communicator, config);

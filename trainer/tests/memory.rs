@@ -11,8 +11,7 @@ use dyad_proto::run_config::Dtype;
 use tch::{Device, Kind, Tensor};
 use trainer::comm::gloo::{Gloo, GlooOptions, Store};
 use trainer::engine::{Engine, Share};
-use trainer::layout::Sharding;
-use trainer::load::{Parts, Sources};
+use trainer::load::{Among, Parts, Sources};
 use trainer::model::EMBEDDING;
 use trainer::profile::recorder;
 
@@ -66,7 +65,7 @@ fn engine(dir: &Path, lora: bool) -> Engine {
         ..RunConfig::default()
     };
     let parts =
-        Parts::load(&config, &Sources::resolve(&config).unwrap(), Device::Cpu, Sharding::NONE).unwrap();
+        Parts::load(&config, &Sources::resolve(&config).unwrap(), Device::Cpu, Among::NOBODY).unwrap();
     let alone = GlooOptions { generation: 1, interface_host: "127.0.0.1".into(), rank: 0, world_size: 1 };
     let gloo = Gloo::connect(Store::serve("127.0.0.1").unwrap(), &alone).unwrap();
     Engine::new(parts.policy, parts.reference, parts.parameters, Arc::new(gloo), &config)

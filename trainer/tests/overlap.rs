@@ -10,8 +10,7 @@ use dyad_proto::run_config::Dtype;
 use tch::{Device, Tensor};
 use trainer::comm::{CommError, Communicator, Pending};
 use trainer::engine::{Engine, Share};
-use trainer::layout::Sharding;
-use trainer::load::{Parts, Sources};
+use trainer::load::{Among, Parts, Sources};
 
 /// Stands for a second rank that adds nothing, and keeps what it sees.
 #[derive(Debug, Default)]
@@ -96,7 +95,7 @@ fn engine(dir: &std::path::Path, recorder: &Arc<Recorder>) -> Engine {
         ..RunConfig::default()
     };
     let parts =
-        Parts::load(&config, &Sources::resolve(&config).unwrap(), Device::Cpu, Sharding::NONE).unwrap();
+        Parts::load(&config, &Sources::resolve(&config).unwrap(), Device::Cpu, Among::NOBODY).unwrap();
     let buckets = parts.parameters.buckets.iter().map(|bucket| bucket.grad.shallow_clone()).collect();
     *recorder.buckets.lock().unwrap() = buckets;
     Engine::new(parts.policy, parts.reference, parts.parameters, recorder.clone(), &config)

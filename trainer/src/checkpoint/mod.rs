@@ -9,6 +9,8 @@ pub mod load;
 pub mod save;
 mod tensors;
 
+use std::path::Path;
+
 use dyad_proto::Fault;
 use serde::{Deserialize, Serialize};
 
@@ -32,9 +34,20 @@ pub struct State {
     pub batch_size: u32,
     /// Trainers that took part.
     pub world_size: u32,
+    /// Size of a bucket of gradients.
+    #[serde(default)]
+    pub bucket_bytes: i64,
 }
 
-fn cannot_write(path: &std::path::Path, error: &dyn std::fmt::Display) -> Fault {
+/// The bucket size of the run that has left checkpoints in a folder.
+#[must_use]
+pub fn saved_bucket_bytes(output_dir: &Path) -> Option<i64> {
+    let folders = std::fs::read_dir(output_dir).ok()?.flatten();
+    let states = folders.filter_map(|folder| std::fs::read_to_string(folder.path().join(STATE_FILE)).ok());
+    states.filter_map(|text| serde_json::from_str::<State>(&text).ok()).map(|state| state.bucket_bytes).max()
+}
+
+fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Fault {
     Fault::failed(format!("cannot write {}: {error}", path.display()))
         .hint("check permissions and free space; the last complete checkpoint is untouched")
 }

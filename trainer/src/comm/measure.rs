@@ -13,7 +13,7 @@ const MIN_BUCKET: i64 = 1 << 20;
 /// Larger ones would begin too late: nothing of a bucket travels before its last gradient is there.
 const MAX_BUCKET: i64 = 64 << 20;
 /// Where nothing could be measured.
-const USUAL_BUCKET: i64 = 8 << 20;
+pub const USUAL_BUCKET: i64 = 8 << 20;
 
 /// The fastest of so many counts: what else the machine does only ever adds time.
 const ROUNDS: usize = 5;

@@ -20,9 +20,6 @@ use crate::flat::{Flat, Link, Residence, part};
 use crate::layout::{Layout, Sharding, bucket_ranges};
 use crate::optimizer::states::States;
 
-/// Units are merged into a bucket until it holds this many bytes, so that adapters do not pay one message per layer.
-const BUCKET_BYTES: i64 = 8 << 20;
-
 /// A parameter: its tensor in the passes' precision and its place in the bucket's gradient.
 #[derive(Debug)]
 pub struct Parameter {
@@ -64,6 +61,8 @@ pub struct Keeping {
     pub link: Link,
     /// Precision of the moments.
     pub optim: Optim,
+    /// Units are merged into a bucket until it holds so many bytes, so that adapters do not pay one message per layer.
+    pub bucket_bytes: i64,
     /// Masters and moments live on the host.
     pub offload_optimizer: bool,
 }
@@ -109,9 +108,10 @@ impl Parameters {
     pub fn adopt(units: Vec<Vec<Named<'_>>>, keeping: Keeping) -> Self {
         let bytes: Vec<i64> =
             units.iter().map(|unit| unit.iter().map(|(_, tensor)| 4 * tensor.numel() as i64).sum()).collect();
+        let ranges = bucket_ranges(&bytes, keeping.bucket_bytes);
         let mut parameters = Self::none(units.len(), keeping);
         let mut units: Vec<Option<Vec<Named<'_>>>> = units.into_iter().map(Some).collect();
-        for range in bucket_ranges(&bytes, BUCKET_BYTES) {
+        for range in ranges {
             let members = range.clone().filter_map(|unit| Some((unit, units[unit].take()?))).collect();
             parameters.add_bucket(range, members);
         }
@@ -240,6 +240,7 @@ pub(crate) mod tests {
             sharding: Sharding::NONE,
             link: Link::default(),
             optim: Optim::Adamw,
+            bucket_bytes: 1 << 20,
             offload_optimizer: false,
         }
     }
