@@ -90,8 +90,9 @@ dyad_error dyad_gloo_new(void* store, const char* prefix, const char* interface_
     auto options = c10d::ProcessGroupGloo::Options::create(timeout);
     options->devices.push_back(*interface_host ? c10d::ProcessGroupGloo::createDeviceForHostname(interface_host)
                                                : c10d::ProcessGroupGloo::createDefaultDevice());
-    // One worker thread: collectives run in the order they are issued, and compute keeps the cores.
-    options->threads = 1;
+    // Each worker thread has one all-reduce in flight: several hide the link's delay, which each alone would wait out. They
+    // sleep while they wait, so compute keeps the cores; every rank takes them up in the order they are issued.
+    options->threads = 4;
     auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, *static_cast<Store*>(store));
     auto gloo = c10::make_intrusive<ClosableGloo>(scoped, rank, world_size, options);
     *group = new Group{std::move(gloo), std::make_shared<Signal>()};

@@ -121,7 +121,8 @@ fn slices(comm: &dyn Communicator, len: i64, kind: Kind, device: Device) {
 /// Buckets of different sizes are started one after the other and waited for later, as the engine does.
 fn in_flight_together(comm: &dyn Communicator, device: Device) {
     let (rank, world) = (comm.rank(), comm.world_size());
-    let lens = [300_000, 5, 70_000];
+    // The last one goes in pieces, the last of them short.
+    let lens = [300_000, 5, 70_000, 5_000_003];
     let buckets: Vec<Tensor> = lens.iter().map(|&len| numbers(rank, len, Kind::Float, device)).collect();
     let pending: Vec<_> = buckets.iter().map(|bucket| comm.all_reduce(bucket).unwrap()).collect();
     pending.into_iter().for_each(|work| work.wait().unwrap());
