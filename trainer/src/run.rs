@@ -108,7 +108,12 @@ fn work(
         reference_key,
     }));
     handle.enter(Phase::Measuring, 0);
-    let ready = Ready { communicator, plan: planned(&work, &mut backlog)?, backlog, bucket_bytes: among.bucket_bytes };
+    let ready = Ready {
+        communicator,
+        plan: planned(&work, &mut backlog)?,
+        backlog,
+        bucket_bytes: among.bucket_bytes,
+    };
     let kind = parts.policy.place.kind;
     let mut trainer = Trainer::new(&config, place, parts, ready, handle.clone())?;
     trainer.profile = profile.map(|dir| Profile::new(dir, place.rank, device, kind));

@@ -127,7 +127,7 @@ impl Parameters {
     }
 
     fn add_bucket(&mut self, units: Range<usize>, members: Vec<(usize, Vec<Named<'_>>)>) {
-        let Keeping { compute, sharding, link, optim, offload_optimizer } = &self.keeping;
+        let Keeping { compute, sharding, link, optim, offload_optimizer, .. } = &self.keeping;
         let mut named: Vec<(usize, String, &mut Tensor)> = members
             .into_iter()
             .flat_map(|(unit, tensors)| tensors.into_iter().map(move |(name, tensor)| (unit, name, tensor)))
