@@ -1,6 +1,7 @@
-"""Pairs per second and peak memory of Dyad against TRL: same model, pairs, order, batch, precision, threads and machine.
+"""Pairs per second, peak memory and start-up of Dyad against TRL: same model, pairs, order, batch, precision, threads and
+machine. Then what Dyad's step costs on two ranks, and with longer pairs, more vocabulary, larger batches and more layers.
 
-    bench.py --python PYTHON_WITH_TRL [--dtypes float32,bfloat16] [--steps 5] [--batch-size 8] [--record]
+    bench.py --python PYTHON_WITH_TRL [--dtypes float32,bfloat16] [--steps 4] [--batch-size 8] [--record]
 
 The first step of every run is warm-up and not counted; figures are medians over the others. Memory is the largest resident
 set of each process, summed over the processes of the run. --record adds the table to docs/benchmarks.md.
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +34,8 @@ class Result(NamedTuple):
     pairs_per_second: float
     peak_gib: float
     losses: list[float]
+    """From the command to the beginning of the first step."""
+    startup_seconds: float
 
 
 class PeakMemory:
@@ -92,37 +96,126 @@ def trl(args: argparse.Namespace, case: Path, dtype: str, tuned: bool, precomput
     command += ["--batch-size", str(args.batch_size), "--steps", str(args.steps), "--dtype", dtype]
     name = ("TRL, tuned" if tuned else "TRL, stock") + (", known reference" if precomputed else "")
     command += (["--completions-only"] if tuned else []) + (["--precompute"] if precomputed else [])
+    start = time.monotonic()
     out, peak = run(command, case, args.threads, tuned)
     row = json.loads(out.strip().splitlines()[-1])
-    return Result(name, dtype, args.batch_size / statistics.median(row["seconds"][1:]), peak, row["losses"])
+    return Result(name, dtype, args.batch_size / statistics.median(row["seconds"][1:]), peak, row["losses"], row["began"] - start)
 
 
-def dyad(args: argparse.Namespace, case: Path, dtype: str, extra: dict[str, str], name: str) -> Result:
-    """One run of Dyad with a single trainer."""
+class FirstRow:
+    """When a file first has a line."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self.path, self.seen, self.done = path, 0.0, threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+
+    def watch(self) -> None:
+        """Looks until it is there, or told to stop."""
+        while not self.done.wait(0.02):
+            if self.path.exists() and self.path.stat().st_size > 0:
+                self.seen = time.monotonic()
+                return
+
+    def time(self) -> float:
+        """By the clock that all processes share."""
+        self.done.set()
+        self.thread.join()
+        return self.seen
+
+
+def dyad(
+    args: argparse.Namespace, case: Path, dtype: str, extra: dict[str, str], name: str, ranks: int = 1, threads: int = 0
+) -> Result:
+    """One run of Dyad; on so many cores in all, if told."""
     keys = {"model": "model", "training_file": "pairs.jsonl", "output_dir": "dyad", "lr_scheduler_type": "constant"}
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
     lines += f"learning_rate = 1e-6\nshuffle = false\nbatch_size = {args.batch_size}\nmax_steps = {args.steps}\n"
     lines += f'dtype = "{dtype}"\n' + "".join(f"{key} = {value}\n" for key, value in extra.items())
     (case / "run.toml").write_text(lines)
     launcher = str(ROOT / "target/release/launcher")
-    command = [launcher, "--nodes", "1", "--gpus-per-node", "0", "--config", "run.toml", "--overwrite"]
+    command = [launcher, "--nodes", str(ranks), "--gpus-per-node", "0", "--config", "run.toml", "--overwrite"]
+    if threads:
+        command = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads])), *command]
+    first, start = FirstRow(case / "dyad/metrics.jsonl"), time.monotonic()
     _, peak = run(command, case, args.threads)
     rows = [json.loads(line) for line in (case / "dyad/metrics.jsonl").read_text().splitlines()]
     seconds = statistics.median(row["step_seconds"] for row in rows[1:])
-    return Result(name, dtype, args.batch_size / seconds, peak, [row["loss"] for row in rows])
+    startup = first.time() - start - rows[0]["step_seconds"]
+    return Result(name, dtype, args.batch_size / seconds, peak, [row["loss"] for row in rows], startup)
 
 
 def report(results: list[Result]) -> str:
     """A table with ratios to TRL as it comes."""
-    lines = ["| dtype | run | pairs/s | vs TRL stock | peak memory, GiB | vs TRL stock | loss of the last step |"]
-    lines.append("|---|---|---:|---:|---:|---:|---:|")
+    lines = ["| dtype | run | pairs/s | vs TRL stock | peak memory, GiB | vs TRL stock | start-up, s | loss of the last step |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
     for result in results:
         stock = next(other for other in results if other.dtype == result.dtype and other.name == "TRL, stock")
         speed, memory = result.pairs_per_second / stock.pairs_per_second, result.peak_gib / stock.peak_gib
         lines.append(
             f"| {result.dtype} | {result.name} | {result.pairs_per_second:.2f} | {speed:.2f}x "
-            f"| {result.peak_gib:.2f} | {memory:.2f}x | {result.losses[-1]:.6f} |"
+            f"| {result.peak_gib:.2f} | {memory:.2f}x | {result.startup_seconds:.1f} | {result.losses[-1]:.6f} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def write_case(args: argparse.Namespace, case: Path, **sizes: int) -> None:
+    """Model and pairs, by the Python that has transformers."""
+    shutil.rmtree(case, ignore_errors=True)
+    options = "".join(f", {key}={value}" for key, value in ({"pairs": args.steps * args.batch_size} | sizes).items())
+    code = f"import case, pathlib; case.write_case(pathlib.Path({str(case)!r}){options})"
+    subprocess.run([args.python, "-c", code], cwd=HERE, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def forward_flops(times: int = 1, vocab_size: int = 32_000, layers: int = 8, batch: int = 8) -> float:
+    """Operations of a forward pass over a step, mean lengths taken for all: 2 N t + 2 H h + 4 d L a."""
+    prompt, answer = times * 150.0, times * 65.0
+    weights = layers * (4 * 512**2 + 3 * 512 * 1408)
+    seen = prompt**2 / 2 + 2 * answer * (prompt + answer / 2)
+    tokens, rows = prompt + 2 * answer, 2 * answer
+    return batch * (2 * weights * tokens + 2 * 512 * vocab_size * rows + 4 * 512 * layers * seen)
+
+
+def growth(args: argparse.Namespace, case: Path) -> str:
+    """What a step of Dyad costs in float32 when one size changes, beside the usual one, which is measured before and after."""
+    args.steps = 3
+    variants = {
+        "the usual case": {},
+        "pairs twice as long": {"times": 2},
+        "pairs four times as long": {"times": 4},
+        "vocabulary 128,000": {"vocab_size": 128_000},
+        "batch 16": {"batch": 16},
+        "16 layers": {"layers": 16},
+        "the usual case again": {},
+    }
+    rows, usual = [], []
+    for name, sizes in variants.items():
+        row = argparse.Namespace(**vars(args) | {"batch_size": sizes.get("batch", 8)})
+        write_case(row, case, **{key: value for key, value in sizes.items() if key != "batch"})
+        result = dyad(row, case, "float32", {}, name)
+        seconds = row.batch_size / result.pairs_per_second
+        print(f"{name:26} {seconds:7.2f} s a step {result.peak_gib:6.2f} GiB", flush=True)
+        usual += [seconds] if not sizes else []
+        rows.append((name, seconds, forward_flops(**sizes) / forward_flops(), result.peak_gib))
+    lines = ["| what | step, s | times the usual | operations, times the usual | peak memory, GiB |", "|---|---:|---:|---:|---:|"]
+    base = statistics.mean(usual)
+    lines += [f"| {name} | {seconds:.2f} | {seconds / base:.2f} | {flops:.2f} | {peak:.2f} |" for name, seconds, flops, peak in rows]
+    return "\n".join(lines) + "\n"
+
+
+def scaling(args: argparse.Namespace, case: Path) -> str:
+    """One rank on one core, one on two, two on one each; float32. Same pairs, same batch."""
+    args.steps = 3
+    write_case(args, case)
+    lines = ["| ranks | cores | pairs/s | times one rank on one core | peak memory of all, GiB |", "|---:|---:|---:|---:|---:|"]
+    base = None
+    for ranks, threads in [(1, 1), (1, 2), (2, 2)]:
+        result = dyad(args, case, "float32", {}, "", ranks, threads)
+        base = base or result.pairs_per_second
+        print(f"{ranks} ranks on {threads} cores {result.pairs_per_second:16.2f} pairs/s {result.peak_gib:6.2f} GiB", flush=True)
+        ratio = result.pairs_per_second / base
+        lines.append(f"| {ranks} | {threads} | {result.pairs_per_second:.2f} | {ratio:.2f} | {result.peak_gib:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -137,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="Python with TRL, default this one")
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--skip-trl", action="store_true", help="measure Dyad alone")
@@ -147,11 +240,7 @@ def main() -> None:
     args.python = str(Path(args.python).absolute())
 
     case = ROOT / "bench-out"
-    shutil.rmtree(case, ignore_errors=True)
-    subprocess.run(
-        [args.python, "-c", f"import case, pathlib; case.write_case(pathlib.Path({str(case)!r}), {args.steps * args.batch_size})"],
-        cwd=HERE, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )
+    write_case(args, case)
     results: list[Result] = []
     kept = {"reference_cache": '"scores.sqlite"'}
 
@@ -168,9 +257,8 @@ def main() -> None:
             add(dyad(args, case, dtype, {"prefix_sharing": "false"}, "Dyad, prefix_sharing = false"))
             add(trl(args, case, dtype, tuned=True, precomputed=True))
             add(dyad(args, case, dtype, {"reference_logps": '"precompute"'} | kept, "Dyad, known reference"))
-    if args.skip_trl:
-        return
-    table = report(results)
+    tables = ([] if args.skip_trl else [report(results)]) + [scaling(args, case), growth(args, case)]
+    table = "\n".join(tables)
     print("\n" + table)
     if args.record:
         versions = [line for line in (ROOT / "tests/parity/requirements.txt").read_text().split() if line.startswith(("trl==", "torch=="))]

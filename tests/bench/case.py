@@ -21,14 +21,14 @@ TEMPLATE = (
 )
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, vocab_size: int = VOCAB_SIZE, layers: int = 8) -> None:
     """A Llama of random weights whose every word is one token."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=512,
         intermediate_size=1408,
-        num_hidden_layers=8,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=8,
         max_position_embeddings=2048,
@@ -40,7 +40,7 @@ def write_model(folder: Path) -> None:
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
-    words = SPECIAL + [f"w{index}" for index in range(VOCAB_SIZE - len(SPECIAL))]
+    words = SPECIAL + [f"w{index}" for index in range(vocab_size - len(SPECIAL))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
@@ -54,13 +54,14 @@ def words(rng: random.Random, mean: int) -> str:
     return " ".join(f"w{rng.randrange(VOCAB_SIZE - len(SPECIAL))}" for _ in range(count))
 
 
-def pair(rng: random.Random) -> Pair:
-    """One question and two answers."""
-    return make_pair([{"role": "user", "content": words(rng, 146)}], words(rng, 64), words(rng, 64))
+def pair(rng: random.Random, times: int) -> Pair:
+    """One question and two answers, so many times as long as usual."""
+    question, answers = words(rng, times * 146), [words(rng, times * 64) for _ in range(2)]
+    return make_pair([{"role": "user", "content": question}], *answers)
 
 
-def write_case(folder: Path, pairs: int) -> None:
-    """`model/` and `pairs.jsonl`."""
+def write_case(folder: Path, pairs: int, times: int = 1, vocab_size: int = VOCAB_SIZE, layers: int = 8) -> None:
+    """`model/` and `pairs.jsonl`; of the usual sizes unless told otherwise."""
     rng = random.Random(0)
-    write_model(folder / "model")
-    write_pairs(folder / "pairs.jsonl", [pair(rng) for _ in range(pairs)])
+    write_model(folder / "model", vocab_size, layers)
+    write_pairs(folder / "pairs.jsonl", [pair(rng, times) for _ in range(pairs)])

@@ -35,6 +35,7 @@ class Clock(TrainerCallback):
     def on_step_begin(self, *_args, **_kwargs) -> None:
         """Starts."""
         self.start = time.perf_counter()
+        self.began = getattr(self, "began", time.monotonic())
 
     def on_step_end(self, *_args, **_kwargs) -> None:
         """Stops."""
@@ -88,7 +89,7 @@ def main() -> None:
         callbacks=[clock],
     )
     trainer.train()
-    print(json.dumps({"seconds": clock.seconds, "losses": clock.losses}))
+    print(json.dumps({"seconds": clock.seconds, "losses": clock.losses, "began": clock.began}))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,17 @@ fn watch(processes: &[Process]) -> Vec<Watch> {
 
 #[test]
 fn a_killed_trainer_stops_the_run_and_is_named() {
-    let workspace = Workspace::with_model(16, "");
+    killed_trainer_is_named("");
+}
+
+/// Every layer of the others waits for its part of the weights.
+#[test]
+fn a_killed_trainer_is_named_where_weights_are_sharded() {
+    killed_trainer_is_named("zero_stage = 3\n");
+}
+
+fn killed_trainer_is_named(config: &str) {
+    let workspace = Workspace::with_model(16, config);
     let (launcher, processes) = long_run(&workspace);
     let watches = watch(&processes);
     kill_9(find(&processes, "node1-cpu").pid);

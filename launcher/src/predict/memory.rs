@@ -1,5 +1,6 @@
 //! Memory of one GPU by part, and what would make a run fit.
 
+use super::EIGHT_BIT;
 use super::machine::{CPU_BYTES, CUDA_BYTES, GIB, NCCL_BYTES, TILE_BYTES, USABLE};
 use super::work::{Method, Reference, Setup};
 
@@ -54,7 +55,8 @@ pub fn memory(setup: &Setup) -> Memory {
     let sharded = |stage: u8| if setup.zero >= stage { setup.gpus } else { 1.0 };
     let frozen = if setup.method == Method::Full { 0.0 } else { shape.parameters() };
     // In float32 the model computes on the masters themselves.
-    let state = if setup.machine.gpu { 12.0 } else { 8.0 };
+    let masters = if setup.machine.gpu { 4.0 } else { 0.0 };
+    let state = if setup.offload_optimizer { 0.0 } else { masters + setup.moment_bytes };
     let second_model = setup.method == Method::Full && setup.reference != Reference::Precompute;
     let gathered = if setup.zero == 3 && setup.gpus > 1.0 { 2.0 * shape.layer() * width } else { 0.0 };
     let buffers = if setup.gpus > 1.0 && setup.machine.gpu { NCCL_BYTES } else { 0.0 };
@@ -160,6 +162,9 @@ fn changes(setup: &Setup) -> Vec<Change> {
             changes.push((format!("--zero {stage}"), Box::new(move |setup| setup.zero = stage)));
         }
     }
+    if setup.moment_bytes > 4.0 {
+        changes.push(("--optim adamw_8bit".into(), Box::new(|setup| setup.moment_bytes = 2.0 * EIGHT_BIT)));
+    }
     if !setup.checkpointing {
         changes.push(("--checkpointing full".into(), Box::new(|setup| setup.checkpointing = true)));
     }
@@ -193,7 +198,11 @@ mod tests {
             assert!((per_parameter - expected).abs() < 1e-9, "stage {zero}: {per_parameter}");
         }
         let mut setup = setup("8B", 8.0);
-        (setup.method, setup.gradient_bytes) = (Method::Lora(16.0), 2.0);
+        let wide = memory(&setup).optimizer;
+        setup.moment_bytes = 2.0 * EIGHT_BIT;
+        // 4 + 8 against 4 + 2.03.
+        assert!((memory(&setup).optimizer / wide - 6.03125 / 12.0).abs() < 1e-9);
+        (setup.moment_bytes, setup.method, setup.gradient_bytes) = (8.0, Method::Lora(16.0), 2.0);
         let memory = memory(&setup);
         // 2 B per frozen weight and 16 on the adapters: 16.7 GB; 1 %.
         let states = memory.weights + memory.gradients + memory.optimizer;
@@ -221,7 +230,7 @@ mod tests {
         assert!(fits(&setup));
         setup.shape = super::super::shapes::Shape::find("70B").unwrap();
         let remedy = remedy(&setup).unwrap();
-        assert_eq!(remedy, "--micro-batch-tokens 2048 --zero 3 --method lora");
+        assert_eq!(remedy, "--reference precompute --micro-batch-tokens 1024 --zero 3 --optim adamw_8bit");
         (setup.gpus, setup.gpus_per_node) = (1.0, 1.0);
         assert_eq!(super::remedy(&setup), None);
     }

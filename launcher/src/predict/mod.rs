@@ -61,6 +61,19 @@ pub enum Gradients {
     Bfloat16,
 }
 
+/// A moment of eight bits, and its share of a block's float32 scale.
+pub(crate) const EIGHT_BIT: f64 = 1.0 + 4.0 / 256.0;
+
+/// Optimizer, by the names of `optim`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OptimName {
+    /// Moments of four bytes.
+    Adamw,
+    /// Moments of one byte.
+    #[value(name = "adamw_8bit")]
+    Adamw8bit,
+}
+
 /// Options of `launcher plan`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
@@ -95,6 +108,12 @@ pub struct PlanOptions {
     /// ZeRO stage: 1 shards the optimizer's states, 2 gradients as well, 3 weights as well.
     #[arg(long, default_value_t = 0, value_name = "STAGE", value_parser = clap::value_parser!(u8).range(0..=3))]
     pub zero: u8,
+    /// Moments of 32 or 8 bits.
+    #[arg(long, value_enum, default_value_t = OptimName::Adamw)]
+    pub optim: OptimName,
+    /// Master weights and moments live in host memory; the time that takes is not predicted.
+    #[arg(long)]
+    pub offload_optimizer: bool,
     /// Precision in which gradients are kept and reduced on GPUs.
     #[arg(long, value_enum, default_value_t = Gradients::Float32)]
     pub gradients: Gradients,
@@ -177,6 +196,8 @@ fn setup(options: &PlanOptions) -> Result<Setup, Fault> {
         },
         zero: options.zero,
         gradient_bytes: if narrow { 2.0 } else { 4.0 },
+        moment_bytes: if options.optim == OptimName::Adamw8bit { 2.0 * EIGHT_BIT } else { 8.0 },
+        offload_optimizer: options.offload_optimizer,
         checkpointing: options.checkpointing == Checkpointing::Full,
         reference: options.reference,
     })
@@ -233,6 +254,8 @@ mod tests {
             "--gpu a100",
             "--method lora",
             "--checkpointing full",
+            "--optim adamw_8bit",
+            "--offload-optimizer",
             "--reference precompute",
             "--gradients bfloat16",
             "--no-prefix-sharing",
@@ -261,6 +284,8 @@ mod tests {
             zero: 0,
             gradient_bytes: 4.0,
             checkpointing: false,
+            moment_bytes: 8.0,
+            offload_optimizer: false,
             reference: Reference::Compute,
         }
     }

@@ -115,6 +115,10 @@ pub struct Setup {
     pub zero: u8,
     /// Bytes of a gradient value.
     pub gradient_bytes: f64,
+    /// Bytes of AdamW's two moments of a value.
+    pub moment_bytes: f64,
+    /// Masters and moments are on the host.
+    pub offload_optimizer: bool,
     /// Layers are computed again in the backward pass.
     pub checkpointing: bool,
     /// Where reference log-probabilities come from.
