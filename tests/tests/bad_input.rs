@@ -143,6 +143,20 @@ fn a_config_value_of_the_wrong_type_or_range() {
     workspace.write("run.toml", BASE);
     refuse(&["--set", "dpo_beta=big"], &["--set dpo_beta=big: ", "string \"big\"", "expected a number"]);
     refuse(&["--set", "warmup_ratio=2"], &["`warmup_ratio`", "between 0 and 1", "found 2"]);
+    refuse(&["--set", "zero_stage=7"], &["`zero_stage`", "0, 1, 2 or 3", "found 7"]);
+    refuse(&["--set", "optim=sgd"], &["--set optim=sgd: ", "sgd", "`adamw` or `adamw_8bit`"]);
+    refuse(&["--set", "activation_checkpointing=most"], &["--set activation_checkpointing=most: ", "most"]);
+}
+
+#[test]
+fn a_reference_put_aside_that_is_not_there() {
+    let workspace = Workspace::with_model(4, "offload_reference = true\nlora = true\n");
+    let refuse = |args: &[&str], message: &[&str]| {
+        invalid_at_once(&workspace, args, message, "remove offload_reference");
+    };
+    refuse(&[], &["offload_reference is set", "the base model itself"]);
+    refuse(&["--set", "lora=false", "--set", "reference_logps=precompute"], &["frees the reference model"]);
+    refuse(&["--set", "training_method=sft"], &["supervised fine-tuning has no reference model"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
 //! - [`checkpoint`], [`generate`], [`load`]: models in and out.
 //! - [`profile`], [`timing`]: where the time goes.
-//! - [`session`], [`feed`], [`run`]: the coordinator's side of the process.
+//! - [`session`], [`feed`], [`start`], [`run`]: the coordinator's side of the process.
 
 pub mod batch;
 pub mod checkpoint;
@@ -33,4 +33,5 @@ pub mod rendezvous;
 pub mod run;
 pub mod schedule;
 pub mod session;
+pub mod start;
 pub mod timing;

@@ -1,0 +1,199 @@
+//! From joining a run to ranks that are connected and models that are loaded.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use dyad_data::reference_key::ReferenceModel;
+use dyad_data::tokenize::Rule;
+use dyad_data::tokenizer::ChatTokenizer;
+use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::wire::coordinator_message::Body as Received;
+use dyad_proto::wire::trainer_message::Body as Sent;
+use dyad_proto::wire::{Assignment, BootstrapOffer, ModelReport, Phase, RunPlan};
+use dyad_proto::{Fault, RunConfig};
+use tch::{Device, Tensor};
+
+use crate::batch::Layout;
+use crate::checkpoint::saved_bucket_bytes;
+use crate::comm::Communicator;
+use crate::comm::measure::{USUAL_BUCKET, measure};
+use crate::cost::PassCost;
+use crate::device;
+use crate::engine::EngineError;
+use crate::feed::{self, Work};
+use crate::layout::Sharding;
+use crate::load::{Among, Parts, Sources};
+use crate::model::ModelConfig;
+use crate::rendezvous::Rendezvous;
+use crate::session::{Handle, Identity};
+
+/// Work as it comes, ready to compute.
+pub type Incoming = mpsc::Receiver<Result<Work, Fault>>;
+
+/// A trainer that can begin.
+#[derive(Debug)]
+pub struct Started {
+    /// The checked configuration.
+    pub config: RunConfig,
+    /// This trainer's rank.
+    pub place: Assignment,
+    /// Where the passes run.
+    pub device: Device,
+    /// Models and parameters.
+    pub parts: Parts,
+    /// The connected ranks.
+    pub communicator: Arc<dyn Communicator>,
+    /// Size of a bucket of gradients.
+    pub bucket_bytes: i64,
+    /// What lies ahead.
+    pub plan: RunPlan,
+    /// Work that arrived before all this was there.
+    pub backlog: VecDeque<Work>,
+}
+
+/// Joins, connects, loads. Work that is still to come arrives at the receiver.
+pub fn start(
+    identity: &Identity,
+    handle: &Handle,
+    received: mpsc::Receiver<Received>,
+) -> Result<(Started, Incoming), Fault> {
+    let device = device::open(&identity.device)?;
+    let (config, place) = joined(&received)?;
+    tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
+    let sources = Sources::resolve(&config)?;
+    let tokenizer = ChatTokenizer::load(sources.tokenizer())?;
+    let preferred_only = config.training_method == TrainingMethod::Sft;
+    let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only };
+    let cost = PassCost::new(&ModelConfig::load(&sources.base)?, Layout::of(&config));
+    let work = feed::start(received, tokenizer, rule, cost, handle.clone())?;
+    handle.enter(Phase::Rendezvous, 0);
+    let mut backlog = VecDeque::new();
+    let rendezvous = Rendezvous::new(device, place, &identity.coordinator)?;
+    let communicator = connect(rendezvous, handle, &work, &mut backlog)?;
+    let among = Among {
+        sharding: Sharding::new(&config, place.rank as usize, place.world_size as usize),
+        bucket_bytes: bucket_bytes(communicator.as_ref(), device, &config)?,
+    };
+    handle.enter(Phase::Loading, 0);
+    let began = Instant::now();
+    let mut parts = Parts::load(&config, &sources, device, among)?;
+    let keeps_references = place.rank == 0 && config.keeps_references();
+    let reference_key =
+        if keeps_references { reference_key(&sources, &parts, rule.max_len)? } else { String::new() };
+    report(handle, &mut parts, began, reference_key);
+    handle.enter(Phase::Measuring, 0);
+    let plan = planned(&work, &mut backlog)?;
+    let bucket_bytes = among.bucket_bytes;
+    let started = Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog };
+    Ok((started, work))
+}
+
+/// Names what the reference model's scores depend on.
+fn reference_key(sources: &Sources, parts: &Parts, max_seq_length: usize) -> Result<String, Fault> {
+    let place = parts.policy.place;
+    let weights = [Some(&sources.base), sources.adapter.as_ref()];
+    let key = ReferenceModel {
+        weights: weights.into_iter().flatten().map(PathBuf::as_path).collect(),
+        tokenizer: sources.tokenizer(),
+        arithmetic: format!("{:?} {}", place.kind, if place.device.is_cuda() { "cuda" } else { "cpu" }),
+        max_seq_length,
+    };
+    key.key()
+}
+
+fn report(handle: &Handle, parts: &mut Parts, began: Instant, reference_key: String) {
+    let bytes = parts.parameters.bytes();
+    tracing::info!(
+        weights_mib = bytes.weights >> 20,
+        gradients_mib = bytes.gradients >> 20,
+        optimizer_mib = bytes.optimizer >> 20,
+        "kept between steps"
+    );
+    handle.send(Sent::ModelReport(ModelReport {
+        architecture: parts.policy.config.model_type.clone(),
+        parameters: parts.policy.parameter_count(),
+        trainable_parameters: parts.parameters.count(),
+        load_seconds: began.elapsed().as_secs_f64(),
+        reference_key,
+    }));
+}
+
+fn joined(received: &mpsc::Receiver<Received>) -> Result<(RunConfig, Assignment), Fault> {
+    let mut config = None;
+    for body in received {
+        match (body, config.take()) {
+            (Received::Welcome(welcome), _) => config = Some(RunConfig::from_json(&welcome.run_config_json)?),
+            (Received::Assignment(place), Some(config)) => return Ok((config, place)),
+            _ => return Err(Fault::failed("the coordinator sent work before an assignment")),
+        }
+    }
+    Err(ended())
+}
+
+/// The stream closed before it should.
+pub(crate) fn ended() -> Fault {
+    Fault::failed("the stream of work ended early")
+}
+
+/// Meets the other ranks; what arrives before goes to the backlog.
+fn connect(
+    mut rendezvous: Rendezvous,
+    handle: &Handle,
+    work: &Incoming,
+    backlog: &mut VecDeque<Work>,
+) -> Result<Arc<dyn Communicator>, Fault> {
+    if let Some(payload) = rendezvous.offer()? {
+        handle.send(Sent::BootstrapOffer(BootstrapOffer { generation: rendezvous.generation(), payload }));
+    }
+    loop {
+        match work.recv().map_err(|_| ended())?? {
+            Work::Connect(ready) => {
+                let communicator = rendezvous.connect(&ready)?;
+                handle.set_communicator(communicator.clone());
+                return Ok(communicator);
+            }
+            other => backlog.push_back(other),
+        }
+    }
+}
+
+fn planned(work: &Incoming, backlog: &mut VecDeque<Work>) -> Result<RunPlan, Fault> {
+    let early = backlog.iter().position(|work| matches!(work, Work::Plan(_)));
+    if let Some(Work::Plan(plan)) = early.and_then(|index| backlog.remove(index)) {
+        return Ok(plan);
+    }
+    loop {
+        match work.recv().map_err(|_| ended())?? {
+            Work::Plan(plan) => return Ok(plan),
+            other => backlog.push_back(other),
+        }
+    }
+}
+
+/// What the link between the ranks wants. A run that is resumed keeps what it had: gradients that are grouped otherwise are
+/// summed in another order.
+fn bucket_bytes(
+    communicator: &dyn Communicator,
+    device: Device,
+    config: &RunConfig,
+) -> Result<i64, EngineError> {
+    if communicator.world_size() == 1 {
+        return Ok(USUAL_BUCKET);
+    }
+    let saved = match communicator.rank() {
+        0 => saved_bucket_bytes(Path::new(&config.output_dir)).unwrap_or(0),
+        _ => 0,
+    };
+    let told = Tensor::from_slice(&[saved]).to_device(device);
+    communicator.broadcast(&told, 0)?.wait()?;
+    let saved = told.int64_value(&[0]);
+    if saved > 0 {
+        return Ok(saved);
+    }
+    let speed = measure(communicator, device)?;
+    let bytes = speed.bucket_bytes();
+    tracing::info!("link: {speed}; buckets of {} MiB", bytes >> 20);
+    Ok(bytes)
+}
