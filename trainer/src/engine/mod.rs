@@ -159,6 +159,7 @@ impl Engine {
         let mut phases = Phases::default();
         let mut tally = self.no_tally();
         phases.measure("zero_grad", || self.parameters.begin_step());
+        self.parameters.announce_rows(share.pairs.iter().flat_map(Tokenized::tokens))?;
         let budget = self.settings.micro_batch_tokens;
         let plan = self.plan(&share.pairs, &share.references, budget)?;
         for (index, turn) in plan.turns.iter().enumerate() {

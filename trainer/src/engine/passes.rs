@@ -2,7 +2,7 @@
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::wire::ReferenceLogps;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::tally::{ReferenceSide, Tally};
 use super::{Engine, EngineError};
@@ -147,6 +147,9 @@ impl Engine {
         let pass = Pass { segments: &batch.segments, rotary: &tape.rotary, training: true };
         let mut output_grad = Some(last_grad);
         self.parameters.complete(self.policy.top_unit(), work.last)?;
+        if self.policy.head_unit() == 0 {
+            self.parameters.complete_tied_head(work.last)?;
+        }
         for index in (0..self.policy.layers.len()).rev() {
             // Popped, so that a layer's activations are freed as soon as it is done.
             if let (Some(input), Some(kept)) = (tape.inputs.pop(), tape.outputs.pop())
@@ -166,10 +169,8 @@ impl Engine {
             tape.top_layer = None;
             self.parameters.complete(index + 1, work.last)?;
         }
-        self.parameters.open(0)?;
-        if let (Some(gradient), Some(embedding)) = (output_grad, self.parameters.units[0].first()) {
-            let mut total = embedding.grad.shallow_clone();
-            let _ = tch::no_grad(|| total.index_add_(0, &batch.tokens, &gradient.to_kind(Kind::Float)));
+        if let Some(gradient) = output_grad.filter(|_| self.trains(0)) {
+            self.parameters.add_looked_up(&batch.tokens, &gradient)?;
         }
         self.parameters.complete(0, work.last)?;
         Ok(())

@@ -48,6 +48,19 @@ impl Parameters {
     /// A unit's gradients are complete in this micro-batch. Reduces the bucket that they complete: after the step's last
     /// micro-batch, or after each where no rank keeps whole gradients.
     pub fn complete(&mut self, unit: usize, last: bool) -> Result<(), CommError> {
+        match unit == 0 && self.lookup_travels_apart() {
+            true if last => self.reduce_rows(),
+            true => Ok(()),
+            false => self.complete_bucket(unit, last),
+        }
+    }
+
+    /// A tied head has added its share of the embedding's gradient in this micro-batch; all but the lookup's is complete.
+    pub fn complete_tied_head(&mut self, last: bool) -> Result<(), CommError> {
+        if self.lookup_travels_apart() { self.complete_bucket(0, last) } else { Ok(()) }
+    }
+
+    fn complete_bucket(&mut self, unit: usize, last: bool) -> Result<(), CommError> {
         match self.buckets.iter().position(|bucket| bucket.units.start == unit) {
             Some(index) if last || self.keeping.sharding.of_gradients() => self.reduce(index),
             _ => Ok(()),
@@ -100,7 +113,8 @@ impl Parameters {
             .filter(|&index| self.buckets[index].reduction.is_some())
             .collect::<Vec<_>>()
             .into_iter()
-            .try_for_each(|index| self.land(index))
+            .try_for_each(|index| self.land(index))?;
+        self.settle_rows()
     }
 
     /// This rank's own part of a bucket's gradient.
