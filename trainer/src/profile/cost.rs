@@ -63,7 +63,7 @@ impl Class {
             Self::Call
         } else if is(&["adamw"]) {
             Self::Optimizer
-        } else if is(&["scaled_dot_product", "flash_", "efficient_attention", "fmha"]) {
+        } else if is(&["scaled_dot_product", "flash_", "efficient_attention", "fmha", "dyad::attention"]) {
             Self::Attention
         } else if matches!(operator, "mm" | "addmm" | "bmm" | "baddbmm" | "matmul" | "linear")
             || is(&["gemm", "cutlass", "nvjet"])
@@ -111,6 +111,9 @@ pub fn flops(event: &Event) -> f64 {
         "addmm" => product(shape(1), shape(2)),
         "bmm" => product(shape(0), shape(1)),
         "baddbmm" => product(shape(1), shape(2)),
+        // The bridge's own says in a second shape how many pairs of tokens see each other.
+        "dyad::attention" => visible(shape(0), shape(1)),
+        "dyad::attention_backward" => 2.5 * visible(shape(0), shape(1)),
         name if name.contains("scaled_dot_product") && name.contains("attention") => {
             let backward = name.ends_with("backward");
             // The backward pass gets the output's gradient first, and does five products to the forward pass's two.
@@ -136,6 +139,14 @@ fn attention(q: &[i64], k: &[i64]) -> f64 {
             let share = if queries == keys { 0.5 } else { 1.0 };
             4.0 * share * numel(q) * *keys as f64
         }
+        _ => 0.0,
+    }
+}
+
+/// Queries `[tokens, heads, width]`, and `[pairs, 0]`.
+fn visible(q: &[i64], pairs: &[i64]) -> f64 {
+    match (q, pairs) {
+        ([_, heads, width], [pairs, ..]) => 4.0 * (heads * width * pairs) as f64,
         _ => 0.0,
     }
 }
@@ -196,6 +207,8 @@ mod tests {
         assert_eq!(flops(&event(name, &[q, q, q])), 2.0 * 2.0 * 6.0 * 6.0 * 8.0);
         let backward = event(&format!("{name}_backward"), &[q, q, k, k]);
         assert_eq!(flops(&backward), 2.5 * 4.0 * 2.0 * 6.0 * 9.0 * 8.0);
+        let own = event("dyad::attention", &[&[6, 2, 8], &[21, 0]]);
+        assert_eq!(flops(&own), 4.0 * 2.0 * 8.0 * 21.0);
     }
 
     #[test]
