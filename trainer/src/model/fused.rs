@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::batch::Segment;
-use crate::ext::{RawError, check};
+use crate::ext::{RawError, TorchError, check};
 
 unsafe extern "C" {
     fn dyad_rms_norm(
@@ -22,6 +22,7 @@ unsafe extern "C" {
         y: *mut *mut C_tensor,
     ) -> RawError;
     fn dyad_swiglu(gate: *const C_tensor, up: *const C_tensor, y: *mut *mut C_tensor) -> RawError;
+    fn dyad_kernel_threads(threads: *mut usize) -> RawError;
     fn dyad_accumulate(total: *const C_tensor, part: *const C_tensor) -> RawError;
     fn dyad_segmented_attention(
         query: *const C_tensor,
@@ -73,6 +74,14 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     made(|out| unsafe { dyad_swiglu(gate.as_ptr(), up.as_ptr(), out) })
 }
 
+/// Threads that share a kernel's work.
+pub fn kernel_threads() -> Result<usize, TorchError> {
+    let mut threads = 0;
+    // SAFETY: writes one integer.
+    check(unsafe { dyad_kernel_threads(&raw mut threads) })?;
+    Ok(threads)
+}
+
 /// `total += part`, whatever the kinds; `total` is changed through every handle to it.
 pub fn accumulate(total: &Tensor, part: &Tensor) {
     let narrow = total.kind() == Kind::Float && part.kind() == Kind::BFloat16;
@@ -99,4 +108,16 @@ pub fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segme
     made(|out| unsafe {
         dyad_segmented_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), layout.as_ptr(), layout.len(), out)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without OpenMP the bridge compiles as well, and its loops run on one thread.
+    #[test]
+    fn kernels_share_their_work_between_all_threads() {
+        tch::set_num_threads(2);
+        assert_eq!(kernel_threads().unwrap(), 2);
+    }
 }
