@@ -98,82 +98,75 @@ impl QuickEncoder {
         let marks = like.map_or_else(Vec::new, |like| like.shared(&text));
         let known = marks.last().map_or(0, |mark| mark.ids);
         let ids = like.map_or_else(Vec::new, |like| like.ids[..known].to_vec());
-        let mut encoded = Encoded { text, ids, marks };
-        let done = self.encode_rest(tokenizer, &mut encoded, &mut words);
+        let mut work = Work { quick: self, tokenizer, text: &text, words: &mut words, ids, marks };
+        let done = work.encode_rest();
+        let (ids, marks) = (work.ids, work.marks);
         self.lock().push(words);
-        done.map(|()| encoded)
+        done.map(|()| Encoded { text, ids, marks })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Words>> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
+/// A text that is being encoded.
+struct Work<'w> {
+    quick: &'w QuickEncoder,
+    tokenizer: &'w Tokenizer,
+    text: &'w str,
+    words: &'w mut Words,
+    ids: Vec<u32>,
+    marks: Vec<Mark>,
+}
+
+impl Work<'_> {
     /// Goes on after the last mark.
-    fn encode_rest(&self, tokenizer: &Tokenizer, out: &mut Encoded, words: &mut Words) -> Result<()> {
-        let text = std::mem::take(&mut out.text);
-        let from = out.marks.last().map_or(0, |mark| mark.end);
+    fn encode_rest(&mut self) -> Result<()> {
+        let (text, raw) = (self.text, &self.quick.added.raw);
+        let from = self.marks.last().map_or(0, |mark| mark.end);
         let mut last = from;
-        for (start, end, id) in self.added.raw.find(&text[from..]) {
+        for (start, end, id) in raw.find(&text[from..]) {
             let (start, end) = (from + start, from + end);
-            self.encode_part(tokenizer, &text, last..start, out, words)?;
-            out.ids.push(id);
+            self.encode_part(last..start)?;
+            self.ids.push(id);
             // Only tokens that start here or before could have been found in its place.
-            out.marks.push(Mark { end, ids: out.ids.len(), decided: start + self.added.raw.longest });
+            self.marks.push(Mark { end, ids: self.ids.len(), decided: start + raw.longest });
             last = end;
         }
-        self.encode_part(tokenizer, &text, last..text.len(), out, words)?;
-        out.text = text;
-        Ok(())
+        self.encode_part(last..text.len())
     }
 
     /// Text between added tokens that are sought in the text as it is.
-    fn encode_part(
-        &self,
-        tokenizer: &Tokenizer,
-        text: &str,
-        part: Range<usize>,
-        out: &mut Encoded,
-        words: &mut Words,
-    ) -> Result<()> {
+    fn encode_part(&mut self, part: Range<usize>) -> Result<()> {
         if part.is_empty() {
             return Ok(());
         }
-        let normalized = self.normal.apply(tokenizer.get_normalizer(), &text[part.clone()]);
+        let QuickEncoder { added, normal, .. } = self.quick;
+        let normalized = normal.apply(self.tokenizer.get_normalizer(), &self.text[part.clone()]);
         let mut last = 0;
-        for (start, end, id) in self.added.normalized.find(&normalized) {
-            self.encode_piece(
-                tokenizer,
-                &normalized[last..start],
-                part.start + last == 0,
-                &mut out.ids,
-                words,
-            )?;
-            out.ids.push(id);
-            if self.normal.is_identity() {
+        for (start, end, id) in added.normalized.find(&normalized) {
+            self.encode_piece(&normalized[last..start], part.start + last == 0)?;
+            self.ids.push(id);
+            if normal.is_identity() {
                 let end = part.start + end;
                 // A token of the other kind that starts within this one would have cut it.
-                let decided = end + self.added.raw.longest.max(self.added.normalized.longest);
-                out.marks.push(Mark { end, ids: out.ids.len(), decided });
+                let decided = end + added.raw.longest.max(added.normalized.longest);
+                self.marks.push(Mark { end, ids: self.ids.len(), decided });
             }
             last = end;
         }
-        self.encode_piece(tokenizer, &normalized[last..], part.start + last == 0, &mut out.ids, words)
+        self.encode_piece(&normalized[last..], part.start + last == 0)
     }
 
     /// Normalised text without added tokens.
-    fn encode_piece(
-        &self,
-        tokenizer: &Tokenizer,
-        piece: &str,
-        first: bool,
-        ids: &mut Vec<u32>,
-        words: &mut Words,
-    ) -> Result<()> {
+    fn encode_piece(&mut self, piece: &str, first: bool) -> Result<()> {
         if piece.is_empty() {
             return Ok(());
         }
-        let model = tokenizer.get_model();
-        self.cuts.cut(piece, first, &mut |word| words.append(word, ids, || self.cuts.ids(model, word)))
+        let (model, cuts, ids) = (self.tokenizer.get_model(), &self.quick.cuts, &mut self.ids);
+        let words = &mut *self.words;
+        cuts.cut(piece, first, &mut |word| words.append(word, ids, || cuts.ids(model, word)))
     }
 }
 
