@@ -28,8 +28,7 @@ fn main() {
     let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|name| name == part);
     let dir = tempfile::tempdir().unwrap();
     if wanted("tokens") {
-        print("Tokenising and templating, one core", &[]);
-        tokens::measure(dir.path(), 3.0, &|name, figure| println!("| {name} | {figure} |"));
+        print("Tokenising and templating, one core", &tokens::measure(dir.path(), 3.0));
     }
     let data = dir.path().join("pairs.jsonl");
     if wanted("file") {
