@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::batch::Segment;
 use crate::lora::{self, ADAPTER_CONFIG, LoraSpec, PeftConfig};
 use crate::model::Model;
-use crate::model::weights::Place;
+use crate::model::weights::{Place, Reading};
 
 /// Most likely answers to some conversations, all prompts in one packed pass per token.
 pub fn complete(
@@ -79,7 +79,7 @@ pub fn load(dir: &Path, place: Place) -> Result<Model, Fault> {
         .as_deref()
         .ok_or_else(|| Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display())))?;
     let mut model = Model::load(&dyad_data::hub::resolve(base)?, place)?;
-    lora::attach(&mut model, &LoraSpec::from_peft(&config, dir), 0)?;
+    lora::attach(&mut model, &LoraSpec::from_peft(&config, dir), 0, &Reading::default())?;
     lora::cast(&mut model);
     Ok(model)
 }

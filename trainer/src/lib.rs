@@ -21,6 +21,7 @@ pub mod generate;
 pub mod head;
 pub mod layout;
 pub mod load;
+pub mod loading;
 pub mod lora;
 pub mod loss;
 pub mod memory;

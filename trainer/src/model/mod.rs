@@ -8,6 +8,7 @@ pub mod config;
 pub mod fused;
 pub mod llama;
 pub mod qwen2;
+pub mod relay;
 pub mod weights;
 
 use std::fmt;
@@ -18,7 +19,7 @@ use blocks::{Linear, Pass, Rotary, rms_norm};
 pub use config::ModelConfig;
 use dyad_proto::Fault;
 use tch::{Kind, Tensor};
-use weights::{Place, Weights};
+use weights::{Place, Reading, Weights};
 
 use crate::batch::{MicroBatch, Segment};
 use crate::comm::CommError;
@@ -78,13 +79,18 @@ pub const HEAD: &str = "lm_head.weight";
 impl Model {
     /// Loads a model folder in the given precision.
     pub fn load(dir: &Path, place: Place) -> Result<Self, Fault> {
-        Self::load_units(dir, place, &mut |_, _| {})
+        Self::load_units(dir, place, &Reading::default(), &mut |_, _| {})
     }
 
     /// Loads a model folder unit by unit, so that what takes them over need not hold two models at once.
-    pub fn load_units(dir: &Path, place: Place, take: TakeUnit<'_>) -> Result<Self, Fault> {
+    pub fn load_units(
+        dir: &Path,
+        place: Place,
+        reading: &Reading,
+        take: TakeUnit<'_>,
+    ) -> Result<Self, Fault> {
         let config = ModelConfig::load(dir)?;
-        let weights = Weights::open(dir)?;
+        let weights = Weights::open_by(dir, reading)?;
         let vocabulary = [config.vocab_size, config.hidden_size];
         let mut embedding = weights.load(EMBEDDING, &vocabulary, place)?;
         take(0, vec![(EMBEDDING.to_owned(), &mut embedding)]);
