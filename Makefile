@@ -4,7 +4,7 @@ PARITY := .venv/parity
 CARGO_DENY := .tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help build cuda quickstart test lint bench bench-plane bench-links root clean
+.PHONY: help build cuda quickstart test lint bench bench-gpu bench-plane bench-links root clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of depende
 
 bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (about 15 minutes).
 	$(PARITY)/bin/python tests/bench/bench.py --python $(PARITY)/bin/python
+
+bench-gpu: build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`; not yet run on one).
+	$(PARITY)/bin/python tests/bench/bench_gpu.py --python $(PARITY)/bin/python
 
 bench-plane: build ## Tokenising, a file of a million pairs, a thousand trainers; no model (about 2 minutes, 2 GB in TMPDIR).
 	cargo run --release --quiet -p dyad-tests --example bench-plane

@@ -45,13 +45,16 @@ fn compile_bridge(include: &Path) {
         .files([
             "ext/autograd.cpp",
             "ext/device.cpp",
+            "ext/device_ops.cpp",
             "ext/eight_bit.cpp",
             "ext/gloo.cpp",
             "ext/head.cpp",
             "ext/kernels.cpp",
             "ext/attention.cpp",
             "ext/profile.cpp",
+            "ext/stand_in.cpp",
             "ext/storage.cpp",
+            "ext/varlen.cpp",
         ])
         .compile("dyad_ext");
 }

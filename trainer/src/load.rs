@@ -14,6 +14,7 @@ use crate::device::compute_kind;
 use crate::flat::{Flat, Keep, Link};
 use crate::layout::{Layout, Sharding};
 use crate::lora::{self, ADAPTER_CONFIG, LoraSpec, PeftConfig};
+use crate::model::attention::announce;
 use crate::model::weights::{Place, Reading};
 use crate::model::{Model, ModelConfig, stored_kind};
 use crate::parameters::{Keeping, Named, Parameters};
@@ -131,6 +132,7 @@ impl Parts {
                 full((sources, reading), place, compares.then_some(keep), keeping)?
             }
         };
+        announce(&policy.config, place)?;
         let saver = Saver {
             output_dir: PathBuf::from(&config.output_dir),
             sources: sources.companions.clone(),

@@ -11,7 +11,7 @@ use crate::ext::grad;
 use crate::flat::Lent;
 use crate::head::{HeadGradients, Scorer, Scores, score_batch};
 use crate::loss::Objective;
-use crate::model::blocks::{Pass, Rotary};
+use crate::model::blocks::Pass;
 use crate::model::fused::accumulate;
 use crate::timing::Phases;
 
@@ -36,8 +36,6 @@ struct Tape {
     outputs: Vec<Option<Tensor>>,
     /// Output of the last layer.
     last: Tensor,
-    /// Positions of its tokens.
-    rotary: Rotary,
     /// The embedding's weights, where it is the head.
     head: Option<Lent>,
     /// The last layer's weights: the walk back begins with them.
@@ -62,7 +60,7 @@ impl Engine {
         tape.head = None;
         tally.add(&scores, &reference, work.pairs);
         if self.settings.keeps_references {
-            tally.keep_references(&scores, work.pairs.len());
+            tally.keep_references(scores.reference_logps, work.pairs.len());
         }
         tally.tokens += TokenCounts::of(work.pairs, self.settings.layout);
         phases.measure("backward", || self.backward(&batch, work, tape, last_grad))
@@ -77,8 +75,7 @@ impl Engine {
     }
 
     fn forward(&self, batch: &MicroBatch, masks: Option<u64>) -> Result<Tape, EngineError> {
-        let rotary = self.policy.rotary(&batch.positions);
-        let pass = Pass { segments: &batch.segments, rotary: &rotary, training: true };
+        let pass = self.policy.pass(batch, true);
         let residence = &self.policy.residence;
         let embedding = residence.lend(0, Some(1))?;
         let mut hidden = self.policy.embed(&batch.tokens);
@@ -101,7 +98,7 @@ impl Engine {
             outputs.push(kept.then_some(output));
             top_layer = (index + 1 == layers).then_some(weights);
         }
-        Ok(Tape { inputs, outputs, last: hidden, rotary, head, top_layer })
+        Ok(Tape { inputs, outputs, last: hidden, head, top_layer })
     }
 
     /// Scores the batch; returns the statistics and the gradient of the last layer's output.
@@ -144,7 +141,7 @@ impl Engine {
         mut tape: Tape,
         last_grad: Tensor,
     ) -> Result<(), EngineError> {
-        let pass = Pass { segments: &batch.segments, rotary: &tape.rotary, training: true };
+        let pass = self.policy.pass(batch, true);
         let mut output_grad = Some(last_grad);
         self.parameters.complete(self.policy.top_unit(), work.last)?;
         if self.policy.head_unit() == 0 {

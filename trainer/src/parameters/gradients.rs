@@ -1,6 +1,6 @@
 //! A step's gradients: added up in buckets, reduced between ranks as buckets complete, freed where only a part is kept.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Bucket, Parameters};
 use crate::comm::{CommError, Pending};
@@ -123,20 +123,20 @@ impl Parameters {
         bucket.total.as_ref().map_or_else(|| part(&bucket.grad, own), Tensor::shallow_clone)
     }
 
-    /// L2 norm over all gradients of all ranks.
-    pub fn grad_norm(&self) -> Result<f64, CommError> {
+    /// L2 norm over all gradients of all ranks, float64, where the gradients are: reading it is the caller's to time. `[1]`
+    pub fn grad_norm(&self) -> Result<Tensor, CommError> {
         let square = |bucket| {
             let grad = self.own_grad(bucket);
             grad.dot(&grad).to_kind(Kind::Double)
         };
         let squares: Vec<Tensor> = self.buckets.iter().map(square).collect();
         if squares.is_empty() {
-            return Ok(0.0);
+            return Ok(Tensor::zeros([1], (Kind::Double, Device::Cpu)));
         }
         let total = Tensor::stack(&squares, 0).sum(Kind::Double).view([1]);
         if self.keeping.sharding.of_states() {
             self.keeping.link.communicator()?.all_reduce(&total)?.wait()?;
         }
-        Ok(total.sqrt().double_value(&[0]))
+        Ok(total.sqrt())
     }
 }

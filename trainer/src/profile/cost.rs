@@ -63,7 +63,7 @@ impl Class {
             Self::Call
         } else if is(&["adamw"]) {
             Self::Optimizer
-        } else if is(&["scaled_dot_product", "flash_", "efficient_attention", "fmha", "dyad::attention"]) {
+        } else if is(&["dyad::attention", "scaled_dot_product", "flash_", "efficient_attention", "fmha"]) {
             Self::Attention
         } else if matches!(operator, "mm" | "addmm" | "bmm" | "baddbmm" | "matmul" | "linear")
             || is(&["gemm", "cutlass", "nvjet"])
@@ -105,6 +105,9 @@ impl Class {
 /// Floating-point operations of a matrix product or an attention, two to a multiply-accumulate; 0 for everything else.
 #[must_use]
 pub fn flops(event: &Event) -> f64 {
+    if let Some((_, operations)) = counted(&event.name) {
+        return operations;
+    }
     let shape = |index: usize| event.shapes.get(index).map_or(&[] as &[i64], Vec::as_slice);
     match event.name.strip_prefix("aten::").unwrap_or(&event.name).trim_end_matches('_') {
         "mm" => product(shape(0), shape(1)),
@@ -122,6 +125,18 @@ pub fn flops(event: &Event) -> f64 {
         }
         _ => 0.0,
     }
+}
+
+/// What an operator is called in tables: attention over runs without the operations that its name carries.
+#[must_use]
+pub fn plain_name(name: &str) -> &str {
+    counted(name).map_or(name, |(plain, _)| plain)
+}
+
+/// Attention over runs says in its name what it has to compute (`ext/varlen.cpp`): no shape tells.
+fn counted(name: &str) -> Option<(&str, f64)> {
+    let (plain, operations) = name.strip_prefix("dyad::").and(name.rsplit_once(' '))?;
+    Some((plain, operations.parse().ok()?))
 }
 
 /// `[…, m, k] × […, k, n]`.
@@ -209,6 +224,14 @@ mod tests {
         assert_eq!(flops(&backward), 2.5 * 4.0 * 2.0 * 6.0 * 9.0 * 8.0);
         let own = event("dyad::attention", &[&[6, 2, 8], &[21, 0]]);
         assert_eq!(flops(&own), 4.0 * 2.0 * 8.0 * 21.0);
+    }
+
+    #[test]
+    fn attention_over_runs_says_what_it_computes() {
+        let named = event("dyad::attention flash backward 12500", &[]);
+        assert_eq!((flops(&named), plain_name(&named.name)), (12_500.0, "dyad::attention flash backward"));
+        assert_eq!(Class::of(&named.name), Class::Attention);
+        assert_eq!((plain_name("aten::mm"), flops(&event("dyad::attention", &[]))), ("aten::mm", 0.0));
     }
 
     #[test]
