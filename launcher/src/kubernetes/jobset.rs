@@ -57,6 +57,7 @@ pub struct Coordinator {
 #[serde(rename_all = "camelCase")]
 pub struct Network {
     /// The controller makes a headless Service.
+    #[serde(rename = "enableDNSHostnames")]
     pub enable_dns_hostnames: bool,
     /// Its name.
     pub subdomain: String,

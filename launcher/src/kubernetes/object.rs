@@ -79,7 +79,9 @@ fn ordered(value: Value) -> Value {
 
 /// YAML of one object.
 pub fn yaml(value: &Value) -> Result<String, Fault> {
-    serde_saphyr::to_string(value).map_err(|error| Fault::failed(format!("cannot write YAML: {error}")))
+    let text = serde_saphyr::to_string(value)
+        .map_err(|error| Fault::failed(format!("cannot write YAML: {error}")))?;
+    Ok(format!("{}\n", text.trim_end()))
 }
 
 /// All objects as one YAML stream.

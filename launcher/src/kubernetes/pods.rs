@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::cli::Workload;
 use super::confine;
 use super::meta::{Component, pod_labels, selecting};
-use super::spec::{CONFIG, GRPC_PORT, METRICS_PORT, Spec, TLS};
+use super::spec::{CONFIG, GRPC_PORT, HEALTH_PORT, METRICS_PORT, Spec, TLS};
 use super::values::Place;
 use super::volumes;
 
@@ -65,18 +65,21 @@ fn pod(spec: &Spec, component: Component) -> PodSpec {
 }
 
 fn coordinator(spec: &Spec) -> Container {
-    let world_size = spec.world_size().to_string();
-    let join = spec.options.lifecycle.join_timeout.to_string();
-    let listen = format!("0.0.0.0:{GRPC_PORT}");
-    let config = format!("{CONFIG}/run.json");
-    let args = [
-        ["--config", &config],
-        ["--listen", &listen],
-        ["--world-size", &world_size],
-        ["--join-timeout-seconds", &join],
+    let mut args = vec![
+        format!("--config={CONFIG}/run.json"),
+        format!("--listen=0.0.0.0:{GRPC_PORT}"),
+        format!("--metrics-listen=0.0.0.0:{METRICS_PORT}"),
+        format!("--world-size={}", spec.world_size()),
+        format!("--join-timeout-seconds={}", spec.options.lifecycle.join_timeout),
+        "--auto-resume".to_owned(),
+        "--print-events".to_owned(),
     ];
-    let mut args: Vec<String> = args.as_flattened().iter().map(|word| (*word).to_owned()).collect();
-    args.extend(["--auto-resume".into(), "--print-events".into()]);
+    // The kubelet's probes show no certificate.
+    args.push(if spec.secure() {
+        format!("--health-listen=0.0.0.0:{HEALTH_PORT}")
+    } else {
+        "--insecure".to_owned()
+    });
     let port = |name: &str, port| ContainerPort {
         name: Some(name.into()),
         container_port: port,
@@ -92,16 +95,17 @@ fn coordinator(spec: &Spec) -> Container {
             claims: None,
         }),
         // It reads all pairs before it listens.
-        startup_probe: Some(probe(5, 120)),
-        readiness_probe: Some(probe(10, 3)),
-        liveness_probe: Some(probe(20, 6)),
+        startup_probe: Some(probe(spec, 5, 120)),
+        readiness_probe: Some(probe(spec, 10, 3)),
+        liveness_probe: Some(probe(spec, 20, 6)),
         ..container(spec, Component::Coordinator)
     }
 }
 
-fn probe(period: i32, failures: i32) -> Probe {
+fn probe(spec: &Spec, period: i32, failures: i32) -> Probe {
+    let port = if spec.secure() { HEALTH_PORT } else { GRPC_PORT };
     Probe {
-        grpc: Some(GRPCAction { port: GRPC_PORT, service: None }),
+        grpc: Some(GRPCAction { port, service: None }),
         period_seconds: Some(period),
         failure_threshold: Some(failures),
         timeout_seconds: Some(5),
@@ -112,18 +116,14 @@ fn probe(period: i32, failures: i32) -> Probe {
 /// No probes: a collective or a checkpoint may rightly take long, and the coordinator watches heartbeats.
 fn trainers(spec: &Spec) -> Container {
     let lifecycle = &spec.options.lifecycle;
-    let gpus = spec.options.gpus_per_node.to_string();
-    let grace = lifecycle.grace_period.saturating_sub(LAST_SECONDS).max(1).to_string();
-    let wait = lifecycle.join_timeout.to_string();
-    let (url, logs) = (spec.coordinator_url(), format!("{}/logs", spec.config.output_dir));
-    let args = [
-        ["--coordinator", &url],
-        ["--gpus", &gpus],
-        ["--logs", &logs],
-        ["--wait-for-coordinator", &wait],
-        ["--grace-period", &grace],
+    let grace = lifecycle.grace_period.saturating_sub(LAST_SECONDS).max(1);
+    let mut args = vec![
+        format!("--coordinator={}", spec.coordinator_url()),
+        format!("--gpus={}", spec.options.gpus_per_node),
+        format!("--logs={}/logs", spec.config.output_dir),
+        format!("--wait-for-coordinator={}", lifecycle.join_timeout),
+        format!("--grace-period={grace}"),
     ];
-    let mut args: Vec<String> = args.as_flattened().iter().map(|word| (*word).to_owned()).collect();
     if spec.config.zero_stage > 0 {
         args.push("--spare-memory".into());
     }

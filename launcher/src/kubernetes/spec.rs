@@ -11,12 +11,16 @@ use super::values::Place;
 pub const OUTPUT: &str = "/output";
 /// Where preference files and models are mounted.
 pub const DATA: &str = "/data";
+/// Where the image keeps a small model and pairs to try a cluster with.
+pub const EXAMPLE: &str = "/opt/dyad/example";
 /// Where the run configuration is mounted.
 pub const CONFIG: &str = "/etc/dyad/run";
 /// Where certificates and join token are mounted.
 pub const TLS: &str = "/etc/dyad/tls";
 /// Port of the coordinator.
 pub const GRPC_PORT: i32 = 29400;
+/// Port on which it answers probes in plain text where the other one speaks TLS.
+pub const HEALTH_PORT: i32 = 29401;
 /// Port of its metrics.
 pub const METRICS_PORT: i32 = 9464;
 /// A pod's name is the run's with up to 22 characters after it, and has at most 63.
@@ -177,9 +181,9 @@ fn check_places(options: &RunOptions) -> Result<(), Fault> {
 /// Paths become those inside the pods: results below /output, data below /data, models there too or on the hub.
 fn move_paths(config: &mut RunConfig, has_data: bool) -> Result<(), Fault> {
     config.output_dir = inside("output_dir", &config.output_dir, OUTPUT, &[OUTPUT])?;
-    config.training_file = inside("training_file", &config.training_file, DATA, &[DATA, OUTPUT])?;
+    config.training_file = inside("training_file", &config.training_file, DATA, &[DATA, OUTPUT, EXAMPLE])?;
     if let Some(path) = &mut config.validation_file {
-        *path = inside("validation_file", path, DATA, &[DATA, OUTPUT])?;
+        *path = inside("validation_file", path, DATA, &[DATA, OUTPUT, EXAMPLE])?;
     }
     if let Some(path) = &mut config.reference_cache {
         *path = inside("reference_cache", path, OUTPUT, &[OUTPUT, "/tmp"])?;
@@ -187,7 +191,7 @@ fn move_paths(config: &mut RunConfig, has_data: bool) -> Result<(), Fault> {
     for (key, model) in [("model", Some(&config.model)), ("from_checkpoint", config.from_checkpoint.as_ref())]
     {
         if let Some(model) = model.filter(|model| model.starts_with(['/', '.', '~'])) {
-            inside(key, model, DATA, &[DATA, OUTPUT])?;
+            inside(key, model, DATA, &[DATA, OUTPUT, EXAMPLE])?;
         }
     }
     let named = [

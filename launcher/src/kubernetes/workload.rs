@@ -68,9 +68,9 @@ fn set_rules() -> Vec<FailurePolicyRule> {
         on_job_failure_message_patterns: vec![pattern],
     };
     vec![
-        rule("invalidInput", "FailJobSet", "exit code 2 "),
-        rule("drained", "RestartJobSetAndIgnoreMaxRestarts", "exit code 130 "),
-        rule("disrupted", "RestartJobSetAndIgnoreMaxRestarts", "condition DisruptionTarget "),
+        rule("invalidInput", "FailJobSet", "exit code 2\\b"),
+        rule("drained", "RestartJobSetAndIgnoreMaxRestarts", "exit code 130\\b"),
+        rule("disrupted", "RestartJobSetAndIgnoreMaxRestarts", "condition DisruptionTarget\\b"),
     ]
 }
 
