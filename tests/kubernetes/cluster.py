@@ -57,7 +57,8 @@ class Cluster:
         self._run("kube-controller-manager", f"--kubeconfig={self.kubeconfig('admin')}", "--leader-elect=false",
                   f"--secure-port={free_port()}", f"--cert-dir={self.folder}/manager",
                   f"--service-account-private-key-file={key}",
-                  "--controllers=job-controller,garbage-collector-controller,serviceaccount-controller,namespace-controller")
+                  "--controllers=job-controller,garbage-collector-controller,serviceaccount-controller,namespace-controller,"
+                  "persistentvolumeclaim-protection-controller")
 
     def start_jobset(self, sources: pathlib.Path) -> None:
         """The JobSet controller with its own checks: its webhooks are called at this machine's address."""
@@ -89,10 +90,10 @@ class Cluster:
         self.wait("the JobSet webhooks", lambda: socket.create_connection(("127.0.0.1", port), 1))
 
     def stop(self) -> None:
-        for process in reversed(self.processes):
-            process.terminate()
+        # The API server would wait for its watchers, and nothing of it is kept.
         for process in self.processes:
-            process.wait(20)
+            process.kill()
+            process.wait()
 
     def kubeconfig(self, user: str) -> pathlib.Path:
         return self.folder / f"{user}.kubeconfig"

@@ -78,7 +78,7 @@ class Node:
     def _run(self, pod: dict, path: str) -> None:
         meta, container = pod["metadata"], pod["spec"]["containers"][0]
         folder = self.folder / meta["uid"]
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         env = {"PATH": "/opt/dyad/usr/bin:/usr/bin:/bin"}
         for variable in container.get("env", []):
             source = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", "")
@@ -100,7 +100,7 @@ class Node:
     def _mounts(self, pod: dict, container: dict, folder: pathlib.Path) -> str:
         """A shell script that mounts the image read-only and the pod's volumes into it."""
         root = folder / "root"
-        root.mkdir()
+        root.mkdir(exist_ok=True)
         lines = [f"mount --bind {self.root} {root}", f"mount -o remount,bind,ro {root}", f"mount -t proc proc {root}/proc",
                  f"mount --rbind /dev {root}/dev", f"mount -t tmpfs tmpfs {root}/run"]
         hosts = folder / "hosts"

@@ -135,6 +135,7 @@ class Tests:
         claims = [claim["metadata"]["name"] for claim in self.cluster.get("/api/v1/namespaces/training/persistentvolumeclaims")["items"]]
         assert "twice-output" in claims
         self.kubernetes("delete", "--name", "twice", "--yes")
+        # What is on its way out already is not asked for again.
         assert "no run twice" in self.kubernetes("delete", "--name", "twice", "--yes", status=2)
 
     def test_a_server_that_is_not_there_is_named(self):

@@ -120,8 +120,10 @@ impl Cluster {
         let mut found = Vec::new();
         for (_, _, kind, _) in KINDS {
             let objects = self.list(kind).await?;
-            let own = objects.into_iter().filter(|object| object.metadata.owner_references.is_none());
-            found.extend(own.map(|object| (kind, object)));
+            let own = objects.into_iter().map(|object| (kind, object)).filter(|(_, object)| {
+                object.metadata.owner_references.is_none() && object.metadata.deletion_timestamp.is_none()
+            });
+            found.extend(own);
         }
         Ok(found)
     }
