@@ -188,8 +188,8 @@ class Tests:
         for workload in ("jobset", "job"):
             name = f"invalid-{workload}"
             self.apply_run(name, workload, "training_file=/opt/dyad/example/none.jsonl")
-            text = self.kubernetes("wait", "--name", name, "--timeout", "120", status=1)
-            assert "exit code 2" in text, text
+            text = self.kubernetes("wait", "--name", name, "--timeout", "120", status=2)
+            assert "error: coordinator: " in text and "none.jsonl" in text and "hint: " in text, text
             pods = self.cluster.get("/api/v1/namespaces/training/pods")["items"]
             coordinators = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{name}-coordinator")]
             assert len(coordinators) <= 1, [pod["metadata"]["name"] for pod in coordinators]

@@ -66,9 +66,21 @@ pub fn policies(spec: &Spec) -> Result<Vec<Object>, Fault> {
         vec![ingress(trainers.clone(), Some(GRPC_PORT)), ingress(scrape, Some(METRICS_PORT))],
         outward(spec),
     );
+    let between = policy(
+        spec,
+        "trainers",
+        selecting(spec, Component::Trainers),
+        vec![ingress(trainers, None)],
+        from_trainers(spec),
+    );
+    [deny, coordinator, between].iter().map(object).collect()
+}
+
+fn from_trainers(spec: &Spec) -> Vec<NetworkPolicyEgressRule> {
+    let trainers = vec![pods(spec, Component::Trainers)];
     // Gloo and NCCL listen on ports that the kernel chooses.
     let mut out = vec![
-        NetworkPolicyEgressRule { to: Some(trainers.clone()), ports: None },
+        NetworkPolicyEgressRule { to: Some(trainers), ports: None },
         NetworkPolicyEgressRule {
             to: Some(vec![pods(spec, Component::Coordinator)]),
             ports: Some(vec![tcp(GRPC_PORT)]),
@@ -78,9 +90,7 @@ pub fn policies(spec: &Spec) -> Result<Vec<Object>, Fault> {
     if spec.needs_hub() {
         out.push(NetworkPolicyEgressRule { to: None, ports: Some(vec![tcp(443)]) });
     }
-    let between =
-        policy(spec, "trainers", selecting(spec, Component::Trainers), vec![ingress(trainers, None)], out);
-    [deny, coordinator, between].iter().map(object).collect()
+    out
 }
 
 fn policy(

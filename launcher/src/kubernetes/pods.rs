@@ -65,6 +65,29 @@ fn pod(spec: &Spec, component: Component) -> PodSpec {
 }
 
 fn coordinator(spec: &Spec) -> Container {
+    let port = |name: &str, port| ContainerPort {
+        name: Some(name.into()),
+        container_port: port,
+        ..Default::default()
+    };
+    Container {
+        command: Some(vec!["coordinator".into()]),
+        args: Some(coordinator_flags(spec)),
+        ports: Some(vec![port("grpc", GRPC_PORT), port("metrics", METRICS_PORT)]),
+        resources: Some(ResourceRequirements {
+            requests: Some(quantities([("cpu", "500m"), ("memory", "512Mi")])),
+            limits: Some(quantities([("memory", "4Gi")])),
+            claims: None,
+        }),
+        // It reads all pairs before it listens.
+        startup_probe: Some(probe(spec, 5, 120)),
+        readiness_probe: Some(probe(spec, 10, 3)),
+        liveness_probe: Some(probe(spec, 20, 6)),
+        ..container(spec, Component::Coordinator)
+    }
+}
+
+fn coordinator_flags(spec: &Spec) -> Vec<String> {
     let mut args = vec![
         format!("--config={CONFIG}/run.json"),
         format!("--listen=0.0.0.0:{GRPC_PORT}"),
@@ -80,26 +103,7 @@ fn coordinator(spec: &Spec) -> Container {
     } else {
         "--insecure".to_owned()
     });
-    let port = |name: &str, port| ContainerPort {
-        name: Some(name.into()),
-        container_port: port,
-        ..Default::default()
-    };
-    Container {
-        command: Some(vec!["coordinator".into()]),
-        args: Some(args),
-        ports: Some(vec![port("grpc", GRPC_PORT), port("metrics", METRICS_PORT)]),
-        resources: Some(ResourceRequirements {
-            requests: Some(quantities([("cpu", "500m"), ("memory", "512Mi")])),
-            limits: Some(quantities([("memory", "4Gi")])),
-            claims: None,
-        }),
-        // It reads all pairs before it listens.
-        startup_probe: Some(probe(spec, 5, 120)),
-        readiness_probe: Some(probe(spec, 10, 3)),
-        liveness_probe: Some(probe(spec, 20, 6)),
-        ..container(spec, Component::Coordinator)
-    }
+    args
 }
 
 fn probe(spec: &Spec, period: i32, failures: i32) -> Probe {

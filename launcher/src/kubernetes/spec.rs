@@ -143,6 +143,10 @@ fn check_names(options: &RunOptions) -> Result<(), Fault> {
                 .hint("use lower-case letters, digits, '-' and '.'"));
         }
     }
+    check_variables(options)
+}
+
+fn check_variables(options: &RunOptions) -> Result<(), Fault> {
     for variable in &options.network.env {
         let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         if !variable.key.bytes().all(good) || variable.key.as_bytes()[0].is_ascii_digit() {

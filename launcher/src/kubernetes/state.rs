@@ -59,29 +59,32 @@ pub fn workload_lines(workloads: &[DynamicObject]) -> String {
         let name = object.metadata.name.as_deref().unwrap_or_default();
         let restarts = object.data["status"]["restarts"].as_u64();
         let most = object.data["spec"]["failurePolicy"]["maxRestarts"].as_u64();
-        let words = match phase(std::slice::from_ref(object)) {
-            Phase::Suspended => match label(object.metadata.labels.as_ref(), "kueue.x-k8s.io/queue-name") {
-                Some(queue) => format!("waiting in the queue {queue}"),
-                None => "suspended".into(),
-            },
-            Phase::Complete => "complete".into(),
-            Phase::Failed(reason) => format!("failed: {reason}"),
-            Phase::Active
-                if object.data["status"]["succeeded"].as_u64()
-                    == object.data["spec"]["completions"].as_u64()
-                    && object.data["spec"]["completions"].is_u64() =>
-            {
-                "complete".into()
-            }
-            Phase::Active | Phase::Absent => "active".into(),
-        };
-        let _ = write!(out, "workload  {kind} {name}: {words}");
+        let _ = write!(out, "workload  {kind} {name}: {}", workload_words(object));
         if let (Some(restarts @ 1..), Some(most)) = (restarts, most) {
             let _ = write!(out, ", restarted {restarts} times (at most {most} after failures)");
         }
         out.push('\n');
     }
     out
+}
+
+fn workload_words(object: &DynamicObject) -> String {
+    let count = |pointer: &str| object.data.pointer(pointer).and_then(Value::as_u64);
+    match phase(std::slice::from_ref(object)) {
+        Phase::Suspended => match label(object.metadata.labels.as_ref(), "kueue.x-k8s.io/queue-name") {
+            Some(queue) => format!("waiting in the queue {queue}"),
+            None => "suspended".into(),
+        },
+        Phase::Complete => "complete".into(),
+        Phase::Failed(reason) => format!("failed: {reason}"),
+        // Of plain Jobs only the coordinator's decides over the run; the trainers' may be done all the same.
+        Phase::Active
+            if count("/spec/completions").is_some_and(|all| count("/status/succeeded") == Some(all)) =>
+        {
+            "complete".into()
+        }
+        Phase::Active | Phase::Absent => "active".into(),
+    }
 }
 
 /// A table of the pods, each with what keeps it or what it ended with.

@@ -50,6 +50,15 @@ async fn pause(limit: Duration) {
     if limit == Duration::MAX { std::future::pending().await } else { tokio::time::sleep(limit).await }
 }
 
+/// The code that the coordinator's container ended with.
+fn exit_code(pods: &[Pod]) -> Option<ErrorCode> {
+    let coordinator = pods.iter().rev().find(|pod| pod_prefix(pod) == "coordinator")?;
+    let container = coordinator.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    let status = container.state.as_ref()?.terminated.as_ref()?.exit_code;
+    let codes = [ErrorCode::InvalidInput, ErrorCode::Unavailable, ErrorCode::Failed];
+    codes.into_iter().find(|code| i32::from(code.exit_status()) == status)
+}
+
 struct Follower<'a> {
     cluster: &'a Cluster,
     console: Console,
@@ -136,7 +145,11 @@ impl<'a> Follower<'a> {
         match event(line) {
             Some(Body::Ended(ended)) => self.failure = ended.failure.map(Fault::from),
             Some(body) => self.progress.show(&body),
-            None => self.console.log("coordinator", line),
+            None => match (line.strip_prefix("error: "), line.strip_prefix("hint: ")) {
+                (Some(error), _) => self.failure = Some(Fault::failed(error).from_origin("coordinator")),
+                (_, Some(hint)) => self.failure = self.failure.take().map(|fault| fault.hint(hint)),
+                _ => self.console.log("coordinator", line),
+            },
         }
     }
 
@@ -144,7 +157,8 @@ impl<'a> Follower<'a> {
     fn failed(&self, reason: &str, pods: &[Pod]) -> Fault {
         let hint = "all lines: `launcher kubernetes logs`";
         match self.failure.clone().filter(|fault| fault.code != ErrorCode::Interrupted) {
-            Some(fault) => fault,
+            // What a log says has lost its code; the container's exit status has kept it.
+            Some(fault) => Fault { code: exit_code(pods).unwrap_or(fault.code), ..fault },
             None => {
                 self.console.line(pod_lines(pods).trim_end());
                 Fault::failed(format!("run {} failed: {reason}", self.cluster.name)).hint(hint)
