@@ -25,6 +25,8 @@ class Node:
         self.cluster, self.root, self.adapt = cluster, root, adapt
         self.folder = cluster.folder / "pods"
         self.running, self.ending = {}, set()
+        # What a runtime makes in an image that lacks it.
+        (root / "etc/hosts").touch()
         self.stopped = threading.Event()
 
     def start(self) -> None:

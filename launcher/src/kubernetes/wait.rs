@@ -9,7 +9,7 @@ use dyad_proto::wire::run_event::Body;
 use dyad_proto::{ErrorCode, Fault};
 use futures::{AsyncBufReadExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::LogParams;
+use kube::api::{DynamicObject, LogParams};
 
 use super::cli::WaitOptions;
 use super::cluster::Cluster;
@@ -59,6 +59,9 @@ fn exit_code(pods: &[Pod]) -> Option<ErrorCode> {
     codes.into_iter().find(|code| i32::from(code.exit_status()) == status)
 }
 
+/// Looks in a row that an API server may leave unanswered: it is restarted now and then, and the run does not mind.
+const PATIENCE: u32 = 60;
+
 struct Follower<'a> {
     cluster: &'a Cluster,
     console: Console,
@@ -78,31 +81,54 @@ impl<'a> Follower<'a> {
     }
 
     async fn to_the_end(&mut self) -> Result<(), Fault> {
+        let mut unanswered = 0;
         loop {
-            let workloads = self.cluster.workloads().await?;
-            let pods = self.cluster.run_pods().await?;
-            let here = phase(&workloads);
-            let coordinator = pods.iter().rev().find(|pod| pod_prefix(pod) == "coordinator");
-            let read = match coordinator {
-                Some(pod) => self.read(pod).await,
-                None => Ok(()),
+            let (workloads, pods) = match self.look().await {
+                Err(fault) if fault.code == ErrorCode::Unavailable && unanswered < PATIENCE => {
+                    unanswered += 1;
+                    self.tell(format!("{fault}; asking again"));
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+                seen => seen?,
             };
-            match here {
-                Phase::Absent => return Err(status::absent(self.cluster)),
-                Phase::Complete => {
-                    self.console.clear();
-                    self.console.line(&format!("run {} is complete", self.cluster.name));
-                    return Ok(());
-                }
-                Phase::Failed(reason) => return Err(self.failed(&reason, &pods)),
-                // A log that cannot be read yet is no news; where the run stands is.
-                Phase::Active | Phase::Suspended if read.is_err() || coordinator.is_none() => {
-                    self.tell(format!("{}{}", workload_lines(&workloads), pod_lines(&pods)));
-                }
-                Phase::Active | Phase::Suspended => {}
+            unanswered = 0;
+            if let Some(outcome) = self.take_in(&workloads, &pods).await {
+                return outcome;
             }
             tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// Reads what is new in the coordinator's log; says how the run ended, once it has.
+    async fn take_in(&mut self, workloads: &[DynamicObject], pods: &[Pod]) -> Option<Result<(), Fault>> {
+        // Taken before the log is read: what has ended by then has said its last word.
+        let here = phase(workloads);
+        let coordinator = pods.iter().rev().find(|pod| pod_prefix(pod) == "coordinator");
+        let read = match coordinator {
+            Some(pod) => self.read(pod).await.is_ok(),
+            None => false,
+        };
+        match here {
+            Phase::Absent => Some(Err(status::absent(self.cluster))),
+            Phase::Complete => {
+                self.console.clear();
+                self.console.line(&format!("run {} is complete", self.cluster.name));
+                Some(Ok(()))
+            }
+            Phase::Failed(reason) => Some(Err(self.failed(&reason, pods))),
+            Phase::Active | Phase::Suspended => {
+                // A log that cannot be read yet is no news; where the run stands is.
+                if !read {
+                    self.tell(format!("{}{}", workload_lines(workloads), pod_lines(pods)));
+                }
+                None
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<(Vec<DynamicObject>, Vec<Pod>), Fault> {
+        Ok((self.cluster.workloads().await?, self.cluster.run_pods().await?))
     }
 
     fn tell(&mut self, text: String) {
