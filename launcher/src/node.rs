@@ -5,7 +5,7 @@
 //! - N-3: SIGTERM reaches every trainer, which then have the grace period to finish their step and save.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use clap::Args;
@@ -244,9 +244,24 @@ fn ends(children: &mut [Child]) -> FuturesUnordered<impl Future<Output = Option<
     let end = |child| async move {
         let child: &mut Child = child;
         let status = child.ended().await;
-        child.fault(status).map(|fault| fault.from_origin(child.label.clone()))
+        child.fault(status).map(|fault| by_status(fault, status).from_origin(child.label.clone()))
     };
     children.iter_mut().map(end).collect()
+}
+
+/// A trainer that falls over somebody else's failure leaves at once and without a word: its exit status alone tells.
+fn by_status(fault: Fault, status: Option<ExitStatus>) -> Fault {
+    let all = [ErrorCode::InvalidInput, ErrorCode::Unavailable, ErrorCode::Echo, ErrorCode::Interrupted];
+    let is =
+        |code: &ErrorCode| status.and_then(|status| status.code()) == Some(i32::from(code.exit_status()));
+    match all.into_iter().find(is) {
+        Some(ErrorCode::Echo) if fault.code != ErrorCode::Echo => {
+            Fault::new(ErrorCode::Echo, "stopped because another process failed")
+                .hint("the coordinator's log names it")
+        }
+        Some(code) => Fault { code, ..fault },
+        None => fault,
+    }
 }
 
 /// The node's outcome: a genuine failure counts most, then that it was asked to stop, then somebody else's failure.

@@ -62,8 +62,8 @@ fn a_trainers_end_is_the_nodes() {
         ),
         ("echo 'error: rank 1 died' >&2; exit 4", 4, "rank 1 died"),
         ("echo 'error: gone' >&2; exit 3", 3, "trainer rank 3 (node3-cpu): gone"),
-        // Without a word of its own it has just died.
-        ("exit 3", 1, "died: exit status 3"),
+        ("exit 3", 3, "died: exit status 3"),
+        ("exit 4", 4, "stopped because another process failed"),
         ("kill -9 $$", 1, "killed by signal 9"),
     ];
     for (script, status, words) in cases {

@@ -41,7 +41,7 @@ class Node:
     def stop(self) -> None:
         self.stopped.set()
         for process in self.running.values():
-            process.kill()
+            self._kill(process)
 
     def _loop(self) -> None:
         while not self.stopped.wait(0.3):

@@ -171,14 +171,14 @@ class Tests:
 
     def restarted_run(self, workload: str):
         name = f"again-{workload}"
-        self.apply_run(name, workload, "max_steps=400", "n_checkpoints=100")
+        self.apply_run(name, workload, "max_steps=60", "n_checkpoints=20")
         output = self.output(name)
         self.cluster.wait("a checkpoint", lambda: list(output.glob("checkpoint-*/dyad_state.json")))
         self.kill_trainer(name)
         text = self.kubernetes("wait", "--name", name, "--timeout", "280")
         assert "resumed after step" in text and f"run {name} is complete" in text, text
         rows = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
-        assert rows == list(range(1, 401)), rows
+        assert rows == list(range(1, 61)), rows
         if workload == "jobset":
             status = self.kubernetes("status", "--name", name)
             assert "restarted 1 times" in status or "complete" in status, status
@@ -267,11 +267,13 @@ def main() -> int:
     if os.geteuid() != 0:
         print("error: mounts need root\n\nhint: run as root", file=sys.stderr)
         return 2
+    # Whoever ends this script ends the control plane with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     module = subprocess.run(["go", "mod", "download", "-json", JOBSET], check=True, capture_output=True, cwd="/")
     folder = pathlib.Path(tempfile.mkdtemp(prefix="dyad-kubernetes-"))
     folder.chmod(0o755)
     cluster = Cluster(TOOLS, folder)
-    failed = []
+    failed, node = [], None
     try:
         cluster.start()
         cluster.start_jobset(pathlib.Path(json.loads(module.stdout)["Dir"]))
@@ -288,8 +290,9 @@ def main() -> int:
             except Exception:
                 failed.append(name)
                 print(f"FAILED  {name}\n{traceback.format_exc()}", flush=True)
-        node.stop()
     finally:
+        if node:
+            node.stop()
         cluster.stop()
         if failed or "KEEP" in os.environ:
             print(f"logs: {folder}")

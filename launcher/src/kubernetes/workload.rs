@@ -50,8 +50,11 @@ fn jobset(spec: &Spec) -> JobSet {
                 subdomain: spec.name().to_owned(),
                 publish_not_ready_addresses: true,
             },
-            // It ends well only when every trainer has said that it is done.
-            success_policy: SuccessPolicy { operator: "All", target_replicated_jobs: vec!["coordinator"] },
+            // Of both: pods that still run when a set is done are deleted, and their logs with them.
+            success_policy: SuccessPolicy {
+                operator: "All",
+                target_replicated_jobs: vec!["coordinator", "trainers"],
+            },
             failure_policy: FailurePolicy { max_restarts: lifecycle.max_restarts, rules: set_rules() },
             ttl_seconds_after_finished: Some(lifecycle.ttl).filter(|ttl| *ttl > 0),
             replicated_jobs: vec![replicated(Component::Coordinator), replicated(Component::Trainers)],
