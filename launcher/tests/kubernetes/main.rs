@@ -19,7 +19,7 @@ use serde_json::Value;
 use schema::Schemas;
 
 /// Where manifests are.
-pub fn deploy() -> PathBuf {
+pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes")
 }
 

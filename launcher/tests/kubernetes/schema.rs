@@ -5,16 +5,16 @@ use std::path::Path;
 use serde_json::Value;
 
 /// The extract in `deploy/kubernetes/schemas`.
-pub struct Schemas(Value);
+pub(crate) struct Schemas(Value);
 
 impl Schemas {
-    pub fn load(deploy: &Path) -> Self {
+    pub(crate) fn load(deploy: &Path) -> Self {
         let text = std::fs::read_to_string(deploy.join("schemas/schemas.json")).unwrap();
         Self(serde_json::from_str(&text).unwrap())
     }
 
     /// Everything that is wrong with an object.
-    pub fn errors(&self, object: &Value) -> Vec<String> {
+    pub(crate) fn errors(&self, object: &Value) -> Vec<String> {
         let of = |key: &str| object[key].as_str().unwrap_or_default();
         let kind = format!("{}/{}", of("apiVersion"), of("kind"));
         let mut errors = Vec::new();
