@@ -244,7 +244,10 @@ fn ends(children: &mut [Child]) -> FuturesUnordered<impl Future<Output = Option<
     let end = |child| async move {
         let child: &mut Child = child;
         let status = child.ended().await;
-        child.fault(status).map(|fault| by_status(fault, status).from_origin(child.label.clone()))
+        let fault = by_status(child.fault(status)?, status);
+        // Says whose failure it is, unless the message does.
+        let named = fault.message.contains(&child.label);
+        Some(if named { fault } else { fault.from_origin(child.label.clone()) })
     };
     children.iter_mut().map(end).collect()
 }

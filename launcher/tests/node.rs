@@ -64,7 +64,7 @@ fn a_trainers_end_is_the_nodes() {
         ("echo 'error: gone' >&2; exit 3", 3, "trainer rank 3 (node3-cpu): gone"),
         ("exit 3", 3, "died: exit status 3"),
         ("exit 4", 4, "stopped because another process failed"),
-        ("kill -9 $$", 1, "killed by signal 9"),
+        ("kill -9 $$", 1, "error: trainer rank 3 (node3-cpu) died: killed by signal 9"),
     ];
     for (script, status, words) in cases {
         let (found, text) = Stage::new(script).outcome(&[]);

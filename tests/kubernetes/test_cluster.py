@@ -171,14 +171,14 @@ class Tests:
 
     def restarted_run(self, workload: str):
         name = f"again-{workload}"
-        self.apply_run(name, workload, "max_steps=60", "n_checkpoints=20")
+        self.apply_run(name, workload, "max_steps=40", "n_checkpoints=20", "batch_size=2")
         output = self.output(name)
         self.cluster.wait("a checkpoint", lambda: list(output.glob("checkpoint-*/dyad_state.json")))
         self.kill_trainer(name)
         text = self.kubernetes("wait", "--name", name, "--timeout", "280")
         assert "resumed after step" in text and f"run {name} is complete" in text, text
         rows = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
-        assert rows == list(range(1, 61)), rows
+        assert rows == list(range(1, 41)), rows
         if workload == "jobset":
             status = self.kubernetes("status", "--name", name)
             assert "restarted 1 times" in status or "complete" in status, status
