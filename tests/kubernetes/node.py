@@ -44,12 +44,15 @@ class Node:
             self._kill(process)
 
     def _loop(self) -> None:
+        told = set()
         while not self.stopped.wait(0.3):
             try:
                 for pod in self.cluster.get("/api/v1/pods")["items"]:
                     self._look(pod)
-            except Exception as error:  # The server is going away, or a pod is gone since: look again.
-                print(f"node: {error}", flush=True)
+            except Exception as error:  # The server is going away, or something is gone since: look again.
+                if str(error) not in told:
+                    print(f"node: {error}", flush=True)
+                told.add(str(error))
 
     def _look(self, pod: dict) -> None:
         meta, uid = pod["metadata"], pod["metadata"]["uid"]
