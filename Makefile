@@ -3,11 +3,12 @@
 PARITY := .venv/parity
 CARGO_DENY := .tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+VARIANT := cpu
 
-.PHONY: help build cuda quickstart test lint bench bench-gpu bench-plane bench-links root clean
+.PHONY: help build cuda quickstart test image test-image test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-links root clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
 
 build: ## Install libtorch into .libtorch/ if it is missing and build target/release/{launcher,coordinator,trainer}.
 	@deploy/install-libtorch.sh
@@ -21,6 +22,20 @@ quickstart: build ## Train a small model on the shipped preference pairs: SFT, t
 
 test: build $(PARITY)/.done ## Run every test, those against TRL's own numbers included.
 	cargo test --release --workspace
+
+image: ## Build the image dyad:cpu with docker, podman or buildah (VARIANT=cuda for GPUs).
+	@builder=$$(command -v docker || command -v podman || command -v buildah) || { echo "no docker, podman or buildah here" >&2; exit 2; }; \
+	$$builder build -f deploy/Dockerfile -t dyad:$(VARIANT) --build-arg VARIANT=$(VARIANT) .
+
+test-image: build ## Run the image's steps in a new Debian root, and a tiny training in it (needs root and debootstrap).
+	@deploy/image/test.sh
+
+test-kubernetes: test-image ## Real API server and controllers, real processes on a stand-in node (needs Go and root; builds 10 minutes once).
+	@tests/kubernetes/tools/build.sh
+	@tests/kubernetes/test_cluster.py
+
+render-kubernetes: ## Write deploy/kubernetes/{base,overlays} anew from what the launcher renders.
+	UPDATE_GOLDEN=1 cargo test --release --quiet -p dyad-launcher --test kubernetes
 
 lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of dependencies.
 	cargo fmt --all --check

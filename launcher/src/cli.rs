@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::kubernetes::cli::KubernetesOptions;
+use crate::node::NodeOptions;
 use crate::predict::PlanOptions;
 
 /// Fine-tune a language model on preference pairs.
@@ -19,6 +21,7 @@ use crate::predict::PlanOptions;
   launcher --nodes 1 --gpus-per-node auto --config run.toml --set learning_rate=1e-6 --set n_epochs=2
   launcher --nodes 2 --config run.toml --resume
   launcher plan --gpus 64 --model 8B
+  launcher kubernetes apply --nodes 4 --gpus-per-node 8 --image IMAGE --data claim:data --config run.toml
 
 Exit status:
   0    the run is complete
@@ -41,6 +44,10 @@ pub struct CommandLine {
 pub enum Command {
     /// Predict memory, speed and cost of a run; starts nothing.
     Plan(PlanOptions),
+    /// Run on a Kubernetes cluster: render, apply, status, logs, wait, delete.
+    Kubernetes(Box<KubernetesOptions>),
+    /// Start and watch the trainers of one node, where a scheduler has placed one such process per node.
+    Node(NodeOptions),
 }
 
 /// Options of a run.

@@ -3,6 +3,8 @@
 //! - [`plan`]: what to start, purely from options and machine.
 //! - [`numa`]: which cores each trainer keeps to.
 //! - [`predict`]: what a run would need and cost, purely from sizes and published rates.
+//! - [`node`]: the trainers of one node that a scheduler has placed.
+//! - [`kubernetes`]: objects of a run, and what is done with them on a cluster.
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`supervise`], [`children`]: processes that end together.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
@@ -12,6 +14,8 @@ pub mod cli;
 pub mod console;
 pub mod dry_run;
 pub mod interrupt;
+pub mod kubernetes;
+pub mod node;
 pub mod numa;
 pub mod plan;
 pub mod plot;

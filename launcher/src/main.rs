@@ -13,7 +13,7 @@ use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{Machine, Trainer, trainers};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
-use launcher::{dry_run, plot, predict, preflight, summary, supervise};
+use launcher::{dry_run, kubernetes, node, plot, predict, preflight, summary, supervise};
 
 // One thread: children are tied to the life of the thread that starts them.
 #[tokio::main(flavor = "current_thread")]
@@ -30,6 +30,8 @@ async fn main() -> ExitCode {
 async fn act(line: CommandLine) -> Result<(), Fault> {
     match (line.command, line.options) {
         (Some(Command::Plan(options)), _) => print(&predict::describe(&options)?),
+        (Some(Command::Kubernetes(options)), _) => kubernetes::act(options.command).await,
+        (Some(Command::Node(options)), _) => node::run(&options).await,
         (None, Some(options)) => launch(&options).await,
         (None, None) => Err(Fault::input("nothing to do").hint("give --config FILE, or see --help")),
     }
