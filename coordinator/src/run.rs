@@ -2,6 +2,8 @@
 //!
 //! Joining -> Measuring -> Training -> Finishing -> Ended; a failure leads from anywhere to Ended.
 
+mod drain;
+
 use std::time::{Duration, Instant};
 
 use dyad_proto::run_config::ReferenceLogps as Mode;
@@ -32,8 +34,10 @@ pub enum Event {
     Message(TrainerId, Up),
     /// A trainer's stream ended.
     Closed(TrainerId),
-    /// The coordinator itself cannot go on, or was told to stop.
+    /// The coordinator itself cannot go on, or was told to stop at once.
     Fault(Fault),
+    /// The run is to end after the step in progress, with a checkpoint; says who wants that.
+    Drain(String),
     /// What earlier runs have left of reference log-probabilities.
     References(Vec<Known>),
     /// Time passes.
@@ -85,6 +89,7 @@ enum Stage {
     /// All lengths are known; what the reference store holds is not.
     Measured(Box<(Lengths, Lengths)>),
     Training(Box<Training>),
+    Draining(drain::Draining),
     Finishing,
     Ended {
         failure: Option<Fault>,
@@ -105,6 +110,8 @@ pub struct Run {
     phase: Phase,
     /// Why trainers were turned away, for the message when too few have joined.
     last_refusal: Option<String>,
+    /// The last checkpoint that was written.
+    saved: Option<CheckpointReport>,
     commands: Vec<Command>,
 }
 
@@ -124,6 +131,7 @@ impl Run {
             blame: Blame::default(),
             phase: Phase::Unspecified,
             last_refusal: None,
+            saved: None,
             commands: vec![Command::Emit(Happening::Started(started))],
             spec,
         }
@@ -136,6 +144,7 @@ impl Run {
             Event::Closed(id) => self.closed(id),
             Event::References(known) => self.recalled(known),
             Event::Fault(fault) => Err(fault),
+            Event::Drain(why) => self.drain(why),
             Event::Tick => self.tick(now),
         };
         if let Err(fault) = handled
@@ -210,6 +219,11 @@ impl Run {
                 return Err(Fault::from(failure).from_origin(member.describe()));
             }
             Up::Finished(_) => return self.finished(now, place),
+            Up::DrainRequest(_) => {
+                let why = format!("a signal to {}", self.roster.members()[place].describe());
+                return self.drain(why);
+            }
+            Up::Held(held) => return self.held(place, held.works),
             Up::Hello(_) => return Err(self.violation(place, "said hello twice")),
         }
         Ok(())
@@ -368,6 +382,9 @@ impl Run {
     }
 
     fn reported(&mut self, place: usize, report: Report) -> Result<(), Fault> {
+        if matches!(self.stage, Stage::Draining(_)) {
+            return self.reported_late(place, report);
+        }
         let Stage::Training(mut training) = std::mem::replace(&mut self.stage, Stage::Finishing) else {
             return Err(self.violation(place, "reported work out of turn"));
         };
@@ -389,12 +406,13 @@ impl Run {
         if place != 0 {
             return Err(self.violation(place, "reported a checkpoint, which only rank 0 writes"));
         }
+        self.saved = Some(report.clone());
         self.emit(Happening::Checkpoint(report));
         Ok(())
     }
 
     fn finished(&mut self, now: Instant, place: usize) -> Result<(), Fault> {
-        if !matches!(self.stage, Stage::Finishing) {
+        if !matches!(self.stage, Stage::Finishing) && !self.drained() {
             return Err(self.violation(place, "said that it has finished before it was told to"));
         }
         let member = self.roster.member_mut(place);
@@ -402,7 +420,8 @@ impl Run {
         let id = member.id;
         self.commands.push(Command::Close(id));
         if self.roster.members().iter().all(|member| member.standing == Standing::Finished) {
-            self.end(now, None);
+            let early = self.drain_outcome();
+            self.end(now, early);
         }
         Ok(())
     }

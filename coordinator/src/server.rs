@@ -76,6 +76,7 @@ pub async fn serve(listener: TcpListener, run: Run, output: Output, signals: Sig
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    quit: Signal,
 }
 
 impl Signals {
@@ -83,17 +84,29 @@ impl Signals {
     pub fn watch() -> Result<Self, Fault> {
         let watch =
             |kind| signal(kind).map_err(|error| Fault::failed(format!("cannot watch for signals: {error}")));
-        Ok(Self { interrupt: watch(SignalKind::interrupt())?, terminate: watch(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: watch(SignalKind::interrupt())?,
+            terminate: watch(SignalKind::terminate())?,
+            quit: watch(SignalKind::quit())?,
+        })
     }
 
-    /// Ends the run at the first signal.
+    /// Ends the run: after the step in progress and with a checkpoint at first, at once at the second signal or at SIGQUIT.
     async fn forward(mut self, inputs: mpsc::Sender<Input>) {
-        let name = tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-        };
-        let fault = Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"));
-        // Fails only when the run has ended by itself.
-        let _ = inputs.send(Input::Event(Event::Fault(fault))).await;
+        for again in [false, true] {
+            let (name, at_once) = tokio::select! {
+                _ = self.interrupt.recv() => ("SIGINT", again),
+                _ = self.terminate.recv() => ("SIGTERM", again),
+                _ = self.quit.recv() => ("SIGQUIT", true),
+            };
+            let event = match at_once {
+                true => Event::Fault(Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"))),
+                false => Event::Drain(name.to_owned()),
+            };
+            // Fails only when the run has ended by itself.
+            if inputs.send(Input::Event(event)).await.is_err() || at_once {
+                return;
+            }
+        }
     }
 }

@@ -103,16 +103,16 @@ async fn too_few_trainers_in_time_are_counted() {
 }
 
 #[tokio::test]
-async fn sigterm_interrupts_the_run() {
+async fn sigquit_interrupts_the_run_at_once() {
     let work = long_run();
     let (coordinator, mut first, mut second) = two_at_work(&work).await;
-    let kill = std::process::Command::new("kill").args(["-TERM", &coordinator.pid().to_string()]).status();
+    let kill = std::process::Command::new("kill").args(["-QUIT", &coordinator.pid().to_string()]).status();
     assert!(kill.unwrap().success());
     for trainer in [&mut first, &mut second] {
         let cause = trainer.aborted().await;
         assert_eq!(
             (cause.code(), cause.message.as_str()),
-            (wire::ErrorCode::Interrupted, "stopped by SIGTERM")
+            (wire::ErrorCode::Interrupted, "stopped by SIGQUIT")
         );
     }
     drop((first, second));

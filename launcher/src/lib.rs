@@ -5,12 +5,18 @@
 //! - [`predict`]: what a run would need and cost, purely from sizes and published rates.
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`supervise`], [`children`]: processes that end together.
+//! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
 
+pub mod agent;
 pub mod children;
 pub mod cli;
+pub mod collapse;
 pub mod console;
+pub mod doctor;
 pub mod dry_run;
+pub mod fit;
+pub mod hosts;
 pub mod interrupt;
 pub mod numa;
 pub mod plan;
@@ -19,5 +25,6 @@ pub mod predict;
 pub mod preflight;
 pub mod progress;
 pub mod rows;
+pub mod slurm;
 pub mod summary;
 pub mod supervise;

@@ -6,6 +6,7 @@
     reason = "a test that cannot set itself up has failed"
 )]
 
+pub mod cluster;
 pub mod processes;
 
 use std::fmt::Write as _;
