@@ -20,7 +20,7 @@ quickstart: build ## Train a small model on the shipped preference pairs: SFT, t
 	@examples/quickstart/quickstart.sh
 
 test: build $(PARITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
-	@tests/install-sshd.sh
+	@tests/install-tools.sh
 	cargo test --release --workspace
 
 lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of dependencies.

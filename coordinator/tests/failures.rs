@@ -120,6 +120,19 @@ async fn sigquit_interrupts_the_run_at_once() {
 }
 
 #[tokio::test]
+async fn sigterm_ends_the_run_after_the_work_in_progress() {
+    let work = long_run();
+    let (coordinator, first, second) = two_at_work(&work).await;
+    let kill = std::process::Command::new("kill").args(["-TERM", &coordinator.pid().to_string()]).status();
+    assert!(kill.unwrap().success());
+    let (first, second) = tokio::join!(first.run(), second.run());
+    assert_eq!(first.steps.len(), second.steps.len());
+    let ended = coordinator.end().await;
+    assert_eq!(ended.status, Some(130));
+    assert!(ended.report().contains("stopped by SIGTERM"), "{}", ended.stderr);
+}
+
+#[tokio::test]
 async fn trainer_that_leaves_early_breaks_the_protocol() {
     let work = long_run();
     let (coordinator, mut first, second) = two_at_work(&work).await;

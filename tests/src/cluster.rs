@@ -197,7 +197,7 @@ fn address(index: usize) -> String {
     format!("10.78.0.{}", index + 1)
 }
 
-/// The system's, or the one that tests/install-sshd.sh has unpacked, and where its libraries are.
+/// The system's, or the one that tests/install-tools.sh has unpacked, and where its libraries are.
 fn sshd() -> (PathBuf, PathBuf) {
     let own = binary("launcher").parent().and_then(Path::parent).unwrap().join("openssh");
     let candidates = [
@@ -205,7 +205,7 @@ fn sshd() -> (PathBuf, PathBuf) {
         (own.join("usr/sbin/sshd"), own.join("usr/lib/x86_64-linux-gnu")),
     ];
     let found = candidates.into_iter().find(|(sshd, _)| sshd.is_file());
-    found.expect("no sshd: run tests/install-sshd.sh, as `make test` does")
+    found.expect("no sshd: run tests/install-tools.sh, as `make test` does")
 }
 
 fn ip(words: &[&str]) {
@@ -222,7 +222,7 @@ fn run(command: &mut Command) {
 
 /// A killed test must leave no daemon behind.
 #[expect(unsafe_code, reason = "prctl between fork and exec")]
-fn die_with_me(command: &mut Command) {
+pub(crate) fn die_with_me(command: &mut Command) {
     // SAFETY: one async-signal-safe call between fork and exec.
     unsafe {
         command.pre_exec(|| {

@@ -8,6 +8,7 @@
 
 pub mod cluster;
 pub mod processes;
+pub mod slurm;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

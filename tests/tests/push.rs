@@ -24,7 +24,13 @@ fn doctor(workspace: &Workspace) -> Output {
 #[test]
 fn binaries_and_libtorch_are_copied_once_and_the_agent_starts_from_the_copy() {
     let workspace = Workspace::empty();
-    for dir in ["here/target/release", "here/.libtorch/torch/lib", "here/.libtorch/torch/include", "here/.libtorch/nvidia", "far"] {
+    for dir in [
+        "here/target/release",
+        "here/.libtorch/torch/lib",
+        "here/.libtorch/torch/include",
+        "here/.libtorch/nvidia",
+        "far",
+    ] {
         std::fs::create_dir_all(workspace.path(dir)).unwrap();
     }
     std::fs::copy(binary("launcher"), workspace.path("here/target/release/launcher")).unwrap();
@@ -38,8 +44,10 @@ fn binaries_and_libtorch_are_copied_once_and_the_agent_starts_from_the_copy() {
     let output = doctor(&workspace);
     assert!(output.status.success(), "{}", text(&output));
     let cache = workspace.path("far/.cache/dyad");
-    let mut names: Vec<String> =
-        std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(&cache)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     let [programs, libtorch] = &names[..] else { panic!("{names:?}") };
     assert!(libtorch.starts_with("libtorch-"), "{names:?}");
@@ -71,5 +79,9 @@ fn a_host_without_room_says_so() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
-    assert!(text(&output).contains("host far: cannot copy Dyad there: No space left on device"), "{}", text(&output));
+    assert!(
+        text(&output).contains("host far: cannot copy Dyad there: No space left on device"),
+        "{}",
+        text(&output)
+    );
 }

@@ -108,8 +108,16 @@ impl Ssh {
 fn srun(host: &Host, remote: &str) -> Vec<String> {
     let list = format!("--nodelist={}", host.address);
     // One agent a node, beside the batch step's own use of it; one that ends badly is ours to judge.
-    let flags =
-        ["srun", "--nodes=1", "--ntasks=1", &list, "--overlap", "--kill-on-bad-exit=0", "--export=ALL"];
+    let flags = [
+        "srun",
+        "--nodes=1",
+        "--ntasks=1",
+        &list,
+        "--overlap",
+        "--kill-on-bad-exit=0",
+        "--cpu-bind=none",
+        "--export=ALL",
+    ];
     let shell = ["--unbuffered", "sh", "-c", remote];
     flags.into_iter().chain(shell).map(str::to_owned).collect()
 }
