@@ -104,6 +104,11 @@ async fn launch_there(
     // Logs are gathered on this machine, which may share no file system with the hosts.
     let output_dir = Path::new(&config.output_dir);
     preflight::make_logs(output_dir)?;
+    let names: Vec<&str> = hosts.agents().iter().map(|agent| agent.host.name.as_str()).collect();
+    let place = if hosts.coordinator_node().is_some() { names[0] } else { "this machine" };
+    let count = trainers.len();
+    Console::new(false)
+        .line(&format!("hosts    {}: {count} trainers, coordinator on {place}", names.join(", ")));
     train(options, config, &config_file, (&trainers, Some(hosts), &listen), interrupt).await?;
     if output_dir.join("final").is_dir() {
         return tell(options, config, Machine::here()).await;

@@ -53,7 +53,7 @@ pub struct Start {
 pub enum Question {
     /// Check what the configuration names on this host, and write it into the output folder where the coordinator runs.
     Prepare(Prepare),
-    /// Write small files, each for this user alone.
+    /// Write small files, each for this user alone. The agent removes the folder when it ends.
     Write {
         /// Folder, made with mode 0700.
         folder: String,

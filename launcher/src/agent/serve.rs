@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use crate::agent::machine::Hello;
+use crate::agent::machine::{Hello, interface_towards};
 use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, decode, encode};
 use crate::children::{die_with_me, keep_to};
 use crate::doctor::facts::Facts;
@@ -59,7 +59,7 @@ fn outlive_signals() -> Result<(), Fault> {
 async fn obey(silence: Duration) {
     let (say, said) = mpsc::unbounded_channel();
     tokio::task::spawn_local(write(said));
-    let mut agent = Agent { say, processes: Rc::default(), listener: None };
+    let mut agent = Agent { say, processes: Rc::default(), listener: None, written: Vec::new() };
     agent.say(&Reply::Hello(Box::new(Hello::here())));
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Ok(Some(line))) = tokio::time::timeout(silence, lines.next_line()).await {
@@ -68,6 +68,7 @@ async fn obey(silence: Duration) {
         }
     }
     agent.kill_all();
+    agent.written.iter().for_each(|folder| drop(std::fs::remove_dir_all(folder)));
 }
 
 async fn write(mut said: mpsc::UnboundedReceiver<String>) {
@@ -81,11 +82,24 @@ async fn write(mut said: mpsc::UnboundedReceiver<String>) {
     }
 }
 
+/// NCCL would choose among all interfaces by itself, and on many machines takes one that leads nowhere.
+fn nccl_interface(start: &Start) -> Option<(&'static str, String)> {
+    const NAME: &str = "NCCL_SOCKET_IFNAME";
+    if start.env.iter().any(|(name, _)| name == NAME) || std::env::var_os(NAME).is_some() {
+        return None;
+    }
+    let at = start.args.iter().position(|arg| arg == "--coordinator")?;
+    let interface = interface_towards(start.args.get(at + 1)?)?;
+    (!interface.address.is_loopback()).then(|| (NAME, format!("={}", interface.name)))
+}
+
 struct Agent {
     say: mpsc::UnboundedSender<String>,
     /// Process ids of what runs.
     processes: Rc<RefCell<HashMap<u64, i32>>>,
     listener: Option<tokio::task::JoinHandle<()>>,
+    /// Folders that were written for this run alone.
+    written: Vec<String>,
 }
 
 impl Agent {
@@ -114,6 +128,7 @@ impl Agent {
         command.args(&start.args).envs(start.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         command.stdout(if start.stdout { Stdio::piped() } else { Stdio::null() });
+        command.envs(nccl_interface(start));
         keep_to(&mut command, &start.cores);
         die_with_me(&mut command);
         let child = command
@@ -146,6 +161,9 @@ impl Agent {
 
     fn ask(&mut self, ask: u64, question: Question) {
         let say = self.say.clone();
+        if let Question::Write { folder, .. } = &question {
+            self.written.push(folder.clone());
+        }
         let listener = matches!(question, Question::Listen);
         let task = tokio::task::spawn_local(async move {
             let reply = |answer| encode(&Reply::Answer { ask, answer });

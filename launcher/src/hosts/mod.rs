@@ -7,6 +7,7 @@
 pub mod address;
 pub mod connection;
 pub mod environment;
+mod greeting;
 pub mod hostfile;
 pub mod options;
 pub mod plan;
