@@ -45,6 +45,9 @@ pub struct CommandLine {
     /// The run; absent only beside a command.
     #[command(flatten)]
     pub options: Option<Options>,
+    /// Where the run goes. Not a part of [`Options`]: clap cannot tell whether a group is there that has groups of its own.
+    #[command(flatten)]
+    pub hosts: HostOptions,
 }
 
 /// What the launcher does beside runs.
@@ -68,9 +71,6 @@ pub struct Options {
     /// not change its size yet.
     #[arg(long, value_name = "N|MIN:MAX")]
     pub nodes: Option<Nodes>,
-    /// Other hosts.
-    #[command(flatten)]
-    pub hosts: HostOptions,
     /// GPUs that each node uses: a number, or auto for all there are. 0 trains on the CPU.
     #[arg(long, default_value = "auto", value_name = "G|auto")]
     pub gpus_per_node: Gpus,
@@ -162,6 +162,13 @@ mod tests {
                 && options.nodes == Some(Nodes::exactly(4))
                 && options.gpus_per_node == Gpus::Auto
         );
+        assert!(run.hosts.hosts.is_none());
+        let run = parse("launcher --hosts a,b --config run.toml").unwrap();
+        assert!(run.options.is_some_and(|options| options.nodes.is_none()));
+        assert_eq!(run.hosts.hosts.as_deref(), Some("a,b"));
+        assert!(parse("launcher --hosts a --hostfile f --config run.toml").is_err());
+        let doctor = parse("launcher doctor --hosts a,b").unwrap();
+        assert!(matches!(doctor.command, Some(Command::Doctor(doctor)) if doctor.hosts.hosts.is_some()));
         let plan = parse("launcher plan --gpus 64 --model 8B").unwrap();
         assert!(
             matches!(plan.command, Some(Command::Plan(plan)) if plan.gpus == 64) && plan.options.is_none()

@@ -9,6 +9,7 @@ use dyad_proto::{ErrorCode, Fault, RunConfig};
 use launcher::agent::machine::Hello;
 use launcher::cli::{Command, CommandLine, NumaBinding, Options};
 use launcher::console::Console;
+use launcher::hosts::options::HostOptions;
 use launcher::hosts::{Hosts, environment};
 use launcher::interrupt::Interrupt;
 use launcher::numa::{Topology, allowed_cores};
@@ -35,28 +36,28 @@ async fn act(line: CommandLine) -> Result<(), Fault> {
         (Some(Command::Agent(options)), _) => agent::serve::serve(&options).await,
         (Some(Command::Doctor(options)), _) => doctor::run(&options).await,
         (Some(Command::Slurm(options)), _) => slurm::run(&options).await,
-        (None, Some(options)) => launch(&options).await,
+        (None, Some(options)) => launch(&options, &line.hosts).await,
         (None, None) => Err(Fault::input("nothing to do").hint("give --config FILE, or see --help")),
     }
 }
 
-async fn launch(options: &Options) -> Result<(), Fault> {
-    let Some((asked, transport)) = hosts::asked(&options.hosts, options.nodes)? else {
-        return launch_here(options).await;
+async fn launch(options: &Options, wanted: &HostOptions) -> Result<(), Fault> {
+    let Some((asked, transport)) = hosts::asked(wanted, options.nodes)? else {
+        return launch_here(options, wanted).await;
     };
     let config = preflight::load(options, true)?;
     let mut interrupt = Interrupt::new()?;
-    let connecting = Hosts::connect(&asked, transport, &options.hosts);
+    let connecting = Hosts::connect(&asked, transport, wanted);
     let hosts = tokio::select! {
         hosts = connecting => hosts?,
         () = interrupt.wait() => return Err(Fault::new(ErrorCode::Interrupted, "interrupted while connecting to the hosts")),
     };
-    let result = launch_there(options, &config, &hosts, &mut interrupt).await;
+    let result = launch_there((options, wanted), &config, &hosts, &mut interrupt).await;
     hosts.close().await;
     result
 }
 
-async fn launch_here(options: &Options) -> Result<(), Fault> {
+async fn launch_here(options: &Options, wanted: &HostOptions) -> Result<(), Fault> {
     let machine = Machine::here();
     let nodes = options.nodes.map_or(1, |nodes| nodes.max);
     let mut trainers = trainers(nodes, options.gpus_per_node, machine)?;
@@ -72,7 +73,7 @@ async fn launch_here(options: &Options) -> Result<(), Fault> {
     let mut interrupt = Interrupt::new()?;
     let config_file = preflight::write_config(&config)?;
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
-    train(options, &config, &config_file, (&trainers, None, listen), &mut interrupt).await?;
+    train((options, wanted), &config, &config_file, (&trainers, None, listen), &mut interrupt).await?;
     tokio::select! {
         told = tell(options, &config, machine) => told,
         () = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
@@ -81,7 +82,7 @@ async fn launch_here(options: &Options) -> Result<(), Fault> {
 }
 
 async fn launch_there(
-    options: &Options,
+    (options, wanted): (&Options, &HostOptions),
     config: &RunConfig,
     hosts: &Hosts,
     interrupt: &mut Interrupt,
@@ -109,7 +110,7 @@ async fn launch_there(
     let count = trainers.len();
     Console::new(false)
         .line(&format!("hosts    {}: {count} trainers, coordinator on {place}", names.join(", ")));
-    train(options, config, &config_file, (&trainers, Some(hosts), &listen), interrupt).await?;
+    train((options, wanted), config, &config_file, (&trainers, Some(hosts), &listen), interrupt).await?;
     if output_dir.join("final").is_dir() {
         return tell(options, config, Machine::here()).await;
     }
@@ -135,13 +136,13 @@ fn warn<T: Default>(fault: Fault) -> T {
 }
 
 async fn train(
-    options: &Options,
+    (options, wanted): (&Options, &HostOptions),
     config: &RunConfig,
     config_file: &Path,
     (trainers, hosts, listen): (&[Trainer], Option<&Hosts>, &str),
     interrupt: &mut Interrupt,
 ) -> Result<(), Fault> {
-    let environment = environment::chosen(&options.hosts.env, &environment::here())?;
+    let environment = environment::chosen(&wanted.env, &environment::here())?;
     let console = Console::new(options.verbose);
     let flags = [("--resume", options.resume), ("--overwrite", options.overwrite)];
     let job = Job {
