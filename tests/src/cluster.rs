@@ -22,7 +22,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Makes everything; keys and configuration of ssh are its own.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         need_root();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("dy{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));

@@ -17,7 +17,7 @@ pub struct Slurm {
 
 impl Slurm {
     /// Starts it, and returns once both nodes are ready for jobs.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let root = binary("launcher").parent().and_then(std::path::Path::parent).unwrap().join("slurm");
         assert!(
             root.is_dir(),

@@ -18,7 +18,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let (workspace, cluster) = (Workspace::with_model(64, ""), Cluster::new());
+        let (workspace, cluster) = (Workspace::with_model(64, ""), Cluster::start());
         let hostfile = cluster.hostfile().display().to_string();
         Self { workspace, cluster, hostfile }
     }

@@ -26,7 +26,7 @@ fn long_job(slurm: &Slurm, workspace: &Workspace) -> String {
 
 #[test]
 fn a_run_in_an_allocation_goes_to_its_nodes_by_srun() {
-    let (workspace, slurm) = (Workspace::with_model(16, ""), Slurm::new());
+    let (workspace, slurm) = (Workspace::with_model(16, ""), Slurm::start());
     let mut command = slurm.command("salloc");
     command.current_dir(workspace.path(".")).stdin(Stdio::null()).args(["--quiet", "--nodes=2"]);
     command.arg(binary("launcher")).args(["--config", "run.toml", "--listen", "127.0.0.1:0"]);
@@ -40,7 +40,7 @@ fn a_run_in_an_allocation_goes_to_its_nodes_by_srun() {
 
 #[test]
 fn a_batch_job_saves_before_its_time_is_up_is_queued_again_and_goes_on() {
-    let (workspace, slurm) = (Workspace::with_model(16, "max_steps = 100000\n"), Slurm::new());
+    let (workspace, slurm) = (Workspace::with_model(16, "max_steps = 100000\n"), Slurm::start());
     let job = long_job(&slurm, &workspace);
     // As --signal=B:USR1@300 does it before the time limit: to the script alone.
     assert!(slurm.command("scancel").args(["--batch", "--signal=USR1", &job]).status().unwrap().success());
@@ -62,7 +62,7 @@ fn a_batch_job_saves_before_its_time_is_up_is_queued_again_and_goes_on() {
 
 #[test]
 fn a_cancelled_job_leaves_a_checkpoint() {
-    let (workspace, slurm) = (Workspace::with_model(16, "max_steps = 100000\n"), Slurm::new());
+    let (workspace, slurm) = (Workspace::with_model(16, "max_steps = 100000\n"), Slurm::start());
     let job = long_job(&slurm, &workspace);
     assert!(slurm.command("scancel").arg(&job).status().unwrap().success());
     wait_for("the end of the job", || slurm.state(&job).is_empty().then_some(()));
@@ -73,7 +73,7 @@ fn a_cancelled_job_leaves_a_checkpoint() {
 
 #[test]
 fn what_sbatch_refuses_is_told() {
-    let (workspace, slurm) = (Workspace::with_model(16, ""), Slurm::new());
+    let (workspace, slurm) = (Workspace::with_model(16, ""), Slurm::start());
     let mut command = slurm.command(&binary("launcher").display().to_string());
     command.current_dir(workspace.path(".")).args(["slurm", "--nodes", "2", "--config", "run.toml"]);
     let output = command.args(["--partition", "nowhere", "--submit"]).output().unwrap();
