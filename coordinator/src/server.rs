@@ -1,7 +1,7 @@
 //! Binds the port, serves one run on it until that has ended, and turns signals into the run's end.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_server::CoordinatorServer;
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
@@ -71,6 +71,9 @@ pub async fn serve(listener: TcpListener, run: Run, output: Output, signals: Sig
     outcome
 }
 
+/// SIGTERM so soon after the first signal is the same wish.
+const ECHO: Duration = Duration::from_secs(5);
+
 /// The signals that end a run. Made before the port is announced, so that none can kill the process unheard.
 #[derive(Debug)]
 pub struct Signals {
@@ -93,12 +96,19 @@ impl Signals {
 
     /// Ends the run: after the step in progress and with a checkpoint at first, at once at the second signal or at SIGQUIT.
     async fn forward(mut self, inputs: mpsc::Sender<Input>) {
-        for again in [false, true] {
+        let mut first: Option<Instant> = None;
+        loop {
+            let again = first.is_some();
             let (name, at_once) = tokio::select! {
                 _ = self.interrupt.recv() => ("SIGINT", again),
                 _ = self.terminate.recv() => ("SIGTERM", again),
                 _ = self.quit.recv() => ("SIGQUIT", true),
             };
+            // A scheduler signals every process of a job, and the launcher its coordinator besides.
+            if name == "SIGTERM" && first.is_some_and(|first| first.elapsed() < ECHO) {
+                continue;
+            }
+            first.get_or_insert_with(Instant::now);
             let event = match at_once {
                 true => Event::Fault(Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"))),
                 false => Event::Drain(name.to_owned()),

@@ -29,7 +29,7 @@ use crate::slurm::SlurmOptions;
   launcher slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 --config run.toml --submit
   launcher plan --gpus 64 --model 8B
 
-Ctrl-C or SIGTERM: finish the step in progress, write a checkpoint, end with status 130; --resume goes on. Again: end at once.
+Ctrl-C or SIGTERM: finish the step in progress, write a checkpoint, end with status 130; --resume goes on. Ctrl-C again: end at once.
 
 Exit status:
   0    the run is complete

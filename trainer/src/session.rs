@@ -27,6 +27,8 @@ use crate::connect::patiently;
 use crate::gate::Gate;
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A scheduler may signal a process more than once for one wish.
+const ECHO: Duration = Duration::from_secs(5);
 /// How long the coordinator may take to close the stream after our last message.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -218,7 +220,10 @@ async fn obey(mut told: Told, handle: &Handle) {
     told.next().await;
     tracing::info!("told to end: asking for the end of the run");
     handle.send(Sent::DrainRequest(DrainRequest {}));
-    told.next().await;
+    let first = std::time::Instant::now();
+    while first.elapsed() < ECHO {
+        told.next().await;
+    }
     leave(handle, &Fault::new(ErrorCode::Interrupted, "stopped at once by a second signal"));
 }
 
