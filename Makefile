@@ -20,7 +20,8 @@ cuda: ## Install the full CUDA set of libtorch (about 5 GB); the same binaries t
 quickstart: build ## Train a small model on the shipped preference pairs: SFT, then DPO on two trainers (about 4 minutes).
 	@examples/quickstart/quickstart.sh
 
-test: build $(PARITY)/.done ## Run every test, those against TRL's own numbers included.
+test: build $(PARITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
+	@tests/install-tools.sh
 	cargo test --release --workspace
 
 image: ## Build the image dyad:cpu with docker, podman or buildah (VARIANT=cuda for GPUs).

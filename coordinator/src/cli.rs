@@ -62,7 +62,7 @@ Exit status:
   1    the run failed
   2    wrong usage, configuration, data or output folder
   3    the port is taken, or not all trainers joined in time
-  130  stopped by SIGINT or SIGTERM
+  130  stopped by SIGINT or SIGTERM: after the step in progress and with a checkpoint; at once when it is sent again, or by SIGQUIT
 
 Environment:
   RUST_LOG  which log lines are written, such as `debug` or `dyad_coordinator=trace` [default: info]";

@@ -1,7 +1,7 @@
 //! Binds the port, serves one run on it until that has ended, and turns signals into the run's end.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_server::CoordinatorServer;
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
@@ -82,11 +82,15 @@ pub async fn serve(
     outcome
 }
 
+/// SIGTERM so soon after the first signal is the same wish.
+const ECHO: Duration = Duration::from_secs(5);
+
 /// The signals that end a run. Made before the port is announced, so that none can kill the process unheard.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    quit: Signal,
 }
 
 impl Signals {
@@ -94,17 +98,36 @@ impl Signals {
     pub fn watch() -> Result<Self, Fault> {
         let watch =
             |kind| signal(kind).map_err(|error| Fault::failed(format!("cannot watch for signals: {error}")));
-        Ok(Self { interrupt: watch(SignalKind::interrupt())?, terminate: watch(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: watch(SignalKind::interrupt())?,
+            terminate: watch(SignalKind::terminate())?,
+            quit: watch(SignalKind::quit())?,
+        })
     }
 
-    /// Ends the run at the first signal.
+    /// Ends the run: after the step in progress and with a checkpoint at first, at once at the second signal or at SIGQUIT.
     async fn forward(mut self, inputs: mpsc::Sender<Input>) {
-        let name = tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-        };
-        let fault = Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"));
-        // Fails only when the run has ended by itself.
-        let _ = inputs.send(Input::Event(Event::Fault(fault))).await;
+        let mut first: Option<Instant> = None;
+        loop {
+            let again = first.is_some();
+            let (name, at_once) = tokio::select! {
+                _ = self.interrupt.recv() => ("SIGINT", again),
+                _ = self.terminate.recv() => ("SIGTERM", again),
+                _ = self.quit.recv() => ("SIGQUIT", true),
+            };
+            // A scheduler signals every process of a job, and the launcher its coordinator besides.
+            if name == "SIGTERM" && first.is_some_and(|first| first.elapsed() < ECHO) {
+                continue;
+            }
+            first.get_or_insert_with(Instant::now);
+            let event = match at_once {
+                true => Event::Fault(Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"))),
+                false => Event::Drain(name.to_owned()),
+            };
+            // Fails only when the run has ended by itself.
+            if inputs.send(Input::Event(event)).await.is_err() || at_once {
+                return;
+            }
+        }
     }
 }

@@ -7,12 +7,18 @@
 //! - [`kubernetes`]: objects of a run, and what is done with them on a cluster.
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`supervise`], [`children`]: processes that end together.
+//! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
 
+pub mod agent;
 pub mod children;
 pub mod cli;
+pub mod collapse;
 pub mod console;
+pub mod doctor;
 pub mod dry_run;
+pub mod fit;
+pub mod hosts;
 pub mod interrupt;
 pub mod kubernetes;
 pub mod node;
@@ -23,5 +29,6 @@ pub mod predict;
 pub mod preflight;
 pub mod progress;
 pub mod rows;
+pub mod slurm;
 pub mod summary;
 pub mod supervise;

@@ -17,7 +17,7 @@ use tokio::process::Command;
 use tokio::time::Instant;
 
 use crate::children::{Child, Output, keep_to};
-use crate::console::Console;
+use crate::console::{Console, Speaker};
 use crate::interrupt::Interrupt;
 use crate::numa::{Topology, allowed_cores};
 use crate::plan::{Machine, Trainer};
@@ -105,6 +105,7 @@ fn trainers(options: &NodeOptions, machine: Machine) -> Result<Vec<Trainer>, Fau
                 format!("node{node}-gpu{place}")
             },
             launch_index: (node * count + place) as usize,
+            node: node as usize,
             device: if options.gpus == 0 { "cpu".into() } else { format!("cuda:{place}") },
             threads: (machine.cores / count as usize).max(1),
             cores: Vec::new(),
@@ -166,7 +167,8 @@ fn start(options: &NodeOptions, trainer: &Trainer, local: usize, console: &Conso
         .logs
         .as_ref()
         .map_or_else(|| PathBuf::from("/dev/null"), |logs| logs.join(format!("{}.log", trainer.name)));
-    let output = Output { file, console: console.clone(), prefix: format!("rank {}", trainer.launch_index) };
+    let speaker = Speaker { node: format!("node{}", trainer.node), rank: Some(trainer.launch_index) };
+    let output = Output { file, console: console.clone(), speaker };
     Child::start(&format!("trainer rank {} ({})", trainer.launch_index, trainer.name), command, output)
 }
 

@@ -17,7 +17,8 @@ use tonic::Streaming;
 use tonic::transport::Endpoint;
 
 use crate::children::{Child, Output, keep_to, log_file};
-use crate::console::Console;
+use crate::console::{Console, Speaker};
+use crate::hosts::Hosts;
 use crate::interrupt::Interrupt;
 use crate::plan::Trainer;
 use crate::progress::Progress;
@@ -53,6 +54,12 @@ pub struct Job<'a> {
     pub profile: bool,
     /// Flags that the coordinator takes as they are.
     pub coordinator_flags: Vec<&'static str>,
+    /// Where it all runs; nothing for this machine.
+    pub hosts: Option<&'a Hosts>,
+    /// Set in every process.
+    pub environment: &'a [(String, String)],
+    /// Seconds in which trainers must reach the coordinator.
+    pub connect_timeout: u64,
 }
 
 /// Everything that was started.
@@ -64,18 +71,33 @@ struct Fleet {
 /// Starts the job and returns when it is over and nothing of it is left.
 pub async fn run(job: &Job<'_>, console: &Console, interrupt: &mut Interrupt) -> Result<(), Fault> {
     let mut fleet = Fleet { coordinator: start_coordinator(job, console)?, trainers: Vec::new() };
-    let result = tokio::select! {
-        result = follow(job, console, &mut fleet) => result,
-        () = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted")
-            .hint("continue from the last checkpoint with --resume")),
-    };
-    console.clear();
-    if let Err(fault) = &result {
-        if fault.code == ErrorCode::Interrupted {
-            console.line("stopping; press Ctrl-C again to stop at once");
+    let coordinator = fleet.coordinator.signals();
+    let (mut result, mut hurried) = (Ok(()), false);
+    {
+        let mut following = std::pin::pin!(follow(job, console, &mut fleet));
+        tokio::select! {
+            over = &mut following => result = over,
+            () = interrupt.wait() => {
+                console.line("stopping after the step in progress, with a checkpoint; press Ctrl-C again to stop at once");
+                coordinator.send(libc::SIGTERM);
+                tokio::select! {
+                    over = &mut following => result = over,
+                    () = interrupt.wait() => hurried = true,
+                }
+            }
         }
-        // The coordinator tells the trainers; one that has ended the run itself takes no notice.
-        fleet.coordinator.signal(libc::SIGTERM);
+    }
+    console.clear();
+    if hurried {
+        console.line("stopping at once");
+        kill(&mut fleet).await;
+        return Err(Fault::new(ErrorCode::Interrupted, "interrupted, without a checkpoint")
+            .hint("continue from the last checkpoint with --resume"));
+    }
+    if let Err(fault) = &result {
+        // At once, not by way of a checkpoint. The coordinator tells the trainers; one that has ended takes no notice.
+        coordinator.send(libc::SIGQUIT);
+        show_last_lines(fault, &fleet, console);
     }
     tokio::select! {
         () = stop(&mut fleet) => {}
@@ -85,6 +107,21 @@ pub async fn run(job: &Job<'_>, console: &Console, interrupt: &mut Interrupt) ->
         }
     }
     result
+}
+
+/// What the process that failed first had to say before.
+fn show_last_lines(fault: &Fault, fleet: &Fleet, console: &Console) {
+    if fault.code != ErrorCode::Failed {
+        return;
+    }
+    let text = fault.to_string();
+    let culprit = fleet.trainers.iter().chain([&fleet.coordinator]).find(|child| text.contains(&child.label));
+    let Some(culprit) = culprit else { return };
+    let tail = culprit.tail();
+    if !tail.is_empty() {
+        console.line(&format!("last lines of {}:", culprit.label));
+        tail.iter().for_each(|line| console.line(&format!("  {line}")));
+    }
 }
 
 async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(), Fault> {
@@ -103,6 +140,8 @@ async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(
             // The coordinator may know better: this one may have fallen over somebody else's failure.
             tokio::time::timeout(VERDICT, show(&mut events, &mut progress)).await.unwrap_or(Outcome::Silent).or(failed)
         }
+        // A connection to a host that is cut off says nothing for a long time.
+        fault = fleet.coordinator.lost() => Outcome::Failed(fault.from_origin(fleet.coordinator.label.clone())),
     };
     match failure {
         Outcome::Complete => everyone_left(fleet).await,
@@ -244,36 +283,60 @@ fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
     command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
     command.stdout(Stdio::piped());
     let file = log_file(job.output_dir, "coordinator");
-    Child::start(
-        "coordinator",
-        command,
-        Output { file, console: console.clone(), prefix: "coordinator".into() },
-    )
+    let speaker = Speaker { node: "coordinator".into(), rank: None };
+    let output = Output { file, console: console.clone(), speaker };
+    let node = job.hosts.and_then(Hosts::coordinator_node);
+    start(job, node, "coordinator", command, &[], output)
 }
 
 fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Console) -> Result<Child, Fault> {
     let mut command = Command::new(program("trainer")?);
     command.args(["run", "--coordinator", &format!("http://{address}"), "--name", &trainer.name]);
     command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
+    command.args(["--connect-timeout", &job.connect_timeout.to_string()]);
     let threads = trainer.threads.to_string();
-    keep_to(&mut command, &trainer.cores);
     // Every thread pool of the process keeps to its share of the cores.
     command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
     if std::env::var_os("GLIBC_TUNABLES").is_none() {
         command.env("GLIBC_TUNABLES", if job.spares_memory { SPARING_MALLOC } else { MALLOC });
     }
-    // All trainers run here; torchrun's name.
-    command.env("LOCAL_WORLD_SIZE", job.trainers.len().to_string());
+    // torchrun's name. Without hosts all nodes are this machine.
+    let beside = |other: &&Trainer| job.hosts.is_none() || other.node == trainer.node;
+    command.env("LOCAL_WORLD_SIZE", job.trainers.iter().filter(beside).count().to_string());
     if job.profile {
         command.arg("--profile").arg(job.output_dir.join("profile"));
     }
     command.stdout(Stdio::null());
+    let node = job.hosts.map(|_| trainer.node);
+    let host = job
+        .hosts
+        .map_or_else(|| format!("node{}", trainer.node), |hosts| hosts.agent(trainer.node).host.name.clone());
     let output = Output {
         file: log_file(job.output_dir, &trainer.name),
         console: console.clone(),
-        prefix: format!("rank {}", trainer.launch_index),
+        speaker: Speaker { node: host, rank: Some(trainer.launch_index) },
     };
-    Child::start(&format!("trainer rank {} ({})", trainer.launch_index, trainer.name), command, output)
+    let label = format!("trainer rank {} ({})", trainer.launch_index, trainer.name);
+    start(job, node, &label, command, &trainer.cores, output)
+}
+
+/// Starts a program on a node, or on this machine.
+fn start(
+    job: &Job<'_>,
+    node: Option<usize>,
+    label: &str,
+    mut command: Command,
+    cores: &[usize],
+    output: Output,
+) -> Result<Child, Fault> {
+    command.envs(job.environment.iter().map(|(name, value)| (name, value)));
+    match job.hosts.zip(node) {
+        Some((hosts, node)) => Child::start_there(label, hosts.agent(node), &command, cores, output),
+        None => {
+            keep_to(&mut command, cores);
+            Child::start(label, command, output)
+        }
+    }
 }
 
 /// A program of Dyad, beside this one unless `DYAD_BIN_DIR` says otherwise.
@@ -294,10 +357,7 @@ pub fn program(name: &str) -> Result<PathBuf, Fault> {
 }
 
 async fn address_of(coordinator: &mut Child) -> Result<String, Fault> {
-    let line = match coordinator.stdout() {
-        Some(mut lines) => lines.next_line().await.ok().flatten(),
-        None => None,
-    };
+    let line = coordinator.first_line().await;
     let json: Option<serde_json::Value> = line.and_then(|line| serde_json::from_str(&line).ok());
     match json.as_ref().and_then(|json| json.get("listening")).and_then(serde_json::Value::as_str) {
         Some(address) => Ok(address.to_owned()),

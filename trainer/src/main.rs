@@ -41,6 +41,7 @@ fn run(options: RunOptions) -> Result<(), Fault> {
         name: options.name,
         launch_index: options.launch_index,
         device: options.device,
+        connect_timeout: std::time::Duration::from_secs(options.connect_timeout),
     };
     trainer::run::run(&identity, options.profile)
 }

@@ -16,7 +16,7 @@ use super::cluster::Cluster;
 use super::events::event;
 use super::state::{Phase, phase, pod_lines, pod_prefix, workload_lines};
 use super::status;
-use crate::console::Console;
+use crate::console::{Console, Speaker};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 
@@ -174,7 +174,7 @@ impl<'a> Follower<'a> {
             None => match (line.strip_prefix("error: "), line.strip_prefix("hint: ")) {
                 (Some(error), _) => self.failure = Some(Fault::failed(error).from_origin("coordinator")),
                 (_, Some(hint)) => self.failure = self.failure.take().map(|fault| fault.hint(hint)),
-                _ => self.console.log("coordinator", line),
+                _ => self.console.log(&Speaker { node: "coordinator".into(), rank: None }, line),
             },
         }
     }
