@@ -55,8 +55,9 @@ fn a_run_whose_node_died_goes_on_from_its_checkpoint_when_started_again() {
     let (mut first, second) = (node(&workspace, port, "0"), node(&workspace, port, "1"));
     let mut early = coordinator(&workspace, port);
     wait_for("a checkpoint", || {
-        let found = std::fs::read_dir(workspace.path("out")).ok()?.flatten();
-        found.map(|entry| entry.path().join("dyad_state.json")).find(|path| path.is_file())
+        // Under its final name it is complete.
+        let mut found = std::fs::read_dir(workspace.path("out")).ok()?.flatten();
+        found.find(|entry| entry.file_name().to_string_lossy().starts_with("checkpoint-"))
     });
     // With its launcher a node's trainers die as well.
     first.kill().unwrap();
