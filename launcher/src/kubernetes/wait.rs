@@ -31,7 +31,7 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
     let limit = options.timeout.map_or(Duration::MAX, Duration::from_secs);
     let mut follower = Follower::new(&cluster, console.clone());
     let outcome = tokio::select! {
-        outcome = follower.to_the_end() => outcome,
+        outcome = follower.follow() => outcome,
         () = pause(limit) => {
             Err(Fault::unavailable(format!("run {} has not ended within {} s", cluster.name, limit.as_secs()))
                 .hint("it goes on; wait again, or look at `launcher kubernetes status`"))
@@ -80,7 +80,7 @@ impl<'a> Follower<'a> {
         Self { cluster, console, reading: None, progress, failure: None, told: String::new() }
     }
 
-    async fn to_the_end(&mut self) -> Result<(), Fault> {
+    async fn follow(&mut self) -> Result<(), Fault> {
         let mut unanswered = 0;
         loop {
             let (workloads, pods) = match self.look().await {
