@@ -3,7 +3,7 @@
 //! Decisions are pure and know neither clock nor network: [`sharding`] (which pairs, which rank), [`schedule`] (how many
 //! steps), [`measuring`] and [`training`] (who does what next), [`references`] (what the reference model has said), [`metrics`] (sums to rows), [`membership`] and [`failure`]
 //! (who takes part, who is to blame), and [`run`], which puts them together: events in, commands out.
-//! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`server`], [`service`] and [`watch`] (gRPC), [`engine`] (carries the
+//! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`server`], [`service`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the
 //! commands out), [`cli`] (flags).
 
 pub mod cli;
@@ -14,6 +14,7 @@ pub mod measuring;
 pub mod membership;
 pub mod metrics;
 pub mod output_dir;
+pub mod print;
 pub mod reference_store;
 pub mod references;
 pub mod run;

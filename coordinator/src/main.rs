@@ -36,7 +36,7 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
         let run = Run::new(spec, Instant::now());
         let signals = Signals::watch()?;
         announce(&listener)?;
-        server::serve(listener, run, output, signals).await
+        server::serve(listener, run, output, signals, cli.print_events).await
     });
     // A stream that a peer keeps open must not keep the process alive.
     runtime.shutdown_background();

@@ -3,6 +3,9 @@
 //! Joining -> Measuring -> Training -> Finishing -> Ended; a failure leads from anywhere to Ended.
 
 mod drain;
+mod ending;
+mod joining;
+mod working;
 
 use std::time::{Duration, Instant};
 
@@ -10,19 +13,15 @@ use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
-use dyad_proto::wire::{
-    Abort, Assignment, BootstrapOffer, CheckpointReport, CommunicatorReady, Finish, Heartbeat, MeasureReport,
-    MeasureRequest, Phase, PhaseChanged, ReferenceProgress, RunEnded, RunPlan, RunStarted, TrainerJoined,
-    Welcome,
-};
+use dyad_proto::wire::{CheckpointReport, Heartbeat, Phase, PhaseChanged, RunStarted};
 use dyad_proto::{Fault, RunConfig};
 
 use crate::dataset::Datasets;
 use crate::failure::Blame;
-use crate::measuring::{Lengths, Measuring, data_report};
-use crate::membership::{Member, Roster, SILENCE_LIMIT, Standing, TrainerId};
+use crate::measuring::{Lengths, Measuring};
+use crate::membership::{Roster, Standing, TrainerId};
 use crate::references::{Known, References};
-use crate::training::{Done, GENERATION, KnownPairs, Report, Start, Training};
+use crate::training::{Done, Report, Start, Training};
 
 /// How long the streams may take to close once the run has ended.
 pub const FAREWELL: Duration = Duration::from_secs(5);
@@ -229,55 +228,6 @@ impl Run {
         Ok(())
     }
 
-    /// A message on a connection that belongs to no member.
-    fn stranger(&mut self, now: Instant, id: TrainerId, message: Up) {
-        // What a refused trainer sends before it learns of that needs no second answer.
-        let Up::Hello(hello) = message else { return self.commands.push(Command::Close(id)) };
-        let admitted = if matches!(self.stage, Stage::Ended { .. }) {
-            Err(Fault::input(format!("trainer {} is refused: the run has ended", hello.name)))
-        } else {
-            // Once the run has begun the roster is full, and admits nobody.
-            self.roster.admit(now, id, &hello)
-        };
-        match admitted {
-            Ok(()) => self.joined(now, id),
-            Err(refusal) => {
-                let refusal = refusal.from_origin("coordinator");
-                tracing::warn!(name = hello.name, host = hello.host, "{}", refusal.message);
-                self.last_refusal = Some(refusal.message.clone());
-                self.commands.push(Command::Send(id, Down::Abort(Abort { cause: Some(refusal.into()) })));
-                self.commands.push(Command::Close(id));
-            }
-        }
-    }
-
-    fn joined(&mut self, now: Instant, id: TrainerId) {
-        let welcome =
-            Welcome { run_id: self.spec.run_id.clone(), run_config_json: self.spec.config_json.clone() };
-        self.commands.push(Command::Send(id, Down::Welcome(welcome)));
-        if !self.roster.is_full() {
-            return;
-        }
-        self.roster.assign_ranks(now);
-        let world_size = self.spec.world_size;
-        let mut measuring = Measuring::new(&self.spec.data, world_size as usize);
-        for (place, member) in self.roster.members().to_vec().into_iter().enumerate() {
-            let Member { name, device, host, .. } = member;
-            let rank = place as u32;
-            self.emit(Happening::Joined(TrainerJoined { name, rank, device, host }));
-            self.send(place, Down::Assignment(Assignment { generation: GENERATION, rank, world_size }));
-            self.ask(place, &mut measuring);
-        }
-        self.stage = Stage::Measuring(measuring);
-    }
-
-    fn ask(&mut self, place: usize, measuring: &mut Measuring) {
-        while let Some(chunk) = measuring.next_request(place) {
-            let pairs = self.spec.data.pairs(chunk.split, chunk.ids);
-            self.send(place, Down::MeasureRequest(MeasureRequest { split: chunk.split.into(), pairs }));
-        }
-    }
-
     fn heartbeat(&mut self, place: usize, beat: Heartbeat) {
         let member = self.roster.member_mut(place);
         let before = std::mem::replace(&mut member.phase, beat.phase());
@@ -292,201 +242,5 @@ impl Run {
             self.phase = slowest;
             self.emit(Happening::Phase(PhaseChanged { phase: slowest.into() }));
         }
-    }
-
-    fn bootstrap(&mut self, place: usize, offer: BootstrapOffer) -> Result<(), Fault> {
-        if place != 0 || offer.generation != GENERATION || matches!(self.stage, Stage::Joining { .. }) {
-            return Err(self.violation(place, "offered a communicator that it was not asked for"));
-        }
-        let BootstrapOffer { generation, payload } = offer;
-        self.send_all(&Down::CommunicatorReady(CommunicatorReady { generation, payload }));
-        Ok(())
-    }
-
-    fn measured(&mut self, place: usize, report: MeasureReport) -> Result<(), Fault> {
-        let Stage::Measuring(mut measuring) = std::mem::replace(&mut self.stage, Stage::Finishing) else {
-            return Err(self.violation(place, "sent a measure report out of turn"));
-        };
-        measuring.record(place, report).map_err(|what| self.violation(place, &what))?;
-        self.ask(place, &mut measuring);
-        match measuring.finished() {
-            Some(lengths) => self.measured_all(lengths),
-            None => {
-                self.stage = Stage::Measuring(measuring);
-                Ok(())
-            }
-        }
-    }
-
-    fn measured_all(&mut self, lengths: (Lengths, Lengths)) -> Result<(), Fault> {
-        match self.references.take() {
-            Some(references) => self.start_training(lengths, references),
-            None => {
-                self.stage = Stage::Measured(Box::new(lengths));
-                Ok(())
-            }
-        }
-    }
-
-    fn recalled(&mut self, known: Vec<Known>) -> Result<(), Fault> {
-        let references = References::new(self.spec.config.reference_logps, known);
-        match std::mem::replace(&mut self.stage, Stage::Finishing) {
-            Stage::Measured(lengths) => self.start_training(*lengths, references),
-            other => {
-                (self.stage, self.references) = (other, Some(references));
-                Ok(())
-            }
-        }
-    }
-
-    fn start_training(&mut self, lengths: (Lengths, Lengths), references: References) -> Result<(), Fault> {
-        let spec = &self.spec;
-        lengths.0.check_some_kept("training_file", &spec.config.training_file)?;
-        if let Some(file) = &spec.config.validation_file {
-            lengths.1.check_some_kept("validation_file", file)?;
-        }
-        let mut report = data_report(&lengths);
-        let sha256 = spec.data.train.sha256();
-        let world_size = spec.world_size as usize;
-        let (train, validation) = lengths;
-        let known = KnownPairs { train, validation, references };
-        let training = Training::new(&spec.config, world_size, sha256, known, spec.start);
-        report.total_steps = training.schedule().total_steps;
-        report.steps_per_epoch = training.schedule().steps_per_epoch;
-        report.start_step = spec.start.step;
-        let plan = RunPlan {
-            total_steps: report.total_steps,
-            start_step: spec.start.step,
-            resume_from: spec.resume_from.clone(),
-            dataset_sha256: sha256.to_owned(),
-        };
-        self.emit(Happening::Data(report));
-        self.send_all(&Down::RunPlan(plan));
-        self.work(Box::new(training))
-    }
-
-    /// Hands out what the window allows; after the last report, the end.
-    fn work(&mut self, mut training: Box<Training>) -> Result<(), Fault> {
-        while let Some(messages) = training.next_assignments(&self.spec.data)? {
-            for (place, message) in messages.into_iter().enumerate() {
-                self.send(place, message);
-            }
-        }
-        if training.finished() {
-            self.stage = Stage::Finishing;
-            self.send_all(&Down::Finish(Finish {}));
-        } else {
-            self.stage = Stage::Training(training);
-        }
-        Ok(())
-    }
-
-    fn reported(&mut self, place: usize, report: Report) -> Result<(), Fault> {
-        if matches!(self.stage, Stage::Draining(_)) {
-            return self.reported_late(place, report);
-        }
-        let Stage::Training(mut training) = std::mem::replace(&mut self.stage, Stage::Finishing) else {
-            return Err(self.violation(place, "reported work out of turn"));
-        };
-        if let Report::Step(report) = &report {
-            let member = self.roster.member_mut(place);
-            member.step = member.step.max(report.step);
-        }
-        let scored = matches!(report, Report::Reference(_));
-        let done = training.record(place, report).map_err(|what| self.violation(place, &what))?;
-        self.commands.extend(done.into_iter().map(Command::Record));
-        if scored {
-            let (pairs, total) = training.reference_progress();
-            self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
-        }
-        self.work(training)
-    }
-
-    fn checkpoint(&mut self, place: usize, report: CheckpointReport) -> Result<(), Fault> {
-        if place != 0 {
-            return Err(self.violation(place, "reported a checkpoint, which only rank 0 writes"));
-        }
-        self.saved = Some(report.clone());
-        self.emit(Happening::Checkpoint(report));
-        Ok(())
-    }
-
-    fn finished(&mut self, now: Instant, place: usize) -> Result<(), Fault> {
-        if !matches!(self.stage, Stage::Finishing) && !self.drained() {
-            return Err(self.violation(place, "said that it has finished before it was told to"));
-        }
-        let member = self.roster.member_mut(place);
-        member.standing = Standing::Finished;
-        let id = member.id;
-        self.commands.push(Command::Close(id));
-        if self.roster.members().iter().all(|member| member.standing == Standing::Finished) {
-            let early = self.drain_outcome();
-            self.end(now, early);
-        }
-        Ok(())
-    }
-
-    fn closed(&mut self, id: TrainerId) -> Result<(), Fault> {
-        self.commands.push(Command::Close(id));
-        let Some(place) = self.roster.place(id) else { return Ok(()) };
-        let member = self.roster.member_mut(place);
-        member.connected = false;
-        if member.standing != Standing::Active {
-            return Ok(());
-        }
-        let (who, during) = (member.describe(), member.whereabouts());
-        Err(Fault::failed(format!("{who} died: its connection closed during {during}"))
-            .hint("its log says more; a process that the kernel killed for memory leaves none"))
-    }
-
-    fn tick(&mut self, now: Instant) -> Result<(), Fault> {
-        if let Some(cause) = self.blame.overdue(now) {
-            self.end(now, Some(cause));
-        }
-        if let Stage::Joining { deadline } = self.stage
-            && now >= deadline
-        {
-            return Err(self.too_few());
-        }
-        let Some(member) = self.roster.silent(now) else { return Ok(()) };
-        let (who, during, seconds) = (member.describe(), member.whereabouts(), SILENCE_LIMIT.as_secs());
-        Err(Fault::failed(format!(
-            "{who} on {} is silent: no sign of life for {seconds} s during {during}",
-            member.host
-        ))
-        .hint("is that machine reachable, and the process not stopped?"))
-    }
-
-    fn too_few(&self) -> Fault {
-        let joined: Vec<&str> = self.roster.members().iter().map(|member| member.name.as_str()).collect();
-        let names = if joined.is_empty() { String::new() } else { format!(" ({})", joined.join(", ")) };
-        let (of, seconds) = (self.spec.world_size, self.spec.join_timeout.as_secs());
-        let refused = self.last_refusal.as_ref().map_or_else(String::new, |why| format!("; {why}"));
-        Fault::unavailable(format!(
-            "{} of {of} trainers joined within {seconds} s{names}{refused}",
-            joined.len()
-        ))
-        .hint("see the logs of the missing trainers; --join-timeout-seconds gives them longer")
-    }
-
-    fn violation(&self, place: usize, what: &str) -> Fault {
-        Fault::failed(format!("{} broke the protocol: it {what}", self.roster.members()[place].describe()))
-            .hint("run the coordinator and all trainers from the same build")
-    }
-
-    /// Everybody still here is told to stop (after a failure), and the streams end. The first end counts.
-    fn end(&mut self, now: Instant, failure: Option<Fault>) {
-        if matches!(self.stage, Stage::Ended { .. }) {
-            return;
-        }
-        self.emit(Happening::Ended(RunEnded { failure: failure.clone().map(Into::into) }));
-        for member in self.roster.members().iter().filter(|member| member.connected) {
-            if let (Some(cause), Standing::Active) = (&failure, member.standing) {
-                let abort = Abort { cause: Some(cause.clone().into()) };
-                self.commands.push(Command::Send(member.id, Down::Abort(abort)));
-            }
-            self.commands.push(Command::Close(member.id));
-        }
-        self.stage = Stage::Ended { failure, deadline: now + FAREWELL };
     }
 }

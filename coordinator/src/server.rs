@@ -13,6 +13,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::engine::{Engine, Input};
 use crate::output_dir::Output;
+use crate::print;
 use crate::run::{Event, Run};
 use crate::service::Service;
 use crate::watch::History;
@@ -42,10 +43,17 @@ pub async fn bind(address: &str) -> Result<TcpListener, Fault> {
 }
 
 /// Serves the run until it has ended; says how.
-pub async fn serve(listener: TcpListener, run: Run, output: Output, signals: Signals) -> Result<(), Fault> {
+pub async fn serve(
+    listener: TcpListener,
+    run: Run,
+    output: Output,
+    signals: Signals,
+    print_events: bool,
+) -> Result<(), Fault> {
     let (inputs, events) = mpsc::channel(INPUTS);
     tokio::spawn(signals.forward(inputs.clone()));
     let history = History::default();
+    let printed = print_events.then(|| tokio::spawn(print::events(history.follow())));
     let service = CoordinatorServer::new(Service::new(inputs, history.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -65,6 +73,9 @@ pub async fn serve(listener: TcpListener, run: Run, output: Output, signals: Sig
         died = &mut server => return Err(Fault::failed(format!("the gRPC server ended: {died:?}"))),
     };
     drop(stop);
+    if let Some(printed) = printed {
+        let _ = tokio::time::timeout(DRAIN, printed).await;
+    }
     if tokio::time::timeout(DRAIN, server).await.is_err() {
         tracing::warn!("streams were still open at the end");
     }

@@ -9,6 +9,8 @@ use crate::agent::serve::AgentOptions;
 use crate::doctor::DoctorOptions;
 use crate::hosts::hostfile::Nodes;
 use crate::hosts::options::HostOptions;
+use crate::kubernetes::cli::KubernetesOptions;
+use crate::node::NodeOptions;
 use crate::predict::PlanOptions;
 use crate::slurm::SlurmOptions;
 
@@ -28,6 +30,7 @@ use crate::slurm::SlurmOptions;
   launcher doctor --hostfile hosts --config run.toml
   launcher slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 --config run.toml --submit
   launcher plan --gpus 64 --model 8B
+  launcher kubernetes apply --nodes 4 --gpus-per-node 8 --image IMAGE --data claim:data --config run.toml
 
 Ctrl-C or SIGTERM: finish the step in progress, write a checkpoint, end with status 130; --resume goes on. Ctrl-C again: end at once.
 
@@ -61,6 +64,10 @@ pub enum Command {
     Slurm(SlurmOptions),
     /// Serve a launcher on standard input and output; what `launcher --hosts` starts on each host.
     Agent(AgentOptions),
+    /// Run on a Kubernetes cluster: render, apply, status, logs, wait, delete.
+    Kubernetes(Box<KubernetesOptions>),
+    /// Start and watch the trainers of one node, where a scheduler has placed one such process per node.
+    Node(NodeOptions),
 }
 
 /// Options of a run.

@@ -3,6 +3,8 @@
 //! - [`plan`]: what to start, purely from options and machine.
 //! - [`numa`]: which cores each trainer keeps to.
 //! - [`predict`]: what a run would need and cost, purely from sizes and published rates.
+//! - [`node`]: the trainers of one node that a scheduler has placed.
+//! - [`kubernetes`]: objects of a run, and what is done with them on a cluster.
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`supervise`], [`children`]: processes that end together.
 //! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
@@ -18,6 +20,8 @@ pub mod dry_run;
 pub mod fit;
 pub mod hosts;
 pub mod interrupt;
+pub mod kubernetes;
+pub mod node;
 pub mod numa;
 pub mod plan;
 pub mod plot;

@@ -16,7 +16,9 @@ use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{Machine, Trainer, trainers};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
-use launcher::{agent, doctor, dry_run, fit, hosts, plot, predict, preflight, slurm, summary, supervise};
+use launcher::{
+    agent, doctor, dry_run, fit, hosts, kubernetes, node, plot, predict, preflight, slurm, summary, supervise,
+};
 
 // One thread: children are tied to the life of the thread that starts them.
 #[tokio::main(flavor = "current_thread")]
@@ -33,6 +35,8 @@ async fn main() -> ExitCode {
 async fn act(line: CommandLine) -> Result<(), Fault> {
     match (line.command, line.options) {
         (Some(Command::Plan(options)), _) => print(&predict::describe(&options)?),
+        (Some(Command::Kubernetes(options)), _) => kubernetes::act(options.command).await,
+        (Some(Command::Node(options)), _) => node::run(&options).await,
         (Some(Command::Agent(options)), _) => agent::serve::serve(&options).await,
         (Some(Command::Doctor(options)), _) => doctor::run(&options).await,
         (Some(Command::Slurm(options)), _) => slurm::run(&options).await,

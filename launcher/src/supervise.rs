@@ -30,11 +30,11 @@ const LEAVE: Duration = Duration::from_secs(5);
 const COORDINATOR_LOG: &str = "its log is coordinator.log in output_dir/logs";
 /// glibc hands every tensor's pages back and faults them in again at the next step unless told otherwise; huge pages make
 /// the first touch cheaper. Worth a fifth of a CPU step (docs/benchmarks.md). A setting of the user's own wins.
-const MALLOC: &str =
+pub(crate) const MALLOC: &str =
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824";
 
 /// Who divides the model between trainers wants memory more than that fifth: large tensors go back at once, and leave no holes.
-const SPARING_MALLOC: &str =
+pub(crate) const SPARING_MALLOC: &str =
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1048576:glibc.malloc.trim_threshold=16777216";
 
 /// What to run, and where.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use dyad_data::new_model::NewModelOptions;
+use dyad_data::new_model::NewModelCommand;
 
 /// One trainer process of a Dyad run.
 #[derive(Debug, Parser)]
@@ -24,8 +24,8 @@ pub struct Cli {
 pub enum Command {
     /// Join a run at its coordinator and train (started by the launcher).
     Run(RunOptions),
-    /// Write a small model with random weights and its own tokenizer, to learn and test with.
-    NewModel(NewModelOptions),
+    /// Write a model with random weights and its own tokenizer, to learn, test and measure with.
+    NewModel(NewModelCommand),
     /// Answer the prompts of a preference file with a model or adapter folder, one JSON line each.
     Generate(GenerateOptions),
 }

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     trainer::panics::silence();
     let result = match Cli::parse().command {
         Command::Run(options) => run(options),
-        Command::NewModel(options) => new_model::create(&options),
+        Command::NewModel(command) => new_model::create_stored(&command.model, &command.storage),
         Command::Generate(options) => generate(&options),
     };
     match result {

@@ -22,6 +22,7 @@ use crate::ext::cuda_peak_bytes;
 use crate::feed::{Step, Work};
 use crate::load::Parts;
 use crate::model::Model;
+use crate::model::fused::kernel_threads;
 use crate::profile::Profile;
 use crate::schedule::Schedule;
 use crate::session::{Handle, Identity, Session};
@@ -65,6 +66,7 @@ fn work(
 ) -> Result<End, Fault> {
     let (started, work) = start(identity, handle, received)?;
     let kind = started.parts.policy.place.kind;
+    tracing::info!(threads = kernel_threads().unwrap_or(0), ?kind, "ready");
     let profile = profile.map(|dir| Profile::new(dir, started.place.rank, started.device, kind));
     Trainer::new(started, handle.clone(), profile)?.work_off(&work)
 }

@@ -1,0 +1,77 @@
+//! How a run ends: deaths, silence, time that runs out, broken rules, and what everybody is told.
+
+use std::time::Instant;
+
+use dyad_proto::Fault;
+use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::{Abort, RunEnded};
+
+use super::{Command, FAREWELL, Run, Stage};
+use crate::membership::{SILENCE_LIMIT, Standing, TrainerId};
+
+impl Run {
+    pub(super) fn closed(&mut self, id: TrainerId) -> Result<(), Fault> {
+        self.commands.push(Command::Close(id));
+        let Some(place) = self.roster.place(id) else { return Ok(()) };
+        let member = self.roster.member_mut(place);
+        member.connected = false;
+        if member.standing != Standing::Active {
+            return Ok(());
+        }
+        let (who, during) = (member.describe(), member.whereabouts());
+        Err(Fault::failed(format!("{who} died: its connection closed during {during}"))
+            .hint("its log says more; a process that the kernel killed for memory leaves none"))
+    }
+
+    pub(super) fn tick(&mut self, now: Instant) -> Result<(), Fault> {
+        if let Some(cause) = self.blame.overdue(now) {
+            self.end(now, Some(cause));
+        }
+        if let Stage::Joining { deadline } = self.stage
+            && now >= deadline
+        {
+            return Err(self.too_few());
+        }
+        let Some(member) = self.roster.silent(now) else { return Ok(()) };
+        let (who, during, seconds) = (member.describe(), member.whereabouts(), SILENCE_LIMIT.as_secs());
+        Err(Fault::failed(format!(
+            "{who} on {} is silent: no sign of life for {seconds} s during {during}",
+            member.host
+        ))
+        .hint("is that machine reachable, and the process not stopped?"))
+    }
+
+    fn too_few(&self) -> Fault {
+        let joined: Vec<&str> = self.roster.members().iter().map(|member| member.name.as_str()).collect();
+        let names = if joined.is_empty() { String::new() } else { format!(" ({})", joined.join(", ")) };
+        let (of, seconds) = (self.spec.world_size, self.spec.join_timeout.as_secs());
+        let refused = self.last_refusal.as_ref().map_or_else(String::new, |why| format!("; {why}"));
+        Fault::unavailable(format!(
+            "{} of {of} trainers joined within {seconds} s{names}{refused}",
+            joined.len()
+        ))
+        .hint("see the logs of the missing trainers; --join-timeout-seconds gives them longer")
+    }
+
+    pub(super) fn violation(&self, place: usize, what: &str) -> Fault {
+        Fault::failed(format!("{} broke the protocol: it {what}", self.roster.members()[place].describe()))
+            .hint("run the coordinator and all trainers from the same build")
+    }
+
+    /// Everybody still here is told to stop (after a failure), and the streams end. The first end counts.
+    pub(super) fn end(&mut self, now: Instant, failure: Option<Fault>) {
+        if matches!(self.stage, Stage::Ended { .. }) {
+            return;
+        }
+        self.emit(Happening::Ended(RunEnded { failure: failure.clone().map(Into::into) }));
+        for member in self.roster.members().iter().filter(|member| member.connected) {
+            if let (Some(cause), Standing::Active) = (&failure, member.standing) {
+                let abort = Abort { cause: Some(cause.clone().into()) };
+                self.commands.push(Command::Send(member.id, Down::Abort(abort)));
+            }
+            self.commands.push(Command::Close(member.id));
+        }
+        self.stage = Stage::Ended { failure, deadline: now + FAREWELL };
+    }
+}

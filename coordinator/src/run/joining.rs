@@ -1,0 +1,114 @@
+//! Until all are there and every pair is measured: who is admitted, who measures what, how the ranks meet.
+
+use std::time::Instant;
+
+use dyad_proto::Fault;
+use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::trainer_message::Body as Up;
+use dyad_proto::wire::{
+    Abort, Assignment, BootstrapOffer, CommunicatorReady, MeasureReport, MeasureRequest, TrainerJoined,
+    Welcome,
+};
+
+use super::{Command, Run, Stage};
+use crate::measuring::{Lengths, Measuring};
+use crate::membership::{Member, TrainerId};
+use crate::references::{Known, References};
+use crate::training::GENERATION;
+
+impl Run {
+    /// A message on a connection that belongs to no member.
+    pub(super) fn stranger(&mut self, now: Instant, id: TrainerId, message: Up) {
+        // What a refused trainer sends before it learns of that needs no second answer.
+        let Up::Hello(hello) = message else { return self.commands.push(Command::Close(id)) };
+        let admitted = if matches!(self.stage, Stage::Ended { .. }) {
+            Err(Fault::input(format!("trainer {} is refused: the run has ended", hello.name)))
+        } else {
+            // Once the run has begun the roster is full, and admits nobody.
+            self.roster.admit(now, id, &hello)
+        };
+        match admitted {
+            Ok(()) => self.joined(now, id),
+            Err(refusal) => {
+                let refusal = refusal.from_origin("coordinator");
+                tracing::warn!(name = hello.name, host = hello.host, "{}", refusal.message);
+                self.last_refusal = Some(refusal.message.clone());
+                self.commands.push(Command::Send(id, Down::Abort(Abort { cause: Some(refusal.into()) })));
+                self.commands.push(Command::Close(id));
+            }
+        }
+    }
+
+    fn joined(&mut self, now: Instant, id: TrainerId) {
+        let welcome =
+            Welcome { run_id: self.spec.run_id.clone(), run_config_json: self.spec.config_json.clone() };
+        self.commands.push(Command::Send(id, Down::Welcome(welcome)));
+        if !self.roster.is_full() {
+            return;
+        }
+        self.roster.assign_ranks(now);
+        let world_size = self.spec.world_size;
+        let mut measuring = Measuring::new(&self.spec.data, world_size as usize);
+        for (place, member) in self.roster.members().to_vec().into_iter().enumerate() {
+            let Member { name, device, host, .. } = member;
+            let rank = place as u32;
+            self.emit(Happening::Joined(TrainerJoined { name, rank, device, host }));
+            self.send(place, Down::Assignment(Assignment { generation: GENERATION, rank, world_size }));
+            self.ask(place, &mut measuring);
+        }
+        self.stage = Stage::Measuring(measuring);
+    }
+
+    fn ask(&mut self, place: usize, measuring: &mut Measuring) {
+        while let Some(chunk) = measuring.next_request(place) {
+            let pairs = self.spec.data.pairs(chunk.split, chunk.ids);
+            self.send(place, Down::MeasureRequest(MeasureRequest { split: chunk.split.into(), pairs }));
+        }
+    }
+
+    pub(super) fn bootstrap(&mut self, place: usize, offer: BootstrapOffer) -> Result<(), Fault> {
+        if place != 0 || offer.generation != GENERATION || matches!(self.stage, Stage::Joining { .. }) {
+            return Err(self.violation(place, "offered a communicator that it was not asked for"));
+        }
+        let BootstrapOffer { generation, payload } = offer;
+        self.send_all(&Down::CommunicatorReady(CommunicatorReady { generation, payload }));
+        Ok(())
+    }
+
+    pub(super) fn measured(&mut self, place: usize, report: MeasureReport) -> Result<(), Fault> {
+        let Stage::Measuring(mut measuring) = std::mem::replace(&mut self.stage, Stage::Finishing) else {
+            return Err(self.violation(place, "sent a measure report out of turn"));
+        };
+        measuring.record(place, report).map_err(|what| self.violation(place, &what))?;
+        self.ask(place, &mut measuring);
+        match measuring.finished() {
+            Some(lengths) => self.measured_all(lengths),
+            None => {
+                self.stage = Stage::Measuring(measuring);
+                Ok(())
+            }
+        }
+    }
+
+    fn measured_all(&mut self, lengths: (Lengths, Lengths)) -> Result<(), Fault> {
+        match self.references.take() {
+            Some(references) => self.start_training(lengths, references),
+            None => {
+                self.stage = Stage::Measured(Box::new(lengths));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn recalled(&mut self, known: Vec<Known>) -> Result<(), Fault> {
+        let references = References::new(self.spec.config.reference_logps, known);
+        match std::mem::replace(&mut self.stage, Stage::Finishing) {
+            Stage::Measured(lengths) => self.start_training(*lengths, references),
+            other => {
+                (self.stage, self.references) = (other, Some(references));
+                Ok(())
+            }
+        }
+    }
+}

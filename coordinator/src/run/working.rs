@@ -1,0 +1,107 @@
+//! The work itself: what the window allows goes out, reports come in, until every trainer has finished.
+
+use std::time::Instant;
+
+use dyad_proto::Fault;
+use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::{CheckpointReport, Finish, ReferenceProgress, RunPlan};
+
+use super::{Command, Run, Stage};
+use crate::measuring::{Lengths, data_report};
+use crate::membership::Standing;
+use crate::references::References;
+use crate::training::{KnownPairs, Report, Training};
+
+impl Run {
+    pub(super) fn start_training(
+        &mut self,
+        lengths: (Lengths, Lengths),
+        references: References,
+    ) -> Result<(), Fault> {
+        let spec = &self.spec;
+        lengths.0.check_some_kept("training_file", &spec.config.training_file)?;
+        if let Some(file) = &spec.config.validation_file {
+            lengths.1.check_some_kept("validation_file", file)?;
+        }
+        let mut report = data_report(&lengths);
+        let sha256 = spec.data.train.sha256();
+        let world_size = spec.world_size as usize;
+        let (train, validation) = lengths;
+        let known = KnownPairs { train, validation, references };
+        let training = Training::new(&spec.config, world_size, sha256, known, spec.start);
+        report.total_steps = training.schedule().total_steps;
+        report.steps_per_epoch = training.schedule().steps_per_epoch;
+        report.start_step = spec.start.step;
+        let plan = RunPlan {
+            total_steps: report.total_steps,
+            start_step: spec.start.step,
+            resume_from: spec.resume_from.clone(),
+            dataset_sha256: sha256.to_owned(),
+        };
+        self.emit(Happening::Data(report));
+        self.send_all(&Down::RunPlan(plan));
+        self.work(Box::new(training))
+    }
+
+    /// Hands out what the window allows; after the last report, the end.
+    fn work(&mut self, mut training: Box<Training>) -> Result<(), Fault> {
+        while let Some(messages) = training.next_assignments(&self.spec.data)? {
+            for (place, message) in messages.into_iter().enumerate() {
+                self.send(place, message);
+            }
+        }
+        if training.finished() {
+            self.stage = Stage::Finishing;
+            self.send_all(&Down::Finish(Finish {}));
+        } else {
+            self.stage = Stage::Training(training);
+        }
+        Ok(())
+    }
+
+    pub(super) fn reported(&mut self, place: usize, report: Report) -> Result<(), Fault> {
+        if matches!(self.stage, Stage::Draining(_)) {
+            return self.reported_late(place, report);
+        }
+        let Stage::Training(mut training) = std::mem::replace(&mut self.stage, Stage::Finishing) else {
+            return Err(self.violation(place, "reported work out of turn"));
+        };
+        if let Report::Step(report) = &report {
+            let member = self.roster.member_mut(place);
+            member.step = member.step.max(report.step);
+        }
+        let scored = matches!(report, Report::Reference(_));
+        let done = training.record(place, report).map_err(|what| self.violation(place, &what))?;
+        self.commands.extend(done.into_iter().map(Command::Record));
+        if scored {
+            let (pairs, total) = training.reference_progress();
+            self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
+        }
+        self.work(training)
+    }
+
+    pub(super) fn checkpoint(&mut self, place: usize, report: CheckpointReport) -> Result<(), Fault> {
+        if place != 0 {
+            return Err(self.violation(place, "reported a checkpoint, which only rank 0 writes"));
+        }
+        self.saved = Some(report.clone());
+        self.emit(Happening::Checkpoint(report));
+        Ok(())
+    }
+
+    pub(super) fn finished(&mut self, now: Instant, place: usize) -> Result<(), Fault> {
+        if !matches!(self.stage, Stage::Finishing) && !self.drained() {
+            return Err(self.violation(place, "said that it has finished before it was told to"));
+        }
+        let member = self.roster.member_mut(place);
+        member.standing = Standing::Finished;
+        let id = member.id;
+        self.commands.push(Command::Close(id));
+        if self.roster.members().iter().all(|member| member.standing == Standing::Finished) {
+            let early = self.drain_outcome();
+            self.end(now, early);
+        }
+        Ok(())
+    }
+}
