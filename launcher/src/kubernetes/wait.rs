@@ -16,7 +16,7 @@ use super::cluster::Cluster;
 use super::events::event;
 use super::state::{Phase, phase, pod_lines, pod_prefix, workload_lines};
 use super::status;
-use crate::console::Console;
+use crate::console::{Console, Speaker};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 
@@ -32,6 +32,7 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
     let mut follower = Follower::new(&cluster, console.clone());
     let outcome = tokio::select! {
         outcome = follower.to_the_end() => outcome,
+        () = console.clone().show_held() => Ok(()),
         () = pause(limit) => {
             Err(Fault::unavailable(format!("run {} has not ended within {} s", cluster.name, limit.as_secs()))
                 .hint("it goes on; wait again, or look at `launcher kubernetes status`"))
@@ -174,7 +175,7 @@ impl<'a> Follower<'a> {
             None => match (line.strip_prefix("error: "), line.strip_prefix("hint: ")) {
                 (Some(error), _) => self.failure = Some(Fault::failed(error).from_origin("coordinator")),
                 (_, Some(hint)) => self.failure = self.failure.take().map(|fault| fault.hint(hint)),
-                _ => self.console.log("coordinator", line),
+                _ => self.console.log(&Speaker { node: "coordinator".into(), rank: None }, line),
             },
         }
     }
