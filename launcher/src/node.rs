@@ -79,10 +79,12 @@ pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
         .iter()
         .map(|trainer| start(options, trainer, trainers.len(), &console))
         .collect::<Result<Vec<_>, _>>()?;
+    tokio::spawn(console.clone().show_held());
     let ended = tokio::select! {
         ended = follow(&mut children) => Some(ended),
         () = interrupt.wait() => None,
     };
+    console.clear();
     match ended {
         Some(result) => result,
         None => drain(options, &mut children, &mut interrupt, &console).await,

@@ -286,7 +286,7 @@ fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
     let speaker = Speaker { node: "coordinator".into(), rank: None };
     let output = Output { file, console: console.clone(), speaker };
     let node = job.hosts.and_then(Hosts::coordinator_node);
-    start(job, node, "coordinator", command, &[], output)
+    start(job, node, "coordinator", (command, &[]), output)
 }
 
 fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Console) -> Result<Child, Fault> {
@@ -317,7 +317,7 @@ fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Cons
         speaker: Speaker { node: host, rank: Some(trainer.launch_index) },
     };
     let label = format!("trainer rank {} ({})", trainer.launch_index, trainer.name);
-    start(job, node, &label, command, &trainer.cores, output)
+    start(job, node, &label, (command, &trainer.cores), output)
 }
 
 /// Starts a program on a node, or on this machine.
@@ -325,8 +325,7 @@ fn start(
     job: &Job<'_>,
     node: Option<usize>,
     label: &str,
-    mut command: Command,
-    cores: &[usize],
+    (mut command, cores): (Command, &[usize]),
     output: Output,
 ) -> Result<Child, Fault> {
     command.envs(job.environment.iter().map(|(name, value)| (name, value)));

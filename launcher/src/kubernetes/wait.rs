@@ -32,6 +32,7 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
     let mut follower = Follower::new(&cluster, console.clone());
     let outcome = tokio::select! {
         outcome = follower.follow() => outcome,
+        () = console.clone().show_held() => Ok(()),
         () = pause(limit) => {
             Err(Fault::unavailable(format!("run {} has not ended within {} s", cluster.name, limit.as_secs()))
                 .hint("it goes on; wait again, or look at `launcher kubernetes status`"))
