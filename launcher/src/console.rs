@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use dyad_telemetry::LogFormat;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Lines between two progress reports are spaced so that a run prints about this many.
@@ -14,17 +15,23 @@ pub struct Console {
     bar: Arc<Mutex<Option<ProgressBar>>>,
     terminal: bool,
     verbose: bool,
+    /// Lines are JSON objects.
+    json: bool,
 }
 
 impl Console {
     /// On standard error.
     #[must_use]
-    pub fn new(verbose: bool) -> Self {
-        Self { bar: Arc::default(), terminal: std::io::stderr().is_terminal(), verbose }
+    pub fn new(verbose: bool, format: LogFormat) -> Self {
+        let json = format == LogFormat::Json;
+        Self { bar: Arc::default(), terminal: !json && std::io::stderr().is_terminal(), verbose, json }
     }
 
     /// A line for the reader.
     pub fn line(&self, text: &str) {
+        if self.json {
+            return tracing::info!("{text}");
+        }
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         let print = || {
             let _ = writeln!(std::io::stderr(), "{text}");
@@ -37,8 +44,15 @@ impl Console {
 
     /// A log line of a child: shown when it warns, or always with --verbose.
     pub fn log(&self, prefix: &str, line: &str) {
-        if self.verbose || line.contains(" WARN ") || line.contains(" ERROR ") {
-            self.line(&format!("[{prefix}] {line}"));
+        let json = |level| line.contains(level) && line.starts_with('{');
+        let bad = line.contains(" WARN ") || line.contains(" ERROR ");
+        match self.json {
+            false if self.verbose || bad => self.line(&format!("[{prefix}] {line}")),
+            // Already an object; its target says whose it is.
+            true if self.verbose || json("\"level\":\"WARN\"") || json("\"level\":\"ERROR\"") => {
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }
+            _ => {}
         }
     }
 
@@ -104,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_phase_that_is_reported_late_does_not_take_the_bar_away() {
-        let console = Console { bar: Arc::default(), terminal: true, verbose: false };
+        let console = Console { bar: Arc::default(), terminal: true, verbose: false, json: false };
         console.status("loading the model");
         console.count(3, 10);
         console.status("connecting the trainers");

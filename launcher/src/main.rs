@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dyad_proto::{ErrorCode, Fault, RunConfig};
+use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
 use launcher::cli::{Command, CommandLine, NumaBinding, Options};
 use launcher::console::Console;
 use launcher::interrupt::Interrupt;
@@ -14,11 +15,18 @@ use launcher::plan::{Machine, Trainer, trainers};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
 use launcher::{dry_run, plot, predict, preflight, summary, supervise};
+use tracing::Instrument;
 
 // One thread: children are tied to the life of the thread that starts them.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    match act(CommandLine::parse()).await {
+    let line = CommandLine::parse();
+    let format = line.options.as_ref().map_or(LogFormat::Text, |options| options.log_format);
+    // Lines for people go through the console.
+    let default = if format == LogFormat::Json { "info" } else { "warn" };
+    // Held until the exit status is known: what happened last leaves the process too.
+    let _telemetry = Telemetry::start("launcher", Logs { format, variable: "DYAD_LOG", default });
+    match act(line).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             let _ = writeln!(std::io::stderr(), "{}", fault.report());
@@ -46,12 +54,21 @@ async fn launch(options: &Options) -> Result<(), Fault> {
         return print(&dry_run::describe(&config, &trainers)?);
     }
     let mut interrupt = Interrupt::new()?;
-    train(options, &config, &trainers, &mut interrupt).await?;
+    train(options, &config, &trainers, &mut interrupt).instrument(launch_span()).await?;
     tokio::select! {
         told = tell(options, &config, machine) => told,
         () = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
             .hint(format!("the model lies in {}", Path::new(&config.output_dir).join("final").display()))),
     }
+}
+
+/// The span that the run is part of, below whatever started the launcher.
+fn launch_span() -> tracing::Span {
+    let span = tracing::info_span!(target: TARGET, "launch");
+    if let Some(parent) = dyad_telemetry::environment() {
+        dyad_telemetry::adopt(&span, &parent);
+    }
+    span
 }
 
 /// What there is to say of a complete run.
@@ -78,8 +95,7 @@ async fn train(
     interrupt: &mut Interrupt,
 ) -> Result<(), Fault> {
     let config_file = preflight::write_config(config)?;
-    let console = Console::new(options.verbose);
-    let flags = [("--resume", options.resume), ("--overwrite", options.overwrite)];
+    let console = Console::new(options.verbose, options.log_format);
     let job = Job {
         config_file: &config_file,
         output_dir: Path::new(&config.output_dir),
@@ -87,9 +103,18 @@ async fn train(
         trainers,
         listen: &options.listen,
         profile: options.profile,
-        coordinator_flags: flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag).collect(),
+        coordinator_flags: coordinator_flags(options),
+        log_format: options.log_format,
     };
     supervise::run(&job, &console, interrupt).await
+}
+
+fn coordinator_flags(options: &Options) -> Vec<String> {
+    let mut flags = vec![format!("--trace-every={}", options.trace_every)];
+    flags.extend(options.metrics_listen.iter().map(|address| format!("--metrics-listen={address}")));
+    let set = [("--resume", options.resume), ("--overwrite", options.overwrite)];
+    flags.extend(set.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
+    flags
 }
 
 fn print(text: &str) -> Result<(), Fault> {

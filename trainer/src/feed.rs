@@ -65,6 +65,8 @@ pub struct Step {
     pub global_chosen_tokens: u64,
     /// Save a checkpoint after the step.
     pub checkpoint: bool,
+    /// Trace context of the step; empty where it is not traced.
+    pub traceparent: String,
 }
 
 /// Starts the thread; it ends with the session, or with the first error.
@@ -122,6 +124,7 @@ impl Feed {
                 global_pairs: step.global_pairs,
                 global_chosen_tokens: step.global_chosen_tokens,
                 checkpoint: step.checkpoint,
+                traceparent: step.traceparent,
             }),
             Received::Evaluation(evaluation) => {
                 let references = references(&evaluation.pairs);
@@ -134,7 +137,9 @@ impl Feed {
             },
             Received::Finish(_) => Work::Finish,
             // Handled by the session, or before this thread starts.
-            Received::Abort(_) | Received::Welcome(_) | Received::Assignment(_) => return Ok(None),
+            Received::Abort(_) | Received::Welcome(_) | Received::Assignment(_) | Received::KeepTrace(_) => {
+                return Ok(None);
+            }
         }))
     }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::Fault;
@@ -14,6 +14,7 @@ use dyad_proto::wire::{
     Assignment, CheckpointReport, EvaluationReport, PairReference, Phase, ReferenceLogps, ReferenceReport,
     StepReport,
 };
+use dyad_telemetry::TARGET;
 use tch::Device;
 
 use crate::checkpoint::{State, load::restore, save::Saver};
@@ -27,6 +28,8 @@ use crate::schedule::Schedule;
 use crate::session::{Handle, Identity, Session};
 use crate::start::{Incoming, Started, ended, start};
 use crate::timing::peak_resident_bytes;
+use crate::trace::{self, Beginning};
+use crate::utilisation::ModelFlops;
 
 /// Joins the run at the coordinator and trains until it is over; profiles a few steps where a folder for that is given.
 pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
@@ -38,6 +41,7 @@ pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
             Ok(())
         }
         Err(fault) => {
+            trace::fail(&fault.message);
             session.fail(fault.clone());
             Err(fault)
         }
@@ -51,6 +55,7 @@ fn work(
     profile: Option<PathBuf>,
 ) -> Result<(), Fault> {
     let (started, work) = start(identity, handle, received)?;
+    let _inside = started.span.clone().entered();
     let kind = started.parts.policy.place.kind;
     let profile = profile.map(|dir| Profile::new(dir, started.place.rank, started.device, kind));
     Trainer::new(started, handle.clone(), profile)?.work_off(&work)
@@ -68,11 +73,12 @@ struct Trainer {
     backlog: VecDeque<Work>,
     profile: Option<Profile>,
     reference_logps: Mode,
+    flops: ModelFlops,
 }
 
 impl Trainer {
     fn new(started: Started, handle: Handle, profile: Option<Profile>) -> Result<Self, Fault> {
-        let Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog } = started;
+        let Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, .. } = started;
         let Parts { policy, reference, parameters, saver } = parts;
         let state = State {
             step: plan.start_step,
@@ -83,23 +89,37 @@ impl Trainer {
             world_size: place.world_size,
             bucket_bytes,
         };
+        let flops = ModelFlops::new(&config, &policy.config);
         let mut engine = Engine::new(policy, reference, parameters, communicator, &config);
         if !plan.resume_from.is_empty() {
             restore(&PathBuf::from(&plan.resume_from), &mut engine.parameters)?;
         }
         let schedule = Schedule::new(&config, plan.total_steps);
         let reference_logps = config.reference_logps;
-        Ok(Self { engine, saver, schedule, state, place, device, handle, backlog, profile, reference_logps })
+        Ok(Self {
+            engine,
+            saver,
+            schedule,
+            state,
+            place,
+            device,
+            handle,
+            backlog,
+            profile,
+            reference_logps,
+            flops,
+        })
     }
 
     fn work_off(&mut self, work: &Incoming) -> Result<(), Fault> {
         loop {
+            let asked = Instant::now();
             let next = match self.backlog.pop_front() {
                 Some(next) => next,
                 None => work.recv().map_err(|_| ended())??,
             };
             match next {
-                Work::Step(step) => self.train(step)?,
+                Work::Step(step) => self.train(step, asked.elapsed())?,
                 Work::Evaluate { step, pairs, references } => self.evaluate(step, &pairs, &references)?,
                 Work::Reference { chunk, ids, pairs } => self.score_references(chunk, &ids, &pairs)?,
                 Work::Finish => return self.finish(),
@@ -110,9 +130,18 @@ impl Trainer {
         }
     }
 
-    fn train(&mut self, step: Step) -> Result<(), Fault> {
+    /// One optimizer step, for whose pairs this rank has waited so long.
+    fn train(&mut self, step: Step, waited: Duration) -> Result<(), Fault> {
         self.handle.enter(Phase::Training, step.step);
-        let start = Instant::now();
+        let (start, started) = (Instant::now(), SystemTime::now());
+        let _step = trace::begin(&Beginning {
+            step: step.step,
+            rank: self.place.rank,
+            pairs: step.pairs.len(),
+            traceparent: &step.traceparent,
+            waited,
+        });
+        let flops = self.flops.of(&step.pairs, &step.references);
         if self.reference_logps == Mode::Precompute {
             self.engine.release_reference();
         }
@@ -128,13 +157,15 @@ impl Trainer {
         if let Some(profile) = &mut self.profile {
             profile.before_step()?;
         }
-        let result = self.engine.train_step(&share)?;
+        let mut result = self.engine.train_step(&share)?;
+        result.phases.add("fetch", waited.as_secs_f64());
         let step_seconds = start.elapsed().as_secs_f64();
         if let Some(profile) = &mut self.profile {
             profile.after_step(result.tokens)?;
         }
         tracing::debug!(step = step.step, phases = ?result.phases, "step");
         self.state.step = step.step;
+        let reporting = trace::part("report");
         self.handle.send(Sent::StepReport(StepReport {
             generation: step.generation,
             step: step.step,
@@ -145,7 +176,11 @@ impl Trainer {
             phase_seconds: result.phases.into_map(),
             peak_memory_bytes: self.peak_memory(),
             references: scored(&step.ids, &result.references),
+            started_unix_nanos: (started - waited).duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
+                as u64,
+            flops,
         }));
+        drop(reporting);
         if !result.grad_norm.is_finite() {
             return Err(Fault::failed(format!(
                 "step {}: the gradient norm is {}",
@@ -153,19 +188,22 @@ impl Trainer {
             ))
             .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\""));
         }
+        trace::end();
         if step.checkpoint { self.save(false) } else { Ok(()) }
     }
 
     /// Rank 0 writes; the others bring it their parts of what is sharded.
     fn save(&mut self, is_final: bool) -> Result<(), Fault> {
         self.handle.enter(Phase::Saving, self.state.step);
+        let began = Instant::now();
+        let _span = tracing::info_span!(target: TARGET, "checkpoint", train.step = self.state.step).entered();
         let kept = self.engine.parameters.collect(!is_final).map_err(EngineError::from)?;
         if self.place.rank == 0 {
             let path = match is_final {
                 true => self.saver.finish(&mut self.engine.policy, &kept)?,
                 false => self.saver.checkpoint(&mut self.engine.policy, &kept, &self.state)?,
             };
-            self.report_saved(&path, is_final);
+            self.report_saved(&path, is_final, began.elapsed());
         }
         Ok(())
     }
@@ -188,6 +226,7 @@ impl Trainer {
         references: &[Option<ReferenceLogps>],
     ) -> Result<(), Fault> {
         self.handle.enter(Phase::Evaluating, step);
+        let _span = tracing::info_span!(target: TARGET, "evaluate", train.step = step).entered();
         let start = Instant::now();
         let sums = self.engine.evaluate(pairs, references)?;
         self.handle.send(Sent::EvaluationReport(EvaluationReport {
@@ -206,12 +245,13 @@ impl Trainer {
         self.save(true)
     }
 
-    fn report_saved(&self, path: &std::path::Path, is_final: bool) {
+    fn report_saved(&self, path: &std::path::Path, is_final: bool, took: Duration) {
         let path = path.display().to_string();
         self.handle.send(Sent::CheckpointReport(CheckpointReport {
             step: self.state.step,
             path,
             r#final: is_final,
+            seconds: took.as_secs_f64(),
         }));
     }
 

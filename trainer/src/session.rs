@@ -15,17 +15,21 @@ use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{Finished, Heartbeat, Hello, Phase, TrainerMessage};
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
+use dyad_telemetry::RpcCall;
 use tokio::sync::mpsc as async_mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Endpoint;
+use tonic::{Request, Streaming};
 
 use crate::comm::Communicator;
+use crate::trace;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long the coordinator may take to close the stream after our last message.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long a process that must end at once may take to deliver what it was doing.
+const LAST_SPANS: Duration = Duration::from_millis(500);
 
 /// Who this process is, as it says hello.
 #[derive(Clone, Debug)]
@@ -47,6 +51,8 @@ struct Shared {
     step: AtomicU64,
     communicator: Mutex<Option<Arc<dyn Communicator>>>,
     closing: AtomicBool,
+    /// The stream, as traces see it.
+    call: Mutex<Option<RpcCall>>,
 }
 
 /// Sends to the coordinator and says where the trainer stands; cheap to clone.
@@ -72,6 +78,12 @@ impl Handle {
     /// The communicator that an abort must break.
     pub fn set_communicator(&self, communicator: Arc<dyn Communicator>) {
         *self.shared.communicator.lock().unwrap_or_else(PoisonError::into_inner) = Some(communicator);
+    }
+
+    fn end_call(&self, code: tonic::Code) {
+        if let Some(mut call) = self.shared.call.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            call.ended(code);
+        }
     }
 
     fn heartbeat(&self) {
@@ -159,7 +171,7 @@ fn serve(
         }
     };
     runtime.block_on(async {
-        match connect(address, to_send).await {
+        match connect(address, &handle, to_send).await {
             Ok(stream) => {
                 let _ = report.send(Ok(()));
                 tokio::select! {
@@ -170,10 +182,12 @@ fn serve(
             Err(fault) => drop(report.send(Err(fault))),
         }
     });
+    handle.end_call(tonic::Code::Ok);
 }
 
 async fn connect(
     address: &str,
+    handle: &Handle,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
 ) -> Result<Streaming<dyad_proto::wire::CoordinatorMessage>, Fault> {
     let unreachable = |reason: String| {
@@ -188,7 +202,11 @@ async fn connect(
     let mut client = CoordinatorClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let reply = client.train(UnboundedReceiverStream::new(to_send)).await;
+    let call = RpcCall::client("dyad.v1.Coordinator/Train", address, dyad_telemetry::environment());
+    let mut request = Request::new(UnboundedReceiverStream::new(to_send));
+    call.inject(request.metadata_mut());
+    *handle.shared.call.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
+    let reply = client.train(request).await;
     Ok(reply.map_err(|status| unreachable(status.message().to_owned()))?.into_inner())
 }
 
@@ -231,6 +249,10 @@ async fn receive(
                 // Turned away at the door, the cause is this trainer's own.
                 if welcome { echo(cause.to_string()) } else { cause }
             }
+            Ok(Some(Received::KeepTrace(kept))) => {
+                trace::keep(kept.step);
+                continue;
+            }
             Ok(Some(body)) => {
                 welcome = true;
                 let _ = deliver.send(body);
@@ -258,6 +280,11 @@ fn leave(handle: &Handle, fault: &Fault) -> ! {
         tracing::info!(reason = %fault, "stopping");
     } else {
         let _ = writeln!(std::io::stderr(), "{}", fault.report());
+    }
+    if let Some(spans) = dyad_telemetry::spans() {
+        trace::fail(&fault.to_string());
+        handle.end_call(tonic::Code::Aborted);
+        spans.flush(LAST_SPANS);
     }
     // SAFETY: ends the process; nothing of ours needs flushing.
     unsafe { libc::_exit(i32::from(fault.code.exit_status())) }
