@@ -2,9 +2,10 @@
 
 PARITY := .venv/parity
 CARGO_DENY := .tools/bin/cargo-deny
+OBSERVABILITY := .tools/observability
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help build cuda quickstart test lint bench bench-plane bench-links root clean
+.PHONY: help build cuda quickstart test lint bench bench-plane bench-telemetry bench-links root clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
@@ -19,7 +20,7 @@ cuda: ## Install the full CUDA set of libtorch (about 5 GB); the same binaries t
 quickstart: build ## Train a small model on the shipped preference pairs: SFT, then DPO on two trainers (about 4 minutes).
 	@examples/quickstart/quickstart.sh
 
-test: build $(PARITY)/.done ## Run every test, those against TRL's own numbers included.
+test: build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, those against TRL's own numbers included.
 	cargo test --release --workspace
 
 lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of dependencies.
@@ -32,6 +33,9 @@ bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this mach
 
 bench-plane: build ## Tokenising, a file of a million pairs, a thousand trainers; no model (about 2 minutes, 2 GB in TMPDIR).
 	cargo run --release --quiet -p dyad-tests --example bench-plane
+
+bench-telemetry: build ## What traces and metrics cost a run of a small model (about 3 minutes).
+	cargo run --release --quiet -p dyad-tests --example bench-telemetry
 
 bench-links: root build $(PARITY)/.done ## How much of a step waits for gradients over links with a delay (needs root; about 15 minutes).
 	$(PARITY)/bin/python tests/bench/bench_links.py --python $(PARITY)/bin/python
@@ -49,6 +53,11 @@ $(PARITY)/.done: tests/parity/requirements.txt
 	@rm -rf $(PARITY) && python3 -m venv --without-pip $(PARITY)
 	@python3 -m pip --python $(PARITY)/bin/python --quiet --disable-pip-version-check install -r $<
 	@touch $@
+
+# Prometheus, TensorBoard's reader and Grafana's TraceQL grammar (about 500 MB).
+$(OBSERVABILITY)/.done: tests/observability/install.sh tests/observability/requirements.txt $(wildcard tests/observability/traceql/*)
+	@echo "installing Prometheus, TensorBoard and the TraceQL grammar into $(OBSERVABILITY)/ …" >&2
+	@tests/observability/install.sh $(OBSERVABILITY)
 
 $(CARGO_DENY):
 	cargo install --quiet --locked --root .tools --version $(CARGO_DENY_VERSION) cargo-deny
