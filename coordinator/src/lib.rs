@@ -4,7 +4,7 @@
 //! steps), [`measuring`] and [`training`] (who does what next), [`references`] (what the reference model has said), [`metrics`] (sums to rows), [`membership`] and [`failure`]
 //! (who takes part, who is to blame), and [`run`], which puts them together: events in, commands out.
 //! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`server`], [`service`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the
-//! commands out), [`cli`] (flags).
+//! commands out), [`cli`] (flags). [`observe`] and [`tensorboard`] show what happens to others.
 
 pub mod cli;
 pub mod dataset;
@@ -13,6 +13,7 @@ pub mod failure;
 pub mod measuring;
 pub mod membership;
 pub mod metrics;
+pub mod observe;
 pub mod output_dir;
 pub mod print;
 pub mod reference_store;
@@ -22,5 +23,6 @@ pub mod schedule;
 pub mod server;
 pub mod service;
 pub mod sharding;
+pub mod tensorboard;
 pub mod training;
 pub mod watch;

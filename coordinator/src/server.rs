@@ -10,8 +10,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tracing::Instrument;
 
 use crate::engine::{Engine, Input};
+use crate::observe::Observer;
 use crate::output_dir::Output;
 use crate::print;
 use crate::run::{Event, Run};
@@ -24,20 +26,21 @@ const INPUTS: usize = 1024;
 /// How long open streams may take to drain at the end: a watcher that reads nothing must not keep the process alive.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Opens the port.
-pub async fn bind(address: &str) -> Result<TcpListener, Fault> {
+/// Opens the port that `flag` asks for.
+pub async fn bind(address: &str, flag: &str) -> Result<TcpListener, Fault> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => Fault::unavailable(format!(
-            "cannot listen on {address}: address already in use"
-        ))
-        .hint("another process holds that port; give --listen another one, or port 0 for any that is free"),
+        io::ErrorKind::AddrInUse => {
+            Fault::unavailable(format!("cannot listen on {address}: address already in use")).hint(format!(
+                "another process holds that port; give {flag} another one, or port 0 for any that is free"
+            ))
+        }
         kind => {
             let code = match kind {
                 io::ErrorKind::InvalidInput => ErrorCode::InvalidInput,
                 _ => ErrorCode::Unavailable,
             };
             Fault::new(code, format!("cannot listen on {address}: {error}"))
-                .hint("--listen takes an address of this machine and a port, such as 127.0.0.1:0")
+                .hint(format!("{flag} takes an address of this machine and a port, such as 127.0.0.1:0"))
         }
     })
 }
@@ -48,7 +51,7 @@ pub async fn serve(
     run: Run,
     output: Output,
     signals: Signals,
-    print_events: bool,
+    (observer, print_events): (Observer, bool),
 ) -> Result<(), Fault> {
     let (inputs, events) = mpsc::channel(INPUTS);
     tokio::spawn(signals.forward(inputs.clone()));
@@ -66,7 +69,8 @@ pub async fn serve(
     let mut server =
         tokio::spawn(Server::builder().serve_with_incoming_shutdown(service, incoming, stopping));
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
-    let engine = tokio::spawn(Engine::new(run, output, history).run(events));
+    let engine = Engine::new(run, output, history, observer).run(events);
+    let engine = tokio::spawn(engine.in_current_span());
     let outcome = tokio::select! {
         outcome = engine => outcome
             .unwrap_or_else(|error| Err(Fault::failed(format!("the engine ended: {error}")))),

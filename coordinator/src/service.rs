@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dyad_proto::wire::coordinator_server::Coordinator;
 use dyad_proto::wire::{CoordinatorMessage, RunEvent, TrainerMessage, WatchRunRequest};
+use dyad_telemetry::RpcCall;
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -12,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::engine::Input;
 use crate::membership::TrainerId;
+use crate::observe::run_context;
 use crate::run::Event;
 use crate::watch::History;
 
@@ -47,18 +49,41 @@ impl Coordinator for Service {
         let (outbox, outgoing) = mpsc::unbounded_channel();
         let gone = |_| Status::unavailable("the run has ended");
         self.inputs.send(Input::Connected(id, outbox)).await.map_err(gone)?;
-        tokio::spawn(forward(id, request.into_inner(), self.inputs.clone()));
+        let call = RpcCall::server("dyad.v1.Coordinator/Train", request.metadata(), run_context());
+        tokio::spawn(forward(id, request.into_inner(), self.inputs.clone(), call));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing).map(Ok))))
     }
 
-    async fn watch_run(&self, _: Request<WatchRunRequest>) -> Result<Response<Self::WatchRunStream>, Status> {
-        Ok(Response::new(Box::pin(self.history.follow().map(Ok))))
+    async fn watch_run(
+        &self,
+        request: Request<WatchRunRequest>,
+    ) -> Result<Response<Self::WatchRunStream>, Status> {
+        let call = RpcCall::server("dyad.v1.Coordinator/WatchRun", request.metadata(), run_context());
+        let events = self.history.follow().map(move |event| {
+            // The call lasts as long as the stream.
+            let _ = &call;
+            Ok(event)
+        });
+        Ok(Response::new(Box::pin(events)))
     }
 }
 
 /// Carries a trainer's messages to the engine, and at last the news that its stream has ended, however it did.
-async fn forward(id: TrainerId, mut incoming: Streaming<TrainerMessage>, inputs: mpsc::Sender<Input>) {
-    while let Ok(Some(message)) = incoming.message().await {
+async fn forward(
+    id: TrainerId,
+    mut incoming: Streaming<TrainerMessage>,
+    inputs: mpsc::Sender<Input>,
+    mut call: RpcCall,
+) {
+    loop {
+        let message = match incoming.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(status) => {
+                call.ended(status.code());
+                break;
+            }
+        };
         if let Some(body) = message.body
             && inputs.send(Input::Event(Event::Message(id, body))).await.is_err()
         {

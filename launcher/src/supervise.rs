@@ -12,6 +12,7 @@ use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{RunEvent, WatchRunRequest};
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
+use dyad_telemetry::{LogFormat, RpcCall};
 use tokio::process::Command;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
@@ -53,13 +54,15 @@ pub struct Job<'a> {
     /// Trainers record where their time goes.
     pub profile: bool,
     /// Flags that the coordinator takes as they are.
-    pub coordinator_flags: Vec<&'static str>,
+    pub coordinator_flags: Vec<String>,
     /// Where it all runs; nothing for this machine.
     pub hosts: Option<&'a Hosts>,
     /// Set in every process.
     pub environment: &'a [(String, String)],
     /// Seconds in which trainers must reach the coordinator.
     pub connect_timeout: u64,
+    /// How the log lines of all processes look.
+    pub log_format: LogFormat,
 }
 
 /// Everything that was started.
@@ -129,7 +132,7 @@ async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(
     for trainer in job.trainers {
         fleet.trainers.push(start_trainer(job, trainer, &address, console)?);
     }
-    let mut events = match watch(&address).await {
+    let (mut events, _call) = match watch(&address).await {
         Ok(events) => events,
         Err(fault) => return Err(own_words(&mut fleet.coordinator, fault).await),
     };
@@ -281,6 +284,7 @@ fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
     let mut command = Command::new(program("coordinator")?);
     command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
     command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
+    command.args(["--log-format", job.log_format.name()]).envs(trace_parent());
     command.stdout(Stdio::piped());
     let file = log_file(job.output_dir, "coordinator");
     let speaker = Speaker { node: "coordinator".into(), rank: None };
@@ -306,6 +310,7 @@ fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Cons
     if job.profile {
         command.arg("--profile").arg(job.output_dir.join("profile"));
     }
+    command.args(["--log-format", job.log_format.name()]).envs(trace_parent());
     command.stdout(Stdio::null());
     let node = job.hosts.map(|_| trainer.node);
     let host = job
@@ -338,6 +343,13 @@ fn start(
     }
 }
 
+/// By which a process that is started finds the launcher's span.
+fn trace_parent() -> impl Iterator<Item = (String, String)> {
+    let own = dyad_telemetry::context_of(&tracing::Span::current());
+    let headers = own.map(|own| dyad_telemetry::headers(&own)).unwrap_or_default();
+    headers.into_iter().map(|(name, value)| (name.to_uppercase(), value))
+}
+
 /// A program of Dyad, beside this one unless `DYAD_BIN_DIR` says otherwise.
 pub fn program(name: &str) -> Result<PathBuf, Fault> {
     let dir = match std::env::var_os("DYAD_BIN_DIR") {
@@ -367,7 +379,8 @@ async fn address_of(coordinator: &mut Child) -> Result<String, Fault> {
     }
 }
 
-async fn watch(address: &str) -> Result<Streaming<RunEvent>, Fault> {
+/// The run's events, and the call that brings them.
+async fn watch(address: &str) -> Result<(Streaming<RunEvent>, RpcCall), Fault> {
     let failed = |reason: String| {
         Fault::failed(format!("cannot follow the run at {address}: {reason}")).hint(COORDINATOR_LOG)
     };
@@ -375,6 +388,10 @@ async fn watch(address: &str) -> Result<Streaming<RunEvent>, Fault> {
         Endpoint::from_shared(format!("http://{address}")).map_err(|error| failed(error.to_string()))?;
     let channel = endpoint.connect().await.map_err(|error| failed(error.to_string()))?;
     let mut client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let reply = client.watch_run(WatchRunRequest {}).await;
-    reply.map(tonic::Response::into_inner).map_err(|status| failed(status.message().to_owned()))
+    let own = dyad_telemetry::context_of(&tracing::Span::current());
+    let call = RpcCall::client("dyad.v1.Coordinator/WatchRun", &format!("http://{address}"), own);
+    let mut request = tonic::Request::new(WatchRunRequest {});
+    call.inject(request.metadata_mut());
+    let reply = client.watch_run(request).await;
+    reply.map(|reply| (reply.into_inner(), call)).map_err(|status| failed(status.message().to_owned()))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::{ErrorCode, Fault};
+use dyad_telemetry::LogFormat;
 use futures::{AsyncBufReadExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, LogParams};
@@ -27,7 +28,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
     let cluster = Cluster::connect(&options.cluster, &options.run).await?;
     let mut interrupt = Interrupt::new()?;
-    let console = Console::new(options.verbose);
+    let console = Console::new(options.verbose, LogFormat::Text);
     let limit = options.timeout.map_or(Duration::MAX, Duration::from_secs);
     let mut follower = Follower::new(&cluster, console.clone());
     let outcome = tokio::select! {
