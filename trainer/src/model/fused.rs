@@ -118,7 +118,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
 pub fn accumulate(total: &Tensor, part: &Tensor) {
     let narrow = total.kind() == Kind::Float && part.kind() == Kind::BFloat16;
     let plain = total.size() == part.size() && total.is_contiguous() && part.is_contiguous();
-    if !(narrow && plain && !elsewhere(total.device()) && !elsewhere(part.device())) {
+    if !narrow || !plain || elsewhere(total.device()) || elsewhere(part.device()) {
         let mut total = total.shallow_clone();
         tch::no_grad(|| total += part);
         return;
