@@ -32,7 +32,7 @@ struct Cost {
 
 fn main() {
     let workspace = Workspace::with_model(64, &format!("max_steps = {STEPS}\n"));
-    workspace.new_model("model", &["--hidden-size", "64", "--layers", "4", "--intermediate-size", "176"]);
+    workspace.new_model("larger", &["--hidden-size", "64", "--layers", "4", "--intermediate-size", "176"]);
     let collector = Collector::start();
     let mut rounds = Vec::new();
     for round in 0..ROUNDS {
@@ -61,7 +61,7 @@ fn main() {
 }
 
 fn measure(workspace: &Workspace, collector: &Collector, every: Option<&str>) -> Cost {
-    let mut launcher = workspace.launcher(2, &["--overwrite"]);
+    let mut launcher = workspace.launcher(2, &["--overwrite", "--set", "model=larger"]);
     if let Some(every) = every {
         launcher.args(["--trace-every", every, "--metrics-listen", "127.0.0.1:0"]);
         launcher.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
