@@ -29,7 +29,7 @@ async fn metrics_are_served_from_the_first_moment_on() {
     let early = scrape(port).await;
     assert!(early.contains(" 200 OK") && early.contains("application/openmetrics-text"), "{early}");
     assert!(early.contains("\ndyad_trainers 0\n") && early.contains("\ndyad_world_size 2\n"), "{early}");
-    assert!(!early.contains("\ndyad_loss "), "nothing is known of a loss yet");
+    assert!(!early.contains("\ndyad_loss{"), "nothing is known of a loss yet");
     assert!(early.ends_with("# EOF\n"));
 
     let mut first = coordinator.join("node0-cpu", 0).await;
@@ -49,7 +49,7 @@ async fn metrics_are_served_from_the_first_moment_on() {
     let text = soon("the step to be counted", counted).await;
     for line in [
         "dyad_trainers 2",
-        "dyad_step 1.0",
+        "dyad_step{} 1.0",
         "dyad_steps_total 1",
         "dyad_pairs_total 4",
         "dyad_planned_steps 2.0",

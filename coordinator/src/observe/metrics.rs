@@ -264,10 +264,10 @@ mod tests {
         let metrics = metrics();
         step(&metrics, f64::NAN, None);
         let text = metrics.encode().unwrap();
-        assert_eq!(line(&text, "dyad_loss "), "dyad_loss NaN");
+        assert_eq!(line(&text, "dyad_loss{"), "dyad_loss{} NaN");
         step(&metrics, 6.0, None);
         let text = metrics.encode().unwrap();
-        assert_eq!(line(&text, "dyad_loss "), "dyad_loss 1.5");
+        assert_eq!(line(&text, "dyad_loss{"), "dyad_loss{} 1.5");
         assert_eq!(line(&text, "dyad_step_duration_seconds_sum"), "dyad_step_duration_seconds_sum 1.0");
         assert!(text.ends_with("# EOF\n"));
     }
@@ -300,14 +300,14 @@ mod tests {
         let known = ModelReport { peak_flops: 4e9, ..ModelReport::default() };
         metrics.model(0, &known);
         step(&metrics, 1.0, None);
-        assert!(!metrics.encode().unwrap().contains("dyad_model_flops_utilization_ratio "));
+        assert!(!metrics.encode().unwrap().contains("dyad_model_flops_utilization_ratio{"));
         metrics.model(1, &known);
         step(&metrics, 1.0, None);
         let text = metrics.encode().unwrap();
         // 2e9 operations in 0.5 s on 8e9 a second.
         assert_eq!(
-            line(&text, "dyad_model_flops_utilization_ratio "),
-            "dyad_model_flops_utilization_ratio 0.5"
+            line(&text, "dyad_model_flops_utilization_ratio{"),
+            "dyad_model_flops_utilization_ratio{} 0.5"
         );
     }
 
