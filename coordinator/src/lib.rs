@@ -3,13 +3,14 @@
 //! Decisions are pure and know neither clock nor network: [`sharding`] (which pairs, which rank), [`schedule`] (how many
 //! steps), [`measuring`] and [`training`] (who does what next), [`references`] (what the reference model has said), [`metrics`] (sums to rows), [`membership`] and [`failure`]
 //! (who takes part, who is to blame), and [`run`], which puts them together: events in, commands out.
-//! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`server`], [`service`] and [`watch`] (gRPC), [`engine`] (carries the
-//! commands out), [`cli`] (flags).
+//! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`wire`] (who may connect and call), [`server`],
+//! [`service`], [`health`] and [`watch`] (gRPC), [`engine`] (carries the commands out), [`cli`] (flags).
 
 pub mod cli;
 pub mod dataset;
 pub mod engine;
 pub mod failure;
+pub mod health;
 pub mod measuring;
 pub mod membership;
 pub mod metrics;
@@ -23,3 +24,4 @@ pub mod service;
 pub mod sharding;
 pub mod training;
 pub mod watch;
+pub mod wire;

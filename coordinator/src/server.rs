@@ -4,59 +4,82 @@ use std::io;
 use std::time::Duration;
 
 use dyad_proto::wire::coordinator_server::CoordinatorServer;
-use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
+use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::engine::{Engine, Input};
+use crate::health::Health;
 use crate::output_dir::Output;
 use crate::run::{Event, Run};
 use crate::service::Service;
 use crate::watch::History;
+use crate::wire::Guard;
+use crate::wire::door::Door;
 
 /// Events on their way to the engine; beyond that, streams wait.
 const INPUTS: usize = 1024;
 
+/// Open connections beside two for every trainer (one that is going and one that comes again): launchers, probes, and
+/// whoever has no business here.
+const SPARE_CONNECTIONS: usize = 64;
+/// Calls of one connection at a time; everybody makes one.
+const CALLS: u32 = 16;
+
 /// How long open streams may take to drain at the end: a watcher that reads nothing must not keep the process alive.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Opens the port.
-pub async fn bind(address: &str) -> Result<TcpListener, Fault> {
+/// Opens the port that a flag asks for.
+pub async fn bind(flag: &str, address: &str) -> Result<TcpListener, Fault> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => Fault::unavailable(format!(
-            "cannot listen on {address}: address already in use"
-        ))
-        .hint("another process holds that port; give --listen another one, or port 0 for any that is free"),
+        io::ErrorKind::AddrInUse => {
+            Fault::unavailable(format!("cannot listen on {address}: address already in use")).hint(format!(
+                "another process holds that port; give {flag} another one, or port 0 for any that is free"
+            ))
+        }
         kind => {
             let code = match kind {
                 io::ErrorKind::InvalidInput => ErrorCode::InvalidInput,
                 _ => ErrorCode::Unavailable,
             };
             Fault::new(code, format!("cannot listen on {address}: {error}"))
-                .hint("--listen takes an address of this machine and a port, such as 127.0.0.1:0")
+                .hint(format!("{flag} takes an address of this machine and a port, such as 127.0.0.1:0"))
         }
     })
 }
 
+/// An open port, who may use it, and what it tells probes.
+#[derive(Debug)]
+pub struct Port {
+    /// Bound.
+    pub listener: TcpListener,
+    /// Who may connect and call.
+    pub guard: Guard,
+    /// What probes are told.
+    pub health: Health,
+}
+
 /// Serves the run until it has ended; says how.
-pub async fn serve(listener: TcpListener, run: Run, output: Output, signals: Signals) -> Result<(), Fault> {
+pub async fn serve(port: Port, run: Run, output: Output, signals: Signals) -> Result<(), Fault> {
+    let Port { listener, guard, health } = port;
     let (inputs, events) = mpsc::channel(INPUTS);
     tokio::spawn(signals.forward(inputs.clone()));
     let history = History::default();
-    let service = CoordinatorServer::new(Service::new(inputs, history.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    let service = CoordinatorServer::new(Service::new(inputs, history.clone(), guard.gate))
+        .max_decoding_message_size(MAX_REPORT_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (stop, stopped) = oneshot::channel::<()>();
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let most = 2 * run.world_size() + SPARE_CONNECTIONS;
+    let incoming = Door::new(listener, guard.tls, most).open();
     let stopping = async {
         // Either end of the channel going away means: stop.
         let _ = stopped.await;
     };
-    let mut server =
-        tokio::spawn(Server::builder().serve_with_incoming_shutdown(service, incoming, stopping));
+    let server = Server::builder().max_concurrent_streams(CALLS).add_service(service);
+    let server = server.add_service(health.answers());
+    let mut server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopping));
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
     let engine = tokio::spawn(Engine::new(run, output, history).run(events));
     let outcome = tokio::select! {
@@ -71,7 +94,7 @@ pub async fn serve(listener: TcpListener, run: Run, output: Output, signals: Sig
     outcome
 }
 
-/// The signals that end a run. Made before the port is announced, so that none can kill the process unheard.
+/// The signals that end a run. Made before anything is read, so that none can kill the process unheard.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
@@ -86,13 +109,18 @@ impl Signals {
         Ok(Self { interrupt: watch(SignalKind::interrupt())?, terminate: watch(SignalKind::terminate())? })
     }
 
-    /// Ends the run at the first signal.
-    async fn forward(mut self, inputs: mpsc::Sender<Input>) {
+    /// Waits for the first signal.
+    pub async fn next(&mut self) -> Fault {
         let name = tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
         };
-        let fault = Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"));
+        Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"))
+    }
+
+    /// Ends the run at the first signal.
+    async fn forward(mut self, inputs: mpsc::Sender<Input>) {
+        let fault = self.next().await;
         // Fails only when the run has ended by itself.
         let _ = inputs.send(Input::Event(Event::Fault(fault))).await;
     }

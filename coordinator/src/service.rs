@@ -3,17 +3,20 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use dyad_proto::security::Role;
 use dyad_proto::wire::coordinator_server::Coordinator;
 use dyad_proto::wire::{CoordinatorMessage, RunEvent, TrainerMessage, WatchRunRequest};
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::engine::Input;
 use crate::membership::TrainerId;
 use crate::run::Event;
 use crate::watch::History;
+use crate::wire::gate::Gate;
+use crate::wire::io::Peer;
 
 type ServerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -22,14 +25,15 @@ type ServerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub struct Service {
     inputs: mpsc::Sender<Input>,
     history: History,
+    gate: Gate,
     connections: AtomicU64,
 }
 
 impl Service {
     /// A service in front of the engine that reads `inputs`.
     #[must_use]
-    pub fn new(inputs: mpsc::Sender<Input>, history: History) -> Self {
-        Self { inputs, history, connections: AtomicU64::new(0) }
+    pub fn new(inputs: mpsc::Sender<Input>, history: History, gate: Gate) -> Self {
+        Self { inputs, history, gate, connections: AtomicU64::new(0) }
     }
 }
 
@@ -42,29 +46,64 @@ impl Coordinator for Service {
         &self,
         request: Request<Streaming<TrainerMessage>>,
     ) -> Result<Response<Self::TrainStream>, Status> {
+        self.gate.admit(&request, Role::Trainer)?;
+        let peer = request.extensions().get::<Peer>().cloned();
         let id = TrainerId(self.connections.fetch_add(1, Ordering::Relaxed));
         // Unbounded, so that the engine never waits for a slow trainer; the windows of requests bound what is in it.
         let (outbox, outgoing) = mpsc::unbounded_channel();
         let gone = |_| Status::unavailable("the run has ended");
         self.inputs.send(Input::Connected(id, outbox)).await.map_err(gone)?;
-        tokio::spawn(forward(id, request.into_inner(), self.inputs.clone()));
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move { forward(id, peer.as_ref(), request.into_inner(), inputs).await });
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing).map(Ok))))
     }
 
-    async fn watch_run(&self, _: Request<WatchRunRequest>) -> Result<Response<Self::WatchRunStream>, Status> {
+    async fn watch_run(
+        &self,
+        request: Request<WatchRunRequest>,
+    ) -> Result<Response<Self::WatchRunStream>, Status> {
+        self.gate.admit(&request, Role::Launcher)?;
         Ok(Response::new(Box::pin(self.history.follow().map(Ok))))
     }
 }
 
 /// Carries a trainer's messages to the engine, and at last the news that its stream has ended, however it did.
-async fn forward(id: TrainerId, mut incoming: Streaming<TrainerMessage>, inputs: mpsc::Sender<Input>) {
-    while let Ok(Some(message)) = incoming.message().await {
-        if let Some(body) = message.body
-            && inputs.send(Input::Event(Event::Message(id, body))).await.is_err()
-        {
+async fn forward(
+    id: TrainerId,
+    peer: Option<&Peer>,
+    mut incoming: Streaming<TrainerMessage>,
+    inputs: mpsc::Sender<Input>,
+) {
+    loop {
+        let event = match incoming.message().await {
+            Ok(Some(TrainerMessage { body: Some(body) })) => Event::Message(id, body),
+            Ok(Some(_)) => continue,
+            Ok(None) => break,
+            Err(status) if is_unreadable(&status) => {
+                let what = status.message().to_owned();
+                if let Some(Peer { address, .. }) = peer {
+                    tracing::warn!(peer = %address, reason = what, "message refused");
+                }
+                let _ = inputs.send(Input::Event(Event::Unreadable(id, what))).await;
+                break;
+            }
+            // The stream broke.
+            Err(_) => break,
+        };
+        if inputs.send(Input::Event(event)).await.is_err() {
             return;
         }
     }
     // Fails only when the engine is gone, and then nobody needs to know.
     let _ = inputs.send(Input::Event(Event::Closed(id))).await;
+}
+
+/// The peer sent bytes that are no message, or a message beyond all measure; other errors are ends of the stream.
+fn is_unreadable(status: &Status) -> bool {
+    match status.code() {
+        // A stream that breaks carries the error that broke it.
+        Code::Internal => std::error::Error::source(status).is_none(),
+        Code::OutOfRange | Code::Unimplemented => true,
+        _ => false,
+    }
 }

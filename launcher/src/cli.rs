@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 
 use crate::predict::PlanOptions;
+use crate::security::SecurityOptions;
 
 /// Fine-tune a language model on preference pairs.
 #[derive(Clone, Debug, Parser)]
@@ -76,6 +77,9 @@ pub struct Options {
     /// Address that the coordinator listens on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
     pub listen: String,
+    /// Who may talk to whom.
+    #[command(flatten)]
+    pub security: SecurityOptions,
     /// Record a few steps of every trainer: a Chrome trace and a table each, in `output_dir/profile`.
     #[arg(long)]
     pub profile: bool,

@@ -4,6 +4,7 @@
 //! - [`numa`]: which cores each trainer keeps to.
 //! - [`predict`]: what a run would need and cost, purely from sizes and published rates.
 //! - [`preflight`]: what can be checked before anything starts.
+//! - [`security`]: the run's own authority, certificates and join token.
 //! - [`supervise`], [`children`]: processes that end together.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
 
@@ -19,5 +20,6 @@ pub mod predict;
 pub mod preflight;
 pub mod progress;
 pub mod rows;
+pub mod security;
 pub mod summary;
 pub mod supervise;

@@ -11,9 +11,10 @@ use launcher::console::Console;
 use launcher::interrupt::Interrupt;
 use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{Machine, Trainer, trainers};
+use launcher::security::Security;
 use launcher::summary::Samples;
 use launcher::supervise::Job;
-use launcher::{dry_run, plot, predict, preflight, summary, supervise};
+use launcher::{dry_run, plot, predict, preflight, security, summary, supervise};
 
 // One thread: children are tied to the life of the thread that starts them.
 #[tokio::main(flavor = "current_thread")]
@@ -77,6 +78,8 @@ async fn train(
     trainers: &[Trainer],
     interrupt: &mut Interrupt,
 ) -> Result<(), Fault> {
+    let reachable = security::is_reachable(&options.listen);
+    let security = Security::new(options.security, reachable, security::given())?;
     let config_file = preflight::write_config(config)?;
     let console = Console::new(options.verbose);
     let flags = [("--resume", options.resume), ("--overwrite", options.overwrite)];
@@ -86,6 +89,7 @@ async fn train(
         spares_memory: config.zero_stage > 0,
         trainers,
         listen: &options.listen,
+        security: &security,
         profile: options.profile,
         coordinator_flags: flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag).collect(),
     };

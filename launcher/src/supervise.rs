@@ -8,19 +8,20 @@ use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use dyad_proto::security::client::root_cause;
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{RunEvent, WatchRunRequest};
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
 use tokio::process::Command;
 use tonic::Streaming;
-use tonic::transport::Endpoint;
 
 use crate::children::{Child, Output, keep_to, log_file};
 use crate::console::Console;
 use crate::interrupt::Interrupt;
 use crate::plan::Trainer;
 use crate::progress::Progress;
+use crate::security::Security;
 
 /// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);
@@ -49,6 +50,8 @@ pub struct Job<'a> {
     pub trainers: &'a [Trainer],
     /// Address for the coordinator.
     pub listen: &'a str,
+    /// How the processes talk.
+    pub security: &'a Security,
     /// Trainers record where their time goes.
     pub profile: bool,
     /// Flags that the coordinator takes as they are.
@@ -92,7 +95,7 @@ async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(
     for trainer in job.trainers {
         fleet.trainers.push(start_trainer(job, trainer, &address, console)?);
     }
-    let mut events = match watch(&address).await {
+    let mut events = match watch(job.security, &address).await {
         Ok(events) => events,
         Err(fault) => return Err(own_words(&mut fleet.coordinator, fault).await),
     };
@@ -242,6 +245,7 @@ fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
     let mut command = Command::new(program("coordinator")?);
     command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
     command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
+    job.security.equip_coordinator(&mut command)?;
     command.stdout(Stdio::piped());
     let file = log_file(job.output_dir, "coordinator");
     Child::start(
@@ -253,7 +257,7 @@ fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
 
 fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Console) -> Result<Child, Fault> {
     let mut command = Command::new(program("trainer")?);
-    command.args(["run", "--coordinator", &format!("http://{address}"), "--name", &trainer.name]);
+    command.args(["run", "--coordinator", &job.security.url(address), "--name", &trainer.name]);
     command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
     let threads = trainer.threads.to_string();
     keep_to(&mut command, &trainer.cores);
@@ -264,6 +268,7 @@ fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Cons
     }
     // All trainers run here; torchrun's name.
     command.env("LOCAL_WORLD_SIZE", job.trainers.len().to_string());
+    job.security.equip_trainer(&mut command, &trainer.name)?;
     if job.profile {
         command.arg("--profile").arg(job.output_dir.join("profile"));
     }
@@ -308,14 +313,19 @@ async fn address_of(coordinator: &mut Child) -> Result<String, Fault> {
     }
 }
 
-async fn watch(address: &str) -> Result<Streaming<RunEvent>, Fault> {
+async fn watch(security: &Security, address: &str) -> Result<Streaming<RunEvent>, Fault> {
     let failed = |reason: String| {
         Fault::failed(format!("cannot follow the run at {address}: {reason}")).hint(COORDINATOR_LOG)
     };
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|error| failed(error.to_string()))?;
-    let channel = endpoint.connect().await.map_err(|error| failed(error.to_string()))?;
+    let access = security.access(address)?;
+    let channel = access
+        .endpoint()?
+        .connect()
+        .await
+        .map_err(|error| access.refusal(&error).unwrap_or_else(|| failed(root_cause(&error))))?;
     let mut client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let reply = client.watch_run(WatchRunRequest {}).await;
-    reply.map(tonic::Response::into_inner).map_err(|status| failed(status.message().to_owned()))
+    let reply = client.watch_run(access.request(WatchRunRequest {})?).await;
+    reply
+        .map(tonic::Response::into_inner)
+        .map_err(|status| access.refusal(&status).unwrap_or_else(|| failed(status.message().to_owned())))
 }

@@ -5,20 +5,21 @@
 //! - S-3: a failure is on its way to the coordinator before the process ends.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dyad_proto::security::client::{Access, root_cause};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{Finished, Heartbeat, Hello, Phase, TrainerMessage};
-use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
+use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, PROTOCOL_VERSION};
 use tokio::sync::mpsc as async_mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Endpoint;
 
 use crate::comm::Communicator;
 
@@ -32,6 +33,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub struct Identity {
     /// Address of the coordinator, e.g. `http://10.0.0.1:29400`.
     pub coordinator: String,
+    /// What it shows to be let in; plain text without.
+    pub tls_dir: Option<PathBuf>,
     /// Unique name within the run.
     pub name: String,
     /// Position that the launcher gave this process.
@@ -97,10 +100,11 @@ impl Session {
         handle.send(Sent::Hello(hello(identity)));
         let (deliver, received) = mpsc::channel();
         let (report, connected) = mpsc::channel();
-        let (address, worker) = (identity.coordinator.clone(), handle.clone());
+        let access = Access::new(&identity.coordinator, identity.tls_dir.as_deref())?;
+        let worker = handle.clone();
         let thread = std::thread::Builder::new()
             .name("session".into())
-            .spawn(move || serve(&address, worker, to_send, &deliver, &report))
+            .spawn(move || serve(&access, worker, to_send, &deliver, &report))
             .map_err(|error| Fault::failed(format!("cannot start a thread: {error}")))?;
         connected.recv().unwrap_or_else(|_| Err(Fault::failed("the session thread ended early")))?;
         Ok((Self { handle, thread }, received))
@@ -144,7 +148,7 @@ fn hello(identity: &Identity) -> Hello {
 }
 
 fn serve(
-    address: &str,
+    access: &Access,
     handle: Handle,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
     deliver: &mpsc::Sender<Received>,
@@ -159,7 +163,7 @@ fn serve(
         }
     };
     runtime.block_on(async {
-        match connect(address, to_send).await {
+        match connect(access, to_send).await {
             Ok(stream) => {
                 let _ = report.send(Ok(()));
                 tokio::select! {
@@ -173,31 +177,26 @@ fn serve(
 }
 
 async fn connect(
-    address: &str,
+    access: &Access,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
 ) -> Result<Streaming<dyad_proto::wire::CoordinatorMessage>, Fault> {
     let unreachable = |reason: String| {
-        Fault::unavailable(format!("cannot reach the coordinator at {address}: {reason}"))
-            .hint("check that the coordinator runs and that no firewall stands between")
+        Fault::unavailable(format!("cannot reach the coordinator at {}: {reason}", access.address()))
+            .hint("check that the coordinator runs, that no firewall stands between, and whether it asks for DYAD_TLS_DIR")
     };
-    let endpoint = Endpoint::from_shared(address.to_owned())
-        .map_err(|_| Fault::input(format!("--coordinator {address}: expected http://host:port")))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true);
-    let channel = endpoint.connect().await.map_err(|error| unreachable(root_cause(&error)))?;
+    let endpoint = access.endpoint()?.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| access.refusal(&error).unwrap_or_else(|| unreachable(root_cause(&error))))?;
     let mut client = CoordinatorClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let reply = client.train(UnboundedReceiverStream::new(to_send)).await;
-    Ok(reply.map_err(|status| unreachable(status.message().to_owned()))?.into_inner())
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
+        .max_encoding_message_size(MAX_REPORT_BYTES);
+    let reply = client.train(access.request(UnboundedReceiverStream::new(to_send))?).await;
+    let reply = reply.map_err(|status| {
+        access.refusal(&status).unwrap_or_else(|| unreachable(status.message().to_owned()))
+    })?;
+    Ok(reply.into_inner())
 }
 
 async fn beat(handle: &Handle) {

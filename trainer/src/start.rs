@@ -125,7 +125,12 @@ fn joined(received: &mpsc::Receiver<Received>) -> Result<(RunConfig, Assignment)
     for body in received {
         match (body, config.take()) {
             (Received::Welcome(welcome), _) => config = Some(RunConfig::from_json(&welcome.run_config_json)?),
-            (Received::Assignment(place), Some(config)) => return Ok((config, place)),
+            (Received::Assignment(place), Some(config)) if place.rank < place.world_size => {
+                return Ok((config, place));
+            }
+            (Received::Assignment(_), Some(_)) => {
+                return Err(Fault::failed("the coordinator gave this trainer a rank beyond the world size"));
+            }
             _ => return Err(Fault::failed("the coordinator sent work before an assignment")),
         }
     }
