@@ -85,6 +85,8 @@ fn server_config(material: &Material) -> Result<ServerConfig, String> {
         .with_single_cert(own, key)
         .map_err(|error| format!("cert.pem and key.pem: {error}"))?;
     config.alpn_protocols.push(b"h2".to_vec());
+    // No resumption: a certificate is looked at whenever somebody connects.
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 

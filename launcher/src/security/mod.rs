@@ -69,12 +69,28 @@ impl Security {
 
     /// The launcher's own way to the coordinator at `host:port`.
     pub fn access(&self, address: &str) -> Result<Access, Fault> {
-        let material = match self {
-            Self::Plain { .. } => None,
-            Self::Own(secrets, _) => Some(secrets.launcher()?),
-            Self::Given(dir) => Some(Material::load(dir)?),
-        };
-        Access::with(&format!("http://{address}"), material)
+        Access::with(&format!("http://{address}"), self.material(RunSecrets::launcher)?)
+    }
+
+    /// What the coordinator needs, wherever it runs; nothing in plain text.
+    pub fn coordinator(&self) -> Result<Option<Material>, Fault> {
+        self.material(RunSecrets::coordinator)
+    }
+
+    /// What the trainer of this name needs, wherever it runs; nothing in plain text.
+    pub fn trainer(&self, name: &str) -> Result<Option<Material>, Fault> {
+        self.material(|secrets| secrets.trainer(name))
+    }
+
+    fn material(
+        &self,
+        of_own: impl FnOnce(&RunSecrets) -> Result<Material, Fault>,
+    ) -> Result<Option<Material>, Fault> {
+        match self {
+            Self::Plain { .. } => Ok(None),
+            Self::Own(secrets, _) => of_own(secrets).map(Some),
+            Self::Given(dir) => Material::load(dir).map(Some),
+        }
     }
 
     /// How trainers are told of the coordinator at `host:port`.
@@ -89,25 +105,20 @@ impl Security {
         if let Self::Plain { exposed: true } = self {
             command.arg("--insecure");
         }
-        self.equip(command, "coordinator", RunSecrets::coordinator)
+        self.equip(command, "coordinator", self.coordinator()?)
     }
 
     /// Gives a trainer on this machine what it needs.
     pub fn equip_trainer(&self, command: &mut Command, name: &str) -> Result<(), Fault> {
-        self.equip(command, name, |secrets| secrets.trainer(name))
+        self.equip(command, name, self.trainer(name)?)
     }
 
-    fn equip(
-        &self,
-        command: &mut Command,
-        name: &str,
-        material: impl FnOnce(&RunSecrets) -> Result<Material, Fault>,
-    ) -> Result<(), Fault> {
-        match self {
+    fn equip(&self, command: &mut Command, name: &str, material: Option<Material>) -> Result<(), Fault> {
+        match (self, material) {
+            (Self::Own(_, folder), Some(material)) => command.env(TLS_DIR, folder.write(name, &material)?),
+            (Self::Given(dir), _) => command.env(TLS_DIR, dir),
             // The launcher's own environment may say otherwise.
-            Self::Plain { .. } => command.env_remove(TLS_DIR),
-            Self::Given(dir) => command.env(TLS_DIR, dir),
-            Self::Own(secrets, folder) => command.env(TLS_DIR, folder.write(name, &material(secrets)?)?),
+            (Self::Own(..) | Self::Plain { .. }, _) => command.env_remove(TLS_DIR),
         };
         Ok(())
     }

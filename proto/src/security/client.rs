@@ -104,11 +104,12 @@ const NEW_CERTIFICATES: &str =
 const PLAIN: &str = "unset DYAD_TLS_DIR here, or set it for the coordinator (the launcher's --tls on)";
 
 /// What rustls says, what it means, and what to do about it. (A peer's refusal arrives as an alert.)
-const REASONS: [(&str, &str, &str); 12] = [
+const REASONS: [(&str, &str, &str); 13] = [
     ("alert: CertificateRequired", "it wants a certificate, and this process shows none", OTHER_RUN),
     ("alert: CertificateExpired", "this process's certificate has expired", NEW_CERTIFICATES),
     ("alert: UnknownCA", "this process's certificate is of another authority", OTHER_RUN),
     ("alert: DecryptError", "this process's certificate is of another authority", OTHER_RUN),
+    ("alert: UnsupportedCertificate", "it refuses this process's certificate", OTHER_RUN),
     ("alert: BadCertificate", "it refuses this process's certificate", OTHER_RUN),
     ("peer certificate: Expired", "the coordinator's certificate has expired", NEW_CERTIFICATES),
     ("certificate expired", "the coordinator's certificate has expired", NEW_CERTIFICATES),
