@@ -3,11 +3,12 @@
 PARITY := .venv/parity
 CARGO_DENY := .tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+VARIANT := cpu
 
-.PHONY: help build cuda quickstart test lint bench bench-plane bench-links root clean
+.PHONY: help build cuda quickstart test image test-image test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-links root clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
 
 build: ## Install libtorch into .libtorch/ if it is missing and build target/release/{launcher,coordinator,trainer}.
 	@deploy/install-libtorch.sh
@@ -19,8 +20,23 @@ cuda: ## Install the full CUDA set of libtorch (about 5 GB); the same binaries t
 quickstart: build ## Train a small model on the shipped preference pairs: SFT, then DPO on two trainers (about 4 minutes).
 	@examples/quickstart/quickstart.sh
 
-test: build $(PARITY)/.done ## Run every test, those against TRL's own numbers included.
+test: build $(PARITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
+	@tests/install-tools.sh
 	cargo test --release --workspace
+
+image: ## Build the image dyad:cpu with docker, podman or buildah (VARIANT=cuda for GPUs).
+	@builder=$$(command -v docker || command -v podman || command -v buildah) || { echo "no docker, podman or buildah here" >&2; exit 2; }; \
+	$$builder build -f deploy/Dockerfile -t dyad:$(VARIANT) --build-arg VARIANT=$(VARIANT) .
+
+test-image: build ## Run the image's steps in a new Debian root, and a tiny training in it (needs root and debootstrap).
+	@deploy/image/test.sh
+
+test-kubernetes: test-image ## Real API server and controllers, real processes on a stand-in node (needs Go and root; builds 10 minutes once).
+	@tests/kubernetes/tools/build.sh
+	@tests/kubernetes/test_cluster.py
+
+render-kubernetes: ## Write deploy/kubernetes/{base,overlays} anew from what the launcher renders.
+	UPDATE_GOLDEN=1 cargo test --release --quiet -p dyad-launcher --test kubernetes
 
 lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of dependencies.
 	cargo fmt --all --check
@@ -29,6 +45,9 @@ lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of depende
 
 bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (about 15 minutes).
 	$(PARITY)/bin/python tests/bench/bench.py --python $(PARITY)/bin/python
+
+bench-gpu: build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`; not yet run on one).
+	$(PARITY)/bin/python tests/bench/bench_gpu.py --python $(PARITY)/bin/python
 
 bench-plane: build ## Tokenising, a file of a million pairs, a thousand trainers; no model (about 2 minutes, 2 GB in TMPDIR).
 	cargo run --release --quiet -p dyad-tests --example bench-plane

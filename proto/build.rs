@@ -1,8 +1,31 @@
 //! Compiles the .proto files with protox, so that no system `protoc` is needed.
 
+/// Everything that a run event consists of.
+const EVENTS: [&str; 13] = [
+    "RunEvent",
+    "RunEvent.body",
+    "RunStarted",
+    "TrainerJoined",
+    "DataReport",
+    "StepMetrics",
+    "EvaluationMetrics",
+    "CheckpointReport",
+    "RunEnded",
+    "Failure",
+    "PhaseChanged",
+    "ModelReport",
+    "ReferenceProgress",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["dyad/v1/dyad.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Events are also written as JSON lines, which is how they leave a pod.
+    let json = "#[derive(serde::Serialize, serde::Deserialize)] #[serde(rename_all = \"snake_case\")]";
+    let mut build = tonic_prost_build::configure();
+    for message in EVENTS {
+        build = build.type_attribute(format!("dyad.v1.{message}"), json);
+    }
+    build.compile_fds(descriptors)?;
     Ok(())
 }

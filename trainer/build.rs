@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo:rustc-link-lib={library}");
     }
     println!("cargo:rustc-link-search=native={}", lib.display());
+    // libtorch's own OpenMP, whose threads the kernels share: a second one would bring threads of its own.
+    println!("cargo:rustc-link-arg={}", lib.join("libgomp.so.1").canonicalize()?.display());
     // The absolute path serves `cargo run` and the binary wherever it is called from; the relative one a moved checkout.
     let absolute = lib.canonicalize()?;
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../../.libtorch/torch/lib:{}", absolute.display());
@@ -31,8 +33,8 @@ fn compile_bridge(include: &Path) {
         // Lets loops with comparisons and square roots become vector code; no result changes by it.
         .flag_if_supported("-fno-trapping-math")
         .flag_if_supported("-fno-math-errno")
-        // Only the vector loops of OpenMP; its threads are libtorch's.
-        .flag_if_supported("-fopenmp-simd")
+        // Vector loops, and at::parallel_for: without OpenMP its loops run on one thread, without a word.
+        .flag("-fopenmp")
         .define("USE_C10D_GLOO", None)
         .include("ext")
         // System headers: their warnings are not ours.
@@ -43,13 +45,16 @@ fn compile_bridge(include: &Path) {
         .files([
             "ext/autograd.cpp",
             "ext/device.cpp",
+            "ext/device_ops.cpp",
             "ext/eight_bit.cpp",
             "ext/gloo.cpp",
             "ext/head.cpp",
             "ext/kernels.cpp",
             "ext/attention.cpp",
             "ext/profile.cpp",
+            "ext/stand_in.cpp",
             "ext/storage.cpp",
+            "ext/varlen.cpp",
         ])
         .compile("dyad_ext");
 }

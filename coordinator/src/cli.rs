@@ -48,6 +48,10 @@ pub struct Cli {
     #[arg(long, conflicts_with = "overwrite")]
     pub resume: bool,
 
+    /// Go on from the newest checkpoint in output_dir; where there is none, start (again). For schedulers that restart
+    #[arg(long, conflicts_with_all = ["overwrite", "resume"])]
+    pub auto_resume: bool,
+
     /// Remove the metrics, checkpoints and final model of an earlier run in output_dir
     #[arg(long)]
     pub overwrite: bool,
@@ -55,6 +59,10 @@ pub struct Cli {
     /// How long to wait until all trainers have joined
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub join_timeout_seconds: u64,
+
+    /// Write every event of the run as a JSON line on standard output
+    #[arg(long)]
+    pub print_events: bool,
 
     /// How log lines look
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -67,7 +75,7 @@ Exit status:
   1    the run failed
   2    wrong usage, configuration, data, output folder or certificates
   3    the port is taken, or not all trainers joined in time
-  130  stopped by SIGINT or SIGTERM
+  130  stopped by SIGINT or SIGTERM: after the step in progress and with a checkpoint; at once when it is sent again, or by SIGQUIT
 
 Environment:
   RUST_LOG  which log lines are written, such as `debug` or `dyad_coordinator=trace` [default: info]";
@@ -106,6 +114,7 @@ impl Cli {
 
     fn mode(&self) -> Mode {
         match (self.resume, self.overwrite) {
+            _ if self.auto_resume => Mode::AutoResume,
             (true, _) => Mode::Resume,
             (false, true) => Mode::Overwrite,
             (false, false) => Mode::Fresh,
@@ -167,6 +176,8 @@ mod tests {
             |args: &[&str]| Cli::try_parse_from([&["coordinator", "--config", "c.toml"], args].concat());
         assert_eq!(parse(&["--world-size", "2", "--resume"]).unwrap().mode(), Mode::Resume);
         assert!(parse(&["--world-size", "2", "--resume", "--overwrite"]).is_err());
+        assert_eq!(parse(&["--world-size", "2", "--auto-resume"]).unwrap().mode(), Mode::AutoResume);
+        assert!(parse(&["--world-size", "2", "--auto-resume", "--overwrite"]).is_err());
         assert!(parse(&["--world-size", "0"]).is_err());
     }
 

@@ -4,7 +4,7 @@
 //! steps), [`measuring`] and [`training`] (who does what next), [`references`] (what the reference model has said), [`metrics`] (sums to rows), [`membership`] and [`failure`]
 //! (who takes part, who is to blame), and [`run`], which puts them together: events in, commands out.
 //! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`wire`] (who may connect and call), [`server`],
-//! [`service`], [`health`] and [`watch`] (gRPC), [`engine`] (carries the commands out), [`cli`] (flags).
+//! [`service`], [`health`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the commands out), [`cli`] (flags).
 
 pub mod cli;
 pub mod dataset;
@@ -15,6 +15,7 @@ pub mod measuring;
 pub mod membership;
 pub mod metrics;
 pub mod output_dir;
+pub mod print;
 pub mod reference_store;
 pub mod references;
 pub mod run;

@@ -44,7 +44,8 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
         let run = Run::new(spec, Instant::now());
         announce(&listener)?;
         health.serving().await;
-        server::serve(Port { listener, guard, health }, run, output, signals).await
+        let port = Port { listener, guard, health };
+        server::serve(port, run, output, signals, cli.print_events).await
     });
     // A stream that a peer keeps open must not keep the process alive.
     runtime.shutdown_background();

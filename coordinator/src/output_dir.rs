@@ -22,6 +22,8 @@ pub enum Mode {
     Overwrite,
     /// Go on from the newest checkpoint.
     Resume,
+    /// The same where there is one; else remove what an attempt without checkpoint left. A finished model is kept.
+    AutoResume,
 }
 
 /// What a checkpoint must agree on with the run that resumes from it.
@@ -83,6 +85,17 @@ pub fn inspect(dir: &Path, mode: Mode, identity: &Identity) -> Result<OutputPlan
         Mode::Fresh => {
             refuse_earlier_run(dir, &traces)?;
             Ok(OutputPlan { dir: dir.to_owned(), remove: unfinished.cloned().collect(), resume: None })
+        }
+        // What has neither checkpoint nor final model is worth nothing to a run that starts again.
+        Mode::AutoResume => {
+            let has = |wanted: fn(&Path) -> bool| traces.iter().any(|path| wanted(path));
+            let mode =
+                match (has(|path| checkpoint_step(path).is_some()), has(|path| path.ends_with("final"))) {
+                    (true, _) => Mode::Resume,
+                    (false, true) => Mode::Fresh,
+                    (false, false) => Mode::Overwrite,
+                };
+            inspect(dir, mode, identity)
         }
         Mode::Overwrite => Ok(OutputPlan { dir: dir.to_owned(), remove: traces, resume: None }),
         Mode::Resume => {
@@ -246,6 +259,21 @@ mod tests {
         let fault = plan(dir.path(), Mode::Fresh).unwrap_err();
         assert!(fault.message.contains("already holds a run (checkpoint-10)"), "{fault}");
         assert!(fault.hint.contains("--resume") && fault.hint.contains("--overwrite"));
+    }
+
+    #[test]
+    fn a_restarted_run_goes_on_or_starts_over_but_never_removes_a_model() {
+        let dir = earlier_run();
+        assert_eq!(plan(dir.path(), Mode::AutoResume).unwrap().resume.map(|resume| resume.step), Some(4));
+        let early = tempfile::tempdir().unwrap();
+        write(early.path(), METRICS, "{\"step\":1}\n");
+        let again = plan(early.path(), Mode::AutoResume).unwrap();
+        assert_eq!((again.resume, again.remove), (None, vec![early.path().join(METRICS)]));
+        let done = tempfile::tempdir().unwrap();
+        write(done.path(), "final/config.json", "{}");
+        assert!(
+            plan(done.path(), Mode::AutoResume).unwrap_err().message.contains("already holds a run (final)")
+        );
     }
 
     #[test]

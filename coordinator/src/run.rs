@@ -2,6 +2,7 @@
 //!
 //! Joining -> Measuring -> Training -> Finishing -> Ended; a failure leads from anywhere to Ended.
 
+mod drain;
 mod ending;
 mod joining;
 mod working;
@@ -12,7 +13,7 @@ use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
-use dyad_proto::wire::{Heartbeat, Phase, PhaseChanged, RunStarted};
+use dyad_proto::wire::{CheckpointReport, Heartbeat, Phase, PhaseChanged, RunStarted};
 use dyad_proto::{Fault, RunConfig};
 
 use crate::dataset::Datasets;
@@ -34,8 +35,10 @@ pub enum Event {
     Unreadable(TrainerId, String),
     /// A trainer's stream ended.
     Closed(TrainerId),
-    /// The coordinator itself cannot go on, or was told to stop.
+    /// The coordinator itself cannot go on, or was told to stop at once.
     Fault(Fault),
+    /// The run is to end after the step in progress, with a checkpoint; says who wants that.
+    Drain(String),
     /// What earlier runs have left of reference log-probabilities.
     References(Vec<Known>),
     /// Time passes.
@@ -87,6 +90,7 @@ enum Stage {
     /// All lengths are known; what the reference store holds is not.
     Measured(Box<(Lengths, Lengths)>),
     Training(Box<Training>),
+    Draining(drain::Draining),
     Finishing,
     Ended {
         failure: Option<Fault>,
@@ -107,6 +111,8 @@ pub struct Run {
     phase: Phase,
     /// Why trainers were turned away, for the message when too few have joined.
     last_refusal: Option<String>,
+    /// The last checkpoint that was written.
+    saved: Option<CheckpointReport>,
     commands: Vec<Command>,
 }
 
@@ -126,6 +132,7 @@ impl Run {
             blame: Blame::default(),
             phase: Phase::Unspecified,
             last_refusal: None,
+            saved: None,
             commands: vec![Command::Emit(Happening::Started(started))],
             spec,
         }
@@ -139,6 +146,7 @@ impl Run {
             Event::Closed(id) => self.closed(id),
             Event::References(known) => self.recalled(known),
             Event::Fault(fault) => Err(fault),
+            Event::Drain(why) => self.drain(why),
             Event::Tick => self.tick(now),
         };
         if let Err(fault) = handled
@@ -219,6 +227,11 @@ impl Run {
                 return Err(Fault::from(failure).from_origin(member.describe()));
             }
             Up::Finished(_) => return self.finished(now, place),
+            Up::DrainRequest(_) => {
+                let why = format!("a signal to {}", self.roster.members()[place].describe());
+                return self.drain(why);
+            }
+            Up::Held(held) => return self.held(place, held.works),
             Up::Hello(_) => return Err(self.violation(place, "said hello twice")),
         }
         Ok(())

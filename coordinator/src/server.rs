@@ -1,7 +1,7 @@
 //! Binds the port, serves one run on it until that has ended, and turns signals into the run's end.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_server::CoordinatorServer;
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES};
@@ -13,6 +13,7 @@ use tonic::transport::Server;
 use crate::engine::{Engine, Input};
 use crate::health::Health;
 use crate::output_dir::Output;
+use crate::print;
 use crate::run::{Event, Run};
 use crate::service::Service;
 use crate::watch::History;
@@ -62,11 +63,18 @@ pub struct Port {
 }
 
 /// Serves the run until it has ended; says how.
-pub async fn serve(port: Port, run: Run, output: Output, signals: Signals) -> Result<(), Fault> {
+pub async fn serve(
+    port: Port,
+    run: Run,
+    output: Output,
+    signals: Signals,
+    print_events: bool,
+) -> Result<(), Fault> {
     let Port { listener, guard, health } = port;
     let (inputs, events) = mpsc::channel(INPUTS);
     tokio::spawn(signals.forward(inputs.clone()));
     let history = History::default();
+    let printed = print_events.then(|| tokio::spawn(print::events(history.follow())));
     let service = CoordinatorServer::new(Service::new(inputs, history.clone(), guard.gate))
         .max_decoding_message_size(MAX_REPORT_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -88,17 +96,24 @@ pub async fn serve(port: Port, run: Run, output: Output, signals: Signals) -> Re
         died = &mut server => return Err(Fault::failed(format!("the gRPC server ended: {died:?}"))),
     };
     drop(stop);
+    if let Some(printed) = printed {
+        let _ = tokio::time::timeout(DRAIN, printed).await;
+    }
     if tokio::time::timeout(DRAIN, server).await.is_err() {
         tracing::warn!("streams were still open at the end");
     }
     outcome
 }
 
+/// SIGTERM so soon after the first signal is the same wish.
+const ECHO: Duration = Duration::from_secs(5);
+
 /// The signals that end a run. Made before anything is read, so that none can kill the process unheard.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    quit: Signal,
 }
 
 impl Signals {
@@ -106,22 +121,49 @@ impl Signals {
     pub fn watch() -> Result<Self, Fault> {
         let watch =
             |kind| signal(kind).map_err(|error| Fault::failed(format!("cannot watch for signals: {error}")));
-        Ok(Self { interrupt: watch(SignalKind::interrupt())?, terminate: watch(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: watch(SignalKind::interrupt())?,
+            terminate: watch(SignalKind::terminate())?,
+            quit: watch(SignalKind::quit())?,
+        })
     }
 
-    /// Waits for the first signal.
-    pub async fn next(&mut self) -> Fault {
-        let name = tokio::select! {
+    async fn heard(&mut self) -> &'static str {
+        tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
-        };
-        Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"))
+            _ = self.quit.recv() => "SIGQUIT",
+        }
     }
 
-    /// Ends the run at the first signal.
-    async fn forward(mut self, inputs: mpsc::Sender<Input>) {
-        let fault = self.next().await;
-        // Fails only when the run has ended by itself.
-        let _ = inputs.send(Input::Event(Event::Fault(fault))).await;
+    /// Waits for a signal while there is nothing yet that could be saved.
+    pub async fn next(&mut self) -> Fault {
+        stopped(self.heard().await)
     }
+
+    /// Ends the run: after the step in progress and with a checkpoint at first, at once at the second signal or at SIGQUIT.
+    async fn forward(mut self, inputs: mpsc::Sender<Input>) {
+        let mut first: Option<Instant> = None;
+        loop {
+            let name = self.heard().await;
+            let at_once = first.is_some() || name == "SIGQUIT";
+            // A scheduler signals every process of a job, and the launcher its coordinator besides.
+            if name == "SIGTERM" && first.is_some_and(|first| first.elapsed() < ECHO) {
+                continue;
+            }
+            first.get_or_insert_with(Instant::now);
+            let event = match at_once {
+                true => Event::Fault(stopped(name)),
+                false => Event::Drain(name.to_owned()),
+            };
+            // Fails only when the run has ended by itself.
+            if inputs.send(Input::Event(event)).await.is_err() || at_once {
+                return;
+            }
+        }
+    }
+}
+
+fn stopped(signal: &str) -> Fault {
+    Fault::new(ErrorCode::Interrupted, format!("stopped by {signal}"))
 }

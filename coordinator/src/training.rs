@@ -119,6 +119,8 @@ pub struct Training {
     upcoming: Option<Work>,
     references: References,
     pending: VecDeque<Pending>,
+    /// Works handed out so far.
+    sent: u64,
     order: DataOrder,
     lengths: Lengths,
     /// The epoch whose order was used last, and that order: shuffled once an epoch, not once a step.
@@ -147,6 +149,7 @@ impl Training {
             schedule,
             references,
             pending: VecDeque::new(),
+            sent: 0,
             epoch: (0, order.epoch(0)),
             order,
             lengths: train,
@@ -169,6 +172,12 @@ impl Training {
         &self.schedule
     }
 
+    /// Works that were sent, and of those the ones that every rank has reported.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        (self.sent, self.sent - self.pending.len() as u64)
+    }
+
     /// Every work is done by every rank.
     #[must_use]
     pub fn finished(&self) -> bool {
@@ -189,6 +198,7 @@ impl Training {
         messages.iter().try_for_each(|message| check_size(work, message))?;
         let (reports, missing) = (vec![None; self.world_size], self.world_size);
         self.pending.push_back(Pending { work, pairs, reports, missing });
+        self.sent += 1;
         Ok(Some(messages))
     }
 

@@ -11,7 +11,8 @@ use dyad_coordinator::training::{GENERATION, Start};
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    Heartbeat, Hello, MeasureReport, PairLength, PairVerdict, Phase, PreferenceSums, StepReport,
+    CheckpointReport, DrainRequest, Finished, Heartbeat, Held, Hello, MeasureReport, PairLength, PairVerdict,
+    Phase, PreferenceSums, StepReport,
 };
 use dyad_proto::{ErrorCode, Fault, PROTOCOL_VERSION, RunConfig};
 
@@ -121,6 +122,83 @@ fn works_are_sent_four_ahead_of_the_slowest_report() {
     assert!(steps_for(A, &commands).is_empty(), "rank 1 has not reported step 1");
     let commands = bench.report(B, 1, 1);
     assert_eq!((steps_for(A, &commands), steps_for(B, &commands)), (vec![5], vec![5]));
+}
+
+/// What goes to a trainer about the early end.
+fn drained_to(id: TrainerId, commands: &[Command]) -> Option<u64> {
+    commands.iter().find_map(|command| match command {
+        Command::Send(to, Down::Drain(drain)) if *to == id => Some(drain.works),
+        _ => None,
+    })
+}
+
+#[test]
+fn an_early_end_waits_for_the_furthest_rank_and_no_further() {
+    let (mut bench, _) = Bench::at_work();
+    let commands = bench.run.handle(bench.now, Event::Drain("SIGTERM".into()));
+    let held = commands.iter().filter(|command| matches!(command, Command::Send(_, Down::Hold(_)))).count();
+    assert_eq!(held, 2);
+    // A reports step 1 while the coordinator waits: no further step is handed out.
+    assert!(steps_for(A, &bench.report(A, 1, 1)).is_empty());
+    assert_eq!(drained_to(A, &bench.send(A, Up::Held(Held { works: 2 }))), None);
+    let commands = bench.send(B, Up::Held(Held { works: 1 }));
+    assert_eq!((drained_to(A, &commands), drained_to(B, &commands)), (Some(2), Some(2)));
+    // A second signal of the same kind changes nothing here.
+    assert!(bench.run.handle(bench.now, Event::Drain("SIGTERM".into())).is_empty());
+    for (id, step) in [(A, 2), (B, 1), (B, 2)] {
+        bench.report(id, step, 1);
+    }
+    bench.send(
+        A,
+        Up::CheckpointReport(CheckpointReport { step: 2, path: "out/checkpoint-2".into(), r#final: false }),
+    );
+    bench.send(A, Up::Finished(Finished {}));
+    assert_eq!(bench.failure(), None);
+    bench.send(B, Up::Finished(Finished {}));
+    let fault = bench.failure().unwrap();
+    assert_eq!(fault.code, ErrorCode::Interrupted);
+    assert_eq!(fault.message, "stopped by SIGTERM after step 2; the checkpoint is out/checkpoint-2");
+    assert_eq!(fault.hint, "continue with --resume");
+}
+
+#[test]
+fn a_trainer_that_was_told_to_end_ends_the_run_and_the_others_with_it() {
+    let (mut bench, _) = Bench::at_work();
+    let commands = bench.send(B, Up::DrainRequest(DrainRequest {}));
+    assert!(commands.iter().any(|command| matches!(command, Command::Send(to, Down::Hold(_)) if *to == A)));
+    bench.send(A, Up::Held(Held { works: 0 }));
+    assert_eq!(drained_to(A, &bench.send(B, Up::Held(Held { works: 0 }))), Some(0));
+    bench.send(A, Up::Finished(Finished {}));
+    bench.send(B, Up::Finished(Finished {}));
+    let fault = bench.failure().unwrap();
+    assert_eq!(fault.message, "stopped by a signal to trainer rank 1 (t2) before another step was done");
+    assert!(fault.hint.contains("start again"), "{fault}");
+}
+
+#[test]
+fn an_early_end_before_the_first_step_is_at_once() {
+    let mut bench = Bench::new();
+    bench.hello(A);
+    bench.run.handle(bench.now, Event::Drain("SIGTERM".into()));
+    assert_eq!(bench.failure().unwrap().message, "stopped by SIGTERM before the first step");
+}
+
+#[test]
+fn ranks_that_say_what_cannot_be_of_an_early_end_fail_the_run() {
+    let (mut bench, _) = Bench::at_work();
+    bench.send(A, Up::Held(Held { works: 1 }));
+    assert!(bench.failure().unwrap().message.contains("held when it was not asked to"));
+    for works in [[5, 5], [1, 1]] {
+        let (mut bench, _) = Bench::at_work();
+        bench.run.handle(bench.now, Event::Drain("SIGTERM".into()));
+        // More than were handed out, or twice.
+        works.into_iter().for_each(|works| drop(bench.send(A, Up::Held(Held { works }))));
+        assert!(bench.failure().unwrap().message.contains("held when it was not asked to"));
+    }
+    let (mut bench, _) = Bench::at_work();
+    bench.run.handle(bench.now, Event::Drain("SIGTERM".into()));
+    bench.send(A, Up::Finished(Finished {}));
+    assert!(bench.failure().unwrap().message.contains("finished before it was told to"));
 }
 
 #[test]

@@ -103,20 +103,33 @@ async fn too_few_trainers_in_time_are_counted() {
 }
 
 #[tokio::test]
-async fn sigterm_interrupts_the_run() {
+async fn sigquit_interrupts_the_run_at_once() {
     let work = long_run();
     let (coordinator, mut first, mut second) = two_at_work(&work).await;
-    let kill = std::process::Command::new("kill").args(["-TERM", &coordinator.pid().to_string()]).status();
+    let kill = std::process::Command::new("kill").args(["-QUIT", &coordinator.pid().to_string()]).status();
     assert!(kill.unwrap().success());
     for trainer in [&mut first, &mut second] {
         let cause = trainer.aborted().await;
         assert_eq!(
             (cause.code(), cause.message.as_str()),
-            (wire::ErrorCode::Interrupted, "stopped by SIGTERM")
+            (wire::ErrorCode::Interrupted, "stopped by SIGQUIT")
         );
     }
     drop((first, second));
     assert_eq!(coordinator.end().await.status, Some(130));
+}
+
+#[tokio::test]
+async fn sigterm_ends_the_run_after_the_work_in_progress() {
+    let work = long_run();
+    let (coordinator, first, second) = two_at_work(&work).await;
+    let kill = std::process::Command::new("kill").args(["-TERM", &coordinator.pid().to_string()]).status();
+    assert!(kill.unwrap().success());
+    let (first, second) = tokio::join!(first.run(), second.run());
+    assert_eq!(first.steps.len(), second.steps.len());
+    let ended = coordinator.end().await;
+    assert_eq!(ended.status, Some(130));
+    assert!(ended.report().contains("stopped by SIGTERM"), "{}", ended.stderr);
 }
 
 #[tokio::test]

@@ -11,9 +11,9 @@ use dyad_coordinator::run::{Command, Event, Run, RunSpec};
 use dyad_coordinator::training::{GENERATION, Start};
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    BootstrapOffer, CheckpointReport, EvaluationReport, Failure, Finished, Heartbeat, Hello, MeasureReport,
-    ModelReport, PairLength, PairReference, PairVerdict, PreferenceSums, ReferenceLogps, ReferenceReport,
-    StepReport, TrainerMessage,
+    BootstrapOffer, CheckpointReport, DrainRequest, EvaluationReport, Failure, Finished, Heartbeat, Held,
+    Hello, MeasureReport, ModelReport, PairLength, PairReference, PairVerdict, PreferenceSums,
+    ReferenceLogps, ReferenceReport, StepReport, TrainerMessage,
 };
 use dyad_proto::{PROTOCOL_VERSION, RunConfig};
 use proptest::collection::vec;
@@ -172,6 +172,8 @@ fn body() -> impl Strategy<Value = Up> {
             Up::Failure(Failure { code: code % 8, message, hint: String::new(), origin })
         }),
         Just(Up::Finished(Finished {})),
+        Just(Up::DrainRequest(DrainRequest {})),
+        number().prop_map(|works| Up::Held(Held { works })),
         (text(), number(), real()).prop_map(|(architecture, parameters, load_seconds)| {
             Up::ModelReport(ModelReport { architecture, parameters, load_seconds, ..ModelReport::default() })
         }),

@@ -1,31 +1,61 @@
 //! Child processes that cannot outlive the launcher, their log files, and what they said before they ended.
 
+use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dyad_proto::{ErrorCode, Fault};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
-use tokio::process::{ChildStdout, Command};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::Command;
+use tokio::sync::{mpsc, watch};
 
-use crate::console::Console;
+use crate::agent::protocol::Start;
+use crate::console::{Console, Speaker};
+use crate::hosts::connection::{Agent, Remote};
 
-/// A process of the run.
+/// Lines of a process that are shown again when it was the first to fail.
+const TAIL: usize = 10;
+
+/// A process of the run, on this machine or another.
 #[derive(Debug)]
 pub struct Child {
     /// How it is called in messages.
     pub label: String,
-    process: tokio::process::Child,
+    stdout: Option<mpsc::UnboundedReceiver<String>>,
+    signals: Signals,
+    end: watch::Receiver<Option<End>>,
     report: Arc<Mutex<Report>>,
     logs: Vec<tokio::task::JoinHandle<()>>,
 }
 
-/// The `error:` and `hint:` lines that Dyad's programs end with.
+/// How a process ended.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// With this status, as wait(2) has it.
+    Status(i32),
+    /// Nobody knows: its host is lost, or it could not be started there.
+    Lost(Fault),
+}
+
+/// Sends signals to a process as long as it runs; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Signals(mpsc::UnboundedSender<i32>);
+
+impl Signals {
+    /// Sends one, unless the process has ended.
+    pub fn send(&self, signal: i32) {
+        let _ = self.0.send(signal);
+    }
+}
+
+/// The `error:` and `hint:` lines that Dyad's programs end with, and what came before.
 #[derive(Clone, Debug, Default)]
 struct Report {
     error: Option<String>,
     hint: String,
+    tail: VecDeque<String>,
 }
 
 /// Where a child's lines go.
@@ -35,8 +65,8 @@ pub struct Output {
     pub file: PathBuf,
     /// Terminal.
     pub console: Console,
-    /// Before each line on the terminal.
-    pub prefix: String,
+    /// Who speaks, on the terminal.
+    pub speaker: Speaker,
 }
 
 impl Child {
@@ -47,41 +77,113 @@ impl Child {
         // A group of its own: Ctrl-C in the terminal reaches the launcher alone, which then stops everything in order.
         command.process_group(0);
         die_with_me(&mut command);
+        let report = Arc::default();
+        let log = Log::create(output, Arc::clone(&report))?;
         let mut process = command.spawn().map_err(|error| {
             Fault::failed(format!("cannot start {program}: {error}")).hint("run `make build` first")
         })?;
-        let report = Arc::new(Mutex::new(Report::default()));
+        let (stdout_lines, stdout) = mpsc::unbounded_channel();
+        let (stderr_lines, stderr) = mpsc::unbounded_channel();
+        let pipes = [
+            process.stdout.take().map(|stream| tokio::spawn(pump(stream, stdout_lines))),
+            process.stderr.take().map(|stream| tokio::spawn(pump(stream, stderr_lines))),
+        ];
+        let (signals, wanted) = mpsc::unbounded_channel();
+        let (tell, end) = watch::channel(None);
+        tokio::spawn(async move {
+            let status = reap(process, wanted).await;
+            for pipe in pipes.into_iter().flatten() {
+                let _ = pipe.await;
+            }
+            let _ = tell.send(Some(End::Status(status)));
+        });
+        Ok(Self::follow(label, log, report, Remote { stdout, stderr, end, signals }))
+    }
+
+    /// Starts a program of Dyad on another host, as the command has it.
+    pub fn start_there(
+        label: &str,
+        agent: &Agent,
+        command: &Command,
+        cores: &[usize],
+        output: Output,
+    ) -> Result<Self, Fault> {
+        let command = command.as_std();
+        let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
+        let program = Path::new(command.get_program()).file_name().map(text).unwrap_or_default();
+        let env = command.get_envs().filter_map(|(name, value)| Some((text(name), text(value?))));
+        let start = Start {
+            process: 0,
+            program,
+            args: command.get_args().map(text).collect(),
+            env: env.chain([("NO_COLOR".to_owned(), "1".to_owned())]).collect(),
+            cores: cores.to_vec(),
+            stdout: true,
+        };
+        let report = Arc::default();
         let log = Log::create(output, Arc::clone(&report))?;
-        let logs = process.stderr.take().map(|stream| tokio::spawn(log.pump(BufReader::new(stream).lines())));
-        Ok(Self { label: label.to_owned(), process, report, logs: logs.into_iter().collect() })
+        Ok(Self::follow(label, log, report, agent.start(start)))
     }
 
-    /// Lines of its standard output, if that was piped.
-    pub fn stdout(&mut self) -> Option<Lines<BufReader<ChildStdout>>> {
-        self.process.stdout.take().map(|stream| BufReader::new(stream).lines())
+    fn follow(label: &str, log: Log, report: Arc<Mutex<Report>>, process: Remote) -> Self {
+        let Remote { stdout, stderr, end, signals } = process;
+        let logs = vec![tokio::spawn(log.pump(stderr))];
+        Self { label: label.to_owned(), stdout: Some(stdout), signals: Signals(signals), end, report, logs }
     }
 
-    /// Waits for its end; may be called again. All its lines have been read when this returns.
+    /// The first line of its standard output, if that was piped; what follows is dropped.
+    pub async fn first_line(&mut self) -> Option<String> {
+        self.stdout.take()?.recv().await
+    }
+
+    /// Waits for its end; may be called again. All its lines have been read when this returns. None where nobody knows.
     pub async fn ended(&mut self) -> Option<ExitStatus> {
-        let status = self.process.wait().await.ok();
+        let end = self.end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
         for log in self.logs.drain(..) {
             let _ = log.await;
         }
-        status
+        match end? {
+            End::Status(status) => Some(ExitStatus::from_raw(status)),
+            End::Lost(_) => None,
+        }
+    }
+
+    /// Resolves when its host is lost; never when it ends in another way.
+    pub fn lost(&self) -> impl Future<Output = Fault> + use<> {
+        let mut end = self.end.clone();
+        async move {
+            let lost =
+                end.wait_for(|end| matches!(end, Some(End::Lost(_)))).await.ok().and_then(|end| end.clone());
+            match lost {
+                Some(End::Lost(fault)) => fault,
+                _ => std::future::pending().await,
+            }
+        }
     }
 
     /// Sends a signal, unless it has ended.
-    #[expect(unsafe_code, reason = "kill")]
     pub fn signal(&self, signal: i32) {
-        if let Some(pid) = self.process.id() {
-            // SAFETY: a plain system call; the process is not reaped yet, so the id is still its own.
-            unsafe { libc::kill(pid as i32, signal) };
-        }
+        self.signals.send(signal);
+    }
+
+    /// For whoever may have to signal while somebody else waits for its end.
+    #[must_use]
+    pub fn signals(&self) -> Signals {
+        self.signals.clone()
+    }
+
+    /// The last lines of its log.
+    #[must_use]
+    pub fn tail(&self) -> Vec<String> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).tail.iter().cloned().collect()
     }
 
     /// Why it ended, in its own words where it left any; `None` when it ended well.
     #[must_use]
     pub fn fault(&self, status: Option<ExitStatus>) -> Option<Fault> {
+        if let Some(End::Lost(fault)) = &*self.end.borrow() {
+            return Some(fault.clone());
+        }
         let status = status?;
         if status.success() {
             return None;
@@ -89,6 +191,10 @@ impl Child {
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Some(match report.error {
             Some(message) => Fault::new(error_code(status), message).hint(report.hint),
+            // It was told to end before it could listen for that.
+            None if matches!(status.signal(), Some(libc::SIGTERM | libc::SIGINT)) => {
+                Fault::new(ErrorCode::Interrupted, format!("{} was stopped: {}", self.label, end(status)))
+            }
             None => Fault::failed(format!("{} died: {}", self.label, end(status)))
                 .hint(format!("its log is {}.log in output_dir/logs", file_stem(&self.label))),
         })
@@ -174,21 +280,59 @@ impl Log {
         Ok(Self { file, output, report })
     }
 
-    async fn pump<R: AsyncRead + Unpin>(mut self, mut lines: Lines<BufReader<R>>) {
+    async fn pump(mut self, mut lines: mpsc::UnboundedReceiver<String>) {
         use std::io::Write;
-        while let Ok(Some(line)) = lines.next_line().await {
+        while let Some(line) = lines.recv().await {
             // A full disk must not stop the child by blocking its pipe.
             let _ = writeln!(self.file, "{line}");
             let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(error) = line.strip_prefix("error: ") {
-                *report = Report { error: Some(error.to_owned()), hint: String::new() };
+                report.error = Some(error.to_owned());
+                report.hint.clear();
             } else if let Some(hint) = line.strip_prefix("hint: ") {
                 hint.clone_into(&mut report.hint);
-            } else {
+            } else if !line.trim().is_empty() {
+                if report.tail.len() == TAIL {
+                    report.tail.pop_front();
+                }
+                report.tail.push_back(line.clone());
                 drop(report);
-                self.output.console.log(&self.output.prefix, &line);
+                self.output.console.log(&self.output.speaker, &line);
             }
         }
+    }
+}
+
+/// Passes lines on until the stream ends. By bytes: a line that is no UTF-8 must not end the log.
+async fn pump<R: AsyncRead + Unpin>(stream: R, lines: mpsc::UnboundedSender<String>) {
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
+        // Fails when nobody reads any more; the process must be able to write all the same.
+        let _ = lines.send(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned());
+        line.clear();
+    }
+}
+
+/// Hands signals on until the process has ended; its status as wait(2) has it.
+async fn reap(mut process: tokio::process::Child, mut wanted: mpsc::UnboundedReceiver<i32>) -> i32 {
+    loop {
+        let ended = tokio::select! {
+            status = process.wait() => status,
+            Some(signal) = wanted.recv() => {
+                send(&process, signal);
+                continue;
+            }
+        };
+        return ended.map_or(1 << 8, ExitStatusExt::into_raw);
+    }
+}
+
+#[expect(unsafe_code, reason = "kill")]
+fn send(process: &tokio::process::Child, signal: i32) {
+    if let Some(pid) = process.id() {
+        // SAFETY: a plain system call; the process is not reaped yet, so the id is still its own.
+        unsafe { libc::kill(pid as i32, signal) };
     }
 }
 

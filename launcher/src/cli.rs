@@ -5,8 +5,15 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::agent::serve::AgentOptions;
+use crate::doctor::DoctorOptions;
+use crate::hosts::hostfile::Nodes;
+use crate::hosts::options::HostOptions;
+use crate::kubernetes::cli::KubernetesOptions;
+use crate::node::NodeOptions;
 use crate::predict::PlanOptions;
 use crate::security::SecurityOptions;
+use crate::slurm::SlurmOptions;
 
 /// Fine-tune a language model on preference pairs.
 #[derive(Clone, Debug, Parser)]
@@ -19,7 +26,14 @@ use crate::security::SecurityOptions;
   launcher --nodes 2 --config run.toml
   launcher --nodes 1 --gpus-per-node auto --config run.toml --set learning_rate=1e-6 --set n_epochs=2
   launcher --nodes 2 --config run.toml --resume
+  launcher --nodes 4 --hosts a,b,c,d --config run.toml
+  launcher --hostfile hosts --config run.toml
+  launcher doctor --hostfile hosts --config run.toml
+  launcher slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 --config run.toml --submit
   launcher plan --gpus 64 --model 8B
+  launcher kubernetes apply --nodes 4 --gpus-per-node 8 --image IMAGE --data claim:data --config run.toml
+
+Ctrl-C or SIGTERM: finish the step in progress, write a checkpoint, end with status 130; --resume goes on. Ctrl-C again: end at once.
 
 Exit status:
   0    the run is complete
@@ -35,6 +49,12 @@ pub struct CommandLine {
     /// The run; absent only beside a command.
     #[command(flatten)]
     pub options: Option<Options>,
+    /// Where the run goes. Not a part of [`Options`]: clap cannot tell whether a group is there that has groups of its own.
+    #[command(flatten)]
+    pub hosts: HostOptions,
+    /// Who may talk to whom; no part of [`Options`] for the same reason.
+    #[command(flatten)]
+    pub security: SecurityOptions,
 }
 
 /// What the launcher does beside runs.
@@ -42,14 +62,26 @@ pub struct CommandLine {
 pub enum Command {
     /// Predict memory, speed and cost of a run; starts nothing.
     Plan(PlanOptions),
+    /// Run on a Kubernetes cluster: render, apply, status, logs, wait, delete.
+    Kubernetes(Box<KubernetesOptions>),
+    /// Start and watch the trainers of one node, where a scheduler has placed one such process per node.
+    Node(NodeOptions),
+    /// Check machines before a run: ssh, clocks, versions, GPUs, ports, memory, disk, model.
+    Doctor(DoctorOptions),
+    /// Write, or submit, a Slurm batch script that starts a run on its nodes.
+    Slurm(SlurmOptions),
+    /// Serve a launcher on standard input and output; what `launcher --hosts` starts on each host.
+    Agent(AgentOptions),
 }
 
 /// Options of a run.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Nodes to run; each node runs one trainer per GPU, or one CPU trainer.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub nodes: u32,
+    /// Nodes to run; each node runs one trainer per GPU, or one CPU trainer. Without hosts all are on this machine (default 1);
+    /// with hosts, the first N of them (default all). MIN:MAX starts on MAX hosts, or as many as there are, at least MIN; a run does
+    /// not change its size yet.
+    #[arg(long, value_name = "N|MIN:MAX")]
+    pub nodes: Option<Nodes>,
     /// GPUs that each node uses: a number, or auto for all there are. 0 trains on the CPU.
     #[arg(long, default_value = "auto", value_name = "G|auto")]
     pub gpus_per_node: Gpus,
@@ -74,12 +106,16 @@ pub struct Options {
     /// Longest sample answer, in tokens.
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub max_new_tokens: usize,
-    /// Address that the coordinator listens on; port 0 takes a free one.
-    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
-    pub listen: String,
-    /// Who may talk to whom.
-    #[command(flatten)]
-    pub security: SecurityOptions,
+    /// Address that the coordinator listens on; port 0 takes a free one. By default 127.0.0.1:0, and with hosts an address that all
+    /// of them reach.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// How long a trainer tries to reach the coordinator.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub connect_timeout: u64,
+    /// Start although the run does not fit the memory by estimate.
+    #[arg(long)]
+    pub no_memory_check: bool,
     /// Record a few steps of every trainer: a Chrome trace and a table each, in `output_dir/profile`.
     #[arg(long)]
     pub profile: bool,
@@ -132,7 +168,18 @@ mod tests {
     fn runs_need_no_command_and_commands_no_run() {
         let run = parse("launcher --nodes 4 --config run.toml").unwrap();
         let options = run.options.unwrap();
-        assert!(run.command.is_none() && options.nodes == 4 && options.gpus_per_node == Gpus::Auto);
+        assert!(
+            run.command.is_none()
+                && options.nodes == Some(Nodes::exactly(4))
+                && options.gpus_per_node == Gpus::Auto
+        );
+        assert!(run.hosts.hosts.is_none());
+        let run = parse("launcher --hosts a,b --config run.toml").unwrap();
+        assert!(run.options.is_some_and(|options| options.nodes.is_none()));
+        assert_eq!(run.hosts.hosts.as_deref(), Some("a,b"));
+        assert!(parse("launcher --hosts a --hostfile f --config run.toml").is_err());
+        let doctor = parse("launcher doctor --hosts a,b").unwrap();
+        assert!(matches!(doctor.command, Some(Command::Doctor(doctor)) if doctor.hosts.hosts.is_some()));
         let plan = parse("launcher plan --gpus 64 --model 8B").unwrap();
         assert!(
             matches!(plan.command, Some(Command::Plan(plan)) if plan.gpus == 64) && plan.options.is_none()

@@ -2,11 +2,17 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::collapse::Collapse;
+pub use crate::collapse::Speaker;
+
 /// Lines between two progress reports are spaced so that a run prints about this many.
 const PLAIN_REPORTS: u64 = 20;
+/// How long a log line waits for other ranks to say the same.
+const HOLD: Duration = Duration::from_millis(200);
 
 /// Shared by everything that prints; cheap to clone.
 #[derive(Clone, Debug)]
@@ -14,17 +20,41 @@ pub struct Console {
     bar: Arc<Mutex<Option<ProgressBar>>>,
     terminal: bool,
     verbose: bool,
+    /// Log lines that others may still repeat.
+    held: Arc<Mutex<Collapse>>,
 }
 
 impl Console {
     /// On standard error.
     #[must_use]
     pub fn new(verbose: bool) -> Self {
-        Self { bar: Arc::default(), terminal: std::io::stderr().is_terminal(), verbose }
+        let terminal = std::io::stderr().is_terminal();
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+        Self { bar: Arc::default(), terminal, verbose, held: Arc::new(Mutex::new(Collapse::new(colour))) }
     }
 
-    /// A line for the reader.
+    /// A line for the reader, after all that was said before.
     pub fn line(&self, text: &str) {
+        self.flush(None);
+        self.print(text);
+    }
+
+    /// Shows log lines that nobody has repeated for a while, until the task is dropped.
+    pub async fn show_held(self) {
+        let mut ticks = tokio::time::interval(HOLD / 2);
+        loop {
+            ticks.tick().await;
+            self.flush(Instant::now().checked_sub(HOLD));
+        }
+    }
+
+    /// Shows log lines that are held since then, or all.
+    fn flush(&self, before: Option<Instant>) {
+        let lines = self.held.lock().unwrap_or_else(PoisonError::into_inner).take(before);
+        lines.iter().for_each(|line| self.print(line));
+    }
+
+    fn print(&self, text: &str) {
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         let print = || {
             let _ = writeln!(std::io::stderr(), "{text}");
@@ -35,10 +65,10 @@ impl Console {
         }
     }
 
-    /// A log line of a child: shown when it warns, or always with --verbose.
-    pub fn log(&self, prefix: &str, line: &str) {
+    /// A log line of a child: shown when it warns, or always with --verbose; once where several say the same.
+    pub fn log(&self, speaker: &Speaker, line: &str) {
         if self.verbose || line.contains(" WARN ") || line.contains(" ERROR ") {
-            self.line(&format!("[{prefix}] {line}"));
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now(), speaker, line);
         }
     }
 
@@ -86,6 +116,7 @@ impl Console {
 
     /// Takes the progress view away.
     pub fn clear(&self) {
+        self.flush(None);
         self.show(None);
     }
 
@@ -104,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_phase_that_is_reported_late_does_not_take_the_bar_away() {
-        let console = Console { bar: Arc::default(), terminal: true, verbose: false };
+        let console = Console { terminal: true, ..Console::new(false) };
         console.status("loading the model");
         console.count(3, 10);
         console.status("connecting the trainers");

@@ -19,15 +19,35 @@ pub fn describe(config: &RunConfig, trainers: &[Trainer]) -> Result<String, Faul
     let steps = config.max_steps.unwrap_or(u64::from(config.n_epochs) * steps_per_epoch);
     let mut out = String::new();
     let _ = writeln!(out, "would start 1 coordinator and {} trainers on this machine:", trainers.len());
-    for trainer in trainers {
-        let Trainer { name, launch_index, device, threads, cores } = trainer;
-        let _ = write!(out, "  rank {launch_index}  {name}  device {device}  threads {threads}");
-        let _ = if cores.is_empty() { writeln!(out) } else { writeln!(out, "  cores {cores:?}") };
-    }
+    out += &list(trainers);
     let _ = writeln!(out, "{pairs} pairs, at most {steps_per_epoch} steps per epoch, at most {steps} steps");
     if let Some(held_out) = held_out {
         let _ = writeln!(out, "{held_out} validation pairs");
     }
+    out += &configuration(config);
+    Ok(out)
+}
+
+/// The same for a run on other hosts, whose files are not here.
+#[must_use]
+pub fn describe_hosts(config: &RunConfig, trainers: &[Trainer], listen: &str, on_first: bool) -> String {
+    let place = if on_first { "the first host" } else { "this machine" };
+    let out = format!("would start 1 coordinator on {place} ({listen}) and {} trainers:\n", trainers.len());
+    out + &list(trainers) + &configuration(config)
+}
+
+fn list(trainers: &[Trainer]) -> String {
+    let mut out = String::new();
+    for trainer in trainers {
+        let Trainer { name, launch_index, device, threads, cores, .. } = trainer;
+        let _ = write!(out, "  rank {launch_index}  {name}  device {device}  threads {threads}");
+        let _ = if cores.is_empty() { writeln!(out) } else { writeln!(out, "  cores {cores:?}") };
+    }
+    out
+}
+
+fn configuration(config: &RunConfig) -> String {
+    let mut out = String::new();
     let _ = writeln!(out, "results go to {}", config.output_dir);
     let _ = writeln!(out, "configuration (* differs from the default):");
     let values =
@@ -43,5 +63,5 @@ pub fn describe(config: &RunConfig, trainers: &[Trainer]) -> Result<String, Faul
             );
         }
     }
-    Ok(out)
+    out
 }

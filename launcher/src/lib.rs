@@ -3,16 +3,26 @@
 //! - [`plan`]: what to start, purely from options and machine.
 //! - [`numa`]: which cores each trainer keeps to.
 //! - [`predict`]: what a run would need and cost, purely from sizes and published rates.
+//! - [`node`]: the trainers of one node that a scheduler has placed.
+//! - [`kubernetes`]: objects of a run, and what is done with them on a cluster.
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`security`]: the run's own authority, certificates and join token.
 //! - [`supervise`], [`children`]: processes that end together.
+//! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
 
+pub mod agent;
 pub mod children;
 pub mod cli;
+pub mod collapse;
 pub mod console;
+pub mod doctor;
 pub mod dry_run;
+pub mod fit;
+pub mod hosts;
 pub mod interrupt;
+pub mod kubernetes;
+pub mod node;
 pub mod numa;
 pub mod plan;
 pub mod plot;
@@ -21,5 +31,6 @@ pub mod preflight;
 pub mod progress;
 pub mod rows;
 pub mod security;
+pub mod slurm;
 pub mod summary;
 pub mod supervise;

@@ -6,15 +6,21 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dyad_proto::{ErrorCode, Fault, RunConfig};
+use launcher::agent::machine::Hello;
 use launcher::cli::{Command, CommandLine, NumaBinding, Options};
 use launcher::console::Console;
+use launcher::hosts::options::HostOptions;
+use launcher::hosts::{Hosts, environment};
 use launcher::interrupt::Interrupt;
 use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{Machine, Trainer, trainers};
-use launcher::security::Security;
+use launcher::security::{Security, SecurityOptions};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
-use launcher::{dry_run, plot, predict, preflight, security, summary, supervise};
+use launcher::{
+    agent, doctor, dry_run, fit, hosts, kubernetes, node, plot, predict, preflight, security, slurm, summary,
+    supervise,
+};
 
 // One thread: children are tied to the life of the thread that starts them.
 #[tokio::main(flavor = "current_thread")]
@@ -31,28 +37,93 @@ async fn main() -> ExitCode {
 async fn act(line: CommandLine) -> Result<(), Fault> {
     match (line.command, line.options) {
         (Some(Command::Plan(options)), _) => print(&predict::describe(&options)?),
-        (None, Some(options)) => launch(&options).await,
+        (Some(Command::Kubernetes(options)), _) => kubernetes::act(options.command).await,
+        (Some(Command::Node(options)), _) => node::run(&options).await,
+        (Some(Command::Agent(options)), _) => agent::serve::serve(&options).await,
+        (Some(Command::Doctor(options)), _) => doctor::run(&options).await,
+        (Some(Command::Slurm(options)), _) => slurm::run(&options).await,
+        (None, Some(options)) => launch(&options, (&line.hosts, line.security)).await,
         (None, None) => Err(Fault::input("nothing to do").hint("give --config FILE, or see --help")),
     }
 }
 
-async fn launch(options: &Options) -> Result<(), Fault> {
+async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOptions)) -> Result<(), Fault> {
+    let Some((asked, transport)) = hosts::asked(wanted, options.nodes)? else {
+        return launch_here(options, wanted, secured).await;
+    };
+    let config = preflight::load(options, true)?;
+    let mut interrupt = Interrupt::new()?;
+    let connecting = Hosts::connect(&asked, transport, wanted);
+    let hosts = tokio::select! {
+        hosts = connecting => hosts?,
+        () = interrupt.wait() => return Err(Fault::new(ErrorCode::Interrupted, "interrupted while connecting to the hosts")),
+    };
+    let result = launch_there((options, wanted, secured), &config, &hosts, &mut interrupt).await;
+    hosts.close().await;
+    result
+}
+
+async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityOptions) -> Result<(), Fault> {
     let machine = Machine::here();
-    let mut trainers = trainers(options.nodes, options.gpus_per_node, machine)?;
+    let nodes = options.nodes.map_or(1, |nodes| nodes.max);
+    let mut trainers = trainers(nodes, options.gpus_per_node, machine)?;
     if options.numa_binding == NumaBinding::Node {
         Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
     }
-    let config = preflight::check(options)?;
+    let config = preflight::load(options, false)?;
+    preflight::look(&config, true, !options.resume && !options.overwrite)?;
+    fit::check(options, &config, &trainers, &[Hello::here()])?;
     if options.dry_run {
         return print(&dry_run::describe(&config, &trainers)?);
     }
     let mut interrupt = Interrupt::new()?;
-    train(options, &config, &trainers, &mut interrupt).await?;
+    let config_file = preflight::write_config(&config)?;
+    let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
+    let place = (&trainers[..], None, listen);
+    train((options, wanted, secured), &config, &config_file, place, &mut interrupt).await?;
     tokio::select! {
         told = tell(options, &config, machine) => told,
         () = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
             .hint(format!("the model lies in {}", Path::new(&config.output_dir).join("final").display()))),
     }
+}
+
+async fn launch_there(
+    (options, wanted, secured): (&Options, &HostOptions, SecurityOptions),
+    config: &RunConfig,
+    hosts: &Hosts,
+    interrupt: &mut Interrupt,
+) -> Result<(), Fault> {
+    let found = hosts.found();
+    let numa = options.numa_binding == NumaBinding::Node;
+    let trainers = hosts::plan::trainers(options.gpus_per_node, numa, &found)?;
+    let hellos: Vec<Hello> = found.into_iter().map(|(_, hello)| hello).collect();
+    fit::check(options, config, &trainers, &hellos)?;
+    let listen = hosts.listen(options.listen.as_deref()).await?;
+    if options.dry_run {
+        return print(&dry_run::describe_hosts(
+            config,
+            &trainers,
+            &listen,
+            hosts.coordinator_node().is_some(),
+        ));
+    }
+    let config_file = hosts.prepare(config, !options.resume && !options.overwrite).await?;
+    // Logs are gathered on this machine, which may share no file system with the hosts.
+    let output_dir = Path::new(&config.output_dir);
+    preflight::make_logs(output_dir)?;
+    let names: Vec<&str> = hosts.agents().iter().map(|agent| agent.host.name.as_str()).collect();
+    let place = if hosts.coordinator_node().is_some() { names[0] } else { "this machine" };
+    let count = trainers.len();
+    Console::new(false)
+        .line(&format!("hosts    {}: {count} trainers, coordinator on {place}", names.join(", ")));
+    let place = (&trainers[..], Some(hosts), listen.as_str());
+    train((options, wanted, secured), config, &config_file, place, interrupt).await?;
+    if output_dir.join("final").is_dir() {
+        return tell(options, config, Machine::here()).await;
+    }
+    let host = &hosts.agent(0).host;
+    print(&format!("\nmodel    {host}:{}\n", output_dir.join("final").display()))
 }
 
 /// What there is to say of a complete run.
@@ -73,27 +144,33 @@ fn warn<T: Default>(fault: Fault) -> T {
 }
 
 async fn train(
-    options: &Options,
+    (options, wanted, secured): (&Options, &HostOptions, SecurityOptions),
     config: &RunConfig,
-    trainers: &[Trainer],
+    config_file: &Path,
+    (trainers, hosts, listen): (&[Trainer], Option<&Hosts>, &str),
     interrupt: &mut Interrupt,
 ) -> Result<(), Fault> {
-    let reachable = security::is_reachable(&options.listen);
-    let security = Security::new(options.security, reachable, security::given())?;
-    let config_file = preflight::write_config(config)?;
+    let security = Security::new(secured, security::is_reachable(listen), security::given())?;
+    let environment = environment::chosen(&wanted.env, &environment::here())?;
     let console = Console::new(options.verbose);
     let flags = [("--resume", options.resume), ("--overwrite", options.overwrite)];
     let job = Job {
-        config_file: &config_file,
+        config_file,
         output_dir: Path::new(&config.output_dir),
         spares_memory: config.zero_stage > 0,
         trainers,
-        listen: &options.listen,
+        listen,
         security: &security,
         profile: options.profile,
         coordinator_flags: flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag).collect(),
+        hosts,
+        environment: &environment,
+        connect_timeout: options.connect_timeout,
     };
-    supervise::run(&job, &console, interrupt).await
+    tokio::select! {
+        result = supervise::run(&job, &console, interrupt) => result,
+        () = console.clone().show_held() => Ok(()),
+    }
 }
 
 fn print(text: &str) -> Result<(), Fault> {

@@ -3,10 +3,12 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::plan::Trainer;
 
 /// Nodes of memory with their cores, and the node that each GPU hangs on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
     /// Cores of each node that this process may use; nodes without any are left out.
     nodes: Vec<Vec<usize>>,

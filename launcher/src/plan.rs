@@ -41,6 +41,8 @@ pub struct Trainer {
     pub name: String,
     /// Ranks are given in this order.
     pub launch_index: usize,
+    /// Which node it belongs to, from 0.
+    pub node: usize,
     /// `cpu` or `cuda:N`.
     pub device: String,
     /// Threads of its CPU passes.
@@ -72,7 +74,7 @@ pub fn trainers(nodes: u32, gpus: Gpus, machine: Machine) -> Result<Vec<Trainer>
             0 => (format!("node{node}-cpu"), "cpu".to_owned()),
             _ => (format!("node{node}-gpu{place}"), format!("cuda:{index}")),
         };
-        Trainer { name, launch_index: index, device, threads, cores: Vec::new() }
+        Trainer { name, launch_index: index, node: node as usize, device, threads, cores: Vec::new() }
     };
     Ok((0..count).map(trainer).collect())
 }

@@ -8,37 +8,63 @@ use dyad_proto::{Fault, RunConfig};
 use crate::cli::Options;
 use crate::supervise::program;
 
-/// The run's configuration with absolute paths, once everything it names has been looked at.
-pub fn check(options: &Options) -> Result<RunConfig, Fault> {
-    let mut config = RunConfig::load(&options.config, &options.overrides)?;
+/// The run's configuration with absolute paths. With `elsewhere` the paths are those of other hosts, and nothing is looked at.
+pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {
+    let config = RunConfig::load(&options.config, &options.overrides)?;
+    if !elsewhere {
+        // By the names that the user gave.
+        readable_files(&config)?;
+    }
+    absolute(&options.config, &options.overrides, elsewhere)
+}
+
+/// The same without looking at anything but the configuration.
+pub fn absolute(config: &Path, overrides: &[String], elsewhere: bool) -> Result<RunConfig, Fault> {
+    let mut config = RunConfig::load(config, overrides)?;
     let here =
         std::env::current_dir().map_err(|error| Fault::failed(format!("no working directory: {error}")))?;
     let absolute = |path: &str| here.join(path).to_string_lossy().into_owned();
-    readable("training_file", &config.training_file)?;
     config.training_file = absolute(&config.training_file);
-    if let Some(path) = &mut config.validation_file {
-        readable("validation_file", path)?;
-        *path = absolute(path);
-    }
-    for (key, model) in
-        [("model", Some(&mut config.model)), ("from_checkpoint", config.from_checkpoint.as_mut())]
-    {
-        if let Some(model) = model.filter(|model| Path::new(model.as_str()).exists()) {
-            model_folder(key, Path::new(model.as_str()))?;
+    config.validation_file = config.validation_file.map(|path| absolute(&path));
+    for model in [Some(&mut config.model), config.from_checkpoint.as_mut()].into_iter().flatten() {
+        // Anything else may be the name of a model on the hub.
+        if Path::new(model.as_str()).exists() || (elsewhere && model.starts_with(['.', '/'])) {
             *model = absolute(model);
         }
     }
     config.output_dir = absolute(&config.output_dir);
-    // Before anything is written: a refused start must not replace the earlier run's configuration and logs.
-    let output_dir = Path::new(&config.output_dir);
-    if !options.resume && !options.overwrite && output_dir.is_dir() {
-        let traces = traces(output_dir).map_err(|error| unwritable(output_dir, &error))?;
-        refuse_earlier_run(output_dir, &traces)?;
+    Ok(config)
+}
+
+/// Looks on this machine at everything that the configuration names: the model, and where the coordinator runs (`files`) the pairs
+/// and the output folder, in which an earlier run is in the way of a fresh one.
+pub fn look(config: &RunConfig, files: bool, fresh: bool) -> Result<(), Fault> {
+    for (key, model) in [("model", Some(&config.model)), ("from_checkpoint", config.from_checkpoint.as_ref())]
+    {
+        let Some(model) = model else { continue };
+        let dir = Path::new(model);
+        if dir.exists() || dir.is_absolute() {
+            model_folder(key, dir)?;
+        }
+    }
+    if files {
+        readable_files(config)?;
+        // Before anything is written: a refused start must not replace the earlier run's configuration and logs.
+        let output_dir = Path::new(&config.output_dir);
+        if fresh && output_dir.is_dir() {
+            let traces = traces(output_dir).map_err(|error| unwritable(output_dir, &error))?;
+            refuse_earlier_run(output_dir, &traces)?;
+        }
     }
     for name in ["coordinator", "trainer"] {
         program(name)?;
     }
-    Ok(config)
+    Ok(())
+}
+
+fn readable_files(config: &RunConfig) -> Result<(), Fault> {
+    readable("training_file", &config.training_file)?;
+    config.validation_file.as_ref().map_or(Ok(()), |path| readable("validation_file", path))
 }
 
 fn readable(key: &str, path: &str) -> Result<(), Fault> {
@@ -60,10 +86,15 @@ fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {
 /// Makes the output folder and writes the checked configuration into it.
 pub fn write_config(config: &RunConfig) -> Result<PathBuf, Fault> {
     let dir = Path::new(&config.output_dir);
-    std::fs::create_dir_all(dir.join("logs")).map_err(|error| unwritable(dir, &error))?;
+    make_logs(dir)?;
     let path = dir.join("run.json");
     std::fs::write(&path, config.to_json()? + "\n").map_err(|error| unwritable(&path, &error))?;
     Ok(path)
+}
+
+/// Makes the folder of logs.
+pub fn make_logs(output_dir: &Path) -> Result<(), Fault> {
+    std::fs::create_dir_all(output_dir.join("logs")).map_err(|error| unwritable(output_dir, &error))
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Fault {

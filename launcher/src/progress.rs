@@ -103,7 +103,7 @@ fn data_line(data: &DataReport) -> String {
 }
 
 /// Loss, then what the method has beside it.
-fn step_line(values: &HashMap<String, f64>) -> String {
+pub(crate) fn step_line(values: &HashMap<String, f64>) -> String {
     let shown = [
         ("loss", "loss", 4),
         ("rewards/accuracies", "accuracy", 2),

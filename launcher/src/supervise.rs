@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use dyad_proto::security::Material;
 use dyad_proto::security::client::root_cause;
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::run_event::Body;
@@ -17,11 +18,12 @@ use tokio::process::Command;
 use tonic::Streaming;
 
 use crate::children::{Child, Output, keep_to, log_file};
-use crate::console::Console;
+use crate::console::{Console, Speaker};
+use crate::hosts::Hosts;
 use crate::interrupt::Interrupt;
 use crate::plan::Trainer;
 use crate::progress::Progress;
-use crate::security::Security;
+use crate::security::{Security, TLS_DIR};
 
 /// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);
@@ -30,11 +32,11 @@ const LEAVE: Duration = Duration::from_secs(5);
 const COORDINATOR_LOG: &str = "its log is coordinator.log in output_dir/logs";
 /// glibc hands every tensor's pages back and faults them in again at the next step unless told otherwise; huge pages make
 /// the first touch cheaper. Worth a fifth of a CPU step (docs/benchmarks.md). A setting of the user's own wins.
-const MALLOC: &str =
+pub(crate) const MALLOC: &str =
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824";
 
 /// Who divides the model between trainers wants memory more than that fifth: large tensors go back at once, and leave no holes.
-const SPARING_MALLOC: &str =
+pub(crate) const SPARING_MALLOC: &str =
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1048576:glibc.malloc.trim_threshold=16777216";
 
 /// What to run, and where.
@@ -56,6 +58,12 @@ pub struct Job<'a> {
     pub profile: bool,
     /// Flags that the coordinator takes as they are.
     pub coordinator_flags: Vec<&'static str>,
+    /// Where it all runs; nothing for this machine.
+    pub hosts: Option<&'a Hosts>,
+    /// Set in every process.
+    pub environment: &'a [(String, String)],
+    /// Seconds in which trainers must reach the coordinator.
+    pub connect_timeout: u64,
 }
 
 /// Everything that was started.
@@ -66,19 +74,34 @@ struct Fleet {
 
 /// Starts the job and returns when it is over and nothing of it is left.
 pub async fn run(job: &Job<'_>, console: &Console, interrupt: &mut Interrupt) -> Result<(), Fault> {
-    let mut fleet = Fleet { coordinator: start_coordinator(job, console)?, trainers: Vec::new() };
-    let result = tokio::select! {
-        result = follow(job, console, &mut fleet) => result,
-        () = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted")
-            .hint("continue from the last checkpoint with --resume")),
-    };
-    console.clear();
-    if let Err(fault) = &result {
-        if fault.code == ErrorCode::Interrupted {
-            console.line("stopping; press Ctrl-C again to stop at once");
+    let mut fleet = Fleet { coordinator: start_coordinator(job, console).await?, trainers: Vec::new() };
+    let coordinator = fleet.coordinator.signals();
+    let (mut result, mut hurried) = (Ok(()), false);
+    {
+        let mut following = std::pin::pin!(follow(job, console, &mut fleet));
+        tokio::select! {
+            over = &mut following => result = over,
+            () = interrupt.wait() => {
+                console.line("stopping after the step in progress, with a checkpoint; press Ctrl-C again to stop at once");
+                coordinator.send(libc::SIGTERM);
+                tokio::select! {
+                    over = &mut following => result = over,
+                    () = interrupt.wait() => hurried = true,
+                }
+            }
         }
-        // The coordinator tells the trainers; one that has ended the run itself takes no notice.
-        fleet.coordinator.signal(libc::SIGTERM);
+    }
+    console.clear();
+    if hurried {
+        console.line("stopping at once");
+        kill(&mut fleet).await;
+        return Err(Fault::new(ErrorCode::Interrupted, "interrupted, without a checkpoint")
+            .hint("continue from the last checkpoint with --resume"));
+    }
+    if let Err(fault) = &result {
+        // At once, not by way of a checkpoint. The coordinator tells the trainers; one that has ended takes no notice.
+        coordinator.send(libc::SIGQUIT);
+        show_last_lines(fault, &fleet, console);
     }
     tokio::select! {
         () = stop(&mut fleet) => {}
@@ -90,10 +113,25 @@ pub async fn run(job: &Job<'_>, console: &Console, interrupt: &mut Interrupt) ->
     result
 }
 
+/// What the process that failed first had to say before.
+fn show_last_lines(fault: &Fault, fleet: &Fleet, console: &Console) {
+    if fault.code != ErrorCode::Failed {
+        return;
+    }
+    let text = fault.to_string();
+    let culprit = fleet.trainers.iter().chain([&fleet.coordinator]).find(|child| text.contains(&child.label));
+    let Some(culprit) = culprit else { return };
+    let tail = culprit.tail();
+    if !tail.is_empty() {
+        console.line(&format!("last lines of {}:", culprit.label));
+        tail.iter().for_each(|line| console.line(&format!("  {line}")));
+    }
+}
+
 async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(), Fault> {
     let address = address_of(&mut fleet.coordinator).await?;
     for trainer in job.trainers {
-        fleet.trainers.push(start_trainer(job, trainer, &address, console)?);
+        fleet.trainers.push(start_trainer(job, trainer, &address, console).await?);
     }
     let mut events = match watch(job.security, &address).await {
         Ok(events) => events,
@@ -106,6 +144,8 @@ async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(
             // The coordinator may know better: this one may have fallen over somebody else's failure.
             tokio::time::timeout(VERDICT, show(&mut events, &mut progress)).await.unwrap_or(Outcome::Silent).or(failed)
         }
+        // A connection to a host that is cut off says nothing for a long time.
+        fault = fleet.coordinator.lost() => Outcome::Failed(fault.from_origin(fleet.coordinator.label.clone())),
     };
     match failure {
         Outcome::Complete => everyone_left(fleet).await,
@@ -241,44 +281,87 @@ async fn all_ended(fleet: &mut Fleet) -> Vec<Option<ExitStatus>> {
     statuses
 }
 
-fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
+async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
     let mut command = Command::new(program("coordinator")?);
     command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
     command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
-    job.security.equip_coordinator(&mut command)?;
+    command.args(job.security.coordinator_flags());
     command.stdout(Stdio::piped());
     let file = log_file(job.output_dir, "coordinator");
-    Child::start(
-        "coordinator",
-        command,
-        Output { file, console: console.clone(), prefix: "coordinator".into() },
-    )
+    let speaker = Speaker { node: "coordinator".into(), rank: None };
+    let output = Output { file, console: console.clone(), speaker };
+    let node = job.hosts.and_then(Hosts::coordinator_node);
+    let keys = Keys { of: "coordinator", material: job.security.coordinator()? };
+    start(job, node, ("coordinator", keys), command, &[], output).await
 }
 
-fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Console) -> Result<Child, Fault> {
+async fn start_trainer(
+    job: &Job<'_>,
+    trainer: &Trainer,
+    address: &str,
+    console: &Console,
+) -> Result<Child, Fault> {
     let mut command = Command::new(program("trainer")?);
     command.args(["run", "--coordinator", &job.security.url(address), "--name", &trainer.name]);
     command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
+    command.args(["--connect-timeout", &job.connect_timeout.to_string()]);
     let threads = trainer.threads.to_string();
-    keep_to(&mut command, &trainer.cores);
     // Every thread pool of the process keeps to its share of the cores.
     command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
     if std::env::var_os("GLIBC_TUNABLES").is_none() {
         command.env("GLIBC_TUNABLES", if job.spares_memory { SPARING_MALLOC } else { MALLOC });
     }
-    // All trainers run here; torchrun's name.
-    command.env("LOCAL_WORLD_SIZE", job.trainers.len().to_string());
-    job.security.equip_trainer(&mut command, &trainer.name)?;
+    // torchrun's name. Without hosts all nodes are this machine.
+    let beside = |other: &&Trainer| job.hosts.is_none() || other.node == trainer.node;
+    command.env("LOCAL_WORLD_SIZE", job.trainers.iter().filter(beside).count().to_string());
     if job.profile {
         command.arg("--profile").arg(job.output_dir.join("profile"));
     }
     command.stdout(Stdio::null());
+    let node = job.hosts.map(|_| trainer.node);
+    let host = job
+        .hosts
+        .map_or_else(|| format!("node{}", trainer.node), |hosts| hosts.agent(trainer.node).host.name.clone());
     let output = Output {
         file: log_file(job.output_dir, &trainer.name),
         console: console.clone(),
-        prefix: format!("rank {}", trainer.launch_index),
+        speaker: Speaker { node: host, rank: Some(trainer.launch_index) },
     };
-    Child::start(&format!("trainer rank {} ({})", trainer.launch_index, trainer.name), command, output)
+    let label = format!("trainer rank {} ({})", trainer.launch_index, trainer.name);
+    let keys = Keys { of: &trainer.name, material: job.security.trainer(&trainer.name)? };
+    start(job, node, (&label, keys), command, &trainer.cores, output).await
+}
+
+/// What a process shows to the others; nothing in plain text.
+struct Keys<'a> {
+    of: &'a str,
+    material: Option<Material>,
+}
+
+/// Starts a program on a node, or on this machine.
+async fn start(
+    job: &Job<'_>,
+    node: Option<usize>,
+    (label, keys): (&str, Keys<'_>),
+    mut command: Command,
+    cores: &[usize],
+    output: Output,
+) -> Result<Child, Fault> {
+    command.envs(job.environment.iter().map(|(name, value)| (name, value)));
+    match job.hosts.zip(node) {
+        Some((hosts, node)) => {
+            let agent = hosts.agent(node);
+            if let Some(material) = keys.material {
+                command.env(TLS_DIR, agent.keep(keys.of, material).await?);
+            }
+            Child::start_there(label, agent, &command, cores, output)
+        }
+        None => {
+            job.security.equip(&mut command, keys.of, keys.material.as_ref())?;
+            keep_to(&mut command, cores);
+            Child::start(label, command, output)
+        }
+    }
 }
 
 /// A program of Dyad, beside this one unless `DYAD_BIN_DIR` says otherwise.
@@ -299,10 +382,7 @@ pub fn program(name: &str) -> Result<PathBuf, Fault> {
 }
 
 async fn address_of(coordinator: &mut Child) -> Result<String, Fault> {
-    let line = match coordinator.stdout() {
-        Some(mut lines) => lines.next_line().await.ok().flatten(),
-        None => None,
-    };
+    let line = coordinator.first_line().await;
     let json: Option<serde_json::Value> = line.and_then(|line| serde_json::from_str(&line).ok());
     match json.as_ref().and_then(|json| json.get("listening")).and_then(serde_json::Value::as_str) {
         Some(address) => Ok(address.to_owned()),

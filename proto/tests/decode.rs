@@ -7,9 +7,9 @@ use std::cell::Cell;
 use dyad_proto::preference::PreferencePair;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::{
-    Abort, Assignment, CommunicatorReady, CoordinatorMessage, EvaluationAssignment, Failure, Finish,
-    MeasureReport, MeasureRequest, Pair, PairLength, ReferenceAssignment, ReferenceLogps, RunEvent, RunPlan,
-    StepAssignment, TrainerMessage, WatchRunRequest, Welcome, trainer_message,
+    Abort, Assignment, CommunicatorReady, CoordinatorMessage, Drain, EvaluationAssignment, Failure, Finish,
+    Hold, MeasureReport, MeasureRequest, Pair, PairLength, ReferenceAssignment, ReferenceLogps, RunEvent,
+    RunPlan, StepAssignment, TrainerMessage, WatchRunRequest, Welcome, trainer_message,
 };
 use dyad_proto::{Fault, RunConfig};
 use proptest::collection::vec;
@@ -103,6 +103,8 @@ fn down() -> impl Strategy<Value = Down> {
             Down::Abort(Abort { cause: Some(Failure { code, message, ..Failure::default() }) })
         }),
         Just(Down::Finish(Finish {})),
+        Just(Down::Hold(Hold {})),
+        any::<u64>().prop_map(|works| Down::Drain(Drain { works })),
     ]
 }
 
@@ -138,7 +140,8 @@ fn take(body: Down) {
         Down::Step(step) => step.pairs,
         Down::Evaluation(evaluation) => evaluation.pairs,
         Down::Reference(reference) => reference.pairs,
-        Down::Assignment(_) | Down::CommunicatorReady(_) | Down::RunPlan(_) | Down::Finish(_) => return,
+        Down::Assignment(_) | Down::CommunicatorReady(_) | Down::RunPlan(_) => return,
+        Down::Finish(_) | Down::Hold(_) | Down::Drain(_) => return,
     };
     for pair in pairs {
         let _ = (PreferencePair::check(&pair.json), PreferencePair::parse(&pair.json));

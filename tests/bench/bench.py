@@ -1,9 +1,11 @@
 """Pairs per second, peak memory and start-up of Dyad against TRL: same model, pairs, order, batch, precision, threads and
 machine. Then what Dyad's step costs on two ranks, and with longer pairs, more vocabulary, larger batches and more layers.
 
-    bench.py --python PYTHON_WITH_TRL [--dtypes float32,bfloat16] [--steps 4] [--batch-size 8] [--record]
+    bench.py --python PYTHON_WITH_TRL [--dtypes float32,bfloat16] [--steps 3] [--rounds 3] [--batch-size 8] [--record]
 
-The first step of every run is warm-up and not counted; figures are medians over the others. Memory is the largest resident
+Runs take turns, round by round, so that what the machine does beside them meets all of them; TRL as it comes, the slowest by far,
+runs in the first round alone. The first step of every run is warm-up and not counted; a run's figure is the median of its others,
+the table's the median of the rounds. Memory is the largest resident
 set of each process, summed over the processes of the run. --record adds the table to docs/benchmarks.md.
 """
 
@@ -146,15 +148,28 @@ def dyad(
     return Result(name, dtype, args.batch_size / seconds, peak, [row["loss"] for row in rows], startup)
 
 
+def together(rounds: list[Result]) -> tuple[Result, str]:
+    """Medians of the rounds of one run, and the range of its speed."""
+    speeds = [result.pairs_per_second for result in rounds]
+    median = rounds[0]._replace(
+        pairs_per_second=statistics.median(speeds),
+        peak_gib=statistics.median(result.peak_gib for result in rounds),
+        startup_seconds=statistics.median(result.startup_seconds for result in rounds),
+    )
+    return median, f"{min(speeds):.2f} to {max(speeds):.2f}" if len(speeds) > 1 else "once"
+
+
 def report(results: list[Result]) -> str:
     """A table with ratios to TRL as it comes."""
-    lines = ["| dtype | run | pairs/s | vs TRL stock | peak memory, GiB | vs TRL stock | start-up, s | loss of the last step |"]
-    lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
-    for result in results:
-        stock = next(other for other in results if other.dtype == result.dtype and other.name == "TRL, stock")
+    lines = ["| dtype | run | pairs/s | rounds | vs TRL stock | peak memory, GiB | vs TRL stock | start-up, s | loss of the last step |"]
+    lines.append("|---|---|---:|---|---:|---:|---:|---:|---:|")
+    runs = dict.fromkeys((result.dtype, result.name) for result in results)
+    medians = {run: together([result for result in results if (result.dtype, result.name) == run]) for run in runs}
+    for (dtype, name), (result, spread) in medians.items():
+        stock, _ = medians[dtype, "TRL, stock"]
         speed, memory = result.pairs_per_second / stock.pairs_per_second, result.peak_gib / stock.peak_gib
         lines.append(
-            f"| {result.dtype} | {result.name} | {result.pairs_per_second:.2f} | {speed:.2f}x "
+            f"| {dtype} | {name} | {result.pairs_per_second:.2f} | {spread} | {speed:.2f}x "
             f"| {result.peak_gib:.2f} | {memory:.2f}x | {result.startup_seconds:.1f} | {result.losses[-1]:.6f} |"
         )
     return "\n".join(lines) + "\n"
@@ -230,7 +245,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="Python with TRL, default this one")
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--skip-trl", action="store_true", help="measure Dyad alone")
@@ -249,14 +265,17 @@ def main() -> None:
         print(f"{result.dtype:9} {result.name:32} {result.pairs_per_second:7.2f} pairs/s {result.peak_gib:6.2f} GiB", flush=True)
 
     for dtype in args.dtypes.split(","):
-        if not args.skip_trl:
-            add(trl(args, case, dtype, tuned=False))
-        add(dyad(args, case, dtype, {}, "Dyad"))
-        if not args.skip_trl:
-            add(trl(args, case, dtype, tuned=True))
+        for turn in range(args.rounds):
+            if not args.skip_trl and turn == 0:
+                add(trl(args, case, dtype, tuned=False))
+            add(dyad(args, case, dtype, {}, "Dyad"))
+            if not args.skip_trl:
+                add(trl(args, case, dtype, tuned=True))
             add(dyad(args, case, dtype, {"prefix_sharing": "false"}, "Dyad, prefix_sharing = false"))
-            add(trl(args, case, dtype, tuned=True, precomputed=True))
-            add(dyad(args, case, dtype, {"reference_logps": '"precompute"'} | kept, "Dyad, known reference"))
+            if not args.skip_trl:
+                add(trl(args, case, dtype, tuned=True, precomputed=True))
+                add(dyad(args, case, dtype, {"reference_logps": '"precompute"'} | kept, "Dyad, known reference"))
+                (case / "scores.sqlite").unlink(missing_ok=True)
     tables = ([] if args.skip_trl else [report(results)]) + [scaling(args, case), growth(args, case)]
     table = "\n".join(tables)
     print("\n" + table)

@@ -40,6 +40,11 @@ def write_model(folder: Path, vocab_size: int = VOCAB_SIZE, layers: int = 8) -> 
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
+    write_tokenizer(folder, vocab_size)
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Every word is one token."""
     words = SPECIAL + [f"w{index}" for index in range(vocab_size - len(SPECIAL))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

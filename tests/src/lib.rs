@@ -6,7 +6,9 @@
     reason = "a test that cannot set itself up has failed"
 )]
 
+pub mod cluster;
 pub mod processes;
+pub mod slurm;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

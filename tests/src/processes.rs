@@ -60,6 +60,20 @@ pub fn interrupt(pid: i32) {
     assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0, "process {pid} is gone already");
 }
 
+/// Sends a polite kill's signal.
+#[expect(unsafe_code, reason = "kill")]
+pub fn terminate(pid: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0, "process {pid} is gone already");
+}
+
+/// Makes a process stand still.
+#[expect(unsafe_code, reason = "kill")]
+pub fn stop(pid: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGSTOP) }, 0, "process {pid} is gone already");
+}
+
 /// A handle by which a process's end can be waited for, whoever its parent is.
 #[derive(Debug)]
 pub struct Watch {

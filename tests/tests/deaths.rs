@@ -1,11 +1,11 @@
 //! Whoever is killed, everything stops, nothing is left, and the error names who died.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
-use dyad_tests::processes::{Process, Watch, children, interrupt, kill_9, wait_for};
+use dyad_tests::processes::{Process, Watch, children, interrupt, kill_9, stop, terminate, wait_for};
 use dyad_tests::{Workspace, binary, text};
 
 /// A run that would go on for a long time, with its processes, once it has done a step.
@@ -142,12 +142,100 @@ fn a_launcher_killed_while_sampling_leaves_nothing_behind() {
     assert_eq!(outcome(launcher, &[sampler]).0, None);
 }
 
+/// Steps in the metrics, and the newest checkpoint.
+fn progress(workspace: &Workspace) -> (u64, Option<u64>) {
+    let rows = workspace.rows("out/metrics.jsonl").len() as u64;
+    let names = std::fs::read_dir(workspace.path("out")).unwrap().flatten();
+    let steps =
+        names.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok());
+    (rows, steps.max())
+}
+
+fn drained_by(config: &str, tell: impl Fn(&Child, &[Process])) {
+    let workspace = Workspace::with_model(16, config);
+    let (launcher, processes) = long_run(&workspace);
+    let watches = watch(&processes);
+    tell(&launcher, &processes);
+    let (status, error) = outcome(launcher, &watches);
+    assert_eq!(status, Some(130), "{error}");
+    let (steps, checkpoint) = progress(&workspace);
+    assert!(steps > 0);
+    assert_eq!(checkpoint, Some(steps), "every step that was begun is reported and saved: {error}");
+    let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    assert!(line.contains(&format!("after step {steps}; the checkpoint is ")), "{error}");
+    assert!(error.lines().any(|line| line == "hint: continue with --resume"), "{error}");
+
+    let output = workspace.launch(2, &["--resume", "--set", &format!("max_steps={}", steps + 1)]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(workspace.rows("out/metrics.jsonl").len() as u64, steps + 1);
+}
+
 #[test]
-fn ctrl_c_stops_the_run_in_good_order() {
+fn ctrl_c_finishes_the_step_in_progress_and_leaves_a_checkpoint() {
+    drained_by("", |launcher, _| interrupt(launcher.id() as i32));
+}
+
+#[test]
+fn sigterm_at_the_launcher_leaves_a_checkpoint_where_weights_are_sharded() {
+    drained_by("zero_stage = 3\n", |launcher, _| terminate(launcher.id() as i32));
+}
+
+/// As a scheduler does it.
+#[test]
+fn sigterm_at_one_trainer_ends_the_run_with_a_checkpoint() {
+    drained_by("", |_, processes| terminate(find(processes, "node1-cpu").pid));
+}
+
+#[test]
+fn ctrl_c_twice_ends_the_run_at_once() {
     let workspace = Workspace::with_model(16, "");
     let (launcher, processes) = long_run(&workspace);
     let watches = watch(&processes);
+    // A coordinator that cannot answer: the first Ctrl-C would wait for ever.
+    stop(find(&processes, "coordinator --config").pid);
+    interrupt(launcher.id() as i32);
+    wait_for_line(&launcher, "press Ctrl-C again");
     interrupt(launcher.id() as i32);
     let (status, error) = outcome(launcher, &watches);
     assert_eq!(status, Some(130), "{error}");
+    assert!(error.contains("hint: continue from the last checkpoint with --resume"), "{error}");
+}
+
+/// Reads standard error up to a line; what follows is read by [`outcome`].
+fn wait_for_line(launcher: &Child, part: &str) {
+    use std::os::fd::AsFd;
+    let mut pipe =
+        std::fs::File::from(launcher.stderr.as_ref().unwrap().as_fd().try_clone_to_owned().unwrap());
+    let mut said = Vec::new();
+    while !String::from_utf8_lossy(&said).contains(part) {
+        let mut byte = [0];
+        assert_eq!(pipe.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
+        said.push(byte[0]);
+    }
+}
+
+/// The trainer starts first, as it may in a cluster.
+#[test]
+fn a_trainer_waits_for_its_coordinator_and_says_so_once() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("http://127.0.0.1:{port}");
+    let mut trainer = std::process::Command::new(binary("trainer"));
+    trainer.args(["run", "--coordinator", &address, "--name", "t", "--launch-index", "0", "--threads", "1"]);
+    let mut trainer = trainer.stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(trainer.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let waiting = log.by_ref().find(|line| line.contains("waiting up to 30 s for the coordinator")).unwrap();
+    assert!(waiting.contains("refused"), "{waiting}");
+    let mut coordinator = std::process::Command::new(binary("coordinator"));
+    coordinator.current_dir(workspace.path(".")).args(["--config", "run.toml", "--world-size", "1"]);
+    coordinator.args(["--listen", &format!("127.0.0.1:{port}")]).stdout(Stdio::null()).stderr(Stdio::null());
+    // The trainer finds files by the paths that the configuration has, relative to where it was started.
+    let config = std::fs::read_to_string(workspace.path("run.toml")).unwrap();
+    let absolute = |name: &str| format!("\"{}\"", workspace.path(name).display());
+    let config = config.replace("\"model\"", &absolute("model")).replace("\"out\"", &absolute("out"));
+    workspace.write("run.toml", &config);
+    let mut coordinator = coordinator.spawn().unwrap();
+    let rest: Vec<String> = log.collect();
+    assert!(trainer.wait().unwrap().success() && coordinator.wait().unwrap().success(), "{rest:?}");
+    assert!(!rest.iter().any(|line| line.contains("waiting")), "{rest:?}");
 }

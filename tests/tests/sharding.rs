@@ -64,12 +64,13 @@ fn adapters_over_sharded_weights_learn_the_same() {
 #[test]
 fn sharding_and_recomputing_go_together_in_every_precision() {
     let workspace = gentle(16, "n_epochs = 2\n");
-    for dtype in ["dtype=float32", "dtype=bfloat16"] {
+    // Norms of parts are added in another order, which changes the clipping factor's last place. A master on the border between two
+    // bfloat16 values then rounds to the other: one weight in thousands moves by 2^-8 of itself.
+    for (dtype, tolerance) in [("dtype=float32", TOLERANCE), ("dtype=bfloat16", 1e-4)] {
         let kept = workspace.train(2, "kept", &["--set", dtype, "--overwrite"]);
         let extra = ["--set", dtype, "--set", "activation_checkpointing=full", "--overwrite"];
         let sharded = stage(&workspace, 2, 3, "sharded", &extra);
-        // In bfloat16 the same values are computed from the same masters as well.
-        assert_same_curve(&kept, &sharded, &CURVE, TOLERANCE);
+        assert_same_curve(&kept, &sharded, &CURVE, tolerance);
     }
 }
 

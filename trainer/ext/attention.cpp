@@ -1,142 +1,263 @@
-// Attention over packed segments on the CPU: a prompt, then branches that each see the prompt and themselves. Every block
-// that somebody sees is computed once, no other, by libtorch's flash kernel; a branch's two blocks (the prompt, itself) are
-// merged by their log-sum-exps, so that no mask and no copy of the prompt's keys is ever made. Bfloat16 inputs are widened:
-// the kernel's blocks are too small for bfloat16 products to pay (half the speed, measured on AVX-512 without AMX).
-#include "bridge.h"
+// Attention over packed segments on the CPU: a prompt, then branches that each see the prompt and themselves. One call a
+// layer: threads take heads of segments, and within one, tiles of queries against all keys that any of them sees. No mask is
+// ever made, what nobody sees is not computed, and scores never leave a core's cache. Products are MKL's, those of libtorch.
+#include "attention.h"
 
-#include <tuple>
-
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/logaddexp.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include "bridge.h"
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
+#define DYAD_INSTANCES(T)                                                                                                  \
+  DYAD_CLONES void dyad_load_rows(const T* from, int64_t stride, float* to, int64_t rows, int64_t width, float factor) {   \
+    load_rows(from, stride, to, rows, width, factor);                                                                      \
+  }                                                                                                                        \
+  DYAD_CLONES void dyad_store_rows(const float* from, T* to, int64_t stride, int64_t rows, int64_t width, float factor) {  \
+    store_rows(from, to, stride, rows, width, factor);                                                                     \
+  }
+DYAD_INSTANCES(float)
+DYAD_INSTANCES(Bf16)
+#undef DYAD_INSTANCES
+DYAD_CLONES void dyad_add_floats(float* total, const float* part, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) total[i] += part[i];
+}
+DYAD_CLONES float dyad_softmax(float* scores, int64_t seen) { return softmax(scores, seen); }
+DYAD_CLONES void dyad_softmax_backward(float* scores, float* gradients, int64_t seen, float lse, const float* out,
+                                       const float* out_gradient, int64_t width) {
+  softmax_backward(scores, gradients, seen, lse, out, out_gradient, width);
+}
+
 namespace {
 
-// A run of queries and the keys it sees: all of them, or causally.
-struct Block {
-  int64_t query, queries, key, keys;
-  bool causal;
-};
+// Queries of a tile: its scores fill about half of a core's second-level cache, at any length.
+int64_t tile_of(int64_t keys) { return std::clamp<int64_t>((1 << 17) / std::max<int64_t>(keys, 1), 16, 128); }
 
-// First and, where there is one, second block of a run of queries.
-struct Run {
-  Block first;
-  Block second;
-  bool merged;
-};
-
-// Segments come as [start, prompt, branch count, branch lengths…] one after the other.
-std::vector<Run> runs(const int64_t* layout, size_t count) {
-  std::vector<Run> list;
-  for (size_t i = 0; i < count;) {
-    int64_t start = layout[i], prompt = layout[i + 1], branches = layout[i + 2], at = start + prompt;
-    i += 3;
-    for (int64_t branch = 0; branch < branches; ++branch) {
-      int64_t length = layout[i++];
-      if (branch == 0)
-        // The first branch simply goes on from the prompt.
-        list.push_back({{start, prompt + length, start, prompt + length, true}, {}, false});
-      else if (prompt == 0)
-        list.push_back({{at, length, at, length, true}, {}, false});
-      else
-        list.push_back({{at, length, start, prompt, false}, {at, length, at, length, true}, true});
-      at += length;
-    }
-    if (branches == 0) list.push_back({{start, prompt, start, prompt, true}, {}, false});
+// A thread's room for rows of float32; grows as asked for.
+class Room {
+ public:
+  float* take(int64_t values) {
+    buffers_.emplace_back(static_cast<size_t>(values));
+    return buffers_.back().data();
   }
-  return list;
-}
 
-// `[tokens, heads, width]` -> `[kv heads, group, length, width]`, with the group repeated for keys and values. A view.
-at::Tensor queries_of(const at::Tensor& x, int64_t start, int64_t length, int64_t kv_heads) {
-  return x.narrow(0, start, length).view({length, kv_heads, x.size(1) / kv_heads, x.size(2)}).permute({1, 2, 0, 3});
-}
-at::Tensor keys_of(const at::Tensor& x, int64_t start, int64_t length, int64_t group) {
-  return x.narrow(0, start, length).unsqueeze(2).expand({length, x.size(1), group, x.size(2)}).permute({1, 2, 0, 3});
-}
-// `[tokens, heads]` log-sum-exps -> `[kv heads, group, length]`.
-at::Tensor sums_of(const at::Tensor& lse, int64_t start, int64_t length, int64_t kv_heads) {
-  return lse.narrow(0, start, length).view({length, kv_heads, lse.size(1) / kv_heads}).permute({1, 2, 0});
-}
-
-at::Tensor wide(const at::Tensor& x) { return x.contiguous().to(at::kFloat); }
-
-struct Shape {
-  int64_t kv_heads, group;
-  explicit Shape(const at::Tensor& q, const at::Tensor& k) : kv_heads(k.size(1)), group(q.size(1) / k.size(1)) {}
+ private:
+  std::vector<std::vector<float>> buffers_;
 };
 
-std::tuple<at::Tensor, at::Tensor> attend(const variable_list& qkv, const Block& block, Shape shape) {
-  return at::_scaled_dot_product_flash_attention_for_cpu(
-      queries_of(qkv[0], block.query, block.queries, shape.kv_heads), keys_of(qkv[1], block.key, block.keys, shape.group),
-      keys_of(qkv[2], block.key, block.keys, shape.group), 0.0, block.causal);
+// The longest segment and run, for which a thread makes room once.
+struct Extent {
+  int64_t length = 0, keys = 0, tile = 0, scores = 0;
+  explicit Extent(const std::vector<Segment>& segments) {
+    for (const auto& segment : segments) {
+      length = std::max(length, segment.length);
+      for (const auto& run : segment.runs) {
+        int64_t rows = tile_of(run.keys());
+        keys = std::max(keys, run.keys());
+        tile = std::max(tile, rows);
+        scores = std::max(scores, rows * run.keys());
+      }
+    }
+  }
+};
+
+// Calls `body(first, count, seen)` for each tile of a run: its first query, how many, and how many keys the first one sees.
+template <typename Body>
+void tiles(const Run& run, Body&& body) {
+  int64_t size = tile_of(run.keys());
+  for (int64_t first = 0; first < run.queries; first += size)
+    body(first, std::min(size, run.queries - first), run.prompt + first + 1);
+}
+
+// One head of a packed tensor `[tokens, heads, width]`, from a token on.
+template <typename T>
+struct Head {
+  T* rows;
+  int64_t stride;
+  Head(const at::Tensor& x, int64_t token, int64_t head)
+      : rows(data<T>(x) + (token * x.size(1) + head) * x.size(2)), stride(x.size(1) * x.size(2)) {}
+  T* at(int64_t token) const { return rows + token * stride; }
+};
+
+// Keys or values that a run sees, prompt first.
+template <typename T>
+void load_seen(const Head<T>& head, const Run& run, float* to, int64_t width) {
+  dyad_load_rows(head.at(0), head.stride, to, run.prompt, width, 1.0f);
+  dyad_load_rows(head.at(run.own), head.stride, to + run.prompt * width, run.queries, width, 1.0f);
+}
+
+template <typename T>
+struct Forward {
+  const at::Tensor &q, &k, &v, &out, &lse;
+  Shape shape;
+  const std::vector<Segment>& segments;
+
+  // Head-major, so that threads get equal shares whatever the segments' lengths.
+  void operator()(int64_t begin, int64_t end) const {
+    Extent extent(segments);
+    Room room;
+    int64_t width = shape.width, count = static_cast<int64_t>(segments.size());
+    float *keys = room.take(extent.keys * width), *values = room.take(extent.keys * width);
+    float *queries = room.take(extent.tile * width), *scores = room.take(extent.scores), *sums = room.take(extent.tile * width);
+    for (int64_t task = begin; task < end; ++task) {
+      const auto& segment = segments[task % count];
+      int64_t head = task / count;
+      Head<T> asks(q, segment.start, head), key(k, segment.start, head / shape.group), value(v, segment.start, head / shape.group);
+      Head<T> says(out, segment.start, head);
+      for (const auto& run : segment.runs) {
+        load_seen(key, run, keys, width);
+        load_seen(value, run, values, width);
+        tiles(run, [&](int64_t first, int64_t rows, int64_t seen) {
+          int64_t token = run.own + first, stride = seen + rows - 1;
+          dyad_load_rows(asks.at(token), asks.stride, queries, rows, width, shape.scale);
+          times_transposed(rows, stride, width, queries, keys, scores, stride);
+          float* total = data<float>(lse) + (segment.start + token) * shape.heads + head;
+          for (int64_t row = 0; row < rows; ++row) {
+            float* at = scores + row * stride;
+            total[row * shape.heads] = dyad_softmax(at, seen + row);
+            std::fill(at + seen + row, at + stride, 0.0f);
+          }
+          times(rows, width, stride, scores, stride, values, 0.0f, sums);
+          dyad_store_rows(sums, says.at(token), says.stride, rows, width, 1.0f);
+        });
+      }
+    }
+  }
+};
+
+// Gradients of one key/value head of a segment, collected over the heads and runs that see it.
+struct Collected {
+  float *keys, *values;
+  int64_t width;
+  void clear(int64_t rows) const {
+    std::fill(keys, keys + rows * width, 0.0f);
+    std::fill(values, values + rows * width, 0.0f);
+  }
+  // Those of a run's keys, prompt first, to their places in the segment.
+  void add(const Collected& seen, const Run& run) const {
+    auto add_rows = [&](float* to, const float* from) {
+      dyad_add_floats(to, from, run.prompt * width);
+      dyad_add_floats(to + run.own * width, from + run.prompt * width, run.queries * width);
+    };
+    add_rows(keys, seen.keys);
+    add_rows(values, seen.values);
+  }
+};
+
+// A thread's room for a backward pass.
+struct Bench {
+  Room room;
+  float *keys, *values, *queries, *out, *out_gradient, *query_gradient, *scores, *gradients;
+  Collected seen, all;
+  Bench(const Extent& extent, int64_t width)
+      : keys(room.take(extent.keys * width)), values(room.take(extent.keys * width)), queries(room.take(extent.tile * width)),
+        out(room.take(extent.tile * width)), out_gradient(room.take(extent.tile * width)),
+        query_gradient(room.take(extent.tile * width)), scores(room.take(extent.scores)), gradients(room.take(extent.scores)),
+        seen{room.take(extent.keys * width), room.take(extent.keys * width), width},
+        all{room.take(extent.length * width), room.take(extent.length * width), width} {}
+};
+
+template <typename T>
+struct Backward {
+  const at::Tensor &q, &k, &v, &out, &lse, &gradient, &dq, &dk, &dv;
+  Shape shape;
+  const std::vector<Segment>& segments;
+
+  void operator()(int64_t begin, int64_t end) const {
+    Bench bench(Extent(segments), shape.width);
+    int64_t count = static_cast<int64_t>(segments.size());
+    for (int64_t task = begin; task < end; ++task) {
+      const auto& segment = segments[task % count];
+      int64_t kv_head = task / count;
+      bench.all.clear(segment.length);
+      for (const auto& run : segment.runs) {
+        load_seen(Head<T>(k, segment.start, kv_head), run, bench.keys, shape.width);
+        load_seen(Head<T>(v, segment.start, kv_head), run, bench.values, shape.width);
+        bench.seen.clear(run.keys());
+        for (int64_t head = kv_head * shape.group; head < (kv_head + 1) * shape.group; ++head)
+          run_backward(bench, segment, run, head);
+        bench.all.add(bench.seen, run);
+      }
+      Head<T> key(dk, segment.start, kv_head), value(dv, segment.start, kv_head);
+      dyad_store_rows(bench.all.keys, key.at(0), key.stride, segment.length, shape.width, 1.0f);
+      dyad_store_rows(bench.all.values, value.at(0), value.stride, segment.length, shape.width, 1.0f);
+    }
+  }
+
+  // Scores are computed again; with s = q·k/√d, p = softmax(s): dv += pᵀ do, ds = p (do·v - o·do), dq = ds k/√d, dk += dsᵀ q/√d.
+  void run_backward(Bench& at, const Segment& segment, const Run& run, int64_t head) const {
+    Head<T> asks(q, segment.start, head), says(out, segment.start, head), slope(gradient, segment.start, head);
+    Head<T> asked(dq, segment.start, head);
+    int64_t width = shape.width;
+    tiles(run, [&](int64_t first, int64_t rows, int64_t seen) {
+      int64_t token = run.own + first, stride = seen + rows - 1;
+      dyad_load_rows(asks.at(token), asks.stride, at.queries, rows, width, shape.scale);
+      dyad_load_rows(says.at(token), says.stride, at.out, rows, width, 1.0f);
+      dyad_load_rows(slope.at(token), slope.stride, at.out_gradient, rows, width, 1.0f);
+      times_transposed(rows, stride, width, at.queries, at.keys, at.scores, stride);
+      times_transposed(rows, stride, width, at.out_gradient, at.values, at.gradients, stride);
+      const float* total = data<float>(lse) + (segment.start + token) * shape.heads + head;
+      for (int64_t row = 0; row < rows; ++row) {
+        float *p = at.scores + row * stride, *ds = at.gradients + row * stride;
+        dyad_softmax_backward(p, ds, seen + row, total[row * shape.heads], at.out + row * width,
+                              at.out_gradient + row * width, width);
+        std::fill(p + seen + row, p + stride, 0.0f);
+        std::fill(ds + seen + row, ds + stride, 0.0f);
+      }
+      add_transposed_times(rows, width, stride, at.scores, stride, at.out_gradient, at.seen.values);
+      add_transposed_times(rows, width, stride, at.gradients, stride, at.queries, at.seen.keys);
+      times(rows, width, stride, at.gradients, stride, at.keys, 0.0f, at.query_gradient);
+      dyad_store_rows(at.query_gradient, asked.at(token), asked.stride, rows, width, shape.scale);
+    });
+  }
+};
+
+// What the profiler shows: the queries' shape, and the pairs that see each other.
+std::vector<c10::IValue> seen_by(const at::Tensor& q, const std::vector<Segment>& segments) {
+  return {q, at::empty({visible_pairs(segments), 0}, q.options())};
 }
 
 struct SegmentedAttention : public Function<SegmentedAttention> {
   static Variable forward(AutogradContext* context, const Variable& query, const Variable& key, const Variable& value,
                           std::vector<int64_t> layout) {
-    variable_list qkv{wide(query), wide(key), wide(value)};
-    Shape shape(qkv[0], qkv[1]);
-    auto out = at::empty_like(qkv[0]);
-    auto lse = at::empty({out.size(0), out.size(1)}, out.options().dtype(at::kFloat));
-    for (const auto& run : runs(layout.data(), layout.size())) {
-      auto [o, l] = attend(qkv, run.first, shape);
-      if (run.merged) {
-        auto [own, own_sum] = attend(qkv, run.second, shape);
-        auto total = at::logaddexp(l, own_sum);
-        o = o * (l - total).exp_().unsqueeze(-1) + own * (own_sum - total).exp_().unsqueeze(-1);
-        l = total;
-      }
-      queries_of(out, run.first.query, run.first.queries, shape.kv_heads).copy_(o);
-      sums_of(lse, run.first.query, run.first.queries, shape.kv_heads).copy_(l);
-    }
-    context->save_for_backward({qkv[0], qkv[1], qkv[2], out, lse});
+    auto q = query.contiguous(), k = key.contiguous(), v = value.contiguous(), out = at::empty_like(q);
+    auto lse = at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat));
+    auto segments = segments_of(layout.data(), layout.size());
+    Shape shape(q, k);
+    RECORD_FUNCTION("dyad::attention", seen_by(q, segments));
+    by_kind(q, [&](auto* kind) {
+      using T = std::remove_pointer_t<decltype(kind)>;
+      at::parallel_for(0, shape.heads * static_cast<int64_t>(segments.size()), 1,
+                       Forward<T>{q, k, v, out, lse, shape, segments});
+    });
+    context->save_for_backward({q, k, v, out, lse});
     context->saved_data["layout"] = layout;
-    return out.to(query.scalar_type());
+    return out;
   }
 
-  // The flash kernel derives a block's probabilities from the log-sum-exp that it is given; given that of the whole row,
-  // each block's gradients are its share of the whole's.
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     auto saved = context->get_saved_variables();
-    variable_list qkv(saved.begin(), saved.begin() + 3);
     auto layout = context->saved_data["layout"].toIntVector();
-    Shape shape(qkv[0], qkv[1]);
-    auto kind = gradients[0].scalar_type();
-    auto grad = wide(gradients[0]);
-    auto dq = at::empty_like(qkv[0]), dk = at::zeros_like(qkv[1]), dv = at::zeros_like(qkv[2]);
-    for (const auto& run : runs(layout.data(), layout.size())) {
-      auto into = queries_of(dq, run.first.query, run.first.queries, shape.kv_heads);
-      into.copy_(block_backward(qkv, saved, grad, run.first, shape, dk, dv));
-      if (run.merged) into.add_(block_backward(qkv, saved, grad, run.second, shape, dk, dv));
-    }
-    return {dq.to(kind), dk.to(kind), dv.to(kind), Variable()};
-  }
-
-  static at::Tensor block_backward(const variable_list& qkv, const variable_list& saved, const at::Tensor& grad,
-                                   const Block& block, Shape shape, const at::Tensor& dk, const at::Tensor& dv) {
-    auto rows = [&](const at::Tensor& x) { return queries_of(x, block.query, block.queries, shape.kv_heads); };
-    auto keys = [&](const at::Tensor& x) { return keys_of(x, block.key, block.keys, shape.group); };
-    auto [q, k, v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        rows(grad), rows(qkv[0]), keys(qkv[1]), keys(qkv[2]), rows(saved[3]),
-        sums_of(saved[4], block.query, block.queries, shape.kv_heads), 0.0, block.causal);
-    auto add = [&](const at::Tensor& total, const at::Tensor& part) {
-      auto summed = shape.group == 1 ? part.squeeze(1) : part.sum(1);
-      total.narrow(0, block.key, block.keys).add_(summed.transpose(0, 1));
-    };
-    add(dk, k);
-    add(dv, v);
-    return q;
+    auto segments = segments_of(layout.data(), layout.size());
+    auto gradient = gradients[0].contiguous();
+    auto dq = at::empty_like(saved[0]), dk = at::empty_like(saved[1]), dv = at::empty_like(saved[2]);
+    Shape shape(saved[0], saved[1]);
+    RECORD_FUNCTION("dyad::attention_backward", seen_by(saved[0], segments));
+    by_kind(saved[0], [&](auto* kind) {
+      using T = std::remove_pointer_t<decltype(kind)>;
+      at::parallel_for(
+          0, shape.kv_heads * static_cast<int64_t>(segments.size()), 1,
+          Backward<T>{saved[0], saved[1], saved[2], saved[3], saved[4], gradient, dq, dk, dv, shape, segments});
+    });
+    return {dq, dk, dv, Variable()};
   }
 };
 
@@ -145,7 +266,8 @@ struct SegmentedAttention : public Function<SegmentedAttention> {
 extern "C" {
 
 // Softmax attention with scale 1/sqrt(width). `[tokens, heads, width]` queries, `[tokens, kv heads, width]` keys and values;
-// returns a new tensor of the queries' shape, owned by the caller. CPU tensors of one kind, float32 or bfloat16.
+// returns a new tensor of the queries' shape, owned by the caller. CPU tensors of one kind, float32 or bfloat16; segments cover
+// all tokens.
 dyad_error dyad_segmented_attention(at::Tensor* query, at::Tensor* key, at::Tensor* value, const int64_t* layout,
                                     size_t count, at::Tensor** out) {
   return guarded([&] {

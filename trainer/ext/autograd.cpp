@@ -33,16 +33,18 @@ dyad_error dyad_autograd_grad(at::Tensor* const* outputs, at::Tensor* const* out
   });
 }
 
-// One AdamW step (Loshchilov & Hutter 2019) on every parameter of the lists, in place.
+// One AdamW step (Loshchilov & Hutter 2019) on every parameter of the lists, in place, from gradients divided by `divisor`
+// unless that is null.
 dyad_error dyad_fused_adamw(at::Tensor* const* parameters, at::Tensor* const* gradients, at::Tensor* const* exp_avgs,
-                            at::Tensor* const* exp_avg_sqs, at::Tensor* const* steps, size_t count,
+                            at::Tensor* const* exp_avg_sqs, at::Tensor* const* steps, size_t count, at::Tensor* divisor,
                             const double* hyper /* lr, beta1, beta2, weight_decay, eps */) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto p = collect(parameters, count), g = collect(gradients, count), m = collect(exp_avgs, count),
          v = collect(exp_avg_sqs, count), s = collect(steps, count);
     at::_fused_adamw_(p, g, m, v, /*max_exp_avg_sqs=*/at::TensorList{}, s, hyper[0], hyper[1], hyper[2], hyper[3],
-                      hyper[4], /*amsgrad=*/false, /*maximize=*/false);
+                      hyper[4], /*amsgrad=*/false, /*maximize=*/false,
+                      /*grad_scale=*/divisor == nullptr ? std::nullopt : std::make_optional(*divisor));
   });
 }
 

@@ -6,11 +6,12 @@
 
 extern "C" {
 
-// Id of libtorch's current stream on a CUDA device; 0 is the device's default stream.
-dyad_error dyad_cuda_current_stream(int device, int64_t* stream_id) {
+// The driver's handle of libtorch's current stream on a CUDA device; null is the device's default stream.
+dyad_error dyad_cuda_current_stream(int device, void** stream) {
   return guarded([&] {
     c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
-    *stream_id = guard.getStream(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device))).id();
+    auto current = guard.getStream(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)));
+    *stream = guard.getStreamNativeHandle(current);
   });
 }
 

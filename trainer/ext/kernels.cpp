@@ -3,6 +3,9 @@
 #include "bridge.h"
 
 #include <algorithm>
+#include <mutex>
+#include <set>
+#include <thread>
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -261,6 +264,19 @@ dyad_error dyad_accumulate(at::Tensor* total, at::Tensor* part) {
     at::parallel_for(0, total->numel(), GRAIN, [&](int64_t begin, int64_t end) {
       dyad_add(data<float>(*total) + begin, data<Bf16>(*part) + begin, end - begin);
     });
+  });
+}
+
+// Threads that a kernel's loop is divided between.
+dyad_error dyad_kernel_threads(size_t* threads) {
+  return guarded([&] {
+    std::mutex mutex;
+    std::set<std::thread::id> seen;
+    at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+      std::lock_guard<std::mutex> lock(mutex);
+      seen.insert(std::this_thread::get_id());
+    });
+    *threads = seen.size();
   });
 }
 

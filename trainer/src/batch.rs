@@ -5,12 +5,18 @@
 //! further pairs of the same prompt are further branches; without it, two segments with one branch each. Both give the same
 //! log-probabilities.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::TrainingMethod;
 use tch::{Device, Tensor};
+
+use crate::model::blocks::Rotary;
+use crate::model::fused::elsewhere;
+use crate::model::varlen::{Runs, Varlen};
+use crate::transfer::{Pack, narrow_view};
 
 /// A run of packed tokens that attends only to itself: a prompt, then branches that each continue the prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +65,10 @@ pub struct MicroBatch {
     pub positions: Tensor,
     /// Who sees whom.
     pub segments: Vec<Segment>,
+    /// The same for variable-length kernels, on devices that have them.
+    pub varlen: Option<Varlen>,
+    /// Cosines and sines of the positions, once a model has needed them.
+    pub rotary: OnceCell<Rotary>,
     /// `[rows]`.
     pub rows: Tensor,
     /// `[rows]`.
@@ -183,18 +193,45 @@ impl<'a> Builder<'a> {
         let rows_of =
             |placed: &[Placed<'_>]| placed.iter().map(|placed| placed.output.tokens.len() as i64).sum();
         let rows_per_pair = of_pair.map(rows_of).collect();
-        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let lists = [self.tokens, self.positions, rows, targets, sequences];
+        let runs = (elsewhere(device) && !self.segments.is_empty()).then(|| Runs::of(&self.segments));
+        let ([tokens, positions, rows, targets, sequences], varlen) = upload(lists, runs, device);
         MicroBatch {
-            tokens: tensor(&self.tokens),
-            positions: tensor(&self.positions),
+            tokens,
+            positions,
             segments: self.segments,
-            rows: tensor(&rows),
-            targets: tensor(&targets),
-            sequences: tensor(&sequences),
+            varlen,
+            rotary: OnceCell::new(),
+            rows,
+            targets,
+            sequences,
             rows_per_pair,
             sequences_per_pair,
         }
     }
+}
+
+/// Everything that a device needs of a micro-batch, in one copy.
+fn upload(lists: [Vec<i64>; 5], runs: Option<Runs>, device: Device) -> ([Tensor; 5], Option<Varlen>) {
+    let mut pack = Pack::default();
+    lists.into_iter().for_each(|list| pack.add(list));
+    if let Some(runs) = &runs {
+        pack.add_narrow(&runs.queries);
+        pack.add_narrow(&runs.keys);
+        pack.add(runs.gather.iter().copied());
+    }
+    let mut sent = pack.upload(device).into_iter();
+    let mut next = || sent.next().unwrap_or_default();
+    let lists = [next(), next(), next(), next(), next()];
+    let varlen = runs.map(|runs| Varlen {
+        queries: narrow_view(&next(), runs.queries.len()),
+        keys: narrow_view(&next(), runs.keys.len()),
+        gather: Some(next()).filter(|_| !runs.gather.is_empty()),
+        max_queries: runs.max_queries,
+        max_keys: runs.max_keys,
+        pairs: runs.pairs,
+    });
+    (lists, varlen)
 }
 
 /// Packed tokens that one pair takes in a layout.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use dyad_data::new_model::NewModelOptions;
+use dyad_data::new_model::NewModelCommand;
 use dyad_proto::security::TLS_DIR;
 
 /// One trainer process of a Dyad run.
@@ -25,8 +25,8 @@ pub struct Cli {
 pub enum Command {
     /// Join a run at its coordinator and train (started by the launcher).
     Run(RunOptions),
-    /// Write a small model with random weights and its own tokenizer, to learn and test with.
-    NewModel(NewModelOptions),
+    /// Write a model with random weights and its own tokenizer, to learn, test and measure with.
+    NewModel(NewModelCommand),
     /// Answer the prompts of a preference file with a model or adapter folder, one JSON line each.
     Generate(GenerateOptions),
 }
@@ -52,6 +52,9 @@ pub struct RunOptions {
     /// Threads of the CPU passes.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// How long to wait for the coordinator when its name or port is not there yet.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub connect_timeout: u64,
     /// Record steps 2 to 4 of this process: a Chrome trace and a table of where the time went, into this folder.
     #[arg(long, value_name = "DIR")]
     pub profile: Option<PathBuf>,

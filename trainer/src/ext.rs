@@ -32,6 +32,7 @@ unsafe extern "C" {
         exp_avg_sqs: *const *const C_tensor,
         steps: *const *const C_tensor,
         count: usize,
+        divisor: *const C_tensor,
         hyper: *const f64,
     ) -> RawError;
     fn dyad_adamw_8bit(
@@ -44,7 +45,7 @@ unsafe extern "C" {
     fn dyad_storage_release(tensor: *const C_tensor) -> RawError;
     fn dyad_storage_allocate(tensor: *const C_tensor) -> RawError;
     fn dyad_cuda_free_bytes(device: c_int, bytes: *mut i64) -> RawError;
-    fn dyad_cuda_current_stream(device: c_int, stream_id: *mut i64) -> RawError;
+    fn dyad_cuda_current_stream(device: c_int, stream: *mut *mut c_void) -> RawError;
     fn dyad_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> RawError;
     fn free(pointer: *mut c_void);
 }
@@ -116,14 +117,20 @@ pub struct AdamHyper {
     pub eps: f64,
 }
 
-/// One AdamW step in place; `step` is a float32 scalar tensor that counts from 1.
-pub fn fused_adamw(slots: &[AdamSlot<'_>], step: &Tensor, hyper: AdamHyper) -> Result<(), TorchError> {
+/// One AdamW step in place; `step` is a float32 scalar tensor that counts from 1. Gradients are divided first by the float32
+/// value of `divisor`, where there is one.
+pub fn fused_adamw(
+    slots: &[AdamSlot<'_>],
+    step: &Tensor,
+    divisor: Option<&Tensor>,
+    hyper: AdamHyper,
+) -> Result<(), TorchError> {
     let list = |pick: fn(&AdamSlot<'_>) -> *const C_tensor| -> Vec<*const C_tensor> {
         slots.iter().map(pick).collect()
     };
     let steps = vec![step.as_ptr(); slots.len()];
     let values = [hyper.learning_rate, hyper.beta1, hyper.beta2, hyper.weight_decay, hyper.eps];
-    // SAFETY: five arrays of `slots.len()` live tensors each, and five doubles.
+    // SAFETY: five arrays of `slots.len()` live tensors each, a live tensor or none, and five doubles.
     unsafe {
         check(dyad_fused_adamw(
             list(|slot| slot.parameter.as_ptr()).as_ptr(),
@@ -132,6 +139,7 @@ pub fn fused_adamw(slots: &[AdamSlot<'_>], step: &Tensor, hyper: AdamHyper) -> R
             list(|slot| slot.exp_avg_sq.as_ptr()).as_ptr(),
             steps.as_ptr(),
             slots.len(),
+            divisor.map_or(std::ptr::null(), |divisor| divisor.as_ptr()),
             values.as_ptr(),
         ))
     }
@@ -201,12 +209,12 @@ pub fn cuda_free_bytes(device: usize) -> Result<u64, TorchError> {
     Ok(bytes.max(0) as u64)
 }
 
-/// Id of libtorch's current stream on a CUDA device; 0 is the default stream.
-pub fn cuda_current_stream(device: usize) -> Result<i64, TorchError> {
-    let mut id = 0;
-    // SAFETY: writes one integer.
-    unsafe { check(dyad_cuda_current_stream(device as c_int, &raw mut id))? };
-    Ok(id)
+/// The driver's handle of libtorch's current stream on a CUDA device; null is the default stream.
+pub fn cuda_current_stream(device: usize) -> Result<*mut c_void, TorchError> {
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: writes one pointer.
+    unsafe { check(dyad_cuda_current_stream(device as c_int, &raw mut stream))? };
+    Ok(stream)
 }
 
 /// Most bytes that libtorch has held for tensors on a CUDA device.
@@ -271,7 +279,7 @@ mod tests {
             exp_avg_sq: &exp_avg_sq,
         };
         let hyper = AdamHyper { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, weight_decay: 0.5, eps: 1e-8 };
-        fused_adamw(&[slot], &Tensor::ones([], options), hyper).unwrap();
+        fused_adamw(&[slot], &Tensor::ones([], options), None, hyper).unwrap();
         let values: Vec<f32> = (&parameter).try_into().unwrap();
         assert!((values[0] - 0.85).abs() < 1e-6 && (values[1] - 1.05).abs() < 1e-6, "{values:?}");
     }

@@ -44,6 +44,8 @@ pub enum Work {
     },
     /// Save the model and leave.
     Finish,
+    /// Everything that was to be done before an early end has been handed out.
+    Drain,
 }
 
 /// This rank's share of an optimizer step, tokenised.
@@ -133,8 +135,11 @@ impl Feed {
                 pairs: self.tokenize(&reference.pairs)?,
             },
             Received::Finish(_) => Work::Finish,
+            Received::Drain(_) => Work::Drain,
             // Handled by the session, or before this thread starts.
-            Received::Abort(_) | Received::Welcome(_) | Received::Assignment(_) => return Ok(None),
+            Received::Abort(_) | Received::Hold(_) | Received::Welcome(_) | Received::Assignment(_) => {
+                return Ok(None);
+            }
         }))
     }
 

@@ -10,7 +10,8 @@ use tch::{Device, Kind, Tensor};
 use crate::batch::Segment;
 use crate::lora::{self, ADAPTER_CONFIG, LoraSpec, PeftConfig};
 use crate::model::Model;
-use crate::model::weights::Place;
+use crate::model::blocks::Pass;
+use crate::model::weights::{Place, Reading};
 
 /// Most likely answers to some conversations, all prompts in one packed pass per token.
 pub fn complete(
@@ -59,9 +60,10 @@ fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Result<Vec<u32>, Fault
         rows.push(tokens.len() as i64 - 1);
     }
     let on_device = |values: &[i64]| Tensor::from_slice(values).to_device(model.place.device);
-    let hidden = model
-        .hidden_states(&on_device(&tokens), &on_device(&positions), &segments)
-        .map_err(|error| Fault::failed(error.to_string()))?;
+    let rotary = model.rotary(&on_device(&positions));
+    let pass = Pass { segments: &segments, varlen: None, rotary: &rotary, training: false };
+    let hidden =
+        model.hidden_states(&on_device(&tokens), &pass).map_err(|error| Fault::failed(error.to_string()))?;
     let logits = tch::no_grad(|| model.normed_rows(&hidden, &on_device(&rows)).matmul(&model.head().tr()));
     let best: Vec<i64> =
         logits.argmax(-1, false).to_kind(Kind::Int64).to_device(Device::Cpu).try_into().unwrap_or_default();
@@ -79,7 +81,7 @@ pub fn load(dir: &Path, place: Place) -> Result<Model, Fault> {
         .as_deref()
         .ok_or_else(|| Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display())))?;
     let mut model = Model::load(&dyad_data::hub::resolve(base)?, place)?;
-    lora::attach(&mut model, &LoraSpec::from_peft(&config, dir), 0)?;
+    lora::attach(&mut model, &LoraSpec::from_peft(&config, dir), 0, &Reading::default())?;
     lora::cast(&mut model);
     Ok(model)
 }

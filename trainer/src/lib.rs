@@ -1,6 +1,7 @@
 //! Libraries of the trainer process.
 //!
 //! - [`model`], [`lora`], [`batch`], [`cost`], [`head`], [`loss`]: what a pass computes.
+//! - [`transfer`]: what goes between host and device.
 //! - [`engine`], [`parameters`], [`layout`], [`flat`], [`optimizer`], [`schedule`]: what a step does with it.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
 //! - [`checkpoint`], [`generate`], [`load`]: models in and out.
@@ -11,16 +12,19 @@ pub mod batch;
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;
+pub mod connect;
 pub mod cost;
 pub mod device;
 pub mod engine;
 pub mod ext;
 pub mod feed;
 pub mod flat;
+pub mod gate;
 pub mod generate;
 pub mod head;
 pub mod layout;
 pub mod load;
+pub mod loading;
 pub mod lora;
 pub mod loss;
 pub mod memory;
@@ -35,3 +39,4 @@ pub mod schedule;
 pub mod session;
 pub mod start;
 pub mod timing;
+pub mod transfer;

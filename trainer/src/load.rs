@@ -14,7 +14,8 @@ use crate::device::compute_kind;
 use crate::flat::{Flat, Keep, Link};
 use crate::layout::{Layout, Sharding};
 use crate::lora::{self, ADAPTER_CONFIG, LoraSpec, PeftConfig};
-use crate::model::weights::Place;
+use crate::model::attention::announce;
+use crate::model::weights::{Place, Reading};
 use crate::model::{Model, ModelConfig, stored_kind};
 use crate::parameters::{Keeping, Named, Parameters};
 
@@ -102,11 +103,17 @@ pub struct Parts {
 
 impl Parts {
     /// Loads everything onto the device; of what is sharded, this rank's part.
-    pub fn load(
+    pub fn load(config: &RunConfig, sources: &Sources, device: Device, among: Among) -> Result<Self, Fault> {
+        Self::load_by(config, sources, device, among, &Reading::default())
+    }
+
+    /// The same; `reading` says which rank reads the files.
+    pub fn load_by(
         config: &RunConfig,
         sources: &Sources,
         device: Device,
         Among { sharding, bucket_bytes }: Among,
+        reading: &Reading,
     ) -> Result<Self, Fault> {
         let place = Place { device, kind: compute_kind(config.dtype, device) };
         let compares = config.training_method == TrainingMethod::Dpo;
@@ -119,12 +126,13 @@ impl Parts {
             offload_optimizer: config.offload_optimizer,
         };
         let (policy, reference, parameters, adapter) = match config.lora {
-            true => adapters(config, sources, place, compares, keeping)?,
+            true => adapters(config, (sources, reading), place, compares, keeping)?,
             false => {
                 let keep = if config.offload_reference { Keep::Host } else { Keep::Device };
-                full(sources, place, compares.then_some(keep), keeping)?
+                full((sources, reading), place, compares.then_some(keep), keeping)?
             }
         };
+        announce(&policy.config, place)?;
         let saver = Saver {
             output_dir: PathBuf::from(&config.output_dir),
             sources: sources.companions.clone(),
@@ -139,15 +147,23 @@ impl Parts {
 
 type Loaded = (Model, Option<Model>, Parameters, Option<PeftConfig>);
 
-fn full(sources: &Sources, place: Place, reference: Option<Keep>, keeping: Keeping) -> Result<Loaded, Fault> {
+/// Folders, and who reads them.
+type Origin<'a> = (&'a Sources, &'a Reading);
+
+fn full(
+    (sources, reading): Origin<'_>,
+    place: Place,
+    reference: Option<Keep>,
+    keeping: Keeping,
+) -> Result<Loaded, Fault> {
     let wide = Place { kind: Kind::Float, ..place };
     let (mut policy, parameters) = if keeping.sharding.of_weights() {
         let units = ModelConfig::load(&sources.base)?.num_hidden_layers + 2;
         let mut parameters = Parameters::none(units, keeping);
         let mut take = |unit: usize, tensors: Vec<Named<'_>>| parameters.adopt_unit(unit, tensors);
-        (Model::load_units(&sources.base, wide, &mut take)?, parameters)
+        (Model::load_units(&sources.base, wide, reading, &mut take)?, parameters)
     } else {
-        let mut policy = Model::load(&sources.base, wide)?;
+        let mut policy = Model::load_units(&sources.base, wide, reading, &mut |_, _| {})?;
         let parameters = Parameters::adopt(policy.units(), keeping);
         (policy, parameters)
     };
@@ -159,14 +175,14 @@ fn full(sources: &Sources, place: Place, reference: Option<Keep>, keeping: Keepi
 
 fn adapters(
     config: &RunConfig,
-    sources: &Sources,
+    (sources, reading): Origin<'_>,
     place: Place,
     compares: bool,
     keeping: Keeping,
 ) -> Result<Loaded, Fault> {
-    let mut policy = base(sources, place, &keeping)?;
+    let mut policy = base((sources, reading), place, &keeping)?;
     let spec = LoraSpec::new(config, sources.adapter.as_deref())?;
-    lora::attach(&mut policy, &spec, config.random_seed)?;
+    lora::attach(&mut policy, &spec, config.random_seed, reading)?;
     let reference = match (compares, &sources.adapter) {
         (false, _) => None,
         // B is zero: the base itself is the start.
@@ -188,9 +204,9 @@ fn adapters(
 }
 
 /// The frozen model under the adapters; with sharded weights, this rank's part of each unit.
-fn base(sources: &Sources, place: Place, keeping: &Keeping) -> Result<Model, Fault> {
+fn base((sources, reading): Origin<'_>, place: Place, keeping: &Keeping) -> Result<Model, Fault> {
     if !keeping.sharding.of_weights() {
-        return Model::load(&sources.base, place);
+        return Model::load_units(&sources.base, place, reading, &mut |_, _| {});
     }
     let mut flats = Vec::new();
     let mut take = |unit: usize, mut tensors: Vec<Named<'_>>| {
@@ -200,7 +216,7 @@ fn base(sources: &Sources, place: Place, keeping: &Keeping) -> Result<Model, Fau
         let layout = Layout::new(&sizes, keeping.sharding);
         flats.push((unit, Flat::adopt(&mut tensors, layout, place.kind, keeping.sharding, &keeping.link)));
     };
-    let mut model = Model::load_units(&sources.base, place, &mut take)?;
+    let mut model = Model::load_units(&sources.base, place, reading, &mut take)?;
     for (unit, flat) in flats {
         model.residence.add(unit, &Rc::new(flat));
     }

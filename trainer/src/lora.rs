@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::model::blocks::{Adapter, Linear};
-use crate::model::weights::Weights;
+use crate::model::weights::{Reading, Weights};
 use crate::model::{Model, Part};
 use crate::parameters::Named;
 
@@ -164,11 +164,11 @@ fn module_names(value: &serde_json::Value) -> Vec<String> {
 }
 
 /// Puts float32 adapters on the chosen layers: those of the start folder, or fresh ones (A uniform as PEFT draws it, B zero).
-pub fn attach(model: &mut Model, spec: &LoraSpec, seed: u64) -> Result<(), Fault> {
+pub fn attach(model: &mut Model, spec: &LoraSpec, seed: u64, reading: &Reading) -> Result<(), Fault> {
     let start = spec
         .start
         .as_ref()
-        .map(|dir| Weights::open_files(dir, vec![dir.join(ADAPTER_WEIGHTS)]))
+        .map(|dir| Weights::open_files_by(dir, vec![dir.join(ADAPTER_WEIGHTS)], reading))
         .transpose()?;
     let device = model.place.device;
     // Drawn on the CPU whatever the device, so that every rank and every machine starts alike.

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     trainer::panics::silence();
     let result = match Cli::parse().command {
         Command::Run(options) => run(options),
-        Command::NewModel(options) => new_model::create(&options),
+        Command::NewModel(command) => new_model::create_stored(&command.model, &command.storage),
         Command::Generate(options) => generate(&options),
     };
     match result {
@@ -42,6 +42,7 @@ fn run(options: RunOptions) -> Result<(), Fault> {
         name: options.name,
         launch_index: options.launch_index,
         device: options.device,
+        connect_timeout: std::time::Duration::from_secs(options.connect_timeout),
     };
     trainer::run::run(&identity, options.profile)
 }

@@ -32,8 +32,8 @@ impl LayerBytes {
         let key = (config.num_key_value_heads * config.head_dim) as u64;
         // Both norms' input and output; queries and attention's output; keys and values; gate, up and their product.
         let fused = 4 * hidden + 2 * query + 2 * key + 3 * ffn;
-        // Composed norms keep a float32 input and the normed values as well, composed SwiGLUs silu(gate).
-        let values = if place.device.is_cuda() { fused + 6 * hidden + ffn } else { fused };
+        // Elsewhere than on the CPU SwiGLUs keep silu(gate) as well, and attention keys and values that were copied.
+        let values = if place.device.is_cuda() { fused + ffn + 2 * key } else { fused };
         let token = tokens * place.kind.elt_size_in_bytes() as u64;
         Self { kept: token * values, input: token * hidden, transient: token * 4 * ffn }
     }

@@ -6,7 +6,6 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use dyad_data::tokenize::Tokenized;
-use dyad_proto::Fault;
 use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
@@ -14,6 +13,7 @@ use dyad_proto::wire::{
     Assignment, CheckpointReport, EvaluationReport, PairReference, Phase, ReferenceLogps, ReferenceReport,
     StepReport,
 };
+use dyad_proto::{ErrorCode, Fault};
 use tch::Device;
 
 use crate::checkpoint::{State, load::restore, save::Saver};
@@ -22,6 +22,7 @@ use crate::ext::cuda_peak_bytes;
 use crate::feed::{Step, Work};
 use crate::load::Parts;
 use crate::model::Model;
+use crate::model::fused::kernel_threads;
 use crate::profile::Profile;
 use crate::schedule::Schedule;
 use crate::session::{Handle, Identity, Session};
@@ -33,9 +34,14 @@ pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
     let (session, received) = Session::open(identity)?;
     let handle = session.handle();
     match crate::panics::caught(|| work(identity, &handle, received, profile)) {
-        Ok(()) => {
+        Ok(end) => {
             session.finish();
-            Ok(())
+            match end {
+                End::Complete => Ok(()),
+                End::Drained(step) => {
+                    Err(Fault::new(ErrorCode::Interrupted, format!("stopped on request after step {step}")))
+                }
+            }
         }
         Err(fault) => {
             session.fail(fault.clone());
@@ -44,14 +50,23 @@ pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
     }
 }
 
+/// How the work ended.
+enum End {
+    /// All of it is done.
+    Complete,
+    /// The run was to end early, after this step.
+    Drained(u64),
+}
+
 fn work(
     identity: &Identity,
     handle: &Handle,
     received: mpsc::Receiver<Received>,
     profile: Option<PathBuf>,
-) -> Result<(), Fault> {
+) -> Result<End, Fault> {
     let (started, work) = start(identity, handle, received)?;
     let kind = started.parts.policy.place.kind;
+    tracing::info!(threads = kernel_threads().unwrap_or(0), ?kind, "ready");
     let profile = profile.map(|dir| Profile::new(dir, started.place.rank, started.device, kind));
     Trainer::new(started, handle.clone(), profile)?.work_off(&work)
 }
@@ -68,6 +83,8 @@ struct Trainer {
     backlog: VecDeque<Work>,
     profile: Option<Profile>,
     reference_logps: Mode,
+    /// The step of the checkpoint that holds all that is known: the one that was resumed from, or the last one written.
+    saved: u64,
 }
 
 impl Trainer {
@@ -88,21 +105,38 @@ impl Trainer {
             restore(&PathBuf::from(&plan.resume_from), &mut engine.parameters)?;
         }
         let schedule = Schedule::new(&config, plan.total_steps);
-        let reference_logps = config.reference_logps;
-        Ok(Self { engine, saver, schedule, state, place, device, handle, backlog, profile, reference_logps })
+        let (reference_logps, saved) = (config.reference_logps, plan.start_step);
+        Ok(Self {
+            engine,
+            saver,
+            schedule,
+            state,
+            place,
+            device,
+            handle,
+            backlog,
+            profile,
+            reference_logps,
+            saved,
+        })
     }
 
-    fn work_off(&mut self, work: &Incoming) -> Result<(), Fault> {
+    fn work_off(&mut self, work: &Incoming) -> Result<End, Fault> {
         loop {
             let next = match self.backlog.pop_front() {
                 Some(next) => next,
                 None => work.recv().map_err(|_| ended())??,
             };
+            let counts = matches!(next, Work::Step(_) | Work::Evaluate { .. } | Work::Reference { .. });
+            if counts && !self.handle.begin_work() {
+                return self.drain();
+            }
             match next {
                 Work::Step(step) => self.train(step)?,
                 Work::Evaluate { step, pairs, references } => self.evaluate(step, &pairs, &references)?,
                 Work::Reference { chunk, ids, pairs } => self.score_references(chunk, &ids, &pairs)?,
-                Work::Finish => return self.finish(),
+                Work::Finish => return self.finish().map(|()| End::Complete),
+                Work::Drain => return self.drain(),
                 Work::Connect(_) | Work::Plan(_) => {
                     return Err(Fault::failed("the coordinator sent a second plan"));
                 }
@@ -167,7 +201,19 @@ impl Trainer {
             };
             self.report_saved(&path, is_final);
         }
+        self.saved = self.state.step;
         Ok(())
+    }
+
+    /// The run ends early; all ranks are at the same step here.
+    fn drain(&mut self) -> Result<End, Fault> {
+        if let Some(profile) = &mut self.profile {
+            profile.finish()?;
+        }
+        if self.state.step > self.saved {
+            self.save(false)?;
+        }
+        Ok(End::Drained(self.state.step))
     }
 
     fn score_references(&mut self, chunk: u64, ids: &[u64], pairs: &[Tokenized]) -> Result<(), Fault> {

@@ -15,16 +15,21 @@ use dyad_proto::security::client::{Access, root_cause};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
-use dyad_proto::wire::{Finished, Heartbeat, Hello, Phase, TrainerMessage};
+use dyad_proto::wire::{DrainRequest, Finished, Heartbeat, Held, Hello, Phase, TrainerMessage};
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, PROTOCOL_VERSION};
 use tokio::sync::mpsc as async_mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
-use crate::comm::Communicator;
+use tokio::signal::unix::{SignalKind, signal};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::comm::Communicator;
+use crate::connect::patiently;
+use crate::gate::Gate;
+
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A scheduler may signal a process more than once for one wish.
+const ECHO: Duration = Duration::from_secs(5);
 /// How long the coordinator may take to close the stream after our last message.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -41,6 +46,8 @@ pub struct Identity {
     pub launch_index: u32,
     /// `cpu` or `cuda:N`.
     pub device: String,
+    /// How long the coordinator may take to be there.
+    pub connect_timeout: Duration,
 }
 
 /// What other threads share with the stream's.
@@ -50,6 +57,7 @@ struct Shared {
     step: AtomicU64,
     communicator: Mutex<Option<Arc<dyn Communicator>>>,
     closing: AtomicBool,
+    gate: Gate,
 }
 
 /// Sends to the coordinator and says where the trainer stands; cheap to clone.
@@ -77,6 +85,12 @@ impl Handle {
         *self.shared.communicator.lock().unwrap_or_else(PoisonError::into_inner) = Some(communicator);
     }
 
+    /// Before each work. False when the run ends early and all that belongs to it is done.
+    #[must_use]
+    pub fn begin_work(&self) -> bool {
+        self.shared.gate.begin()
+    }
+
     fn heartbeat(&self) {
         let phase = self.shared.phase.load(Ordering::Relaxed);
         self.send(Sent::Heartbeat(Heartbeat { phase, step: self.shared.step.load(Ordering::Relaxed) }));
@@ -101,10 +115,10 @@ impl Session {
         let (deliver, received) = mpsc::channel();
         let (report, connected) = mpsc::channel();
         let access = Access::new(&identity.coordinator, identity.tls_dir.as_deref())?;
-        let worker = handle.clone();
+        let (patience, worker) = (identity.connect_timeout, handle.clone());
         let thread = std::thread::Builder::new()
             .name("session".into())
-            .spawn(move || serve(&access, worker, to_send, &deliver, &report))
+            .spawn(move || serve((&access, patience), worker, to_send, &deliver, &report))
             .map_err(|error| Fault::failed(format!("cannot start a thread: {error}")))?;
         connected.recv().unwrap_or_else(|_| Err(Fault::failed("the session thread ended early")))?;
         Ok((Self { handle, thread }, received))
@@ -148,7 +162,7 @@ fn hello(identity: &Identity) -> Hello {
 }
 
 fn serve(
-    access: &Access,
+    (access, patience): (&Access, Duration),
     handle: Handle,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
     deliver: &mpsc::Sender<Received>,
@@ -163,12 +177,18 @@ fn serve(
         }
     };
     runtime.block_on(async {
-        match connect(access, to_send).await {
+        let mut told = Told::listen();
+        let connected = tokio::select! {
+            connected = connect(access, patience, to_send) => connected,
+            () = told.next() => Err(Fault::new(ErrorCode::Interrupted, "stopped before the coordinator was there")),
+        };
+        match connected {
             Ok(stream) => {
                 let _ = report.send(Ok(()));
                 tokio::select! {
                     () = receive(stream, &handle, deliver) => {}
                     () = beat(&handle) => {}
+                    () = obey(told, &handle) => {}
                 }
             }
             Err(fault) => drop(report.send(Err(fault))),
@@ -176,19 +196,55 @@ fn serve(
     });
 }
 
+/// The signals by which people and schedulers end a process.
+struct Told(Vec<tokio::signal::unix::Signal>);
+
+impl Told {
+    fn listen() -> Self {
+        // Where the kernel refuses, the signal keeps its default action.
+        Self(
+            [SignalKind::terminate(), SignalKind::interrupt()]
+                .into_iter()
+                .filter_map(|kind| signal(kind).ok())
+                .collect(),
+        )
+    }
+
+    async fn next(&mut self) {
+        std::future::poll_fn(|context| {
+            let heard = self.0.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+            if heard { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+    }
+}
+
+/// All ranks end together: the first signal asks the coordinator for that, the second ends this process.
+async fn obey(mut told: Told, handle: &Handle) {
+    told.next().await;
+    tracing::info!("told to end: asking for the end of the run");
+    handle.send(Sent::DrainRequest(DrainRequest {}));
+    let first = std::time::Instant::now();
+    while first.elapsed() < ECHO {
+        told.next().await;
+    }
+    leave(handle, &Fault::new(ErrorCode::Interrupted, "stopped at once by a second signal"));
+}
+
 async fn connect(
     access: &Access,
+    patience: Duration,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
 ) -> Result<Streaming<dyad_proto::wire::CoordinatorMessage>, Fault> {
     let unreachable = |reason: String| {
         Fault::unavailable(format!("cannot reach the coordinator at {}: {reason}", access.address()))
             .hint("check that the coordinator runs, that no firewall stands between, and whether it asks for DYAD_TLS_DIR")
     };
-    let endpoint = access.endpoint()?.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| access.refusal(&error).unwrap_or_else(|| unreachable(root_cause(&error))))?;
+    let endpoint = access.endpoint()?.connect_timeout(patience).tcp_nodelay(true);
+    let hopeless = |error: &_| access.refusal(error).is_some();
+    let channel = patiently(access.address(), patience, || endpoint.connect(), hopeless).await;
+    let channel =
+        channel.map_err(|error| access.refusal(&error).unwrap_or_else(|| unreachable(root_cause(&error))))?;
     let mut client = CoordinatorClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_REPORT_BYTES);
@@ -230,8 +286,15 @@ async fn receive(
                 // Turned away at the door, the cause is this trainer's own.
                 if welcome { echo(cause.to_string()) } else { cause }
             }
+            Ok(Some(Received::Hold(_))) => {
+                handle.send(Sent::Held(Held { works: handle.shared.gate.hold() }));
+                continue;
+            }
             Ok(Some(body)) => {
                 welcome = true;
+                if let Received::Drain(drain) = &body {
+                    handle.shared.gate.drain(drain.works);
+                }
                 let _ = deliver.send(body);
                 continue;
             }

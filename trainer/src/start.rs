@@ -25,6 +25,7 @@ use crate::engine::EngineError;
 use crate::feed::{self, Work};
 use crate::layout::Sharding;
 use crate::load::{Among, Parts, Sources};
+use crate::loading;
 use crate::model::ModelConfig;
 use crate::rendezvous::Rendezvous;
 use crate::session::{Handle, Identity};
@@ -78,7 +79,10 @@ pub fn start(
     };
     handle.enter(Phase::Loading, 0);
     let began = Instant::now();
-    let mut parts = Parts::load(&config, &sources, device, among)?;
+    let reading = loading::choose(&config, &sources, &communicator, device)?;
+    let mut parts = Parts::load_by(&config, &sources, device, among, &reading)?;
+    loading::compare(&reading, &sources, communicator.as_ref(), device)?;
+    tracing::info!(seconds = began.elapsed().as_secs_f32(), "loaded");
     let keeps_references = place.rank == 0 && config.keeps_references();
     let reference_key =
         if keeps_references { reference_key(&sources, &parts, rule.max_len)? } else { String::new() };

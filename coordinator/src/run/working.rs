@@ -61,6 +61,9 @@ impl Run {
     }
 
     pub(super) fn reported(&mut self, place: usize, report: Report) -> Result<(), Fault> {
+        if matches!(self.stage, Stage::Draining(_)) {
+            return self.reported_late(place, report);
+        }
         let Stage::Training(mut training) = std::mem::replace(&mut self.stage, Stage::Finishing) else {
             return Err(self.violation(place, "reported work out of turn"));
         };
@@ -82,12 +85,13 @@ impl Run {
         if place != 0 {
             return Err(self.violation(place, "reported a checkpoint, which only rank 0 writes"));
         }
+        self.saved = Some(report.clone());
         self.emit(Happening::Checkpoint(report));
         Ok(())
     }
 
     pub(super) fn finished(&mut self, now: Instant, place: usize) -> Result<(), Fault> {
-        if !matches!(self.stage, Stage::Finishing) {
+        if !matches!(self.stage, Stage::Finishing) && !self.drained() {
             return Err(self.violation(place, "said that it has finished before it was told to"));
         }
         let member = self.roster.member_mut(place);
@@ -95,7 +99,8 @@ impl Run {
         let id = member.id;
         self.commands.push(Command::Close(id));
         if self.roster.members().iter().all(|member| member.standing == Standing::Finished) {
-            self.end(now, None);
+            let early = self.drain_outcome();
+            self.end(now, early);
         }
         Ok(())
     }

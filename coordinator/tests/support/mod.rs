@@ -23,8 +23,8 @@ use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
     BootstrapOffer, CheckpointReport, CoordinatorMessage, EvaluationReport, Failure, Finished, Heartbeat,
-    Hello, MeasureReport, Pair, PairLength, PairVerdict, Phase, PreferenceSums, RunEvent, StepAssignment,
-    StepReport, TrainerMessage, WatchRunRequest,
+    Held, Hello, MeasureReport, Pair, PairLength, PairVerdict, Phase, PreferenceSums, RunEvent,
+    StepAssignment, StepReport, TrainerMessage, WatchRunRequest,
 };
 use futures::StreamExt;
 use serde_json::Value;
@@ -323,6 +323,11 @@ impl Trainer {
                 }));
             }
             Down::Reference(_) => panic!("no run here asks for reference scores before its first step"),
+            Down::Hold(_) => {
+                let works = (self.log.steps.len() + self.log.evaluations.len()) as u64;
+                self.send(Up::Held(Held { works }));
+            }
+            Down::Drain(_) => self.send(Up::Finished(Finished {})),
             Down::Finish(_) => {
                 if self.rank == 0 {
                     let step = self.log.plan.as_ref().unwrap().total_steps;

@@ -99,16 +99,18 @@ fn reduction(setup: &Setup, backward: f64, seconds: &dyn Fn(f64) -> f64) -> (f64
     (total, (wire - clock).max(0.0))
 }
 
-/// `(seconds of backward, trained values)` of head, layers and embedding. A tied matrix is complete with the embedding.
+/// `(seconds of backward, values that travel)` of head, layers and the embedding's looked-up rows: at most one for each token of
+/// the step. What a tied head adds to the embedding travels as a head does.
 fn units(setup: &Setup, backward: f64) -> Vec<(f64, f64)> {
     let shape = &setup.shape;
     let (layer, matrix) = match setup.method {
         Method::Full => (shape.layer(), shape.head()),
         Method::Lora(r) => (shape.adapters(r) / shape.layers, 0.0),
     };
-    let mut units = vec![(0.0, if shape.tied { 0.0 } else { matrix })];
+    let rows = setup.batch * setup.pair.tokens(true);
+    let mut units = vec![(0.0, matrix)];
     units.extend(std::iter::repeat_n((backward / shape.layers, layer), shape.layers as usize));
-    units.push((0.0, matrix));
+    units.push((0.0, matrix.min(rows * shape.hidden)));
     units
 }
 
@@ -145,13 +147,14 @@ mod tests {
 
     #[test]
     fn what_the_backward_pass_cannot_hide_is_exposed() {
-        let setup = setup("8B", 8.0);
+        let setup = Setup { batch: 16.0, ..setup("8B", 8.0) };
         let hiding = |backward: f64| Hiding { forward: 1.0, backward, references: 1.0 };
         let (slow, fast) = (traffic(&setup, hiding(10.0)), traffic(&setup, hiding(0.0)));
         assert!((fast.exposed / fast.total - 1.0).abs() < 1e-9);
-        // The gradients of the first layer and the embedding are the last: their way is never hidden.
-        let last =
-            all_reduce(&setup, 4.0 * setup.shape.layer()) + all_reduce(&setup, 4.0 * setup.shape.head());
+        // The gradients of the first layer and the looked-up rows are the last: their way is never hidden.
+        let rows = setup.batch * setup.pair.tokens(true) * setup.shape.hidden;
+        assert!(rows < setup.shape.head());
+        let last = all_reduce(&setup, 4.0 * setup.shape.layer()) + all_reduce(&setup, 4.0 * rows);
         assert!((slow.exposed - last).abs() < 1e-9, "{} {last}", slow.exposed);
         assert_eq!(slow.total, fast.total);
     }

@@ -100,22 +100,16 @@ impl Security {
         format!("{scheme}://{address}")
     }
 
-    /// Gives a coordinator on this machine what it needs.
-    pub fn equip_coordinator(&self, command: &mut Command) -> Result<(), Fault> {
-        if let Self::Plain { exposed: true } = self {
-            command.arg("--insecure");
-        }
-        self.equip(command, "coordinator", self.coordinator()?)
+    /// Flags for the coordinator, wherever it runs.
+    #[must_use]
+    pub fn coordinator_flags(&self) -> &'static [&'static str] {
+        if matches!(self, Self::Plain { exposed: true }) { &["--insecure"] } else { &[] }
     }
 
-    /// Gives a trainer on this machine what it needs.
-    pub fn equip_trainer(&self, command: &mut Command, name: &str) -> Result<(), Fault> {
-        self.equip(command, name, self.trainer(name)?)
-    }
-
-    fn equip(&self, command: &mut Command, name: &str, material: Option<Material>) -> Result<(), Fault> {
+    /// Gives a process on this machine what it needs.
+    pub fn equip(&self, command: &mut Command, name: &str, material: Option<&Material>) -> Result<(), Fault> {
         match (self, material) {
-            (Self::Own(_, folder), Some(material)) => command.env(TLS_DIR, folder.write(name, &material)?),
+            (Self::Own(_, folder), Some(material)) => command.env(TLS_DIR, folder.write(name, material)?),
             (Self::Given(dir), _) => command.env(TLS_DIR, dir),
             // The launcher's own environment may say otherwise.
             (Self::Own(..) | Self::Plain { .. }, _) => command.env_remove(TLS_DIR),

@@ -56,6 +56,18 @@ pub enum ReferenceLogps {
     Precompute,
 }
 
+/// Which trainers read the model's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelLoading {
+    /// One, where trainers are on several hosts, the model on a network file system, or not at every trainer.
+    Auto,
+    /// Every trainer.
+    Every,
+    /// The one of rank 0; it sends them to the others.
+    Broadcast,
+}
+
 /// Which layers are recomputed in the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -12,7 +12,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use self::choices::{
-    ActivationCheckpointing, Dtype, LossType, LrSchedulerType, Optim, ReferenceLogps, TrainingMethod,
+    ActivationCheckpointing, Dtype, LossType, LrSchedulerType, ModelLoading, Optim, ReferenceLogps,
+    TrainingMethod,
 };
 use self::read::{KEYS, at, from_table, known, line_of, parse_override};
 use crate::Fault;
@@ -97,6 +98,8 @@ pub struct RunConfig {
     pub offload_optimizer: bool,
     /// Keep the reference model in host memory and bring each layer to the device when it is computed.
     pub offload_reference: bool,
+    /// Which trainers read the model's files.
+    pub model_loading: ModelLoading,
 }
 
 impl Default for RunConfig {
@@ -140,6 +143,7 @@ impl Default for RunConfig {
             optim: Optim::Adamw,
             offload_optimizer: false,
             offload_reference: false,
+            model_loading: ModelLoading::Auto,
         }
     }
 }

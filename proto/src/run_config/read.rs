@@ -3,7 +3,7 @@
 use super::RunConfig;
 use crate::Fault;
 
-pub(super) const KEYS: [&str; 38] = [
+pub(super) const KEYS: [&str; 39] = [
     "model",
     "training_file",
     "validation_file",
@@ -42,6 +42,7 @@ pub(super) const KEYS: [&str; 38] = [
     "optim",
     "offload_optimizer",
     "offload_reference",
+    "model_loading",
 ];
 
 pub(super) fn known(key: &str) -> Result<(), Fault> {

@@ -11,6 +11,8 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Fault;
 
 /// The environment variable that names the folder.
@@ -43,7 +45,7 @@ impl Role {
 }
 
 /// The contents of the four files of one process.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Material {
     /// `ca.pem`: whose certificates this process believes.
     pub ca_pem: String,

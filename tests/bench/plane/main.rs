@@ -8,6 +8,7 @@
 )]
 
 mod coordinator;
+mod families;
 mod runs;
 mod text;
 mod tokens;

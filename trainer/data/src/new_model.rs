@@ -1,14 +1,11 @@
 //! Small random models in Hugging Face format, to learn and test with: own byte-level BPE tokenizer, ChatML template,
 //! random weights. The same options give the same bytes.
 
+mod weights;
+
 use std::path::{Path, PathBuf};
 
 use dyad_proto::{Fault, pair_file};
-use rand::Rng;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, serialize_to_file};
 use serde_json::json;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -64,8 +61,81 @@ pub struct NewModelOptions {
     pub overwrite: bool,
 }
 
-/// Writes the model folder.
+/// How the weights are stored; with these, models of any size.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Storage {
+    /// Precision of the stored weights.
+    #[arg(long, value_enum, default_value_t = StoredDtype::Float32)]
+    pub dtype: StoredDtype,
+    /// A head of its own instead of the embedding.
+    #[arg(long)]
+    pub untied_head: bool,
+    /// Rows of embedding and head, if more than the tokenizer has entries; the rest is never used.
+    #[arg(long, value_name = "ROWS")]
+    pub pad_vocab_to: Option<usize>,
+    /// Largest weight file in MiB; a model that needs more is written in shards.
+    #[arg(long, default_value_t = 4096)]
+    pub shard_mib: usize,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { dtype: StoredDtype::Float32, untied_head: false, pad_vocab_to: None, shard_mib: 4096 }
+    }
+}
+
+/// Precision of stored weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum StoredDtype {
+    /// Four bytes.
+    Float32,
+    /// Two bytes.
+    Bfloat16,
+}
+
+impl StoredDtype {
+    fn bytes(self) -> usize {
+        match self {
+            Self::Float32 => 4,
+            Self::Bfloat16 => 2,
+        }
+    }
+
+    /// As safetensors calls it.
+    fn code(self) -> &'static str {
+        match self {
+            Self::Float32 => "F32",
+            Self::Bfloat16 => "BF16",
+        }
+    }
+
+    /// As config.json calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+        }
+    }
+}
+
+/// `trainer new-model`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NewModelCommand {
+    /// Shape.
+    #[command(flatten)]
+    pub model: NewModelOptions,
+    /// Storage.
+    #[command(flatten)]
+    pub storage: Storage,
+}
+
+/// Writes the model folder, float32 with the embedding as head.
 pub fn create(options: &NewModelOptions) -> Result<(), Fault> {
+    create_stored(options, &Storage::default())
+}
+
+/// Writes the model folder.
+pub fn create_stored(options: &NewModelOptions, storage: &Storage) -> Result<(), Fault> {
     if options.out.exists() && !options.overwrite {
         return Err(Fault::input(format!("{} exists", options.out.display()))
             .hint("choose another --out, or pass --overwrite"));
@@ -81,14 +151,22 @@ pub fn create(options: &NewModelOptions) -> Result<(), Fault> {
     let texts = texts(&options.texts)?;
     std::fs::create_dir_all(&options.out).map_err(|error| cannot_write(&options.out, &error))?;
     let tokenizer = train_tokenizer(&texts, options)?;
+    let entries = tokenizer.get_vocab_size(true);
+    let rows = storage.pad_vocab_to.unwrap_or(entries);
+    if rows < entries {
+        return Err(Fault::input(format!(
+            "--pad-vocab-to {rows} is less than the tokenizer's {entries} entries"
+        ))
+        .hint("raise it, or lower --vocab-size"));
+    }
     let path = options.out.join("tokenizer.json");
     tokenizer.save(&path, true).map_err(|error| cannot_write(&path, &error))?;
     write_json(&options.out, "tokenizer_config.json", &tokenizer_config(options))?;
-    write_json(&options.out, "config.json", &model_config(options, &tokenizer))?;
+    write_json(&options.out, "config.json", &model_config(options, storage, &tokenizer, rows))?;
     let eos = tokenizer.token_to_id(TURN_END);
     let pad = tokenizer.token_to_id(END_OF_TEXT);
     write_json(&options.out, "generation_config.json", &json!({ "eos_token_id": eos, "pad_token_id": pad }))?;
-    write_weights(options, tokenizer.get_vocab_size(true))
+    weights::write(options, storage, rows)
 }
 
 fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Fault {
@@ -153,12 +231,17 @@ fn tokenizer_config(options: &NewModelOptions) -> serde_json::Value {
     })
 }
 
-fn model_config(options: &NewModelOptions, tokenizer: &Tokenizer) -> serde_json::Value {
+fn model_config(
+    options: &NewModelOptions,
+    storage: &Storage,
+    tokenizer: &Tokenizer,
+    rows: usize,
+) -> serde_json::Value {
     let architecture = if options.model_type == "qwen2" { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" };
     json!({
         "architectures": [architecture],
         "model_type": options.model_type,
-        "vocab_size": tokenizer.get_vocab_size(true),
+        "vocab_size": rows,
         "hidden_size": options.hidden_size,
         "intermediate_size": options.intermediate_size,
         "num_hidden_layers": options.layers,
@@ -169,74 +252,12 @@ fn model_config(options: &NewModelOptions, tokenizer: &Tokenizer) -> serde_json:
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "initializer_range": 0.02,
-        "tie_word_embeddings": true,
+        "tie_word_embeddings": !storage.untied_head,
         "bos_token_id": null,
         "eos_token_id": tokenizer.token_to_id(TURN_END),
         "pad_token_id": tokenizer.token_to_id(END_OF_TEXT),
-        "torch_dtype": "float32",
+        "torch_dtype": storage.dtype.name(),
     })
-}
-
-/// Name and shape of every tensor of the model.
-fn tensors(options: &NewModelOptions, vocab: usize) -> Vec<(String, Vec<usize>)> {
-    let (hidden, inner) = (options.hidden_size, options.intermediate_size);
-    let keys = hidden / options.heads * options.kv_heads;
-    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocab, hidden])];
-    for layer in 0..options.layers {
-        let mut add = |name: &str, shape: &[usize]| {
-            tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()))
-        };
-        add("input_layernorm.weight", &[hidden]);
-        for (name, outputs) in [("q", hidden), ("k", keys), ("v", keys)] {
-            add(&format!("self_attn.{name}_proj.weight"), &[outputs, hidden]);
-            if options.model_type == "qwen2" {
-                add(&format!("self_attn.{name}_proj.bias"), &[outputs]);
-            }
-        }
-        add("self_attn.o_proj.weight", &[hidden, hidden]);
-        add("post_attention_layernorm.weight", &[hidden]);
-        add("mlp.gate_proj.weight", &[inner, hidden]);
-        add("mlp.up_proj.weight", &[inner, hidden]);
-        add("mlp.down_proj.weight", &[hidden, inner]);
-    }
-    tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
-    tensors
-}
-
-fn write_weights(options: &NewModelOptions, vocab: usize) -> Result<(), Fault> {
-    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-    let filled: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(options, vocab)
-        .into_iter()
-        .map(|(name, shape)| {
-            let bytes = values(&name, shape.iter().product(), &mut rng);
-            (name, shape, bytes)
-        })
-        .collect();
-    let path = options.out.join("model.safetensors");
-    let views: Result<Vec<_>, _> = filled
-        .iter()
-        .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
-        .collect();
-    let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    views
-        .and_then(|views| serialize_to_file(views, Some(metadata), &path))
-        .map_err(|error: safetensors::SafeTensorError| cannot_write(&path, &error))
-}
-
-/// Norms start at one, biases at zero, matrices normal with deviation 0.02.
-fn values(name: &str, count: usize, rng: &mut ChaCha8Rng) -> Vec<u8> {
-    let mut value = || match name {
-        _ if name.contains("norm") => 1.0,
-        _ if name.ends_with("bias") => 0.0,
-        _ => 0.02 * normal(rng),
-    };
-    (0..count).flat_map(|_| value().to_le_bytes()).collect()
-}
-
-/// Box-Muller.
-fn normal(rng: &mut ChaCha8Rng) -> f32 {
-    let (u, v): (f64, f64) = (rng.random::<f64>().max(f64::MIN_POSITIVE), rng.random());
-    ((-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()) as f32
 }
 
 #[cfg(test)]
@@ -290,6 +311,44 @@ mod tests {
         assert!(create(&options).unwrap_err().message.ends_with("exists"));
         create(&NewModelOptions { overwrite: true, ..options.clone() }).unwrap();
         assert_eq!(std::fs::read(options.out.join("model.safetensors")).unwrap(), first);
+    }
+
+    /// Shards, a head of its own, rows that no token has, two bytes a value: every tensor is there once, with finite values.
+    #[test]
+    fn a_large_model_is_written_in_shards() {
+        let (_dir, options) = model();
+        let mut storage = Storage {
+            dtype: StoredDtype::Bfloat16,
+            untied_head: true,
+            pad_vocab_to: Some(70_000),
+            shard_mib: 1,
+        };
+        create(&options).unwrap();
+        create_stored(&NewModelOptions { overwrite: true, ..options.clone() }, &storage).unwrap();
+        assert!(!options.out.join("model.safetensors").exists());
+        let read = |name: &str| std::fs::read(options.out.join(name)).unwrap();
+        let index: serde_json::Value = serde_json::from_slice(&read("model.safetensors.index.json")).unwrap();
+        let map = index["weight_map"].as_object().unwrap();
+        let mut bytes = 0;
+        for (name, file) in map {
+            let file = read(file.as_str().unwrap());
+            let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+            let tensor = tensors.tensor(name).unwrap();
+            assert_eq!(tensor.dtype(), safetensors::Dtype::BF16);
+            let values =
+                tensor.data().chunks(2).map(|b| f32::from_bits(u32::from_le_bytes([0, 0, b[0], b[1]])));
+            assert!(values.clone().all(|value| value.is_finite() && value.abs() < 1.1), "{name}");
+            bytes += tensor.data().len();
+        }
+        assert_eq!(map["lm_head.weight"], "model-00003-of-00003.safetensors");
+        assert_eq!(index["metadata"]["total_size"], bytes);
+        let config: serde_json::Value = serde_json::from_slice(&read("config.json")).unwrap();
+        assert_eq!((&config["vocab_size"], &config["torch_dtype"]), (&70_000.into(), &"bfloat16".into()));
+        storage.pad_vocab_to = Some(10);
+        let again = NewModelOptions { overwrite: true, ..options };
+        assert!(
+            create_stored(&again, &storage).unwrap_err().message.contains("--pad-vocab-to 10 is less than")
+        );
     }
 
     #[test]

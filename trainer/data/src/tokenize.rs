@@ -20,6 +20,13 @@ pub struct Tokenized {
     pub rejected: Vec<u32>,
 }
 
+impl Tokenized {
+    /// All of its ids.
+    pub fn tokens(&self) -> impl Iterator<Item = u32> {
+        [&self.prompt, &self.chosen, &self.rejected].into_iter().flatten().copied()
+    }
+}
+
 /// What a run asks of its sequences.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {

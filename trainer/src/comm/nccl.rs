@@ -1,61 +1,34 @@
 //! NCCL through cudarc, loaded at run time, on a stream of its own.
 //!
-//! Collectives wait for libtorch's default stream by an event and the default stream waits for them by another, so that the
+//! Collectives wait for libtorch's current stream by an event and the current stream waits for them by another, so that the
 //! host never blocks and reductions run beside the layers still to come. The communicator is non-blocking: creation is
 //! polled against a deadline, and an abort from any thread breaks what is in flight.
 #![expect(unsafe_code, reason = "foreign functions of NCCL and the CUDA driver")]
 
-use std::ffi::{CStr, c_void};
-use std::sync::{Mutex, PoisonError};
+mod library;
+mod stream;
+
+use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use cudarc::driver::result::{ctx, device, event, primary_ctx, stream};
-use cudarc::driver::sys::{CUevent, CUevent_flags, CUevent_wait_flags, CUstream};
-use cudarc::nccl::sys::{
-    self, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId,
-};
+use cudarc::driver::result::stream as driver_stream;
+use cudarc::driver::sys::CUstream;
+use cudarc::nccl::sys::{self, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t};
 use tch::{Device, Kind, Tensor};
 
+pub use self::library::UniqueId;
+use self::library::{checked, config, error, load_library};
+use self::stream::{Event, current_stream, driver, make_stream};
 use super::{CommError, Communicator, Pending};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Between two looks at a communicator that is being made; NCCL offers no way to be told.
 const POLL: Duration = Duration::from_millis(2);
-/// `ncclConfig_t` says so itself: NCCL_CONFIG_INITIALIZER.
-const CONFIG_MAGIC: u32 = 0xcafe_beef;
-/// Version whose `ncclConfig_t` is filled below, 2.28.0.
-const CONFIG_VERSION: u32 = 22800;
-/// NCCL_CONFIG_UNDEF_INT.
-const UNDEFINED: i32 = i32::MIN;
-
-/// What the ranks of a generation share.
-#[derive(Clone, Copy, Debug)]
-pub struct UniqueId(ncclUniqueId);
-
-impl UniqueId {
-    /// A new id; rank 0 makes it.
-    pub fn new() -> Result<Self, CommError> {
-        load_library()?;
-        let mut id = ncclUniqueId { internal: [0; 128] };
-        // SAFETY: writes 128 bytes.
-        checked("ncclGetUniqueId", unsafe { sys::ncclGetUniqueId(&raw mut id) })?;
-        Ok(Self(id))
-    }
-
-    /// As it travels.
-    #[must_use]
-    pub fn to_bytes(self) -> Vec<u8> {
-        self.0.internal.iter().map(|&byte| byte as u8).collect()
-    }
-
-    /// As it arrives.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CommError> {
-        let bytes: &[u8; 128] = bytes.try_into().map_err(|_| {
-            error("ncclCommInitRank", format!("the unique id has {} bytes, expected 128", bytes.len()))
-        })?;
-        Ok(Self(ncclUniqueId { internal: bytes.map(|byte| byte as _) }))
-    }
-}
+/// For so long a look follows the last at once: a collective is taken in within a fraction of it.
+const SOON: Duration = Duration::from_millis(1);
+/// An abort that takes longer is left to the end of the process.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An NCCL communicator bound to one GPU.
 #[derive(Debug)]
@@ -70,6 +43,9 @@ pub struct Nccl {
 
 #[derive(Clone, Copy, Debug)]
 struct Raw(ncclComm_t);
+
+// SAFETY: NCCL lets any thread abort a communicator.
+unsafe impl Send for Raw {}
 
 // SAFETY: NCCL lets any thread abort a non-blocking communicator; every other call is under the lock.
 unsafe impl Send for Nccl {}
@@ -95,6 +71,7 @@ impl Nccl {
 
     /// Waits until a call that returned "in progress" has been taken in.
     fn settle(&self, operation: &'static str, deadline: Instant) -> Result<(), CommError> {
+        let began = Instant::now();
         loop {
             match self.with(operation, |raw| {
                 let mut state = ncclResult_t::ncclSuccess;
@@ -102,6 +79,7 @@ impl Nccl {
                 checked(operation, unsafe { sys::ncclCommGetAsyncError(raw, &raw mut state) })?;
                 Ok(state)
             })? {
+                ncclResult_t::ncclInProgress if began.elapsed() < SOON => std::thread::yield_now(),
                 ncclResult_t::ncclInProgress if Instant::now() < deadline => std::thread::sleep(POLL),
                 ncclResult_t::ncclInProgress => return Err(error(operation, "timed out".into())),
                 state => return checked(operation, state),
@@ -127,11 +105,11 @@ impl Nccl {
         operation: &'static str,
         call: impl FnOnce(ncclComm_t, CUstream) -> ncclResult_t,
     ) -> Result<Box<dyn Pending>, CommError> {
-        let before = Event::record(std::ptr::null_mut())?;
+        let before = Event::record(current_stream(self.gpu)?)?;
         before.block(self.stream)?;
         self.with(operation, |raw| checked(operation, call(raw, self.stream)))?;
         self.settle(operation, Instant::now() + CONNECT_TIMEOUT)?;
-        Ok(Box::new(NcclWork(Event::record(self.stream)?)))
+        Ok(Box::new(NcclWork { done: Event::record(self.stream)?, gpu: self.gpu }))
     }
 }
 
@@ -139,7 +117,7 @@ impl Drop for Nccl {
     fn drop(&mut self) {
         self.abort();
         // SAFETY: made by `make_stream`, destroyed here only.
-        let _ = unsafe { stream::destroy(self.stream) };
+        let _ = unsafe { driver_stream::destroy(self.stream) };
     }
 }
 
@@ -213,48 +191,33 @@ impl Communicator for Nccl {
         let one = Tensor::ones([1], (Kind::Float, Device::Cuda(self.gpu)));
         self.all_reduce(&one)?.wait()?;
         // SAFETY: the stream is live.
-        driver("barrier", unsafe { stream::synchronize(self.stream) })
+        driver("barrier", unsafe { driver_stream::synchronize(self.stream) })
     }
 
     fn abort(&self) {
-        if let Some(Raw(raw)) = self.raw.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let Some(raw) = self.raw.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        // NCCL may wait here for a kernel that waits for a dead peer; whoever aborts is about to leave, and does not.
+        let (done, aborted) = mpsc::channel();
+        let spawned = std::thread::Builder::new().name("nccl-abort".into()).spawn(move || {
+            let Raw(raw) = { raw };
             // SAFETY: taken out under the lock, so nobody else uses it and nobody frees it again.
             let _ = unsafe { sys::ncclCommAbort(raw) };
+            let _ = done.send(());
+        });
+        if spawned.is_ok() && aborted.recv_timeout(ABORT_TIMEOUT).is_err() {
+            tracing::warn!("NCCL did not abort within {} s", ABORT_TIMEOUT.as_secs());
         }
     }
 }
 
-struct NcclWork(Event);
+struct NcclWork {
+    done: Event,
+    gpu: usize,
+}
 
 impl Pending for NcclWork {
     fn wait(self: Box<Self>) -> Result<(), CommError> {
-        self.0.block(std::ptr::null_mut())
-    }
-}
-
-struct Event(CUevent);
-
-impl Event {
-    /// Marks what is queued on a stream so far; null is libtorch's default stream.
-    fn record(stream: CUstream) -> Result<Self, CommError> {
-        let made = Self(driver("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING))?);
-        // SAFETY: event and stream are live.
-        driver("cuEventRecord", unsafe { event::record(made.0, stream) })?;
-        Ok(made)
-    }
-
-    /// Makes later work on a stream wait for the mark.
-    fn block(&self, stream: CUstream) -> Result<(), CommError> {
-        let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        // SAFETY: event and stream are live.
-        driver("cuStreamWaitEvent", unsafe { stream::wait_event(stream, self.0, flags) })
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: made by `record`, destroyed here only; the driver defers it until the event has passed.
-        let _ = unsafe { event::destroy(self.0) };
+        self.done.block(current_stream(self.gpu)?)
     }
 }
 
@@ -280,74 +243,4 @@ impl Buffer {
         }
         Ok(Self { data: tensor.data_ptr(), count: tensor.numel(), kind })
     }
-}
-
-/// cudarc looks for `libnccl.so`; wheels ship `libnccl.so.2`. Loaded first, it answers to both names.
-fn load_library() -> Result<(), CommError> {
-    // SAFETY: NCCL's initialisers touch no state of ours.
-    let library = unsafe {
-        libloading::Library::new("libnccl.so.2").or_else(|_| libloading::Library::new("libnccl.so"))
-    };
-    match library {
-        Ok(library) => {
-            std::mem::forget(library);
-            Ok(())
-        }
-        Err(reason) => {
-            Err(error("loading NCCL", format!("{reason}; install it with deploy/install-libtorch.sh --cuda")))
-        }
-    }
-}
-
-fn make_stream(gpu: usize) -> Result<CUstream, CommError> {
-    let device = driver("cuDeviceGet", device::get(gpu as i32))?;
-    // SAFETY: the primary context is the one libtorch uses; it is never released, like libtorch's own reference.
-    driver("cuCtxSetCurrent", unsafe {
-        primary_ctx::retain(device).and_then(|context| ctx::set_current(context))
-    })?;
-    driver("cuStreamCreate", stream::create(stream::StreamKind::NonBlocking))
-}
-
-fn config() -> ncclConfig_t {
-    ncclConfig_t {
-        size: size_of::<ncclConfig_t>(),
-        magic: CONFIG_MAGIC,
-        version: CONFIG_VERSION,
-        blocking: 0,
-        cgaClusterSize: UNDEFINED,
-        minCTAs: UNDEFINED,
-        maxCTAs: UNDEFINED,
-        netName: std::ptr::null(),
-        splitShare: UNDEFINED,
-        trafficClass: UNDEFINED,
-        commName: std::ptr::null(),
-        collnetEnable: UNDEFINED,
-        CTAPolicy: UNDEFINED,
-        shrinkShare: UNDEFINED,
-        nvlsCTAs: UNDEFINED,
-        nChannelsPerNetPeer: UNDEFINED,
-        nvlinkCentricSched: UNDEFINED,
-    }
-}
-
-fn checked(operation: &'static str, result: ncclResult_t) -> Result<(), CommError> {
-    match result {
-        ncclResult_t::ncclSuccess | ncclResult_t::ncclInProgress => Ok(()),
-        failed => {
-            // SAFETY: NCCL hands out a static string.
-            let text = unsafe { CStr::from_ptr(sys::ncclGetErrorString(failed)) };
-            Err(error(operation, text.to_string_lossy().into_owned()))
-        }
-    }
-}
-
-fn driver<T>(
-    operation: &'static str,
-    result: Result<T, cudarc::driver::DriverError>,
-) -> Result<T, CommError> {
-    result.map_err(|reason| error(operation, reason.to_string()))
-}
-
-fn error(operation: &'static str, reason: String) -> CommError {
-    CommError { operation, reason }
 }

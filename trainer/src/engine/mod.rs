@@ -35,6 +35,7 @@ use crate::parameters::Parameters;
 use crate::profile::recorder::Span;
 use crate::profile::summary::STEP;
 use crate::timing::Phases;
+use crate::transfer::read;
 
 /// Everything that trains on this rank.
 #[derive(Debug)]
@@ -159,6 +160,7 @@ impl Engine {
         let mut phases = Phases::default();
         let mut tally = self.no_tally();
         phases.measure("zero_grad", || self.parameters.begin_step());
+        self.parameters.announce_rows(share.pairs.iter().flat_map(Tokenized::tokens))?;
         let budget = self.settings.micro_batch_tokens;
         let plan = self.plan(&share.pairs, &share.references, budget)?;
         for (index, turn) in plan.turns.iter().enumerate() {
@@ -176,8 +178,11 @@ impl Engine {
         let grad_norm = phases.measure("optimizer", || {
             self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
         })?;
-        let sums = sums(&tally, &share.pairs, self.settings.method);
-        Ok(StepResult { sums, grad_norm, phases, tokens: tally.tokens, references: tally.references })
+        // The step's only wait for the device.
+        let found = phases.measure("report", || tally.read(&grad_norm));
+        let sums = sums(&tally, &found.statistics, &share.pairs, self.settings.method);
+        let (grad_norm, references) = (found.grad_norm, found.references);
+        Ok(StepResult { sums, grad_norm, phases, tokens: tally.tokens, references })
     }
 
     /// Scores pairs without learning from them.
@@ -198,7 +203,7 @@ impl Engine {
             let scores = score_batch(&batch, objective, policy, self.scored_by(&reference), None);
             tally.add(&scores, &reference, pairs);
         }
-        Ok(sums(&tally, pairs, self.settings.method))
+        Ok(sums(&tally, &read(&tally.statistics), pairs, self.settings.method))
     }
 
     /// What the reference model says of pairs, before it is freed.
@@ -211,7 +216,8 @@ impl Engine {
             let batch = MicroBatch::pack(&turn.pairs, self.settings.layout, self.device());
             let rows = model.score_rows(&batch)?;
             let _head = model.lend_head()?;
-            references.extend(by_pair(&sequence_logps(&batch, Scorer { rows: &rows, weight: model.head() })));
+            let logps = sequence_logps(&batch, Scorer { rows: &rows, weight: model.head() });
+            references.extend(by_pair(&read(&logps)));
         }
         Ok(references)
     }

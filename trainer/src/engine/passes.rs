@@ -2,7 +2,7 @@
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::wire::ReferenceLogps;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::tally::{ReferenceSide, Tally};
 use super::{Engine, EngineError};
@@ -11,7 +11,7 @@ use crate::ext::grad;
 use crate::flat::Lent;
 use crate::head::{HeadGradients, Scorer, Scores, score_batch};
 use crate::loss::Objective;
-use crate::model::blocks::{Pass, Rotary};
+use crate::model::blocks::Pass;
 use crate::model::fused::accumulate;
 use crate::timing::Phases;
 
@@ -36,8 +36,6 @@ struct Tape {
     outputs: Vec<Option<Tensor>>,
     /// Output of the last layer.
     last: Tensor,
-    /// Positions of its tokens.
-    rotary: Rotary,
     /// The embedding's weights, where it is the head.
     head: Option<Lent>,
     /// The last layer's weights: the walk back begins with them.
@@ -62,7 +60,7 @@ impl Engine {
         tape.head = None;
         tally.add(&scores, &reference, work.pairs);
         if self.settings.keeps_references {
-            tally.keep_references(&scores, work.pairs.len());
+            tally.keep_references(scores.reference_logps, work.pairs.len());
         }
         tally.tokens += TokenCounts::of(work.pairs, self.settings.layout);
         phases.measure("backward", || self.backward(&batch, work, tape, last_grad))
@@ -77,8 +75,7 @@ impl Engine {
     }
 
     fn forward(&self, batch: &MicroBatch, masks: Option<u64>) -> Result<Tape, EngineError> {
-        let rotary = self.policy.rotary(&batch.positions);
-        let pass = Pass { segments: &batch.segments, rotary: &rotary, training: true };
+        let pass = self.policy.pass(batch, true);
         let residence = &self.policy.residence;
         let embedding = residence.lend(0, Some(1))?;
         let mut hidden = self.policy.embed(&batch.tokens);
@@ -101,7 +98,7 @@ impl Engine {
             outputs.push(kept.then_some(output));
             top_layer = (index + 1 == layers).then_some(weights);
         }
-        Ok(Tape { inputs, outputs, last: hidden, rotary, head, top_layer })
+        Ok(Tape { inputs, outputs, last: hidden, head, top_layer })
     }
 
     /// Scores the batch; returns the statistics and the gradient of the last layer's output.
@@ -144,9 +141,12 @@ impl Engine {
         mut tape: Tape,
         last_grad: Tensor,
     ) -> Result<(), EngineError> {
-        let pass = Pass { segments: &batch.segments, rotary: &tape.rotary, training: true };
+        let pass = self.policy.pass(batch, true);
         let mut output_grad = Some(last_grad);
         self.parameters.complete(self.policy.top_unit(), work.last)?;
+        if self.policy.head_unit() == 0 {
+            self.parameters.complete_tied_head(work.last)?;
+        }
         for index in (0..self.policy.layers.len()).rev() {
             // Popped, so that a layer's activations are freed as soon as it is done.
             if let (Some(input), Some(kept)) = (tape.inputs.pop(), tape.outputs.pop())
@@ -166,10 +166,8 @@ impl Engine {
             tape.top_layer = None;
             self.parameters.complete(index + 1, work.last)?;
         }
-        self.parameters.open(0)?;
-        if let (Some(gradient), Some(embedding)) = (output_grad, self.parameters.units[0].first()) {
-            let mut total = embedding.grad.shallow_clone();
-            let _ = tch::no_grad(|| total.index_add_(0, &batch.tokens, &gradient.to_kind(Kind::Float)));
+        if let Some(gradient) = output_grad.filter(|_| self.trains(0)) {
+            self.parameters.add_looked_up(&batch.tokens, &gradient)?;
         }
         self.parameters.complete(0, work.last)?;
         Ok(())

@@ -3,11 +3,13 @@
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
-use tch::{Device, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{Engine, EngineError};
 use crate::batch::{MicroBatch, TokenCounts};
 use crate::head::{Reference, Scorer, Scores};
+use crate::loss::STATISTICS;
+use crate::transfer::{read, upload};
 
 /// What a micro-batch is compared with.
 #[derive(Debug)]
@@ -36,7 +38,7 @@ impl Engine {
                 }
                 let interleaved: Vec<f64> =
                     known.iter().flat_map(|logps| [logps.chosen, logps.rejected]).collect();
-                Ok(ReferenceSide::Known(Tensor::from_slice(&interleaved).to_device(self.device())))
+                Ok(ReferenceSide::Known(upload(&interleaved, self.device())))
             }
             (_, Some(model)) => Ok(ReferenceSide::Rows(model.score_rows(batch)?)),
             (_, None) if self.settings.compares_with_known => Err(EngineError::NoReference),
@@ -63,8 +65,8 @@ pub(super) struct Tally {
     /// Completion tokens that the reference model was run on.
     pub(super) kl_tokens: u64,
     pub(super) tokens: TokenCounts,
-    /// What the reference model said of each pair, where it was asked and the run keeps it.
-    pub(super) references: Vec<Option<ReferenceLogps>>,
+    /// Pairs of each micro-batch with what the reference model said of them, where it was asked and the run keeps it.
+    pub(super) references: Vec<(usize, Option<Tensor>)>,
 }
 
 impl Tally {
@@ -77,26 +79,51 @@ impl Tally {
         }
     }
 
-    /// Notes what the reference model said of each pair of a micro-batch. Waits for the device.
-    pub(super) fn keep_references(&mut self, scores: &Scores, pairs: usize) {
-        match &scores.reference_logps {
-            Some(logps) => self.references.extend(by_pair(logps).into_iter().map(Some)),
-            None => self.references.extend(std::iter::repeat_n(None, pairs)),
-        }
+    /// Notes what the reference model said of each pair of a micro-batch.
+    pub(super) fn keep_references(&mut self, logps: Option<Tensor>, pairs: usize) {
+        self.references.push((pairs, logps));
+    }
+
+    /// Waits for the device, once, and reads what it has added up.
+    pub(super) fn read(&self, grad_norm: &Tensor) -> Found {
+        let device = self.statistics.device();
+        let grad_norm = grad_norm.to_device(device).to_kind(Kind::Double).view([1]);
+        let logps = self.references.iter().filter_map(|(_, logps)| logps.as_ref());
+        let everything: Vec<&Tensor> = [&self.statistics, &grad_norm].into_iter().chain(logps).collect();
+        let mut values = read(&Tensor::cat(&everything, 0)).into_iter();
+        let statistics = values.by_ref().take(STATISTICS).collect();
+        let grad_norm = values.next().unwrap_or(f64::NAN);
+        let mut said = by_pair(&values.collect::<Vec<f64>>()).into_iter();
+        let of_batch = |(pairs, logps): &(usize, Option<Tensor>)| -> Vec<Option<ReferenceLogps>> {
+            (0..*pairs).map(|_| logps.as_ref().and_then(|_| said.next())).collect()
+        };
+        Found { statistics, grad_norm, references: self.references.iter().flat_map(of_batch).collect() }
     }
 }
 
-/// Interleaved log-probabilities, chosen and rejected, by pair. Waits for the device.
-pub(super) fn by_pair(logps: &Tensor) -> Vec<ReferenceLogps> {
-    let values = Vec::<f64>::try_from(logps.to_device(Device::Cpu)).unwrap_or_default();
+/// What a step's passes came to, on the host.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The sums of [`crate::loss`].
+    pub(super) statistics: Vec<f64>,
+    pub(super) grad_norm: f64,
+    /// What the reference model said of each pair, where it was asked and the run keeps it.
+    pub(super) references: Vec<Option<ReferenceLogps>>,
+}
+
+/// Interleaved log-probabilities, chosen and rejected, by pair.
+pub(super) fn by_pair(values: &[f64]) -> Vec<ReferenceLogps> {
     let pairs = values.chunks_exact(2);
     pairs.map(|pair| ReferenceLogps { chosen: pair[0], rejected: pair[1] }).collect()
 }
 
-/// Reads the device's statistics once and adds what the host knows.
-pub(super) fn sums(tally: &Tally, pairs: &[Tokenized], method: TrainingMethod) -> PreferenceSums {
-    let statistics = tally.statistics.to_device(Device::Cpu);
-    let values: Vec<f64> = Vec::<f64>::try_from(statistics).unwrap_or_default();
+/// What the device has added up, with what the host knows.
+pub(super) fn sums(
+    tally: &Tally,
+    values: &[f64],
+    pairs: &[Tokenized],
+    method: TrainingMethod,
+) -> PreferenceSums {
     let value = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
     let count = |lengths: &dyn Fn(&Tokenized) -> usize| pairs.iter().map(lengths).sum::<usize>() as u64;
     let (completion_tokens, tokens) = match method {
@@ -121,5 +148,31 @@ pub(super) fn sums(tally: &Tally, pairs: &[Tokenized], method: TrainingMethod) -
         completion_tokens,
         tokens,
         kl_tokens: tally.kl_tokens,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    /// One read brings everything, in order, whichever micro-batches asked the reference.
+    #[test]
+    fn what_a_step_found_is_read_at_once() {
+        let values = |values: &[f64]| upload(values, Device::Cpu);
+        let mut tally = Tally {
+            statistics: values(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]),
+            kl_tokens: 0,
+            tokens: TokenCounts::default(),
+            references: Vec::new(),
+        };
+        tally.keep_references(Some(values(&[-1.0, -2.0, -3.0, -4.0])), 2);
+        tally.keep_references(None, 1);
+        tally.keep_references(Some(values(&[-5.0, -6.0])), 1);
+        let found = tally.read(&values(&[9.0]));
+        assert_eq!((found.statistics.len(), found.statistics[7], found.grad_norm), (8, 7.0, 9.0));
+        let logps = |chosen, rejected| Some(ReferenceLogps { chosen, rejected });
+        assert_eq!(found.references, [logps(-1.0, -2.0), logps(-3.0, -4.0), None, logps(-5.0, -6.0)]);
     }
 }

@@ -3,12 +3,13 @@
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::ReferenceLogps;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::Engine;
 use crate::batch::micro_batches;
 use crate::comm::CommError;
 use crate::flat::Lent;
+use crate::transfer::{read, upload};
 
 /// What all ranks do together.
 pub(super) struct Plan<'a> {
@@ -52,12 +53,16 @@ impl Engine {
         if !sharding.of_gradients() {
             return Ok(values);
         }
-        let own = Tensor::from_slice(&values).to_device(self.device());
+        let own = upload(&values, self.device());
         let ranks = self.communicator.world_size() as i64;
         let all = Tensor::zeros([2 * ranks], (Kind::Int64, self.device()));
         self.communicator.all_gather(&all, &own)?.wait()?;
-        let largest = all.view([ranks, 2]).amax([0i64].as_slice(), false).to_device(Device::Cpu);
-        Ok([largest.int64_value(&[0]), largest.int64_value(&[1])])
+        // The only wait before the step's end: how many micro-batches there are decides what the host does.
+        let largest = read(&all.view([ranks, 2]).amax([0i64].as_slice(), false).to_kind(Kind::Double));
+        Ok([
+            largest.first().map_or(0, |&value| value as i64),
+            largest.get(1).map_or(0, |&value| value as i64),
+        ])
     }
 
     /// Heads of both models, there until dropped.

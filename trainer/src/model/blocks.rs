@@ -5,9 +5,12 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::attention::kernel_on;
 use super::config::{ModelConfig, RopeScaling};
 use super::fused;
+use super::varlen::Varlen;
 use crate::batch::Segment;
+use crate::transfer::upload;
 
 /// A low-rank update `scale * B(A(x))` beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685).
 #[derive(Debug)]
@@ -49,49 +52,58 @@ impl Linear {
             true => x.dropout(adapter.dropout, true).linear::<Tensor>(&adapter.a, None),
             false => x.linear::<Tensor>(&adapter.a, None),
         };
-        y + low_rank.linear::<Tensor>(&adapter.b, None) * adapter.scale
+        fused::add_product(&y, &low_rank, &adapter.b, adapter.scale);
+        y
     }
 }
 
-/// `x / sqrt(mean(x²) + eps)`, computed in float32 and cast back before the weight is applied, as Llama does it.
+/// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in float32.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     if fused::serves(&[x, weight]) {
         return fused::rms_norm(x, weight, eps);
     }
-    composed_rms_norm(x, weight, eps)
+    // One launch each way on a GPU.
+    x.internal_fused_rms_norm(weight.size().as_slice(), Some(weight), eps).0
 }
 
+/// What both kernels are held against: cast back before the weight is applied, as Llama does it.
+#[cfg(test)]
 fn composed_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let wide = x.to_kind(Kind::Float);
     let variance = wide.square().mean_dim(-1i64, true, Kind::Float);
     (wide * (variance + eps).rsqrt()).to_kind(x.kind()) * weight
 }
 
-/// Cosines and sines of one packed batch's positions, `[tokens, 1, head_dim]` each.
+/// Cosines and sines of one packed batch's positions, `[tokens, 1, head_dim]` each: made once a micro-batch, for every layer
+/// of policy and reference.
 #[derive(Debug)]
 pub struct Rotary {
     cos: Tensor,
     sin: Tensor,
+    /// Sines are negative in their first half, as [`fused::rotate_half`] takes them: elsewhere than on the CPU.
+    signed: bool,
 }
 
 impl Rotary {
     /// For the given positions, in the precision of the passes; frequencies are computed in float32 as transformers does.
     #[must_use]
     pub fn new(config: &ModelConfig, positions: &Tensor, kind: Kind) -> Self {
-        let inv_freq = Tensor::from_slice(&inverse_frequencies(config)).to_device(positions.device());
-        let angles = positions.to_kind(Kind::Float).unsqueeze(1) * inv_freq.unsqueeze(0);
-        let angles = Tensor::cat(&[&angles, &angles], 1).unsqueeze(1);
-        Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
+        let inv_freq = upload(&inverse_frequencies(config), positions.device());
+        let half = positions.to_kind(Kind::Float).unsqueeze(1) * inv_freq.unsqueeze(0);
+        let signed = fused::elsewhere(positions.device());
+        // Sines are odd, cosines even: angles turned round give the first half its sign.
+        let first = if signed { -&half } else { half.shallow_clone() };
+        let angles = Tensor::cat(&[&first, &half], 1).unsqueeze(1);
+        Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind), signed }
     }
 
     /// Rotates `[tokens, heads, head_dim]`.
     fn apply(&self, x: &Tensor) -> Tensor {
-        if fused::serves(&[x, &self.cos]) {
-            return fused::rotate(x, &self.cos, &self.sin);
-        }
-        self.composed(x)
+        let kernel = if self.signed { fused::rotate_half } else { fused::rotate };
+        kernel(x, &self.cos, &self.sin)
     }
 
+    #[cfg(test)]
     fn composed(&self, x: &Tensor) -> Tensor {
         let halves = x.chunk(2, -1);
         let rotated = Tensor::cat(&[-&halves[1], halves[0].shallow_clone()], -1);
@@ -139,6 +151,8 @@ fn scaled(inv_freq: f64, scaling: &RopeScaling) -> f64 {
 pub struct Pass<'a> {
     /// Who sees whom.
     pub segments: &'a [Segment],
+    /// The same as the variable-length kernels want it, where they serve.
+    pub varlen: Option<&'a Varlen>,
     /// Rotary positions of the packed tokens.
     pub rotary: &'a Rotary,
     /// Dropout is on.
@@ -171,21 +185,24 @@ impl Attention {
         let q = pass.rotary.apply(&split(self.q_proj.forward(x, pass), self.heads));
         let k = pass.rotary.apply(&split(self.k_proj.forward(x, pass), self.kv_heads));
         let v = split(self.v_proj.forward(x, pass), self.kv_heads);
-        let context = segmented_attention(&q, &k, &v, pass.segments);
+        let context = segmented_attention(&q, &k, &v, pass);
         self.o_proj.forward(&context.reshape([-1, self.heads * self.head_dim]), pass)
     }
 }
 
 /// Causal attention inside each segment: the first branch follows the prompt; every further branch sees the prompt and
 /// itself, not its siblings. `[tokens, heads, head_dim]` throughout.
-fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
+fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass<'_>) -> Tensor {
     if fused::serves(&[q, k, v]) {
-        return fused::segmented_attention(q, k, v, segments);
+        return fused::segmented_attention(q, k, v, pass.segments);
     }
-    composed_attention(q, k, v, segments)
+    let kernel = || kernel_on(q.device(), q.kind(), q.size()[2]);
+    let in_one_call = pass.varlen.and_then(|varlen| varlen.attention(q, k, v, kernel()));
+    in_one_call.unwrap_or_else(|| composed_attention(q, k, v, pass.segments))
 }
 
-fn composed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
+/// The same segment by segment: what every kernel is held against, and what serves where none does.
+pub fn composed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
     let mut outputs = Vec::with_capacity(2 * segments.len());
     for segment in segments {
         let trunk = segment.prompt + segment.branches.first().copied().unwrap_or(0);
@@ -294,7 +311,8 @@ mod tests {
         for kind in KINDS {
             let angles = Tensor::randn([19, 6], (Kind::Float, Device::Cpu));
             let angles = Tensor::cat(&[&angles, &angles], 1).unsqueeze(1);
-            let rotary = Rotary { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) };
+            let (cos, sin) = (angles.cos().to_kind(kind), angles.sin().to_kind(kind));
+            let rotary = Rotary { cos, sin, signed: false };
             let inputs = [leaf(&[19, 3, 12], kind)];
             agree(&inputs, || rotary.apply(&inputs[0]), || rotary.composed(&inputs[0]));
         }
@@ -336,7 +354,7 @@ mod tests {
             let [q, k, v] = &inputs;
             agree(
                 &inputs,
-                || segmented_attention(q, k, v, &segments),
+                || fused::segmented_attention(q, k, v, &segments),
                 || composed_attention(q, k, v, &segments),
             );
         }

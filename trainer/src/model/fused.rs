@@ -2,11 +2,13 @@
 //! on the CPU in float32 or bfloat16 the operators that [`super::blocks`] composes do the same.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
+use std::cell::Cell;
+
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::batch::Segment;
-use crate::ext::{RawError, check};
+use crate::ext::{RawError, TorchError, check};
 
 unsafe extern "C" {
     fn dyad_rms_norm(
@@ -22,6 +24,14 @@ unsafe extern "C" {
         y: *mut *mut C_tensor,
     ) -> RawError;
     fn dyad_swiglu(gate: *const C_tensor, up: *const C_tensor, y: *mut *mut C_tensor) -> RawError;
+    fn dyad_kernel_threads(threads: *mut usize) -> RawError;
+    fn dyad_rotate_half(
+        x: *const C_tensor,
+        cos: *const C_tensor,
+        sin: *const C_tensor,
+        y: *mut *mut C_tensor,
+    ) -> RawError;
+    fn dyad_add_product(y: *const C_tensor, x: *const C_tensor, w: *const C_tensor, scale: f64) -> RawError;
     fn dyad_accumulate(total: *const C_tensor, part: *const C_tensor) -> RawError;
     fn dyad_segmented_attention(
         query: *const C_tensor,
@@ -33,12 +43,30 @@ unsafe extern "C" {
     ) -> RawError;
 }
 
+thread_local! {
+    static ELSEWHERE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does work on the CPU as other devices do it, on this thread: how tests reach what GPUs run.
+pub fn as_elsewhere<T>(work: impl FnOnce() -> T) -> T {
+    let before = ELSEWHERE.replace(true);
+    let result = work();
+    ELSEWHERE.set(before);
+    result
+}
+
+/// Whether a device is served by libtorch's operators rather than by these kernels.
+#[must_use]
+pub fn elsewhere(device: Device) -> bool {
+    device != Device::Cpu || ELSEWHERE.get()
+}
+
 /// Whether these kernels serve such tensors.
 #[must_use]
 pub fn serves(tensors: &[&Tensor]) -> bool {
     let kind = tensors.first().map(|tensor| tensor.kind());
     matches!(kind, Some(Kind::Float | Kind::BFloat16))
-        && tensors.iter().all(|tensor| tensor.device() == Device::Cpu && Some(tensor.kind()) == kind)
+        && tensors.iter().all(|tensor| !elsewhere(tensor.device()) && Some(tensor.kind()) == kind)
 }
 
 /// The new tensor that a kernel made. A refusal is a bug of the caller's, as with tch's own operators.
@@ -66,6 +94,20 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     made(|out| unsafe { dyad_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
 }
 
+/// The same on any device, in three launches; `sin` is negative in its first half.
+pub fn rotate_half(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    // SAFETY: three live tensors, and a place for the result; the operators check sizes.
+    made(|out| unsafe { dyad_rotate_half(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
+}
+
+/// `y += scale x wᵀ`, on any device, in one launch; `y` is changed through every handle to it.
+pub fn add_product(y: &Tensor, x: &Tensor, w: &Tensor, scale: f64) {
+    // SAFETY: three live tensors; the operator checks sizes.
+    if let Err(error) = check(unsafe { dyad_add_product(y.as_ptr(), x.as_ptr(), w.as_ptr(), scale) }) {
+        panic!("adding a product: {error}");
+    }
+}
+
 /// `silu(gate) * up`.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     assert_eq!(gate.size(), up.size(), "one gate per value");
@@ -73,11 +115,19 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     made(|out| unsafe { dyad_swiglu(gate.as_ptr(), up.as_ptr(), out) })
 }
 
+/// Threads that share a kernel's work.
+pub fn kernel_threads() -> Result<usize, TorchError> {
+    let mut threads = 0;
+    // SAFETY: writes one integer.
+    check(unsafe { dyad_kernel_threads(&raw mut threads) })?;
+    Ok(threads)
+}
+
 /// `total += part`, whatever the kinds; `total` is changed through every handle to it.
 pub fn accumulate(total: &Tensor, part: &Tensor) {
     let narrow = total.kind() == Kind::Float && part.kind() == Kind::BFloat16;
     let plain = total.size() == part.size() && total.is_contiguous() && part.is_contiguous();
-    if !(narrow && plain && total.device() == Device::Cpu && part.device() == Device::Cpu) {
+    if !(narrow && plain && !elsewhere(total.device()) && !elsewhere(part.device())) {
         let mut total = total.shallow_clone();
         tch::no_grad(|| total += part);
         return;
@@ -99,4 +149,16 @@ pub fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segme
     made(|out| unsafe {
         dyad_segmented_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), layout.as_ptr(), layout.len(), out)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without OpenMP the bridge compiles as well, and its loops run on one thread.
+    #[test]
+    fn kernels_share_their_work_between_all_threads() {
+        tch::set_num_threads(2);
+        assert_eq!(kernel_threads().unwrap(), 2);
+    }
 }

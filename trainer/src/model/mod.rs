@@ -3,11 +3,14 @@
 //! A family is one file that implements [`DecoderLayer`] and appears in [`load_layer`]; everything else (embedding, final
 //! norm, head, adapters, gradients, checkpoints) works through that trait and the Hugging Face names it reports.
 
+pub mod attention;
 pub mod blocks;
 pub mod config;
 pub mod fused;
 pub mod llama;
 pub mod qwen2;
+pub mod relay;
+pub mod varlen;
 pub mod weights;
 
 use std::fmt;
@@ -18,9 +21,9 @@ use blocks::{Linear, Pass, Rotary, rms_norm};
 pub use config::ModelConfig;
 use dyad_proto::Fault;
 use tch::{Kind, Tensor};
-use weights::{Place, Weights};
+use weights::{Place, Reading, Weights};
 
-use crate::batch::{MicroBatch, Segment};
+use crate::batch::MicroBatch;
 use crate::comm::CommError;
 use crate::flat::{Keep, Lent, Residence};
 use crate::parameters::Named;
@@ -78,13 +81,18 @@ pub const HEAD: &str = "lm_head.weight";
 impl Model {
     /// Loads a model folder in the given precision.
     pub fn load(dir: &Path, place: Place) -> Result<Self, Fault> {
-        Self::load_units(dir, place, &mut |_, _| {})
+        Self::load_units(dir, place, &Reading::default(), &mut |_, _| {})
     }
 
     /// Loads a model folder unit by unit, so that what takes them over need not hold two models at once.
-    pub fn load_units(dir: &Path, place: Place, take: TakeUnit<'_>) -> Result<Self, Fault> {
+    pub fn load_units(
+        dir: &Path,
+        place: Place,
+        reading: &Reading,
+        take: TakeUnit<'_>,
+    ) -> Result<Self, Fault> {
         let config = ModelConfig::load(dir)?;
-        let weights = Weights::open(dir)?;
+        let weights = Weights::open_by(dir, reading)?;
         let vocabulary = [config.vocab_size, config.hidden_size];
         let mut embedding = weights.load(EMBEDDING, &vocabulary, place)?;
         take(0, vec![(EMBEDDING.to_owned(), &mut embedding)]);
@@ -186,10 +194,16 @@ impl Model {
         self.embedding.detach().index_select(0, tokens)
     }
 
-    /// Rotary positions of a packed batch.
+    /// Rotary positions of packed tokens.
     #[must_use]
     pub fn rotary(&self, positions: &Tensor) -> Rotary {
         Rotary::new(&self.config, positions, self.place.kind)
+    }
+
+    /// What every layer needs of a micro-batch. Its rotary positions are made by the first model that passes over it.
+    pub fn pass<'a>(&self, batch: &'a MicroBatch, training: bool) -> Pass<'a> {
+        let rotary = batch.rotary.get_or_init(|| self.rotary(&batch.positions));
+        Pass { segments: &batch.segments, varlen: batch.varlen.as_ref(), rotary, training }
     }
 
     /// Final norm of selected rows, ready for the head.
@@ -200,29 +214,22 @@ impl Model {
     /// Hidden states that score the rows of a micro-batch, with no graph kept: `[rows, hidden]`.
     pub fn score_rows(&self, batch: &MicroBatch) -> Result<Tensor, CommError> {
         tch::no_grad(|| {
-            let hidden = self.hidden_states(&batch.tokens, &batch.positions, &batch.segments)?;
+            let hidden = self.hidden_states(&batch.tokens, &self.pass(batch, false))?;
             let _top = self.residence.lend(self.top_unit(), None)?;
             Ok(self.normed_rows(&hidden, &batch.rows))
         })
     }
 
     /// Output of the last layer, with no graph kept: `[tokens, hidden]`. Without tokens, only takes part in bringing weights.
-    pub fn hidden_states(
-        &self,
-        tokens: &Tensor,
-        positions: &Tensor,
-        segments: &[Segment],
-    ) -> Result<Tensor, CommError> {
+    pub fn hidden_states(&self, tokens: &Tensor, pass: &Pass<'_>) -> Result<Tensor, CommError> {
         tch::no_grad(|| {
-            let rotary = self.rotary(positions);
-            let pass = Pass { segments, rotary: &rotary, training: false };
             let embedding = self.residence.lend(0, Some(1))?;
             let mut hidden = self.embed(tokens);
             drop(embedding);
             for (index, layer) in self.layers.iter().enumerate() {
                 let _weights = self.residence.lend(index + 1, Some(index + 2))?;
-                if !segments.is_empty() {
-                    hidden = layer.forward(&hidden, &pass);
+                if !pass.segments.is_empty() {
+                    hidden = layer.forward(&hidden, pass);
                 }
             }
             Ok(hidden)

@@ -1,18 +1,44 @@
 //! Tensors of a Hugging Face model folder, by name, from one or many safetensors files, mapped rather than read.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use dyad_proto::Fault;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
-/// All tensors of a folder; data stay on disk until asked for.
+use super::relay::{self, Relay, Relayed};
+
+/// How the ranks of a run come by the files of a model.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// One rank reads and the others get the bytes from it; otherwise every rank reads.
+    pub relay: Option<Relay>,
+    /// Adds up what has been loaded, so that ranks can compare.
+    pub digest: Option<Rc<Cell<i64>>>,
+}
+
+/// All tensors of a folder; data stay on disk, or at the rank that reads, until asked for.
 #[derive(Debug)]
 pub struct Weights {
     dir: PathBuf,
+    source: Source,
+    digest: Option<Rc<Cell<i64>>>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Files(Files),
+    Relayed(Relayed),
+}
+
+/// Mapped safetensors files.
+#[derive(Debug)]
+pub(super) struct Files {
     files: Vec<(PathBuf, Mmap)>,
     /// Tensor name -> index into `files`.
     index: HashMap<String, usize>,
@@ -21,24 +47,80 @@ pub struct Weights {
 impl Weights {
     /// Maps `model.safetensors` or the shards that `model.safetensors.index.json` names.
     pub fn open(dir: &Path) -> Result<Self, Fault> {
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
-        let paths = if single.is_file() {
-            vec![single]
-        } else if index.is_file() {
-            shards(dir, &index)?
-        } else {
-            return Err(Fault::input(format!("no weights in {}", dir.display())).hint(
-                "expected model.safetensors, or model.safetensors.index.json with its shards; \
-                 convert other formats with transformers' save_pretrained(safe_serialization=True)",
-            ));
-        };
-        Self::open_files(dir, paths)
+        Self::open_by(dir, &Reading::default())
+    }
+
+    /// The same; where one rank reads, only there.
+    pub fn open_by(dir: &Path, reading: &Reading) -> Result<Self, Fault> {
+        Self::open_paths(dir, || model_files(dir), reading)
     }
 
     /// Maps the given safetensors files; `dir` names them in errors.
     pub fn open_files(dir: &Path, paths: Vec<PathBuf>) -> Result<Self, Fault> {
-        let mut weights = Self { dir: dir.to_owned(), files: Vec::new(), index: HashMap::new() };
+        Self::open_files_by(dir, paths, &Reading::default())
+    }
+
+    /// The same; where one rank reads, only there.
+    pub fn open_files_by(dir: &Path, paths: Vec<PathBuf>, reading: &Reading) -> Result<Self, Fault> {
+        Self::open_paths(dir, || Ok(paths), reading)
+    }
+
+    fn open_paths(
+        dir: &Path,
+        paths: impl FnOnce() -> Result<Vec<PathBuf>, Fault>,
+        reading: &Reading,
+    ) -> Result<Self, Fault> {
+        let reads = reading.relay.as_ref().is_none_or(|relay| relay.communicator.rank() == relay::READER);
+        let files = reads.then(|| Files::open(paths()?)).transpose()?;
+        let source = match (&reading.relay, files) {
+            (None, Some(files)) => Source::Files(files),
+            (None, None) => return Err(Fault::failed("nobody reads the weights")),
+            (Some(relay), files) => Source::Relayed(Relayed::new(relay.clone(), files)?),
+        };
+        Ok(Self { dir: dir.to_owned(), source, digest: reading.digest.clone() })
+    }
+
+    /// Whether a tensor of this name is there.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Files(files) => files.index.contains_key(name),
+            Source::Relayed(relayed) => relayed.shape(name).is_some(),
+        }
+    }
+
+    /// Copies a tensor in its stored precision, after checking its shape: to the CPU, or where it was sent.
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, Fault> {
+        if !self.contains(name) {
+            return Err(Fault::input(format!("missing tensor {name} in {}", self.dir.display()))
+                .hint("the checkpoint is incomplete, or config.json is of another model"));
+        }
+        let tensor = match &self.source {
+            Source::Files(files) => {
+                let (bytes, found, kind) = files.view(name)?;
+                check_shape(name, files.path(name), &found, shape)?;
+                Tensor::from_data_size(bytes, &found, kind)
+            }
+            Source::Relayed(relayed) => {
+                check_shape(name, &self.dir, relayed.shape(name).unwrap_or_default(), shape)?;
+                relayed.tensor(name)?
+            }
+        };
+        if let Some(digest) = &self.digest {
+            digest.set(digest.get().wrapping_mul(MIX).wrapping_add(word_sum(&tensor)));
+        }
+        Ok(tensor)
+    }
+
+    /// A tensor in the precision and on the device it will live in.
+    pub fn load(&self, name: &str, shape: &[i64], place: Place) -> Result<Tensor, Fault> {
+        Ok(self.tensor(name, shape)?.to_device(place.device).to_kind(place.kind))
+    }
+}
+
+impl Files {
+    fn open(paths: Vec<PathBuf>) -> Result<Self, Fault> {
+        let mut opened = Self { files: Vec::new(), index: HashMap::new() };
         for path in paths {
             let map = map_file(&path)?;
             let names = SafeTensors::read_metadata(&map)
@@ -47,45 +129,65 @@ impl Weights {
                 .tensors()
                 .into_keys()
                 .collect::<Vec<_>>();
-            weights.index.extend(names.into_iter().map(|name| (name, weights.files.len())));
-            weights.files.push((path, map));
+            opened.index.extend(names.into_iter().map(|name| (name, opened.files.len())));
+            opened.files.push((path, map));
         }
-        Ok(weights)
+        Ok(opened)
     }
 
-    /// Whether a tensor of this name is there.
-    #[must_use]
-    pub fn contains(&self, name: &str) -> bool {
-        self.index.contains_key(name)
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
     }
 
-    /// Copies a tensor to the CPU in its stored precision after checking its shape.
-    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, Fault> {
-        let Some(&file) = self.index.get(name) else {
-            return Err(Fault::input(format!("missing tensor {name} in {}", self.dir.display()))
-                .hint("the checkpoint is incomplete, or config.json is of another model"));
-        };
-        let (path, map) = &self.files[file];
+    fn path(&self, name: &str) -> &Path {
+        self.index.get(name).map_or(Path::new(""), |&file| &self.files[file].0)
+    }
+
+    /// Bytes, shape and precision of a tensor that is there.
+    pub(super) fn view(&self, name: &str) -> Result<(&[u8], Vec<i64>, Kind), Fault> {
+        let missing = || Fault::input(format!("missing tensor {name}"));
+        let (path, map) = &self.files[*self.index.get(name).ok_or_else(missing)?];
         let tensors = SafeTensors::deserialize(map).map_err(|error| damaged(path, &error))?;
         let view = tensors.tensor(name).map_err(|error| damaged(path, &error))?;
-        let found: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
-        if found != shape {
-            return Err(Fault::input(format!(
-                "tensor {name} in {} has shape {found:?}, expected {shape:?}",
-                path.display()
-            ))
-            .hint("config.json does not belong to these weights"));
-        }
         let kind = kind(view.dtype()).ok_or_else(|| {
             Fault::input(format!("tensor {name} in {}: unsupported dtype {:?}", path.display(), view.dtype()))
         })?;
-        Ok(Tensor::from_data_size(view.data(), &found, kind))
+        Ok((view.data(), view.shape().iter().map(|&size| size as i64).collect(), kind))
     }
+}
 
-    /// A tensor in the precision and on the device it will live in.
-    pub fn load(&self, name: &str, shape: &[i64], place: Place) -> Result<Tensor, Fault> {
-        Ok(self.tensor(name, shape)?.to_device(place.device).to_kind(place.kind))
+/// Makes the order of tensors count in a digest.
+const MIX: i64 = 0x5851_F42D_4C95_7F2D;
+
+/// Sum of a tensor's bytes, eight at a time where that comes out even.
+fn word_sum(tensor: &Tensor) -> i64 {
+    let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    let word = if bytes.is_multiple_of(8) { Kind::Int64 } else { Kind::Uint8 };
+    tensor.flatten(0, -1).view_dtype(word).sum(Kind::Int64).int64_value(&[])
+}
+
+fn check_shape(name: &str, path: &Path, found: &[i64], expected: &[i64]) -> Result<(), Fault> {
+    if found == expected {
+        return Ok(());
     }
+    let path = path.display();
+    Err(Fault::input(format!("tensor {name} in {path} has shape {found:?}, expected {expected:?}"))
+        .hint("config.json does not belong to these weights"))
+}
+
+fn model_files(dir: &Path) -> Result<Vec<PathBuf>, Fault> {
+    let single = dir.join("model.safetensors");
+    let index = dir.join("model.safetensors.index.json");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    if index.is_file() {
+        return shards(dir, &index);
+    }
+    Err(Fault::input(format!("no weights in {}", dir.display())).hint(
+        "expected model.safetensors, or model.safetensors.index.json with its shards; \
+         convert other formats with transformers' save_pretrained(safe_serialization=True)",
+    ))
 }
 
 /// Where and in which precision a tensor lives.

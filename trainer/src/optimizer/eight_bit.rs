@@ -180,7 +180,7 @@ impl Moments {
                     exp_avg: &first,
                     exp_avg_sq: &second,
                 };
-                fused_adamw(&[slot], step, hyper)?;
+                fused_adamw(&[slot], step, None, hyper)?;
                 self.exp_avg.write(&chunk, &first);
                 self.exp_avg_sq.write(&chunk, &second);
             }

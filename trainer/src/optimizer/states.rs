@@ -48,8 +48,21 @@ impl States {
         Self { master, decaying, moments }
     }
 
-    /// One AdamW step from this gradient; `step` counts from 1.
-    pub fn update(&mut self, grad: &Tensor, step: u64, hyper: AdamHyper) -> Result<(), TorchError> {
+    /// One AdamW step from this gradient, divided by `divisor` where there is one; `step` counts from 1.
+    pub fn update(
+        &mut self,
+        grad: &Tensor,
+        divisor: Option<&Tensor>,
+        step: u64,
+        hyper: AdamHyper,
+    ) -> Result<(), TorchError> {
+        // The fused step divides on its way; elsewhere that is a pass of its own.
+        let divides = matches!(self.moments, Moments::Wide { .. }) && self.master.device() == grad.device();
+        let grad = match divisor {
+            Some(divisor) if !divides => grad / divisor,
+            _ => grad.shallow_clone(),
+        };
+        let divisor = divisor.filter(|_| divides);
         let grad = grad.to_device(self.master.device());
         let len = self.master.numel() as i64;
         let count = Tensor::full([], step as f64, (Kind::Float, self.master.device()));
@@ -68,7 +81,7 @@ impl States {
                         exp_avg: &exp_avg,
                         exp_avg_sq: &exp_avg_sq,
                     };
-                    fused_adamw(&[slot], &count, hyper)?;
+                    fused_adamw(&[slot], &count, divisor, hyper)?;
                 }
                 Moments::EightBit(moments) => {
                     moments.update(range, (&parameter, &gradient), (step, hyper))?;

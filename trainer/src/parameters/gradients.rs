@@ -1,6 +1,6 @@
 //! A step's gradients: added up in buckets, reduced between ranks as buckets complete, freed where only a part is kept.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Bucket, Parameters};
 use crate::comm::{CommError, Pending};
@@ -48,6 +48,19 @@ impl Parameters {
     /// A unit's gradients are complete in this micro-batch. Reduces the bucket that they complete: after the step's last
     /// micro-batch, or after each where no rank keeps whole gradients.
     pub fn complete(&mut self, unit: usize, last: bool) -> Result<(), CommError> {
+        match unit == 0 && self.lookup_travels_apart() {
+            true if last => self.reduce_rows(),
+            true => Ok(()),
+            false => self.complete_bucket(unit, last),
+        }
+    }
+
+    /// A tied head has added its share of the embedding's gradient in this micro-batch; all but the lookup's is complete.
+    pub fn complete_tied_head(&mut self, last: bool) -> Result<(), CommError> {
+        if self.lookup_travels_apart() { self.complete_bucket(0, last) } else { Ok(()) }
+    }
+
+    fn complete_bucket(&mut self, unit: usize, last: bool) -> Result<(), CommError> {
         match self.buckets.iter().position(|bucket| bucket.units.start == unit) {
             Some(index) if last || self.keeping.sharding.of_gradients() => self.reduce(index),
             _ => Ok(()),
@@ -100,7 +113,8 @@ impl Parameters {
             .filter(|&index| self.buckets[index].reduction.is_some())
             .collect::<Vec<_>>()
             .into_iter()
-            .try_for_each(|index| self.land(index))
+            .try_for_each(|index| self.land(index))?;
+        self.settle_rows()
     }
 
     /// This rank's own part of a bucket's gradient.
@@ -109,20 +123,20 @@ impl Parameters {
         bucket.total.as_ref().map_or_else(|| part(&bucket.grad, own), Tensor::shallow_clone)
     }
 
-    /// L2 norm over all gradients of all ranks.
-    pub fn grad_norm(&self) -> Result<f64, CommError> {
+    /// L2 norm over all gradients of all ranks, float64, where the gradients are: reading it is the caller's to time. `[1]`
+    pub fn grad_norm(&self) -> Result<Tensor, CommError> {
         let square = |bucket| {
             let grad = self.own_grad(bucket);
             grad.dot(&grad).to_kind(Kind::Double)
         };
         let squares: Vec<Tensor> = self.buckets.iter().map(square).collect();
         if squares.is_empty() {
-            return Ok(0.0);
+            return Ok(Tensor::zeros([1], (Kind::Double, Device::Cpu)));
         }
         let total = Tensor::stack(&squares, 0).sum(Kind::Double).view([1]);
         if self.keeping.sharding.of_states() {
             self.keeping.link.communicator()?.all_reduce(&total)?.wait()?;
         }
-        Ok(total.sqrt().double_value(&[0]))
+        Ok(total.sqrt())
     }
 }

@@ -6,6 +6,7 @@
 
 mod gradients;
 mod planes;
+mod rows;
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -88,6 +89,8 @@ pub struct Parameters {
     keeping: Keeping,
     /// Buckets whose gradients are being divided, oldest first.
     in_flight: std::collections::VecDeque<usize>,
+    /// Rows of the embedding that this step looks up, where they travel alone.
+    rows: Option<rows::Rows>,
 }
 
 /// A trainable tensor of the model, float32, with its checkpoint name.
@@ -99,7 +102,8 @@ impl Parameters {
     pub fn none(units: usize, keeping: Keeping) -> Self {
         let mut empty = Vec::new();
         empty.resize_with(units, Vec::new);
-        Self { units: empty, buckets: Vec::new(), keeping, in_flight: std::collections::VecDeque::new() }
+        let in_flight = std::collections::VecDeque::new();
+        Self { units: empty, buckets: Vec::new(), keeping, in_flight, rows: None }
     }
 
     /// Moves the given float32 tensors into flat buffers and leaves, in their place, trainable leaves. Small units share a

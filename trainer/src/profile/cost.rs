@@ -63,7 +63,7 @@ impl Class {
             Self::Call
         } else if is(&["adamw"]) {
             Self::Optimizer
-        } else if is(&["scaled_dot_product", "flash_", "efficient_attention", "fmha"]) {
+        } else if is(&["dyad::attention", "scaled_dot_product", "flash_", "efficient_attention", "fmha"]) {
             Self::Attention
         } else if matches!(operator, "mm" | "addmm" | "bmm" | "baddbmm" | "matmul" | "linear")
             || is(&["gemm", "cutlass", "nvjet"])
@@ -105,12 +105,18 @@ impl Class {
 /// Floating-point operations of a matrix product or an attention, two to a multiply-accumulate; 0 for everything else.
 #[must_use]
 pub fn flops(event: &Event) -> f64 {
+    if let Some((_, operations)) = counted(&event.name) {
+        return operations;
+    }
     let shape = |index: usize| event.shapes.get(index).map_or(&[] as &[i64], Vec::as_slice);
     match event.name.strip_prefix("aten::").unwrap_or(&event.name).trim_end_matches('_') {
         "mm" => product(shape(0), shape(1)),
         "addmm" => product(shape(1), shape(2)),
         "bmm" => product(shape(0), shape(1)),
         "baddbmm" => product(shape(1), shape(2)),
+        // The bridge's own says in a second shape how many pairs of tokens see each other.
+        "dyad::attention" => visible(shape(0), shape(1)),
+        "dyad::attention_backward" => 2.5 * visible(shape(0), shape(1)),
         name if name.contains("scaled_dot_product") && name.contains("attention") => {
             let backward = name.ends_with("backward");
             // The backward pass gets the output's gradient first, and does five products to the forward pass's two.
@@ -119,6 +125,18 @@ pub fn flops(event: &Event) -> f64 {
         }
         _ => 0.0,
     }
+}
+
+/// What an operator is called in tables: attention over runs without the operations that its name carries.
+#[must_use]
+pub fn plain_name(name: &str) -> &str {
+    counted(name).map_or(name, |(plain, _)| plain)
+}
+
+/// Attention over runs says in its name what it has to compute (`ext/varlen.cpp`): no shape tells.
+fn counted(name: &str) -> Option<(&str, f64)> {
+    let (plain, operations) = name.strip_prefix("dyad::").and(name.rsplit_once(' '))?;
+    Some((plain, operations.parse().ok()?))
 }
 
 /// `[…, m, k] × […, k, n]`.
@@ -136,6 +154,14 @@ fn attention(q: &[i64], k: &[i64]) -> f64 {
             let share = if queries == keys { 0.5 } else { 1.0 };
             4.0 * share * numel(q) * *keys as f64
         }
+        _ => 0.0,
+    }
+}
+
+/// Queries `[tokens, heads, width]`, and `[pairs, 0]`.
+fn visible(q: &[i64], pairs: &[i64]) -> f64 {
+    match (q, pairs) {
+        ([_, heads, width], [pairs, ..]) => 4.0 * (heads * width * pairs) as f64,
         _ => 0.0,
     }
 }
@@ -196,6 +222,16 @@ mod tests {
         assert_eq!(flops(&event(name, &[q, q, q])), 2.0 * 2.0 * 6.0 * 6.0 * 8.0);
         let backward = event(&format!("{name}_backward"), &[q, q, k, k]);
         assert_eq!(flops(&backward), 2.5 * 4.0 * 2.0 * 6.0 * 9.0 * 8.0);
+        let own = event("dyad::attention", &[&[6, 2, 8], &[21, 0]]);
+        assert_eq!(flops(&own), 4.0 * 2.0 * 8.0 * 21.0);
+    }
+
+    #[test]
+    fn attention_over_runs_says_what_it_computes() {
+        let named = event("dyad::attention flash backward 12500", &[]);
+        assert_eq!((flops(&named), plain_name(&named.name)), (12_500.0, "dyad::attention flash backward"));
+        assert_eq!(Class::of(&named.name), Class::Attention);
+        assert_eq!((plain_name("aten::mm"), flops(&event("dyad::attention", &[]))), ("aten::mm", 0.0));
     }
 
     #[test]

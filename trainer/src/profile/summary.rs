@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::cost::{Class, bytes, flops};
+use super::cost::{Class, bytes, flops, plain_name};
 use super::recorder::Event;
 
 /// Span around a whole optimizer step.
@@ -80,7 +80,7 @@ impl Summary {
             let row = Row { seconds, calls: 1.0, flops: flops(event), bytes: least, ..Row::default() };
             *phases.entry(phase).or_default().classes.entry(class).or_default() += seconds;
             classes.add(class.name(), &row, share);
-            operators.add(&event.name, &row, share);
+            operators.add(plain_name(&event.name), &row, share);
         }
         for event in events.iter().filter(|event| collective(event)) {
             let seconds = event.duration_ns as f64 * 1e-9 * share;
@@ -101,6 +101,13 @@ impl Summary {
             operators: operators.rows(),
             kernels: kernels.rows(),
         }
+    }
+
+    /// The attention operators that ran, the longest first: which kernel was taken.
+    #[must_use]
+    pub fn attention(&self) -> Vec<&str> {
+        let operators = self.operators.iter().map(|row| row.name.as_str());
+        operators.filter(|name| Class::of(name) == Class::Attention).collect()
     }
 
     /// Floating-point operations of matrix products and attention.
@@ -256,6 +263,17 @@ mod tests {
         // What an operator calls moves the bytes.
         assert_eq!((product.bytes, copy.bytes), (0.0, 80.0));
         assert_eq!(summary.flops(), 120.0);
+    }
+
+    #[test]
+    fn the_attention_kernel_that_ran_is_named_once() {
+        let mut events = two_steps();
+        for (start, operations) in [(1012, 7), (2012, 9)] {
+            events.push(event(&format!("dyad::attention flash forward {operations}"), start, 5, false));
+        }
+        let summary = Summary::new(&events);
+        assert_eq!(summary.attention(), ["dyad::attention flash forward"]);
+        assert_eq!(summary.flops(), 128.0);
     }
 
     /// It lasts from one part into another, and hides no part's time.

@@ -70,6 +70,7 @@ impl Report {
             self.summary.communication_seconds,
             waited.map_or(0.0, |phase| phase.seconds)
         );
+        let _ = writeln!(out, "attention           {}", self.summary.attention().join(", "));
         let TokenCounts { computed, repeated_prompt, padding, unshared } = self.tokens;
         let _ = writeln!(
             out,

@@ -1,0 +1,171 @@
+//! What a host offers, as its agent sees it.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::numa::{Topology, allowed_cores};
+use crate::plan::Machine;
+
+/// The agent's first words.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Of the launcher's package; both ends must be of one build.
+    pub version: String,
+    /// Host name.
+    pub host: String,
+    /// CPU cores that the agent may use.
+    pub cores: usize,
+    /// Visible GPUs.
+    pub gpus: u32,
+    /// Memory of each GPU in bytes, where nvidia-smi tells.
+    pub gpu_memory: Vec<u64>,
+    /// Free memory of the host in bytes.
+    pub free_memory: u64,
+    /// Memory nodes and their cores.
+    pub topology: Topology,
+    /// Addresses by which others may reach this host, likeliest first; loopback ones last.
+    pub addresses: Vec<Interface>,
+    /// Address that the launching machine has from here, when it came over ssh.
+    pub launcher_address: Option<IpAddr>,
+    /// Seconds since 1970 by this host's clock.
+    pub clock: f64,
+}
+
+/// An address of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Such as `eth0`.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+impl Hello {
+    /// Looks at this host.
+    #[must_use]
+    pub fn here() -> Self {
+        let Machine { cores, gpus } = Machine::here();
+        let ssh = std::env::var("SSH_CONNECTION").unwrap_or_default();
+        let (client, server) = ssh_ends(&ssh);
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            host: host_name(),
+            cores,
+            gpus,
+            gpu_memory: if gpus > 0 { gpu_memory() } else { Vec::new() },
+            free_memory: free_memory(),
+            topology: Topology::read(Path::new("/"), &allowed_cores()),
+            addresses: likeliest_first(interfaces(), server),
+            launcher_address: client,
+            clock: clock(),
+        }
+    }
+}
+
+/// Name of this host.
+#[must_use]
+pub fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn clock() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// All addresses of this host.
+#[must_use]
+pub fn interfaces() -> Vec<Interface> {
+    let all = if_addrs::get_if_addrs().unwrap_or_default();
+    all.into_iter().map(|found| Interface { address: found.ip(), name: found.name }).collect()
+}
+
+/// The interface by which this host reaches `http://host:port`. Connecting a UDP socket sends nothing.
+#[must_use]
+pub fn interface_towards(address: &str) -> Option<Interface> {
+    let target = address.rsplit("//").next().unwrap_or(address).trim_end_matches('/');
+    let bind = if target.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+    let socket = std::net::UdpSocket::bind(bind).ok()?;
+    socket.connect(target).ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    interfaces().into_iter().find(|interface| interface.address == own)
+}
+
+/// Bytes of memory that can be had without swapping.
+#[must_use]
+pub fn free_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+/// Bytes of each GPU as nvidia-smi has them; empty where it is missing.
+#[must_use]
+pub fn gpu_memory() -> Vec<u64> {
+    let output = std::process::Command::new("nvidia-smi")
+        .args(["--query-gpu=memory.total", "--format=csv,noheader,nounits"])
+        .output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().filter_map(|line| line.trim().parse::<u64>().ok()).map(|mib| mib << 20).collect()
+}
+
+/// `SSH_CONNECTION` is client address and port, server address and port.
+fn ssh_ends(connection: &str) -> (Option<IpAddr>, Option<IpAddr>) {
+    let words: Vec<&str> = connection.split_whitespace().collect();
+    let parse = |index: usize| words.get(index).and_then(|word| word.parse().ok());
+    (parse(0), parse(2))
+}
+
+/// The address that ssh came in on is reached by one other host at least. A container's own bridges reach nobody.
+fn likeliest_first(mut interfaces: Vec<Interface>, ssh: Option<IpAddr>) -> Vec<Interface> {
+    interfaces.retain(|interface| !is_link_local(interface.address));
+    interfaces.sort_by_key(|Interface { name, address }| {
+        let inner = ["docker", "virbr", "veth", "br-", "cni"].iter().any(|prefix| name.starts_with(prefix));
+        (address.is_loopback(), Some(*address) != ssh, inner, address.is_ipv6())
+    });
+    interfaces
+}
+
+/// Such addresses mean nothing without the name of an interface.
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.segments()[0] & 0xffc0 == 0xfe80,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_ssh_came_in_on_is_tried_first_and_loopback_last() {
+        let interface =
+            |name: &str, address: &str| Interface { name: name.into(), address: address.parse().unwrap() };
+        let found = vec![
+            interface("lo", "127.0.0.1"),
+            interface("eth0", "fe80::1"),
+            interface("docker0", "172.17.0.1"),
+            interface("eth0", "2001:db8::7"),
+            interface("eth0", "192.168.1.7"),
+            interface("ib0", "10.0.0.7"),
+        ];
+        let (client, server) = ssh_ends("10.0.0.1 50000 10.0.0.7 22");
+        assert_eq!(client, Some("10.0.0.1".parse().unwrap()));
+        let order: Vec<String> =
+            likeliest_first(found, server).iter().map(|found| found.address.to_string()).collect();
+        assert_eq!(order, ["10.0.0.7", "192.168.1.7", "2001:db8::7", "172.17.0.1", "127.0.0.1"]);
+        assert_eq!(ssh_ends(""), (None, None));
+    }
+
+    #[test]
+    fn loopback_leads_to_this_machine() {
+        let found = interface_towards("http://127.0.0.1:29400").unwrap();
+        assert_eq!((found.name.as_str(), found.address.is_loopback()), ("lo", true));
+        assert_eq!(interface_towards("http://nowhere.invalid:1"), None);
+    }
+}

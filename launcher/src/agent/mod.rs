@@ -1,0 +1,10 @@
+//! The node agent: `launcher agent` on each host starts and watches processes there for a launcher somewhere else.
+//!
+//! - when its standard input closes, or the launcher is silent for too long, everything that it started is killed.
+//! - its standard output holds protocol lines alone.
+//!
+//! [`protocol`]: what is said. [`machine`]: what the host offers. [`serve`]: the agent itself.
+
+pub mod machine;
+pub mod protocol;
+pub mod serve;

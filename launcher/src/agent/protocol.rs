@@ -1,0 +1,222 @@
+//! What launcher and node agent say to each other: one JSON value a line, over the agent's standard input and output.
+
+use dyad_proto::security::Material;
+use dyad_proto::{ErrorCode, Fault};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::machine::Hello;
+use crate::doctor::facts::Facts;
+
+/// From the launcher.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Start a program of Dyad.
+    Start(Start),
+    /// Send a signal to a process that was started.
+    Signal {
+        /// Which.
+        process: u64,
+        /// Number of the signal.
+        signal: i32,
+    },
+    /// Look something up, or do something once.
+    Ask {
+        /// Names the answer.
+        ask: u64,
+        /// What.
+        question: Question,
+    },
+    /// A sign of life, to be answered.
+    Ping,
+}
+
+/// A program to start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Names the process from then on.
+    pub process: u64,
+    /// `coordinator` or `trainer`, which lie beside the agent.
+    pub program: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Set in its environment besides the agent's own.
+    pub env: Vec<(String, String)>,
+    /// Cores that it keeps to; empty for all.
+    pub cores: Vec<usize>,
+    /// Its standard output is wanted.
+    pub stdout: bool,
+}
+
+/// Something the agent answers once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// Check what the configuration names on this host, and write it into the output folder where the coordinator runs.
+    Prepare(Prepare),
+    /// Write what a process shows to the others into a folder for this user alone. It goes when the agent ends.
+    Keep {
+        /// Name of the process.
+        process: String,
+        /// Contents of its files.
+        material: Material,
+    },
+    /// Open a port on all addresses until the agent ends or is asked again.
+    Listen,
+    /// Try to connect to each address.
+    Reach {
+        /// `host:port`.
+        addresses: Vec<String>,
+    },
+    /// Everything that `launcher doctor` looks at.
+    Examine(Examine),
+}
+
+/// What a host has to hold for a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Prepare {
+    /// The checked configuration.
+    pub config_json: String,
+    /// The coordinator runs here: it reads the pairs and writes the output folder.
+    pub coordinator: bool,
+    /// An earlier run in the output folder is in the way.
+    pub fresh: bool,
+}
+
+/// What `launcher doctor` wants to know of a host beside what is always looked at.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Examine {
+    /// Of the run that is planned, if any.
+    pub config_json: Option<String>,
+}
+
+/// From the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// First of all: who and what this host is.
+    Hello(Box<Hello>),
+    /// A line of a process.
+    Line {
+        /// Whose.
+        process: u64,
+        /// From standard output, not standard error.
+        stdout: bool,
+        /// Without its end.
+        text: String,
+    },
+    /// A process has ended; all its lines came before.
+    Ended {
+        /// Which.
+        process: u64,
+        /// As wait(2) has it.
+        status: i32,
+    },
+    /// A process could not be started.
+    Unstarted {
+        /// Which.
+        process: u64,
+        /// Why.
+        trouble: Trouble,
+    },
+    /// To a question.
+    Answer {
+        /// Which.
+        ask: u64,
+        /// What was found.
+        answer: Answer,
+    },
+    /// Answers a ping.
+    Pong,
+}
+
+/// What the agent found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// The path of what was written.
+    Written(String),
+    /// The port that was opened.
+    Listening(u16),
+    /// Whether each address could be reached, and what stood in the way.
+    Reached(Vec<Option<String>>),
+    /// Facts for `launcher doctor`.
+    Examined(Box<Facts>),
+    /// It cannot be done.
+    Failed(Trouble),
+}
+
+/// A fault on its way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Trouble {
+    status: u8,
+    message: String,
+    hint: String,
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Self {
+        Self { status: fault.code.exit_status(), message: fault.to_string(), hint: fault.hint }
+    }
+}
+
+impl From<Trouble> for Fault {
+    fn from(trouble: Trouble) -> Self {
+        let code = match trouble.status {
+            2 => ErrorCode::InvalidInput,
+            3 => ErrorCode::Unavailable,
+            4 => ErrorCode::Echo,
+            130 => ErrorCode::Interrupted,
+            _ => ErrorCode::Failed,
+        };
+        Fault::new(code, trouble.message).hint(trouble.hint)
+    }
+}
+
+/// One line, with its end.
+#[must_use]
+pub fn encode<T: Serialize>(message: &T) -> String {
+    // Nothing here has keys that are no strings, which is all that serialisation could fail on.
+    serde_json::to_string(message).unwrap_or_default() + "\n"
+}
+
+/// What a line says; `None` for anything else, such as what a login script prints.
+#[must_use]
+pub fn decode<T: for<'a> Deserialize<'a>>(line: &str) -> Option<T> {
+    serde_json::from_str(line).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_single_lines_and_come_back_as_they_were() {
+        let start = Start {
+            process: 7,
+            program: "trainer".into(),
+            args: vec!["--name".into(), "a\nb \"c\"".into()],
+            env: vec![("OTEL_SERVICE_NAME".into(), "dyad=1\n".into())],
+            cores: vec![0, 3],
+            stdout: true,
+        };
+        let line = encode(&Request::Start(start.clone()));
+        assert_eq!(line.matches('\n').count(), 1);
+        assert!(matches!(decode(&line), Some(Request::Start(came)) if came == start));
+        for noise in ["", "Welcome to node a", "{}", "{\"start\":3}", "null"] {
+            assert!(decode::<Request>(noise).is_none() && decode::<Reply>(noise).is_none(), "{noise}");
+        }
+    }
+
+    #[test]
+    fn faults_keep_code_message_and_hint() {
+        for code in [ErrorCode::InvalidInput, ErrorCode::Unavailable, ErrorCode::Failed, ErrorCode::Echo] {
+            let fault = Fault::new(code, "no file").hint("make one");
+            let line = encode(&Answer::Failed(fault.clone().into()));
+            let Some(Answer::Failed(trouble)) = decode(&line) else { panic!("{line}") };
+            assert_eq!(Fault::from(trouble), fault);
+        }
+    }
+}

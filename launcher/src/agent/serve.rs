@@ -1,0 +1,281 @@
+//! The agent's life: say hello, obey line by line, and take everything along when the launcher is gone.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+
+use clap::Args;
+use dyad_proto::security::{Material, TLS_DIR};
+use dyad_proto::{Fault, RunConfig};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use crate::agent::machine::{Hello, interface_towards};
+use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, decode, encode};
+use crate::children::{die_with_me, keep_to};
+use crate::doctor::facts::Facts;
+use crate::preflight;
+use crate::security::secret_folder::SecretFolder;
+use crate::supervise::program;
+
+/// How long an address may take to answer.
+const REACH: Duration = Duration::from_secs(5);
+
+/// Options of `launcher agent`.
+#[derive(Args, Clone, Debug)]
+pub struct AgentOptions {
+    /// End, and kill what was started, when the launcher has said nothing for so long.
+    #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub silence: u64,
+}
+
+/// Serves a launcher on standard input and output until that is gone; does not return then.
+pub async fn serve(options: &AgentOptions) -> Result<(), Fault> {
+    outlive_signals()?;
+    let silence = Duration::from_secs(options.silence);
+    LocalSet::new().run_until(obey(silence)).await;
+    // A read of standard input cannot be taken back, so there is no other way out. What is left dies with this process.
+    std::process::exit(0)
+}
+
+/// A scheduler signals everything of a job; trainers then ask for a checkpoint, and the agent must live to see it through.
+fn outlive_signals() -> Result<(), Fault> {
+    for kind in
+        [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::user_defined1()]
+    {
+        // A handler stays for the life of the process.
+        let _ = signal(kind).map_err(|error| Fault::failed(format!("cannot listen for signals: {error}")))?;
+    }
+    Ok(())
+}
+
+async fn obey(silence: Duration) {
+    let (say, said) = mpsc::unbounded_channel();
+    let mut agent = Agent { say, processes: Rc::default(), listener: None, keys: None };
+    agent.say(&Reply::Hello(Box::new(Hello::here())));
+    tokio::select! {
+        () = agent.listen_to(silence) => {}
+        // nobody listens to what the agent says.
+        () = write(said) => {}
+    }
+    agent.kill_all();
+}
+
+async fn write(mut said: mpsc::UnboundedReceiver<String>) {
+    let mut stdout = tokio::io::stdout();
+    while let Some(line) = said.recv().await {
+        let written = stdout.write_all(line.as_bytes()).await;
+        if written.is_err() || stdout.flush().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// NCCL would choose among all interfaces by itself, and on many machines takes one that leads nowhere.
+fn nccl_interface(start: &Start) -> Option<(&'static str, String)> {
+    const NAME: &str = "NCCL_SOCKET_IFNAME";
+    if start.env.iter().any(|(name, _)| name == NAME) || std::env::var_os(NAME).is_some() {
+        return None;
+    }
+    let at = start.args.iter().position(|arg| arg == "--coordinator")?;
+    let interface = interface_towards(start.args.get(at + 1)?)?;
+    (!interface.address.is_loopback()).then(|| (NAME, format!("={}", interface.name)))
+}
+
+struct Agent {
+    say: mpsc::UnboundedSender<String>,
+    /// Process ids of what runs.
+    processes: Rc<RefCell<HashMap<u64, i32>>>,
+    listener: Option<tokio::task::JoinHandle<()>>,
+    /// Where processes here read their keys; goes with the agent.
+    keys: Option<SecretFolder>,
+}
+
+impl Agent {
+    fn say(&self, reply: &Reply) {
+        // Fails only when the process is about to end.
+        let _ = self.say.send(encode(reply));
+    }
+
+    /// Obeys until the launcher is gone.
+    async fn listen_to(&mut self, silence: Duration) {
+        let mut lines = BufReader::new(tokio::io::stdin()).lines();
+        while let Ok(Ok(Some(line))) = tokio::time::timeout(silence, lines.next_line()).await {
+            if let Some(request) = decode(&line) {
+                self.obey(request);
+            }
+        }
+    }
+
+    fn obey(&mut self, request: Request) {
+        match request {
+            Request::Ping => self.say(&Reply::Pong),
+            Request::Signal { process, signal } => self.signal(process, signal),
+            Request::Start(start) => {
+                let process = start.process;
+                if let Err(fault) = self.start(&start) {
+                    self.say(&Reply::Unstarted { process, trouble: fault.into() });
+                }
+            }
+            Request::Ask { ask, question } => self.ask(ask, question),
+        }
+    }
+
+    fn start(&self, start: &Start) -> Result<(), Fault> {
+        let path = program(&start.program)?;
+        let mut command = Command::new(&path);
+        // What this host's own environment says of TLS is not meant for this run.
+        command.env_remove(TLS_DIR);
+        command.args(&start.args).envs(start.env.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        command.stdout(if start.stdout { Stdio::piped() } else { Stdio::null() });
+        command.envs(nccl_interface(start));
+        keep_to(&mut command, &start.cores);
+        die_with_me(&mut command);
+        let child = command
+            .spawn()
+            .map_err(|error| Fault::failed(format!("cannot start {}: {error}", path.display())))?;
+        if let Some(pid) = child.id() {
+            self.processes.borrow_mut().insert(start.process, pid as i32);
+        }
+        let (say, processes, process) = (self.say.clone(), Rc::clone(&self.processes), start.process);
+        tokio::task::spawn_local(async move {
+            let status = watch(child, process, &say).await;
+            processes.borrow_mut().remove(&process);
+            let _ = say.send(encode(&Reply::Ended { process, status }));
+        });
+        Ok(())
+    }
+
+    #[expect(unsafe_code, reason = "kill")]
+    fn signal(&self, process: u64, signal: i32) {
+        if let Some(&pid) = self.processes.borrow().get(&process) {
+            // SAFETY: a plain system call; what is in the map is not reaped yet, so the id is still its own.
+            unsafe { libc::kill(pid, signal) };
+        }
+    }
+
+    fn keep(&mut self, process: &str, material: &Material) -> Result<Answer, Fault> {
+        let keys = match self.keys.take() {
+            Some(keys) => keys,
+            None => SecretFolder::create()?,
+        };
+        let written = keys.write(process, material);
+        self.keys = Some(keys);
+        Ok(Answer::Written(written?.display().to_string()))
+    }
+
+    fn kill_all(&self) {
+        let all: Vec<u64> = self.processes.borrow().keys().copied().collect();
+        all.into_iter().for_each(|process| self.signal(process, libc::SIGKILL));
+    }
+
+    fn ask(&mut self, ask: u64, question: Question) {
+        if let Question::Keep { process, material } = &question {
+            let answer = self.keep(process, material).unwrap_or_else(|fault| Answer::Failed(fault.into()));
+            return self.say(&Reply::Answer { ask, answer });
+        }
+        let say = self.say.clone();
+        let listener = matches!(question, Question::Listen);
+        let task = tokio::task::spawn_local(async move {
+            let reply = |answer| encode(&Reply::Answer { ask, answer });
+            if listener {
+                return listen(&say, reply).await;
+            }
+            let _ =
+                say.send(reply(answer(question).await.unwrap_or_else(|fault| Answer::Failed(fault.into()))));
+        });
+        if listener && let Some(before) = self.listener.replace(task) {
+            before.abort();
+        }
+    }
+}
+
+/// Passes a process's lines on until it has ended and all are read; its status as wait(2) has it.
+async fn watch(mut child: Child, process: u64, say: &mpsc::UnboundedSender<String>) -> i32 {
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (_, _, status) =
+        tokio::join!(pass_on(stdout, process, true, say), pass_on(stderr, process, false, say), child.wait());
+    status.map_or(1 << 8, ExitStatusExt::into_raw)
+}
+
+async fn pass_on<R: AsyncRead + Unpin>(
+    stream: Option<R>,
+    process: u64,
+    stdout: bool,
+    say: &mpsc::UnboundedSender<String>,
+) {
+    let Some(stream) = stream else { return };
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    // By bytes: a line that is no UTF-8 must not end the log.
+    while reader.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
+        let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
+        let _ = say.send(encode(&Reply::Line { process, stdout, text }));
+        line.clear();
+    }
+}
+
+async fn answer(question: Question) -> Result<Answer, Fault> {
+    match question {
+        Question::Prepare(prepare) => prepared(&prepare),
+        Question::Reach { addresses } => Ok(Answer::Reached(reach(&addresses).await)),
+        Question::Examine(examine) => Ok(Answer::Examined(Box::new(Facts::here(&examine)))),
+        // Answered before, by the agent itself.
+        Question::Listen | Question::Keep { .. } => Ok(Answer::Done),
+    }
+}
+
+fn prepared(prepare: &Prepare) -> Result<Answer, Fault> {
+    let config = RunConfig::from_json(&prepare.config_json)?;
+    preflight::look(&config, prepare.coordinator, prepare.fresh)?;
+    if !prepare.coordinator {
+        return Ok(Answer::Done);
+    }
+    Ok(Answer::Written(preflight::write_config(&config)?.display().to_string()))
+}
+
+async fn listen(say: &mpsc::UnboundedSender<String>, reply: impl Fn(Answer) -> String) {
+    let opened = open().await;
+    let answer = match &opened {
+        Ok((_, port)) => Answer::Listening(*port),
+        Err(error) => Answer::Failed(Fault::unavailable(format!("cannot open a port: {error}")).into()),
+    };
+    let _ = say.send(reply(answer));
+    if let Ok((listener, _)) = opened {
+        // Connecting is all that is tried.
+        while listener.accept().await.is_ok() {}
+    }
+}
+
+/// A port on every address of this host.
+pub async fn open() -> std::io::Result<(TcpListener, u16)> {
+    // A socket for both families, unless the kernel has no IPv6.
+    let listener = match TcpListener::bind("[::]:0").await {
+        Ok(listener) => listener,
+        Err(_) => TcpListener::bind("0.0.0.0:0").await?,
+    };
+    let port = listener.local_addr().map(|address: SocketAddr| address.port())?;
+    Ok((listener, port))
+}
+
+/// What stands between here and each address; nothing where it answers.
+pub async fn reach(addresses: &[String]) -> Vec<Option<String>> {
+    let tries = addresses.iter().map(|address| async move {
+        match tokio::time::timeout(REACH, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {} s", REACH.as_secs())),
+        }
+    });
+    futures::future::join_all(tries).await
+}

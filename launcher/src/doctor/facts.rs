@@ -1,0 +1,198 @@
+//! What `launcher doctor` sees on one machine.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use dyad_proto::RunConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::machine::Hello;
+use crate::agent::protocol::Examine;
+use crate::hosts::own_folder;
+use crate::hosts::push::program_hash;
+use crate::preflight;
+
+/// One machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Facts {
+    /// What every agent says.
+    pub hello: Hello,
+    /// Version and hash of each program; none where it is missing.
+    pub programs: Vec<(String, Option<String>)>,
+    /// Which libtorch is installed beside them.
+    pub libtorch: Option<String>,
+    /// The trainer starts: its libraries are found.
+    pub trainer_starts: Result<(), String>,
+    /// Version of the NVIDIA driver.
+    pub driver: Option<String>,
+    /// GPUs as nvidia-smi has them.
+    pub gpus: Vec<Gpu>,
+    /// Bytes of /dev/shm, all and free.
+    pub shared_memory: Option<(u64, u64)>,
+    /// Bytes free where the output folder is or will be, and why nothing can be written there.
+    pub output: Option<(u64, Option<String>)>,
+    /// Model and tokenizer can be read; absent without a configuration.
+    pub model: Option<Result<String, String>>,
+    /// Training and validation file can be read; absent without a configuration.
+    pub pairs: Option<Result<String, String>>,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// As CUDA counts.
+    pub index: String,
+    /// Its name.
+    pub name: String,
+    /// Bytes that it has.
+    pub total: u64,
+    /// Bytes that others use.
+    pub used: u64,
+}
+
+impl Facts {
+    /// Looks around here.
+    #[must_use]
+    pub fn here(examine: &Examine) -> Self {
+        let folder = own_folder().unwrap_or_default();
+        let config = examine.config_json.as_ref().and_then(|json| RunConfig::from_json(json).ok());
+        let programs = ["launcher", "coordinator", "trainer"];
+        Self {
+            hello: Hello::here(),
+            programs: programs.map(|name| (name.to_owned(), program_hash(&folder, name))).to_vec(),
+            libtorch: libtorch(&folder),
+            trainer_starts: starts(&folder.join("trainer")),
+            driver: driver(),
+            gpus: nvidia_smi(),
+            shared_memory: space(Path::new("/dev/shm")),
+            output: config.as_ref().map(|config| output(Path::new(&config.output_dir))),
+            model: config.as_ref().map(|config| model(&config.model)),
+            pairs: config.as_ref().map(pairs),
+        }
+    }
+}
+
+fn libtorch(folder: &Path) -> Option<String> {
+    let dir = folder.join("../../.libtorch");
+    ["cuda", "cpu"].iter().find_map(|set| {
+        let stamp = std::fs::read_to_string(dir.join(format!(".installed-{set}"))).ok();
+        // A pushed copy holds no stamp; its name says as much.
+        let stamp = stamp.map(|stamp| format!("{set} {}", stamp.chars().take(12).collect::<String>()));
+        stamp.or_else(|| {
+            let name = dir.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned();
+            name.starts_with("libtorch-").then_some(name)
+        })
+    })
+}
+
+fn starts(trainer: &Path) -> Result<(), String> {
+    let output = Command::new(trainer).arg("--version").output().map_err(|error| error.to_string())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("it ends at once").to_owned())
+}
+
+fn driver() -> Option<String> {
+    let text = std::fs::read_to_string("/sys/module/nvidia/version").ok()?;
+    Some(text.trim().to_owned())
+}
+
+fn nvidia_smi() -> Vec<Gpu> {
+    let query = ["--query-gpu=index,name,memory.total,memory.used", "--format=csv,noheader,nounits"];
+    let output = Command::new("nvidia-smi").args(query).output();
+    output.map(|output| parse_gpus(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
+}
+
+/// `0, NVIDIA H100, 81559, 4` by line, memory in MiB.
+fn parse_gpus(text: &str) -> Vec<Gpu> {
+    let gpu = |line: &str| {
+        let words: Vec<&str> = line.split(',').map(str::trim).collect();
+        let [index, name, total, used] = words[..] else { return None };
+        let bytes = |text: &str| text.parse::<u64>().ok().map(|mib| mib << 20);
+        Some(Gpu { index: index.into(), name: name.into(), total: bytes(total)?, used: bytes(used)? })
+    };
+    text.lines().filter_map(gpu).collect()
+}
+
+/// Bytes of the file system that a path is on, all and free for this user.
+#[expect(unsafe_code, reason = "statvfs")]
+fn space(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: a zeroed struct is a valid one to be filled; the path ends with a zero byte.
+    let found = unsafe {
+        let mut found: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(path.as_ptr(), &raw mut found) == 0).then_some(found)
+    }?;
+    Some((found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize))
+}
+
+/// The folder need not be there yet: what counts is the nearest one above it.
+fn output(dir: &Path) -> (u64, Option<String>) {
+    let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let free = space(there).map_or(0, |(_, free)| free);
+    let probe = there.join(format!(".dyad-write-test-{}", std::process::id()));
+    let written = std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
+    (free, written.err().map(|error| format!("{}: {error}", there.display())))
+}
+
+fn model(model: &str) -> Result<String, String> {
+    let dir = PathBuf::from(model);
+    if !dir.is_absolute() && !dir.exists() {
+        return Ok(format!("{model} (hub)"));
+    }
+    let names = ["config.json", "adapter_config.json"];
+    if !names.iter().any(|name| readable(&dir.join(name)).is_ok()) {
+        return Err(format!("{model} holds no config.json that can be read"));
+    }
+    match readable(&dir.join("tokenizer.json")) {
+        // An adapter's tokenizer may be its base's.
+        Err(error) if !dir.join("adapter_config.json").exists() => Err(format!("tokenizer.json: {error}")),
+        _ => Ok(model.to_owned()),
+    }
+}
+
+fn pairs(config: &RunConfig) -> Result<String, String> {
+    let files = [Some(&config.training_file), config.validation_file.as_ref()];
+    for file in files.into_iter().flatten() {
+        readable(Path::new(file)).map_err(|error| format!("{file}: {error}"))?;
+    }
+    Ok(config.training_file.clone())
+}
+
+fn readable(path: &Path) -> Result<(), String> {
+    std::fs::File::open(path).map(drop).map_err(|error| error.to_string())
+}
+
+/// What can be said of a configuration before a run, for whoever fills [`Examine`].
+pub fn config_json(
+    options: &crate::doctor::DoctorOptions,
+    elsewhere: bool,
+) -> Result<Option<String>, dyad_proto::Fault> {
+    let Some(config) = &options.config else { return Ok(None) };
+    preflight::absolute(config, &options.overrides, elsewhere)?.to_json().map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nvidia_smi_is_read() {
+        let gpus = parse_gpus(
+            "0, NVIDIA H100 80GB HBM3, 81559, 4\n1, NVIDIA H100 80GB HBM3, 81559, 20000\nNo devices\n",
+        );
+        assert_eq!(gpus.len(), 2);
+        assert_eq!((gpus[1].index.as_str(), gpus[1].used >> 20), ("1", 20000));
+    }
+
+    #[test]
+    fn this_machine_is_seen() {
+        let facts = Facts::here(&Examine::default());
+        assert!(facts.hello.cores > 0 && facts.hello.free_memory > 0 && facts.model.is_none());
+        assert!(space(Path::new("/")).is_some_and(|(all, free)| all >= free));
+        let (_, wrong) = output(Path::new("/proc/nowhere/at/all"));
+        assert!(wrong.is_some());
+    }
+}

@@ -1,0 +1,178 @@
+//! `launcher doctor`: are these machines fit for a run?
+//!
+//! [`facts`]: what is seen on one machine. [`table`]: what is made of it, purely.
+
+pub mod facts;
+pub mod table;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use dyad_proto::Fault;
+
+use crate::agent::protocol::{Answer, Examine, Question};
+use crate::hosts::connection::Agent;
+use crate::hosts::hostfile::{Host, Nodes};
+use crate::hosts::options::HostOptions;
+use crate::hosts::transport::Transport;
+use crate::hosts::{Hosts, address, asked};
+use facts::Facts;
+use table::{Looked, Row, State};
+
+/// Options of `launcher doctor`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  launcher doctor
+  launcher doctor --hostfile hosts --config run.toml
+
+Exit status:
+  0  all is well, apart from warnings
+  2  something is to be mended on a machine that is reached
+  3  a host or port is not reached")]
+pub struct DoctorOptions {
+    /// The run that is planned: its model, pairs and output folder are looked at as well.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override one key of the configuration; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Look at the first N hosts alone.
+    #[arg(long, value_name = "N|MIN:MAX")]
+    pub nodes: Option<Nodes>,
+    /// Hosts; without any, this machine.
+    #[command(flatten)]
+    pub hosts: HostOptions,
+}
+
+/// Looks at everything and prints the table.
+pub async fn run(options: &DoctorOptions) -> Result<(), Fault> {
+    let rows = match asked(&options.hosts, options.nodes)? {
+        None => {
+            let examine = Examine { config_json: facts::config_json(options, false)? };
+            let facts = Facts::here(&examine);
+            table::rows(&[Looked { name: facts.hello.host.clone(), facts, skew: (0.0, 0.0) }])
+        }
+        Some((hosts, transport)) => look(options, &hosts, &transport).await?,
+    };
+    let (text, code) = table::table(&rows);
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))?;
+    code.map_or(Ok(()), |code| Err(Fault::new(code, "not all is well; see the rows marked FAIL")))
+}
+
+async fn look(options: &DoctorOptions, hosts: &[Host], transport: &Transport) -> Result<Vec<Row>, Fault> {
+    let examine = Examine { config_json: facts::config_json(options, true)? };
+    let mut agents = Vec::new();
+    let mut missing = Vec::new();
+    for found in Hosts::try_connect(hosts, transport, &options.hosts).await {
+        match found {
+            Ok(agent) => agents.push(agent),
+            Err(fault) => missing.push(fault.message),
+        }
+    }
+    let mut rows = vec![reached(transport.name(), hosts.len(), missing)];
+    let facts = futures::future::join_all(agents.iter().map(|agent| examined(agent, &examine))).await;
+    let looked = facts.into_iter().collect::<Result<Vec<Looked>, Fault>>()?;
+    if !looked.is_empty() {
+        rows.push(coordinator(&agents, options).await);
+        rows.push(each_other(&agents).await);
+        rows.extend(table::rows(&looked));
+    }
+    futures::future::join_all(agents.iter().map(Agent::close)).await;
+    Ok(rows)
+}
+
+fn reached(check: &'static str, all: usize, missing: Vec<String>) -> Row {
+    if missing.is_empty() {
+        return Row::ok(check, format!("{all} hosts answer"));
+    }
+    Row {
+        check,
+        state: State::Unreachable,
+        detail: missing.join("; "),
+        hint: "log in there once by hand, without a question being asked: a key for BatchMode, a known host key",
+    }
+}
+
+async fn examined(agent: &Agent, examine: &Examine) -> Result<Looked, Fault> {
+    match agent.ask(Question::Examine(examine.clone())).await? {
+        Answer::Examined(facts) => {
+            Ok(Looked { name: agent.host.name.clone(), facts: *facts, skew: agent.skew })
+        }
+        other => Err(Fault::failed(format!("host {}: unexpected answer {other:?}", agent.host))),
+    }
+}
+
+/// The address that the coordinator would take, and each host's interface towards it.
+async fn coordinator(agents: &[Agent], options: &DoctorOptions) -> Row {
+    let address = match options.hosts.coordinator_on {
+        crate::hosts::options::CoordinatorOn::First => address::on_first(agents).await,
+        crate::hosts::options::CoordinatorOn::Here => address::here(agents).await,
+    };
+    match address {
+        Ok(address) => {
+            let name = agents[0].hello.addresses.iter().find(|interface| interface.address == address);
+            let name = name.map_or_else(String::new, |interface| format!(" ({})", interface.name));
+            Row::ok(
+                "coordinator",
+                format!(
+                    "would listen on {address}{name}, which all reach; Gloo and NCCL take the interface towards it"
+                ),
+            )
+        }
+        Err(fault) => Row {
+            check: "coordinator",
+            state: State::Unreachable,
+            detail: fault.message,
+            hint: "open the ports between the hosts, or put a host first that all reach",
+        },
+    }
+}
+
+/// Every host tries every other, at the address that it reaches the launcher with.
+async fn each_other(agents: &[Agent]) -> Row {
+    let opened = futures::future::join_all(agents.iter().map(|agent| agent.ask(Question::Listen))).await;
+    let targets: Vec<Option<String>> = agents
+        .iter()
+        .zip(opened)
+        .map(|(agent, opened)| {
+            let address = agent.hello.addresses.first()?.address;
+            match opened {
+                Ok(Answer::Listening(port)) => Some(SocketAddr::new(address, port).to_string()),
+                _ => None,
+            }
+        })
+        .collect();
+    let tries = agents.iter().enumerate().map(|(from, agent)| {
+        let others: Vec<(usize, String)> = targets
+            .iter()
+            .enumerate()
+            .filter(|(to, _)| *to != from)
+            .filter_map(|(to, target)| Some((to, target.clone()?)))
+            .collect();
+        async move {
+            let addresses = others.iter().map(|(_, target)| target.clone()).collect();
+            let Ok(Answer::Reached(found)) = agent.ask(Question::Reach { addresses }).await else {
+                return Vec::new();
+            };
+            let blocked =
+                others.iter().zip(found).filter_map(|((to, target), why)| Some((*to, target.clone(), why?)));
+            blocked
+                .map(|(to, target, why)| format!("{} to {} at {target}: {why}", agent.host, agents[to].host))
+                .collect()
+        }
+    });
+    let blocked: Vec<String> = futures::future::join_all(tries).await.into_iter().flatten().collect();
+    if blocked.is_empty() {
+        return Row::ok("network", "every host reaches every other".into());
+    }
+    Row {
+        check: "network",
+        state: State::Unreachable,
+        detail: blocked.join("; "),
+        hint: "trainers connect to each other on any port: open the ports between the hosts",
+    }
+}

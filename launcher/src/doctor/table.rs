@@ -1,0 +1,359 @@
+//! What is made of the facts: one row a check, with a hint where it fails. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use dyad_proto::ErrorCode;
+
+use super::facts::Facts;
+
+/// One row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// What was looked at.
+    pub check: &'static str,
+    /// How it stands.
+    pub state: State,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it.
+    pub hint: &'static str,
+}
+
+/// How a check stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Good.
+    Ok,
+    /// Worth a look; a run would start.
+    Warn,
+    /// A run would not get far.
+    Fail,
+    /// A machine or port is not reached.
+    Unreachable,
+}
+
+impl Row {
+    /// A row without a hint.
+    #[must_use]
+    pub fn ok(check: &'static str, detail: String) -> Self {
+        Self { check, state: State::Ok, detail, hint: "" }
+    }
+}
+
+/// A machine that was looked at: its name, its facts, the seconds that its clock is ahead and how well that is known.
+#[derive(Clone, Debug)]
+pub struct Looked {
+    /// Name.
+    pub name: String,
+    /// Facts.
+    pub facts: Facts,
+    /// Clock.
+    pub skew: (f64, f64),
+}
+
+/// Everything that can be said of the machines, each by itself and against the others. The first is where the coordinator and
+/// rank 0 would run.
+#[must_use]
+pub fn rows(hosts: &[Looked]) -> Vec<Row> {
+    let mut rows = vec![clocks(hosts), programs(hosts), libtorch(hosts)];
+    rows.extend(gpus(hosts));
+    rows.push(shared_memory(hosts));
+    rows.extend(files(hosts));
+    rows
+}
+
+type Found = (State, String);
+
+/// One row of what each machine has: equal things together, the worst state counts.
+fn gather(check: &'static str, hint: &'static str, hosts: &[Looked], look: impl Fn(&Looked) -> Found) -> Row {
+    let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut worst = State::Ok;
+    for host in hosts {
+        let (state, detail) = look(host);
+        worst = if state as u8 > worst as u8 { state } else { worst };
+        groups.entry(detail).or_default().push(&host.name);
+    }
+    let detail = match groups.len() {
+        1 => groups.into_keys().next().unwrap_or_default(),
+        _ => groups
+            .iter()
+            .map(|(detail, names)| format!("{}: {detail}", names.join(",")))
+            .collect::<Vec<_>>()
+            .join("; "),
+    };
+    Row { check, state: worst, detail, hint: if worst == State::Ok { "" } else { hint } }
+}
+
+/// The same, where different things are a failure.
+fn equal(
+    check: &'static str,
+    hint: &'static str,
+    hosts: &[Looked],
+    look: impl Fn(&Looked) -> Option<String>,
+) -> Row {
+    let missing = || "missing".to_owned();
+    let mut row = gather(check, hint, hosts, |host| {
+        look(host).map_or_else(|| (State::Fail, missing()), |found| (State::Ok, found))
+    });
+    if hosts.iter().any(|host| look(host) != look(&hosts[0])) {
+        (row.state, row.hint) = (State::Fail, hint);
+    }
+    row
+}
+
+fn clocks(hosts: &[Looked]) -> Row {
+    gather("clocks", "start a time service (chrony, systemd-timesyncd) on every host", hosts, |host| {
+        let (ahead, doubt) = host.skew;
+        let off = (ahead.abs() - doubt).max(0.0);
+        let state = match off {
+            // Certificates and traces are off by as much.
+            off if off > 60.0 => State::Fail,
+            off if off > 2.0 => State::Warn,
+            _ => return (State::Ok, "within 2 s".into()),
+        };
+        let direction = if ahead > 0.0 { "ahead" } else { "behind" };
+        (state, format!("{off:.0} s {direction}"))
+    })
+}
+
+fn programs(hosts: &[Looked]) -> Row {
+    let hint = "install one build everywhere under one path, or copy this one with --push";
+    equal("programs", hint, hosts, |host| {
+        let hashes: Option<Vec<String>> = host.facts.programs.iter().map(|(_, hash)| hash.clone()).collect();
+        hashes.map(|hashes| format!("{} {}", host.facts.hello.version, hashes.join(" ")))
+    })
+}
+
+fn libtorch(hosts: &[Looked]) -> Row {
+    let hint = "install one libtorch everywhere: `make build`, with GPUs `make cuda`, or copy it with --push";
+    let row = equal("libtorch", hint, hosts, |host| host.facts.libtorch.clone());
+    let broken: Vec<String> = hosts
+        .iter()
+        .filter_map(|host| {
+            Some(format!(
+                "{}: the trainer does not start: {}",
+                host.name,
+                host.facts.trainer_starts.as_ref().err()?
+            ))
+        })
+        .collect();
+    if broken.is_empty() {
+        // A trainer that starts has found one, wherever it is.
+        let nobody_knows = hosts.iter().all(|host| host.facts.libtorch.is_none());
+        return if nobody_knows { Row::ok("libtorch", "the trainer finds it".into()) } else { row };
+    }
+    Row { state: State::Fail, detail: broken.join("; "), hint, ..row }
+}
+
+/// What others may hold of a GPU that counts as free.
+const IDLE: u64 = 512 << 20;
+
+fn gpus(hosts: &[Looked]) -> Vec<Row> {
+    if hosts.iter().all(|host| host.facts.hello.gpus == 0) {
+        return vec![Row::ok("GPUs", "none: trainers compute on CPUs".into())];
+    }
+    let visible = gather("GPUs", "give every host of a run GPUs, or none", hosts, |host| {
+        let hello = &host.facts.hello;
+        match (hello.gpus, host.facts.gpus.first()) {
+            (0, _) => (State::Fail, "none".into()),
+            (count, Some(gpu)) => (State::Ok, format!("{count} {}", gpu.name)),
+            (count, None) => (State::Warn, format!("{count}, but nvidia-smi does not answer")),
+        }
+    });
+    let free = gather("GPU memory", "end what runs there: nvidia-smi names the processes", hosts, |host| {
+        let used: Vec<String> = host
+            .facts
+            .gpus
+            .iter()
+            .filter(|gpu| gpu.used > IDLE)
+            .map(|gpu| format!("GPU {} has {} MiB in use", gpu.index, gpu.used >> 20))
+            .collect();
+        if used.is_empty() { (State::Ok, "free".into()) } else { (State::Warn, used.join(", ")) }
+    });
+    let driver =
+        equal("driver", "install one driver version on all hosts", hosts, |host| host.facts.driver.clone());
+    vec![visible, free, driver]
+}
+
+/// What NCCL wants for the GPUs of a node, with room to spare.
+const SHARED_MEMORY: u64 = 1 << 30;
+
+fn shared_memory(hosts: &[Looked]) -> Row {
+    let hint = "in a container give --shm-size=8g or an emptyDir of medium Memory; NCCL needs it between GPUs of a host";
+    gather("/dev/shm", hint, hosts, |host| match host.facts.shared_memory {
+        None => (State::Warn, "missing".into()),
+        Some((all, _)) if all < SHARED_MEMORY => {
+            let state = if host.facts.hello.gpus > 1 { State::Fail } else { State::Ok };
+            (state, format!("{} MiB", all >> 20))
+        }
+        Some((all, _)) => (State::Ok, format!("{} GiB", all >> 30)),
+    })
+}
+
+/// A checkpoint of a small model, with room to spare.
+const DISK: u64 = 1 << 30;
+const ROOMY: u64 = 20 << 30;
+
+fn files(hosts: &[Looked]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    // Coordinator and rank 0 write and read there alone.
+    let first = &hosts[..hosts.len().min(1)];
+    if first.iter().any(|host| host.facts.output.is_some()) {
+        rows.push(gather(
+            "output_dir",
+            "choose a folder on a disk with room that you may write to",
+            first,
+            |host| match &host.facts.output {
+                Some((_, Some(error))) => (State::Fail, format!("cannot be written: {error}")),
+                Some((free, None)) => {
+                    let state = if *free < DISK {
+                        State::Fail
+                    } else if *free < ROOMY {
+                        State::Warn
+                    } else {
+                        State::Ok
+                    };
+                    (state, format!("{} GiB free", free >> 30))
+                }
+                None => (State::Ok, String::new()),
+            },
+        ));
+        let result = |found: &Option<Result<String, String>>| match found {
+            Some(Ok(what)) => (State::Ok, what.clone()),
+            Some(Err(why)) => (State::Fail, why.clone()),
+            None => (State::Ok, String::new()),
+        };
+        let hint =
+            "every host reads the model from the same path: copy it there, or use a shared file system";
+        rows.push(gather("model", hint, hosts, |host| result(&host.facts.model)));
+        let hint = "the coordinator's host reads the pairs: the first, unless --coordinator-on here";
+        rows.push(gather("pairs", hint, first, |host| result(&host.facts.pairs)));
+    }
+    rows
+}
+
+/// The table as text, and the exit status that it comes to.
+#[must_use]
+pub fn table(rows: &[Row]) -> (String, Option<ErrorCode>) {
+    let width = rows.iter().map(|row| row.check.len()).max().unwrap_or(0);
+    let mut out = String::new();
+    for row in rows {
+        let state = match row.state {
+            State::Ok => "ok",
+            State::Warn => "warn",
+            State::Fail | State::Unreachable => "FAIL",
+        };
+        let _ = writeln!(out, "{:width$}  {state:4}  {}", row.check, row.detail);
+        if !row.hint.is_empty() {
+            let _ = writeln!(out, "{:width$}        hint: {}", "", row.hint);
+        }
+    }
+    let any = |state: State| rows.iter().any(|row| row.state == state);
+    let code = match (any(State::Unreachable), any(State::Fail)) {
+        (true, _) => Some(ErrorCode::Unavailable),
+        (false, true) => Some(ErrorCode::InvalidInput),
+        (false, false) => None,
+    };
+    (out, code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::Gpu;
+    use super::*;
+    use crate::agent::machine::Hello;
+
+    fn host(name: &str, gpus: u32) -> Looked {
+        let gpu = |index: u32| Gpu {
+            index: index.to_string(),
+            name: "H100".into(),
+            total: 80 << 30,
+            used: 4 << 20,
+        };
+        let facts = Facts {
+            hello: Hello { version: "1.0.0".into(), gpus, ..Hello::default() },
+            programs: vec![("launcher".into(), Some("aa".into())), ("trainer".into(), Some("bb".into()))],
+            libtorch: Some("cuda 1234".into()),
+            trainer_starts: Ok(()),
+            driver: (gpus > 0).then(|| "570.1".into()),
+            gpus: (0..gpus).map(gpu).collect(),
+            shared_memory: Some((8 << 30, 8 << 30)),
+            output: Some((500 << 30, None)),
+            model: Some(Ok("/m".into())),
+            pairs: Some(Ok("/p".into())),
+        };
+        Looked { name: name.into(), facts, skew: (0.1, 0.2) }
+    }
+
+    fn failing(hosts: &[Looked]) -> Vec<String> {
+        let bad = rows(hosts).into_iter().filter(|row| row.state != State::Ok);
+        bad.map(|row| {
+            assert!(!row.hint.is_empty(), "{row:?}");
+            format!("{} {:?}: {}", row.check, row.state, row.detail)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn equal_machines_are_one_line_a_check() {
+        let hosts = [host("a", 2), host("b", 2)];
+        assert_eq!(failing(&hosts), [] as [String; 0]);
+        let (text, code) = table(&rows(&hosts));
+        assert_eq!(code, None);
+        assert!(
+            text.contains("driver      ok    570.1\n") && text.contains("GPUs        ok    2 H100\n"),
+            "{text}"
+        );
+        assert_eq!(failing(&[host("a", 0)]), [] as [String; 0]);
+    }
+
+    #[test]
+    fn every_difference_names_its_host() {
+        let mut hosts = [host("a", 2), host("b", 2), host("c", 2)];
+        hosts[1].facts.programs[1].1 = None;
+        hosts[1].facts.libtorch = Some("cpu 99".into());
+        hosts[1].facts.driver = Some("560.2".into());
+        hosts[1].facts.gpus[1].used = 20 << 30;
+        hosts[1].facts.shared_memory = Some((64 << 20, 0));
+        hosts[1].facts.model = Some(Err("/m holds no config.json that can be read".into()));
+        hosts[1].skew = (-5.5, 0.5);
+        hosts[0].facts.output = Some((3 << 30, None));
+        hosts[0].facts.pairs = Some(Err("/p: gone".into()));
+        // Only the first host reads the pairs.
+        hosts[2].facts.pairs = Some(Err("/p: gone".into()));
+        assert_eq!(
+            failing(&hosts),
+            [
+                "clocks Warn: b: 5 s behind; a,c: within 2 s",
+                "programs Fail: a,c: 1.0.0 aa bb; b: missing",
+                "libtorch Fail: b: cpu 99; a,c: cuda 1234",
+                "GPU memory Warn: b: GPU 1 has 20480 MiB in use; a,c: free",
+                "driver Fail: b: 560.2; a,c: 570.1",
+                "/dev/shm Fail: b: 64 MiB; a,c: 8 GiB",
+                "output_dir Warn: 3 GiB free",
+                "model Fail: a,c: /m; b: /m holds no config.json that can be read",
+                "pairs Fail: /p: gone"
+            ]
+        );
+        assert_eq!(table(&rows(&hosts)).1, Some(ErrorCode::InvalidInput));
+    }
+
+    #[test]
+    fn a_trainer_that_does_not_start_says_why() {
+        let mut hosts = [host("a", 0)];
+        hosts[0].facts.trainer_starts = Err("libtorch_cpu.so: cannot open".into());
+        assert_eq!(
+            failing(&hosts),
+            ["libtorch Fail: a: the trainer does not start: libtorch_cpu.so: cannot open"]
+        );
+    }
+
+    #[test]
+    fn what_is_not_reached_counts_most() {
+        let unreachable = Row { check: "ssh", state: State::Unreachable, detail: "b".into(), hint: "x" };
+        let failed = Row { check: "disk", state: State::Fail, detail: String::new(), hint: "y" };
+        assert_eq!(table(&[failed, unreachable]).1, Some(ErrorCode::Unavailable));
+        assert_eq!(table(&[]).1, None);
+    }
+}

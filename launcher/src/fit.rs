@@ -1,0 +1,224 @@
+//! Whether a run fits the memory it will have, by the estimate of [`crate::predict`]. The decision is pure.
+
+use std::io::Write;
+use std::path::Path;
+
+use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReferenceLogps, TrainingMethod};
+use dyad_proto::{Fault, RunConfig};
+
+use crate::agent::machine::Hello;
+use crate::cli::Options;
+use crate::plan::Trainer;
+use crate::predict::EIGHT_BIT;
+use crate::predict::machine::{H100, Machine, Network, cpu};
+use crate::predict::memory::{fits, gib, memory, remedy};
+use crate::predict::shapes::Shape;
+use crate::predict::work::{Method, Pair, Reference, Setup};
+
+/// Refuses a run that cannot fit its GPUs; warns of one that is likely not to fit the RAM. Says nothing where the model's sizes or
+/// the memory are not known here.
+pub fn check(
+    options: &Options,
+    config: &RunConfig,
+    trainers: &[Trainer],
+    hosts: &[Hello],
+) -> Result<(), Fault> {
+    if options.no_memory_check || !Path::new(&config.model).join("config.json").is_file() {
+        return Ok(());
+    }
+    let Ok(shape) = Shape::find(&config.model) else { return Ok(()) };
+    let devices = devices(trainers, hosts);
+    match judge(config, &shape, &devices) {
+        Verdict::Fits => Ok(()),
+        Verdict::Tight(warning) => {
+            let _ = writeln!(std::io::stderr(), "warning: {warning}");
+            Ok(())
+        }
+        Verdict::TooLarge(fault) => Err(fault),
+    }
+}
+
+/// What the trainers compute on.
+#[derive(Clone, Copy, Debug)]
+pub struct Devices {
+    /// Trainers in all.
+    pub trainers: usize,
+    /// Most trainers of one host.
+    pub per_host: usize,
+    /// They are GPUs.
+    pub gpu: bool,
+    /// Bytes of the smallest GPU, or free bytes of the fullest host.
+    pub bytes: Option<u64>,
+}
+
+fn devices(trainers: &[Trainer], hosts: &[Hello]) -> Devices {
+    let gpu = trainers.iter().any(|trainer| trainer.device != "cpu");
+    let of = |node: usize| trainers.iter().filter(|trainer| hosts.len() == 1 || trainer.node == node).count();
+    let bytes = match gpu {
+        true => hosts.iter().flat_map(|hello| hello.gpu_memory.iter().copied()).min(),
+        false => hosts.iter().map(|hello| hello.free_memory).filter(|free| *free > 0).min(),
+    };
+    let per_host = (0..hosts.len()).map(of).max().unwrap_or(1).max(1);
+    Devices { trainers: trainers.len(), per_host, gpu, bytes }
+}
+
+/// Whether a run fits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It does, or nobody knows.
+    Fits,
+    /// It may not.
+    Tight(String),
+    /// It cannot.
+    TooLarge(Fault),
+}
+
+/// Judges a run by its configuration, its model's sizes and its devices.
+#[must_use]
+pub fn judge(config: &RunConfig, shape: &Shape, devices: &Devices) -> Verdict {
+    let Some(bytes) = devices.bytes else { return Verdict::Fits };
+    // Trainers of a host share its RAM.
+    let share = if devices.gpu { bytes as f64 } else { bytes as f64 / devices.per_host as f64 };
+    let setup = setup(config, shape, devices, share);
+    if fits(&setup) {
+        return Verdict::Fits;
+    }
+    let parts = memory(&setup).parts();
+    let named = parts.iter().filter(|(_, bytes)| *bytes >= 0.5 * (1u64 << 30) as f64);
+    let parts = named.map(|(name, bytes)| format!("{name} {}", gib(*bytes))).collect::<Vec<_>>().join(", ");
+    let what = if devices.gpu { "the smallest GPU has" } else { "free for each are" };
+    let message = format!(
+        "the run does not fit: a trainer needs about {}, {what} {} ({parts})",
+        gib(memory(&setup).total()),
+        gib(share)
+    );
+    if !devices.gpu {
+        return Verdict::Tight(message);
+    }
+    let hint = match remedy(&setup) {
+        Some(flags) => format!("what makes it fit: {}", as_configuration(&flags)),
+        None => "use more or larger GPUs, or a smaller model; `launcher plan` says what fits".into(),
+    };
+    Verdict::TooLarge(Fault::input(message).hint(hint + " (--no-memory-check starts it all the same)"))
+}
+
+/// The least that the run needs: what is chosen at run time is taken at its most sparing.
+fn setup(config: &RunConfig, shape: &Shape, devices: &Devices, bytes: f64) -> Setup {
+    let on = if devices.gpu { H100 } else { cpu(1e11) };
+    let no_reference = config.training_method == TrainingMethod::Sft || config.offload_reference;
+    let reference = match config.reference_logps {
+        _ if no_reference => Reference::Precompute,
+        ReferenceLogps::Compute => Reference::Compute,
+        ReferenceLogps::Cache => Reference::Cache,
+        ReferenceLogps::Precompute => Reference::Precompute,
+    };
+    Setup {
+        shape: shape.clone(),
+        machine: Machine { memory: Some(bytes), ..on },
+        gpus: devices.trainers as f64,
+        gpus_per_node: devices.per_host as f64,
+        network: Network::Ndr,
+        // Lengths are not known yet: those that `launcher plan` assumes.
+        pair: Pair { prompt: 150.0, chosen: 330.0, rejected: 330.0 },
+        sharing: config.prefix_sharing,
+        batch: config.batch_size.into(),
+        micro_batch_tokens: config.micro_batch_tokens.into(),
+        method: if config.lora { Method::Lora(config.lora_r.into()) } else { Method::Full },
+        zero: config.zero_stage,
+        gradient_bytes: 4.0,
+        moment_bytes: if config.optim == Optim::Adamw8bit { 2.0 * EIGHT_BIT } else { 8.0 },
+        offload_optimizer: config.offload_optimizer,
+        checkpointing: config.activation_checkpointing != ActivationCheckpointing::None,
+        reference,
+    }
+}
+
+/// `launcher plan`'s flags as keys of the configuration.
+fn as_configuration(flags: &str) -> String {
+    let words: Vec<&str> = flags.split(' ').collect();
+    let keys = words.chunks(2).map(|pair| match pair {
+        ["--reference", value] => format!("reference_logps = \"{value}\""),
+        ["--micro-batch-tokens", value] => format!("micro_batch_tokens = {value}"),
+        ["--zero", value] => format!("zero_stage = {value}"),
+        ["--optim", value] => format!("optim = \"{value}\""),
+        ["--checkpointing", value] => format!("activation_checkpointing = \"{value}\""),
+        ["--method", "lora"] => "lora = true".into(),
+        other => other.join(" "),
+    });
+    keys.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_gpus(trainers: usize, gib: u64) -> Devices {
+        Devices { trainers, per_host: trainers.min(8), gpu: true, bytes: Some(gib << 30) }
+    }
+
+    #[test]
+    fn a_model_that_cannot_fit_is_refused_with_what_would_make_it_fit() {
+        let shape = Shape::find("8B").unwrap();
+        let config = RunConfig::default();
+        let Verdict::TooLarge(fault) = judge(&config, &shape, &on_gpus(8, 80)) else { panic!() };
+        assert!(fault.message.starts_with("the run does not fit: a trainer needs about "), "{fault}");
+        assert!(fault.message.contains("the smallest GPU has 80.0 GiB (weights "), "{fault}");
+        assert!(
+            fault.hint.starts_with("what makes it fit: ") && !fault.hint.contains("--zero"),
+            "{}",
+            fault.hint
+        );
+        // What it names is enough.
+        let cured = RunConfig { lora: true, ..config.clone() };
+        assert_eq!(judge(&cured, &shape, &on_gpus(8, 80)), Verdict::Fits);
+        let sharded = RunConfig { zero_stage: 3, ..config };
+        assert_eq!(judge(&sharded, &shape, &on_gpus(16, 80)), Verdict::Fits);
+    }
+
+    #[test]
+    fn the_remedy_is_told_in_keys_of_the_configuration() {
+        assert_eq!(
+            as_configuration("--reference precompute --micro-batch-tokens 1024 --zero 3 --optim adamw_8bit"),
+            "reference_logps = \"precompute\", micro_batch_tokens = 1024, zero_stage = 3, optim = \"adamw_8bit\""
+        );
+        assert_eq!(
+            as_configuration("--checkpointing full --method lora"),
+            "activation_checkpointing = \"full\", lora = true"
+        );
+    }
+
+    #[test]
+    fn ram_that_is_short_is_a_warning_and_trainers_of_a_host_share_it() {
+        let (shape, config) = (Shape::find("135M").unwrap(), RunConfig::default());
+        let on_cpu =
+            |per_host, gib: u64| Devices { trainers: per_host, per_host, gpu: false, bytes: Some(gib << 30) };
+        assert_eq!(judge(&config, &shape, &on_cpu(1, 16)), Verdict::Fits);
+        assert!(
+            matches!(judge(&config, &shape, &on_cpu(16, 16)), Verdict::Tight(warning) if warning.contains("free for each"))
+        );
+        assert_eq!(judge(&config, &shape, &Devices { bytes: None, ..on_cpu(16, 16) }), Verdict::Fits);
+    }
+
+    #[test]
+    fn the_smallest_gpu_and_the_fullest_host_count() {
+        let trainer = |node: usize, device: &str| Trainer {
+            name: String::new(),
+            launch_index: 0,
+            node,
+            device: device.into(),
+            threads: 1,
+            cores: Vec::new(),
+        };
+        let hello =
+            |gpus: &[u64], free| Hello { gpu_memory: gpus.to_vec(), free_memory: free, ..Hello::default() };
+        let gpus = [trainer(0, "cuda:0"), trainer(0, "cuda:1"), trainer(1, "cuda:0")];
+        let found = devices(&gpus, &[hello(&[80, 80], 9), hello(&[40], 9)]);
+        assert_eq!((found.trainers, found.per_host, found.gpu, found.bytes), (3, 2, true, Some(40)));
+        let found = devices(&[trainer(0, "cpu"), trainer(1, "cpu")], &[hello(&[], 7)]);
+        assert_eq!(
+            (found.per_host, found.gpu, found.bytes),
+            (2, false, Some(7)),
+            "all nodes are one machine"
+        );
+    }
+}

@@ -1,0 +1,306 @@
+//! The launcher's end of an agent: requests out, replies handed to whoever waits for them, and the news when the host is gone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dyad_proto::security::Material;
+use dyad_proto::{ErrorCode, Fault};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::agent::machine::Hello;
+use crate::agent::protocol::{Answer, Question, Reply, Request, Start, decode, encode};
+use crate::children::End;
+use crate::hosts::greeting::{hello, last_words, same_version, start, unreachable};
+use crate::hosts::hostfile::Host;
+use crate::hosts::transport::Transport;
+
+/// How long a host may take from the first packet to the agent's first words: a busy login node, a cold file system.
+const HELLO: Duration = Duration::from_secs(60);
+/// How long an agent may take to end once it is told to.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// An agent that has said hello.
+#[derive(Debug)]
+pub struct Agent {
+    /// Where it is.
+    pub host: Host,
+    /// What it said.
+    pub hello: Hello,
+    /// Seconds that this host's clock is ahead of ours, and how well that is known.
+    pub skew: (f64, f64),
+    link: Arc<Link>,
+    gone: watch::Receiver<bool>,
+}
+
+/// What is shared with the tasks of a connection.
+#[derive(Debug)]
+struct Link {
+    requests: mpsc::UnboundedSender<Out>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum Out {
+    Line(String),
+    Close,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    processes: HashMap<u64, Ends>,
+    answers: HashMap<u64, oneshot::Sender<Answer>>,
+    /// Why nothing will come any more.
+    lost: Option<Fault>,
+}
+
+/// Where the news of a process go.
+#[derive(Debug)]
+struct Ends {
+    stdout: mpsc::UnboundedSender<String>,
+    stderr: mpsc::UnboundedSender<String>,
+    end: watch::Sender<Option<End>>,
+}
+
+/// A process that runs on another host.
+#[derive(Debug)]
+pub struct Remote {
+    /// Its standard output, where that was asked for.
+    pub stdout: mpsc::UnboundedReceiver<String>,
+    /// Its standard error.
+    pub stderr: mpsc::UnboundedReceiver<String>,
+    /// How it ended.
+    pub end: watch::Receiver<Option<End>>,
+    /// Signals for it.
+    pub signals: mpsc::UnboundedSender<i32>,
+}
+
+impl Agent {
+    /// Starts an agent by a line for the shell there, and waits until it has said hello.
+    pub async fn connect(
+        host: &Host,
+        transport: &Transport,
+        line: &str,
+        silence: Duration,
+    ) -> Result<Self, Fault> {
+        let began = crate::agent::machine::clock();
+        let mut process = start(host, transport, line)?;
+        let stderr = tokio::spawn(last_words(process.stderr.take()));
+        let (Some(stdin), Some(stdout)) = (process.stdin.take(), process.stdout.take()) else {
+            return Err(Fault::failed(format!("host {host}: {} has no pipes", transport.name())));
+        };
+        let mut lines = BufReader::new(stdout).lines();
+        let hello = match tokio::time::timeout(HELLO, hello(&mut lines)).await {
+            Ok(Some(hello)) => hello,
+            Ok(None) => {
+                let status = process.wait().await.ok().and_then(|status| status.code());
+                let words = stderr.await.unwrap_or_default();
+                return Err(unreachable(host, transport, status, &words));
+            }
+            Err(_) => {
+                let message =
+                    format!("host {host} says nothing over {} for {} s", transport.name(), HELLO.as_secs());
+                return Err(Fault::unavailable(message).hint("try the same connection by hand"));
+            }
+        };
+        same_version(host, &hello)?;
+        let ended = crate::agent::machine::clock();
+        let skew = (hello.clock - f64::midpoint(began, ended), (ended - began) / 2.0);
+        let (requests, outgoing) = mpsc::unbounded_channel();
+        let link = Arc::new(Link { requests, state: Mutex::default() });
+        let writer = tokio::spawn(write(outgoing, stdin, silence / 4));
+        let (tell, gone) = watch::channel(false);
+        let reader = Reader { host: host.clone(), link: Arc::clone(&link), silence };
+        tokio::spawn(async move {
+            reader.read(lines, process, stderr).await;
+            writer.abort();
+            let _ = tell.send(true);
+        });
+        Ok(Self { host: host.clone(), hello, skew, link, gone })
+    }
+
+    /// Starts a program there.
+    #[must_use]
+    pub fn start(&self, mut start: Start) -> Remote {
+        let (stdout, stdout_lines) = mpsc::unbounded_channel();
+        let (stderr, stderr_lines) = mpsc::unbounded_channel();
+        let (end, ended) = watch::channel(None);
+        let (signals, mut wanted) = mpsc::unbounded_channel();
+        {
+            let mut state = self.link.state();
+            start.process = state.id();
+            match &state.lost {
+                Some(fault) => drop(end.send(Some(End::Lost(fault.clone())))),
+                None => drop(state.processes.insert(start.process, Ends { stdout, stderr, end })),
+            }
+        }
+        let (link, process) = (Arc::clone(&self.link), start.process);
+        self.link.send(&Request::Start(start));
+        tokio::spawn(async move {
+            while let Some(signal) = wanted.recv().await {
+                link.send(&Request::Signal { process, signal });
+            }
+        });
+        Remote { stdout: stdout_lines, stderr: stderr_lines, end: ended, signals }
+    }
+
+    /// Asks, and waits for the answer; one that says why it cannot be had is an error that names the host.
+    pub async fn ask(&self, question: Question) -> Result<Answer, Fault> {
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut state = self.link.state();
+            if let Some(fault) = &state.lost {
+                return Err(fault.clone());
+            }
+            let ask = state.id();
+            state.answers.insert(ask, answer);
+            drop(state);
+            self.link.send(&Request::Ask { ask, question });
+        }
+        let named =
+            |fault: Fault| Fault { message: format!("host {}: {}", self.host, fault.message), ..fault };
+        match answered.await {
+            Ok(Answer::Failed(trouble)) => Err(named(trouble.into())),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(self.link.state().lost.clone().unwrap_or_else(|| Fault::failed("the agent ended"))),
+        }
+    }
+
+    /// Hands over what a process there shows to the others; returns the folder that it lies in.
+    pub async fn keep(&self, process: &str, material: Material) -> Result<String, Fault> {
+        match self.ask(Question::Keep { process: process.to_owned(), material }).await? {
+            Answer::Written(folder) => Ok(folder),
+            other => Err(Fault::failed(format!("host {}: unexpected answer {other:?}", self.host))),
+        }
+    }
+
+    /// Why the host is lost, if it is.
+    #[must_use]
+    pub fn lost(&self) -> Option<Fault> {
+        self.link.state().lost.clone()
+    }
+
+    /// Ends the agent and all that it still runs.
+    pub async fn close(&self) {
+        let _ = self.link.requests.send(Out::Close);
+        let mut gone = self.gone.clone();
+        // The reader kills the connection of a host that does not answer.
+        let _ = tokio::time::timeout(LEAVE, gone.wait_for(|gone| *gone)).await;
+    }
+}
+
+impl Link {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, request: &Request) {
+        // Fails only when the host is lost, and whoever waits learns of that.
+        let _ = self.requests.send(Out::Line(encode(request)));
+    }
+}
+
+impl State {
+    fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+/// Sends requests, and a ping whenever there is nothing else to say.
+async fn write(mut outgoing: mpsc::UnboundedReceiver<Out>, mut stdin: ChildStdin, every: Duration) {
+    let mut pings = tokio::time::interval(every);
+    loop {
+        let line = tokio::select! {
+            out = outgoing.recv() => match out {
+                Some(Out::Line(line)) => line,
+                // Standard input closes, and the agent ends.
+                Some(Out::Close) | None => return,
+            },
+            _ = pings.tick() => encode(&Request::Ping),
+        };
+        if stdin.write_all(line.as_bytes()).await.is_err() {
+            // The reader learns of it as well, and says so.
+            return std::future::pending().await;
+        }
+    }
+}
+
+struct Reader {
+    host: Host,
+    link: Arc<Link>,
+    silence: Duration,
+}
+
+impl Reader {
+    async fn read(
+        self,
+        mut lines: Lines<BufReader<ChildStdout>>,
+        mut process: Child,
+        stderr: tokio::task::JoinHandle<Vec<String>>,
+    ) {
+        let silent = loop {
+            match tokio::time::timeout(self.silence, lines.next_line()).await {
+                Ok(Ok(Some(line))) => decode(&line).into_iter().for_each(|reply| self.deliver(reply)),
+                Ok(_) => break false,
+                Err(_) => break true,
+            }
+        };
+        let reason = if silent {
+            format!("no answer for {} s", self.silence.as_secs())
+        } else {
+            let words =
+                tokio::time::timeout(LEAVE, stderr).await.ok().and_then(Result::ok).unwrap_or_default();
+            let said = words.into_iter().rev().find(|line| !line.is_empty());
+            said.map_or_else(|| "its agent ended".to_owned(), |said| format!("its agent ended: {said}"))
+        };
+        let _ = process.start_kill();
+        let _ = process.wait().await;
+        self.lose(&reason);
+    }
+
+    fn deliver(&self, reply: Reply) {
+        let mut state = self.link.state();
+        match reply {
+            Reply::Line { process, stdout, text } => {
+                if let Some(ends) = state.processes.get(&process) {
+                    let _ = if stdout { ends.stdout.send(text) } else { ends.stderr.send(text) };
+                }
+            }
+            Reply::Ended { process, status } => {
+                if let Some(ends) = state.processes.remove(&process) {
+                    let _ = ends.end.send(Some(End::Status(status)));
+                }
+            }
+            Reply::Unstarted { process, trouble } => {
+                if let Some(ends) = state.processes.remove(&process) {
+                    let fault = Fault::from(trouble);
+                    let message = format!("host {}: {}", self.host, fault.message);
+                    let _ = ends.end.send(Some(End::Lost(Fault { message, ..fault })));
+                }
+            }
+            Reply::Answer { ask, answer } => {
+                if let Some(waiting) = state.answers.remove(&ask) {
+                    let _ = waiting.send(answer);
+                }
+            }
+            Reply::Pong | Reply::Hello(_) => {}
+        }
+    }
+
+    fn lose(&self, reason: &str) {
+        let fault = Fault::new(ErrorCode::Failed, format!("host {} is cut off: {reason}", self.host)).hint(format!(
+            "what ran there ends itself within {} s; continue with --resume, without that host or once it is back",
+            self.silence.as_secs()
+        ));
+        let mut state = self.link.state();
+        state.lost = Some(fault.clone());
+        state.answers.clear();
+        for (_, ends) in state.processes.drain() {
+            let _ = ends.end.send(Some(End::Lost(fault.clone())));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Options that say where a run goes.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Hosts of a run, and how they are reached.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Several hosts")]
+pub struct HostOptions {
+    /// Hosts of the run, reached over ssh: [user@]host[:port], separated by commas.
+    #[arg(long, value_name = "A,B,…", conflicts_with = "hostfile")]
+    pub hosts: Option<String>,
+    /// File of hosts, one a line: [user@]host[:port] [slots=N]. slots is the number of trainers there.
+    #[arg(long, value_name = "FILE")]
+    pub hostfile: Option<PathBuf>,
+    /// Where the coordinator runs; it writes metrics into `output_dir` there, as rank 0 on the first host writes checkpoints.
+    #[arg(long, value_enum, default_value_t = CoordinatorOn::First, value_name = "first|here")]
+    pub coordinator_on: CoordinatorOn,
+    /// Set a variable in every process of the run, here and on other hosts; without a value it is taken from here. May be
+    /// repeated. OTEL_*, NCCL_*, GLOO_*, HF_*, DYAD_LOG and RUST_LOG are passed on by themselves.
+    #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = variable)]
+    pub env: Vec<(String, Option<String>)>,
+    /// Copy the binaries and libtorch to every host that lacks them, into ~/.cache/dyad; by default each host has them under the
+    /// path that they have here.
+    #[arg(long)]
+    pub push: bool,
+    /// Command in place of `ssh`, with options of its own, such as "ssh -F config".
+    #[arg(long, env = "DYAD_SSH", default_value = "ssh", value_name = "COMMAND")]
+    pub ssh: String,
+    /// How long a host may be silent before it counts as lost; its processes end themselves then.
+    #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(2..=86_400))]
+    pub host_timeout: u64,
+}
+
+/// Which machine runs the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CoordinatorOn {
+    /// The first host.
+    First,
+    /// The machine that the launcher is started on.
+    Here,
+}
+
+fn variable(text: &str) -> Result<(String, Option<String>), String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, None),
+    };
+    let good =
+        |(index, c): (usize, char)| c == '_' || c.is_ascii_alphabetic() || (index > 0 && c.is_ascii_digit());
+    if name.is_empty() || !name.chars().enumerate().all(good) {
+        return Err("expected NAME or NAME=VALUE".into());
+    }
+    Ok((name.to_owned(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_have_names() {
+        assert_eq!(variable("A_1=x=y"), Ok(("A_1".into(), Some("x=y".into()))));
+        assert_eq!(variable("A"), Ok(("A".into(), None)));
+        assert_eq!(variable("A="), Ok(("A".into(), Some(String::new()))));
+        for wrong in ["", "=x", "1A", "A B=1", "A-B"] {
+            assert!(variable(wrong).is_err(), "{wrong}");
+        }
+    }
+}

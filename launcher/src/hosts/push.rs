@@ -1,0 +1,186 @@
+//! `--push`: binaries and libtorch on a host, in folders of ~/.cache/dyad that are named after what they hold. What is there
+//! already is not sent again, and a folder appears under its name only once it is complete.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use dyad_proto::Fault;
+use sha2::{Digest, Sha256};
+use tokio::process::Command;
+
+use crate::children::die_with_me;
+use crate::hosts::hostfile::Host;
+use crate::hosts::own_folder;
+use crate::hosts::transport::{Transport, quoted};
+
+const PROGRAMS: [&str; 3] = ["launcher", "coordinator", "trainer"];
+
+/// Brings everything to a host; the folder of the binaries there.
+pub async fn to(host: &Host, transport: &Transport) -> Result<PathBuf, Fault> {
+    let parcel = tokio::task::spawn_blocking(Parcel::here).await;
+    let parcel = parcel.unwrap_or_else(|error| Err(Fault::failed(error.to_string())))?;
+    let there = run(host, transport, &parcel.look(), None).await?;
+    let mut words = there.lines();
+    let home = words.next().filter(|home| home.starts_with('/')).map(str::to_owned).ok_or_else(|| {
+        Fault::failed(format!("host {host}: no home folder to copy into")).hint("is HOME set there?")
+    })?;
+    let has: Vec<&str> = words.collect();
+    if !has.contains(&"libtorch") {
+        run(host, transport, &parcel.take_libtorch(), Some(parcel.pack_libtorch())).await?;
+    }
+    if !has.contains(&"programs") {
+        run(host, transport, &parcel.take_programs(), Some(parcel.pack_programs())).await?;
+    }
+    Ok(Path::new(&home).join(".cache/dyad").join(&parcel.programs).join("target/release"))
+}
+
+/// What is sent.
+#[derive(Clone, Debug)]
+struct Parcel {
+    folder: PathBuf,
+    libtorch: PathBuf,
+    /// Names of the folders over there.
+    programs: String,
+    libraries: String,
+}
+
+impl Parcel {
+    fn here() -> Result<Self, Fault> {
+        let folder = own_folder()?;
+        let mut hash = Sha256::new();
+        for name in PROGRAMS {
+            add_file(&mut hash, &folder.join(name))?;
+        }
+        // Where the trainer's run path looks for it.
+        let libtorch = folder.join("../../.libtorch");
+        let libtorch = libtorch.canonicalize().map_err(|error| {
+            Fault::input(format!("--push: no libtorch in {}: {error}", libtorch.display()))
+                .hint("push from a checkout that was built with `make build`")
+        })?;
+        let stamp = ["cuda", "cpu"]
+            .iter()
+            .find_map(|set| std::fs::read_to_string(libtorch.join(format!(".installed-{set}"))).ok());
+        let stamp = stamp.ok_or_else(|| {
+            Fault::input(format!("--push: {} is not complete", libtorch.display()))
+                .hint("run deploy/install-libtorch.sh")
+        })?;
+        let libraries = format!("libtorch-{}", short(&Sha256::digest(stamp)));
+        hash.update(&libraries);
+        Ok(Self { folder, libtorch, programs: short(&hash.finalize()), libraries })
+    }
+
+    /// Says the home folder, and what is there.
+    fn look(&self) -> String {
+        let Self { programs, libraries, .. } = self;
+        format!(
+            "echo \"$HOME\"; cd \"$HOME/.cache/dyad\" 2>/dev/null || exit 0; \
+             test -d {libraries} && echo libtorch; test -d {programs} && echo programs; exit 0"
+        )
+    }
+
+    fn take_libtorch(&self) -> String {
+        take(&self.libraries, "")
+    }
+
+    /// The run path of the trainer leads two folders up.
+    fn take_programs(&self) -> String {
+        take(&self.programs, &format!("ln -s ../{} $new/.libtorch; ", self.libraries))
+    }
+
+    fn pack_libtorch(&self) -> Vec<String> {
+        let dir = self.libtorch.display().to_string();
+        let words =
+            ["tar", "-C", &dir, "--exclude=include", "--exclude=share", "-cf", "-", "torch", "nvidia"];
+        words.map(str::to_owned).to_vec()
+    }
+
+    fn pack_programs(&self) -> Vec<String> {
+        let dir = self.folder.display().to_string();
+        let words = ["tar", "-C", &dir, "--transform=s,^,target/release/,", "-chf", "-"];
+        words.into_iter().chain(PROGRAMS).map(str::to_owned).collect()
+    }
+}
+
+/// A line for the shell there: unpacks standard input beside the folder, then gives it its name.
+fn take(name: &str, then: &str) -> String {
+    let script = format!(
+        "set -e; mkdir -p \"$HOME/.cache/dyad\"; cd \"$HOME/.cache/dyad\"; new=.{name}.$$; \
+         trap 'rm -rf $new' EXIT; mkdir $new; tar -xf - -C $new; {then}\
+         mv -T $new {name} 2>/dev/null || test -d {name}"
+    );
+    format!("sh -c {}", quoted(&script))
+}
+
+fn add_file(hash: &mut Sha256, path: &Path) -> Result<(), Fault> {
+    let failed = |error: std::io::Error| {
+        Fault::failed(format!("cannot read {}: {error}", path.display())).hint("run `make build` first")
+    };
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(failed)? {
+            0 => return Ok(()),
+            read => hash.update(&buffer[..read]),
+        }
+    }
+}
+
+/// The first twelve digits of a hash.
+fn short(digest: &[u8]) -> String {
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256 of a program beside this one, shortened; `None` where it cannot be read.
+#[must_use]
+pub fn program_hash(folder: &Path, name: &str) -> Option<String> {
+    let mut hash = Sha256::new();
+    add_file(&mut hash, &folder.join(name)).ok()?;
+    Some(short(&hash.finalize()))
+}
+
+/// Runs a line on the host, with another command's output as its input; what it printed.
+async fn run(
+    host: &Host,
+    transport: &Transport,
+    line: &str,
+    input: Option<Vec<String>>,
+) -> Result<String, Fault> {
+    let failed = |what: String| {
+        Fault::unavailable(format!("host {host}: cannot copy Dyad there: {what}"))
+            .hint("`launcher doctor` looks at all hosts; is there room in ~/.cache?")
+    };
+    let words = transport.command(host, line);
+    let mut command = Command::new(&words[0]);
+    command
+        .args(&words[1..])
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    die_with_me(&mut command);
+    let mut packing = None;
+    if let Some(pack) = input {
+        let mut tar = Command::new(&pack[0]);
+        tar.args(&pack[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
+        die_with_me(&mut tar);
+        let mut tar = tar.spawn().map_err(|error| failed(format!("cannot start tar: {error}")))?;
+        let pipe = tar.stdout.take().and_then(|pipe| TryInto::<Stdio>::try_into(pipe).ok());
+        command.stdin(pipe.ok_or_else(|| failed("tar has no output".into()))?);
+        packing = Some(tar);
+    }
+    let child = command.spawn().map_err(|error| failed(format!("cannot start {}: {error}", words[0])))?;
+    // Ours is the child's now; tar must see it close.
+    drop(command);
+    let output = child.wait_with_output().await.map_err(|error| failed(error.to_string()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(failed(said.lines().next_back().unwrap_or("no reason given").to_owned()));
+    }
+    if let Some(mut tar) = packing
+        && !tar.wait().await.is_ok_and(|status| status.success())
+    {
+        return Err(failed("tar failed".into()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,77 @@
+//! Names and labels of the run's objects.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+
+use super::spec::Spec;
+
+/// Names the run; every object of a run carries it.
+pub const INSTANCE: &str = "app.kubernetes.io/instance";
+/// Says that an object is ours.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The value of [`MANAGED_BY`].
+pub const LAUNCHER: &str = "dyad-launcher";
+
+/// Which process a pod holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Component {
+    /// The coordinator.
+    Coordinator,
+    /// The trainers of one node.
+    Trainers,
+}
+
+impl Component {
+    /// The word in names and labels.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Coordinator => "coordinator",
+            Self::Trainers => "trainers",
+        }
+    }
+}
+
+/// Text pairs as Kubernetes' types want them.
+#[must_use]
+pub fn map<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// Labels of every object.
+#[must_use]
+pub fn labels(spec: &Spec) -> BTreeMap<String, String> {
+    map([("app.kubernetes.io/name", "dyad"), (INSTANCE, spec.name()), (MANAGED_BY, LAUNCHER)])
+}
+
+/// Labels of a pod.
+#[must_use]
+pub fn pod_labels(spec: &Spec, component: Component) -> BTreeMap<String, String> {
+    let mut labels = labels(spec);
+    labels.insert("app.kubernetes.io/component".into(), component.word().into());
+    labels
+}
+
+/// What finds the pods of a component: labels that never change.
+#[must_use]
+pub fn pod_selector(spec: &Spec, component: Component) -> BTreeMap<String, String> {
+    map([(INSTANCE, spec.name()), ("app.kubernetes.io/component", component.word())])
+}
+
+/// The same as a selector.
+#[must_use]
+pub fn selecting(spec: &Spec, component: Component) -> LabelSelector {
+    LabelSelector { match_labels: Some(pod_selector(spec, component)), ..Default::default() }
+}
+
+/// Metadata of an object of the run.
+#[must_use]
+pub fn metadata(spec: &Spec, name: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: spec.options.run.namespace.clone(),
+        labels: Some(labels(spec)),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,58 @@
+//! `launcher kubernetes`: a run as Kubernetes objects, and what is done with them on a cluster.
+//!
+//! - [`spec`]: options and configuration, checked together. Everything up to [`render`] is pure.
+//! - [`workload`], [`jobset`], [`pods`], [`confine`], [`volumes`], [`network`], [`support`]: the objects.
+//! - [`object`], [`meta`], [`values`], [`cli`]: their form, their names, their options.
+//! - [`cluster`]: talks to the API server; [`state`] and [`events`] (pure) read what it says.
+//! - [`apply`], [`status`], [`logs`], [`wait`], [`delete`]: one file per command.
+
+pub mod apply;
+pub mod cli;
+pub mod cluster;
+pub mod confine;
+pub mod delete;
+pub mod events;
+pub mod jobset;
+pub mod logs;
+pub mod meta;
+pub mod network;
+pub mod object;
+pub mod pods;
+pub mod render;
+pub mod spec;
+pub mod state;
+pub mod status;
+pub mod support;
+pub mod values;
+pub mod volumes;
+pub mod wait;
+pub mod workload;
+
+use std::io::Write;
+
+use dyad_proto::Fault;
+
+use cli::KubernetesCommand;
+
+/// Does what the command line says.
+pub async fn act(command: KubernetesCommand) -> Result<(), Fault> {
+    match command {
+        KubernetesCommand::Render(options) => render::act(&options),
+        KubernetesCommand::Apply(options) => Box::pin(apply::act(&options)).await,
+        KubernetesCommand::Status(options) => Box::pin(status::act(&options)).await,
+        KubernetesCommand::Logs(options) => Box::pin(logs::act(&options)).await,
+        KubernetesCommand::Wait(options) => Box::pin(wait::act(&options)).await,
+        KubernetesCommand::Delete(options) => Box::pin(delete::act(&options)).await,
+    }
+}
+
+/// To standard output.
+fn print(text: &str) -> Result<(), Fault> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
+}
+
+fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr(), "warning: {text}");
+}

@@ -1,0 +1,85 @@
+//! `launcher kubernetes render`: from options and configuration to the list of objects.
+
+use std::path::Path;
+use std::time::Duration;
+
+use dyad_proto::Fault;
+
+use super::cli::{Part, RenderOptions, Tls};
+use super::object::{Object, stream, yaml};
+use super::spec::Spec;
+use super::{network, support, workload};
+use crate::security::RunSecrets;
+
+/// Certificates of a run serve this long; a run that takes longer is rendered anew and resumed.
+pub const VALID_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// Everything but the Secrets, in the order in which it is created.
+pub fn objects(spec: &Spec) -> Result<Vec<Object>, Fault> {
+    let mut objects = vec![support::account(spec)?, support::configuration(spec)?];
+    objects.extend(support::claim(spec)?);
+    objects.extend(network::services(spec)?);
+    objects.extend(network::policies(spec)?);
+    objects.extend(workload::render(spec)?);
+    Ok(objects)
+}
+
+/// New Secrets, if the run makes its own.
+pub fn secrets(spec: &Spec) -> Result<Vec<Object>, Fault> {
+    match spec.options.tls {
+        Tls::Generate => support::secrets(spec, &RunSecrets::new(VALID_FOR)?),
+        Tls::Existing | Tls::Off => Ok(Vec::new()),
+    }
+}
+
+/// Prints or writes the objects.
+pub fn act(options: &RenderOptions) -> Result<(), Fault> {
+    let spec = Spec::new(&options.run)?;
+    let mut all = match options.part {
+        Part::All => objects(&spec)?,
+        Part::Secrets => Vec::new(),
+    };
+    all.splice(0..0, secrets(&spec)?);
+    if all.is_empty() {
+        return Err(
+            Fault::input("there are no Secrets to render").hint("--part secrets needs --tls generate")
+        );
+    }
+    if spec.options.scheduling.rdma.is_some() {
+        super::warn(
+            "--rdma adds the capability IPC_LOCK: the namespace cannot enforce the pod security standard `restricted`",
+        );
+    }
+    match &options.output_dir {
+        None => super::print(&stream(&all)?),
+        Some(dir) => write(dir, spec.name(), &all),
+    }
+}
+
+fn write(dir: &Path, run: &str, objects: &[Object]) -> Result<(), Fault> {
+    let unwritable = |error: std::io::Error| {
+        Fault::input(format!("cannot write {}: {error}", dir.display()))
+            .hint("give a folder that you may write to")
+    };
+    std::fs::create_dir_all(dir).map_err(unwritable)?;
+    for (name, text) in files(run, objects)? {
+        std::fs::write(dir.join(name), text).map_err(unwritable)?;
+    }
+    Ok(())
+}
+
+/// One file per object, and a `kustomization.yaml` that names them.
+pub fn files(run: &str, objects: &[Object]) -> Result<Vec<(String, String)>, Fault> {
+    let mut files = Vec::new();
+    for object in objects {
+        files.push((object.file_name(run), yaml(&object.0)?));
+    }
+    let names: Vec<&String> = files.iter().map(|(name, _)| name).collect();
+    let kustomization = serde_json::json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": names,
+    });
+    files.push(("kustomization.yaml".into(), yaml(&kustomization)?));
+    Ok(files)
+}

@@ -1,0 +1,235 @@
+//! What is rendered: the options and the run's configuration, checked together.
+
+use std::path::Path;
+
+use dyad_proto::{Fault, RunConfig};
+
+use super::cli::{RunOptions, Tls};
+use super::values::Place;
+
+/// Where the output volume is mounted.
+pub const OUTPUT: &str = "/output";
+/// Where preference files and models are mounted.
+pub const DATA: &str = "/data";
+/// Where the image keeps a small model and pairs to try a cluster with.
+pub const EXAMPLE: &str = "/opt/dyad/example";
+/// Where the run configuration is mounted.
+pub const CONFIG: &str = "/etc/dyad/run";
+/// Where certificates and join token are mounted.
+pub const TLS: &str = "/etc/dyad/tls";
+/// Port of the coordinator.
+pub const GRPC_PORT: i32 = 29400;
+/// Port on which it answers probes in plain text where the other one speaks TLS.
+pub const HEALTH_PORT: i32 = 29401;
+/// Port of its metrics.
+pub const METRICS_PORT: i32 = 9464;
+/// A pod's name is the run's with up to 22 characters after it, and has at most 63.
+const LONGEST_NAME: usize = 40;
+
+/// A run that can be rendered.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// What was asked for.
+    pub options: RunOptions,
+    /// The configuration, with paths inside the pods.
+    pub config: RunConfig,
+}
+
+impl Spec {
+    /// Reads the configuration and checks everything that needs no cluster.
+    pub fn new(options: &RunOptions) -> Result<Self, Fault> {
+        let config = RunConfig::load(&options.config, &options.overrides)?;
+        Self::with_config(options, config)
+    }
+
+    /// The same with a configuration that was read already.
+    pub fn with_config(options: &RunOptions, mut config: RunConfig) -> Result<Self, Fault> {
+        check_names(options)?;
+        check_places(options)?;
+        move_paths(&mut config, options.storage.data.is_some())?;
+        Ok(Self { options: options.clone(), config })
+    }
+
+    /// Name of the run.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.options.run.name
+    }
+
+    /// Name of one of its objects.
+    #[must_use]
+    pub fn named(&self, suffix: &str) -> String {
+        format!("{}-{suffix}", self.name())
+    }
+
+    /// Trainer processes.
+    #[must_use]
+    pub fn world_size(&self) -> u32 {
+        self.options.nodes * self.options.gpus_per_node.max(1)
+    }
+
+    /// A model is fetched from the hub.
+    #[must_use]
+    pub fn needs_hub(&self) -> bool {
+        let remote = |model: &str| !model.is_empty() && !Path::new(model).is_absolute();
+        remote(&self.config.model) || self.config.from_checkpoint.as_deref().is_some_and(remote)
+    }
+
+    /// Processes speak TLS.
+    #[must_use]
+    pub fn secure(&self) -> bool {
+        self.options.tls != Tls::Off
+    }
+
+    /// Where the coordinator is reached.
+    #[must_use]
+    pub fn coordinator_url(&self) -> String {
+        let scheme = if self.secure() { "https" } else { "http" };
+        format!("{scheme}://{}:{GRPC_PORT}", self.named("coordinator"))
+    }
+}
+
+/// Lower-case letters, digits and `-`, a letter first, none of them `-` at the end: good for every kind of object.
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    text.len() <= 63
+        && text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase())
+        && text.bytes().all(inner)
+        && !text.ends_with('-')
+}
+
+/// As [`is_label`], with dots between parts and digits in front allowed: what names most objects.
+fn is_subdomain(text: &str) -> bool {
+    let part = |part: &str| is_label(&format!("a{part}")) && !part.starts_with('-') && !part.is_empty();
+    text.len() <= 253 && text.split('.').all(part)
+}
+
+/// Checks the name of a run and its namespace.
+pub fn check_run_name(name: &str, namespace: Option<&str>) -> Result<(), Fault> {
+    if !is_label(name) || name.len() > LONGEST_NAME {
+        return Err(Fault::input(format!("--name {name} cannot name Kubernetes objects")).hint(format!(
+            "use at most {LONGEST_NAME} lower-case letters, digits and '-', beginning with a letter"
+        )));
+    }
+    match namespace {
+        Some(namespace) if !is_label(namespace) => {
+            Err(Fault::input(format!("--namespace {namespace} is no name of a namespace"))
+                .hint("use at most 63 lower-case letters, digits and '-'"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_names(options: &RunOptions) -> Result<(), Fault> {
+    check_run_name(&options.run.name, options.run.namespace.as_deref())?;
+    if options.image.is_empty() || options.image.contains(char::is_whitespace) {
+        return Err(Fault::input(format!("--image {:?} is no image", options.image))
+            .hint("build one from deploy/Dockerfile, push it, and give its name here"));
+    }
+    let scheduling = &options.scheduling;
+    let named = [
+        ("--queue", scheduling.queue.as_deref()),
+        ("--queue-priority", scheduling.queue_priority.as_deref()),
+        ("--priority-class", scheduling.priority_class.as_deref()),
+        ("--image-pull-secret", scheduling.image_pull_secret.as_deref()),
+        ("--storage-class", options.storage.storage_class.as_deref()),
+        ("--env-from-secret", options.network.env_from_secret.as_deref()),
+        ("--metrics-namespace", Some(options.network.metrics_namespace.as_str())),
+    ];
+    for (flag, name) in named {
+        if let Some(name) = name.filter(|name| !is_subdomain(name)) {
+            return Err(Fault::input(format!("{flag} {name} is no name of a Kubernetes object"))
+                .hint("use lower-case letters, digits, '-' and '.'"));
+        }
+    }
+    check_variables(options)
+}
+
+fn check_variables(options: &RunOptions) -> Result<(), Fault> {
+    for variable in &options.network.env {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        if !variable.key.bytes().all(good) || variable.key.as_bytes()[0].is_ascii_digit() {
+            return Err(Fault::input(format!("--env {}: no name of an environment variable", variable.key))
+                .hint("use letters, digits and '_'"));
+        }
+    }
+    Ok(())
+}
+
+fn check_places(options: &RunOptions) -> Result<(), Fault> {
+    let refuse = |message: &str, hint: &str| Err(Fault::input(message).hint(hint));
+    match &options.storage.output {
+        Place::ConfigMap(_) => {
+            refuse("--output cannot be a ConfigMap: nothing can be written there", "use new:SIZE")
+        }
+        Place::Scratch(_) if options.nodes > 1 => refuse(
+            "--output scratch:SIZE is lost with the pod, and no two pods share it",
+            "use new:SIZE or claim:NAME with more than one node",
+        ),
+        Place::Claim(name, _) if !is_subdomain(name) => {
+            refuse("--output claim: no such name is possible", "claim:NAME[/FOLDER]")
+        }
+        _ => match &options.storage.data {
+            Some(Place::New(_) | Place::Scratch(_)) => {
+                refuse("--data must be there already", "use claim:NAME, configmap:NAME or gs://BUCKET")
+            }
+            Some(Place::Claim(name, _) | Place::ConfigMap(name)) if !is_subdomain(name) => {
+                refuse("--data: no such name is possible", "claim:NAME[/FOLDER] or configmap:NAME")
+            }
+            _ => Ok(()),
+        },
+    }
+}
+
+/// Paths become those inside the pods: results below /output, data below /data, models there too or on the hub.
+fn move_paths(config: &mut RunConfig, has_data: bool) -> Result<(), Fault> {
+    config.output_dir = inside("output_dir", &config.output_dir, OUTPUT, &[OUTPUT])?;
+    config.training_file = inside("training_file", &config.training_file, DATA, &[DATA, OUTPUT, EXAMPLE])?;
+    if let Some(path) = &mut config.validation_file {
+        *path = inside("validation_file", path, DATA, &[DATA, OUTPUT, EXAMPLE])?;
+    }
+    if let Some(path) = &mut config.reference_cache {
+        *path = inside("reference_cache", path, OUTPUT, &[OUTPUT, "/tmp"])?;
+    }
+    for (key, model) in [("model", Some(&config.model)), ("from_checkpoint", config.from_checkpoint.as_ref())]
+    {
+        if let Some(model) = model.filter(|model| model.starts_with(['/', '.', '~'])) {
+            inside(key, model, DATA, &[DATA, OUTPUT, EXAMPLE])?;
+        }
+    }
+    let named = [
+        Some(&config.training_file),
+        config.validation_file.as_ref(),
+        Some(&config.model),
+        config.from_checkpoint.as_ref(),
+    ];
+    if let Some(path) = named.into_iter().flatten().find(|path| below(path, DATA) && !has_data) {
+        return Err(Fault::input(format!(
+            "the configuration names {path}, but nothing is mounted at {DATA}"
+        ))
+        .hint("say where the files are: --data claim:NAME, configmap:NAME or gs://BUCKET"));
+    }
+    Ok(())
+}
+
+fn inside(key: &str, path: &str, home: &str, allowed: &[&str]) -> Result<String, Fault> {
+    let refused = || {
+        Fault::input(format!("config key `{key}`: {path} is not inside a volume of the pods"))
+            .hint(format!("give a path below {} (relative paths are below {home})", allowed.join(" or ")))
+    };
+    let dotted = path.split('/').any(|part| part == ".." || part == "~");
+    let absolute = if path.starts_with('/') {
+        path.to_owned()
+    } else if path.starts_with("./") && key.starts_with(['m', 'f']) {
+        // A model's relative path would look like an id on the hub.
+        return Err(refused());
+    } else {
+        format!("{home}/{}", path.trim_start_matches("./"))
+    };
+    if dotted || !allowed.iter().any(|root| below(&absolute, root)) { Err(refused()) } else { Ok(absolute) }
+}
+
+fn below(path: &str, root: &str) -> bool {
+    path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/') || rest.is_empty())
+}

@@ -1,0 +1,147 @@
+//! The batch script: one launcher on the job's first node, which reaches the others by srun. Pure.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use dyad_proto::Fault;
+
+use crate::hosts::transport::quoted;
+use crate::slurm::SlurmOptions;
+
+/// The script's text.
+pub fn write(
+    options: &SlurmOptions,
+    output_dir: &str,
+    folder: &Path,
+    launcher: &Path,
+) -> Result<String, Fault> {
+    let mut out = String::from("#!/bin/bash\n");
+    for option in sbatch(options) {
+        // A line of its own, or the option would become something else.
+        if option.contains(['\n', '\r']) {
+            return Err(Fault::input(format!("{option:?} is no option of sbatch")));
+        }
+        let _ = writeln!(out, "#SBATCH {option}");
+    }
+    let folder = quoted(&folder.to_string_lossy());
+    let output = quoted(&Path::new(output_dir).to_string_lossy());
+    let command = command(options, launcher);
+    let _ = write!(
+        out,
+        r#"
+cd {folder} || exit 2
+output={output}
+
+# Queued again, the run goes on from its newest checkpoint; one that never wrote any begins anew.
+again=()
+if [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ]; then
+  if compgen -G "$output/checkpoint-*" > /dev/null; then again=(--resume); else again=(--overwrite); fi
+fi
+
+{command} "${{again[@]}}" &
+launcher=$!
+
+# USR1 comes before the time limit, TERM when the job is preempted or cancelled: the launcher ends with a checkpoint.
+signalled=0
+requeue=0
+trap 'signalled=1; requeue=1; kill -TERM "$launcher"' USR1
+trap 'signalled=1; kill -TERM "$launcher"' TERM
+while :; do
+  signalled=0
+  wait "$launcher"
+  status=$?
+  [ "$signalled" = 1 ] || break
+done
+if [ "$requeue" = 1 ] && [ "$status" = 130 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
+"#
+    );
+    Ok(out)
+}
+
+fn sbatch(options: &SlurmOptions) -> Vec<String> {
+    let nodes = options.nodes;
+    let count =
+        if nodes.min == nodes.max { nodes.max.to_string() } else { format!("{}-{}", nodes.min, nodes.max) };
+    let mut all = vec![
+        format!("--job-name={}", options.job_name),
+        format!("--nodes={count}"),
+        "--ntasks-per-node=1".into(),
+    ];
+    let optional = [
+        ("gpus-per-node", options.gpus_per_node.map(|gpus| gpus.to_string())),
+        ("cpus-per-task", options.cpus_per_task.map(|cores| cores.to_string())),
+        ("partition", options.partition.clone()),
+        ("account", options.account.clone()),
+        ("qos", options.qos.clone()),
+        ("constraint", options.constraint.clone()),
+        ("time", options.time.clone()),
+    ];
+    all.extend(optional.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value?))));
+    all.push("--output=%x-%j.log".into());
+    all.push("--open-mode=append".into());
+    all.push("--requeue".into());
+    all.push(format!("--signal=B:USR1@{}", options.checkpoint_before));
+    all.extend(options.extra.iter().cloned());
+    all
+}
+
+fn command(options: &SlurmOptions, launcher: &Path) -> String {
+    let gpus = options.gpus_per_node.unwrap_or(0).to_string();
+    let mut words = vec![launcher.to_string_lossy().into_owned()];
+    words.extend(["--nodes".into(), options.nodes.to_string(), "--gpus-per-node".into(), gpus]);
+    words.extend(["--config".into(), options.config.to_string_lossy().into_owned()]);
+    words.extend(options.overrides.iter().flat_map(|set| ["--set".into(), set.clone()]));
+    words.extend(options.launcher.iter().cloned());
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: SlurmOptions,
+    }
+
+    fn script(line: &str) -> Result<String, Fault> {
+        let words = ["slurm"].into_iter().chain(line.split(' '));
+        let line = <Line as clap::Parser>::try_parse_from(words).unwrap();
+        write(&line.options, "out dir", Path::new("/home/ann/it's"), Path::new("/opt/dyad/launcher"))
+    }
+
+    #[test]
+    fn the_script_asks_for_what_was_asked_and_saves_before_the_end() {
+        let script = script(
+            "--nodes 2:4 --gpus-per-node 8 --config run.toml --set n_epochs=2 --partition gpu --time 12:00:00 --sbatch=--mem=0 -- --verbose",
+        )
+        .unwrap();
+        for line in [
+            "#SBATCH --nodes=2-4",
+            "#SBATCH --gpus-per-node=8",
+            "#SBATCH --partition=gpu",
+            "#SBATCH --time=12:00:00",
+            "#SBATCH --requeue",
+            "#SBATCH --signal=B:USR1@300",
+            "#SBATCH --mem=0",
+            r"cd '/home/ann/it'\''s' || exit 2",
+            "output='out dir'",
+            "'/opt/dyad/launcher' '--nodes' '2:4' '--gpus-per-node' '8' '--config' 'run.toml' '--set' 'n_epochs=2' '--verbose' \"${again[@]}\" &",
+        ] {
+            assert!(script.lines().any(|it| it == line), "{line}\n{script}");
+        }
+        assert!(!script.contains("--account"));
+    }
+
+    #[test]
+    fn an_option_cannot_smuggle_a_line_in() {
+        let mut line =
+            <Line as clap::Parser>::try_parse_from(["slurm", "--nodes", "1", "--config", "c"]).unwrap();
+        line.options.account = Some("a\nrm -rf /".into());
+        assert!(write(&line.options, "o", Path::new("/"), Path::new("/l")).is_err());
+    }
+}

@@ -1,0 +1,127 @@
+//! How `launcher node` treats its trainers, with scripts in their place.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+struct Stage {
+    dir: tempfile::TempDir,
+    /// Something that listens, in the coordinator's place.
+    coordinator: TcpListener,
+}
+
+impl Stage {
+    fn new(trainer: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trainer");
+        std::fs::write(&path, format!("#!/bin/bash\n{trainer}\n")).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir, coordinator: TcpListener::bind("127.0.0.1:0").unwrap() }
+    }
+
+    fn node(&self, args: &[&str]) -> Command {
+        let url = format!("http://{}", self.coordinator.local_addr().unwrap());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_launcher"));
+        command.current_dir(self.dir.path()).env("DYAD_BIN_DIR", self.dir.path());
+        command.args(["node", "--gpus", "0", "--coordinator", &url]).args(args);
+        command.stderr(Stdio::piped());
+        command
+    }
+
+    /// Status and standard error.
+    fn outcome(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = self.node(args).env("JOB_COMPLETION_INDEX", "3").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+fn signal(child: &std::process::Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn the_completion_index_is_the_nodes_place() {
+    let stage = Stage::new("echo \"$@\" >&2; exit 0");
+    let (status, text) = stage.outcome(&["--logs", "logs"]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("[rank 3] run --coordinator http://127.0.0.1:"), "{text}");
+    assert!(text.contains("--name node3-cpu --launch-index 3 --device cpu"), "{text}");
+    let log = std::fs::read_to_string(stage.dir.path().join("logs/node3-cpu.log")).unwrap();
+    assert!(log.starts_with("run --coordinator"), "{log}");
+}
+
+#[test]
+fn a_trainers_end_is_the_nodes() {
+    let cases = [
+        (
+            "echo 'error: no model' >&2; echo 'hint: mend it' >&2; exit 2",
+            2,
+            "trainer rank 3 (node3-cpu): no model",
+        ),
+        ("echo 'error: rank 1 died' >&2; exit 4", 4, "rank 1 died"),
+        ("echo 'error: gone' >&2; exit 3", 3, "trainer rank 3 (node3-cpu): gone"),
+        ("exit 3", 3, "died: exit status 3"),
+        ("exit 4", 4, "stopped because another process failed"),
+        ("kill -9 $$", 1, "error: trainer rank 3 (node3-cpu) died: killed by signal 9"),
+    ];
+    for (script, status, words) in cases {
+        let (found, text) = Stage::new(script).outcome(&[]);
+        assert!(found == Some(status) && text.contains(words), "{script}: {found:?} {text}");
+        assert_eq!(text.matches("error: ").count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn sigterm_lets_trainers_finish_and_ends_with_130() {
+    let stage = Stage::new("trap 'echo saved >&2; echo \"error: stopped\" >&2; exit 130' TERM; echo ready >&2; mkfifo f; exec 3<>f
+while :; do read -r -u 3; done");
+    let mut node = stage.node(&["--node-index", "0"]).spawn().unwrap();
+    let mut lines = BufReader::new(node.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line == "[rank 0] ready"));
+    signal(&node, "-TERM");
+    let rest: Vec<String> = lines.collect();
+    assert!(rest.iter().any(|line| line == "[rank 0] saved"), "{rest:?}");
+    assert_eq!(node.wait().unwrap().code(), Some(130), "{rest:?}");
+}
+
+#[test]
+fn trainers_that_do_not_leave_are_killed_after_the_grace_period() {
+    let stage =
+        Stage::new("trap '' TERM; echo ready >&2; mkfifo f; exec 3<>f; while :; do read -r -u 3; done");
+    let mut node = stage.node(&["--node-index", "0", "--grace-period", "1"]).spawn().unwrap();
+    let mut error = BufReader::new(node.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("ready") {
+        line.clear();
+        assert!(error.read_line(&mut line).unwrap() > 0);
+    }
+    signal(&node, "-TERM");
+    let mut rest = String::new();
+    error.read_to_string(&mut rest).unwrap();
+    assert_eq!(node.wait().unwrap().code(), Some(1), "{rest}");
+    assert!(rest.contains("trainers have 1 s") && rest.contains("killed by signal 9"), "{rest}");
+}
+
+#[test]
+fn a_coordinator_that_never_comes_is_named() {
+    let stage = Stage::new("touch started");
+    let output = {
+        let mut node = stage.node(&["--node-index", "0", "--wait-for-coordinator", "1"]);
+        drop(stage.coordinator);
+        node.output().unwrap()
+    };
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("waiting for the coordinator at 127.0.0.1:"), "{text}");
+    assert!(text.contains("error: no coordinator at") && text.contains("hint: waited 1 s"), "{text}");
+    assert!(!stage.dir.path().join("started").exists());
+}
+
+#[test]
+fn a_node_without_a_place_is_refused() {
+    let output = Stage::new("exit 0").node(&[]).env_remove("JOB_COMPLETION_INDEX").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--node-index"));
+}

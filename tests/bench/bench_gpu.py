@@ -1,0 +1,338 @@
+"""Dyad against TRL on a GPU: the same random weights, pairs, order, batch and precision, in the same run.
+
+    bench_gpu.py --python PYTHON_WITH_TRL [--shapes 1.5b,8b] [--modes lora,full] [--workloads 2k,16k] [--record]
+    bench_gpu.py --device cpu --shapes tiny        # the script itself, without a GPU
+
+Workload 2k: pairs of about 2,048 unshared tokens, 16 a step. Workload 16k: pairs of about 800 packed tokens, 20 of them in one
+micro-batch of 16,384. On the CPU both are 16 times shorter. Speed is the median over the last steps, after the profiled
+ones. TRL takes the largest micro-batch that fits. A run that does not fit is a row that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import cpu_name, run
+from flops import SHAPES, Pair, Shape, executed_flops, measured_peak, model_flops, peak
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+BIN = ROOT / "target/release"
+
+STEPS = 8
+"""Optimizer steps of a run; Dyad's profile covers 2 to 4, speed is that of those after."""
+MEASURED = 4
+
+
+class Workload(NamedTuple):
+    """Mean lengths of a pair, pairs of a step, and tokens of a micro-batch."""
+
+    lengths: Pair
+    batch: int
+    micro_batch_tokens: int
+
+
+WORKLOADS = {
+    "2k": Workload(Pair(768, 256, 256), 16, 4096),
+    "16k": Workload(Pair(140, 330, 330), 20, 16_384),
+}
+
+
+class Row(NamedTuple):
+    """One run; without seconds it did not fit."""
+
+    name: str
+    seconds: float | None
+    peak_gib: float = 0.0
+    attention: str = ""
+    executed: float = 0.0
+    roofline: float | None = None
+    note: str = ""
+
+
+def fail(message: str, hint: str) -> None:
+    """One line and what to do."""
+    sys.exit(f"bench-gpu: {message}\n  hint: {hint}")
+
+
+def gpu(python: str) -> tuple[str, float]:
+    """Name and memory in GiB, from the torch that TRL uses."""
+    code = "import torch; p = torch.cuda.get_device_properties(0); print(p.name); print(p.total_memory / 2**30)"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    if found.returncode:
+        fail("no CUDA device that torch can use", "run on a machine with an NVIDIA GPU; --device cpu --shapes tiny tests the script")
+    name, memory = found.stdout.strip().splitlines()
+    if not any((ROOT / ".libtorch").glob("nvidia/**/libcublas.so*")):
+        fail("libtorch has no CUDA libraries", "make cuda")
+    return name, float(memory)
+
+
+def pairs_of(workload: Workload, count: int, divisor: int) -> list[Pair]:
+    """Lengths that differ as real ones do."""
+    rng = random.Random(0)
+
+    def length(mean: int) -> int:
+        return max(2, min(2 * mean, round(mean * rng.lognormvariate(-0.04, 0.3))) // divisor)
+
+    return [Pair(*(length(mean) for mean in workload.lengths)) for _ in range(count)]
+
+
+def write_model(folder: Path, shape: Shape) -> None:
+    """Random weights by `trainer new-model`, under a tokenizer whose every word is one token."""
+    from case import write_tokenizer
+    from cases import make_pair, write_pairs
+
+    shutil.rmtree(folder, ignore_errors=True)
+    texts = folder.parent / "texts.jsonl"
+    write_pairs(texts, [make_pair([{"role": "user", "content": "w1 w2"}], "w3", "w4")])
+    words = min(32_000, shape.vocabulary)
+    options = {
+        "out": folder, "texts": texts, "vocab-size": 300, "pad-vocab-to": shape.vocabulary, "hidden-size": shape.hidden,
+        "intermediate-size": shape.inner, "layers": shape.layers, "heads": shape.heads, "kv-heads": shape.kv_heads,
+        "max-positions": 32_768, "dtype": "bfloat16",
+    }
+    command = [str(BIN / "trainer"), "new-model", *(f"--{key}={value}" for key, value in options.items())]
+    subprocess.run(command + (["--untied-head"] if shape.untied_head else []), check=True)
+    write_tokenizer(folder, words)
+    # The new tokenizer's: padding is its first word, the end of a turn its second.
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(config | {"pad_token_id": 0, "eos_token_id": 1}, indent=2))
+
+
+def write_pairs(path: Path, pairs: list[Pair], vocabulary: int) -> list[Pair]:
+    """Pairs of these lengths, template included. Returns what they come to."""
+    from case import SPECIAL
+    from cases import make_pair
+    from cases import write_pairs as write
+
+    rng = random.Random(1)
+    limit = min(32_000, vocabulary) - len(SPECIAL)
+
+    def text(count: int) -> str:
+        return " ".join(f"w{rng.randrange(limit)}" for _ in range(max(1, count)))
+
+    # The template brings five tokens to a prompt, one to an answer.
+    write(path, [make_pair([{"role": "user", "content": text(p - 5)}], text(c - 1), text(r - 1)) for p, c, r in pairs])
+    return [Pair(max(6, p), max(2, c), max(2, r)) for p, c, r in pairs]
+
+
+def fitting(parameters: int, memory_gib: float) -> dict[str, str]:
+    """What full fine-tuning sets so that weights, gradients, states and reference take three quarters of the memory at most;
+    bytes per parameter as in docs/memory.md."""
+    known = '"precompute"'
+    choices = [
+        (20.0, {}),
+        (14.03, {"optim": '"adamw_8bit"'}),
+        (12.03, {"optim": '"adamw_8bit"', "reference_logps": known}),
+        (6.0, {"offload_optimizer": "true", "reference_logps": known}),
+    ]
+    for size, settings in choices:
+        if parameters * size < 0.75 * memory_gib * 2**30:
+            return settings
+    return choices[-1][1]
+
+
+def kept_layers(log: str) -> float:
+    """Share of the layers that are computed again, from the trainer's log."""
+    found = re.search(r"kept=(\d+) layers=(\d+)", log)
+    return 1 - int(found[1]) / int(found[2]) if found else 0.0
+
+
+def dyad(args: argparse.Namespace, case: Path, cell: Cell) -> Row:
+    """One run of Dyad."""
+    lora, settings = cell.lora, {} if cell.lora else fitting(cell.shape.parameters(), args.memory)
+    keys = {"model": "model", "training_file": "pairs.jsonl", "output_dir": "dyad", "lr_scheduler_type": "constant", "dtype": "bfloat16"}
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+    lines += f"learning_rate = 1e-6\nshuffle = false\nbatch_size = {cell.workload.batch}\nmax_steps = {STEPS}\n"
+    lines += f"micro_batch_tokens = {cell.workload.micro_batch_tokens}\nlora = {str(lora).lower()}\n"
+    lines += "lora_r = 16\n" if lora else ""
+    (case / "run.toml").write_text(lines + "".join(f"{key} = {value}\n" for key, value in settings.items()))
+    gpus = "1" if args.device == "cuda" else "0"
+    command = [str(BIN / "launcher"), "--nodes", "1", "--gpus-per-node", gpus, "--config", "run.toml", "--overwrite", "--profile"]
+    try:
+        run(command, case, args.threads)
+    except SystemExit as error:
+        return unfit("Dyad", error)
+    rows = [json.loads(line) for line in (case / "dyad/metrics.jsonl").read_text().splitlines()]
+    report = json.loads((case / "dyad/profile/rank0.json").read_text())
+    log = "".join(path.read_text() for path in (case / "dyad/logs").glob("node0-*.log"))
+    known = "reference_logps" in settings
+    again = kept_layers(re.sub(r"\x1b\[[0-9;]*m", "", log))
+    executed = executed_flops(cell.shape, cell.step_pairs, lora, shared=True, recomputed=again)
+    executed -= sum_forward(cell) if known else 0.0
+    table = (case / "dyad/profile/rank0.txt").read_text()
+    kernel = re.search(r"^attention +(.*)$", table, re.MULTILINE)
+    rate, step = report["roofline"]["flops_per_second"], report["summary"]["step_seconds"]
+    flops = sum(row["flops"] for row in report["summary"]["classes"])
+    return Row(
+        "Dyad", statistics.median(row["step_seconds"] for row in rows[-MEASURED:]),
+        max(row["peak_memory_bytes"] for row in rows) / 2**30, kernel[1].split(",")[0] if kernel else "", executed,
+        flops / rate / step, ", ".join(f"{key} = {value}" for key, value in settings.items()),
+    )
+
+
+def sum_forward(cell: Cell) -> float:
+    """The reference's forward pass."""
+    from flops import forward
+
+    return sum(forward(cell.shape, cell.step_pairs, shared=True))
+
+
+def trl(args: argparse.Namespace, case: Path, cell: Cell) -> Row:
+    """TRL with the largest micro-batch that fits; activations are recomputed only if none does without."""
+    batch = cell.workload.batch
+    sizes = [size for size in (batch, batch // 2, batch // 4, 1) if size and batch % size == 0]
+    row = Row("TRL", None)
+    for again, size in [(again, size) for again in (False, True) for size in sizes]:
+        command = [args.python, str(HERE / "trl_peer_gpu.py"), "--case", str(case), "--device", args.device]
+        command += ["--batch-size", str(batch), "--micro-batch", str(size), "--steps", str(STEPS), "--threads", str(args.threads)]
+        command += (["--lora"] if cell.lora else []) + (["--recompute"] if again else [])
+        try:
+            out, peak = run(command, case, args.threads, tuned=True)
+        except SystemExit as error:
+            row = unfit("TRL", error)
+            continue
+        found = json.loads(out.strip().splitlines()[-1])
+        padded = [longest(cell.step_pairs[at : at + size]) for at in range(0, batch, size)]
+        groups = [cell.step_pairs[at : at + size] for at in range(0, batch, size)]
+        executed = sum(
+            executed_flops(cell.shape, group, cell.lora, False, to, float(again)) for group, to in zip(groups, padded, strict=True)
+        )
+        note = f"micro-batch {size}" + (", activations recomputed" if again else "")
+        return Row("TRL", statistics.median(found["seconds"][-MEASURED:]), found["peak_gib"] or peak, found["attention"], executed, None, note)
+    return row
+
+
+def longest(pairs: list[Pair]) -> int:
+    """Tokens that TRL pads every answer with its prompt to."""
+    return max(prompt + max(chosen, rejected) for prompt, chosen, rejected in pairs)
+
+
+def unfit(name: str, error: SystemExit) -> Row:
+    """A row for a run that ran out of memory; any other failure is the benchmark's."""
+    if "out of memory" not in str(error).lower():
+        raise error
+    return Row(name, None, note="out of memory")
+
+
+class Cell(NamedTuple):
+    """One line of the table's left side."""
+
+    shape_name: str
+    shape: Shape
+    lora: bool
+    workload_name: str
+    workload: Workload
+    step_pairs: list[Pair]
+
+
+def line(args: argparse.Namespace, cell: Cell, row: Row, peer: Row | None) -> str:
+    """One line of the table."""
+    left = f"| {cell.shape_name} | {'LoRA' if cell.lora else 'full'} | {cell.workload_name} | {row.name} "
+    if row.seconds is None:
+        return left + f"| | | | | | | | | {row.note} |"
+    speed = cell.workload.batch / row.seconds
+    ratio = f"{peer.seconds / row.seconds:.2f}x" if peer and peer.seconds else ""
+    tokens = sum(pair.unshared() for pair in cell.step_pairs) / row.seconds
+    effective = model_flops(cell.shape, cell.step_pairs, cell.lora) / row.seconds / args.peak
+    hardware = row.executed / row.seconds / args.peak
+    roofline = f"{100 * row.roofline:.1f} %" if row.roofline else ""
+    return left + (
+        f"| {speed:.2f} | {ratio} | {tokens:,.0f} | {100 * effective:.1f} % | {100 * hardware:.1f} % | {roofline} "
+        f"| {row.peak_gib:.2f} | {row.attention} | {row.note} |"
+    )
+
+
+HEADER = (
+    "| model | training | pairs | run | pairs/s | vs TRL | tokens/s | effective MFU | hardware MFU | of roofline | peak memory, GiB "
+    "| attention | with |\n|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---|\n"
+)
+
+
+def cells(args: argparse.Namespace, case: Path) -> list[Cell]:
+    """Every combination that was asked for, the model's weights changing least often."""
+    divisor = 1 if args.device == "cuda" else 16
+    found = []
+    for shape_name in args.shapes.split(","):
+        shape = SHAPES[shape_name]
+        for mode in args.modes.split(","):
+            for name in args.workloads.split(","):
+                workload = WORKLOADS[name]
+                # One set of lengths for all steps, so that every step costs the same.
+                lengths = pairs_of(workload, workload.batch, divisor)
+                workload = workload._replace(micro_batch_tokens=max(256, workload.micro_batch_tokens // divisor))
+                found.append(Cell(shape_name, shape, mode == "lora", name, workload, lengths))
+    return found
+
+
+def measure(args: argparse.Namespace, case: Path) -> str:
+    """The whole table."""
+    table, written = HEADER, None
+    for cell in cells(args, case):
+        if written != cell.shape_name:
+            write_model(case / "model", cell.shape)
+            written = cell.shape_name
+        came_to = write_pairs(case / "pairs.jsonl", cell.step_pairs * STEPS, cell.shape.vocabulary)
+        cell = cell._replace(step_pairs=came_to[: cell.workload.batch])
+        peer = None if args.skip_trl else trl(args, case, cell)
+        for row in filter(None, [peer, dyad(args, case, cell)]):
+            text = line(args, cell, row, peer)
+            print(text, flush=True)
+            table += text + "\n"
+    return table
+
+
+def known(names: str, among: dict[str, object], what: str) -> str:
+    """Checks a list of names."""
+    for name in names.split(","):
+        if name not in among:
+            fail(f"unknown {what} {name!r}", f"known: {', '.join(among)}")
+    return names
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=sys.executable, help="Python with TRL and torch, default this one")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--shapes", default="1.5b,8b", help=", ".join(SHAPES))
+    parser.add_argument("--modes", default="lora,full")
+    parser.add_argument("--workloads", default="2k,16k")
+    parser.add_argument("--threads", type=int, default=2, help="threads of a process on the CPU")
+    parser.add_argument("--work", type=Path, default=ROOT / "bench-gpu-out", help="folder for weights and runs (8b: 16 GB)")
+    parser.add_argument("--skip-trl", action="store_true", help="measure Dyad alone")
+    parser.add_argument("--record", action="store_true", help="add the table to docs/benchmarks.md")
+    args = parser.parse_args()
+    args.python = str(Path(args.python).absolute())
+    known(args.shapes, SHAPES, "shape")
+    known(args.workloads, WORKLOADS, "workload")
+    known(args.modes, {"lora": None, "full": None}, "mode")
+    name, args.memory = gpu(args.python) if args.device == "cuda" else (cpu_name(), 1e6)
+    listed = peak(name) if args.device == "cuda" else None
+    args.peak = listed or measured_peak(args.device)
+    source = "data sheet" if listed else "measured in one large product"
+
+    args.work.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: {args.peak / 1e12:.1f} TFLOP/s in bfloat16, {source}\n\n{HEADER}", end="", flush=True)
+    table = measure(args, args.work)
+    if args.record:
+        versions = [line for line in (ROOT / "tests/parity/requirements.txt").read_text().split() if line.startswith(("trl==", "torch==", "peft=="))]
+        heading = f"\n## {datetime.date.today()}, {name}, GPU table\n\nPeak {args.peak / 1e12:.1f} TFLOP/s ({source}). Peers: {', '.join(versions)}.\n\n"
+        with (ROOT / "docs/benchmarks.md").open("a") as file:
+            file.write(heading + table)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE.parent / "parity"))
+    main()

@@ -1,0 +1,76 @@
+//! `make bench-gpu` without a GPU: it says so, and its script runs end to end on the CPU.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use dyad_tests::{Workspace, root, text};
+
+fn bench(options: &[&str]) -> Output {
+    let python: PathBuf = root().join(".venv/parity/bin/python");
+    assert!(python.is_file(), "{} is missing; run `make test`", python.display());
+    Command::new(&python).arg(root().join("tests/bench/bench_gpu.py")).args(options).output().unwrap()
+}
+
+#[test]
+fn without_a_gpu_it_says_what_to_do() {
+    if std::fs::metadata("/dev/nvidia0").is_ok() {
+        return;
+    }
+    let output = bench(&[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("bench-gpu: no CUDA device") && said.contains("\n  hint: "), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+/// Small enough for a CPU; every column of Dyad's row is filled. TRL beside it takes too long for a test.
+#[test]
+fn the_whole_script_runs_on_a_cpu() {
+    let workspace = Workspace::empty();
+    let work = workspace.path("work").display().to_string();
+    let output = bench(&[
+        "--device=cpu",
+        "--shapes=tiny",
+        "--modes=lora,full",
+        "--workloads=2k",
+        "--skip-trl",
+        "--work",
+        &work,
+    ]);
+    assert!(output.status.success(), "{}", text(&output));
+    let table = String::from_utf8(output.stdout).unwrap();
+    for training in ["LoRA", "full"] {
+        let start = format!("| tiny | {training} | 2k | Dyad |");
+        let row = table.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("{table}"));
+        let columns: Vec<&str> = row.split('|').map(str::trim).collect();
+        for column in [5, 7] {
+            assert!(columns[column].replace(',', "").parse::<f64>().unwrap() > 0.0, "{row}");
+        }
+        for share in [8, 9, 10] {
+            let percent: f64 = columns[share].strip_suffix(" %").unwrap().parse().unwrap();
+            assert!((0.0..1000.0).contains(&percent), "{row}");
+        }
+        assert!(columns[11].parse::<f64>().unwrap() > 0.01 && columns[12].contains("attention"), "{row}");
+    }
+}
+
+/// TFLOP of a pair at 8 B: full fine-tuning and LoRA, forward passes unshared and shared, worked out by hand elsewhere.
+#[test]
+fn formulas_give_operations_worked_out_by_hand() {
+    let code = "from flops import *; s = SHAPES['8b']; p = [Pair(1100, 350, 350)]; \
+                print(sum(forward(s, p, False)), sum(forward(s, p, True)), model_flops(s, p, True), \
+                executed_flops(s, p, False, True), peak('NVIDIA H200'), peak('NVIDIA H100 PCIe'), peak('Tesla T4'))";
+    let output =
+        Command::new("python3").args(["-c", code]).current_dir(root().join("tests/bench")).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let tera = |index: usize| words[index].parse::<f64>().unwrap() / 1e12;
+    for (index, expected) in [(0, 42.32), (1, 26.65), (2, 84.64)] {
+        assert!((tera(index) - expected).abs() < 0.01, "{said}");
+    }
+    // Two forward passes, two of products back, and flash attention's backward pass two and a half times its forward one.
+    let attention = 4.0 * 4096.0 * 32.0 * (1100.0 * 550.0 + 2.0 * 350.0 * 1275.0) / 1e12;
+    assert!((tera(3) - (4.0 * tera(1) + 0.5 * attention)).abs() < 0.01, "{said}");
+    assert_eq!(words[4..], ["989000000000000.0", "756000000000000.0", "None"]);
+}

@@ -1,0 +1,78 @@
+//! Nodes as a scheduler starts them: a coordinator and one `launcher node` per node, each on its own, against real processes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use dyad_tests::processes::wait_for;
+use dyad_tests::{Workspace, binary};
+
+/// A port that is free now; the coordinator is started later than its nodes, so nobody can tell them its port.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn coordinator(workspace: &Workspace, port: u16) -> Child {
+    let mut command = Command::new(binary("coordinator"));
+    command.current_dir(workspace.path("")).args(["--config", "run.toml", "--world-size", "2"]);
+    command.args(["--listen", &format!("127.0.0.1:{port}"), "--auto-resume", "--print-events"]);
+    command.stdout(Stdio::piped()).spawn().unwrap()
+}
+
+fn node(workspace: &Workspace, port: u16, index: &str) -> Child {
+    let mut command = Command::new(binary("launcher"));
+    command.current_dir(workspace.path("")).args(["node", "--gpus", "0", "--logs", "out/logs"]);
+    command.args(["--coordinator", &format!("http://127.0.0.1:{port}")]);
+    command.env("JOB_COMPLETION_INDEX", index).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn nodes_that_start_before_their_coordinator_train_with_it() {
+    let workspace = Workspace::with_model(16, "max_steps = 3\n");
+    let port = free_port();
+    let nodes = ["0", "1"].map(|index| node(&workspace, port, index));
+    let coordinator = coordinator(&workspace, port);
+    for node in nodes {
+        let output = node.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let output = coordinator.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert_eq!(workspace.rows("out/metrics.jsonl").len(), 3);
+    assert!(workspace.path("out/final/model.safetensors").is_file());
+    assert!(workspace.path("out/logs/node1-cpu.log").is_file());
+    let events: Vec<&str> = text.lines().filter(|line| line.starts_with("{\"body\":")).collect();
+    assert_eq!(events.iter().filter(|line| line.starts_with("{\"body\":{\"step\":")).count(), 3, "{text}");
+    assert_eq!(events.last(), Some(&"{\"body\":{\"ended\":{\"failure\":null}}}"), "{text}");
+}
+
+/// What a restarted JobSet does: the same command lines again, on what the first attempt has left.
+#[test]
+fn a_run_whose_node_died_goes_on_from_its_checkpoint_when_started_again() {
+    let workspace = Workspace::with_model(16, "max_steps = 60\nn_checkpoints = 20\n");
+    let port = free_port();
+    let (mut first, second) = (node(&workspace, port, "0"), node(&workspace, port, "1"));
+    let mut early = coordinator(&workspace, port);
+    wait_for("a checkpoint", || {
+        let found = std::fs::read_dir(workspace.path("out")).ok()?.flatten();
+        found.map(|entry| entry.path().join("dyad_state.json")).find(|path| path.is_file())
+    });
+    // With its launcher a node's trainers die as well.
+    first.kill().unwrap();
+    assert_eq!(early.wait().unwrap().code(), Some(1));
+    let output = second.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+    first.wait().unwrap();
+    let again = coordinator(&workspace, port);
+    for node in ["0", "1"].map(|index| node(&workspace, port, index)) {
+        let output = node.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let text = String::from_utf8(again.wait_with_output().unwrap().stdout).unwrap();
+    let data = text.lines().find(|line| line.contains("\"data\":")).unwrap_or_default();
+    assert!(!data.is_empty() && !data.contains("\"start_step\":0}"), "{text}");
+    let rows = workspace.rows("out/metrics.jsonl");
+    assert_eq!(rows.last().and_then(|row| row["step"].as_u64()), Some(60));
+    assert_eq!(rows.len(), 60);
+}

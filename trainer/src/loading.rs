@@ -1,0 +1,165 @@
+//! Whether every rank reads the model, or one does for all; and whether all have got the same.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use dyad_proto::run_config::ModelLoading;
+use dyad_proto::{Fault, RunConfig};
+use tch::{Device, Kind, Tensor};
+
+use crate::comm::{CommError, Communicator};
+use crate::engine::EngineError;
+use crate::load::Sources;
+use crate::model::relay::Relay;
+use crate::model::weights::{Reading, Weights};
+
+/// File systems that other hosts serve, as the kernel's mount table names them.
+const REMOTE: [&str; 14] = [
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "ceph",
+    "lustre",
+    "beegfs",
+    "gpfs",
+    "glusterfs",
+    "afs",
+    "9p",
+    "virtiofs",
+    "wekafs",
+    "orangefs",
+];
+
+/// What a rank knows before it loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Facts {
+    host: i64,
+    /// The model lies on another host's disk.
+    remote: bool,
+    /// The model's weights are not here.
+    lacks: bool,
+}
+
+/// How this run's ranks come by the weights. All ranks get the same answer.
+pub fn choose(
+    config: &RunConfig,
+    sources: &Sources,
+    communicator: &Arc<dyn Communicator>,
+    device: Device,
+) -> Result<Reading, Fault> {
+    if communicator.world_size() == 1 {
+        return Ok(Reading::default());
+    }
+    let broadcasts = match config.model_loading {
+        ModelLoading::Every => false,
+        ModelLoading::Broadcast => true,
+        ModelLoading::Auto => {
+            let own = facts(&sources.base);
+            let row = [own.host, own.remote.into(), own.lacks.into()];
+            let ranks = gathered(communicator.as_ref(), device, &row).map_err(EngineError::from)?;
+            let ranks: Vec<Facts> = ranks
+                .chunks_exact(row.len())
+                .map(|row| Facts { host: row[0], remote: row[1] != 0, lacks: row[2] != 0 })
+                .collect();
+            one_should_read(&ranks)
+        }
+    };
+    tracing::info!(model_loading = if broadcasts { "broadcast" } else { "every" }, "loading");
+    let relay = broadcasts.then(|| Relay { communicator: Arc::clone(communicator), device });
+    Ok(Reading { relay, digest: Some(Rc::new(Cell::new(0))) })
+}
+
+/// Fails at every rank unless all have loaded the same bytes.
+pub fn compare(
+    reading: &Reading,
+    sources: &Sources,
+    communicator: &dyn Communicator,
+    device: Device,
+) -> Result<(), Fault> {
+    let Some(digest) = &reading.digest else { return Ok(()) };
+    let digests = gathered(communicator, device, &[digest.get()]).map_err(EngineError::from)?;
+    match digests.iter().position(|other| *other != digests[0]) {
+        None => Ok(()),
+        Some(rank) => Err(Fault::input(format!(
+            "trainer of rank {rank} has loaded other weights than rank 0 from {}",
+            sources.base.display()
+        ))
+        .hint(
+            "the hosts' copies of the model differ: make them equal, or set model_loading = \"broadcast\"",
+        )),
+    }
+}
+
+/// On one host the page cache makes sure that a file is read once; nothing would be saved.
+fn one_should_read(ranks: &[Facts]) -> bool {
+    ranks.iter().any(|rank| rank.host != ranks[0].host || rank.remote || rank.lacks)
+}
+
+fn facts(model: &Path) -> Facts {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let place = std::fs::canonicalize(model).unwrap_or_else(|_| model.to_owned());
+    Facts { host: host(), remote: is_remote(&mounts, &place), lacks: Weights::open(model).is_err() }
+}
+
+/// Differs between machines, and is the same in all containers of one.
+fn host() -> i64 {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(15).collect();
+    i64::from_str_radix(&digits, 16).unwrap_or_default()
+}
+
+/// By the mount that a path is on: the longest one above it, and of equal ones the last.
+fn is_remote(mounts: &str, path: &Path) -> bool {
+    let mount = |line: &str| {
+        // `36 35 98:0 /root /mount/point options - type source options`
+        let (before, after) = line.split_once(" - ")?;
+        let point = before.split(' ').nth(4)?.replace(r"\040", " ");
+        let kind = after.split(' ').next()?.to_owned();
+        path.starts_with(&point).then_some((point.len(), kind))
+    };
+    let above = mounts.lines().filter_map(mount).max_by_key(|(length, _)| *length);
+    above.is_some_and(|(_, kind)| REMOTE.contains(&kind.as_str()) || kind.starts_with("fuse."))
+}
+
+/// Every rank's values, in rank order.
+fn gathered(communicator: &dyn Communicator, device: Device, own: &[i64]) -> Result<Vec<i64>, CommError> {
+    let input = Tensor::from_slice(own).to_device(device);
+    let all = Tensor::zeros([(own.len() * communicator.world_size()) as i64], (Kind::Int64, device));
+    communicator.all_gather(&all, &input)?.wait()?;
+    let failed = |error: tch::TchError| CommError { operation: "all_gather", reason: error.to_string() };
+    Vec::<i64>::try_from(all.to_device(Device::Cpu)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_rank_reads_for_several_hosts_remote_disks_and_ranks_without_weights() {
+        let here = Facts { host: 1, remote: false, lacks: false };
+        assert!(!one_should_read(&[here; 4]));
+        assert!(one_should_read(&[here, Facts { host: 2, ..here }]));
+        assert!(one_should_read(&[here, Facts { remote: true, ..here }]));
+        assert!(one_should_read(&[here, here, Facts { lacks: true, ..here }]));
+    }
+
+    #[test]
+    fn a_path_is_where_its_innermost_mount_is() {
+        let mounts = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            30 22 0:40 / /models rw shared:1 - nfs4 server:/models rw\n\
+            31 30 8:2 / /models/local rw - xfs /dev/sdb rw\n\
+            32 22 0:41 / /my\\040bucket rw - fuse.mount-s3 bucket rw\n";
+        for (path, expected) in [
+            ("/home/model", false),
+            ("/models/qwen", true),
+            ("/models/local/qwen", false),
+            ("/models-of-mine", false),
+            ("/my bucket/qwen", true),
+        ] {
+            assert_eq!(is_remote(mounts, Path::new(path)), expected, "{path}");
+        }
+    }
+}

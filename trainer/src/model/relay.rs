@@ -1,0 +1,286 @@
+//! One rank reads a model's files and the others get the bytes from it.
+//!
+//! - all ranks open the same folders and ask for the same tensors in the same order.
+//! - bytes travel as they are stored, so that every rank converts what rank 0 read.
+//!
+//! Tensors travel in buckets in the order in which models are loaded. While a rank converts one bucket the next is on its way,
+//! and rank 0 reads ahead of what it sends.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use dyad_proto::Fault;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::weights::Files;
+use crate::comm::{CommError, Communicator, Pending};
+use crate::engine::EngineError;
+
+/// The rank that reads.
+pub(super) const READER: usize = 0;
+/// A bucket is closed when it is at least so large.
+const BUCKET_BYTES: usize = 64 << 20;
+/// Where a tensor may start, so that its bytes can be read as any kind.
+const ALIGNMENT: usize = 64;
+const KINDS: [(&str, Kind); 5] = [
+    ("F32", Kind::Float),
+    ("F64", Kind::Double),
+    ("F16", Kind::Half),
+    ("BF16", Kind::BFloat16),
+    ("U8", Kind::Uint8),
+];
+
+/// The ranks that load together.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    /// Connected.
+    pub communicator: Arc<dyn Communicator>,
+    /// Where collectives take their tensors.
+    pub device: Device,
+}
+
+/// A tensor of the folder, as the reader announces it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    name: String,
+    kind: String,
+    shape: Vec<i64>,
+}
+
+/// Where a tensor's bytes are.
+#[derive(Clone, Debug, PartialEq)]
+struct Slot {
+    bucket: usize,
+    offset: usize,
+    bytes: usize,
+    kind: Kind,
+    shape: Vec<i64>,
+}
+
+/// The tensors of one folder, as they come.
+pub(super) struct Relayed {
+    relay: Relay,
+    /// At the reader.
+    files: Option<Files>,
+    slots: HashMap<String, Slot>,
+    buckets: Vec<Bucket>,
+    state: RefCell<State>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Bucket {
+    bytes: usize,
+    names: Vec<String>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Buckets that have been asked for.
+    started: usize,
+    /// The last of them, if it is still on its way.
+    coming: Option<(Tensor, Box<dyn Pending>)>,
+    /// Bytes of a bucket, and how many of its tensors nobody has taken.
+    here: HashMap<usize, (Tensor, usize)>,
+}
+
+impl fmt::Debug for Relayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relayed").field("buckets", &self.buckets.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        // What nobody asked for was under way at every rank.
+        if let Some((_, coming)) = self.state.get_mut().coming.take() {
+            let _ = coming.wait();
+        }
+    }
+}
+
+impl Relayed {
+    /// `files` at the reader, nothing elsewhere.
+    pub(super) fn new(relay: Relay, files: Option<Files>) -> Result<Self, Fault> {
+        let own = files.as_ref().map(|files| serde_json::to_vec(&entries(files))).transpose();
+        let own = own.map_err(|error| Fault::failed(format!("cannot describe the weights: {error}")))?;
+        let announced = announce(&relay, own.unwrap_or_default()).map_err(EngineError::from)?;
+        let entries: Vec<Entry> = serde_json::from_slice(&announced)
+            .map_err(|error| Fault::failed(format!("rank {READER} announced no weights: {error}")))?;
+        let (slots, buckets) = plan(entries, BUCKET_BYTES);
+        Ok(Self { relay, files, slots, buckets, state: RefCell::default() })
+    }
+
+    /// The shape of a tensor that is there.
+    pub(super) fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.slots.get(name).map(|slot| slot.shape.as_slice())
+    }
+
+    /// A tensor in its stored precision, on the device of the collectives. Once each.
+    pub(super) fn tensor(&self, name: &str) -> Result<Tensor, Fault> {
+        let slot = self.slots.get(name).ok_or_else(|| Fault::failed(format!("no tensor {name} to relay")))?;
+        let mut state = self.state.borrow_mut();
+        while !state.here.contains_key(&slot.bucket) {
+            let arrived = state.started - usize::from(state.coming.is_some());
+            if slot.bucket < arrived {
+                return Err(Fault::failed(format!("tensor {name} was taken before")));
+            }
+            self.advance(&mut state)?;
+        }
+        let Some((bytes, left)) = state.here.get_mut(&slot.bucket) else {
+            return Err(Fault::failed(format!("tensor {name} did not arrive")));
+        };
+        let stored = bytes.narrow(0, slot.offset as i64, slot.bytes as i64);
+        let tensor = stored.view_dtype(slot.kind).view(slot.shape.as_slice()).copy();
+        *left -= 1;
+        if *left == 0 {
+            state.here.remove(&slot.bucket);
+        }
+        Ok(tensor)
+    }
+
+    /// Waits for the bucket that is on its way and asks for the one after it, which the reader reads meanwhile.
+    fn advance(&self, state: &mut State) -> Result<(), Fault> {
+        if state.coming.is_none() {
+            self.start(self.bytes(state.started)?, state)?;
+        }
+        let next = if state.started < self.buckets.len() { Some(self.bytes(state.started)?) } else { None };
+        if let Some((bytes, coming)) = state.coming.take() {
+            let index = state.started - 1;
+            coming.wait().map_err(EngineError::from)?;
+            state.here.insert(index, (bytes, self.buckets[index].names.len()));
+        }
+        next.map_or(Ok(()), |bytes| self.start(bytes, state))
+    }
+
+    fn start(&self, bytes: Tensor, state: &mut State) -> Result<(), Fault> {
+        let coming = self.relay.communicator.broadcast(&bytes, READER).map_err(EngineError::from)?;
+        state.coming = Some((bytes, coming));
+        state.started += 1;
+        Ok(())
+    }
+
+    /// What a bucket holds, or will.
+    fn bytes(&self, index: usize) -> Result<Tensor, Fault> {
+        let bucket = &self.buckets[index];
+        match &self.files {
+            Some(files) => Ok(self.read(files, bucket)?.to_device(self.relay.device)),
+            None => Ok(Tensor::zeros([bucket.bytes as i64], (Kind::Uint8, self.relay.device))),
+        }
+    }
+
+    fn read(&self, files: &Files, bucket: &Bucket) -> Result<Tensor, Fault> {
+        let mut bytes = vec![0; bucket.bytes];
+        for name in &bucket.names {
+            let slot = &self.slots[name];
+            let (stored, ..) = files.view(name)?;
+            bytes[slot.offset..slot.offset + slot.bytes].copy_from_slice(stored);
+        }
+        Ok(Tensor::from_slice(&bytes))
+    }
+}
+
+fn entries(files: &Files) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = files
+        .names()
+        .filter_map(|name| {
+            let (_, shape, kind) = files.view(name).ok()?;
+            let (kind, _) = KINDS.iter().find(|(_, known)| *known == kind)?;
+            Some(Entry { name: name.to_owned(), kind: (*kind).to_owned(), shape })
+        })
+        .collect();
+    entries.sort_by(|a, b| order(&a.name).cmp(&order(&b.name)));
+    entries
+}
+
+/// As models are loaded: the embedding, the layers by their number, the rest.
+fn order(name: &str) -> (u8, u64, &str) {
+    let after = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next());
+    match after.and_then(|number| number.parse().ok()) {
+        Some(layer) => (1, layer, name),
+        None if name.contains("embed_tokens") => (0, 0, name),
+        None => (2, 0, name),
+    }
+}
+
+fn plan(entries: Vec<Entry>, bucket_bytes: usize) -> (HashMap<String, Slot>, Vec<Bucket>) {
+    let mut slots = HashMap::new();
+    let mut buckets: Vec<Bucket> = Vec::new();
+    for Entry { name, kind, shape } in entries {
+        let Some((_, kind)) = KINDS.iter().find(|(known, _)| *known == kind) else { continue };
+        if buckets.last().is_none_or(|bucket| bucket.bytes >= bucket_bytes) {
+            buckets.push(Bucket::default());
+        }
+        let index = buckets.len() - 1;
+        let bytes = shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
+        let bucket = &mut buckets[index];
+        let slot = Slot { bucket: index, offset: bucket.bytes, bytes, kind: *kind, shape };
+        bucket.bytes = (slot.offset + bytes).next_multiple_of(ALIGNMENT);
+        bucket.names.push(name.clone());
+        slots.insert(name, slot);
+    }
+    (slots, buckets)
+}
+
+/// Gives every rank what the reader says.
+fn announce(relay: &Relay, own: Vec<u8>) -> Result<Vec<u8>, CommError> {
+    let length = Tensor::from_slice(&[own.len() as i64]).to_device(relay.device);
+    relay.communicator.broadcast(&length, READER)?.wait()?;
+    let length = length.int64_value(&[0]);
+    let bytes = match relay.communicator.rank() == READER {
+        true => Tensor::from_slice(&own).to_device(relay.device),
+        false => Tensor::zeros([length], (Kind::Uint8, relay.device)),
+    };
+    relay.communicator.broadcast(&bytes, READER)?.wait()?;
+    let failed = |error: tch::TchError| CommError { operation: "broadcast", reason: error.to_string() };
+    Vec::<u8>::try_from(bytes.to_device(Device::Cpu)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, kind: &str, shape: &[i64]) -> Entry {
+        Entry { name: name.into(), kind: kind.into(), shape: shape.to_vec() }
+    }
+
+    #[test]
+    fn tensors_travel_in_the_order_of_loading() {
+        let mut names = [
+            "lm_head.weight",
+            "model.layers.10.a",
+            "model.layers.2.b",
+            "model.embed_tokens.weight",
+            "model.layers.2.a",
+        ];
+        names.sort_by(|a, b| order(a).cmp(&order(b)));
+        assert_eq!(
+            names,
+            [
+                "model.embed_tokens.weight",
+                "model.layers.2.a",
+                "model.layers.2.b",
+                "model.layers.10.a",
+                "lm_head.weight"
+            ]
+        );
+    }
+
+    #[test]
+    fn buckets_hold_every_tensor_where_its_kind_can_be_read() {
+        let entries = vec![
+            entry("a", "BF16", &[3]),
+            entry("b", "F32", &[40]),
+            entry("c", "F64", &[1, 2]),
+            entry("unknown", "I64", &[1]),
+        ];
+        let (slots, buckets) = plan(entries, 200);
+        let at = |name: &str| (slots[name].bucket, slots[name].offset, slots[name].bytes);
+        assert_eq!((at("a"), at("b"), at("c")), ((0, 0, 6), (0, 64, 160), (1, 0, 16)));
+        let shapes: Vec<_> = buckets.iter().map(|bucket| (bucket.bytes, bucket.names.len())).collect();
+        assert_eq!(shapes, [(256, 2), (64, 1)]);
+        assert!(!slots.contains_key("unknown"));
+    }
+}

@@ -1,0 +1,200 @@
+//! Gradient of the embedding by the rows that a step looks up: all others are zero, and need not travel.
+//!
+//! The lookup's gradient is the last of a backward pass, so nothing hides its way to the other ranks; of a vocabulary of many
+//! thousands a step touches few. Ranks tell each other before the passes which rows they look up, one bit each, and sum those
+//! alone. What a tied head adds to all rows is complete when the backward pass begins, and travels as every bucket does.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Bucket, Parameters};
+use crate::comm::{CommError, Communicator, Pending};
+use crate::flat::part;
+
+/// Values of a packed set of rows.
+const BITS: usize = i64::BITS as usize;
+
+/// Rows of the embedding that some rank looks up in this step.
+pub(super) enum Rows {
+    /// Every rank's set, on its way.
+    Coming { own: Tensor, all: Tensor, pending: Box<dyn Pending> },
+    /// Known, with their gradient.
+    Here(Gradient),
+}
+
+/// Gradient of some rows.
+pub(super) struct Gradient {
+    /// The rows, ascending. `[rows]`
+    ids: Tensor,
+    /// Place of each row of the embedding among them, where it has one. `[vocabulary]`
+    places: Tensor,
+    /// Float32. `[rows, hidden]`
+    sums: Tensor,
+    reduction: Option<Box<dyn Pending>>,
+}
+
+impl std::fmt::Debug for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Coming { own, .. } => f.debug_struct("Coming").field("own", own).finish_non_exhaustive(),
+            Self::Here(gradient) => {
+                f.debug_struct("Here").field("ids", &gradient.ids).finish_non_exhaustive()
+            }
+        }
+    }
+}
+
+/// Rows as bits, sixty-four a value.
+fn packed(rows: impl Iterator<Item = u32>, vocabulary: i64) -> Vec<i64> {
+    let mut words = vec![0_i64; (vocabulary as usize).div_ceil(BITS)];
+    for row in rows {
+        if let Some(word) = words.get_mut(row as usize / BITS) {
+            *word |= 1 << (row as usize % BITS);
+        }
+    }
+    words
+}
+
+/// The rows in any of several sets, ascending.
+fn united(sets: &[i64], words: usize) -> Vec<i64> {
+    let mut union = vec![0_i64; words];
+    for set in sets.chunks_exact(words.max(1)) {
+        union.iter_mut().zip(set).for_each(|(all, word)| *all |= word);
+    }
+    let rows = |(index, word): (usize, i64)| {
+        (0..BITS).filter(move |bit| word >> bit & 1 == 1).map(move |bit| (index * BITS + bit) as i64)
+    };
+    union.into_iter().enumerate().flat_map(rows).collect()
+}
+
+impl Gradient {
+    /// Zero, for an embedding of this shape.
+    fn new(ids: &[i64], shape: &[i64], device: Device) -> Self {
+        let mut places = vec![0_i64; shape[0] as usize];
+        ids.iter().enumerate().for_each(|(place, &id)| places[id as usize] = place as i64);
+        Self {
+            ids: Tensor::from_slice(ids).to_device(device),
+            places: Tensor::from_slice(&places).to_device(device),
+            sums: Tensor::zeros([ids.len() as i64, shape[1]], (Kind::Float, device)),
+            reduction: None,
+        }
+    }
+}
+
+impl Rows {
+    fn here(self, shape: &[i64], device: Device) -> Result<Gradient, CommError> {
+        match self {
+            Self::Here(gradient) => Ok(gradient),
+            Self::Coming { own, all, pending } => {
+                pending.wait()?;
+                let sets = Vec::<i64>::try_from(all.to_device(Device::Cpu)).unwrap_or_default();
+                Ok(Gradient::new(&united(&sets, own.numel()), shape, device))
+            }
+        }
+    }
+}
+
+impl Parameters {
+    /// Where the embedding's gradient is a bucket of its own, and there is somebody to tell.
+    fn embedding_bucket(&self, communicator: &dyn Communicator) -> Option<usize> {
+        let alone = |bucket: &Bucket| bucket.units == (0..1);
+        if communicator.world_size() == 1 { None } else { self.buckets.iter().position(alone) }
+    }
+
+    /// Tells the other ranks which rows of the embedding this rank looks up in the step that begins.
+    pub fn announce_rows(&mut self, tokens: impl Iterator<Item = u32>) -> Result<(), CommError> {
+        let link = self.keeping.link.clone();
+        let communicator = link.communicator()?;
+        if self.embedding_bucket(communicator).is_none() {
+            return Ok(());
+        }
+        let embedding = &self.units[0][0].leaf;
+        let device = embedding.device();
+        let own = Tensor::from_slice(&packed(tokens, embedding.size()[0])).to_device(device);
+        let all = Tensor::zeros([communicator.world_size() as i64 * own.size()[0]], (Kind::Int64, device));
+        let pending = communicator.all_gather(&all, &own)?;
+        let coming = Rows::Coming { own, all, pending };
+        // A device that runs ahead of the host is waited for now, while it has nothing to do, and not amid the passes.
+        self.rows = Some(match device.is_cuda() {
+            true => Rows::Here(coming.here(&embedding.size(), device)?),
+            false => coming,
+        });
+        Ok(())
+    }
+
+    /// The rows of this step, known from here on; `None` where all rows travel.
+    fn rows_here(&mut self) -> Result<Option<&mut Gradient>, CommError> {
+        let Some(rows) = self.rows.take() else { return Ok(None) };
+        let embedding = &self.units[0][0].leaf;
+        let gradient = rows.here(&embedding.size(), embedding.device())?;
+        match self.rows.insert(Rows::Here(gradient)) {
+            Rows::Here(gradient) => Ok(Some(gradient)),
+            Rows::Coming { .. } => Ok(None),
+        }
+    }
+
+    /// Adds the gradient of looked-up rows: `[tokens]`, `[tokens, hidden]`.
+    pub fn add_looked_up(&mut self, tokens: &Tensor, gradient: &Tensor) -> Result<(), CommError> {
+        let gradient = gradient.to_kind(Kind::Float);
+        if let Some(rows) = self.rows_here()? {
+            let places = rows.places.index_select(0, tokens);
+            let _ = tch::no_grad(|| rows.sums.index_add_(0, &places, &gradient));
+        } else {
+            self.open(0)?;
+            if let Some(embedding) = self.units[0].first() {
+                let mut total = embedding.grad.shallow_clone();
+                let _ = tch::no_grad(|| total.index_add_(0, tokens, &gradient));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the lookup's gradient travels apart from what a tied head adds.
+    pub(super) fn lookup_travels_apart(&self) -> bool {
+        self.rows.is_some()
+    }
+
+    /// All looked-up rows are complete: sums them over the ranks.
+    pub(super) fn reduce_rows(&mut self) -> Result<(), CommError> {
+        let link = self.keeping.link.clone();
+        let Some(rows) = self.rows_here()? else { return Ok(()) };
+        if rows.sums.numel() > 0 {
+            rows.reduction = Some(link.communicator()?.all_reduce(&rows.sums)?);
+        }
+        Ok(())
+    }
+
+    /// Waits for the rows' sums and adds them to the embedding's gradient.
+    pub(super) fn settle_rows(&mut self) -> Result<(), CommError> {
+        let Some(Rows::Here(mut rows)) = self.rows.take() else { return Ok(()) };
+        rows.reduction.take().map_or(Ok(()), Pending::wait)?;
+        let Some(index) = self.buckets.iter().position(|bucket| bucket.units == (0..1)) else {
+            return Ok(());
+        };
+        self.open(0)?;
+        let mut total = self.units[0][0].grad.shallow_clone();
+        let _ = tch::no_grad(|| total.index_add_(0, &rows.ids, &rows.sums));
+        let own = self.keeping.sharding.own(self.buckets[index].weights.layout().len);
+        let bucket = &mut self.buckets[index];
+        if let Some(total) = &mut bucket.total {
+            *total += part(&bucket.grad, own);
+            bucket.close();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_of_rows_survive_packing_and_unite() {
+        let (a, b) = ([0_u32, 63, 64, 129], [1_u32, 64, 130]);
+        let mut sets = packed(a.into_iter(), 131);
+        assert_eq!(sets.len(), 3);
+        assert_eq!(united(&sets, 3), [0, 63, 64, 129]);
+        sets.extend(packed(b.into_iter(), 131));
+        assert_eq!(united(&sets, 3), [0, 1, 63, 64, 129, 130]);
+        assert_eq!(united(&packed(std::iter::empty(), 131), 3), Vec::<i64>::new());
+    }
+}
