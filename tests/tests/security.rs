@@ -193,7 +193,7 @@ fn a_trainer_that_is_not_let_in_says_why_and_the_run_goes_on() {
     let (status, error) = run.stop();
     assert_eq!(status, Some(130), "{error}");
     let log = std::fs::read_to_string(run.workspace.path("out/logs/coordinator.log")).unwrap();
-    for reason in ["speaks plain text", "UnknownIssuer", "not this run's"] {
+    for reason in ["speaks plain text", "of another authority", "not this run's"] {
         assert!(log.lines().any(|line| line.contains("refused") && line.contains(reason)), "{reason}: {log}");
     }
 }

@@ -241,7 +241,7 @@ async fn connect(
             .hint("check that the coordinator runs, that no firewall stands between, and whether it asks for DYAD_TLS_DIR")
     };
     let endpoint = access.endpoint()?.connect_timeout(patience).tcp_nodelay(true);
-    let hopeless = |error: &_| access.refusal(error).is_some();
+    let hopeless = |error: &tonic::transport::Error| access.refusal(error).is_some();
     let channel = patiently(access.address(), patience, || endpoint.connect(), hopeless).await;
     let channel =
         channel.map_err(|error| access.refusal(&error).unwrap_or_else(|| unreachable(root_cause(&error))))?;

@@ -159,13 +159,21 @@ async fn shake_hands(
         Ok(stream) => stream,
         Err((error, stream)) => {
             linger(stream).await;
-            return Err(error.to_string());
+            return Err(plainly(error.to_string()));
         }
     };
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let roles = certificates.first().map(roles).unwrap_or_default();
     let head = preface(&mut stream, &[]).await?;
     Ok((Bytes::Tls(Box::new(Rewound::new(head, stream))), Some(roles)))
+}
+
+/// Why a certificate is refused, for a person to read. Authorities of other runs have the same name, and another key.
+fn plainly(error: String) -> String {
+    match ["UnknownIssuer", "BadSignature"].iter().any(|mark| error.contains(mark)) {
+        true => format!("its certificate is of another authority ({error})"),
+        false => error,
+    }
 }
 
 /// What a certificate, which the handshake has verified, says its owner is.

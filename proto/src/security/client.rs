@@ -79,16 +79,17 @@ impl Access {
     /// Why the door stays shut however often one knocks; nothing where the coordinator is just not reached (yet).
     #[must_use]
     pub fn refusal(&self, error: &(dyn Error + 'static)) -> Option<Fault> {
-        if let Some(status) = error.downcast_ref::<Status>()
-            && matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
-        {
-            return Some(self.refused(status.message()).hint(format!(
-                "a process needs the {TLS_DIR} that this run's launcher made for it (docs/security.md)"
-            )));
-        }
+        // First what the connection says: tonic turns some of its ends into statuses of their own.
         let why = chain(error);
-        let (_, what, hint) = REASONS.iter().find(|(mark, ..)| why.contains(mark))?;
-        Some(self.refused(what).hint(*hint))
+        if let Some((_, what, hint)) = REASONS.iter().find(|(mark, ..)| why.contains(mark)) {
+            return Some(self.refused(what).hint(*hint));
+        }
+        let status = error.downcast_ref::<Status>()?;
+        matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied).then(|| {
+            self.refused(status.message()).hint(format!(
+                "a process needs the {TLS_DIR} that this run's launcher made for it (docs/security.md)"
+            ))
+        })
     }
 
     fn refused(&self, what: &str) -> Fault {
@@ -104,7 +105,7 @@ const NEW_CERTIFICATES: &str =
 const PLAIN: &str = "unset DYAD_TLS_DIR here, or set it for the coordinator (the launcher's --tls on)";
 
 /// What rustls says, what it means, and what to do about it. (A peer's refusal arrives as an alert.)
-const REASONS: [(&str, &str, &str); 13] = [
+const REASONS: [(&str, &str, &str); 14] = [
     ("alert: CertificateRequired", "it wants a certificate, and this process shows none", OTHER_RUN),
     ("alert: CertificateExpired", "this process's certificate has expired", NEW_CERTIFICATES),
     ("alert: UnknownCA", "this process's certificate is of another authority", OTHER_RUN),
@@ -114,6 +115,8 @@ const REASONS: [(&str, &str, &str); 13] = [
     ("peer certificate: Expired", "the coordinator's certificate has expired", NEW_CERTIFICATES),
     ("certificate expired", "the coordinator's certificate has expired", NEW_CERTIFICATES),
     ("peer certificate: UnknownIssuer", "the coordinator's certificate is of another authority", OTHER_RUN),
+    // Every run's authority has the same name, and a key of its own.
+    ("peer certificate: BadSignature", "the coordinator's certificate is of another authority", OTHER_RUN),
     ("peer certificate", "the coordinator's certificate is not one of a coordinator", OTHER_RUN),
     ("alert: ProtocolVersion", "it does not speak TLS", PLAIN),
     ("InvalidContentType", "it does not speak TLS", PLAIN),
