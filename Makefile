@@ -2,10 +2,11 @@
 
 PARITY := .venv/parity
 CARGO_DENY := .tools/bin/cargo-deny
+OBSERVABILITY := .tools/observability
 CARGO_DENY_VERSION := 0.20.2
 VARIANT := cpu
 
-.PHONY: help build cuda quickstart test image test-image test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-links root clean
+.PHONY: help build cuda quickstart test image test-image test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-telemetry bench-links root clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
@@ -20,7 +21,7 @@ cuda: ## Install the full CUDA set of libtorch (about 5 GB); the same binaries t
 quickstart: build ## Train a small model on the shipped preference pairs: SFT, then DPO on two trainers (about 4 minutes).
 	@examples/quickstart/quickstart.sh
 
-test: build $(PARITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
+test: build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
 	@tests/install-tools.sh
 	cargo test --release --workspace
 
@@ -52,6 +53,9 @@ bench-gpu: build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoR
 bench-plane: build ## Tokenising, a file of a million pairs, a thousand trainers; no model (about 2 minutes, 2 GB in TMPDIR).
 	cargo run --release --quiet -p dyad-tests --example bench-plane
 
+bench-telemetry: build ## What traces and metrics cost a run of a small model (about 4 minutes).
+	cargo run --release --quiet -p dyad-tests --example bench-telemetry
+
 bench-links: root build $(PARITY)/.done ## How much of a step waits for gradients over links with a delay (needs root; about 15 minutes).
 	$(PARITY)/bin/python tests/bench/bench_links.py --python $(PARITY)/bin/python
 
@@ -68,6 +72,11 @@ $(PARITY)/.done: tests/parity/requirements.txt
 	@rm -rf $(PARITY) && python3 -m venv --without-pip $(PARITY)
 	@python3 -m pip --python $(PARITY)/bin/python --quiet --disable-pip-version-check install -r $<
 	@touch $@
+
+# Prometheus, TensorBoard's reader and Grafana's TraceQL grammar (about 500 MB).
+$(OBSERVABILITY)/.done: tests/observability/install.sh tests/observability/requirements.txt $(wildcard tests/observability/traceql/*)
+	@echo "installing Prometheus, TensorBoard and the TraceQL grammar into $(OBSERVABILITY)/ …" >&2
+	@tests/observability/install.sh $(OBSERVABILITY)
 
 $(CARGO_DENY):
 	cargo install --quiet --locked --root .tools --version $(CARGO_DENY_VERSION) cargo-deny

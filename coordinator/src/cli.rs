@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use dyad_proto::security::TLS_DIR;
 use dyad_proto::{Fault, RunConfig};
+use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
 use crate::dataset::{Datasets, hex};
+use crate::observe::traces::Sampling;
 use crate::output_dir::{self, Identity, Mode, Output, OutputPlan};
 use crate::run::RunSpec;
 use crate::training::Start;
@@ -65,8 +67,17 @@ pub struct Cli {
     pub print_events: bool,
 
     /// How log lines look
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+
+    /// Serve metrics for Prometheus on this address, under /metrics [default: not at all]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
+
+    /// Trace the first three steps and then one in so many, where OTEL_EXPORTER_OTLP_ENDPOINT is set; slow and failed steps
+    /// are always traced. 0 traces slow and failed steps alone
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub trace_every: u64,
 }
 
 const EXIT_STATUS: &str = "\
@@ -78,16 +89,11 @@ Exit status:
   130  stopped by SIGINT or SIGTERM: after the step in progress and with a checkpoint; at once when it is sent again, or by SIGQUIT
 
 Environment:
-  RUST_LOG  which log lines are written, such as `debug` or `dyad_coordinator=trace` [default: info]";
+  RUST_LOG  which log lines are written, such as `debug` or `dyad_coordinator=trace` [default: info]
+  OTEL_*    where traces go: OTEL_EXPORTER_OTLP_ENDPOINT and the rest of the standard [default: nowhere]";
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people
-    Text,
-    /// One JSON object a line
-    Json,
-}
+/// Steps that are traced before one in so many is.
+const FIRST_STEPS: u64 = 3;
 
 /// A run whose input is checked, and whose output folder is not touched yet.
 #[derive(Debug)]
@@ -110,6 +116,13 @@ impl Cli {
         };
         let output = output_dir::inspect(Path::new(&config.output_dir), self.mode(), &identity)?;
         Ok(Prepared { config_json: config.to_json()?, config, data, output })
+    }
+
+    /// Which steps are traced.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        let first = if self.trace_every == 0 { 0 } else { FIRST_STEPS };
+        Sampling { first, every: self.trace_every }
     }
 
     fn mode(&self) -> Mode {

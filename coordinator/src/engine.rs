@@ -1,15 +1,16 @@
 //! Feeds the run with events and ticks, and carries its commands out: the only owner of its state.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use dyad_proto::Fault;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
-use dyad_proto::wire::{CoordinatorMessage, EvaluationMetrics, StepMetrics};
+use dyad_proto::wire::{CoordinatorMessage, EvaluationMetrics, KeepTrace, StepMetrics};
 use tokio::sync::mpsc;
 
 use crate::membership::TrainerId;
+use crate::observe::Observer;
 use crate::output_dir::Output;
 use crate::reference_store::{self, ReferenceStore};
 use crate::run::{Command, Event, Run};
@@ -42,13 +43,14 @@ pub struct Engine {
     outboxes: HashMap<TrainerId, Outbox>,
     /// Open where the run keeps reference log-probabilities.
     store: Option<ReferenceStore>,
+    observer: Observer,
 }
 
 impl Engine {
     /// An engine at rest.
     #[must_use]
-    pub fn new(run: Run, output: Output, history: History) -> Self {
-        Self { run, output, history, outboxes: HashMap::new(), store: None }
+    pub fn new(run: Run, output: Output, history: History, observer: Observer) -> Self {
+        Self { run, output, history, outboxes: HashMap::new(), store: None, observer }
     }
 
     /// Runs until the run has ended; says how.
@@ -65,6 +67,7 @@ impl Engine {
                 },
                 _ = ticks.tick() => Event::Tick,
             };
+            self.observer.hears(&event);
             self.handle(event);
             if let Some(outcome) = self.run.outcome(Instant::now()) {
                 return outcome;
@@ -107,14 +110,16 @@ impl Engine {
         Ok(Event::References(known))
     }
 
-    fn send(&self, id: TrainerId, body: Down) {
+    fn send(&mut self, id: TrainerId, mut body: Down) {
+        self.observer.sends(id, &mut body);
         if let Some(outbox) = self.outboxes.get(&id) {
             // Fails only when the stream is gone, and then its end arrives as an event.
             let _ = outbox.send(CoordinatorMessage { body: Some(body) });
         }
     }
 
-    fn emit(&self, happening: Happening) {
+    fn emit(&mut self, happening: Happening) {
+        self.observer.happens(&happening);
         match &happening {
             Happening::Joined(joined) => {
                 tracing::info!(rank = joined.rank, name = joined.name, "trainer joined")
@@ -138,6 +143,7 @@ impl Engine {
     }
 
     fn record(&mut self, done: &Done) -> Result<(), Fault> {
+        let began = SystemTime::now();
         if let Some(store) = &mut self.store {
             store.keep(&done.references, self.run.data())?;
         }
@@ -146,14 +152,22 @@ impl Engine {
         match done.work {
             Work::Step(step) => {
                 self.output.metrics.append(&row.to_json())?;
+                self.output.board.add(row)?;
                 self.emit(Happening::Step(StepMetrics { step, values }));
             }
             Work::Evaluation(step) => {
                 self.output.evaluations.append(&row.to_json())?;
+                self.output.board.add(row)?;
                 values.remove("step");
                 self.emit(Happening::Evaluation(EvaluationMetrics { step, values }));
             }
             Work::Reference(_) => {}
+        }
+        if let Some(step) = self.observer.done(done, began) {
+            for outbox in self.outboxes.values() {
+                // As in `send`.
+                let _ = outbox.send(CoordinatorMessage { body: Some(Down::KeepTrace(KeepTrace { step })) });
+            }
         }
         Ok(())
     }

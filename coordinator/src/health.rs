@@ -48,7 +48,7 @@ impl Health {
         let health = Self(HealthReporter::new());
         health.set(ServingStatus::NotServing).await;
         let Some(address) = address else { return Ok(health) };
-        let listener = server::bind("--health-listen", address).await?;
+        let listener = server::bind(address, "--health-listen").await?;
         let bound: Option<SocketAddr> = listener.local_addr().ok();
         tracing::info!(address = bound.map(|address| address.to_string()), "health checks");
         let incoming = Door::new(listener, None, PROBES).open();

@@ -5,6 +5,7 @@
 //! (who takes part, who is to blame), and [`run`], which puts them together: events in, commands out.
 //! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`wire`] (who may connect and call), [`server`],
 //! [`service`], [`health`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the commands out), [`cli`] (flags).
+//! [`observe`] and [`tensorboard`] show what happens to others.
 
 pub mod cli;
 pub mod dataset;
@@ -14,6 +15,7 @@ pub mod health;
 pub mod measuring;
 pub mod membership;
 pub mod metrics;
+pub mod observe;
 pub mod output_dir;
 pub mod print;
 pub mod reference_store;
@@ -23,6 +25,7 @@ pub mod schedule;
 pub mod server;
 pub mod service;
 pub mod sharding;
+pub mod tensorboard;
 pub mod training;
 pub mod watch;
 pub mod wire;

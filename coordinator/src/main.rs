@@ -1,23 +1,29 @@
 //! `coordinator`: parse, check, bind, announce, serve, say how it ended.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use dyad_coordinator::cli::{Cli, LogFormat, Prepared};
+use dyad_coordinator::cli::{Cli, Prepared};
 use dyad_coordinator::health::Health;
+use dyad_coordinator::observe::{Observer, endpoint};
 use dyad_coordinator::run::Run;
 use dyad_coordinator::server::{self, Port, Signals};
 use dyad_coordinator::wire::Guard;
 use dyad_proto::Fault;
+use dyad_telemetry::{Logs, TARGET, Telemetry};
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
+use tracing::Instrument;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging(cli.log_format);
+    // Held until the exit status is known: what happened last leaves the process too.
+    let _telemetry = Telemetry::start(
+        "coordinator",
+        Logs { format: cli.log_format, variable: "RUST_LOG", default: "info" },
+    );
     match coordinate(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
@@ -38,14 +44,12 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
         let guard = Guard::load(cli.tls_dir.as_deref())?;
         let health = Health::listen(cli.health_listen.as_deref()).await?;
         let prepared = prepare(cli.clone(), &mut signals).await?;
-        let listener = server::bind("--listen", &cli.listen).await?;
-        guard.allows(address(&listener)?, cli.insecure)?;
-        let (spec, output) = cli.start(prepared)?;
-        let run = Run::new(spec, Instant::now());
-        announce(&listener)?;
-        health.serving().await;
-        let port = Port { listener, guard, health };
-        server::serve(port, run, output, signals, cli.print_events).await
+        let span = run_span();
+        let served = serve(cli, prepared, signals, (guard, health)).instrument(span.clone()).await;
+        if let Err(fault) = &served {
+            dyad_telemetry::fail(&span, format!("{:?}", fault.code), &fault.message);
+        }
+        served
     });
     // A stream that a peer keeps open must not keep the process alive.
     runtime.shutdown_background();
@@ -62,25 +66,67 @@ async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Prepared, Fault> {
     }
 }
 
+/// The span that everything of a run belongs to, below the launcher's where there is one.
+fn run_span() -> tracing::Span {
+    let span = tracing::info_span!(
+        target: TARGET, "run",
+        train.run.id = tracing::field::Empty, train.world_size = tracing::field::Empty
+    );
+    if let Some(parent) = dyad_telemetry::environment() {
+        dyad_telemetry::adopt(&span, &parent);
+    }
+    span
+}
+
+async fn serve(
+    cli: &Cli,
+    prepared: Prepared,
+    signals: Signals,
+    (guard, health): (Guard, Health),
+) -> Result<(), Fault> {
+    let listener = server::bind(&cli.listen, "--listen").await?;
+    guard.allows(address(&listener)?, cli.insecure)?;
+    let metrics = match &cli.metrics_listen {
+        Some(address) => Some(server::bind(address, "--metrics-listen").await?),
+        None => None,
+    };
+    let (spec, output) = cli.start(prepared)?;
+    let observer = Observer::new(&spec, cli.sampling(), metrics.is_some());
+    let span = tracing::Span::current();
+    span.record("train.run.id", spec.run_id.as_str());
+    span.record("train.world_size", spec.world_size);
+    let run = Run::new(spec, Instant::now());
+    announce(&listener, metrics.as_ref())?;
+    if let Some((listener, metrics)) = metrics.zip(observer.metrics()) {
+        tokio::spawn(endpoint::serve(listener, metrics));
+    }
+    health.serving().await;
+    let port = Port { listener, guard, health };
+    server::serve(port, run, output, signals, (observer, cli.print_events)).await
+}
+
 fn address(listener: &TcpListener) -> Result<SocketAddr, Fault> {
     let address = listener.local_addr();
     address.map_err(|error| Fault::failed(format!("cannot say where the coordinator listens: {error}")))
 }
 
 /// The one line on standard output, by which the launcher finds the port.
-fn announce(listener: &TcpListener) -> Result<(), Fault> {
-    let line = serde_json::json!({ "listening": address(listener)?.to_string() });
-    let mut stdout = std::io::stdout().lock();
-    let written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
-    written.map_err(|error| Fault::failed(format!("cannot say where the coordinator listens: {error}")))
-}
-
-fn start_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
-    match format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().init(),
-    }
+fn announce(listener: &TcpListener, metrics: Option<&TcpListener>) -> Result<(), Fault> {
+    let addresses = listener
+        .local_addr()
+        .and_then(|address| Ok((address, metrics.map(TcpListener::local_addr).transpose()?)));
+    let line = addresses.map(|(listening, metrics)| {
+        let mut line = serde_json::json!({ "listening": listening.to_string() });
+        if let Some(metrics) = metrics {
+            tracing::info!("metrics at http://{metrics}/metrics");
+            line["metrics"] = metrics.to_string().into();
+        }
+        line
+    });
+    line.and_then(|line| {
+        let mut stdout = std::io::stdout().lock();
+        writeln!(stdout, "{line}")?;
+        stdout.flush()
+    })
+    .map_err(|error| Fault::failed(format!("cannot say where the coordinator listens: {error}")))
 }

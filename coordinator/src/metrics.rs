@@ -42,6 +42,11 @@ impl Row {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
     }
 
+    /// All values, in the order in which they are written.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), *value))
+    }
+
     fn push(&mut self, key: impl Into<String>, value: f64) {
         self.0.push((key.into(), value));
     }

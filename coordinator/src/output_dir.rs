@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use dyad_proto::Fault;
 use dyad_proto::run_folder::{
-    EVALUATION_METRICS, METRICS, checkpoint_step, is_unfinished, refuse_earlier_run, traces,
+    EVALUATION_METRICS, METRICS, TENSORBOARD, checkpoint_step, is_unfinished, refuse_earlier_run, traces,
 };
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::tensorboard::EventFile;
 
 /// What to do with the traces of an earlier run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,8 @@ pub struct Output {
     pub metrics: MetricsFile,
     /// `eval_metrics.jsonl`.
     pub evaluations: MetricsFile,
+    /// The same for TensorBoard, in `tb/`.
+    pub board: EventFile,
     /// Tokens trained on before.
     pub num_tokens: u64,
     /// The evaluation due at the resumed step was done before.
@@ -119,6 +123,7 @@ impl OutputPlan {
         Ok(Output {
             metrics,
             evaluations,
+            board: EventFile::new(&self.dir.join(TENSORBOARD), step),
             num_tokens: number(last, "num_tokens").unwrap_or(0),
             evaluated: number(last_evaluation, "step") == Some(step),
         })

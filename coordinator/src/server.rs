@@ -9,9 +9,11 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Server;
+use tracing::Instrument;
 
 use crate::engine::{Engine, Input};
 use crate::health::Health;
+use crate::observe::Observer;
 use crate::output_dir::Output;
 use crate::print;
 use crate::run::{Event, Run};
@@ -32,8 +34,8 @@ const CALLS: u32 = 16;
 /// How long open streams may take to drain at the end: a watcher that reads nothing must not keep the process alive.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Opens the port that a flag asks for.
-pub async fn bind(flag: &str, address: &str) -> Result<TcpListener, Fault> {
+/// Opens the port that `flag` asks for.
+pub async fn bind(address: &str, flag: &str) -> Result<TcpListener, Fault> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => {
             Fault::unavailable(format!("cannot listen on {address}: address already in use")).hint(format!(
@@ -68,7 +70,7 @@ pub async fn serve(
     run: Run,
     output: Output,
     signals: Signals,
-    print_events: bool,
+    (observer, print_events): (Observer, bool),
 ) -> Result<(), Fault> {
     let Port { listener, guard, health } = port;
     let (inputs, events) = mpsc::channel(INPUTS);
@@ -89,7 +91,8 @@ pub async fn serve(
     let server = server.add_service(health.answers());
     let mut server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopping));
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
-    let engine = tokio::spawn(Engine::new(run, output, history).run(events));
+    let engine = Engine::new(run, output, history, observer).run(events);
+    let engine = tokio::spawn(engine.in_current_span());
     let outcome = tokio::select! {
         outcome = engine => outcome
             .unwrap_or_else(|error| Err(Fault::failed(format!("the engine ended: {error}")))),

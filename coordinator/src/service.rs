@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dyad_proto::security::Role;
 use dyad_proto::wire::coordinator_server::Coordinator;
 use dyad_proto::wire::{CoordinatorMessage, RunEvent, TrainerMessage, WatchRunRequest};
+use dyad_telemetry::RpcCall;
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -13,6 +14,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::engine::Input;
 use crate::membership::TrainerId;
+use crate::observe::run_context;
 use crate::run::Event;
 use crate::watch::History;
 use crate::wire::gate::Gate;
@@ -53,8 +55,8 @@ impl Coordinator for Service {
         let (outbox, outgoing) = mpsc::unbounded_channel();
         let gone = |_| Status::unavailable("the run has ended");
         self.inputs.send(Input::Connected(id, outbox)).await.map_err(gone)?;
-        let inputs = self.inputs.clone();
-        tokio::spawn(async move { forward(id, peer.as_ref(), request.into_inner(), inputs).await });
+        let call = RpcCall::server("dyad.v1.Coordinator/Train", request.metadata(), run_context());
+        tokio::spawn(forward((id, peer), request.into_inner(), self.inputs.clone(), call));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing).map(Ok))))
     }
 
@@ -63,32 +65,41 @@ impl Coordinator for Service {
         request: Request<WatchRunRequest>,
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         self.gate.admit(&request, Role::Launcher)?;
-        Ok(Response::new(Box::pin(self.history.follow().map(Ok))))
+        let call = RpcCall::server("dyad.v1.Coordinator/WatchRun", request.metadata(), run_context());
+        let events = self.history.follow().map(move |event| {
+            // The call lasts as long as the stream.
+            let _ = &call;
+            Ok(event)
+        });
+        Ok(Response::new(Box::pin(events)))
     }
 }
 
 /// Carries a trainer's messages to the engine, and at last the news that its stream has ended, however it did.
 async fn forward(
     id: TrainerId,
-    peer: Option<&Peer>,
+    (id, peer): (TrainerId, Option<Peer>),
     mut incoming: Streaming<TrainerMessage>,
     inputs: mpsc::Sender<Input>,
+    mut call: RpcCall,
 ) {
     loop {
         let event = match incoming.message().await {
             Ok(Some(TrainerMessage { body: Some(body) })) => Event::Message(id, body),
             Ok(Some(_)) => continue,
             Ok(None) => break,
-            Err(status) if is_unreadable(&status) => {
-                let what = status.message().to_owned();
-                if let Some(Peer { address, .. }) = peer {
-                    tracing::warn!(peer = %address, reason = what, "message refused");
+            Err(status) => {
+                call.ended(status.code());
+                // Otherwise the stream broke.
+                if is_unreadable(&status) {
+                    let what = status.message().to_owned();
+                    if let Some(Peer { address, .. }) = &peer {
+                        tracing::warn!(peer = %address, reason = what, "message refused");
+                    }
+                    let _ = inputs.send(Input::Event(Event::Unreadable(id, what))).await;
                 }
-                let _ = inputs.send(Input::Event(Event::Unreadable(id, what))).await;
                 break;
             }
-            // The stream broke.
-            Err(_) => break,
         };
         if inputs.send(Input::Event(event)).await.is_err() {
             return;

@@ -107,6 +107,8 @@ pub struct Done {
     pub row: Option<Row>,
     /// Reference log-probabilities that are new.
     pub references: Vec<Known>,
+    /// What the ranks reported of an optimizer step, in rank order.
+    pub reports: Vec<StepReport>,
 }
 
 /// The state of the work stream.
@@ -243,6 +245,8 @@ impl Training {
             global_pairs,
             global_chosen_tokens,
             checkpoint: self.schedule.checkpoints.binary_search(&step).is_ok(),
+            // The observer knows it.
+            traceparent: String::new(),
         };
         (global_pairs, shares.into_iter().map(|share| Body::Step(assignment(share))).collect())
     }
@@ -283,7 +287,7 @@ impl Training {
         let reports: Vec<Report> = pending.reports.into_iter().flatten().collect();
         let references = self.references.learn(pending.work, &reports)?;
         if matches!(pending.work, Work::Reference(_)) {
-            return Ok(Done { work: pending.work, row: None, references });
+            return Ok(Done { work: pending.work, row: None, references, reports: Vec::new() });
         }
         let sums = total(reports.iter().filter_map(Report::sums));
         if sums.pairs != pending.pairs {
@@ -313,7 +317,7 @@ impl Training {
         if matches!(pending.work, Work::Step(_)) {
             self.num_tokens += sums.tokens;
         }
-        Ok(Done { work: pending.work, row: Some(row), references })
+        Ok(Done { work: pending.work, row: Some(row), references, reports: steps })
     }
 }
 

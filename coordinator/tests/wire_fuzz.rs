@@ -159,6 +159,8 @@ fn body() -> impl Strategy<Value = Up> {
                     learning_rate: real,
                     step_seconds: real,
                     peak_memory_bytes: step,
+                    started_unix_nanos: step,
+                    flops: real,
                 })
             }
         ),
@@ -177,8 +179,8 @@ fn body() -> impl Strategy<Value = Up> {
         (text(), number(), real()).prop_map(|(architecture, parameters, load_seconds)| {
             Up::ModelReport(ModelReport { architecture, parameters, load_seconds, ..ModelReport::default() })
         }),
-        (number(), number(), references()).prop_map(|(generation, chunk, references)| {
-            Up::ReferenceReport(ReferenceReport { generation, chunk, references })
+        (number(), number(), references(), real()).prop_map(|(generation, chunk, references, seconds)| {
+            Up::ReferenceReport(ReferenceReport { generation, chunk, references, seconds })
         }),
     ]
 }

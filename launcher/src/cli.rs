@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
+use dyad_telemetry::LogFormat;
 
 use crate::agent::serve::AgentOptions;
 use crate::doctor::DoctorOptions;
@@ -40,7 +41,11 @@ Exit status:
   1    the run failed
   2    invalid input: configuration, data, model folder, missing device
   3    a port or host cannot be reached
-  130  interrupted"
+  130  interrupted
+
+Environment:
+  OTEL_EXPORTER_OTLP_ENDPOINT  where traces of all processes go, such as http://localhost:4317; the other OTEL_* variables
+                               work as OpenTelemetry says [default: nowhere]"
 )]
 pub struct CommandLine {
     /// What to do instead of a run.
@@ -125,6 +130,15 @@ pub struct Options {
     /// Show every log line of every process.
     #[arg(long)]
     pub verbose: bool,
+    /// How log lines of all processes look, here and in `output_dir/logs`.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// Let the coordinator serve metrics for Prometheus on this address [default: not at all].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
+    /// Trace the first three steps and one in so many, where OTEL_EXPORTER_OTLP_ENDPOINT is set; slow and failed ones always.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub trace_every: u64,
 }
 
 /// Whether trainers keep to the cores near their memory; torchrun's flag.

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use dyad_telemetry::LogFormat;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::collapse::Collapse;
@@ -22,15 +23,19 @@ pub struct Console {
     verbose: bool,
     /// Log lines that others may still repeat.
     held: Arc<Mutex<Collapse>>,
+    /// Lines are JSON objects.
+    json: bool,
 }
 
 impl Console {
     /// On standard error.
     #[must_use]
-    pub fn new(verbose: bool) -> Self {
-        let terminal = std::io::stderr().is_terminal();
+    pub fn new(verbose: bool, format: LogFormat) -> Self {
+        let json = format == LogFormat::Json;
+        let terminal = !json && std::io::stderr().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-        Self { bar: Arc::default(), terminal, verbose, held: Arc::new(Mutex::new(Collapse::new(colour))) }
+        let held = Arc::new(Mutex::new(Collapse::new(colour)));
+        Self { bar: Arc::default(), terminal, verbose, held, json }
     }
 
     /// A line for the reader, after all that was said before.
@@ -55,6 +60,9 @@ impl Console {
     }
 
     fn print(&self, text: &str) {
+        if self.json {
+            return tracing::info!("{text}");
+        }
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         let print = || {
             let _ = writeln!(std::io::stderr(), "{text}");
@@ -67,8 +75,17 @@ impl Console {
 
     /// A log line of a child: shown when it warns, or always with --verbose; once where several say the same.
     pub fn log(&self, speaker: &Speaker, line: &str) {
-        if self.verbose || line.contains(" WARN ") || line.contains(" ERROR ") {
-            self.held.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now(), speaker, line);
+        let json = |level: &str| line.contains(level) && line.starts_with('{');
+        let bad = line.contains(" WARN ") || line.contains(" ERROR ");
+        match self.json {
+            false if self.verbose || bad => {
+                self.held.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now(), speaker, line);
+            }
+            // Already an object; its target says whose it is.
+            true if self.verbose || json("\"level\":\"WARN\"") || json("\"level\":\"ERROR\"") => {
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }
+            _ => {}
         }
     }
 
@@ -135,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_phase_that_is_reported_late_does_not_take_the_bar_away() {
-        let console = Console { terminal: true, ..Console::new(false) };
+        let console = Console { terminal: true, ..Console::new(false, LogFormat::Text) };
         console.status("loading the model");
         console.count(3, 10);
         console.status("connecting the trainers");

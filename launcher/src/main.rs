@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dyad_proto::{ErrorCode, Fault, RunConfig};
+use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
 use launcher::agent::machine::Hello;
 use launcher::cli::{Command, CommandLine, NumaBinding, Options};
 use launcher::console::Console;
@@ -21,11 +22,18 @@ use launcher::{
     agent, doctor, dry_run, fit, hosts, kubernetes, node, plot, predict, preflight, security, slurm, summary,
     supervise,
 };
+use tracing::Instrument;
 
 // One thread: children are tied to the life of the thread that starts them.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    match act(CommandLine::parse()).await {
+    let line = CommandLine::parse();
+    let format = line.options.as_ref().map_or(LogFormat::Text, |options| options.log_format);
+    // Lines for people go through the console.
+    let default = if format == LogFormat::Json { "info" } else { "warn" };
+    // Held until the exit status is known: what happened last leaves the process too.
+    let _telemetry = Telemetry::start("launcher", Logs { format, variable: "DYAD_LOG", default });
+    match act(line).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             let _ = writeln!(std::io::stderr(), "{}", fault.report());
@@ -80,7 +88,9 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
     let config_file = preflight::write_config(&config)?;
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
     let place = (&trainers[..], None, listen);
-    train((options, wanted, secured), &config, &config_file, place, &mut interrupt).await?;
+    train((options, wanted, secured), &config, &config_file, place, &mut interrupt)
+        .instrument(launch_span())
+        .await?;
     tokio::select! {
         told = tell(options, &config, machine) => told,
         () = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
@@ -115,15 +125,26 @@ async fn launch_there(
     let names: Vec<&str> = hosts.agents().iter().map(|agent| agent.host.name.as_str()).collect();
     let place = if hosts.coordinator_node().is_some() { names[0] } else { "this machine" };
     let count = trainers.len();
-    Console::new(false)
+    Console::new(false, options.log_format)
         .line(&format!("hosts    {}: {count} trainers, coordinator on {place}", names.join(", ")));
     let place = (&trainers[..], Some(hosts), listen.as_str());
-    train((options, wanted, secured), config, &config_file, place, interrupt).await?;
+    train((options, wanted, secured), config, &config_file, place, interrupt)
+        .instrument(launch_span())
+        .await?;
     if output_dir.join("final").is_dir() {
         return tell(options, config, Machine::here()).await;
     }
     let host = &hosts.agent(0).host;
     print(&format!("\nmodel    {host}:{}\n", output_dir.join("final").display()))
+}
+
+/// The span that the run is part of, below whatever started the launcher.
+fn launch_span() -> tracing::Span {
+    let span = tracing::info_span!(target: TARGET, "launch");
+    if let Some(parent) = dyad_telemetry::environment() {
+        dyad_telemetry::adopt(&span, &parent);
+    }
+    span
 }
 
 /// What there is to say of a complete run.
@@ -152,8 +173,7 @@ async fn train(
 ) -> Result<(), Fault> {
     let security = Security::new(secured, security::is_reachable(listen), security::given())?;
     let environment = environment::chosen(&wanted.env, &environment::here())?;
-    let console = Console::new(options.verbose);
-    let flags = [("--resume", options.resume), ("--overwrite", options.overwrite)];
+    let console = Console::new(options.verbose, options.log_format);
     let job = Job {
         config_file,
         output_dir: Path::new(&config.output_dir),
@@ -162,15 +182,24 @@ async fn train(
         listen,
         security: &security,
         profile: options.profile,
-        coordinator_flags: flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag).collect(),
+        coordinator_flags: coordinator_flags(options),
         hosts,
         environment: &environment,
         connect_timeout: options.connect_timeout,
+        log_format: options.log_format,
     };
     tokio::select! {
         result = supervise::run(&job, &console, interrupt) => result,
         () = console.clone().show_held() => Ok(()),
     }
+}
+
+fn coordinator_flags(options: &Options) -> Vec<String> {
+    let mut flags = vec![format!("--trace-every={}", options.trace_every)];
+    flags.extend(options.metrics_listen.iter().map(|address| format!("--metrics-listen={address}")));
+    let set = [("--resume", options.resume), ("--overwrite", options.overwrite)];
+    flags.extend(set.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
+    flags
 }
 
 fn print(text: &str) -> Result<(), Fault> {

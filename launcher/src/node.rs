@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dyad_proto::{ErrorCode, Fault};
+use dyad_telemetry::LogFormat;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::net::TcpStream;
@@ -74,15 +75,17 @@ pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
         reached = coordinator_is_there(options) => reached?,
         () = interrupt.wait() => return Err(drained("stopped before the coordinator was reached")),
     }
-    let console = Console::new(true);
+    let console = Console::new(true, LogFormat::Text);
     let mut children = trainers
         .iter()
         .map(|trainer| start(options, trainer, trainers.len(), &console))
         .collect::<Result<Vec<_>, _>>()?;
+    tokio::spawn(console.clone().show_held());
     let ended = tokio::select! {
         ended = follow(&mut children) => Some(ended),
         () = interrupt.wait() => None,
     };
+    console.clear();
     match ended {
         Some(result) => result,
         None => drain(options, &mut children, &mut interrupt, &console).await,
@@ -120,7 +123,7 @@ async fn coordinator_is_there(options: &NodeOptions) -> Result<(), Fault> {
     let address = host_and_port(&options.coordinator)?;
     let deadline = Instant::now() + Duration::from_secs(options.wait_for_coordinator);
     let mut pause = PATIENCE[0];
-    let console = Console::new(true);
+    let console = Console::new(true, LogFormat::Text);
     loop {
         let reason = match tokio::time::timeout(PATIENCE[1], TcpStream::connect(&address)).await {
             Ok(Ok(_)) => return Ok(()),

@@ -14,6 +14,7 @@ use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{RunEvent, WatchRunRequest};
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
+use dyad_telemetry::{LogFormat, RpcCall};
 use tokio::process::Command;
 use tonic::Streaming;
 
@@ -57,13 +58,15 @@ pub struct Job<'a> {
     /// Trainers record where their time goes.
     pub profile: bool,
     /// Flags that the coordinator takes as they are.
-    pub coordinator_flags: Vec<&'static str>,
+    pub coordinator_flags: Vec<String>,
     /// Where it all runs; nothing for this machine.
     pub hosts: Option<&'a Hosts>,
     /// Set in every process.
     pub environment: &'a [(String, String)],
     /// Seconds in which trainers must reach the coordinator.
     pub connect_timeout: u64,
+    /// How the log lines of all processes look.
+    pub log_format: LogFormat,
 }
 
 /// Everything that was started.
@@ -133,7 +136,7 @@ async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(
     for trainer in job.trainers {
         fleet.trainers.push(start_trainer(job, trainer, &address, console).await?);
     }
-    let mut events = match watch(job.security, &address).await {
+    let (mut events, _call) = match watch(job.security, &address).await {
         Ok(events) => events,
         Err(fault) => return Err(own_words(&mut fleet.coordinator, fault).await),
     };
@@ -286,13 +289,14 @@ async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fa
     command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
     command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
     command.args(job.security.coordinator_flags());
+    command.args(["--log-format", job.log_format.name()]).envs(trace_parent());
     command.stdout(Stdio::piped());
     let file = log_file(job.output_dir, "coordinator");
     let speaker = Speaker { node: "coordinator".into(), rank: None };
     let output = Output { file, console: console.clone(), speaker };
     let node = job.hosts.and_then(Hosts::coordinator_node);
     let keys = Keys { of: "coordinator", material: job.security.coordinator()? };
-    start(job, node, ("coordinator", keys), command, &[], output).await
+    start(job, node, ("coordinator", keys), (command, &[]), output).await
 }
 
 async fn start_trainer(
@@ -317,6 +321,7 @@ async fn start_trainer(
     if job.profile {
         command.arg("--profile").arg(job.output_dir.join("profile"));
     }
+    command.args(["--log-format", job.log_format.name()]).envs(trace_parent());
     command.stdout(Stdio::null());
     let node = job.hosts.map(|_| trainer.node);
     let host = job
@@ -329,7 +334,7 @@ async fn start_trainer(
     };
     let label = format!("trainer rank {} ({})", trainer.launch_index, trainer.name);
     let keys = Keys { of: &trainer.name, material: job.security.trainer(&trainer.name)? };
-    start(job, node, (&label, keys), command, &trainer.cores, output).await
+    start(job, node, (&label, keys), (command, &trainer.cores), output).await
 }
 
 /// What a process shows to the others; nothing in plain text.
@@ -343,8 +348,7 @@ async fn start(
     job: &Job<'_>,
     node: Option<usize>,
     (label, keys): (&str, Keys<'_>),
-    mut command: Command,
-    cores: &[usize],
+    (mut command, cores): (Command, &[usize]),
     output: Output,
 ) -> Result<Child, Fault> {
     command.envs(job.environment.iter().map(|(name, value)| (name, value)));
@@ -362,6 +366,13 @@ async fn start(
             Child::start(label, command, output)
         }
     }
+}
+
+/// By which a process that is started finds the launcher's span.
+fn trace_parent() -> impl Iterator<Item = (String, String)> {
+    let own = dyad_telemetry::context_of(&tracing::Span::current());
+    let headers = own.map(|own| dyad_telemetry::headers(&own)).unwrap_or_default();
+    headers.into_iter().map(|(name, value)| (name.to_uppercase(), value))
 }
 
 /// A program of Dyad, beside this one unless `DYAD_BIN_DIR` says otherwise.
@@ -393,7 +404,8 @@ async fn address_of(coordinator: &mut Child) -> Result<String, Fault> {
     }
 }
 
-async fn watch(security: &Security, address: &str) -> Result<Streaming<RunEvent>, Fault> {
+/// The run's events, and the call that brings them.
+async fn watch(security: &Security, address: &str) -> Result<(Streaming<RunEvent>, RpcCall), Fault> {
     let failed = |reason: String| {
         Fault::failed(format!("cannot follow the run at {address}: {reason}")).hint(COORDINATOR_LOG)
     };
@@ -404,8 +416,12 @@ async fn watch(security: &Security, address: &str) -> Result<Streaming<RunEvent>
         .await
         .map_err(|error| access.refusal(&error).unwrap_or_else(|| failed(root_cause(&error))))?;
     let mut client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let reply = client.watch_run(access.request(WatchRunRequest {})?).await;
+    let own = dyad_telemetry::context_of(&tracing::Span::current());
+    let call = RpcCall::client("dyad.v1.Coordinator/WatchRun", access.address(), own);
+    let mut request = access.request(WatchRunRequest {})?;
+    call.inject(request.metadata_mut());
+    let reply = client.watch_run(request).await;
     reply
-        .map(tonic::Response::into_inner)
+        .map(|reply| (reply.into_inner(), call))
         .map_err(|status| access.refusal(&status).unwrap_or_else(|| failed(status.message().to_owned())))
 }

@@ -9,6 +9,8 @@ use crate::Fault;
 pub const METRICS: &str = "metrics.jsonl";
 /// One row per evaluation.
 pub const EVALUATION_METRICS: &str = "eval_metrics.jsonl";
+/// Event files for TensorBoard.
+pub const TENSORBOARD: &str = "tb";
 
 /// What earlier runs left, in a stable order. A run that was refused before its first row has left nothing.
 pub fn traces(dir: &Path) -> io::Result<Vec<PathBuf>> {
@@ -18,7 +20,7 @@ pub fn traces(dir: &Path) -> io::Result<Vec<PathBuf>> {
         let path = entry.path();
         let left = match name(&path) {
             METRICS | EVALUATION_METRICS => entry.metadata()?.len() > 0,
-            "final" => true,
+            TENSORBOARD | "final" => true,
             _ => checkpoint_step(&path).is_some() || is_unfinished(&path),
         };
         if left {

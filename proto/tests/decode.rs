@@ -79,8 +79,11 @@ fn pair() -> impl Strategy<Value = Pair> {
 fn down() -> impl Strategy<Value = Down> {
     let pairs = || vec(pair(), 0..4);
     prop_oneof![
-        (".{0,9}", "\\PC{0,60}")
-            .prop_map(|(run_id, run_config_json)| Down::Welcome(Welcome { run_id, run_config_json })),
+        (".{0,9}", "\\PC{0,60}").prop_map(|(run_id, run_config_json)| Down::Welcome(Welcome {
+            run_id,
+            run_config_json,
+            ..Welcome::default()
+        })),
         (any::<u64>(), any::<u32>(), any::<u32>()).prop_map(|(generation, rank, world_size)| {
             Down::Assignment(Assignment { generation, rank, world_size })
         }),

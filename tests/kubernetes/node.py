@@ -166,6 +166,8 @@ class Node:
                 _, _, namespace, name, _ = url.path.split("/")
                 query = urllib.parse.parse_qs(url.query)
                 pod = node.cluster.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+                if pod["metadata"]["uid"] not in node.running:
+                    return self.send_error(400, "the container is waiting to start")
                 self.send_response(200)
                 self.end_headers()
                 node.copy_log(pod["metadata"]["uid"], query, self.wfile)

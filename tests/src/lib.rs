@@ -7,8 +7,10 @@
 )]
 
 pub mod cluster;
+pub mod collector;
 pub mod processes;
 pub mod slurm;
+pub mod tools;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

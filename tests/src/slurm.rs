@@ -83,11 +83,13 @@ impl Slurm {
         command
     }
 
-    /// State of a job, such as RUNNING.
+    /// State of a job, such as RUNNING; empty once it is over.
     pub fn state(&self, job: &str) -> String {
         let output =
             self.command("squeue").args(["--noheader", "--format=%T", "--jobs", job]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        // A controller that is busy does not answer.
+        let known = output.status.success();
+        if known { String::from_utf8_lossy(&output.stdout).trim().to_owned() } else { "UNKNOWN".to_owned() }
     }
 }
 

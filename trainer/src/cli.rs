@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use dyad_data::new_model::NewModelCommand;
 use dyad_proto::security::TLS_DIR;
+use dyad_telemetry::LogFormat;
 
 /// One trainer process of a Dyad run.
 #[derive(Debug, Parser)]
@@ -12,7 +13,11 @@ use dyad_proto::security::TLS_DIR;
     name = "trainer",
     version,
     after_help = "Exit status: 0 success, 1 the run failed, 2 invalid input, \
-3 the coordinator cannot be reached, 4 stopped because another process failed, 130 interrupted."
+3 the coordinator cannot be reached, 4 stopped because another process failed, 130 interrupted.
+
+Environment: DYAD_LOG says which log lines are written [default: info]; OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_* \
+variables where traces go [default: nowhere]; DYAD_PEAK_FLOPS what the device can do per second, for model FLOPs utilisation \
+[default: the data sheet's number of GPUs that are known]."
 )]
 pub struct Cli {
     /// What to do.
@@ -58,6 +63,9 @@ pub struct RunOptions {
     /// Record steps 2 to 4 of this process: a Chrome trace and a table of where the time went, into this folder.
     #[arg(long, value_name = "DIR")]
     pub profile: Option<PathBuf>,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
 }
 
 /// Options of `generate`.

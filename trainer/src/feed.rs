@@ -67,6 +67,8 @@ pub struct Step {
     pub global_chosen_tokens: u64,
     /// Save a checkpoint after the step.
     pub checkpoint: bool,
+    /// Trace context of the step; empty where it is not traced.
+    pub traceparent: String,
 }
 
 /// Starts the thread; it ends with the session, or with the first error.
@@ -124,6 +126,7 @@ impl Feed {
                 global_pairs: step.global_pairs,
                 global_chosen_tokens: step.global_chosen_tokens,
                 checkpoint: step.checkpoint,
+                traceparent: step.traceparent,
             }),
             Received::Evaluation(evaluation) => {
                 let references = references(&evaluation.pairs);
@@ -137,7 +140,11 @@ impl Feed {
             Received::Finish(_) => Work::Finish,
             Received::Drain(_) => Work::Drain,
             // Handled by the session, or before this thread starts.
-            Received::Abort(_) | Received::Hold(_) | Received::Welcome(_) | Received::Assignment(_) => {
+            Received::Abort(_)
+            | Received::Hold(_)
+            | Received::Welcome(_)
+            | Received::Assignment(_)
+            | Received::KeepTrace(_) => {
                 return Ok(None);
             }
         }))

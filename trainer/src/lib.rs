@@ -5,7 +5,7 @@
 //! - [`engine`], [`parameters`], [`layout`], [`flat`], [`optimizer`], [`schedule`]: what a step does with it.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
 //! - [`checkpoint`], [`generate`], [`load`]: models in and out.
-//! - [`profile`], [`timing`]: where the time goes.
+//! - [`profile`], [`timing`], [`trace`], [`utilisation`]: where the time goes.
 //! - [`session`], [`feed`], [`start`], [`run`]: the coordinator's side of the process.
 
 pub mod batch;
@@ -39,4 +39,6 @@ pub mod schedule;
 pub mod session;
 pub mod start;
 pub mod timing;
+pub mod trace;
 pub mod transfer;
+pub mod utilisation;

@@ -7,14 +7,20 @@ use clap::Parser;
 use dyad_data::new_model;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::{Fault, pair_file};
+use dyad_telemetry::{LogFormat, Logs, Telemetry};
 use trainer::cli::{Cli, Command, GenerateOptions, RunOptions};
 use trainer::session::Identity;
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("DYAD_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let command = Cli::parse().command;
+    let format = match &command {
+        Command::Run(options) => options.log_format,
+        Command::NewModel(_) | Command::Generate(_) => LogFormat::Text,
+    };
+    // Held until the exit status is known: what happened last leaves the process too.
+    let _telemetry = Telemetry::start("trainer", Logs { format, variable: "DYAD_LOG", default: "info" });
     trainer::panics::silence();
-    let result = match Cli::parse().command {
+    let result = match command {
         Command::Run(options) => run(options),
         Command::NewModel(command) => new_model::create_stored(&command.model, &command.storage),
         Command::Generate(options) => generate(&options),

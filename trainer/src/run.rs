@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::run_config::ReferenceLogps as Mode;
@@ -14,6 +14,7 @@ use dyad_proto::wire::{
     StepReport,
 };
 use dyad_proto::{ErrorCode, Fault};
+use dyad_telemetry::TARGET;
 use tch::Device;
 
 use crate::checkpoint::{State, load::restore, save::Saver};
@@ -28,6 +29,8 @@ use crate::schedule::Schedule;
 use crate::session::{Handle, Identity, Session};
 use crate::start::{Incoming, Started, ended, start};
 use crate::timing::peak_resident_bytes;
+use crate::trace::{self, Beginning};
+use crate::utilisation::ModelFlops;
 
 /// Joins the run at the coordinator and trains until it is over; profiles a few steps where a folder for that is given.
 pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
@@ -44,6 +47,7 @@ pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
             }
         }
         Err(fault) => {
+            trace::fail(&fault.message);
             session.fail(fault.clone());
             Err(fault)
         }
@@ -65,6 +69,7 @@ fn work(
     profile: Option<PathBuf>,
 ) -> Result<End, Fault> {
     let (started, work) = start(identity, handle, received)?;
+    let _inside = started.span.clone().entered();
     let kind = started.parts.policy.place.kind;
     tracing::info!(threads = kernel_threads().unwrap_or(0), ?kind, "ready");
     let profile = profile.map(|dir| Profile::new(dir, started.place.rank, started.device, kind));
@@ -85,11 +90,12 @@ struct Trainer {
     reference_logps: Mode,
     /// The step of the checkpoint that holds all that is known: the one that was resumed from, or the last one written.
     saved: u64,
+    flops: ModelFlops,
 }
 
 impl Trainer {
     fn new(started: Started, handle: Handle, profile: Option<Profile>) -> Result<Self, Fault> {
-        let Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog } = started;
+        let Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, .. } = started;
         let Parts { policy, reference, parameters, saver } = parts;
         let state = State {
             step: plan.start_step,
@@ -100,6 +106,7 @@ impl Trainer {
             world_size: place.world_size,
             bucket_bytes,
         };
+        let flops = ModelFlops::new(&config, &policy.config);
         let mut engine = Engine::new(policy, reference, parameters, communicator, &config);
         if !plan.resume_from.is_empty() {
             restore(&PathBuf::from(&plan.resume_from), &mut engine.parameters)?;
@@ -118,11 +125,13 @@ impl Trainer {
             profile,
             reference_logps,
             saved,
+            flops,
         })
     }
 
     fn work_off(&mut self, work: &Incoming) -> Result<End, Fault> {
         loop {
+            let asked = Instant::now();
             let next = match self.backlog.pop_front() {
                 Some(next) => next,
                 None => work.recv().map_err(|_| ended())??,
@@ -132,7 +141,7 @@ impl Trainer {
                 return self.drain();
             }
             match next {
-                Work::Step(step) => self.train(step)?,
+                Work::Step(step) => self.train(step, asked.elapsed())?,
                 Work::Evaluate { step, pairs, references } => self.evaluate(step, &pairs, &references)?,
                 Work::Reference { chunk, ids, pairs } => self.score_references(chunk, &ids, &pairs)?,
                 Work::Finish => return self.finish().map(|()| End::Complete),
@@ -144,9 +153,18 @@ impl Trainer {
         }
     }
 
-    fn train(&mut self, step: Step) -> Result<(), Fault> {
+    /// One optimizer step, for whose pairs this rank has waited so long.
+    fn train(&mut self, step: Step, waited: Duration) -> Result<(), Fault> {
         self.handle.enter(Phase::Training, step.step);
-        let start = Instant::now();
+        let (start, started) = (Instant::now(), SystemTime::now());
+        let _step = trace::begin(&Beginning {
+            step: step.step,
+            rank: self.place.rank,
+            pairs: step.pairs.len(),
+            traceparent: &step.traceparent,
+            waited,
+        });
+        let flops = self.flops.of(&step.pairs, &step.references);
         if self.reference_logps == Mode::Precompute {
             self.engine.release_reference();
         }
@@ -162,13 +180,15 @@ impl Trainer {
         if let Some(profile) = &mut self.profile {
             profile.before_step()?;
         }
-        let result = self.engine.train_step(&share)?;
+        let mut result = self.engine.train_step(&share)?;
+        result.phases.add("fetch", waited.as_secs_f64());
         let step_seconds = start.elapsed().as_secs_f64();
         if let Some(profile) = &mut self.profile {
             profile.after_step(result.tokens)?;
         }
         tracing::debug!(step = step.step, phases = ?result.phases, "step");
         self.state.step = step.step;
+        let reporting = trace::part("report");
         self.handle.send(Sent::StepReport(StepReport {
             generation: step.generation,
             step: step.step,
@@ -179,7 +199,11 @@ impl Trainer {
             phase_seconds: result.phases.into_map(),
             peak_memory_bytes: self.peak_memory(),
             references: scored(&step.ids, &result.references),
+            started_unix_nanos: (started - waited).duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
+                as u64,
+            flops,
         }));
+        drop(reporting);
         if !result.grad_norm.is_finite() {
             return Err(Fault::failed(format!(
                 "step {}: the gradient norm is {}",
@@ -187,19 +211,22 @@ impl Trainer {
             ))
             .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\""));
         }
+        trace::end();
         if step.checkpoint { self.save(false) } else { Ok(()) }
     }
 
     /// Rank 0 writes; the others bring it their parts of what is sharded.
     fn save(&mut self, is_final: bool) -> Result<(), Fault> {
         self.handle.enter(Phase::Saving, self.state.step);
+        let began = Instant::now();
+        let _span = tracing::info_span!(target: TARGET, "checkpoint", train.step = self.state.step).entered();
         let kept = self.engine.parameters.collect(!is_final).map_err(EngineError::from)?;
         if self.place.rank == 0 {
             let path = match is_final {
                 true => self.saver.finish(&mut self.engine.policy, &kept)?,
                 false => self.saver.checkpoint(&mut self.engine.policy, &kept, &self.state)?,
             };
-            self.report_saved(&path, is_final);
+            self.report_saved(&path, is_final, began.elapsed());
         }
         self.saved = self.state.step;
         Ok(())
@@ -234,6 +261,7 @@ impl Trainer {
         references: &[Option<ReferenceLogps>],
     ) -> Result<(), Fault> {
         self.handle.enter(Phase::Evaluating, step);
+        let _span = tracing::info_span!(target: TARGET, "evaluate", train.step = step).entered();
         let start = Instant::now();
         let sums = self.engine.evaluate(pairs, references)?;
         self.handle.send(Sent::EvaluationReport(EvaluationReport {
@@ -252,12 +280,13 @@ impl Trainer {
         self.save(true)
     }
 
-    fn report_saved(&self, path: &std::path::Path, is_final: bool) {
+    fn report_saved(&self, path: &std::path::Path, is_final: bool, took: Duration) {
         let path = path.display().to_string();
         self.handle.send(Sent::CheckpointReport(CheckpointReport {
             step: self.state.step,
             path,
             r#final: is_final,
+            seconds: took.as_secs_f64(),
         }));
     }
 

@@ -17,6 +17,7 @@ use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{DrainRequest, Finished, Heartbeat, Held, Hello, Phase, TrainerMessage};
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, PROTOCOL_VERSION};
+use dyad_telemetry::RpcCall;
 use tokio::sync::mpsc as async_mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
@@ -26,12 +27,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::comm::Communicator;
 use crate::connect::patiently;
 use crate::gate::Gate;
+use crate::trace;
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A scheduler may signal a process more than once for one wish.
 const ECHO: Duration = Duration::from_secs(5);
 /// How long the coordinator may take to close the stream after our last message.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long a process that must end at once may take to deliver what it was doing.
+const LAST_SPANS: Duration = Duration::from_millis(500);
 
 /// Who this process is, as it says hello.
 #[derive(Clone, Debug)]
@@ -58,6 +62,8 @@ struct Shared {
     communicator: Mutex<Option<Arc<dyn Communicator>>>,
     closing: AtomicBool,
     gate: Gate,
+    /// The stream, as traces see it.
+    call: Mutex<Option<RpcCall>>,
 }
 
 /// Sends to the coordinator and says where the trainer stands; cheap to clone.
@@ -89,6 +95,12 @@ impl Handle {
     #[must_use]
     pub fn begin_work(&self) -> bool {
         self.shared.gate.begin()
+    }
+
+    fn end_call(&self, code: tonic::Code) {
+        if let Some(mut call) = self.shared.call.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            call.ended(code);
+        }
     }
 
     fn heartbeat(&self) {
@@ -179,7 +191,7 @@ fn serve(
     runtime.block_on(async {
         let mut told = Told::listen();
         let connected = tokio::select! {
-            connected = connect(access, patience, to_send) => connected,
+            connected = connect((access, patience), &handle, to_send) => connected,
             () = told.next() => Err(Fault::new(ErrorCode::Interrupted, "stopped before the coordinator was there")),
         };
         match connected {
@@ -194,6 +206,7 @@ fn serve(
             Err(fault) => drop(report.send(Err(fault))),
         }
     });
+    handle.end_call(tonic::Code::Ok);
 }
 
 /// The signals by which people and schedulers end a process.
@@ -232,8 +245,8 @@ async fn obey(mut told: Told, handle: &Handle) {
 }
 
 async fn connect(
-    access: &Access,
-    patience: Duration,
+    (access, patience): (&Access, Duration),
+    handle: &Handle,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
 ) -> Result<Streaming<dyad_proto::wire::CoordinatorMessage>, Fault> {
     let unreachable = |reason: String| {
@@ -248,7 +261,11 @@ async fn connect(
     let mut client = CoordinatorClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_REPORT_BYTES);
-    let reply = client.train(access.request(UnboundedReceiverStream::new(to_send))?).await;
+    let call = RpcCall::client("dyad.v1.Coordinator/Train", access.address(), dyad_telemetry::environment());
+    let mut request = access.request(UnboundedReceiverStream::new(to_send))?;
+    call.inject(request.metadata_mut());
+    *handle.shared.call.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
+    let reply = client.train(request).await;
     let reply = reply.map_err(|status| {
         access.refusal(&status).unwrap_or_else(|| unreachable(status.message().to_owned()))
     })?;
@@ -290,6 +307,10 @@ async fn receive(
                 handle.send(Sent::Held(Held { works: handle.shared.gate.hold() }));
                 continue;
             }
+            Ok(Some(Received::KeepTrace(kept))) => {
+                trace::keep(kept.step);
+                continue;
+            }
             Ok(Some(body)) => {
                 welcome = true;
                 if let Received::Drain(drain) = &body {
@@ -320,6 +341,11 @@ fn leave(handle: &Handle, fault: &Fault) -> ! {
         tracing::info!(reason = %fault, "stopping");
     } else {
         let _ = writeln!(std::io::stderr(), "{}", fault.report());
+    }
+    if let Some(spans) = dyad_telemetry::spans() {
+        trace::fail(&fault.to_string());
+        handle.end_call(tonic::Code::Aborted);
+        spans.flush(LAST_SPANS);
     }
     // SAFETY: ends the process; nothing of ours needs flushing.
     unsafe { libc::_exit(i32::from(fault.code.exit_status())) }

@@ -13,6 +13,7 @@ use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{Assignment, BootstrapOffer, ModelReport, Phase, RunPlan};
 use dyad_proto::{Fault, RunConfig};
+use dyad_telemetry::TARGET;
 use tch::{Device, Tensor};
 
 use crate::batch::Layout;
@@ -29,6 +30,7 @@ use crate::loading;
 use crate::model::ModelConfig;
 use crate::rendezvous::Rendezvous;
 use crate::session::{Handle, Identity};
+use crate::utilisation::peak_flops;
 
 /// Work as it comes, ready to compute.
 pub type Incoming = mpsc::Receiver<Result<Work, Fault>>;
@@ -52,6 +54,8 @@ pub struct Started {
     pub plan: RunPlan,
     /// Work that arrived before all this was there.
     pub backlog: VecDeque<Work>,
+    /// This trainer's part in the run, as traces see it.
+    pub span: tracing::Span,
 }
 
 /// Joins, connects, loads. Work that is still to come arrives at the receiver.
@@ -61,7 +65,9 @@ pub fn start(
     received: mpsc::Receiver<Received>,
 ) -> Result<(Started, Incoming), Fault> {
     let device = device::open(&identity.device)?;
-    let (config, place) = joined(&received)?;
+    let (config, place, run) = joined(&received)?;
+    let span = process_span(place, &run);
+    let inside = span.clone().entered();
     tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
     let sources = Sources::resolve(&config)?;
     let tokenizer = ChatTokenizer::load(sources.tokenizer())?;
@@ -70,6 +76,7 @@ pub fn start(
     let cost = PassCost::new(&ModelConfig::load(&sources.base)?, Layout::of(&config));
     let work = feed::start(received, tokenizer, rule, cost, handle.clone())?;
     handle.enter(Phase::Rendezvous, 0);
+    let connecting = tracing::info_span!(target: TARGET, "rendezvous").entered();
     let mut backlog = VecDeque::new();
     let rendezvous = Rendezvous::new(device, place, &identity.coordinator)?;
     let communicator = connect(rendezvous, handle, &work, &mut backlog)?;
@@ -77,7 +84,9 @@ pub fn start(
         sharding: Sharding::new(&config, place.rank as usize, place.world_size as usize),
         bucket_bytes: bucket_bytes(communicator.as_ref(), device, &config)?,
     };
+    drop(connecting);
     handle.enter(Phase::Loading, 0);
+    let loading = tracing::info_span!(target: TARGET, "load").entered();
     let began = Instant::now();
     let reading = loading::choose(&config, &sources, &communicator, device)?;
     let mut parts = Parts::load_by(&config, &sources, device, among, &reading)?;
@@ -87,10 +96,13 @@ pub fn start(
     let reference_key =
         if keeps_references { reference_key(&sources, &parts, rule.max_len)? } else { String::new() };
     report(handle, &mut parts, began, reference_key);
+    drop(loading);
     handle.enter(Phase::Measuring, 0);
+    let measuring = tracing::info_span!(target: TARGET, "measure").entered();
     let plan = planned(&work, &mut backlog)?;
     let bucket_bytes = among.bucket_bytes;
-    let started = Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog };
+    drop((measuring, inside));
+    let started = Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, span };
     Ok((started, work))
 }
 
@@ -121,16 +133,29 @@ fn report(handle: &Handle, parts: &mut Parts, began: Instant, reference_key: Str
         trainable_parameters: parts.parameters.count(),
         load_seconds: began.elapsed().as_secs_f64(),
         reference_key,
+        peak_flops: peak_flops(parts.policy.place),
     }));
 }
 
-fn joined(received: &mpsc::Receiver<Received>) -> Result<(RunConfig, Assignment), Fault> {
+/// Below the run's span, wherever this process was started from.
+fn process_span(place: Assignment, run: &str) -> tracing::Span {
+    let span = tracing::info_span!(target: TARGET, "trainer", train.rank = place.rank, train.generation = place.generation);
+    if let Some(run) = dyad_telemetry::parse(run) {
+        dyad_telemetry::adopt(&span, &run);
+    }
+    span
+}
+
+/// The configuration, this trainer's place, and the run's trace context.
+fn joined(received: &mpsc::Receiver<Received>) -> Result<(RunConfig, Assignment, String), Fault> {
     let mut config = None;
     for body in received {
         match (body, config.take()) {
-            (Received::Welcome(welcome), _) => config = Some(RunConfig::from_json(&welcome.run_config_json)?),
-            (Received::Assignment(place), Some(config)) if place.rank < place.world_size => {
-                return Ok((config, place));
+            (Received::Welcome(welcome), _) => {
+                config = Some((RunConfig::from_json(&welcome.run_config_json)?, welcome.traceparent));
+            }
+            (Received::Assignment(place), Some((config, run))) if place.rank < place.world_size => {
+                return Ok((config, place, run));
             }
             (Received::Assignment(_), Some(_)) => {
                 return Err(Fault::failed("the coordinator gave this trainer a rank beyond the world size"));

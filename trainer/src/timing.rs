@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use crate::profile::recorder::Span;
+use crate::trace;
 
 /// Seconds by phase; a phase entered twice adds up.
 #[derive(Clone, Debug, Default)]
@@ -13,10 +14,16 @@ impl Phases {
     /// Runs `work` and books its time under `phase`.
     pub fn measure<T>(&mut self, phase: &'static str, work: impl FnOnce() -> T) -> T {
         let _span = Span::enter(phase);
+        let _part = trace::part(phase);
         let start = Instant::now();
         let result = work();
         *self.0.entry(phase.to_owned()).or_default() += start.elapsed().as_secs_f64();
         result
+    }
+
+    /// Books time that was measured elsewhere.
+    pub fn add(&mut self, phase: &'static str, seconds: f64) {
+        *self.0.entry(phase.to_owned()).or_default() += seconds;
     }
 
     /// Seconds of every phase.

@@ -12,7 +12,6 @@ pub const READ: &str = "read";
 
 /// Host values as a tensor on the device. The copy is queued; the host goes on, and its pinned buffer is kept by libtorch until
 /// the device has taken it.
-#[must_use]
 pub fn upload<T: Element>(values: &[T], device: Device) -> Tensor {
     let host = Tensor::from_slice(values);
     if !device.is_cuda() || values.is_empty() {
@@ -61,7 +60,6 @@ impl Pack {
 }
 
 /// The first `len` values of a list that [`Pack::add_narrow`] added, as int32.
-#[must_use]
 pub fn narrow_view(words: &Tensor, len: usize) -> Tensor {
     words.view_dtype(tch::Kind::Int).narrow(0, 0, len as i64)
 }

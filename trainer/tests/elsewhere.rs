@@ -137,10 +137,10 @@ fn leaf(size: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind).set_requires_grad(true)
 }
 
-/// Largest difference, relative to the largest value unless that is nothing: a query of one key has no gradient.
+/// Largest difference, relative to the largest value where that is above one: a query of one key has no gradient.
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
     let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
-    ((&a - &b).abs().max() / b.abs().max().clamp_min(0.1)).double_value(&[])
+    ((&a - &b).abs().max() / b.abs().max().clamp_min(1.0)).double_value(&[])
 }
 
 fn segment(start: i64, prompt: i64, branches: &[i64]) -> Segment {

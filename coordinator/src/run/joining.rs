@@ -44,8 +44,12 @@ impl Run {
     }
 
     fn joined(&mut self, now: Instant, id: TrainerId) {
-        let welcome =
-            Welcome { run_id: self.spec.run_id.clone(), run_config_json: self.spec.config_json.clone() };
+        let welcome = Welcome {
+            run_id: self.spec.run_id.clone(),
+            run_config_json: self.spec.config_json.clone(),
+            // The observer knows the trace context.
+            ..Welcome::default()
+        };
         self.commands.push(Command::Send(id, Down::Welcome(welcome)));
         if !self.roster.is_full() {
             return;

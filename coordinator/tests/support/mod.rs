@@ -322,6 +322,7 @@ impl Trainer {
                     seconds: 0.25,
                 }));
             }
+            Down::KeepTrace(_) => {}
             Down::Reference(_) => panic!("no run here asks for reference scores before its first step"),
             Down::Hold(_) => {
                 let works = (self.log.steps.len() + self.log.evaluations.len()) as u64;
@@ -335,6 +336,7 @@ impl Trainer {
                         step,
                         path: "out/final".into(),
                         r#final: true,
+                        seconds: 0.5,
                     }));
                 }
                 self.send(Up::Finished(Finished {}));

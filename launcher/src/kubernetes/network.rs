@@ -25,8 +25,7 @@ pub fn services(spec: &Spec) -> Result<Vec<Object>, Fault> {
         app_protocol: protocol.map(Into::into),
         ..Default::default()
     };
-    let grpc = port("grpc", GRPC_PORT, Some("kubernetes.io/h2c")).clone();
-    let grpc = ServicePort { app_protocol: (!spec.secure()).then_some("kubernetes.io/h2c".into()), ..grpc };
+    let grpc = port("grpc", GRPC_PORT, (!spec.secure()).then_some("kubernetes.io/h2c"));
     let metrics = port("metrics", METRICS_PORT, None);
     let mut services = vec![object(&headless(spec, Component::Coordinator, Some(vec![grpc, metrics])))?];
     if spec.options.workload == Workload::Job {

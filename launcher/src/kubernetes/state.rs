@@ -163,17 +163,15 @@ pub fn pod_prefix(pod: &Pod) -> String {
     }
 }
 
-/// A JSON value as an object of the API.
-#[must_use]
-pub fn parsed(value: Value) -> Option<DynamicObject> {
-    serde_json::from_value(value).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn parsed(value: Value) -> DynamicObject {
+        serde_json::from_value(value).unwrap()
+    }
 
     fn jobset(status: Value) -> DynamicObject {
         parsed(json!({
@@ -181,7 +179,6 @@ mod tests {
             "metadata": { "name": "dyad", "labels": { "kueue.x-k8s.io/queue-name": "gpus" } },
             "spec": { "failurePolicy": { "maxRestarts": 3 } }, "status": status,
         }))
-        .unwrap()
     }
 
     fn condition(kind: &str) -> Value {
@@ -206,7 +203,9 @@ mod tests {
     #[test]
     fn with_plain_jobs_the_coordinators_end_is_the_runs() {
         let job = |name: &str, status: Value| {
-            parsed(json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name }, "status": status })).unwrap()
+            parsed(
+                json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name }, "status": status }),
+            )
         };
         let (done, open) = (condition("Complete"), json!({}));
         assert_eq!(

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::{ErrorCode, Fault};
+use dyad_telemetry::LogFormat;
 use futures::{AsyncBufReadExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, LogParams};
@@ -27,11 +28,12 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
     let cluster = Cluster::connect(&options.cluster, &options.run).await?;
     let mut interrupt = Interrupt::new()?;
-    let console = Console::new(options.verbose);
+    let console = Console::new(options.verbose, LogFormat::Text);
     let limit = options.timeout.map_or(Duration::MAX, Duration::from_secs);
     let mut follower = Follower::new(&cluster, console.clone());
     let outcome = tokio::select! {
-        outcome = follower.to_the_end() => outcome,
+        outcome = follower.follow() => outcome,
+        () = console.clone().show_held() => Ok(()),
         () = pause(limit) => {
             Err(Fault::unavailable(format!("run {} has not ended within {} s", cluster.name, limit.as_secs()))
                 .hint("it goes on; wait again, or look at `launcher kubernetes status`"))
@@ -80,7 +82,7 @@ impl<'a> Follower<'a> {
         Self { cluster, console, reading: None, progress, failure: None, told: String::new() }
     }
 
-    async fn to_the_end(&mut self) -> Result<(), Fault> {
+    async fn follow(&mut self) -> Result<(), Fault> {
         let mut unanswered = 0;
         loop {
             let (workloads, pods) = match self.look().await {

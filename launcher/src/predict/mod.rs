@@ -248,7 +248,7 @@ mod tests {
         let plain = described("--gpus 8 --model 8b --zero 1 --json").unwrap();
         let json: serde_json::Value = serde_json::from_str(&plain).unwrap();
         let verdict = (&json["gpus"], &json["fits"], &json["fits_with"]);
-        assert_eq!(verdict, (&8.into(), &false.into(), &"--micro-batch-tokens 8192".into()));
+        assert_eq!(verdict, (&8.into(), &false.into(), &"--reference precompute".into()));
         for option in [
             "--network 10gbe --gpus-per-node 4",
             "--gpu a100",

@@ -203,7 +203,7 @@ impl Prediction {
             vec![
                 "no GPU has been measured by this project; rates are published or derived ones",
                 "of six DPO runs that others published, five were a fifth slower, one almost half (docs/plan.md)",
-                "attention is taken at FlashAttention's rate; the trainer's masked branches may be slower on GPUs",
+                "attention is taken at FlashAttention's rate, at which the trainer's call has not been measured",
             ]
         } else {
             vec!["CPUs beyond one workload: 58M parameters, float32, two cores, predicted a fifth too fast"]

@@ -127,7 +127,7 @@ pub fn kernel_threads() -> Result<usize, TorchError> {
 pub fn accumulate(total: &Tensor, part: &Tensor) {
     let narrow = total.kind() == Kind::Float && part.kind() == Kind::BFloat16;
     let plain = total.size() == part.size() && total.is_contiguous() && part.is_contiguous();
-    if !(narrow && plain && !elsewhere(total.device()) && !elsewhere(part.device())) {
+    if !narrow || !plain || elsewhere(total.device()) || elsewhere(part.device()) {
         let mut total = total.shallow_clone();
         tch::no_grad(|| total += part);
         return;

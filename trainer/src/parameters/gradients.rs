@@ -6,6 +6,7 @@ use super::{Bucket, Parameters};
 use crate::comm::{CommError, Pending};
 use crate::ext::{allocate_memory, release_memory};
 use crate::flat::part;
+use crate::trace;
 
 /// Whole gradients that may wait for their reduction at once, where ranks keep only parts.
 const IN_FLIGHT: usize = 2;
@@ -77,6 +78,8 @@ impl Parameters {
         // A unit that no gradient reaches has not been opened.
         self.buckets[index].open();
         let grad = &self.buckets[index].grad;
+        let operation = if sharding.of_states() { "reduce_scatter" } else { "all_reduce" };
+        trace::reduction(operation, index, grad.numel() * size_of::<f32>());
         let reduction = match sharding.of_states() {
             true => {
                 let own = part(grad, sharding.own(self.buckets[index].weights.layout().len));
@@ -100,6 +103,7 @@ impl Parameters {
         let own = self.keeping.sharding.own(self.buckets[index].weights.layout().len);
         let bucket = &mut self.buckets[index];
         bucket.reduction.take().map_or(Ok(()), Pending::wait)?;
+        trace::reduced(index);
         if let Some(total) = &mut bucket.total {
             *total += part(&bucket.grad, own);
             bucket.close();

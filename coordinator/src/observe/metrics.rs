@@ -1,0 +1,327 @@
+//! The run as numbers for Prometheus: base units, names that start with `dyad_`, labels that stay few.
+//!
+//! - P-1: no label grows with the length of a run. `rank` is bounded by the world size, the others are closed sets.
+//! - P-2: what is not a finite number is shown as such in gauges, and never added to a sum: one NaN would stay for good.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use dyad_proto::RunConfig;
+use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::{CheckpointReport, DataReport, ErrorCode, Failure, ModelReport, RunEnded, StepReport};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::families::{EVALUATION_ROWS, Labels, Pace, Ranks, Rows, STEP_ROWS, Safety};
+use crate::metrics::Row;
+
+/// Why runs fail: the closed set of error codes.
+const REASONS: [(ErrorCode, &str); 4] = [
+    (ErrorCode::InvalidInput, "invalid_input"),
+    (ErrorCode::Unavailable, "unavailable"),
+    (ErrorCode::Failed, "failed"),
+    (ErrorCode::Interrupted, "interrupted"),
+];
+
+/// All numbers of one run.
+pub struct Metrics {
+    registry: Registry,
+    rows: Rows,
+    pace: Pace,
+    ranks: Ranks,
+    safety: Safety,
+    state: Mutex<State>,
+}
+
+/// What numbers are derived from.
+#[derive(Debug, Default)]
+struct State {
+    heard: HashMap<u32, Instant>,
+    peak_flops: HashMap<u32, f64>,
+    /// Steps that a checkpoint is due after.
+    checkpoints: Vec<u64>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+fn rank_label(rank: u32) -> Labels {
+    vec![("rank", rank.to_string())]
+}
+
+fn unix(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+impl Metrics {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new(run_id: &str, config: &RunConfig, world_size: u32) -> Self {
+        let mut registry = Registry::with_prefix("dyad");
+        let info: Labels = vec![
+            ("run_id", run_id.to_owned()),
+            ("training_method", format!("{:?}", config.training_method).to_lowercase()),
+            ("model", config.model.clone()),
+        ];
+        registry.register("run", "What runs here", Info::new(info));
+        let r = &mut registry;
+        let (rows, pace, ranks, safety) = (Rows::new(r), Pace::new(r), Ranks::new(r), Safety::new(r));
+        ranks.world_size.set(i64::from(world_size));
+        for (_, reason) in REASONS {
+            // Rates of what has never happened must be 0, not absent.
+            let _ = safety.failures.get_or_create(&vec![("reason", reason.to_owned())]);
+        }
+        Self { registry, rows, pace, ranks, safety, state: Mutex::default() }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything, as OpenMetrics text.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let now = Instant::now();
+        for (&rank, heard) in &self.state().heard {
+            self.ranks.heartbeat_age.get_or_create(&rank_label(rank)).set((now - *heard).as_secs_f64());
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// A rank has its place in a generation.
+    pub fn placed(&self, rank: u32, generation: u64, now: Instant) {
+        self.ranks.generation.set(generation as i64);
+        self.state().heard.insert(rank, now);
+        self.ranks.trainers.set(self.state().heard.len() as i64);
+    }
+
+    /// A rank showed a sign of life.
+    pub fn heard(&self, rank: u32, now: Instant) {
+        self.state().heard.insert(rank, now);
+    }
+
+    /// A rank's stream ended.
+    pub fn left(&self, rank: u32) {
+        self.state().heard.remove(&rank);
+        self.ranks.heartbeat_age.remove(&rank_label(rank));
+        self.ranks.trainers.set(self.state().heard.len() as i64);
+    }
+
+    /// A rank has loaded its model.
+    pub fn model(&self, rank: u32, report: &ModelReport) {
+        if report.peak_flops.is_finite() && report.peak_flops > 0.0 {
+            self.state().peak_flops.insert(rank, report.peak_flops);
+        }
+    }
+
+    /// Something was told to the watchers.
+    pub fn happens(&self, happening: &Happening) {
+        match happening {
+            Happening::Data(data) => self.planned(data),
+            Happening::Checkpoint(report) => self.checkpoint(report),
+            Happening::Ended(RunEnded { failure: Some(failure) }) => self.failed(failure),
+            _ => {}
+        }
+    }
+
+    fn planned(&self, data: &DataReport) {
+        self.pace.planned_steps.set(data.total_steps as f64);
+    }
+
+    /// A checkpoint will follow a step.
+    pub fn checkpoint_follows(&self, step: u64) {
+        let mut state = self.state();
+        if !state.checkpoints.contains(&step) {
+            state.checkpoints.push(step);
+        }
+    }
+
+    /// A step is done by all ranks.
+    pub fn step(&self, step: u64, row: &Row, reports: &[StepReport], trace_id: Option<&str>) {
+        let now = SystemTime::now();
+        self.rows.set(&STEP_ROWS, row);
+        self.pace.steps.inc();
+        for sums in reports.iter().filter_map(|report| report.sums.as_ref()) {
+            self.pace.tokens.inc_by(sums.tokens);
+            self.pace.pairs.inc_by(sums.pairs);
+        }
+        self.pace.last_step.get_or_create(&Labels::new()).set(unix(now));
+        if let Some(seconds) = row.get("step_seconds").filter(|seconds| seconds.is_finite()) {
+            let exemplar = trace_id.map(|id| vec![("trace_id", id.to_owned())]);
+            self.pace.step_duration.observe(seconds, exemplar, Some(now));
+            self.utilise(seconds, reports);
+        }
+        for (rank, report) in reports.iter().enumerate() {
+            self.rank(rank as u32, report);
+        }
+        if self.state().checkpoints.contains(&step) && self.safety.checkpoint_due.get() == 0.0 {
+            self.safety.checkpoint_due.set(unix(now));
+        }
+    }
+
+    fn utilise(&self, seconds: f64, reports: &[StepReport]) {
+        let flops: f64 = reports.iter().map(|report| report.flops).filter(|flops| *flops > 0.0).sum();
+        if flops.is_finite() {
+            self.pace.flops.inc_by(flops);
+        }
+        let state = self.state();
+        // A number over some of the devices would be wrong.
+        if state.peak_flops.len() == reports.len() && seconds > 0.0 {
+            let peak: f64 = state.peak_flops.values().sum();
+            self.pace.utilisation.get_or_create(&Labels::new()).set(flops / seconds / peak);
+        }
+    }
+
+    fn rank(&self, rank: u32, report: &StepReport) {
+        let label = rank_label(rank);
+        for (phase, &seconds) in report.phase_seconds.iter().filter(|(_, seconds)| is_time(**seconds)) {
+            self.ranks.phases.get_or_create(&vec![("phase", phase.clone())]).observe(seconds);
+        }
+        let phase =
+            |name| report.phase_seconds.get(name).copied().filter(|seconds| is_time(*seconds)).unwrap_or(0.0);
+        self.ranks.collective_wait.get_or_create(&label).inc_by(phase("all_reduce_wait"));
+        self.ranks.data_wait.get_or_create(&label).inc_by(phase("fetch"));
+        let busy = report.step_seconds - phase("all_reduce_wait");
+        self.ranks.busy.get_or_create(&label).inc_by(if is_time(busy) { busy } else { 0.0 });
+        self.ranks.memory.get_or_create(&label).set(report.peak_memory_bytes as f64);
+    }
+
+    /// An evaluation is done by all ranks.
+    pub fn evaluation(&self, row: &Row) {
+        self.rows.set(&EVALUATION_ROWS, row);
+        self.pace.evaluations.inc();
+    }
+
+    fn checkpoint(&self, report: &CheckpointReport) {
+        self.safety.checkpoints.inc();
+        if is_time(report.seconds) {
+            self.safety.checkpoint_duration.observe(report.seconds);
+        }
+        self.safety.last_checkpoint.get_or_create(&Labels::new()).set(unix(SystemTime::now()));
+        self.safety.checkpoint_due.set(0.0);
+        self.state().checkpoints.retain(|step| *step > report.step);
+    }
+
+    fn failed(&self, failure: &Failure) {
+        let reason =
+            REASONS.iter().find(|(code, _)| *code == failure.code()).map_or("failed", |(_, name)| name);
+        self.safety.failures.get_or_create(&vec![("reason", reason.to_owned())]).inc();
+    }
+}
+
+/// What a trainer reports as a duration is one, and can be added up.
+fn is_time(seconds: f64) -> bool {
+    (0.0..Duration::MAX.as_secs_f64()).contains(&seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use dyad_proto::run_config::TrainingMethod;
+    use dyad_proto::wire::PreferenceSums;
+
+    use super::*;
+    use crate::metrics::{StepContext, step_row};
+
+    fn metrics() -> Metrics {
+        let config = r#"{"model":"m","training_file":"f","output_dir":"o"}"#;
+        Metrics::new("run-1", &RunConfig::from_json(config).unwrap(), 2)
+    }
+
+    fn step(metrics: &Metrics, loss: f64, trace: Option<&str>) {
+        let report = |rank: u32| StepReport {
+            step: 1,
+            sums: Some(PreferenceSums { pairs: 4, loss, tokens: 100, ..PreferenceSums::default() }),
+            step_seconds: 0.5,
+            flops: 1e9,
+            peak_memory_bytes: 1 << 20,
+            phase_seconds: HashMap::from([
+                ("all_reduce_wait".to_owned(), 0.1 * f64::from(rank)),
+                ("fetch".to_owned(), 0.25),
+            ]),
+            ..StepReport::default()
+        };
+        let reports = [report(0), report(1)];
+        let context = StepContext { method: TrainingMethod::Dpo, epoch: 0.5, tokens_before: 0 };
+        metrics.step(1, &step_row(&reports, context), &reports, trace);
+    }
+
+    fn line<'a>(text: &'a str, start: &str) -> &'a str {
+        text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("no {start} in {text}"))
+    }
+
+    /// One bad step shows, and the next good one shows too.
+    #[test]
+    fn a_loss_that_is_not_a_number_does_not_break_the_exporter() {
+        let metrics = metrics();
+        step(&metrics, f64::NAN, None);
+        let text = metrics.encode().unwrap();
+        assert_eq!(line(&text, "dyad_loss{"), "dyad_loss{} NaN");
+        step(&metrics, 6.0, None);
+        let text = metrics.encode().unwrap();
+        assert_eq!(line(&text, "dyad_loss{"), "dyad_loss{} 1.5");
+        assert_eq!(line(&text, "dyad_step_duration_seconds_sum"), "dyad_step_duration_seconds_sum 1.0");
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn counters_add_up_over_ranks_and_exemplars_name_the_trace() {
+        let metrics = metrics();
+        step(&metrics, 1.0, Some("0af7651916cd43dd8448eb211c80319c"));
+        let text = metrics.encode().unwrap();
+        assert_eq!(line(&text, "dyad_tokens_total"), "dyad_tokens_total 200");
+        assert_eq!(line(&text, "dyad_pairs_total"), "dyad_pairs_total 8");
+        assert_eq!(
+            line(&text, "dyad_collective_wait_seconds_total{rank=\"1\"}"),
+            "dyad_collective_wait_seconds_total{rank=\"1\"} 0.1"
+        );
+        assert_eq!(
+            line(&text, "dyad_data_wait_seconds_total{rank=\"0\"}"),
+            "dyad_data_wait_seconds_total{rank=\"0\"} 0.25"
+        );
+        assert!(text.contains("# {trace_id=\"0af7651916cd43dd8448eb211c80319c\"} 0.5"), "{text}");
+        assert_eq!(
+            line(&text, "dyad_failures_total{reason=\"failed\"}"),
+            "dyad_failures_total{reason=\"failed\"} 0"
+        );
+    }
+
+    #[test]
+    fn utilisation_is_shown_only_where_every_device_is_known() {
+        let metrics = metrics();
+        let known = ModelReport { peak_flops: 4e9, ..ModelReport::default() };
+        metrics.model(0, &known);
+        step(&metrics, 1.0, None);
+        assert!(!metrics.encode().unwrap().contains("dyad_model_flops_utilization_ratio{"));
+        metrics.model(1, &known);
+        step(&metrics, 1.0, None);
+        let text = metrics.encode().unwrap();
+        // 2e9 operations in 0.5 s on 8e9 a second.
+        assert_eq!(
+            line(&text, "dyad_model_flops_utilization_ratio{"),
+            "dyad_model_flops_utilization_ratio{} 0.5"
+        );
+    }
+
+    #[test]
+    fn a_checkpoint_is_due_from_the_step_that_it_follows_until_it_is_there() {
+        let metrics = metrics();
+        let due = |metrics: &Metrics| line(&metrics.encode().unwrap(), "dyad_checkpoint_due").to_owned();
+        metrics.checkpoint_follows(1);
+        assert!(due(&metrics).ends_with(" 0.0"));
+        step(&metrics, 1.0, None);
+        assert!(!due(&metrics).ends_with(" 0.0"));
+        metrics.checkpoint(&CheckpointReport { step: 1, seconds: 2.0, ..CheckpointReport::default() });
+        assert!(due(&metrics).ends_with(" 0.0"));
+        step(&metrics, 1.0, None);
+        assert!(due(&metrics).ends_with(" 0.0"), "the same checkpoint is not due twice");
+    }
+}

@@ -1,0 +1,225 @@
+//! One trace a step, linked to the run's: this side's spans, and which steps are kept.
+//!
+//! Every step gets a trace context when it is assigned, so that all ranks record under the same ids. Whether it is exported is
+//! decided twice: when it is assigned (the first steps, then one in so many), and when it is done (slow ones). Ranks keep their
+//! spans in memory until then, so no collector has to hold back whole traces to choose among them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dyad_proto::wire::StepReport;
+use dyad_telemetry::{KeyValue, Record, SpanContext, Spans, traceparent};
+
+use crate::metrics::Row;
+
+/// Steps that the running median is taken over.
+const RECENT: usize = 64;
+/// With fewer steps behind it, no step is called slow.
+const ENOUGH: usize = 8;
+/// A step is slow when it takes so many times the median of the recent ones.
+const SLOW: f64 = 1.5;
+
+/// Which steps are traced.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    /// So many of this process's first ones.
+    pub first: u64,
+    /// After those, those whose number this divides; 0 for none.
+    pub every: u64,
+}
+
+impl Sampling {
+    /// Why a step is traced, as far as that is known before it is done; `nth` counts from 0 in this process.
+    fn reason(self, step: u64, nth: u64) -> Option<&'static str> {
+        if nth < self.first {
+            return Some("first");
+        }
+        (self.every > 0 && step.is_multiple_of(self.every)).then_some("periodic")
+    }
+}
+
+/// Durations of recent steps.
+#[derive(Debug, Default)]
+struct Recent(VecDeque<f64>);
+
+impl Recent {
+    /// Whether a step is slow beside those before it, which it then joins.
+    fn is_slow(&mut self, seconds: f64) -> bool {
+        let slow = self.0.len() >= ENOUGH && seconds > SLOW * self.median();
+        if self.0.len() >= RECENT {
+            self.0.pop_front();
+        }
+        if seconds.is_finite() {
+            self.0.push_back(seconds);
+        }
+        slow
+    }
+
+    fn median(&self) -> f64 {
+        let mut sorted: Vec<f64> = self.0.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::INFINITY)
+    }
+}
+
+/// A step that ranks work on.
+#[derive(Debug)]
+struct Open {
+    step: u64,
+    context: SpanContext,
+    /// Why it is traced; not known yet where there is none.
+    reason: Option<&'static str>,
+    /// When it could begin: assigned, and the one before it done.
+    begun: SystemTime,
+}
+
+/// What became of a step's trace.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// The trace, if it is exported.
+    pub trace_id: Option<String>,
+    /// The ranks wait to be told so.
+    pub keep: bool,
+}
+
+/// Traces of the steps of a run.
+#[derive(Debug)]
+pub struct StepTraces {
+    spans: Spans,
+    run: Option<SpanContext>,
+    run_id: String,
+    sampling: Sampling,
+    assigned: u64,
+    open: BTreeMap<u64, Open>,
+    recent: Recent,
+    last_done: SystemTime,
+}
+
+impl StepTraces {
+    /// None yet.
+    #[must_use]
+    pub fn new(spans: Spans, run: Option<SpanContext>, run_id: &str, sampling: Sampling) -> Self {
+        Self {
+            spans,
+            run,
+            run_id: run_id.to_owned(),
+            sampling,
+            assigned: 0,
+            open: BTreeMap::new(),
+            recent: Recent::default(),
+            last_done: UNIX_EPOCH,
+        }
+    }
+
+    /// The context that goes out with a step, the same to all ranks; empty where the sampler of the environment wants none.
+    pub fn assign(&mut self, step: u64, now: SystemTime) -> String {
+        if !self.open.contains_key(&step) {
+            let reason = self.sampling.reason(step, self.assigned);
+            self.assigned += 1;
+            let context = self.spans.root(reason.is_some());
+            self.open.insert(step, Open { step, context, reason, begun: now });
+        }
+        let open = self.open.get(&step).filter(|open| self.spans.allows(&open.context, "step"));
+        open.map_or_else(String::new, |open| traceparent(&open.context))
+    }
+
+    /// All ranks have joined, and every pair is measured.
+    pub fn prepared(&self, began: SystemTime, now: SystemTime) {
+        let Some(run) = self.run.as_ref().filter(|run| run.is_sampled()) else { return };
+        self.spans.emit(Record::new("prepare", self.spans.child(run), Some(run.clone()), (began, now)));
+    }
+
+    /// A step is done by all ranks; its row was written since `recording`.
+    pub fn done(&mut self, step: u64, row: &Row, reports: &[StepReport], recording: SystemTime) -> Verdict {
+        let slow = self.recent.is_slow(row.get("step_seconds").unwrap_or_default());
+        let before = std::mem::replace(&mut self.last_done, recording);
+        let Some(mut open) = self.open.remove(&step) else { return Verdict::default() };
+        open.begun = open.begun.max(before);
+        let late = open.reason.is_none() && slow;
+        let Some(reason) = open.reason.or(slow.then_some("slow")) else { return Verdict::default() };
+        if !self.spans.allows(&open.context, "step") {
+            return Verdict::default();
+        }
+        let now = SystemTime::now();
+        let context = open.context.clone();
+        let writing = self.spans.child(&context);
+        self.spans.emit(Record::new("aggregate", writing, Some(context.clone()), (recording, now)));
+        let mut record = self.root(open, reason, reports, now);
+        record.attributes.extend(numbers(row));
+        self.spans.emit(record);
+        Verdict { trace_id: Some(context.trace_id().to_string()), keep: late }
+    }
+
+    /// The run ends here: the step that ranks were in is kept, as far as it got.
+    pub fn fail(&mut self, reason: &str, now: SystemTime) {
+        let Some((_, mut open)) = self.open.pop_first() else { return };
+        open.begun = open.begun.max(self.last_done);
+        if self.spans.allows(&open.context, "step") {
+            let mut record = self.root(open, "failed", &[], now);
+            record.error = Some(reason.to_owned());
+            self.spans.emit(record);
+        }
+    }
+
+    /// A step begins when the first rank begins it, or when this side can: assigned, and the one before it done.
+    fn root(&self, open: Open, reason: &'static str, reports: &[StepReport], end: SystemTime) -> Record {
+        let ranks = reports.iter().map(|report| report.started_unix_nanos).filter(|nanos| *nanos > 0).min();
+        let start =
+            ranks.map_or(open.begun, |nanos| open.begun.min(UNIX_EPOCH + Duration::from_nanos(nanos)));
+        let step = open.step;
+        let mut record = Record::new("step", open.context, None, (start, end));
+        record.links.extend(self.run.clone());
+        record.attributes = vec![
+            KeyValue::new("train.run.id", self.run_id.clone()),
+            KeyValue::new("train.step", step as i64),
+            KeyValue::new("train.sampled_by", reason),
+        ];
+        record
+    }
+}
+
+/// The numbers of a row that say what the step was like.
+fn numbers(row: &Row) -> impl Iterator<Item = KeyValue> {
+    const SHOWN: [(&str, &str); 8] = [
+        ("epoch", "train.epoch"),
+        ("loss", "train.loss"),
+        ("grad_norm", "train.grad_norm"),
+        ("learning_rate", "train.learning_rate"),
+        ("step_seconds", "train.step.duration"),
+        ("rewards/accuracies", "dpo.reward.accuracy"),
+        ("rewards/margins", "dpo.reward.margin"),
+        ("kl", "dpo.kl"),
+    ];
+    SHOWN.into_iter().filter_map(|(key, name)| Some(KeyValue::new(name, row.get(key)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_steps_and_one_in_so_many_are_traced() {
+        let sampling = Sampling { first: 2, every: 10 };
+        let reasons: Vec<_> = [1, 2, 3, 10, 11, 20].map(|step| sampling.reason(step, step - 1)).to_vec();
+        assert_eq!(reasons, [Some("first"), Some("first"), None, Some("periodic"), None, Some("periodic")]);
+        // A resumed run has first steps too.
+        assert_eq!(sampling.reason(501, 0), Some("first"));
+        assert_eq!(Sampling { first: 0, every: 0 }.reason(10, 9), None);
+    }
+
+    #[test]
+    fn a_step_is_slow_beside_the_median_of_those_before_it() {
+        let mut recent = Recent::default();
+        assert!(!(0..ENOUGH).any(|index| recent.is_slow(if index == 0 { 9.0 } else { 1.0 })));
+        assert!(!recent.is_slow(1.4));
+        assert!(recent.is_slow(1.6));
+        // A step that takes no number of seconds must not poison what follows.
+        assert!(!recent.is_slow(f64::NAN));
+        assert!(!recent.is_slow(1.0) && recent.is_slow(2.0));
+        // When every step is slow, none is.
+        for _ in 0..RECENT {
+            recent.is_slow(2.0);
+        }
+        assert!(!recent.is_slow(2.0));
+    }
+}

@@ -1,0 +1,167 @@
+//! Event files for TensorBoard: the rows of the metrics files again, in the format that TensorBoard reads.
+//!
+//! A file is a sequence of TFRecords, each an `Event` message. Tags are those of Hugging Face's callback, so that runs of TRL and
+//! of Dyad lie in the same charts: `train/loss`, `train/rewards/margins`, `eval/loss`.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dyad_proto::Fault;
+use prost::Message;
+
+use crate::metrics::Row;
+
+/// `tensorflow.Event`, as far as it is written here.
+#[derive(Clone, PartialEq, Message)]
+struct Event {
+    #[prost(double, tag = "1")]
+    wall_time: f64,
+    #[prost(int64, tag = "2")]
+    step: i64,
+    #[prost(oneof = "What", tags = "3, 5, 7")]
+    what: Option<What>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum What {
+    #[prost(string, tag = "3")]
+    FileVersion(String),
+    #[prost(message, tag = "5")]
+    Summary(Summary),
+    #[prost(message, tag = "7")]
+    SessionLog(SessionLog),
+}
+
+/// `tensorflow.Summary`.
+#[derive(Clone, PartialEq, Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    value: Vec<Value>,
+}
+
+/// `tensorflow.Summary.Value` with a plain number.
+#[derive(Clone, PartialEq, Message)]
+struct Value {
+    #[prost(string, tag = "1")]
+    tag: String,
+    /// Optional, because zero would be left out otherwise.
+    #[prost(float, optional, tag = "2")]
+    simple_value: Option<f32>,
+}
+
+/// `tensorflow.SessionLog`: a start makes TensorBoard forget what an interrupted run wrote from that step on.
+#[derive(Clone, PartialEq, Message)]
+struct SessionLog {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `SessionLog.START`.
+const START: i32 = 1;
+
+/// One event file, made with the first row.
+#[derive(Debug)]
+pub struct EventFile {
+    dir: PathBuf,
+    /// Steps that were done before.
+    resumed: u64,
+    file: Option<File>,
+}
+
+impl EventFile {
+    /// A file in this folder; a run that goes on after so many steps continues the curves of the files there.
+    #[must_use]
+    pub fn new(dir: &Path, resumed: u64) -> Self {
+        Self { dir: dir.to_owned(), resumed, file: None }
+    }
+
+    /// Adds a row of either metrics file, under the step that it names.
+    pub fn add(&mut self, row: &Row) -> Result<(), Fault> {
+        let step = row.get("step").unwrap_or_default() as i64;
+        let values = row.iter().filter(|(key, _)| *key != "step");
+        let value =
+            values.map(|(key, value)| Value { tag: tag(key), simple_value: Some(value as f32) }).collect();
+        self.write(step, What::Summary(Summary { value })).map_err(|error| {
+            Fault::failed(format!("cannot write TensorBoard's file in {}: {error}", self.dir.display()))
+                .hint("is the disk full?")
+        })
+    }
+
+    fn write(&mut self, step: i64, what: What) -> io::Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut records = Vec::new();
+        if self.file.is_none() {
+            fs::create_dir_all(&self.dir)?;
+            self.file = Some(File::create(self.dir.join(file_name(now)))?);
+            record(&mut records, now, 0, What::FileVersion("brain.Event:2".into()));
+            if self.resumed > 0 {
+                record(
+                    &mut records,
+                    now,
+                    self.resumed as i64 + 1,
+                    What::SessionLog(SessionLog { status: START }),
+                );
+            }
+        }
+        record(&mut records, now, step, what);
+        // One call, so that a reader hardly ever sees a torn record.
+        self.file.as_mut().map_or(Ok(()), |file| file.write_all(&records))
+    }
+}
+
+/// TensorBoard reads the files of a folder in the order of the seconds in their names.
+fn file_name(now: Duration) -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("events.out.tfevents.{:010}.{}.{}.0", now.as_secs(), host.trim(), std::process::id())
+}
+
+/// `loss` is `train/loss`, `eval_loss` is `eval/loss`.
+fn tag(key: &str) -> String {
+    key.strip_prefix("eval_").map_or_else(|| format!("train/{key}"), |key| format!("eval/{key}"))
+}
+
+/// Length and data, each with its checksum.
+fn record(out: &mut Vec<u8>, now: Duration, step: i64, what: What) {
+    let data = Event { wall_time: now.as_secs_f64(), step, what: Some(what) }.encode_to_vec();
+    let length = (data.len() as u64).to_le_bytes();
+    out.extend(length);
+    out.extend(masked(&length).to_le_bytes());
+    out.extend(&data);
+    out.extend(masked(&data).to_le_bytes());
+}
+
+/// TFRecord's checksum: CRC-32C, rotated and shifted, so that the checksum of data with checksums in it is no trivial one.
+fn masked(data: &[u8]) -> u32 {
+    crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_those_of_hugging_face() {
+        let tags = ["loss", "rewards/margins", "eval_loss", "eval_rewards/accuracies"].map(tag);
+        assert_eq!(tags, ["train/loss", "train/rewards/margins", "eval/loss", "eval/rewards/accuracies"]);
+    }
+
+    #[test]
+    fn a_value_of_zero_is_written() {
+        let value = Value { tag: tag("loss"), simple_value: Some(0.0) };
+        assert!(value.encode_to_vec().ends_with(&[0x15, 0, 0, 0, 0]));
+    }
+
+    /// The empty file-version record as TensorFlow writes it: 24 bytes of data follow an 8-byte length.
+    #[test]
+    fn records_carry_masked_checksums_of_length_and_data() {
+        let mut bytes = Vec::new();
+        record(&mut bytes, Duration::ZERO, 0, What::FileVersion("brain.Event:2".into()));
+        let (length, rest) = bytes.split_at(8);
+        assert_eq!(u64::from_le_bytes(length.try_into().unwrap()) as usize, rest.len() - 8);
+        // RFC 3720's test vector of CRC-32C: 32 zero bytes give 8a9136aa.
+        assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(masked(&[0; 32]), 0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8));
+    }
+}

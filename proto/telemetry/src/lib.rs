@@ -1,0 +1,85 @@
+//! What Dyad's processes say of themselves: log lines, and traces over OTLP.
+//!
+//! Traces are off unless the standard `OTEL_*` environment names an endpoint. Two kinds of spans leave a process:
+//!
+//! - spans of `tracing` with the target [`TARGET`], for what happens a few times in a run (join, load, checkpoint);
+//! - finished [`Record`]s, made from times that were noted before anybody knew whether the span would be wanted (the
+//!   phases of a step). [`spans`] takes them, from any thread, without waiting.
+//!
+//! Rules that hold throughout:
+//!
+//! - O-1: training never waits for a collector. A full queue drops spans; the end of a process waits [`PATIENCE`] at most.
+//! - O-2: where traces are off, nothing is recorded.
+
+mod context;
+mod exporter;
+mod logs;
+mod record;
+mod rpc;
+mod settings;
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+pub use context::{
+    adopt, context_of, current, environment, extract, fail, headers, inject, parse, traceparent,
+};
+pub use logs::{LogFormat, Logs};
+pub use opentelemetry::trace::{SpanContext, SpanKind};
+pub use opentelemetry::{ContextGuard, KeyValue};
+pub use record::{Record, Spans};
+pub use rpc::RpcCall;
+
+use exporter::Pipeline;
+use settings::Tracing;
+
+/// Target of the spans that are exported; log lines do not show them.
+pub const TARGET: &str = "dyad_trace";
+
+/// Longest that the end of a process waits for its last spans to be delivered.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+static SPANS: OnceLock<Spans> = OnceLock::new();
+
+/// Where finished records go; none where traces are off.
+#[must_use]
+pub fn spans() -> Option<&'static Spans> {
+    SPANS.get()
+}
+
+/// Keeps traces flowing while it lives; delivers what is left when it goes.
+#[derive(Debug)]
+pub struct Telemetry {
+    pipeline: Option<Pipeline>,
+}
+
+impl Telemetry {
+    /// Starts logs and, where the environment asks for them, traces. Once in a process.
+    #[must_use]
+    pub fn start(service: &'static str, logs: Logs) -> Self {
+        let (pipeline, trouble) = match settings::decide(&|name| std::env::var(name).ok()) {
+            Tracing::Off => (None, None),
+            Tracing::Refused(reason) => (None, Some(reason)),
+            Tracing::On { endpoint } => match Pipeline::start(service, endpoint) {
+                Ok(pipeline) => (Some(pipeline), None),
+                Err(reason) => (None, Some(reason)),
+            },
+        };
+        logs::subscribe(logs, pipeline.as_ref().map(Pipeline::tracer));
+        if let Some(reason) = trouble {
+            tracing::warn!("no traces are sent: {reason}");
+        }
+        if let Some(pipeline) = &pipeline {
+            let _ = SPANS.set(pipeline.spans());
+        }
+        Self { pipeline }
+    }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(pipeline) = self.pipeline.take() {
+            pipeline.finish(PATIENCE);
+        }
+    }
+}

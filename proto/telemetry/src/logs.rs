@@ -1,0 +1,160 @@
+//! Log lines on standard error: text for people, or one JSON object a line, with the ids of the current trace.
+
+use std::fmt;
+use std::io::IsTerminal;
+
+use clap::ValueEnum;
+use opentelemetry::Context;
+use opentelemetry::trace::TraceContextExt;
+use opentelemetry_sdk::trace::SdkTracer;
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::TARGET;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line, with trace_id and span_id where traces are on
+    Json,
+}
+
+impl LogFormat {
+    /// As it is written on a command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Logs {
+    /// How lines look.
+    pub format: LogFormat,
+    /// The environment variable that says which lines are written.
+    pub variable: &'static str,
+    /// Which lines are written where it is not set.
+    pub default: &'static str,
+}
+
+/// Whose events may become part of a span.
+const OURS: [&str; 4] = ["coordinator", "dyad", "launcher", "trainer"];
+
+fn is_exported(metadata: &Metadata<'_>) -> bool {
+    match metadata.is_span() {
+        true => metadata.target() == TARGET,
+        false => {
+            *metadata.level() <= Level::INFO && OURS.iter().any(|ours| metadata.target().starts_with(ours))
+        }
+    }
+}
+
+/// Installs the process's subscriber; a second call in one process does nothing.
+pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
+    let filter = EnvFilter::try_from_env(logs.variable).unwrap_or_else(|_| EnvFilter::new(logs.default));
+    // Exported spans are no part of a log line.
+    let filter = match format!("{TARGET}=off").parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match logs.format {
+        LogFormat::Text => {
+            // NO_COLOR is looked at where the colours are made.
+            let ansi = std::io::stderr().is_terminal();
+            lines.with_ansi(ansi).with_target(false).with_filter(filter).boxed()
+        }
+        LogFormat::Json => lines.with_ansi(false).event_format(Json).with_filter(filter).boxed(),
+    };
+    let traces = tracer.map(|tracer| {
+        let layer =
+            tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_threads(false);
+        let layer = layer.with_target(false).with_tracked_inactivity(false);
+        layer.with_filter(tracing_subscriber::filter::filter_fn(is_exported))
+    });
+    let _ = tracing_subscriber::registry().with(lines).with(traces).try_init();
+}
+
+/// One JSON object a line.
+struct Json;
+
+impl<S, N> FormatEvent<S, N> for Json
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut time = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut time))?;
+        let mut fields = Fields(Map::new());
+        event.record(&mut fields);
+        let mut line = Map::new();
+        line.insert("timestamp".into(), time.into());
+        line.insert("level".into(), event.metadata().level().as_str().into());
+        line.insert("fields".into(), Value::Object(fields.0));
+        line.insert("target".into(), event.metadata().target().into());
+        let context = Context::current();
+        let context = context.span().span_context().clone();
+        if context.is_valid() {
+            line.insert("trace_id".into(), context.trace_id().to_string().into());
+            line.insert("span_id".into(), context.span_id().to_string().into());
+        }
+        writeln!(writer, "{}", Value::Object(line))
+    }
+}
+
+/// Fields of an event as JSON.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        self.0.insert(field.name().to_owned(), value);
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        // What is not finite has no number in JSON.
+        self.put(field, if value.is_finite() { value.into() } else { value.to_string().into() });
+    }
+}

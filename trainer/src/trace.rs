@@ -1,0 +1,265 @@
+//! What a step did, and when: kept in memory until it is known whether anybody wants to see it.
+//!
+//! The coordinator decides for all ranks: a step's trace context comes with the assignment. If its sampled flag is set, the
+//! spans leave when the step is done; otherwise the last few steps stay here, and leave when the coordinator finds that one of
+//! them was slow, or when it fails. What is recorded costs two readings of the clock and an uncontended lock.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use dyad_telemetry::{ContextGuard, KeyValue, Record, SpanContext, Spans, current, parse, spans};
+
+/// Steps that wait for the coordinator's word; it is at most a window of assignments behind.
+const KEPT: usize = 16;
+
+/// Parts of one step; what comes beyond is counted only. A trace that no back end takes helps nobody.
+const MOST_PARTS: usize = 4096;
+
+/// A stretch of a step.
+#[derive(Clone, Debug)]
+struct Part {
+    name: &'static str,
+    /// The part that it began in.
+    within: Option<usize>,
+    start: SystemTime,
+    end: Option<SystemTime>,
+    attributes: Vec<KeyValue>,
+}
+
+/// One step of this rank.
+#[derive(Clone, Debug)]
+struct StepTrace {
+    step: u64,
+    /// The step's span at the coordinator.
+    parent: SpanContext,
+    /// This rank's span below it.
+    context: SpanContext,
+    start: SystemTime,
+    attributes: Vec<KeyValue>,
+    parts: Vec<Part>,
+    /// The part that is open.
+    open: Option<usize>,
+    /// Collectives in flight: bucket, and its part.
+    in_flight: Vec<(usize, usize)>,
+    dropped: i64,
+}
+
+#[derive(Debug)]
+struct Recorder {
+    current: Option<StepTrace>,
+    done: VecDeque<(StepTrace, SystemTime)>,
+}
+
+static ON: AtomicBool = AtomicBool::new(false);
+static RECORDER: Mutex<Recorder> = Mutex::new(Recorder { current: None, done: VecDeque::new() });
+
+fn recorder() -> MutexGuard<'static, Recorder> {
+    RECORDER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is known of a step when it begins.
+#[derive(Debug)]
+pub struct Beginning<'a> {
+    /// Number of the step.
+    pub step: u64,
+    /// This rank.
+    pub rank: u32,
+    /// Its pairs.
+    pub pairs: usize,
+    /// The context that came with the assignment.
+    pub traceparent: &'a str,
+    /// How long the rank waited for the assignment and its tokens, up to now.
+    pub waited: Duration,
+}
+
+/// A step begins. Until the guard goes, log lines of this thread carry its ids.
+#[must_use]
+pub fn begin(beginning: &Beginning<'_>) -> Option<ContextGuard> {
+    let Some((spans, parent)) = spans().zip(parse(beginning.traceparent)) else {
+        ON.store(false, Ordering::Relaxed);
+        return None;
+    };
+    let now = SystemTime::now();
+    let start = now - beginning.waited;
+    let context = spans.child(&parent);
+    let fetch = Part { name: "fetch", within: None, start, end: Some(now), attributes: Vec::new() };
+    let attributes = vec![
+        KeyValue::new("train.step", beginning.step as i64),
+        KeyValue::new("train.rank", i64::from(beginning.rank)),
+        KeyValue::new("train.pairs", beginning.pairs as i64),
+    ];
+    let guard = current(&context);
+    recorder().current = Some(StepTrace {
+        step: beginning.step,
+        parent,
+        context,
+        start,
+        attributes,
+        parts: vec![fetch],
+        open: None,
+        in_flight: Vec::new(),
+        dropped: 0,
+    });
+    ON.store(true, Ordering::Relaxed);
+    Some(guard)
+}
+
+/// A part of the step, until dropped.
+#[derive(Debug)]
+pub struct PartGuard(Option<usize>);
+
+/// A part of the step begins.
+pub fn part(name: &'static str) -> PartGuard {
+    PartGuard(with_current(|step| {
+        let index = step.add(name, Vec::new())?;
+        step.open = Some(index);
+        Some(index)
+    }))
+}
+
+impl Drop for PartGuard {
+    fn drop(&mut self) {
+        let Some(index) = self.0 else { return };
+        with_current(|step| {
+            let part = step.parts.get_mut(index)?;
+            part.end = Some(SystemTime::now());
+            step.open = part.within;
+            Some(())
+        });
+    }
+}
+
+/// A bucket's reduction has started; it goes on beside what comes next.
+pub fn reduction(operation: &'static str, bucket: usize, bytes: usize) {
+    with_current(|step| {
+        let attributes = vec![
+            KeyValue::new("train.bucket", bucket as i64),
+            KeyValue::new("train.bucket.size", bytes as i64),
+        ];
+        let index = step.add(operation, attributes)?;
+        step.in_flight.push((bucket, index));
+        Some(())
+    });
+}
+
+/// A bucket's reduction has been waited for.
+pub fn reduced(bucket: usize) {
+    with_current(|step| {
+        let place = step.in_flight.iter().position(|(other, _)| *other == bucket)?;
+        let (_, index) = step.in_flight.swap_remove(place);
+        step.parts.get_mut(index)?.end = Some(SystemTime::now());
+        Some(())
+    });
+}
+
+fn with_current<T>(act: impl FnOnce(&mut StepTrace) -> Option<T>) -> Option<T> {
+    if !ON.load(Ordering::Relaxed) {
+        return None;
+    }
+    recorder().current.as_mut().and_then(act)
+}
+
+/// The step is done: its spans leave, or wait.
+pub fn end() {
+    let mut recorder = recorder();
+    let (Some(step), Some(spans)) = (recorder.current.take(), spans()) else { return };
+    let now = SystemTime::now();
+    if step.parent.is_sampled() {
+        step.export(spans, now, None);
+        return;
+    }
+    if recorder.done.len() >= KEPT {
+        recorder.done.pop_front();
+    }
+    recorder.done.push_back((step, now));
+}
+
+/// The coordinator wants to see a step after all.
+pub fn keep(number: u64) {
+    let mut recorder = recorder();
+    let place = recorder.done.iter().position(|(step, _)| step.step == number);
+    if let (Some((step, end)), Some(spans)) = (place.and_then(|place| recorder.done.remove(place)), spans()) {
+        step.export(spans, end, None);
+    }
+}
+
+/// The process cannot go on: the step that it is in leaves as it stands.
+pub fn fail(reason: &str) {
+    if let (Some(step), Some(spans)) = (recorder().current.take(), spans()) {
+        step.export(spans, SystemTime::now(), Some(reason));
+    }
+}
+
+impl StepTrace {
+    fn add(&mut self, name: &'static str, attributes: Vec<KeyValue>) -> Option<usize> {
+        if self.parts.len() >= MOST_PARTS {
+            self.dropped += 1;
+            return None;
+        }
+        self.parts.push(Part { name, within: self.open, start: SystemTime::now(), end: None, attributes });
+        Some(self.parts.len() - 1)
+    }
+
+    /// A part without an end is where the step broke off.
+    fn export(self, spans: &Spans, end: SystemTime, error: Option<&str>) {
+        let contexts: Vec<SpanContext> = self.parts.iter().map(|_| spans.child(&self.context)).collect();
+        for (index, part) in self.parts.into_iter().enumerate() {
+            let parent = part.within.map_or(&self.context, |within| &contexts[within]);
+            let times = (part.start, part.end.unwrap_or(end));
+            let mut record = Record::new(part.name, contexts[index].clone(), Some(parent.clone()), times);
+            record.attributes = part.attributes;
+            record.error = error.filter(|_| part.end.is_none()).map(str::to_owned);
+            spans.emit(record);
+        }
+        let mut record = Record::new("train_step", self.context, Some(self.parent), (self.start, end));
+        record.attributes = self.attributes;
+        if self.dropped > 0 {
+            record.attributes.push(KeyValue::new("train.dropped_spans", self.dropped));
+        }
+        record.error = error.map(str::to_owned);
+        spans.emit(record);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step() -> StepTrace {
+        let parent = parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00").unwrap();
+        StepTrace {
+            step: 1,
+            context: parent.clone(),
+            parent,
+            start: SystemTime::now(),
+            attributes: Vec::new(),
+            parts: Vec::new(),
+            open: None,
+            in_flight: Vec::new(),
+            dropped: 0,
+        }
+    }
+
+    #[test]
+    fn a_step_keeps_a_bounded_number_of_parts_and_counts_the_rest() {
+        let mut step = step();
+        let kept = (0..MOST_PARTS + 5).filter_map(|_| step.add("backward", Vec::new())).count();
+        assert_eq!((kept, step.dropped), (MOST_PARTS, 5));
+    }
+
+    /// Without an endpoint nothing is recorded, whatever the coordinator sends.
+    #[test]
+    fn nothing_is_recorded_where_traces_are_off() {
+        let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let beginning = Beginning { step: 1, rank: 0, pairs: 2, traceparent, waited: Duration::ZERO };
+        assert!(begin(&beginning).is_none());
+        drop(part("forward_policy"));
+        reduction("all_reduce", 0, 4);
+        reduced(0);
+        end();
+        let recorder = recorder();
+        assert!(recorder.current.is_none() && recorder.done.is_empty());
+    }
+}
