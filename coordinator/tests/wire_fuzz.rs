@@ -167,8 +167,8 @@ fn body() -> impl Strategy<Value = Up> {
         (number(), number(), sums(), real()).prop_map(|(generation, step, sums, seconds)| {
             Up::EvaluationReport(EvaluationReport { generation, step, sums, seconds })
         }),
-        (number(), text(), any::<bool>()).prop_map(|(step, path, last)| {
-            Up::CheckpointReport(CheckpointReport { step, path, r#final: last })
+        (number(), text(), any::<bool>(), real()).prop_map(|(step, path, last, seconds)| {
+            Up::CheckpointReport(CheckpointReport { step, path, r#final: last, seconds })
         }),
         (any::<i32>(), text(), text()).prop_map(|(code, message, origin)| {
             Up::Failure(Failure { code: code % 8, message, hint: String::new(), origin })
@@ -179,8 +179,8 @@ fn body() -> impl Strategy<Value = Up> {
         (text(), number(), real()).prop_map(|(architecture, parameters, load_seconds)| {
             Up::ModelReport(ModelReport { architecture, parameters, load_seconds, ..ModelReport::default() })
         }),
-        (number(), number(), references(), real()).prop_map(|(generation, chunk, references, seconds)| {
-            Up::ReferenceReport(ReferenceReport { generation, chunk, references, seconds })
+        (number(), number(), references()).prop_map(|(generation, chunk, references)| {
+            Up::ReferenceReport(ReferenceReport { generation, chunk, references })
         }),
     ]
 }

@@ -8,8 +8,8 @@ use dyad_proto::preference::PreferencePair;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::{
     Abort, Assignment, CommunicatorReady, CoordinatorMessage, Drain, EvaluationAssignment, Failure, Finish,
-    Hold, MeasureReport, MeasureRequest, Pair, PairLength, ReferenceAssignment, ReferenceLogps, RunEvent,
-    RunPlan, StepAssignment, TrainerMessage, WatchRunRequest, Welcome, trainer_message,
+    Hold, KeepTrace, MeasureReport, MeasureRequest, Pair, PairLength, ReferenceAssignment, ReferenceLogps,
+    RunEvent, RunPlan, StepAssignment, TrainerMessage, WatchRunRequest, Welcome, trainer_message,
 };
 use dyad_proto::{Fault, RunConfig};
 use proptest::collection::vec;
@@ -107,6 +107,7 @@ fn down() -> impl Strategy<Value = Down> {
         }),
         Just(Down::Finish(Finish {})),
         Just(Down::Hold(Hold {})),
+        any::<u64>().prop_map(|step| Down::KeepTrace(KeepTrace { step })),
         any::<u64>().prop_map(|works| Down::Drain(Drain { works })),
     ]
 }
@@ -144,7 +145,7 @@ fn take(body: Down) {
         Down::Evaluation(evaluation) => evaluation.pairs,
         Down::Reference(reference) => reference.pairs,
         Down::Assignment(_) | Down::CommunicatorReady(_) | Down::RunPlan(_) => return,
-        Down::Finish(_) | Down::Hold(_) | Down::Drain(_) => return,
+        Down::Finish(_) | Down::Hold(_) | Down::Drain(_) | Down::KeepTrace(_) => return,
     };
     for pair in pairs {
         let _ = (PreferencePair::check(&pair.json), PreferencePair::parse(&pair.json));
