@@ -77,7 +77,6 @@ impl Coordinator for Service {
 
 /// Carries a trainer's messages to the engine, and at last the news that its stream has ended, however it did.
 async fn forward(
-    id: TrainerId,
     (id, peer): (TrainerId, Option<Peer>),
     mut incoming: Streaming<TrainerMessage>,
     inputs: mpsc::Sender<Input>,
