@@ -150,7 +150,12 @@ fn an_early_end_waits_for_the_furthest_rank_and_no_further() {
     }
     bench.send(
         A,
-        Up::CheckpointReport(CheckpointReport { step: 2, path: "out/checkpoint-2".into(), r#final: false }),
+        Up::CheckpointReport(CheckpointReport {
+            step: 2,
+            path: "out/checkpoint-2".into(),
+            r#final: false,
+            seconds: 0.5,
+        }),
     );
     bench.send(A, Up::Finished(Finished {}));
     assert_eq!(bench.failure(), None);

@@ -63,6 +63,7 @@ impl Collapse {
     fn prefix(&mut self, speakers: &[Speaker]) -> String {
         let first = &speakers[0];
         let text = match (speakers.len(), first.rank) {
+            (1, Some(rank)) if first.node.is_empty() => format!("[rank {rank}]"),
             (1, Some(rank)) => format!("[{}/{rank}]", first.node),
             (1, None) => format!("[{}]", first.node),
             _ => format!("[ranks {}]", ranges(speakers.iter().filter_map(|speaker| speaker.rank))),

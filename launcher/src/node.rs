@@ -85,11 +85,12 @@ pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
         ended = follow(&mut children) => Some(ended),
         () = interrupt.wait() => None,
     };
-    console.clear();
-    match ended {
+    let result = match ended {
         Some(result) => result,
         None => drain(options, &mut children, &mut interrupt, &console).await,
-    }
+    };
+    console.clear();
+    result
 }
 
 /// What to start, purely from options and machine.
@@ -170,7 +171,8 @@ fn start(options: &NodeOptions, trainer: &Trainer, local: usize, console: &Conso
         .logs
         .as_ref()
         .map_or_else(|| PathBuf::from("/dev/null"), |logs| logs.join(format!("{}.log", trainer.name)));
-    let speaker = Speaker { node: format!("node{}", trainer.node), rank: Some(trainer.launch_index) };
+    // Whoever reads a pod's log knows the node.
+    let speaker = Speaker { node: String::new(), rank: Some(trainer.launch_index) };
     let output = Output { file, console: console.clone(), speaker };
     Child::start(&format!("trainer rank {} ({})", trainer.launch_index, trainer.name), command, output)
 }

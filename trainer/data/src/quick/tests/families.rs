@@ -116,7 +116,7 @@ fn sentencepiece_family() -> Vec<(String, Value)> {
             family.push((format!("{name} words, {kind}"), with(base, changes)));
         };
         let plain = ("/model/byte_fallback", Value::Bool(false));
-        add("Llama 2", &[llama2.clone()]);
+        add("Llama 2", std::slice::from_ref(&llama2));
         add("Llama 2 without bytes", &[llama2.clone(), plain.clone()]);
         add(
             "Llama 2 with each unknown by itself",
