@@ -197,7 +197,7 @@ async fn noise_and_frames_that_break_off_are_refused() {
     let truncated = [PREFACE, &[0, 0, 60, 4, 0, 0, 0, 0, 0, 1, 2, 3]].concat();
     let absurd = [PREFACE, &[0xff, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 9]].concat();
     let client_hello = [&[0x16, 3, 1, 0x40, 0], &[0xaa; 300][..]].concat();
-    let noise: Vec<u8> = (0..4096_u32).map(|at| (at * 2_654_435_761_u32 >> 24) as u8).collect();
+    let noise: Vec<u8> = (0..4096_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     for bytes in
         [&truncated, &absurd, &client_hello, &noise, &b"GET / HTTP/1.1\r\n\r\n".to_vec(), &vec![0; 2]]
     {

@@ -1,5 +1,7 @@
 //! What is wrong before a trainer is there: one line of error, one hint, an exit status, and no port announced.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::net::TcpListener;
