@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
+use dyad_proto::security::TLS_DIR;
 use dyad_proto::{Fault, RunConfig};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
@@ -32,6 +33,18 @@ pub struct Cli {
     /// Address to listen on; port 0 takes any that is free
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     pub listen: String,
+
+    /// Folder with ca.pem, cert.pem, key.pem and join-token: mutual TLS instead of plain text (docs/security.md)
+    #[arg(long, env = TLS_DIR, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+
+    /// Listen in plain text where other machines can reach it: whoever does can read and join the run
+    #[arg(long, conflicts_with = "tls_dir")]
+    pub insecure: bool,
+
+    /// Also serve grpc.health.v1 here, in plain text, for probes that show no certificate (Kubernetes)
+    #[arg(long, value_name = "HOST:PORT")]
+    pub health_listen: Option<String>,
 
     /// Go on from the newest checkpoint in output_dir
     #[arg(long, conflicts_with = "overwrite")]
@@ -71,7 +84,7 @@ const EXIT_STATUS: &str = "\
 Exit status:
   0    the run is done
   1    the run failed
-  2    wrong usage, configuration, data or output folder
+  2    wrong usage, configuration, data, output folder or certificates
   3    the port is taken, or not all trainers joined in time
   130  stopped by SIGINT or SIGTERM: after the step in progress and with a checkpoint; at once when it is sent again, or by SIGQUIT
 

@@ -3,13 +3,15 @@
 //! Decisions are pure and know neither clock nor network: [`sharding`] (which pairs, which rank), [`schedule`] (how many
 //! steps), [`measuring`] and [`training`] (who does what next), [`references`] (what the reference model has said), [`metrics`] (sums to rows), [`membership`] and [`failure`]
 //! (who takes part, who is to blame), and [`run`], which puts them together: events in, commands out.
-//! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`server`], [`service`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the
-//! commands out), [`cli`] (flags). [`observe`] and [`tensorboard`] show what happens to others.
+//! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`wire`] (who may connect and call), [`server`],
+//! [`service`], [`health`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the commands out), [`cli`] (flags).
+//! [`observe`] and [`tensorboard`] show what happens to others.
 
 pub mod cli;
 pub mod dataset;
 pub mod engine;
 pub mod failure;
+pub mod health;
 pub mod measuring;
 pub mod membership;
 pub mod metrics;
@@ -26,3 +28,4 @@ pub mod sharding;
 pub mod tensorboard;
 pub mod training;
 pub mod watch;
+pub mod wire;

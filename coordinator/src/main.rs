@@ -1,14 +1,17 @@
 //! `coordinator`: parse, check, bind, announce, serve, say how it ended.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
 use dyad_coordinator::cli::{Cli, Prepared};
+use dyad_coordinator::health::Health;
 use dyad_coordinator::observe::{Observer, endpoint};
 use dyad_coordinator::run::Run;
-use dyad_coordinator::server::{self, Signals};
+use dyad_coordinator::server::{self, Port, Signals};
+use dyad_coordinator::wire::Guard;
 use dyad_proto::Fault;
 use dyad_telemetry::{Logs, TARGET, Telemetry};
 use tokio::net::TcpListener;
@@ -32,20 +35,35 @@ fn main() -> ExitCode {
 }
 
 fn coordinate(cli: &Cli) -> Result<(), Fault> {
-    let prepared = cli.prepare()?;
     // The coordinator shares the machine with trainers that need every core.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime =
         runtime.map_err(|error| Fault::failed(format!("cannot start the async runtime: {error}")))?;
-    let span = run_span();
-    let outcome = runtime.block_on(serve(cli, prepared).instrument(span.clone()));
-    if let Err(fault) = &outcome {
-        dyad_telemetry::fail(&span, format!("{:?}", fault.code), &fault.message);
-    }
-    drop(span);
+    let outcome = runtime.block_on(async {
+        let mut signals = Signals::watch()?;
+        let guard = Guard::load(cli.tls_dir.as_deref())?;
+        let health = Health::listen(cli.health_listen.as_deref()).await?;
+        let prepared = prepare(cli.clone(), &mut signals).await?;
+        let span = run_span();
+        let served = serve(cli, prepared, signals, (guard, health)).instrument(span.clone()).await;
+        if let Err(fault) = &served {
+            dyad_telemetry::fail(&span, format!("{:?}", fault.code), &fault.message);
+        }
+        served
+    });
     // A stream that a peer keeps open must not keep the process alive.
     runtime.shutdown_background();
     outcome
+}
+
+/// Reads the data, which may take long, and may be interrupted.
+async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Prepared, Fault> {
+    let prepared = tokio::task::spawn_blocking(move || cli.prepare());
+    tokio::select! {
+        prepared = prepared => prepared
+            .unwrap_or_else(|error| Err(Fault::failed(format!("reading the data ended: {error}")))),
+        fault = signals.next() => Err(fault),
+    }
 }
 
 /// The span that everything of a run belongs to, below the launcher's where there is one.
@@ -60,8 +78,14 @@ fn run_span() -> tracing::Span {
     span
 }
 
-async fn serve(cli: &Cli, prepared: Prepared) -> Result<(), Fault> {
+async fn serve(
+    cli: &Cli,
+    prepared: Prepared,
+    signals: Signals,
+    (guard, health): (Guard, Health),
+) -> Result<(), Fault> {
     let listener = server::bind(&cli.listen, "--listen").await?;
+    guard.allows(address(&listener)?, cli.insecure)?;
     let metrics = match &cli.metrics_listen {
         Some(address) => Some(server::bind(address, "--metrics-listen").await?),
         None => None,
@@ -72,12 +96,18 @@ async fn serve(cli: &Cli, prepared: Prepared) -> Result<(), Fault> {
     span.record("train.run.id", spec.run_id.as_str());
     span.record("train.world_size", spec.world_size);
     let run = Run::new(spec, Instant::now());
-    let signals = Signals::watch()?;
     announce(&listener, metrics.as_ref())?;
     if let Some((listener, metrics)) = metrics.zip(observer.metrics()) {
         tokio::spawn(endpoint::serve(listener, metrics));
     }
-    server::serve(listener, run, output, signals, (observer, cli.print_events)).await
+    health.serving().await;
+    let port = Port { listener, guard, health };
+    server::serve(port, run, output, signals, (observer, cli.print_events)).await
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, Fault> {
+    let address = listener.local_addr();
+    address.map_err(|error| Fault::failed(format!("cannot say where the coordinator listens: {error}")))
 }
 
 /// The one line on standard output, by which the launcher finds the port.

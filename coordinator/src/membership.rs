@@ -96,7 +96,7 @@ impl Roster {
     /// Lets a trainer in, or says why not.
     pub fn admit(&mut self, now: Instant, id: TrainerId, hello: &Hello) -> Result<(), Fault> {
         self.check(hello)
-            .map_err(|reason| Fault::input(format!("trainer {} is refused: {reason}", hello.name)))?;
+            .map_err(|reason| Fault::input(format!("trainer {} is refused: {reason}", shown(&hello.name))))?;
         self.places.insert(id, self.members.len());
         self.members.push(Member {
             id,
@@ -118,6 +118,9 @@ impl Roster {
         if hello.protocol_version != PROTOCOL_VERSION {
             let theirs = hello.protocol_version;
             return Err(format!("it speaks protocol version {theirs}, the coordinator {PROTOCOL_VERSION}"));
+        }
+        if [&hello.name, &hello.device, &hello.host].into_iter().any(|text| !is_plain(text)) {
+            return Err("its name, device or host is too long, or not printable".into());
         }
         if self.members.iter().any(|member| member.name == hello.name) {
             return Err("a trainer of that name has already joined".into());
@@ -188,6 +191,17 @@ impl Roster {
     }
 }
 
+/// These words go into logs and messages as they are. (A host may have no name.)
+fn is_plain(text: &str) -> bool {
+    text.len() <= 256 && !text.chars().any(char::is_control)
+}
+
+/// A name that nobody has checked, for a message.
+#[must_use]
+pub fn shown(name: &str) -> String {
+    name.chars().take(64).flat_map(char::escape_default).collect()
+}
+
 fn kind(device: &str) -> &str {
     device.split(':').next().unwrap_or(device)
 }
@@ -217,6 +231,8 @@ mod tests {
         admit(&mut roster, &hello("a", 0)).unwrap();
         let cases = [
             (Hello { protocol_version: 99, ..hello("b", 1) }, "protocol version 99, the coordinator "),
+            (hello("b\nerror: made up", 1), "not printable"),
+            (hello(&"b".repeat(300), 1), "too long"),
             (hello("a", 1), "a trainer of that name has already joined"),
             (Hello { device: "cpu".into(), ..hello("b", 1) }, "its device is cpu, but a has cuda:0"),
         ];

@@ -31,6 +31,8 @@ pub const FAREWELL: Duration = Duration::from_secs(5);
 pub enum Event {
     /// A trainer sent a message.
     Message(TrainerId, Up),
+    /// A trainer sent something that is no message.
+    Unreadable(TrainerId, String),
     /// A trainer's stream ended.
     Closed(TrainerId),
     /// The coordinator itself cannot go on, or was told to stop at once.
@@ -140,6 +142,7 @@ impl Run {
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Command> {
         let handled = match event {
             Event::Message(id, message) => self.message(now, id, message),
+            Event::Unreadable(id, what) => self.unreadable(id, &what),
             Event::Closed(id) => self.closed(id),
             Event::References(known) => self.recalled(known),
             Event::Fault(fault) => Err(fault),
@@ -164,6 +167,12 @@ impl Run {
     #[must_use]
     pub fn data(&self) -> &Datasets {
         &self.spec.data
+    }
+
+    /// Trainers that take part.
+    #[must_use]
+    pub fn world_size(&self) -> usize {
+        self.spec.world_size as usize
     }
 
     /// How the run ended, once nobody need be waited for.

@@ -4,24 +4,32 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_server::CoordinatorServer;
-use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
+use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tracing::Instrument;
 
 use crate::engine::{Engine, Input};
+use crate::health::Health;
 use crate::observe::Observer;
 use crate::output_dir::Output;
 use crate::print;
 use crate::run::{Event, Run};
 use crate::service::Service;
 use crate::watch::History;
+use crate::wire::Guard;
+use crate::wire::door::Door;
 
 /// Events on their way to the engine; beyond that, streams wait.
 const INPUTS: usize = 1024;
+
+/// Open connections beside two for every trainer (one that is going and one that comes again): launchers, probes, and
+/// whoever has no business here.
+const SPARE_CONNECTIONS: usize = 64;
+/// Calls of one connection at a time; everybody makes one.
+const CALLS: u32 = 16;
 
 /// How long open streams may take to drain at the end: a watcher that reads nothing must not keep the process alive.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -45,29 +53,43 @@ pub async fn bind(address: &str, flag: &str) -> Result<TcpListener, Fault> {
     })
 }
 
+/// An open port, who may use it, and what it tells probes.
+#[derive(Debug)]
+pub struct Port {
+    /// Bound.
+    pub listener: TcpListener,
+    /// Who may connect and call.
+    pub guard: Guard,
+    /// What probes are told.
+    pub health: Health,
+}
+
 /// Serves the run until it has ended; says how.
 pub async fn serve(
-    listener: TcpListener,
+    port: Port,
     run: Run,
     output: Output,
     signals: Signals,
     (observer, print_events): (Observer, bool),
 ) -> Result<(), Fault> {
+    let Port { listener, guard, health } = port;
     let (inputs, events) = mpsc::channel(INPUTS);
     tokio::spawn(signals.forward(inputs.clone()));
     let history = History::default();
     let printed = print_events.then(|| tokio::spawn(print::events(history.follow())));
-    let service = CoordinatorServer::new(Service::new(inputs, history.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    let service = CoordinatorServer::new(Service::new(inputs, history.clone(), guard.gate))
+        .max_decoding_message_size(MAX_REPORT_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (stop, stopped) = oneshot::channel::<()>();
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let most = 2 * run.world_size() + SPARE_CONNECTIONS;
+    let incoming = Door::new(listener, guard.tls, most).open();
     let stopping = async {
         // Either end of the channel going away means: stop.
         let _ = stopped.await;
     };
-    let mut server =
-        tokio::spawn(Server::builder().serve_with_incoming_shutdown(service, incoming, stopping));
+    let server = Server::builder().max_concurrent_streams(CALLS).add_service(service);
+    let server = server.add_service(health.answers());
+    let mut server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopping));
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
     let engine = Engine::new(run, output, history, observer).run(events);
     let engine = tokio::spawn(engine.in_current_span());
@@ -89,7 +111,7 @@ pub async fn serve(
 /// SIGTERM so soon after the first signal is the same wish.
 const ECHO: Duration = Duration::from_secs(5);
 
-/// The signals that end a run. Made before the port is announced, so that none can kill the process unheard.
+/// The signals that end a run. Made before anything is read, so that none can kill the process unheard.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
@@ -109,23 +131,32 @@ impl Signals {
         })
     }
 
+    async fn heard(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.quit.recv() => "SIGQUIT",
+        }
+    }
+
+    /// Waits for a signal while there is nothing yet that could be saved.
+    pub async fn next(&mut self) -> Fault {
+        stopped(self.heard().await)
+    }
+
     /// Ends the run: after the step in progress and with a checkpoint at first, at once at the second signal or at SIGQUIT.
     async fn forward(mut self, inputs: mpsc::Sender<Input>) {
         let mut first: Option<Instant> = None;
         loop {
-            let again = first.is_some();
-            let (name, at_once) = tokio::select! {
-                _ = self.interrupt.recv() => ("SIGINT", again),
-                _ = self.terminate.recv() => ("SIGTERM", again),
-                _ = self.quit.recv() => ("SIGQUIT", true),
-            };
+            let name = self.heard().await;
+            let at_once = first.is_some() || name == "SIGQUIT";
             // A scheduler signals every process of a job, and the launcher its coordinator besides.
             if name == "SIGTERM" && first.is_some_and(|first| first.elapsed() < ECHO) {
                 continue;
             }
             first.get_or_insert_with(Instant::now);
             let event = match at_once {
-                true => Event::Fault(Fault::new(ErrorCode::Interrupted, format!("stopped by {name}"))),
+                true => Event::Fault(stopped(name)),
                 false => Event::Drain(name.to_owned()),
             };
             // Fails only when the run has ended by itself.
@@ -134,4 +165,8 @@ impl Signals {
             }
         }
     }
+}
+
+fn stopped(signal: &str) -> Fault {
+    Fault::new(ErrorCode::Interrupted, format!("stopped by {signal}"))
 }

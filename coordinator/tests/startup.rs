@@ -1,10 +1,17 @@
 //! What is wrong before a trainer is there: one line of error, one hint, an exit status, and no port announced.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::net::TcpListener;
 
 use support::{Ended, Workspace};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 const ALONE: [&str; 2] = ["--world-size", "1"];
 
@@ -80,6 +87,73 @@ async fn taken_port_is_named_and_nothing_is_overwritten() {
     assert!(work.path("out/final").exists());
 }
 
+/// A training file that nobody writes to: whoever opens it to read waits.
+fn endless_data(work: &Workspace) -> std::path::PathBuf {
+    let path = work.path("train.jsonl");
+    std::fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    path
+}
+
+#[tokio::test]
+async fn sigterm_while_the_data_is_read_is_heard() {
+    let work = Workspace::new(3, 0, "");
+    let data = endless_data(&work);
+    for (signal, status) in [("TERM", "stopped by SIGTERM"), ("INT", "stopped by SIGINT")] {
+        let child = work.command(&ALONE).spawn().unwrap();
+        let path = data.clone();
+        // Returns when the coordinator has opened it to read.
+        let writer = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(path));
+        let _open = support::soon("the data to be read", writer).await.unwrap().unwrap();
+        let pid = child.id().unwrap().to_string();
+        let kill = std::process::Command::new("kill").args([&format!("-{signal}"), &pid]).status();
+        assert!(kill.unwrap().success());
+        let ended = Ended::of(child).await;
+        assert_eq!((ended.status, ended.stdout.as_str()), (Some(130), ""), "{}", ended.stderr);
+        assert_eq!(ended.report(), format!("error: {status}\n"));
+    }
+    assert!(!work.path("out").exists());
+}
+
+#[tokio::test]
+async fn probes_are_told_when_the_coordinator_serves() {
+    let work = Workspace::new(3, 0, "");
+    let data = endless_data(&work);
+    let mut command = work.command(&["--world-size", "1", "--health-listen", "127.0.0.1:0"]);
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("health checks address=") {
+        line.clear();
+        assert!(support::soon("the port of the probes", log.read_line(&mut line)).await.unwrap() > 0);
+    }
+    let address = line.rsplit("address=").next().unwrap().trim().trim_matches('"');
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut probe = HealthClient::new(endpoint.connect().await.unwrap());
+    let mut status = async |service: &str| {
+        let answer = probe.check(HealthCheckRequest { service: service.into() }).await;
+        answer.map(|answer| answer.into_inner().status()).map_err(|status| status.code())
+    };
+    assert_eq!(status("").await, Ok(ServingStatus::NotServing));
+    assert_eq!(status("dyad.v1.Coordinator").await, Ok(ServingStatus::NotServing));
+    assert_eq!(status("another").await, Err(tonic::Code::NotFound));
+    let pair = std::fs::read_to_string(Workspace::new(1, 0, "").path("train.jsonl")).unwrap();
+    tokio::task::spawn_blocking(move || std::fs::write(data, pair)).await.unwrap().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut announced = String::new();
+    support::soon("the coordinator to listen", stdout.read_line(&mut announced)).await.unwrap();
+    let serving = async { while status("").await != Ok(ServingStatus::Serving) {} };
+    support::soon("the coordinator to serve", serving).await;
+    assert_eq!(status("dyad.v1.Coordinator").await, Ok(ServingStatus::Serving));
+    // The coordinator's own port answers, too.
+    let announced: serde_json::Value = serde_json::from_str(&announced).unwrap();
+    let url = format!("http://{}", announced["listening"].as_str().unwrap());
+    let endpoint = Endpoint::from_shared(url).unwrap();
+    let mut probe = HealthClient::new(endpoint.connect().await.unwrap());
+    let answer = probe.check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
+}
+
 #[tokio::test]
 async fn help_explains_every_flag_and_exit_status() {
     let ended = Workspace::new(1, 0, "").run_alone(&["--help"]).await;
@@ -90,6 +164,9 @@ async fn help_explains_every_flag_and_exit_status() {
         "--resume",
         "--overwrite",
         "--join-timeout-seconds",
+        "--tls-dir",
+        "--insecure",
+        "--health-listen",
         "Exit status",
         "130",
     ] {

@@ -13,6 +13,7 @@ use crate::hosts::options::HostOptions;
 use crate::kubernetes::cli::KubernetesOptions;
 use crate::node::NodeOptions;
 use crate::predict::PlanOptions;
+use crate::security::SecurityOptions;
 use crate::slurm::SlurmOptions;
 
 /// Fine-tune a language model on preference pairs.
@@ -56,6 +57,9 @@ pub struct CommandLine {
     /// Where the run goes. Not a part of [`Options`]: clap cannot tell whether a group is there that has groups of its own.
     #[command(flatten)]
     pub hosts: HostOptions,
+    /// Who may talk to whom; no part of [`Options`] for the same reason.
+    #[command(flatten)]
+    pub security: SecurityOptions,
 }
 
 /// What the launcher does beside runs.

@@ -6,6 +6,7 @@
 //! - [`node`]: the trainers of one node that a scheduler has placed.
 //! - [`kubernetes`]: objects of a run, and what is done with them on a cluster.
 //! - [`preflight`]: what can be checked before anything starts.
+//! - [`security`]: the run's own authority, certificates and join token.
 //! - [`supervise`], [`children`]: processes that end together.
 //! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
@@ -29,6 +30,7 @@ pub mod predict;
 pub mod preflight;
 pub mod progress;
 pub mod rows;
+pub mod security;
 pub mod slurm;
 pub mod summary;
 pub mod supervise;

@@ -15,10 +15,12 @@ use launcher::hosts::{Hosts, environment};
 use launcher::interrupt::Interrupt;
 use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{Machine, Trainer, trainers};
+use launcher::security::{Security, SecurityOptions};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
 use launcher::{
-    agent, doctor, dry_run, fit, hosts, kubernetes, node, plot, predict, preflight, slurm, summary, supervise,
+    agent, doctor, dry_run, fit, hosts, kubernetes, node, plot, predict, preflight, security, slurm, summary,
+    supervise,
 };
 use tracing::Instrument;
 
@@ -48,14 +50,14 @@ async fn act(line: CommandLine) -> Result<(), Fault> {
         (Some(Command::Agent(options)), _) => agent::serve::serve(&options).await,
         (Some(Command::Doctor(options)), _) => doctor::run(&options).await,
         (Some(Command::Slurm(options)), _) => slurm::run(&options).await,
-        (None, Some(options)) => launch(&options, &line.hosts).await,
+        (None, Some(options)) => launch(&options, (&line.hosts, line.security)).await,
         (None, None) => Err(Fault::input("nothing to do").hint("give --config FILE, or see --help")),
     }
 }
 
-async fn launch(options: &Options, wanted: &HostOptions) -> Result<(), Fault> {
+async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOptions)) -> Result<(), Fault> {
     let Some((asked, transport)) = hosts::asked(wanted, options.nodes)? else {
-        return launch_here(options, wanted).await;
+        return launch_here(options, wanted, secured).await;
     };
     let config = preflight::load(options, true)?;
     let mut interrupt = Interrupt::new()?;
@@ -64,12 +66,12 @@ async fn launch(options: &Options, wanted: &HostOptions) -> Result<(), Fault> {
         hosts = connecting => hosts?,
         () = interrupt.wait() => return Err(Fault::new(ErrorCode::Interrupted, "interrupted while connecting to the hosts")),
     };
-    let result = launch_there((options, wanted), &config, &hosts, &mut interrupt).await;
+    let result = launch_there((options, wanted, secured), &config, &hosts, &mut interrupt).await;
     hosts.close().await;
     result
 }
 
-async fn launch_here(options: &Options, wanted: &HostOptions) -> Result<(), Fault> {
+async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityOptions) -> Result<(), Fault> {
     let machine = Machine::here();
     let nodes = options.nodes.map_or(1, |nodes| nodes.max);
     let mut trainers = trainers(nodes, options.gpus_per_node, machine)?;
@@ -85,7 +87,8 @@ async fn launch_here(options: &Options, wanted: &HostOptions) -> Result<(), Faul
     let mut interrupt = Interrupt::new()?;
     let config_file = preflight::write_config(&config)?;
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
-    train((options, wanted), &config, &config_file, (&trainers, None, listen), &mut interrupt)
+    let place = (&trainers[..], None, listen);
+    train((options, wanted, secured), &config, &config_file, place, &mut interrupt)
         .instrument(launch_span())
         .await?;
     tokio::select! {
@@ -96,7 +99,7 @@ async fn launch_here(options: &Options, wanted: &HostOptions) -> Result<(), Faul
 }
 
 async fn launch_there(
-    (options, wanted): (&Options, &HostOptions),
+    (options, wanted, secured): (&Options, &HostOptions, SecurityOptions),
     config: &RunConfig,
     hosts: &Hosts,
     interrupt: &mut Interrupt,
@@ -124,7 +127,8 @@ async fn launch_there(
     let count = trainers.len();
     Console::new(false, options.log_format)
         .line(&format!("hosts    {}: {count} trainers, coordinator on {place}", names.join(", ")));
-    train((options, wanted), config, &config_file, (&trainers, Some(hosts), &listen), interrupt)
+    let place = (&trainers[..], Some(hosts), listen.as_str());
+    train((options, wanted, secured), config, &config_file, place, interrupt)
         .instrument(launch_span())
         .await?;
     if output_dir.join("final").is_dir() {
@@ -161,12 +165,13 @@ fn warn<T: Default>(fault: Fault) -> T {
 }
 
 async fn train(
-    (options, wanted): (&Options, &HostOptions),
+    (options, wanted, secured): (&Options, &HostOptions, SecurityOptions),
     config: &RunConfig,
     config_file: &Path,
     (trainers, hosts, listen): (&[Trainer], Option<&Hosts>, &str),
     interrupt: &mut Interrupt,
 ) -> Result<(), Fault> {
+    let security = Security::new(secured, security::is_reachable(listen), security::given())?;
     let environment = environment::chosen(&wanted.env, &environment::here())?;
     let console = Console::new(options.verbose, options.log_format);
     let job = Job {
@@ -175,6 +180,7 @@ async fn train(
         spares_memory: config.zero_stage > 0,
         trainers,
         listen,
+        security: &security,
         profile: options.profile,
         coordinator_flags: coordinator_flags(options),
         hosts,

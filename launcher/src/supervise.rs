@@ -8,6 +8,8 @@ use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use dyad_proto::security::Material;
+use dyad_proto::security::client::root_cause;
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{RunEvent, WatchRunRequest};
@@ -15,7 +17,6 @@ use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
 use dyad_telemetry::{LogFormat, RpcCall};
 use tokio::process::Command;
 use tonic::Streaming;
-use tonic::transport::Endpoint;
 
 use crate::children::{Child, Output, keep_to, log_file};
 use crate::console::{Console, Speaker};
@@ -23,6 +24,7 @@ use crate::hosts::Hosts;
 use crate::interrupt::Interrupt;
 use crate::plan::Trainer;
 use crate::progress::Progress;
+use crate::security::{Security, TLS_DIR};
 
 /// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);
@@ -51,6 +53,8 @@ pub struct Job<'a> {
     pub trainers: &'a [Trainer],
     /// Address for the coordinator.
     pub listen: &'a str,
+    /// How the processes talk.
+    pub security: &'a Security,
     /// Trainers record where their time goes.
     pub profile: bool,
     /// Flags that the coordinator takes as they are.
@@ -73,7 +77,7 @@ struct Fleet {
 
 /// Starts the job and returns when it is over and nothing of it is left.
 pub async fn run(job: &Job<'_>, console: &Console, interrupt: &mut Interrupt) -> Result<(), Fault> {
-    let mut fleet = Fleet { coordinator: start_coordinator(job, console)?, trainers: Vec::new() };
+    let mut fleet = Fleet { coordinator: start_coordinator(job, console).await?, trainers: Vec::new() };
     let coordinator = fleet.coordinator.signals();
     let (mut result, mut hurried) = (Ok(()), false);
     {
@@ -130,9 +134,9 @@ fn show_last_lines(fault: &Fault, fleet: &Fleet, console: &Console) {
 async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(), Fault> {
     let address = address_of(&mut fleet.coordinator).await?;
     for trainer in job.trainers {
-        fleet.trainers.push(start_trainer(job, trainer, &address, console)?);
+        fleet.trainers.push(start_trainer(job, trainer, &address, console).await?);
     }
-    let (mut events, _call) = match watch(&address).await {
+    let (mut events, _call) = match watch(job.security, &address).await {
         Ok(events) => events,
         Err(fault) => return Err(own_words(&mut fleet.coordinator, fault).await),
     };
@@ -280,22 +284,29 @@ async fn all_ended(fleet: &mut Fleet) -> Vec<Option<ExitStatus>> {
     statuses
 }
 
-fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
+async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
     let mut command = Command::new(program("coordinator")?);
     command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
     command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
+    command.args(job.security.coordinator_flags());
     command.args(["--log-format", job.log_format.name()]).envs(trace_parent());
     command.stdout(Stdio::piped());
     let file = log_file(job.output_dir, "coordinator");
     let speaker = Speaker { node: "coordinator".into(), rank: None };
     let output = Output { file, console: console.clone(), speaker };
     let node = job.hosts.and_then(Hosts::coordinator_node);
-    start(job, node, "coordinator", (command, &[]), output)
+    let keys = Keys { of: "coordinator", material: job.security.coordinator()? };
+    start(job, node, ("coordinator", keys), (command, &[]), output).await
 }
 
-fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Console) -> Result<Child, Fault> {
+async fn start_trainer(
+    job: &Job<'_>,
+    trainer: &Trainer,
+    address: &str,
+    console: &Console,
+) -> Result<Child, Fault> {
     let mut command = Command::new(program("trainer")?);
-    command.args(["run", "--coordinator", &format!("http://{address}"), "--name", &trainer.name]);
+    command.args(["run", "--coordinator", &job.security.url(address), "--name", &trainer.name]);
     command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
     command.args(["--connect-timeout", &job.connect_timeout.to_string()]);
     let threads = trainer.threads.to_string();
@@ -322,21 +333,35 @@ fn start_trainer(job: &Job<'_>, trainer: &Trainer, address: &str, console: &Cons
         speaker: Speaker { node: host, rank: Some(trainer.launch_index) },
     };
     let label = format!("trainer rank {} ({})", trainer.launch_index, trainer.name);
-    start(job, node, &label, (command, &trainer.cores), output)
+    let keys = Keys { of: &trainer.name, material: job.security.trainer(&trainer.name)? };
+    start(job, node, (&label, keys), (command, &trainer.cores), output).await
+}
+
+/// What a process shows to the others; nothing in plain text.
+struct Keys<'a> {
+    of: &'a str,
+    material: Option<Material>,
 }
 
 /// Starts a program on a node, or on this machine.
-fn start(
+async fn start(
     job: &Job<'_>,
     node: Option<usize>,
-    label: &str,
+    (label, keys): (&str, Keys<'_>),
     (mut command, cores): (Command, &[usize]),
     output: Output,
 ) -> Result<Child, Fault> {
     command.envs(job.environment.iter().map(|(name, value)| (name, value)));
     match job.hosts.zip(node) {
-        Some((hosts, node)) => Child::start_there(label, hosts.agent(node), &command, cores, output),
+        Some((hosts, node)) => {
+            let agent = hosts.agent(node);
+            if let Some(material) = keys.material {
+                command.env(TLS_DIR, agent.keep(keys.of, material).await?);
+            }
+            Child::start_there(label, agent, &command, cores, output)
+        }
         None => {
+            job.security.equip(&mut command, keys.of, keys.material.as_ref())?;
             keep_to(&mut command, cores);
             Child::start(label, command, output)
         }
@@ -380,18 +405,23 @@ async fn address_of(coordinator: &mut Child) -> Result<String, Fault> {
 }
 
 /// The run's events, and the call that brings them.
-async fn watch(address: &str) -> Result<(Streaming<RunEvent>, RpcCall), Fault> {
+async fn watch(security: &Security, address: &str) -> Result<(Streaming<RunEvent>, RpcCall), Fault> {
     let failed = |reason: String| {
         Fault::failed(format!("cannot follow the run at {address}: {reason}")).hint(COORDINATOR_LOG)
     };
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|error| failed(error.to_string()))?;
-    let channel = endpoint.connect().await.map_err(|error| failed(error.to_string()))?;
+    let access = security.access(address)?;
+    let channel = access
+        .endpoint()?
+        .connect()
+        .await
+        .map_err(|error| access.refusal(&error).unwrap_or_else(|| failed(root_cause(&error))))?;
     let mut client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let own = dyad_telemetry::context_of(&tracing::Span::current());
-    let call = RpcCall::client("dyad.v1.Coordinator/WatchRun", &format!("http://{address}"), own);
-    let mut request = tonic::Request::new(WatchRunRequest {});
+    let call = RpcCall::client("dyad.v1.Coordinator/WatchRun", access.address(), own);
+    let mut request = access.request(WatchRunRequest {})?;
     call.inject(request.metadata_mut());
     let reply = client.watch_run(request).await;
-    reply.map(|reply| (reply.into_inner(), call)).map_err(|status| failed(status.message().to_owned()))
+    reply
+        .map(|reply| (reply.into_inner(), call))
+        .map_err(|status| access.refusal(&status).unwrap_or_else(|| failed(status.message().to_owned())))
 }

@@ -5,6 +5,7 @@
 //! - [`preference`]: one preference pair as a line of JSON, with every rule a line must keep.
 //! - [`pair_file`]: a file of them.
 //! - [`run_folder`]: what a run leaves in its output folder.
+//! - [`security`]: certificates, keys and tokens of a process, and the way to the coordinator.
 //! - [`fault`]: an error with a hint, its code and its exit status.
 
 pub mod fault;
@@ -12,6 +13,7 @@ pub mod pair_file;
 pub mod preference;
 pub mod run_config;
 pub mod run_folder;
+pub mod security;
 
 pub use fault::{ErrorCode, Fault};
 pub use run_config::RunConfig;
@@ -37,3 +39,7 @@ pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Largest gRPC message either side accepts: a measure request of a few thousand long pairs fits.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Largest gRPC message that a trainer may send. Its longest answers a message of [`MAX_MESSAGE_BYTES`] with a score for each
+/// pair in it: under 30 bytes for a pair whose text takes more than 150.
+pub const MAX_REPORT_BYTES: usize = 16 << 20;

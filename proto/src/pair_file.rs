@@ -1,7 +1,7 @@
 //! A JSON Lines file of preference pairs: every line checked, every bad one counted, the first one named.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -30,10 +30,13 @@ pub fn read(key: &str, path: &Path) -> Result<String, Fault> {
 
 /// Large files are read by all cores: most of it is the kernel's copying and clearing of memory.
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    let mut file = File::open(path)?;
     let about = file.metadata()?;
     if !about.is_file() || about.len() <= PART as u64 {
-        return std::fs::read(path);
+        // Not by its path: a pipe that is opened twice waits for a second writer.
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        return Ok(bytes);
     }
     let mut bytes = vec![0; about.len() as usize];
     let part = |(at, part): (usize, &mut [u8])| file.read_exact_at(part, (at * PART) as u64);

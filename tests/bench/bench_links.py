@@ -96,7 +96,7 @@ class Run:
         lines += f"learning_rate = 1e-6\nshuffle = false\nbatch_size = {self.args.batch_size}\nmax_steps = {self.args.steps}\n"
         (self.case / "links.toml").write_text(lines + f'dtype = "{self.setting.dtype}"\n')
         words = [str(self.args.bin / "coordinator"), "--config", "links.toml", "--overwrite"]
-        words += ["--world-size", str(self.setting.ranks), "--listen", f"{links.address(COORDINATOR)}:0"]
+        words += ["--world-size", str(self.setting.ranks), "--listen", f"{links.address(COORDINATOR)}:0", "--insecure"]
         process = self.start(COORDINATOR, words, "coordinator", {}, stdout=subprocess.PIPE)
         return json.loads(process.stdout.readline())["listening"]
 

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::io::Read;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use dyad_tests::cluster::{Cluster, NAMES};
@@ -51,6 +52,26 @@ impl Stage {
             newest_checkpoint(&dir)
         });
         launcher
+    }
+
+    /// Where each trainer of a run has its keys; they talk over TLS, and nobody else can read them.
+    fn key_folders(&self) -> Vec<PathBuf> {
+        let mut folders = Vec::new();
+        for (_, trainer) in self.cluster.processes() {
+            if !trainer.command.contains("--launch-index") {
+                continue;
+            }
+            assert!(trainer.command.contains("--coordinator https://10.78.0."), "{trainer:?}");
+            let environment = std::fs::read(format!("/proc/{}/environ", trainer.pid)).unwrap();
+            let environment = String::from_utf8_lossy(&environment).into_owned();
+            let mut variables = environment.split('\0');
+            let folder =
+                PathBuf::from(variables.find_map(|text| text.strip_prefix("DYAD_TLS_DIR=")).unwrap());
+            let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            assert_eq!((mode(folder.parent().unwrap()), mode(&folder.join("key.pem"))), (0o700, 0o600));
+            folders.push(folder);
+        }
+        folders
     }
 
     fn nothing_is_left(&self) {
@@ -140,17 +161,22 @@ fn a_host_that_is_cut_off_is_named_nothing_is_left_and_a_resume_goes_on() {
 fn a_killed_launcher_leaves_nothing_on_any_host_and_ctrl_c_a_checkpoint() {
     let stage = Stage::new();
     let launcher = stage.long_run("killed", &[]);
+    let keys = stage.key_folders();
+    assert_eq!(keys.len(), 4);
     kill_9(launcher.id() as i32);
     assert_eq!(outcome(launcher).0, None);
     stage.nothing_is_left();
+    assert!(keys.iter().all(|folder| !folder.exists()), "{keys:?}");
 
     let launcher = stage.long_run("stopped", &["--coordinator-on", "here"]);
+    let keys = stage.key_folders();
     interrupt(launcher.id() as i32);
     let (status, error) = outcome(launcher);
     assert_eq!(status, Some(130), "{error}");
     let steps = stage.workspace.rows("stopped/metrics.jsonl").len() as u64;
     assert_eq!(newest_checkpoint(&stage.workspace.path("stopped")), Some(steps), "{error}");
     stage.nothing_is_left();
+    assert!(keys.iter().all(|folder| !folder.exists()), "{keys:?}");
 }
 
 #[test]

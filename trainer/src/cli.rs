@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use dyad_data::new_model::NewModelCommand;
+use dyad_proto::security::TLS_DIR;
 use dyad_telemetry::LogFormat;
 
 /// One trainer process of a Dyad run.
@@ -41,6 +42,9 @@ pub struct RunOptions {
     /// Address of the coordinator, e.g. http://10.0.0.1:29400.
     #[arg(long)]
     pub coordinator: String,
+    /// Folder with ca.pem, cert.pem, key.pem and join-token: the coordinator is reached over mutual TLS (docs/security.md).
+    #[arg(long, env = TLS_DIR, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
     /// Unique name within the run, e.g. node0-cpu or node1-gpu3.
     #[arg(long)]
     pub name: String,

@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use dyad_proto::security::client::root_cause;
 use tokio::time::Instant;
-
-use crate::session::root_cause;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Tries until it works or the time is up, with longer and longer pauses. One log line for each new reason to wait.
-pub async fn patiently<T, E, F>(address: &str, timeout: Duration, connect: impl Fn() -> F) -> Result<T, E>
+/// Tries until it works, the time is up or it is hopeless, with longer and longer pauses. One log line for each new reason to wait.
+pub async fn patiently<T, E, F>(
+    address: &str,
+    timeout: Duration,
+    connect: impl Fn() -> F,
+    hopeless: impl Fn(&E) -> bool,
+) -> Result<T, E>
 where
     E: std::error::Error + 'static,
     F: Future<Output = Result<T, E>>,
@@ -28,7 +32,7 @@ where
             }
             Err(error) => error,
         };
-        if Instant::now() + pause > deadline {
+        if Instant::now() + pause > deadline || hopeless(&error) {
             return Err(error);
         }
         let now = root_cause(&error);
@@ -59,9 +63,22 @@ mod tests {
             tries.set(tries.get() + 1);
             std::future::ready(if tries.get() < 3 { Err(refused()) } else { Ok(7) })
         };
-        assert_eq!(runtime.block_on(patiently("a:1", Duration::from_secs(60), third)).unwrap(), 7);
+        let hopeful = |_: &_| false;
+        assert_eq!(runtime.block_on(patiently("a:1", Duration::from_secs(60), third, hopeful)).unwrap(), 7);
         assert_eq!(tries.get(), 3);
         let never = || std::future::ready(Err::<(), _>(refused()));
-        assert!(runtime.block_on(patiently("a:1", Duration::from_millis(50), never)).is_err());
+        assert!(runtime.block_on(patiently("a:1", Duration::from_millis(50), never, hopeful)).is_err());
+    }
+
+    #[test]
+    fn what_cannot_work_is_tried_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let tries = Cell::new(0);
+        let shut = || {
+            tries.set(tries.get() + 1);
+            std::future::ready(Err::<(), _>(refused()))
+        };
+        assert!(runtime.block_on(patiently("a:1", Duration::from_secs(60), shut, |_| true)).is_err());
+        assert_eq!(tries.get(), 1);
     }
 }

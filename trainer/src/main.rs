@@ -44,6 +44,7 @@ fn run(options: RunOptions) -> Result<(), Fault> {
     use_threads(options.threads);
     let identity = Identity {
         coordinator: options.coordinator,
+        tls_dir: options.tls_dir,
         name: options.name,
         launch_index: options.launch_index,
         device: options.device,

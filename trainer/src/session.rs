@@ -5,21 +5,22 @@
 //! - S-3: a failure is on its way to the coordinator before the process ends.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dyad_proto::security::client::{Access, root_cause};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{DrainRequest, Finished, Heartbeat, Held, Hello, Phase, TrainerMessage};
-use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
+use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, PROTOCOL_VERSION};
 use dyad_telemetry::RpcCall;
 use tokio::sync::mpsc as async_mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Endpoint;
-use tonic::{Request, Streaming};
+use tonic::Streaming;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -41,6 +42,8 @@ const LAST_SPANS: Duration = Duration::from_millis(500);
 pub struct Identity {
     /// Address of the coordinator, e.g. `http://10.0.0.1:29400`.
     pub coordinator: String,
+    /// What it shows to be let in; plain text without.
+    pub tls_dir: Option<PathBuf>,
     /// Unique name within the run.
     pub name: String,
     /// Position that the launcher gave this process.
@@ -123,10 +126,11 @@ impl Session {
         handle.send(Sent::Hello(hello(identity)));
         let (deliver, received) = mpsc::channel();
         let (report, connected) = mpsc::channel();
-        let (identity, worker) = (identity.clone(), handle.clone());
+        let access = Access::new(&identity.coordinator, identity.tls_dir.as_deref())?;
+        let (patience, worker) = (identity.connect_timeout, handle.clone());
         let thread = std::thread::Builder::new()
             .name("session".into())
-            .spawn(move || serve(&identity, worker, to_send, &deliver, &report))
+            .spawn(move || serve((&access, patience), worker, to_send, &deliver, &report))
             .map_err(|error| Fault::failed(format!("cannot start a thread: {error}")))?;
         connected.recv().unwrap_or_else(|_| Err(Fault::failed("the session thread ended early")))?;
         Ok((Self { handle, thread }, received))
@@ -170,7 +174,7 @@ fn hello(identity: &Identity) -> Hello {
 }
 
 fn serve(
-    identity: &Identity,
+    (access, patience): (&Access, Duration),
     handle: Handle,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
     deliver: &mpsc::Sender<Received>,
@@ -187,7 +191,7 @@ fn serve(
     runtime.block_on(async {
         let mut told = Told::listen();
         let connected = tokio::select! {
-            connected = connect(identity, &handle, to_send) => connected,
+            connected = connect((access, patience), &handle, to_send) => connected,
             () = told.next() => Err(Fault::new(ErrorCode::Interrupted, "stopped before the coordinator was there")),
         };
         match connected {
@@ -241,38 +245,31 @@ async fn obey(mut told: Told, handle: &Handle) {
 }
 
 async fn connect(
-    identity: &Identity,
+    (access, patience): (&Access, Duration),
     handle: &Handle,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
 ) -> Result<Streaming<dyad_proto::wire::CoordinatorMessage>, Fault> {
-    let address = &identity.coordinator;
     let unreachable = |reason: String| {
-        Fault::unavailable(format!("cannot reach the coordinator at {address}: {reason}"))
-            .hint("check that the coordinator runs and that no firewall stands between")
+        Fault::unavailable(format!("cannot reach the coordinator at {}: {reason}", access.address()))
+            .hint("check that the coordinator runs, that no firewall stands between, and whether it asks for DYAD_TLS_DIR")
     };
-    let endpoint = Endpoint::from_shared(address.to_owned())
-        .map_err(|_| Fault::input(format!("--coordinator {address}: expected http://host:port")))?
-        .connect_timeout(identity.connect_timeout)
-        .tcp_nodelay(true);
-    let channel = patiently(address, identity.connect_timeout, || endpoint.connect()).await;
-    let channel = channel.map_err(|error| unreachable(root_cause(&error)))?;
+    let endpoint = access.endpoint()?.connect_timeout(patience).tcp_nodelay(true);
+    let hopeless = |error: &tonic::transport::Error| access.refusal(error).is_some();
+    let channel = patiently(access.address(), patience, || endpoint.connect(), hopeless).await;
+    let channel =
+        channel.map_err(|error| access.refusal(&error).unwrap_or_else(|| unreachable(root_cause(&error))))?;
     let mut client = CoordinatorClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let call = RpcCall::client("dyad.v1.Coordinator/Train", address, dyad_telemetry::environment());
-    let mut request = Request::new(UnboundedReceiverStream::new(to_send));
+        .max_encoding_message_size(MAX_REPORT_BYTES);
+    let call = RpcCall::client("dyad.v1.Coordinator/Train", access.address(), dyad_telemetry::environment());
+    let mut request = access.request(UnboundedReceiverStream::new(to_send))?;
     call.inject(request.metadata_mut());
     *handle.shared.call.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
     let reply = client.train(request).await;
-    Ok(reply.map_err(|status| unreachable(status.message().to_owned()))?.into_inner())
-}
-
-pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
+    let reply = reply.map_err(|status| {
+        access.refusal(&status).unwrap_or_else(|| unreachable(status.message().to_owned()))
+    })?;
+    Ok(reply.into_inner())
 }
 
 async fn beat(handle: &Handle) {

@@ -154,7 +154,12 @@ fn joined(received: &mpsc::Receiver<Received>) -> Result<(RunConfig, Assignment,
             (Received::Welcome(welcome), _) => {
                 config = Some((RunConfig::from_json(&welcome.run_config_json)?, welcome.traceparent));
             }
-            (Received::Assignment(place), Some((config, run))) => return Ok((config, place, run)),
+            (Received::Assignment(place), Some((config, run))) if place.rank < place.world_size => {
+                return Ok((config, place, run));
+            }
+            (Received::Assignment(_), Some(_)) => {
+                return Err(Fault::failed("the coordinator gave this trainer a rank beyond the world size"));
+            }
             _ => return Err(Fault::failed("the coordinator sent work before an assignment")),
         }
     }

@@ -85,7 +85,11 @@ impl Observer {
                     metrics.left(rank);
                 }
             }
-            Event::Fault(_) | Event::Drain(_) | Event::References(_) | Event::Tick => {}
+            Event::Unreadable(..)
+            | Event::Fault(_)
+            | Event::Drain(_)
+            | Event::References(_)
+            | Event::Tick => {}
         }
     }
 

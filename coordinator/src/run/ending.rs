@@ -11,6 +11,17 @@ use super::{Command, FAREWELL, Run, Stage};
 use crate::membership::{SILENCE_LIMIT, Standing, TrainerId};
 
 impl Run {
+    /// Of a member it is a failure; a stranger is told, and the run goes on.
+    pub(super) fn unreadable(&mut self, id: TrainerId, what: &str) -> Result<(), Fault> {
+        let what = format!("sent what cannot be read: {what}");
+        if let Some(place) = self.roster.place(id) {
+            return Err(self.violation(place, &what));
+        }
+        let cause = Fault::input(format!("refused: it {what}")).from_origin("coordinator");
+        self.commands.push(Command::Send(id, Down::Abort(Abort { cause: Some(cause.into()) })));
+        Ok(())
+    }
+
     pub(super) fn closed(&mut self, id: TrainerId) -> Result<(), Fault> {
         self.commands.push(Command::Close(id));
         let Some(place) = self.roster.place(id) else { return Ok(()) };

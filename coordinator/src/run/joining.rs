@@ -13,9 +13,12 @@ use dyad_proto::wire::{
 
 use super::{Command, Run, Stage};
 use crate::measuring::{Lengths, Measuring};
-use crate::membership::{Member, TrainerId};
+use crate::membership::{Member, TrainerId, shown};
 use crate::references::{Known, References};
 use crate::training::GENERATION;
+
+/// Every rank gets a copy: an address, or the 128 bytes of NCCL's unique id.
+const BOOTSTRAP_BYTES: usize = 1024;
 
 impl Run {
     /// A message on a connection that belongs to no member.
@@ -23,7 +26,7 @@ impl Run {
         // What a refused trainer sends before it learns of that needs no second answer.
         let Up::Hello(hello) = message else { return self.commands.push(Command::Close(id)) };
         let admitted = if matches!(self.stage, Stage::Ended { .. }) {
-            Err(Fault::input(format!("trainer {} is refused: the run has ended", hello.name)))
+            Err(Fault::input(format!("trainer {} is refused: the run has ended", shown(&hello.name))))
         } else {
             // Once the run has begun the roster is full, and admits nobody.
             self.roster.admit(now, id, &hello)
@@ -32,7 +35,7 @@ impl Run {
             Ok(()) => self.joined(now, id),
             Err(refusal) => {
                 let refusal = refusal.from_origin("coordinator");
-                tracing::warn!(name = hello.name, host = hello.host, "{}", refusal.message);
+                tracing::warn!("{}", refusal.message);
                 self.last_refusal = Some(refusal.message.clone());
                 self.commands.push(Command::Send(id, Down::Abort(Abort { cause: Some(refusal.into()) })));
                 self.commands.push(Command::Close(id));
@@ -72,6 +75,9 @@ impl Run {
     }
 
     pub(super) fn bootstrap(&mut self, place: usize, offer: BootstrapOffer) -> Result<(), Fault> {
+        if offer.payload.len() > BOOTSTRAP_BYTES {
+            return Err(self.violation(place, "offered a communicator's address that is none"));
+        }
         if place != 0 || offer.generation != GENERATION || matches!(self.stage, Stage::Joining { .. }) {
             return Err(self.violation(place, "offered a communicator that it was not asked for"));
         }

@@ -7,12 +7,16 @@
     reason = "each test binary uses its own part of this, and a test may panic"
 )]
 
+pub mod authority;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use dyad_proto::PROTOCOL_VERSION;
+use dyad_proto::security::client::Access;
+use dyad_proto::security::{Material, TLS_DIR};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
@@ -30,7 +34,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// Upper bound on every wait: a test that would hang fails instead.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -74,21 +78,39 @@ impl Workspace {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
         command.arg("--config").arg(self.path("run.toml")).args(args);
+        // What the test's own environment says of TLS is not meant for this coordinator.
+        command.env_remove(TLS_DIR);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }
 
     /// Starts a coordinator and waits until it listens.
     pub async fn start(&self, args: &[&str]) -> Coordinator {
-        let mut child = self.command(args).spawn().unwrap();
+        self.start_as(self.command(args), None).await
+    }
+
+    /// The same over mutual TLS: with the coordinator's own material, and that of its trainers and launchers.
+    pub async fn start_secured(&self, args: &[&str], own: &Material, theirs: [&Material; 2]) -> Coordinator {
+        let dir = self.path("tls");
+        own.write(&dir).unwrap();
+        let mut command = self.command(args);
+        command.env(TLS_DIR, dir);
+        self.start_as(command, Some(theirs)).await
+    }
+
+    /// Starts what a command says.
+    pub async fn start_as(&self, mut command: Command, theirs: Option<[&Material; 2]>) -> Coordinator {
+        let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         soon("the coordinator to listen", stdout.read_line(&mut line)).await.unwrap();
         let Ok(announced) = serde_json::from_str::<Value>(&line) else {
             panic!("announced {line:?}: {}", Ended::of(child).await.stderr);
         };
-        let url = format!("http://{}", announced["listening"].as_str().unwrap());
-        Coordinator { child, stdout, url }
+        let address = announced["listening"].as_str().unwrap().to_owned();
+        let url = format!("http://{address}");
+        let way = |who: usize| Access::with(&url, theirs.map(|theirs| theirs[who].clone())).unwrap();
+        Coordinator { child, stdout, address, trainers: way(0), launchers: way(1) }
     }
 
     /// Runs a coordinator that is expected to end by itself.
@@ -97,9 +119,8 @@ impl Workspace {
     }
 }
 
-async fn client(url: &str) -> CoordinatorClient<Channel> {
-    let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
-    CoordinatorClient::new(endpoint.connect().await.unwrap())
+async fn client(access: &Access) -> CoordinatorClient<Channel> {
+    CoordinatorClient::new(access.endpoint().unwrap().connect().await.unwrap())
 }
 
 pub fn read_rows(path: &Path) -> Vec<Value> {
@@ -125,7 +146,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    async fn of(child: Child) -> Self {
+    pub async fn of(child: Child) -> Self {
         let output = soon("the coordinator to end", child.wait_with_output()).await.unwrap();
         Self {
             status: output.status.code(),
@@ -144,7 +165,10 @@ impl Ended {
 pub struct Coordinator {
     child: Child,
     stdout: BufReader<tokio::process::ChildStdout>,
-    pub url: String,
+    /// `host:port`.
+    pub address: String,
+    pub trainers: Access,
+    pub launchers: Access,
 }
 
 impl Coordinator {
@@ -171,27 +195,30 @@ impl Coordinator {
     }
 
     pub async fn join_as(&self, hello: Hello) -> Trainer {
-        let mut client = client(&self.url).await;
+        let mut client = client(&self.trainers).await;
         let (outgoing, messages) = mpsc::unbounded_channel();
         let name = hello.name.clone();
         outgoing.send(TrainerMessage { body: Some(Up::Hello(hello)) }).unwrap();
-        let incoming = client.train(UnboundedReceiverStream::new(messages)).await.unwrap().into_inner();
+        let call = self.trainers.request(UnboundedReceiverStream::new(messages)).unwrap();
+        let incoming = client.train(call).await.unwrap().into_inner();
         Trainer { name, outgoing, incoming, rank: 0, log: Log::default() }
     }
 
     /// Waits until the row of a step is written.
     pub async fn recorded(&self, step: u64) {
-        let mut events = client(&self.url).await.watch_run(WatchRunRequest {}).await.unwrap().into_inner();
+        let call = self.launchers.request(WatchRunRequest {}).unwrap();
+        let mut events = client(&self.launchers).await.watch_run(call).await.unwrap().into_inner();
         let is_it = |event: &RunEvent| matches!(&event.body, Some(Happening::Step(row)) if row.step == step);
         while !is_it(&soon("a row", events.message()).await.unwrap().unwrap()) {}
     }
 
     /// Collects all events of the run.
     pub fn watch(&self) -> tokio::task::JoinHandle<Vec<RunEvent>> {
-        let url = self.url.clone();
+        let access = self.launchers.clone();
         tokio::spawn(async move {
-            let mut client = client(&url).await;
-            let events = client.watch_run(WatchRunRequest {}).await.unwrap().into_inner();
+            let mut client = client(&access).await;
+            let call = access.request(WatchRunRequest {}).unwrap();
+            let events = client.watch_run(call).await.unwrap().into_inner();
             soon("the run's last event", events.map(Result::unwrap).collect()).await
         })
     }

@@ -1,5 +1,6 @@
 //! What launcher and node agent say to each other: one JSON value a line, over the agent's standard input and output.
 
+use dyad_proto::security::Material;
 use dyad_proto::{ErrorCode, Fault};
 use serde::{Deserialize, Serialize};
 
@@ -53,12 +54,12 @@ pub struct Start {
 pub enum Question {
     /// Check what the configuration names on this host, and write it into the output folder where the coordinator runs.
     Prepare(Prepare),
-    /// Write small files, each for this user alone. The agent removes the folder when it ends.
-    Write {
-        /// Folder, made with mode 0700.
-        folder: String,
-        /// Names and contents.
-        files: Vec<(String, String)>,
+    /// Write what a process shows to the others into a folder for this user alone. It goes when the agent ends.
+    Keep {
+        /// Name of the process.
+        process: String,
+        /// Contents of its files.
+        material: Material,
     },
     /// Open a port on all addresses until the agent ends or is asked again.
     Listen,

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
@@ -10,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Args;
+use dyad_proto::security::{Material, TLS_DIR};
 use dyad_proto::{Fault, RunConfig};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +23,7 @@ use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, d
 use crate::children::{die_with_me, keep_to};
 use crate::doctor::facts::Facts;
 use crate::preflight;
+use crate::security::secret_folder::SecretFolder;
 use crate::supervise::program;
 
 /// How long an address may take to answer.
@@ -58,17 +59,14 @@ fn outlive_signals() -> Result<(), Fault> {
 
 async fn obey(silence: Duration) {
     let (say, said) = mpsc::unbounded_channel();
-    tokio::task::spawn_local(write(said));
-    let mut agent = Agent { say, processes: Rc::default(), listener: None, written: Vec::new() };
+    let mut agent = Agent { say, processes: Rc::default(), listener: None, keys: None };
     agent.say(&Reply::Hello(Box::new(Hello::here())));
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    while let Ok(Ok(Some(line))) = tokio::time::timeout(silence, lines.next_line()).await {
-        if let Some(request) = decode(&line) {
-            agent.obey(request);
-        }
+    tokio::select! {
+        () = agent.listen_to(silence) => {}
+        // nobody listens to what the agent says.
+        () = write(said) => {}
     }
     agent.kill_all();
-    agent.written.iter().for_each(|folder| drop(std::fs::remove_dir_all(folder)));
 }
 
 async fn write(mut said: mpsc::UnboundedReceiver<String>) {
@@ -76,8 +74,7 @@ async fn write(mut said: mpsc::UnboundedReceiver<String>) {
     while let Some(line) = said.recv().await {
         let written = stdout.write_all(line.as_bytes()).await;
         if written.is_err() || stdout.flush().await.is_err() {
-            // nobody listens. Children are tied to the life of this process.
-            std::process::exit(1);
+            return;
         }
     }
 }
@@ -98,14 +95,24 @@ struct Agent {
     /// Process ids of what runs.
     processes: Rc<RefCell<HashMap<u64, i32>>>,
     listener: Option<tokio::task::JoinHandle<()>>,
-    /// Folders that were written for this run alone.
-    written: Vec<String>,
+    /// Where processes here read their keys; goes with the agent.
+    keys: Option<SecretFolder>,
 }
 
 impl Agent {
     fn say(&self, reply: &Reply) {
         // Fails only when the process is about to end.
         let _ = self.say.send(encode(reply));
+    }
+
+    /// Obeys until the launcher is gone.
+    async fn listen_to(&mut self, silence: Duration) {
+        let mut lines = BufReader::new(tokio::io::stdin()).lines();
+        while let Ok(Ok(Some(line))) = tokio::time::timeout(silence, lines.next_line()).await {
+            if let Some(request) = decode(&line) {
+                self.obey(request);
+            }
+        }
     }
 
     fn obey(&mut self, request: Request) {
@@ -125,6 +132,8 @@ impl Agent {
     fn start(&self, start: &Start) -> Result<(), Fault> {
         let path = program(&start.program)?;
         let mut command = Command::new(&path);
+        // What this host's own environment says of TLS is not meant for this run.
+        command.env_remove(TLS_DIR);
         command.args(&start.args).envs(start.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         command.stdout(if start.stdout { Stdio::piped() } else { Stdio::null() });
@@ -154,16 +163,27 @@ impl Agent {
         }
     }
 
+    fn keep(&mut self, process: &str, material: &Material) -> Result<Answer, Fault> {
+        let keys = match self.keys.take() {
+            Some(keys) => keys,
+            None => SecretFolder::create()?,
+        };
+        let written = keys.write(process, material);
+        self.keys = Some(keys);
+        Ok(Answer::Written(written?.display().to_string()))
+    }
+
     fn kill_all(&self) {
         let all: Vec<u64> = self.processes.borrow().keys().copied().collect();
         all.into_iter().for_each(|process| self.signal(process, libc::SIGKILL));
     }
 
     fn ask(&mut self, ask: u64, question: Question) {
-        let say = self.say.clone();
-        if let Question::Write { folder, .. } = &question {
-            self.written.push(folder.clone());
+        if let Question::Keep { process, material } = &question {
+            let answer = self.keep(process, material).unwrap_or_else(|fault| Answer::Failed(fault.into()));
+            return self.say(&Reply::Answer { ask, answer });
         }
+        let say = self.say.clone();
         let listener = matches!(question, Question::Listen);
         let task = tokio::task::spawn_local(async move {
             let reply = |answer| encode(&Reply::Answer { ask, answer });
@@ -207,10 +227,10 @@ async fn pass_on<R: AsyncRead + Unpin>(
 async fn answer(question: Question) -> Result<Answer, Fault> {
     match question {
         Question::Prepare(prepare) => prepared(&prepare),
-        Question::Write { folder, files } => write_files(&folder, &files),
         Question::Reach { addresses } => Ok(Answer::Reached(reach(&addresses).await)),
         Question::Examine(examine) => Ok(Answer::Examined(Box::new(Facts::here(&examine)))),
-        Question::Listen => Ok(Answer::Done),
+        // Answered before, by the agent itself.
+        Question::Listen | Question::Keep { .. } => Ok(Answer::Done),
     }
 }
 
@@ -221,18 +241,6 @@ fn prepared(prepare: &Prepare) -> Result<Answer, Fault> {
         return Ok(Answer::Done);
     }
     Ok(Answer::Written(preflight::write_config(&config)?.display().to_string()))
-}
-
-fn write_files(folder: &str, files: &[(String, String)]) -> Result<Answer, Fault> {
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-    let failed = |error: std::io::Error| Fault::failed(format!("cannot write into {folder}: {error}"));
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-    for (name, text) in files {
-        let path = std::path::Path::new(folder).join(name);
-        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(failed)?;
-    }
-    Ok(Answer::Written(folder.to_owned()))
 }
 
 async fn listen(say: &mpsc::UnboundedSender<String>, reply: impl Fn(Answer) -> String) {

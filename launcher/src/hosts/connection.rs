@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use dyad_proto::security::Material;
 use dyad_proto::{ErrorCode, Fault};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
@@ -165,6 +166,14 @@ impl Agent {
             Ok(Answer::Failed(trouble)) => Err(named(trouble.into())),
             Ok(answer) => Ok(answer),
             Err(_) => Err(self.link.state().lost.clone().unwrap_or_else(|| Fault::failed("the agent ended"))),
+        }
+    }
+
+    /// Hands over what a process there shows to the others; returns the folder that it lies in.
+    pub async fn keep(&self, process: &str, material: Material) -> Result<String, Fault> {
+        match self.ask(Question::Keep { process: process.to_owned(), material }).await? {
+            Answer::Written(folder) => Ok(folder),
+            other => Err(Fault::failed(format!("host {}: unexpected answer {other:?}", self.host))),
         }
     }
 

@@ -2,7 +2,6 @@
 //!
 //! - [`spec`]: options and configuration, checked together. Everything up to [`render`] is pure.
 //! - [`workload`], [`jobset`], [`pods`], [`confine`], [`volumes`], [`network`], [`support`]: the objects.
-//! - [`material`]: certificates and join token.
 //! - [`object`], [`meta`], [`values`], [`cli`]: their form, their names, their options.
 //! - [`cluster`]: talks to the API server; [`state`] and [`events`] (pure) read what it says.
 //! - [`apply`], [`status`], [`logs`], [`wait`], [`delete`]: one file per command.
@@ -15,7 +14,6 @@ pub mod delete;
 pub mod events;
 pub mod jobset;
 pub mod logs;
-pub mod material;
 pub mod meta;
 pub mod network;
 pub mod object;

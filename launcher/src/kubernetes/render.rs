@@ -6,10 +6,10 @@ use std::time::Duration;
 use dyad_proto::Fault;
 
 use super::cli::{Part, RenderOptions, Tls};
-use super::material::RunSecrets;
 use super::object::{Object, stream, yaml};
 use super::spec::Spec;
 use super::{network, support, workload};
+use crate::security::RunSecrets;
 
 /// Certificates of a run serve this long; a run that takes longer is rendered anew and resumed.
 pub const VALID_FOR: Duration = Duration::from_secs(90 * 24 * 3600);

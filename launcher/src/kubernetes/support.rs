@@ -11,11 +11,11 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use dyad_proto::Fault;
 
-use super::material::{Material, RunSecrets};
 use super::meta::metadata;
 use super::object::{Object, object};
 use super::spec::Spec;
 use super::values::Place;
+use crate::security::{Material, RunSecrets};
 
 /// An account with no rights at all: the pods ask nothing of the API server, and get no token for it.
 pub fn account(spec: &Spec) -> Result<Object, Fault> {

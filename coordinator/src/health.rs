@@ -1,0 +1,82 @@
+//! `grpc.health.v1`: on the coordinator's own port, and on a plain one for probes that show no certificate.
+
+use std::net::SocketAddr;
+
+use dyad_proto::Fault;
+use dyad_proto::wire::coordinator_server::CoordinatorServer;
+use futures::FutureExt;
+use tonic::codegen::InterceptedService;
+use tonic::server::NamedService;
+use tonic::service::Interceptor;
+use tonic::transport::Server;
+use tonic::{Request, Status};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+use crate::server;
+use crate::service::Service;
+use crate::wire::door::Door;
+use crate::wire::io::Peer;
+
+/// Connections of probes at once.
+const PROBES: usize = 32;
+
+/// A probe is a call like any other to its connection. Anybody may ask: the answer tells nothing of the run.
+#[derive(Clone, Copy, Debug)]
+pub struct Welcome;
+
+impl Interceptor for Welcome {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(peer) = request.extensions().get::<Peer>() {
+            peer.admit();
+        }
+        Ok(request)
+    }
+}
+
+/// Answers probes.
+pub type Answers = InterceptedService<HealthServer<HealthService>, Welcome>;
+
+/// What probes are told.
+#[derive(Clone, Debug)]
+pub struct Health(HealthReporter);
+
+impl Health {
+    /// Opens the plain port, if one is asked for; probes are told that nothing is served yet.
+    pub async fn listen(address: Option<&str>) -> Result<Self, Fault> {
+        let health = Self(HealthReporter::new());
+        health.set(ServingStatus::NotServing).await;
+        let Some(address) = address else { return Ok(health) };
+        let listener = server::bind(address, "--health-listen").await?;
+        let bound: Option<SocketAddr> = listener.local_addr().ok();
+        tracing::info!(address = bound.map(|address| address.to_string()), "health checks");
+        let incoming = Door::new(listener, None, PROBES).open();
+        let serving = Server::builder().add_service(health.answers()).serve_with_incoming(incoming);
+        tokio::spawn(serving.map(|ended| {
+            if let Err(error) = ended {
+                tracing::warn!(%error, "health checks are no longer answered");
+            }
+        }));
+        Ok(health)
+    }
+
+    /// From now on the coordinator is there for its trainers.
+    pub async fn serving(&self) {
+        self.set(ServingStatus::Serving).await;
+    }
+
+    /// The service.
+    #[must_use]
+    pub fn answers(&self) -> Answers {
+        let service = HealthServer::new(HealthService::from_health_reporter(self.0.clone()));
+        InterceptedService::new(service, Welcome)
+    }
+
+    /// Of the process as a whole, which has no name, and of its one service.
+    async fn set(&self, status: ServingStatus) {
+        for name in ["", CoordinatorServer::<Service>::NAME] {
+            self.0.set_service_status(name, status).await;
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Accepts connections and finishes their TLS handshakes.
+//!
+//! - D-1: nobody waits for anybody else: each connection is greeted by a task of its own, which gives up after [`GREETING`].
+//! - D-2: open connections are bounded, and those that are still being greeted are bounded apart; whoever never finishes a
+//!   handshake takes no place from whoever has, and makes way for whoever comes.
+//! - D-3: whoever is turned away is in the log, with address and reason.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dyad_proto::security::Role;
+use futures::{Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::client::verify_server_name;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::server::ParsedCertificate;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::io::{Bytes, Connection, Peer, Rewound};
+
+/// How long a peer may take until it speaks HTTP/2, its TLS handshake included.
+pub const GREETING: Duration = Duration::from_secs(10);
+/// How long to wait when the machine has no more sockets to give.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long, and for how many bytes, to listen to a peer that was told off: closing at once would take the words back.
+const LINGER: (Duration, u64) = (Duration::from_secs(1), 1 << 16);
+/// What every HTTP/2 client says first.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// HTTP/2 for "this port speaks TLS": empty settings, and a GOAWAY for inadequate security.
+const GO_AWAY: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12];
+/// TLS for "this port does not speak TLS": the fatal alert `protocol_version`.
+const ALERT: &[u8] = &[0x15, 3, 3, 0, 2, 2, 70];
+
+/// An open port.
+#[derive(Debug)]
+pub struct Door {
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    /// Most connections, and most of those that are being greeted.
+    most: usize,
+}
+
+impl Door {
+    /// On a port; `most` connections at once.
+    #[must_use]
+    pub fn new(listener: TcpListener, tls: Option<Arc<ServerConfig>>, most: usize) -> Self {
+        Self { listener, tls, most }
+    }
+
+    /// The connections, greeted. Closed when the stream is dropped.
+    pub fn open(self) -> impl Stream<Item = std::io::Result<Connection>> + Send + 'static {
+        let (deliver, arrived) = mpsc::channel(1);
+        tokio::spawn(self.attend(deliver));
+        ReceiverStream::new(arrived).map(Ok)
+    }
+
+    async fn attend(self, deliver: mpsc::Sender<Connection>) {
+        let open = Arc::new(Semaphore::new(self.most));
+        let mut greeted = VecDeque::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = deliver.closed() => return,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    self.make_room(&mut greeted);
+                    let guest = Guest { address, open: Arc::clone(&open), deliver: deliver.clone() };
+                    let task = tokio::spawn(guest.receive(stream, self.tls.clone()));
+                    greeted.push_back((task.abort_handle(), address));
+                }
+                Err(error) => {
+                    // Too many open files, for example: those who are inside must not suffer from it.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Whoever has been at its handshake longest makes way.
+    fn make_room(&self, greeted: &mut VecDeque<(AbortHandle, SocketAddr)>) {
+        greeted.retain(|(task, _)| !task.is_finished());
+        if greeted.len() >= self.most
+            && let Some((task, address)) = greeted.pop_front()
+        {
+            task.abort();
+            let reason = format!("it had not finished its handshake when {} others began theirs", self.most);
+            tracing::warn!(peer = %address, reason, "connection refused");
+        }
+    }
+}
+
+/// A connection on its way in.
+struct Guest {
+    address: SocketAddr,
+    open: Arc<Semaphore>,
+    deliver: mpsc::Sender<Connection>,
+}
+
+impl Guest {
+    async fn receive(self, stream: TcpStream, tls: Option<Arc<ServerConfig>>) {
+        let address = self.address;
+        let greeting = tokio::time::timeout(GREETING, greet(stream, tls)).await;
+        let greeting =
+            greeting.unwrap_or_else(|_| Err(format!("no handshake within {} s", GREETING.as_secs())));
+        let admitted = greeting.and_then(|greeted| match self.open.try_acquire_owned() {
+            Ok(place) => Ok((greeted, place)),
+            Err(_) => Err("too many connections are open".to_owned()),
+        });
+        match admitted {
+            Ok(((bytes, roles), place)) => {
+                // Fails only when the run has ended.
+                let _ = self.deliver.send(Connection::new(bytes, Peer::new(address, roles), place)).await;
+            }
+            Err(reason) => tracing::warn!(peer = %address, reason, "connection refused"),
+        }
+    }
+}
+
+type Greeted = (Bytes, Option<Vec<Role>>);
+
+/// Until the peer has said that it speaks HTTP/2; the error says what it did instead.
+async fn greet(mut stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<Greeted, String> {
+    let _ = stream.set_nodelay(true);
+    let mut head = [0; 3];
+    stream.read_exact(&mut head).await.map_err(|error| format!("it said nothing: {error}"))?;
+    let (wrong, answer): (_, &[u8]) = match (&head, &tls) {
+        ([0x16, 3, _], Some(config)) => return shake_hands(stream, head, config).await,
+        (b"PRI", None) => {
+            let head = preface(&mut stream, &head).await?;
+            return Ok((Bytes::Plain(Rewound::new(head, stream)), None));
+        }
+        (b"PRI", Some(_)) => ("it speaks plain text, and this port TLS", GO_AWAY),
+        ([0x16, 3, _], None) => ("it speaks TLS, and this port plain text", ALERT),
+        _ => ("it speaks neither TLS nor HTTP/2", &[]),
+    };
+    let _ = stream.write_all(answer).await;
+    linger(stream).await;
+    Err(wrong.into())
+}
+
+async fn shake_hands(
+    stream: TcpStream,
+    head: [u8; 3],
+    config: &Arc<ServerConfig>,
+) -> Result<Greeted, String> {
+    let stream = Rewound::new(head.to_vec(), stream);
+    let accept = TlsAcceptor::from(Arc::clone(config)).accept(stream).into_fallible();
+    let mut stream = match accept.await {
+        Ok(stream) => stream,
+        Err((error, stream)) => {
+            linger(stream).await;
+            return Err(plainly(error.to_string()));
+        }
+    };
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let roles = certificates.first().map(roles).unwrap_or_default();
+    let head = preface(&mut stream, &[]).await?;
+    Ok((Bytes::Tls(Box::new(Rewound::new(head, stream))), Some(roles)))
+}
+
+/// Why a certificate is refused, for a person to read. Authorities of other runs have the same name, and another key.
+fn plainly(error: String) -> String {
+    match ["UnknownIssuer", "BadSignature"].iter().any(|mark| error.contains(mark)) {
+        true => format!("its certificate is of another authority ({error})"),
+        false => error,
+    }
+}
+
+/// What a certificate, which the handshake has verified, says its owner is.
+fn roles(certificate: &CertificateDer<'static>) -> Vec<Role> {
+    let Ok(parsed) = ParsedCertificate::try_from(certificate) else { return Vec::new() };
+    let is = |role: &Role| {
+        ServerName::try_from(role.certificate_name())
+            .is_ok_and(|name| verify_server_name(&parsed, &name).is_ok())
+    };
+    Role::ALL.into_iter().filter(is).collect()
+}
+
+/// Reads on from `head` to the end of HTTP/2's first words.
+async fn preface(stream: &mut (impl AsyncRead + Unpin), head: &[u8]) -> Result<Vec<u8>, String> {
+    let mut said = head.to_vec();
+    said.resize(PREFACE.len(), 0);
+    stream
+        .read_exact(&mut said[head.len()..])
+        .await
+        .map_err(|error| format!("it broke off before it spoke HTTP/2: {error}"))?;
+    if said == PREFACE { Ok(said) } else { Err("it does not speak HTTP/2".into()) }
+}
+
+/// Lets the peer read what was said to it: unread bytes at the close would make the kernel reset the connection.
+async fn linger(mut stream: impl AsyncRead + tokio::io::AsyncWrite + Unpin) {
+    let (time, bytes) = LINGER;
+    let _ = stream.shutdown().await;
+    let _ =
+        tokio::time::timeout(time, tokio::io::copy(&mut stream.take(bytes), &mut tokio::io::sink())).await;
+}

@@ -1,0 +1,116 @@
+//! Who may call what: the certificate's role, and the join token.
+
+use std::time::SystemTime;
+
+use dyad_proto::security::Role;
+use dyad_proto::security::token::JoinToken;
+use subtle::ConstantTimeEq;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
+
+use super::io::Peer;
+
+/// Lets calls in, or says why not.
+#[derive(Clone, Debug, Default)]
+pub struct Gate {
+    /// What callers have to know; nothing without TLS.
+    token: Option<JoinToken>,
+}
+
+impl Gate {
+    /// A gate that asks for the token, if there is one.
+    #[must_use]
+    pub fn new(token: Option<JoinToken>) -> Self {
+        Self { token }
+    }
+
+    /// Checks a call that only `role` may make; a refusal is in the log when this returns.
+    pub fn admit<T>(&self, request: &Request<T>, role: Role) -> Result<(), Status> {
+        let peer = request.extensions().get::<Peer>();
+        let roles = peer.and_then(|peer| peer.roles.as_deref());
+        let checked = check_role(roles, role, self.token.is_some())
+            .and_then(|()| self.check_token(request.metadata(), SystemTime::now()));
+        let Some(peer) = peer else { return checked };
+        match &checked {
+            Ok(()) => peer.admit(),
+            Err(status) => {
+                tracing::warn!(peer = %peer.address, reason = status.message(), "call refused");
+                peer.refuse();
+            }
+        }
+        checked
+    }
+
+    fn check_token(&self, metadata: &MetadataMap, now: SystemTime) -> Result<(), Status> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let value = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        let Some(shown) = value.and_then(|value| value.strip_prefix("Bearer ")) else {
+            return Err(Status::unauthenticated("no join token"));
+        };
+        if !bool::from(shown.as_bytes().ct_eq(token.text().as_bytes())) {
+            return Err(Status::unauthenticated("the join token is not this run's"));
+        }
+        if token.expired(now) {
+            return Err(Status::unauthenticated("the join token has expired"));
+        }
+        Ok(())
+    }
+}
+
+fn check_role(roles: Option<&[Role]>, needed: Role, secured: bool) -> Result<(), Status> {
+    match roles {
+        Some(roles) if roles.contains(&needed) => Ok(()),
+        None if !secured => Ok(()),
+        _ => {
+            let name = needed.certificate_name();
+            Err(Status::permission_denied(format!("this call needs a certificate for {name}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn only_the_runs_own_token_opens_and_only_in_time() {
+        let now = SystemTime::now();
+        let token = JoinToken::new([5; 32], now + Duration::from_secs(60));
+        let gate = Gate::new(Some(token.clone()));
+        let check = |value: Option<&str>, now| {
+            let mut metadata = MetadataMap::new();
+            if let Some(value) = value {
+                metadata.insert("authorization", value.parse().unwrap());
+            }
+            gate.check_token(&metadata, now).map_err(|status| status.message().to_owned())
+        };
+        let right = format!("Bearer {}", token.text());
+        assert_eq!(check(Some(&right), now), Ok(()));
+        let later = now + Duration::from_secs(61);
+        assert_eq!(check(Some(&right), later), Err("the join token has expired".into()));
+        let extended = format!("Bearer {}", JoinToken::new([5; 32], later + Duration::from_secs(60)).text());
+        for wrong in [&right[..right.len() - 1], &extended, "Bearer ", "Bearer x"] {
+            assert_eq!(check(Some(wrong), now), Err("the join token is not this run's".into()), "{wrong}");
+        }
+        for none in [None, Some(token.text()), Some("Basic x")] {
+            assert_eq!(check(none, now), Err("no join token".into()));
+        }
+    }
+
+    #[test]
+    fn roles_are_not_interchangeable() {
+        let code = |roles: Option<&[Role]>, secured| {
+            check_role(roles, Role::Trainer, secured).map_err(|status| status.code())
+        };
+        assert_eq!(code(Some(&[Role::Trainer]), true), Ok(()));
+        assert_eq!(code(Some(&Role::ALL), true), Ok(()));
+        assert_eq!(code(Some(&[Role::Launcher]), true), Err(Code::PermissionDenied));
+        assert_eq!(code(Some(&[]), true), Err(Code::PermissionDenied));
+        assert_eq!(code(None, true), Err(Code::PermissionDenied));
+        assert_eq!(code(None, false), Ok(()));
+    }
+}

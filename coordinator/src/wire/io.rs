@@ -1,0 +1,246 @@
+//! Connections as the server sees them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use dyad_proto::security::Role;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+/// How long a connection may stay open before one of its calls is let in.
+pub const IDLE: Duration = Duration::from_secs(10);
+
+/// A stream some of whose bytes were read already.
+#[derive(Debug)]
+pub struct Rewound<S> {
+    head: Vec<u8>,
+    inner: S,
+}
+
+impl<S> Rewound<S> {
+    /// Gives `head` back before what follows.
+    pub fn new(head: Vec<u8>, inner: S) -> Self {
+        Self { head, inner }
+    }
+
+    /// What is below.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.head.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let count = self.head.len().min(buf.remaining());
+        buf.put_slice(&self.head[..count]);
+        self.head.drain(..count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+/// How far a connection has come.
+const NO_CALL: u8 = 0;
+const REFUSED: u8 = 1;
+const ADMITTED: u8 = 2;
+
+/// Who is at the other end; every call of a connection carries it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where it calls from.
+    pub address: SocketAddr,
+    /// What its certificate says it is; nothing is known in plain text.
+    pub roles: Option<Vec<Role>>,
+    standing: Arc<AtomicU8>,
+}
+
+impl Peer {
+    /// Somebody who has made no call yet.
+    #[must_use]
+    pub fn new(address: SocketAddr, roles: Option<Vec<Role>>) -> Self {
+        Self { address, roles, standing: Arc::new(AtomicU8::new(NO_CALL)) }
+    }
+
+    /// One of its calls is let in: the connection may stay.
+    pub fn admit(&self) {
+        self.standing.store(ADMITTED, Ordering::Relaxed);
+    }
+
+    /// One of its calls was turned away, and that is in the log.
+    pub fn refuse(&self) {
+        // A connection that was admitted once stays so: its stream is a trainer's life.
+        let _ = self.standing.compare_exchange(NO_CALL, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn admitted(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == ADMITTED
+    }
+}
+
+/// The bytes of a connection.
+#[derive(Debug)]
+pub enum Bytes {
+    /// As they are.
+    Plain(Rewound<TcpStream>),
+    /// Through TLS.
+    Tls(Box<Rewound<TlsStream<Rewound<TcpStream>>>>),
+}
+
+/// An open connection. Ends by itself when no call is let in within [`IDLE`].
+#[derive(Debug)]
+pub struct Connection {
+    bytes: Bytes,
+    peer: Peer,
+    deadline: Pin<Box<Sleep>>,
+    /// Its place among the open connections.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// Of a peer that has been greeted.
+    #[must_use]
+    pub fn new(bytes: Bytes, peer: Peer, place: OwnedSemaphorePermit) -> Self {
+        Self { bytes, peer, deadline: Box::pin(tokio::time::sleep(IDLE)), _place: place }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.peer.standing.load(Ordering::Relaxed) == NO_CALL {
+            tracing::warn!(peer = %self.peer.address, "connection ended without a call that could be read");
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+macro_rules! either {
+    ($self:ident, $bytes:ident => $action:expr) => {
+        match &mut $self.get_mut().bytes {
+            Bytes::Plain(stream) => {
+                let $bytes = Pin::new(stream);
+                $action
+            }
+            Bytes::Tls(stream) => {
+                let $bytes = Pin::new(stream.as_mut());
+                $action
+            }
+        }
+    };
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.peer.admitted() && self.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        either!(self, bytes => bytes.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        either!(self, bytes => bytes.poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, bytes => bytes.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, bytes => bytes.poll_shutdown(cx))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        either!(self, bytes => bytes.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.bytes {
+            Bytes::Plain(stream) => stream.is_write_vectored(),
+            Bytes::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_read_comes_again_before_the_rest() {
+        let mut stream = Rewound::new(b"abcde".to_vec(), &b"fgh"[..]);
+        let mut first = [0; 3];
+        stream.read_exact(&mut first).await.unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert_eq!((&first, rest.as_str()), (b"abc", "defgh"));
+    }
+
+    #[test]
+    fn a_refused_call_does_not_take_an_admission_back() {
+        let peer = Peer::new("127.0.0.1:1".parse().unwrap(), None);
+        peer.refuse();
+        assert!(!peer.admitted());
+        peer.admit();
+        peer.refuse();
+        assert!(peer.admitted());
+    }
+}

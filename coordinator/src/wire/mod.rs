@@ -1,0 +1,109 @@
+//! The coordinator's port: who gets a connection ([`door`]), who gets an answer ([`gate`]), and who is turned away, with a line
+//! in the log that says why.
+
+pub mod door;
+pub mod gate;
+pub mod io;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use dyad_proto::Fault;
+use dyad_proto::security::token::JoinToken;
+use dyad_proto::security::{Material, TLS_DIR};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, version};
+
+use gate::Gate;
+
+/// How the port is guarded.
+#[derive(Clone, Debug, Default)]
+pub struct Guard {
+    /// TLS with certificates on both sides; plain text without.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Who may call what.
+    pub gate: Gate,
+}
+
+impl Guard {
+    /// From the folder of the coordinator's certificate; without one, everybody may call in plain text.
+    pub fn load(tls_dir: Option<&Path>) -> Result<Self, Fault> {
+        let Some(dir) = tls_dir else { return Ok(Self::default()) };
+        let material = Material::load(dir)?;
+        let unusable = |what: &str| {
+            Fault::input(format!("the certificates in {} cannot be used: {what}", dir.display()))
+                .hint("ca.pem, cert.pem and key.pem are PEM files; key.pem belongs to cert.pem")
+        };
+        let tls = server_config(&material).map_err(|what| unusable(&what))?;
+        let token = JoinToken::parse(&material.join_token).map_err(unusable)?;
+        Ok(Self { tls: Some(Arc::new(tls)), gate: Gate::new(Some(token)) })
+    }
+
+    /// Plain text may not leave the machine unless somebody has asked for that.
+    pub fn allows(&self, address: SocketAddr, insecure: bool) -> Result<(), Fault> {
+        if self.tls.is_some() || address.ip().is_loopback() {
+            return Ok(());
+        }
+        if insecure {
+            tracing::warn!(%address, "anybody who reaches this port can read and join the run");
+            return Ok(());
+        }
+        Err(Fault::input(format!("refusing to listen on {address} without TLS"))
+            .hint(format!("set {TLS_DIR} (docs/security.md), or accept plain text with --insecure")))
+    }
+}
+
+/// TLS 1.3 with a certificate on both sides: whoever calls is of the run.
+fn server_config(material: &Material) -> Result<ServerConfig, String> {
+    let certificates = |pem: &str, file: &str| -> Result<Vec<CertificateDer<'static>>, String> {
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+        match found {
+            Ok(found) if !found.is_empty() => Ok(found),
+            Ok(_) => Err(format!("{file} holds no certificate")),
+            Err(error) => Err(format!("{file}: {error}")),
+        }
+    };
+    let provider = Arc::new(ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    for root in certificates(&material.ca_pem, "ca.pem")? {
+        roots.add(root).map_err(|error| format!("ca.pem: {error}"))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .build()
+        .map_err(|error| format!("ca.pem: {error}"))?;
+    let own = certificates(&material.cert_pem, "cert.pem")?;
+    let key = PrivateKeyDer::from_pem_slice(material.key_pem.as_bytes())
+        .map_err(|error| format!("key.pem: {error}"))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&version::TLS13])
+        .map_err(|error| error.to_string())?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(own, key)
+        .map_err(|error| format!("cert.pem and key.pem: {error}"))?;
+    config.alpn_protocols.push(b"h2".to_vec());
+    // No resumption: a certificate is looked at whenever somebody connects.
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_stays_on_the_machine_unless_asked_otherwise() {
+        let guard = Guard::default();
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert!(guard.allows(address("127.0.0.1:1"), false).is_ok());
+        assert!(guard.allows(address("[::1]:1"), false).is_ok());
+        for outside in ["0.0.0.0:1", "10.0.0.1:1", "[::]:1"] {
+            let fault = guard.allows(address(outside), false).unwrap_err();
+            assert!(fault.message.contains(outside) && fault.hint.contains("--insecure"), "{fault}");
+            assert!(guard.allows(address(outside), true).is_ok());
+        }
+    }
+}

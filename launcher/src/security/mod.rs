@@ -1,0 +1,170 @@
+//! Who may talk in a run: its own authority, a certificate for every process, and the join token. Made anew for each run.
+//!
+//! - K-1: private keys are in memory here, and in files that only this user can read while the launcher lives.
+
+pub mod run_secrets;
+pub mod secret_folder;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use dyad_proto::Fault;
+use dyad_proto::security::client::Access;
+pub use dyad_proto::security::{Material, TLS_DIR};
+pub use run_secrets::RunSecrets;
+use secret_folder::SecretFolder;
+use tokio::process::Command;
+
+/// Flags about security.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct SecurityOptions {
+    /// Mutual TLS between the processes: auto is on as soon as another machine can reach them, or `DYAD_TLS_DIR` is set.
+    #[arg(long, value_enum, default_value_t = Tls::Auto, value_name = "off|auto|on")]
+    pub tls: Tls,
+    /// How long certificates and join token of the run are good for, in days.
+    #[arg(long, default_value_t = 30, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub tls_valid_days: u32,
+}
+
+/// Whether the processes of a run talk over TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tls {
+    /// Plain text, whoever can listen.
+    Off,
+    /// Where another machine can reach a process.
+    Auto,
+    /// Always.
+    On,
+}
+
+/// How the processes of one run are secured.
+#[derive(Debug)]
+pub enum Security {
+    /// Plain text; `exposed` where that leaves the machine, as was asked for.
+    Plain {
+        /// The user takes the risk.
+        exposed: bool,
+    },
+    /// Secrets of this run alone, and the folder that its processes on this machine read them from.
+    Own(Box<RunSecrets>, SecretFolder),
+    /// The user's own folder, whose certificate is good for every role.
+    Given(PathBuf),
+}
+
+impl Security {
+    /// Decides, and makes what is needed. `reachable` says that other machines can reach the coordinator.
+    pub fn new(options: SecurityOptions, reachable: bool, given: Option<PathBuf>) -> Result<Self, Fault> {
+        match (options.tls, given) {
+            (Tls::Off, _) => Ok(Self::Plain { exposed: reachable }),
+            (_, Some(dir)) => Material::load(&dir).map(|_| Self::Given(dir)),
+            (Tls::Auto, None) if !reachable => Ok(Self::Plain { exposed: false }),
+            (Tls::Auto | Tls::On, None) => {
+                let days = u64::from(options.tls_valid_days);
+                let secrets = RunSecrets::new(Duration::from_secs(days * 24 * 3600))?;
+                Ok(Self::Own(Box::new(secrets), SecretFolder::create()?))
+            }
+        }
+    }
+
+    /// The launcher's own way to the coordinator at `host:port`.
+    pub fn access(&self, address: &str) -> Result<Access, Fault> {
+        Access::with(&format!("http://{address}"), self.material(RunSecrets::launcher)?)
+    }
+
+    /// What the coordinator needs, wherever it runs; nothing in plain text.
+    pub fn coordinator(&self) -> Result<Option<Material>, Fault> {
+        self.material(RunSecrets::coordinator)
+    }
+
+    /// What the trainer of this name needs, wherever it runs; nothing in plain text.
+    pub fn trainer(&self, name: &str) -> Result<Option<Material>, Fault> {
+        self.material(|secrets| secrets.trainer(name))
+    }
+
+    fn material(
+        &self,
+        of_own: impl FnOnce(&RunSecrets) -> Result<Material, Fault>,
+    ) -> Result<Option<Material>, Fault> {
+        match self {
+            Self::Plain { .. } => Ok(None),
+            Self::Own(secrets, _) => of_own(secrets).map(Some),
+            Self::Given(dir) => Material::load(dir).map(Some),
+        }
+    }
+
+    /// How trainers are told of the coordinator at `host:port`.
+    #[must_use]
+    pub fn url(&self, address: &str) -> String {
+        let scheme = if matches!(self, Self::Plain { .. }) { "http" } else { "https" };
+        format!("{scheme}://{address}")
+    }
+
+    /// Flags for the coordinator, wherever it runs.
+    #[must_use]
+    pub fn coordinator_flags(&self) -> &'static [&'static str] {
+        if matches!(self, Self::Plain { exposed: true }) { &["--insecure"] } else { &[] }
+    }
+
+    /// Gives a process on this machine what it needs.
+    pub fn equip(&self, command: &mut Command, name: &str, material: Option<&Material>) -> Result<(), Fault> {
+        match (self, material) {
+            (Self::Own(_, folder), Some(material)) => command.env(TLS_DIR, folder.write(name, material)?),
+            (Self::Given(dir), _) => command.env(TLS_DIR, dir),
+            // The launcher's own environment may say otherwise.
+            (Self::Own(..) | Self::Plain { .. }, _) => command.env_remove(TLS_DIR),
+        };
+        Ok(())
+    }
+}
+
+/// Other machines can reach a coordinator that listens here; a name that is no address may stand for anything.
+#[must_use]
+pub fn is_reachable(listen: &str) -> bool {
+    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host != "localhost" && !host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The user's own folder, from the environment.
+#[must_use]
+pub fn given() -> Option<PathBuf> {
+    std::env::var_os(TLS_DIR).filter(|dir| !dir.is_empty()).map(|dir| Path::new(&dir).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AUTO: SecurityOptions = SecurityOptions { tls: Tls::Auto, tls_valid_days: 30 };
+
+    #[test]
+    fn auto_is_on_when_others_can_reach_the_run() {
+        assert!(matches!(Security::new(AUTO, false, None).unwrap(), Security::Plain { exposed: false }));
+        assert!(matches!(Security::new(AUTO, true, None).unwrap(), Security::Own(..)));
+        let on = SecurityOptions { tls: Tls::On, ..AUTO };
+        assert!(matches!(Security::new(on, false, None).unwrap(), Security::Own(..)));
+        let off = SecurityOptions { tls: Tls::Off, ..AUTO };
+        assert!(matches!(Security::new(off, true, None).unwrap(), Security::Plain { exposed: true }));
+    }
+
+    #[test]
+    fn a_folder_of_ones_own_is_checked_and_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Security::new(AUTO, false, Some(dir.path().join("none"))).unwrap_err();
+        assert!(missing.message.contains("none/join-token"), "{missing}");
+        let folder = dir.path().join("tls");
+        RunSecrets::new(Duration::from_secs(60)).unwrap().launcher().unwrap().write(&folder).unwrap();
+        assert!(matches!(Security::new(AUTO, false, Some(folder)).unwrap(), Security::Given(_)));
+    }
+
+    #[test]
+    fn addresses_that_stay_on_the_machine_are_known() {
+        for here in ["127.0.0.1:0", "127.9.9.9:5", "[::1]:0", "localhost:29400"] {
+            assert!(!is_reachable(here), "{here}");
+        }
+        for outside in ["0.0.0.0:0", "10.0.0.1:29400", "[::]:0", "node1:29400"] {
+            assert!(is_reachable(outside), "{outside}");
+        }
+    }
+}

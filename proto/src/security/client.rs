@@ -1,0 +1,188 @@
+//! The way to the coordinator, for whoever calls it: plain text, or mutual TLS with the join token in every call.
+
+use std::error::Error;
+use std::path::Path;
+
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request, Status};
+
+use super::{Material, SERVER_NAME, TLS_DIR};
+use crate::Fault;
+
+/// Where the coordinator is, and what opens its door.
+#[derive(Clone, Debug)]
+pub struct Access {
+    address: String,
+    material: Option<Material>,
+}
+
+impl Access {
+    /// To `http(s)://host:port`. With a folder the connection is TLS whichever of the two is written.
+    pub fn new(address: &str, tls_dir: Option<&Path>) -> Result<Self, Fault> {
+        Self::with(address, tls_dir.map(Material::load).transpose()?)
+    }
+
+    /// The same, with material that is in memory.
+    pub fn with(address: &str, material: Option<Material>) -> Result<Self, Fault> {
+        let address = match (address.split_once("://"), &material) {
+            (Some(("http" | "https", rest)), Some(_)) => format!("https://{rest}"),
+            (Some(("https", _)), None) => {
+                return Err(Fault::input(format!(
+                    "{address} asks for TLS, but there is no certificate to show"
+                ))
+                .hint(format!(
+                    "{TLS_DIR} names the folder that the run's launcher made (docs/security.md)"
+                )));
+            }
+            (Some(("http", _)), None) => address.to_owned(),
+            _ => return Err(Fault::input(format!("--coordinator {address}: expected http://host:port"))),
+        };
+        Ok(Self { address, material })
+    }
+
+    /// Where the coordinator is.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What to connect to.
+    pub fn endpoint(&self) -> Result<Endpoint, Fault> {
+        let endpoint = Endpoint::from_shared(self.address.clone()).map_err(|_| {
+            Fault::input(format!("--coordinator {}: expected http://host:port", self.address))
+        })?;
+        let Some(material) = &self.material else { return Ok(endpoint) };
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&material.ca_pem))
+            .identity(Identity::from_pem(&material.cert_pem, &material.key_pem))
+            .domain_name(SERVER_NAME);
+        endpoint.tls_config(tls).map_err(|error| {
+            Fault::input(format!("the certificates in {TLS_DIR} cannot be used: {}", root_cause(&error)))
+                .hint("ca.pem, cert.pem and key.pem are PEM files; key.pem belongs to cert.pem")
+        })
+    }
+
+    /// A call that shows the join token.
+    pub fn request<T>(&self, message: T) -> Result<Request<T>, Fault> {
+        let mut request = Request::new(message);
+        if let Some(material) = &self.material {
+            let mut value: MetadataValue<Ascii> = format!("Bearer {}", material.join_token)
+                .parse()
+                .map_err(|_| Fault::input(format!("the join-token in {TLS_DIR} is no token")))?;
+            value.set_sensitive(true);
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+
+    /// Why the door stays shut however often one knocks; nothing where the coordinator is just not reached (yet).
+    #[must_use]
+    pub fn refusal(&self, error: &(dyn Error + 'static)) -> Option<Fault> {
+        // First what the connection says: tonic turns some of its ends into statuses of their own.
+        let why = chain(error);
+        if let Some((_, what, hint)) = REASONS.iter().find(|(mark, ..)| why.contains(mark)) {
+            return Some(self.refused(what).hint(*hint));
+        }
+        let status = error.downcast_ref::<Status>()?;
+        matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied).then(|| {
+            self.refused(status.message()).hint(format!(
+                "a process needs the {TLS_DIR} that this run's launcher made for it (docs/security.md)"
+            ))
+        })
+    }
+
+    fn refused(&self, what: &str) -> Fault {
+        Fault::input(format!("cannot join the coordinator at {}: {what}", self.address))
+    }
+}
+
+const OTHER_RUN: &str =
+    "use the DYAD_TLS_DIR that this run's launcher made: every run has an authority of its own";
+const NEW_CERTIFICATES: &str =
+    "check this host's clock; certificates last as long as the launcher's --tls-valid-days says";
+
+const PLAIN: &str = "unset DYAD_TLS_DIR here, or set it for the coordinator (the launcher's --tls on)";
+
+/// What rustls says, what it means, and what to do about it. (A peer's refusal arrives as an alert.)
+const REASONS: [(&str, &str, &str); 14] = [
+    ("alert: CertificateRequired", "it wants a certificate, and this process shows none", OTHER_RUN),
+    ("alert: CertificateExpired", "this process's certificate has expired", NEW_CERTIFICATES),
+    ("alert: UnknownCA", "this process's certificate is of another authority", OTHER_RUN),
+    ("alert: DecryptError", "this process's certificate is of another authority", OTHER_RUN),
+    ("alert: UnsupportedCertificate", "it refuses this process's certificate", OTHER_RUN),
+    ("alert: BadCertificate", "it refuses this process's certificate", OTHER_RUN),
+    ("peer certificate: Expired", "the coordinator's certificate has expired", NEW_CERTIFICATES),
+    ("certificate expired", "the coordinator's certificate has expired", NEW_CERTIFICATES),
+    ("peer certificate: UnknownIssuer", "the coordinator's certificate is of another authority", OTHER_RUN),
+    // Every run's authority has the same name, and a key of its own.
+    ("peer certificate: BadSignature", "the coordinator's certificate is of another authority", OTHER_RUN),
+    ("peer certificate", "the coordinator's certificate is not one of a coordinator", OTHER_RUN),
+    ("alert: ProtocolVersion", "it does not speak TLS", PLAIN),
+    ("InvalidContentType", "it does not speak TLS", PLAIN),
+    ("minimum requirements", "it asks for TLS", OTHER_RUN),
+];
+
+/// The innermost of the causes.
+#[must_use]
+pub fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::security::token::JoinToken;
+
+    fn material() -> Material {
+        Material {
+            ca_pem: String::new(),
+            cert_pem: String::new(),
+            key_pem: String::new(),
+            join_token: JoinToken::new([1; 32], SystemTime::now()).text().to_owned(),
+        }
+    }
+
+    #[test]
+    fn scheme_follows_the_material() {
+        let address = |text: &str, material| Access::with(text, material).map(|access| access.address);
+        assert_eq!(address("http://h:1", None).unwrap(), "http://h:1");
+        assert_eq!(address("http://h:1", Some(material())).unwrap(), "https://h:1");
+        assert_eq!(address("https://h:1", Some(material())).unwrap(), "https://h:1");
+        let fault = address("https://h:1", None).unwrap_err();
+        assert!(fault.message.contains("no certificate") && fault.hint.contains(TLS_DIR), "{fault}");
+        assert!(address("h:1", None).unwrap_err().message.contains("expected http://host:port"));
+    }
+
+    #[test]
+    fn token_travels_as_a_sensitive_header_and_only_over_tls() {
+        let request = Access::with("http://h:1", Some(material())).unwrap().request(()).unwrap();
+        let value = request.metadata().get("authorization").unwrap();
+        assert!(value.is_sensitive() && value.to_str().unwrap().starts_with("Bearer 0101"));
+        let request = Access::with("http://h:1", None).unwrap().request(()).unwrap();
+        assert!(request.metadata().get("authorization").is_none());
+    }
+
+    #[test]
+    fn bad_certificates_are_no_endpoint() {
+        let fault = Access::with("http://h:1", Some(material())).unwrap().endpoint().unwrap_err();
+        assert!(fault.message.contains("cannot be used"), "{fault}");
+    }
+}

@@ -1,0 +1,85 @@
+//! The join token: 256 random bits that the processes of a run share, and until when they open the door.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How a token looks, for a hint.
+pub const FORM: &str = "a join token is 64 hexadecimal digits, a dot, and the Unix second of its expiry";
+
+/// `<64 hexadecimal digits>.<Unix second of its expiry>`. The coordinator goes by its own copy, so nobody can extend it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JoinToken {
+    text: String,
+    expires: SystemTime,
+}
+
+impl fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinToken").field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
+
+impl JoinToken {
+    /// Of random bytes.
+    #[must_use]
+    pub fn new(secret: [u8; 32], expires: SystemTime) -> Self {
+        let seconds = expires.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        text.push_str(&format!(".{seconds}"));
+        Self { text, expires }
+    }
+
+    /// Reads one; the error says what it is not, and never what it is.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        const NOT: &str = "not a join token";
+        let (secret, seconds) = text.split_once('.').ok_or(NOT)?;
+        if secret.len() != 64 || !secret.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(NOT);
+        }
+        let seconds: u64 = seconds.parse().map_err(|_| NOT)?;
+        let expires = UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(NOT)?;
+        Ok(Self { text: text.to_owned(), expires })
+    }
+
+    /// As it travels.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Opens no door any more.
+    #[must_use]
+    pub fn expired(&self, now: SystemTime) -> bool {
+        now >= self.expires
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn tokens_end_on_time() {
+        let end = UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+        let token = JoinToken::parse(JoinToken::new([0xab; 32], end).text()).unwrap();
+        assert!(token.text().starts_with("abab") && token.text().ends_with("ab.2000000000"));
+        assert!(!token.expired(end - Duration::from_secs(1)) && token.expired(end));
+    }
+
+    #[test]
+    fn other_words_are_no_tokens() {
+        let hex = "ab".repeat(32);
+        for text in ["", ".", &hex, &format!("{hex}."), &format!("{hex}.-1"), &format!("x{hex}.1"), "ab.1"] {
+            assert!(JoinToken::parse(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text in ".{0,90}", digits in "[0-9a-f]{64}\\.[0-9]{1,25}") {
+            let _ = (JoinToken::parse(&text), JoinToken::parse(&digits));
+        }
+    }
+}
