@@ -20,9 +20,9 @@ NODE = "here"
 
 
 class Node:
-    def __init__(self, cluster, root: pathlib.Path, adapt):
-        """`root` is the image's file system; `adapt` may change a container's command line."""
-        self.cluster, self.root, self.adapt = cluster, root, adapt
+    def __init__(self, cluster, root: pathlib.Path):
+        """`root` is the image's file system."""
+        self.cluster, self.root = cluster, root
         self.folder = cluster.folder / "pods"
         self.running, self.ending = {}, set()
         # What a runtime makes in an image that lacks it.
@@ -90,7 +90,7 @@ class Node:
             key = source.removeprefix("metadata.annotations['").removesuffix("']")
             labels = {**meta.get("annotations", {}), **meta.get("labels", {})}
             env[variable["name"]] = variable.get("value") or labels.get(key.removeprefix("metadata.labels['"), "")
-        command = self.adapt([*container["command"], *container.get("args", [])])
+        command = [*container["command"], *container.get("args", [])]
         script = self._mounts(pod, container, folder)
         user = pod["spec"]["securityContext"]["runAsUser"]
         script += f'exec chroot --userspec={user}:{user} {folder}/root env -i "${{ENVIRONMENT[@]}}" "$@"\n'

@@ -44,8 +44,6 @@ def path_of(manifest: dict, namespace: str) -> str:
 class Tests:
     def __init__(self, cluster: Cluster, folder: pathlib.Path):
         self.cluster, self.folder = cluster, folder
-        options = subprocess.run([BIN / "coordinator", "--help"], capture_output=True, text=True, check=True).stdout
-        self.knows = lambda flag: flag in options
         cluster.namespace("training", "restricted")
         cluster.namespace("rdma", "privileged")
         for file in ("role", "rolebinding"):
@@ -60,12 +58,6 @@ class Tests:
         text = done.stdout + done.stderr
         assert done.returncode == status, f"{command} {args}: status {done.returncode}\n{text}"
         return text
-
-    def adapt(self, command: list) -> list:
-        """Leaves out the flags of a coordinator that does not know them yet."""
-        if command[0] != "coordinator":
-            return command
-        return [word for word in command if not word.startswith("--") or self.knows(word.split("=")[0])]
 
     # ------------------------------------------------------------------ objects
 
@@ -199,10 +191,9 @@ class Tests:
 
     def apply_run(self, name: str, workload: str, *settings: str):
         sets = [word for setting in settings for word in ("--set", setting)]
-        tls = "generate" if self.knows("--tls-dir") else "off"
         self.cluster.wait("the last run's port", port_is_free)
         text = self.kubernetes("apply", "--name", name, "--nodes", "2", "--gpus-per-node", "0", "--image", "dyad:cpu", "--workload", workload,
-                               "--output", "new:1Gi", "--shm-size", "64Mi", "--scratch-size", "64Mi", "--tls", tls, "--grace-period", "20",
+                               "--output", "new:1Gi", "--shm-size", "64Mi", "--scratch-size", "64Mi", "--tls", "generate", "--grace-period", "20",
                                "--config", str(DEPLOY / "run-cpu-test.toml"), *sets)
         assert "launcher kubernetes wait" in text, text
 
@@ -278,7 +269,7 @@ def main() -> int:
         cluster.start()
         cluster.start_jobset(pathlib.Path(json.loads(module.stdout)["Dir"]))
         tests = Tests(cluster, folder)
-        node = Node(cluster, IMAGE, tests.adapt)
+        node = Node(cluster, IMAGE)
         node.start()
         for name in [name for name in dir(tests) if name.startswith("test_")]:
             if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
