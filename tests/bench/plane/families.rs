@@ -12,8 +12,9 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::{AddedToken, Tokenizer};
 
 const VOCABULARY: usize = 32_000;
-/// Training a unigram vocabulary takes minutes where BPE takes seconds.
-const UNIGRAM_VOCABULARY: usize = 8_000;
+/// Training a unigram vocabulary takes minutes where BPE takes seconds: a smaller one, of fewer texts.
+const UNIGRAM_VOCABULARY: u32 = 8_000;
+const UNIGRAM_TEXTS: usize = 5_000;
 
 /// Where a vocabulary comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +72,6 @@ pub(crate) const FAMILIES: [Family; 11] = [
         change: |json| json["pre_tokenizer"] = metaspace("always", true),
     },
     Family {
-        name: "Unigram (XLM-R)",
-        template: LLAMA2,
-        base: Base::Unigram,
-        change: |json| {
-            json["pre_tokenizer"] =
-                sequence(&[json!({ "type": "WhitespaceSplit" }), metaspace("always", true)])
-        },
-    },
-    Family {
         name: "digits one by one (SmolLM)",
         template: CHATML,
         base: Base::Gpt2,
@@ -91,6 +83,15 @@ pub(crate) const FAMILIES: [Family; 11] = [
         template: CHATML,
         base: Base::Gpt2,
         change: deepseek,
+    },
+    Family {
+        name: "Unigram (XLM-R)",
+        template: LLAMA2,
+        base: Base::Unigram,
+        change: |json| {
+            json["pre_tokenizer"] =
+                sequence(&[json!({ "type": "WhitespaceSplit" }), metaspace("always", true)])
+        },
     },
 ];
 
@@ -160,36 +161,30 @@ fn deepseek(json: &mut Value) {
     ]);
 }
 
-/// Model folders of all families, in their order.
-pub(crate) fn folders(dir: &Path, texts: &Path) -> Vec<PathBuf> {
-    let mut bases: Vec<(Base, PathBuf)> = Vec::new();
-    let mut folders = Vec::new();
-    for family in &FAMILIES {
-        if !bases.iter().any(|(base, _)| *base == family.base) {
-            bases.push((family.base, train(family.base, dir, texts)));
-        }
-        let (_, base) = bases.iter().find(|(base, _)| *base == family.base).unwrap();
-        let out = dir.join(family.name);
-        std::fs::create_dir(&out).unwrap();
-        for name in ["config.json", "tokenizer_config.json"] {
-            std::fs::copy(base.join(name), out.join(name)).unwrap();
-        }
-        std::fs::write(out.join("chat_template.jinja"), family.template).unwrap();
-        let mut json: Value =
-            serde_json::from_slice(&std::fs::read(base.join("tokenizer.json")).unwrap()).unwrap();
-        (family.change)(&mut json);
-        std::fs::write(out.join("tokenizer.json"), json.to_string()).unwrap();
-        folders.push(out);
+/// A family's model folder. Its vocabulary is trained once, whatever families share it.
+pub(crate) fn folder(family: &Family, dir: &Path, texts: &Path) -> PathBuf {
+    let base = dir.join(format!("{:?}", family.base));
+    if !base.exists() {
+        train(family.base, &base, texts);
     }
-    folders
+    let out = dir.join(family.name);
+    std::fs::create_dir(&out).unwrap();
+    for name in ["config.json", "tokenizer_config.json"] {
+        std::fs::copy(base.join(name), out.join(name)).unwrap();
+    }
+    std::fs::write(out.join("chat_template.jinja"), family.template).unwrap();
+    let mut json: Value =
+        serde_json::from_slice(&std::fs::read(base.join("tokenizer.json")).unwrap()).unwrap();
+    (family.change)(&mut json);
+    std::fs::write(out.join("tokenizer.json"), json.to_string()).unwrap();
+    out
 }
 
-fn train(base: Base, dir: &Path, texts: &Path) -> PathBuf {
-    let out = dir.join(format!("{base:?}"));
+fn train(base: Base, out: &Path, texts: &Path) {
     // Where the vocabulary is trained below, this gives the other files.
     let vocab_size = if matches!(base, Base::Gpt2 | Base::Qwen2) { VOCABULARY } else { 300 };
     let options = NewModelOptions {
-        out: out.clone(),
+        out: out.to_owned(),
         texts: texts.to_owned(),
         vocab_size,
         hidden_size: 4,
@@ -204,12 +199,11 @@ fn train(base: Base, dir: &Path, texts: &Path) -> PathBuf {
     };
     create(&options).unwrap();
     let json = match base {
-        Base::Gpt2 | Base::Qwen2 => return out,
+        Base::Gpt2 | Base::Qwen2 => return,
         Base::SentencePiece => sentencepiece(&contents(texts)),
-        Base::Unigram => unigram(&contents(texts)),
+        Base::Unigram => unigram(&contents(texts)[..UNIGRAM_TEXTS]),
     };
     std::fs::write(out.join("tokenizer.json"), json.to_string()).unwrap();
-    out
 }
 
 fn contents(texts: &Path) -> Vec<String> {
@@ -256,7 +250,7 @@ fn sentencepiece(texts: &[String]) -> Value {
 
 fn unigram(texts: &[String]) -> Value {
     let trainer = UnigramTrainer::builder()
-        .vocab_size(UNIGRAM_VOCABULARY as u32)
+        .vocab_size(UNIGRAM_VOCABULARY)
         .special_tokens(special(&[]))
         .unk_token(Some("<unk>".into()))
         .show_progress(false)

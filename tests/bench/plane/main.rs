@@ -28,7 +28,8 @@ fn main() {
     let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|name| name == part);
     let dir = tempfile::tempdir().unwrap();
     if wanted("tokens") {
-        print("Tokenising and templating, one core", &tokens::measure(dir.path(), 3.0));
+        print("Tokenising and templating, one core", &[]);
+        tokens::measure(dir.path(), 3.0, &|name, figure| println!("| {name} | {figure} |"));
     }
     let data = dir.path().join("pairs.jsonl");
     if wanted("file") {
