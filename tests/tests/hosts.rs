@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use dyad_tests::cluster::{Cluster, NAMES};
 use dyad_tests::processes::{interrupt, kill_9, wait_for};
-use dyad_tests::{CURVE, Workspace, assert_same_curve, text};
+use dyad_tests::{CURVE, Workspace, assert_same_curve, number, text};
 
 /// Four hosts, and a folder that all of them see.
 struct Stage {
@@ -153,7 +153,11 @@ fn a_host_that_is_cut_off_is_named_nothing_is_left_and_a_resume_goes_on() {
     let output = stage.launch(&["--resume", "--set", "output_dir=cut", "--set", &last]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains(&format!("resumed after step {done}")), "{}", text(&output));
-    assert_eq!(stage.workspace.rows("cut/metrics.jsonl").len() as u64, done + 2);
+    // What the cut host had to say of the step that the checkpoint holds may have gone with it, and that step's row as well.
+    let steps: Vec<u64> =
+        stage.workspace.rows("cut/metrics.jsonl").iter().map(|row| number(row, "step") as u64).collect();
+    let with_row = |kept: bool| (1..=done + 2).filter(|&step| kept || step != done).collect::<Vec<u64>>();
+    assert!(steps == with_row(true) || steps == with_row(false), "{steps:?} after {done}");
     stage.nothing_is_left();
 }
 
