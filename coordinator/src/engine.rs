@@ -83,7 +83,11 @@ impl Engine {
                 match self.carry_out(command) {
                     Ok(None) => {}
                     Ok(Some(answer)) => next = Some(next.unwrap_or(answer)),
-                    Err(fault) => next = Some(next.unwrap_or(Event::Fault(fault))),
+                    // What comes behind counts on it: a checkpoint of a step waits for the step's row.
+                    Err(fault) => {
+                        next = Some(Event::Fault(fault));
+                        break;
+                    }
                 }
             }
         }

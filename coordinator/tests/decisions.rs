@@ -124,6 +124,25 @@ fn works_are_sent_four_ahead_of_the_slowest_report() {
     assert_eq!((steps_for(A, &commands), steps_for(B, &commands)), (vec![5], vec![5]));
 }
 
+#[test]
+fn rank_0_may_show_a_checkpoint_only_behind_the_row_of_its_step() {
+    let (mut bench, _) = Bench::at_work();
+    let told = |command: &Command| match command {
+        Command::Record(_) => Some("row".to_owned()),
+        Command::Send(id, Down::Recorded(recorded)) => {
+            assert_eq!(*id, A);
+            Some(format!("recorded {}", recorded.step))
+        }
+        _ => None,
+    };
+    let words = |commands: &[Command]| commands.iter().filter_map(told).collect::<Vec<String>>();
+    assert!(words(&bench.report(A, 1, 1)).is_empty(), "rank 1 has not reported step 1");
+    assert_eq!(words(&bench.report(B, 1, 1)), ["row", "recorded 1"]);
+    bench.run.handle(bench.now, Event::Drain("SIGTERM".into()));
+    assert!(words(&bench.report(B, 2, 1)).is_empty());
+    assert_eq!(words(&bench.report(A, 2, 1)), ["row", "recorded 2"]);
+}
+
 /// What goes to a trainer about the early end.
 fn drained_to(id: TrainerId, commands: &[Command]) -> Option<u64> {
     commands.iter().find_map(|command| match command {

@@ -35,7 +35,7 @@ pub mod wire {
 }
 
 /// Raised whenever the wire changes in a way that an older process would misread.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Largest gRPC message either side accepts: a measure request of a few thousand long pairs fits.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

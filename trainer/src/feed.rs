@@ -144,6 +144,7 @@ impl Feed {
             | Received::Hold(_)
             | Received::Welcome(_)
             | Received::Assignment(_)
+            | Received::Recorded(_)
             | Received::KeepTrace(_) => {
                 return Ok(None);
             }

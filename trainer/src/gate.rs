@@ -52,6 +52,28 @@ impl Gate {
     }
 }
 
+/// How far something has got elsewhere; others wait for it.
+#[derive(Debug, Default)]
+pub struct Milestone {
+    reached: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Milestone {
+    /// It has got this far.
+    pub fn reach(&self, step: u64) {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        *reached = step.max(*reached);
+        self.changed.notify_all();
+    }
+
+    /// Returns once it has got as far as `step`.
+    pub fn wait(&self, step: u64) {
+        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(reached, |reached| *reached < step));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -70,5 +92,25 @@ mod tests {
         gate.drain(4);
         assert_eq!(works.join().unwrap(), 2);
         assert!(!gate.begin());
+    }
+
+    #[test]
+    fn a_milestone_lets_through_who_waits_for_what_is_reached_and_no_other() {
+        let milestone = Arc::new(Milestone::default());
+        milestone.reach(3);
+        milestone.reach(2);
+        milestone.wait(3);
+        let (passed, order) = std::sync::mpsc::channel();
+        let later = std::thread::spawn({
+            let (milestone, passed) = (Arc::clone(&milestone), passed.clone());
+            move || {
+                milestone.wait(4);
+                passed.send("waiting").unwrap();
+            }
+        });
+        passed.send("reaching").unwrap();
+        milestone.reach(4);
+        later.join().unwrap();
+        assert_eq!((order.recv(), order.recv()), (Ok("reaching"), Ok("waiting")));
     }
 }

@@ -224,7 +224,11 @@ impl Trainer {
         if self.place.rank == 0 {
             let path = match is_final {
                 true => self.saver.finish(&mut self.engine.policy, &kept)?,
-                false => self.saver.checkpoint(&mut self.engine.policy, &kept, &self.state)?,
+                false => {
+                    // A resumed run begins behind its checkpoint: the row of that step would be lost for good.
+                    let recorded = || self.handle.wait_recorded(self.state.step);
+                    self.saver.checkpoint(&mut self.engine.policy, &kept, &self.state, recorded)?
+                }
             };
             self.report_saved(&path, is_final, began.elapsed());
         }

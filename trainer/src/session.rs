@@ -26,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::comm::Communicator;
 use crate::connect::patiently;
-use crate::gate::Gate;
+use crate::gate::{Gate, Milestone};
 use crate::trace;
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -62,6 +62,7 @@ struct Shared {
     communicator: Mutex<Option<Arc<dyn Communicator>>>,
     closing: AtomicBool,
     gate: Gate,
+    recorded: Milestone,
     /// The stream, as traces see it.
     call: Mutex<Option<RpcCall>>,
 }
@@ -95,6 +96,11 @@ impl Handle {
     #[must_use]
     pub fn begin_work(&self) -> bool {
         self.shared.gate.begin()
+    }
+
+    /// Waits until the coordinator has written the step's row; by S-2 the process ends if that can no longer come.
+    pub fn wait_recorded(&self, step: u64) {
+        self.shared.recorded.wait(step);
     }
 
     fn end_call(&self, code: tonic::Code) {
@@ -309,6 +315,10 @@ async fn receive(
             }
             Ok(Some(Received::KeepTrace(kept))) => {
                 trace::keep(kept.step);
+                continue;
+            }
+            Ok(Some(Received::Recorded(recorded))) => {
+                handle.shared.recorded.reach(recorded.step);
                 continue;
             }
             Ok(Some(body)) => {

@@ -8,7 +8,7 @@ use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{Drain, Hold, ReferenceProgress};
 use dyad_proto::{ErrorCode, Fault};
 
-use super::{Command, Run, Stage};
+use super::{Run, Stage};
 use crate::training::{Report, Training};
 
 /// A run on its way to an early end.
@@ -72,7 +72,7 @@ impl Run {
         let done = draining.training.record(place, report);
         let (pairs, total) = draining.training.reference_progress();
         let done = done.map_err(|what| self.violation(place, &what))?;
-        self.commands.extend(done.into_iter().map(Command::Record));
+        self.record(done);
         if scored {
             self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
         }

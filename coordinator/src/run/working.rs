@@ -5,13 +5,14 @@ use std::time::Instant;
 use dyad_proto::Fault;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
-use dyad_proto::wire::{CheckpointReport, Finish, ReferenceProgress, RunPlan};
+use dyad_proto::wire::{CheckpointReport, Finish, Recorded, ReferenceProgress, RunPlan};
 
 use super::{Command, Run, Stage};
 use crate::measuring::{Lengths, data_report};
 use crate::membership::Standing;
 use crate::references::References;
-use crate::training::{KnownPairs, Report, Training};
+use crate::schedule::Work;
+use crate::training::{Done, KnownPairs, Report, Training};
 
 impl Run {
     pub(super) fn start_training(
@@ -73,12 +74,23 @@ impl Run {
         }
         let scored = matches!(report, Report::Reference(_));
         let done = training.record(place, report).map_err(|what| self.violation(place, &what))?;
-        self.commands.extend(done.into_iter().map(Command::Record));
+        self.record(done);
         if scored {
             let (pairs, total) = training.reference_progress();
             self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
         }
         self.work(training)
+    }
+
+    /// Rank 0 hears of a step only behind its row: so no checkpoint appears of a step that the metrics lack.
+    pub(super) fn record(&mut self, done: Vec<Done>) {
+        for done in done {
+            let work = done.work;
+            self.commands.push(Command::Record(done));
+            if let Work::Step(step) = work {
+                self.send(0, Down::Recorded(Recorded { step }));
+            }
+        }
     }
 
     pub(super) fn checkpoint(&mut self, place: usize, report: CheckpointReport) -> Result<(), Fault> {

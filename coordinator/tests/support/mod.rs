@@ -322,7 +322,7 @@ impl Trainer {
                     seconds: 0.25,
                 }));
             }
-            Down::KeepTrace(_) => {}
+            Down::KeepTrace(_) | Down::Recorded(_) => {}
             Down::Reference(_) => panic!("no run here asks for reference scores before its first step"),
             Down::Hold(_) => {
                 let works = (self.log.steps.len() + self.log.evaluations.len()) as u64;

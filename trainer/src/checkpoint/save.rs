@@ -29,13 +29,21 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// `checkpoint-N/`: all that a resume needs, from masters and moments.
-    pub fn checkpoint(&self, model: &mut Model, kept: &[Kept], state: &State) -> Result<PathBuf, Fault> {
+    /// `checkpoint-N/`: all that a resume needs, from masters and moments. It appears once `recorded` returns.
+    pub fn checkpoint(
+        &self,
+        model: &mut Model,
+        kept: &[Kept],
+        state: &State,
+        recorded: impl FnOnce(),
+    ) -> Result<PathBuf, Fault> {
         let target = self.output_dir.join(format!("checkpoint-{}", state.step));
         files::write_folder(&target, |dir| {
             self.weights(dir, model, kept)?;
             write_file(&dir.join(OPTIMIZER_FILE), &self.optimizer_tensors(kept))?;
-            write_json(&dir.join(STATE_FILE), state)
+            write_json(&dir.join(STATE_FILE), state)?;
+            recorded();
+            Ok(())
         })?;
         Ok(target)
     }
