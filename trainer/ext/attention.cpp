@@ -16,24 +16,35 @@ using torch::autograd::Function;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-#define DYAD_INSTANCES(T)                                                                                                  \
-  DYAD_CLONES void dyad_load_rows(const T* from, int64_t stride, float* to, int64_t rows, int64_t width, float factor) {   \
-    load_rows(from, stride, to, rows, width, factor);                                                                      \
-  }                                                                                                                        \
-  DYAD_CLONES void dyad_store_rows(const float* from, T* to, int64_t stride, int64_t rows, int64_t width, float factor) {  \
-    store_rows(from, to, stride, rows, width, factor);                                                                     \
+#define DYAD_LOAD(T, E)                                                                                    \
+  DYAD_CLONES void dyad_load_rows(const T* from, int64_t stride, E* to, int64_t rows, int64_t width) {     \
+    load_rows(from, stride, to, rows, width);                                                              \
   }
-DYAD_INSTANCES(float)
-DYAD_INSTANCES(Bf16)
-#undef DYAD_INSTANCES
+#define DYAD_STORE(T)                                                                                      \
+  DYAD_CLONES void dyad_store_rows(const float* from, T* to, int64_t stride, int64_t rows, int64_t width) { \
+    store_rows(from, to, stride, rows, width);                                                             \
+  }
+#define DYAD_SOFTMAX(E)                                                                                    \
+  DYAD_CLONES float dyad_softmax(float* scores, E* probabilities, int64_t seen) {                          \
+    return softmax(scores, probabilities, seen);                                                           \
+  }                                                                                                        \
+  DYAD_CLONES void dyad_softmax_backward(Row<E> row, int64_t seen, float lse, const E* out, const E* out_gradient, \
+                                         int64_t width) {                                                  \
+    softmax_backward(row, seen, lse, out, out_gradient, width);                                            \
+  }
+DYAD_LOAD(float, float)
+DYAD_LOAD(Bf16, float)
+DYAD_LOAD(Bf16, Bf16)
+DYAD_STORE(float)
+DYAD_STORE(Bf16)
+DYAD_SOFTMAX(float)
+DYAD_SOFTMAX(Bf16)
+#undef DYAD_LOAD
+#undef DYAD_STORE
+#undef DYAD_SOFTMAX
 DYAD_CLONES void dyad_add_floats(float* total, const float* part, int64_t count) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) total[i] += part[i];
-}
-DYAD_CLONES float dyad_softmax(float* scores, int64_t seen) { return softmax(scores, seen); }
-DYAD_CLONES void dyad_softmax_backward(float* scores, float* gradients, int64_t seen, float lse, const float* out,
-                                       const float* out_gradient, int64_t width) {
-  softmax_backward(scores, gradients, seen, lse, out, out_gradient, width);
 }
 
 namespace {
@@ -41,12 +52,21 @@ namespace {
 // Queries of a tile: its scores fill about half of a core's second-level cache, at any length.
 int64_t tile_of(int64_t keys) { return std::clamp<int64_t>((1 << 17) / std::max<int64_t>(keys, 1), 16, 128); }
 
-// A thread's room for rows of float32; grows as asked for.
+// A thread's room for rows; grows as asked for.
 class Room {
  public:
-  float* take(int64_t values) {
-    buffers_.emplace_back(static_cast<size_t>(values));
-    return buffers_.back().data();
+  template <typename E = float>
+  E* take(int64_t values) {
+    buffers_.emplace_back(static_cast<size_t>(values) * sizeof(E) / sizeof(float) + 1);
+    return reinterpret_cast<E*>(buffers_.back().data());
+  }
+  // Room for what is made of `floats`: the same where that has their type.
+  template <typename E>
+  E* made_of(float* floats, int64_t values) {
+    if constexpr (std::is_same_v<E, float>)
+      return floats;
+    else
+      return take<E>(values);
   }
 
  private:
@@ -88,13 +108,14 @@ struct Head {
 };
 
 // Keys or values that a run sees, prompt first.
-template <typename T>
-void load_seen(const Head<T>& head, const Run& run, float* to, int64_t width) {
-  dyad_load_rows(head.at(0), head.stride, to, run.prompt, width, 1.0f);
-  dyad_load_rows(head.at(run.own), head.stride, to + run.prompt * width, run.queries, width, 1.0f);
+template <typename T, typename E>
+void load_seen(const Head<T>& head, const Run& run, E* to, int64_t width) {
+  dyad_load_rows(head.at(0), head.stride, to, run.prompt, width);
+  dyad_load_rows(head.at(run.own), head.stride, to + run.prompt * width, run.queries, width);
 }
 
-template <typename T>
+// Tensors of T, products of E.
+template <typename T, typename E>
 struct Forward {
   const at::Tensor &q, &k, &v, &out, &lse;
   Shape shape;
@@ -105,8 +126,10 @@ struct Forward {
     Extent extent(segments);
     Room room;
     int64_t width = shape.width, count = static_cast<int64_t>(segments.size());
-    float *keys = room.take(extent.keys * width), *values = room.take(extent.keys * width);
-    float *queries = room.take(extent.tile * width), *scores = room.take(extent.scores), *sums = room.take(extent.tile * width);
+    E *keys = room.take<E>(extent.keys * width), *values = room.take<E>(extent.keys * width);
+    E* queries = room.take<E>(extent.tile * width);
+    float *scores = room.take(extent.scores), *sums = room.take(extent.tile * width);
+    E* probabilities = room.made_of<E>(scores, extent.scores);
     for (int64_t task = begin; task < end; ++task) {
       const auto& segment = segments[task % count];
       int64_t head = task / count;
@@ -117,16 +140,16 @@ struct Forward {
         load_seen(value, run, values, width);
         tiles(run, [&](int64_t first, int64_t rows, int64_t seen) {
           int64_t token = run.own + first, stride = seen + rows - 1;
-          dyad_load_rows(asks.at(token), asks.stride, queries, rows, width, shape.scale);
-          times_transposed(rows, stride, width, queries, keys, scores, stride);
+          dyad_load_rows(asks.at(token), asks.stride, queries, rows, width);
+          times_transposed(rows, stride, width, shape.scale, queries, keys, scores, stride);
           float* total = data<float>(lse) + (segment.start + token) * shape.heads + head;
           for (int64_t row = 0; row < rows; ++row) {
-            float* at = scores + row * stride;
-            total[row * shape.heads] = dyad_softmax(at, seen + row);
-            std::fill(at + seen + row, at + stride, 0.0f);
+            E* at = probabilities + row * stride;
+            total[row * shape.heads] = dyad_softmax(scores + row * stride, at, seen + row);
+            std::fill(at + seen + row, at + stride, E{});
           }
-          times(rows, width, stride, scores, stride, values, 0.0f, sums);
-          dyad_store_rows(sums, says.at(token), says.stride, rows, width, 1.0f);
+          times(rows, width, stride, 1.0f, probabilities, stride, values, sums);
+          dyad_store_rows(sums, says.at(token), says.stride, rows, width);
         });
       }
     }
@@ -153,26 +176,31 @@ struct Collected {
 };
 
 // A thread's room for a backward pass.
+template <typename E>
 struct Bench {
   Room room;
-  float *keys, *values, *queries, *out, *out_gradient, *query_gradient, *scores, *gradients;
+  E *keys, *values, *queries, *out, *out_gradient;
+  float *query_gradient, *scores, *gradients;
+  E *probabilities, *slopes;
   Collected seen, all;
   Bench(const Extent& extent, int64_t width)
-      : keys(room.take(extent.keys * width)), values(room.take(extent.keys * width)), queries(room.take(extent.tile * width)),
-        out(room.take(extent.tile * width)), out_gradient(room.take(extent.tile * width)),
-        query_gradient(room.take(extent.tile * width)), scores(room.take(extent.scores)), gradients(room.take(extent.scores)),
+      : keys(room.take<E>(extent.keys * width)), values(room.take<E>(extent.keys * width)),
+        queries(room.take<E>(extent.tile * width)), out(room.take<E>(extent.tile * width)),
+        out_gradient(room.take<E>(extent.tile * width)), query_gradient(room.take(extent.tile * width)),
+        scores(room.take(extent.scores)), gradients(room.take(extent.scores)),
+        probabilities(room.made_of<E>(scores, extent.scores)), slopes(room.made_of<E>(gradients, extent.scores)),
         seen{room.take(extent.keys * width), room.take(extent.keys * width), width},
         all{room.take(extent.length * width), room.take(extent.length * width), width} {}
 };
 
-template <typename T>
+template <typename T, typename E>
 struct Backward {
   const at::Tensor &q, &k, &v, &out, &lse, &gradient, &dq, &dk, &dv;
   Shape shape;
   const std::vector<Segment>& segments;
 
   void operator()(int64_t begin, int64_t end) const {
-    Bench bench(Extent(segments), shape.width);
+    Bench<E> bench(Extent(segments), shape.width);
     int64_t count = static_cast<int64_t>(segments.size());
     for (int64_t task = begin; task < end; ++task) {
       const auto& segment = segments[task % count];
@@ -187,35 +215,36 @@ struct Backward {
         bench.all.add(bench.seen, run);
       }
       Head<T> key(dk, segment.start, kv_head), value(dv, segment.start, kv_head);
-      dyad_store_rows(bench.all.keys, key.at(0), key.stride, segment.length, shape.width, 1.0f);
-      dyad_store_rows(bench.all.values, value.at(0), value.stride, segment.length, shape.width, 1.0f);
+      dyad_store_rows(bench.all.keys, key.at(0), key.stride, segment.length, shape.width);
+      dyad_store_rows(bench.all.values, value.at(0), value.stride, segment.length, shape.width);
     }
   }
 
   // Scores are computed again; with s = q·k/√d, p = softmax(s): dv += pᵀ do, ds = p (do·v - o·do), dq = ds k/√d, dk += dsᵀ q/√d.
-  void run_backward(Bench& at, const Segment& segment, const Run& run, int64_t head) const {
+  void run_backward(Bench<E>& at, const Segment& segment, const Run& run, int64_t head) const {
     Head<T> asks(q, segment.start, head), says(out, segment.start, head), slope(gradient, segment.start, head);
     Head<T> asked(dq, segment.start, head);
     int64_t width = shape.width;
     tiles(run, [&](int64_t first, int64_t rows, int64_t seen) {
       int64_t token = run.own + first, stride = seen + rows - 1;
-      dyad_load_rows(asks.at(token), asks.stride, at.queries, rows, width, shape.scale);
-      dyad_load_rows(says.at(token), says.stride, at.out, rows, width, 1.0f);
-      dyad_load_rows(slope.at(token), slope.stride, at.out_gradient, rows, width, 1.0f);
-      times_transposed(rows, stride, width, at.queries, at.keys, at.scores, stride);
-      times_transposed(rows, stride, width, at.out_gradient, at.values, at.gradients, stride);
+      dyad_load_rows(asks.at(token), asks.stride, at.queries, rows, width);
+      dyad_load_rows(says.at(token), says.stride, at.out, rows, width);
+      dyad_load_rows(slope.at(token), slope.stride, at.out_gradient, rows, width);
+      times_transposed(rows, stride, width, shape.scale, at.queries, at.keys, at.scores, stride);
+      times_transposed(rows, stride, width, 1.0f, at.out_gradient, at.values, at.gradients, stride);
       const float* total = data<float>(lse) + (segment.start + token) * shape.heads + head;
       for (int64_t row = 0; row < rows; ++row) {
-        float *p = at.scores + row * stride, *ds = at.gradients + row * stride;
-        dyad_softmax_backward(p, ds, seen + row, total[row * shape.heads], at.out + row * width,
-                              at.out_gradient + row * width, width);
-        std::fill(p + seen + row, p + stride, 0.0f);
-        std::fill(ds + seen + row, ds + stride, 0.0f);
+        int64_t from = row * stride, upto = from + seen + row;
+        dyad_softmax_backward(Row<E>{at.scores + from, at.gradients + from, at.probabilities + from, at.slopes + from},
+                              seen + row, total[row * shape.heads], at.out + row * width, at.out_gradient + row * width,
+                              width);
+        std::fill(at.probabilities + upto, at.probabilities + from + stride, E{});
+        std::fill(at.slopes + upto, at.slopes + from + stride, E{});
       }
-      add_transposed_times(rows, width, stride, at.scores, stride, at.out_gradient, at.seen.values);
-      add_transposed_times(rows, width, stride, at.gradients, stride, at.queries, at.seen.keys);
-      times(rows, width, stride, at.gradients, stride, at.keys, 0.0f, at.query_gradient);
-      dyad_store_rows(at.query_gradient, asked.at(token), asked.stride, rows, width, shape.scale);
+      add_transposed_times(rows, width, stride, 1.0f, at.probabilities, stride, at.out_gradient, at.seen.values);
+      add_transposed_times(rows, width, stride, shape.scale, at.slopes, stride, at.queries, at.seen.keys);
+      times(rows, width, stride, shape.scale, at.slopes, stride, at.keys, at.query_gradient);
+      dyad_store_rows(at.query_gradient, asked.at(token), asked.stride, rows, width);
     });
   }
 };
@@ -235,8 +264,11 @@ struct SegmentedAttention : public Function<SegmentedAttention> {
     RECORD_FUNCTION("dyad::attention", seen_by(q, segments));
     by_kind(q, [&](auto* kind) {
       using T = std::remove_pointer_t<decltype(kind)>;
-      at::parallel_for(0, shape.heads * static_cast<int64_t>(segments.size()), 1,
-                       Forward<T>{q, k, v, out, lse, shape, segments});
+      by_operand<T>([&](auto* operand) {
+        using E = std::remove_pointer_t<decltype(operand)>;
+        at::parallel_for(0, shape.heads * static_cast<int64_t>(segments.size()), 1,
+                         Forward<T, E>{q, k, v, out, lse, shape, segments});
+      });
     });
     context->save_for_backward({q, k, v, out, lse});
     context->saved_data["layout"] = layout;
@@ -253,9 +285,12 @@ struct SegmentedAttention : public Function<SegmentedAttention> {
     RECORD_FUNCTION("dyad::attention_backward", seen_by(saved[0], segments));
     by_kind(saved[0], [&](auto* kind) {
       using T = std::remove_pointer_t<decltype(kind)>;
-      at::parallel_for(
-          0, shape.kv_heads * static_cast<int64_t>(segments.size()), 1,
-          Backward<T>{saved[0], saved[1], saved[2], saved[3], saved[4], gradient, dq, dk, dv, shape, segments});
+      by_operand<T>([&](auto* operand) {
+        using E = std::remove_pointer_t<decltype(operand)>;
+        at::parallel_for(
+            0, shape.kv_heads * static_cast<int64_t>(segments.size()), 1,
+            Backward<T, E>{saved[0], saved[1], saved[2], saved[3], saved[4], gradient, dq, dk, dv, shape, segments});
+      });
     });
     return {dq, dk, dv, Variable()};
   }

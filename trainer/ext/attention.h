@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/cpu/Utils.h>
 
 #include "lanes.h"
 
@@ -13,6 +15,9 @@
 extern "C" void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k, const float* alpha,
                        const float* a, const int* lda, const float* b, const int* ldb, const float* beta, float* c,
                        const int* ldc);
+extern "C" void gemm_bf16bf16f32_(const char* transa, const char* transb, const int* m, const int* n, const int* k,
+                                  const float* alpha, const uint16_t* a, const int* lda, const uint16_t* b, const int* ldb,
+                                  const float* beta, float* c, const int* ldc);
 
 namespace {
 
@@ -64,42 +69,65 @@ struct Shape {
         scale(1.0f / std::sqrt(static_cast<float>(width))) {}
 };
 
-// Row-major `c[m, n] = alpha · a[m, k] · b[n, k]ᵀ`, the rows of c `stride` apart.
-void times_transposed(int64_t m, int64_t n, int64_t k, const float* a, const float* b, float* c, int64_t stride) {
-  int rows = m, columns = n, inner = k, leading = stride;
-  float one = 1.0f, zero = 0.0f;
-  sgemm_("T", "N", &columns, &rows, &inner, &one, b, &inner, a, &inner, &zero, c, &leading);
-}
-// Row-major `c[m, n] = beta c + a[m, k] · b[k, n]`, the rows of a `stride` apart.
-void times(int64_t m, int64_t n, int64_t k, const float* a, int64_t stride, const float* b, float beta, float* c) {
-  int rows = m, columns = n, inner = k, leading = stride;
-  float one = 1.0f;
-  sgemm_("N", "N", &columns, &rows, &inner, &one, b, &columns, a, &leading, &beta, c, &columns);
-}
-// Row-major `c[k, n] += a[m, k]ᵀ · b[m, n]`, the rows of a `stride` apart.
-void add_transposed_times(int64_t m, int64_t n, int64_t k, const float* a, int64_t stride, const float* b, float* c) {
-  int rows = m, columns = n, inner = k, leading = stride;
-  float one = 1.0f;
-  sgemm_("N", "T", &columns, &inner, &rows, &one, b, &columns, a, &leading, &one, c, &columns);
+// Calls the body with a null pointer of what products of a tensor's values are made of. MKL multiplies bfloat16 several times as
+// fast as float32 where the CPU has tiles (AMX), and more slowly elsewhere.
+template <typename T, typename Body>
+void by_operand(Body&& body) {
+  if constexpr (std::is_same_v<T, Bf16>) {
+    static const bool has_tiles = at::cpu::init_amx();
+    if (has_tiles) return body(static_cast<Bf16*>(nullptr));
+  }
+  body(static_cast<float*>(nullptr));
 }
 
-// Float32 rows of one head from rows `stride` apart, times a factor.
-template <typename T>
-DYAD_INLINE void load_rows(const T* from, int64_t stride, float* to, int64_t rows, int64_t width, float factor) {
-  for (int64_t row = 0; row < rows; ++row, from += stride, to += width)
+inline void multiply(const char* transa, const char* transb, int m, int n, int k, float alpha, const float* a, int lda,
+                     const float* b, int ldb, float beta, float* c, int ldc) {
+  sgemm_(transa, transb, &m, &n, &k, &alpha, a, &lda, b, &ldb, &beta, c, &ldc);
+}
+inline void multiply(const char* transa, const char* transb, int m, int n, int k, float alpha, const Bf16* a, int lda,
+                     const Bf16* b, int ldb, float beta, float* c, int ldc) {
+  gemm_bf16bf16f32_(transa, transb, &m, &n, &k, &alpha, &a->bits, &lda, &b->bits, &ldb, &beta, c, &ldc);
+}
+
+// Row-major `c[m, n] = alpha · a[m, k] · b[n, k]ᵀ`, the rows of c `stride` apart.
+template <typename E>
+void times_transposed(int64_t m, int64_t n, int64_t k, float alpha, const E* a, const E* b, float* c, int64_t stride) {
+  multiply("T", "N", n, m, k, alpha, b, k, a, k, 0.0f, c, stride);
+}
+// Row-major `c[m, n] = alpha · a[m, k] · b[k, n]`, the rows of a `stride` apart.
+template <typename E>
+void times(int64_t m, int64_t n, int64_t k, float alpha, const E* a, int64_t stride, const E* b, float* c) {
+  multiply("N", "N", n, m, k, alpha, b, n, a, stride, 0.0f, c, n);
+}
+// Row-major `c[k, n] += alpha · a[m, k]ᵀ · b[m, n]`, the rows of a `stride` apart.
+template <typename E>
+void add_transposed_times(int64_t m, int64_t n, int64_t k, float alpha, const E* a, int64_t stride, const E* b, float* c) {
+  multiply("N", "T", n, k, m, alpha, b, n, a, stride, 1.0f, c, n);
+}
+
+// Rows of one head from rows `stride` apart, as products take them.
+template <typename T, typename E>
+DYAD_INLINE void load_rows(const T* from, int64_t stride, E* to, int64_t rows, int64_t width) {
+  for (int64_t row = 0; row < rows; ++row, from += stride, to += width) {
+    if constexpr (std::is_same_v<T, E>) {
+      std::memcpy(to, from, width * sizeof(T));
+    } else {
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) to[i] = widen(from[i]) * factor;
+      for (int64_t i = 0; i < width; ++i) to[i] = widen(from[i]);
+    }
+  }
 }
 template <typename T>
-DYAD_INLINE void store_rows(const float* from, T* to, int64_t stride, int64_t rows, int64_t width, float factor) {
+DYAD_INLINE void store_rows(const float* from, T* to, int64_t stride, int64_t rows, int64_t width) {
   for (int64_t row = 0; row < rows; ++row, from += width, to += stride)
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) narrow(from[i] * factor, to[i]);
+    for (int64_t i = 0; i < width; ++i) narrow(from[i], to[i]);
 }
 
-// Scores become probabilities; returns the log-sum-exp. Of one row each: with the rows' loop around them the compiler gives
-// some copies of these loops up.
-DYAD_INLINE float softmax(float* scores, int64_t seen) {
+// Scores become probabilities, at the same place if products take float32; returns the log-sum-exp. Of one row each: with the
+// rows' loop around them the compiler gives some copies of these loops up.
+template <typename E>
+DYAD_INLINE float softmax(float* scores, E* probabilities, int64_t seen) {
   float top = scores[0], sum = 0.0f;
 #pragma omp simd reduction(max : top)
   for (int64_t i = 0; i < seen; ++i) top = scores[i] > top ? scores[i] : top;
@@ -110,21 +138,29 @@ DYAD_INLINE float softmax(float* scores, int64_t seen) {
   }
   float inverse = 1.0f / sum;
 #pragma omp simd
-  for (int64_t i = 0; i < seen; ++i) scores[i] *= inverse;
+  for (int64_t i = 0; i < seen; ++i) narrow(scores[i] * inverse, probabilities[i]);
   return top + std::log(sum);
 }
 
-// Probabilities from scores, and gradients of scores from those of probabilities: `ds = p (dp - o·do)`.
-DYAD_INLINE void softmax_backward(float* scores, float* gradients, int64_t seen, float lse, const float* out,
-                                  const float* out_gradient, int64_t width) {
+// Of one row of a tile: its scores and the gradients of its probabilities, and where probabilities and the gradients of scores
+// go, at the same places if products take float32.
+template <typename E>
+struct Row {
+  float *scores, *gradients;
+  E *probabilities, *slopes;
+};
+
+// `p = exp(s - lse)` and `ds = p (dp - o·do)`.
+template <typename E>
+DYAD_INLINE void softmax_backward(Row<E> row, int64_t seen, float lse, const E* out, const E* out_gradient, int64_t width) {
   float mean = 0.0f;
 #pragma omp simd reduction(+ : mean)
-  for (int64_t i = 0; i < width; ++i) mean += out[i] * out_gradient[i];
+  for (int64_t i = 0; i < width; ++i) mean += widen(out[i]) * widen(out_gradient[i]);
 #pragma omp simd
   for (int64_t i = 0; i < seen; ++i) {
-    float p = exponential(scores[i] - lse);
-    scores[i] = p;
-    gradients[i] = p * (gradients[i] - mean);
+    float p = exponential(row.scores[i] - lse), slope = p * (row.gradients[i] - mean);
+    narrow(p, row.probabilities[i]);
+    narrow(slope, row.slopes[i]);
   }
 }
 
