@@ -5,13 +5,14 @@ use std::path::Path;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::Fault;
 use dyad_proto::preference::Message;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use crate::batch::Segment;
 use crate::lora::{self, ADAPTER_CONFIG, LoraSpec, PeftConfig};
 use crate::model::Model;
 use crate::model::blocks::Pass;
 use crate::model::weights::{Place, Reading};
+use crate::transfer::values;
 
 /// Most likely answers to some conversations, all prompts in one packed pass per token.
 pub fn complete(
@@ -65,9 +66,7 @@ fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Result<Vec<u32>, Fault
     let hidden =
         model.hidden_states(&on_device(&tokens), &pass).map_err(|error| Fault::failed(error.to_string()))?;
     let logits = tch::no_grad(|| model.normed_rows(&hidden, &on_device(&rows)).matmul(&model.head().tr()));
-    let best: Vec<i64> =
-        logits.argmax(-1, false).to_kind(Kind::Int64).to_device(Device::Cpu).try_into().unwrap_or_default();
-    Ok(best.into_iter().map(|id| id as u32).collect())
+    Ok(values::<i64>(&logits.argmax(-1, false)).into_iter().map(|id| id as u32).collect())
 }
 
 /// The model of a folder: whole, or an adapter over the base that it names.

@@ -37,6 +37,7 @@ pub mod rendezvous;
 pub mod run;
 pub mod schedule;
 pub mod session;
+pub mod signals;
 pub mod start;
 pub mod timing;
 pub mod trace;

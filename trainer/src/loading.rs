@@ -14,6 +14,7 @@ use crate::engine::EngineError;
 use crate::load::Sources;
 use crate::model::relay::Relay;
 use crate::model::weights::{Reading, Weights};
+use crate::transfer::values;
 
 /// File systems that other hosts serve, as the kernel's mount table names them.
 const REMOTE: [&str; 14] = [
@@ -129,8 +130,7 @@ fn gathered(communicator: &dyn Communicator, device: Device, own: &[i64]) -> Res
     let input = Tensor::from_slice(own).to_device(device);
     let all = Tensor::zeros([(own.len() * communicator.world_size()) as i64], (Kind::Int64, device));
     communicator.all_gather(&all, &input)?.wait()?;
-    let failed = |error: tch::TchError| CommError { operation: "all_gather", reason: error.to_string() };
-    Vec::<i64>::try_from(all.to_device(Device::Cpu)).map_err(failed)
+    Ok(values(&all))
 }
 
 #[cfg(test)]

@@ -22,11 +22,10 @@ use tokio::sync::mpsc as async_mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
-use tokio::signal::unix::{SignalKind, signal};
-
 use crate::comm::Communicator;
 use crate::connect::patiently;
 use crate::gate::{Gate, Milestone};
+use crate::signals::Told;
 use crate::trace;
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -213,29 +212,6 @@ fn serve(
         }
     });
     handle.end_call(tonic::Code::Ok);
-}
-
-/// The signals by which people and schedulers end a process.
-struct Told(Vec<tokio::signal::unix::Signal>);
-
-impl Told {
-    fn listen() -> Self {
-        // Where the kernel refuses, the signal keeps its default action.
-        Self(
-            [SignalKind::terminate(), SignalKind::interrupt()]
-                .into_iter()
-                .filter_map(|kind| signal(kind).ok())
-                .collect(),
-        )
-    }
-
-    async fn next(&mut self) {
-        std::future::poll_fn(|context| {
-            let heard = self.0.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
-            if heard { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        })
-        .await;
-    }
 }
 
 /// All ranks end together: the first signal asks the coordinator for that, the second ends this process.

@@ -21,11 +21,20 @@ pub fn upload<T: Element>(values: &[T], device: Device) -> Tensor {
     host.pin_memory(device).to_device_(device, kind, true, false)
 }
 
-/// Values of a tensor. Waits for everything that they depend on.
+/// Values of a tensor, inside a step.
 #[must_use]
-pub fn read(tensor: &Tensor) -> Vec<f64> {
+pub fn read<T: Element>(tensor: &Tensor) -> Vec<T> {
     let _span = Span::enter(READ);
-    Vec::<f64>::try_from(tensor.to_device(Device::Cpu)).unwrap_or_default()
+    values(tensor)
+}
+
+/// Values of a tensor, in order. Waits for everything that they depend on.
+#[must_use]
+pub fn values<T: Element>(tensor: &Tensor) -> Vec<T> {
+    let host = tensor.to_device(Device::Cpu).to_kind(T::KIND).contiguous();
+    let mut values = vec![T::ZERO; host.numel()];
+    host.copy_data(&mut values, host.numel());
+    values
 }
 
 /// Lists of integers that travel in one copy and come apart on the device.
@@ -76,9 +85,8 @@ mod tests {
         pack.add_narrow(&[7, 0, i32::MAX]);
         pack.add_narrow(&[5, 6]);
         let lists = pack.upload(Device::Cpu);
-        let long = |tensor: &Tensor| Vec::<i64>::try_from(tensor).unwrap();
-        let narrow = |tensor: &Tensor, len| Vec::<i32>::try_from(&narrow_view(tensor, len)).unwrap();
-        assert_eq!((long(&lists[0]), long(&lists[1])), (vec![1, -2, 3], vec![]));
+        let narrow = |tensor: &Tensor, len| values::<i32>(&narrow_view(tensor, len));
+        assert_eq!((values(&lists[0]), values(&lists[1])), (vec![1_i64, -2, 3], Vec::<i64>::new()));
         assert_eq!((narrow(&lists[2], 3), narrow(&lists[3], 2)), (vec![7, 0, i32::MAX], vec![5, 6]));
     }
 }

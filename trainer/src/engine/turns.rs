@@ -58,11 +58,9 @@ impl Engine {
         let all = Tensor::zeros([2 * ranks], (Kind::Int64, self.device()));
         self.communicator.all_gather(&all, &own)?.wait()?;
         // The only wait before the step's end: how many micro-batches there are decides what the host does.
-        let largest = read(&all.view([ranks, 2]).amax([0i64].as_slice(), false).to_kind(Kind::Double));
-        Ok([
-            largest.first().map_or(0, |&value| value as i64),
-            largest.get(1).map_or(0, |&value| value as i64),
-        ])
+        let all = read::<i64>(&all);
+        let largest = |place: usize| all.iter().skip(place).step_by(2).copied().max().unwrap_or(0);
+        Ok([largest(0), largest(1)])
     }
 
     /// Heads of both models, there until dropped.

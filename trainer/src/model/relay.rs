@@ -18,6 +18,7 @@ use tch::{Device, Kind, Tensor};
 use super::weights::Files;
 use crate::comm::{CommError, Communicator, Pending};
 use crate::engine::EngineError;
+use crate::transfer::values;
 
 /// The rank that reads.
 pub(super) const READER: usize = 0;
@@ -234,8 +235,7 @@ fn announce(relay: &Relay, own: Vec<u8>) -> Result<Vec<u8>, CommError> {
         false => Tensor::zeros([length], (Kind::Uint8, relay.device)),
     };
     relay.communicator.broadcast(&bytes, READER)?.wait()?;
-    let failed = |error: tch::TchError| CommError { operation: "broadcast", reason: error.to_string() };
-    Vec::<u8>::try_from(bytes.to_device(Device::Cpu)).map_err(failed)
+    Ok(values(&bytes))
 }
 
 #[cfg(test)]

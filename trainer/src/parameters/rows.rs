@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Bucket, Parameters};
 use crate::comm::{CommError, Communicator, Pending};
 use crate::flat::part;
+use crate::transfer::values;
 
 /// Values of a packed set of rows.
 const BITS: usize = i64::BITS as usize;
@@ -86,8 +87,7 @@ impl Rows {
             Self::Here(gradient) => Ok(gradient),
             Self::Coming { own, all, pending } => {
                 pending.wait()?;
-                let sets = Vec::<i64>::try_from(all.to_device(Device::Cpu)).unwrap_or_default();
-                Ok(Gradient::new(&united(&sets, own.numel()), shape, device))
+                Ok(Gradient::new(&united(&values::<i64>(&all), own.numel()), shape, device))
             }
         }
     }

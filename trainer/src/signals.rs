@@ -1,0 +1,30 @@
+//! How a trainer is told to end.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The signals by which people and schedulers end a process.
+#[derive(Debug)]
+pub struct Told(Vec<tokio::signal::unix::Signal>);
+
+impl Told {
+    /// From now on.
+    #[must_use]
+    pub fn listen() -> Self {
+        // Where the kernel refuses, the signal keeps its default action.
+        Self(
+            [SignalKind::terminate(), SignalKind::interrupt()]
+                .into_iter()
+                .filter_map(|kind| signal(kind).ok())
+                .collect(),
+        )
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        std::future::poll_fn(|context| {
+            let heard = self.0.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+            if heard { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+    }
+}
