@@ -4,20 +4,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 #![expect(unsafe_code, reason = "a foreign function of the bridge")]
 
+mod support;
+
 use std::ffi::c_char;
 use std::path::Path;
-use std::sync::Arc;
 
-use dyad_data::new_model::{NewModelOptions, create};
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::{Dtype, ReferenceLogps};
+use support::{engine, new_model};
 use tch::{Device, Kind, Tensor};
 use trainer::batch::{Layout, MicroBatch, Segment};
-use trainer::comm::gloo::{Gloo, GlooOptions, Store};
 use trainer::engine::{Engine, Share, StepResult};
 use trainer::ext::grad;
-use trainer::load::{Among, Parts, Sources};
 use trainer::model::attention::Kernel;
 use trainer::model::blocks::composed_attention;
 use trainer::model::fused::as_elsewhere;
@@ -41,38 +40,7 @@ fn stand_in() {
 
 /// A llama with two query heads to a key head.
 fn model(dir: &Path, layers: usize) {
-    let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
-    std::fs::write(dir.join("pairs.jsonl"), line).unwrap();
-    create(&NewModelOptions {
-        out: dir.join("model"),
-        texts: dir.join("pairs.jsonl"),
-        vocab_size: 300,
-        hidden_size: 64,
-        layers,
-        heads: 4,
-        kv_heads: 2,
-        intermediate_size: 96,
-        max_positions: 1024,
-        model_type: "llama".into(),
-        seed: 1,
-        overwrite: false,
-    })
-    .unwrap();
-}
-
-fn engine(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> Engine {
-    let mut config = RunConfig {
-        model: dir.join("model").display().to_string(),
-        output_dir: dir.display().to_string(),
-        dtype: Dtype::Float32,
-        ..RunConfig::default()
-    };
-    change(&mut config);
-    let parts =
-        Parts::load(&config, &Sources::resolve(&config).unwrap(), Device::Cpu, Among::NOBODY).unwrap();
-    let alone = GlooOptions { generation: 1, interface_host: "127.0.0.1".into(), rank: 0, world_size: 1 };
-    let gloo = Gloo::connect(Store::serve("127.0.0.1").unwrap(), &alone).unwrap();
-    Engine::new(parts.policy, parts.reference, parts.parameters, Arc::new(gloo), &config)
+    new_model(dir, |options| options.layers = layers);
 }
 
 fn pairs() -> Vec<Tokenized> {
@@ -395,7 +363,8 @@ fn nothing_in_the_step_copies_past_transfer() {
             "to_device(Device::Cpu)",
             "double_value(",
             "int64_value(",
-            "try_from(logps",
+            "values::<",
+            "values(&",
             ".item(",
         ] {
             assert!(!code.contains(copy), "{file} has {copy}…): use transfer.rs");

@@ -1,17 +1,14 @@
 //! What a step allocates, as libtorch's profiler sees it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::path::Path;
-use std::sync::Arc;
+mod support;
 
-use dyad_data::new_model::{NewModelOptions, create};
+use std::path::Path;
+
 use dyad_data::tokenize::Tokenized;
-use dyad_proto::RunConfig;
-use dyad_proto::run_config::Dtype;
+use support::{engine, new_model};
 use tch::{Device, Kind, Tensor};
-use trainer::comm::gloo::{Gloo, GlooOptions, Store};
 use trainer::engine::{Engine, Share};
-use trainer::load::{Among, Parts, Sources};
 use trainer::model::EMBEDDING;
 use trainer::profile::recorder;
 
@@ -22,24 +19,11 @@ const TILE_BYTES: i64 = 64 << 20;
 
 /// A small model with a very large vocabulary.
 fn model(dir: &Path) {
-    let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
-    std::fs::write(dir.join("pairs.jsonl"), line).unwrap();
+    new_model(dir, |options| {
+        (options.hidden_size, options.heads, options.kv_heads, options.intermediate_size) =
+            (HIDDEN, 2, 2, 32);
+    });
     let out = dir.join("model");
-    create(&NewModelOptions {
-        out: out.clone(),
-        texts: dir.join("pairs.jsonl"),
-        vocab_size: 300,
-        hidden_size: HIDDEN,
-        layers: 1,
-        heads: 2,
-        kv_heads: 2,
-        intermediate_size: 32,
-        max_positions: 1024,
-        model_type: "llama".into(),
-        seed: 1,
-        overwrite: false,
-    })
-    .unwrap();
     let weights = out.join("model.safetensors");
     let mut tensors = Tensor::read_safetensors(&weights).unwrap();
     for (name, tensor) in &mut tensors {
@@ -54,21 +38,6 @@ fn model(dir: &Path) {
         serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
     json["vocab_size"] = VOCAB.into();
     std::fs::write(config, json.to_string()).unwrap();
-}
-
-fn engine(dir: &Path, lora: bool) -> Engine {
-    let config = RunConfig {
-        model: dir.join("model").display().to_string(),
-        output_dir: dir.display().to_string(),
-        dtype: Dtype::Float32,
-        lora,
-        ..RunConfig::default()
-    };
-    let parts =
-        Parts::load(&config, &Sources::resolve(&config).unwrap(), Device::Cpu, Among::NOBODY).unwrap();
-    let alone = GlooOptions { generation: 1, interface_host: "127.0.0.1".into(), rank: 0, world_size: 1 };
-    let gloo = Gloo::connect(Store::serve("127.0.0.1").unwrap(), &alone).unwrap();
-    Engine::new(parts.policy, parts.reference, parts.parameters, Arc::new(gloo), &config)
 }
 
 /// Pairs with this many completion tokens a side.
@@ -110,7 +79,7 @@ fn no_tensor_has_the_size_of_tokens_times_vocabulary() {
     let dir = tempfile::tempdir().unwrap();
     model(dir.path());
     for lora in [false, true] {
-        let mut engine = engine(dir.path(), lora);
+        let mut engine = engine(dir.path(), |config| config.lora = lora);
         let (largest, short) = allocations(&mut engine, &share(75));
         assert!(largest <= TILE_BYTES, "lora {lora}: one tensor of {} MiB", largest >> 20);
         let (largest, long) = allocations(&mut engine, &share(150));

@@ -1,16 +1,15 @@
 //! When the engine talks to the other ranks: one all-reduce per bucket and step, each as soon as its layers are done.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+mod support;
+
 use std::sync::{Arc, Mutex};
 
-use dyad_data::new_model::{NewModelOptions, create};
 use dyad_data::tokenize::Tokenized;
-use dyad_proto::RunConfig;
-use dyad_proto::run_config::Dtype;
-use tch::{Device, Kind, Tensor};
+use support::{engine_of, new_model, parts};
+use tch::{Kind, Tensor};
 use trainer::comm::{CommError, Communicator, Pending};
 use trainer::engine::{Engine, Share};
-use trainer::load::{Among, Parts, Sources};
 
 /// Stands for a second rank that adds nothing, and keeps what it sees.
 #[derive(Debug, Default)]
@@ -76,37 +75,15 @@ impl Communicator for Recorder {
 
 /// A model whose layers are large enough to be buckets of their own.
 fn engine(dir: &std::path::Path, recorder: &Arc<Recorder>) -> Engine {
-    let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
-    std::fs::write(dir.join("pairs.jsonl"), line).unwrap();
-    let model = dir.join("model");
-    create(&NewModelOptions {
-        out: model.clone(),
-        texts: dir.join("pairs.jsonl"),
-        vocab_size: 300,
-        hidden_size: 512,
-        layers: 3,
-        heads: 8,
-        kv_heads: 8,
-        intermediate_size: 1408,
-        max_positions: 64,
-        model_type: "llama".into(),
-        seed: 1,
-        overwrite: false,
-    })
-    .unwrap();
-    let config = RunConfig {
-        model: model.display().to_string(),
-        output_dir: dir.display().to_string(),
-        dtype: Dtype::Float32,
-        // Every pair is a micro-batch of its own: only the last one may start reductions.
-        micro_batch_tokens: 1,
-        ..RunConfig::default()
-    };
-    let parts =
-        Parts::load(&config, &Sources::resolve(&config).unwrap(), Device::Cpu, Among::NOBODY).unwrap();
+    new_model(dir, |options| {
+        (options.hidden_size, options.layers, options.intermediate_size) = (512, 3, 1408);
+        (options.heads, options.kv_heads, options.max_positions) = (8, 8, 64);
+    });
+    // Every pair is a micro-batch of its own: only the last one may start reductions.
+    let (config, parts) = parts(dir, |config| config.micro_batch_tokens = 1);
     let buckets = parts.parameters.buckets.iter().map(|bucket| bucket.grad.shallow_clone()).collect();
     *recorder.buckets.lock().unwrap() = buckets;
-    Engine::new(parts.policy, parts.reference, parts.parameters, recorder.clone(), &config)
+    engine_of((config, parts), recorder.clone())
 }
 
 fn share(pairs: usize) -> Share {

@@ -1,0 +1,62 @@
+//! Small models, and engines that train them alone.
+#![allow(dead_code, reason = "every test file takes what it needs")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use dyad_data::new_model::{NewModelOptions, create};
+use dyad_proto::RunConfig;
+use dyad_proto::run_config::Dtype;
+use tch::Device;
+use trainer::comm::Communicator;
+use trainer::comm::gloo::{Gloo, GlooOptions, Store};
+use trainer::engine::Engine;
+use trainer::load::{Among, Parts, Sources};
+
+/// Writes `dir/model`: a llama of one small layer, and what the caller makes of it.
+pub(crate) fn new_model(dir: &Path, change: impl FnOnce(&mut NewModelOptions)) {
+    let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
+    std::fs::write(dir.join("pairs.jsonl"), line).unwrap();
+    let mut options = NewModelOptions {
+        out: dir.join("model"),
+        texts: dir.join("pairs.jsonl"),
+        vocab_size: 300,
+        hidden_size: 64,
+        layers: 1,
+        heads: 4,
+        kv_heads: 2,
+        intermediate_size: 96,
+        max_positions: 1024,
+        model_type: "llama".into(),
+        seed: 1,
+        overwrite: false,
+    };
+    change(&mut options);
+    create(&options).unwrap();
+}
+
+/// Config and parts to train `dir/model` in float32, unless the caller says otherwise.
+pub(crate) fn parts(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> (RunConfig, Parts) {
+    let mut config = RunConfig {
+        model: dir.join("model").display().to_string(),
+        output_dir: dir.display().to_string(),
+        dtype: Dtype::Float32,
+        ..RunConfig::default()
+    };
+    change(&mut config);
+    let sources = Sources::resolve(&config).unwrap();
+    let parts = Parts::load(&config, &sources, Device::Cpu, Among::NOBODY).unwrap();
+    (config, parts)
+}
+
+/// An engine among these ranks.
+pub(crate) fn engine_of((config, parts): (RunConfig, Parts), communicator: Arc<dyn Communicator>) -> Engine {
+    Engine::new(parts.policy, parts.reference, parts.parameters, communicator, &config)
+}
+
+/// An engine of one rank over `dir/model`.
+pub(crate) fn engine(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> Engine {
+    let alone = GlooOptions { generation: 1, interface_host: "127.0.0.1".into(), rank: 0, world_size: 1 };
+    let gloo = Gloo::connect(Store::serve("127.0.0.1").unwrap(), &alone).unwrap();
+    engine_of(parts(dir, change), Arc::new(gloo))
+}
