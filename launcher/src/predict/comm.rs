@@ -49,15 +49,17 @@ pub struct Hiding {
 
 /// Communication of a step.
 ///
-/// Stages 0 and 1 reduce in the last micro-batch, stages 2 and 3 in each. Stage 1 and 2 gather the updated weights after the
-/// optimizer, hidden by nothing; stage 3 gathers layers before each pass.
+/// Stages 0 and 1 reduce in the last micro-batch, stages 2 and 3 in each, of looked-up rows only in the last. Stage 1 and 2 gather
+/// the updated weights after the optimizer, hidden by nothing; stage 3 gathers layers before each pass.
 #[must_use]
 pub fn traffic(setup: &Setup, hiding: Hiding) -> Traffic {
     let (micro_batches, sharded) = (setup.micro_batches(), setup.zero > 0);
     let reduce = |bytes: f64| if sharded { half(setup, bytes) } else { all_reduce(setup, bytes) };
-    let (total, exposed) = reduction(setup, hiding.backward, &reduce);
-    let reductions = if setup.zero >= 2 { micro_batches } else { 1.0 };
-    let mut traffic = Traffic { total: total * reductions, exposed: exposed * reductions };
+    let last = reduction(setup, hiding.backward, true, &reduce);
+    let others = if setup.zero >= 2 { micro_batches - 1.0 } else { 0.0 };
+    let other = reduction(setup, hiding.backward, false, &reduce);
+    let mut traffic =
+        Traffic { total: last.total + others * other.total, exposed: last.exposed + others * other.exposed };
     let weights = setup.compute_bytes() * setup.trained();
     if setup.zero == 3 {
         let layer = half(setup, setup.compute_bytes() * setup.shape.layer());
@@ -65,9 +67,10 @@ pub fn traffic(setup: &Setup, hiding: Hiding) -> Traffic {
         let gathers = passes * (setup.shape.layers * layer + head_gather(setup));
         let hidden = hiding.forward + hiding.backward;
         // The first layer's weights are waited for; the rest travel beside the reductions.
-        let late = (gathers + total - hidden).max(layer).max(exposed);
+        let late =
+            |reduction: Traffic| (gathers + reduction.total - hidden).max(layer).max(reduction.exposed);
         traffic.total += gathers * micro_batches;
-        traffic.exposed = late * micro_batches;
+        traffic.exposed = late(last) + others * late(other);
     } else if sharded && setup.gpus > 1.0 {
         traffic.total += half(setup, weights);
         traffic.exposed += half(setup, weights);
@@ -81,10 +84,13 @@ fn head_gather(setup: &Setup) -> f64 {
     half(setup, matrices * setup.compute_bytes() * setup.shape.head())
 }
 
-/// Seconds of all buckets' reductions, and of those that end after the backward pass: units from the head down, one wire.
-fn reduction(setup: &Setup, backward: f64, seconds: &dyn Fn(f64) -> f64) -> (f64, f64) {
+/// All buckets' reductions, and those that end after the backward pass: units from the head down, one wire.
+fn reduction(setup: &Setup, backward: f64, with_rows: bool, seconds: &dyn Fn(f64) -> f64) -> Traffic {
     let (mut clock, mut wire, mut total, mut bucket) = (0.0, 0.0_f64, 0.0, 0.0);
-    let units = units(setup, backward);
+    let mut units = units(setup, backward);
+    if !with_rows {
+        units.pop();
+    }
     let last = units.len() - 1;
     for (index, (compute, values)) in units.into_iter().enumerate() {
         clock += compute;
@@ -96,7 +102,7 @@ fn reduction(setup: &Setup, backward: f64, seconds: &dyn Fn(f64) -> f64) -> (f64
             bucket = 0.0;
         }
     }
-    (total, (wire - clock).max(0.0))
+    Traffic { total, exposed: (wire - clock).max(0.0) }
 }
 
 /// `(seconds of backward, values that travel)` of head, layers and the embedding's looked-up rows: at most one for each token of
@@ -157,5 +163,19 @@ mod tests {
         let last = all_reduce(&setup, 4.0 * setup.shape.layer()) + all_reduce(&setup, 4.0 * rows);
         assert!((slow.exposed - last).abs() < 1e-9, "{} {last}", slow.exposed);
         assert_eq!(slow.total, fast.total);
+    }
+
+    /// In stage 2 each micro-batch reduces the layers; what the step has looked up travels once.
+    #[test]
+    fn looked_up_rows_travel_once_a_step() {
+        let setup = Setup { zero: 2, batch: 64.0, micro_batch_tokens: 4096.0, ..setup("8B", 8.0) };
+        let hiding = Hiding { forward: 1.0, backward: 1.0, references: 1.0 };
+        let reduce = |bytes: f64| half(&setup, bytes);
+        let (with, without) =
+            (reduction(&setup, 1.0, true, &reduce).total, reduction(&setup, 1.0, false, &reduce).total);
+        assert!(with > without && setup.micro_batches() > 1.0);
+        let weights = half(&setup, setup.compute_bytes() * setup.trained());
+        let expected = with + (setup.micro_batches() - 1.0) * without + weights;
+        assert!((traffic(&setup, hiding).total / expected - 1.0).abs() < 1e-9);
     }
 }
