@@ -16,6 +16,8 @@ use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::refusals::{CONNECTION, Refusals};
+
 /// How long a connection may stay open before one of its calls is let in.
 pub const IDLE: Duration = Duration::from_secs(10);
 
@@ -93,13 +95,14 @@ pub struct Peer {
     /// What its certificate says it is; nothing is known in plain text.
     pub roles: Option<Vec<Role>>,
     standing: Arc<AtomicU8>,
+    refusals: Refusals,
 }
 
 impl Peer {
     /// Somebody who has made no call yet.
     #[must_use]
-    pub fn new(address: SocketAddr, roles: Option<Vec<Role>>) -> Self {
-        Self { address, roles, standing: Arc::new(AtomicU8::new(NO_CALL)) }
+    pub fn new(address: SocketAddr, roles: Option<Vec<Role>>, refusals: Refusals) -> Self {
+        Self { address, roles, standing: Arc::new(AtomicU8::new(NO_CALL)), refusals }
     }
 
     /// One of its calls is let in: the connection may stay.
@@ -107,10 +110,16 @@ impl Peer {
         self.standing.store(ADMITTED, Ordering::Relaxed);
     }
 
-    /// One of its calls was turned away, and that is in the log.
-    pub fn refuse(&self) {
+    /// One of its calls is turned away, and the log says why.
+    pub fn refuse(&self, reason: &str) {
+        self.note("call refused", reason);
         // A connection that was admitted once stays so: its stream is a trainer's life.
         let _ = self.standing.compare_exchange(NO_CALL, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Puts into the log, or a count there, what was not taken from it.
+    pub fn note(&self, what: &'static str, reason: &str) {
+        self.refusals.note(what, Some(self.address), reason);
     }
 
     fn admitted(&self) -> bool {
@@ -148,7 +157,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if self.peer.standing.load(Ordering::Relaxed) == NO_CALL {
-            tracing::warn!(peer = %self.peer.address, "connection ended without a call that could be read");
+            self.peer.note(CONNECTION, "it ended without a call that could be read");
         }
     }
 }
@@ -236,11 +245,11 @@ mod tests {
 
     #[test]
     fn a_refused_call_does_not_take_an_admission_back() {
-        let peer = Peer::new("127.0.0.1:1".parse().unwrap(), None);
-        peer.refuse();
+        let peer = Peer::new("127.0.0.1:1".parse().unwrap(), None, Refusals::default());
+        peer.refuse("no token");
         assert!(!peer.admitted());
         peer.admit();
-        peer.refuse();
+        peer.refuse("no token");
         assert!(peer.admitted());
     }
 }
