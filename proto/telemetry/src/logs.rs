@@ -104,23 +104,30 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut time = String::new();
-        SystemTime.format_time(&mut Writer::new(&mut time))?;
         let mut fields = Fields(Map::new());
         event.record(&mut fields);
-        let mut line = Map::new();
-        line.insert("timestamp".into(), time.into());
-        line.insert("level".into(), event.metadata().level().as_str().into());
-        line.insert("fields".into(), Value::Object(fields.0));
-        line.insert("target".into(), event.metadata().target().into());
-        let context = Context::current();
-        let context = context.span().span_context().clone();
-        if context.is_valid() {
-            line.insert("trace_id".into(), context.trace_id().to_string().into());
-            line.insert("span_id".into(), context.span_id().to_string().into());
-        }
-        writeln!(writer, "{}", Value::Object(line))
+        let metadata = event.metadata();
+        writeln!(writer, "{}", json_line(metadata.level().as_str(), metadata.target(), fields.0))
     }
+}
+
+/// A line as it is written now, without its end.
+pub(crate) fn json_line(level: &str, target: &str, fields: Map<String, Value>) -> String {
+    let mut time = String::new();
+    // Fails where nothing can be written into a string.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    let mut line = Map::new();
+    line.insert("timestamp".into(), time.into());
+    line.insert("level".into(), level.into());
+    line.insert("fields".into(), Value::Object(fields));
+    line.insert("target".into(), target.into());
+    let context = Context::current();
+    let context = context.span().span_context().clone();
+    if context.is_valid() {
+        line.insert("trace_id".into(), context.trace_id().to_string().into());
+        line.insert("span_id".into(), context.span_id().to_string().into());
+    }
+    Value::Object(line).to_string()
 }
 
 /// Fields of an event as JSON.
