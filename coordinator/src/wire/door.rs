@@ -135,7 +135,7 @@ impl Guest {
     }
 }
 
-type Greeted = (Bytes, Option<Vec<Role>>);
+type Greeted = (Box<dyn Bytes>, Option<Vec<Role>>);
 
 /// Until the peer has said that it speaks HTTP/2; the error says what it did instead.
 async fn greet(mut stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<Greeted, String> {
@@ -146,7 +146,7 @@ async fn greet(mut stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<
         ([0x16, 3, _], Some(config)) => return shake_hands(stream, head, config).await,
         (b"PRI", None) => {
             let head = preface(&mut stream, &head).await?;
-            return Ok((Bytes::Plain(Rewound::new(head, stream)), None));
+            return Ok((Box::new(Rewound::new(head, stream)), None));
         }
         (b"PRI", Some(_)) => ("it speaks plain text, and this port TLS", GO_AWAY),
         ([0x16, 3, _], None) => ("it speaks TLS, and this port plain text", ALERT),
@@ -174,7 +174,7 @@ async fn shake_hands(
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let roles = certificates.first().map(roles).unwrap_or_default();
     let head = preface(&mut stream, &[]).await?;
-    Ok((Bytes::Tls(Box::new(Rewound::new(head, stream))), Some(roles)))
+    Ok((Box::new(Rewound::new(head, stream)), Some(roles)))
 }
 
 /// Why a certificate is refused, for a person to read. Authorities of other runs have the same name, and another key.
