@@ -66,7 +66,7 @@ fn is_exported(metadata: &Metadata<'_>) -> bool {
 
 /// Installs the process's subscriber; a second call in one process does nothing.
 pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
-    let filter = EnvFilter::try_from_env(logs.variable).unwrap_or_else(|_| EnvFilter::new(logs.default));
+    let (filter, trouble) = filter(logs, std::env::var(logs.variable).ok());
     // Exported spans are no part of a log line.
     let filter = match format!("{TARGET}=off").parse() {
         Ok(directive) => filter.add_directive(directive),
@@ -88,6 +88,22 @@ pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
         layer.with_filter(tracing_subscriber::filter::filter_fn(is_exported))
     });
     let _ = tracing_subscriber::registry().with(lines).with(traces).try_init();
+    if let Some(trouble) = trouble {
+        tracing::warn!("{trouble}");
+    }
+}
+
+/// Which lines are written where the variable has this value, and what is wrong with it.
+fn filter(logs: Logs, value: Option<String>) -> (EnvFilter, Option<String>) {
+    let Logs { variable, default, .. } = logs;
+    match value.map(|value| EnvFilter::try_new(&value).map_err(|error| (value, error))) {
+        None => (EnvFilter::new(default), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err((value, error))) => {
+            let trouble = format!("{variable} {value:?} is ignored, as if it were {default:?}: {error}");
+            (EnvFilter::new(default), Some(trouble))
+        }
+    }
 }
 
 /// One JSON object a line.
@@ -163,5 +179,24 @@ impl Visit for Fields {
     fn record_f64(&mut self, field: &Field, value: f64) {
         // What is not finite has no number in JSON.
         self.put(field, if value.is_finite() { value.into() } else { value.to_string().into() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_cannot_be_read_is_named_and_the_default_taken() {
+        let logs = Logs { format: LogFormat::Text, variable: "RUST_LOG", default: "info" };
+        let chosen = |value: Option<&str>| {
+            let (filter, trouble) = filter(logs, value.map(str::to_owned));
+            (filter.to_string(), trouble)
+        };
+        assert_eq!(chosen(None), ("info".into(), None));
+        assert_eq!(chosen(Some("debug")), ("debug".into(), None));
+        let (filter, trouble) = chosen(Some("dyad=loud"));
+        let trouble = trouble.unwrap();
+        assert!(filter == "info" && trouble.starts_with("RUST_LOG \"dyad=loud\" is ignored"), "{trouble}");
     }
 }
