@@ -304,3 +304,22 @@ fn log_lines_are_json_with_trace_ids_on_request() {
     };
     assert!(log.lines().any(|line| of_a_step(&line)), "{log}");
 }
+
+/// The coordinator's own last words are read by the launcher, which says them once, in its own line.
+#[test]
+fn a_failure_is_one_json_line_on_request() {
+    let workspace = Workspace::with_model(8, "");
+    workspace.write("pairs.jsonl", "not json\n");
+    let output = workspace.launch(2, &["--log-format", "json"]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let words: Vec<&Value> =
+        lines.iter().map(|line| &line["fields"]).filter(|line| !line["exit_status"].is_null()).collect();
+    assert!(words.len() == 1 && lines.last().unwrap()["target"] == "launcher", "{said}");
+    assert!(words[0]["message"].as_str().unwrap().contains("pairs.jsonl line 1: "), "{said}");
+    assert!(!words[0]["hint"].as_str().unwrap().is_empty() && words[0]["exit_status"] == 2, "{said}");
+    let log = std::fs::read_to_string(workspace.path("out/logs/coordinator.log")).unwrap();
+    assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
+    assert!(log.contains("\"exit_status\":2"), "{log}");
+}
