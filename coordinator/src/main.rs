@@ -27,8 +27,7 @@ fn main() -> ExitCode {
     match coordinate(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            // Nothing is left to do when standard error itself is gone.
-            let _ = writeln!(std::io::stderr(), "{}", fault.report());
+            dyad_telemetry::last_words(&fault);
             ExitCode::from(fault.code.exit_status())
         }
     }
@@ -96,7 +95,7 @@ async fn serve(
     span.record("train.run.id", spec.run_id.as_str());
     span.record("train.world_size", spec.world_size);
     let run = Run::new(spec, Instant::now());
-    announce(&listener, metrics.as_ref())?;
+    announce(address(&listener)?, metrics.as_ref().map(address).transpose()?)?;
     if let Some((listener, metrics)) = metrics.zip(observer.metrics()) {
         tokio::spawn(endpoint::serve(listener, metrics));
     }
@@ -106,27 +105,20 @@ async fn serve(
 }
 
 fn address(listener: &TcpListener) -> Result<SocketAddr, Fault> {
-    let address = listener.local_addr();
-    address.map_err(|error| Fault::failed(format!("cannot say where the coordinator listens: {error}")))
+    listener.local_addr().map_err(unsaid)
 }
 
 /// The one line on standard output, by which the launcher finds the port.
-fn announce(listener: &TcpListener, metrics: Option<&TcpListener>) -> Result<(), Fault> {
-    let addresses = listener
-        .local_addr()
-        .and_then(|address| Ok((address, metrics.map(TcpListener::local_addr).transpose()?)));
-    let line = addresses.map(|(listening, metrics)| {
-        let mut line = serde_json::json!({ "listening": listening.to_string() });
-        if let Some(metrics) = metrics {
-            tracing::info!("metrics at http://{metrics}/metrics");
-            line["metrics"] = metrics.to_string().into();
-        }
-        line
-    });
-    line.and_then(|line| {
-        let mut stdout = std::io::stdout().lock();
-        writeln!(stdout, "{line}")?;
-        stdout.flush()
-    })
-    .map_err(|error| Fault::failed(format!("cannot say where the coordinator listens: {error}")))
+fn announce(listening: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Fault> {
+    let mut line = serde_json::json!({ "listening": listening.to_string() });
+    if let Some(metrics) = metrics {
+        tracing::info!("metrics at http://{metrics}/metrics");
+        line["metrics"] = metrics.to_string().into();
+    }
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(unsaid)
+}
+
+fn unsaid(error: std::io::Error) -> Fault {
+    Fault::failed(format!("cannot say where the coordinator listens: {error}"))
 }

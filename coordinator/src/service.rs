@@ -92,8 +92,8 @@ async fn forward(
                 // Otherwise the stream broke.
                 if is_unreadable(&status) {
                     let what = status.message().to_owned();
-                    if let Some(Peer { address, .. }) = &peer {
-                        tracing::warn!(peer = %address, reason = what, "message refused");
+                    if let Some(peer) = &peer {
+                        peer.note("message refused", &what);
                     }
                     let _ = inputs.send(Input::Event(Event::Unreadable(id, what))).await;
                 }

@@ -1,25 +1,26 @@
 //! The run as a state machine, with time in the test's hand: deadlines, windows, and reports that do not add up.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod support;
+
 use std::time::{Duration, Instant};
 
-use dyad_coordinator::dataset::Datasets;
 use dyad_coordinator::failure::ECHO_HOLD_BACK;
 use dyad_coordinator::membership::{SILENCE_LIMIT, TrainerId};
-use dyad_coordinator::run::{Command, Event, FAREWELL, Run, RunSpec};
-use dyad_coordinator::training::{GENERATION, Start};
+use dyad_coordinator::run::{Command, Event, FAREWELL, Run};
+use dyad_coordinator::training::GENERATION;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    CheckpointReport, DrainRequest, Finished, Heartbeat, Held, Hello, MeasureReport, PairLength, PairVerdict,
-    Phase, PreferenceSums, StepReport,
+    CheckpointReport, DrainRequest, Finished, Heartbeat, Held, Phase, PreferenceSums, StepReport,
 };
-use dyad_proto::{ErrorCode, Fault, PROTOCOL_VERSION, RunConfig};
-
-const LINE: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
+use dyad_proto::{ErrorCode, Fault};
+use support::spec::{hello, measured, spec};
 
 const A: TrainerId = TrainerId(1);
 const B: TrainerId = TrainerId(2);
+
+const PAIRS: usize = 40;
 
 /// A run of 20 steps of 2 pairs for trainers A (rank 0) and B (rank 1).
 struct Bench {
@@ -29,28 +30,8 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("train.jsonl");
-        std::fs::write(&file, [LINE; 40].join("\n")).unwrap();
-        let config = RunConfig {
-            model: "m".into(),
-            training_file: file.display().to_string(),
-            output_dir: "out".into(),
-            batch_size: 2,
-            ..RunConfig::default()
-        };
-        let spec = RunSpec {
-            run_id: "run-1".into(),
-            config_json: config.to_json().unwrap(),
-            data: Datasets::load(&config).unwrap(),
-            config,
-            world_size: 2,
-            join_timeout: Duration::from_secs(600),
-            start: Start::default(),
-            resume_from: String::new(),
-        };
         let now = Instant::now();
-        Self { run: Run::new(spec, now), now }
+        Self { run: Run::new(spec(PAIRS), now), now }
     }
 
     /// Both trainers have joined, and measured everything.
@@ -58,16 +39,7 @@ impl Bench {
         let mut bench = Self::new();
         bench.hello(A);
         bench.hello(B);
-        let length = |id| PairLength {
-            id,
-            verdict: PairVerdict::Kept.into(),
-            prompt_tokens: 1,
-            chosen_tokens: 1,
-            rejected_tokens: 1,
-            cost: 0,
-        };
-        let report = MeasureReport { split: 1, lengths: (0..40).map(length).collect() };
-        let commands = bench.send(A, Up::MeasureReport(report));
+        let commands = bench.send(A, Up::MeasureReport(measured(PAIRS)));
         (bench, commands)
     }
 
@@ -76,14 +48,7 @@ impl Bench {
     }
 
     fn hello(&mut self, id: TrainerId) -> Vec<Command> {
-        let hello = Hello {
-            name: format!("t{}", id.0),
-            protocol_version: PROTOCOL_VERSION,
-            device: "cpu".into(),
-            launch_index: id.0 as u32,
-            ..Hello::default()
-        };
-        self.send(id, Up::Hello(hello))
+        self.send(id, hello(id))
     }
 
     fn report(&mut self, id: TrainerId, step: u64, pairs: u64) -> Vec<Command> {

@@ -8,25 +8,20 @@ use support::{Workspace, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-async fn scrape(port: u16) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+async fn scrape(address: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
 }
 
-async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
-}
-
 #[tokio::test]
 async fn metrics_are_served_from_the_first_moment_on() {
     let work = Workspace::new(9, 0, "shuffle = false");
-    let port = free_port().await;
-    let coordinator =
-        work.start(&["--world-size", "2", "--metrics-listen", &format!("127.0.0.1:{port}")]).await;
-    let early = scrape(port).await;
+    let coordinator = work.start(&["--world-size", "2", "--metrics-listen", "127.0.0.1:0"]).await;
+    let address = coordinator.metrics.clone().unwrap();
+    let early = scrape(&address).await;
     assert!(early.contains(" 200 OK") && early.contains("application/openmetrics-text"), "{early}");
     assert!(early.contains("\ndyad_trainers 0\n") && early.contains("\ndyad_world_size 2\n"), "{early}");
     assert!(!early.contains("\ndyad_loss{"), "nothing is known of a loss yet");
@@ -40,7 +35,7 @@ async fn metrics_are_served_from_the_first_moment_on() {
     // Watchers are told of a row before it is counted.
     let counted = async {
         loop {
-            let text = scrape(port).await;
+            let text = scrape(&address).await;
             if text.contains("\ndyad_steps_total 1\n") {
                 return text;
             }

@@ -210,12 +210,30 @@ async fn noise_and_frames_that_break_off_are_refused() {
         }
     }
     let (plain, tls) = (completes(plain).await, completes(tls).await);
-    assert_logged(&plain, &["WARN", "peer=", "connection ended without a call that could be read"]);
+    assert_logged(&plain, &["WARN", "connection refused", "peer=", "without a call that could be read"]);
     assert_logged(&tls, &["WARN", "peer=", "speaks plain text, and this port TLS"]);
     for log in [plain, tls] {
         assert_logged(&log, &["WARN", "peer=", "neither TLS nor HTTP/2"]);
         assert_logged(&log, &["WARN", "peer=", "it said nothing"]);
     }
+}
+
+/// Somebody scans the port in a loop.
+#[tokio::test]
+async fn the_same_refusal_again_and_again_is_one_line_and_a_count() {
+    let work = Workspace::new(4, 0, "");
+    let coordinator = work.start(&ALONE).await;
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(&coordinator.address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let _ = stream.shutdown().await;
+        let _ = soon("the connection to end", stream.read_to_end(&mut Vec::new())).await;
+    }
+    let log = completes(coordinator).await;
+    let said = log.lines().filter(|line| line.contains("neither TLS nor HTTP/2")).collect::<Vec<_>>();
+    assert_eq!(said.len(), 2, "{log}");
+    assert!(said[0].contains("connection refused peer="), "{}", said[0]);
+    assert!(said[1].contains("connection refused again") && said[1].ends_with("times=49"), "{}", said[1]);
 }
 
 #[tokio::test]

@@ -173,3 +173,19 @@ async fn help_explains_every_flag_and_exit_status() {
         assert!(ended.stdout.contains(word), "{word}");
     }
 }
+
+/// A log shipper reads every line of such a process, the last ones too.
+#[tokio::test]
+async fn last_words_are_json_where_log_lines_are() {
+    let work = Workspace::new(3, 0, "learning_rat = 1.0");
+    let ended = work.run_alone(&["--world-size", "1", "--log-format", "json"]).await;
+    assert_eq!(ended.status, Some(2));
+    let lines: Vec<serde_json::Value> =
+        ended.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = lines.last().unwrap();
+    assert_eq!((&last["level"], &last["target"]), (&"ERROR".into(), &"coordinator".into()));
+    let said = &last["fields"];
+    assert!(said["message"].as_str().unwrap().ends_with("unknown config key `learning_rat`"), "{said}");
+    assert_eq!(said["hint"], "did you mean `learning_rate`?");
+    assert_eq!(said["exit_status"], 2);
+}

@@ -5,25 +5,25 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use dyad_coordinator::dataset::Datasets;
 use dyad_coordinator::membership::TrainerId;
-use dyad_coordinator::run::{Command, Event, Run, RunSpec};
-use dyad_coordinator::training::{GENERATION, Start};
+use dyad_coordinator::run::{Command, Event, Run};
+use dyad_coordinator::training::GENERATION;
+use dyad_proto::PROTOCOL_VERSION;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
     BootstrapOffer, CheckpointReport, DrainRequest, EvaluationReport, Failure, Finished, Heartbeat, Held,
-    Hello, MeasureReport, ModelReport, PairLength, PairReference, PairVerdict, PreferenceSums,
-    ReferenceLogps, ReferenceReport, StepReport, TrainerMessage,
+    Hello, MeasureReport, ModelReport, PairLength, PairReference, PreferenceSums, ReferenceLogps,
+    ReferenceReport, StepReport, TrainerMessage,
 };
-use dyad_proto::{PROTOCOL_VERSION, RunConfig};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use prost::Message;
 use support::Workspace;
+use support::spec::{hello, measured, spec};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-const PAIRS: u64 = 12;
+const PAIRS: usize = 12;
 const IDS: [TrainerId; 2] = [TrainerId(1), TrainerId(2)];
 const STRANGER: TrainerId = TrainerId(3);
 
@@ -35,56 +35,23 @@ enum Stage {
     Training,
 }
 
-fn config(dir: &std::path::Path) -> RunConfig {
-    let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
-    let file = dir.join("train.jsonl");
-    std::fs::write(&file, [line; PAIRS as usize].join("\n")).unwrap();
-    RunConfig {
-        model: "m".into(),
-        training_file: file.display().to_string(),
-        output_dir: "out".into(),
-        batch_size: 2,
-        ..RunConfig::default()
-    }
-}
-
-fn run_at(stage: Stage, config: &RunConfig, now: Instant) -> Run {
-    let spec = RunSpec {
-        run_id: "run-1".into(),
-        config_json: config.to_json().unwrap(),
-        data: Datasets::load(config).unwrap(),
-        config: config.clone(),
-        world_size: 2,
-        join_timeout: Duration::from_secs(600),
-        start: Start::default(),
-        resume_from: String::new(),
-    };
-    let mut run = Run::new(spec, now);
+fn run_at(stage: Stage, now: Instant) -> Run {
+    let mut run = Run::new(spec(PAIRS), now);
     if matches!(stage, Stage::Joining) {
         return run;
     }
     for id in IDS {
-        let name = format!("t{}", id.0);
-        let hello =
-            Hello { name, protocol_version: PROTOCOL_VERSION, device: "cpu".into(), ..Hello::default() };
-        run.handle(now, Event::Message(id, Up::Hello(hello)));
+        run.handle(now, Event::Message(id, hello(id)));
     }
     if matches!(stage, Stage::Training) {
-        run.handle(now, Event::Message(IDS[0], Up::MeasureReport(measured())));
+        run.handle(now, Event::Message(IDS[0], Up::MeasureReport(measured(PAIRS))));
     }
     run
 }
 
-fn measured() -> MeasureReport {
-    let verdict = PairVerdict::Kept.into();
-    let length =
-        |id| PairLength { id, verdict, prompt_tokens: 1, chosen_tokens: 1, rejected_tokens: 1, cost: 0 };
-    MeasureReport { split: 1, lengths: (0..PAIRS).map(length).collect() }
-}
-
 /// Numbers that are right, near it, and far from it.
 fn number() -> impl Strategy<Value = u64> {
-    prop_oneof![0..4_u64, Just(GENERATION), Just(PAIRS), any::<u64>()]
+    prop_oneof![0..4_u64, Just(GENERATION), Just(PAIRS as u64), any::<u64>()]
 }
 
 fn real() -> impl Strategy<Value = f64> {
@@ -128,7 +95,7 @@ fn lengths() -> impl Strategy<Value = MeasureReport> {
     );
     let all = (any::<u64>(), 0..6_i32, any::<u32>()).prop_map(|(cost, verdict, tokens)| {
         let strange = |length| PairLength { verdict, cost, prompt_tokens: tokens, ..length };
-        measured().lengths.into_iter().map(strange).collect()
+        measured(PAIRS).lengths.into_iter().map(strange).collect()
     });
     (0..4_i32, prop_oneof![vec(length, 0..14), all])
         .prop_map(|(split, lengths)| MeasureReport { split, lengths })
@@ -225,9 +192,8 @@ proptest! {
         stage in prop_oneof![Just(Stage::Joining), Just(Stage::Measuring), Just(Stage::Training)],
         messages in vec((0..3_usize, bytes()), 1..6),
     ) {
-        let dir = tempfile::tempdir().unwrap();
-        let (config, now) = (config(dir.path()), Instant::now());
-        let mut run = run_at(stage, &config, now);
+        let now = Instant::now();
+        let mut run = run_at(stage, now);
         for (sender, bytes) in messages {
             let id = [IDS[0], IDS[1], STRANGER][sender];
             let event = match TrainerMessage::decode(&bytes[..]) {

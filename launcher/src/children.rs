@@ -50,7 +50,7 @@ impl Signals {
     }
 }
 
-/// The `error:` and `hint:` lines that Dyad's programs end with, and what came before.
+/// Error and hint that Dyad's programs end with, and what came before.
 #[derive(Clone, Debug, Default)]
 struct Report {
     error: Option<String>,
@@ -286,7 +286,9 @@ impl Log {
             // A full disk must not stop the child by blocking its pipe.
             let _ = writeln!(self.file, "{line}");
             let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(error) = line.strip_prefix("error: ") {
+            if let Some((error, hint)) = dyad_telemetry::read_last_words(&line) {
+                (report.error, report.hint) = (Some(error), hint);
+            } else if let Some(error) = line.strip_prefix("error: ") {
                 report.error = Some(error.to_owned());
                 report.hint.clear();
             } else if let Some(hint) = line.strip_prefix("hint: ") {

@@ -36,7 +36,7 @@ async fn main() -> ExitCode {
     match act(line).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            let _ = writeln!(std::io::stderr(), "{}", fault.report());
+            dyad_telemetry::last_words(&fault);
             ExitCode::from(fault.code.exit_status())
         }
     }

@@ -83,7 +83,8 @@ impl Fault {
         self
     }
 
-    /// `error: …` and, after a blank line, `hint: …`: the form every Dyad program prints on standard error.
+    /// `error: …` and, after a blank line, `hint: …`: the form every Dyad program prints on standard error where its
+    /// log lines are text.
     #[must_use]
     pub fn report(&self) -> String {
         let hint = if self.hint.is_empty() { String::new() } else { format!("\n\nhint: {}", self.hint) };

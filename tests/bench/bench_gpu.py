@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import cpu_name, run
-from flops import SHAPES, Pair, Shape, executed_flops, measured_peak, model_flops, peak
+from flops import SHAPES, Pair, Shape, executed_flops, forward, measured_peak, model_flops, peak
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -184,8 +184,6 @@ def dyad(args: argparse.Namespace, case: Path, cell: Cell) -> Row:
 
 def sum_forward(cell: Cell) -> float:
     """The reference's forward pass."""
-    from flops import forward
-
     return sum(forward(cell.shape, cell.step_pairs, shared=True))
 
 

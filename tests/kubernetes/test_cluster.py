@@ -41,6 +41,16 @@ def path_of(manifest: dict, namespace: str) -> str:
     return f"{group}/namespaces/{namespace}/{PLURALS[manifest['kind']]}/{manifest['metadata']['name']}"
 
 
+def refused(word: str, act) -> None:
+    """The API server refuses what `act` asks for, and names this word."""
+    try:
+        act()
+    except Refused as answer:
+        assert word in str(answer), answer
+    else:
+        raise AssertionError(f"{word} was accepted")
+
+
 class Tests:
     def __init__(self, cluster: Cluster, folder: pathlib.Path):
         self.cluster, self.folder = cluster, folder
@@ -80,22 +90,12 @@ class Tests:
     def test_rdma_is_refused_where_restricted_is_enforced(self):
         pods = self.pods_of(self.build("rdma"))
         self.admit(pods[0], "training")
-        try:
-            self.admit(pods[1], "training")
-        except Refused as refused:
-            assert "IPC_LOCK" in str(refused), refused
-        else:
-            raise AssertionError("a pod with IPC_LOCK was admitted")
+        refused("IPC_LOCK", lambda: self.admit(pods[1], "training"))
 
     def test_an_unknown_field_is_refused(self):
         manifest = next(manifest for manifest in self.build("multi-node") if manifest["kind"] == "JobSet")
         manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["restartPolice"] = "Never"
-        try:
-            self.cluster.apply(path_of(manifest, "training"), manifest, dry=True)
-        except Refused as refused:
-            assert "restartPolice" in str(refused), refused
-        else:
-            raise AssertionError("an unknown field was accepted")
+        refused("restartPolice", lambda: self.cluster.apply(path_of(manifest, "training"), manifest, dry=True))
 
     # ------------------------------------------------------------------ commands
 
@@ -171,9 +171,6 @@ class Tests:
         assert "resumed after step" in text and f"run {name} is complete" in text, text
         rows = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
         assert rows == list(range(1, 41)), rows
-        if workload == "jobset":
-            status = self.kubernetes("status", "--name", name)
-            assert "restarted 1 times" in status or "complete" in status, status
         self.kubernetes("delete", "--name", name, "--yes")
 
     def test_invalid_input_fails_the_run_without_a_restart(self):

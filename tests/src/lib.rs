@@ -106,6 +106,17 @@ impl Workspace {
         self.rows(&format!("{output_dir}/metrics.jsonl"))
     }
 
+    /// Optimizer steps whose rows a run into `out/` has written so far.
+    pub fn steps_so_far(&self) -> usize {
+        let metrics = std::fs::read_to_string(self.path("out/metrics.jsonl")).unwrap_or_default();
+        metrics.matches('\n').count()
+    }
+
+    /// Waits until a run into `out/` has done a step.
+    pub fn wait_for_a_step(&self) {
+        processes::wait_for("the first step", || (self.steps_so_far() > 0).then_some(()));
+    }
+
     /// Rows of a JSON Lines file.
     pub fn rows(&self, name: &str) -> Vec<Row> {
         let text = std::fs::read_to_string(self.path(name)).unwrap();

@@ -1,5 +1,6 @@
 //! Processes of a run, found and watched through the kernel.
 
+use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -46,32 +47,43 @@ pub fn children(parent: &Child) -> Vec<Process> {
     found
 }
 
-/// Ends a process the hard way.
+/// Sends a signal to a process that has not ended.
 #[expect(unsafe_code, reason = "kill")]
-pub fn kill_9(pid: i32) {
+fn signal(pid: i32, signal: i32) {
     // SAFETY: a plain system call.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0, "process {pid} is gone already");
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "process {pid} is gone already");
+}
+
+/// Ends a process the hard way.
+pub fn kill_9(pid: i32) {
+    signal(pid, libc::SIGKILL);
 }
 
 /// Sends Ctrl-C's signal.
-#[expect(unsafe_code, reason = "kill")]
 pub fn interrupt(pid: i32) {
-    // SAFETY: a plain system call.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0, "process {pid} is gone already");
+    signal(pid, libc::SIGINT);
 }
 
 /// Sends a polite kill's signal.
-#[expect(unsafe_code, reason = "kill")]
 pub fn terminate(pid: i32) {
-    // SAFETY: a plain system call.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0, "process {pid} is gone already");
+    signal(pid, libc::SIGTERM);
 }
 
 /// Makes a process stand still.
-#[expect(unsafe_code, reason = "kill")]
 pub fn stop(pid: i32) {
-    // SAFETY: a plain system call.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGSTOP) }, 0, "process {pid} is gone already");
+    signal(pid, libc::SIGSTOP);
+}
+
+/// Lets a process go on that stands still.
+pub fn go_on(pid: i32) {
+    signal(pid, libc::SIGCONT);
+}
+
+/// Waits for the end of a process whose standard error is piped; its exit status and what it wrote there.
+pub fn outcome(process: &mut Child) -> (Option<i32>, String) {
+    let mut error = String::new();
+    process.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    (process.wait().unwrap().code(), error)
 }
 
 /// A handle by which a process's end can be waited for, whoever its parent is.

@@ -5,16 +5,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
-use dyad_tests::processes::{Process, Watch, children, interrupt, kill_9, stop, terminate, wait_for};
+use dyad_tests::processes::{self, Process, Watch, children, interrupt, kill_9, stop, terminate, wait_for};
 use dyad_tests::{Workspace, binary, text};
 
 /// A run that would go on for a long time, with its processes, once it has done a step.
 fn long_run(workspace: &Workspace) -> (Child, Vec<Process>) {
     let mut command = workspace.launcher(2, &["--set", "max_steps=100000"]);
     let launcher = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    wait_for("the first step", || {
-        std::fs::read_to_string(workspace.path("out/metrics.jsonl")).ok().filter(|text| text.contains('\n'))
-    });
+    workspace.wait_for_a_step();
     let processes = children(&launcher);
     assert_eq!(processes.len(), 3, "{processes:?}");
     (launcher, processes)
@@ -26,11 +24,9 @@ fn find<'a>(processes: &'a [Process], part: &str) -> &'a Process {
 
 /// Ends of all processes, then the launcher's status and what it wrote to standard error.
 fn outcome(mut launcher: Child, watches: &[Watch]) -> (Option<i32>, String) {
-    let mut error = String::new();
-    launcher.stderr.take().unwrap().read_to_string(&mut error).unwrap();
-    let status = launcher.wait().unwrap();
+    let outcome = processes::outcome(&mut launcher);
     watches.iter().for_each(Watch::wait_gone);
-    (status.code(), error)
+    outcome
 }
 
 fn watch(processes: &[Process]) -> Vec<Watch> {
@@ -218,7 +214,7 @@ fn wait_for_line(launcher: &Child, part: &str) {
 #[test]
 fn a_trainer_waits_for_its_coordinator_and_says_so_once() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = dyad_tests::tools::free_port();
     let address = format!("http://127.0.0.1:{port}");
     let mut trainer = std::process::Command::new(binary("trainer"));
     trainer.args(["run", "--coordinator", &address, "--name", "t", "--launch-index", "0", "--threads", "1"]);

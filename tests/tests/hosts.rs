@@ -1,13 +1,12 @@
 //! Runs on four hosts: network namespaces with an address and an sshd each. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use dyad_tests::cluster::{Cluster, NAMES};
-use dyad_tests::processes::{interrupt, kill_9, wait_for};
+use dyad_tests::processes::{interrupt, kill_9, outcome, wait_for};
 use dyad_tests::{CURVE, Workspace, assert_same_curve, number, text};
 
 /// Four hosts, and a folder that all of them see.
@@ -44,10 +43,8 @@ impl Stage {
         let mut launcher = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let dir = self.workspace.path(output_dir);
         wait_for("a checkpoint", || {
-            if let Some(status) = launcher.try_wait().unwrap() {
-                let mut error = String::new();
-                launcher.stderr.take().unwrap().read_to_string(&mut error).unwrap();
-                panic!("the launcher ended with {status}: {error}");
+            if launcher.try_wait().unwrap().is_some() {
+                panic!("the launcher ended: {:?}", outcome(&mut launcher));
             }
             newest_checkpoint(&dir)
         });
@@ -89,13 +86,6 @@ fn newest_checkpoint(dir: &Path) -> Option<u64> {
     names.filter_map(|name| name.strip_prefix("checkpoint-")?.parse().ok()).max()
 }
 
-/// Exit status and standard error.
-fn outcome(mut launcher: Child) -> (Option<i32>, String) {
-    let mut error = String::new();
-    launcher.stderr.take().unwrap().read_to_string(&mut error).unwrap();
-    (launcher.wait().unwrap().code(), error)
-}
-
 #[test]
 fn four_hosts_compute_what_one_machine_computes() {
     let stage = Stage::new();
@@ -128,9 +118,9 @@ fn four_hosts_compute_what_one_machine_computes() {
 #[test]
 fn a_host_that_is_cut_off_is_named_nothing_is_left_and_a_resume_goes_on() {
     let stage = Stage::new();
-    let launcher = stage.long_run("cut", &[]);
+    let mut launcher = stage.long_run("cut", &[]);
     stage.cluster.link("c", "down");
-    let (status, error) = outcome(launcher);
+    let (status, error) = outcome(&mut launcher);
     assert_eq!(status, Some(1), "{error}");
     let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
     assert_eq!(line, "error: trainer rank 2 (c-cpu): host c is cut off: no answer for 6 s", "{error}");
@@ -162,18 +152,18 @@ fn a_host_that_is_cut_off_is_named_nothing_is_left_and_a_resume_goes_on() {
 #[test]
 fn a_killed_launcher_leaves_nothing_on_any_host_and_ctrl_c_a_checkpoint() {
     let stage = Stage::new();
-    let launcher = stage.long_run("killed", &[]);
+    let mut launcher = stage.long_run("killed", &[]);
     let keys = stage.key_folders();
     assert_eq!(keys.len(), 4);
     kill_9(launcher.id() as i32);
-    assert_eq!(outcome(launcher).0, None);
+    assert_eq!(outcome(&mut launcher).0, None);
     stage.nothing_is_left();
     assert!(keys.iter().all(|folder| !folder.exists()), "{keys:?}");
 
-    let launcher = stage.long_run("stopped", &["--coordinator-on", "here"]);
+    let mut launcher = stage.long_run("stopped", &["--coordinator-on", "here"]);
     let keys = stage.key_folders();
     interrupt(launcher.id() as i32);
-    let (status, error) = outcome(launcher);
+    let (status, error) = outcome(&mut launcher);
     assert_eq!(status, Some(130), "{error}");
     let steps = stage.workspace.rows("stopped/metrics.jsonl").len() as u64;
     assert_eq!(newest_checkpoint(&stage.workspace.path("stopped")), Some(steps), "{error}");

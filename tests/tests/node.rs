@@ -1,16 +1,11 @@
 //! Nodes as a scheduler starts them: a coordinator and one `launcher node` per node, each on its own, against real processes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use dyad_tests::processes::wait_for;
+use dyad_tests::tools::free_port;
 use dyad_tests::{Workspace, binary};
-
-/// A port that is free now; the coordinator is started later than its nodes, so nobody can tell them its port.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 fn coordinator(workspace: &Workspace, port: u16) -> Child {
     let mut command = Command::new(binary("coordinator"));

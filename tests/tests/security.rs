@@ -1,14 +1,13 @@
 //! Whole runs over mutual TLS: same numbers, no secret where others can read it, and strangers stay outside.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
 use dyad_proto::security::token::JoinToken;
-use dyad_tests::processes::{Process, children, interrupt, wait_for};
+use dyad_tests::processes::{Process, children, interrupt, outcome};
 use dyad_tests::{CURVE, Workspace, assert_same_curve, binary, text};
 use launcher::security::{Material, RunSecrets, TLS_DIR};
 
@@ -27,8 +26,8 @@ fn tls_changes_no_number_of_a_run() {
 fn a_run_uses_the_certificates_it_is_given() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     let make = |args: &str| {
-        let status = Command::new("openssl").args(args.split(' ')).current_dir(workspace.path(".")).output();
-        let output = status.unwrap();
+        let words = args.split_whitespace();
+        let output = Command::new("openssl").args(words).current_dir(workspace.path(".")).output().unwrap();
         assert!(output.status.success(), "{args}: {}", text(&output));
     };
     // As docs/security.md says.
@@ -43,11 +42,7 @@ fn a_run_uses_the_certificates_it_is_given() {
     );
     make(
         "x509 -req -in request.pem -CA tls/ca.pem -CAkey ca-key.pem -CAcreateserial -days 30 \
-         -extfile extensions -out tls/cert.pem"
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ")
-            .as_str(),
+         -extfile extensions -out tls/cert.pem",
     );
     let token = JoinToken::new([9; 32], SystemTime::now() + Duration::from_secs(3600));
     workspace.write("tls/join-token", token.text());
@@ -72,10 +67,7 @@ impl Secured {
         let mut command = workspace.launcher(2, &["--set", "max_steps=100000", "--tls", "on"]);
         command.env("TMPDIR", workspace.path("tmp")).stderr(Stdio::piped()).stdout(Stdio::null());
         let launcher = command.spawn().unwrap();
-        let metrics = workspace.path("out/metrics.jsonl");
-        wait_for("the first step", || {
-            std::fs::read_to_string(&metrics).ok().filter(|text| text.contains('\n'))
-        });
+        workspace.wait_for_a_step();
         let processes = children(&launcher);
         let is_ours = |path: &PathBuf| path.to_string_lossy().contains("dyad-tls-");
         let mut entries =
@@ -106,9 +98,7 @@ impl Secured {
     /// Ctrl-C; returns the launcher's status and what it wrote.
     fn stop(&mut self) -> (Option<i32>, String) {
         interrupt(self.launcher.id() as i32);
-        let mut error = String::new();
-        self.launcher.stderr.take().unwrap().read_to_string(&mut error).unwrap();
-        (self.launcher.wait().unwrap().code(), error)
+        outcome(&mut self.launcher)
     }
 }
 

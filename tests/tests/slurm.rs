@@ -19,7 +19,7 @@ fn long_job(slurm: &Slurm, workspace: &Workspace) -> String {
     wait_for("the first step", || {
         let log = || std::fs::read_to_string(workspace.path(&format!("dyad-{job}.log"))).unwrap_or_default();
         assert!(!log().contains("error: "), "{}", log());
-        std::fs::read_to_string(workspace.path("out/metrics.jsonl")).ok().filter(|text| text.contains('\n'))
+        (workspace.steps_so_far() > 0).then_some(())
     });
     job
 }

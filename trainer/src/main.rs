@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            let _ = writeln!(std::io::stderr(), "{}", fault.report());
+            dyad_telemetry::last_words(&fault);
             ExitCode::from(fault.code.exit_status())
         }
     }

@@ -4,7 +4,6 @@
 //! - S-2: an abort, or the loss of the coordinator, ends the process at once, also in the middle of a collective.
 //! - S-3: a failure is on its way to the coordinator before the process ends.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -326,7 +325,7 @@ fn leave(handle: &Handle, fault: &Fault) -> ! {
     if fault.code == ErrorCode::Echo {
         tracing::info!(reason = %fault, "stopping");
     } else {
-        let _ = writeln!(std::io::stderr(), "{}", fault.report());
+        dyad_telemetry::last_words(fault);
     }
     if let Some(spans) = dyad_telemetry::spans() {
         trace::fail(&fault.to_string());

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
@@ -22,8 +23,8 @@ pub(super) type Seconds = Family<Labels, Counter<f64, AtomicU64>>;
 /// Key of a row, name of its metric, what it says.
 type Named = (&'static str, &'static str, &'static str);
 
-/// Metrics of the step rows.
-pub(super) const STEP_ROWS: [Named; 12] = [
+/// What rows of steps and of evaluations say; the latter put `eval_` before it.
+const BOTH: [Named; 8] = [
     ("loss", "loss", "Loss of the last step"),
     (
         "rewards/accuracies",
@@ -36,27 +37,22 @@ pub(super) const STEP_ROWS: [Named; 12] = [
     ("logps/chosen", "logps_chosen", "Mean log-probability of chosen answers under the policy, nats"),
     ("logps/rejected", "logps_rejected", "Mean log-probability of rejected answers under the policy, nats"),
     ("kl", "kl_nats", "KL divergence of policy and reference per completion token"),
+];
+
+/// What rows of steps say beside that.
+const STEPS_ALONE: [Named; 4] = [
     ("grad_norm", "gradient_norm", "Global gradient norm before clipping"),
     ("learning_rate", "learning_rate", "Learning rate of the last step"),
     ("epoch", "epoch", "Passes over the training data"),
     ("step", "step", "Last optimizer step that is done"),
 ];
 
-/// Metrics of the evaluation rows.
-pub(super) const EVALUATION_ROWS: [Named; 6] = [
-    ("eval_loss", "eval_loss", "Loss of the last evaluation"),
-    (
-        "eval_rewards/accuracies",
-        "eval_reward_accuracy_ratio",
-        "As reward_accuracy_ratio, of the last evaluation",
-    ),
-    ("eval_rewards/margins", "eval_reward_margin", "As reward_margin, of the last evaluation"),
-    ("eval_logps/chosen", "eval_logps_chosen", "As logps_chosen, of the last evaluation"),
-    ("eval_logps/rejected", "eval_logps_rejected", "As logps_rejected, of the last evaluation"),
-    ("eval_kl", "eval_kl_nats", "As kl_nats, of the last evaluation"),
-];
+fn added<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    given(registry, name, help, M::default())
+}
 
-fn added<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+/// Where the kind alone does not say what the metric is, such as a histogram's buckets.
+fn given<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
     registry.register(name, help, metric.clone());
     metric
 }
@@ -66,24 +62,27 @@ fn durations() -> impl Iterator<Item = f64> {
     exponential_buckets(0.01, 2.0, 21)
 }
 
-/// From 0.1 ms to 8 minutes: phases of small models are short.
-fn phase_durations() -> Histogram {
-    Histogram::new(exponential_buckets(1e-4, 3.0, 15))
-}
-
-/// What the metrics files say.
-pub(super) struct Rows(HashMap<&'static str, Gauges>);
+/// What one of the metrics files says: its keys, and what shows them.
+pub(super) struct Rows(Vec<(String, Gauges)>);
 
 impl Rows {
-    pub(super) fn new(r: &mut Registry) -> Self {
-        let all = STEP_ROWS.into_iter().chain(EVALUATION_ROWS);
-        Self(all.map(|(key, name, help)| (key, added(r, name, help, Gauges::default()))).collect())
+    pub(super) fn of_steps(r: &mut Registry) -> Self {
+        let all = BOTH.into_iter().chain(STEPS_ALONE);
+        Self(all.map(|(key, name, help)| (key.to_owned(), added(r, name, help))).collect())
+    }
+
+    pub(super) fn of_evaluations(r: &mut Registry) -> Self {
+        let gauges = |(key, name, _): Named| {
+            let help = format!("As {name}, of the last evaluation");
+            (format!("eval_{key}"), added(r, &format!("eval_{name}"), &help))
+        };
+        Self(BOTH.map(gauges).into())
     }
 
     /// Shows those values of a row that it has.
-    pub(super) fn set(&self, names: &[Named], row: &Row) {
-        for (key, _, _) in names {
-            if let (Some(gauges), Some(value)) = (self.0.get(key), row.get(key)) {
+    pub(super) fn set(&self, row: &Row) {
+        for (key, gauges) in &self.0 {
+            if let Some(value) = row.get(key) {
                 gauges.get_or_create(&Labels::new()).set(value);
             }
         }
@@ -108,32 +107,55 @@ impl Pace {
         let utilisation = "Model FLOPs utilisation of the last step, where the peak of every device is known";
         let step = HistogramWithExemplars::new(durations());
         Self {
-            planned_steps: added(r, "planned_steps", "Optimizer steps of the whole run", Gauge::default()),
-            steps: added(r, "steps", "Optimizer steps done by this coordinator", Counter::default()),
-            tokens: added(
-                r,
-                "tokens",
-                "Tokens trained on, prompts counted for each answer",
-                Counter::default(),
-            ),
-            pairs: added(r, "pairs", "Preference pairs trained on", Counter::default()),
-            flops: added(r, "model_flops", "Operations that the model asked for", Counter::default()),
-            utilisation: added(r, "model_flops_utilization_ratio", utilisation, Gauges::default()),
-            step_duration: added(r, "step_duration_seconds", "Optimizer steps, slowest rank", step),
-            last_step: added(
-                r,
-                "last_step_timestamp_seconds",
-                "When the last step was done",
-                Gauges::default(),
-            ),
-            evaluations: added(r, "evaluations", "Evaluations done", Counter::default()),
+            planned_steps: added(r, "planned_steps", "Optimizer steps of the whole run"),
+            steps: added(r, "steps", "Optimizer steps done by this coordinator"),
+            tokens: added(r, "tokens", "Tokens trained on, prompts counted for each answer"),
+            pairs: added(r, "pairs", "Preference pairs trained on"),
+            flops: added(r, "model_flops", "Operations that the model asked for"),
+            utilisation: added(r, "model_flops_utilization_ratio", utilisation),
+            step_duration: given(r, "step_duration_seconds", "Optimizer steps, slowest rank", step),
+            last_step: added(r, "last_step_timestamp_seconds", "When the last step was done"),
+            evaluations: added(r, "evaluations", "Evaluations done"),
+        }
+    }
+}
+
+/// Phases that are told apart, and the longest name of one; trainers have nine.
+const PHASES: (usize, usize) = (32, 64);
+
+/// How long the phases of a step take. What they are called is the trainers' word, so it is bounded here.
+pub(super) struct Phases {
+    family: Family<Labels, Histogram, fn() -> Histogram>,
+    known: Mutex<HashMap<String, Histogram>>,
+}
+
+impl Phases {
+    fn new(r: &mut Registry) -> Self {
+        // From 0.1 ms to 8 minutes: phases of small models are short.
+        let durations: fn() -> Histogram = || Histogram::new(exponential_buckets(1e-4, 3.0, 15));
+        let family = Family::new_with_constructor(durations);
+        let family = given(r, "phase_duration_seconds", "Phases of a step, every rank", family);
+        Self { family, known: Mutex::default() }
+    }
+
+    /// Nothing is kept of a name too many or too long.
+    pub(super) fn observe(&self, phase: &str, seconds: f64) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(histogram) = known.get(phase) {
+            return histogram.observe(seconds);
+        }
+        let (most, longest) = PHASES;
+        if known.len() < most && phase.len() <= longest {
+            let histogram = self.family.get_or_create_owned(&vec![("phase", phase.to_owned())]);
+            histogram.observe(seconds);
+            known.insert(phase.to_owned(), histogram);
         }
     }
 }
 
 /// Rank by rank.
 pub(super) struct Ranks {
-    pub(super) phases: Family<Labels, Histogram, fn() -> Histogram>,
+    pub(super) phases: Phases,
     pub(super) collective_wait: Seconds,
     pub(super) data_wait: Seconds,
     pub(super) busy: Seconds,
@@ -146,31 +168,20 @@ pub(super) struct Ranks {
 
 impl Ranks {
     pub(super) fn new(r: &mut Registry) -> Self {
-        let phases = Family::new_with_constructor(phase_durations as fn() -> Histogram);
         let wait = "Time that a rank has waited for other ranks' gradients; the straggler waits least";
         let busy = "Time that a rank has spent in steps without waiting for others";
         let memory = "Most memory that a rank has held: of its GPU, or resident on the host";
-        let generation = "Generation of the communicator; grows when the membership changes";
+        let generation = "Generation of the communicator";
         Self {
-            phases: added(r, "phase_duration_seconds", "Phases of a step, every rank", phases),
-            collective_wait: added(r, "collective_wait_seconds", wait, Seconds::default()),
-            data_wait: added(
-                r,
-                "data_wait_seconds",
-                "Time that a rank has waited for its pairs",
-                Seconds::default(),
-            ),
-            busy: added(r, "busy_seconds", busy, Seconds::default()),
-            memory: added(r, "peak_memory_bytes", memory, Gauges::default()),
-            heartbeat_age: added(
-                r,
-                "heartbeat_age_seconds",
-                "Time since a rank was last heard of",
-                Gauges::default(),
-            ),
-            trainers: added(r, "trainers", "Trainers that take part right now", Gauge::default()),
-            world_size: added(r, "world_size", "Trainers that the run is meant to have", Gauge::default()),
-            generation: added(r, "generation", generation, Gauge::default()),
+            phases: Phases::new(r),
+            collective_wait: added(r, "collective_wait_seconds", wait),
+            data_wait: added(r, "data_wait_seconds", "Time that a rank has waited for its pairs"),
+            busy: added(r, "busy_seconds", busy),
+            memory: added(r, "peak_memory_bytes", memory),
+            heartbeat_age: added(r, "heartbeat_age_seconds", "Time since a rank was last heard of"),
+            trainers: added(r, "trainers", "Trainers that take part right now"),
+            world_size: added(r, "world_size", "Trainers that the run is meant to have"),
+            generation: added(r, "generation", generation),
         }
     }
 }
@@ -189,16 +200,33 @@ impl Safety {
         let (last, due) = ("last_checkpoint_timestamp_seconds", "checkpoint_due_timestamp_seconds");
         let duration = Histogram::new(durations());
         Self {
-            failures: added(r, "failures", "Failures of the run by reason", Family::default()),
-            checkpoints: added(r, "checkpoints", "Checkpoints written", Counter::default()),
-            checkpoint_duration: added(r, "checkpoint_duration_seconds", "Writing of a checkpoint", duration),
-            last_checkpoint: added(r, last, "When the last checkpoint was complete", Gauges::default()),
-            checkpoint_due: added(
-                r,
-                due,
-                "Since when a checkpoint is waited for; 0 if none is",
-                Gauge::default(),
-            ),
+            failures: added(r, "failures", "Failures of the run by reason"),
+            checkpoints: added(r, "checkpoints", "Checkpoints written"),
+            checkpoint_duration: given(r, "checkpoint_duration_seconds", "Writing of a checkpoint", duration),
+            last_checkpoint: added(r, last, "When the last checkpoint was complete"),
+            checkpoint_due: added(r, due, "Since when a checkpoint is waited for; 0 if none is"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A trainer of another build, or one that means ill.
+    #[test]
+    fn phases_that_have_ever_new_names_do_not_fill_the_memory() {
+        let mut registry = Registry::default();
+        let phases = Phases::new(&mut registry);
+        phases.observe(&"x".repeat(PHASES.1 + 1), 1.0);
+        for index in 0..1000 {
+            phases.observe(&format!("phase{index}"), 1.0);
+            phases.observe("phase0", 1.0);
+        }
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert_eq!(text.matches("phase_duration_seconds_count{").count(), PHASES.0);
+        assert!(text.contains("phase_duration_seconds_count{phase=\"phase0\"} 1001\n"), "{text}");
+        assert!(!text.contains("xxx"));
     }
 }

@@ -1,6 +1,7 @@
 //! The run as numbers for Prometheus: base units, names that start with `dyad_`, labels that stay few.
 //!
-//! - P-1: no label grows with the length of a run. `rank` is bounded by the world size, the others are closed sets.
+//! - P-1: no label grows with the length of a run. `rank` is bounded by the world size, `phase` by [`Phases`](super::families::Phases)
+//!   whatever trainers report, `reason` is a closed set.
 //! - P-2: what is not a finite number is shown as such in gauges, and never added to a sum: one NaN would stay for good.
 
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::families::{EVALUATION_ROWS, Labels, Pace, Ranks, Rows, STEP_ROWS, Safety};
+use super::families::{Labels, Pace, Ranks, Rows, Safety};
 use crate::metrics::Row;
 
 /// Why runs fail: the closed set of error codes.
@@ -29,7 +30,8 @@ const REASONS: [(ErrorCode, &str); 4] = [
 /// All numbers of one run.
 pub struct Metrics {
     registry: Registry,
-    rows: Rows,
+    steps: Rows,
+    evaluations: Rows,
     pace: Pace,
     ranks: Ranks,
     safety: Safety,
@@ -71,13 +73,14 @@ impl Metrics {
         ];
         registry.register("run", "What runs here", Info::new(info));
         let r = &mut registry;
-        let (rows, pace, ranks, safety) = (Rows::new(r), Pace::new(r), Ranks::new(r), Safety::new(r));
+        let (steps, evaluations) = (Rows::of_steps(r), Rows::of_evaluations(r));
+        let (pace, ranks, safety) = (Pace::new(r), Ranks::new(r), Safety::new(r));
         ranks.world_size.set(i64::from(world_size));
         for (_, reason) in REASONS {
             // Rates of what has never happened must be 0, not absent.
             let _ = safety.failures.get_or_create(&vec![("reason", reason.to_owned())]);
         }
-        Self { registry, rows, pace, ranks, safety, state: Mutex::default() }
+        Self { registry, steps, evaluations, pace, ranks, safety, state: Mutex::default() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -98,8 +101,9 @@ impl Metrics {
     /// A rank has its place in a generation.
     pub fn placed(&self, rank: u32, generation: u64, now: Instant) {
         self.ranks.generation.set(generation as i64);
-        self.state().heard.insert(rank, now);
-        self.ranks.trainers.set(self.state().heard.len() as i64);
+        let mut state = self.state();
+        state.heard.insert(rank, now);
+        self.ranks.trainers.set(state.heard.len() as i64);
     }
 
     /// A rank showed a sign of life.
@@ -109,9 +113,11 @@ impl Metrics {
 
     /// A rank's stream ended.
     pub fn left(&self, rank: u32) {
-        self.state().heard.remove(&rank);
+        let mut state = self.state();
+        state.heard.remove(&rank);
+        self.ranks.trainers.set(state.heard.len() as i64);
+        // Under the lock: a scrape that is on its way must not show the rank again.
         self.ranks.heartbeat_age.remove(&rank_label(rank));
-        self.ranks.trainers.set(self.state().heard.len() as i64);
     }
 
     /// A rank has loaded its model.
@@ -146,7 +152,7 @@ impl Metrics {
     /// A step is done by all ranks.
     pub fn step(&self, step: u64, row: &Row, reports: &[StepReport], trace_id: Option<&str>) {
         let now = SystemTime::now();
-        self.rows.set(&STEP_ROWS, row);
+        self.steps.set(row);
         self.pace.steps.inc();
         for sums in reports.iter().filter_map(|report| report.sums.as_ref()) {
             self.pace.tokens.inc_by(sums.tokens);
@@ -182,7 +188,7 @@ impl Metrics {
     fn rank(&self, rank: u32, report: &StepReport) {
         let label = rank_label(rank);
         for (phase, &seconds) in report.phase_seconds.iter().filter(|(_, seconds)| is_time(**seconds)) {
-            self.ranks.phases.get_or_create(&vec![("phase", phase.clone())]).observe(seconds);
+            self.ranks.phases.observe(phase, seconds);
         }
         let phase =
             |name| report.phase_seconds.get(name).copied().filter(|seconds| is_time(*seconds)).unwrap_or(0.0);
@@ -195,7 +201,7 @@ impl Metrics {
 
     /// An evaluation is done by all ranks.
     pub fn evaluation(&self, row: &Row) {
-        self.rows.set(&EVALUATION_ROWS, row);
+        self.evaluations.set(row);
         self.pace.evaluations.inc();
     }
 
@@ -226,10 +232,10 @@ mod tests {
     use std::collections::HashMap;
 
     use dyad_proto::run_config::TrainingMethod;
-    use dyad_proto::wire::PreferenceSums;
+    use dyad_proto::wire::{EvaluationReport, PreferenceSums};
 
     use super::*;
-    use crate::metrics::{StepContext, step_row};
+    use crate::metrics::{StepContext, evaluation_row, step_row};
 
     fn metrics() -> Metrics {
         let config = r#"{"model":"m","training_file":"f","output_dir":"o"}"#;
@@ -254,8 +260,11 @@ mod tests {
         metrics.step(1, &step_row(&reports, context), &reports, trace);
     }
 
-    fn line<'a>(text: &'a str, start: &str) -> &'a str {
-        text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("no {start} in {text}"))
+    /// What stands behind a name and its labels.
+    fn value(metrics: &Metrics, name: &str) -> String {
+        let text = metrics.encode().unwrap();
+        let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        found.unwrap_or_else(|| panic!("no {name} in {text}")).to_owned()
     }
 
     /// One bad step shows, and the next good one shows too.
@@ -263,35 +272,38 @@ mod tests {
     fn a_loss_that_is_not_a_number_does_not_break_the_exporter() {
         let metrics = metrics();
         step(&metrics, f64::NAN, None);
-        let text = metrics.encode().unwrap();
-        assert_eq!(line(&text, "dyad_loss{"), "dyad_loss{} NaN");
+        assert_eq!(value(&metrics, "dyad_loss{}"), "NaN");
         step(&metrics, 6.0, None);
-        let text = metrics.encode().unwrap();
-        assert_eq!(line(&text, "dyad_loss{"), "dyad_loss{} 1.5");
-        assert_eq!(line(&text, "dyad_step_duration_seconds_sum"), "dyad_step_duration_seconds_sum 1.0");
-        assert!(text.ends_with("# EOF\n"));
+        assert_eq!(value(&metrics, "dyad_loss{}"), "1.5");
+        assert_eq!(value(&metrics, "dyad_step_duration_seconds_sum"), "1.0");
+        assert!(metrics.encode().unwrap().ends_with("# EOF\n"));
     }
 
     #[test]
     fn counters_add_up_over_ranks_and_exemplars_name_the_trace() {
         let metrics = metrics();
         step(&metrics, 1.0, Some("0af7651916cd43dd8448eb211c80319c"));
+        assert_eq!(value(&metrics, "dyad_tokens_total"), "200");
+        assert_eq!(value(&metrics, "dyad_pairs_total"), "8");
+        assert_eq!(value(&metrics, "dyad_collective_wait_seconds_total{rank=\"1\"}"), "0.1");
+        assert_eq!(value(&metrics, "dyad_data_wait_seconds_total{rank=\"0\"}"), "0.25");
+        assert_eq!(value(&metrics, "dyad_phase_duration_seconds_count{phase=\"fetch\"}"), "2");
+        assert_eq!(value(&metrics, "dyad_failures_total{reason=\"failed\"}"), "0");
         let text = metrics.encode().unwrap();
-        assert_eq!(line(&text, "dyad_tokens_total"), "dyad_tokens_total 200");
-        assert_eq!(line(&text, "dyad_pairs_total"), "dyad_pairs_total 8");
-        assert_eq!(
-            line(&text, "dyad_collective_wait_seconds_total{rank=\"1\"}"),
-            "dyad_collective_wait_seconds_total{rank=\"1\"} 0.1"
-        );
-        assert_eq!(
-            line(&text, "dyad_data_wait_seconds_total{rank=\"0\"}"),
-            "dyad_data_wait_seconds_total{rank=\"0\"} 0.25"
-        );
         assert!(text.contains("# {trace_id=\"0af7651916cd43dd8448eb211c80319c\"} 0.5"), "{text}");
-        assert_eq!(
-            line(&text, "dyad_failures_total{reason=\"failed\"}"),
-            "dyad_failures_total{reason=\"failed\"} 0"
-        );
+    }
+
+    #[test]
+    fn evaluations_are_shown_beside_steps() {
+        let metrics = metrics();
+        step(&metrics, 1.0, None);
+        let sums = PreferenceSums { pairs: 2, loss: 3.0, rewards_chosen: 1.0, ..PreferenceSums::default() };
+        let report = EvaluationReport { sums: Some(sums), ..EvaluationReport::default() };
+        metrics.evaluation(&evaluation_row(&[report], TrainingMethod::Dpo));
+        assert_eq!(value(&metrics, "dyad_loss{}"), "0.25");
+        assert_eq!(value(&metrics, "dyad_eval_loss{}"), "1.5");
+        assert_eq!(value(&metrics, "dyad_eval_reward_chosen{}"), "0.5");
+        assert_eq!(value(&metrics, "dyad_evaluations_total"), "1");
     }
 
     #[test]
@@ -303,25 +315,21 @@ mod tests {
         assert!(!metrics.encode().unwrap().contains("dyad_model_flops_utilization_ratio{"));
         metrics.model(1, &known);
         step(&metrics, 1.0, None);
-        let text = metrics.encode().unwrap();
         // 2e9 operations in 0.5 s on 8e9 a second.
-        assert_eq!(
-            line(&text, "dyad_model_flops_utilization_ratio{"),
-            "dyad_model_flops_utilization_ratio{} 0.5"
-        );
+        assert_eq!(value(&metrics, "dyad_model_flops_utilization_ratio{}"), "0.5");
     }
 
     #[test]
     fn a_checkpoint_is_due_from_the_step_that_it_follows_until_it_is_there() {
         let metrics = metrics();
-        let due = |metrics: &Metrics| line(&metrics.encode().unwrap(), "dyad_checkpoint_due").to_owned();
+        let due = || value(&metrics, "dyad_checkpoint_due_timestamp_seconds");
         metrics.checkpoint_follows(1);
-        assert!(due(&metrics).ends_with(" 0.0"));
+        assert_eq!(due(), "0.0");
         step(&metrics, 1.0, None);
-        assert!(!due(&metrics).ends_with(" 0.0"));
+        assert_ne!(due(), "0.0");
         metrics.checkpoint(&CheckpointReport { step: 1, seconds: 2.0, ..CheckpointReport::default() });
-        assert!(due(&metrics).ends_with(" 0.0"));
+        assert_eq!(due(), "0.0");
         step(&metrics, 1.0, None);
-        assert!(due(&metrics).ends_with(" 0.0"), "the same checkpoint is not due twice");
+        assert_eq!(due(), "0.0", "the same checkpoint is not due twice");
     }
 }

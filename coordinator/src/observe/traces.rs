@@ -67,6 +67,8 @@ impl Recent {
 struct Open {
     step: u64,
     context: SpanContext,
+    /// The context as it goes out to the ranks; empty where the sampler of the environment wants no trace at all.
+    traceparent: String,
     /// Why it is traced; not known yet where there is none.
     reason: Option<&'static str>,
     /// When it could begin: assigned, and the one before it done.
@@ -111,16 +113,18 @@ impl StepTraces {
         }
     }
 
-    /// The context that goes out with a step, the same to all ranks; empty where the sampler of the environment wants none.
+    /// The context that goes out with a step, the same to all ranks; worked out for the first of them.
     pub fn assign(&mut self, step: u64, now: SystemTime) -> String {
-        if !self.open.contains_key(&step) {
-            let reason = self.sampling.reason(step, self.assigned);
-            self.assigned += 1;
-            let context = self.spans.root(reason.is_some());
-            self.open.insert(step, Open { step, context, reason, begun: now });
-        }
-        let open = self.open.get(&step).filter(|open| self.spans.allows(&open.context, "step"));
-        open.map_or_else(String::new, |open| traceparent(&open.context))
+        let Self { spans, sampling, assigned, open, .. } = self;
+        let open = open.entry(step).or_insert_with(|| {
+            let reason = sampling.reason(step, *assigned);
+            *assigned += 1;
+            let context = spans.root(reason.is_some());
+            let wanted = spans.allows(&context, "step");
+            let traceparent = if wanted { traceparent(&context) } else { String::new() };
+            Open { step, context, traceparent, reason, begun: now }
+        });
+        open.traceparent.clone()
     }
 
     /// All ranks have joined, and every pair is measured.
@@ -137,7 +141,7 @@ impl StepTraces {
         open.begun = open.begun.max(before);
         let late = open.reason.is_none() && slow;
         let Some(reason) = open.reason.or(slow.then_some("slow")) else { return Verdict::default() };
-        if !self.spans.allows(&open.context, "step") {
+        if open.traceparent.is_empty() {
             return Verdict::default();
         }
         let now = SystemTime::now();
@@ -154,7 +158,7 @@ impl StepTraces {
     pub fn fail(&mut self, reason: &str, now: SystemTime) {
         let Some((_, mut open)) = self.open.pop_first() else { return };
         open.begun = open.begun.max(self.last_done);
-        if self.spans.allows(&open.context, "step") {
+        if !open.traceparent.is_empty() {
             let mut record = self.root(open, "failed", &[], now);
             record.error = Some(reason.to_owned());
             self.spans.emit(record);

@@ -3,12 +3,12 @@
 //! - D-1: nobody waits for anybody else: each connection is greeted by a task of its own, which gives up after [`GREETING`].
 //! - D-2: open connections are bounded, and those that are still being greeted are bounded apart; whoever never finishes a
 //!   handshake takes no place from whoever has, and makes way for whoever comes.
-//! - D-3: whoever is turned away is in the log, with address and reason.
+//! - D-3: whoever is turned away is in the log, with address and reason, or in a count there ([`refusals`](super::refusals)).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dyad_proto::security::Role;
 use futures::{Stream, StreamExt};
@@ -24,6 +24,7 @@ use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::io::{Bytes, Connection, Peer, Rewound};
+use super::refusals::{CONNECTION, PERIOD, Refusals};
 
 /// How long a peer may take until it speaks HTTP/2, its TLS handshake included.
 pub const GREETING: Duration = Duration::from_secs(10);
@@ -46,13 +47,14 @@ pub struct Door {
     tls: Option<Arc<ServerConfig>>,
     /// Most connections, and most of those that are being greeted.
     most: usize,
+    refusals: Refusals,
 }
 
 impl Door {
     /// On a port; `most` connections at once.
     #[must_use]
     pub fn new(listener: TcpListener, tls: Option<Arc<ServerConfig>>, most: usize) -> Self {
-        Self { listener, tls, most }
+        Self { listener, tls, most, refusals: Refusals::default() }
     }
 
     /// The connections, greeted. Closed when the stream is dropped.
@@ -65,21 +67,27 @@ impl Door {
     async fn attend(self, deliver: mpsc::Sender<Connection>) {
         let open = Arc::new(Semaphore::new(self.most));
         let mut greeted = VecDeque::new();
+        let mut ticks = tokio::time::interval(PERIOD);
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
-                () = deliver.closed() => return,
+                _ = ticks.tick() => {
+                    self.refusals.sum_up(Instant::now());
+                    continue;
+                }
+                () = deliver.closed() => return self.refusals.sum_up(Instant::now() + PERIOD),
             };
             match accepted {
                 Ok((stream, address)) => {
                     self.make_room(&mut greeted);
-                    let guest = Guest { address, open: Arc::clone(&open), deliver: deliver.clone() };
+                    let peer = (address, self.refusals.clone());
+                    let guest = Guest { peer, open: Arc::clone(&open), deliver: deliver.clone() };
                     let task = tokio::spawn(guest.receive(stream, self.tls.clone()));
                     greeted.push_back((task.abort_handle(), address));
                 }
                 Err(error) => {
                     // Too many open files, for example: those who are inside must not suffer from it.
-                    tracing::warn!(%error, "cannot accept a connection");
+                    self.refusals.note("cannot accept a connection", None, &error.to_string());
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -94,21 +102,21 @@ impl Door {
         {
             task.abort();
             let reason = format!("it had not finished its handshake when {} others began theirs", self.most);
-            tracing::warn!(peer = %address, reason, "connection refused");
+            self.refusals.note(CONNECTION, Some(address), &reason);
         }
     }
 }
 
 /// A connection on its way in.
 struct Guest {
-    address: SocketAddr,
+    peer: (SocketAddr, Refusals),
     open: Arc<Semaphore>,
     deliver: mpsc::Sender<Connection>,
 }
 
 impl Guest {
     async fn receive(self, stream: TcpStream, tls: Option<Arc<ServerConfig>>) {
-        let address = self.address;
+        let (address, refusals) = self.peer;
         let greeting = tokio::time::timeout(GREETING, greet(stream, tls)).await;
         let greeting =
             greeting.unwrap_or_else(|_| Err(format!("no handshake within {} s", GREETING.as_secs())));
@@ -119,14 +127,15 @@ impl Guest {
         match admitted {
             Ok(((bytes, roles), place)) => {
                 // Fails only when the run has ended.
-                let _ = self.deliver.send(Connection::new(bytes, Peer::new(address, roles), place)).await;
+                let peer = Peer::new(address, roles, refusals);
+                let _ = self.deliver.send(Connection::new(bytes, peer, place)).await;
             }
-            Err(reason) => tracing::warn!(peer = %address, reason, "connection refused"),
+            Err(reason) => refusals.note(CONNECTION, Some(address), &reason),
         }
     }
 }
 
-type Greeted = (Bytes, Option<Vec<Role>>);
+type Greeted = (Box<dyn Bytes>, Option<Vec<Role>>);
 
 /// Until the peer has said that it speaks HTTP/2; the error says what it did instead.
 async fn greet(mut stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<Greeted, String> {
@@ -137,7 +146,7 @@ async fn greet(mut stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<
         ([0x16, 3, _], Some(config)) => return shake_hands(stream, head, config).await,
         (b"PRI", None) => {
             let head = preface(&mut stream, &head).await?;
-            return Ok((Bytes::Plain(Rewound::new(head, stream)), None));
+            return Ok((Box::new(Rewound::new(head, stream)), None));
         }
         (b"PRI", Some(_)) => ("it speaks plain text, and this port TLS", GO_AWAY),
         ([0x16, 3, _], None) => ("it speaks TLS, and this port plain text", ALERT),
@@ -165,7 +174,7 @@ async fn shake_hands(
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let roles = certificates.first().map(roles).unwrap_or_default();
     let head = preface(&mut stream, &[]).await?;
-    Ok((Bytes::Tls(Box::new(Rewound::new(head, stream))), Some(roles)))
+    Ok((Box::new(Rewound::new(head, stream)), Some(roles)))
 }
 
 /// Why a certificate is refused, for a person to read. Authorities of other runs have the same name, and another key.

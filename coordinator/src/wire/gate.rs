@@ -33,10 +33,7 @@ impl Gate {
         let Some(peer) = peer else { return checked };
         match &checked {
             Ok(()) => peer.admit(),
-            Err(status) => {
-                tracing::warn!(peer = %peer.address, reason = status.message(), "call refused");
-                peer.refuse();
-            }
+            Err(status) => peer.refuse(status.message()),
         }
         checked
     }

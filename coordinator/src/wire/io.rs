@@ -1,5 +1,6 @@
 //! Connections as the server sees them.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -10,11 +11,11 @@ use std::time::Duration;
 
 use dyad_proto::security::Role;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
-use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
+
+use super::refusals::{CONNECTION, Refusals};
 
 /// How long a connection may stay open before one of its calls is let in.
 pub const IDLE: Duration = Duration::from_secs(10);
@@ -30,11 +31,6 @@ impl<S> Rewound<S> {
     /// Gives `head` back before what follows.
     pub fn new(head: Vec<u8>, inner: S) -> Self {
         Self { head, inner }
-    }
-
-    /// What is below.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
     }
 }
 
@@ -93,13 +89,14 @@ pub struct Peer {
     /// What its certificate says it is; nothing is known in plain text.
     pub roles: Option<Vec<Role>>,
     standing: Arc<AtomicU8>,
+    refusals: Refusals,
 }
 
 impl Peer {
     /// Somebody who has made no call yet.
     #[must_use]
-    pub fn new(address: SocketAddr, roles: Option<Vec<Role>>) -> Self {
-        Self { address, roles, standing: Arc::new(AtomicU8::new(NO_CALL)) }
+    pub fn new(address: SocketAddr, roles: Option<Vec<Role>>, refusals: Refusals) -> Self {
+        Self { address, roles, standing: Arc::new(AtomicU8::new(NO_CALL)), refusals }
     }
 
     /// One of its calls is let in: the connection may stay.
@@ -107,10 +104,16 @@ impl Peer {
         self.standing.store(ADMITTED, Ordering::Relaxed);
     }
 
-    /// One of its calls was turned away, and that is in the log.
-    pub fn refuse(&self) {
+    /// One of its calls is turned away, and the log says why.
+    pub fn refuse(&self, reason: &str) {
+        self.note("call refused", reason);
         // A connection that was admitted once stays so: its stream is a trainer's life.
         let _ = self.standing.compare_exchange(NO_CALL, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Puts into the log, or a count there, what was not taken from it.
+    pub fn note(&self, what: &'static str, reason: &str) {
+        self.refusals.note(what, Some(self.address), reason);
     }
 
     fn admitted(&self) -> bool {
@@ -118,19 +121,15 @@ impl Peer {
     }
 }
 
-/// The bytes of a connection.
-#[derive(Debug)]
-pub enum Bytes {
-    /// As they are.
-    Plain(Rewound<TcpStream>),
-    /// Through TLS.
-    Tls(Box<Rewound<TlsStream<Rewound<TcpStream>>>>),
-}
+/// What bytes come and go by: TCP, or TLS over it.
+pub trait Bytes: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Bytes for S {}
 
 /// An open connection. Ends by itself when no call is let in within [`IDLE`].
 #[derive(Debug)]
 pub struct Connection {
-    bytes: Bytes,
+    bytes: Box<dyn Bytes>,
     peer: Peer,
     deadline: Pin<Box<Sleep>>,
     /// Its place among the open connections.
@@ -140,7 +139,7 @@ pub struct Connection {
 impl Connection {
     /// Of a peer that has been greeted.
     #[must_use]
-    pub fn new(bytes: Bytes, peer: Peer, place: OwnedSemaphorePermit) -> Self {
+    pub fn new(bytes: Box<dyn Bytes>, peer: Peer, place: OwnedSemaphorePermit) -> Self {
         Self { bytes, peer, deadline: Box::pin(tokio::time::sleep(IDLE)), _place: place }
     }
 }
@@ -148,7 +147,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if self.peer.standing.load(Ordering::Relaxed) == NO_CALL {
-            tracing::warn!(peer = %self.peer.address, "connection ended without a call that could be read");
+            self.peer.note(CONNECTION, "it ended without a call that could be read");
         }
     }
 }
@@ -161,21 +160,6 @@ impl Connected for Connection {
     }
 }
 
-macro_rules! either {
-    ($self:ident, $bytes:ident => $action:expr) => {
-        match &mut $self.get_mut().bytes {
-            Bytes::Plain(stream) => {
-                let $bytes = Pin::new(stream);
-                $action
-            }
-            Bytes::Tls(stream) => {
-                let $bytes = Pin::new(stream.as_mut());
-                $action
-            }
-        }
-    };
-}
-
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -185,36 +169,33 @@ impl AsyncRead for Connection {
         if !self.peer.admitted() && self.deadline.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        either!(self, bytes => bytes.poll_read(cx, buf))
+        Pin::new(&mut self.bytes).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        either!(self, bytes => bytes.poll_write(cx, buf))
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.bytes).poll_write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, bytes => bytes.poll_flush(cx))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, bytes => bytes.poll_shutdown(cx))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        either!(self, bytes => bytes.poll_write_vectored(cx, bufs))
+        Pin::new(&mut self.bytes).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.bytes {
-            Bytes::Plain(stream) => stream.is_write_vectored(),
-            Bytes::Tls(stream) => stream.is_write_vectored(),
-        }
+        self.bytes.is_write_vectored()
     }
 }
 
@@ -236,11 +217,11 @@ mod tests {
 
     #[test]
     fn a_refused_call_does_not_take_an_admission_back() {
-        let peer = Peer::new("127.0.0.1:1".parse().unwrap(), None);
-        peer.refuse();
+        let peer = Peer::new("127.0.0.1:1".parse().unwrap(), None, Refusals::default());
+        peer.refuse("no token");
         assert!(!peer.admitted());
         peer.admit();
-        peer.refuse();
+        peer.refuse("no token");
         assert!(peer.admitted());
     }
 }

@@ -1,9 +1,10 @@
 //! The coordinator's port: who gets a connection ([`door`]), who gets an answer ([`gate`]), and who is turned away, with a line
-//! in the log that says why.
+//! in the log that says why ([`refusals`]).
 
 pub mod door;
 pub mod gate;
 pub mod io;
+pub mod refusals;
 
 use std::net::SocketAddr;
 use std::path::Path;

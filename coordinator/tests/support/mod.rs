@@ -8,6 +8,7 @@
 )]
 
 pub mod authority;
+pub mod spec;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -110,7 +111,8 @@ impl Workspace {
         let address = announced["listening"].as_str().unwrap().to_owned();
         let url = format!("http://{address}");
         let way = |who: usize| Access::with(&url, theirs.map(|theirs| theirs[who].clone())).unwrap();
-        Coordinator { child, stdout, address, trainers: way(0), launchers: way(1) }
+        let metrics = announced["metrics"].as_str().map(str::to_owned);
+        Coordinator { child, stdout, address, metrics, trainers: way(0), launchers: way(1) }
     }
 
     /// Runs a coordinator that is expected to end by itself.
@@ -167,6 +169,8 @@ pub struct Coordinator {
     stdout: BufReader<tokio::process::ChildStdout>,
     /// `host:port`.
     pub address: String,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<String>,
     pub trainers: Access,
     pub launchers: Access,
 }

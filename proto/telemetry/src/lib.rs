@@ -13,6 +13,7 @@
 
 mod context;
 mod exporter;
+mod last_words;
 mod logs;
 mod record;
 mod rpc;
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub use context::{
     adopt, context_of, current, environment, extract, fail, headers, inject, parse, traceparent,
 };
+pub use last_words::{last_words, read_last_words};
 pub use logs::{LogFormat, Logs};
 pub use opentelemetry::trace::{SpanContext, SpanKind};
 pub use opentelemetry::{ContextGuard, KeyValue};
@@ -65,6 +67,7 @@ impl Telemetry {
                 Err(reason) => (None, Some(reason)),
             },
         };
+        last_words::remember(service, logs.format);
         logs::subscribe(logs, pipeline.as_ref().map(Pipeline::tracer));
         if let Some(reason) = trouble {
             tracing::warn!("no traces are sent: {reason}");

@@ -66,7 +66,7 @@ fn is_exported(metadata: &Metadata<'_>) -> bool {
 
 /// Installs the process's subscriber; a second call in one process does nothing.
 pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
-    let filter = EnvFilter::try_from_env(logs.variable).unwrap_or_else(|_| EnvFilter::new(logs.default));
+    let (filter, trouble) = filter(logs, std::env::var(logs.variable).ok());
     // Exported spans are no part of a log line.
     let filter = match format!("{TARGET}=off").parse() {
         Ok(directive) => filter.add_directive(directive),
@@ -88,6 +88,22 @@ pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
         layer.with_filter(tracing_subscriber::filter::filter_fn(is_exported))
     });
     let _ = tracing_subscriber::registry().with(lines).with(traces).try_init();
+    if let Some(trouble) = trouble {
+        tracing::warn!("{trouble}");
+    }
+}
+
+/// Which lines are written where the variable has this value, and what is wrong with it.
+fn filter(logs: Logs, value: Option<String>) -> (EnvFilter, Option<String>) {
+    let Logs { variable, default, .. } = logs;
+    match value.map(|value| EnvFilter::try_new(&value).map_err(|error| (value, error))) {
+        None => (EnvFilter::new(default), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err((value, error))) => {
+            let trouble = format!("{variable} {value:?} is ignored, as if it were {default:?}: {error}");
+            (EnvFilter::new(default), Some(trouble))
+        }
+    }
 }
 
 /// One JSON object a line.
@@ -104,23 +120,30 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut time = String::new();
-        SystemTime.format_time(&mut Writer::new(&mut time))?;
         let mut fields = Fields(Map::new());
         event.record(&mut fields);
-        let mut line = Map::new();
-        line.insert("timestamp".into(), time.into());
-        line.insert("level".into(), event.metadata().level().as_str().into());
-        line.insert("fields".into(), Value::Object(fields.0));
-        line.insert("target".into(), event.metadata().target().into());
-        let context = Context::current();
-        let context = context.span().span_context().clone();
-        if context.is_valid() {
-            line.insert("trace_id".into(), context.trace_id().to_string().into());
-            line.insert("span_id".into(), context.span_id().to_string().into());
-        }
-        writeln!(writer, "{}", Value::Object(line))
+        let metadata = event.metadata();
+        writeln!(writer, "{}", json_line(metadata.level().as_str(), metadata.target(), fields.0))
     }
+}
+
+/// A line as it is written now, without its end.
+pub(crate) fn json_line(level: &str, target: &str, fields: Map<String, Value>) -> String {
+    let mut time = String::new();
+    // Fails where nothing can be written into a string.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    let mut line = Map::new();
+    line.insert("timestamp".into(), time.into());
+    line.insert("level".into(), level.into());
+    line.insert("fields".into(), Value::Object(fields));
+    line.insert("target".into(), target.into());
+    let context = Context::current();
+    let context = context.span().span_context().clone();
+    if context.is_valid() {
+        line.insert("trace_id".into(), context.trace_id().to_string().into());
+        line.insert("span_id".into(), context.span_id().to_string().into());
+    }
+    Value::Object(line).to_string()
 }
 
 /// Fields of an event as JSON.
@@ -156,5 +179,24 @@ impl Visit for Fields {
     fn record_f64(&mut self, field: &Field, value: f64) {
         // What is not finite has no number in JSON.
         self.put(field, if value.is_finite() { value.into() } else { value.to_string().into() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_cannot_be_read_is_named_and_the_default_taken() {
+        let logs = Logs { format: LogFormat::Text, variable: "RUST_LOG", default: "info" };
+        let chosen = |value: Option<&str>| {
+            let (filter, trouble) = filter(logs, value.map(str::to_owned));
+            (filter.to_string(), trouble)
+        };
+        assert_eq!(chosen(None), ("info".into(), None));
+        assert_eq!(chosen(Some("debug")), ("debug".into(), None));
+        let (filter, trouble) = chosen(Some("dyad=loud"));
+        let trouble = trouble.unwrap();
+        assert!(filter == "info" && trouble.starts_with("RUST_LOG \"dyad=loud\" is ignored"), "{trouble}");
     }
 }

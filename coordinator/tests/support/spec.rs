@@ -1,0 +1,54 @@
+//! The run as a state machine, for tests that feed it by hand: no process, no port.
+
+use std::time::Duration;
+
+use dyad_coordinator::dataset::Datasets;
+use dyad_coordinator::membership::TrainerId;
+use dyad_coordinator::run::RunSpec;
+use dyad_coordinator::training::Start;
+use dyad_proto::wire::trainer_message::Body as Up;
+use dyad_proto::wire::{Hello, MeasureReport, PairLength, PairVerdict};
+use dyad_proto::{PROTOCOL_VERSION, RunConfig};
+
+/// A run of two trainers over so many pairs, two a step.
+pub fn spec(pairs: usize) -> RunSpec {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("train.jsonl");
+    std::fs::write(&file, super::pairs(pairs)).unwrap();
+    let config = RunConfig {
+        model: "m".into(),
+        training_file: file.display().to_string(),
+        output_dir: "out".into(),
+        batch_size: 2,
+        ..RunConfig::default()
+    };
+    RunSpec {
+        run_id: "run-1".into(),
+        config_json: config.to_json().unwrap(),
+        data: Datasets::load(&config).unwrap(),
+        config,
+        world_size: 2,
+        join_timeout: Duration::from_secs(600),
+        start: Start::default(),
+        resume_from: String::new(),
+    }
+}
+
+/// What a trainer says first.
+pub fn hello(id: TrainerId) -> Up {
+    Up::Hello(Hello {
+        name: format!("t{}", id.0),
+        protocol_version: PROTOCOL_VERSION,
+        device: "cpu".into(),
+        launch_index: id.0 as u32,
+        ..Hello::default()
+    })
+}
+
+/// All pairs are kept, and one token long throughout.
+pub fn measured(pairs: usize) -> MeasureReport {
+    let verdict = PairVerdict::Kept.into();
+    let length =
+        |id| PairLength { id, verdict, prompt_tokens: 1, chosen_tokens: 1, rejected_tokens: 1, cost: 0 };
+    MeasureReport { split: 1, lengths: (0..pairs as u64).map(length).collect() }
+}

@@ -1,0 +1,84 @@
+//! What a process says last when it fails: `error: …` and `hint: …` for people, or one JSON object where log lines are such.
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use dyad_proto::Fault;
+use serde_json::{Map, Value};
+
+use crate::LogFormat;
+use crate::logs::json_line;
+
+/// Only last words have it: by this the launcher tells them from other lines.
+const MARK: &str = "exit_status";
+
+static PROCESS: OnceLock<(&'static str, LogFormat)> = OnceLock::new();
+
+/// From now on last words look like this process's log lines.
+pub(crate) fn remember(service: &'static str, format: LogFormat) {
+    let _ = PROCESS.set((service, format));
+}
+
+/// Writes on standard error why this process fails, in the format of its log lines.
+pub fn last_words(fault: &Fault) {
+    let text = match PROCESS.get() {
+        Some((service, LogFormat::Json)) => json(service, fault),
+        Some((_, LogFormat::Text)) | None => fault.report(),
+    };
+    // Nothing is left to do when standard error itself is gone.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn json(service: &str, fault: &Fault) -> String {
+    let mut fields = Map::new();
+    fields.insert("message".into(), fault.to_string().into());
+    if !fault.hint.is_empty() {
+        fields.insert("hint".into(), fault.hint.clone().into());
+    }
+    fields.insert(MARK.into(), fault.code.exit_status().into());
+    json_line("ERROR", service, fields)
+}
+
+/// Error and hint of a JSON line, if those are the last words of a process.
+#[must_use]
+pub fn read_last_words(line: &str) -> Option<(String, String)> {
+    // Every line of every process comes by here.
+    if !line.starts_with('{') || !line.contains(MARK) {
+        return None;
+    }
+    let line: Value = serde_json::from_str(line).ok()?;
+    let fields = line["fields"].as_object().filter(|fields| fields.contains_key(MARK))?;
+    let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_owned);
+    Some((text("message")?, text("hint").unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_keeps_message_origin_hint_and_status() {
+        let fault = Fault::input("line 7: no\n\"field\"").hint("look").from_origin("coordinator");
+        let line = json("launcher", &fault);
+        assert!(!line.contains('\n'));
+        let read: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&read["level"], &read["target"]), (&"ERROR".into(), &"launcher".into()));
+        assert_eq!(read["fields"]["exit_status"], 2);
+        let said = ("coordinator: line 7: no\n\"field\"".to_owned(), "look".to_owned());
+        assert_eq!(read_last_words(&line), Some(said));
+        let bare = json("launcher", &Fault::failed("gone"));
+        assert!(!bare.contains("hint"), "{bare}");
+        assert_eq!(read_last_words(&bare), Some(("gone".into(), String::new())));
+    }
+
+    #[test]
+    fn other_lines_are_no_last_words() {
+        let mut fields = Map::new();
+        fields.insert("message".into(), "a child ended, exit_status 1".into());
+        for line in
+            ["", "error: x", "exit_status", "{\"exit_status\"", &json_line("ERROR", "launcher", fields)]
+        {
+            assert_eq!(read_last_words(line), None, "{line}");
+        }
+    }
+}
