@@ -4,17 +4,16 @@
 //! that another rank never enters, and not a step more is done than has been begun.
 
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
-use dyad_proto::wire::{Drain, Hold, ReferenceProgress};
+use dyad_proto::wire::{Drain, Hold};
 use dyad_proto::{ErrorCode, Fault};
 
 use super::{Run, Stage};
-use crate::training::{Report, Training};
+use crate::training::Training;
 
 /// A run on its way to an early end.
 #[derive(Debug)]
 pub(super) struct Draining {
-    training: Box<Training>,
+    pub(super) training: Box<Training>,
     /// Works begun, by rank.
     begun: Vec<Option<u64>>,
     /// What all ranks do, once that is known.
@@ -57,24 +56,6 @@ impl Run {
             let works = begun.into_iter().max().unwrap_or(0);
             draining.last = Some(works);
             self.send_all(&Down::Drain(Drain { works }));
-        }
-        Ok(())
-    }
-
-    /// A report on a work that was in progress.
-    pub(super) fn reported_late(&mut self, place: usize, report: Report) -> Result<(), Fault> {
-        let Stage::Draining(draining) = &mut self.stage else { return Ok(()) };
-        if let Report::Step(report) = &report {
-            let member = self.roster.member_mut(place);
-            member.step = member.step.max(report.step);
-        }
-        let scored = matches!(report, Report::Reference(_));
-        let done = draining.training.record(place, report);
-        let (pairs, total) = draining.training.reference_progress();
-        let done = done.map_err(|what| self.violation(place, &what))?;
-        self.record(done);
-        if scored {
-            self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
         }
         Ok(())
     }

@@ -62,12 +62,22 @@ impl Run {
     }
 
     pub(super) fn reported(&mut self, place: usize, report: Report) -> Result<(), Fault> {
-        if matches!(self.stage, Stage::Draining(_)) {
-            return self.reported_late(place, report);
+        match std::mem::replace(&mut self.stage, Stage::Finishing) {
+            Stage::Training(mut training) => {
+                self.take(&mut training, place, report)?;
+                self.work(training)
+            }
+            // On a work that was in progress.
+            Stage::Draining(mut draining) => {
+                let taken = self.take(&mut draining.training, place, report);
+                self.stage = Stage::Draining(draining);
+                taken
+            }
+            _ => Err(self.violation(place, "reported work out of turn")),
         }
-        let Stage::Training(mut training) = std::mem::replace(&mut self.stage, Stage::Finishing) else {
-            return Err(self.violation(place, "reported work out of turn"));
-        };
+    }
+
+    fn take(&mut self, training: &mut Training, place: usize, report: Report) -> Result<(), Fault> {
         if let Report::Step(report) = &report {
             let member = self.roster.member_mut(place);
             member.step = member.step.max(report.step);
@@ -79,11 +89,11 @@ impl Run {
             let (pairs, total) = training.reference_progress();
             self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
         }
-        self.work(training)
+        Ok(())
     }
 
     /// Rank 0 hears of a step only behind its row: so no checkpoint appears of a step that the metrics lack.
-    pub(super) fn record(&mut self, done: Vec<Done>) {
+    fn record(&mut self, done: Vec<Done>) {
         for done in done {
             let work = done.work;
             self.commands.push(Command::Record(done));
