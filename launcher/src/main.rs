@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use dyad_proto::{ErrorCode, Fault, RunConfig};
@@ -188,8 +189,9 @@ async fn train(
         connect_timeout: options.connect_timeout,
         log_format: options.log_format,
     };
+    let grace = Duration::from_secs(options.grace_period);
     tokio::select! {
-        result = supervise::run(&job, &console, interrupt) => result,
+        result = supervise::run(&job, &console, interrupt, grace) => result,
         () = console.clone().show_held() => Ok(()),
     }
 }

@@ -51,6 +51,14 @@ pub struct Trainer {
     pub cores: Vec<usize>,
 }
 
+impl Trainer {
+    /// How its process is called in messages.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("trainer rank {} ({})", self.launch_index, self.name)
+    }
+}
+
 /// The trainers of a run, all on this machine.
 pub fn trainers(nodes: u32, gpus: Gpus, machine: Machine) -> Result<Vec<Trainer>, Fault> {
     let per_node = match gpus {

@@ -6,7 +6,7 @@ use dyad_proto::run_folder::{refuse_earlier_run, traces};
 use dyad_proto::{Fault, RunConfig};
 
 use crate::cli::Options;
-use crate::supervise::program;
+use crate::programs::program;
 
 /// The run's configuration with absolute paths. With `elsewhere` the paths are those of other hosts, and nothing is looked at.
 pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,11 +19,11 @@ use tokio::task::LocalSet;
 
 use crate::agent::machine::{Hello, interface_towards};
 use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, decode, encode};
-use crate::children::{die_with_me, keep_to};
 use crate::doctor::facts::Facts;
 use crate::preflight;
+use crate::processes::{die_with_me, each_line, keep_to, raw_status};
+use crate::programs::program;
 use crate::security::secret_folder::SecretFolder;
-use crate::supervise::program;
 
 /// How long an address may take to answer.
 const REACH: Duration = Duration::from_secs(5);
@@ -135,8 +134,7 @@ impl Agent {
         // What this host's own environment says of TLS is not meant for this run.
         command.env_remove(TLS_DIR);
         command.args(&start.args).envs(start.env.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0);
-        command.stdout(if start.stdout { Stdio::piped() } else { Stdio::null() });
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.envs(nccl_interface(start));
         keep_to(&mut command, &start.cores);
         die_with_me(&mut command);
@@ -204,7 +202,7 @@ async fn watch(mut child: Child, process: u64, say: &mpsc::UnboundedSender<Strin
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (_, _, status) =
         tokio::join!(pass_on(stdout, process, true, say), pass_on(stderr, process, false, say), child.wait());
-    status.map_or(1 << 8, ExitStatusExt::into_raw)
+    raw_status(status)
 }
 
 async fn pass_on<R: AsyncRead + Unpin>(
@@ -214,14 +212,7 @@ async fn pass_on<R: AsyncRead + Unpin>(
     say: &mpsc::UnboundedSender<String>,
 ) {
     let Some(stream) = stream else { return };
-    let mut reader = BufReader::new(stream);
-    let mut line = Vec::new();
-    // By bytes: a line that is no UTF-8 must not end the log.
-    while reader.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
-        let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
-        let _ = say.send(encode(&Reply::Line { process, stdout, text }));
-        line.clear();
-    }
+    each_line(stream, |text| drop(say.send(encode(&Reply::Line { process, stdout, text })))).await;
 }
 
 async fn answer(question: Question) -> Result<Answer, Fault> {

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::Examine;
-use crate::hosts::own_folder;
 use crate::hosts::push::program_hash;
 use crate::preflight;
+use crate::programs::own_folder;
 
 /// One machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]

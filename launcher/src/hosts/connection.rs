@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dyad_proto::security::Material;
+use dyad_proto::wire::Failure;
 use dyad_proto::{ErrorCode, Fault};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
@@ -160,10 +161,8 @@ impl Agent {
             drop(state);
             self.link.send(&Request::Ask { ask, question });
         }
-        let named =
-            |fault: Fault| Fault { message: format!("host {}: {}", self.host, fault.message), ..fault };
         match answered.await {
-            Ok(Answer::Failed(trouble)) => Err(named(trouble.into())),
+            Ok(Answer::Failed(failure)) => Err(named(&self.host, failure)),
             Ok(answer) => Ok(answer),
             Err(_) => Err(self.link.state().lost.clone().unwrap_or_else(|| Fault::failed("the agent ended"))),
         }
@@ -208,6 +207,12 @@ impl State {
         self.next += 1;
         self.next
     }
+}
+
+/// What a host's agent says of itself.
+fn named(host: &Host, failure: Failure) -> Fault {
+    let fault = Fault::from(failure);
+    Fault { message: format!("host {host}: {}", fault.message), ..fault }
 }
 
 /// Sends requests, and a ping whenever there is nothing else to say.
@@ -277,9 +282,7 @@ impl Reader {
             }
             Reply::Unstarted { process, trouble } => {
                 if let Some(ends) = state.processes.remove(&process) {
-                    let fault = Fault::from(trouble);
-                    let message = format!("host {}: {}", self.host, fault.message);
-                    let _ = ends.end.send(Some(End::Lost(Fault { message, ..fault })));
+                    let _ = ends.end.send(Some(End::Lost(named(&self.host, trouble))));
                 }
             }
             Reply::Answer { ask, answer } => {

@@ -15,13 +15,14 @@ pub mod push;
 pub mod transport;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::{Answer, Prepare, Question};
+use crate::programs::own_folder;
 use crate::slurm::allocation::Allocation;
 use connection::Agent;
 use hostfile::{Host, Nodes};
@@ -162,13 +163,6 @@ impl Hosts {
     pub async fn close(&self) {
         futures::future::join_all(self.agents.iter().map(Agent::close)).await;
     }
-}
-
-/// Folder of this program.
-pub fn own_folder() -> Result<PathBuf, Fault> {
-    let own =
-        std::env::current_exe().map_err(|error| Fault::failed(format!("cannot find myself: {error}")))?;
-    Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
 }
 
 /// One fault of several hosts: the first one's code and hint, everybody's message.

@@ -57,8 +57,7 @@ fn exit_code(pods: &[Pod]) -> Option<ErrorCode> {
     let coordinator = pods.iter().rev().find(|pod| pod_prefix(pod) == "coordinator")?;
     let container = coordinator.status.as_ref()?.container_statuses.as_ref()?.first()?;
     let status = container.state.as_ref()?.terminated.as_ref()?.exit_code;
-    let codes = [ErrorCode::InvalidInput, ErrorCode::Unavailable, ErrorCode::Failed];
-    codes.into_iter().find(|code| i32::from(code.exit_status()) == status)
+    ErrorCode::of_exit_status(status)
 }
 
 /// Looks in a row that an API server may leave unanswered: it is restarted now and then, and the run does not mind.

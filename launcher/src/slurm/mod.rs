@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::hosts::hostfile::Nodes;
-use crate::hosts::own_folder;
+use crate::programs::own_folder;
 
 /// Options of `launcher slurm`.
 #[derive(Args, Clone, Debug)]
