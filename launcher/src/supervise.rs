@@ -27,6 +27,7 @@ use crate::security::Security;
 
 /// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);
+const RESUME: &str = "continue from the last checkpoint with --resume";
 
 /// Starts the job and returns when it is over and nothing of it is left. Once interrupted the run has the grace period to end.
 pub async fn run(
@@ -42,18 +43,17 @@ pub async fn run(
         until_over(following, &coordinator, (console, interrupt), grace).await
     };
     console.clear();
-    let hint = "continue from the last checkpoint with --resume";
     let result = match over {
         Over::Ended(result) => result,
         Over::Overdue => {
             let late = format!("interrupted; the run had not ended {} s later", grace.as_secs());
-            Err(Fault::new(ErrorCode::Interrupted, late)
-                .hint(format!("{hint}; --grace-period gives it more time")))
+            let hint = format!("{RESUME}; --grace-period gives it more time");
+            Err(Fault::new(ErrorCode::Interrupted, late).hint(hint))
         }
         Over::Hurried => {
-            console.line("stopping at once");
-            fleet.kill().await;
-            return Err(Fault::new(ErrorCode::Interrupted, "interrupted, without a checkpoint").hint(hint));
+            at_once(&mut fleet, console).await;
+            let cut = "interrupted, without a checkpoint";
+            return Err(Fault::new(ErrorCode::Interrupted, cut).hint(RESUME));
         }
     };
     if let Err(fault) = &result {
@@ -63,12 +63,14 @@ pub async fn run(
     }
     tokio::select! {
         () = fleet.stop() => {}
-        () = interrupt.wait() => {
-            console.line("stopping at once");
-            fleet.kill().await;
-        }
+        () = interrupt.wait() => at_once(&mut fleet, console).await,
     }
     result
+}
+
+async fn at_once(fleet: &mut Fleet, console: &Console) {
+    console.line("stopping at once");
+    fleet.kill().await;
 }
 
 /// Why nobody follows the run any more.

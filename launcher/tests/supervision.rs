@@ -33,7 +33,7 @@ impl Stage {
 
     fn launcher(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_launcher"));
-        command.current_dir(self.dir.path()).env("DYAD_BIN_DIR", self.dir.path());
+        command.current_dir(self.dir.path()).env("DYAD_BIN_DIR", self.dir.path()).env_remove("DYAD_TLS_DIR");
         command.args(["--nodes", "1", "--gpus-per-node", "0", "--config", "run.toml"]);
         command
     }
@@ -120,6 +120,10 @@ fn a_dry_run_tells_what_it_would_start_and_starts_nothing() {
     for part in ["1 coordinator and 1 trainers", trainer.as_str(), "1 pairs", "training_file = "] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
+    assert!(text.contains("\nTLS between them is off: no other machine reaches"), "{text}");
+    let output = stage.launcher().args(["--dry-run", "--listen", "0.0.0.0:0"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("\nTLS between them is on: other machines can reach"), "{text}");
     assert!(!stage.path("started").exists() && !stage.path("out").exists());
 }
 
