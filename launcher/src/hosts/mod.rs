@@ -126,10 +126,7 @@ impl Hosts {
         if let Some(asked) = asked {
             return Ok(asked.to_owned());
         }
-        let address = match self.coordinator_on {
-            CoordinatorOn::First => address::on_first(&self.agents).await?,
-            CoordinatorOn::Here => address::here(&self.agents).await?,
-        };
+        let address = address::of_coordinator(self.coordinator_on, &self.agents).await?;
         Ok(SocketAddr::new(address, 0).to_string())
     }
 
@@ -150,7 +147,7 @@ impl Hosts {
         match first {
             Some(node) => match ask(node, true).await? {
                 Answer::Written(path) => Ok(path.into()),
-                other => Err(Fault::failed(format!("unexpected answer {other:?}"))),
+                other => Err(self.agents[node].unexpected(&other)),
             },
             None => {
                 crate::preflight::look(config, true, fresh)?;
