@@ -17,7 +17,7 @@ use crate::children::{Child, Output, Signals, outcomes};
 use crate::console::{Console, Speaker};
 use crate::interrupt::Interrupt;
 use crate::numa::{Topology, allowed_cores};
-use crate::plan::{Machine, Trainer};
+use crate::plan::{Machine, Node, Trainer};
 use crate::processes::keep_to;
 use crate::programs;
 
@@ -92,22 +92,9 @@ fn trainers(options: &NodeOptions, machine: Machine) -> Result<Vec<Trainer>, Fau
         return Err(Fault::input(format!("--gpus {}: this node has {}", options.gpus, machine.gpus))
             .hint("check the pod's GPU resource, the device plugin and NVIDIA_VISIBLE_DEVICES"));
     }
-    let count = options.gpus.max(1);
-    let node = options.node_index;
-    let mut trainers: Vec<Trainer> = (0..count)
-        .map(|place| Trainer {
-            name: if options.gpus == 0 {
-                format!("node{node}-cpu")
-            } else {
-                format!("node{node}-gpu{place}")
-            },
-            launch_index: (node * count + place) as usize,
-            node: node as usize,
-            device: if options.gpus == 0 { "cpu".into() } else { format!("cuda:{place}") },
-            threads: (machine.cores / count as usize).max(1),
-            cores: Vec::new(),
-        })
-        .collect();
+    let (count, index) = (options.gpus.max(1) as usize, options.node_index as usize);
+    let node = Node { name: &format!("node{index}"), index, threads: machine.cores / count };
+    let mut trainers = node.trainers(index * count, 0..options.gpus, 1);
     Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
     Ok(trainers)
 }
