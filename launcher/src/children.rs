@@ -7,13 +7,15 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dyad_proto::{ErrorCode, Fault};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use futures::stream::FuturesUnordered;
+use tokio::io::AsyncRead;
 use tokio::process::Command;
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::protocol::Start;
 use crate::console::{Console, Speaker};
 use crate::hosts::connection::{Agent, Remote};
+use crate::processes::{die_with_me, each_line, end, raw_status};
 
 /// Lines of a process that are shown again when it was the first to fail.
 const TAIL: usize = 10;
@@ -27,7 +29,9 @@ pub struct Child {
     signals: Signals,
     end: watch::Receiver<Option<End>>,
     report: Arc<Mutex<Report>>,
-    logs: Vec<tokio::task::JoinHandle<()>>,
+    log: Option<PathBuf>,
+    /// Writes the log; gone once the process has ended.
+    writer: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// How a process ended.
@@ -61,8 +65,8 @@ struct Report {
 /// Where a child's lines go.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// Log file.
-    pub file: PathBuf,
+    /// Log file, if there is to be one.
+    pub file: Option<PathBuf>,
     /// Terminal.
     pub console: Console,
     /// Who speaks, on the terminal.
@@ -74,8 +78,6 @@ impl Child {
     pub fn start(label: &str, mut command: Command, output: Output) -> Result<Self, Fault> {
         let program = command.as_std().get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stderr(Stdio::piped()).env("NO_COLOR", "1");
-        // A group of its own: Ctrl-C in the terminal reaches the launcher alone, which then stops everything in order.
-        command.process_group(0);
         die_with_me(&mut command);
         let report = Arc::default();
         let log = Log::create(output, Arc::clone(&report))?;
@@ -85,8 +87,8 @@ impl Child {
         let (stdout_lines, stdout) = mpsc::unbounded_channel();
         let (stderr_lines, stderr) = mpsc::unbounded_channel();
         let pipes = [
-            process.stdout.take().map(|stream| tokio::spawn(pump(stream, stdout_lines))),
-            process.stderr.take().map(|stream| tokio::spawn(pump(stream, stderr_lines))),
+            process.stdout.take().map(|stream| tokio::spawn(pass_on(stream, stdout_lines))),
+            process.stderr.take().map(|stream| tokio::spawn(pass_on(stream, stderr_lines))),
         ];
         let (signals, wanted) = mpsc::unbounded_channel();
         let (tell, end) = watch::channel(None);
@@ -118,7 +120,6 @@ impl Child {
             args: command.get_args().map(text).collect(),
             env: env.chain([("NO_COLOR".to_owned(), "1".to_owned())]).collect(),
             cores: cores.to_vec(),
-            stdout: true,
         };
         let report = Arc::default();
         let log = Log::create(output, Arc::clone(&report))?;
@@ -127,8 +128,9 @@ impl Child {
 
     fn follow(label: &str, log: Log, report: Arc<Mutex<Report>>, process: Remote) -> Self {
         let Remote { stdout, stderr, end, signals } = process;
-        let logs = vec![tokio::spawn(log.pump(stderr))];
-        Self { label: label.to_owned(), stdout: Some(stdout), signals: Signals(signals), end, report, logs }
+        let (file, label) = (log.output.file.clone(), label.to_owned());
+        let writer = Some(tokio::spawn(log.write(stderr)));
+        Self { label, stdout: Some(stdout), signals: Signals(signals), end, report, log: file, writer }
     }
 
     /// The first line of its standard output, if that was piped; what follows is dropped.
@@ -139,8 +141,9 @@ impl Child {
     /// Waits for its end; may be called again. All its lines have been read when this returns. None where nobody knows.
     pub async fn ended(&mut self) -> Option<ExitStatus> {
         let end = self.end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
-        for log in self.logs.drain(..) {
-            let _ = log.await;
+        if let Some(writer) = self.writer.as_mut() {
+            let _ = writer.await;
+            self.writer = None;
         }
         match end? {
             End::Status(status) => Some(ExitStatus::from_raw(status)),
@@ -184,81 +187,42 @@ impl Child {
         if let Some(End::Lost(fault)) = &*self.end.borrow() {
             return Some(fault.clone());
         }
-        let status = status?;
-        if status.success() {
-            return None;
-        }
-        let report = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Some(match report.error {
-            Some(message) => Fault::new(error_code(status), message).hint(report.hint),
+        let status = status.filter(|status| !status.success())?;
+        let Report { error, hint, .. } = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let code = status.code().and_then(ErrorCode::of_exit_status).unwrap_or(ErrorCode::Failed);
+        Some(match error {
+            Some(message) => Fault::new(code, message).hint(hint),
+            // A trainer that falls over somebody else's failure leaves at once and without a word.
+            None if code == ErrorCode::Echo => Fault::new(code, "stopped because another process failed")
+                .hint("the coordinator's log names it"),
             // It was told to end before it could listen for that.
             None if matches!(status.signal(), Some(libc::SIGTERM | libc::SIGINT)) => {
                 Fault::new(ErrorCode::Interrupted, format!("{} was stopped: {}", self.label, end(status)))
             }
-            None => Fault::failed(format!("{} died: {}", self.label, end(status)))
-                .hint(format!("its log is {}.log in output_dir/logs", file_stem(&self.label))),
+            None => Fault::new(code, format!("{} died: {}", self.label, end(status))).hint(self.log_hint()),
         })
     }
-}
 
-/// Keeps the process that the command starts, and all its threads, to some cores.
-#[expect(unsafe_code, reason = "sched_setaffinity between fork and exec")]
-pub fn keep_to(command: &mut Command, cores: &[usize]) {
-    if cores.is_empty() {
-        return;
-    }
-    // SAFETY: a zeroed set is a valid one; CPU_SET ignores what lies beyond it.
-    let set = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        cores.iter().for_each(|&core| libc::CPU_SET(core, &mut set));
-        set
-    };
-    // SAFETY: one async-signal-safe call between fork and exec. Where the kernel refuses, the process runs anywhere.
-    unsafe {
-        command.pre_exec(move || {
-            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
-            Ok(())
-        });
-    }
-}
-
-/// Makes the process that the command starts end with the launcher, however that ends, and with its own handle.
-#[expect(unsafe_code, reason = "prctl between fork and exec")]
-pub fn die_with_me(command: &mut Command) {
-    command.kill_on_drop(true);
-    let parent = std::process::id();
-    // SAFETY: only async-signal-safe calls between fork and exec.
-    unsafe {
-        command.pre_exec(move || {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            // The launcher may have died before the line above.
-            if libc::getppid() as u32 != parent { Err(std::io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
-        });
-    }
-}
-
-/// `killed by signal 9 (SIGKILL)` or `exit status 1`.
-#[must_use]
-pub fn end(status: ExitStatus) -> String {
-    match (status.signal(), status.code()) {
-        (Some(libc::SIGKILL), _) => {
-            "killed by signal 9 (SIGKILL), for example by the kernel when memory runs out".into()
+    /// Waits for its end; a bad one says whose it is.
+    pub async fn outcome(&mut self) -> Result<(), Fault> {
+        let status = self.ended().await;
+        match self.fault(status) {
+            None => Ok(()),
+            Some(fault) if fault.message.contains(&self.label) => Err(fault),
+            Some(fault) => Err(fault.from_origin(self.label.clone())),
         }
-        (Some(libc::SIGSEGV), _) => "killed by signal 11 (SIGSEGV)".into(),
-        (Some(signal), _) => format!("killed by signal {signal}"),
-        (None, code) => format!("exit status {}", code.unwrap_or(-1)),
+    }
+
+    /// Where more can be read of it; nothing without a log.
+    #[must_use]
+    pub fn log_hint(&self) -> String {
+        self.log.as_ref().map_or_else(String::new, |log| format!("its log is {}", log.display()))
     }
 }
 
-fn error_code(status: ExitStatus) -> ErrorCode {
-    let all = [ErrorCode::InvalidInput, ErrorCode::Unavailable, ErrorCode::Echo, ErrorCode::Interrupted];
-    let code = all.into_iter().find(|code| status.code() == Some(code.exit_status().into()));
-    code.unwrap_or(ErrorCode::Failed)
-}
-
-/// The word in parentheses of `trainer rank 1 (node1-cpu)`, or the label itself.
-fn file_stem(label: &str) -> &str {
-    label.split_once('(').map_or(label, |(_, rest)| rest.trim_end_matches(')'))
+/// How each child ends, in the order in which they do.
+pub fn outcomes(children: &mut [Child]) -> FuturesUnordered<impl Future<Output = Result<(), Fault>>> {
+    children.iter_mut().map(Child::outcome).collect()
 }
 
 /// Path of a child's log.
@@ -268,23 +232,28 @@ pub fn log_file(output_dir: &Path, name: &str) -> PathBuf {
 }
 
 struct Log {
-    file: std::fs::File,
+    file: Option<std::fs::File>,
     output: Output,
     report: Arc<Mutex<Report>>,
 }
 
 impl Log {
     fn create(output: Output, report: Arc<Mutex<Report>>) -> Result<Self, Fault> {
-        let file = std::fs::File::create(&output.file)
-            .map_err(|error| Fault::input(format!("cannot write {}: {error}", output.file.display())))?;
+        let create = |path: &PathBuf| {
+            std::fs::File::create(path).map_err(|error| {
+                Fault::input(format!("cannot write {}: {error}", path.display()))
+                    .hint("is there room, and may this user write there?")
+            })
+        };
+        let file = output.file.as_ref().map(create).transpose()?;
         Ok(Self { file, output, report })
     }
 
-    async fn pump(mut self, mut lines: mpsc::UnboundedReceiver<String>) {
+    async fn write(mut self, mut lines: mpsc::UnboundedReceiver<String>) {
         use std::io::Write;
         while let Some(line) = lines.recv().await {
             // A full disk must not stop the child by blocking its pipe.
-            let _ = writeln!(self.file, "{line}");
+            let _ = self.file.as_mut().map(|file| writeln!(file, "{line}"));
             let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some((error, hint)) = dyad_telemetry::read_last_words(&line) {
                 (report.error, report.hint) = (Some(error), hint);
@@ -305,15 +274,10 @@ impl Log {
     }
 }
 
-/// Passes lines on until the stream ends. By bytes: a line that is no UTF-8 must not end the log.
-async fn pump<R: AsyncRead + Unpin>(stream: R, lines: mpsc::UnboundedSender<String>) {
-    let mut reader = BufReader::new(stream);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
-        // Fails when nobody reads any more; the process must be able to write all the same.
-        let _ = lines.send(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned());
-        line.clear();
-    }
+/// Passes lines on until the stream ends.
+async fn pass_on<R: AsyncRead + Unpin>(stream: R, lines: mpsc::UnboundedSender<String>) {
+    // Sending fails when nobody reads any more; the process must be able to write all the same.
+    each_line(stream, |line| drop(lines.send(line))).await;
 }
 
 /// Hands signals on until the process has ended; its status as wait(2) has it.
@@ -326,7 +290,7 @@ async fn reap(mut process: tokio::process::Child, mut wanted: mpsc::UnboundedRec
                 continue;
             }
         };
-        return ended.map_or(1 << 8, ExitStatusExt::into_raw);
+        return raw_status(ended);
     }
 }
 
@@ -340,20 +304,47 @@ fn send(process: &tokio::process::Child, signal: i32) {
 
 #[cfg(test)]
 mod tests {
+    use dyad_telemetry::LogFormat;
+
     use super::*;
 
-    #[test]
-    fn exit_statuses_map_back_to_codes() {
-        for code in [ErrorCode::InvalidInput, ErrorCode::Unavailable, ErrorCode::Echo, ErrorCode::Failed] {
-            assert_eq!(error_code(ExitStatus::from_raw(i32::from(code.exit_status()) << 8)), code);
-        }
-        assert_eq!(end(ExitStatus::from_raw(11)), "killed by signal 11 (SIGSEGV)");
-        assert_eq!(end(ExitStatus::from_raw(7 << 8)), "exit status 7");
+    /// How a child that is this script ends, and where its log is.
+    async fn outcome(script: &str, file: Option<PathBuf>) -> Result<(), Fault> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        let console = Console::new(false, LogFormat::Text);
+        let output = Output { file, console, speaker: Speaker { node: String::new(), rank: Some(1) } };
+        Child::start("trainer rank 1 (a-cpu)", command, output).unwrap().outcome().await
     }
 
-    #[test]
-    fn logs_are_named_after_the_process() {
-        assert_eq!(file_stem("trainer rank 1 (node1-cpu)"), "node1-cpu");
-        assert_eq!(file_stem("coordinator"), "coordinator");
+    #[tokio::test]
+    async fn an_end_tells_its_code_with_words_or_without() {
+        let cases = [
+            ("exit 4", ErrorCode::Echo, "trainer rank 1 (a-cpu): stopped because another process failed"),
+            ("echo 'error: gone' >&2; exit 4", ErrorCode::Echo, "trainer rank 1 (a-cpu): gone"),
+            ("exit 3", ErrorCode::Unavailable, "trainer rank 1 (a-cpu) died: exit status 3"),
+            ("exit 77", ErrorCode::Failed, "trainer rank 1 (a-cpu) died: exit status 77"),
+            (
+                "kill -TERM $$",
+                ErrorCode::Interrupted,
+                "trainer rank 1 (a-cpu) was stopped: killed by signal 15",
+            ),
+        ];
+        for (script, code, words) in cases {
+            let fault = outcome(script, None).await.unwrap_err();
+            assert_eq!((fault.code, fault.to_string().as_str()), (code, words), "{script}");
+        }
+        assert_eq!(outcome("exit 0", None).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_death_without_words_names_the_log_where_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = log_file(dir.path(), "a-cpu");
+        std::fs::create_dir(dir.path().join("logs")).unwrap();
+        let hint = format!("its log is {}", file.display());
+        assert_eq!(outcome("echo lost >&2; exit 1", Some(file.clone())).await.unwrap_err().hint, hint);
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "lost\n");
+        assert_eq!(outcome("exit 1", None).await.unwrap_err().hint, "");
     }
 }

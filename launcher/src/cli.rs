@@ -34,7 +34,8 @@ use crate::slurm::SlurmOptions;
   launcher plan --gpus 64 --model 8B
   launcher kubernetes apply --nodes 4 --gpus-per-node 8 --image IMAGE --data claim:data --config run.toml
 
-Ctrl-C or SIGTERM: finish the step in progress, write a checkpoint, end with status 130; --resume goes on. Ctrl-C again: end at once.
+Ctrl-C or SIGTERM: finish the step in progress, write a checkpoint, end with status 130; --resume goes on. Ctrl-C again, or the end of
+--grace-period: end at once.
 
 Exit status:
   0    the run is complete
@@ -118,6 +119,9 @@ pub struct Options {
     /// How long a trainer tries to reach the coordinator.
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub connect_timeout: u64,
+    /// How long a run that was told to end (Ctrl-C, SIGTERM) may take to finish its step and save, before it is stopped.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub grace_period: u64,
     /// Start although the run does not fit the memory by estimate.
     #[arg(long)]
     pub no_memory_check: bool,

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use dyad_proto::Fault;
 use dyad_telemetry::LogFormat;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -144,6 +145,19 @@ impl Console {
         }
         *current = bar;
     }
+}
+
+/// To standard output: what a command was asked for.
+pub fn print(text: &str) -> Result<(), Fault> {
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
+}
+
+/// To standard error: what may matter, and ends nothing.
+pub fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr(), "warning: {text}");
 }
 
 #[cfg(test)]

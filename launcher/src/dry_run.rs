@@ -8,7 +8,7 @@ use dyad_proto::{Fault, RunConfig, pair_file};
 use crate::plan::Trainer;
 
 /// Text for standard output.
-pub fn describe(config: &RunConfig, trainers: &[Trainer]) -> Result<String, Fault> {
+pub fn describe(config: &RunConfig, trainers: &[Trainer], tls: &str) -> Result<String, Fault> {
     let count = |key: &str, path: &str| -> Result<u64, Fault> {
         let path = Path::new(path);
         Ok(pair_file::records(key, path, &pair_file::read(key, path)?)?.len() as u64)
@@ -19,7 +19,7 @@ pub fn describe(config: &RunConfig, trainers: &[Trainer]) -> Result<String, Faul
     let steps = config.max_steps.unwrap_or(u64::from(config.n_epochs) * steps_per_epoch);
     let mut out = String::new();
     let _ = writeln!(out, "would start 1 coordinator and {} trainers on this machine:", trainers.len());
-    out += &list(trainers);
+    out += &list(trainers, tls);
     let _ = writeln!(out, "{pairs} pairs, at most {steps_per_epoch} steps per epoch, at most {steps} steps");
     if let Some(held_out) = held_out {
         let _ = writeln!(out, "{held_out} validation pairs");
@@ -30,19 +30,25 @@ pub fn describe(config: &RunConfig, trainers: &[Trainer]) -> Result<String, Faul
 
 /// The same for a run on other hosts, whose files are not here.
 #[must_use]
-pub fn describe_hosts(config: &RunConfig, trainers: &[Trainer], listen: &str, on_first: bool) -> String {
+pub fn describe_hosts(
+    config: &RunConfig,
+    trainers: &[Trainer],
+    (listen, tls): (&str, &str),
+    on_first: bool,
+) -> String {
     let place = if on_first { "the first host" } else { "this machine" };
     let out = format!("would start 1 coordinator on {place} ({listen}) and {} trainers:\n", trainers.len());
-    out + &list(trainers) + &configuration(config)
+    out + &list(trainers, tls) + &configuration(config)
 }
 
-fn list(trainers: &[Trainer]) -> String {
+fn list(trainers: &[Trainer], tls: &str) -> String {
     let mut out = String::new();
     for trainer in trainers {
         let Trainer { name, launch_index, device, threads, cores, .. } = trainer;
         let _ = write!(out, "  rank {launch_index}  {name}  device {device}  threads {threads}");
         let _ = if cores.is_empty() { writeln!(out) } else { writeln!(out, "  cores {cores:?}") };
     }
+    let _ = writeln!(out, "TLS between them is {tls}");
     out
 }
 

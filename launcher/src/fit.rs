@@ -1,6 +1,5 @@
 //! Whether a run fits the memory it will have, by the estimate of [`crate::predict`]. The decision is pure.
 
-use std::io::Write;
 use std::path::Path;
 
 use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReferenceLogps, TrainingMethod};
@@ -8,6 +7,7 @@ use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::machine::Hello;
 use crate::cli::Options;
+use crate::console::warn;
 use crate::plan::Trainer;
 use crate::predict::EIGHT_BIT;
 use crate::predict::machine::{H100, Machine, Network, cpu};
@@ -31,7 +31,7 @@ pub fn check(
     match judge(config, &shape, &devices) {
         Verdict::Fits => Ok(()),
         Verdict::Tight(warning) => {
-            let _ = writeln!(std::io::stderr(), "warning: {warning}");
+            warn(&warning);
             Ok(())
         }
         Verdict::TooLarge(fault) => Err(fault),

@@ -7,7 +7,7 @@
 //! - [`kubernetes`]: objects of a run, and what is done with them on a cluster.
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`security`]: the run's own authority, certificates and join token.
-//! - [`supervise`], [`children`]: processes that end together.
+//! - [`supervise`], [`fleet`], [`children`]: processes that end together. [`processes`], [`programs`]: what each of them is.
 //! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
 
@@ -19,6 +19,7 @@ pub mod console;
 pub mod doctor;
 pub mod dry_run;
 pub mod fit;
+pub mod fleet;
 pub mod hosts;
 pub mod interrupt;
 pub mod kubernetes;
@@ -28,6 +29,8 @@ pub mod plan;
 pub mod plot;
 pub mod predict;
 pub mod preflight;
+pub mod processes;
+pub mod programs;
 pub mod progress;
 pub mod rows;
 pub mod security;

@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use dyad_proto::{ErrorCode, Fault, RunConfig};
 use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
 use launcher::agent::machine::Hello;
 use launcher::cli::{Command, CommandLine, NumaBinding, Options};
-use launcher::console::Console;
+use launcher::console::{self, Console, print};
 use launcher::hosts::options::HostOptions;
 use launcher::hosts::{Hosts, environment};
 use launcher::interrupt::Interrupt;
@@ -62,13 +63,24 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
     let config = preflight::load(options, true)?;
     let mut interrupt = Interrupt::new()?;
     let connecting = Hosts::connect(&asked, transport, wanted);
-    let hosts = tokio::select! {
-        hosts = connecting => hosts?,
-        () = interrupt.wait() => return Err(Fault::new(ErrorCode::Interrupted, "interrupted while connecting to the hosts")),
-    };
+    let hosts = unless(&mut interrupt, "connecting to the hosts", connecting).await?;
     let result = launch_there((options, wanted, secured), &config, &hosts, &mut interrupt).await;
     hosts.close().await;
     result
+}
+
+/// Before anything is started: Ctrl-C ends what the launcher waits for.
+async fn unless<T>(
+    interrupt: &mut Interrupt,
+    doing: &str,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    tokio::select! {
+        done = work => done,
+        () = interrupt.wait() => {
+            Err(Fault::new(ErrorCode::Interrupted, format!("interrupted while {doing}")).hint("no run was started"))
+        }
+    }
 }
 
 async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityOptions) -> Result<(), Fault> {
@@ -81,12 +93,13 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
     let config = preflight::load(options, false)?;
     preflight::look(&config, true, !options.resume && !options.overwrite)?;
     fit::check(options, &config, &trainers, &[Hello::here()])?;
+    let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
     if options.dry_run {
-        return print(&dry_run::describe(&config, &trainers)?);
+        let tls = security::describe(secured, listen, security::given())?;
+        return print(&dry_run::describe(&config, &trainers, &tls)?);
     }
     let mut interrupt = Interrupt::new()?;
     let config_file = preflight::write_config(&config)?;
-    let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
     let place = (&trainers[..], None, listen);
     train((options, wanted, secured), &config, &config_file, place, &mut interrupt)
         .instrument(launch_span())
@@ -109,16 +122,15 @@ async fn launch_there(
     let trainers = hosts::plan::trainers(options.gpus_per_node, numa, &found)?;
     let hellos: Vec<Hello> = found.into_iter().map(|(_, hello)| hello).collect();
     fit::check(options, config, &trainers, &hellos)?;
-    let listen = hosts.listen(options.listen.as_deref()).await?;
+    let listening = hosts.listen(options.listen.as_deref());
+    let listen = unless(interrupt, "the hosts tried to reach each other", listening).await?;
     if options.dry_run {
-        return print(&dry_run::describe_hosts(
-            config,
-            &trainers,
-            &listen,
-            hosts.coordinator_node().is_some(),
-        ));
+        let tls = security::describe(secured, &listen, security::given())?;
+        let on_first = hosts.coordinator_node().is_some();
+        return print(&dry_run::describe_hosts(config, &trainers, (&listen, &tls), on_first));
     }
-    let config_file = hosts.prepare(config, !options.resume && !options.overwrite).await?;
+    let preparing = hosts.prepare(config, !options.resume && !options.overwrite);
+    let config_file = unless(interrupt, "the hosts looked at the run's files", preparing).await?;
     // Logs are gathered on this machine, which may share no file system with the hosts.
     let output_dir = Path::new(&config.output_dir);
     preflight::make_logs(output_dir)?;
@@ -160,7 +172,7 @@ async fn tell(options: &Options, config: &RunConfig, machine: Machine) -> Result
 }
 
 fn warn<T: Default>(fault: Fault) -> T {
-    let _ = writeln!(std::io::stderr(), "warning: {fault}");
+    console::warn(&fault.to_string());
     T::default()
 }
 
@@ -171,7 +183,7 @@ async fn train(
     (trainers, hosts, listen): (&[Trainer], Option<&Hosts>, &str),
     interrupt: &mut Interrupt,
 ) -> Result<(), Fault> {
-    let security = Security::new(secured, security::is_reachable(listen), security::given())?;
+    let security = Security::new(secured, listen, security::given())?;
     let environment = environment::chosen(&wanted.env, &environment::here())?;
     let console = Console::new(options.verbose, options.log_format);
     let job = Job {
@@ -188,8 +200,9 @@ async fn train(
         connect_timeout: options.connect_timeout,
         log_format: options.log_format,
     };
+    let grace = Duration::from_secs(options.grace_period);
     tokio::select! {
-        result = supervise::run(&job, &console, interrupt) => result,
+        result = supervise::run(&job, &console, interrupt, grace) => result,
         () = console.clone().show_held() => Ok(()),
     }
 }
@@ -200,10 +213,4 @@ fn coordinator_flags(options: &Options) -> Vec<String> {
     let set = [("--resume", options.resume), ("--overwrite", options.overwrite)];
     flags.extend(set.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
     flags
-}
-
-fn print(text: &str) -> Result<(), Fault> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
 }

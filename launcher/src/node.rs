@@ -5,31 +5,28 @@
 //! - N-3: SIGTERM reaches every trainer, which then have the grace period to finish their step and save.
 
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use clap::Args;
 use dyad_proto::{ErrorCode, Fault};
 use dyad_telemetry::LogFormat;
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use tokio::net::TcpStream;
-use tokio::process::Command;
 use tokio::time::Instant;
 
-use crate::children::{Child, Output, keep_to};
+use crate::children::{Child, Output, Signals, outcomes};
 use crate::console::{Console, Speaker};
 use crate::interrupt::Interrupt;
 use crate::numa::{Topology, allowed_cores};
-use crate::plan::{Machine, Trainer};
-use crate::supervise::{MALLOC, SPARING_MALLOC, program};
+use crate::plan::{Machine, Node, Trainer};
+use crate::processes::keep_to;
+use crate::programs;
 
 /// How long the others may take to hear of a failure from the coordinator: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(10);
 /// How long they then have to leave.
 const LEAVE: Duration = Duration::from_secs(5);
-/// Between two looks for the coordinator; doubled from the first to the last.
-const PATIENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+/// As long as a trainer waits for its coordinator: a day.
+pub const MOST_PATIENCE: u64 = 86_400;
 
 /// Start and watch the trainers of this node.
 #[derive(Args, Clone, Debug)]
@@ -50,8 +47,8 @@ pub struct NodeOptions {
     /// Folder for one log file per trainer; without it their lines go to standard error only.
     #[arg(long, value_name = "DIR")]
     pub logs: Option<PathBuf>,
-    /// How long to wait until the coordinator can be reached.
-    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    /// How long each trainer tries to reach the coordinator.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MOST_PATIENCE))]
     pub wait_for_coordinator: u64,
     /// How long trainers may take to finish their step and save once SIGTERM has come.
     #[arg(long, default_value_t = 290, value_name = "SECONDS")]
@@ -70,10 +67,6 @@ pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
             Fault::input(format!("cannot write --logs {}: {error}", logs.display()))
                 .hint("give a folder on a volume that this user may write to")
         })?;
-    }
-    tokio::select! {
-        reached = coordinator_is_there(options) => reached?,
-        () = interrupt.wait() => return Err(drained("stopped before the coordinator was reached")),
     }
     let console = Console::new(true, LogFormat::Text);
     let mut children = trainers
@@ -99,82 +92,21 @@ fn trainers(options: &NodeOptions, machine: Machine) -> Result<Vec<Trainer>, Fau
         return Err(Fault::input(format!("--gpus {}: this node has {}", options.gpus, machine.gpus))
             .hint("check the pod's GPU resource, the device plugin and NVIDIA_VISIBLE_DEVICES"));
     }
-    let count = options.gpus.max(1);
-    let node = options.node_index;
-    let mut trainers: Vec<Trainer> = (0..count)
-        .map(|place| Trainer {
-            name: if options.gpus == 0 {
-                format!("node{node}-cpu")
-            } else {
-                format!("node{node}-gpu{place}")
-            },
-            launch_index: (node * count + place) as usize,
-            node: node as usize,
-            device: if options.gpus == 0 { "cpu".into() } else { format!("cuda:{place}") },
-            threads: (machine.cores / count as usize).max(1),
-            cores: Vec::new(),
-        })
-        .collect();
+    let (count, index) = (options.gpus.max(1) as usize, options.node_index as usize);
+    let node = Node { name: &format!("node{index}"), index, threads: machine.cores / count };
+    let mut trainers = node.trainers(index * count, 0..options.gpus, 1);
     Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
     Ok(trainers)
 }
 
-/// Waits until something listens there. Its name may not resolve yet, and its pod may not even be placed.
-async fn coordinator_is_there(options: &NodeOptions) -> Result<(), Fault> {
-    let address = host_and_port(&options.coordinator)?;
-    let deadline = Instant::now() + Duration::from_secs(options.wait_for_coordinator);
-    let mut pause = PATIENCE[0];
-    let console = Console::new(true, LogFormat::Text);
-    loop {
-        let reason = match tokio::time::timeout(PATIENCE[1], TcpStream::connect(&address)).await {
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer".into(),
-        };
-        if Instant::now() + pause > deadline {
-            return Err(Fault::unavailable(format!("no coordinator at {address}: {reason}")).hint(format!(
-                "waited {} s (--wait-for-coordinator); look at the coordinator's pod and its events",
-                options.wait_for_coordinator
-            )));
-        }
-        if pause == PATIENCE[0] {
-            console.line(&format!("waiting for the coordinator at {address} ({reason})"));
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PATIENCE[1]);
-    }
-}
-
-fn host_and_port(url: &str) -> Result<String, Fault> {
-    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    let address = rest.map(|rest| rest.trim_end_matches('/')).filter(|address| {
-        address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-    });
-    address.map(str::to_owned).ok_or_else(|| {
-        Fault::input(format!("--coordinator {url}: no address with a port"))
-            .hint("for example https://dyad-coordinator:29400")
-    })
-}
-
 fn start(options: &NodeOptions, trainer: &Trainer, local: usize, console: &Console) -> Result<Child, Fault> {
-    let mut command = Command::new(program("trainer")?);
-    command.args(["run", "--coordinator", &options.coordinator, "--name", &trainer.name]);
-    command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
-    let threads = trainer.threads.to_string();
+    let (url, patience) = (&options.coordinator, options.wait_for_coordinator);
+    let mut command = programs::trainer(trainer, url, patience, local, options.spare_memory)?;
     keep_to(&mut command, &trainer.cores);
-    command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
-    if std::env::var_os("GLIBC_TUNABLES").is_none() {
-        command.env("GLIBC_TUNABLES", if options.spare_memory { SPARING_MALLOC } else { MALLOC });
-    }
-    command.env("LOCAL_WORLD_SIZE", local.to_string()).stdout(Stdio::null());
-    let file = options
-        .logs
-        .as_ref()
-        .map_or_else(|| PathBuf::from("/dev/null"), |logs| logs.join(format!("{}.log", trainer.name)));
+    let file = options.logs.as_ref().map(|logs| logs.join(format!("{}.log", trainer.name)));
     // Whoever reads a pod's log knows the node.
     let speaker = Speaker { node: String::new(), rank: Some(trainer.launch_index) };
-    let output = Output { file, console: console.clone(), speaker };
-    Child::start(&format!("trainer rank {} ({})", trainer.launch_index, trainer.name), command, output)
+    Child::start(&trainer.label(), command, Output { file, console: console.clone(), speaker })
 }
 
 /// Waits for all; after a failure the others leave on their own or are made to.
@@ -182,16 +114,15 @@ async fn follow(children: &mut [Child]) -> Result<(), Fault> {
     let mut faults = Vec::new();
     let mut verdict = None;
     {
-        let mut ends = ends(children);
+        let mut outcomes = outcomes(children);
         loop {
             let next = match verdict {
-                None => Ok(ends.next().await),
-                Some(deadline) => tokio::time::timeout_at(deadline, ends.next()).await,
+                None => Ok(outcomes.next().await),
+                Some(deadline) => tokio::time::timeout_at(deadline, outcomes.next()).await,
             };
             match next {
-                Ok(Some(Some(fault))) => faults.push(fault),
-                Ok(Some(None)) => {}
-                Ok(None) => return outcome(faults),
+                Ok(Some(outcome)) => faults.extend(outcome.err()),
+                Ok(None) => return worst(faults),
                 Err(_) => break,
             }
             if !faults.is_empty() {
@@ -200,7 +131,7 @@ async fn follow(children: &mut [Child]) -> Result<(), Fault> {
         }
     }
     stop(children, LEAVE).await;
-    outcome(faults)
+    worst(faults)
 }
 
 /// After SIGTERM: the trainers finish their step and save, within the grace period.
@@ -217,7 +148,7 @@ async fn drain(
         () = interrupt.wait() => None,
     };
     match faults {
-        Some(faults) => outcome(faults),
+        Some(faults) => worst(faults),
         None => {
             console.line("stopping at once");
             stop(children, Duration::ZERO).await;
@@ -228,54 +159,25 @@ async fn drain(
 
 /// SIGTERM, time, SIGKILL. Says how they ended; those that had to be killed come last.
 async fn stop(children: &mut [Child], time: Duration) -> Vec<Fault> {
-    children.iter().for_each(|child| child.signal(libc::SIGTERM));
+    let signals: Vec<Signals> = children.iter().map(Child::signals).collect();
+    let tell = |signal| signals.iter().for_each(|child| child.send(signal));
+    tell(libc::SIGTERM);
+    let mut outcomes = outcomes(children);
     let mut faults = Vec::new();
-    let all = async {
-        let mut ends = ends(children);
-        while let Some(end) = ends.next().await {
-            faults.extend(end);
-        }
-    };
-    if tokio::time::timeout(time, all).await.is_err() {
-        children.iter().for_each(|child| child.signal(libc::SIGKILL));
-        let mut ends = ends(children);
-        while let Some(end) = ends.next().await {
-            faults.extend(end.filter(|fault| !faults.contains(fault)));
-        }
+    let deadline = Instant::now() + time;
+    while let Ok(next) = tokio::time::timeout_at(deadline, outcomes.next()).await {
+        let Some(outcome) = next else { return faults };
+        faults.extend(outcome.err());
+    }
+    tell(libc::SIGKILL);
+    while let Some(outcome) = outcomes.next().await {
+        faults.extend(outcome.err());
     }
     faults
 }
 
-/// How each child ends, in the order in which they do; `None` for a good end.
-fn ends(children: &mut [Child]) -> FuturesUnordered<impl Future<Output = Option<Fault>>> {
-    let end = |child| async move {
-        let child: &mut Child = child;
-        let status = child.ended().await;
-        let fault = by_status(child.fault(status)?, status);
-        // Says whose failure it is, unless the message does.
-        let named = fault.message.contains(&child.label);
-        Some(if named { fault } else { fault.from_origin(child.label.clone()) })
-    };
-    children.iter_mut().map(end).collect()
-}
-
-/// A trainer that falls over somebody else's failure leaves at once and without a word: its exit status alone tells.
-fn by_status(fault: Fault, status: Option<ExitStatus>) -> Fault {
-    let all = [ErrorCode::InvalidInput, ErrorCode::Unavailable, ErrorCode::Echo, ErrorCode::Interrupted];
-    let is =
-        |code: &ErrorCode| status.and_then(|status| status.code()) == Some(i32::from(code.exit_status()));
-    match all.into_iter().find(is) {
-        Some(ErrorCode::Echo) if fault.code != ErrorCode::Echo => {
-            Fault::new(ErrorCode::Echo, "stopped because another process failed")
-                .hint("the coordinator's log names it")
-        }
-        Some(code) => Fault { code, ..fault },
-        None => fault,
-    }
-}
-
 /// The node's outcome: a genuine failure counts most, then that it was asked to stop, then somebody else's failure.
-fn outcome(mut faults: Vec<Fault>) -> Result<(), Fault> {
+fn worst(mut faults: Vec<Fault>) -> Result<(), Fault> {
     let genuine = |fault: &Fault| !matches!(fault.code, ErrorCode::Echo | ErrorCode::Interrupted);
     if let Some(at) = faults.iter().position(genuine) {
         return Err(faults.swap_remove(at));
@@ -329,20 +231,11 @@ mod tests {
     #[test]
     fn a_genuine_failure_counts_more_than_its_echoes() {
         let fault = |code| Fault::new(code, format!("{code:?}"));
-        let code = |faults: Vec<Fault>| outcome(faults).err().map(|fault| fault.code);
+        let code = |faults: Vec<Fault>| worst(faults).err().map(|fault| fault.code);
         let (echo, stopped) = (fault(ErrorCode::Echo), fault(ErrorCode::Interrupted));
         let bad_input = fault(ErrorCode::InvalidInput);
         assert_eq!(code(vec![echo.clone(), stopped.clone(), bad_input]), Some(ErrorCode::InvalidInput));
         assert_eq!(code(vec![echo.clone(), stopped]), Some(ErrorCode::Interrupted));
         assert_eq!((code(vec![echo]), code(vec![])), (Some(ErrorCode::Echo), None));
-    }
-
-    #[test]
-    fn a_coordinator_needs_scheme_host_and_port() {
-        assert_eq!(host_and_port("https://dyad-coordinator:29400"), Ok("dyad-coordinator:29400".into()));
-        assert_eq!(host_and_port("http://[::1]:1/"), Ok("[::1]:1".into()));
-        for bad in ["dyad-coordinator:29400", "http://host", "http://:29400", "http://host:99999", ""] {
-            assert!(host_and_port(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -140,7 +140,7 @@ mod tests {
         let core = *allowed_cores().last().unwrap();
         let mut command = tokio::process::Command::new("cat");
         command.arg("/proc/self/status");
-        crate::children::keep_to(&mut command, &[core]);
+        crate::processes::keep_to(&mut command, &[core]);
         let status = command.output().await.unwrap().stdout;
         let status = String::from_utf8_lossy(&status).into_owned();
         let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();

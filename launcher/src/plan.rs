@@ -1,5 +1,7 @@
 //! What to start, as a pure function of the options and the machine.
 
+use std::ops::Range;
+
 use dyad_proto::Fault;
 
 use crate::cli::Gpus;
@@ -51,6 +53,14 @@ pub struct Trainer {
     pub cores: Vec<usize>,
 }
 
+impl Trainer {
+    /// How its process is called in messages.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("trainer rank {} ({})", self.launch_index, self.name)
+    }
+}
+
 /// The trainers of a run, all on this machine.
 pub fn trainers(nodes: u32, gpus: Gpus, machine: Machine) -> Result<Vec<Trainer>, Fault> {
     let per_node = match gpus {
@@ -61,22 +71,55 @@ pub fn trainers(nodes: u32, gpus: Gpus, machine: Machine) -> Result<Vec<Trainer>
         return Err(Fault::input("this machine has no CUDA device, but --gpus-per-node asks for some")
             .hint("train on the CPU with --gpus-per-node 0, or check nvidia-smi and CUDA_VISIBLE_DEVICES"));
     }
-    if nodes * per_node > machine.gpus {
-        let wanted = nodes * per_node;
+    // No product of what was asked for: it may be larger than any number here.
+    if per_node > machine.gpus / nodes {
+        let wanted = u64::from(nodes) * u64::from(per_node);
         return Err(Fault::input(format!("{wanted} GPUs are asked for, this machine has {}", machine.gpus))
             .hint("lower --nodes or --gpus-per-node; all nodes of one launcher share this machine"));
     }
-    let count = (nodes * per_node.max(1)) as usize;
-    let threads = (machine.cores / count).max(1);
-    let trainer = |index: usize| {
-        let (node, place) = (index as u32 / per_node.max(1), index as u32 % per_node.max(1));
-        let (name, device) = match per_node {
-            0 => (format!("node{node}-cpu"), "cpu".to_owned()),
-            _ => (format!("node{node}-gpu{place}"), format!("cuda:{index}")),
-        };
-        Trainer { name, launch_index: index, node: node as usize, device, threads, cores: Vec::new() }
+    let threads = machine.cores / (nodes * per_node.max(1)) as usize;
+    let node = |node: u32| {
+        let place = Node { name: &format!("node{node}"), index: node as usize, threads };
+        let first = (node * per_node.max(1)) as usize;
+        place.trainers(first, node * per_node..(node + 1) * per_node, 1)
     };
-    Ok((0..count).map(trainer).collect())
+    Ok((0..nodes).flat_map(node).collect())
+}
+
+/// Where trainers run, whoever has found it out.
+#[derive(Clone, Copy, Debug)]
+pub struct Node<'a> {
+    /// Begins the names of its trainers.
+    pub name: &'a str,
+    /// Which of the run's nodes it is, from 0.
+    pub index: usize,
+    /// Cores for each trainer; none leaves one.
+    pub threads: usize,
+}
+
+impl Node<'_> {
+    /// Its trainers: one on each of these GPUs, or so many on the CPU where it uses none.
+    #[must_use]
+    pub fn trainers(&self, first: usize, gpus: Range<u32>, on_cpu: u32) -> Vec<Trainer> {
+        let name = self.name;
+        let places: Vec<(String, String)> = match (gpus.is_empty(), on_cpu) {
+            (true, 1) => vec![(format!("{name}-cpu"), "cpu".into())],
+            (true, _) => (0..on_cpu).map(|place| (format!("{name}-cpu{place}"), "cpu".into())).collect(),
+            (false, _) => gpus
+                .enumerate()
+                .map(|(place, gpu)| (format!("{name}-gpu{place}"), format!("cuda:{gpu}")))
+                .collect(),
+        };
+        let trainer = |(place, (name, device))| Trainer {
+            name,
+            launch_index: first + place,
+            node: self.index,
+            device,
+            threads: self.threads.max(1),
+            cores: Vec::new(),
+        };
+        places.into_iter().enumerate().map(trainer).collect()
+    }
 }
 
 #[cfg(test)]
@@ -120,5 +163,7 @@ mod tests {
         assert!(
             trainers(3, Gpus::Count(2), FOUR_GPUS).unwrap_err().message.starts_with("6 GPUs are asked for")
         );
+        let absurd = trainers(2, Gpus::Count(1 << 31), FOUR_GPUS).unwrap_err();
+        assert!(absurd.message.starts_with("4294967296 GPUs are asked for"), "{absurd}");
     }
 }

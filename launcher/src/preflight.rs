@@ -6,7 +6,7 @@ use dyad_proto::run_folder::{refuse_earlier_run, traces};
 use dyad_proto::{Fault, RunConfig};
 
 use crate::cli::Options;
-use crate::supervise::program;
+use crate::programs::program;
 
 /// The run's configuration with absolute paths. With `elsewhere` the paths are those of other hosts, and nothing is looked at.
 pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {
@@ -15,12 +15,11 @@ pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {
         // By the names that the user gave.
         readable_files(&config)?;
     }
-    absolute(&options.config, &options.overrides, elsewhere)
+    absolute(config, elsewhere)
 }
 
-/// The same without looking at anything but the configuration.
-pub fn absolute(config: &Path, overrides: &[String], elsewhere: bool) -> Result<RunConfig, Fault> {
-    let mut config = RunConfig::load(config, overrides)?;
+/// The same, of a configuration that was read, without looking at what it names.
+pub fn absolute(mut config: RunConfig, elsewhere: bool) -> Result<RunConfig, Fault> {
     let here =
         std::env::current_dir().map_err(|error| Fault::failed(format!("no working directory: {error}")))?;
     let absolute = |path: &str| here.join(path).to_string_lossy().into_owned();

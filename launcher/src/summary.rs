@@ -8,10 +8,10 @@ use std::process::Stdio;
 use dyad_proto::{Fault, RunConfig};
 use tokio::process::Command;
 
-use crate::children::die_with_me;
+use crate::processes::die_with_me;
+use crate::programs::program;
 use crate::progress::thousands;
 use crate::rows::{self, Row};
-use crate::supervise::program;
 
 /// How many samples to show, and how they are made.
 #[derive(Clone, Copy, Debug)]

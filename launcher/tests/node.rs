@@ -104,19 +104,24 @@ fn trainers_that_do_not_leave_are_killed_after_the_grace_period() {
     assert!(rest.contains("trainers have 1 s") && rest.contains("killed by signal 9"), "{rest}");
 }
 
+/// A coordinator that speaks TLS warns of everybody who connects and goes: the trainers alone do, and wait for it themselves.
 #[test]
-fn a_coordinator_that_never_comes_is_named() {
-    let stage = Stage::new("touch started");
-    let output = {
-        let mut node = stage.node(&["--node-index", "0", "--wait-for-coordinator", "1"]);
-        drop(stage.coordinator);
-        node.output().unwrap()
-    };
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{text}");
-    assert!(text.contains("waiting for the coordinator at 127.0.0.1:"), "{text}");
-    assert!(text.contains("error: no coordinator at") && text.contains("hint: waited 1 s"), "{text}");
-    assert!(!stage.dir.path().join("started").exists());
+fn the_node_leaves_the_coordinators_door_to_its_trainers() {
+    let stage = Stage::new("echo \"$@\" >&2; exit 0");
+    let (status, text) = stage.outcome(&["--wait-for-coordinator", "7"]);
+    assert!(status == Some(0) && text.contains(" --connect-timeout 7 "), "{text}");
+    stage.coordinator.set_nonblocking(true).unwrap();
+    let knocked = stage.coordinator.accept().map(|(_, peer)| peer);
+    assert_eq!(knocked.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_death_names_a_log_only_where_there_is_one() {
+    let stage = Stage::new("exit 1");
+    let (_, text) = stage.outcome(&["--logs", "logs"]);
+    assert!(text.contains("hint: its log is logs/node3-cpu.log"), "{text}");
+    let (_, text) = stage.outcome(&[]);
+    assert!(text.contains("died: exit status 1") && !text.contains("hint: "), "{text}");
 }
 
 #[test]

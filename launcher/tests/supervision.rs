@@ -33,7 +33,7 @@ impl Stage {
 
     fn launcher(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_launcher"));
-        command.current_dir(self.dir.path()).env("DYAD_BIN_DIR", self.dir.path());
+        command.current_dir(self.dir.path()).env("DYAD_BIN_DIR", self.dir.path()).env_remove("DYAD_TLS_DIR");
         command.args(["--nodes", "1", "--gpus-per-node", "0", "--config", "run.toml"]);
         command
     }
@@ -75,7 +75,7 @@ fn a_coordinator_that_dies_before_it_listens_is_named() {
     Stage::new("kill -9 $$", "exit 0").refused(
         1,
         "coordinator died: killed by signal 9",
-        "coordinator.log in output_dir/logs",
+        "out/logs/coordinator.log",
     );
     Stage::new("kill -ILL $$", "exit 0").refused(
         1,
@@ -120,6 +120,10 @@ fn a_dry_run_tells_what_it_would_start_and_starts_nothing() {
     for part in ["1 coordinator and 1 trainers", trainer.as_str(), "1 pairs", "training_file = "] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
+    assert!(text.contains("\nTLS between them is off: no other machine reaches"), "{text}");
+    let output = stage.launcher().args(["--dry-run", "--listen", "0.0.0.0:0"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("\nTLS between them is on: other machines can reach"), "{text}");
     assert!(!stage.path("started").exists() && !stage.path("out").exists());
 }
 
@@ -132,23 +136,61 @@ fn is_running(pid: &Path) -> bool {
     Path::new("/proc").join(pid.trim()).exists()
 }
 
+fn interrupt(launcher: &std::process::Child) {
+    let status = Command::new("kill").args(["-INT", &launcher.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
 #[test]
 fn a_second_ctrl_c_ends_processes_that_ignore_the_first() {
     let stage = Stage::new(STUBBORN, "exit 0");
     let mut launcher = stage.launcher().stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(launcher.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let interrupt = || {
-        let status = Command::new("kill").args(["-INT", &launcher.id().to_string()]).status().unwrap();
-        assert!(status.success());
-    };
     assert!(lines.any(|line| line.contains("ready")));
-    interrupt();
+    interrupt(&launcher);
     assert!(lines.any(|line| line.contains("Ctrl-C again")));
     assert!(is_running(&stage.path("pid")));
-    interrupt();
+    interrupt(&launcher);
     let rest: Vec<String> = lines.collect();
     assert!(rest.iter().any(|line| line == "stopping at once"), "{rest:?}");
     assert!(rest.iter().any(|line| line == "error: interrupted, without a checkpoint"), "{rest:?}");
     assert_eq!(launcher.wait().unwrap().code(), Some(130));
     assert!(!is_running(&stage.path("pid")));
+}
+
+/// The coordinator neither heeds a signal nor leaves: the grace period's end does what a second Ctrl-C would.
+#[test]
+fn one_ctrl_c_is_enough_for_processes_that_ignore_it() {
+    let stage = Stage::new(STUBBORN, "exit 0");
+    let mut launcher = stage.launcher().args(["--grace-period", "1"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(launcher.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("ready")));
+    interrupt(&launcher);
+    let rest: Vec<String> = lines.collect();
+    let waiting =
+        "waiting up to 1 s for the coordinator and its trainers; press Ctrl-C again to stop at once";
+    assert!(rest.iter().any(|line| line.ends_with(waiting)), "{rest:?}");
+    assert!(
+        rest.iter().any(|line| line == "error: interrupted; the run had not ended 1 s later"),
+        "{rest:?}"
+    );
+    assert!(
+        rest.iter().any(|line| line.starts_with("hint: ") && line.contains("--grace-period")),
+        "{rest:?}"
+    );
+    assert_eq!(launcher.wait().unwrap().code(), Some(130));
+    assert!(!is_running(&stage.path("pid")));
+}
+
+/// A scheduler's trace goes on in the launcher's span, not past it.
+#[test]
+fn processes_are_told_the_launchers_own_span() {
+    let stage = Stage::new("echo \"error: under $TRACEPARENT\" >&2; exit 2", "exit 0");
+    let (trace, outer) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    let mut launcher = stage.launcher();
+    launcher.env("TRACEPARENT", format!("00-{trace}-{outer}-01"));
+    launcher.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
+    let text = stderr(&launcher.output().unwrap());
+    let told = text.lines().find_map(|line| line.strip_prefix("error: under ")).unwrap_or_default();
+    assert!(told.starts_with(&format!("00-{trace}-")) && !told.contains(outer), "{text}");
 }

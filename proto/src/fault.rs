@@ -31,6 +31,13 @@ impl ErrorCode {
             Self::Interrupted => 130,
         }
     }
+
+    /// The code that a process ended with; none where no Dyad process ends like that.
+    #[must_use]
+    pub fn of_exit_status(status: i32) -> Option<Self> {
+        let all = [Self::Failed, Self::InvalidInput, Self::Unavailable, Self::Echo, Self::Interrupted];
+        all.into_iter().find(|code| i32::from(code.exit_status()) == status)
+    }
 }
 
 /// An error with its code and a hint. Lower-case, no full stop, names what it is about (file, line, field, rank).
@@ -139,6 +146,15 @@ mod tests {
         let fault =
             Fault::input("line 7: no field `input`").hint("see docs/data.md").from_origin("coordinator");
         assert_eq!(Fault::from(wire::Failure::from(fault.clone())), fault);
+    }
+
+    #[test]
+    fn an_exit_status_tells_its_code() {
+        use ErrorCode::{Echo, Failed, Interrupted, InvalidInput, Unavailable};
+        for code in [Failed, InvalidInput, Unavailable, Echo, Interrupted] {
+            assert_eq!(ErrorCode::of_exit_status(code.exit_status().into()), Some(code));
+        }
+        assert_eq!([0, 77, 137].map(ErrorCode::of_exit_status), [None; 3]);
     }
 
     #[test]

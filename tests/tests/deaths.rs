@@ -79,9 +79,10 @@ fn a_trainer_that_cannot_start_is_named() {
     let output = workspace.launcher(2, &[]).env("DYAD_BIN_DIR", workspace.path(".")).output().unwrap();
     let error = text(&output);
     assert_eq!(output.status.code(), Some(1), "{error}");
+    let logs = workspace.path("out/logs");
     let named = ["node0-cpu", "node1-cpu"].iter().enumerate().any(|(rank, name)| {
         let line = format!("error: trainer rank {rank} ({name}) died: exit status 127");
-        let hint = format!("hint: its log is {name}.log in output_dir/logs");
+        let hint = format!("hint: its log is {}", logs.join(format!("{name}.log")).display());
         error.lines().any(|it| it == line) && error.lines().any(|it| it == hint)
     });
     assert!(named && error.matches("error: ").count() == 1, "{error}");

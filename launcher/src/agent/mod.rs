@@ -3,8 +3,9 @@
 //! - when its standard input closes, or the launcher is silent for too long, everything that it started is killed.
 //! - its standard output holds protocol lines alone.
 //!
-//! [`protocol`]: what is said. [`machine`]: what the host offers. [`serve`]: the agent itself.
+//! [`protocol`]: what is said. [`machine`]: what the host offers. [`ports`]: who reaches whom. [`serve`]: the agent itself.
 
 pub mod machine;
+pub mod ports;
 pub mod protocol;
 pub mod serve;

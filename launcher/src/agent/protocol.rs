@@ -1,7 +1,7 @@
 //! What launcher and node agent say to each other: one JSON value a line, over the agent's standard input and output.
 
 use dyad_proto::security::Material;
-use dyad_proto::{ErrorCode, Fault};
+use dyad_proto::wire::Failure;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::machine::Hello;
@@ -44,8 +44,6 @@ pub struct Start {
     pub env: Vec<(String, String)>,
     /// Cores that it keeps to; empty for all.
     pub cores: Vec<usize>,
-    /// Its standard output is wanted.
-    pub stdout: bool,
 }
 
 /// Something the agent answers once.
@@ -117,7 +115,7 @@ pub enum Reply {
         /// Which.
         process: u64,
         /// Why.
-        trouble: Trouble,
+        trouble: Failure,
     },
     /// To a question.
     Answer {
@@ -145,34 +143,7 @@ pub enum Answer {
     /// Facts for `launcher doctor`.
     Examined(Box<Facts>),
     /// It cannot be done.
-    Failed(Trouble),
-}
-
-/// A fault on its way.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Trouble {
-    status: u8,
-    message: String,
-    hint: String,
-}
-
-impl From<Fault> for Trouble {
-    fn from(fault: Fault) -> Self {
-        Self { status: fault.code.exit_status(), message: fault.to_string(), hint: fault.hint }
-    }
-}
-
-impl From<Trouble> for Fault {
-    fn from(trouble: Trouble) -> Self {
-        let code = match trouble.status {
-            2 => ErrorCode::InvalidInput,
-            3 => ErrorCode::Unavailable,
-            4 => ErrorCode::Echo,
-            130 => ErrorCode::Interrupted,
-            _ => ErrorCode::Failed,
-        };
-        Fault::new(code, trouble.message).hint(trouble.hint)
-    }
+    Failed(Failure),
 }
 
 /// One line, with its end.
@@ -200,23 +171,12 @@ mod tests {
             args: vec!["--name".into(), "a\nb \"c\"".into()],
             env: vec![("OTEL_SERVICE_NAME".into(), "dyad=1\n".into())],
             cores: vec![0, 3],
-            stdout: true,
         };
         let line = encode(&Request::Start(start.clone()));
         assert_eq!(line.matches('\n').count(), 1);
         assert!(matches!(decode(&line), Some(Request::Start(came)) if came == start));
         for noise in ["", "Welcome to node a", "{}", "{\"start\":3}", "null"] {
             assert!(decode::<Request>(noise).is_none() && decode::<Reply>(noise).is_none(), "{noise}");
-        }
-    }
-
-    #[test]
-    fn faults_keep_code_message_and_hint() {
-        for code in [ErrorCode::InvalidInput, ErrorCode::Unavailable, ErrorCode::Failed, ErrorCode::Echo] {
-            let fault = Fault::new(code, "no file").hint("make one");
-            let line = encode(&Answer::Failed(fault.clone().into()));
-            let Some(Answer::Failed(trouble)) = decode(&line) else { panic!("{line}") };
-            assert_eq!(Fault::from(trouble), fault);
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,22 +10,19 @@ use clap::Args;
 use dyad_proto::security::{Material, TLS_DIR};
 use dyad_proto::{Fault, RunConfig};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::agent::machine::{Hello, interface_towards};
+use crate::agent::ports::{open, reach};
 use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, decode, encode};
-use crate::children::{die_with_me, keep_to};
 use crate::doctor::facts::Facts;
 use crate::preflight;
+use crate::processes::{die_with_me, each_line, keep_to, raw_status};
+use crate::programs::program;
 use crate::security::secret_folder::SecretFolder;
-use crate::supervise::program;
-
-/// How long an address may take to answer.
-const REACH: Duration = Duration::from_secs(5);
 
 /// Options of `launcher agent`.
 #[derive(Args, Clone, Debug)]
@@ -135,8 +130,7 @@ impl Agent {
         // What this host's own environment says of TLS is not meant for this run.
         command.env_remove(TLS_DIR);
         command.args(&start.args).envs(start.env.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0);
-        command.stdout(if start.stdout { Stdio::piped() } else { Stdio::null() });
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.envs(nccl_interface(start));
         keep_to(&mut command, &start.cores);
         die_with_me(&mut command);
@@ -179,21 +173,42 @@ impl Agent {
     }
 
     fn ask(&mut self, ask: u64, question: Question) {
-        if let Question::Keep { process, material } = &question {
-            let answer = self.keep(process, material).unwrap_or_else(|fault| Answer::Failed(fault.into()));
-            return self.say(&Reply::Answer { ask, answer });
-        }
-        let say = self.say.clone();
-        let listener = matches!(question, Question::Listen);
-        let task = tokio::task::spawn_local(async move {
-            let reply = |answer| encode(&Reply::Answer { ask, answer });
-            if listener {
-                return listen(&say, reply).await;
+        match question {
+            Question::Keep { process, material } => {
+                let kept = self.keep(&process, &material);
+                self.say(&reply(ask, kept));
             }
-            let _ =
-                say.send(reply(answer(question).await.unwrap_or_else(|fault| Answer::Failed(fault.into()))));
+            Question::Listen => self.open_port(ask),
+            Question::Reach { addresses } => {
+                self.later(ask, async move { Ok(Answer::Reached(reach(&addresses).await)) });
+            }
+            Question::Prepare(prepare) => self.later(ask, blocking(move || prepared(&prepare))),
+            Question::Examine(examine) => {
+                self.later(ask, blocking(move || Ok(Answer::Examined(Box::new(Facts::here(&examine))))));
+            }
+        }
+    }
+
+    fn later(&self, ask: u64, answer: impl Future<Output = Result<Answer, Fault>> + 'static) {
+        let say = self.say.clone();
+        tokio::task::spawn_local(async move {
+            let _ = say.send(encode(&reply(ask, answer.await)));
         });
-        if listener && let Some(before) = self.listener.replace(task) {
+    }
+
+    /// Opens a port in place of the one before. Connecting to it is all that is tried.
+    fn open_port(&mut self, ask: u64) {
+        let say = self.say.clone();
+        let task = tokio::task::spawn_local(async move {
+            match open().await {
+                Ok((listener, port)) => {
+                    let _ = say.send(encode(&reply(ask, Ok(Answer::Listening(port)))));
+                    while listener.accept().await.is_ok() {}
+                }
+                Err(fault) => drop(say.send(encode(&reply(ask, Err(fault))))),
+            }
+        });
+        if let Some(before) = self.listener.replace(task) {
             before.abort();
         }
     }
@@ -204,7 +219,7 @@ async fn watch(mut child: Child, process: u64, say: &mpsc::UnboundedSender<Strin
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (_, _, status) =
         tokio::join!(pass_on(stdout, process, true, say), pass_on(stderr, process, false, say), child.wait());
-    status.map_or(1 << 8, ExitStatusExt::into_raw)
+    raw_status(status)
 }
 
 async fn pass_on<R: AsyncRead + Unpin>(
@@ -214,24 +229,17 @@ async fn pass_on<R: AsyncRead + Unpin>(
     say: &mpsc::UnboundedSender<String>,
 ) {
     let Some(stream) = stream else { return };
-    let mut reader = BufReader::new(stream);
-    let mut line = Vec::new();
-    // By bytes: a line that is no UTF-8 must not end the log.
-    while reader.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
-        let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
-        let _ = say.send(encode(&Reply::Line { process, stdout, text }));
-        line.clear();
-    }
+    each_line(stream, |text| drop(say.send(encode(&Reply::Line { process, stdout, text })))).await;
 }
 
-async fn answer(question: Question) -> Result<Answer, Fault> {
-    match question {
-        Question::Prepare(prepare) => prepared(&prepare),
-        Question::Reach { addresses } => Ok(Answer::Reached(reach(&addresses).await)),
-        Question::Examine(examine) => Ok(Answer::Examined(Box::new(Facts::here(&examine)))),
-        // Answered before, by the agent itself.
-        Question::Listen | Question::Keep { .. } => Ok(Answer::Done),
-    }
+/// Files and drivers may take their time; the agent goes on listening meanwhile, or it would count as lost.
+async fn blocking(look: impl FnOnce() -> Result<Answer, Fault> + Send + 'static) -> Result<Answer, Fault> {
+    let looked = tokio::task::spawn_blocking(look).await;
+    looked.unwrap_or_else(|error| Err(Fault::failed(format!("the agent could not look: {error}"))))
+}
+
+fn reply(ask: u64, answer: Result<Answer, Fault>) -> Reply {
+    Reply::Answer { ask, answer: answer.unwrap_or_else(|fault| Answer::Failed(fault.into())) }
 }
 
 fn prepared(prepare: &Prepare) -> Result<Answer, Fault> {
@@ -241,40 +249,4 @@ fn prepared(prepare: &Prepare) -> Result<Answer, Fault> {
         return Ok(Answer::Done);
     }
     Ok(Answer::Written(preflight::write_config(&config)?.display().to_string()))
-}
-
-async fn listen(say: &mpsc::UnboundedSender<String>, reply: impl Fn(Answer) -> String) {
-    let opened = open().await;
-    let answer = match &opened {
-        Ok((_, port)) => Answer::Listening(*port),
-        Err(error) => Answer::Failed(Fault::unavailable(format!("cannot open a port: {error}")).into()),
-    };
-    let _ = say.send(reply(answer));
-    if let Ok((listener, _)) = opened {
-        // Connecting is all that is tried.
-        while listener.accept().await.is_ok() {}
-    }
-}
-
-/// A port on every address of this host.
-pub async fn open() -> std::io::Result<(TcpListener, u16)> {
-    // A socket for both families, unless the kernel has no IPv6.
-    let listener = match TcpListener::bind("[::]:0").await {
-        Ok(listener) => listener,
-        Err(_) => TcpListener::bind("0.0.0.0:0").await?,
-    };
-    let port = listener.local_addr().map(|address: SocketAddr| address.port())?;
-    Ok((listener, port))
-}
-
-/// What stands between here and each address; nothing where it answers.
-pub async fn reach(addresses: &[String]) -> Vec<Option<String>> {
-    let tries = addresses.iter().map(|address| async move {
-        match tokio::time::timeout(REACH, TcpStream::connect(address)).await {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(format!("no answer within {} s", REACH.as_secs())),
-        }
-    });
-    futures::future::join_all(tries).await
 }

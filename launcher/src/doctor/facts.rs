@@ -8,9 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::Examine;
-use crate::hosts::own_folder;
 use crate::hosts::push::program_hash;
-use crate::preflight;
+use crate::programs::own_folder;
 
 /// One machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -163,15 +162,6 @@ fn pairs(config: &RunConfig) -> Result<String, String> {
 
 fn readable(path: &Path) -> Result<(), String> {
     std::fs::File::open(path).map(drop).map_err(|error| error.to_string())
-}
-
-/// What can be said of a configuration before a run, for whoever fills [`Examine`].
-pub fn config_json(
-    options: &crate::doctor::DoctorOptions,
-    elsewhere: bool,
-) -> Result<Option<String>, dyad_proto::Fault> {
-    let Some(config) = &options.config else { return Ok(None) };
-    preflight::absolute(config, &options.overrides, elsewhere)?.to_json().map(Some)
 }
 
 #[cfg(test)]

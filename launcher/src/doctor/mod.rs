@@ -1,25 +1,28 @@
 //! `launcher doctor`: are these machines fit for a run?
 //!
-//! [`facts`]: what is seen on one machine. [`table`]: what is made of it, purely.
+//! [`facts`]: what is seen on one machine. [`checks`]: what is made of it, purely, as a table of [`row`]s.
 
+pub mod checks;
 pub mod facts;
-pub mod table;
+pub mod row;
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use dyad_proto::Fault;
+use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::protocol::{Answer, Examine, Question};
+use crate::console;
 use crate::hosts::connection::Agent;
 use crate::hosts::hostfile::{Host, Nodes};
 use crate::hosts::options::HostOptions;
 use crate::hosts::transport::Transport;
 use crate::hosts::{Hosts, address, asked};
+use crate::preflight;
+use checks::Looked;
 use facts::Facts;
-use table::{Looked, Row, State};
+use row::{Row, State};
 
 /// Options of `launcher doctor`.
 #[derive(Args, Clone, Debug)]
@@ -50,21 +53,26 @@ pub struct DoctorOptions {
 pub async fn run(options: &DoctorOptions) -> Result<(), Fault> {
     let rows = match asked(&options.hosts, options.nodes)? {
         None => {
-            let examine = Examine { config_json: facts::config_json(options, false)? };
+            let examine = Examine { config_json: config_json(options, false)? };
             let facts = Facts::here(&examine);
-            table::rows(&[Looked { name: facts.hello.host.clone(), facts, skew: (0.0, 0.0) }])
+            checks::rows(&[Looked { name: facts.hello.host.clone(), facts, skew: (0.0, 0.0) }])
         }
         Some((hosts, transport)) => look(options, &hosts, &transport).await?,
     };
-    let (text, code) = table::table(&rows);
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))?;
+    let (text, code) = row::table(&rows);
+    console::print(&text)?;
     code.map_or(Ok(()), |code| Err(Fault::new(code, "not all is well; see the rows marked FAIL")))
 }
 
+/// The configuration of the run that is planned, if one is.
+fn config_json(options: &DoctorOptions, elsewhere: bool) -> Result<Option<String>, Fault> {
+    let Some(config) = &options.config else { return Ok(None) };
+    let config = RunConfig::load(config, &options.overrides)?;
+    preflight::absolute(config, elsewhere)?.to_json().map(Some)
+}
+
 async fn look(options: &DoctorOptions, hosts: &[Host], transport: &Transport) -> Result<Vec<Row>, Fault> {
-    let examine = Examine { config_json: facts::config_json(options, true)? };
+    let examine = Examine { config_json: config_json(options, true)? };
     let mut agents = Vec::new();
     let mut missing = Vec::new();
     for found in Hosts::try_connect(hosts, transport, &options.hosts).await {
@@ -79,7 +87,7 @@ async fn look(options: &DoctorOptions, hosts: &[Host], transport: &Transport) ->
     if !looked.is_empty() {
         rows.push(coordinator(&agents, options).await);
         rows.push(each_other(&agents).await);
-        rows.extend(table::rows(&looked));
+        rows.extend(checks::rows(&looked));
     }
     futures::future::join_all(agents.iter().map(Agent::close)).await;
     Ok(rows)
@@ -102,17 +110,13 @@ async fn examined(agent: &Agent, examine: &Examine) -> Result<Looked, Fault> {
         Answer::Examined(facts) => {
             Ok(Looked { name: agent.host.name.clone(), facts: *facts, skew: agent.skew })
         }
-        other => Err(Fault::failed(format!("host {}: unexpected answer {other:?}", agent.host))),
+        other => Err(agent.unexpected(&other)),
     }
 }
 
 /// The address that the coordinator would take, and each host's interface towards it.
 async fn coordinator(agents: &[Agent], options: &DoctorOptions) -> Row {
-    let address = match options.hosts.coordinator_on {
-        crate::hosts::options::CoordinatorOn::First => address::on_first(agents).await,
-        crate::hosts::options::CoordinatorOn::Here => address::here(agents).await,
-    };
-    match address {
+    match address::of_coordinator(options.hosts.coordinator_on, agents).await {
         Ok(address) => {
             let name = agents[0].hello.addresses.iter().find(|interface| interface.address == address);
             let name = name.map_or_else(String::new, |interface| format!(" ({})", interface.name));
@@ -134,36 +138,11 @@ async fn coordinator(agents: &[Agent], options: &DoctorOptions) -> Row {
 
 /// Every host tries every other, at the address that it reaches the launcher with.
 async fn each_other(agents: &[Agent]) -> Row {
-    let opened = futures::future::join_all(agents.iter().map(|agent| agent.ask(Question::Listen))).await;
-    let targets: Vec<Option<String>> = agents
-        .iter()
-        .zip(opened)
-        .map(|(agent, opened)| {
-            let address = agent.hello.addresses.first()?.address;
-            match opened {
-                Ok(Answer::Listening(port)) => Some(SocketAddr::new(address, port).to_string()),
-                _ => None,
-            }
-        })
-        .collect();
+    let targets = futures::future::join_all(agents.iter().map(target)).await;
     let tries = agents.iter().enumerate().map(|(from, agent)| {
-        let others: Vec<(usize, String)> = targets
-            .iter()
-            .enumerate()
-            .filter(|(to, _)| *to != from)
-            .filter_map(|(to, target)| Some((to, target.clone()?)))
-            .collect();
-        async move {
-            let addresses = others.iter().map(|(_, target)| target.clone()).collect();
-            let Ok(Answer::Reached(found)) = agent.ask(Question::Reach { addresses }).await else {
-                return Vec::new();
-            };
-            let blocked =
-                others.iter().zip(found).filter_map(|((to, target), why)| Some((*to, target.clone(), why?)));
-            blocked
-                .map(|(to, target, why)| format!("{} to {} at {target}: {why}", agent.host, agents[to].host))
-                .collect()
-        }
+        let others = agents.iter().zip(&targets).enumerate().filter(move |(to, _)| *to != from);
+        let others = others.filter_map(|(_, (other, target))| Some((other, target.clone()?)));
+        blocked(agent, others.collect())
     });
     let blocked: Vec<String> = futures::future::join_all(tries).await.into_iter().flatten().collect();
     if blocked.is_empty() {
@@ -175,4 +154,25 @@ async fn each_other(agents: &[Agent]) -> Row {
         detail: blocked.join("; "),
         hint: "trainers connect to each other on any port: open the ports between the hosts",
     }
+}
+
+/// A port that a host opens for the others.
+async fn target(agent: &Agent) -> Option<String> {
+    let address = agent.hello.addresses.first()?.address;
+    match agent.ask(Question::Listen).await {
+        Ok(Answer::Listening(port)) => Some(SocketAddr::new(address, port).to_string()),
+        _ => None,
+    }
+}
+
+/// Which of the others a host does not reach, and why.
+async fn blocked(agent: &Agent, others: Vec<(&Agent, String)>) -> Vec<String> {
+    let addresses = others.iter().map(|(_, target)| target.clone()).collect();
+    let Ok(Answer::Reached(found)) = agent.ask(Question::Reach { addresses }).await else {
+        return Vec::new();
+    };
+    let blocked = others.iter().zip(found).filter_map(|((other, target), why)| Some((other, target, why?)));
+    blocked
+        .map(|(other, target, why)| format!("{} to {} at {target}: {why}", agent.host, other.host))
+        .collect()
 }

@@ -5,19 +5,28 @@ use std::net::{IpAddr, SocketAddr};
 use dyad_proto::Fault;
 
 use crate::agent::machine::{Hello, interfaces};
+use crate::agent::ports::{open, reach};
 use crate::agent::protocol::{Answer, Question};
-use crate::agent::serve::{open, reach};
 use crate::hosts::connection::Agent;
+use crate::hosts::options::CoordinatorOn;
 
 /// What a machine found of each candidate: nothing, or what stood in the way.
 pub type Verdicts = (String, Vec<Option<String>>);
 
+/// An address of the machine that the coordinator runs on.
+pub async fn of_coordinator(on: CoordinatorOn, agents: &[Agent]) -> Result<IpAddr, Fault> {
+    match on {
+        CoordinatorOn::First => on_first(agents).await,
+        CoordinatorOn::Here => here(agents).await,
+    }
+}
+
 /// An address on the first host.
-pub async fn on_first(agents: &[Agent]) -> Result<IpAddr, Fault> {
+async fn on_first(agents: &[Agent]) -> Result<IpAddr, Fault> {
     let Some((first, others)) = agents.split_first() else { return Err(Fault::input("no hosts")) };
     let port = match first.ask(Question::Listen).await? {
         Answer::Listening(port) => port,
-        other => return Err(Fault::failed(format!("host {}: unexpected answer {other:?}", first.host))),
+        other => return Err(first.unexpected(&other)),
     };
     let candidates = candidates(&first.hello, agents.len() > 1);
     let addresses = with_port(&candidates, port);
@@ -28,9 +37,8 @@ pub async fn on_first(agents: &[Agent]) -> Result<IpAddr, Fault> {
 }
 
 /// An address of this machine.
-pub async fn here(agents: &[Agent]) -> Result<IpAddr, Fault> {
-    let (_listener, port) =
-        open().await.map_err(|error| Fault::unavailable(format!("cannot open a port: {error}")))?;
+async fn here(agents: &[Agent]) -> Result<IpAddr, Fault> {
+    let (_listener, port) = open().await?;
     let own = interfaces();
     let mine = |address: &IpAddr| own.iter().any(|interface| interface.address == *address);
     let seen = agents.iter().filter_map(|agent| agent.hello.launcher_address).filter(mine);
@@ -49,7 +57,7 @@ async fn ask_all(agents: &[Agent], addresses: &[String]) -> Result<Vec<Verdicts>
     let asks = agents.iter().map(|agent| async move {
         match agent.ask(Question::Reach { addresses: addresses.to_vec() }).await? {
             Answer::Reached(verdicts) => Ok((format!("host {}", agent.host), verdicts)),
-            other => Err(Fault::failed(format!("host {}: unexpected answer {other:?}", agent.host))),
+            other => Err(agent.unexpected(&other)),
         }
     });
     futures::future::try_join_all(asks).await

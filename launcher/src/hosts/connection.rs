@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dyad_proto::security::Material;
+use dyad_proto::wire::Failure;
 use dyad_proto::{ErrorCode, Fault};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::{Answer, Question, Reply, Request, Start, decode, encode};
@@ -88,24 +90,12 @@ impl Agent {
     ) -> Result<Self, Fault> {
         let began = crate::agent::machine::clock();
         let mut process = start(host, transport, line)?;
-        let stderr = tokio::spawn(last_words(process.stderr.take()));
+        let mut stderr = tokio::spawn(last_words(process.stderr.take()));
         let (Some(stdin), Some(stdout)) = (process.stdin.take(), process.stdout.take()) else {
             return Err(Fault::failed(format!("host {host}: {} has no pipes", transport.name())));
         };
         let mut lines = BufReader::new(stdout).lines();
-        let hello = match tokio::time::timeout(HELLO, hello(&mut lines)).await {
-            Ok(Some(hello)) => hello,
-            Ok(None) => {
-                let status = process.wait().await.ok().and_then(|status| status.code());
-                let words = stderr.await.unwrap_or_default();
-                return Err(unreachable(host, transport, status, &words));
-            }
-            Err(_) => {
-                let message =
-                    format!("host {host} says nothing over {} for {} s", transport.name(), HELLO.as_secs());
-                return Err(Fault::unavailable(message).hint("try the same connection by hand"));
-            }
-        };
+        let hello = first_words((host, transport), &mut lines, &mut process, &mut stderr).await?;
         same_version(host, &hello)?;
         let ended = crate::agent::machine::clock();
         let skew = (hello.clock - f64::midpoint(began, ended), (ended - began) / 2.0);
@@ -160,10 +150,8 @@ impl Agent {
             drop(state);
             self.link.send(&Request::Ask { ask, question });
         }
-        let named =
-            |fault: Fault| Fault { message: format!("host {}: {}", self.host, fault.message), ..fault };
         match answered.await {
-            Ok(Answer::Failed(trouble)) => Err(named(trouble.into())),
+            Ok(Answer::Failed(failure)) => Err(named(&self.host, failure)),
             Ok(answer) => Ok(answer),
             Err(_) => Err(self.link.state().lost.clone().unwrap_or_else(|| Fault::failed("the agent ended"))),
         }
@@ -173,8 +161,15 @@ impl Agent {
     pub async fn keep(&self, process: &str, material: Material) -> Result<String, Fault> {
         match self.ask(Question::Keep { process: process.to_owned(), material }).await? {
             Answer::Written(folder) => Ok(folder),
-            other => Err(Fault::failed(format!("host {}: unexpected answer {other:?}", self.host))),
+            other => Err(self.unexpected(&other)),
         }
+    }
+
+    /// An answer to something else than was asked.
+    #[must_use]
+    pub fn unexpected(&self, answer: &Answer) -> Fault {
+        Fault::failed(format!("host {}: unexpected answer {answer:?}", self.host))
+            .hint("install one build everywhere, or copy this one with --push")
     }
 
     /// Why the host is lost, if it is.
@@ -210,6 +205,33 @@ impl State {
     }
 }
 
+/// What an agent says first, or why it says nothing.
+async fn first_words(
+    (host, transport): (&Host, &Transport),
+    lines: &mut Lines<BufReader<ChildStdout>>,
+    process: &mut Child,
+    stderr: &mut JoinHandle<Vec<String>>,
+) -> Result<Hello, Fault> {
+    match tokio::time::timeout(HELLO, hello(lines)).await {
+        Ok(Some(hello)) => Ok(hello),
+        Ok(None) => {
+            let status = process.wait().await.ok().and_then(|status| status.code());
+            Err(unreachable(host, transport, status, &stderr.await.unwrap_or_default()))
+        }
+        Err(_) => {
+            let message =
+                format!("host {host} says nothing over {} for {} s", transport.name(), HELLO.as_secs());
+            Err(Fault::unavailable(message).hint("try the same connection by hand"))
+        }
+    }
+}
+
+/// What a host's agent says of itself.
+fn named(host: &Host, failure: Failure) -> Fault {
+    let fault = Fault::from(failure);
+    Fault { message: format!("host {host}: {}", fault.message), ..fault }
+}
+
 /// Sends requests, and a ping whenever there is nothing else to say.
 async fn write(mut outgoing: mpsc::UnboundedReceiver<Out>, mut stdin: ChildStdin, every: Duration) {
     let mut pings = tokio::time::interval(every);
@@ -240,7 +262,7 @@ impl Reader {
         self,
         mut lines: Lines<BufReader<ChildStdout>>,
         mut process: Child,
-        stderr: tokio::task::JoinHandle<Vec<String>>,
+        stderr: JoinHandle<Vec<String>>,
     ) {
         let silent = loop {
             match tokio::time::timeout(self.silence, lines.next_line()).await {
@@ -277,9 +299,7 @@ impl Reader {
             }
             Reply::Unstarted { process, trouble } => {
                 if let Some(ends) = state.processes.remove(&process) {
-                    let fault = Fault::from(trouble);
-                    let message = format!("host {}: {}", self.host, fault.message);
-                    let _ = ends.end.send(Some(End::Lost(Fault { message, ..fault })));
+                    let _ = ends.end.send(Some(End::Lost(named(&self.host, trouble))));
                 }
             }
             Reply::Answer { ask, answer } => {

@@ -8,17 +8,15 @@ use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::{Reply, decode};
-use crate::children::die_with_me;
 use crate::hosts::hostfile::Host;
 use crate::hosts::transport::Transport;
+use crate::processes::die_with_me;
 
 /// Starts what leads to the host.
 pub(super) fn start(host: &Host, transport: &Transport, line: &str) -> Result<Child, Fault> {
     let words = transport.command(host, line);
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // Ctrl-C in the terminal is the launcher's alone.
-    command.process_group(0);
     die_with_me(&mut command);
     command.spawn().map_err(|error| {
         Fault::unavailable(format!("cannot start {}: {error}", words[0]))

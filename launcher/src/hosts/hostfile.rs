@@ -90,8 +90,9 @@ pub fn parse_list(text: &str) -> Result<Vec<Host>, Fault> {
 
 /// Reads a hostfile.
 pub fn read(path: &Path) -> Result<Vec<Host>, Fault> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Fault::input(format!("cannot read hostfile {}: {error}", path.display())))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Fault::input(format!("cannot read hostfile {}: {error}", path.display())).hint(FORM)
+    })?;
     parse(&path.display().to_string(), &text)
 }
 

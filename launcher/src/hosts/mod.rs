@@ -15,13 +15,14 @@ pub mod push;
 pub mod transport;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::{Answer, Prepare, Question};
+use crate::programs::own_folder;
 use crate::slurm::allocation::Allocation;
 use connection::Agent;
 use hostfile::{Host, Nodes};
@@ -125,10 +126,7 @@ impl Hosts {
         if let Some(asked) = asked {
             return Ok(asked.to_owned());
         }
-        let address = match self.coordinator_on {
-            CoordinatorOn::First => address::on_first(&self.agents).await?,
-            CoordinatorOn::Here => address::here(&self.agents).await?,
-        };
+        let address = address::of_coordinator(self.coordinator_on, &self.agents).await?;
         Ok(SocketAddr::new(address, 0).to_string())
     }
 
@@ -149,7 +147,7 @@ impl Hosts {
         match first {
             Some(node) => match ask(node, true).await? {
                 Answer::Written(path) => Ok(path.into()),
-                other => Err(Fault::failed(format!("unexpected answer {other:?}"))),
+                other => Err(self.agents[node].unexpected(&other)),
             },
             None => {
                 crate::preflight::look(config, true, fresh)?;
@@ -162,13 +160,6 @@ impl Hosts {
     pub async fn close(&self) {
         futures::future::join_all(self.agents.iter().map(Agent::close)).await;
     }
-}
-
-/// Folder of this program.
-pub fn own_folder() -> Result<PathBuf, Fault> {
-    let own =
-        std::env::current_exe().map_err(|error| Fault::failed(format!("cannot find myself: {error}")))?;
-    Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
 }
 
 /// One fault of several hosts: the first one's code and hint, everybody's message.

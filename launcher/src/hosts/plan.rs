@@ -5,7 +5,7 @@ use dyad_proto::Fault;
 use crate::agent::machine::Hello;
 use crate::cli::Gpus;
 use crate::hosts::hostfile::Host;
-use crate::plan::Trainer;
+use crate::plan::{Node, Trainer};
 
 /// Trainers of all hosts, in the order of the hosts: one per GPU, or as many CPU trainers as the host has slots (one where
 /// nothing is said).
@@ -47,17 +47,9 @@ fn of_host(
         return Err(Fault::input(format!("host {host}: {wanted} GPUs are asked for, it has {}", hello.gpus))
             .hint("lower slots or --gpus-per-node; 0 trains on the CPU"));
     }
-    let count = if wanted > 0 { wanted } else { host.slots.unwrap_or(1) } as usize;
-    let threads = (hello.cores / count).max(1);
-    let trainer = |place: usize| {
-        let (name, device) = match (wanted, count) {
-            (0, 1) => (format!("{host}-cpu"), "cpu".to_owned()),
-            (0, _) => (format!("{host}-cpu{place}"), "cpu".to_owned()),
-            _ => (format!("{host}-gpu{place}"), format!("cuda:{place}")),
-        };
-        Trainer { name, launch_index: first + place, node, device, threads, cores: Vec::new() }
-    };
-    Ok((0..count).map(trainer).collect())
+    let on_cpu = host.slots.unwrap_or(1);
+    let threads = hello.cores / if wanted > 0 { wanted } else { on_cpu } as usize;
+    Ok(Node { name: &host.name, index: node, threads }.trainers(first, 0..wanted, on_cpu))
 }
 
 #[cfg(test)]

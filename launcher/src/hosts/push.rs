@@ -9,10 +9,10 @@ use dyad_proto::Fault;
 use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
-use crate::children::die_with_me;
 use crate::hosts::hostfile::Host;
-use crate::hosts::own_folder;
 use crate::hosts::transport::{Transport, quoted};
+use crate::processes::die_with_me;
+use crate::programs::own_folder;
 
 const PROGRAMS: [&str; 3] = ["launcher", "coordinator", "trainer"];
 
@@ -152,12 +152,7 @@ async fn run(
     };
     let words = transport.command(host, line);
     let mut command = Command::new(&words[0]);
-    command
-        .args(&words[1..])
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     die_with_me(&mut command);
     let mut packing = None;
     if let Some(pack) = input {

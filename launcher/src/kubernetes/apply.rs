@@ -4,7 +4,7 @@ use dyad_proto::Fault;
 
 use super::cli::{ApplyOptions, DryRun, WaitOptions};
 use super::cluster::{Applying, Cluster};
-use super::meta::LAUNCHER;
+use super::meta::{LAUNCHER, MANAGED_BY, label};
 use super::object::Object;
 use super::spec::Spec;
 use super::{print, render, wait};
@@ -47,8 +47,7 @@ async fn secrets(spec: &Spec, cluster: &Cluster, applying: Applying) -> Result<V
             new.push(secret);
             continue;
         };
-        let labels = old.metadata.labels.unwrap_or_default();
-        if labels.get(super::meta::MANAGED_BY).map(String::as_str) != Some(LAUNCHER) {
+        if label(old.metadata.labels.as_ref(), MANAGED_BY) != Some(LAUNCHER) {
             return Err(Fault::input(format!(
                 "Secret {} is there already and is not the launcher's",
                 secret.name()

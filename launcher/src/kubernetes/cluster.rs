@@ -1,7 +1,5 @@
 //! The API server: connecting, and the few requests that a run needs.
 
-use std::collections::BTreeMap;
-
 use dyad_proto::Fault;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{
@@ -225,12 +223,6 @@ fn refused(error: &kube::Error, verb: &str, kind: &str, name: &str) -> Fault {
         400 | 401 | 403 | 404 | 409 | 422 => Fault::input(message).hint(hint),
         _ => Fault::failed(message).hint(hint),
     }
-}
-
-/// Labels of an object.
-#[must_use]
-pub fn label<'a>(labels: Option<&'a BTreeMap<String, String>>, key: &str) -> Option<&'a str> {
-    labels.and_then(|labels| labels.get(key)).map(String::as_str)
 }
 
 #[cfg(test)]

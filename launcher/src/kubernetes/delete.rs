@@ -1,6 +1,6 @@
 //! `launcher kubernetes delete`: removes the run's objects, after saying which.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 use dyad_proto::{ErrorCode, Fault};
 
@@ -46,13 +46,10 @@ fn confirm(cluster: &Cluster, names: &[(&str, String)]) -> Result<(), Fault> {
             .hint("add --yes to delete these objects"));
     }
     print("delete them? [y/N] ")?;
-    std::io::stdout()
-        .flush()
-        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))?;
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer);
     match (read, answer.trim()) {
         (Ok(_), "y" | "Y" | "yes") => Ok(()),
-        _ => Err(Fault::new(ErrorCode::Interrupted, "nothing was deleted")),
+        _ => Err(Fault::new(ErrorCode::Interrupted, "nothing was deleted").hint("answer y, or add --yes")),
     }
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::cli::LogsOptions;
 use super::cluster::Cluster;
 use super::events::event;
-use super::state::{Phase, phase, pod_prefix};
+use super::state::{Phase, container_state, phase, pod_prefix};
 use super::{print, status};
 
 /// Between two looks for pods that were not there before.
@@ -45,9 +45,7 @@ pub async fn act(options: &LogsOptions) -> Result<(), Fault> {
 
 /// A pod whose container has not started has no log yet.
 fn has_started(pod: &Pod) -> bool {
-    let status = pod.status.as_ref();
-    let container = status.and_then(|status| status.container_statuses.as_ref()?.first()?.state.clone());
-    container.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+    container_state(pod).is_some_and(|state| state.running.is_some() || state.terminated.is_some())
 }
 
 async fn read(pods: Api<Pod>, pod: Pod, options: LogsOptions) {

@@ -13,6 +13,15 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The value of [`MANAGED_BY`].
 pub const LAUNCHER: &str = "dyad-launcher";
 
+/// Says which part of a run a pod is.
+pub const COMPONENT: &str = "app.kubernetes.io/component";
+
+/// One of an object's labels.
+#[must_use]
+pub fn label<'a>(labels: Option<&'a BTreeMap<String, String>>, key: &str) -> Option<&'a str> {
+    labels.and_then(|labels| labels.get(key)).map(String::as_str)
+}
+
 /// Which process a pod holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Component {
@@ -25,7 +34,7 @@ pub enum Component {
 impl Component {
     /// The word in names and labels.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub const fn word(self) -> &'static str {
         match self {
             Self::Coordinator => "coordinator",
             Self::Trainers => "trainers",
@@ -49,14 +58,14 @@ pub fn labels(spec: &Spec) -> BTreeMap<String, String> {
 #[must_use]
 pub fn pod_labels(spec: &Spec, component: Component) -> BTreeMap<String, String> {
     let mut labels = labels(spec);
-    labels.insert("app.kubernetes.io/component".into(), component.word().into());
+    labels.insert(COMPONENT.into(), component.word().into());
     labels
 }
 
 /// What finds the pods of a component: labels that never change.
 #[must_use]
 pub fn pod_selector(spec: &Spec, component: Component) -> BTreeMap<String, String> {
-    map([(INSTANCE, spec.name()), ("app.kubernetes.io/component", component.word())])
+    map([(INSTANCE, spec.name()), (COMPONENT, component.word())])
 }
 
 /// The same as a selector.

@@ -28,10 +28,9 @@ pub mod volumes;
 pub mod wait;
 pub mod workload;
 
-use std::io::Write;
-
 use dyad_proto::Fault;
 
+use crate::console::{print, warn};
 use cli::KubernetesCommand;
 
 /// Does what the command line says.
@@ -44,15 +43,4 @@ pub async fn act(command: KubernetesCommand) -> Result<(), Fault> {
         KubernetesCommand::Wait(options) => Box::pin(wait::act(&options)).await,
         KubernetesCommand::Delete(options) => Box::pin(delete::act(&options)).await,
     }
-}
-
-/// To standard output.
-fn print(text: &str) -> Result<(), Fault> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
-}
-
-fn warn(text: &str) {
-    let _ = writeln!(std::io::stderr(), "warning: {text}");
 }

@@ -16,6 +16,7 @@ use super::meta::{Component, pod_labels, selecting};
 use super::spec::{CONFIG, GRPC_PORT, HEALTH_PORT, METRICS_PORT, Spec, TLS};
 use super::values::Place;
 use super::volumes;
+use crate::node::MOST_PATIENCE;
 
 /// Seconds that a node keeps for itself, between the trainers' last chance and the end of the grace period.
 const LAST_SECONDS: u32 = 10;
@@ -125,7 +126,7 @@ fn trainers(spec: &Spec) -> Container {
         format!("--coordinator={}", spec.coordinator_url()),
         format!("--gpus={}", spec.options.gpus_per_node),
         format!("--logs={}/logs", spec.config.output_dir),
-        format!("--wait-for-coordinator={}", lifecycle.join_timeout),
+        format!("--wait-for-coordinator={}", u64::from(lifecycle.join_timeout).min(MOST_PATIENCE)),
         format!("--grace-period={grace}"),
     ];
     if spec.config.zero_stage > 0 {

@@ -194,8 +194,11 @@ fn move_paths(config: &mut RunConfig, has_data: bool) -> Result<(), Fault> {
     }
     for (key, model) in [("model", Some(&config.model)), ("from_checkpoint", config.from_checkpoint.as_ref())]
     {
-        if let Some(model) = model.filter(|model| model.starts_with(['/', '.', '~'])) {
-            inside(key, model, DATA, &[DATA, OUTPUT, EXAMPLE])?;
+        // Anything else is an id on the hub, which a relative path would look like.
+        match model.map_or("", String::as_str) {
+            path if path.starts_with('/') => drop(inside(key, path, DATA, &[DATA, OUTPUT, EXAMPLE])?),
+            path if path.starts_with(['.', '~']) => return Err(outside(key, path, &[DATA, OUTPUT, EXAMPLE])),
+            _ => {}
         }
     }
     let named = [
@@ -214,20 +217,23 @@ fn move_paths(config: &mut RunConfig, has_data: bool) -> Result<(), Fault> {
 }
 
 fn inside(key: &str, path: &str, home: &str, allowed: &[&str]) -> Result<String, Fault> {
-    let refused = || {
-        Fault::input(format!("config key `{key}`: {path} is not inside a volume of the pods"))
-            .hint(format!("give a path below {} (relative paths are below {home})", allowed.join(" or ")))
-    };
     let dotted = path.split('/').any(|part| part == ".." || part == "~");
     let absolute = if path.starts_with('/') {
         path.to_owned()
-    } else if path.starts_with("./") && key.starts_with(['m', 'f']) {
-        // A model's relative path would look like an id on the hub.
-        return Err(refused());
     } else {
         format!("{home}/{}", path.trim_start_matches("./"))
     };
-    if dotted || !allowed.iter().any(|root| below(&absolute, root)) { Err(refused()) } else { Ok(absolute) }
+    if dotted || !allowed.iter().any(|root| below(&absolute, root)) {
+        let fault = outside(key, path, allowed);
+        let hint = format!("{} (relative paths are below {home})", fault.hint);
+        return Err(fault.hint(hint));
+    }
+    Ok(absolute)
+}
+
+fn outside(key: &str, path: &str, allowed: &[&str]) -> Fault {
+    Fault::input(format!("config key `{key}`: {path} is not inside a volume of the pods"))
+        .hint(format!("give a path below {}", allowed.join(" or ")))
 }
 
 fn below(path: &str, root: &str) -> bool {

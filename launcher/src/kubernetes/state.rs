@@ -2,11 +2,14 @@
 
 use std::fmt::Write;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use kube::api::DynamicObject;
 use serde_json::Value;
 
-use super::cluster::label;
+use super::meta::{COMPONENT, Component, label};
+
+const COORDINATOR: &str = Component::Coordinator.word();
+const TRAINERS: &str = Component::Trainers.word();
 
 /// Where the run stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,10 +42,10 @@ pub fn phase(workloads: &[DynamicObject]) -> Phase {
     if let Some(failed) = workloads.iter().find_map(|object| condition(object, &["Failed"])) {
         return Phase::Failed(failed["message"].as_str().unwrap_or("no reason given").to_owned());
     }
-    // The coordinator's end is the run's.
+    // Of a JobSet its own end is the run's, whatever it is called; of plain Jobs the coordinator's.
     let decisive = |object: &&DynamicObject| {
-        label(object.metadata.labels.as_ref(), "app.kubernetes.io/component").is_none()
-            && !object.metadata.name.as_deref().unwrap_or_default().ends_with("-trainers")
+        object.data["spec"]["replicatedJobs"].is_array()
+            || object.metadata.name.as_deref().unwrap_or_default().ends_with("-coordinator")
     };
     if workloads.iter().filter(decisive).any(|object| has(object, &["Completed", "Complete"])) {
         return Phase::Complete;
@@ -109,8 +112,7 @@ pub fn pod_lines(pods: &[Pod]) -> String {
 
 fn pod_words(pod: &Pod) -> String {
     let Some(status) = &pod.status else { return "unknown".into() };
-    let container = status.container_statuses.as_ref().and_then(|all| all.first());
-    let state = container.and_then(|container| container.state.as_ref());
+    let state = container_state(pod);
     if let Some(ended) = state.and_then(|state| state.terminated.as_ref()) {
         let oom = ended.reason.as_deref() == Some("OOMKilled");
         return if oom {
@@ -136,6 +138,19 @@ fn pod_words(pod: &Pod) -> String {
     }
 }
 
+/// The newest pod of the coordinator, of pods oldest first.
+#[must_use]
+pub fn coordinator(pods: &[Pod]) -> Option<&Pod> {
+    let component = |pod: &Pod| label(pod.metadata.labels.as_ref(), COMPONENT) == Some(COORDINATOR);
+    pods.iter().rfind(|pod| component(pod))
+}
+
+/// How the one container of a pod stands.
+#[must_use]
+pub fn container_state(pod: &Pod) -> Option<&ContainerState> {
+    pod.status.as_ref()?.container_statuses.as_ref()?.first()?.state.as_ref()
+}
+
 /// What an exit status of Dyad's programs means.
 #[must_use]
 pub fn exit_words(code: i32) -> String {
@@ -156,9 +171,9 @@ pub fn exit_words(code: i32) -> String {
 pub fn pod_prefix(pod: &Pod) -> String {
     let labels = pod.metadata.labels.as_ref();
     let index = label(labels, "batch.kubernetes.io/job-completion-index");
-    match (label(labels, "app.kubernetes.io/component"), index) {
-        (Some("trainers"), Some(index)) => format!("node {index}"),
-        (Some("coordinator"), _) => "coordinator".into(),
+    match (label(labels, COMPONENT), index) {
+        (Some(TRAINERS), Some(index)) => format!("node {index}"),
+        (Some(COORDINATOR), _) => COORDINATOR.into(),
         _ => pod.metadata.name.clone().unwrap_or_default(),
     }
 }
@@ -177,7 +192,7 @@ mod tests {
         parsed(json!({
             "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet",
             "metadata": { "name": "dyad", "labels": { "kueue.x-k8s.io/queue-name": "gpus" } },
-            "spec": { "failurePolicy": { "maxRestarts": 3 } }, "status": status,
+            "spec": { "failurePolicy": { "maxRestarts": 3 }, "replicatedJobs": [] }, "status": status,
         }))
     }
 
@@ -194,6 +209,9 @@ mod tests {
             (Phase::Complete, Phase::Suspended)
         );
         assert_eq!(of(condition("Failed")), Phase::Failed("why".into()));
+        let mut named_like_a_job = jobset(condition("Completed"));
+        named_like_a_job.metadata.name = Some("my-trainers".into());
+        assert_eq!(phase(&[named_like_a_job]), Phase::Complete);
         let waiting = workload_lines(&[jobset(condition("Suspended"))]);
         assert_eq!(waiting, "workload  JobSet dyad: waiting in the queue gpus\n");
         let again = workload_lines(&[jobset(json!({ "restarts": 2 }))]);

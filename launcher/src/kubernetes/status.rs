@@ -9,7 +9,7 @@ use super::cli::StatusOptions;
 use super::cluster::Cluster;
 use super::events::event;
 use super::print;
-use super::state::{Phase, phase, pod_lines, pod_prefix, workload_lines};
+use super::state::{Phase, coordinator, phase, pod_lines, workload_lines};
 use crate::progress::step_line;
 
 /// Lines of the coordinator's log that are looked at: its last step is among them.
@@ -26,7 +26,7 @@ pub async fn act(options: &StatusOptions) -> Result<(), Fault> {
     print(&format!("run       {} in namespace {}\n", cluster.name, cluster.namespace))?;
     print(&workload_lines(&workloads))?;
     print(&pod_lines(&pods))?;
-    match pods.iter().rev().find(|pod| pod_prefix(pod) == "coordinator") {
+    match coordinator(&pods) {
         Some(pod) => print(&format!("progress  {}\n", progress(&cluster, pod).await)),
         None => Ok(()),
     }

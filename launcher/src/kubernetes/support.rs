@@ -11,10 +11,11 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use dyad_proto::Fault;
 
-use super::meta::metadata;
+use super::meta::{Component, metadata};
 use super::object::{Object, object};
 use super::spec::Spec;
 use super::values::Place;
+use super::volumes::tls_suffix;
 use crate::security::{Material, RunSecrets};
 
 /// An account with no rights at all: the pods ask nothing of the API server, and get no token for it.
@@ -58,9 +59,10 @@ pub fn claim(spec: &Spec) -> Result<Option<Object>, Fault> {
 
 /// One Secret per role. None can be changed: processes that run already would not learn of it.
 pub fn secrets(spec: &Spec, secrets: &RunSecrets) -> Result<Vec<Object>, Fault> {
-    [("coordinator-tls", secrets.coordinator()?), ("trainer-tls", secrets.trainer("trainers")?)]
+    let trainers = Component::Trainers;
+    [(Component::Coordinator, secrets.coordinator()?), (trainers, secrets.trainer(trainers.word())?)]
         .into_iter()
-        .map(|(suffix, material)| object(&secret(spec, suffix, material)))
+        .map(|(component, material)| object(&secret(spec, tls_suffix(component), material)))
         .collect()
 }
 

@@ -141,7 +141,10 @@ impl FromStr for Place {
             (_, "") => Err("nothing follows the colon".into()),
             ("new", size) => size.parse().map(Self::New),
             ("scratch", size) => size.parse().map(Self::Scratch),
-            ("claim", rest) => Ok(Self::Claim(folder(rest).0, folder(rest).1)),
+            ("claim", rest) => {
+                let (name, folder) = folder(rest);
+                Ok(Self::Claim(name, folder))
+            }
             ("configmap", name) => Ok(Self::ConfigMap(name.to_owned())),
             ("nfs" | "host", _) => Err("the pod security standard `restricted` allows no such volume in a pod; make a \
 PersistentVolume of it and give its claim: claim:NAME"

@@ -29,7 +29,7 @@ pub fn volumes(spec: &Spec, component: Component) -> Vec<Volume> {
     }
     if spec.secure() {
         let secret = SecretVolumeSource {
-            secret_name: Some(spec.named(&tls_suffix(component))),
+            secret_name: Some(spec.named(tls_suffix(component))),
             // The group may read: files belong to root, the process does not.
             default_mode: Some(0o440),
             ..Default::default()
@@ -74,10 +74,10 @@ pub fn mounts(spec: &Spec, component: Component) -> Vec<VolumeMount> {
 
 /// Last part of the name of a component's Secret.
 #[must_use]
-pub fn tls_suffix(component: Component) -> String {
+pub fn tls_suffix(component: Component) -> &'static str {
     match component {
-        Component::Coordinator => "coordinator-tls".into(),
-        Component::Trainers => "trainer-tls".into(),
+        Component::Coordinator => "coordinator-tls",
+        Component::Trainers => "trainer-tls",
     }
 }
 

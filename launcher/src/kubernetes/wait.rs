@@ -15,7 +15,7 @@ use kube::api::{DynamicObject, LogParams};
 use super::cli::WaitOptions;
 use super::cluster::Cluster;
 use super::events::event;
-use super::state::{Phase, phase, pod_lines, pod_prefix, workload_lines};
+use super::state::{Phase, container_state, coordinator, phase, pod_lines, workload_lines};
 use super::status;
 use crate::console::{Console, Speaker};
 use crate::interrupt::Interrupt;
@@ -29,13 +29,12 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
     let cluster = Cluster::connect(&options.cluster, &options.run).await?;
     let mut interrupt = Interrupt::new()?;
     let console = Console::new(options.verbose, LogFormat::Text);
-    let limit = options.timeout.map_or(Duration::MAX, Duration::from_secs);
     let mut follower = Follower::new(&cluster, console.clone());
     let outcome = tokio::select! {
         outcome = follower.follow() => outcome,
         () = console.clone().show_held() => Ok(()),
-        () = pause(limit) => {
-            Err(Fault::unavailable(format!("run {} has not ended within {} s", cluster.name, limit.as_secs()))
+        seconds = limit(options.timeout) => {
+            Err(Fault::unavailable(format!("run {} has not ended within {seconds} s", cluster.name))
                 .hint("it goes on; wait again, or look at `launcher kubernetes status`"))
         }
         () = interrupt.wait() => {
@@ -47,18 +46,17 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
     outcome
 }
 
-/// As `sleep`, but for ever where there is no limit.
-async fn pause(limit: Duration) {
-    if limit == Duration::MAX { std::future::pending().await } else { tokio::time::sleep(limit).await }
+/// Resolves after so many seconds; never where there is no limit.
+async fn limit(seconds: Option<u64>) -> u64 {
+    let Some(seconds) = seconds else { return std::future::pending().await };
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    seconds
 }
 
 /// The code that the coordinator's container ended with.
 fn exit_code(pods: &[Pod]) -> Option<ErrorCode> {
-    let coordinator = pods.iter().rev().find(|pod| pod_prefix(pod) == "coordinator")?;
-    let container = coordinator.status.as_ref()?.container_statuses.as_ref()?.first()?;
-    let status = container.state.as_ref()?.terminated.as_ref()?.exit_code;
-    let codes = [ErrorCode::InvalidInput, ErrorCode::Unavailable, ErrorCode::Failed];
-    codes.into_iter().find(|code| i32::from(code.exit_status()) == status)
+    let ended = container_state(coordinator(pods)?)?.terminated.as_ref()?;
+    ErrorCode::of_exit_status(ended.exit_code)
 }
 
 /// Looks in a row that an API server may leave unanswered: it is restarted now and then, and the run does not mind.
@@ -106,8 +104,7 @@ impl<'a> Follower<'a> {
     async fn take_in(&mut self, workloads: &[DynamicObject], pods: &[Pod]) -> Option<Result<(), Fault>> {
         // Taken before the log is read: what has ended by then has said its last word.
         let here = phase(workloads);
-        let coordinator = pods.iter().rev().find(|pod| pod_prefix(pod) == "coordinator");
-        let read = match coordinator {
+        let read = match coordinator(pods) {
             Some(pod) => self.read(pod).await.is_ok(),
             None => false,
         };

@@ -6,7 +6,6 @@ use k8s_openapi::api::batch::v1::{
     Job, JobSpec, JobTemplateSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement,
     PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
-use k8s_openapi::api::core::v1::PodTemplateSpec;
 
 use super::cli::Workload;
 use super::jobset::{
@@ -103,11 +102,10 @@ fn plain_job(spec: &Spec, component: Component) -> Job {
         // These pods come back, find the coordinator that was started again, and continue from its checkpoint.
         on_exit("Ignore", &[ErrorCode::Echo, ErrorCode::Interrupted], component),
     ];
-    let pods = if component == Component::Trainers { spec.options.nodes } else { 1 };
     Job {
         metadata,
         spec: Some(JobSpec {
-            backoff_limit: Some(i32::from(lifecycle.max_restarts) * pods as i32),
+            backoff_limit: Some(i32::from(lifecycle.max_restarts) * pods_of(spec, component)),
             pod_failure_policy: Some(PodFailurePolicy { rules }),
             ttl_seconds_after_finished: Some(lifecycle.ttl as i32).filter(|ttl| *ttl > 0),
             ..job(spec, component)
@@ -116,16 +114,19 @@ fn plain_job(spec: &Spec, component: Component) -> Job {
     }
 }
 
+fn pods_of(spec: &Spec, component: Component) -> i32 {
+    if component == Component::Trainers { spec.options.nodes as i32 } else { 1 }
+}
+
 fn job(spec: &Spec, component: Component) -> JobSpec {
-    let pods = if component == Component::Trainers { spec.options.nodes as i32 } else { 1 };
-    let PodTemplateSpec { metadata, spec: pod } = pods::template(spec, component);
+    let pods = pods_of(spec, component);
     JobSpec {
         completion_mode: Some("Indexed".into()),
         completions: Some(pods),
         parallelism: Some(pods),
         // Two pods of one index would both claim its place in the run.
         pod_replacement_policy: Some("Failed".into()),
-        template: PodTemplateSpec { metadata, spec: pod },
+        template: pods::template(spec, component),
         ..Default::default()
     }
 }

@@ -53,13 +53,12 @@ pub enum Security {
 }
 
 impl Security {
-    /// Decides, and makes what is needed. `reachable` says that other machines can reach the coordinator.
-    pub fn new(options: SecurityOptions, reachable: bool, given: Option<PathBuf>) -> Result<Self, Fault> {
-        match (options.tls, given) {
-            (Tls::Off, _) => Ok(Self::Plain { exposed: reachable }),
-            (_, Some(dir)) => Material::load(&dir).map(|_| Self::Given(dir)),
-            (Tls::Auto, None) if !reachable => Ok(Self::Plain { exposed: false }),
-            (Tls::Auto | Tls::On, None) => {
+    /// Decides for a coordinator that listens there, and makes what is needed.
+    pub fn new(options: SecurityOptions, listen: &str, given: Option<PathBuf>) -> Result<Self, Fault> {
+        match decide(options.tls, listen, given) {
+            Choice::Plain { exposed } => Ok(Self::Plain { exposed }),
+            Choice::Given(dir) => Material::load(&dir).map(|_| Self::Given(dir)),
+            Choice::Own => {
                 let days = u64::from(options.tls_valid_days);
                 let secrets = RunSecrets::new(Duration::from_secs(days * 24 * 3600))?;
                 Ok(Self::Own(Box::new(secrets), SecretFolder::create()?))
@@ -118,9 +117,47 @@ impl Security {
     }
 }
 
+/// [`Security`] before anything of it is made.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice {
+    Plain { exposed: bool },
+    Own,
+    Given(PathBuf),
+}
+
+fn decide(tls: Tls, listen: &str, given: Option<PathBuf>) -> Choice {
+    let exposed = is_reachable(listen);
+    match (tls, given) {
+        (Tls::Off, _) => Choice::Plain { exposed },
+        (_, Some(dir)) => Choice::Given(dir),
+        (Tls::Auto, None) if !exposed => Choice::Plain { exposed },
+        (Tls::Auto | Tls::On, None) => Choice::Own,
+    }
+}
+
+/// Whether a run would be over TLS and why, for people. Makes nothing, but looks at what is given.
+pub fn describe(options: SecurityOptions, listen: &str, given: Option<PathBuf>) -> Result<String, Fault> {
+    let choice = decide(options.tls, listen, given);
+    let auto = options.tls == Tls::Auto;
+    Ok(match choice {
+        Choice::Given(dir) => {
+            Material::load(&dir)?;
+            format!("on, with what {TLS_DIR} names: {}", dir.display())
+        }
+        Choice::Own if auto => format!("on: other machines can reach the coordinator at {listen}"),
+        Choice::Own => "on: --tls on".into(),
+        Choice::Plain { exposed: true } => {
+            format!("off: --tls off, although other machines can reach the coordinator at {listen}")
+        }
+        Choice::Plain { exposed: false } if auto => {
+            format!("off: no other machine reaches the coordinator at {listen}")
+        }
+        Choice::Plain { exposed: false } => "off: --tls off".into(),
+    })
+}
+
 /// Other machines can reach a coordinator that listens here; a name that is no address may stand for anything.
-#[must_use]
-pub fn is_reachable(listen: &str) -> bool {
+fn is_reachable(listen: &str) -> bool {
     let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host != "localhost" && !host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -138,24 +175,49 @@ mod tests {
 
     const AUTO: SecurityOptions = SecurityOptions { tls: Tls::Auto, tls_valid_days: 30 };
 
+    const HERE: &str = "127.0.0.1:0";
+    const OUTSIDE: &str = "0.0.0.0:0";
+
     #[test]
     fn auto_is_on_when_others_can_reach_the_run() {
-        assert!(matches!(Security::new(AUTO, false, None).unwrap(), Security::Plain { exposed: false }));
-        assert!(matches!(Security::new(AUTO, true, None).unwrap(), Security::Own(..)));
-        let on = SecurityOptions { tls: Tls::On, ..AUTO };
-        assert!(matches!(Security::new(on, false, None).unwrap(), Security::Own(..)));
-        let off = SecurityOptions { tls: Tls::Off, ..AUTO };
-        assert!(matches!(Security::new(off, true, None).unwrap(), Security::Plain { exposed: true }));
+        for (tls, listen, choice, words) in [
+            (
+                Tls::Auto,
+                HERE,
+                Choice::Plain { exposed: false },
+                "off: no other machine reaches the coordinator at 127.0.0.1:0",
+            ),
+            (Tls::Auto, OUTSIDE, Choice::Own, "on: other machines can reach the coordinator at 0.0.0.0:0"),
+            (Tls::On, HERE, Choice::Own, "on: --tls on"),
+            (Tls::Off, HERE, Choice::Plain { exposed: false }, "off: --tls off"),
+            (
+                Tls::Off,
+                OUTSIDE,
+                Choice::Plain { exposed: true },
+                "off: --tls off, although other machines can reach the coordinator at 0.0.0.0:0",
+            ),
+        ] {
+            assert_eq!(decide(tls, listen, None), choice, "{words}");
+            assert_eq!(describe(SecurityOptions { tls, ..AUTO }, listen, None).unwrap(), words);
+        }
+        assert!(matches!(Security::new(AUTO, OUTSIDE, None).unwrap(), Security::Own(..)));
     }
 
     #[test]
     fn a_folder_of_ones_own_is_checked_and_used() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = Security::new(AUTO, false, Some(dir.path().join("none"))).unwrap_err();
+        let none = Some(dir.path().join("none"));
+        let missing = Security::new(AUTO, HERE, none.clone()).unwrap_err();
         assert!(missing.message.contains("none/join-token"), "{missing}");
+        assert_eq!(describe(AUTO, HERE, none).unwrap_err(), missing);
         let folder = dir.path().join("tls");
         RunSecrets::new(Duration::from_secs(60)).unwrap().launcher().unwrap().write(&folder).unwrap();
-        assert!(matches!(Security::new(AUTO, false, Some(folder)).unwrap(), Security::Given(_)));
+        assert!(
+            describe(AUTO, HERE, Some(folder.clone()))
+                .unwrap()
+                .starts_with("on, with what DYAD_TLS_DIR names: /")
+        );
+        assert!(matches!(Security::new(AUTO, HERE, Some(folder)).unwrap(), Security::Given(_)));
     }
 
     #[test]

@@ -7,7 +7,6 @@ pub mod allocation;
 pub mod nodelist;
 pub mod script;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -16,8 +15,9 @@ use dyad_proto::{Fault, RunConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::console::print;
 use crate::hosts::hostfile::Nodes;
-use crate::hosts::own_folder;
+use crate::programs::own_folder;
 
 /// Options of `launcher slurm`.
 #[derive(Args, Clone, Debug)]
@@ -82,9 +82,7 @@ pub async fn run(options: &SlurmOptions) -> Result<(), Fault> {
         std::env::current_dir().map_err(|error| Fault::failed(format!("no working directory: {error}")))?;
     let script = script::write(options, &config.output_dir, &folder, &own_folder()?.join("launcher"))?;
     let said = if options.submit { submit(&script).await? } else { script };
-    std::io::stdout()
-        .write_all(said.as_bytes())
-        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
+    print(&said)
 }
 
 async fn submit(script: &str) -> Result<String, Fault> {
@@ -101,7 +99,8 @@ async fn submit(script: &str) -> Result<String, Fault> {
     let output = child.wait_with_output().await.map_err(|error| Fault::failed(format!("sbatch: {error}")))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Fault::input(format!("sbatch refuses the job: {}", said.trim().replace('\n', "; "))));
+        return Err(Fault::input(format!("sbatch refuses the job: {}", said.trim().replace('\n', "; ")))
+            .hint("sbatch's words are about an option of this command line; `sinfo` and `sacctmgr show assoc` list what there is"));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -19,7 +19,8 @@ pub fn write(
     for option in sbatch(options) {
         // A line of its own, or the option would become something else.
         if option.contains(['\n', '\r']) {
-            return Err(Fault::input(format!("{option:?} is no option of sbatch")));
+            return Err(Fault::input(format!("{option:?} is no option of sbatch"))
+                .hint("give options without line breaks"));
         }
         let _ = writeln!(out, "#SBATCH {option}");
     }

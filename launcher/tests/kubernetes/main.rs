@@ -157,6 +157,7 @@ fn paths_outside_the_volumes_are_refused() {
         ("output_dir=../run", "config key `output_dir`: ../run is not inside a volume"),
         ("training_file=/home/me/pairs.jsonl", "config key `training_file`"),
         ("model=./model", "config key `model`"),
+        ("model=.cache/model", "config key `model`"),
         ("model=/models/llama", "config key `model`"),
         ("from_checkpoint=~/model", "config key `from_checkpoint`"),
         ("reference_cache=/var/cache/r.sqlite", "config key `reference_cache`"),

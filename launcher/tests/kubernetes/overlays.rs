@@ -9,17 +9,18 @@ use serde_json::{Value, json};
 use crate::schema::Schemas;
 use crate::{deploy, render};
 
-const COMMON: &str = "--image dyad --tls existing --name dyad";
-
 /// What each overlay is rendered from; the base is `single-node`.
 const OVERLAYS: [(&str, &str); 5] = [
-    ("single-node", "--nodes 1 --gpus-per-node 8 --data claim:dyad-data"),
-    ("multi-node", "--nodes 4 --gpus-per-node 8 --data claim:dyad-data"),
+    ("single-node", "--nodes 1 --gpus-per-node 8 --data claim:dyad-data --tls existing"),
+    ("multi-node", "--nodes 4 --gpus-per-node 8 --data claim:dyad-data --tls existing"),
     (
         "kueue",
-        "--nodes 4 --gpus-per-node 8 --data claim:dyad-data --queue training --spread kubernetes.io/hostname=required",
+        "--nodes 4 --gpus-per-node 8 --data claim:dyad-data --tls existing --queue training --spread kubernetes.io/hostname=required",
     ),
-    ("rdma", "--nodes 4 --gpus-per-node 8 --data claim:dyad-data --rdma rdma/hca_shared_devices_a=1"),
+    (
+        "rdma",
+        "--nodes 4 --gpus-per-node 8 --data claim:dyad-data --tls existing --rdma rdma/hca_shared_devices_a=1",
+    ),
     (
         "cpu-test",
         "--nodes 1 --gpus-per-node 0 --output new:1Gi --workload job --tls off --shm-size 1Gi --scratch-size 1Gi",
@@ -27,24 +28,11 @@ const OVERLAYS: [(&str, &str); 5] = [
 ];
 
 fn rendered(name: &str, arguments: &str) -> Vec<Object> {
-    let run = if name == "cpu-test" {
-        format!("{arguments} --config {}", deploy().join("run-cpu-test.toml").display())
-    } else {
-        arguments.to_owned()
+    let config = match name {
+        "cpu-test" => format!("--config {}", deploy().join("run-cpu-test.toml").display()),
+        _ => String::new(),
     };
-    render_with_config(&format!("{COMMON} {run}"))
-}
-
-/// The last `--config` and `--tls` count.
-fn render_with_config(arguments: &str) -> Vec<Object> {
-    let mut words: Vec<&str> = arguments.split_whitespace().collect();
-    if let Some(at) = words.iter().rposition(|word| *word == "--tls") {
-        let first = words.iter().position(|word| *word == "--tls").unwrap();
-        if first != at {
-            words.drain(first..first + 2);
-        }
-    }
-    render(&words.join(" "))
+    render(&format!("--image dyad --name dyad {arguments} {config}"))
 }
 
 /// Path below `deploy/kubernetes` to text.

@@ -1,45 +1,9 @@
 //! What is made of the facts: one row a check, with a hint where it fails. Pure.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-
-use dyad_proto::ErrorCode;
 
 use super::facts::Facts;
-
-/// One row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
-    /// What was looked at.
-    pub check: &'static str,
-    /// How it stands.
-    pub state: State,
-    /// What was found.
-    pub detail: String,
-    /// What to do about it.
-    pub hint: &'static str,
-}
-
-/// How a check stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Good.
-    Ok,
-    /// Worth a look; a run would start.
-    Warn,
-    /// A run would not get far.
-    Fail,
-    /// A machine or port is not reached.
-    Unreachable,
-}
-
-impl Row {
-    /// A row without a hint.
-    #[must_use]
-    pub fn ok(check: &'static str, detail: String) -> Self {
-        Self { check, state: State::Ok, detail, hint: "" }
-    }
-}
+use super::row::{Row, State};
 
 /// A machine that was looked at: its name, its facts, the seconds that its clock is ahead and how well that is known.
 #[derive(Clone, Debug)]
@@ -233,34 +197,12 @@ fn files(hosts: &[Looked]) -> Vec<Row> {
     rows
 }
 
-/// The table as text, and the exit status that it comes to.
-#[must_use]
-pub fn table(rows: &[Row]) -> (String, Option<ErrorCode>) {
-    let width = rows.iter().map(|row| row.check.len()).max().unwrap_or(0);
-    let mut out = String::new();
-    for row in rows {
-        let state = match row.state {
-            State::Ok => "ok",
-            State::Warn => "warn",
-            State::Fail | State::Unreachable => "FAIL",
-        };
-        let _ = writeln!(out, "{:width$}  {state:4}  {}", row.check, row.detail);
-        if !row.hint.is_empty() {
-            let _ = writeln!(out, "{:width$}        hint: {}", "", row.hint);
-        }
-    }
-    let any = |state: State| rows.iter().any(|row| row.state == state);
-    let code = match (any(State::Unreachable), any(State::Fail)) {
-        (true, _) => Some(ErrorCode::Unavailable),
-        (false, true) => Some(ErrorCode::InvalidInput),
-        (false, false) => None,
-    };
-    (out, code)
-}
-
 #[cfg(test)]
 mod tests {
+    use dyad_proto::ErrorCode;
+
     use super::super::facts::Gpu;
+    use super::super::row::table;
     use super::*;
     use crate::agent::machine::Hello;
 
@@ -347,13 +289,5 @@ mod tests {
             failing(&hosts),
             ["libtorch Fail: a: the trainer does not start: libtorch_cpu.so: cannot open"]
         );
-    }
-
-    #[test]
-    fn what_is_not_reached_counts_most() {
-        let unreachable = Row { check: "ssh", state: State::Unreachable, detail: "b".into(), hint: "x" };
-        let failed = Row { check: "disk", state: State::Fail, detail: String::new(), hint: "y" };
-        assert_eq!(table(&[failed, unreachable]).1, Some(ErrorCode::Unavailable));
-        assert_eq!(table(&[]).1, None);
     }
 }

@@ -1,0 +1,175 @@
+//! The processes of a run: how they are started, on this machine or on others, and how they are made to leave.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use dyad_proto::Fault;
+use dyad_proto::security::Material;
+use dyad_telemetry::LogFormat;
+use tokio::process::Command;
+
+use crate::children::{Child, Output, log_file};
+use crate::console::{Console, Speaker};
+use crate::hosts::Hosts;
+use crate::plan::Trainer;
+use crate::processes::keep_to;
+use crate::programs::{self, program};
+use crate::security::{Security, TLS_DIR};
+
+/// How long processes may take to leave on their own before they are made to.
+pub const LEAVE: Duration = Duration::from_secs(5);
+
+/// What to run, and where.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// The checked configuration.
+    pub config_file: &'a Path,
+    /// Folder of the run.
+    pub output_dir: &'a Path,
+    /// Memory matters more than speed.
+    pub spares_memory: bool,
+    /// Trainers to start.
+    pub trainers: &'a [Trainer],
+    /// Address for the coordinator.
+    pub listen: &'a str,
+    /// How the processes talk.
+    pub security: &'a Security,
+    /// Trainers record where their time goes.
+    pub profile: bool,
+    /// Flags that the coordinator takes as they are.
+    pub coordinator_flags: Vec<String>,
+    /// Where it all runs; nothing for this machine.
+    pub hosts: Option<&'a Hosts>,
+    /// Set in every process.
+    pub environment: &'a [(String, String)],
+    /// Seconds in which trainers must reach the coordinator.
+    pub connect_timeout: u64,
+    /// How the log lines of all processes look.
+    pub log_format: LogFormat,
+}
+
+/// Everything that was started.
+#[derive(Debug)]
+pub struct Fleet {
+    /// First.
+    pub coordinator: Child,
+    /// In the order of their ranks.
+    pub trainers: Vec<Child>,
+}
+
+impl Fleet {
+    /// The coordinator alone: trainers must be told where it listens.
+    pub async fn start(job: &Job<'_>, console: &Console) -> Result<Self, Fault> {
+        Ok(Self { coordinator: start_coordinator(job, console).await?, trainers: Vec::new() })
+    }
+
+    /// Trainers first, the coordinator last.
+    pub fn all(&mut self) -> impl Iterator<Item = &mut Child> {
+        self.trainers.iter_mut().chain([&mut self.coordinator])
+    }
+
+    /// Gives everyone time to leave, then makes them.
+    pub async fn stop(&mut self) {
+        if tokio::time::timeout(LEAVE, self.ended()).await.is_err() {
+            self.signal(libc::SIGTERM);
+            if tokio::time::timeout(LEAVE, self.ended()).await.is_err() {
+                self.kill().await;
+            }
+        }
+    }
+
+    /// Ends everyone at once.
+    pub async fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        self.ended().await;
+    }
+
+    fn signal(&mut self, signal: i32) {
+        self.all().for_each(|child| child.signal(signal));
+    }
+
+    async fn ended(&mut self) {
+        for child in self.all() {
+            child.ended().await;
+        }
+    }
+}
+
+async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fault> {
+    let mut command = Command::new(program("coordinator")?);
+    command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
+    command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
+    command.args(job.security.coordinator_flags()).stdout(Stdio::piped());
+    let speaker = Speaker { node: "coordinator".into(), rank: None };
+    let node = job.hosts.and_then(Hosts::coordinator_node);
+    let keys = Keys { of: "coordinator", material: job.security.coordinator()? };
+    start(job, node, ("coordinator", keys), (command, &[]), (speaker, console)).await
+}
+
+/// Starts a trainer that finds the coordinator at an address.
+pub async fn start_trainer(
+    job: &Job<'_>,
+    trainer: &Trainer,
+    address: &str,
+    console: &Console,
+) -> Result<Child, Fault> {
+    // Without hosts all nodes are this machine.
+    let beside = |other: &&Trainer| job.hosts.is_none() || other.node == trainer.node;
+    let beside = job.trainers.iter().filter(beside).count();
+    let url = job.security.url(address);
+    let mut command = programs::trainer(trainer, &url, job.connect_timeout, beside, job.spares_memory)?;
+    if job.profile {
+        command.arg("--profile").arg(job.output_dir.join("profile"));
+    }
+    let node = job.hosts.map(|_| trainer.node);
+    let host = job
+        .hosts
+        .map_or_else(|| format!("node{}", trainer.node), |hosts| hosts.agent(trainer.node).host.name.clone());
+    let speaker = Speaker { node: host, rank: Some(trainer.launch_index) };
+    let keys = Keys { of: &trainer.name, material: job.security.trainer(&trainer.name)? };
+    start(job, node, (&trainer.label(), keys), (command, &trainer.cores), (speaker, console)).await
+}
+
+/// What a process shows to the others, and the process's name; nothing in plain text.
+struct Keys<'a> {
+    of: &'a str,
+    material: Option<Material>,
+}
+
+/// Starts a program on a node, or on this machine.
+async fn start(
+    job: &Job<'_>,
+    node: Option<usize>,
+    (label, keys): (&str, Keys<'_>),
+    (mut command, cores): (Command, &[usize]),
+    (speaker, console): (Speaker, &Console),
+) -> Result<Child, Fault> {
+    command.args(["--log-format", job.log_format.name()]);
+    command.envs(job.environment.iter().map(|(name, value)| (name, value)));
+    // After the environment, which may hold the launcher's own parent.
+    command.envs(trace_parent());
+    let file = Some(log_file(job.output_dir, keys.of));
+    let output = Output { file, console: console.clone(), speaker };
+    match job.hosts.zip(node) {
+        Some((hosts, node)) => {
+            let agent = hosts.agent(node);
+            if let Some(material) = keys.material {
+                command.env(TLS_DIR, agent.keep(keys.of, material).await?);
+            }
+            Child::start_there(label, agent, &command, cores, output)
+        }
+        None => {
+            job.security.equip(&mut command, keys.of, keys.material.as_ref())?;
+            keep_to(&mut command, cores);
+            Child::start(label, command, output)
+        }
+    }
+}
+
+/// By which a process that is started finds the launcher's span.
+fn trace_parent() -> impl Iterator<Item = (String, String)> {
+    let own = dyad_telemetry::context_of(&tracing::Span::current());
+    let headers = own.map(|own| dyad_telemetry::headers(&own)).unwrap_or_default();
+    headers.into_iter().map(|(name, value)| (name.to_uppercase(), value))
+}

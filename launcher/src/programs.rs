@@ -1,0 +1,58 @@
+//! Dyad's own programs: where they are, and how a trainer is called.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use dyad_proto::Fault;
+use tokio::process::Command;
+
+use crate::plan::Trainer;
+
+/// glibc hands every tensor's pages back and faults them in again at the next step unless told otherwise; huge pages make
+/// the first touch cheaper. Worth a fifth of a CPU step (docs/benchmarks.md). A setting of the user's own wins.
+const MALLOC: &str =
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824";
+
+/// Who divides the model between trainers wants memory more than that fifth: large tensors go back at once, and leave no holes.
+const SPARING_MALLOC: &str =
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1048576:glibc.malloc.trim_threshold=16777216";
+
+/// Folder of this program.
+pub fn own_folder() -> Result<PathBuf, Fault> {
+    let own =
+        std::env::current_exe().map_err(|error| Fault::failed(format!("cannot find myself: {error}")))?;
+    Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
+}
+
+/// A program of Dyad, beside this one unless `DYAD_BIN_DIR` says otherwise.
+pub fn program(name: &str) -> Result<PathBuf, Fault> {
+    let dir = std::env::var_os("DYAD_BIN_DIR").map_or_else(own_folder, |dir| Ok(dir.into()))?;
+    let path = dir.join(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Fault::failed(format!("no program {}", path.display())).hint("run `make build` first"))
+}
+
+/// How a trainer is called, whoever starts it. `beside`: how many trainers its machine has.
+pub fn trainer(
+    trainer: &Trainer,
+    coordinator: &str,
+    connect_timeout: u64,
+    beside: usize,
+    spares_memory: bool,
+) -> Result<Command, Fault> {
+    let mut command = Command::new(program("trainer")?);
+    command.args(["run", "--coordinator", coordinator, "--name", &trainer.name]);
+    command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
+    command.args(["--connect-timeout", &connect_timeout.to_string()]);
+    let threads = trainer.threads.to_string();
+    // Every thread pool of the process keeps to its share of the cores.
+    command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
+    if std::env::var_os("GLIBC_TUNABLES").is_none() {
+        command.env("GLIBC_TUNABLES", if spares_memory { SPARING_MALLOC } else { MALLOC });
+    }
+    // torchrun's name.
+    command.env("LOCAL_WORLD_SIZE", beside.to_string()).stdout(Stdio::null());
+    Ok(command)
+}
