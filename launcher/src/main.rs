@@ -1,6 +1,5 @@
 //! Entry point of the launcher: command line in, exit status out.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;

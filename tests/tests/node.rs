@@ -2,23 +2,31 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use dyad_tests::processes::wait_for;
 use dyad_tests::tools::free_port;
 use dyad_tests::{Workspace, binary};
+use launcher::security::{Material, RunSecrets, TLS_DIR};
 
-fn coordinator(workspace: &Workspace, port: u16) -> Child {
+fn coordinator(workspace: &Workspace, port: u16) -> Command {
     let mut command = Command::new(binary("coordinator"));
     command.current_dir(workspace.path("")).args(["--config", "run.toml", "--world-size", "2"]);
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--auto-resume", "--print-events"]);
-    command.stdout(Stdio::piped()).spawn().unwrap()
+    command.stdout(Stdio::piped());
+    command
 }
 
 fn node(workspace: &Workspace, port: u16, index: &str) -> Child {
+    node_at(workspace, &format!("http://127.0.0.1:{port}"), index).spawn().unwrap()
+}
+
+fn node_at(workspace: &Workspace, url: &str, index: &str) -> Command {
     let mut command = Command::new(binary("launcher"));
     command.current_dir(workspace.path("")).args(["node", "--gpus", "0", "--logs", "out/logs"]);
-    command.args(["--coordinator", &format!("http://127.0.0.1:{port}")]);
-    command.env("JOB_COMPLETION_INDEX", index).stderr(Stdio::piped()).spawn().unwrap()
+    command.args(["--coordinator", url]);
+    command.env("JOB_COMPLETION_INDEX", index).stderr(Stdio::piped());
+    command
 }
 
 #[test]
@@ -26,7 +34,7 @@ fn nodes_that_start_before_their_coordinator_train_with_it() {
     let workspace = Workspace::with_model(16, "max_steps = 3\n");
     let port = free_port();
     let nodes = ["0", "1"].map(|index| node(&workspace, port, index));
-    let coordinator = coordinator(&workspace, port);
+    let coordinator = coordinator(&workspace, port).spawn().unwrap();
     for node in nodes {
         let output = node.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -42,13 +50,38 @@ fn nodes_that_start_before_their_coordinator_train_with_it() {
     assert_eq!(events.last(), Some(&"{\"body\":{\"ended\":{\"failure\":null}}}"), "{text}");
 }
 
+/// A node that looked at the port by itself would be a warning there.
+#[test]
+fn nodes_leave_no_warning_at_a_coordinator_that_speaks_tls() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    let secrets = RunSecrets::new(Duration::from_secs(3600)).unwrap();
+    let folder = |name: &str, material: Material| {
+        material.write(&workspace.path(name)).unwrap();
+        workspace.path(name)
+    };
+    let port = free_port();
+    let mut coordinator = coordinator(&workspace, port);
+    coordinator.env(TLS_DIR, folder("door", secrets.coordinator().unwrap())).stderr(Stdio::piped());
+    let coordinator = coordinator.spawn().unwrap();
+    let tls = folder("tls", secrets.trainer("trainers").unwrap());
+    let url = format!("https://127.0.0.1:{port}");
+    let nodes = ["0", "1"].map(|index| node_at(&workspace, &url, index).env(TLS_DIR, &tls).spawn().unwrap());
+    for node in nodes {
+        let output = node.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let output = coordinator.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && log.contains(" INFO ") && !log.contains(" WARN "), "{log}");
+}
+
 /// What a restarted JobSet does: the same command lines again, on what the first attempt has left.
 #[test]
 fn a_run_whose_node_died_goes_on_from_its_checkpoint_when_started_again() {
     let workspace = Workspace::with_model(16, "max_steps = 30\nn_checkpoints = 10\n");
     let port = free_port();
     let (mut first, second) = (node(&workspace, port, "0"), node(&workspace, port, "1"));
-    let mut early = coordinator(&workspace, port);
+    let mut early = coordinator(&workspace, port).spawn().unwrap();
     wait_for("a checkpoint", || {
         // Under its final name it is complete.
         let mut found = std::fs::read_dir(workspace.path("out")).ok()?.flatten();
@@ -60,7 +93,7 @@ fn a_run_whose_node_died_goes_on_from_its_checkpoint_when_started_again() {
     let output = second.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
     first.wait().unwrap();
-    let again = coordinator(&workspace, port);
+    let again = coordinator(&workspace, port).spawn().unwrap();
     for node in ["0", "1"].map(|index| node(&workspace, port, index)) {
         let output = node.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

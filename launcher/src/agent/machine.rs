@@ -43,6 +43,19 @@ pub struct Interface {
     pub address: IpAddr,
 }
 
+/// One GPU, as nvidia-smi has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// As CUDA counts.
+    pub index: String,
+    /// Its name.
+    pub name: String,
+    /// Bytes that it has.
+    pub total: u64,
+    /// Bytes that others use.
+    pub used: u64,
+}
+
 impl Hello {
     /// Looks at this host.
     #[must_use]
@@ -55,7 +68,11 @@ impl Hello {
             host: host_name(),
             cores,
             gpus,
-            gpu_memory: if gpus > 0 { gpu_memory() } else { Vec::new() },
+            gpu_memory: if gpus > 0 {
+                nvidia_smi().iter().map(|gpu| gpu.total).collect()
+            } else {
+                Vec::new()
+            },
             free_memory: free_memory(),
             topology: Topology::read(Path::new("/"), &allowed_cores()),
             addresses: likeliest_first(interfaces(), server),
@@ -103,14 +120,23 @@ pub fn free_memory() -> u64 {
     line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
-/// Bytes of each GPU as nvidia-smi has them; empty where it is missing.
+/// All GPUs of this host; none where nvidia-smi is missing.
 #[must_use]
-pub fn gpu_memory() -> Vec<u64> {
-    let output = std::process::Command::new("nvidia-smi")
-        .args(["--query-gpu=memory.total", "--format=csv,noheader,nounits"])
-        .output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines().filter_map(|line| line.trim().parse::<u64>().ok()).map(|mib| mib << 20).collect()
+pub fn nvidia_smi() -> Vec<Gpu> {
+    let query = ["--query-gpu=index,name,memory.total,memory.used", "--format=csv,noheader,nounits"];
+    let output = std::process::Command::new("nvidia-smi").args(query).output();
+    output.map(|output| parse_gpus(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
+}
+
+/// `0, NVIDIA H100, 81559, 4` by line, memory in MiB.
+fn parse_gpus(text: &str) -> Vec<Gpu> {
+    let gpu = |line: &str| {
+        let words: Vec<&str> = line.split(',').map(str::trim).collect();
+        let [index, name, total, used] = words[..] else { return None };
+        let bytes = |text: &str| text.parse::<u64>().ok().map(|mib| mib << 20);
+        Some(Gpu { index: index.into(), name: name.into(), total: bytes(total)?, used: bytes(used)? })
+    };
+    text.lines().filter_map(gpu).collect()
 }
 
 /// `SSH_CONNECTION` is client address and port, server address and port.
@@ -167,5 +193,14 @@ mod tests {
         let found = interface_towards("http://127.0.0.1:29400").unwrap();
         assert_eq!((found.name.as_str(), found.address.is_loopback()), ("lo", true));
         assert_eq!(interface_towards("http://nowhere.invalid:1"), None);
+    }
+
+    #[test]
+    fn nvidia_smi_is_read() {
+        let gpus = parse_gpus(
+            "0, NVIDIA H100 80GB HBM3, 81559, 4\n1, NVIDIA H100 80GB HBM3, 81559, 20000\nNo devices\n",
+        );
+        assert_eq!(gpus.len(), 2);
+        assert_eq!((gpus[1].index.as_str(), gpus[1].used >> 20), ("1", 20000));
     }
 }

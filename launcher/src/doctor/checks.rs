@@ -201,10 +201,9 @@ fn files(hosts: &[Looked]) -> Vec<Row> {
 mod tests {
     use dyad_proto::ErrorCode;
 
-    use super::super::facts::Gpu;
     use super::super::row::table;
     use super::*;
-    use crate::agent::machine::Hello;
+    use crate::agent::machine::{Gpu, Hello};
 
     fn host(name: &str, gpus: u32) -> Looked {
         let gpu = |index: u32| Gpu {

@@ -6,9 +6,9 @@ use std::process::Command;
 use dyad_proto::RunConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::machine::Hello;
+use crate::agent::machine::{Gpu, Hello, nvidia_smi};
 use crate::agent::protocol::Examine;
-use crate::hosts::push::program_hash;
+use crate::hosts::push::{libtorch_stamp, program_hash};
 use crate::programs::own_folder;
 
 /// One machine.
@@ -36,19 +36,6 @@ pub struct Facts {
     pub pairs: Option<Result<String, String>>,
 }
 
-/// One GPU.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gpu {
-    /// As CUDA counts.
-    pub index: String,
-    /// Its name.
-    pub name: String,
-    /// Bytes that it has.
-    pub total: u64,
-    /// Bytes that others use.
-    pub used: u64,
-}
-
 impl Facts {
     /// Looks around here.
     #[must_use]
@@ -73,15 +60,12 @@ impl Facts {
 
 fn libtorch(folder: &Path) -> Option<String> {
     let dir = folder.join("../../.libtorch");
-    ["cuda", "cpu"].iter().find_map(|set| {
-        let stamp = std::fs::read_to_string(dir.join(format!(".installed-{set}"))).ok();
-        // A pushed copy holds no stamp; its name says as much.
-        let stamp = stamp.map(|stamp| format!("{set} {}", stamp.chars().take(12).collect::<String>()));
-        stamp.or_else(|| {
-            let name = dir.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned();
-            name.starts_with("libtorch-").then_some(name)
-        })
-    })
+    if let Some((set, stamp)) = libtorch_stamp(&dir) {
+        return Some(format!("{set} {}", stamp.chars().take(12).collect::<String>()));
+    }
+    // A pushed copy holds no stamp; its name says as much.
+    let name = dir.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned();
+    name.starts_with("libtorch-").then_some(name)
 }
 
 fn starts(trainer: &Path) -> Result<(), String> {
@@ -95,23 +79,6 @@ fn starts(trainer: &Path) -> Result<(), String> {
 fn driver() -> Option<String> {
     let text = std::fs::read_to_string("/sys/module/nvidia/version").ok()?;
     Some(text.trim().to_owned())
-}
-
-fn nvidia_smi() -> Vec<Gpu> {
-    let query = ["--query-gpu=index,name,memory.total,memory.used", "--format=csv,noheader,nounits"];
-    let output = Command::new("nvidia-smi").args(query).output();
-    output.map(|output| parse_gpus(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
-}
-
-/// `0, NVIDIA H100, 81559, 4` by line, memory in MiB.
-fn parse_gpus(text: &str) -> Vec<Gpu> {
-    let gpu = |line: &str| {
-        let words: Vec<&str> = line.split(',').map(str::trim).collect();
-        let [index, name, total, used] = words[..] else { return None };
-        let bytes = |text: &str| text.parse::<u64>().ok().map(|mib| mib << 20);
-        Some(Gpu { index: index.into(), name: name.into(), total: bytes(total)?, used: bytes(used)? })
-    };
-    text.lines().filter_map(gpu).collect()
 }
 
 /// Bytes of the file system that a path is on, all and free for this user.
@@ -167,15 +134,6 @@ fn readable(path: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nvidia_smi_is_read() {
-        let gpus = parse_gpus(
-            "0, NVIDIA H100 80GB HBM3, 81559, 4\n1, NVIDIA H100 80GB HBM3, 81559, 20000\nNo devices\n",
-        );
-        assert_eq!(gpus.len(), 2);
-        assert_eq!((gpus[1].index.as_str(), gpus[1].used >> 20), ("1", 20000));
-    }
 
     #[test]
     fn this_machine_is_seen() {

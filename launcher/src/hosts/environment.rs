@@ -26,6 +26,13 @@ pub fn chosen(
     Ok(chosen)
 }
 
+/// Whether a variable can have that name.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    text.bytes().next().is_some_and(|first| !first.is_ascii_digit()) && text.bytes().all(good)
+}
+
 /// The launcher's own environment, as far as it is text.
 #[must_use]
 pub fn here() -> Vec<(String, String)> {

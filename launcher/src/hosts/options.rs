@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::hosts::environment::is_name;
+
 /// Hosts of a run, and how they are reached.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Several hosts")]
@@ -47,9 +49,7 @@ fn variable(text: &str) -> Result<(String, Option<String>), String> {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (text, None),
     };
-    let good =
-        |(index, c): (usize, char)| c == '_' || c.is_ascii_alphabetic() || (index > 0 && c.is_ascii_digit());
-    if name.is_empty() || !name.chars().enumerate().all(good) {
+    if !is_name(name) {
         return Err("expected NAME or NAME=VALUE".into());
     }
     Ok((name.to_owned(), value))

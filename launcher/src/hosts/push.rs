@@ -58,10 +58,7 @@ impl Parcel {
             Fault::input(format!("--push: no libtorch in {}: {error}", libtorch.display()))
                 .hint("push from a checkout that was built with `make build`")
         })?;
-        let stamp = ["cuda", "cpu"]
-            .iter()
-            .find_map(|set| std::fs::read_to_string(libtorch.join(format!(".installed-{set}"))).ok());
-        let stamp = stamp.ok_or_else(|| {
+        let (_, stamp) = libtorch_stamp(&libtorch).ok_or_else(|| {
             Fault::input(format!("--push: {} is not complete", libtorch.display()))
                 .hint("run deploy/install-libtorch.sh")
         })?;
@@ -129,6 +126,13 @@ fn add_file(hash: &mut Sha256, path: &Path) -> Result<(), Fault> {
 /// The first twelve digits of a hash.
 fn short(digest: &[u8]) -> String {
     digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Which set of libtorch a folder holds, and the stamp that its installation left.
+#[must_use]
+pub fn libtorch_stamp(folder: &Path) -> Option<(&'static str, String)> {
+    let stamp = |set| Some((set, std::fs::read_to_string(folder.join(format!(".installed-{set}"))).ok()?));
+    ["cuda", "cpu"].into_iter().find_map(stamp)
 }
 
 /// SHA-256 of a program beside this one, shortened; `None` where it cannot be read.

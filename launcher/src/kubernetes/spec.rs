@@ -6,6 +6,7 @@ use dyad_proto::{Fault, RunConfig};
 
 use super::cli::{RunOptions, Tls};
 use super::values::Place;
+use crate::hosts::environment::is_name;
 
 /// Where the output volume is mounted.
 pub const OUTPUT: &str = "/output";
@@ -148,8 +149,7 @@ fn check_names(options: &RunOptions) -> Result<(), Fault> {
 
 fn check_variables(options: &RunOptions) -> Result<(), Fault> {
     for variable in &options.network.env {
-        let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        if !variable.key.bytes().all(good) || variable.key.as_bytes()[0].is_ascii_digit() {
+        if !is_name(&variable.key) {
             return Err(Fault::input(format!("--env {}: no name of an environment variable", variable.key))
                 .hint("use letters, digits and '_'"));
         }
