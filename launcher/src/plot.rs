@@ -100,6 +100,7 @@ fn picture(path: &Path, panels: &[Panel]) -> Drawn {
 fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Drawn {
     let all = || panel.curves.iter().flat_map(|curve| &curve.points);
     let (x, y) = (range(all().map(|point| point.0), 0.0), range(all().map(|point| point.1), 0.05));
+    let legend = free_corner(all(), (&x, &y));
     let mut chart = ChartBuilder::on(area)
         .caption(panel.title, (FONT, 20))
         .margin(14)
@@ -128,8 +129,34 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Drawn
             chart.draw_series(curve.points.iter().map(|&point| Circle::new(point, 4, colour.filled())))?;
         }
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).label_font((FONT, 14)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(legend)
+        .background_style(WHITE.mix(0.8))
+        .label_font((FONT, 14))
+        .draw()?;
     Ok(())
+}
+
+/// The corner in which fewest points would be hidden.
+fn free_corner<'p>(
+    points: impl Iterator<Item = &'p (f64, f64)>,
+    (x, y): (&Range<f64>, &Range<f64>),
+) -> SeriesLabelPosition {
+    use SeriesLabelPosition::{LowerLeft, LowerRight, UpperLeft, UpperRight};
+    let share = |value: f64, range: &Range<f64>| (value - range.start) / (range.end - range.start);
+    let mut hidden = [(UpperRight, 0), (LowerRight, 0), (UpperLeft, 0), (LowerLeft, 0)];
+    for (across, up) in points.map(|point| (share(point.0, x), share(point.1, y))) {
+        let [upper_right, lower_right, upper_left, lower_left] = &mut hidden;
+        match (across > 0.6, across < 0.4, up > 0.65, up < 0.35) {
+            (true, _, true, _) => upper_right.1 += 1,
+            (true, _, _, true) => lower_right.1 += 1,
+            (_, true, true, _) => upper_left.1 += 1,
+            (_, true, _, true) => lower_left.1 += 1,
+            _ => {}
+        }
+    }
+    hidden.into_iter().min_by_key(|(_, count)| *count).map_or(UpperRight, |(corner, _)| corner)
 }
 
 /// From the least to the greatest value, widened by a share on both sides.
@@ -164,6 +191,18 @@ mod tests {
         let range = range([2.0, 2.0].into_iter(), 0.05);
         assert!(range.start < 2.0 && range.end > 2.0);
         assert_eq!(super::range(std::iter::empty(), 0.05), 0.0..1.0);
+    }
+
+    #[test]
+    fn the_legend_hides_as_little_as_possible() {
+        let corner = |curve: fn(f64) -> f64| {
+            let points: Vec<(f64, f64)> =
+                (0..=10).map(|at| f64::from(at) / 10.0).map(|at| (at, curve(at))).collect();
+            format!("{:?}", free_corner(points.iter(), (&(0.0..1.0), &(0.0..1.0))))
+        };
+        assert_eq!(corner(|x| (1.0 - x).powi(3)), "UpperRight");
+        assert_eq!(corner(|x| 1.0 - (1.0 - x).powi(3)), "LowerRight");
+        assert_eq!(corner(|x| if x < 0.5 { 0.5 } else { (x * 10.0).round() % 2.0 }), "UpperLeft");
     }
 
     #[test]
