@@ -69,6 +69,12 @@ impl Slurm {
         command.spawn().unwrap()
     }
 
+    /// What the daemons have written.
+    pub fn logs(&self) -> String {
+        let log = |name: &str| std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+        ["slurmctld.log", "slurmd-n1.log", "slurmd-n2.log"].map(log).join("\n")
+    }
+
     /// One of Slurm's commands, or with their folder on the path any other.
     pub fn command(&self, name: &str) -> Command {
         let own = self.root.join("usr/bin").join(name);
@@ -83,13 +89,22 @@ impl Slurm {
         command
     }
 
-    /// State of a job, such as RUNNING; empty once it is over.
+    /// State of a job, such as RUNNING, and COMPLETED or another once it is over.
     pub fn state(&self, job: &str) -> String {
-        let output =
-            self.command("squeue").args(["--noheader", "--format=%T", "--jobs", job]).output().unwrap();
+        let output = self
+            .command("squeue")
+            .args(["--noheader", "--states=all", "--format=%T", "--jobs", job])
+            .output()
+            .unwrap();
         // A controller that is busy does not answer.
         let known = output.status.success();
         if known { String::from_utf8_lossy(&output.stdout).trim().to_owned() } else { "UNKNOWN".to_owned() }
+    }
+
+    /// How a job has ended. One that is queued again has not, nor one whose processes may still run.
+    pub fn end(&self, job: &str) -> Option<String> {
+        let state = self.state(job);
+        ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"].contains(&state.as_str()).then_some(state)
     }
 }
 

@@ -50,11 +50,14 @@ fn a_batch_job_saves_before_its_time_is_up_is_queued_again_and_goes_on() {
 
     let config = std::fs::read_to_string(workspace.path("run.toml")).unwrap();
     workspace.write("run.toml", &config.replace("100000", &(steps + 1).to_string()));
-    // Slurm itself would wait two minutes.
+    // Slurm itself would wait two minutes. In the second in which the first attempt ended its nodes would refuse the next.
     let update = format!("JobId={job}");
-    assert!(slurm.command("scontrol").args(["update", &update, "StartTime=now"]).status().unwrap().success());
-    wait_for("the end of the job", || slurm.state(&job).is_empty().then_some(()));
+    assert!(
+        slurm.command("scontrol").args(["update", &update, "StartTime=now+2"]).status().unwrap().success()
+    );
+    let end = wait_for("the end of the job", || slurm.end(&job));
     let log = std::fs::read_to_string(workspace.path(&format!("dyad-{job}.log"))).unwrap();
+    assert_eq!(end, "COMPLETED", "{log}\n{}", slurm.logs());
     assert!(log.contains(&format!("resumed after step {steps}")), "{log}");
     assert_eq!(workspace.rows("out/metrics.jsonl").len(), steps + 1);
     assert!(workspace.path("out/final/model.safetensors").exists());
@@ -65,7 +68,7 @@ fn a_cancelled_job_leaves_a_checkpoint() {
     let (workspace, slurm) = (Workspace::with_model(16, "max_steps = 100000\n"), Slurm::start());
     let job = long_job(&slurm, &workspace);
     assert!(slurm.command("scancel").arg(&job).status().unwrap().success());
-    wait_for("the end of the job", || slurm.state(&job).is_empty().then_some(()));
+    assert_eq!(wait_for("the end of the job", || slurm.end(&job)), "CANCELLED");
     let steps = workspace.rows("out/metrics.jsonl").len();
     let log = std::fs::read_to_string(workspace.path(&format!("dyad-{job}.log"))).unwrap();
     assert!(workspace.path(&format!("out/checkpoint-{steps}")).is_dir(), "{log}");
