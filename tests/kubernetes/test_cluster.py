@@ -218,12 +218,10 @@ class Tests:
         import re
 
         source = (ROOT / "launcher/tests/kubernetes/overlays.rs").read_text()
-        common = re.search(r'COMMON: &str = "(.*)";', source)[1]
-        arguments = re.search(rf'\(\s*"{overlay}",\s*"([^"]*)"', source)[1]
-        if "--tls" in arguments:
-            common = common.replace("--tls existing", "")
+        found = re.search(rf'\(\s*"{overlay}",\s*"([^"]*)"', source)
+        assert found, f"no overlay {overlay} in launcher/tests/kubernetes/overlays.rs"
         config = "run-cpu-test.toml" if overlay == "cpu-test" else "run.toml"
-        return f"{common} {arguments} --config {DEPLOY / config}".split()
+        return f"--image dyad --name dyad {found[1]} --config {DEPLOY / config}".split()
 
     def pods_of(self, manifests: list) -> list:
         templates = []
