@@ -53,7 +53,7 @@ bench-gpu: build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoR
 bench-plane: build ## Tokenising, a file of a million pairs, a thousand trainers; no model (about 2 minutes, 2 GB in TMPDIR).
 	cargo run --release --quiet -p dyad-tests --example bench-plane
 
-bench-telemetry: build ## What traces and metrics cost a run of a small model (about 4 minutes).
+bench-telemetry: build ## What traces and metrics cost a run of a small model (about 8 minutes).
 	cargo run --release --quiet -p dyad-tests --example bench-telemetry
 
 bench-links: root build $(PARITY)/.done ## How much of a step waits for gradients over links with a delay (needs root; about 15 minutes).

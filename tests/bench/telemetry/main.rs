@@ -1,4 +1,5 @@
-//! `make bench-telemetry`: what traces and metrics cost a run, on a small model, where they cost most.
+//! `make bench-telemetry`: what traces and metrics cost a run: of a very small model, where they cost most, and of one whose steps
+//! take a tenth of a second. `bench-telemetry large` measures that one alone.
 //!
 //! Each round trains the same steps with everything off, with traces at the default sampling and metrics served, and with every
 //! step traced; the order changes from round to round. A ratio is taken within its round, so that other load on the machine
@@ -14,9 +15,22 @@ use dyad_tests::collector::Collector;
 use dyad_tests::{Workspace, number, text};
 
 const ROUNDS: usize = 7;
-const STEPS: usize = 400;
 /// Steps left out at the start: memory is touched first there.
 const WARM: usize = 20;
+
+/// What is trained.
+struct Model {
+    name: &'static str,
+    hidden: &'static str,
+    layers: &'static str,
+    inner: &'static str,
+    steps: usize,
+}
+
+const MODELS: [Model; 2] = [
+    Model { name: "small", hidden: "64", layers: "4", inner: "176", steps: 400 },
+    Model { name: "large", hidden: "256", layers: "8", inner: "704", steps: 80 },
+];
 
 const MODES: [(&str, Option<&str>); 3] =
     [("off", None), ("on, 1 step in 100", Some("100")), ("on, every step", Some("1"))];
@@ -31,8 +45,16 @@ struct Cost {
 }
 
 fn main() {
-    let workspace = Workspace::with_model(64, &format!("max_steps = {STEPS}\n"));
-    workspace.new_model("larger", &["--hidden-size", "64", "--layers", "4", "--intermediate-size", "176"]);
+    let wanted = std::env::args().nth(1);
+    for model in MODELS.iter().filter(|model| wanted.as_ref().is_none_or(|name| name == model.name)) {
+        bench(model);
+    }
+}
+
+fn bench(model: &Model) {
+    let workspace = Workspace::with_model(64, &format!("max_steps = {}\n", model.steps));
+    let sizes = ["--hidden-size", model.hidden, "--layers", model.layers, "--intermediate-size", model.inner];
+    workspace.new_model("larger", &sizes);
     let collector = Collector::start();
     let mut rounds = Vec::new();
     for round in 0..ROUNDS {
@@ -41,7 +63,7 @@ fn main() {
             let mode = (round + place) % MODES.len();
             costs[mode] = measure(&workspace, &collector, MODES[mode].1);
         }
-        eprintln!("round {}: {costs:?}", round + 1);
+        eprintln!("{}, round {}: {costs:?}", model.name, round + 1);
         rounds.push(costs);
     }
     println!(
