@@ -1,6 +1,7 @@
 //! Runs on a Slurm of two nodes: Debian's own slurmctld and slurmd. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+use std::path::Path;
 use std::process::Stdio;
 
 use dyad_tests::processes::wait_for;
@@ -12,8 +13,8 @@ fn long_job(slurm: &Slurm, workspace: &Workspace) -> String {
     let mut command = slurm.command(&binary("launcher").display().to_string());
     command.current_dir(workspace.path(".")).stdin(Stdio::null());
     command.args(["slurm", "--nodes", "2", "--config", "run.toml", "--time", "1:00:00", "--submit"]);
-    // Both nodes are this machine.
-    let output = command.args(["--", "--listen", "127.0.0.1:0"]).output().unwrap();
+    // Both nodes are this machine, where nothing would be secured by itself.
+    let output = command.args(["--", "--listen", "127.0.0.1:0", "--tls", "on"]).output().unwrap();
     let said = text(&output);
     let job = said.trim().strip_prefix("Submitted batch job ").unwrap_or_else(|| panic!("{said}")).to_owned();
     wait_for("the first step", || {
@@ -21,7 +22,27 @@ fn long_job(slurm: &Slurm, workspace: &Workspace) -> String {
         assert!(!log().contains("error: "), "{}", log());
         (workspace.steps_so_far() > 0).then_some(())
     });
+    let coordinators = coordinators_of_trainers(&workspace.path("."));
+    assert!(
+        coordinators.len() == 2 && coordinators.iter().all(|url| url.starts_with("https://")),
+        "{coordinators:?}"
+    );
     job
+}
+
+/// Where the trainers that run in this folder look for their coordinator.
+fn coordinators_of_trainers(folder: &Path) -> Vec<String> {
+    let folder = folder.canonicalize().unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let here =
+        processes.filter(|process| std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == folder));
+    here.filter_map(|process| {
+        let words = std::fs::read_to_string(process.join("cmdline")).ok()?;
+        let words: Vec<&str> = words.split('\0').collect();
+        let after = |flag: &str| words.iter().skip_while(|word| **word != flag).nth(1);
+        after("--launch-index").and(after("--coordinator")).map(|url| (*url).to_owned())
+    })
+    .collect()
 }
 
 #[test]
