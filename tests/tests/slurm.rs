@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use dyad_tests::processes::wait_for;
 use dyad_tests::slurm::Slurm;
@@ -72,16 +73,20 @@ fn a_batch_job_saves_before_its_time_is_up_is_queued_again_and_goes_on() {
     let config = std::fs::read_to_string(workspace.path("run.toml")).unwrap();
     workspace.write("run.toml", &config.replace("100000", &(steps + 1).to_string()));
     // Slurm itself would wait two minutes. In the second in which the first attempt ended its nodes would refuse the next.
+    let ended = unix_seconds();
+    wait_for("the second after", || (unix_seconds() > ended).then_some(()));
     let update = format!("JobId={job}");
-    assert!(
-        slurm.command("scontrol").args(["update", &update, "StartTime=now+2"]).status().unwrap().success()
-    );
+    assert!(slurm.command("scontrol").args(["update", &update, "StartTime=now"]).status().unwrap().success());
     let end = wait_for("the end of the job", || slurm.end(&job));
     let log = std::fs::read_to_string(workspace.path(&format!("dyad-{job}.log"))).unwrap();
     assert_eq!(end, "COMPLETED", "{log}\n{}", slurm.logs());
     assert!(log.contains(&format!("resumed after step {steps}")), "{log}");
     assert_eq!(workspace.rows("out/metrics.jsonl").len(), steps + 1);
     assert!(workspace.path("out/final/model.safetensors").exists());
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 #[test]
