@@ -82,7 +82,8 @@ pub async fn serve(
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (stop, stopped) = oneshot::channel::<()>();
     let most = 2 * run.world_size() + SPARE_CONNECTIONS;
-    let incoming = Door::new(listener, guard.tls, most).open();
+    let door = Door::new(listener, guard.tls, most);
+    let (refusals, incoming) = (door.refusals(), door.open());
     let stopping = async {
         // Either end of the channel going away means: stop.
         let _ = stopped.await;
@@ -105,6 +106,7 @@ pub async fn serve(
     if tokio::time::timeout(DRAIN, server).await.is_err() {
         tracing::warn!("streams were still open at the end");
     }
+    refusals.close();
     outcome
 }
 

@@ -57,6 +57,12 @@ impl Door {
         Self { listener, tls, most, refusals: Refusals::default() }
     }
 
+    /// Who is turned away; to be closed when nobody knocks any more.
+    #[must_use]
+    pub fn refusals(&self) -> Refusals {
+        self.refusals.clone()
+    }
+
     /// The connections, greeted. Closed when the stream is dropped.
     pub fn open(self) -> impl Stream<Item = std::io::Result<Connection>> + Send + 'static {
         let (deliver, arrived) = mpsc::channel(1);
@@ -75,7 +81,7 @@ impl Door {
                     self.refusals.sum_up(Instant::now());
                     continue;
                 }
-                () = deliver.closed() => return self.refusals.sum_up(Instant::now() + PERIOD),
+                () = deliver.closed() => return,
             };
             match accepted {
                 Ok((stream, address)) => {

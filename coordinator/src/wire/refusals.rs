@@ -98,7 +98,12 @@ impl Refusals {
         }
     }
 
-    /// Writes the counts that are due by then; to be called from time to time, and with a later time at the end.
+    /// Writes every count that is left.
+    pub fn close(&self) {
+        self.sum_up(Instant::now() + PERIOD);
+    }
+
+    /// Writes the counts that are due by then; to be called from time to time.
     pub fn sum_up(&self, now: Instant) {
         for Count { kind, times } in self.with(|ledger| ledger.due(now)) {
             match kind {
