@@ -17,6 +17,10 @@ const MALLOC: &str =
 const SPARING_MALLOC: &str =
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1048576:glibc.malloc.trim_threshold=16777216";
 
+/// oneDNN compiles about 25 kernels for every new number of tokens, two MiB each, and keeps 1024. A few steps' worth is
+/// enough, as the next step has another number anyway.
+const KERNEL_CACHE: (&str, &str) = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64");
+
 /// Folder of this program.
 pub fn own_folder() -> Result<PathBuf, Fault> {
     let own =
@@ -51,6 +55,9 @@ pub fn trainer(
     command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
     if std::env::var_os("GLIBC_TUNABLES").is_none() {
         command.env("GLIBC_TUNABLES", if spares_memory { SPARING_MALLOC } else { MALLOC });
+    }
+    if std::env::var_os(KERNEL_CACHE.0).is_none() {
+        command.env(KERNEL_CACHE.0, KERNEL_CACHE.1);
     }
     // torchrun's name.
     command.env("LOCAL_WORLD_SIZE", beside.to_string()).stdout(Stdio::null());
