@@ -33,6 +33,9 @@ fn compile_bridge(include: &Path) {
         // Lets loops with comparisons and square roots become vector code; no result changes by it.
         .flag_if_supported("-fno-trapping-math")
         .flag_if_supported("-fno-math-errno")
+        // Otherwise loops that clamp or choose get a path for each outcome, computed for all lanes: twice the work, and products
+        // too small for a normal number, at a hundred cycles each.
+        .flag_if_supported("-fno-thread-jumps")
         // Vector loops, and at::parallel_for: without OpenMP its loops run on one thread, without a word.
         .flag("-fopenmp")
         .define("USE_C10D_GLOO", None)
@@ -50,6 +53,8 @@ fn compile_bridge(include: &Path) {
             "ext/gloo.cpp",
             "ext/head.cpp",
             "ext/kernels.cpp",
+            "ext/pack.cpp",
+            "ext/product.cpp",
             "ext/attention.cpp",
             "ext/profile.cpp",
             "ext/stand_in.cpp",

@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BIN = ROOT / "target/release"
 
-STEPS = 8
-"""Optimizer steps of a run; Dyad's profile covers 2 to 4, speed is that of those after."""
+STEPS = 11
+"""Optimizer steps of a run; Dyad's profile covers 5 to 7, speed is that of those after."""
 MEASURED = 4
 
 

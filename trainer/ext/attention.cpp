@@ -1,6 +1,6 @@
 // Attention over packed segments on the CPU: a prompt, then branches that each see the prompt and themselves. One call a
-// layer: threads take heads of segments, and within one, tiles of queries against all keys that any of them sees. No mask is
-// ever made, what nobody sees is not computed, and scores never leave a core's cache. Products are MKL's, those of libtorch.
+// layer: threads take heads of segments, and within one, tiles of queries against pieces of the keys that any of them sees. No
+// mask is ever made, what nobody sees is not computed, and scores never leave a core's cache.
 #include "attention.h"
 
 #include <ATen/Parallel.h>
@@ -10,38 +10,43 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "bridge.h"
+#include "product.h"
 
+using dyad::block_product;
+using dyad::pieces;
+using dyad::rounded_up;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-#define DYAD_LOAD(T, E)                                                                                    \
-  DYAD_CLONES void dyad_load_rows(const T* from, int64_t stride, E* to, int64_t rows, int64_t width) {     \
-    load_rows(from, stride, to, rows, width);                                                              \
+#define DYAD_LOAD(T, E)                                                                                          \
+  DYAD_CLONES void dyad_load_rows(const T* from, int64_t stride, E* to, int64_t rows, int64_t width) {           \
+    load_rows(from, stride, to, rows, width);                                                                    \
   }
-#define DYAD_STORE(T)                                                                                      \
-  DYAD_CLONES void dyad_store_rows(const float* from, T* to, int64_t stride, int64_t rows, int64_t width) { \
-    store_rows(from, to, stride, rows, width);                                                             \
+#define DYAD_STORE(T)                                                                                            \
+  DYAD_CLONES void dyad_store_row(const float* from, float scale, T* to, int64_t width) {                        \
+    store_row(from, scale, to, width);                                                                           \
   }
-#define DYAD_SOFTMAX(E)                                                                                    \
-  DYAD_CLONES float dyad_softmax(float* scores, E* probabilities, int64_t seen) {                          \
-    return softmax(scores, probabilities, seen);                                                           \
-  }                                                                                                        \
-  DYAD_CLONES void dyad_softmax_backward(Row<E> row, int64_t seen, float lse, const E* out, const E* out_gradient, \
-                                         int64_t width) {                                                  \
-    softmax_backward(row, seen, lse, out, out_gradient, width);                                            \
-  }
+#define DYAD_WEIGHTS(E)                                                                                          \
+  DYAD_CLONES float dyad_exponentials(const float* scores, E* weights, int32_t count, float scale, float top) {  \
+    return exponentials(scores, weights, count, scale, top);                                                     \
+  }                                                                                                              \
+  DYAD_CLONES void dyad_weights_backward(Key<E> key, Queries queries, int64_t from, int64_t to, float scale) {   \
+    weights_backward(key, queries, from, to, scale);                                                             \
+  }                                                                                                              \
+  DYAD_CLONES float dyad_inner(const E* a, const E* b, int64_t width) { return inner(a, b, width); }
 DYAD_LOAD(float, float)
 DYAD_LOAD(Bf16, float)
 DYAD_LOAD(Bf16, Bf16)
 DYAD_STORE(float)
 DYAD_STORE(Bf16)
-DYAD_SOFTMAX(float)
-DYAD_SOFTMAX(Bf16)
+DYAD_WEIGHTS(float)
+DYAD_WEIGHTS(Bf16)
 #undef DYAD_LOAD
 #undef DYAD_STORE
-#undef DYAD_SOFTMAX
+#undef DYAD_WEIGHTS
+DYAD_CLONES float dyad_largest(const float* scores, int32_t count, float top) { return largest(scores, count, top); }
 DYAD_CLONES void dyad_add_floats(float* total, const float* part, int64_t count) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) total[i] += part[i];
@@ -49,69 +54,117 @@ DYAD_CLONES void dyad_add_floats(float* total, const float* part, int64_t count)
 
 namespace {
 
-// Queries of a tile: its scores fill about half of a core's second-level cache, at any length.
-int64_t tile_of(int64_t keys) { return std::clamp<int64_t>((1 << 17) / std::max<int64_t>(keys, 1), 16, 128); }
+static_assert(PIECE == dyad::PANEL && PIECE == dyad::BLOCK);
 
-// A thread's room for rows; grows as asked for.
+// Queries of a run's tiles, all alike.
+int64_t tile_of(int64_t queries) { return rounded_up(pieces(queries, pieces(queries, PIECE)), dyad::BLOCK_STEP); }
+
+// A thread's memory for one call.
 class Room {
  public:
-  template <typename E = float>
-  E* take(int64_t values) {
-    buffers_.emplace_back(static_cast<size_t>(values) * sizeof(E) / sizeof(float) + 1);
-    return reinterpret_cast<E*>(buffers_.back().data());
-  }
-  // Room for what is made of `floats`: the same where that has their type.
   template <typename E>
-  E* made_of(float* floats, int64_t values) {
-    if constexpr (std::is_same_v<E, float>)
-      return floats;
-    else
-      return take<E>(values);
+  E* take(int64_t values) {
+    void* memory = std::aligned_alloc(64, rounded_up(values * static_cast<int64_t>(sizeof(E)), 64));
+    if (memory == nullptr) throw std::bad_alloc();
+    memory_.emplace_back(memory, &std::free);
+    return static_cast<E*>(memory);
   }
 
  private:
-  std::vector<std::vector<float>> buffers_;
+  std::vector<std::unique_ptr<void, decltype(&std::free)>> memory_;
 };
 
-// The longest segment and run, for which a thread makes room once.
+// The longest segment and the most keys of a run, for which a thread makes room once.
 struct Extent {
-  int64_t length = 0, keys = 0, tile = 0, scores = 0;
+  int64_t length = 0, keys = 0;
   explicit Extent(const std::vector<Segment>& segments) {
     for (const auto& segment : segments) {
       length = std::max(length, segment.length);
-      for (const auto& run : segment.runs) {
-        int64_t rows = tile_of(run.keys());
-        keys = std::max(keys, run.keys());
-        tile = std::max(tile, rows);
-        scores = std::max(scores, rows * run.keys());
-      }
+      for (const auto& run : segment.runs) keys = std::max(keys, rounded_up(run.keys(), PIECE));
     }
   }
 };
 
-// Calls `body(first, count, seen)` for each tile of a run: its first query, how many, and how many keys the first one sees.
+struct Tile {
+  // Its first query in the run, how many there are, and with those that fill it up; how many keys the first one sees.
+  int64_t first, rows, padded, seen;
+  int64_t pieces_seen() const { return pieces(seen + rows - 1, PIECE); }
+};
+
 template <typename Body>
 void tiles(const Run& run, Body&& body) {
-  int64_t size = tile_of(run.keys());
-  for (int64_t first = 0; first < run.queries; first += size)
-    body(first, std::min(size, run.queries - first), run.prompt + first + 1);
+  int64_t size = tile_of(run.queries);
+  for (int64_t first = 0; first < run.queries; first += size) {
+    int64_t rows = std::min(size, run.queries - first);
+    body(Tile{first, rows, rounded_up(rows, dyad::BLOCK_STEP), run.prompt + first + 1});
+  }
 }
 
 // One head of a packed tensor `[tokens, heads, width]`, from a token on.
 template <typename T>
 struct Head {
   T* rows;
-  int64_t stride;
+  int64_t stride, width;
   Head(const at::Tensor& x, int64_t token, int64_t head)
-      : rows(data<T>(x) + (token * x.size(1) + head) * x.size(2)), stride(x.size(1) * x.size(2)) {}
-  T* at(int64_t token) const { return rows + token * stride; }
+      : rows(data<T>(x) + (token * x.size(1) + head) * x.size(2)), stride(x.size(1) * x.size(2)), width(x.size(2)) {}
+
+  // Rows as products take them, with rows of zeros behind.
+  template <typename E>
+  void load(int64_t token, int64_t count, int64_t padded, E* to) const {
+    dyad_load_rows(rows + token * stride, stride, to, count, width);
+    std::fill(to + count * width, to + padded * width, E{});
+  }
+  // Keys or values that a run sees, prompt first.
+  template <typename E>
+  void load_seen(const Run& run, E* to) const {
+    load(0, run.prompt, run.prompt, to);
+    load(run.own, run.queries, rounded_up(run.keys(), PIECE) - run.prompt, to + run.prompt * width);
+  }
+  void store(int64_t token, const float* from, float scale) const { dyad_store_row(from, scale, rows + token * stride, width); }
 };
 
-// Keys or values that a run sees, prompt first.
-template <typename T, typename E>
-void load_seen(const Head<T>& head, const Run& run, E* to, int64_t width) {
-  dyad_load_rows(head.at(0), head.stride, to, run.prompt, width);
-  dyad_load_rows(head.at(run.own), head.stride, to + run.prompt * width, run.queries, width);
+// Rows `[PIECE, width]` of a head as the right side of products.
+template <typename E>
+struct Packing {
+  int64_t width;
+  // Columns, with those that fill the last panel up.
+  int64_t columns() const { return rounded_up(width, PIECE); }
+
+  // `[width, rows]`.
+  void turn(const E* from, int64_t rows, E* to) const {
+    if constexpr (std::is_same_v<E, Bf16>)
+      dyad_transpose_pairs(from, width, to, PIECE, rows, width);
+    else
+      dyad_transpose(from, width, to, PIECE, rows, width);
+  }
+  // `[rows, width]`, panel by panel, each `APART` values from the next.
+  void pair(const E* from, int64_t rows, E* to) const {
+    dyad::Right<E> right{from, rows, width, false};
+    for (int64_t panel = 0; panel * PIECE < width; ++panel) right.pack(panel, 0, rows, to + panel * APART);
+  }
+  // `to[rows, width] (+)= a[rows, depth] · paired[depth, width]`, the rows of `a` a piece long.
+  void times(int64_t rows, int64_t depth, bool add, const E* a, const E* paired, float* to) const {
+    for (int64_t panel = 0; panel * PIECE < width; ++panel)
+      block_product(rows, std::min(PIECE, width - panel * PIECE), depth, {PIECE, columns()}, add, a, paired + panel * APART,
+                    to + panel * PIECE);
+  }
+};
+
+struct Normaliser {
+  float top, sum;
+};
+
+// Scores of one query become weights `exp(scale s - top)`, in as many pieces as its tile sees; zero for keys behind those seen.
+template <typename E>
+Normaliser weigh(const float* scores, E* weights, int64_t seen, int64_t pieces_seen, float scale) {
+  float top = NOTHING, sum = 0.0f;
+  for (int64_t piece = 0; piece * PIECE < seen; ++piece)
+    top = dyad_largest(scores + piece * APART, static_cast<int32_t>(seen - piece * PIECE), top);
+  top *= scale;
+  for (int64_t piece = 0; piece < pieces_seen; ++piece)
+    sum += dyad_exponentials(scores + piece * APART, weights + piece * APART, static_cast<int32_t>(seen - piece * PIECE), scale,
+                             top);
+  return {top, sum};
 }
 
 // Tensors of T, products of E.
@@ -121,76 +174,81 @@ struct Forward {
   Shape shape;
   const std::vector<Segment>& segments;
 
+  struct Desk {
+    Room room;
+    Packing<E> packing;
+    E *rows, *turned_keys, *paired_values, *queries, *weights;
+    float *scores, *sums;
+    Desk(const Extent& extent, int64_t width)
+        : packing{width}, rows(room.take<E>(extent.keys * width)), turned_keys(room.take<E>(extent.keys * width)),
+          paired_values(room.take<E>(extent.keys * packing.columns())), queries(room.take<E>(PIECE * width)),
+          weights(room.take<E>(extent.keys * PIECE)), scores(room.take<float>(extent.keys * PIECE)),
+          sums(room.take<float>(PIECE * packing.columns())) {}
+  };
+
   // Head-major, so that threads get equal shares whatever the segments' lengths.
   void operator()(int64_t begin, int64_t end) const {
-    Extent extent(segments);
-    Room room;
-    int64_t width = shape.width, count = static_cast<int64_t>(segments.size());
-    E *keys = room.take<E>(extent.keys * width), *values = room.take<E>(extent.keys * width);
-    E* queries = room.take<E>(extent.tile * width);
-    float *scores = room.take(extent.scores), *sums = room.take(extent.tile * width);
-    E* probabilities = room.made_of<E>(scores, extent.scores);
+    Desk desk(Extent(segments), shape.width);
+    dyad::Tiles<E> registers;
+    int64_t count = static_cast<int64_t>(segments.size());
     for (int64_t task = begin; task < end; ++task) {
       const auto& segment = segments[task % count];
       int64_t head = task / count;
-      Head<T> asks(q, segment.start, head), key(k, segment.start, head / shape.group), value(v, segment.start, head / shape.group);
-      Head<T> says(out, segment.start, head);
       for (const auto& run : segment.runs) {
-        load_seen(key, run, keys, width);
-        load_seen(value, run, values, width);
-        tiles(run, [&](int64_t first, int64_t rows, int64_t seen) {
-          int64_t token = run.own + first, stride = seen + rows - 1;
-          dyad_load_rows(asks.at(token), asks.stride, queries, rows, width);
-          times_transposed(rows, stride, width, shape.scale, queries, keys, scores, stride);
-          float* total = data<float>(lse) + (segment.start + token) * shape.heads + head;
-          for (int64_t row = 0; row < rows; ++row) {
-            E* at = probabilities + row * stride;
-            total[row * shape.heads] = dyad_softmax(scores + row * stride, at, seen + row);
-            std::fill(at + seen + row, at + stride, E{});
-          }
-          times(rows, width, stride, 1.0f, probabilities, stride, values, sums);
-          dyad_store_rows(sums, says.at(token), says.stride, rows, width);
-        });
+        pack(desk, segment, run, head / shape.group);
+        tiles(run, [&](const Tile& tile) { answer(desk, segment, run, head, tile); });
       }
     }
+  }
+
+  void pack(const Desk& desk, const Segment& segment, const Run& run, int64_t kv_head) const {
+    int64_t width = shape.width, columns = desk.packing.columns();
+    Head<T>(k, segment.start, kv_head).load_seen(run, desk.rows);
+    for (int64_t at = 0; at < run.keys(); at += PIECE)
+      desk.packing.turn(desk.rows + at * width, PIECE, desk.turned_keys + at * width);
+    Head<T>(v, segment.start, kv_head).load_seen(run, desk.rows);
+    for (int64_t at = 0; at < run.keys(); at += PIECE)
+      desk.packing.pair(desk.rows + at * width, PIECE, desk.paired_values + at * columns);
+  }
+
+  void answer(const Desk& desk, const Segment& segment, const Run& run, int64_t head, const Tile& tile) const {
+    int64_t width = shape.width, token = run.own + tile.first, columns = desk.packing.columns();
+    Head<T>(q, segment.start, head).load(token, tile.rows, tile.padded, desk.queries);
+    for (int64_t piece = 0; piece < tile.pieces_seen(); ++piece)
+      block_product(tile.padded, PIECE, width, {width, PIECE}, false, desk.queries, desk.turned_keys + piece * PIECE * width,
+                    desk.scores + piece * APART);
+    float sums[PIECE], *total = data<float>(lse) + (segment.start + token) * shape.heads + head;
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      auto [top, sum] = weigh(desk.scores + row * PIECE, desk.weights + row * PIECE, tile.seen + row, tile.pieces_seen(),
+                              shape.scale);
+      sums[row] = sum;
+      total[row * shape.heads] = top + std::log(sum);
+    }
+    for (int64_t piece = 0; piece < tile.pieces_seen(); ++piece)
+      desk.packing.times(tile.padded, PIECE, piece > 0, desk.weights + piece * APART,
+                         desk.paired_values + piece * PIECE * columns, desk.sums);
+    Head<T> says(out, segment.start, head);
+    for (int64_t row = 0; row < tile.rows; ++row) says.store(token + row, desk.sums + row * columns, 1.0f / sums[row]);
   }
 };
 
 // Gradients of one key/value head of a segment, collected over the heads and runs that see it.
 struct Collected {
   float *keys, *values;
-  int64_t width;
+  int64_t columns;
   void clear(int64_t rows) const {
-    std::fill(keys, keys + rows * width, 0.0f);
-    std::fill(values, values + rows * width, 0.0f);
+    std::fill(keys, keys + rows * columns, 0.0f);
+    std::fill(values, values + rows * columns, 0.0f);
   }
   // Those of a run's keys, prompt first, to their places in the segment.
   void add(const Collected& seen, const Run& run) const {
     auto add_rows = [&](float* to, const float* from) {
-      dyad_add_floats(to, from, run.prompt * width);
-      dyad_add_floats(to + run.own * width, from + run.prompt * width, run.queries * width);
+      dyad_add_floats(to, from, run.prompt * columns);
+      dyad_add_floats(to + run.own * columns, from + run.prompt * columns, run.queries * columns);
     };
     add_rows(keys, seen.keys);
     add_rows(values, seen.values);
   }
-};
-
-// A thread's room for a backward pass.
-template <typename E>
-struct Bench {
-  Room room;
-  E *keys, *values, *queries, *out, *out_gradient;
-  float *query_gradient, *scores, *gradients;
-  E *probabilities, *slopes;
-  Collected seen, all;
-  Bench(const Extent& extent, int64_t width)
-      : keys(room.take<E>(extent.keys * width)), values(room.take<E>(extent.keys * width)),
-        queries(room.take<E>(extent.tile * width)), out(room.take<E>(extent.tile * width)),
-        out_gradient(room.take<E>(extent.tile * width)), query_gradient(room.take(extent.tile * width)),
-        scores(room.take(extent.scores)), gradients(room.take(extent.scores)),
-        probabilities(room.made_of<E>(scores, extent.scores)), slopes(room.made_of<E>(gradients, extent.scores)),
-        seen{room.take(extent.keys * width), room.take(extent.keys * width), width},
-        all{room.take(extent.length * width), room.take(extent.length * width), width} {}
 };
 
 template <typename T, typename E>
@@ -199,55 +257,114 @@ struct Backward {
   Shape shape;
   const std::vector<Segment>& segments;
 
+  struct Desk {
+    Room room;
+    Packing<E> packing;
+    // Of a run.
+    E *keys, *values, *paired_keys;
+    // Of a tile.
+    E *queries, *out, *gradients, *turned_queries, *turned_gradients, *paired_queries, *paired_gradients;
+    float *lse, *mean, *query_gradients;
+    // Of a tile and a piece of the keys.
+    float *scores, *weight_gradients;
+    E *weights, *slopes, *turned_slopes;
+    Collected seen, all;
+    Desk(const Extent& extent, int64_t width)
+        : packing{width}, keys(room.take<E>(extent.keys * width)), values(room.take<E>(extent.keys * width)),
+          paired_keys(room.take<E>(extent.keys * packing.columns())), queries(room.take<E>(PIECE * width)),
+          out(room.take<E>(PIECE * width)), gradients(room.take<E>(PIECE * width)),
+          turned_queries(room.take<E>(PIECE * width)), turned_gradients(room.take<E>(PIECE * width)),
+          paired_queries(room.take<E>(PIECE * packing.columns())), paired_gradients(room.take<E>(PIECE * packing.columns())),
+          lse(room.take<float>(PIECE)), mean(room.take<float>(PIECE)),
+          query_gradients(room.take<float>(PIECE * packing.columns())), scores(room.take<float>(APART)),
+          weight_gradients(room.take<float>(APART)), weights(room.take<E>(APART)), slopes(room.take<E>(APART)),
+          turned_slopes(room.take<E>(APART)), seen(collected(extent.keys)), all(collected(extent.length)) {}
+    Collected collected(int64_t rows) {
+      int64_t columns = packing.columns();
+      return {room.take<float>(rows * columns), room.take<float>(rows * columns), columns};
+    }
+  };
+
   void operator()(int64_t begin, int64_t end) const {
-    Bench<E> bench(Extent(segments), shape.width);
-    int64_t count = static_cast<int64_t>(segments.size());
+    Desk desk(Extent(segments), shape.width);
+    dyad::Tiles<E> registers;
+    int64_t count = static_cast<int64_t>(segments.size()), columns = desk.packing.columns();
     for (int64_t task = begin; task < end; ++task) {
       const auto& segment = segments[task % count];
       int64_t kv_head = task / count;
-      bench.all.clear(segment.length);
-      for (const auto& run : segment.runs) {
-        load_seen(Head<T>(k, segment.start, kv_head), run, bench.keys, shape.width);
-        load_seen(Head<T>(v, segment.start, kv_head), run, bench.values, shape.width);
-        bench.seen.clear(run.keys());
-        for (int64_t head = kv_head * shape.group; head < (kv_head + 1) * shape.group; ++head)
-          run_backward(bench, segment, run, head);
-        bench.all.add(bench.seen, run);
-      }
+      desk.all.clear(segment.length);
+      for (const auto& run : segment.runs) run_backward(desk, segment, run, kv_head);
       Head<T> key(dk, segment.start, kv_head), value(dv, segment.start, kv_head);
-      dyad_store_rows(bench.all.keys, key.at(0), key.stride, segment.length, shape.width);
-      dyad_store_rows(bench.all.values, value.at(0), value.stride, segment.length, shape.width);
+      for (int64_t token = 0; token < segment.length; ++token) {
+        key.store(token, desk.all.keys + token * columns, shape.scale);
+        value.store(token, desk.all.values + token * columns, 1.0f);
+      }
     }
   }
 
-  // Scores are computed again; with s = q·k/√d, p = softmax(s): dv += pᵀ do, ds = p (do·v - o·do), dq = ds k/√d, dk += dsᵀ q/√d.
-  void run_backward(Bench<E>& at, const Segment& segment, const Run& run, int64_t head) const {
-    Head<T> asks(q, segment.start, head), says(out, segment.start, head), slope(gradient, segment.start, head);
-    Head<T> asked(dq, segment.start, head);
-    int64_t width = shape.width;
-    tiles(run, [&](int64_t first, int64_t rows, int64_t seen) {
-      int64_t token = run.own + first, stride = seen + rows - 1;
-      dyad_load_rows(asks.at(token), asks.stride, at.queries, rows, width);
-      dyad_load_rows(says.at(token), says.stride, at.out, rows, width);
-      dyad_load_rows(slope.at(token), slope.stride, at.out_gradient, rows, width);
-      times_transposed(rows, stride, width, shape.scale, at.queries, at.keys, at.scores, stride);
-      times_transposed(rows, stride, width, 1.0f, at.out_gradient, at.values, at.gradients, stride);
-      const float* total = data<float>(lse) + (segment.start + token) * shape.heads + head;
-      for (int64_t row = 0; row < rows; ++row) {
-        int64_t from = row * stride, upto = from + seen + row;
-        dyad_softmax_backward(Row<E>{at.scores + from, at.gradients + from, at.probabilities + from, at.slopes + from},
-                              seen + row, total[row * shape.heads], at.out + row * width, at.out_gradient + row * width,
-                              width);
-        std::fill(at.probabilities + upto, at.probabilities + from + stride, E{});
-        std::fill(at.slopes + upto, at.slopes + from + stride, E{});
-      }
-      add_transposed_times(rows, width, stride, 1.0f, at.probabilities, stride, at.out_gradient, at.seen.values);
-      add_transposed_times(rows, width, stride, shape.scale, at.slopes, stride, at.queries, at.seen.keys);
-      times(rows, width, stride, shape.scale, at.slopes, stride, at.keys, at.query_gradient);
-      dyad_store_rows(at.query_gradient, asked.at(token), asked.stride, rows, width);
-    });
+  void run_backward(const Desk& desk, const Segment& segment, const Run& run, int64_t kv_head) const {
+    Head<T>(k, segment.start, kv_head).load_seen(run, desk.keys);
+    Head<T>(v, segment.start, kv_head).load_seen(run, desk.values);
+    for (int64_t at = 0; at < run.keys(); at += PIECE)
+      desk.packing.pair(desk.keys + at * shape.width, PIECE, desk.paired_keys + at * desk.packing.columns());
+    desk.seen.clear(rounded_up(run.keys(), PIECE));
+    for (int64_t head = kv_head * shape.group; head < (kv_head + 1) * shape.group; ++head)
+      tiles(run, [&](const Tile& tile) {
+        load_queries(desk, segment, run, head, tile);
+        for (int64_t piece = 0; piece < tile.pieces_seen(); ++piece) piece_backward(desk, tile, piece);
+        Head<T> asked(dq, segment.start, head);
+        for (int64_t row = 0; row < tile.rows; ++row)
+          asked.store(run.own + tile.first + row, desk.query_gradients + row * desk.packing.columns(), shape.scale);
+      });
+    desk.all.add(desk.seen, run);
+  }
+
+  void load_queries(const Desk& desk, const Segment& segment, const Run& run, int64_t head, const Tile& tile) const {
+    int64_t token = run.own + tile.first, width = shape.width;
+    Head<T>(q, segment.start, head).load(token, tile.rows, tile.padded, desk.queries);
+    Head<T>(out, segment.start, head).load(token, tile.rows, tile.padded, desk.out);
+    Head<T>(gradient, segment.start, head).load(token, tile.rows, tile.padded, desk.gradients);
+    desk.packing.turn(desk.queries, tile.padded, desk.turned_queries);
+    desk.packing.turn(desk.gradients, tile.padded, desk.turned_gradients);
+    desk.packing.pair(desk.queries, tile.padded, desk.paired_queries);
+    desk.packing.pair(desk.gradients, tile.padded, desk.paired_gradients);
+    const float* total = data<float>(lse) + (segment.start + token) * shape.heads + head;
+    std::fill(desk.lse, desk.lse + PIECE, 0.0f);
+    std::fill(desk.mean, desk.mean + PIECE, 0.0f);
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      desk.lse[row] = total[row * shape.heads];
+      desk.mean[row] = dyad_inner(desk.out + row * width, desk.gradients + row * width, width);
+    }
+  }
+
+  // Scores are computed again, a row for each key; with s = q·k/√d, p = softmax(s): dv += pᵀ do, ds = p (do·v - o·do),
+  // dq += ds k/√d, dk += dsᵀ q/√d.
+  void piece_backward(const Desk& desk, const Tile& tile, int64_t piece) const {
+    int64_t width = shape.width, padded = tile.padded, columns = desk.packing.columns(), first = piece * PIECE;
+    block_product(PIECE, padded, width, {width, PIECE}, false, desk.keys + first * width, desk.turned_queries, desk.scores);
+    block_product(PIECE, padded, width, {width, PIECE}, false, desk.values + first * width, desk.turned_gradients,
+                  desk.weight_gradients);
+    for (int64_t key = 0; key < PIECE; ++key) {
+      int64_t at = key * PIECE, from = std::clamp<int64_t>(first + key - tile.seen + 1, 0, tile.rows);
+      dyad_weights_backward(Key<E>{desk.scores + at, desk.weight_gradients + at, desk.weights + at, desk.slopes + at},
+                            Queries{desk.lse, desk.mean}, from, tile.rows, shape.scale);
+    }
+    desk.packing.times(PIECE, padded, true, desk.weights, desk.paired_gradients, desk.seen.values + first * columns);
+    desk.packing.times(PIECE, padded, true, desk.slopes, desk.paired_queries, desk.seen.keys + first * columns);
+    dyad_transpose(desk.slopes, PIECE, desk.turned_slopes, PIECE, PIECE, padded);
+    desk.packing.times(padded, PIECE, piece > 0, desk.turned_slopes, desk.paired_keys + first * columns,
+                       desk.query_gradients);
   }
 };
+
+// Calls the body with a null pointer of what products of a tensor's values are made of: bfloat16 only where the CPU has tiles
+// (AMX) for it, and in pairs.
+template <typename T, typename Body>
+void by_operand(int64_t width, Body&& body) {
+  if constexpr (std::is_same_v<T, Bf16>)
+    if (width % 2 == 0 && dyad::has_tiles()) return body(static_cast<Bf16*>(nullptr));
+  body(static_cast<float*>(nullptr));
+}
 
 // What the profiler shows: the queries' shape, and the pairs that see each other.
 std::vector<c10::IValue> seen_by(const at::Tensor& q, const std::vector<Segment>& segments) {
@@ -264,7 +381,7 @@ struct SegmentedAttention : public Function<SegmentedAttention> {
     RECORD_FUNCTION("dyad::attention", seen_by(q, segments));
     by_kind(q, [&](auto* kind) {
       using T = std::remove_pointer_t<decltype(kind)>;
-      by_operand<T>([&](auto* operand) {
+      by_operand<T>(shape.width, [&](auto* operand) {
         using E = std::remove_pointer_t<decltype(operand)>;
         at::parallel_for(0, shape.heads * static_cast<int64_t>(segments.size()), 1,
                          Forward<T, E>{q, k, v, out, lse, shape, segments});
@@ -285,7 +402,7 @@ struct SegmentedAttention : public Function<SegmentedAttention> {
     RECORD_FUNCTION("dyad::attention_backward", seen_by(saved[0], segments));
     by_kind(saved[0], [&](auto* kind) {
       using T = std::remove_pointer_t<decltype(kind)>;
-      by_operand<T>([&](auto* operand) {
+      by_operand<T>(shape.width, [&](auto* operand) {
         using E = std::remove_pointer_t<decltype(operand)>;
         at::parallel_for(
             0, shape.kv_heads * static_cast<int64_t>(segments.size()), 1,

@@ -1,23 +1,13 @@
-// What attention over packed segments is made of: who sees whom, products, and rows of scores.
+// What attention over packed segments is made of: who sees whom, and loops over rows of scores.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/cpu/Utils.h>
 
 #include "lanes.h"
-
-// MKL's, inside libtorch_cpu; column-major.
-extern "C" void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k, const float* alpha,
-                       const float* a, const int* lda, const float* b, const int* ldb, const float* beta, float* c,
-                       const int* ldc);
-extern "C" void gemm_bf16bf16f32_(const char* transa, const char* transb, const int* m, const int* n, const int* k,
-                                  const float* alpha, const uint16_t* a, const int* lda, const uint16_t* b, const int* ldb,
-                                  const float* beta, float* c, const int* ldc);
 
 namespace {
 
@@ -69,42 +59,6 @@ struct Shape {
         scale(1.0f / std::sqrt(static_cast<float>(width))) {}
 };
 
-// Calls the body with a null pointer of what products of a tensor's values are made of. MKL multiplies bfloat16 several times as
-// fast as float32 where the CPU has tiles (AMX), and more slowly elsewhere.
-template <typename T, typename Body>
-void by_operand(Body&& body) {
-  if constexpr (std::is_same_v<T, Bf16>) {
-    static const bool has_tiles = at::cpu::init_amx();
-    if (has_tiles) return body(static_cast<Bf16*>(nullptr));
-  }
-  body(static_cast<float*>(nullptr));
-}
-
-inline void multiply(const char* transa, const char* transb, int m, int n, int k, float alpha, const float* a, int lda,
-                     const float* b, int ldb, float beta, float* c, int ldc) {
-  sgemm_(transa, transb, &m, &n, &k, &alpha, a, &lda, b, &ldb, &beta, c, &ldc);
-}
-inline void multiply(const char* transa, const char* transb, int m, int n, int k, float alpha, const Bf16* a, int lda,
-                     const Bf16* b, int ldb, float beta, float* c, int ldc) {
-  gemm_bf16bf16f32_(transa, transb, &m, &n, &k, &alpha, &a->bits, &lda, &b->bits, &ldb, &beta, c, &ldc);
-}
-
-// Row-major `c[m, n] = alpha · a[m, k] · b[n, k]ᵀ`, the rows of c `stride` apart.
-template <typename E>
-void times_transposed(int64_t m, int64_t n, int64_t k, float alpha, const E* a, const E* b, float* c, int64_t stride) {
-  multiply("T", "N", n, m, k, alpha, b, k, a, k, 0.0f, c, stride);
-}
-// Row-major `c[m, n] = alpha · a[m, k] · b[k, n]`, the rows of a `stride` apart.
-template <typename E>
-void times(int64_t m, int64_t n, int64_t k, float alpha, const E* a, int64_t stride, const E* b, float* c) {
-  multiply("N", "N", n, m, k, alpha, b, n, a, stride, 0.0f, c, n);
-}
-// Row-major `c[k, n] += alpha · a[m, k]ᵀ · b[m, n]`, the rows of a `stride` apart.
-template <typename E>
-void add_transposed_times(int64_t m, int64_t n, int64_t k, float alpha, const E* a, int64_t stride, const E* b, float* c) {
-  multiply("N", "T", n, k, m, alpha, b, n, a, stride, 1.0f, c, n);
-}
-
 // Rows of one head from rows `stride` apart, as products take them.
 template <typename T, typename E>
 DYAD_INLINE void load_rows(const T* from, int64_t stride, E* to, int64_t rows, int64_t width) {
@@ -118,50 +72,73 @@ DYAD_INLINE void load_rows(const T* from, int64_t stride, E* to, int64_t rows, i
   }
 }
 template <typename T>
-DYAD_INLINE void store_rows(const float* from, T* to, int64_t stride, int64_t rows, int64_t width) {
-  for (int64_t row = 0; row < rows; ++row, from += width, to += stride)
+DYAD_INLINE void store_row(const float* from, float scale, T* to, int64_t width) {
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) narrow(from[i], to[i]);
+  for (int64_t i = 0; i < width; ++i) narrow(scale * from[i], to[i]);
 }
 
-// Scores become probabilities, at the same place if products take float32; returns the log-sum-exp. Of one row each: with the
-// rows' loop around them the compiler gives some copies of these loops up.
-template <typename E>
-DYAD_INLINE float softmax(float* scores, E* probabilities, int64_t seen) {
-  float top = scores[0], sum = 0.0f;
+// Scores of one query, or products made of them: pieces of `PIECE` keys, `APART` values apart.
+constexpr int64_t PIECE = 64, APART = PIECE * PIECE;
+
+// Less than any score, and a number.
+constexpr float NOTHING = -3.0e38f;
+
+// Of a piece's first `count` scores the largest, or what was larger before. Loops are over whole pieces, one in a function:
+// otherwise some do not become vector code.
+DYAD_INLINE float largest(const float* scores, int32_t count, float top) {
 #pragma omp simd reduction(max : top)
-  for (int64_t i = 0; i < seen; ++i) top = scores[i] > top ? scores[i] : top;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < seen; ++i) {
-    scores[i] = exponential(scores[i] - top);
-    sum += scores[i];
+  for (int32_t i = 0; i < PIECE; ++i) {
+    float score = i < count ? scores[i] : NOTHING;
+    top = score > top ? score : top;
   }
-  float inverse = 1.0f / sum;
-#pragma omp simd
-  for (int64_t i = 0; i < seen; ++i) narrow(scores[i] * inverse, probabilities[i]);
-  return top + std::log(sum);
+  return top;
 }
 
-// Of one row of a tile: its scores and the gradients of its probabilities, and where probabilities and the gradients of scores
-// go, at the same places if products take float32.
+// Weights are `exp(scale s - top)`, and zero behind the first `count`; returns their sum.
 template <typename E>
-struct Row {
-  float *scores, *gradients;
-  E *probabilities, *slopes;
+DYAD_INLINE float exponentials(const float* scores, E* weights, int32_t count, float scale, float top) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int32_t i = 0; i < PIECE; ++i) {
+    // As a factor: of a choice the compiler makes a jump.
+    float value = exponential(scale * scores[i] - top) * static_cast<float>(i < count);
+    sum += value;
+    narrow(value, weights[i]);
+  }
+  return sum;
+}
+
+// The queries of a tile: log-sum-exps and `o·do` of each.
+struct Queries {
+  const float *lse, *mean;
 };
 
-// `p = exp(s - lse)` and `ds = p (dp - o·do)`.
+// Of one key: its scores, the gradients of its weights, and where weights and the gradients of scores go, one for each query.
 template <typename E>
-DYAD_INLINE void softmax_backward(Row<E> row, int64_t seen, float lse, const E* out, const E* out_gradient, int64_t width) {
-  float mean = 0.0f;
-#pragma omp simd reduction(+ : mean)
-  for (int64_t i = 0; i < width; ++i) mean += widen(out[i]) * widen(out_gradient[i]);
+struct Key {
+  const float *scores, *gradients;
+  E *weights, *slopes;
+};
+
+// `p = exp(scale s - lse)` and `ds = p (dp - o·do)` for queries `[from, to)`, zero for the others.
+template <typename E>
+DYAD_INLINE void weights_backward(Key<E> key, Queries queries, int64_t from, int64_t to, float scale) {
+  int32_t first = static_cast<int32_t>(from), last = static_cast<int32_t>(to);
 #pragma omp simd
-  for (int64_t i = 0; i < seen; ++i) {
-    float p = exponential(row.scores[i] - lse), slope = p * (row.gradients[i] - mean);
-    narrow(p, row.probabilities[i]);
-    narrow(slope, row.slopes[i]);
+  for (int32_t i = 0; i < PIECE; ++i) {
+    float asks = static_cast<float>((i >= first) & (i < last));
+    float p = asks * exponential(scale * key.scores[i] - queries.lse[i]);
+    narrow(p, key.weights[i]);
+    narrow(p * (key.gradients[i] - queries.mean[i]), key.slopes[i]);
   }
+}
+
+template <typename E>
+DYAD_INLINE float inner(const E* a, const E* b, int64_t width) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < width; ++i) sum += widen(a[i]) * widen(b[i]);
+  return sum;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Backward with given output gradients, and the fused AdamW.
 #include "bridge.h"
+#include "sinks.h"
 
 #include <vector>
 
@@ -21,10 +22,15 @@ std::vector<at::Tensor> collect(at::Tensor* const* tensors, size_t count) {
 extern "C" {
 
 // d(sum_i <outputs[i], output_grads[i]>)/d(inputs[j]) into gradients[j]: a new tensor owned by the caller, or null where
-// the outputs do not depend on the input. Frees the graph.
+// the outputs do not depend on the input. Frees the graph. Where sinks[j] is not null, products of the bridge may add the
+// gradient to it, a float32 tensor, and leave none: null then as well.
 dyad_error dyad_autograd_grad(at::Tensor* const* outputs, at::Tensor* const* output_grads, size_t n_outputs,
-                              at::Tensor* const* inputs, size_t n_inputs, at::Tensor** gradients) {
+                              at::Tensor* const* inputs, size_t n_inputs, at::Tensor* const* sinks,
+                              at::Tensor** gradients) {
   return guarded([&] {
+    dyad::Sinks into;
+    for (size_t j = 0; j < n_inputs; ++j)
+      if (sinks[j] != nullptr) into.add(*inputs[j], *sinks[j]);
     auto result = torch::autograd::grad(collect(outputs, n_outputs), collect(inputs, n_inputs),
                                         collect(output_grads, n_outputs), /*retain_graph=*/false,
                                         /*create_graph=*/false, /*allow_unused=*/true);

@@ -29,12 +29,13 @@ DYAD_INLINE float widen(Bf16 value) {
 }
 
 DYAD_INLINE void narrow(float value, float& out) { out = value; }
-// Round to nearest, ties to even; a NaN stays one.
+// Round to nearest, ties to even; a NaN stays one, by a mask: of a choice compilers make jumps.
 DYAD_INLINE void narrow(float value, Bf16& out) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  out.bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0);
+  uint32_t nan = -static_cast<uint32_t>(value != value);
+  out.bits = static_cast<uint16_t>((rounded & ~nan) | (0x7fc0 & nan));
 }
 
 // What is left of a value once it was stored as a T.
@@ -45,13 +46,32 @@ DYAD_INLINE float rounded(float value) {
   return widen(stored);
 }
 
-// e^x to about one unit in the last place, by Cephes' polynomial; x is clamped to where the result is finite and normal.
+DYAD_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+DYAD_INLINE float of_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// x between -87.3 and 88.3, where e^x is finite and normal. By whole numbers, whose order is that of positive numbers and the
+// reverse of that of negative ones: of comparisons of floats compilers make paths for what lies outside.
+DYAD_INLINE float clamped(float x) {
+  uint32_t bits = bits_of(x), lowest = bits_of(-87.3f);
+  int32_t above = static_cast<int32_t>(bits < lowest ? bits : lowest), highest = static_cast<int32_t>(bits_of(88.3f));
+  return of_bits(static_cast<uint32_t>(above < highest ? above : highest));
+}
+
+// e^x to about one unit in the last place, by Cephes' polynomial; x is clamped. Adding 1.5 · 2^23 rounds to a whole number, which
+// then is in the lowest bits.
 DYAD_INLINE float exponential(float x) {
-  x = x < 88.3f ? x : 88.3f;
-  x = x > -87.3f ? x : -87.3f;
-  float scaled = x * 1.44269504088896341f;
-  int32_t n = static_cast<int32_t>(scaled + (scaled < 0.0f ? -0.5f : 0.5f));
-  float r = x - static_cast<float>(n) * 0.693359375f + static_cast<float>(n) * 2.12194440e-4f;
+  constexpr float whole = 12582912.0f;
+  x = clamped(x);
+  float shifted = x * 1.44269504088896341f + whole, n = shifted - whole;
+  float r = x - n * 0.693359375f + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -59,10 +79,7 @@ DYAD_INLINE float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  uint32_t bits = static_cast<uint32_t>(n + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return p * power;
+  return p * of_bits((bits_of(shifted) + 127) << 23);
 }
 
 DYAD_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }

@@ -60,7 +60,7 @@ pub struct RunOptions {
     /// How long to wait for the coordinator when its name or port is not there yet.
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub connect_timeout: u64,
-    /// Record steps 2 to 4 of this process: a Chrome trace and a table of where the time went, into this folder.
+    /// Record three steps of this process, of a long run steps 5 to 7: a Chrome trace and a table of where the time went, into this folder.
     #[arg(long, value_name = "DIR")]
     pub profile: Option<PathBuf>,
     /// How log lines look.

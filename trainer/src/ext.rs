@@ -23,6 +23,7 @@ unsafe extern "C" {
         n_outputs: usize,
         inputs: *const *const C_tensor,
         n_inputs: usize,
+        sinks: *const *const C_tensor,
         gradients: *mut *mut C_tensor,
     ) -> RawError;
     fn dyad_fused_adamw(
@@ -73,7 +74,23 @@ pub fn grad(
     output_grads: &[&Tensor],
     inputs: &[&Tensor],
 ) -> Result<Vec<Option<Tensor>>, TorchError> {
+    grad_into(outputs, output_grads, inputs, &[])
+}
+
+/// The same where the first inputs may have a sink each: a contiguous float32 tensor to which the gradient is added if
+/// [`crate::model::product`] makes it, and which then is `None`. Others are returned as ever.
+pub fn grad_into(
+    outputs: &[&Tensor],
+    output_grads: &[&Tensor],
+    inputs: &[&Tensor],
+    sinks: &[&Tensor],
+) -> Result<Vec<Option<Tensor>>, TorchError> {
     assert_eq!(outputs.len(), output_grads.len(), "one gradient per output");
+    assert!(sinks.iter().zip(inputs).all(|(sink, input)| {
+        sink.kind() == Kind::Float && sink.is_contiguous() && sink.size() == input.size()
+    }));
+    let mut sinks = pointers(sinks);
+    sinks.resize(inputs.len(), std::ptr::null());
     let mut gradients = vec![std::ptr::null_mut(); inputs.len()];
     // SAFETY: the arrays hold as many live tensors as the lengths say; each non-null result is a fresh tensor that we own.
     unsafe {
@@ -83,6 +100,7 @@ pub fn grad(
             outputs.len(),
             pointers(inputs).as_ptr(),
             inputs.len(),
+            sinks.as_ptr(),
             gradients.as_mut_ptr(),
         ))?;
         Ok(gradients.into_iter().map(|raw| (!raw.is_null()).then(|| Tensor::from_ptr(raw))).collect())

@@ -72,7 +72,8 @@ fn work(
     let _inside = started.span.clone().entered();
     let kind = started.parts.policy.place.kind;
     tracing::info!(threads = kernel_threads().unwrap_or(0), ?kind, "ready");
-    let profile = profile.map(|dir| Profile::new(dir, started.place.rank, started.device, kind));
+    let steps = started.plan.total_steps.saturating_sub(started.plan.start_step);
+    let profile = profile.map(|dir| Profile::new(dir, started.place.rank, started.device, kind, steps));
     Trainer::new(started, handle.clone(), profile)?.work_off(&work)
 }
 

@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::tally::{ReferenceSide, Tally};
 use super::{Engine, EngineError};
 use crate::batch::{MicroBatch, TokenCounts};
-use crate::ext::grad;
+use crate::ext::{grad, grad_into};
 use crate::flat::Lent;
 use crate::head::{HeadGradients, Scorer, Scores, score_batch};
 use crate::loss::Objective;
@@ -190,7 +190,8 @@ impl Engine {
         if input.requires_grad() {
             wanted.push(input);
         }
-        let mut gradients = grad(&[output], &[output_grad], &wanted)?;
+        let sinks: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.grad).collect();
+        let mut gradients = grad_into(&[output], &[output_grad], &wanted, &sinks)?;
         let input_grad = if input.requires_grad() { gradients.pop().flatten() } else { None };
         for (parameter, gradient) in parameters.iter().zip(gradients) {
             if let Some(gradient) = gradient {

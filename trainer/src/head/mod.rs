@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::batch::MicroBatch;
 use crate::loss::{Objective, STATISTICS, score};
-use crate::model::fused::accumulate;
+use crate::model::product;
 
 /// Most bytes of one tile of logits. Two of them live at once, on a GPU up to four.
 const TILE_BYTES: i64 = 64 << 20;
@@ -29,7 +29,7 @@ pub struct Scorer<'a> {
 impl Scorer<'_> {
     /// `[len, vocab]`, in the precision of the passes.
     fn logits(&self, span: Span) -> Tensor {
-        self.rows.narrow(0, span.start, span.len).matmul(&self.weight.tr())
+        product::project(&self.rows.narrow(0, span.start, span.len), self.weight, None)
     }
 }
 
@@ -239,7 +239,7 @@ impl Group<'_> {
     /// `dh / a = W[y] - Wᵀ p`.
     fn directions(&self, p: &Tensor, targets: &Tensor) -> Tensor {
         let weight = self.policy.weight;
-        weight.index_select(0, targets) - p.to_kind(weight.kind()).matmul(weight)
+        weight.index_select(0, targets) - product::times(&p.to_kind(weight.kind()), weight)
     }
 
     fn reference_model(&self) -> Option<Scorer<'_>> {
@@ -278,18 +278,9 @@ impl Group<'_> {
             let Some(p) = p else { continue };
             let a = coefficients.narrow(0, tile.start - self.span.start, tile.len);
             let dz = tile::differentiate(p, &targets, &a).to_kind(self.policy.weight.kind());
-            rows.narrow(0, tile.start, tile.len).copy_(&dz.matmul(self.policy.weight));
-            accumulate_weight(weight, &dz, &self.policy.rows.narrow(0, tile.start, tile.len));
+            rows.narrow(0, tile.start, tile.len).copy_(&product::times(&dz, self.policy.weight));
+            product::add_outer(weight, &dz, &self.policy.rows.narrow(0, tile.start, tile.len));
         }
-    }
-}
-
-fn accumulate_weight(gradient: &Tensor, dz: &Tensor, rows: &Tensor) {
-    if dz.kind() == Kind::Float {
-        // One fused multiply-accumulate instead of a second vocabulary-sized tensor.
-        let _ = gradient.shallow_clone().addmm_(&dz.tr(), rows);
-    } else {
-        accumulate(gradient, &dz.tr().matmul(rows));
     }
 }
 

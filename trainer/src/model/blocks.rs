@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::attention::kernel_on;
 use super::config::{ModelConfig, RopeScaling};
-use super::fused;
 use super::varlen::Varlen;
+use super::{fused, product};
 use crate::batch::Segment;
 use crate::transfer::upload;
 
@@ -46,11 +46,11 @@ impl Linear {
 
     /// `[tokens, in]` -> `[tokens, out]`.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let y = x.linear(&self.weight, self.bias.as_ref());
+        let y = product::project(x, &self.weight, self.bias.as_ref());
         let Some(adapter) = &self.adapter else { return y };
         let low_rank = match pass.training && adapter.dropout > 0.0 {
-            true => x.dropout(adapter.dropout, true).linear::<Tensor>(&adapter.a, None),
-            false => x.linear::<Tensor>(&adapter.a, None),
+            true => product::project(&x.dropout(adapter.dropout, true), &adapter.a, None),
+            false => product::project(x, &adapter.a, None),
         };
         fused::add_product(&y, &low_rank, &adapter.b, adapter.scale);
         y
@@ -333,7 +333,8 @@ mod tests {
         assert!(values[4].is_nan());
     }
 
-    /// One, two and three branches, no prompt, no branch; keys shared by groups of queries.
+    /// One, two and three branches, no prompt, no branch, several tiles; keys shared by groups of queries; heads that fill no
+    /// panel, and more than one.
     #[test]
     fn fused_attention_equals_its_composition() {
         tch::manual_seed(4);
@@ -344,12 +345,14 @@ mod tests {
             segment(103, 3, &[2, 1, 4]),
             segment(113, 0, &[3, 2]),
             segment(118, 6, &[]),
+            segment(124, 130, &[70, 100]),
         ];
-        for (kind, kv_heads) in KINDS.into_iter().flat_map(|kind| [(kind, 4), (kind, 2), (kind, 1)]) {
+        let heads = [(4, 16), (2, 16), (1, 16), (2, 7), (4, 80), (2, 128)];
+        for (kind, (kv_heads, width)) in KINDS.into_iter().flat_map(|kind| heads.map(|heads| (kind, heads))) {
             let inputs = [
-                leaf(&[124, 4, 16], kind),
-                leaf(&[124, kv_heads, 16], kind),
-                leaf(&[124, kv_heads, 16], kind),
+                leaf(&[424, 4, width], kind),
+                leaf(&[424, kv_heads, width], kind),
+                leaf(&[424, kv_heads, width], kind),
             ];
             let [q, k, v] = &inputs;
             agree(

@@ -70,7 +70,7 @@ pub fn serves(tensors: &[&Tensor]) -> bool {
 }
 
 /// The new tensor that a kernel made. A refusal is a bug of the caller's, as with tch's own operators.
-fn made(kernel: impl FnOnce(*mut *mut C_tensor) -> RawError) -> Tensor {
+pub(super) fn made(kernel: impl FnOnce(*mut *mut C_tensor) -> RawError) -> Tensor {
     let mut raw = std::ptr::null_mut();
     if let Err(error) = check(kernel(&raw mut raw)) {
         panic!("fused kernel: {error}");

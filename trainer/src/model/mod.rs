@@ -8,6 +8,7 @@ pub mod blocks;
 pub mod config;
 pub mod fused;
 pub mod llama;
+pub mod product;
 pub mod qwen2;
 pub mod relay;
 pub mod varlen;

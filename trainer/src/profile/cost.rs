@@ -66,7 +66,7 @@ impl Class {
         } else if is(&["dyad::attention", "scaled_dot_product", "flash_", "efficient_attention", "fmha"]) {
             Self::Attention
         } else if matches!(operator, "mm" | "addmm" | "bmm" | "baddbmm" | "matmul" | "linear")
-            || is(&["gemm", "cutlass", "nvjet"])
+            || is(&["gemm", "cutlass", "nvjet", "dyad::product"])
         {
             Self::Gemm
         } else if matches!(operator, "sum" | "mean" | "logsumexp" | "dot" | "amax" | "max" | "min" | "norm")
@@ -110,7 +110,9 @@ pub fn flops(event: &Event) -> f64 {
     }
     let shape = |index: usize| event.shapes.get(index).map_or(&[] as &[i64], Vec::as_slice);
     match event.name.strip_prefix("aten::").unwrap_or(&event.name).trim_end_matches('_') {
-        "mm" => product(shape(0), shape(1)),
+        // Of a sum over rows the second one's width counts as well: `[t, m]ᵀ × [t, n]`.
+        "mm" | "dyad::product" | "dyad::product_added" => product(shape(0), shape(1)),
+        "dyad::product_turned" => turned(shape(0), shape(1)),
         "addmm" => product(shape(1), shape(2)),
         "bmm" => product(shape(0), shape(1)),
         "baddbmm" => product(shape(1), shape(2)),
@@ -145,6 +147,11 @@ fn product(a: &[i64], b: &[i64]) -> f64 {
         ([.., _, _], [.., n]) => 2.0 * numel(a) * *n as f64,
         _ => 0.0,
     }
+}
+
+/// `[m, k] × [n, k]`.
+fn turned(a: &[i64], b: &[i64]) -> f64 {
+    b.first().map_or(0.0, |&n| 2.0 * numel(a) * n as f64)
 }
 
 /// `[batch, heads, queries, width]` and keys alike. Square ones are taken for causal: half of the pairs.
@@ -211,6 +218,9 @@ mod tests {
         assert_eq!(flops(&event("aten::mm", &[&[3, 4], &[4, 5]])), 120.0);
         assert_eq!(flops(&event("aten::addmm_", &[&[3, 5], &[3, 4], &[4, 5]])), 120.0);
         assert_eq!(flops(&event("aten::bmm", &[&[2, 3, 4], &[2, 4, 5]])), 240.0);
+        assert_eq!(flops(&event("dyad::product", &[&[3, 4], &[4, 5]])), 120.0);
+        assert_eq!(flops(&event("dyad::product_turned", &[&[3, 4], &[5, 4]])), 120.0);
+        assert_eq!(flops(&event("dyad::product_added", &[&[4, 3], &[4, 5]])), 120.0);
         assert_eq!(flops(&event("aten::mul", &[&[3, 4], &[3, 4]])), 0.0);
     }
 
@@ -244,6 +254,7 @@ mod tests {
     fn every_operator_of_a_step_has_its_class() {
         let classes = [
             ("aten::addmm_", Class::Gemm),
+            ("dyad::product_added", Class::Gemm),
             ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", Class::Attention),
             ("aten::silu_backward", Class::Elementwise),
             ("aten::logsumexp", Class::Reduction),

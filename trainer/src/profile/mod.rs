@@ -22,8 +22,18 @@ pub mod roofline;
 pub mod summary;
 pub mod table;
 
-/// Steps of a process that are recorded: the first is left out, because memory is touched first there.
-const STEPS: RangeInclusive<u64> = 2..=4;
+/// Steps that are recorded.
+const COUNT: u64 = 3;
+/// First one of a process that has so many: earlier ones touch memory first, each that has more tokens than those before.
+const SETTLED: u64 = 5;
+/// First one of a shorter process.
+const EARLIEST: u64 = 2;
+
+/// Steps to record of a process that does so many.
+fn recorded(steps: u64) -> RangeInclusive<u64> {
+    let first = if steps >= SETTLED + COUNT - 1 { SETTLED } else { EARLIEST };
+    first..=first + COUNT - 1
+}
 
 /// A profile that waits for its steps.
 #[derive(Debug)]
@@ -32,6 +42,8 @@ pub struct Profile {
     rank: u32,
     device: Device,
     kind: Kind,
+    /// Steps to record.
+    steps: RangeInclusive<u64>,
     /// Steps that this process has done.
     done: u64,
     tokens: TokenCounts,
@@ -40,14 +52,15 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Will write `rank<N>.trace.json`, `rank<N>.json` and `rank<N>.txt` into the folder.
+    /// Will write `rank<N>.trace.json`, `rank<N>.json` and `rank<N>.txt` into the folder, about some of `steps`.
     #[must_use]
-    pub fn new(dir: PathBuf, rank: u32, device: Device, kind: Kind) -> Self {
+    pub fn new(dir: PathBuf, rank: u32, device: Device, kind: Kind, steps: u64) -> Self {
         Self {
             dir,
             rank,
             device,
             kind,
+            steps: recorded(steps),
             done: 0,
             tokens: TokenCounts::default(),
             roofline: Roofline::measure(device, kind),
@@ -57,7 +70,7 @@ impl Profile {
     /// Starts to record when it is time.
     pub fn before_step(&mut self) -> Result<(), Fault> {
         self.done += 1;
-        if self.done == *STEPS.start() {
+        if self.done == *self.steps.start() {
             recorder::start(self.device.is_cuda(), false).map_err(failed)?;
         }
         Ok(())
@@ -65,23 +78,21 @@ impl Profile {
 
     /// Counts the step's tokens; after the last step to record, writes everything.
     pub fn after_step(&mut self, tokens: TokenCounts) -> Result<(), Fault> {
-        if !STEPS.contains(&self.done) {
+        if !self.steps.contains(&self.done) {
             return Ok(());
         }
         self.tokens += tokens;
-        if self.done == *STEPS.end() { self.write() } else { Ok(()) }
+        if self.done == *self.steps.end() { self.write() } else { Ok(()) }
     }
 
     /// Writes what there is of a run that ended early.
     pub fn finish(&mut self) -> Result<(), Fault> {
-        match self.done {
-            0 | 1 => {
-                tracing::warn!("nothing was profiled: the run had no second step");
-                Ok(())
-            }
-            done if done < *STEPS.end() => self.write(),
-            _ => Ok(()),
+        if self.done < *self.steps.start() {
+            tracing::warn!("nothing was profiled: the run had no second step");
+        } else if self.done < *self.steps.end() {
+            self.write()?;
         }
+        Ok(())
     }
 
     fn write(&self) -> Result<(), Fault> {
@@ -114,4 +125,15 @@ impl Profile {
 
 fn failed(error: TorchError) -> Fault {
     Fault::failed(format!("libtorch's profiler: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_is_long_enough_is_recorded_once_its_memory_is_touched() {
+        assert_eq!((recorded(2), recorded(6)), (2..=4, 2..=4));
+        assert_eq!((recorded(7), recorded(1000)), (5..=7, 5..=7));
+    }
 }

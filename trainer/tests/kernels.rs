@@ -1,0 +1,50 @@
+//! What stays in memory of steps that had other numbers of tokens.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+mod support;
+
+use dyad_data::tokenize::Tokenized;
+use dyad_proto::run_config::Dtype;
+use support::{engine, new_model};
+use tch::Kind;
+use trainer::engine::Share;
+use trainer::model::product;
+use trainer::timing::peak_resident_bytes;
+
+fn share(step: u32, length: u32) -> Share {
+    let tokens = |first: u32| (0..length).map(|at| first + at % 200).collect();
+    let pair = Tokenized { prompt: vec![5, 6, 7], chosen: tokens(7), rejected: tokens(8) };
+    Share {
+        step: step.into(),
+        pairs: vec![pair],
+        references: vec![None],
+        global_pairs: 1,
+        global_chosen_tokens: length.into(),
+        learning_rate: 1e-4,
+    }
+}
+
+/// Libtorch's own products in bfloat16 compile their kernels for each number of rows, and keep them: hundreds of MiB after
+/// these steps, on CPUs without tiles still. In a process of its own, because its memory is what is measured.
+#[test]
+fn memory_does_not_grow_with_every_new_number_of_tokens() {
+    if !product::serves_kind(Kind::BFloat16) {
+        eprintln!("not tested: libtorch's own products serve bfloat16 on this CPU");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    new_model(dir.path(), |options| {
+        (options.hidden_size, options.layers, options.intermediate_size) = (128, 2, 320);
+    });
+    let mut engine = engine(dir.path(), |config| config.dtype = Dtype::Bfloat16);
+    let mut train = |step, length| {
+        assert!(engine.train_step(&share(step, length)).unwrap().sums.loss.is_finite());
+    };
+    // The longest one first, and enough for every rest of a block.
+    train(1, 400);
+    (2..34).for_each(|step| train(step, 398 + step));
+    let before = peak_resident_bytes();
+    (34..134).for_each(|step| train(step, 264 + step));
+    let grown = (peak_resident_bytes() - before) >> 20;
+    assert!(grown < 16, "{grown} MiB more after a hundred numbers of tokens");
+}
