@@ -18,7 +18,7 @@ using torch::autograd::variable_list;
 namespace {
 
 // Whether these products are faster than libtorch's here.
-bool serves(bool bfloat16) { return bfloat16 ? dyad::has_tiles() : dyad_has_vectors(); }
+bool serves(bool bfloat16) { return bfloat16 ? dyad::has_tiles() : dyad::has_blocks(); }
 
 std::vector<c10::IValue> seen(const at::Tensor& a, const at::Tensor& b) { return {a, b}; }
 

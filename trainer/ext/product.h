@@ -58,24 +58,54 @@ struct Strides {
   int64_t a, c;
 };
 
-// Whether the block product of bfloat16 runs on tiles (AMX).
-inline bool has_tiles() {
-  static const bool has = dyad_has_vectors() && __builtin_cpu_supports("avx512bf16") && at::cpu::init_amx();
-  return has;
-}
-
-// Row-major `c[rows, columns] (+)= a[rows, depth] · panel[depth, columns]`. Of bfloat16 only where tiles are; depth is even then.
-inline void block_product(int64_t rows, int64_t columns, int64_t depth, Strides strides, bool add, const float* a,
-                          const float* panel, float* c) {
-  if (!dyad_has_vectors())
-    return multiply("N", "N", columns, rows, depth, 1.0f, panel, PANEL, a, strides.a, add ? 1.0f : 0.0f, c, strides.c);
+// Row-major `c[rows, columns] (+)= a[rows, depth] · panel[depth, columns]`, by libtorch's block product.
+inline void brgemm(int64_t rows, int64_t columns, int64_t depth, Strides strides, bool add, const float* a, const float* panel,
+                   float* c) {
   at::native::cpublas::brgemm(rows, columns, depth, strides.a, PANEL, strides.c, add, a, panel, c, /*is_vnni=*/false);
 }
-inline void block_product(int64_t rows, int64_t columns, int64_t depth, Strides strides, bool add, const Bf16* a,
-                          const Bf16* panel, float* c) {
+inline void brgemm(int64_t rows, int64_t columns, int64_t depth, Strides strides, bool add, const Bf16* a, const Bf16* panel,
+                   float* c) {
   at::native::cpublas::brgemm(rows, columns, depth, strides.a, PANEL, strides.c, add,
                               reinterpret_cast<const at::BFloat16*>(a), reinterpret_cast<const at::BFloat16*>(panel), c,
                               /*is_vnni=*/true);
+}
+
+// Whether it runs: oneDNN may be kept from instructions that the CPU has.
+template <typename T>
+bool runs() {
+  std::vector<T> a(BLOCK * DEPTH), panel(DEPTH * PANEL);
+  std::vector<float> c(BLOCK * PANEL);
+  try {
+    for (int64_t depth : {int64_t{2}, BLOCK_STEP, DEPTH})
+      brgemm(BLOCK, PANEL, depth, {DEPTH, PANEL}, true, a.data(), panel.data(), c.data());
+  } catch (const std::exception&) {
+    return false;
+  }
+  if constexpr (std::is_same_v<T, Bf16>) at::native::cpublas::brgemm_release();
+  return true;
+}
+
+// Whether the block product of float32 runs.
+inline bool has_blocks() {
+  static const bool has = dyad_has_vectors() && runs<float>();
+  return has;
+}
+// Whether that of bfloat16 runs on tiles (AMX).
+inline bool has_tiles() {
+  static const bool has =
+      dyad_has_vectors() && __builtin_cpu_supports("avx512bf16") && at::cpu::init_amx() && runs<Bf16>();
+  return has;
+}
+
+// The same by whatever runs. Of bfloat16 only where tiles are; depth is even then.
+inline void block_product(int64_t rows, int64_t columns, int64_t depth, Strides strides, bool add, const float* a,
+                          const float* panel, float* c) {
+  if (has_blocks()) return brgemm(rows, columns, depth, strides, add, a, panel, c);
+  multiply("N", "N", columns, rows, depth, 1.0f, panel, PANEL, a, strides.a, add ? 1.0f : 0.0f, c, strides.c);
+}
+inline void block_product(int64_t rows, int64_t columns, int64_t depth, Strides strides, bool add, const Bf16* a,
+                          const Bf16* panel, float* c) {
+  brgemm(rows, columns, depth, strides, add, a, panel, c);
 }
 
 // Lets go of the tile registers when a thread's part is done: others configure them in their own way.

@@ -99,9 +99,9 @@ mod tests {
     }
 
     /// Largest difference from the product in float64, relative to the largest value: float32 rounds each of up to 9000
-    /// sums, bfloat16 keeps eight bits of the result.
+    /// sums, bfloat16 keeps eight bits of a result, and is rounded to up to twice.
     fn close(found: &Tensor, exact: &Tensor, what: &str) {
-        let tolerance = if found.kind() == Kind::Float { 2e-6 } else { 5e-3 };
+        let tolerance = if found.kind() == Kind::Float { 2e-6 } else { 1e-2 };
         let worst = ((found.to_kind(Kind::Double) - exact).abs().max() / exact.abs().max()).double_value(&[]);
         assert!(worst < tolerance, "{what} {:?} {:?}: differs by {worst}", found.kind(), found.size());
     }
@@ -125,6 +125,8 @@ mod tests {
             let sum = random(&[outputs, inputs], Kind::Float);
             let expected = exact(&sum) + exact(&dy).tr().matmul(&exact(&x));
             add_outer(&sum, &dy, &x);
+            // Elsewhere libtorch's product rounds what is added.
+            let sum = if serves(&[&dy, &x]) { sum } else { sum.to_kind(kind) };
             close(&sum, &expected, "sum + dyᵀ x");
         }
     }
