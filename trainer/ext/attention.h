@@ -101,7 +101,7 @@ DYAD_INLINE float exponentials(const float* scores, E* weights, int32_t count, f
 #pragma omp simd reduction(+ : sum)
   for (int32_t i = 0; i < PIECE; ++i) {
     // As a factor: of a choice the compiler makes a jump.
-    float value = exponential(scale * scores[i] - top) * static_cast<float>(i < count);
+    float value = exponential_or_none(scale * scores[i] - top) * static_cast<float>(i < count);
     sum += value;
     narrow(value, weights[i]);
   }
@@ -127,7 +127,7 @@ DYAD_INLINE void weights_backward(Key<E> key, Queries queries, int64_t from, int
 #pragma omp simd
   for (int32_t i = 0; i < PIECE; ++i) {
     float asks = static_cast<float>((i >= first) & (i < last));
-    float p = asks * exponential(scale * key.scores[i] - queries.lse[i]);
+    float p = asks * exponential_or_none(scale * key.scores[i] - queries.lse[i]);
     narrow(p, key.weights[i]);
     narrow(p * (key.gradients[i] - queries.mean[i]), key.slopes[i]);
   }

@@ -22,10 +22,7 @@ template <typename T>
 DYAD_INLINE float row_sum(const T* z, float max, int64_t columns) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < columns; ++i) {
-    float x = widen(z[i]) - max;
-    sum += exponential(x) + (x - x);
-  }
+  for (int64_t i = 0; i < columns; ++i) sum += exponential_or_none(widen(z[i]) - max);
   return sum;
 }
 

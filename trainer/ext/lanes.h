@@ -82,6 +82,9 @@ DYAD_INLINE float exponential(float x) {
   return p * of_bits((bits_of(shifted) + 127) << 23);
 }
 
+// The same, but what is no number stays none: clamping makes one of it.
+DYAD_INLINE float exponential_or_none(float x) { return exponential(x) + (x - x); }
+
 DYAD_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // Calls the body with a null pointer of the tensor's storage type: float32, or else bfloat16.

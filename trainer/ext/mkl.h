@@ -12,19 +12,21 @@ extern "C" void gemm_bf16bf16f32_(const char* transa, const char* transb, const 
 
 namespace {
 
-inline void multiply(const char* transa, const char* transb, int m, int n, int k, float alpha, const float* a, int lda,
-                     const float* b, int ldb, float beta, float* c, int ldc) {
+inline void multiply(const char* transa, const char* transb, int m, int n, int k, const float* a, int lda, const float* b, int ldb,
+                     float beta, float* c, int ldc) {
+  const float alpha = 1.0f;
   sgemm_(transa, transb, &m, &n, &k, &alpha, a, &lda, b, &ldb, &beta, c, &ldc);
 }
-inline void multiply(const char* transa, const char* transb, int m, int n, int k, float alpha, const Bf16* a, int lda,
-                     const Bf16* b, int ldb, float beta, float* c, int ldc) {
+inline void multiply(const char* transa, const char* transb, int m, int n, int k, const Bf16* a, int lda, const Bf16* b, int ldb,
+                     float beta, float* c, int ldc) {
+  const float alpha = 1.0f;
   gemm_bf16bf16f32_(transa, transb, &m, &n, &k, &alpha, &a->bits, &lda, &b->bits, &ldb, &beta, c, &ldc);
 }
 
-// Row-major `c[k, n] += alpha · a[m, k]ᵀ · b[m, n]`, the rows of a `stride` apart.
-template <typename E>
-void add_transposed_times(int64_t m, int64_t n, int64_t k, float alpha, const E* a, int64_t stride, const E* b, float* c) {
-  multiply("N", "T", n, k, m, alpha, b, n, a, stride, 1.0f, c, n);
+// Row-major `sum[rows, columns] += a[terms, rows]ᵀ · b[terms, columns]`.
+template <typename T>
+void add_outer_product(int64_t terms, int64_t rows, int64_t columns, const T* a, const T* b, float* sum) {
+  multiply("N", "T", columns, rows, terms, b, columns, a, rows, 1.0f, sum, columns);
 }
 
 }  // namespace

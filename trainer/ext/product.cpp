@@ -51,8 +51,7 @@ void add_outer(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) 
   RECORD_FUNCTION("dyad::product_added", seen(a, b));
   by_kind(a, [&](auto* kind) {
     using T = std::remove_pointer_t<decltype(kind)>;
-    int64_t rows = a.size(1), columns = b.size(1);
-    add_transposed_times(a.size(0), columns, rows, 1.0f, data<T>(a), rows, data<T>(b), data<float>(sum));
+    add_outer_product(a.size(0), a.size(1), b.size(1), data<T>(a), data<T>(b), data<float>(sum));
   });
 }
 

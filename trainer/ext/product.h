@@ -101,7 +101,7 @@ inline bool has_tiles() {
 inline void block_product(int64_t rows, int64_t columns, int64_t depth, Strides strides, bool add, const float* a,
                           const float* panel, float* c) {
   if (has_blocks()) return brgemm(rows, columns, depth, strides, add, a, panel, c);
-  multiply("N", "N", columns, rows, depth, 1.0f, panel, PANEL, a, strides.a, add ? 1.0f : 0.0f, c, strides.c);
+  multiply("N", "N", columns, rows, depth, panel, PANEL, a, strides.a, add ? 1.0f : 0.0f, c, strides.c);
 }
 inline void block_product(int64_t rows, int64_t columns, int64_t depth, Strides strides, bool add, const Bf16* a,
                           const Bf16* panel, float* c) {

@@ -36,15 +36,17 @@ fn memory_does_not_grow_with_every_new_number_of_tokens() {
     new_model(dir.path(), |options| {
         (options.hidden_size, options.layers, options.intermediate_size) = (128, 2, 320);
     });
-    let mut engine = engine(dir.path(), |config| config.dtype = Dtype::Bfloat16);
-    let mut train = |step, length| {
-        assert!(engine.train_step(&share(step, length)).unwrap().sums.loss.is_finite());
-    };
-    // The longest one first, and enough for every rest of a block.
-    train(1, 400);
-    (2..34).for_each(|step| train(step, 398 + step));
-    let before = peak_resident_bytes();
-    (34..134).for_each(|step| train(step, 264 + step));
-    let grown = (peak_resident_bytes() - before) >> 20;
-    assert!(grown < 16, "{grown} MiB more after a hundred numbers of tokens");
+    for lora in [false, true] {
+        let mut engine = engine(dir.path(), |config| (config.dtype, config.lora) = (Dtype::Bfloat16, lora));
+        let mut train = |step, length| {
+            assert!(engine.train_step(&share(step, length)).unwrap().sums.loss.is_finite());
+        };
+        // The longest one first, and enough for every rest of a block.
+        train(1, 400);
+        (2..34).for_each(|step| train(step, 398 + step));
+        let before = peak_resident_bytes();
+        (34..134).for_each(|step| train(step, 264 + step));
+        let grown = (peak_resident_bytes() - before) >> 20;
+        assert!(grown < 16, "lora {lora}: {grown} MiB more after a hundred numbers of tokens");
+    }
 }

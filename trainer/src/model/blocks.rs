@@ -52,8 +52,7 @@ impl Linear {
             true => product::project(&x.dropout(adapter.dropout, true), &adapter.a, None),
             false => product::project(x, &adapter.a, None),
         };
-        fused::add_product(&y, &low_rank, &adapter.b, adapter.scale);
-        y
+        product::add_project(y, &low_rank, &adapter.b, adapter.scale)
     }
 }
 
@@ -331,6 +330,20 @@ mod tests {
         let values: Vec<f32> = swiglu(&far, &far.ones_like()).try_into().unwrap();
         assert!(values[0].abs() < 1e-30 && values[1].abs() < 1e-30 && values[2..4] == [90.0, 200.0]);
         assert!(values[4].is_nan());
+    }
+
+    #[test]
+    fn a_query_that_is_no_number_is_not_hidden() {
+        let segments = [Segment { start: 0, prompt: 60, branches: [10, 20].into() }];
+        for (kind, none) in KINDS.into_iter().flat_map(|kind| [(kind, f64::NAN), (kind, -f64::NAN)]) {
+            let tensor = || Tensor::randn([90, 2, 16], (Kind::Float, Device::Cpu)).to_kind(kind);
+            let (q, k, v) = (tensor(), tensor(), tensor());
+            let _ = q.narrow(0, 65, 1).fill_(none);
+            let out =
+                fused::segmented_attention(&q, &k, &v, &segments).flatten(1, -1).isnan().any_dim(1, false);
+            let rows: Vec<i64> = out.nonzero().view([-1]).try_into().unwrap();
+            assert_eq!(rows, [65], "{kind:?}");
+        }
     }
 
     /// One, two and three branches, no prompt, no branch, several tiles; keys shared by groups of queries; heads that fill no

@@ -5,7 +5,7 @@
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-use super::fused::{accumulate, elsewhere, made};
+use super::fused::{accumulate, add_product, elsewhere, made};
 use crate::ext::{RawError, check};
 
 unsafe extern "C" {
@@ -41,7 +41,8 @@ fn serves(matrices: &[&Tensor]) -> bool {
 /// `x wᵀ + bias` with its derivative: `[rows, in]` and `[out, in]` to `[rows, out]`.
 pub fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let out_is_even = weight.kind() == Kind::Float || weight.size()[0] % 2 == 0;
-    if !out_is_even || !weight.is_contiguous() || !serves(&[x, weight]) {
+    let bias_fits = bias.is_none_or(|bias| bias.kind() == weight.kind() && bias.is_contiguous());
+    if !out_is_even || !bias_fits || !weight.is_contiguous() || !serves(&[x, weight]) {
         return x.linear(weight, bias);
     }
     assert_eq!(x.size().last(), weight.size().last(), "as many inputs as the weights want");
@@ -49,6 +50,15 @@ pub fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     // SAFETY: live tensors of matching sizes and of a kind that is served, one of them perhaps absent, and a place for the
     // result.
     made(|out| unsafe { dyad_project(x.as_ptr(), weight.as_ptr(), bias, out) })
+}
+
+/// `y + scale x wᵀ` with its derivative; `y` is not to be used again.
+pub fn add_project(y: Tensor, x: &Tensor, weight: &Tensor, scale: f64) -> Tensor {
+    if serves(&[x, weight]) {
+        return y + project(&(x * scale), weight, None);
+    }
+    add_product(&y, x, weight, scale);
+    y
 }
 
 /// `a b`, without a derivative: `[rows, terms]` and `[terms, columns]` to `[rows, columns]`.
@@ -162,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frozen_weight_gets_no_gradient() {
+    fn the_input_of_a_frozen_weight_gets_its_gradient() {
         let x = random(&[40, 32], Kind::Float).set_requires_grad(true);
         let w = random(&[16, 32], Kind::Float);
         let y = project(&x, &w, None);
