@@ -93,6 +93,7 @@ struct Tile {
 
 template <typename Body>
 void tiles(const Run& run, Body&& body) {
+  if (run.queries == 0) return;
   int64_t size = tile_of(run.queries);
   for (int64_t first = 0; first < run.queries; first += size) {
     int64_t rows = std::min(size, run.queries - first);

@@ -346,7 +346,7 @@ mod tests {
         }
     }
 
-    /// One, two and three branches, no prompt, no branch, several tiles; keys shared by groups of queries; heads that fill no
+    /// One, two and three branches, no prompt, no branch, a branch of no token, several tiles; keys shared by groups of queries; heads that fill no
     /// panel, and more than one.
     #[test]
     fn fused_attention_equals_its_composition() {
@@ -359,13 +359,15 @@ mod tests {
             segment(113, 0, &[3, 2]),
             segment(118, 6, &[]),
             segment(124, 130, &[70, 100]),
+            segment(424, 4, &[0, 3]),
+            segment(431, 4, &[3, 0]),
         ];
         let heads = [(4, 16), (2, 16), (1, 16), (2, 7), (4, 80), (2, 128)];
         for (kind, (kv_heads, width)) in KINDS.into_iter().flat_map(|kind| heads.map(|heads| (kind, heads))) {
             let inputs = [
-                leaf(&[424, 4, width], kind),
-                leaf(&[424, kv_heads, width], kind),
-                leaf(&[424, kv_heads, width], kind),
+                leaf(&[438, 4, width], kind),
+                leaf(&[438, kv_heads, width], kind),
+                leaf(&[438, kv_heads, width], kind),
             ];
             let [q, k, v] = &inputs;
             agree(
