@@ -46,7 +46,8 @@ fn memory_does_not_grow_with_every_new_number_of_tokens() {
         (2..34).for_each(|step| train(step, 398 + step));
         let before = peak_resident_bytes();
         (34..134).for_each(|step| train(step, 264 + step));
-        let grown = (peak_resident_bytes() - before) >> 20;
+        // The kernel's count is kept by thread and summed now and then: even the peak can be read a little lower later.
+        let grown = peak_resident_bytes().saturating_sub(before) >> 20;
         assert!(grown < 16, "lora {lora}: {grown} MiB more after a hundred numbers of tokens");
     }
 }
