@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReferenceLogps, TrainingMethod};
+use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReduceDtype, ReferenceLogps, TrainingMethod};
 use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::machine::Hello;
@@ -126,6 +126,7 @@ fn setup(config: &RunConfig, shape: &Shape, devices: &Devices, bytes: f64) -> Se
         method: if config.lora { Method::Lora(config.lora_r.into()) } else { Method::Full },
         zero: config.zero_stage,
         gradient_bytes: 4.0,
+        travelling_bytes: if config.reduce_dtype == ReduceDtype::Bfloat16 { 2.0 } else { 4.0 },
         moment_bytes: if config.optim == Optim::Adamw8bit { 2.0 * EIGHT_BIT } else { 8.0 },
         offload_optimizer: config.offload_optimizer,
         checkpointing: config.activation_checkpointing != ActivationCheckpointing::None,

@@ -1,6 +1,7 @@
 """How much of a step waits for gradients, over links with a delay: Dyad in one network namespace per rank. Needs root.
 
-    bench_links.py [--python PYTHON_WITH_TRL] [--ranks 2,4] [--dtypes float32,bfloat16] [--links 0,1,5,1:1000] [--record]
+    bench_links.py [--python PYTHON_WITH_TRL] [--ranks 2,4] [--dtypes float32,bfloat16] [--reduce-dtypes float32,bfloat16]
+                   [--links 0,1,5,1:1000] [--record]
 
 A link is its one-way delay in milliseconds, and its rate in Mbit/s where it is limited. The workload is bench.py's, with all
 steps but the first counted: medians over the steps of the mean over the ranks. A rank waits for bytes or for a rank that still
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import re
@@ -32,6 +34,7 @@ class Setting(NamedTuple):
 
     ranks: int
     dtype: str
+    reduce_dtype: str
     link: links.Link
 
     def delay(self) -> str:
@@ -56,13 +59,13 @@ class Result(NamedTuple):
     def row(self) -> str:
         """Of the table."""
         shares = f"{self.waited:.3f} | {self.waited / self.step:.1%} | {self.least:.3f} | {self.least / self.step:.1%}"
-        start = f"| {self.setting.delay()} | {self.setting.ranks} | {self.setting.dtype} | {self.step:.2f}"
+        start = f"| {self.setting.delay()} | {self.setting.ranks} | {self.setting.dtype} | {self.setting.reduce_dtype} | {self.step:.2f}"
         return f"{start} | {self.in_flight:.2f} | {shares} | {self.forwarder:.2f} | {self.measured} |"
 
 
 HEADER = (
-    "| one-way delay | ranks | dtype | step, s | in flight, s | waited, s | exposed | of it for bytes, s | exposed "
-    "| forwarder, CPU s | link as measured |\n|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---|"
+    "| one-way delay | ranks | dtype | reduce_dtype | step, s | in flight, s | waited, s | exposed | of it for bytes, s | exposed "
+    "| forwarder, CPU s | link as measured |\n|---|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---|"
 )
 
 
@@ -94,7 +97,9 @@ class Run:
         config = {"model": "model", "training_file": "pairs.jsonl", "output_dir": str(self.out), "lr_scheduler_type": "constant"}
         lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
         lines += f"learning_rate = 1e-6\nshuffle = false\nbatch_size = {self.args.batch_size}\nmax_steps = {self.args.steps}\n"
-        (self.case / "links.toml").write_text(lines + f'dtype = "{self.setting.dtype}"\n')
+        (self.case / "links.toml").write_text(
+            lines + f'dtype = "{self.setting.dtype}"\nreduce_dtype = "{self.setting.reduce_dtype}"\n'
+        )
         words = [str(self.args.bin / "coordinator"), "--config", "links.toml", "--overwrite"]
         words += ["--world-size", str(self.setting.ranks), "--listen", f"{links.address(COORDINATOR)}:0", "--insecure"]
         process = self.start(COORDINATOR, words, "coordinator", {}, stdout=subprocess.PIPE)
@@ -167,6 +172,7 @@ def main() -> None:
     parser.add_argument("--bin", type=Path, default=ROOT / "target/release", help="folder of coordinator and trainer")
     parser.add_argument("--ranks", default="2,4")
     parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--reduce-dtypes", default="float32,bfloat16")
     parser.add_argument("--links", default="0,1,5,1:1000")
     parser.add_argument("--how", choices=["auto", "netem", "tun"], default="auto")
     parser.add_argument("--steps", type=int, default=5)
@@ -177,11 +183,10 @@ def main() -> None:
     case = workload(args)
     print(HEADER)
     rows = []
-    for ranks in map(int, args.ranks.split(",")):
-        for dtype in args.dtypes.split(","):
-            for each in map(link, args.links.split(",")):
-                rows.append(one(args, case, Setting(ranks, dtype, each)).row())
-                print(rows[-1], flush=True)
+    words = [args.ranks.split(","), args.dtypes.split(","), args.reduce_dtypes.split(","), args.links.split(",")]
+    for ranks, dtype, reduce_dtype, each in itertools.product(*words):
+        rows.append(one(args, case, Setting(int(ranks), dtype, reduce_dtype, link(each))).row())
+        print(rows[-1], flush=True)
     if args.record:
         cores = len(os.sched_getaffinity(0))
         heading = f"\n### {datetime.date.today()}, {cpu_name()}, {cores} cores for all ranks, batch {args.batch_size}\n\n"

@@ -1,4 +1,4 @@
-//! ZeRO stages, 8-bit moments and host offload: what they must not change, and what they save.
+//! ZeRO stages, 8-bit moments, gradients in half the bytes and host offload: what they must not change, and what they save.
 
 use dyad_tests::{BASE, CURVE, Workspace, assert_same_curve, number};
 
@@ -106,6 +106,28 @@ fn eight_bit_moments_learn_like_wide_ones() {
     let sharded = stage(&workspace, 3, 2, "sharded", &["--set", "optim=adamw_8bit"]);
     // A gradient that rounds differently may fall to the next code, which is a hundredth of a moment.
     assert_same_curve(&narrow, &sharded, &["loss"], 1e-3);
+}
+
+/// A rank's gradient is within 2^-9 of itself, and so is each sum on the way: the norm moves by less, because errors are as often
+/// up as down, and the curve by what AdamW makes of that.
+#[test]
+fn gradients_that_travel_in_bfloat16_teach_the_same() {
+    let workspace = gentle(24, "n_epochs = 2\n");
+    let wide = workspace.train(1, "wide", &[]);
+    for (world, zero) in [(2, 0), (3, 0), (2, 1), (2, 3)] {
+        let narrow = ["--set", "reduce_dtype=bfloat16"];
+        let rows = stage(&workspace, world, zero, &format!("w{world}z{zero}"), &narrow);
+        assert_same_curve(&wide, &rows, &CURVE, 2e-3);
+        let (exact, rounded) = (number(&wide[0], "grad_norm"), number(&rows[0], "grad_norm"));
+        assert!(exact != rounded, "{world} ranks, stage {zero}: nothing was rounded");
+        assert!(
+            (exact - rounded).abs() < exact / 512.0,
+            "{world} ranks, stage {zero}: {rounded}, not {exact}"
+        );
+    }
+    // Nothing travels from one rank alone.
+    let alone = workspace.train(1, "alone", &["--set", "reduce_dtype=bfloat16"]);
+    assert_same_curve(&wide, &alone, &CURVE, 0.0);
 }
 
 /// Bytes per parameter in float32: weights and their reference 8, gradients 4, moments 8, each divided from its stage on.

@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::save::Saver;
 use crate::comm::measure::USUAL_BUCKET;
+use crate::comm::narrow;
 use crate::device::compute_kind;
 use crate::flat::{Flat, Keep, Link};
 use crate::layout::{Layout, Sharding};
@@ -120,6 +121,7 @@ impl Parts {
         let keeping = Keeping {
             compute: place.kind,
             sharding,
+            travels_as: narrow::kind(config.reduce_dtype),
             link: Link::default(),
             optim: config.optim,
             bucket_bytes,

@@ -18,8 +18,8 @@ use tch::{Device, Tensor};
 
 use crate::batch::Layout;
 use crate::checkpoint::saved_bucket_bytes;
-use crate::comm::Communicator;
 use crate::comm::measure::{USUAL_BUCKET, measure};
+use crate::comm::{Communicator, narrow};
 use crate::cost::PassCost;
 use crate::device;
 use crate::engine::EngineError;
@@ -227,7 +227,7 @@ fn bucket_bytes(
         return Ok(saved);
     }
     let speed = measure(communicator, device)?;
-    let bytes = speed.bucket_bytes();
+    let bytes = speed.bucket_bytes(communicator.piece_bytes(), narrow::kind(config.reduce_dtype));
     tracing::info!("link: {speed}; buckets of {} MiB", bytes >> 20);
     Ok(bytes)
 }

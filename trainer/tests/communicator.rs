@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use trainer::comm::gloo::{Gloo, GlooOptions, Store};
 use trainer::comm::measure::measure;
 use trainer::comm::nccl::{Nccl, UniqueId};
-use trainer::comm::{CommError, Communicator};
+use trainer::comm::{CommError, Communicator, narrow};
 
 /// A collective that has not ended after this long never will.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -79,6 +79,7 @@ fn conforms(comm: &dyn Communicator, device: Device) {
     whole(comm, 1 << 20, Kind::Float, device);
     slices(comm, 1 << 20, Kind::Float, device);
     in_flight_together(comm, device);
+    narrowed(comm, device);
     comm.barrier().unwrap();
 }
 
@@ -116,6 +117,29 @@ fn slices(comm: &dyn Communicator, len: i64, kind: Kind, device: Device) {
     comm.all_gather(&buffer, &own).unwrap().wait().unwrap();
     let whole = sum(world, all_len, kind, device);
     assert!(equal(&buffer, &whole), "all_gather in place of {len} {kind:?} on {rank} of {world}");
+}
+
+/// Sums of values that bfloat16 has, and of values that it rounds: `N` addends and their sums, each within 2^-9 of itself.
+fn narrowed(comm: &dyn Communicator, device: Device) {
+    let (rank, world) = (comm.rank(), comm.world_size());
+    for (scale, roundings) in [(1.0, 0), (1.001, 2 * world)] {
+        let len = 5_000_000 / world as i64;
+        let all_len = world as i64 * len;
+        let expected = sum(world, all_len, Kind::Float, device) * scale;
+        let within = expected.abs() * (roundings as f64 / 512.0);
+        let check = |found: &Tensor, from: i64| {
+            let len = found.size()[0];
+            assert_eq!(found.kind(), Kind::Float);
+            let worst = (found - expected.narrow(0, from, len)).abs() - within.narrow(0, from, len);
+            assert!(worst.max().double_value(&[]) <= 0.0, "{scale} on {rank} of {world}");
+        };
+        let whole = numbers(rank, all_len, Kind::Float, device) * scale;
+        let output = Tensor::zeros([len], (Kind::Float, device));
+        narrow::reduce_scatter(comm, Kind::BFloat16, &output, &whole).unwrap().wait().unwrap();
+        check(&output, rank as i64 * len);
+        narrow::all_reduce(comm, Kind::BFloat16, &whole).unwrap().wait().unwrap();
+        check(&whole, 0);
+    }
 }
 
 /// Buckets of different sizes are started one after the other and waited for later, as the engine does.

@@ -94,7 +94,7 @@ fn reduction(setup: &Setup, backward: f64, with_rows: bool, seconds: &dyn Fn(f64
     let last = units.len() - 1;
     for (index, (compute, values)) in units.into_iter().enumerate() {
         clock += compute;
-        bucket += values * setup.gradient_bytes;
+        bucket += values * setup.travelling_bytes;
         if bucket >= BUCKET_BYTES || (index == last && bucket > 0.0) {
             let busy = seconds(bucket);
             wire = wire.max(clock) + busy;

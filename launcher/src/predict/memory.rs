@@ -67,9 +67,19 @@ pub fn memory(setup: &Setup) -> Memory {
         reference: if second_model { width * shape.parameters() / sharded(3) } else { 0.0 },
         activations: activations(setup),
         head: head(setup),
-        communication: buffers + gathered,
+        communication: buffers + gathered + rounded(setup),
         runtime: if setup.machine.gpu { CUDA_BYTES } else { CPU_BYTES },
     }
+}
+
+/// Gradients on their way that are copies of those kept: all of a step's, or of a few layers where no rank keeps whole ones.
+fn rounded(setup: &Setup) -> f64 {
+    if !setup.rounds_gradients() {
+        return 0.0;
+    }
+    let trained = setup.trained();
+    let values = if setup.zero >= 2 { trained.min(3.0 * setup.shape.layer()) } else { trained };
+    setup.travelling_bytes * values
 }
 
 /// Values that one layer keeps per token for its backward pass.
@@ -206,6 +216,19 @@ mod tests {
         // 2 B per frozen weight and 16 on the adapters: 16.7 GB; 1 %.
         let states = memory.weights + memory.gradients + memory.optimizer;
         assert!((states / 16.7e9 - 1.0).abs() < 0.01 && memory.reference == 0.0, "{states:e}");
+    }
+
+    /// Two bytes of each of 8.03 billion gradients, and nothing where they go nowhere.
+    #[test]
+    fn gradients_that_travel_rounded_are_there_twice() {
+        let more = |gpus: f64| {
+            let mut setup = setup("8B", gpus);
+            let wide = memory(&setup).total();
+            setup.travelling_bytes = 2.0;
+            (memory(&setup).total() - wide) / setup.shape.parameters()
+        };
+        assert_eq!(more(1.0), 0.0);
+        assert!((more(8.0) - 2.0).abs() < 1e-9);
     }
 
     /// 5.3 MB per token of an 8B model with fused attention and norms and a plain SwiGLU, which is what ours has on GPUs: 2 %.

@@ -52,12 +52,12 @@ pub enum Checkpointing {
     Full,
 }
 
-/// Precision in which gradients are kept and reduced.
+/// Precision in which gradients travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Gradients {
-    /// Four bytes, as the trainer does.
+pub enum ReduceDtype {
+    /// As they are kept.
     Float32,
-    /// Two bytes.
+    /// Half the bytes.
     Bfloat16,
 }
 
@@ -114,9 +114,9 @@ pub struct PlanOptions {
     /// Master weights and moments live in host memory; the time that takes is not predicted.
     #[arg(long)]
     pub offload_optimizer: bool,
-    /// Precision in which gradients are kept and reduced on GPUs.
-    #[arg(long, value_enum, default_value_t = Gradients::Float32)]
-    pub gradients: Gradients,
+    /// Precision in which gradients travel; they are kept in float32.
+    #[arg(long, value_enum, default_value_t = ReduceDtype::Float32)]
+    pub reduce_dtype: ReduceDtype,
     /// Mean tokens of a prompt.
     #[arg(long, default_value_t = 150, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
     pub prompt_tokens: u32,
@@ -179,7 +179,6 @@ fn setup(options: &PlanOptions) -> Result<Setup, Fault> {
     }
     let machine = machine(options)?;
     let output = f64::from(options.output_tokens);
-    let narrow = machine.gpu && options.gradients == Gradients::Bfloat16;
     Ok(Setup {
         shape: Shape::find(&options.model)?,
         machine,
@@ -195,7 +194,8 @@ fn setup(options: &PlanOptions) -> Result<Setup, Fault> {
             MethodName::Lora => Method::Lora(options.lora_r.into()),
         },
         zero: options.zero,
-        gradient_bytes: if narrow { 2.0 } else { 4.0 },
+        gradient_bytes: 4.0,
+        travelling_bytes: if options.reduce_dtype == ReduceDtype::Bfloat16 { 2.0 } else { 4.0 },
         moment_bytes: if options.optim == OptimName::Adamw8bit { 2.0 * EIGHT_BIT } else { 8.0 },
         offload_optimizer: options.offload_optimizer,
         checkpointing: options.checkpointing == Checkpointing::Full,
@@ -257,7 +257,7 @@ mod tests {
             "--optim adamw_8bit",
             "--offload-optimizer",
             "--reference precompute",
-            "--gradients bfloat16",
+            "--reduce-dtype bfloat16",
             "--no-prefix-sharing",
             "--prompt-tokens 600",
             "--batch-size 64",
@@ -283,6 +283,7 @@ mod tests {
             method: Method::Full,
             zero: 0,
             gradient_bytes: 4.0,
+            travelling_bytes: 4.0,
             checkpointing: false,
             moment_bytes: 8.0,
             offload_optimizer: false,

@@ -217,10 +217,9 @@ impl Prediction {
             notes.push("--zero has been run over Gloo on CPUs, not over NCCL");
         }
         if setup.nodes() > 1.0 {
-            notes.push("several nodes are modelled; the launcher starts everything on one machine");
-        }
-        if setup.machine.gpu && setup.gradient_bytes < 4.0 {
-            notes.push("--gradients bfloat16 is modelled; the trainer keeps float32 gradients");
+            notes.push(
+                "several nodes are modelled from published bandwidths; no cluster of GPUs has been measured",
+            );
         }
         notes
     }

@@ -177,7 +177,14 @@ fn optimizer(setup: &Setup) -> f64 {
     let publish = if setup.machine.gpu { PUBLISH_TRAFFIC } else { 0.0 };
     let bytes = ADAMW_STATE_TRAFFIC + GRADIENT_PASSES * setup.gradient_bytes + publish;
     let values = if setup.zero > 0 { setup.trained() / setup.gpus } else { setup.trained() };
-    bytes * values / setup.machine.memory_bandwidth
+    (bytes * values + rounding(setup)) / setup.machine.memory_bandwidth
+}
+
+/// Bytes moved to round gradients before they travel and to widen them afterwards.
+fn rounding(setup: &Setup) -> f64 {
+    let reductions = if setup.zero >= 2 { setup.micro_batches() } else { 1.0 };
+    let bytes = 2.0 * (setup.gradient_bytes + setup.travelling_bytes);
+    if setup.rounds_gradients() { bytes * setup.trained() * reductions } else { 0.0 }
 }
 
 /// A run from its first step to its last.

@@ -115,6 +115,8 @@ pub struct Setup {
     pub zero: u8,
     /// Bytes of a gradient value.
     pub gradient_bytes: f64,
+    /// Bytes of it on its way to other ranks.
+    pub travelling_bytes: f64,
     /// Bytes of AdamW's two moments of a value.
     pub moment_bytes: f64,
     /// Masters and moments are on the host.
@@ -176,6 +178,12 @@ impl Setup {
     #[must_use]
     pub fn adapter_flops(&self) -> f64 {
         if self.method == Method::Full { 0.0 } else { 2.0 * self.trained() * self.tokens() }
+    }
+
+    /// Gradients travel as rounded copies.
+    #[must_use]
+    pub fn rounds_gradients(&self) -> bool {
+        self.gpus > 1.0 && self.travelling_bytes < self.gradient_bytes
     }
 
     /// Backward passes over the layers' products, in forward passes; frozen weights have no gradient of their own.

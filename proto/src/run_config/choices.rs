@@ -36,6 +36,16 @@ pub enum Dtype {
     Auto,
 }
 
+/// Precision in which gradients travel between trainers; they are added up and kept in float32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReduceDtype {
+    /// As they are.
+    Float32,
+    /// Rounded: half the bytes.
+    Bfloat16,
+}
+
 /// Preference loss, by TRL's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

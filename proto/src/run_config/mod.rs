@@ -12,8 +12,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use self::choices::{
-    ActivationCheckpointing, Dtype, LossType, LrSchedulerType, ModelLoading, Optim, ReferenceLogps,
-    TrainingMethod,
+    ActivationCheckpointing, Dtype, LossType, LrSchedulerType, ModelLoading, Optim, ReduceDtype,
+    ReferenceLogps, TrainingMethod,
 };
 use self::read::{KEYS, at, from_table, known, line_of, parse_override};
 use crate::Fault;
@@ -60,6 +60,8 @@ pub struct RunConfig {
     pub shuffle: bool,
     /// Precision of the passes.
     pub dtype: Dtype,
+    /// Precision in which gradients travel between trainers.
+    pub reduce_dtype: ReduceDtype,
     /// Train low-rank adapters instead of all weights.
     pub lora: bool,
     /// Rank of the adapters.
@@ -124,6 +126,7 @@ impl Default for RunConfig {
             random_seed: 42,
             shuffle: true,
             dtype: Dtype::Auto,
+            reduce_dtype: ReduceDtype::Float32,
             lora: false,
             lora_r: 64,
             lora_alpha: None,

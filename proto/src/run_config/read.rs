@@ -3,7 +3,7 @@
 use super::RunConfig;
 use crate::Fault;
 
-pub(super) const KEYS: [&str; 39] = [
+pub(super) const KEYS: [&str; 40] = [
     "model",
     "training_file",
     "validation_file",
@@ -23,6 +23,7 @@ pub(super) const KEYS: [&str; 39] = [
     "random_seed",
     "shuffle",
     "dtype",
+    "reduce_dtype",
     "lora",
     "lora_r",
     "lora_alpha",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::{CommError, Communicator, Pending};
+use super::{CommError, Communicator, Copied, Pending};
 use crate::ext::{TorchError, check};
 
 type RawError = *mut c_char;
@@ -33,16 +33,12 @@ unsafe extern "C" {
     fn dyad_gloo_abort(group: *mut c_void) -> RawError;
     fn dyad_gloo_free(group: *mut c_void);
     fn dyad_gloo_all_reduce(group: *mut c_void, tensor: *const C_tensor, work: *mut *mut c_void) -> RawError;
-    fn dyad_gloo_reduce_scatter(
-        group: *mut c_void,
-        output: *const C_tensor,
-        input: *const C_tensor,
-        work: *mut *mut c_void,
-    ) -> RawError;
     fn dyad_gloo_all_gather(
         group: *mut c_void,
         output: *const C_tensor,
         input: *const C_tensor,
+        from: i64,
+        count: i64,
         work: *mut *mut c_void,
     ) -> RawError;
     fn dyad_gloo_broadcast(
@@ -60,9 +56,10 @@ unsafe extern "C" {
 /// a dead peer is noticed at once by its closed connection, and the coordinator aborts the rest.
 const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Values of one all-reduce: larger tensors go as several, so that one piece is on the wire while another waits for its peers.
-/// Gloo keeps two segments of at most 1 MiB on the way to a peer, which over 5 ms of delay is a third of what a stream reaches.
-const PIECE: i64 = 1 << 20;
+/// Bytes of one collective: larger tensors go as several, so that one piece is on the wire while another waits for its peers.
+/// Gloo keeps two segments of at most 1 MiB on the way to a peer, which over 5 ms of delay is a third of what a stream reaches;
+/// and it works on a copy, whose size this bounds.
+const PIECE_BYTES: i64 = 4 << 20;
 
 /// How long ranks wait for each other when connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -173,11 +170,6 @@ impl Gloo {
         Ok(Self { raw, _store: store, rank: options.rank, world_size: options.world_size })
     }
 
-    fn all_reduce_whole(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError> {
-        // SAFETY: group and tensor are live; c10d keeps its own reference to the tensor until the work ends.
-        self.start("all_reduce", |group, work| unsafe { dyad_gloo_all_reduce(group, tensor.as_ptr(), work) })
-    }
-
     fn start(
         &self,
         operation: &'static str,
@@ -205,29 +197,38 @@ impl Communicator for Gloo {
         self.world_size
     }
 
-    fn all_reduce(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError> {
-        let values = tensor.numel() as i64;
-        if values <= PIECE || tensor.dim() != 1 {
-            return self.all_reduce_whole(tensor);
-        }
-        let pieces = (0..values).step_by(PIECE as usize).map(|start| {
-            let piece = tensor.narrow(0, start, PIECE.min(values - start));
-            self.all_reduce_whole(&piece)
-        });
-        Ok(Box::new(Together(pieces.collect::<Result<_, _>>()?)))
+    fn piece_bytes(&self) -> Option<i64> {
+        Some(PIECE_BYTES)
     }
 
-    fn reduce_scatter(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError> {
-        // SAFETY: as in all_reduce.
-        self.start("reduce_scatter", |group, work| unsafe {
-            dyad_gloo_reduce_scatter(group, output.as_ptr(), input.as_ptr(), work)
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError> {
+        let flat = tensor.view([-1]);
+        in_pieces(flat.size()[0], values_of_a_piece(&flat), |from, count| {
+            let piece = flat.narrow(0, from, count);
+            // SAFETY: group and tensor are live; c10d keeps its own reference to the tensor until the work ends.
+            self.start("all_reduce", |group, work| unsafe {
+                dyad_gloo_all_reduce(group, piece.as_ptr(), work)
+            })
         })
     }
 
+    /// Gloo reduces everything everywhere; each rank then keeps its slice.
+    fn reduce_scatter(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError> {
+        let (pending, len) = (self.all_reduce(input)?, output.size()[0]);
+        let own = input.narrow(0, self.rank as i64 * len, len);
+        if own.data_ptr() == output.data_ptr() {
+            return Ok(pending);
+        }
+        Ok(Box::new(Copied { pending, from: own, to: output.shallow_clone() }))
+    }
+
     fn all_gather(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError> {
-        // SAFETY: as in all_reduce.
-        self.start("all_gather", |group, work| unsafe {
-            dyad_gloo_all_gather(group, output.as_ptr(), input.as_ptr(), work)
+        let most = values_of_a_piece(input) / self.world_size as i64;
+        in_pieces(input.size()[0], most.max(1), |from, count| {
+            // SAFETY: as above.
+            self.start("all_gather", |group, work| unsafe {
+                dyad_gloo_all_gather(group, output.as_ptr(), input.as_ptr(), from, count, work)
+            })
         })
     }
 
@@ -249,6 +250,23 @@ impl Communicator for Gloo {
             tracing::warn!(%error, "gloo could not close its connections");
         }
     }
+}
+
+fn values_of_a_piece(tensor: &Tensor) -> i64 {
+    PIECE_BYTES / tensor.kind().elt_size_in_bytes() as i64
+}
+
+/// Starts a collective for each piece of so many values: where it begins, and its length.
+fn in_pieces(
+    values: i64,
+    most: i64,
+    start: impl Fn(i64, i64) -> Result<Box<dyn Pending>, CommError>,
+) -> Result<Box<dyn Pending>, CommError> {
+    if values <= most {
+        return start(0, values);
+    }
+    let pieces = (0..values).step_by(most as usize).map(|from| start(from, most.min(values - from)));
+    Ok(Box::new(Together(pieces.collect::<Result<_, _>>()?)))
 }
 
 /// Several collectives that are waited for as one.

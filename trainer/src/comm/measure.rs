@@ -33,10 +33,13 @@ pub struct LinkSpeed {
 }
 
 impl LinkSpeed {
-    /// Bytes that a bucket should have.
+    /// Bytes that a bucket of float32 values should have which travel as `kind`, pieces of so many bytes at once.
     #[must_use]
-    pub fn bucket_bytes(self) -> i64 {
-        bucket_bytes(self.latency_seconds, self.bytes_per_second)
+    pub fn bucket_bytes(self, piece: Option<i64>, kind: Kind) -> i64 {
+        let travelling = bucket_bytes(self.latency_seconds, self.bytes_per_second);
+        // Pieces of several buckets fill the wire as those of a large one do, and begin earlier.
+        let travelling = piece.map_or(travelling, |piece| travelling.min(piece));
+        travelling * (Kind::Float.elt_size_in_bytes() / kind.elt_size_in_bytes()) as i64
     }
 }
 
@@ -129,6 +132,17 @@ mod tests {
         {
             assert_eq!(bucket_bytes(latency, rate), USUAL_BUCKET, "{latency} s, {rate} B/s");
         }
+    }
+
+    #[test]
+    fn a_bucket_is_no_larger_than_what_travels_at_once() {
+        let far = LinkSpeed { latency_seconds: 10e-3, bytes_per_second: 0.3e9 };
+        assert_eq!(far.bucket_bytes(None, Kind::Float), 64 * MIB);
+        assert_eq!(far.bucket_bytes(Some(4 * MIB), Kind::Float), 4 * MIB);
+        // Twice as many values in the same bytes.
+        assert_eq!(far.bucket_bytes(Some(4 * MIB), Kind::BFloat16), 8 * MIB);
+        let near = LinkSpeed { latency_seconds: 0.1e-3, bytes_per_second: 0.1e9 };
+        assert_eq!(near.bucket_bytes(Some(4 * MIB), Kind::Float), MIB);
     }
 
     #[test]

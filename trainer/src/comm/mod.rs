@@ -7,6 +7,7 @@
 
 pub mod gloo;
 pub mod measure;
+pub mod narrow;
 pub mod nccl;
 
 use std::fmt;
@@ -29,6 +30,22 @@ pub trait Pending {
     fn wait(self: Box<Self>) -> Result<(), CommError>;
 }
 
+/// A collective whose result is copied to where it is wanted.
+struct Copied {
+    pending: Box<dyn Pending>,
+    from: Tensor,
+    to: Tensor,
+}
+
+impl Pending for Copied {
+    fn wait(self: Box<Self>) -> Result<(), CommError> {
+        let Self { pending, from, mut to } = *self;
+        pending.wait()?;
+        tch::no_grad(|| to.copy_(&from));
+        Ok(())
+    }
+}
+
 /// Sum-reducing collectives over all ranks of a generation.
 pub trait Communicator: Send + Sync + fmt::Debug {
     /// This process's place.
@@ -36,6 +53,12 @@ pub trait Communicator: Send + Sync + fmt::Debug {
 
     /// Number of places.
     fn world_size(&self) -> usize;
+
+    /// Bytes of what travels at once, where a larger tensor goes in pieces, several of them in flight: nothing is gained by
+    /// sums of more. `None` where a tensor travels whole.
+    fn piece_bytes(&self) -> Option<i64> {
+        None
+    }
 
     /// Sums `tensor` over all ranks, in place.
     fn all_reduce(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError>;

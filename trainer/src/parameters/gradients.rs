@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Bucket, Parameters};
-use crate::comm::{CommError, Pending};
+use crate::comm::{CommError, Pending, narrow};
 use crate::ext::{allocate_memory, release_memory};
 use crate::flat::part;
 use crate::trace;
@@ -74,18 +74,18 @@ impl Parameters {
         if communicator.world_size() == 1 {
             return Ok(());
         }
-        let sharding = self.keeping.sharding;
+        let (sharding, travels_as) = (self.keeping.sharding, self.keeping.travels_as);
         // A unit that no gradient reaches has not been opened.
         self.buckets[index].open();
         let grad = &self.buckets[index].grad;
         let operation = if sharding.of_states() { "reduce_scatter" } else { "all_reduce" };
-        trace::reduction(operation, index, grad.numel() * size_of::<f32>());
+        trace::reduction(operation, index, grad.numel() * travels_as.elt_size_in_bytes());
         let reduction = match sharding.of_states() {
             true => {
                 let own = part(grad, sharding.own(self.buckets[index].weights.layout().len));
-                communicator.reduce_scatter(&own, grad)?
+                narrow::reduce_scatter(communicator, travels_as, &own, grad)?
             }
-            false => communicator.all_reduce(grad)?,
+            false => narrow::all_reduce(communicator, travels_as, grad)?,
         };
         self.buckets[index].reduction = Some(reduction);
         if sharding.of_gradients() {

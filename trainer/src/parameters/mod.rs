@@ -58,6 +58,8 @@ pub struct Keeping {
     pub compute: Kind,
     /// What is divided between ranks.
     pub sharding: Sharding,
+    /// Precision in which gradients travel.
+    pub travels_as: Kind,
     /// The ranks, once connected.
     pub link: Link,
     /// Precision of the moments.
@@ -242,6 +244,7 @@ pub(crate) mod tests {
         Keeping {
             compute,
             sharding: Sharding::NONE,
+            travels_as: Kind::Float,
             link: Link::default(),
             optim: Optim::Adamw,
             bucket_bytes: 1 << 20,

@@ -7,7 +7,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Bucket, Parameters};
-use crate::comm::{CommError, Communicator, Pending};
+use crate::comm::{CommError, Communicator, Pending, narrow};
 use crate::flat::part;
 use crate::transfer::values;
 
@@ -155,10 +155,10 @@ impl Parameters {
 
     /// All looked-up rows are complete: sums them over the ranks.
     pub(super) fn reduce_rows(&mut self) -> Result<(), CommError> {
-        let link = self.keeping.link.clone();
+        let (link, travels_as) = (self.keeping.link.clone(), self.keeping.travels_as);
         let Some(rows) = self.rows_here()? else { return Ok(()) };
         if rows.sums.numel() > 0 {
-            rows.reduction = Some(link.communicator()?.all_reduce(&rows.sums)?);
+            rows.reduction = Some(narrow::all_reduce(link.communicator()?, travels_as, &rows.sums)?);
         }
         Ok(())
     }
