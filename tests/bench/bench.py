@@ -183,13 +183,51 @@ def write_case(args: argparse.Namespace, case: Path, **sizes: int) -> None:
     subprocess.run([args.python, "-c", code], cwd=HERE, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
-def forward_flops(times: int = 1, vocab_size: int = 32_000, layers: int = 8, batch: int = 8) -> float:
-    """Operations of a forward pass over a step, mean lengths taken for all: 2 N t + 2 H h + 4 d L a."""
-    prompt, answer = times * 150.0, times * 65.0
+def pair_flops(prompt: float, answers: list[float], shared: bool = True, vocab_size: int = 32_000, layers: int = 8) -> float:
+    """Operations of a forward pass over a pair, its prompt computed once or for each answer: 2 N t + 2 H h + 4 d L a."""
     weights = layers * (4 * 512**2 + 3 * 512 * 1408)
-    seen = prompt**2 / 2 + 2 * answer * (prompt + answer / 2)
-    tokens, rows = prompt + 2 * answer, 2 * answer
-    return batch * (2 * weights * tokens + 2 * 512 * vocab_size * rows + 4 * 512 * layers * seen)
+    rows, prompts = sum(answers), 1 if shared else len(answers)
+    seen = prompts * prompt**2 / 2 + sum(answer * (prompt + answer / 2) for answer in answers)
+    return 2 * weights * (prompts * prompt + rows) + 2 * 512 * vocab_size * rows + 4 * 512 * layers * seen
+
+
+def forward_flops(times: int = 1, vocab_size: int = 32_000, layers: int = 8, batch: int = 8) -> float:
+    """Operations of a forward pass over a step, mean lengths taken for all."""
+    return batch * pair_flops(times * 150.0, [times * 65.0] * 2, True, vocab_size, layers)
+
+
+def sharing_bound(case: Path) -> float:
+    """Operations with every prompt computed twice, by those with every prompt computed once."""
+    totals = {True: 0.0, False: 0.0}
+    for line in (case / "pairs.jsonl").read_text().splitlines():
+        pair = json.loads(line)
+        # The template wraps a prompt in five tokens and ends an answer with one; every word is a token.
+        prompt = 5 + sum(len(message["content"].split()) for message in pair["input"]["messages"])
+        sides = [pair["preferred_output"], pair["non_preferred_output"]]
+        answers = [1.0 + len(side[0]["content"].split()) for side in sides]
+        for shared in totals:
+            totals[shared] += pair_flops(prompt, answers, shared)
+    return totals[False] / totals[True]
+
+
+def sharing(args: argparse.Namespace, case: Path) -> str:
+    """What computing a prompt once brings: turn by turn, each run two passes over all pairs after a step of warm-up."""
+    row = argparse.Namespace(**vars(args) | {"steps": 1 + 2 * args.steps})
+    bound = sharing_bound(case)
+    lines = ["| dtype | gain of prefix sharing, median | rounds | of at most |", "|---|---:|---|---:|"]
+    for dtype in args.dtypes.split(","):
+        gains = []
+        for _ in range(args.rounds):
+            seconds = []
+            for value in ("true", "false"):
+                dyad(row, case, dtype, {"prefix_sharing": value, "n_epochs": "3"}, "")
+                steps = [json.loads(line) for line in (case / "dyad/metrics.jsonl").read_text().splitlines()]
+                seconds.append(sum(step["step_seconds"] for step in steps[1:]))
+            gains.append(seconds[1] / seconds[0])
+        gain = statistics.median(gains)
+        print(f"{dtype:9} prefix sharing {gain:.2f} of {bound:.2f}", flush=True)
+        lines.append(f"| {dtype} | {gain:.2f} | {', '.join(f'{gain:.2f}' for gain in gains)} | {bound:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def growth(args: argparse.Namespace, case: Path) -> str:
@@ -276,7 +314,7 @@ def main() -> None:
                 add(trl(args, case, dtype, tuned=True, precomputed=True))
                 add(dyad(args, case, dtype, {"reference_logps": '"precompute"'} | kept, "Dyad, known reference"))
                 (case / "scores.sqlite").unlink(missing_ok=True)
-    tables = ([] if args.skip_trl else [report(results)]) + [scaling(args, case), growth(args, case)]
+    tables = ([] if args.skip_trl else [report(results)]) + [sharing(args, case), scaling(args, case), growth(args, case)]
     table = "\n".join(tables)
     print("\n" + table)
     if args.record:
