@@ -46,6 +46,7 @@ fn compile_bridge(include: &Path) {
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
         .files([
+            "ext/adamw.cpp",
             "ext/autograd.cpp",
             "ext/device.cpp",
             "ext/device_ops.cpp",

@@ -36,6 +36,15 @@ unsafe extern "C" {
         divisor: *const C_tensor,
         hyper: *const f64,
     ) -> RawError;
+    fn dyad_adamw(
+        parameter: *const C_tensor,
+        gradient: *const C_tensor,
+        exp_avg: *const C_tensor,
+        exp_avg_sq: *const C_tensor,
+        published: *const C_tensor,
+        clear: bool,
+        hyper: *const f64,
+    ) -> RawError;
     fn dyad_adamw_8bit(
         parameter: *const C_tensor,
         gradient: *const C_tensor,
@@ -158,6 +167,47 @@ pub fn fused_adamw(
             steps.as_ptr(),
             slots.len(),
             divisor.map_or(std::ptr::null(), |divisor| divisor.as_ptr()),
+            values.as_ptr(),
+        ))
+    }
+}
+
+/// What a step on the CPU does beside, while the values are at hand.
+#[derive(Clone, Copy, Debug)]
+pub struct Passing<'a> {
+    /// Gradients are multiplied by this first.
+    pub scale: f64,
+    /// Gets the new parameters, bfloat16.
+    pub published: Option<&'a Tensor>,
+    /// Leaves zeros in the gradient's place.
+    pub clears: bool,
+}
+
+/// One AdamW step in place and on the CPU, in one pass over memory; `step` counts from 1.
+pub fn adamw_in_one_pass(
+    slot: &AdamSlot<'_>,
+    passing: Passing<'_>,
+    step: u64,
+    hyper: AdamHyper,
+) -> Result<(), TorchError> {
+    let wide = [slot.parameter, slot.gradient, slot.exp_avg, slot.exp_avg_sq];
+    let fits = |tensor: &Tensor, kind| {
+        let here = tensor.device() == Device::Cpu && tensor.is_contiguous();
+        here && tensor.kind() == kind && tensor.numel() == slot.parameter.numel()
+    };
+    assert!(wide.into_iter().all(|tensor| fits(tensor, Kind::Float)));
+    assert!(passing.published.is_none_or(|tensor| fits(tensor, Kind::BFloat16)));
+    let AdamHyper { learning_rate, beta1, beta2, weight_decay, eps } = hyper;
+    let values = [learning_rate, beta1, beta2, weight_decay, eps, step as f64, passing.scale];
+    // SAFETY: live, contiguous CPU tensors of one length and of the kinds that the bridge asks for, and seven doubles.
+    unsafe {
+        check(dyad_adamw(
+            slot.parameter.as_ptr(),
+            slot.gradient.as_ptr(),
+            slot.exp_avg.as_ptr(),
+            slot.exp_avg_sq.as_ptr(),
+            passing.published.map_or(std::ptr::null(), |tensor| tensor.as_ptr()),
+            passing.clears,
             values.as_ptr(),
         ))
     }

@@ -1,11 +1,15 @@
 //! Masters and moments of a flat run of parameters.
 
+use std::ops::Range;
+
 use dyad_proto::run_config::Optim;
 use tch::{Kind, Tensor};
 
 use super::eight_bit::{self, BLOCK};
-use crate::ext::{AdamHyper, AdamSlot, TorchError, fused_adamw};
+use super::{Clip, Update};
+use crate::ext::{AdamHyper, AdamSlot, Passing, TorchError, adamw_in_one_pass, fused_adamw};
 use crate::flat::part;
+use crate::model::fused::elsewhere;
 use crate::parameters::MASTER;
 
 /// Float32 masters and AdamW's two moments.
@@ -48,29 +52,60 @@ impl States {
         Self { master, decaying, moments }
     }
 
-    /// One AdamW step from this gradient, divided by `divisor` where there is one; `step` counts from 1.
-    pub fn update(
-        &mut self,
-        grad: &Tensor,
-        divisor: Option<&Tensor>,
-        step: u64,
-        hyper: AdamHyper,
-    ) -> Result<(), TorchError> {
-        // The fused step divides on its way; elsewhere that is a pass of its own.
-        let divides = matches!(self.moments, Moments::Wide { .. }) && self.master.device() == grad.device();
-        let grad = match divisor {
-            Some(divisor) if !divides => grad / divisor,
-            _ => grad.shallow_clone(),
-        };
-        let divisor = divisor.filter(|_| divides);
-        let grad = grad.to_device(self.master.device());
+    /// Ranges of parameters with what applies to them: norms and biases do not decay.
+    fn ranges(&self, hyper: AdamHyper) -> impl Iterator<Item = (Range<i64>, AdamHyper)> + use<> {
         let len = self.master.numel() as i64;
-        let count = Tensor::full([], step as f64, (Kind::Float, self.master.device()));
         let plain = AdamHyper { weight_decay: 0.0, ..hyper };
-        for (range, hyper) in [(0..self.decaying, hyper), (self.decaying..len, plain)] {
-            if range.is_empty() {
-                continue;
-            }
+        let both = [(0..self.decaying, hyper), (self.decaying..len, plain)];
+        both.into_iter().filter(|(range, _)| !range.is_empty())
+    }
+
+    /// Steps in one pass over memory where that can be, on the CPU and with moments of 32 bits; says whether it has.
+    /// `published` gets the new parameters in bfloat16, and zeros take the gradient's place where it `clears`.
+    pub fn update_in_one_pass(
+        &self,
+        update: &Update<'_>,
+        published: Option<&Tensor>,
+        clears: bool,
+    ) -> Result<bool, TorchError> {
+        let (Moments::Wide { exp_avg, exp_avg_sq }, &Clip::Known(scale)) = (&self.moments, update.clip)
+        else {
+            return Ok(false);
+        };
+        if elsewhere(self.master.device()) || elsewhere(update.grad.device()) {
+            return Ok(false);
+        }
+        for (range, hyper) in self.ranges(update.hyper) {
+            let cut = |tensor: &Tensor| part(tensor, range.clone());
+            let slot = AdamSlot {
+                parameter: &cut(&self.master),
+                gradient: &cut(&update.grad),
+                exp_avg: &cut(exp_avg),
+                exp_avg_sq: &cut(exp_avg_sq),
+            };
+            let published = published.map(cut);
+            let passing = Passing { scale, published: published.as_ref(), clears };
+            adamw_in_one_pass(&slot, passing, update.step, hyper)?;
+        }
+        Ok(true)
+    }
+
+    /// One AdamW step, by libtorch's operators where they serve the moments.
+    pub fn update(&mut self, update: &Update<'_>) -> Result<(), TorchError> {
+        // The fused step divides on its way; elsewhere that is a pass of its own.
+        let divides =
+            matches!(self.moments, Moments::Wide { .. }) && self.master.device() == update.grad.device();
+        let mut grad = update.grad.shallow_clone();
+        let mut divisor = None;
+        match update.clip {
+            Clip::Known(scale) if *scale < 1.0 => grad *= *scale,
+            Clip::Known(_) => {}
+            Clip::OnDevice(by) if divides => divisor = Some(by),
+            Clip::OnDevice(by) => grad /= by,
+        }
+        let grad = grad.to_device(self.master.device());
+        let count = Tensor::full([], update.step as f64, (Kind::Float, self.master.device()));
+        for (range, hyper) in self.ranges(update.hyper) {
             let (parameter, gradient) = (part(&self.master, range.clone()), part(&grad, range.clone()));
             match &mut self.moments {
                 Moments::Wide { exp_avg, exp_avg_sq } => {
@@ -84,7 +119,7 @@ impl States {
                     fused_adamw(&[slot], &count, divisor, hyper)?;
                 }
                 Moments::EightBit(moments) => {
-                    moments.update(range, (&parameter, &gradient), (step, hyper))?;
+                    moments.update(range, (&parameter, &gradient), (update.step, hyper))?;
                 }
             }
         }

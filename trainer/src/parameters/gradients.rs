@@ -30,7 +30,9 @@ impl Parameters {
     /// Forgets the gradients of the last step.
     pub fn begin_step(&mut self) {
         for bucket in &mut self.buckets {
-            let _ = bucket.total.as_mut().unwrap_or(&mut bucket.grad).zero_();
+            if !std::mem::take(&mut bucket.cleared) {
+                let _ = bucket.total.as_mut().unwrap_or(&mut bucket.grad).zero_();
+            }
         }
     }
 

@@ -49,6 +49,8 @@ pub struct Bucket {
     reduction: Option<Box<dyn Pending>>,
     /// The gradient has memory.
     open: bool,
+    /// The optimizer has left zeros in the gradient's place.
+    cleared: bool,
 }
 
 /// How parameters are kept.
@@ -165,8 +167,17 @@ impl Parameters {
         let master = copied.unwrap_or_else(|| weights.own());
         let states = States::new(master, decaying, *optim);
         let total = sharding.of_gradients().then(|| part(&grad, own).zeros_like());
-        let mut bucket =
-            Bucket { units, grad, weights, states, masters_are_weights, total, reduction: None, open: true };
+        let mut bucket = Bucket {
+            units,
+            grad,
+            weights,
+            states,
+            masters_are_weights,
+            total,
+            reduction: None,
+            open: true,
+            cleared: false,
+        };
         if bucket.total.is_some() {
             bucket.close();
         }

@@ -5,8 +5,10 @@ use tch::{Device, Tensor};
 
 use super::{Bucket, Parameters};
 use crate::comm::CommError;
+use crate::engine::EngineError;
 use crate::flat::part;
 use crate::layout::{ALIGN, Slot};
+use crate::optimizer::Update;
 use crate::optimizer::states::Plane;
 
 /// A whole tensor with its checkpoint name, e.g. `model.norm.weight` and `exp_avg`.
@@ -92,6 +94,20 @@ impl Parameters {
 }
 
 impl Bucket {
+    /// Takes an optimizer step and brings what it gives to the weights that the model computes with.
+    pub(crate) fn step(&mut self, update: &Update<'_>) -> Result<(), EngineError> {
+        self.weights.arrive()?;
+        let published = (!self.masters_are_weights).then(|| self.weights.own());
+        // A part of a gradient is forgotten with the rest of it, when the next step begins.
+        let clears = self.total.is_some() || update.grad.numel() == self.grad.numel();
+        if self.states.update_in_one_pass(update, published.as_ref(), clears)? {
+            self.cleared = clears;
+            return Ok(self.weights.spread()?);
+        }
+        self.states.update(update)?;
+        Ok(self.publish()?)
+    }
+
     pub(crate) fn publish(&self) -> Result<(), CommError> {
         self.weights.arrive()?;
         if !self.masters_are_weights {
