@@ -44,12 +44,38 @@ struct StepTrace {
     /// Collectives in flight: bucket, and its part.
     in_flight: Vec<(usize, usize)>,
     dropped: i64,
+    /// The coordinator has asked for it before it ended.
+    asked_for: bool,
 }
 
 #[derive(Debug)]
 struct Recorder {
     current: Option<StepTrace>,
     done: VecDeque<(StepTrace, SystemTime)>,
+}
+
+impl Recorder {
+    /// The current step ends: it leaves, or waits for the coordinator's word.
+    fn finish(&mut self, now: SystemTime) -> Option<StepTrace> {
+        let step = self.current.take()?;
+        if step.parent.is_sampled() || step.asked_for {
+            return Some(step);
+        }
+        if self.done.len() >= KEPT {
+            self.done.pop_front();
+        }
+        self.done.push_back((step, now));
+        None
+    }
+
+    /// A step that is done, with its end; the current one leaves when it ends.
+    fn ask_for(&mut self, number: u64) -> Option<(StepTrace, SystemTime)> {
+        if let Some(step) = self.current.as_mut().filter(|step| step.step == number) {
+            step.asked_for = true;
+        }
+        let place = self.done.iter().position(|(step, _)| step.step == number)?;
+        self.done.remove(place)
+    }
 }
 
 static ON: AtomicBool = AtomicBool::new(false);
@@ -101,6 +127,7 @@ pub fn begin(beginning: &Beginning<'_>) -> Option<ContextGuard> {
         open: None,
         in_flight: Vec::new(),
         dropped: 0,
+        asked_for: false,
     });
     ON.store(true, Ordering::Relaxed);
     Some(guard)
@@ -163,24 +190,17 @@ fn with_current<T>(act: impl FnOnce(&mut StepTrace) -> Option<T>) -> Option<T> {
 
 /// The step is done: its spans leave, or wait.
 pub fn end() {
-    let mut recorder = recorder();
-    let (Some(step), Some(spans)) = (recorder.current.take(), spans()) else { return };
     let now = SystemTime::now();
-    if step.parent.is_sampled() {
+    let leaving = recorder().finish(now);
+    if let (Some(step), Some(spans)) = (leaving, spans()) {
         step.export(spans, now, None);
-        return;
     }
-    if recorder.done.len() >= KEPT {
-        recorder.done.pop_front();
-    }
-    recorder.done.push_back((step, now));
 }
 
 /// The coordinator wants to see a step after all.
 pub fn keep(number: u64) {
-    let mut recorder = recorder();
-    let place = recorder.done.iter().position(|(step, _)| step.step == number);
-    if let (Some((step, end)), Some(spans)) = (place.and_then(|place| recorder.done.remove(place)), spans()) {
+    let leaving = recorder().ask_for(number);
+    if let (Some((step, end)), Some(spans)) = (leaving, spans()) {
         step.export(spans, end, None);
     }
 }
@@ -239,7 +259,22 @@ mod tests {
             open: None,
             in_flight: Vec::new(),
             dropped: 0,
+            asked_for: false,
         }
+    }
+
+    /// A rank reports a step before it has closed its spans, and the coordinator's word may be quicker than that.
+    #[test]
+    fn a_step_that_is_asked_for_before_it_ends_leaves_when_it_does() {
+        let now = SystemTime::now();
+        let mut recorder = Recorder { current: Some(step()), done: VecDeque::new() };
+        assert!(recorder.ask_for(1).is_none());
+        assert_eq!(recorder.finish(now).map(|step| step.step), Some(1));
+
+        recorder.current = Some(step());
+        assert!(recorder.ask_for(2).is_none() && recorder.finish(now).is_none());
+        assert_eq!(recorder.ask_for(1).map(|(step, end)| (step.step, end)), Some((1, now)));
+        assert!(recorder.ask_for(1).is_none());
     }
 
     #[test]

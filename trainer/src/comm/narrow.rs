@@ -1,7 +1,7 @@
 //! Sums whose addends travel in fewer bytes than they are kept in.
 //!
-//! Each rank's addend is rounded once, and each addition on the way once more: with `N` ranks a sum is within `N` roundings of
-//! the exact one, `N / 256` of the largest addend in bfloat16. As torch's `bf16_compress_hook` does it.
+//! Each rank's addend is rounded, and so is each addition on the way: with `N` ranks `2 N - 1` times, in bfloat16 by at most 1 part
+//! in 512 each. What torch's `bf16_compress_hook` does. Every rank gets the same sum.
 
 use dyad_proto::run_config::ReduceDtype;
 use tch::{Kind, Tensor};
