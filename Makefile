@@ -44,7 +44,7 @@ lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of depende
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO_DENY) --log-level error check bans licenses sources
 
-bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (about 15 minutes).
+bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (12 to 19 minutes).
 	$(PARITY)/bin/python tests/bench/bench.py --python $(PARITY)/bin/python
 
 bench-gpu: build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`; not yet run on one).
