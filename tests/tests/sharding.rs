@@ -119,11 +119,11 @@ fn gradients_that_travel_in_bfloat16_teach_the_same() {
         let rows = stage(&workspace, world, zero, &format!("w{world}z{zero}"), &narrow);
         assert_same_curve(&wide, &rows, &CURVE, 2e-3);
         let (exact, rounded) = (number(&wide[0], "grad_norm"), number(&rows[0], "grad_norm"));
-        assert!(exact != rounded, "{world} ranks, stage {zero}: nothing was rounded");
-        assert!(
-            (exact - rounded).abs() < exact / 512.0,
-            "{world} ranks, stage {zero}: {rounded}, not {exact}"
-        );
+        let differs = (exact - rounded).abs() / exact;
+        println!("{world} ranks, stage {zero}: the norm differs by {differs:e}");
+        // Sums over ranks in float32 differ by some 1e-7.
+        assert!(differs > 1e-6, "{world} ranks, stage {zero}: nothing was rounded");
+        assert!(differs < 1.0 / 512.0, "{world} ranks, stage {zero}: {rounded}, not {exact}");
     }
     // Nothing travels from one rank alone.
     let alone = workspace.train(1, "alone", &["--set", "reduce_dtype=bfloat16"]);

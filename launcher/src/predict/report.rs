@@ -216,6 +216,9 @@ impl Prediction {
         if sharded {
             notes.push("--zero has been run over Gloo on CPUs, not over NCCL");
         }
+        if setup.machine.gpu && setup.rounds_gradients() {
+            notes.push("--reduce-dtype has been run over Gloo on CPUs, not over NCCL");
+        }
         if setup.nodes() > 1.0 {
             notes.push(
                 "several nodes are modelled from published bandwidths; no cluster of GPUs has been measured",

@@ -102,8 +102,8 @@ mod tests {
         planes.iter().find(|plane| plane.suffix == "exp_avg").unwrap().values.double_value(&[0])
     }
 
-    /// In one pass or by libtorch's operators, in both precisions, whole and in parts: the same masters, moments and weights, and
-    /// no gradient left when the next step begins.
+    /// In one pass or by libtorch's operators, in both precisions: the same masters, moments and weights, and no gradient left
+    /// when the next step begins.
     #[test]
     fn one_pass_does_what_several_do() {
         let values = || Tensor::arange(70_000, (Kind::Float, Device::Cpu)).remainder(101.0) * 0.01 - 0.3;
