@@ -27,8 +27,6 @@ pub struct Job<'a> {
     pub config_file: &'a Path,
     /// Folder of the run.
     pub output_dir: &'a Path,
-    /// Memory matters more than speed.
-    pub spares_memory: bool,
     /// Trainers to start.
     pub trainers: &'a [Trainer],
     /// Address for the coordinator.
@@ -118,7 +116,7 @@ pub async fn start_trainer(
     let beside = |other: &&Trainer| job.hosts.is_none() || other.node == trainer.node;
     let beside = job.trainers.iter().filter(beside).count();
     let url = job.security.url(address);
-    let mut command = programs::trainer(trainer, &url, job.connect_timeout, beside, job.spares_memory)?;
+    let mut command = programs::trainer(trainer, &url, job.connect_timeout, beside)?;
     if job.profile {
         command.arg("--profile").arg(job.output_dir.join("profile"));
     }

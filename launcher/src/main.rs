@@ -188,7 +188,6 @@ async fn train(
     let job = Job {
         config_file,
         output_dir: Path::new(&config.output_dir),
-        spares_memory: config.zero_stage > 0,
         trainers,
         listen,
         security: &security,

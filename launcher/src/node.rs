@@ -53,9 +53,6 @@ pub struct NodeOptions {
     /// How long trainers may take to finish their step and save once SIGTERM has come.
     #[arg(long, default_value_t = 290, value_name = "SECONDS")]
     pub grace_period: u64,
-    /// Give memory back early rather than keep it for the next step (for `zero_stage` above 0).
-    #[arg(long)]
-    pub spare_memory: bool,
 }
 
 /// Runs the node's trainers to their end. Must be called on the main thread, as [`Child::start`].
@@ -101,7 +98,7 @@ fn trainers(options: &NodeOptions, machine: Machine) -> Result<Vec<Trainer>, Fau
 
 fn start(options: &NodeOptions, trainer: &Trainer, local: usize, console: &Console) -> Result<Child, Fault> {
     let (url, patience) = (&options.coordinator, options.wait_for_coordinator);
-    let mut command = programs::trainer(trainer, url, patience, local, options.spare_memory)?;
+    let mut command = programs::trainer(trainer, url, patience, local)?;
     keep_to(&mut command, &trainer.cores);
     let file = options.logs.as_ref().map(|logs| logs.join(format!("{}.log", trainer.name)));
     // Whoever reads a pod's log knows the node.
@@ -205,7 +202,6 @@ mod tests {
             logs: None,
             wait_for_coordinator: 1,
             grace_period: 1,
-            spare_memory: false,
         }
     }
 

@@ -8,15 +8,6 @@ use tokio::process::Command;
 
 use crate::plan::Trainer;
 
-/// glibc hands every tensor's pages back and faults them in again at the next step unless told otherwise; huge pages make
-/// the first touch cheaper. Worth a fifth of a CPU step (docs/benchmarks.md). A setting of the user's own wins.
-const MALLOC: &str =
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824";
-
-/// Who divides the model between trainers wants memory more than that fifth: large tensors go back at once, and leave no holes.
-const SPARING_MALLOC: &str =
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1048576:glibc.malloc.trim_threshold=16777216";
-
 /// oneDNN compiles about 25 kernels for every new number of tokens, two MiB each, and keeps 1024. A few steps' worth is
 /// enough, as the next step has another number anyway.
 const KERNEL_CACHE: (&str, &str) = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64");
@@ -44,7 +35,6 @@ pub fn trainer(
     coordinator: &str,
     connect_timeout: u64,
     beside: usize,
-    spares_memory: bool,
 ) -> Result<Command, Fault> {
     let mut command = Command::new(program("trainer")?);
     command.args(["run", "--coordinator", coordinator, "--name", &trainer.name]);
@@ -53,9 +43,6 @@ pub fn trainer(
     let threads = trainer.threads.to_string();
     // Every thread pool of the process keeps to its share of the cores.
     command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
-    if std::env::var_os("GLIBC_TUNABLES").is_none() {
-        command.env("GLIBC_TUNABLES", if spares_memory { SPARING_MALLOC } else { MALLOC });
-    }
     if std::env::var_os(KERNEL_CACHE.0).is_none() {
         command.env(KERNEL_CACHE.0, KERNEL_CACHE.1);
     }

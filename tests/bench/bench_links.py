@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import links
-from bench import MALLOC, ROOT, cpu_name
+from bench import ROOT, cpu_name
 
 COORDINATOR = 0
 """Namespace of the coordinator, which rank 0 shares."""
@@ -110,7 +110,7 @@ class Run:
         threads = str(max(1, len(os.sched_getaffinity(0)) // self.setting.ranks))
         words = [str(self.args.bin / "trainer"), "run", "--coordinator", server, "--name", f"node{rank}-cpu"]
         words += ["--launch-index", str(rank), "--threads", threads, "--profile", str(self.out / "profile")]
-        environment = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads, "GLIBC_TUNABLES": MALLOC}
+        environment = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
         environment |= {"DYAD_LOG": "info,trainer=debug", "NO_COLOR": "1"}
         self.start(rank, words, f"rank{rank}", environment)
 

@@ -1,5 +1,7 @@
 //! Entry point of the trainer: command line in, exit status out.
 
+mod allocator;
+
 use std::io::Write;
 use std::process::ExitCode;
 

@@ -3,7 +3,7 @@
 use dyad_proto::Fault;
 
 /// Names, and beginnings of names, that are passed on: what tunes or watches a run, and nothing that belongs to one machine.
-const NAMES: [&str; 5] = ["DYAD_LOG", "RUST_LOG", "TRACEPARENT", "TRACESTATE", "GLIBC_TUNABLES"];
+const NAMES: [&str; 5] = ["DYAD_LOG", "RUST_LOG", "TRACEPARENT", "TRACESTATE", "MALLOC_CONF"];
 const FAMILIES: [&str; 4] = ["OTEL_", "NCCL_", "GLOO_", "HF_"];
 
 /// What to set, in order; a later one counts more.

@@ -122,16 +122,13 @@ fn probe(spec: &Spec, period: i32, failures: i32) -> Probe {
 fn trainers(spec: &Spec) -> Container {
     let lifecycle = &spec.options.lifecycle;
     let grace = lifecycle.grace_period.saturating_sub(LAST_SECONDS).max(1);
-    let mut args = vec![
+    let args = vec![
         format!("--coordinator={}", spec.coordinator_url()),
         format!("--gpus={}", spec.options.gpus_per_node),
         format!("--logs={}/logs", spec.config.output_dir),
         format!("--wait-for-coordinator={}", u64::from(lifecycle.join_timeout).min(MOST_PATIENCE)),
         format!("--grace-period={grace}"),
     ];
-    if spec.config.zero_stage > 0 {
-        args.push("--spare-memory".into());
-    }
     Container {
         command: Some(vec!["launcher".into(), "node".into()]),
         args: Some(args),
