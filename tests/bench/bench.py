@@ -1,12 +1,14 @@
 """Pairs per second, peak memory and start-up of Dyad against TRL: same model, pairs, order, batch, precision, threads and
-machine. Then what Dyad's step costs on two ranks, and with longer pairs, more vocabulary, larger batches and more layers.
+machine. Then what sharing prompts brings, and what Dyad's step costs on two ranks, and with longer pairs, more vocabulary,
+larger batches and more layers.
 
-    bench.py --python PYTHON_WITH_TRL [--dtypes float32,bfloat16] [--steps 3] [--rounds 3] [--batch-size 8] [--record]
+    bench.py --python PYTHON_WITH_TRL [--tables peers,sharing,scaling,growth] [--dtypes float32,bfloat16] [--steps 3]
+             [--rounds 3] [--batch-size 8] [--record]
 
 Runs take turns, round by round, so that what the machine does beside them meets all of them; TRL as it comes, the slowest by far,
 runs in the first round alone. The first step of every run is warm-up and not counted; a run's figure is the median of its others,
-the table's the median of the rounds. Memory is the largest resident
-set of each process, summed over the processes of the run. --record adds the table to docs/benchmarks.md.
+the table's the median of the rounds. What sharing brings is measured in twice as many rounds. Memory is the largest resident
+set of each process, summed over the processes of the run. --record adds the tables to docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class PeakMemory:
 
 
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824"
-"""What Dyad's launcher gives its trainers; given to the tuned peer too."""
+"""Keeps freed memory for the next step, in huge pages, as Dyad's trainers do: given to the tuned peer too."""
 
 
 def run(command: list[str], cwd: Path, threads: int, tuned: bool = False) -> tuple[str, float]:
@@ -210,23 +212,30 @@ def sharing_bound(case: Path) -> float:
     return totals[False] / totals[True]
 
 
+def pass_seconds(args: argparse.Namespace, case: Path, dtype: str, shared: bool) -> list[float]:
+    """Each step of one pass over the pairs, after a step of warm-up."""
+    row = argparse.Namespace(**vars(args) | {"steps": 1 + args.steps})
+    dyad(row, case, dtype, {"prefix_sharing": str(shared).lower(), "n_epochs": "2"}, "")
+    rows = [json.loads(line) for line in (case / "dyad/metrics.jsonl").read_text().splitlines()]
+    return [row["step_seconds"] for row in rows[1:]]
+
+
 def sharing(args: argparse.Namespace, case: Path) -> str:
-    """What computing a prompt once brings: turn by turn, each run two passes over all pairs after a step of warm-up."""
-    row = argparse.Namespace(**vars(args) | {"steps": 1 + 2 * args.steps})
+    """What computing a prompt once brings: whole passes in turn, who begins takes turns too."""
     bound = sharing_bound(case)
-    lines = ["| dtype | gain of prefix sharing, median | rounds | of at most |", "|---|---:|---|---:|"]
+    lines = ["| dtype | gain of prefix sharing | middle half of the rounds | rounds | of at most |", "|---|---:|---|---:|---:|"]
     for dtype in args.dtypes.split(","):
-        gains = []
-        for _ in range(args.rounds):
-            seconds = []
-            for value in ("true", "false"):
-                dyad(row, case, dtype, {"prefix_sharing": value, "n_epochs": "3"}, "")
-                steps = [json.loads(line) for line in (case / "dyad/metrics.jsonl").read_text().splitlines()]
-                seconds.append(sum(step["step_seconds"] for step in steps[1:]))
-            gains.append(seconds[1] / seconds[0])
-        gain = statistics.median(gains)
-        print(f"{dtype:9} prefix sharing {gain:.2f} of {bound:.2f}", flush=True)
-        lines.append(f"| {dtype} | {gain:.2f} | {', '.join(f'{gain:.2f}' for gain in gains)} | {bound:.2f} |")
+        passes: dict[bool, list[list[float]]] = {True: [], False: []}
+        for turn in range(2 * args.rounds):
+            for shared in (True, False) if turn % 2 else (False, True):
+                passes[shared].append(pass_seconds(args, case, dtype, shared))
+        # Of every step the median: a step that the machine held up counts for no more than one.
+        whole, once = (sum(statistics.median(step) for step in zip(*passes[shared])) for shared in (False, True))
+        rounds = [sum(whole) / sum(once) for whole, once in zip(passes[False], passes[True])]
+        low, _, high = statistics.quantiles(rounds, n=4)
+        gain = whole / once
+        print(f"{dtype:9} prefix sharing {gain:.3f} of {bound:.3f}, {gain / bound:.3f}", flush=True)
+        lines.append(f"| {dtype} | {gain:.2f} | {low:.2f} to {high:.2f} | {len(rounds)} | {bound:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -278,23 +287,8 @@ def cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable, help="Python with TRL, default this one")
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--skip-trl", action="store_true", help="measure Dyad alone")
-    parser.add_argument("--record", action="store_true", help="add the table to docs/benchmarks.md")
-    args = parser.parse_args()
-    # The environment's own interpreter is a link; resolving it would lose the environment.
-    args.python = str(Path(args.python).absolute())
-
-    case = ROOT / "bench-out"
-    write_case(args, case)
+def peers(args: argparse.Namespace, case: Path) -> str:
+    """Dyad against TRL, and against itself without sharing."""
     results: list[Result] = []
     kept = {"reference_cache": '"scores.sqlite"'}
 
@@ -304,18 +298,41 @@ def main() -> None:
 
     for dtype in args.dtypes.split(","):
         for turn in range(args.rounds):
-            if not args.skip_trl and turn == 0:
+            if turn == 0:
                 add(trl(args, case, dtype, tuned=False))
             add(dyad(args, case, dtype, {}, "Dyad"))
-            if not args.skip_trl:
-                add(trl(args, case, dtype, tuned=True))
+            add(trl(args, case, dtype, tuned=True))
             add(dyad(args, case, dtype, {"prefix_sharing": "false"}, "Dyad, prefix_sharing = false"))
-            if not args.skip_trl:
-                add(trl(args, case, dtype, tuned=True, precomputed=True))
-                add(dyad(args, case, dtype, {"reference_logps": '"precompute"'} | kept, "Dyad, known reference"))
-                (case / "scores.sqlite").unlink(missing_ok=True)
-    tables = ([] if args.skip_trl else [report(results)]) + [sharing(args, case), scaling(args, case), growth(args, case)]
-    table = "\n".join(tables)
+            add(trl(args, case, dtype, tuned=True, precomputed=True))
+            add(dyad(args, case, dtype, {"reference_logps": '"precompute"'} | kept, "Dyad, known reference"))
+            (case / "scores.sqlite").unlink(missing_ok=True)
+    return report(results)
+
+
+TABLES = {"peers": peers, "sharing": sharing, "scaling": scaling, "growth": growth}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=sys.executable, help="Python with TRL, default this one")
+    parser.add_argument("--tables", default=",".join(TABLES), help="what to measure, default all: %(default)s")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--record", action="store_true", help="add the tables to docs/benchmarks.md")
+    args = parser.parse_args()
+    # The environment's own interpreter is a link; resolving it would lose the environment.
+    args.python = str(Path(args.python).absolute())
+    wanted = args.tables.split(",")
+    if unknown := set(wanted) - set(TABLES):
+        parser.error(f"--tables: no {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+
+    case = ROOT / "bench-out"
+    write_case(args, case)
+    table = "\n".join(TABLES[name](args, case) for name in wanted)
     print("\n" + table)
     if args.record:
         versions = [line for line in (ROOT / "tests/parity/requirements.txt").read_text().split() if line.startswith(("trl==", "torch=="))]
