@@ -155,3 +155,10 @@ void dyad_store(const float* from, int64_t stride, const float* bias, float* to,
     for (int64_t column = 0; column < columns; ++column) to[column] = from[column] + bias[column];
   }
 }
+
+__attribute__((target("prfchw"))) void dyad_fetch(const void* to, int64_t stride, int64_t rows, int64_t bytes) {
+  constexpr int64_t LINE = 64;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t at = 0; at < bytes; at += LINE)
+      __builtin_prefetch(static_cast<const char*>(to) + row * stride + at, /*to write*/ 1, /*into the second level*/ 2);
+}

@@ -28,3 +28,6 @@ void dyad_store(const float* from, int64_t stride, const Bf16* bias, Bf16* to, i
                 int64_t columns);
 void dyad_store(const float* from, int64_t stride, const float* bias, float* to, int64_t to_stride, int64_t rows,
                 int64_t columns);
+
+// Asks for the cache lines of rows `stride` bytes apart, which are about to be written.
+void dyad_fetch(const void* to, int64_t stride, int64_t rows, int64_t bytes);

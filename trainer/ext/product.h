@@ -233,8 +233,10 @@ class Product {
           int64_t task = (group.first + i) * blocks() + block;
           if (task < desk.begin || task >= desk.end) continue;
           float* sums = desk.sums + (step == depth ? 0 : (block * group.count + i) * BLOCK * PANEL);
+          bool last = from + count == depth;
+          if (last) fetch(block, group.first + i);
           add(block, from, count, desk, desk.panels + i * packed, sums);
-          if (from + count == depth) store(block, group.first + i, sums);
+          if (last) store(block, group.first + i, sums);
         }
     }
   }
@@ -246,6 +248,13 @@ class Product {
     for (int64_t at = 0; at < count; at += DEPTH)
       block_product(rounded_up(left, BLOCK_STEP), PANEL, std::min(DEPTH, count - at), {depth, PANEL}, from + at > 0, rows + at,
                     panel + at * PANEL, sums);
+  }
+
+  // Where the block's results go is on its way while they are computed.
+  void fetch(int64_t block, int64_t panel) const {
+    int64_t row = block * BLOCK, column = panel * PANEL, value = sizeof(T);
+    dyad_fetch(y_ + row * right_.columns + column, right_.columns * value, std::min(BLOCK, rows_ - row),
+               std::min(PANEL, right_.columns - column) * value);
   }
 
   void store(int64_t block, int64_t panel, const float* sums) const {

@@ -1,9 +1,9 @@
 //! Log-probabilities of completion tokens, their loss and its gradient, without logits of the whole batch.
 //!
-//! Only completion positions reach the LM head, in tiles of whole pairs. With `z = W h`, `l = z[y] - lse(z)` and
-//! `a = dL/dl` (one number per sequence), `dz = a (onehot(y) - softmax(z))`, `dh = Wᵀ dz`, `dW += dz hᵀ`. A pair that fits a
-//! tile is scored and differentiated from the same logits. Of a longer one, a frozen head needs no second pass either,
-//! because `dh / a` is known before `a` is; a trained one computes the logits again.
+//! Only completion positions reach the LM head, in tiles of whole pairs. With `z = W h`, `l = z[y] - lse(z)`,
+//! `a = dL/dl` (one number per sequence) and errors `e = softmax(z) - onehot(y)`: `dh = -a Wᵀ e`, `dW += e (-a h)ᵀ`, so that
+//! nothing of the vocabulary's width waits for `a` or is multiplied by it. A pair that fits a tile is scored and differentiated
+//! from the same logits. Of a longer one, a frozen head needs no second pass either; a trained one computes the logits again.
 //! Log-sum-exps are float32 whatever the precision of the passes, sums over tokens float64.
 
 pub mod tile;
@@ -152,7 +152,7 @@ struct Sums {
     reference_logps: Option<Tensor>,
     /// Summed over the group's rows.
     kl: Tensor,
-    /// Probabilities of the only tile, kept for the second pass.
+    /// Errors of the only tile, kept for the second pass.
     kept: Option<Tensor>,
 }
 
@@ -172,7 +172,7 @@ impl Group<'_> {
                 Some(weight) => self.second_pass(&coefficients, sums.kept, &gradients.rows, weight),
                 None => {
                     let mut rows = gradients.rows.narrow(0, self.span.start, self.span.len);
-                    rows *= coefficients.unsqueeze(1).to_kind(rows.kind());
+                    rows.copy_(&scaled(&rows, &coefficients));
                 }
             }
         }
@@ -215,12 +215,11 @@ impl Group<'_> {
             logps.push(scored.logps);
             reference_logps.extend(scored.reference_logps);
             kl += scored.kl;
-            match (scored.probabilities, &gradients) {
-                (Some(p), Some(gradients)) if frozen => {
-                    let directions = self.directions(&p, &targets);
-                    gradients.rows.narrow(0, tile.start, tile.len).copy_(&directions);
+            match (scored.errors, &gradients) {
+                (Some(errors), Some(gradients)) if frozen => {
+                    gradients.rows.narrow(0, tile.start, tile.len).copy_(&self.directions(errors));
                 }
-                (p, _) => kept = p,
+                (errors, _) => kept = errors,
             }
         }
         // Rows of a sequence are contiguous and few: the order of this sum does not depend on how rows were tiled.
@@ -236,10 +235,10 @@ impl Group<'_> {
         }
     }
 
-    /// `dh / a = W[y] - Wᵀ p`.
-    fn directions(&self, p: &Tensor, targets: &Tensor) -> Tensor {
+    /// `-dh / a = Wᵀ e`.
+    fn directions(&self, errors: Tensor) -> Tensor {
         let weight = self.policy.weight;
-        weight.index_select(0, targets) - product::times(&p.to_kind(weight.kind()), weight)
+        product::times(&errors.to_kind(weight.kind()), weight)
     }
 
     fn reference_model(&self) -> Option<Scorer<'_>> {
@@ -270,18 +269,24 @@ impl Group<'_> {
 
     fn second_pass(&self, coefficients: &Tensor, mut kept: Option<Tensor>, rows: &Tensor, weight: &Tensor) {
         for tile in self.tiles() {
-            let targets = self.targets(tile);
-            let p = kept.take().or_else(|| {
-                // Scored a second time for its probabilities alone.
-                tile::score(self.policy.logits(tile), None, &targets, true).probabilities
+            let errors = kept.take().or_else(|| {
+                // Scored a second time for its errors alone.
+                tile::score(self.policy.logits(tile), None, &self.targets(tile), true).errors
             });
-            let Some(p) = p else { continue };
+            let Some(errors) = errors.map(|errors| errors.to_kind(self.policy.weight.kind())) else {
+                continue;
+            };
             let a = coefficients.narrow(0, tile.start - self.span.start, tile.len);
-            let dz = tile::differentiate(p, &targets, &a).to_kind(self.policy.weight.kind());
-            rows.narrow(0, tile.start, tile.len).copy_(&product::times(&dz, self.policy.weight));
-            product::add_outer(weight, &dz, &self.policy.rows.narrow(0, tile.start, tile.len));
+            let inputs = scaled(&self.policy.rows.narrow(0, tile.start, tile.len), &a);
+            product::add_outer(weight, &errors, &inputs);
+            rows.narrow(0, tile.start, tile.len).copy_(&scaled(&self.directions(errors), &a));
         }
     }
+}
+
+/// Rows `[rows, width]` times `-a` `[rows]`: multiplied in float32, rounded once.
+fn scaled(rows: &Tensor, a: &Tensor) -> Tensor {
+    (rows * (-a).to_kind(Kind::Float).unsqueeze(1)).to_kind(rows.kind())
 }
 
 #[cfg(test)]

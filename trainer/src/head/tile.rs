@@ -1,4 +1,4 @@
-//! What the head does with one tile of logits: score them, turn them into gradients. Fused on the CPU, composed elsewhere.
+//! What the head does with one tile of logits. Fused on the CPU, composed elsewhere.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use tch::{Kind, Tensor};
@@ -17,11 +17,6 @@ unsafe extern "C" {
         kl: *const C_tensor,
         keep: bool,
     ) -> RawError;
-    fn dyad_head_differentiate(
-        probabilities: *const C_tensor,
-        targets: *const C_tensor,
-        a: *const C_tensor,
-    ) -> RawError;
 }
 
 /// Whether logits of this projection are worked on as they come, in the precision of the passes.
@@ -39,11 +34,12 @@ pub struct TileScore {
     pub reference_logps: Option<Tensor>,
     /// Sum over the rows of KL(policy || reference), float64; 0 without a reference. `[]`
     pub kl: Tensor,
-    /// Probabilities over the vocabulary, where they are kept. `[rows, vocab]`
-    pub probabilities: Option<Tensor>,
+    /// How far each probability is above what was to be, `softmax(z) - onehot(target)`, where they are kept: the gradient of
+    /// minus the log-probability by the logits. `[rows, vocab]`
+    pub errors: Option<Tensor>,
 }
 
-/// Scores logits `[rows, vocab]`; takes them, because probabilities are built in their place.
+/// Scores logits `[rows, vocab]`; takes them, because errors are built in their place.
 #[must_use]
 pub fn score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep: bool) -> TileScore {
     let all: Vec<&Tensor> = [&policy].into_iter().chain(&reference).collect();
@@ -83,7 +79,7 @@ fn fused_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep
         None => Tensor::zeros([], (Kind::Double, policy.device())),
     };
     let reference_logps = of_reference.map(|(_, logps, _)| logps);
-    TileScore { logps, reference_logps, kl, probabilities: keep.then_some(policy) }
+    TileScore { logps, reference_logps, kl, errors: keep.then_some(policy) }
 }
 
 fn composed_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep: bool) -> TileScore {
@@ -96,9 +92,9 @@ fn composed_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, k
     let logps = at_targets(&log_p);
     let mut kl = Tensor::zeros([], (Kind::Double, logps.device()));
     if !keep && reference.is_none() {
-        return TileScore { logps, reference_logps: None, kl, probabilities: None };
+        return TileScore { logps, reference_logps: None, kl, errors: None };
     }
-    let p = log_p.exp();
+    let mut p = log_p.exp();
     let reference_logps = reference.map(|logits| {
         let log_q = log_probabilities(&logits);
         let logps = at_targets(&log_q);
@@ -106,7 +102,9 @@ fn composed_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, k
         kl += log_p.view([-1]).dot(&p.view([-1])).to_kind(Kind::Double);
         logps
     });
-    TileScore { logps, reference_logps, kl, probabilities: keep.then_some(p) }
+    let errors =
+        keep.then(|| p.scatter_add_(1, &targets, &Tensor::full_like(&targets, -1).to_kind(p.kind())));
+    TileScore { logps, reference_logps, kl, errors }
 }
 
 fn log_probabilities(logits: &Tensor) -> Tensor {
@@ -115,21 +113,6 @@ fn log_probabilities(logits: &Tensor) -> Tensor {
     let normaliser = wide.logsumexp(-1i64, true);
     wide -= &normaliser;
     wide
-}
-
-/// The loss's gradient by the logits, `a (onehot(target) - p)`, in the probabilities' place; `a` is `[rows]`.
-pub fn differentiate(probabilities: Tensor, targets: &Tensor, a: &Tensor) -> Tensor {
-    if !serves(&[&probabilities]) {
-        let (mut dz, a) = (probabilities, a.to_kind(Kind::Float).unsqueeze(1));
-        dz *= &-&a;
-        return dz.scatter_add_(1, &targets.unsqueeze(1), &a);
-    }
-    let a = a.to_kind(Kind::Float).contiguous();
-    // SAFETY: live, contiguous tensors of the kinds and sizes that the bridge asks for.
-    let done =
-        unsafe { check(dyad_head_differentiate(probabilities.as_ptr(), targets.as_ptr(), a.as_ptr())) };
-    accept(done);
-    probabilities
 }
 
 /// A refusal is a bug of the caller's, as with tch's own operators.
@@ -156,7 +139,6 @@ mod tests {
             let logits = || (Tensor::randn([ROWS, vocab], (Kind::Float, Device::Cpu)) * 4.0).to_kind(kind);
             let (policy, reference) = (logits(), logits());
             let targets = Tensor::randint(vocab, [ROWS], (Kind::Int64, Device::Cpu));
-            let a = Tensor::randn([ROWS], (Kind::Float, Device::Cpu));
             for reference in [None, Some(reference)] {
                 let ours = fused_score(policy.copy(), reference.as_ref().map(Tensor::copy), &targets, true);
                 let theirs = composed_score(policy.copy(), reference, &targets, true);
@@ -171,10 +153,20 @@ mod tests {
                 if let (Some(ours), Some(theirs)) = (&ours.reference_logps, &theirs.reference_logps) {
                     close(ours, theirs);
                 }
-                let dz = differentiate(ours.probabilities.unwrap(), &targets, &a);
-                let (mut expected, a) = (theirs.probabilities.unwrap(), a.unsqueeze(1));
-                expected *= &-&a;
-                close(&dz, &expected.scatter_add_(1, &targets.unsqueeze(1), &a));
+                close(&ours.errors.unwrap(), &theirs.errors.unwrap());
+            }
+        }
+    }
+
+    /// To the last bit, so that the first step of a run shows none.
+    #[test]
+    fn equal_logits_do_not_diverge() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let logits = (Tensor::randn([ROWS, 1003], (Kind::Float, Device::Cpu)) * 4.0).to_kind(kind);
+            let targets = Tensor::zeros([ROWS], (Kind::Int64, Device::Cpu));
+            for keep in [false, true] {
+                let scored = fused_score(logits.copy(), Some(logits.copy()), &targets, keep);
+                assert_eq!(scored.kl.double_value(&[]), 0.0);
             }
         }
     }
