@@ -1,13 +1,12 @@
 //! Hosts on one machine: network namespaces on a bridge, each with its own address and sshd. Needs root.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::binary;
-use crate::processes::Process;
+use crate::processes::{Process, die_with_me};
 
 /// Names of the hosts.
 pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -217,17 +216,5 @@ fn run(command: &mut Command) {
     if !output.status.success() {
         let _ = std::io::stderr().write_all(&output.stderr);
         panic!("{command:?} failed");
-    }
-}
-
-/// A killed test must leave no daemon behind.
-#[expect(unsafe_code, reason = "prctl between fork and exec")]
-pub(crate) fn die_with_me(command: &mut Command) {
-    // SAFETY: one async-signal-safe call between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
     }
 }

@@ -90,6 +90,7 @@ impl Workspace {
         if !args.contains(&"--gpus-per-node") {
             command.args(["--gpus-per-node", "0"]);
         }
+        processes::die_with_me(&mut command);
         command
     }
 

@@ -2,7 +2,8 @@
 
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::process::Child;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// Longest that anything here waits before the test fails.
@@ -15,6 +16,18 @@ pub struct Process {
     pub pid: i32,
     /// Command line, joined by spaces.
     pub command: String,
+}
+
+/// Has a process killed when the test's thread ends, also if that fails: what it started would slow the tests after it.
+#[expect(unsafe_code, reason = "prctl between fork and exec")]
+pub fn die_with_me(command: &mut Command) {
+    // SAFETY: one async-signal-safe call between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
 }
 
 /// Waits until `condition` gives something.

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::binary;
-use crate::cluster::die_with_me;
-use crate::processes::wait_for;
+use crate::processes::{die_with_me, wait_for};
 
 /// The daemons, as long as this lives.
 #[derive(Debug)]

@@ -18,6 +18,18 @@ fn long_run(workspace: &Workspace) -> (Child, Vec<Process>) {
     (launcher, processes)
 }
 
+/// Long runs are ended by the test that began them; one that fails on the way must not go on beside those after it.
+#[test]
+fn a_run_ends_with_the_test_that_began_it() {
+    let watches = std::thread::spawn(|| {
+        let workspace = Workspace::with_model(16, "");
+        let (launcher, processes) = long_run(&workspace);
+        std::mem::forget(launcher);
+        processes.iter().map(Watch::on).collect::<Vec<_>>()
+    });
+    watches.join().unwrap().iter().for_each(Watch::wait_gone);
+}
+
 fn find<'a>(processes: &'a [Process], part: &str) -> &'a Process {
     processes.iter().find(|process| process.command.contains(part)).unwrap()
 }

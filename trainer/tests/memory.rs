@@ -15,7 +15,7 @@ use trainer::profile::recorder;
 const VOCAB: i64 = 256_000;
 const HIDDEN: usize = 16;
 /// One tile of logits, as the head promises.
-const TILE_BYTES: i64 = 64 << 20;
+const TILE_BYTES: i64 = 96 << 20;
 
 /// A small model with a very large vocabulary.
 fn model(dir: &Path) {

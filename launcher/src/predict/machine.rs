@@ -147,7 +147,7 @@ pub const GRADIENT_PASSES: f64 = 4.0;
 pub const PUBLISH_TRAFFIC: f64 = 6.0;
 
 /// As in the trainer's `head/`: most bytes of one tile of logits.
-pub const TILE_BYTES: f64 = (64u64 << 20) as f64;
+pub const TILE_BYTES: f64 = (96u64 << 20) as f64;
 /// Assumed: units are merged into buckets until they hold so many bytes. The trainer measures its link and takes 1 to 64 MiB.
 pub const BUCKET_BYTES: f64 = (8u64 << 20) as f64;
 /// Derived: passes over float32 logits to score them: written, read.

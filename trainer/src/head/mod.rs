@@ -15,7 +15,7 @@ use crate::loss::{Objective, STATISTICS, score};
 use crate::model::product;
 
 /// Most bytes of one tile of logits. Two of them live at once, on a GPU up to four.
-const TILE_BYTES: i64 = 64 << 20;
+const TILE_BYTES: i64 = 96 << 20;
 
 /// One model's side of the head: normed rows and the projection.
 #[derive(Clone, Copy, Debug)]
