@@ -21,27 +21,25 @@ DYAD_INLINE float row_max(const T* z, int64_t columns) {
 
 // What passes over a row of logits z add up.
 struct Sums {
-  // Of e^(z - max), and of the same times what z is above the reference's logits. A NaN among the logits stays one.
+  // Of e^(z - max), and of the same times what z - max is above the reference's. A NaN among the logits stays one.
   float weights, above;
 };
 
 // The terms e^(z - max) go to `terms` where they are kept.
 template <bool KEEP, bool COMPARE, typename T>
-DYAD_INLINE Sums add_up(const T* z, const T* r, float max, float* terms, int64_t columns) {
+DYAD_INLINE Sums add_up(const T* z, float max, const T* r, float reference_max, float* terms, int64_t columns) {
   float weights = 0.0f, above = 0.0f;
 #pragma omp simd reduction(+ : weights, above)
   for (int64_t i = 0; i < columns; ++i) {
-    float logit = widen(z[i]), term = exponential_or_none(logit - max);
+    float logit = widen(z[i]) - max, term = exponential_or_none(logit);
     weights += term;
-    if constexpr (COMPARE) above += term * (logit - widen(r[i]));
+    if constexpr (COMPARE) above += term * (logit - (widen(r[i]) - reference_max));
     if constexpr (KEEP) terms[i] = term;
   }
   return {weights, above};
 }
 
-DYAD_INLINE double log_of_sum(float max, Sums sums) {
-  return static_cast<double>(max) + __builtin_log(static_cast<double>(sums.weights));
-}
+DYAD_INLINE double log_of(float sum) { return __builtin_log(static_cast<double>(sum)); }
 
 // softmax(z) - onehot(target).
 template <typename T>
@@ -68,18 +66,17 @@ struct Tile {
 template <bool KEEP, bool COMPARE, typename T>
 DYAD_INLINE void score_row(const Tile<T>& tile, int64_t row, float* terms) {
   T* z = tile.policy + row * tile.columns;
-  const T* r = tile.reference + row * tile.columns;
+  const T* r = COMPARE ? tile.reference + row * tile.columns : nullptr;
   int64_t target = tile.targets[row];
-  float max = row_max(z, tile.columns);
-  Sums sums = add_up<KEEP, COMPARE>(z, r, max, terms, tile.columns);
-  double lse = log_of_sum(max, sums);
-  tile.logps[row] = widen(z[target]) - lse;
+  float max = row_max(z, tile.columns), reference_max = COMPARE ? row_max(r, tile.columns) : 0.0f;
+  Sums sums = add_up<KEEP, COMPARE>(z, max, r, reference_max, terms, tile.columns);
+  double log_sum = log_of(sums.weights);
+  tile.logps[row] = widen(z[target]) - (max + log_sum);
   if constexpr (COMPARE) {
-    float reference_max = row_max(r, tile.columns);
-    double reference_lse = log_of_sum(reference_max, add_up<false, false>(r, r, reference_max, terms, tile.columns));
-    tile.reference_logps[row] = widen(r[target]) - reference_lse;
-    // The mean of log p - log q under p.
-    tile.kl[row] = static_cast<float>(static_cast<double>(sums.above / sums.weights) - (lse - reference_lse));
+    double reference_log_sum = log_of(add_up<false, false>(r, reference_max, r, reference_max, terms, tile.columns).weights);
+    tile.reference_logps[row] = widen(r[target]) - (reference_max + reference_log_sum);
+    // The mean of log p - log q under p; without the maxima, so that little is subtracted from little.
+    tile.kl[row] = static_cast<float>(static_cast<double>(sums.above / sums.weights) - (log_sum - reference_log_sum));
   }
   if constexpr (KEEP) to_errors(z, terms, 1.0f / sums.weights, target, tile.columns);
 }
