@@ -1,6 +1,7 @@
 //! What to start, as a pure function of the options and the machine.
 
 use std::ops::Range;
+use std::path::Path;
 
 use dyad_proto::Fault;
 
@@ -23,9 +24,10 @@ impl Machine {
     }
 }
 
-/// `CUDA_VISIBLE_DEVICES` where it is set, else the kernel driver's list.
+/// `CUDA_VISIBLE_DEVICES` where it is set, else the kernel driver's list, or what some sandboxes show in its stead: the devices.
 fn visible_gpus() -> u32 {
-    let present = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count) as u32;
+    let listed = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count) as u32;
+    let present = if listed > 0 { listed } else { device_files(Path::new("/dev")) };
     match std::env::var("CUDA_VISIBLE_DEVICES") {
         Ok(list) => {
             let named =
@@ -34,6 +36,17 @@ fn visible_gpus() -> u32 {
         }
         Err(_) => present,
     }
+}
+
+/// `nvidia0`, `nvidia1` …
+fn device_files(folder: &Path) -> u32 {
+    let names = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let of_a_gpu =
+        |name: &String| name.strip_prefix("nvidia").is_some_and(|number| number.parse::<u32>().is_ok());
+    names.filter(of_a_gpu).count() as u32
 }
 
 /// One trainer process.
@@ -128,6 +141,16 @@ mod tests {
 
     const NO_GPU: Machine = Machine { cores: 8, gpus: 0 };
     const FOUR_GPUS: Machine = Machine { cores: 8, gpus: 4 };
+
+    /// Some sandboxes hide the driver's list in /proc.
+    #[test]
+    fn gpus_are_counted_by_their_device_files_too() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!((device_files(folder.path()), device_files(Path::new("/nowhere"))), (2, 0));
+    }
 
     #[test]
     fn cpu_trainers_share_the_cores() {

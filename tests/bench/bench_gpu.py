@@ -5,14 +5,17 @@
 
 Workload 2k: pairs of about 2,048 unshared tokens, 16 a step. Workload 16k: pairs of about 800 packed tokens, 20 of them in one
 micro-batch of 16,384. On the CPU both are 16 times shorter. Speed is the median over the last steps, after the profiled
-ones. TRL takes the largest micro-batch that fits. A run that does not fit is a row that says so.
+ones. TRL takes the largest micro-batch that fits. A run that does not fit is a row that says so. WORK/profiles keeps what
+Dyad's profiler said of each run.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
+import os
 import random
 import re
 import shutil
@@ -31,6 +34,7 @@ BIN = ROOT / "target/release"
 
 STEPS = 11
 """Optimizer steps of a run; Dyad's profile covers 5 to 7, speed is that of those after."""
+TRL_STEPS = 7
 MEASURED = 4
 
 
@@ -43,9 +47,13 @@ class Workload(NamedTuple):
 
 
 WORKLOADS = {
-    "2k": Workload(Pair(768, 256, 256), 16, 4096),
+    "2k": Workload(Pair(768, 256, 256), 16, 8192),
     "16k": Workload(Pair(140, 330, 330), 20, 16_384),
 }
+
+
+FRUGAL = {"activation_checkpointing": '"full"'}
+"""How little memory a run can do with: a second row of long micro-batches."""
 
 
 class Row(NamedTuple):
@@ -149,9 +157,10 @@ def kept_layers(log: str) -> float:
     return 1 - int(found[1]) / int(found[2]) if found else 0.0
 
 
-def dyad(args: argparse.Namespace, case: Path, cell: Cell) -> Row:
+def dyad(args: argparse.Namespace, case: Path, cell: Cell, extra: dict[str, str] | None = None) -> Row:
     """One run of Dyad."""
     lora, settings = cell.lora, {} if cell.lora else fitting(cell.shape.parameters(), args.memory)
+    settings |= extra or {}
     keys = {"model": "model", "training_file": "pairs.jsonl", "output_dir": "dyad", "lr_scheduler_type": "constant", "dtype": "bfloat16"}
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
     lines += f"learning_rate = 1e-6\nshuffle = false\nbatch_size = {cell.workload.batch}\nmax_steps = {STEPS}\n"
@@ -165,8 +174,11 @@ def dyad(args: argparse.Namespace, case: Path, cell: Cell) -> Row:
     except SystemExit as error:
         return unfit("Dyad", error)
     rows = [json.loads(line) for line in (case / "dyad/metrics.jsonl").read_text().splitlines()]
+    kept = args.work / "profiles" / "-".join([cell.shape_name, "lora" if lora else "full", cell.workload_name, *settings])
+    shutil.copytree(case / "dyad/profile", kept, dirs_exist_ok=True)
     report = json.loads((case / "dyad/profile/rank0.json").read_text())
     log = "".join(path.read_text() for path in (case / "dyad/logs").glob("node0-*.log"))
+    shutil.rmtree(case / "dyad/final", ignore_errors=True)  # as large as the model
     known = "reference_logps" in settings
     again = kept_layers(re.sub(r"\x1b\[[0-9;]*m", "", log))
     executed = executed_flops(cell.shape, cell.step_pairs, lora, shared=True, recomputed=again)
@@ -189,27 +201,28 @@ def sum_forward(cell: Cell) -> float:
 
 def trl(args: argparse.Namespace, case: Path, cell: Cell) -> Row:
     """TRL with the largest micro-batch that fits; activations are recomputed only if none does without."""
-    batch = cell.workload.batch
-    sizes = [size for size in (batch, batch // 2, batch // 4, 1) if size and batch % size == 0]
-    row = Row("TRL", None)
-    for again, size in [(again, size) for again in (False, True) for size in sizes]:
-        command = [args.python, str(HERE / "trl_peer_gpu.py"), "--case", str(case), "--device", args.device]
-        command += ["--batch-size", str(batch), "--micro-batch", str(size), "--steps", str(STEPS), "--threads", str(args.threads)]
-        command += (["--lora"] if cell.lora else []) + (["--recompute"] if again else [])
-        try:
-            out, peak = run(command, case, args.threads, tuned=True)
-        except SystemExit as error:
-            row = unfit("TRL", error)
-            continue
-        found = json.loads(out.strip().splitlines()[-1])
-        padded = [longest(cell.step_pairs[at : at + size]) for at in range(0, batch, size)]
-        groups = [cell.step_pairs[at : at + size] for at in range(0, batch, size)]
-        executed = sum(
-            executed_flops(cell.shape, group, cell.lora, False, to, float(again)) for group, to in zip(groups, padded, strict=True)
-        )
-        note = f"micro-batch {size}" + (", activations recomputed" if again else "")
-        return Row("TRL", statistics.median(found["seconds"][-MEASURED:]), found["peak_gib"] or peak, found["attention"], executed, None, note)
-    return row
+    batch, kept = cell.workload.batch, trl_bytes(cell)
+    if kept > args.memory * 2**30:
+        return Row("TRL", None, note=f"does not fit: {kept / 2**30:.0f} GiB of weights, gradients, moments and reference")
+    sizes = [size for size in (batch, batch // 2, batch // 4, batch // 8, 1) if size and batch % size == 0]
+    command = [args.python, str(HERE / "trl_peer_gpu.py"), "--case", str(case), "--device", args.device]
+    command += ["--batch-size", str(batch), "--steps", str(TRL_STEPS), "--threads", str(args.threads)]
+    command += ["--micro-batches", ",".join(map(str, dict.fromkeys(sizes)))] + (["--lora"] if cell.lora else [])
+    out, peak = run(command, case, args.threads, tuned=True)
+    found = json.loads(out.strip().splitlines()[-1])
+    if not found["seconds"]:
+        return Row("TRL", None, note="out of memory")
+    size, again = found["micro_batch"], found["recompute"]
+    groups = [cell.step_pairs[at : at + size] for at in range(0, batch, size)]
+    executed = sum(executed_flops(cell.shape, group, cell.lora, False, longest(group), float(again)) for group in groups)
+    note = f"micro-batch {size}" + (", activations recomputed" if again else "")
+    return Row("TRL", statistics.median(found["seconds"][-MEASURED:]), found["peak_gib"] or peak, found["attention"], executed, None, note)
+
+
+def trl_bytes(cell: Cell) -> float:
+    """What TRL keeps whatever the batch: bfloat16 weights with LoRA; else weights, gradients, two moments and the reference, all in
+    float32."""
+    return cell.shape.parameters() * (2.0 if cell.lora else 20.0)
 
 
 def longest(pairs: list[Pair]) -> int:
@@ -279,12 +292,15 @@ def measure(args: argparse.Namespace, case: Path) -> str:
     table, written = HEADER, None
     for cell in cells(args, case):
         if written != cell.shape_name:
-            write_model(case / "model", cell.shape)
+            if not (args.keep_model and (case / "model/config.json").exists()):
+                write_model(case / "model", cell.shape)
             written = cell.shape_name
         came_to = write_pairs(case / "pairs.jsonl", cell.step_pairs * STEPS, cell.shape.vocabulary)
         cell = cell._replace(step_pairs=came_to[: cell.workload.batch])
         peer = None if args.skip_trl else trl(args, case, cell)
-        for row in filter(None, [peer, dyad(args, case, cell)]):
+        runs = [{}, FRUGAL] if cell.workload_name == "16k" else [{}]
+        rows = itertools.chain([peer] if peer else [], (dyad(args, case, cell, extra) for extra in runs))
+        for row in rows:
             text = line(args, cell, row, peer)
             print(text, flush=True)
             table += text + "\n"
@@ -307,12 +323,14 @@ def main() -> None:
     parser.add_argument("--shapes", default="1.5b,8b", help=", ".join(SHAPES))
     parser.add_argument("--modes", default="lora,full")
     parser.add_argument("--workloads", default="2k,16k")
-    parser.add_argument("--threads", type=int, default=2, help="threads of a process on the CPU")
+    parser.add_argument("--threads", type=int, help="threads of a process on the CPU; default 2, beside a GPU all")
     parser.add_argument("--work", type=Path, default=ROOT / "bench-gpu-out", help="folder for weights and runs (8b: 16 GB)")
+    parser.add_argument("--keep-model", action="store_true", help="train the weights that an earlier run has left there")
     parser.add_argument("--skip-trl", action="store_true", help="measure Dyad alone")
     parser.add_argument("--record", action="store_true", help="add the table to docs/benchmarks.md")
     args = parser.parse_args()
     args.python = str(Path(args.python).absolute())
+    args.threads = args.threads or (2 if args.device == "cpu" else os.cpu_count())
     known(args.shapes, SHAPES, "shape")
     known(args.workloads, WORKLOADS, "workload")
     known(args.modes, {"lora": None, "full": None}, "mode")

@@ -12,13 +12,12 @@ use std::path::Path;
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::{Dtype, ReferenceLogps};
+use support::attention::one_call_equals_segments;
+use support::steps::{differences, pairs, share, two_steps};
 use support::{engine, new_model};
 use tch::{Device, Kind, Tensor};
-use trainer::batch::{Layout, MicroBatch, Segment};
-use trainer::engine::{Engine, Share, StepResult};
-use trainer::ext::grad;
-use trainer::model::attention::Kernel;
-use trainer::model::blocks::composed_attention;
+use trainer::batch::{Layout, MicroBatch};
+use trainer::engine::Engine;
 use trainer::model::fused::as_elsewhere;
 use trainer::profile::recorder::{self, Event};
 use trainer::transfer::READ;
@@ -43,32 +42,6 @@ fn model(dir: &Path, layers: usize) {
     new_model(dir, |options| options.layers = layers);
 }
 
-fn pairs() -> Vec<Tokenized> {
-    let pair = |n: u32, chosen: u32, rejected: u32| Tokenized {
-        prompt: (0..3 + n).map(|at| 5 + at).collect(),
-        chosen: (0..chosen).map(|at| 70 + n + at).collect(),
-        rejected: (0..rejected).map(|at| 90 + n + at).collect(),
-    };
-    vec![pair(0, 4, 7), pair(5, 1, 1), pair(9, 12, 3), pair(5, 6, 2)]
-}
-
-fn share(step: u64) -> Share {
-    let pairs = pairs();
-    Share {
-        step,
-        references: vec![None; pairs.len()],
-        global_pairs: pairs.len() as u64,
-        global_chosen_tokens: 23,
-        pairs,
-        learning_rate: 1e-3,
-    }
-}
-
-/// The same steps on both paths; what the second step finds tells whether the first learned the same.
-fn two_steps(engine: &mut Engine) -> [StepResult; 2] {
-    [1, 2].map(|step| engine.train_step(&share(step)).unwrap())
-}
-
 #[test]
 fn a_step_gives_the_same_numbers_there() {
     stand_in();
@@ -84,96 +57,16 @@ fn a_step_gives_the_same_numbers_there() {
         };
         let here = two_steps(&mut engine(dir.path(), change));
         let there = as_elsewhere(|| two_steps(&mut engine(dir.path(), change)));
-        for (here, there) in here.iter().zip(&there) {
-            let close = |name: &str, here: f64, there: f64| {
-                let worst = (here - there).abs() / here.abs().max(1.0);
-                assert!(worst < tolerance, "{dtype:?}, lora {lora}, {name}: {here} here, {there} there");
-            };
-            close("loss", here.sums.loss, there.sums.loss);
-            close("gradient norm", here.grad_norm, there.grad_norm);
-            close("chosen", here.sums.logps_chosen, there.sums.logps_chosen);
-            close("divergence", here.sums.kl, there.sums.kl);
-            assert_eq!((here.references.len(), there.references.len()), (4, 4));
-            for (here, there) in here.references.iter().zip(&there.references) {
-                close("reference", here.unwrap().rejected, there.unwrap().rejected);
-            }
-        }
+        let wrong = differences(&here, &there, tolerance);
+        assert!(wrong.is_empty(), "{dtype:?}, lora {lora}: {wrong:#?}");
     }
 }
 
-fn leaf(size: &[i64], kind: Kind) -> Tensor {
-    Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind).set_requires_grad(true)
-}
-
-/// Largest difference, relative to the largest value where that is above one: a query of one key has no gradient.
-fn difference(a: &Tensor, b: &Tensor) -> f64 {
-    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
-    ((&a - &b).abs().max() / b.abs().max().clamp_min(1.0)).double_value(&[])
-}
-
-fn segment(start: i64, prompt: i64, branches: &[i64]) -> Segment {
-    Segment { start, prompt, branches: branches.into() }
-}
-
-/// One, two and three branches, no prompt, no branch; keys shared by groups of queries; in one call a layer.
+/// In one call a layer, as GPUs do it.
 #[test]
 fn attention_in_one_call_equals_segment_by_segment() {
     stand_in();
-    tch::manual_seed(4);
-    let mixed = [
-        segment(0, 40, &[7, 50]),
-        segment(97, 5, &[1]),
-        segment(103, 3, &[2, 1, 4]),
-        segment(113, 0, &[3, 2]),
-        segment(118, 6, &[]),
-    ];
-    let plain = [segment(0, 60, &[4]), segment(64, 60, &[])];
-    let single = [segment(0, 1, &[]), segment(1, 0, &[1, 1]), segment(3, 0, &[1])];
-    for (segments, tokens) in [(&mixed[..], 124), (&plain[..], 124), (&single[..], 4)] {
-        let varlen = varlen_of(segments);
-        for (kind, kernel, tolerance) in [
-            (Kind::Float, Kernel::Efficient, 2e-6),
-            (Kind::BFloat16, Kernel::Flash, 2e-2),
-            (Kind::BFloat16, Kernel::Efficient, 2e-2),
-        ] {
-            for kv_heads in [4, 2, 1] {
-                let inputs = [
-                    leaf(&[tokens, 4, 16], kind),
-                    leaf(&[tokens, kv_heads, 16], kind),
-                    leaf(&[tokens, kv_heads, 16], kind),
-                ];
-                let [q, k, v] = &inputs;
-                let ours = varlen.attention(q, k, v, kernel).unwrap();
-                let theirs = composed_attention(q, k, v, segments);
-                assert_eq!((ours.kind(), ours.size()), (theirs.kind(), theirs.size()));
-                assert!(difference(&ours, &theirs) < tolerance, "{kernel:?} {kind:?} {kv_heads} key heads");
-                let output_grad = Tensor::randn_like(&ours);
-                let inputs: Vec<&Tensor> = inputs.iter().collect();
-                let ours = grad(&[&ours], &[&output_grad], &inputs).unwrap();
-                let theirs = grad(&[&theirs], &[&output_grad], &inputs).unwrap();
-                for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
-                    let worst = difference(ours.as_ref().unwrap(), theirs.as_ref().unwrap());
-                    assert!(
-                        worst < tolerance,
-                        "{kernel:?} {kind:?} {kv_heads} key heads, gradient {index}: {worst}"
-                    );
-                }
-            }
-        }
-    }
-}
-
-/// Lists as a micro-batch sends them.
-fn varlen_of(segments: &[Segment]) -> trainer::model::varlen::Varlen {
-    let runs = trainer::model::varlen::Runs::of(segments);
-    trainer::model::varlen::Varlen {
-        queries: Tensor::from_slice(&runs.queries),
-        keys: Tensor::from_slice(&runs.keys),
-        gather: (!runs.gather.is_empty()).then(|| Tensor::from_slice(&runs.gather)),
-        max_queries: runs.max_queries,
-        max_keys: runs.max_keys,
-        pairs: runs.pairs,
-    }
+    one_call_equals_segments(Device::Cpu, &[16]);
 }
 
 /// What a micro-batch sends in one copy comes apart as what its runs say.

@@ -6,10 +6,8 @@ mod support;
 use std::path::Path;
 
 use dyad_data::tokenize::Tokenized;
-use support::{engine, new_model};
-use tch::{Device, Kind, Tensor};
+use support::{engine, new_model, widen_vocabulary};
 use trainer::engine::{Engine, Share};
-use trainer::model::EMBEDDING;
 use trainer::profile::recorder;
 
 const VOCAB: i64 = 256_000;
@@ -23,21 +21,7 @@ fn model(dir: &Path) {
         (options.hidden_size, options.heads, options.kv_heads, options.intermediate_size) =
             (HIDDEN, 2, 2, 32);
     });
-    let out = dir.join("model");
-    let weights = out.join("model.safetensors");
-    let mut tensors = Tensor::read_safetensors(&weights).unwrap();
-    for (name, tensor) in &mut tensors {
-        if name == EMBEDDING {
-            *tensor = Tensor::randn([VOCAB, HIDDEN as i64], (Kind::Float, Device::Cpu)) * 0.02;
-        }
-    }
-    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    Tensor::write_safetensors(&named, &weights).unwrap();
-    let config = out.join("config.json");
-    let mut json: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
-    json["vocab_size"] = VOCAB.into();
-    std::fs::write(config, json.to_string()).unwrap();
+    widen_vocabulary(dir, VOCAB);
 }
 
 /// Pairs with this many completion tokens a side.

@@ -1,4 +1,4 @@
-//! NCCL through cudarc, loaded at run time, on a stream of its own.
+//! NCCL, loaded at run time, with cudarc's types, on a stream of its own.
 //!
 //! Collectives wait for libtorch's current stream by an event and the current stream waits for them by another, so that the
 //! host never blocks and reductions run beside the layers still to come. The communicator is non-blocking: creation is
@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::result::stream as driver_stream;
 use cudarc::driver::sys::CUstream;
-use cudarc::nccl::sys::{self, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t};
+use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t};
 use tch::{Device, Kind, Tensor};
 
 pub use self::library::UniqueId;
-use self::library::{checked, config, error, load_library};
+use self::library::{Api, api, checked, config, error};
 use self::stream::{Event, current_stream, driver, make_stream};
 use super::{CommError, Communicator, Pending};
 
@@ -35,6 +35,7 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Nccl {
     /// Gone after an abort. The lock keeps an abort from freeing it under a call.
     raw: Mutex<Option<Raw>>,
+    api: &'static Api,
     stream: CUstream,
     gpu: usize,
     rank: usize,
@@ -55,16 +56,16 @@ unsafe impl Sync for Nccl {}
 impl Nccl {
     /// Connects to all other ranks; blocks until they are there or the deadline passes.
     pub fn connect(id: &UniqueId, rank: usize, world_size: usize, gpu: usize) -> Result<Self, CommError> {
-        load_library()?;
+        let api = api()?;
         let stream = make_stream(gpu)?;
         let mut config = config();
         let mut raw = std::ptr::null_mut();
         // SAFETY: out-pointer and config live across the call; NCCL copies the config.
         let started = unsafe {
-            sys::ncclCommInitRankConfig(&raw mut raw, world_size as i32, id.0, rank as i32, &raw mut config)
+            (api.comm_init_rank_config)(&raw mut raw, world_size as i32, id.0, rank as i32, &raw mut config)
         };
         checked("ncclCommInitRankConfig", started)?;
-        let communicator = Self { raw: Mutex::new(Some(Raw(raw))), stream, gpu, rank, world_size };
+        let communicator = Self { raw: Mutex::new(Some(Raw(raw))), api, stream, gpu, rank, world_size };
         communicator.settle("ncclCommInitRankConfig", Instant::now() + CONNECT_TIMEOUT)?;
         Ok(communicator)
     }
@@ -76,7 +77,7 @@ impl Nccl {
             match self.with(operation, |raw| {
                 let mut state = ncclResult_t::ncclSuccess;
                 // SAFETY: the communicator is live under the lock.
-                checked(operation, unsafe { sys::ncclCommGetAsyncError(raw, &raw mut state) })?;
+                checked(operation, unsafe { (self.api.comm_get_async_error)(raw, &raw mut state) })?;
                 Ok(state)
             })? {
                 ncclResult_t::ncclInProgress if began.elapsed() < SOON => std::thread::yield_now(),
@@ -134,14 +135,14 @@ impl Communicator for Nccl {
         let buffer = Buffer::of("ncclAllReduce", tensor)?;
         // SAFETY: the buffer lives until the work is waited for (C-2); in place is allowed.
         self.start("ncclAllReduce", |raw, stream| unsafe {
-            sys::ncclAllReduce(
+            (self.api.all_reduce)(
                 buffer.data,
                 buffer.data,
                 buffer.count,
                 buffer.kind,
                 ncclRedOp_t::ncclSum,
                 raw,
-                stream.cast(),
+                stream,
             )
         })
     }
@@ -151,14 +152,14 @@ impl Communicator for Nccl {
             (Buffer::of("ncclReduceScatter", output)?, Buffer::of("ncclReduceScatter", input)?);
         // SAFETY: as in all_reduce; the input holds `world_size` times the output's elements.
         self.start("ncclReduceScatter", |raw, stream| unsafe {
-            sys::ncclReduceScatter(
+            (self.api.reduce_scatter)(
                 input.data,
                 out.data,
                 out.count,
                 out.kind,
                 ncclRedOp_t::ncclSum,
                 raw,
-                stream.cast(),
+                stream,
             )
         })
     }
@@ -167,7 +168,7 @@ impl Communicator for Nccl {
         let (out, input) = (Buffer::of("ncclAllGather", output)?, Buffer::of("ncclAllGather", input)?);
         // SAFETY: as in all_reduce; the output holds `world_size` times the input's elements.
         self.start("ncclAllGather", |raw, stream| unsafe {
-            sys::ncclAllGather(input.data, out.data, input.count, input.kind, raw, stream.cast())
+            (self.api.all_gather)(input.data, out.data, input.count, input.kind, raw, stream)
         })
     }
 
@@ -175,14 +176,14 @@ impl Communicator for Nccl {
         let buffer = Buffer::of("ncclBroadcast", tensor)?;
         // SAFETY: as in all_reduce.
         self.start("ncclBroadcast", |raw, stream| unsafe {
-            sys::ncclBroadcast(
+            (self.api.broadcast)(
                 buffer.data,
                 buffer.data,
                 buffer.count,
                 buffer.kind,
                 root as i32,
                 raw,
-                stream.cast(),
+                stream,
             )
         })
     }
@@ -198,10 +199,11 @@ impl Communicator for Nccl {
         let Some(raw) = self.raw.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         // NCCL may wait here for a kernel that waits for a dead peer; whoever aborts is about to leave, and does not.
         let (done, aborted) = mpsc::channel();
+        let comm_abort = self.api.comm_abort;
         let spawned = std::thread::Builder::new().name("nccl-abort".into()).spawn(move || {
             let Raw(raw) = { raw };
             // SAFETY: taken out under the lock, so nobody else uses it and nobody frees it again.
-            let _ = unsafe { sys::ncclCommAbort(raw) };
+            let _ = unsafe { comm_abort(raw) };
             let _ = done.send(());
         });
         if spawned.is_ok() && aborted.recv_timeout(ABORT_TIMEOUT).is_err() {

@@ -1,17 +1,21 @@
 //! Small models, and engines that train them alone.
 #![allow(dead_code, reason = "every test file takes what it needs")]
 
+pub(crate) mod attention;
+pub(crate) mod steps;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use dyad_data::new_model::{NewModelOptions, create};
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::Dtype;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 use trainer::comm::Communicator;
 use trainer::comm::gloo::{Gloo, GlooOptions, Store};
 use trainer::engine::Engine;
 use trainer::load::{Among, Parts, Sources};
+use trainer::model::EMBEDDING;
 
 /// Writes `dir/model`: a llama of one small layer, and what the caller makes of it.
 pub(crate) fn new_model(dir: &Path, change: impl FnOnce(&mut NewModelOptions)) {
@@ -37,6 +41,15 @@ pub(crate) fn new_model(dir: &Path, change: impl FnOnce(&mut NewModelOptions)) {
 
 /// Config and parts to train `dir/model` in float32, unless the caller says otherwise.
 pub(crate) fn parts(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> (RunConfig, Parts) {
+    parts_on(Device::Cpu, dir, change)
+}
+
+/// The same on a device.
+pub(crate) fn parts_on(
+    device: Device,
+    dir: &Path,
+    change: impl FnOnce(&mut RunConfig),
+) -> (RunConfig, Parts) {
     let mut config = RunConfig {
         model: dir.join("model").display().to_string(),
         output_dir: dir.display().to_string(),
@@ -45,7 +58,7 @@ pub(crate) fn parts(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> (RunConf
     };
     change(&mut config);
     let sources = Sources::resolve(&config).unwrap();
-    let parts = Parts::load(&config, &sources, Device::Cpu, Among::NOBODY).unwrap();
+    let parts = Parts::load(&config, &sources, device, Among::NOBODY).unwrap();
     (config, parts)
 }
 
@@ -59,4 +72,22 @@ pub(crate) fn engine(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> Engine 
     let alone = GlooOptions { generation: 1, interface_host: "127.0.0.1".into(), rank: 0, world_size: 1 };
     let gloo = Gloo::connect(Store::serve("127.0.0.1").unwrap(), &alone).unwrap();
     engine_of(parts(dir, change), Arc::new(gloo))
+}
+
+/// Gives `dir/model` an embedding of so many rows.
+pub(crate) fn widen_vocabulary(dir: &Path, rows: i64) {
+    let weights = dir.join("model/model.safetensors");
+    let mut tensors = Tensor::read_safetensors(&weights).unwrap();
+    for (name, tensor) in &mut tensors {
+        if name == EMBEDDING {
+            *tensor = Tensor::randn([rows, tensor.size()[1]], (Kind::Float, Device::Cpu)) * 0.02;
+        }
+    }
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    Tensor::write_safetensors(&named, &weights).unwrap();
+    let config = dir.join("model/config.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    json["vocab_size"] = rows.into();
+    std::fs::write(config, json.to_string()).unwrap();
 }

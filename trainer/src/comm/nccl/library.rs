@@ -1,8 +1,11 @@
 //! NCCL's library: found at run time, its unique id, its configuration, its errors.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::OnceLock;
 
-use cudarc::nccl::sys::{self, ncclConfig_t, ncclResult_t, ncclUniqueId};
+use cudarc::driver::sys::CUstream;
+use cudarc::nccl::sys::{ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
+use libloading::Library;
 
 use crate::comm::CommError;
 
@@ -20,10 +23,10 @@ pub struct UniqueId(pub(super) ncclUniqueId);
 impl UniqueId {
     /// A new id; rank 0 makes it.
     pub fn new() -> Result<Self, CommError> {
-        load_library()?;
+        let api = api()?;
         let mut id = ncclUniqueId { internal: [0; 128] };
         // SAFETY: writes 128 bytes.
-        checked("ncclGetUniqueId", unsafe { sys::ncclGetUniqueId(&raw mut id) })?;
+        checked("ncclGetUniqueId", unsafe { (api.get_unique_id)(&raw mut id) })?;
         Ok(Self(id))
     }
 
@@ -42,17 +45,70 @@ impl UniqueId {
     }
 }
 
-/// cudarc looks for `libnccl.so`; wheels ship `libnccl.so.2`. Loaded first, it answers to both names.
-pub(super) fn load_library() -> Result<(), CommError> {
-    // SAFETY: NCCL's initialisers touch no state of ours.
-    let library = unsafe {
-        libloading::Library::new("libnccl.so.2").or_else(|_| libloading::Library::new("libnccl.so"))
-    };
-    match library {
-        Ok(library) => {
+/// A sum or a gather from `send` to `receive`; the count is of what each rank brings or gets, whichever is less.
+type Collective<R> = unsafe extern "C" fn(
+    *const c_void,
+    *mut c_void,
+    usize,
+    ncclDataType_t,
+    R,
+    ncclComm_t,
+    CUstream,
+) -> ncclResult_t;
+
+/// NCCL's functions. cudarc has their types, but looks for `libnccl.so`, while wheels ship `libnccl.so.2` alone.
+#[derive(Debug)]
+pub(super) struct Api {
+    pub(super) get_unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> ncclResult_t,
+    pub(super) comm_init_rank_config:
+        unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut ncclConfig_t) -> ncclResult_t,
+    pub(super) comm_get_async_error: unsafe extern "C" fn(ncclComm_t, *mut ncclResult_t) -> ncclResult_t,
+    pub(super) comm_abort: unsafe extern "C" fn(ncclComm_t) -> ncclResult_t,
+    pub(super) all_reduce: Collective<ncclRedOp_t>,
+    pub(super) reduce_scatter: Collective<ncclRedOp_t>,
+    pub(super) broadcast: Collective<c_int>,
+    pub(super) all_gather: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        ncclDataType_t,
+        ncclComm_t,
+        CUstream,
+    ) -> ncclResult_t,
+    get_error_string: unsafe extern "C" fn(ncclResult_t) -> *const c_char,
+}
+
+impl Api {
+    fn load() -> Result<Self, libloading::Error> {
+        // SAFETY: NCCL's initialisers touch no state of ours; every symbol has the type that nccl.h gives it.
+        unsafe {
+            let library = Library::new("libnccl.so.2").or_else(|_| Library::new("libnccl.so"))?;
+            let api = Self {
+                get_unique_id: *library.get(b"ncclGetUniqueId")?,
+                comm_init_rank_config: *library.get(b"ncclCommInitRankConfig")?,
+                comm_get_async_error: *library.get(b"ncclCommGetAsyncError")?,
+                comm_abort: *library.get(b"ncclCommAbort")?,
+                all_reduce: *library.get(b"ncclAllReduce")?,
+                reduce_scatter: *library.get(b"ncclReduceScatter")?,
+                broadcast: *library.get(b"ncclBroadcast")?,
+                all_gather: *library.get(b"ncclAllGather")?,
+                get_error_string: *library.get(b"ncclGetErrorString")?,
+            };
+            // Never unloaded: the functions are there for the life of the process.
             std::mem::forget(library);
-            Ok(())
+            Ok(api)
         }
+    }
+}
+
+/// NCCL, loaded by the first who asks.
+pub(super) fn api() -> Result<&'static Api, CommError> {
+    static API: OnceLock<Api> = OnceLock::new();
+    if let Some(api) = API.get() {
+        return Ok(api);
+    }
+    match Api::load() {
+        Ok(api) => Ok(API.get_or_init(|| api)),
         Err(reason) => {
             Err(error("loading NCCL", format!("{reason}; install it with deploy/install-libtorch.sh --cuda")))
         }
@@ -88,7 +144,7 @@ pub(super) fn checked(operation: &'static str, result: ncclResult_t) -> Result<(
         ncclResult_t::ncclSuccess | ncclResult_t::ncclInProgress => Ok(()),
         failed => {
             // SAFETY: NCCL hands out a static string.
-            let text = unsafe { CStr::from_ptr(sys::ncclGetErrorString(failed)) };
+            let text = unsafe { CStr::from_ptr((api()?.get_error_string)(failed)) };
             Err(error(operation, text.to_string_lossy().into_owned()))
         }
     }

@@ -1,0 +1,267 @@
+//! What needs a GPU: `make test-gpu`. Ignored elsewhere, but for finding NCCL. `communicator.rs` has NCCL's collectives,
+//! `elsewhere.rs` what can be shown of this path without a GPU.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+#![expect(unsafe_code, reason = "loads a library")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dyad_data::tokenize::Tokenized;
+use dyad_proto::RunConfig;
+use dyad_proto::run_config::{ActivationCheckpointing, Dtype, Optim, ReferenceLogps};
+use support::attention::one_call_equals_segments;
+use support::steps::{differences, share, two_steps};
+use support::{engine, engine_of, new_model, parts_on, widen_vocabulary};
+use tch::{Device, Kind, Tensor};
+use trainer::comm::nccl::{Nccl, UniqueId};
+use trainer::engine::{Engine, Share};
+use trainer::ext::grad;
+use trainer::head::tile;
+use trainer::model::blocks::rms_norm;
+use trainer::model::fused::rotate_half;
+use trainer::profile::recorder::{self, Event};
+use trainer::transfer::READ;
+
+fn gpu() -> Device {
+    trainer::device::open("cuda:0").unwrap()
+}
+
+/// NCCL where `make cuda` or `make test` has put it.
+fn shipped_nccl() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let python = std::fs::read_dir(root.join(".venv/parity/lib")).into_iter().flatten();
+    let python = python.filter_map(|entry| Some(entry.ok()?.path().join("site-packages")));
+    let found = [root.join(".libtorch")]
+        .into_iter()
+        .chain(python)
+        .map(|packages| packages.join("nvidia/nccl/lib/libnccl.so.2"));
+    found
+        .into_iter()
+        .find(|library| library.exists())
+        .expect("no libnccl.so.2: run `make test` or `make cuda`")
+}
+
+/// There is no `libnccl.so` beside it, and making an id asks for no GPU.
+#[test]
+fn nccl_is_found_by_the_name_that_wheels_ship() {
+    // SAFETY: NCCL's initialisers touch no state of ours.
+    let library = unsafe { libloading::Library::new(shipped_nccl()) }.unwrap();
+    std::mem::forget(library);
+    let id = UniqueId::new().unwrap().to_bytes();
+    assert!(id.len() == 128 && id.iter().any(|&byte| byte != 0), "{id:?}");
+}
+
+#[test]
+#[ignore = "needs a GPU: make test-gpu"]
+fn attention_in_one_call_equals_segment_by_segment() {
+    one_call_equals_segments(gpu(), &[16, 64, 128]);
+}
+
+/// An engine on the GPU, alone with NCCL.
+fn engine_there(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> Engine {
+    let device = gpu();
+    let alone = Nccl::connect(&UniqueId::new().unwrap(), 0, 1, 0).unwrap();
+    engine_of(parts_on(device, dir, change), Arc::new(alone))
+}
+
+/// Every way of keeping weights, states and activations.
+#[test]
+#[ignore = "needs a GPU: make test-gpu"]
+fn a_step_gives_the_same_numbers_there() {
+    let dir = tempfile::tempdir().unwrap();
+    new_model(dir.path(), |options| options.layers = 2);
+    type Change = fn(&mut RunConfig);
+    // Float32 sums in another order; bfloat16 keeps eight bits of everything.
+    let cases: [(&str, f64, Change); 8] = [
+        ("float32", 1e-4, |_| {}),
+        ("float32, LoRA", 1e-4, |config| config.lora = true),
+        ("float32, recomputed", 1e-4, |config| {
+            config.activation_checkpointing = ActivationCheckpointing::Full
+        }),
+        ("bfloat16", 3e-2, |config| config.dtype = Dtype::Bfloat16),
+        ("bfloat16, LoRA", 3e-2, |config| (config.dtype, config.lora) = (Dtype::Bfloat16, true)),
+        ("bfloat16, 8-bit moments", 3e-2, |config| {
+            (config.dtype, config.optim) = (Dtype::Bfloat16, Optim::Adamw8bit)
+        }),
+        ("bfloat16, optimizer on the host", 3e-2, |config| {
+            (config.dtype, config.offload_optimizer) = (Dtype::Bfloat16, true);
+        }),
+        ("bfloat16, reference on the host", 3e-2, |config| {
+            (config.dtype, config.offload_reference) = (Dtype::Bfloat16, true);
+        }),
+    ];
+    let mut wrong = Vec::new();
+    for (name, tolerance, change) in cases {
+        let change = |config: &mut RunConfig| {
+            (config.dtype, config.micro_batch_tokens) = (Dtype::Float32, 40);
+            config.reference_logps = ReferenceLogps::Cache;
+            change(config);
+        };
+        let here = two_steps(&mut engine(dir.path(), change));
+        let there = two_steps(&mut engine_there(dir.path(), change));
+        println!("{name}: loss {} here, {} there", here[1].sums.loss, there[1].sums.loss);
+        wrong.extend(differences(&here, &there, tolerance).into_iter().map(|what| format!("{name}: {what}")));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+fn random(size: &[i64], kind: Kind) -> Tensor {
+    Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind)
+}
+
+/// Relative to the largest value.
+fn difference(there: &Tensor, here: &Tensor) -> f64 {
+    let (there, here) = (there.to_device(Device::Cpu).to_kind(Kind::Double), here.to_kind(Kind::Double));
+    ((there - &here).abs().max() / here.abs().max()).double_value(&[])
+}
+
+/// Output and gradients of a function there, against the same in float64 here.
+fn equal_there(name: &str, inputs: &[Tensor], tolerance: f64, function: impl Fn(&[Tensor]) -> Tensor) {
+    let on = |device, kind| -> Vec<Tensor> {
+        inputs.iter().map(|x| x.to_device(device).to_kind(kind).detach().set_requires_grad(true)).collect()
+    };
+    let (there, here) = (on(gpu(), inputs[0].kind()), on(Device::Cpu, Kind::Double));
+    let (ours, exact) = (function(&there), function(&here));
+    assert!(difference(&ours, &exact) < tolerance, "{name}: {}", difference(&ours, &exact));
+    let output_grad = random(&ours.size(), ours.kind());
+    let back = |output: &Tensor, inputs: &[Tensor]| {
+        let output_grad = output_grad.to_device(output.device()).to_kind(output.kind());
+        grad(&[output], &[&output_grad], &inputs.iter().collect::<Vec<_>>()).unwrap()
+    };
+    for (index, (ours, exact)) in back(&ours, &there).iter().zip(back(&exact, &here)).enumerate() {
+        let (Some(ours), Some(exact)) = (ours, exact) else { continue };
+        let worst = difference(ours, &exact);
+        assert!(worst < tolerance, "{name}, gradient {index}: {worst}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: make test-gpu"]
+fn work_between_products_equals_its_definition() {
+    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)] {
+        let norm = |x: &[Tensor]| match x[0].kind() {
+            Kind::Double => {
+                &x[0] * (x[0].square().mean_dim(-1i64, true, Kind::Double) + 1e-5).rsqrt() * &x[1]
+            }
+            _ => rms_norm(&x[0], &x[1], 1e-5),
+        };
+        equal_there("norm", &[random(&[37, 256], kind), random(&[256], kind)], tolerance, norm);
+        let angles = random(&[9, 1, 64], kind);
+        let rotation = |x: &[Tensor]| {
+            let angles = angles.to_device(x[0].device()).to_kind(x[0].kind());
+            rotate_half(&x[0], &angles, &(&angles * 0.5))
+        };
+        equal_there("rotation", &[random(&[9, 4, 64], kind)], tolerance, rotation);
+    }
+}
+
+/// Log-probabilities, divergence and errors of a tile of logits.
+#[test]
+#[ignore = "needs a GPU: make test-gpu"]
+fn the_head_scores_there_as_here() {
+    let device = gpu();
+    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
+        let (policy, reference) = (random(&[19, 1003], kind) * 4.0, random(&[19, 1003], kind) * 4.0);
+        let targets = Tensor::randint(1003, [19], (Kind::Int64, Device::Cpu));
+        let here =
+            tile::score(policy.to_kind(Kind::Float), Some(reference.to_kind(Kind::Float)), &targets, true);
+        let there = tile::score(
+            policy.to_device(device),
+            Some(reference.to_device(device)),
+            &targets.to_device(device),
+            true,
+        );
+        let close = |name: &str, there: &Tensor, here: &Tensor| {
+            let worst = difference(there, here);
+            assert!(worst < tolerance, "{kind:?} {name}: {worst}");
+        };
+        close("log-probabilities", &there.logps, &here.logps);
+        close("reference's", &there.reference_logps.unwrap(), &here.reference_logps.unwrap());
+        close("divergence", &there.kl, &here.kl);
+        close("errors", &there.errors.unwrap(), &here.errors.unwrap());
+    }
+}
+
+/// One test, because the profiler is one for the process: the second step, with all that the GPU did.
+#[test]
+#[ignore = "needs a GPU: make test-gpu"]
+fn a_step_takes_flash_attention_and_waits_once() {
+    let dir = tempfile::tempdir().unwrap();
+    new_model(dir.path(), |options| options.layers = 2);
+    for lora in [false, true] {
+        let mut engine =
+            engine_there(dir.path(), |config| (config.dtype, config.lora) = (Dtype::Bfloat16, lora));
+        engine.train_step(&share(1)).unwrap();
+        recorder::start(true, false).unwrap();
+        engine.train_step(&share(2)).unwrap();
+        let events = recorder::stop(None).unwrap();
+        let kernels = names(events.iter().filter(|event| event.on_device));
+        println!("lora {lora}: {} kernels\n{kernels:#?}", kernels.values().sum::<usize>());
+        let count = |part: &str| {
+            kernels.iter().filter(|(name, _)| name.contains(part)).map(|(_, count)| count).sum::<usize>()
+        };
+        assert!(
+            count("flash_fwd") >= 4 && count("flash_bwd") >= 2,
+            "policy and reference forward, policy back"
+        );
+        waits_once(&events);
+    }
+}
+
+fn names<'a>(events: impl Iterator<Item = &'a Event>) -> BTreeMap<&'a str, usize> {
+    let mut counts = BTreeMap::new();
+    events.for_each(|event| *counts.entry(event.name.as_str()).or_default() += 1);
+    counts
+}
+
+/// The host waits for the GPU where the step's report is read, and nowhere else.
+fn waits_once(events: &[Event]) {
+    let read = events.iter().find(|event| event.is_span && event.name == READ).unwrap();
+    let step = events.iter().find(|event| event.is_span && event.name == "step").unwrap();
+    let within = |event: &Event, outer: &Event| {
+        (outer.start_ns..outer.start_ns + outer.duration_ns).contains(&event.start_ns)
+    };
+    let waits: Vec<&Event> = events
+        .iter()
+        .filter(|event| event.name.contains("Synchronize") && !event.on_device && within(event, step))
+        .collect();
+    assert!(
+        !waits.is_empty(),
+        "the recording has no call that waits, not even the one that reads the report"
+    );
+    let elsewhere: Vec<&&Event> = waits.iter().filter(|event| !within(event, read)).collect();
+    assert!(elsewhere.is_empty(), "{elsewhere:#?}");
+}
+
+/// Logits of two pairs of 300 completion tokens a side would take 586 MiB in float32.
+#[test]
+#[ignore = "needs a GPU: make test-gpu"]
+fn memory_does_not_grow_by_tokens_times_vocabulary() {
+    let dir = tempfile::tempdir().unwrap();
+    new_model(dir.path(), |options| {
+        (options.hidden_size, options.heads, options.kv_heads, options.intermediate_size) = (64, 2, 2, 64);
+    });
+    widen_vocabulary(dir.path(), 256_000);
+    let mut peaks = Vec::new();
+    for length in [75, 150] {
+        let mut engine =
+            engine_there(dir.path(), |config| (config.lora, config.dtype) = (true, Dtype::Bfloat16));
+        let pair = |n: u32| Tokenized {
+            prompt: vec![5, 6, n],
+            chosen: (0..length).map(|at| 7 + at % 200).collect(),
+            rejected: (0..length).map(|at| 8 + at % 150).collect(),
+        };
+        let step = Share { pairs: (10..12).map(pair).collect(), references: vec![None; 2], ..share(1) };
+        recorder::start(true, true).unwrap();
+        engine.train_step(&step).unwrap();
+        let events = recorder::stop(None).unwrap();
+        peaks.push(
+            events.iter().filter(|event| event.name == "[memory]").map(|event| event.bytes).max().unwrap(),
+        );
+    }
+    println!("largest allocations: {peaks:?}");
+    assert!(peaks.iter().all(|&bytes| bytes <= 96 << 20), "{peaks:?}");
+}
