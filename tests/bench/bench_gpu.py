@@ -4,8 +4,8 @@
     bench_gpu.py --device cpu --shapes tiny        # the script itself, without a GPU
 
 Workload 2k: pairs of about 2,048 unshared tokens, 16 a step. Workload 16k: pairs of about 800 packed tokens, 20 of them in one
-micro-batch of 16,384. On the CPU both are 16 times shorter. Speed is the median over the last steps, after the profiled
-ones. TRL takes the largest micro-batch that fits. A run that does not fit is a row that says so. WORK/profiles keeps what
+micro-batch of 16,384. On the CPU both are 16 times shorter. Speed is the median over steps that are
+neither the first nor profiled. TRL takes the largest micro-batch that fits. A run that does not fit is a row that says so. WORK/profiles keeps what
 Dyad's profiler said of each run.
 """
 
@@ -32,10 +32,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BIN = ROOT / "target/release"
 
-STEPS = 11
-"""Optimizer steps of a run; Dyad's profile covers 5 to 7, speed is that of those after."""
-TRL_STEPS = 7
-MEASURED = 4
+STEPS = 9
+"""Optimizer steps of a run of Dyad, whose profile covers 5 to 7; speed is that of the others but the first."""
+MEASURED = [2, 3, 4, 8, 9]
+TRL_STEPS = 6
 
 
 class Workload(NamedTuple):
@@ -188,7 +188,7 @@ def dyad(args: argparse.Namespace, case: Path, cell: Cell, extra: dict[str, str]
     rate, step = report["roofline"]["flops_per_second"], report["summary"]["step_seconds"]
     flops = sum(row["flops"] for row in report["summary"]["classes"])
     return Row(
-        "Dyad", statistics.median(row["step_seconds"] for row in rows[-MEASURED:]),
+        "Dyad", statistics.median(rows[step - 1]["step_seconds"] for step in MEASURED),
         max(row["peak_memory_bytes"] for row in rows) / 2**30, kernel[1].split(",")[0] if kernel else "", executed,
         flops / rate / step, ", ".join(f"{key} = {value}" for key, value in settings.items()),
     )
@@ -216,7 +216,7 @@ def trl(args: argparse.Namespace, case: Path, cell: Cell) -> Row:
     groups = [cell.step_pairs[at : at + size] for at in range(0, batch, size)]
     executed = sum(executed_flops(cell.shape, group, cell.lora, False, longest(group), float(again)) for group in groups)
     note = f"micro-batch {size}" + (", activations recomputed" if again else "")
-    return Row("TRL", statistics.median(found["seconds"][-MEASURED:]), found["peak_gib"] or peak, found["attention"], executed, None, note)
+    return Row("TRL", statistics.median(found["seconds"][1:]), found["peak_gib"] or peak, found["attention"], executed, None, note)
 
 
 def trl_bytes(cell: Cell) -> float:

@@ -42,9 +42,4 @@ dyad_error dyad_rotate_half(at::Tensor* x, at::Tensor* cos, at::Tensor* sin, at:
   return guarded([&] { *y = new at::Tensor(Rotation::apply(*x, *cos, *sin)); });
 }
 
-// `y += scale x wᵀ` in one launch.
-dyad_error dyad_add_product(at::Tensor* y, at::Tensor* x, at::Tensor* w, double scale) {
-  return guarded([&] { y->addmm_(*x, w->t(), 1.0, scale); });
-}
-
 }  // extern "C"

@@ -2,6 +2,7 @@
 #include "bridge.h"
 
 #include <ATen/record_function.h>
+#include <kineto/ActivityType.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 
 namespace profiler = torch::profiler::impl;
@@ -47,6 +48,8 @@ dyad_error dyad_profile_stop(const char* path, dyad_event_sink sink, void* conte
     auto result = torch::autograd::profiler::disableProfiler();
     if (path != nullptr) result->save(path);
     for (const auto& event : result->events()) {
+      // What a span did on the accelerator, repeated as an event that covers its kernels.
+      if (event.activityType() == static_cast<uint8_t>(libkineto::ActivityType::GPU_USER_ANNOTATION)) continue;
       std::vector<int64_t> shapes;
       for (const auto& shape : event.shapes()) {
         shapes.push_back(static_cast<int64_t>(shape.size()));

@@ -22,6 +22,7 @@ pub fn open(name: &str) -> Result<Device, Fault> {
         return Err(Fault::input(format!("device {name} does not exist: {count} CUDA devices are visible"))
             .hint("check nvidia-smi and CUDA_VISIBLE_DEVICES"));
     }
+    crate::gpu::prepare(index);
     Ok(Device::Cuda(index))
 }
 

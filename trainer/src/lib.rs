@@ -21,6 +21,7 @@ pub mod feed;
 pub mod flat;
 pub mod gate;
 pub mod generate;
+pub mod gpu;
 pub mod head;
 pub mod layout;
 pub mod load;

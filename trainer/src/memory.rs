@@ -4,6 +4,7 @@ use dyad_proto::run_config::ActivationCheckpointing;
 use tch::Device;
 
 use crate::ext::cuda_free_bytes;
+use crate::gpu;
 use crate::model::ModelConfig;
 use crate::model::weights::Place;
 
@@ -11,8 +12,10 @@ use crate::model::weights::Place;
 const SHARE: f64 = 0.8;
 /// Tiles of logits.
 const HEAD_BYTES: u64 = 384 << 20;
+/// The same on a GPU.
+const GPU_HEAD_BYTES: u64 = 1 << 30;
 
-/// Bytes that one layer keeps, and needs for a moment.
+/// Bytes that one layer keeps, and needs for a moment; and what the head needs once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerBytes {
     /// Everything between the layer's input and output, with its input.
@@ -21,6 +24,8 @@ pub struct LayerBytes {
     pub input: u64,
     /// Gradients at the widest moment of its backward pass.
     pub transient: u64,
+    /// Tiles of logits.
+    pub head: u64,
 }
 
 impl LayerBytes {
@@ -32,10 +37,14 @@ impl LayerBytes {
         let key = (config.num_key_value_heads * config.head_dim) as u64;
         // Both norms' input and output; queries and attention's output; keys and values; gate, up and their product.
         let fused = 4 * hidden + 2 * query + 2 * key + 3 * ffn;
-        // Elsewhere than on the CPU SwiGLUs keep silu(gate) as well, and attention keys and values that were copied.
-        let values = if place.device.is_cuda() { fused + ffn + 2 * key } else { fused };
+        // On a GPU attention keeps keys and values that were copied, and a SwiGLU without our kernel silu(gate) as well.
+        let composed = if gpu::serves_kind(place.kind) { 0 } else { ffn };
+        let (values, head) = match place.device.is_cuda() {
+            true => (fused + composed + 2 * key, GPU_HEAD_BYTES),
+            false => (fused, HEAD_BYTES),
+        };
         let token = tokens * place.kind.elt_size_in_bytes() as u64;
-        Self { kept: token * values, input: token * hidden, transient: token * 4 * ffn }
+        Self { kept: token * values, input: token * hidden, transient: token * 4 * ffn, head }
     }
 }
 
@@ -55,7 +64,7 @@ pub fn kept_layers(
         (ActivationCheckpointing::Auto, Some(free)) => {
             let budget = (free as f64 * SHARE) as u64;
             // One layer is always whole: the one whose backward pass runs.
-            let fixed = HEAD_BYTES + layers as u64 * layer.input + layer.kept + layer.transient;
+            let fixed = layer.head + layers as u64 * layer.input + layer.kept + layer.transient;
             let room = budget.saturating_sub(fixed);
             let more = (layer.kept - layer.input).max(1);
             layers.min((room / more) as usize)
@@ -99,7 +108,7 @@ pub fn ranks_here(world_size: usize) -> u64 {
 mod tests {
     use super::*;
 
-    const LAYER: LayerBytes = LayerBytes { kept: 100 << 20, input: 10 << 20, transient: 0 };
+    const LAYER: LayerBytes = LayerBytes { kept: 100 << 20, input: 10 << 20, transient: 0, head: HEAD_BYTES };
 
     #[test]
     fn auto_keeps_what_fits() {

@@ -1,5 +1,5 @@
 //! What GPUs run, run here: the path of other devices with plain CPU kernels (`ext/stand_in.cpp`) behind the operators that
-//! libtorch has on CUDA alone. Shows which operators are called, with which arguments, how often, and that the numbers are
+//! libtorch has on CUDA alone, and our own GPU kernels compiled for the host (`ext/kernels_host.cpp`). Shows which operators are called, with which arguments, how often, and that the numbers are
 //! those of the CPU path. It does not show that CUDA's own kernels work.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 #![expect(unsafe_code, reason = "a foreign function of the bridge")]
@@ -24,6 +24,7 @@ use trainer::transfer::READ;
 
 unsafe extern "C" {
     fn dyad_stand_in_kernels() -> *mut c_char;
+    fn dyad_host_kernels();
 }
 
 fn stand_in() {
@@ -34,6 +35,8 @@ fn stand_in() {
         // SAFETY: as above.
         let text = |message| unsafe { std::ffi::CStr::from_ptr(message) }.to_string_lossy().into_owned();
         assert!(message.is_null(), "{}", text(message));
+        // SAFETY: nothing is computed yet.
+        unsafe { dyad_host_kernels() };
     });
 }
 

@@ -54,6 +54,16 @@ fn nccl_is_found_by_the_name_that_wheels_ship() {
     assert!(id.len() == 128 && id.iter().any(|&byte| byte != 0), "{id:?}");
 }
 
+/// Without a GPU: whether NVRTC takes them.
+#[test]
+fn kernels_compile_for_the_first_generation_that_they_serve() {
+    let packages = shipped_nccl().ancestors().nth(3).unwrap().join("cu13/lib/libnvrtc.so.13");
+    // SAFETY: NVRTC's initialisers touch no state of ours.
+    std::mem::forget(unsafe { libloading::Library::new(packages) }.unwrap());
+    let kernels = trainer::gpu::compile().unwrap().to_src();
+    assert!(kernels.contains("gpu_head") && kernels.contains(".target sm_80"), "{kernels}");
+}
+
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn attention_in_one_call_equals_segment_by_segment() {
@@ -236,7 +246,7 @@ fn waits_once(events: &[Event]) {
     assert!(elsewhere.is_empty(), "{elsewhere:#?}");
 }
 
-/// Logits of two pairs of 300 completion tokens a side would take 586 MiB in float32.
+/// Logits of two pairs of 600 completion tokens a side would take 1.1 GiB in bfloat16.
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn memory_does_not_grow_by_tokens_times_vocabulary() {
@@ -246,7 +256,7 @@ fn memory_does_not_grow_by_tokens_times_vocabulary() {
     });
     widen_vocabulary(dir.path(), 256_000);
     let mut peaks = Vec::new();
-    for length in [75, 150] {
+    for length in [300, 600] {
         let mut engine =
             engine_there(dir.path(), |config| (config.lora, config.dtype) = (true, Dtype::Bfloat16));
         let pair = |n: u32| Tokenized {
@@ -263,5 +273,5 @@ fn memory_does_not_grow_by_tokens_times_vocabulary() {
         );
     }
     println!("largest allocations: {peaks:?}");
-    assert!(peaks.iter().all(|&bytes| bytes <= 96 << 20), "{peaks:?}");
+    assert!(peaks.iter().all(|&bytes| bytes <= 256 << 20), "{peaks:?}");
 }

@@ -14,8 +14,10 @@ use crate::batch::MicroBatch;
 use crate::loss::{Objective, STATISTICS, score};
 use crate::model::product;
 
-/// Most bytes of one tile of logits. Two of them live at once, on a GPU up to four.
+/// Most bytes of one tile of logits. Two of them live at once, where no kernel serves up to four.
 const TILE_BYTES: i64 = 96 << 20;
+/// The same on a GPU, which wants a thousand rows of a large vocabulary to keep busy.
+const GPU_TILE_BYTES: i64 = 256 << 20;
 
 /// One model's side of the head: normed rows and the projection.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +122,8 @@ pub fn score_batch(
 fn tile_rows(weight: &Tensor) -> i64 {
     // Fused kernels work on logits as they come; the composed ones widen them first.
     let width = if tile::serves_logits_of(weight) { weight.kind().elt_size_in_bytes() as i64 } else { 4 };
-    (TILE_BYTES / (width * weight.size()[0])).max(1)
+    let bytes = if weight.device().is_cuda() { GPU_TILE_BYTES } else { TILE_BYTES };
+    (bytes / (width * weight.size()[0])).max(1)
 }
 
 /// Runs of whole pairs of at most `tile_rows` rows; a longer pair stands alone.

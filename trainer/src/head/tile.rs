@@ -1,14 +1,24 @@
-//! What the head does with one tile of logits. Fused on the CPU, composed elsewhere.
+//! What the head does with one tile of logits: by a kernel on the CPU and on GPUs, composed elsewhere.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::ext::{RawError, check};
-use crate::model::fused::serves;
+use crate::gpu;
+use crate::model::fused::{elsewhere, serves};
 
 unsafe extern "C" {
     fn dyad_head_score(
+        policy: *const C_tensor,
+        reference: *const C_tensor,
+        targets: *const C_tensor,
+        logps: *const C_tensor,
+        reference_logps: *const C_tensor,
+        kl: *const C_tensor,
+        keep: bool,
+    ) -> RawError;
+    fn dyad_gpu_head_score(
         policy: *const C_tensor,
         reference: *const C_tensor,
         targets: *const C_tensor,
@@ -22,7 +32,7 @@ unsafe extern "C" {
 /// Whether logits of this projection are worked on as they come, in the precision of the passes.
 #[must_use]
 pub fn serves_logits_of(weight: &Tensor) -> bool {
-    serves(&[weight])
+    serves(&[weight]) || gpu::serves_logits_of(weight)
 }
 
 /// What one tile of logits says.
@@ -43,7 +53,7 @@ pub struct TileScore {
 #[must_use]
 pub fn score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep: bool) -> TileScore {
     let all: Vec<&Tensor> = [&policy].into_iter().chain(&reference).collect();
-    if serves(&all) {
+    if serves(&all) || gpu::serves(&all, gpu::VECTOR) {
         fused_score(policy, reference, targets, keep)
     } else {
         composed_score(policy, reference, targets, keep)
@@ -60,10 +70,11 @@ fn fused_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep
         Some((logits, logps, kl)) => (logits.as_ptr(), logps.as_ptr(), kl.as_ptr()),
         None => (null, null, null),
     };
+    let kernel = if elsewhere(policy.device()) { dyad_gpu_head_score } else { dyad_head_score };
     // SAFETY: live, contiguous tensors of the kinds and sizes that the bridge asks for; the three of the reference are null
     // together.
     let scored = unsafe {
-        check(dyad_head_score(
+        check(kernel(
             policy.as_ptr(),
             logits.cast(),
             targets.as_ptr(),
@@ -87,7 +98,7 @@ fn composed_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, k
     let at_targets = |log_probabilities: &Tensor| {
         log_probabilities.gather(1, &targets, false).squeeze_dim(1).to_kind(Kind::Double)
     };
-    let mut log_p = log_probabilities(&policy);
+    let mut log_p = policy.log_softmax(-1, Kind::Float);
     drop(policy);
     let logps = at_targets(&log_p);
     let mut kl = Tensor::zeros([], (Kind::Double, logps.device()));
@@ -96,7 +107,7 @@ fn composed_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, k
     }
     let mut p = log_p.exp();
     let reference_logps = reference.map(|logits| {
-        let log_q = log_probabilities(&logits);
+        let log_q = logits.log_softmax(-1, Kind::Float);
         let logps = at_targets(&log_q);
         log_p -= &log_q;
         kl += log_p.view([-1]).dot(&p.view([-1])).to_kind(Kind::Double);
@@ -105,14 +116,6 @@ fn composed_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, k
     let errors =
         keep.then(|| p.scatter_add_(1, &targets, &Tensor::full_like(&targets, -1).to_kind(p.kind())));
     TileScore { logps, reference_logps, kl, errors }
-}
-
-fn log_probabilities(logits: &Tensor) -> Tensor {
-    // A copy in float32, or the logits themselves, which nobody needs again.
-    let mut wide = logits.to_kind(Kind::Float);
-    let normaliser = wide.logsumexp(-1i64, true);
-    wide -= &normaliser;
-    wide
 }
 
 /// A refusal is a bug of the caller's, as with tch's own operators.

@@ -10,6 +10,7 @@ use super::config::{ModelConfig, RopeScaling};
 use super::varlen::Varlen;
 use super::{fused, product};
 use crate::batch::Segment;
+use crate::gpu;
 use crate::transfer::upload;
 
 /// A low-rank update `scale * B(A(x))` beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685).
@@ -46,13 +47,31 @@ impl Linear {
 
     /// `[tokens, in]` -> `[tokens, out]`.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        let [y] = Self::forward_all([self], x, pass);
+        y
+    }
+
+    /// Layers of one input: `[tokens, in]` -> `[tokens, out]` each.
+    pub fn forward_all<const N: usize>(layers: [&Self; N], x: &Tensor, pass: &Pass<'_>) -> [Tensor; N] {
+        match fused::elsewhere(x.device()) && !layers.iter().any(|layer| layer.drops(pass)) {
+            true => fused::linears(x, layers),
+            false => layers.map(|layer| layer.composed(x, pass)),
+        }
+    }
+
+    /// Whether the adapter sees another input than the layer.
+    fn drops(&self, pass: &Pass<'_>) -> bool {
+        pass.training && self.adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0)
+    }
+
+    fn composed(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let y = product::project(x, &self.weight, self.bias.as_ref());
         let Some(adapter) = &self.adapter else { return y };
-        let low_rank = match pass.training && adapter.dropout > 0.0 {
+        let low_rank = match self.drops(pass) {
             true => product::project(&x.dropout(adapter.dropout, true), &adapter.a, None),
             false => product::project(x, &adapter.a, None),
         };
-        product::add_project(y, &low_rank, &adapter.b, adapter.scale)
+        y + product::project(&(low_rank * adapter.scale), &adapter.b, None)
     }
 }
 
@@ -98,8 +117,11 @@ impl Rotary {
 
     /// Rotates `[tokens, heads, head_dim]`.
     fn apply(&self, x: &Tensor) -> Tensor {
-        let kernel = if self.signed { fused::rotate_half } else { fused::rotate };
-        kernel(x, &self.cos, &self.sin)
+        if !self.signed {
+            return fused::rotate(x, &self.cos, &self.sin);
+        }
+        let rotated = gpu::rotate(x, &self.cos, &self.sin);
+        rotated.unwrap_or_else(|| fused::rotate_half(x, &self.cos, &self.sin))
     }
 
     #[cfg(test)]
@@ -181,9 +203,10 @@ impl Attention {
     /// `[tokens, hidden]` -> `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let split = |projected: Tensor, heads: i64| projected.view([-1, heads, self.head_dim]);
-        let q = pass.rotary.apply(&split(self.q_proj.forward(x, pass), self.heads));
-        let k = pass.rotary.apply(&split(self.k_proj.forward(x, pass), self.kv_heads));
-        let v = split(self.v_proj.forward(x, pass), self.kv_heads);
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, pass);
+        let q = pass.rotary.apply(&split(q, self.heads));
+        let k = pass.rotary.apply(&split(k, self.kv_heads));
+        let v = split(v, self.kv_heads);
         let context = segmented_attention(&q, &k, &v, pass);
         self.o_proj.forward(&context.reshape([-1, self.heads * self.head_dim]), pass)
     }
@@ -238,7 +261,10 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
 
 /// `silu(gate) * up`.
 fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
-    if fused::serves(&[gate, up]) { fused::swiglu(gate, up) } else { gate.silu() * up }
+    if fused::serves(&[gate, up]) {
+        return fused::swiglu(gate, up);
+    }
+    gpu::swiglu(gate, up).unwrap_or_else(|| gate.silu() * up)
 }
 
 /// `down(silu(gate(x)) * up(x))`.
@@ -255,8 +281,8 @@ pub struct Mlp {
 impl Mlp {
     /// `[tokens, hidden]` -> `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let gated = swiglu(&self.gate_proj.forward(x, pass), &self.up_proj.forward(x, pass));
-        self.down_proj.forward(&gated, pass)
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, pass);
+        self.down_proj.forward(&swiglu(&gate, &up), pass)
     }
 }
 

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
+use super::blocks::Linear;
 use crate::batch::Segment;
 use crate::ext::{RawError, TorchError, check};
 
@@ -31,7 +32,12 @@ unsafe extern "C" {
         sin: *const C_tensor,
         y: *mut *mut C_tensor,
     ) -> RawError;
-    fn dyad_add_product(y: *const C_tensor, x: *const C_tensor, w: *const C_tensor, scale: f64) -> RawError;
+    fn dyad_linears(
+        x: *const C_tensor,
+        linears: *const RawLinear,
+        count: usize,
+        ys: *mut *mut C_tensor,
+    ) -> RawError;
     fn dyad_accumulate(total: *const C_tensor, part: *const C_tensor) -> RawError;
     fn dyad_segmented_attention(
         query: *const C_tensor,
@@ -41,6 +47,16 @@ unsafe extern "C" {
         count: usize,
         out: *mut *mut C_tensor,
     ) -> RawError;
+}
+
+/// A linear layer as the bridge sees it; null where there is no bias, or no adapter.
+#[repr(C)]
+struct RawLinear {
+    weight: *const C_tensor,
+    bias: *const C_tensor,
+    a: *const C_tensor,
+    b: *const C_tensor,
+    scale: f64,
 }
 
 thread_local! {
@@ -70,7 +86,7 @@ pub fn serves(tensors: &[&Tensor]) -> bool {
 }
 
 /// The new tensor that a kernel made. A refusal is a bug of the caller's, as with tch's own operators.
-pub(super) fn made(kernel: impl FnOnce(*mut *mut C_tensor) -> RawError) -> Tensor {
+pub(crate) fn made(kernel: impl FnOnce(*mut *mut C_tensor) -> RawError) -> Tensor {
     let mut raw = std::ptr::null_mut();
     if let Err(error) = check(kernel(&raw mut raw)) {
         panic!("fused kernel: {error}");
@@ -100,12 +116,26 @@ pub fn rotate_half(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     made(|out| unsafe { dyad_rotate_half(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
 }
 
-/// `y += scale x wᵀ`, on any device, in one launch; `y` is changed through every handle to it.
-pub fn add_product(y: &Tensor, x: &Tensor, w: &Tensor, scale: f64) {
-    // SAFETY: three live tensors; the operator checks sizes.
-    if let Err(error) = check(unsafe { dyad_add_product(y.as_ptr(), x.as_ptr(), w.as_ptr(), scale) }) {
-        panic!("adding a product: {error}");
+/// Linear layers of one input `[tokens, in]`, adapters included, on any device: `[tokens, out]` each.
+pub fn linears<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> [Tensor; N] {
+    let raw = layers.map(|layer| {
+        let pointer = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), |tensor| tensor.as_ptr());
+        let adapter = layer.adapter.as_ref();
+        RawLinear {
+            weight: layer.weight.as_ptr(),
+            bias: pointer(layer.bias.as_ref()),
+            a: pointer(adapter.map(|adapter| &adapter.a)),
+            b: pointer(adapter.map(|adapter| &adapter.b)),
+            scale: adapter.map_or(0.0, |adapter| adapter.scale),
+        }
+    });
+    let mut ys = [std::ptr::null_mut(); N];
+    // SAFETY: live tensors, null where they may be missing, and a place for each result; the operators check sizes.
+    if let Err(error) = check(unsafe { dyad_linears(x.as_ptr(), raw.as_ptr(), N, ys.as_mut_ptr()) }) {
+        panic!("linear layers: {error}");
     }
+    // SAFETY: on success the bridge has left fresh tensors that we own.
+    ys.map(|y| unsafe { Tensor::from_ptr(y) })
 }
 
 /// `silu(gate) * up`.

@@ -5,7 +5,7 @@
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-use super::fused::{accumulate, add_product, elsewhere, made};
+use super::fused::{accumulate, elsewhere, made};
 use crate::ext::{RawError, check};
 
 unsafe extern "C" {
@@ -50,15 +50,6 @@ pub fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     // SAFETY: live tensors of matching sizes and of a kind that is served, one of them perhaps absent, and a place for the
     // result.
     made(|out| unsafe { dyad_project(x.as_ptr(), weight.as_ptr(), bias, out) })
-}
-
-/// `y + scale x wᵀ` with its derivative; `y` is not to be used again.
-pub fn add_project(y: Tensor, x: &Tensor, weight: &Tensor, scale: f64) -> Tensor {
-    if serves(&[x, weight]) {
-        return y + project(&(x * scale), weight, None);
-    }
-    add_product(&y, x, weight, scale);
-    y
 }
 
 /// `a b`, without a derivative: `[rows, terms]` and `[terms, columns]` to `[rows, columns]`.

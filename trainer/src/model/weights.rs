@@ -114,7 +114,14 @@ impl Weights {
 
     /// A tensor in the precision and on the device it will live in.
     pub fn load(&self, name: &str, shape: &[i64], place: Place) -> Result<Tensor, Fault> {
-        Ok(self.tensor(name, shape)?.to_device(place.device).to_kind(place.kind))
+        let stored = match (&self.source, &self.digest) {
+            // Straight from the file's pages: no copy on the host that is only copied again.
+            (Source::Files(files), None) if place.device.is_cuda() && self.contains(name) => {
+                files.sent(name, shape, place.device)?
+            }
+            _ => self.tensor(name, shape)?.to_device(place.device),
+        };
+        Ok(stored.to_kind(place.kind))
     }
 }
 
@@ -141,6 +148,21 @@ impl Files {
 
     fn path(&self, name: &str) -> &Path {
         self.index.get(name).map_or(Path::new(""), |&file| &self.files[file].0)
+    }
+
+    /// A tensor on another device, in its stored precision.
+    #[expect(unsafe_code, reason = "a tensor over mapped memory")]
+    fn sent(&self, name: &str, shape: &[i64], device: Device) -> Result<Tensor, Fault> {
+        let (bytes, found, kind) = self.view(name)?;
+        check_shape(name, self.path(name), &found, shape)?;
+        let mut strides = vec![1; found.len()];
+        for axis in (1..found.len()).rev() {
+            strides[axis - 1] = strides[axis] * found[axis];
+        }
+        // SAFETY: the map outlives the tensor, which is only read, and is read before the copy returns; safetensors has checked
+        // that there are as many bytes as the shape wants.
+        let mapped = unsafe { Tensor::from_blob(bytes.as_ptr(), &found, &strides, kind, Device::Cpu) };
+        Ok(mapped.to_device(device))
     }
 
     /// Bytes, shape and precision of a tensor that is there.
