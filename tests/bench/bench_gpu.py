@@ -4,16 +4,15 @@
     bench_gpu.py --device cpu --shapes tiny        # the script itself, without a GPU
 
 Workload 2k: pairs of about 2,048 unshared tokens, 16 a step. Workload 16k: pairs of about 800 packed tokens, 20 of them in one
-micro-batch of 16,384. On the CPU both are 16 times shorter. Speed is the median over steps that are
-neither the first nor profiled. TRL takes the largest micro-batch that fits. A run that does not fit is a row that says so. WORK/profiles keeps what
-Dyad's profiler said of each run.
+micro-batch of 16,384, once more with all activations recomputed. On the CPU both are 16 times shorter. Speed is the median over
+steps that are neither the first nor profiled. TRL takes the largest micro-batch that fits. A run that does not fit is a row that
+says so. WORK/profiles keeps what Dyad's profiler said of each run.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
 import os
 import random
@@ -35,7 +34,7 @@ BIN = ROOT / "target/release"
 STEPS = 9
 """Optimizer steps of a run of Dyad, whose profile covers 5 to 7; speed is that of the others but the first."""
 MEASURED = [2, 3, 4, 8, 9]
-TRL_STEPS = 6
+TRL_STEPS = 5
 
 
 class Workload(NamedTuple):
@@ -297,14 +296,21 @@ def measure(args: argparse.Namespace, case: Path) -> str:
             written = cell.shape_name
         came_to = write_pairs(case / "pairs.jsonl", cell.step_pairs * STEPS, cell.shape.vocabulary)
         cell = cell._replace(step_pairs=came_to[: cell.workload.batch])
-        peer = None if args.skip_trl else trl(args, case, cell)
         runs = [{}, FRUGAL] if cell.workload_name == "16k" else [{}]
-        rows = itertools.chain([peer] if peer else [], (dyad(args, case, cell, extra) for extra in runs))
-        for row in rows:
+        rows = [told(cell, dyad(args, case, cell, extra)) for extra in runs]
+        peer = None if args.skip_trl else told(cell, trl(args, case, cell))
+        for row in filter(None, [peer, *rows]):
             text = line(args, cell, row, peer)
             print(text, flush=True)
             table += text + "\n"
     return table
+
+
+def told(cell: Cell, row: Row) -> Row:
+    """Says at once what the table says when the peer is done as well."""
+    speed = f"{cell.workload.batch / row.seconds:.2f} pairs/s" if row.seconds else row.note
+    print(f"{cell.shape_name} {'LoRA' if cell.lora else 'full'} {cell.workload_name}, {row.name}: {speed}", file=sys.stderr, flush=True)
+    return row
 
 
 def known(names: str, among: dict[str, object], what: str) -> str:

@@ -15,6 +15,11 @@ dyad_error dyad_cuda_current_stream(int device, void** stream) {
   });
 }
 
+// A copy of a host tensor in memory that the device reads by itself.
+dyad_error dyad_pinned(at::Tensor* host, at::Tensor** pinned) {
+  return guarded([&] { *pinned = new at::Tensor(host->pin_memory()); });
+}
+
 // Bytes of a CUDA device that nobody holds, and those that libtorch keeps for reuse.
 dyad_error dyad_cuda_free_bytes(int device, int64_t* bytes) {
   return guarded([&] {

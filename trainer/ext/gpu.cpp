@@ -1,9 +1,11 @@
 // Calls of the kernels in kernels.cu, with their derivatives. Kernels come as the driver's handles, so that nothing here links
 // CUDA; they run on libtorch's current stream.
 #include "bridge.h"
+#include "gpu.h"
 
 #include <array>
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -20,7 +22,7 @@ namespace {
 using Launch = int (*)(void* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                        unsigned block_z, unsigned shared_bytes, void* stream, void** arguments, void** extra);
 
-enum Kernel { kSwiglu, kSwigluBackward, kRotate, kHead, kKernels };
+enum Kernel { kSwiglu, kSwigluBackward, kRotate, kHead, kFold, kKernels };
 
 Launch launch = nullptr;
 std::array<void*, kKernels> kernels{};
@@ -96,6 +98,23 @@ struct Rotate : public Function<Rotate> {
 };
 
 }  // namespace
+
+namespace dyad {
+
+bool folds(const at::Tensor& gradient) {
+  return launch != nullptr && gradient.scalar_type() == at::kBFloat16 && gradient.size(2) % kVector == 0;
+}
+
+at::Tensor fold(const at::Tensor& copies, const at::Tensor& starts, const at::Tensor& places, int64_t rows) {
+  RECORD_FUNCTION("dyad::fold", seen({copies}));
+  auto x = copies.contiguous(), y = at::empty({rows, x.size(1), x.size(2)}, x.options());
+  auto count = static_cast<long long>(y.numel() / kVector);
+  spread(kFold, count, x.device(), memory(x), memory(starts), memory(places), memory(y), count,
+         static_cast<int>(x.size(1) * x.size(2) / kVector));
+  return y;
+}
+
+}  // namespace dyad
 
 extern "C" {
 

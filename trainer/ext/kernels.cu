@@ -78,6 +78,25 @@ extern "C" __global__ void gpu_rotate(const Eight* x, const Eight* cosines, cons
   y[left + half] = yb;
 }
 
+// Each row of `y` is the sum of those rows of `x` that were copied from it: `places[starts[row]]` and so on. `count` eights in all,
+// `eights` a row.
+extern "C" __global__ void gpu_fold(const Eight* x, const int* starts, const int* places, Eight* y, long long count, int eights) {
+  long long at = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
+  if (at >= count) return;
+  long long row = at / eights, column = at % eights;
+  float sums[8] = {};
+  for (int place = starts[row]; place < starts[row + 1]; ++place) {
+    Eight copy = x[static_cast<long long>(places[place]) * eights + column];
+    for (int k = 0; k < 4; ++k) {
+      sums[2 * k] += first(copy.pairs[k]);
+      sums[2 * k + 1] += second(copy.pairs[k]);
+    }
+  }
+  Eight total;
+  for (int k = 0; k < 4; ++k) total.pairs[k] = narrow(sums[2 * k], sums[2 * k + 1]);
+  y[at] = total;
+}
+
 // A block has so many threads at most, and a multiple of 32.
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
 

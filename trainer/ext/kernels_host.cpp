@@ -123,7 +123,7 @@ void dyad_gpu_kernels(void* launcher, void* const* handles);
 // Puts the kernels in place, for the rest of the process.
 void dyad_host_kernels() {
   void* handles[] = {handle(body<gpu_swiglu>), handle(body<gpu_swiglu_backward>), handle(body<gpu_rotate>),
-                     handle(body<gpu_head>)};
+                     handle(body<gpu_head>), handle(body<gpu_fold>)};
   dyad_gpu_kernels(reinterpret_cast<void*>(launch_here), handles);
 }
 

@@ -1,10 +1,14 @@
 // Linear layers of one input on devices other than the CPU, with their adapters: one node of autograd's graph for all of them.
-// Products add to what is there, forward and back, so that no pass over memory only adds.
+// Products add to what is there, forward and back, so that no pass over memory only adds; adapters come first, because a large
+// product hides what it reads and a narrow one does not.
 #include "bridge.h"
+#include "sinks.h"
 
 #include <vector>
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -13,6 +17,22 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
+
+namespace dyad {
+
+// Whether a product of such factors can be added to a float32 sum in one go: a kernel of CUDA's alone.
+bool adds_wide(const at::Tensor& sum, const at::Tensor& factor) {
+  return sum.is_cuda() && sum.scalar_type() == at::kFloat && sum.is_contiguous() && factor.scalar_type() == at::kBFloat16;
+}
+
+// `sum += aᵀ b`.
+void add_wide(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
+  at::NoGradGuard no_grad;
+  auto out = sum;
+  at::addmm_out(out, sum, a.t(), b, at::kFloat);
+}
+
+}  // namespace dyad
 
 extern "C" {
 
@@ -41,14 +61,16 @@ struct Linears : public Function<Linears> {
     saved.insert(saved.end(), tensors.begin(), tensors.end());
     for (size_t i = 0; i < places.size(); ++i) {
       auto [weight, bias, a] = places[i];
-      auto y = at::linear(x, tensors[weight], bias < 0 ? std::nullopt : std::make_optional(tensors[bias]));
-      at::Tensor low;
-      if (a >= 0) {
-        low = at::mm(x, tensors[a].t()).mul_(scales[i]);
-        y.addmm_(low, tensors[a + 1].t());
+      auto shift = bias < 0 ? std::nullopt : std::make_optional(tensors[bias]);
+      if (a < 0) {
+        saved.emplace_back();
+        outputs.push_back(at::linear(x, tensors[weight], shift));
+        continue;
       }
+      auto low = at::mm(x, tensors[a].t()).mul_(scales[i]), up = tensors[a + 1].t();
+      auto y = shift ? at::addmm(*shift, low, up) : at::mm(low, up);
       saved.push_back(low);
-      outputs.push_back(y);
+      outputs.push_back(y.addmm_(x, tensors[weight].t()));
     }
     context->save_for_backward(std::move(saved));
     context->saved_data["places"] = flat(places);
@@ -70,14 +92,15 @@ struct Linears : public Function<Linears> {
       if (!gradients[i].defined()) continue;
       auto [weight, bias, a] = places[i];
       auto dy = gradients[i].contiguous();
-      if (wanted(weight)) found[1 + weight] = at::mm(dy.t(), x);
+      if (wanted(weight)) found[1 + weight] = weight_gradient(dy, x, tensor(weight));
       if (bias >= 0 && wanted(bias)) found[1 + bias] = dy.sum(0);
+      if (a >= 0) {
+        auto low = at::mm(dy, tensor(a + 1)).mul_(scales[i]);
+        if (wanted(a)) found[1 + a] = weight_gradient(low, x, tensor(a));
+        if (wanted(a + 1)) found[2 + a] = weight_gradient(dy, saved[1 + count + i], tensor(a + 1));
+        if (context->needs_input_grad(0)) add(found[0], low, tensor(a));
+      }
       if (context->needs_input_grad(0)) add(found[0], dy, tensor(weight));
-      if (a < 0) continue;
-      auto low = at::mm(dy, tensor(a + 1)).mul_(scales[i]);
-      if (wanted(a)) found[1 + a] = at::mm(low.t(), x);
-      if (wanted(a + 1)) found[2 + a] = at::mm(dy.t(), saved[1 + count + i]);
-      if (context->needs_input_grad(0)) add(found[0], low, tensor(a));
     }
     return found;
   }
@@ -85,6 +108,14 @@ struct Linears : public Function<Linears> {
  private:
   static void add(at::Tensor& sum, const at::Tensor& left, const at::Tensor& right) {
     sum = sum.defined() ? sum.addmm_(left, right) : at::mm(left, right);
+  }
+
+  // Into the gradient that a step adds up, in float32, where the caller names one and the device's product can.
+  static Variable weight_gradient(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight) {
+    const at::Tensor* sink = dyad::Sinks::of(weight);
+    if (sink == nullptr || !dyad::adds_wide(*sink, dy)) return at::mm(dy.t(), x);
+    dyad::add_wide(*sink, dy, x);
+    return Variable();
   }
 
   static std::vector<int64_t> flat(const std::vector<Place>& places) {
@@ -103,6 +134,14 @@ struct Linears : public Function<Linears> {
 }  // namespace
 
 extern "C" {
+
+// `sum += aᵀ b` in float32, of bfloat16 on a CUDA device; says whether it did.
+dyad_error dyad_add_outer_wide(at::Tensor* sum, at::Tensor* a, at::Tensor* b, bool* done) {
+  return guarded([&] {
+    *done = dyad::adds_wide(*sum, *a);
+    if (*done) dyad::add_wide(*sum, *a, *b);
+  });
+}
 
 // `[tokens, in]` to one `[tokens, out]` a layer: new tensors, owned by the caller.
 dyad_error dyad_linears(at::Tensor* x, const dyad_linear* linears, size_t count, at::Tensor** ys) {

@@ -1,6 +1,7 @@
 // Where a backward pass adds the gradients of weights, instead of handing them out.
 #pragma once
 
+#include <atomic>
 #include <unordered_map>
 
 #include <ATen/core/Tensor.h>
@@ -8,21 +9,29 @@
 namespace dyad {
 
 // Names float32 gradients for the backward pass that this thread runs while this lives. On the CPU a backward pass runs on the
-// thread that asks for it.
+// thread that asks for it; on a GPU on one of autograd's own, which serves one such pass at a time.
 class Sinks {
  public:
   Sinks() { current() = this; }
-  ~Sinks() { current() = nullptr; }
+  ~Sinks() {
+    current() = nullptr;
+    const Sinks* self = this;
+    on_device().compare_exchange_strong(self, nullptr);
+  }
   Sinks(const Sinks&) = delete;
   Sinks& operator=(const Sinks&) = delete;
 
-  void add(const at::Tensor& weight, const at::Tensor& gradient) { gradients_.emplace(weight.data_ptr(), gradient); }
+  void add(const at::Tensor& weight, const at::Tensor& gradient) {
+    gradients_.emplace(weight.data_ptr(), gradient);
+    if (weight.is_cuda()) on_device() = this;
+  }
 
   // Null where the gradient is to be handed out.
   static const at::Tensor* of(const at::Tensor& weight) {
-    if (current() == nullptr) return nullptr;
-    auto found = current()->gradients_.find(weight.data_ptr());
-    return found == current()->gradients_.end() ? nullptr : &found->second;
+    const Sinks* sinks = weight.is_cuda() ? on_device().load() : current();
+    if (sinks == nullptr) return nullptr;
+    auto found = sinks->gradients_.find(weight.data_ptr());
+    return found == sinks->gradients_.end() ? nullptr : &found->second;
   }
 
  private:
@@ -30,6 +39,11 @@ class Sinks {
 
   static Sinks*& current() {
     thread_local Sinks* sinks = nullptr;
+    return sinks;
+  }
+
+  static std::atomic<const Sinks*>& on_device() {
+    static std::atomic<const Sinks*> sinks = nullptr;
     return sinks;
   }
 };

@@ -2,6 +2,7 @@
 // last query sees its last key, and each query before it one key less (FlashAttention-2's bottom-right causal mask). Only the
 // dispatcher's operators are called, so that nothing here links CUDA.
 #include "bridge.h"
+#include "gpu.h"
 
 #include <limits>
 #include <tuple>
@@ -24,11 +25,14 @@ using torch::autograd::variable_list;
 extern "C" {
 
 // Where runs begin: `queries` and `keys` are int32 `[runs + 1]`, from 0 to the number of queries and of keys. `gather` names
-// the row of each key, int64; null where keys are the rows as they come.
+// the row of each key, int64; null where keys are the rows as they come. The way back: row `r` has become the keys that `places`
+// names from `starts[r]` on, both int32.
 struct dyad_runs {
   at::Tensor* queries;
   at::Tensor* keys;
   at::Tensor* gather;
+  at::Tensor* starts;
+  at::Tensor* places;
   int64_t max_queries;
   int64_t max_keys;
   // Pairs of a query and a key that see each other.
@@ -73,23 +77,28 @@ at::Tensor batched(const at::Tensor& x, int64_t group) {
   return x.unsqueeze(2).expand({x.size(0), x.size(1), group, x.size(2)}).reshape({1, x.size(0), x.size(1) * group, x.size(2)});
 }
 
+// How rows were copied, and back.
+struct Copies {
+  at::Tensor rows, starts, places;
+};
+
 // Gradients of copied heads add up, and those of gathered rows.
-at::Tensor returned(at::Tensor gradient, const at::Tensor& rows, const Shape& shape) {
+at::Tensor returned(at::Tensor gradient, const Copies& copies, const Shape& shape) {
   if (shape.kernel == kEfficient) {
     gradient = gradient.squeeze(0);
     if (shape.group > 1)
       gradient = gradient.view({gradient.size(0), gradient.size(1) / shape.group, shape.group, gradient.size(2)}).sum(2);
   }
-  if (!rows.defined()) return gradient;
-  return at::zeros({shape.rows, gradient.size(1), gradient.size(2)}, gradient.options()).index_add_(0, rows, gradient);
+  if (!copies.rows.defined()) return gradient;
+  if (dyad::folds(gradient)) return dyad::fold(gradient, copies.starts, copies.places, shape.rows);
+  return at::zeros({shape.rows, gradient.size(1), gradient.size(2)}, gradient.options()).index_add_(0, copies.rows, gradient);
 }
 
 struct VarlenAttention : public Function<VarlenAttention> {
   static Variable forward(AutogradContext* context, const Variable& query, const Variable& key, const Variable& value,
-                          const Variable& queries, const Variable& keys, const std::optional<at::Tensor>& gather,
-                          Shape shape) {
+                          const Variable& queries, const Variable& keys, const Copies& copies, Shape shape) {
     Mark mark(shape, "forward", 1.0);
-    auto rows = gather.value_or(at::Tensor());
+    const auto& rows = copies.rows;
     auto q = query.contiguous(), k = gathered(key, rows), v = gathered(value, rows);
     at::Tensor out, lse, first, second;
     if (shape.kernel == kFlash) {
@@ -102,7 +111,7 @@ struct VarlenAttention : public Function<VarlenAttention> {
           q, k, v, /*bias=*/std::nullopt, queries, keys, shape.query_bound(), shape.key_bound(), /*dropout_p=*/0.0,
           kCausalFromBottomRight, /*compute_log_sumexp=*/true);
     }
-    context->save_for_backward({q, k, v, out, lse, first, second, queries, keys, rows});
+    context->save_for_backward({q, k, v, out, lse, first, second, queries, keys, rows, copies.starts, copies.places});
     context->saved_data["shape"] =
         std::vector<int64_t>{shape.kernel, shape.max_queries, shape.max_keys, shape.rows, shape.group};
     context->saved_data["flops"] = shape.flops;
@@ -114,7 +123,8 @@ struct VarlenAttention : public Function<VarlenAttention> {
     Shape shape{kept[0], kept[1], kept[2], kept[3], kept[4], context->saved_data["flops"].toDouble()};
     Mark mark(shape, "backward", 2.5);
     auto saved = context->get_saved_variables();
-    const auto &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &lse = saved[4], &rows = saved[9];
+    const auto &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &lse = saved[4];
+    Copies copies{saved[9], saved[10], saved[11]};
     auto gradient = gradients[0].contiguous();
     at::Tensor dq, dk, dv;
     if (shape.kernel == kFlash) {
@@ -128,7 +138,7 @@ struct VarlenAttention : public Function<VarlenAttention> {
           /*bias_requires_grad=*/false);
       dq = dq.squeeze(0);
     }
-    return {dq, returned(dk, rows, shape), returned(dv, rows, shape), Variable(), Variable(), Variable(), Variable()};
+    return {dq, returned(dk, copies, shape), returned(dv, copies, shape), Variable(), Variable(), Variable(), Variable()};
   }
 };
 
@@ -144,9 +154,9 @@ dyad_error dyad_varlen_attention(at::Tensor* query, at::Tensor* key, at::Tensor*
     TORCH_CHECK(query->size(1) % key->size(1) == 0, "query heads must be a multiple of key heads");
     Shape shape{kernel, runs->max_queries, runs->max_keys, key->size(0), query->size(1) / key->size(1),
                 4.0 * runs->pairs * static_cast<double>(query->size(1) * query->size(2))};
-    // Autograd takes no undefined tensor among its inputs.
-    auto rows = runs->gather == nullptr ? std::nullopt : std::make_optional(*runs->gather);
-    *out = new at::Tensor(VarlenAttention::apply(*query, *key, *value, *runs->queries, *runs->keys, rows, shape));
+    Copies copies;
+    if (runs->gather != nullptr) copies = {*runs->gather, *runs->starts, *runs->places};
+    *out = new at::Tensor(VarlenAttention::apply(*query, *key, *value, *runs->queries, *runs->keys, copies, shape));
   });
 }
 

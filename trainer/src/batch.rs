@@ -15,7 +15,7 @@ use tch::{Device, Tensor};
 
 use crate::model::blocks::Rotary;
 use crate::model::fused::elsewhere;
-use crate::model::varlen::{Runs, Varlen};
+use crate::model::varlen::{Gathered, Runs, Varlen};
 use crate::transfer::{Pack, narrow_view};
 
 /// A run of packed tokens that attends only to itself: a prompt, then branches that each continue the prompt.
@@ -219,6 +219,9 @@ fn upload(lists: [Vec<i64>; 5], runs: Option<Runs>, device: Device) -> ([Tensor;
         pack.add_narrow(&runs.queries);
         pack.add_narrow(&runs.keys);
         pack.add(runs.gather.iter().copied());
+        let copies = runs.copies();
+        pack.add_narrow(&copies.starts);
+        pack.add_narrow(&copies.places);
     }
     let mut sent = pack.upload(device).into_iter();
     let mut next = || sent.next().unwrap_or_default();
@@ -226,12 +229,18 @@ fn upload(lists: [Vec<i64>; 5], runs: Option<Runs>, device: Device) -> ([Tensor;
     let varlen = runs.map(|runs| Varlen {
         queries: narrow_view(&next(), runs.queries.len()),
         keys: narrow_view(&next(), runs.keys.len()),
-        gather: Some(next()).filter(|_| !runs.gather.is_empty()),
+        gathered: gathered(&runs, [next(), next(), next()]),
         max_queries: runs.max_queries,
         max_keys: runs.max_keys,
         pairs: runs.pairs,
     });
     (lists, varlen)
+}
+
+fn gathered(runs: &Runs, [rows, starts, places]: [Tensor; 3]) -> Option<Gathered> {
+    let (keys, queries) = (runs.gather.len(), runs.queries.last().map_or(0, |&rows| rows as usize));
+    let lists = || (narrow_view(&starts, queries + 1), narrow_view(&places, keys));
+    (keys > 0).then(lists).map(|(starts, places)| Gathered { rows, starts, places })
 }
 
 /// Packed tokens that one pair takes in a layout.

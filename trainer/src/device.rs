@@ -6,7 +6,8 @@ use dyad_proto::Fault;
 use dyad_proto::run_config::Dtype;
 use tch::{Cuda, Device, Kind};
 
-/// Turns `cpu` or `cuda:N` into a device that works, loading libtorch's CUDA back end when it is asked for.
+/// Turns `cpu` or `cuda:N` into a device that works, loading libtorch's CUDA back end when it is asked for: before anything is
+/// computed, because libtorch looks for that back end once.
 pub fn open(name: &str) -> Result<Device, Fault> {
     if name == "cpu" {
         return Ok(Device::Cpu);

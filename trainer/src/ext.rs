@@ -54,6 +54,7 @@ unsafe extern "C" {
     fn dyad_storage_bare(like: *const C_tensor, length: i64, tensor: *mut *mut C_tensor) -> RawError;
     fn dyad_storage_release(tensor: *const C_tensor) -> RawError;
     fn dyad_storage_allocate(tensor: *const C_tensor) -> RawError;
+    fn dyad_pinned(host: *const C_tensor, pinned: *mut *mut C_tensor) -> RawError;
     fn dyad_cuda_free_bytes(device: c_int, bytes: *mut i64) -> RawError;
     fn dyad_cuda_current_stream(device: c_int, stream: *mut *mut c_void) -> RawError;
     fn dyad_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> RawError;
@@ -283,6 +284,16 @@ pub fn cuda_current_stream(device: usize) -> Result<*mut c_void, TorchError> {
     // SAFETY: writes one pointer.
     unsafe { check(dyad_cuda_current_stream(device as c_int, &raw mut stream))? };
     Ok(stream)
+}
+
+/// A copy of a host tensor in memory that a GPU reads by itself. tch's own call names a device, which libtorch deprecates aloud.
+pub fn pinned(host: &Tensor) -> Result<Tensor, TorchError> {
+    let mut raw = std::ptr::null_mut();
+    // SAFETY: a live tensor, and a place for the result, which is fresh and ours on success.
+    unsafe {
+        check(dyad_pinned(host.as_ptr(), &raw mut raw))?;
+        Ok(Tensor::from_ptr(raw))
+    }
 }
 
 /// Most bytes that libtorch has held for tensors on a CUDA device.

@@ -18,7 +18,7 @@ use crate::model::fused::{elsewhere, made};
 
 const SOURCE: &str = include_str!("../ext/kernels.cu");
 /// In the order of `Kernel` in `ext/gpu.cpp`.
-const NAMES: [&str; 4] = ["gpu_swiglu", "gpu_swiglu_backward", "gpu_rotate", "gpu_head"];
+const NAMES: [&str; 5] = ["gpu_swiglu", "gpu_swiglu_backward", "gpu_rotate", "gpu_head", "gpu_fold"];
 /// The first generation with bfloat16; the driver translates for later ones.
 const GENERATION: (&str, (i32, i32)) = ("compute_80", (8, 0));
 /// Values that a thread reads at once: last axes are multiples.

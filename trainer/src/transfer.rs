@@ -5,6 +5,7 @@
 
 use tch::{Device, Tensor, kind::Element};
 
+use crate::ext::pinned;
 use crate::profile::recorder::Span;
 
 /// Part of a step in which the host waits for the device.
@@ -18,7 +19,8 @@ pub fn upload<T: Element>(values: &[T], device: Device) -> Tensor {
         return host.to_device(device);
     }
     let kind = host.kind();
-    host.pin_memory(device).to_device_(device, kind, true, false)
+    // Without pinned memory to be had the copy is as right, and waits.
+    pinned(&host).unwrap_or(host).to_device_(device, kind, true, false)
 }
 
 /// Values of a tensor, inside a step.

@@ -19,13 +19,15 @@ use tch::{Device, Kind, Tensor};
 use trainer::comm::nccl::{Nccl, UniqueId};
 use trainer::engine::{Engine, Share};
 use trainer::ext::grad;
+use trainer::gpu;
 use trainer::head::tile;
 use trainer::model::blocks::rms_norm;
 use trainer::model::fused::rotate_half;
 use trainer::profile::recorder::{self, Event};
 use trainer::transfer::READ;
 
-fn gpu() -> Device {
+/// To be called before anything else: libtorch looks for CUDA once, when it first has something to compute.
+fn device() -> Device {
     trainer::device::open("cuda:0").unwrap()
 }
 
@@ -67,12 +69,12 @@ fn kernels_compile_for_the_first_generation_that_they_serve() {
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn attention_in_one_call_equals_segment_by_segment() {
-    one_call_equals_segments(gpu(), &[16, 64, 128]);
+    one_call_equals_segments(device(), &[16, 64, 128]);
 }
 
 /// An engine on the GPU, alone with NCCL.
 fn engine_there(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> Engine {
-    let device = gpu();
+    let device = self::device();
     let alone = Nccl::connect(&UniqueId::new().unwrap(), 0, 1, 0).unwrap();
     engine_of(parts_on(device, dir, change), Arc::new(alone))
 }
@@ -81,6 +83,7 @@ fn engine_there(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> Engine {
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn a_step_gives_the_same_numbers_there() {
+    device();
     let dir = tempfile::tempdir().unwrap();
     new_model(dir.path(), |options| options.layers = 2);
     type Change = fn(&mut RunConfig);
@@ -133,7 +136,7 @@ fn equal_there(name: &str, inputs: &[Tensor], tolerance: f64, function: impl Fn(
     let on = |device, kind| -> Vec<Tensor> {
         inputs.iter().map(|x| x.to_device(device).to_kind(kind).detach().set_requires_grad(true)).collect()
     };
-    let (there, here) = (on(gpu(), inputs[0].kind()), on(Device::Cpu, Kind::Double));
+    let (there, here) = (on(device(), inputs[0].kind()), on(Device::Cpu, Kind::Double));
     let (ours, exact) = (function(&there), function(&here));
     assert!(difference(&ours, &exact) < tolerance, "{name}: {}", difference(&ours, &exact));
     let output_grad = random(&ours.size(), ours.kind());
@@ -151,6 +154,7 @@ fn equal_there(name: &str, inputs: &[Tensor], tolerance: f64, function: impl Fn(
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn work_between_products_equals_its_definition() {
+    device();
     for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)] {
         let norm = |x: &[Tensor]| match x[0].kind() {
             Kind::Double => {
@@ -165,6 +169,15 @@ fn work_between_products_equals_its_definition() {
             rotate_half(&x[0], &angles, &(&angles * 0.5))
         };
         equal_there("rotation", &[random(&[9, 4, 64], kind)], tolerance, rotation);
+        let own_rotation = |x: &[Tensor]| {
+            let angles = angles.to_device(x[0].device()).to_kind(x[0].kind());
+            let half = &angles * 0.5;
+            gpu::rotate(&x[0], &angles, &half).unwrap_or_else(|| rotate_half(&x[0], &angles, &half))
+        };
+        equal_there("own rotation", &[random(&[9, 4, 64], kind)], tolerance, own_rotation);
+        let swiglu = |x: &[Tensor]| gpu::swiglu(&x[0], &x[1]).unwrap_or_else(|| x[0].silu() * &x[1]);
+        equal_there("SwiGLU", &[random(&[37, 256], kind), random(&[37, 256], kind)], tolerance, swiglu);
+        assert_eq!(gpu::serves_kind(kind), kind == Kind::BFloat16);
     }
 }
 
@@ -172,10 +185,10 @@ fn work_between_products_equals_its_definition() {
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn the_head_scores_there_as_here() {
-    let device = gpu();
+    let device = self::device();
     for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
-        let (policy, reference) = (random(&[19, 1003], kind) * 4.0, random(&[19, 1003], kind) * 4.0);
-        let targets = Tensor::randint(1003, [19], (Kind::Int64, Device::Cpu));
+        let (policy, reference) = (random(&[19, 1008], kind) * 4.0, random(&[19, 1008], kind) * 4.0);
+        let targets = Tensor::randint(1008, [19], (Kind::Int64, Device::Cpu));
         let here =
             tile::score(policy.to_kind(Kind::Float), Some(reference.to_kind(Kind::Float)), &targets, true);
         let there = tile::score(
@@ -199,6 +212,7 @@ fn the_head_scores_there_as_here() {
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn a_step_takes_flash_attention_and_waits_once() {
+    device();
     let dir = tempfile::tempdir().unwrap();
     new_model(dir.path(), |options| options.layers = 2);
     for lora in [false, true] {
@@ -250,6 +264,7 @@ fn waits_once(events: &[Event]) {
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn memory_does_not_grow_by_tokens_times_vocabulary() {
+    device();
     let dir = tempfile::tempdir().unwrap();
     new_model(dir.path(), |options| {
         (options.hidden_size, options.heads, options.kv_heads, options.intermediate_size) = (64, 2, 2, 64);

@@ -17,6 +17,12 @@ unsafe extern "C" {
         y: *mut *mut C_tensor,
     ) -> RawError;
     fn dyad_product(a: *const C_tensor, b: *const C_tensor, y: *mut *mut C_tensor) -> RawError;
+    fn dyad_add_outer_wide(
+        sum: *const C_tensor,
+        a: *const C_tensor,
+        b: *const C_tensor,
+        done: *mut bool,
+    ) -> RawError;
     fn dyad_add_outer(sum: *const C_tensor, a: *const C_tensor, b: *const C_tensor) -> RawError;
 }
 
@@ -76,9 +82,21 @@ pub fn add_outer(sum: &Tensor, a: &Tensor, b: &Tensor) {
     } else if a.kind() == Kind::Float {
         // One fused multiply-accumulate instead of a second tensor of the sum's size.
         let _ = sum.shallow_clone().addmm_(&a.tr(), b);
-    } else {
+    } else if !add_wide(sum, a, b) {
         accumulate(sum, &a.tr().matmul(b));
     }
+}
+
+/// `sum += aᵀ b` in one go where a GPU can; says whether it did.
+fn add_wide(sum: &Tensor, a: &Tensor, b: &Tensor) -> bool {
+    let mut done = false;
+    // SAFETY: three live tensors, and a place for the answer; the operator checks sizes.
+    if let Err(error) =
+        check(unsafe { dyad_add_outer_wide(sum.as_ptr(), a.as_ptr(), b.as_ptr(), &raw mut done) })
+    {
+        panic!("adding a product: {error}");
+    }
+    done
 }
 
 #[cfg(test)]

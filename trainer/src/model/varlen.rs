@@ -30,6 +30,15 @@ pub struct Runs {
     pub pairs: f64,
 }
 
+/// The way back from gathered keys to their rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Copies {
+    /// Where each row's list of places begins, and one past the last. `[rows + 1]`
+    pub starts: Vec<i32>,
+    /// Keys that a row has become, row by row. `[keys]`
+    pub places: Vec<i32>,
+}
+
 impl Runs {
     /// Of segments that lie one after the other.
     #[must_use]
@@ -53,6 +62,24 @@ impl Runs {
         runs
     }
 
+    /// Which keys each of so many rows has become; nothing where keys are the rows as they come.
+    #[must_use]
+    pub fn copies(&self) -> Copies {
+        if self.gather.is_empty() {
+            return Copies::default();
+        }
+        let rows = self.queries.last().map_or(0, |&rows| rows as usize);
+        let mut starts = vec![0; rows + 1];
+        self.gather.iter().for_each(|&row| starts[row as usize + 1] += 1);
+        (0..rows).for_each(|row| starts[row + 1] += starts[row]);
+        let (mut next, mut places) = (starts.clone(), vec![0; self.gather.len()]);
+        for (key, &row) in self.gather.iter().enumerate() {
+            places[next[row as usize] as usize] = key as i32;
+            next[row as usize] += 1;
+        }
+        Copies { starts, places }
+    }
+
     /// So many queries that see themselves and so many keys before them.
     fn add(&mut self, before: i64, queries: i64) {
         if queries == 0 {
@@ -74,8 +101,8 @@ pub struct Varlen {
     pub queries: Tensor,
     /// Int32. `[runs + 1]`
     pub keys: Tensor,
-    /// Int64, where keys are gathered. `[keys]`
-    pub gather: Option<Tensor>,
+    /// Where keys are gathered.
+    pub gathered: Option<Gathered>,
     /// Longest run of queries.
     pub max_queries: i64,
     /// Longest run of keys.
@@ -84,11 +111,24 @@ pub struct Varlen {
     pub pairs: f64,
 }
 
+/// Keys that are copies of rows.
+#[derive(Debug)]
+pub struct Gathered {
+    /// Row of each key, int64. `[keys]`
+    pub rows: Tensor,
+    /// As [`Copies::starts`], int32.
+    pub starts: Tensor,
+    /// As [`Copies::places`], int32.
+    pub places: Tensor,
+}
+
 #[repr(C)]
 struct RawRuns {
     queries: *const C_tensor,
     keys: *const C_tensor,
     gather: *const C_tensor,
+    starts: *const C_tensor,
+    places: *const C_tensor,
     max_queries: i64,
     max_keys: i64,
     pairs: f64,
@@ -115,10 +155,15 @@ impl Varlen {
             Kernel::Efficient => 1,
             Kernel::Segments => return None,
         };
+        let of = |list: fn(&Gathered) -> &Tensor| {
+            self.gathered.as_ref().map_or(std::ptr::null(), |gathered| list(gathered).as_ptr())
+        };
         let runs = RawRuns {
             queries: self.queries.as_ptr(),
             keys: self.keys.as_ptr(),
-            gather: self.gather.as_ref().map_or(std::ptr::null(), |rows| rows.as_ptr()),
+            gather: of(|gathered| &gathered.rows),
+            starts: of(|gathered| &gathered.starts),
+            places: of(|gathered| &gathered.places),
             max_queries: self.max_queries,
             max_keys: self.max_keys,
             pairs: self.pairs,
@@ -227,6 +272,12 @@ mod tests {
             assert_eq!(seen_by_runs(&runs, expected.len()), expected, "{segments:?}");
             assert_eq!(runs.pairs, expected.iter().map(Vec::len).sum::<usize>() as f64);
             assert_eq!(runs.queries.last().copied(), Some(expected.len() as i32));
+            let copies = runs.copies();
+            for (row, list) in copies.starts.windows(2).enumerate() {
+                let keys = &copies.places[list[0] as usize..list[1] as usize];
+                assert!(!keys.is_empty() && keys.iter().all(|&key| runs.gather[key as usize] == row as i64));
+            }
+            assert_eq!(copies.places.len(), runs.gather.len());
         }
     }
 

@@ -15,6 +15,8 @@ use crate::flat::part;
 pub const BLOCK: i64 = 256;
 /// Values that are float32 at once.
 const CHUNK: i64 = 1 << 20;
+/// The same on a GPU, which would spend its time on being told of less.
+const GPU_CHUNK: i64 = 1 << 26;
 /// Decades that the fractions span.
 const DECADES: i32 = 7;
 
@@ -170,8 +172,9 @@ impl Moments {
     ) -> Result<(), TorchError> {
         let step = &Tensor::full([], step as f64, (Kind::Float, parameter.device()));
         tch::no_grad(|| {
-            for start in range.clone().step_by(CHUNK as usize) {
-                let chunk = start..(start + CHUNK).min(range.end);
+            let most = if parameter.device().is_cuda() { GPU_CHUNK } else { CHUNK };
+            for start in range.clone().step_by(most as usize) {
+                let chunk = start..(start + most).min(range.end);
                 let within = chunk.start - range.start..chunk.end - range.start;
                 let (first, second) = (self.exp_avg.read(&chunk), self.exp_avg_sq.read(&chunk));
                 let slot = AdamSlot {

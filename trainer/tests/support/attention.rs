@@ -5,7 +5,7 @@ use trainer::batch::Segment;
 use trainer::ext::grad;
 use trainer::model::attention::Kernel;
 use trainer::model::blocks::composed_attention;
-use trainer::model::varlen::{Runs, Varlen};
+use trainer::model::varlen::{Gathered, Runs, Varlen};
 
 /// A segment whose branches follow its prompt.
 fn segment(start: i64, prompt: i64, branches: &[i64]) -> Segment {
@@ -87,11 +87,16 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 
 /// Lists as a micro-batch sends them.
 fn varlen_of(segments: &[Segment], device: Device) -> Varlen {
-    let runs = Runs::of(segments);
+    let (runs, copies) = (Runs::of(segments), Runs::of(segments).copies());
+    let gathered = || Gathered {
+        rows: Tensor::from_slice(&runs.gather).to_device(device),
+        starts: Tensor::from_slice(&copies.starts).to_device(device),
+        places: Tensor::from_slice(&copies.places).to_device(device),
+    };
     Varlen {
         queries: Tensor::from_slice(&runs.queries).to_device(device),
         keys: Tensor::from_slice(&runs.keys).to_device(device),
-        gather: (!runs.gather.is_empty()).then(|| Tensor::from_slice(&runs.gather).to_device(device)),
+        gathered: (!runs.gather.is_empty()).then(gathered),
         max_queries: runs.max_queries,
         max_keys: runs.max_keys,
         pairs: runs.pairs,
