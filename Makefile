@@ -6,7 +6,7 @@ OBSERVABILITY := .tools/observability
 CARGO_DENY_VERSION := 0.20.2
 VARIANT := cpu
 
-.PHONY: help build cuda quickstart test image test-image test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-telemetry bench-links root clean
+.PHONY: help build cuda quickstart test image test-image test-gpu test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-telemetry bench-links root clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,10 @@ image: ## Build the image dyad:cpu with docker, podman or buildah (VARIANT=cuda 
 test-image: build ## Run the image's steps in a new Debian root, and a tiny training in it (needs root and debootstrap).
 	@deploy/image/test.sh
 
+test-gpu: build ## On a machine with a GPU, after `make cuda`: kernels, steps, collectives against the same on the CPU (2 minutes).
+	cargo test --release -p dyad-trainer --test gpu -- --include-ignored --test-threads=1
+	cargo test --release -p dyad-trainer --test communicator nccl
+
 test-kubernetes: test-image ## Real API server and controllers, real processes on a stand-in node (needs Go and root; builds 10 minutes once).
 	@tests/kubernetes/tools/build.sh
 	@tests/kubernetes/test_cluster.py
@@ -47,7 +51,7 @@ lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of depende
 bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (12 to 19 minutes).
 	$(PARITY)/bin/python tests/bench/bench.py --python $(PARITY)/bin/python
 
-bench-gpu: build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`; not yet run on one).
+bench-gpu: build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`).
 	$(PARITY)/bin/python tests/bench/bench_gpu.py --python $(PARITY)/bin/python
 
 bench-plane: build ## Tokenising, a file of a million pairs, a thousand trainers; no model (about 2 minutes, 2 GB in TMPDIR).

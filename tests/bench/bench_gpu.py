@@ -185,7 +185,7 @@ def dyad(args: argparse.Namespace, case: Path, cell: Cell, extra: dict[str, str]
     table = (case / "dyad/profile/rank0.txt").read_text()
     kernel = re.search(r"^attention +(.*)$", table, re.MULTILINE)
     rate, step = report["roofline"]["flops_per_second"], report["summary"]["step_seconds"]
-    flops = sum(row["flops"] for row in report["summary"]["classes"])
+    flops = sum(row["flops"] for row in report["summary"]["classes"] + report["summary"]["kernels"])
     return Row(
         "Dyad", statistics.median(rows[step - 1]["step_seconds"] for step in MEASURED),
         max(row["peak_memory_bytes"] for row in rows) / 2**30, kernel[1].split(",")[0] if kernel else "", executed,

@@ -13,6 +13,7 @@ use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::{Dtype, ReferenceLogps};
 use support::attention::one_call_equals_segments;
+use support::kernels::{the_head_scores_as_float32, work_between_products_equals_its_definition};
 use support::steps::{differences, pairs, share, two_steps};
 use support::{engine, new_model};
 use tch::{Device, Kind, Tensor};
@@ -73,6 +74,17 @@ fn a_step_gives_the_same_numbers_there() {
 fn attention_in_one_call_equals_segment_by_segment() {
     stand_in();
     one_call_equals_segments(Device::Cpu, &[16]);
+}
+
+/// Our own GPU kernels, on the host.
+#[test]
+fn kernels_equal_their_definition() {
+    stand_in();
+    as_elsewhere(|| {
+        work_between_products_equals_its_definition(Device::Cpu);
+        the_head_scores_as_float32(Device::Cpu);
+        assert!(trainer::gpu::serves_kind(Kind::BFloat16));
+    });
 }
 
 /// What a micro-batch sends in one copy comes apart as what its runs say.

@@ -91,9 +91,8 @@ pub fn add_outer(sum: &Tensor, a: &Tensor, b: &Tensor) {
 fn add_wide(sum: &Tensor, a: &Tensor, b: &Tensor) -> bool {
     let mut done = false;
     // SAFETY: three live tensors, and a place for the answer; the operator checks sizes.
-    if let Err(error) =
-        check(unsafe { dyad_add_outer_wide(sum.as_ptr(), a.as_ptr(), b.as_ptr(), &raw mut done) })
-    {
+    let added = unsafe { dyad_add_outer_wide(sum.as_ptr(), a.as_ptr(), b.as_ptr(), &raw mut done) };
+    if let Err(error) = check(added) {
         panic!("adding a product: {error}");
     }
     done

@@ -57,7 +57,9 @@ impl Class {
     pub fn of(name: &str) -> Self {
         let is = |marks: &[&str]| marks.iter().any(|mark| name.contains(mark));
         let operator = name.strip_prefix("aten::").unwrap_or(name).trim_end_matches('_');
-        if is(&["gloo:", "c10d::", "nccl"]) {
+        if let Some(class) = of_runtime(name) {
+            class
+        } else if is(&["gloo:", "c10d::", "nccl"]) {
             Self::Communication
         } else if is(&["autograd::", "Backward0", "Backward1"]) {
             Self::Call
@@ -100,6 +102,12 @@ impl Class {
             Self::Elementwise
         }
     }
+}
+
+/// A call of CUDA's, by which the host tells the GPU what to do, or waits until it may.
+fn of_runtime(name: &str) -> Option<Class> {
+    let call = name == "Command Buffer Full" || name.starts_with("cuda") || name.starts_with("cuLaunch");
+    call.then(|| if name.contains("Mem") { Class::Copy } else { Class::Call })
 }
 
 /// Floating-point operations of a matrix product or an attention, two to a multiply-accumulate; 0 for everything else.
@@ -266,6 +274,11 @@ mod tests {
             ("aten::_fused_adamw_", Class::Optimizer),
             ("gloo:all_reduce", Class::Communication),
             ("sm90_xmma_gemm_bf16bf16_bf16f32", Class::Gemm),
+            ("nvjet_sm90_tst_256x160_64x4_2x1_v_bz_coopA_TNT", Class::Gemm),
+            ("gpu_swiglu_backward", Class::Elementwise),
+            ("cudaLaunchKernel", Class::Call),
+            ("Command Buffer Full", Class::Call),
+            ("cudaMemcpyAsync", Class::Copy),
         ];
         for (name, class) in classes {
             assert_eq!(Class::of(name), class, "{name}");

@@ -40,7 +40,6 @@ pub(crate) fn one_call_equals_segments(device: Device, widths: &[i64]) {
                 let case = format!(
                     "{kernel:?} {kind:?} {kv_heads} key heads of {width}, {tokens} tokens: {worst:?}"
                 );
-                println!("{case}");
                 if worst.iter().any(|&worst| worst.is_nan() || worst > tolerance) {
                     wrong.push(case);
                 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test file takes what it needs")]
 
 pub(crate) mod attention;
+pub(crate) mod kernels;
 pub(crate) mod steps;
 
 use std::path::Path;
