@@ -37,10 +37,8 @@ fn shipped_nccl() -> PathBuf {
         .into_iter()
         .chain(python)
         .map(|packages| packages.join("nvidia/nccl/lib/libnccl.so.2"));
-    found
-        .into_iter()
-        .find(|library| library.exists())
-        .expect("no libnccl.so.2: run `make test` or `make cuda`")
+    let library = found.into_iter().find(|library| library.exists());
+    library.unwrap_or_else(|| panic!("no libnccl.so.2: run `make test` or `make cuda`"))
 }
 
 /// There is no `libnccl.so` beside it, and making an id asks for no GPU.
