@@ -1,7 +1,7 @@
 //! Every constant of the prediction, with where it comes from.
 //!
-//! *Published*: a vendor's or benchmark's number. *Measured*: by this project, on CPUs. *Derived*: computed from such
-//! numbers. *Assumed*: nothing better is known. None has been measured by this project on a GPU.
+//! *Published*: a vendor's or benchmark's number. *Measured*: by this project, on CPUs, one H100 or one H200 (docs/benchmarks.md).
+//! *Derived*: computed from such numbers. *Assumed*: nothing better is known.
 
 /// GiB in bytes.
 pub const GIB: f64 = (1u64 << 30) as f64;
@@ -41,18 +41,18 @@ pub const H200: Machine = Machine {
     gpu: true,
     // Published: dense bfloat16 of the data sheet.
     peak: 989e12,
-    // Derived: 80 % of the peak, what large GEMMs sustain before power throttling.
-    gemm: 790e12,
-    // Assumed: FlashAttention-2 at head size 128.
-    attention_forward: 400e12,
-    attention_backward: 330e12,
-    // Derived: 90 % of the published 4.8 TB/s.
-    memory_bandwidth: 4.3e12,
+    // Measured: 820 to 843 in single products of edge 8,192, on an H100 as well.
+    gemm: 830e12,
+    // Measured: runs of 1,024 and 256 queries, 32 heads of width 128 over 8. Longer ones do better.
+    attention_forward: 220e12,
+    attention_backward: 176e12,
+    // Measured: 3.84 to 4.09 in large copies.
+    memory_bandwidth: 4.1e12,
     // Derived: 141 GB parts report about 140 GiB, of which 139 GiB can be allocated.
     memory: Some(139.0 * GIB),
     // Published: nccl-tests issue 272, eight GPUs with NVLink SHARP.
     node_bandwidth: 475e9,
-    elementwise: COMPOSED,
+    elementwise: GPU_ELEMENTWISE,
     achieved: GPU_ACHIEVED,
     launch: GPU_LAUNCH,
 };
@@ -60,8 +60,8 @@ pub const H200: Machine = Machine {
 /// NVIDIA H100 SXM, 80 GB: the die of the H200 with slower memory.
 pub const H100: Machine = Machine {
     name: "h100",
-    // Derived: 90 % of the published 3.35 TB/s.
-    memory_bandwidth: 3.0e12,
+    // Measured: 2.79 to 2.82 in large copies.
+    memory_bandwidth: 2.8e12,
     // Published: nvidia-smi shows 79.6 GiB.
     memory: Some(79.0 * GIB),
     // Published: nccl-tests issue 290.
@@ -76,9 +76,9 @@ pub const A100: Machine = Machine {
     peak: 312e12,
     // Derived: 80 % of the peak, as for the H200.
     gemm: 250e12,
-    // Assumed: the same shares of the GEMM rate as on the H200, rounded up because FlashAttention-2 was made for this part.
-    attention_forward: 180e12,
-    attention_backward: 150e12,
+    // Assumed: half of the GEMM rate, because FlashAttention-2 was made for this part; of the H200's it takes a quarter.
+    attention_forward: 125e12,
+    attention_backward: 100e12,
     // Derived: 90 % of the published 2.04 TB/s.
     memory_bandwidth: 1.8e12,
     // Published: as the H100.
@@ -113,22 +113,23 @@ pub fn cpu(gemm: f64) -> Machine {
 
 /// Derived: fused kernels need 4.2 us per token for an 8B model at 4.3 TB/s, 1.25 times the least passes counted here.
 pub const FUSED: f64 = 1.25;
-/// Derived: chains of libtorch operators, which Dyad runs on GPUs, need 9.3 us.
-pub const COMPOSED: f64 = 2.77;
+/// Measured: 0.135 s between the products of an 8B LoRA step on an H200, where the least passes would take 0.103.
+pub const GPU_ELEMENTWISE: f64 = 1.3;
 
-/// Derived: the model without this says 64 % MFU for 8B at 2k tokens; the best published trainer of this size (MPT-7B on
-/// 8 H100, llm-foundry) reaches 46.4 %. Power throttling, launch gaps and padding take the rest.
-pub const GPU_ACHIEVED: f64 = 0.72;
+/// Measured: an 8B LoRA step on an H200 takes 1.69 s, of which the parts modelled here make 1.35: products of a step run at 0.8
+/// of the rate of a single large one.
+pub const GPU_ACHIEVED: f64 = 0.8;
 /// Measured: a float32 step runs at 80 % of the roofline of matrix products (docs/performance.md), where the parts modelled
 /// here alone would make it 92 %.
 pub const CPU_ACHIEVED: f64 = 0.87;
 /// Published: 3 to 5 us between small kernels.
 pub const GPU_LAUNCH: f64 = 5e-6;
-/// Assumed: kernels per layer of a forward pass, beside attention.
-pub const LAUNCHES_PER_LAYER: f64 = 35.0;
-/// Assumed: kernels per layer and pair of a forward pass; attention runs pair by pair.
-pub const LAUNCHES_PER_PAIR: f64 = 8.0;
-/// Assumed: kernels of a backward pass over those of a forward pass.
+/// Measured: kernels per layer of a forward pass when all its weights are trained (69 in three passes, of which the backward pass
+/// is worth two), and with adapters (123).
+pub const LAUNCHES_PER_LAYER: f64 = 17.0;
+/// As above.
+pub const LAUNCHES_PER_ADAPTED_LAYER: f64 = 31.0;
+/// Derived: kernels of a backward pass over those of a forward pass.
 pub const BACKWARD_LAUNCHES: f64 = 2.0;
 
 /// Published: FlashAttention's backward pass recomputes the scores: 5 products instead of 2.
@@ -146,11 +147,13 @@ pub const GRADIENT_PASSES: f64 = 4.0;
 /// Derived: the master is read and the bfloat16 weight written once more.
 pub const PUBLISH_TRAFFIC: f64 = 6.0;
 
-/// As in the trainer's `head/`: most bytes of one tile of logits.
+/// As in the trainer's `head/`: most bytes of one tile of logits on a CPU.
 pub const TILE_BYTES: f64 = (96u64 << 20) as f64;
+/// The same on a GPU.
+pub const GPU_TILE_BYTES: f64 = (256u64 << 20) as f64;
 /// Assumed: units are merged into buckets until they hold so many bytes. The trainer measures its link and takes 1 to 64 MiB.
 pub const BUCKET_BYTES: f64 = (8u64 << 20) as f64;
-/// Derived: passes over float32 logits to score them: written, read.
+/// Derived: passes over logits to score them: written, read.
 pub const SCORE_PASSES: f64 = 2.0;
 /// Derived: the same to differentiate them for a frozen head as well: read and written in place.
 pub const FROZEN_PASSES: f64 = 4.0;

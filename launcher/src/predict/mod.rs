@@ -245,10 +245,13 @@ mod tests {
 
     #[test]
     fn options_reach_the_prediction() {
+        let verdict = |line: &str| {
+            let json: serde_json::Value = serde_json::from_str(&described(line).unwrap()).unwrap();
+            (json["gpus"].clone(), json["fits"].clone(), json["fits_with"].clone())
+        };
+        let large = verdict("--gpus 8 --model 14b --zero 1 --json");
+        assert_eq!(large, (8.into(), false.into(), "--zero 3".into()));
         let plain = described("--gpus 8 --model 8b --zero 1 --json").unwrap();
-        let json: serde_json::Value = serde_json::from_str(&plain).unwrap();
-        let verdict = (&json["gpus"], &json["fits"], &json["fits_with"]);
-        assert_eq!(verdict, (&8.into(), &false.into(), &"--reference precompute".into()));
         for option in [
             "--network 10gbe --gpus-per-node 4",
             "--gpu a100",

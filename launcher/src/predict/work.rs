@@ -1,6 +1,6 @@
 //! What is to be computed: pairs, passes and their FLOPs.
 
-use super::machine::{ATTENTION_BACKWARD, Machine, Network, TILE_BYTES};
+use super::machine::{ATTENTION_BACKWARD, GPU_TILE_BYTES, Machine, Network, TILE_BYTES};
 use super::shapes::Shape;
 
 /// What is trained.
@@ -192,10 +192,16 @@ impl Setup {
         if self.method == Method::Full { 2.0 } else { 1.0 }
     }
 
+    /// Most bytes of one tile of logits.
+    #[must_use]
+    pub fn tile_bytes(&self) -> f64 {
+        if self.machine.gpu { GPU_TILE_BYTES } else { TILE_BYTES }
+    }
+
     /// Passes over the head: logits, both gradients, and the logits again where a trained head's pair outgrows a tile.
     #[must_use]
     pub fn head_passes(&self) -> f64 {
-        let tile_rows = (TILE_BYTES / (4.0 * self.shape.vocab)).floor().max(1.0);
+        let tile_rows = (self.tile_bytes() / (self.compute_bytes() * self.shape.vocab)).floor().max(1.0);
         match self.method {
             Method::Lora(_) => 2.0,
             Method::Full if self.pair.rows() > tile_rows => 4.0,
