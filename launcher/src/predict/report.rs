@@ -200,7 +200,7 @@ impl Prediction {
         let sharded =
             setup.zero > 0 || (!fits(setup) && remedy(setup).is_some_and(|flags| flags.contains("--zero")));
         let mut notes = if setup.machine.gpu {
-            vec!["measured on one GPU alone: 8B and 1.5B models on an H100 and an H200 (docs/plan.md)"]
+            vec!["measured on one GPU alone, with an 8B model on an H200 (docs/plan.md)"]
         } else {
             vec!["CPUs beyond one workload: 58M parameters, float32, two cores, predicted a fifth too fast"]
         };
