@@ -52,7 +52,9 @@ void spread(Kernel kernel, int64_t count, c10::Device device, Arguments... argum
 
 void* memory(const at::Tensor& tensor) { return tensor.data_ptr(); }
 
-std::vector<c10::IValue> seen(std::initializer_list<at::Tensor> tensors) { return std::vector<c10::IValue>(tensors.begin(), tensors.end()); }
+std::vector<c10::IValue> seen(std::initializer_list<at::Tensor> tensors) {
+  return std::vector<c10::IValue>(tensors.begin(), tensors.end());
+}
 
 struct Swiglu : public Function<Swiglu> {
   static Variable forward(AutogradContext* context, const Variable& gate, const Variable& up) {
@@ -114,6 +116,14 @@ at::Tensor fold(const at::Tensor& copies, const at::Tensor& starts, const at::Te
   return y;
 }
 
+void head_score(const at::Tensor& policy, const at::Tensor* reference, const at::Tensor& targets, const at::Tensor& logps,
+                const at::Tensor* reference_logps, const at::Tensor* kl, bool keep) {
+  auto optional = [](const at::Tensor* tensor) -> void* { return tensor == nullptr ? nullptr : memory(*tensor); };
+  run(kHead, policy.size(0), kHeadThreads, policy.device(), memory(policy), optional(reference), memory(targets),
+      memory(logps), optional(reference_logps), optional(kl), static_cast<int>(policy.size(1) / kVector),
+      static_cast<int>(keep));
+}
+
 }  // namespace dyad
 
 extern "C" {
@@ -135,18 +145,6 @@ dyad_error dyad_gpu_swiglu(at::Tensor* gate, at::Tensor* up, at::Tensor** y) {
 // Rotates `[tokens, heads, width]` by contiguous angles `[tokens, 1, width]`; sines are negative in their first half.
 dyad_error dyad_gpu_rotate(at::Tensor* x, at::Tensor* cosines, at::Tensor* sines, at::Tensor** y) {
   return guarded([&] { *y = new at::Tensor(Rotate::apply(*x, *cosines, *sines)); });
-}
-
-// As dyad_head_score (`head.cpp`), on contiguous logits `[rows, vocab]`.
-dyad_error dyad_gpu_head_score(at::Tensor* policy, at::Tensor* reference, at::Tensor* targets, at::Tensor* logps,
-                               at::Tensor* reference_logps, at::Tensor* kl, bool keep) {
-  return guarded([&] {
-    RECORD_FUNCTION("dyad::head_score", seen({*policy}));
-    auto optional = [](at::Tensor* tensor) -> void* { return tensor == nullptr ? nullptr : memory(*tensor); };
-    run(kHead, policy->size(0), kHeadThreads, policy->device(), memory(*policy), optional(reference), memory(*targets),
-        memory(*logps), optional(reference_logps), optional(kl), static_cast<int>(policy->size(1) / kVector),
-        static_cast<int>(keep));
-  });
 }
 
 }  // extern "C"

@@ -17,15 +17,7 @@ unsafe extern "C" {
         reference_logps: *const C_tensor,
         kl: *const C_tensor,
         keep: bool,
-    ) -> RawError;
-    fn dyad_gpu_head_score(
-        policy: *const C_tensor,
-        reference: *const C_tensor,
-        targets: *const C_tensor,
-        logps: *const C_tensor,
-        reference_logps: *const C_tensor,
-        kl: *const C_tensor,
-        keep: bool,
+        elsewhere: bool,
     ) -> RawError;
 }
 
@@ -70,11 +62,10 @@ fn fused_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep
         Some((logits, logps, kl)) => (logits.as_ptr(), logps.as_ptr(), kl.as_ptr()),
         None => (null, null, null),
     };
-    let kernel = if elsewhere(policy.device()) { dyad_gpu_head_score } else { dyad_head_score };
     // SAFETY: live, contiguous tensors of the kinds and sizes that the bridge asks for; the three of the reference are null
     // together.
     let scored = unsafe {
-        check(kernel(
+        check(dyad_head_score(
             policy.as_ptr(),
             logits.cast(),
             targets.as_ptr(),
@@ -82,6 +73,7 @@ fn fused_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep
             reference_logps.cast(),
             kl.cast(),
             keep,
+            elsewhere(policy.device()),
         ))
     };
     accept(scored);

@@ -45,7 +45,7 @@ impl UniqueId {
     }
 }
 
-/// A sum or a gather from `send` to `receive`; the count is of what each rank brings or gets, whichever is less.
+/// From one buffer to another: so many values of a kind, and an operator or a root.
 type Collective<R> = unsafe extern "C" fn(
     *const c_void,
     *mut c_void,
