@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err(format!("no libtorch in {}; run deploy/install-libtorch.sh", libtorch.display()).into());
     }
     compile_bridge(&libtorch.join("include"));
+    compile_loops();
     for library in ["torch_cpu", "c10"] {
         println!("cargo:rustc-link-lib={library}");
     }
@@ -25,21 +26,51 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn compile_bridge(include: &Path) {
-    cc::Build::new()
+fn build() -> cc::Build {
+    let mut build = cc::Build::new();
+    build
         .cpp(true)
         .std("c++20")
-        .flag_if_supported("-Wno-unused-parameter")
+        .include("ext")
         // Lets loops with comparisons and square roots become vector code; no result changes by it.
         .flag_if_supported("-fno-trapping-math")
-        .flag_if_supported("-fno-math-errno")
-        // Otherwise loops that clamp or choose get a path for each outcome, computed for all lanes: twice the work, and products
-        // too small for a normal number, at a hundred cycles each.
-        .flag_if_supported("-fno-thread-jumps")
+        .flag_if_supported("-fno-math-errno");
+    build
+}
+
+/// Loops over rows, once for each set of instructions; which is taken is decided at run time.
+fn compile_loops() {
+    // Whole registers also where the compiler makes vector code by itself; for AVX-512 it would take halves.
+    let v4 = [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx2",
+        "-mfma",
+        "-mprefer-vector-width=512",
+    ];
+    let sets: [(&str, &[&str]); 3] =
+        [("loops_v4", &v4), ("loops_v3", &["-mavx2", "-mfma"]), ("loops_v2", &[])];
+    for (name, flags) in sets {
+        let mut build = build();
+        for flag in flags {
+            build.flag(flag);
+        }
+        build
+            .flag("-fopenmp-simd")
+            .define("DYAD_LOOPS", name)
+            .file("ext/rows_loops.cpp")
+            .compile(&format!("dyad_{name}"));
+    }
+}
+
+fn compile_bridge(include: &Path) {
+    build()
+        .flag_if_supported("-Wno-unused-parameter")
         // Vector loops, and at::parallel_for: without OpenMP its loops run on one thread, without a word.
         .flag("-fopenmp")
         .define("USE_C10D_GLOO", None)
-        .include("ext")
         // System headers: their warnings are not ours.
         .flag("-isystem")
         .flag(include)
@@ -62,6 +93,7 @@ fn compile_bridge(include: &Path) {
             "ext/attention.cpp",
             "ext/profile.cpp",
             "ext/stand_in.cpp",
+            "ext/rows.cpp",
             "ext/storage.cpp",
             "ext/varlen.cpp",
         ])

@@ -8,7 +8,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/record_function.h>
 
-#include "lanes.h"
+#include "tensors.h"
 
 namespace {
 

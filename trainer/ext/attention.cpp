@@ -11,46 +11,21 @@
 
 #include "bridge.h"
 #include "product.h"
+#include "rows.h"
+#include "tensors.h"
 
+using dyad::APART;
 using dyad::block_product;
+using dyad::Keys;
+using dyad::loops;
+using dyad::PIECE;
 using dyad::pieces;
+using dyad::Queries;
 using dyad::rounded_up;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
-
-#define DYAD_LOAD(T, E)                                                                                          \
-  DYAD_CLONES void dyad_load_rows(const T* from, int64_t stride, E* to, int64_t rows, int64_t width) {           \
-    load_rows(from, stride, to, rows, width);                                                                    \
-  }
-#define DYAD_STORE(T)                                                                                            \
-  DYAD_CLONES void dyad_store_row(const float* from, float scale, T* to, int64_t width) {                        \
-    store_row(from, scale, to, width);                                                                           \
-  }
-#define DYAD_WEIGHTS(E)                                                                                          \
-  DYAD_CLONES float dyad_exponentials(const float* scores, E* weights, int32_t count, float scale, float top) {  \
-    return exponentials(scores, weights, count, scale, top);                                                     \
-  }                                                                                                              \
-  DYAD_CLONES void dyad_weights_backward(Key<E> key, Queries queries, int64_t from, int64_t to, float scale) {   \
-    weights_backward(key, queries, from, to, scale);                                                             \
-  }                                                                                                              \
-  DYAD_CLONES float dyad_inner(const E* a, const E* b, int64_t width) { return inner(a, b, width); }
-DYAD_LOAD(float, float)
-DYAD_LOAD(Bf16, float)
-DYAD_LOAD(Bf16, Bf16)
-DYAD_STORE(float)
-DYAD_STORE(Bf16)
-DYAD_WEIGHTS(float)
-DYAD_WEIGHTS(Bf16)
-#undef DYAD_LOAD
-#undef DYAD_STORE
-#undef DYAD_WEIGHTS
-DYAD_CLONES float dyad_largest(const float* scores, int32_t count, float top) { return largest(scores, count, top); }
-DYAD_CLONES void dyad_add_floats(float* total, const float* part, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) total[i] += part[i];
-}
 
 namespace {
 
@@ -112,7 +87,10 @@ struct Head {
   // Rows as products take them, with rows of zeros behind.
   template <typename E>
   void load(int64_t token, int64_t count, int64_t padded, E* to) const {
-    dyad_load_rows(rows + token * stride, stride, to, count, width);
+    if constexpr (std::is_same_v<std::remove_const_t<T>, E>)
+      loops<E>().load(rows + token * stride, stride, to, count, width);
+    else
+      loops<T>().load_wide(rows + token * stride, stride, to, count, width);
     std::fill(to + count * width, to + padded * width, E{});
   }
   // Keys or values that a run sees, prompt first.
@@ -121,7 +99,7 @@ struct Head {
     load(0, run.prompt, run.prompt, to);
     load(run.own, run.queries, rounded_up(run.keys(), PIECE) - run.prompt, to + run.prompt * width);
   }
-  void store(int64_t token, const float* from, float scale) const { dyad_store_row(from, scale, rows + token * stride, width); }
+  void store(int64_t token, const float* from, float scale) const { loops<T>().store(from, scale, rows + token * stride, width); }
 };
 
 // Rows `[PIECE, width]` of a head as the right side of products.
@@ -150,23 +128,6 @@ struct Packing {
                     to + panel * PIECE);
   }
 };
-
-struct Normaliser {
-  float top, sum;
-};
-
-// Scores of one query become weights `exp(scale s - top)`, in as many pieces as its tile sees; zero for keys behind those seen.
-template <typename E>
-Normaliser weigh(const float* scores, E* weights, int64_t seen, int64_t pieces_seen, float scale) {
-  float top = NOTHING, sum = 0.0f;
-  for (int64_t piece = 0; piece * PIECE < seen; ++piece)
-    top = dyad_largest(scores + piece * APART, static_cast<int32_t>(seen - piece * PIECE), top);
-  top *= scale;
-  for (int64_t piece = 0; piece < pieces_seen; ++piece)
-    sum += dyad_exponentials(scores + piece * APART, weights + piece * APART, static_cast<int32_t>(seen - piece * PIECE), scale,
-                             top);
-  return {top, sum};
-}
 
 // Tensors of T, products of E.
 template <typename T, typename E>
@@ -220,8 +181,8 @@ struct Forward {
                     desk.scores + piece * APART);
     float sums[PIECE], *total = data<float>(lse) + (segment.start + token) * shape.heads + head;
     for (int64_t row = 0; row < tile.rows; ++row) {
-      auto [top, sum] = weigh(desk.scores + row * PIECE, desk.weights + row * PIECE, tile.seen + row, tile.pieces_seen(),
-                              shape.scale);
+      auto [top, sum] = loops<E>().weigh(desk.scores + row * PIECE, desk.weights + row * PIECE, tile.seen + row, tile.pieces_seen(),
+                                   shape.scale);
       sums[row] = sum;
       total[row * shape.heads] = top + std::log(sum);
     }
@@ -244,8 +205,8 @@ struct Collected {
   // Those of a run's keys, prompt first, to their places in the segment.
   void add(const Collected& seen, const Run& run) const {
     auto add_rows = [&](float* to, const float* from) {
-      dyad_add_floats(to, from, run.prompt * columns);
-      dyad_add_floats(to + run.own * columns, from + run.prompt * columns, run.queries * columns);
+      loops<float>().add(to, from, run.prompt * columns);
+      loops<float>().add(to + run.own * columns, from + run.prompt * columns, run.queries * columns);
     };
     add_rows(keys, seen.keys);
     add_rows(values, seen.values);
@@ -334,7 +295,7 @@ struct Backward {
     std::fill(desk.mean, desk.mean + PIECE, 0.0f);
     for (int64_t row = 0; row < tile.rows; ++row) {
       desk.lse[row] = total[row * shape.heads];
-      desk.mean[row] = dyad_inner(desk.out + row * width, desk.gradients + row * width, width);
+      desk.mean[row] = loops<E>().inner(desk.out + row * width, desk.gradients + row * width, width);
     }
   }
 
@@ -345,11 +306,8 @@ struct Backward {
     block_product(PIECE, padded, width, {width, PIECE}, false, desk.keys + first * width, desk.turned_queries, desk.scores);
     block_product(PIECE, padded, width, {width, PIECE}, false, desk.values + first * width, desk.turned_gradients,
                   desk.weight_gradients);
-    for (int64_t key = 0; key < PIECE; ++key) {
-      int64_t at = key * PIECE, from = std::clamp<int64_t>(first + key - tile.seen + 1, 0, tile.rows);
-      dyad_weights_backward(Key<E>{desk.scores + at, desk.weight_gradients + at, desk.weights + at, desk.slopes + at},
-                            Queries{desk.lse, desk.mean}, from, tile.rows, shape.scale);
-    }
+    loops<E>().weights_backward(Keys<E>{desk.scores, desk.weight_gradients, desk.weights, desk.slopes},
+                          Queries{desk.lse, desk.mean, tile.rows}, tile.seen - first, shape.scale);
     desk.packing.times(PIECE, padded, true, desk.weights, desk.paired_gradients, desk.seen.values + first * columns);
     desk.packing.times(PIECE, padded, true, desk.slopes, desk.paired_queries, desk.seen.keys + first * columns);
     dyad_transpose(desk.slopes, PIECE, desk.turned_slopes, PIECE, PIECE, padded);

@@ -1,6 +1,6 @@
 // AdamW on moments of eight bits, block by block, on the CPU.
 #include "bridge.h"
-#include "lanes.h"
+#include "tensors.h"
 
 #include <cmath>
 

@@ -14,118 +14,16 @@
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "lanes.h"
+#include "rows.h"
+#include "tensors.h"
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
-
-namespace {
-
-struct Norm {
-  int64_t columns;
-  float eps;
-};
-
-template <typename T>
-DYAD_INLINE void norm_rows(const T* x, const T* w, T* y, float* rstd, int64_t rows, Norm norm) {
-  for (int64_t row = 0; row < rows; ++row, x += norm.columns, y += norm.columns) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < norm.columns; ++i) sum += widen(x[i]) * widen(x[i]);
-    float scale = 1.0f / __builtin_sqrtf(sum / static_cast<float>(norm.columns) + norm.eps);
-    rstd[row] = scale;
-#pragma omp simd
-    for (int64_t i = 0; i < norm.columns; ++i) narrow(rounded<T>(widen(x[i]) * scale) * widen(w[i]), y[i]);
-  }
-}
-
-// With h = x·rstd and g = dy·w: dx = rstd (g - h mean(g h)), dw = sum over rows of dy·h.
-template <typename T>
-DYAD_INLINE void norm_rows_backward(const T* x, const T* w, const T* dy, const float* rstd, T* dx, float* dw, int64_t rows,
-                                    Norm norm) {
-  for (int64_t row = 0; row < rows; ++row, x += norm.columns, dy += norm.columns, dx += norm.columns) {
-    float scale = rstd[row], sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < norm.columns; ++i) sum += widen(dy[i]) * widen(w[i]) * widen(x[i]);
-    float mean = sum * scale / static_cast<float>(norm.columns);
-#pragma omp simd
-    for (int64_t i = 0; i < norm.columns; ++i) {
-      float h = widen(x[i]) * scale, g = widen(dy[i]);
-      dw[i] += g * h;
-      narrow(scale * (g * widen(w[i]) - h * mean), dx[i]);
-    }
-  }
-}
-
-// `[tokens, heads, 2 half]`: the pair (i, i + half) of every head turns by its token's angle, backwards where sign is -1.
-struct Turn {
-  int64_t heads;
-  int64_t half;
-  float sign;
-};
-
-template <typename T>
-DYAD_INLINE void turn_rows(const T* x, const T* cos, const T* sin, T* y, int64_t tokens, Turn turn) {
-  int64_t width = 2 * turn.half;
-  for (int64_t token = 0; token < tokens; ++token, cos += width, sin += width)
-    for (int64_t head = 0; head < turn.heads; ++head, x += width, y += width)
-#pragma omp simd
-      for (int64_t i = 0; i < turn.half; ++i) {
-        float a = widen(x[i]), b = widen(x[i + turn.half]), c = widen(cos[i]), s = turn.sign * widen(sin[i]);
-        narrow(a * c - b * s, y[i]);
-        narrow(b * c + a * s, y[i + turn.half]);
-      }
-}
-
-template <typename T>
-DYAD_INLINE void gate_values(const T* gate, const T* up, T* y, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    float g = widen(gate[i]);
-    narrow(rounded<T>(g * sigmoid(g)) * widen(up[i]), y[i]);
-  }
-}
-
-template <typename T>
-DYAD_INLINE void gate_values_backward(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    float g = widen(gate[i]), d = widen(dy[i]), s = sigmoid(g);
-    narrow(d * rounded<T>(g * s), dup[i]);
-    narrow(d * widen(up[i]) * s * (1.0f + g * (1.0f - s)), dgate[i]);
-  }
-}
-
-DYAD_INLINE void add_values(float* total, const Bf16* part, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) total[i] += widen(part[i]);
-}
-
-}  // namespace
-
-DYAD_CLONES void dyad_add(float* total, const Bf16* part, int64_t count) { add_values(total, part, count); }
-
-// The instances that are cloned per instruction set; a template cannot be.
-#define DYAD_INSTANCES(T)                                                                                               \
-  DYAD_CLONES void dyad_norm(const T* x, const T* w, T* y, float* rstd, int64_t rows, Norm norm) {                      \
-    norm_rows(x, w, y, rstd, rows, norm);                                                                               \
-  }                                                                                                                     \
-  DYAD_CLONES void dyad_norm_backward(const T* x, const T* w, const T* dy, const float* rstd, T* dx, float* dw,         \
-                                      int64_t rows, Norm norm) {                                                        \
-    norm_rows_backward(x, w, dy, rstd, dx, dw, rows, norm);                                                             \
-  }                                                                                                                     \
-  DYAD_CLONES void dyad_turn(const T* x, const T* cos, const T* sin, T* y, int64_t tokens, Turn turn) {                 \
-    turn_rows(x, cos, sin, y, tokens, turn);                                                                            \
-  }                                                                                                                     \
-  DYAD_CLONES void dyad_gate(const T* gate, const T* up, T* y, int64_t count) { gate_values(gate, up, y, count); }      \
-  DYAD_CLONES void dyad_gate_backward(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t count) {       \
-    gate_values_backward(gate, up, dy, dgate, dup, count);                                                              \
-  }
-DYAD_INSTANCES(float)
-DYAD_INSTANCES(Bf16)
-#undef DYAD_INSTANCES
+using dyad::Norm;
+using dyad::Turn;
+using dyad::loops;
 
 namespace {
 
@@ -138,8 +36,9 @@ constexpr int64_t GRAIN = 1 << 15;
 
 int64_t rows_per_task(int64_t columns) { return std::max<int64_t>(1, GRAIN / columns); }
 
+// Gives its input back too, for what goes on beside it: where both come together again, the gradients do so in one pass.
 struct RmsNorm : public Function<RmsNorm> {
-  static Variable forward(AutogradContext* context, const Variable& x, const Variable& weight, double eps) {
+  static variable_list forward(AutogradContext* context, const Variable& x, const Variable& weight, double eps) {
     auto input = x.contiguous(), y = at::empty_like(input);
     Norm norm{input.size(-1), static_cast<float>(eps)};
     int64_t rows = input.numel() / norm.columns;
@@ -149,17 +48,18 @@ struct RmsNorm : public Function<RmsNorm> {
       using T = std::remove_pointer_t<decltype(kind)>;
       at::parallel_for(0, rows, rows_per_task(norm.columns), [&](int64_t begin, int64_t end) {
         int64_t at = begin * norm.columns;
-        dyad_norm(data<T>(input) + at, data<T>(weight), data<T>(y) + at, data<float>(rstd) + begin, end - begin, norm);
+        loops<T>().norm(data<T>(input) + at, data<T>(weight), data<T>(y) + at, data<float>(rstd) + begin, end - begin, norm);
       });
     });
     context->save_for_backward({input, weight, rstd});
-    return y;
+    return {y, x};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     auto saved = context->get_saved_variables();
     auto &x = saved[0], &weight = saved[1], &rstd = saved[2];
-    auto dy = gradients[0].contiguous();
+    if (!gradients[0].defined()) return {gradients[1], Variable(), Variable()};
+    auto dy = gradients[0].contiguous(), beside = gradients[1].defined() ? gradients[1].contiguous() : at::Tensor();
     auto dx = at::empty_like(x);
     Norm norm{x.size(-1), 0.0f};
     int64_t rows = x.numel() / norm.columns;
@@ -172,9 +72,14 @@ struct RmsNorm : public Function<RmsNorm> {
       at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
         for (int64_t part = begin; part < end; ++part) {
           int64_t first = part * each, count = std::min(each, rows - first), at = first * norm.columns;
-          if (count > 0)
-            dyad_norm_backward(data<T>(x) + at, data<T>(weight), data<T>(dy) + at, data<float>(rstd) + first,
-                               data<T>(dx) + at, data<float>(dw) + part * norm.columns, count, norm);
+          if (count <= 0) continue;
+          dyad::NormBackward<T> of{data<T>(x) + at,
+                                   data<T>(weight),
+                                   data<T>(dy) + at,
+                                   beside.defined() ? data<T>(beside) + at : nullptr,
+                                   data<float>(rstd) + first,
+                                   data<T>(dx) + at};
+          loops<T>().norm_backward(of, data<float>(dw) + part * norm.columns, count, norm);
         }
       });
     });
@@ -191,7 +96,7 @@ at::Tensor turned(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
     using T = std::remove_pointer_t<decltype(kind)>;
     at::parallel_for(0, input.size(0), rows_per_task(width), [&](int64_t begin, int64_t end) {
       int64_t at = begin * width, angle = begin * 2 * turn.half;
-      dyad_turn(data<T>(input) + at, data<T>(cos) + angle, data<T>(sin) + angle, data<T>(y) + at, end - begin, turn);
+      loops<T>().turn(data<T>(input) + at, data<T>(cos) + angle, data<T>(sin) + angle, data<T>(y) + at, end - begin, turn);
     });
   });
   return y;
@@ -216,7 +121,7 @@ struct SwiGlu : public Function<SwiGlu> {
     by_kind(g, [&](auto* kind) {
       using T = std::remove_pointer_t<decltype(kind)>;
       at::parallel_for(0, g.numel(), GRAIN, [&](int64_t begin, int64_t end) {
-        dyad_gate(data<T>(g) + begin, data<T>(u) + begin, data<T>(y) + begin, end - begin);
+        loops<T>().gate(data<T>(g) + begin, data<T>(u) + begin, data<T>(y) + begin, end - begin);
       });
     });
     context->save_for_backward({g, u});
@@ -232,8 +137,8 @@ struct SwiGlu : public Function<SwiGlu> {
     by_kind(g, [&](auto* kind) {
       using T = std::remove_pointer_t<decltype(kind)>;
       at::parallel_for(0, g.numel(), GRAIN, [&](int64_t begin, int64_t end) {
-        dyad_gate_backward(data<T>(g) + begin, data<T>(u) + begin, data<T>(dy) + begin, data<T>(dg) + begin,
-                           data<T>(du) + begin, end - begin);
+        loops<T>().gate_backward(data<T>(g) + begin, data<T>(u) + begin, data<T>(dy) + begin, data<T>(dg) + begin,
+                                 data<T>(du) + begin, end - begin);
       });
     });
     return {dg, du};
@@ -246,9 +151,13 @@ extern "C" {
 
 // Each returns a new tensor owned by the caller. CPU tensors of one kind, float32 or bfloat16.
 
-// `x / sqrt(mean(x²) + eps) · weight` over the last dimension.
-dyad_error dyad_rms_norm(at::Tensor* x, at::Tensor* weight, double eps, at::Tensor** y) {
-  return guarded([&] { *y = new at::Tensor(RmsNorm::apply(*x, *weight, eps)); });
+// `x / sqrt(mean(x²) + eps) · weight` over the last dimension, and x again, for what goes on beside the norm.
+dyad_error dyad_rms_norm(at::Tensor* x, at::Tensor* weight, double eps, at::Tensor** y, at::Tensor** beside) {
+  return guarded([&] {
+    auto outputs = RmsNorm::apply(*x, *weight, eps);
+    *y = new at::Tensor(std::move(outputs[0]));
+    *beside = new at::Tensor(std::move(outputs[1]));
+  });
 }
 
 // Rotates `[tokens, heads, width]` by angles whose cosines and sines are `[tokens, 1, width]`, contiguous, both halves alike.
@@ -262,7 +171,7 @@ dyad_error dyad_accumulate(at::Tensor* total, at::Tensor* part) {
   return guarded([&] {
     RECORD_FUNCTION("dyad::accumulate", seen({*total, *part}));
     at::parallel_for(0, total->numel(), GRAIN, [&](int64_t begin, int64_t end) {
-      dyad_add(data<float>(*total) + begin, data<Bf16>(*part) + begin, end - begin);
+      loops<Bf16>().add(data<float>(*total) + begin, data<Bf16>(*part) + begin, end - begin);
     });
   });
 }

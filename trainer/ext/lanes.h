@@ -1,102 +1,136 @@
-// What the fused CPU kernels are written with: scalars in loops that the compiler turns into vector code, and tensors as
-// arrays of them.
+// Vectors as wide as the registers of the CPU that a file is compiled for. Nothing of libtorch's is in here, and everything is
+// inlined: of an inline function that several files have, the linker takes any.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include <type_traits>
 
-#include <ATen/core/Tensor.h>
+#include "scalars.h"
 
-// One copy of a function per instruction set; the loader picks the best one that the CPU has.
-#if __GNUC__ >= 12
-#define DYAD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#if defined(__AVX512F__)
+#define DYAD_LANES 16
+#elif defined(__AVX__)
+#define DYAD_LANES 8
 #else
-#define DYAD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define DYAD_LANES 4
 #endif
-#define DYAD_INLINE static inline __attribute__((always_inline))
+constexpr int64_t LANES = DYAD_LANES;
 
-// Storage of a bfloat16.
-struct Bf16 {
-  uint16_t bits;
-};
+// A register of float32; the same bits as whole numbers; and as many of half the width.
+typedef float Lanes __attribute__((vector_size(4 * DYAD_LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * DYAD_LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * DYAD_LANES)));
 
-DYAD_INLINE float widen(float value) { return value; }
-DYAD_INLINE float widen(Bf16 value) {
-  uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
+// A lambda that is part of the loop it is in.
+#define DYAD_BODY __attribute__((always_inline))
+
+DYAD_INLINE Words words_of(Lanes lanes) { return reinterpret_cast<Words>(lanes); }
+DYAD_INLINE Lanes lanes_of(Words words) { return reinterpret_cast<Lanes>(words); }
+DYAD_INLINE Lanes lanes(float value) { return Lanes{} + value; }
+DYAD_INLINE Lanes lanes_at(const float* from) {
+  Lanes values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
 }
 
-DYAD_INLINE void narrow(float value, float& out) { out = value; }
-// Round to nearest, ties to even; a NaN stays one, by a mask: of a choice compilers make jumps.
-DYAD_INLINE void narrow(float value, Bf16& out) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  uint32_t nan = -static_cast<uint32_t>(value != value);
-  out.bits = static_cast<uint16_t>((rounded & ~nan) | (0x7fc0 & nan));
+// Of two the larger, or smaller; where the first is no number, the second, so that a second that is none stays.
+DYAD_INLINE Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
+DYAD_INLINE Lanes smaller(Lanes a, Lanes b) { return a < b ? a : b; }
+
+DYAD_INLINE float sum_of(Lanes lanes) {
+  for (int64_t half = LANES / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+DYAD_INLINE float largest_of(Lanes lanes) {
+  for (int64_t half = LANES / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  return lanes[0];
 }
 
-// What is left of a value once it was stored as a T.
+// Values of bfloat16 in the upper halves: rounded to nearest, ties to even; a NaN stays one.
+DYAD_INLINE Words rounded_words(Lanes values) {
+  Words bits = words_of(values), near = bits + 0x7fff + ((bits >> 16) & 1);
+  return values == values ? near : Words{} + 0x7fc00000u;
+}
+// What is left of values once they were stored as T.
 template <typename T>
-DYAD_INLINE float rounded(float value) {
-  T stored;
-  narrow(value, stored);
-  return widen(stored);
+DYAD_INLINE Lanes rounded(Lanes values) {
+  if constexpr (std::is_same_v<T, float>)
+    return values;
+  else
+    return lanes_of(rounded_words(values) & 0xffff0000u);
 }
 
-DYAD_INLINE uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-DYAD_INLINE float of_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+DYAD_INLINE void put(Lanes values, float* to) { std::memcpy(to, &values, sizeof values); }
+DYAD_INLINE void put(Lanes values, Bf16* to) {
+  Halves halves = __builtin_convertvector(rounded_words(values) >> 16, Halves);
+  std::memcpy(to, &halves, sizeof halves);
 }
 
-// x between -87.3 and 88.3, where e^x is finite and normal. By whole numbers, whose order is that of positive numbers and the
-// reverse of that of negative ones: of comparisons of floats compilers make paths for what lies outside.
-DYAD_INLINE float clamped(float x) {
-  uint32_t bits = bits_of(x), lowest = bits_of(-87.3f);
-  int32_t above = static_cast<int32_t>(bits < lowest ? bits : lowest), highest = static_cast<int32_t>(bits_of(88.3f));
-  return of_bits(static_cast<uint32_t>(above < highest ? above : highest));
+// Neighbouring values, two registers of them. Of bfloat16 `a` are those of even and `b` those of odd places, which is how they come
+// apart in one step; of float32 the first and the last half. Blocks of one kind can be combined.
+struct Block {
+  Lanes a, b;
+};
+constexpr int64_t BLOCK_VALUES = 2 * LANES;
+
+DYAD_INLINE Block block_at(const float* from) { return {lanes_at(from), lanes_at(from + LANES)}; }
+DYAD_INLINE Block block_at(const Bf16* from) {
+  Words pairs;
+  std::memcpy(&pairs, from, sizeof pairs);
+  return {lanes_of(pairs << 16), lanes_of(pairs & 0xffff0000u)};
+}
+DYAD_INLINE void put(Block block, float* to) {
+  put(block.a, to);
+  put(block.b, to + LANES);
+}
+DYAD_INLINE void put(Block block, Bf16* to) {
+  Words pairs = rounded_words(block.a) >> 16 | (rounded_words(block.b) & 0xffff0000u);
+  std::memcpy(to, &pairs, sizeof pairs);
+}
+// The first `count` values, with zeros behind.
+template <typename T>
+DYAD_INLINE Block block_at(const T* from, int64_t count) {
+  if (count == BLOCK_VALUES) return block_at(from);
+  T part[BLOCK_VALUES]{};
+  std::memcpy(part, from, count * sizeof(T));
+  return block_at(part);
+}
+template <typename T>
+DYAD_INLINE void put(Block block, T* to, int64_t count) {
+  if (count == BLOCK_VALUES) return put(block, to);
+  T part[BLOCK_VALUES];
+  put(block, part);
+  std::memcpy(to, part, count * sizeof(T));
 }
 
-// e^x to about one unit in the last place, by Cephes' polynomial; x is clamped. Adding 1.5 · 2^23 rounds to a whole number, which
-// then is in the lowest bits.
-DYAD_INLINE float exponential(float x) {
+// A function of lanes, of blocks.
+template <typename Body, typename... Blocks>
+DYAD_INLINE Block both(Body&& body, Blocks... blocks) {
+  return {body(blocks.a...), body(blocks.b...)};
+}
+// Calls the body with where each block begins and how many of the values it has: all, but for a last one.
+template <typename Body>
+DYAD_INLINE void in_blocks(int64_t count, Body&& body) {
+  int64_t at = 0;
+  for (; at + BLOCK_VALUES <= count; at += BLOCK_VALUES) body(at, BLOCK_VALUES);
+  if (at < count) body(at, count - at);
+}
+
+// e^x to about one unit in the last place, by Cephes' polynomial, of x clamped to where e^x is finite and normal; a NaN stays one.
+// Adding 1.5 · 2^23 rounds to a whole number, which then is in the lowest bits.
+DYAD_INLINE Lanes exponential(Lanes x) {
   constexpr float whole = 12582912.0f;
-  x = clamped(x);
-  float shifted = x * 1.44269504088896341f + whole, n = shifted - whole;
-  float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+  x = smaller(lanes(88.3f), larger(lanes(-87.3f), x));
+  Lanes shifted = x * 1.44269504088896341f + whole, n = shifted - whole;
+  Lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return p * of_bits((bits_of(shifted) + 127) << 23);
+  return p * lanes_of((words_of(shifted) + 127) << 23);
 }
 
-// The same, but what is no number stays none: clamping makes one of it.
-DYAD_INLINE float exponential_or_none(float x) { return exponential(x) + (x - x); }
-
-DYAD_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-
-// Calls the body with a null pointer of the tensor's storage type: float32, or else bfloat16.
-template <typename Body>
-void by_kind(const at::Tensor& tensor, Body&& body) {
-  if (tensor.scalar_type() == at::kFloat)
-    body(static_cast<float*>(nullptr));
-  else
-    body(static_cast<Bf16*>(nullptr));
-}
-
-template <typename T>
-T* data(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
+DYAD_INLINE Lanes sigmoid(Lanes x) { return 1.0f / (1.0f + exponential(-x)); }

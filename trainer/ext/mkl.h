@@ -1,7 +1,7 @@
 // MKL's products, inside libtorch_cpu; column-major there, row-major here.
 #pragma once
 
-#include "lanes.h"
+#include "scalars.h"
 
 extern "C" void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k, const float* alpha,
                        const float* a, const int* lda, const float* b, const int* ldb, const float* beta, float* c,

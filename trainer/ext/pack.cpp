@@ -133,26 +133,27 @@ DYAD_AVX512 void dyad_pair_rows(const Bf16* from, int64_t stride, Bf16* to, int6
                           pairs_of(&from->bits + column, stride, row, rows, first(columns - column)));
 }
 
-DYAD_AVX512_BF16 void dyad_store(const float* from, int64_t stride, const Bf16* bias, Bf16* to, int64_t to_stride,
+DYAD_AVX512_BF16 void dyad_store(const float* from, int64_t stride, Added<Bf16> added, Bf16* to, int64_t to_stride,
                                  int64_t rows, int64_t columns) {
-  for (int64_t row = 0; row < rows; ++row, from += stride, to += to_stride)
+  for (int64_t row = 0; row < rows; ++row, from += stride, to += to_stride, added = added.from(1, 0))
     for (int64_t column = 0; column < columns; column += 16) {
       __mmask16 mask = first(columns - column);
       __m512 value = _mm512_maskz_loadu_ps(mask, from + column);
-      if (bias != nullptr) value = _mm512_add_ps(value, widened(_mm256_maskz_loadu_epi16(mask, bias + column)));
+      if (added.rows != nullptr)
+        value = _mm512_add_ps(value, widened(_mm256_maskz_loadu_epi16(mask, added.rows + column)));
       _mm256_mask_storeu_epi16(to + column, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
     }
 }
 
-void dyad_store(const float* from, int64_t stride, const float* bias, float* to, int64_t to_stride, int64_t rows,
+void dyad_store(const float* from, int64_t stride, Added<float> added, float* to, int64_t to_stride, int64_t rows,
                 int64_t columns) {
-  for (int64_t row = 0; row < rows; ++row, from += stride, to += to_stride) {
-    if (bias == nullptr) {
+  for (int64_t row = 0; row < rows; ++row, from += stride, to += to_stride, added = added.from(1, 0)) {
+    if (added.rows == nullptr) {
       std::copy_n(from, columns, to);
       continue;
     }
 #pragma omp simd
-    for (int64_t column = 0; column < columns; ++column) to[column] = from[column] + bias[column];
+    for (int64_t column = 0; column < columns; ++column) to[column] = from[column] + added.rows[column];
   }
 }
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "lanes.h"
+#include "scalars.h"
 
 // Whether the CPU has the AVX-512 that block products and these loops are written for.
 bool dyad_has_vectors();
@@ -23,10 +23,18 @@ void dyad_transpose(const Bf16* from, int64_t stride, Bf16* to, int64_t to_strid
 // pairs long; what lies behind the columns is zero.
 void dyad_pair_rows(const Bf16* from, int64_t stride, Bf16* to, int64_t width, int64_t rows, int64_t columns);
 
-// `to[r, c] = from[r, c] + bias[c]` in the precision of `to`; without a bias where that is null.
-void dyad_store(const float* from, int64_t stride, const Bf16* bias, Bf16* to, int64_t to_stride, int64_t rows,
+// What is added to the rows of a product: rows `stride` apart, which is 0 where all rows get the same; nothing where there are none.
+template <typename T>
+struct Added {
+  const T* rows = nullptr;
+  int64_t stride = 0;
+  Added from(int64_t row, int64_t column) const { return rows == nullptr ? Added{} : Added{rows + row * stride + column, stride}; }
+};
+
+// `to[r, c] = from[r, c] + added[r, c]` in the precision of `to`, which may be what is added.
+void dyad_store(const float* from, int64_t stride, Added<Bf16> added, Bf16* to, int64_t to_stride, int64_t rows,
                 int64_t columns);
-void dyad_store(const float* from, int64_t stride, const float* bias, float* to, int64_t to_stride, int64_t rows,
+void dyad_store(const float* from, int64_t stride, Added<float> added, float* to, int64_t to_stride, int64_t rows,
                 int64_t columns);
 
 // Asks for the cache lines of rows `stride` bytes apart, which are about to be written.

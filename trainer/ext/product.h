@@ -145,17 +145,17 @@ struct Right {
       dyad_pair_rows(from, columns, to, PANEL, count, width);
     } else {
       if (width < PANEL) std::fill(to, to + count * PANEL, 0.0f);
-      dyad_store(from, columns, static_cast<const float*>(nullptr), to, PANEL, count, width);
+      dyad_store(from, columns, Added<float>{}, to, PANEL, count, width);
     }
   }
 };
 
-// `y[rows, columns] = a[rows, depth] · right + bias`.
+// `y[rows, columns] = a[rows, depth] · right + added`.
 template <typename T>
 class Product {
  public:
-  Product(const T* a, int64_t rows, Right<T> right, const T* bias, T* y)
-      : a_(a), rows_(rows), right_(right), bias_(bias), y_(y) {}
+  Product(const T* a, int64_t rows, Right<T> right, Added<T> added, T* y)
+      : a_(a), rows_(rows), right_(right), added_(added), y_(y) {}
 
   // Threads take rows, as elementwise kernels do, and find in their own caches what those left there; few rows are not worth a
   // packing of the right side for each thread.
@@ -176,11 +176,11 @@ class Product {
   const T* a_;
   int64_t rows_;
   Right<T> right_;
-  const T* bias_;
+  Added<T> added_;
   T* y_;
 
   Product of_rows(int64_t from, int64_t to) const {
-    return {a_ + from * right_.depth, to - from, right_, bias_, y_ + from * right_.columns};
+    return {a_ + from * right_.depth, to - from, right_, added_.from(from, 0), y_ + from * right_.columns};
   }
 
   int64_t blocks() const { return pieces(rows_, BLOCK); }
@@ -259,7 +259,7 @@ class Product {
 
   void store(int64_t block, int64_t panel, const float* sums) const {
     int64_t row = block * BLOCK, column = panel * PANEL;
-    dyad_store(sums, PANEL, bias_ == nullptr ? nullptr : bias_ + column, y_ + row * right_.columns + column, right_.columns,
+    dyad_store(sums, PANEL, added_.from(row, column), y_ + row * right_.columns + column, right_.columns,
                std::min(BLOCK, rows_ - row), std::min(PANEL, right_.columns - column));
   }
 };

@@ -53,10 +53,25 @@ impl Linear {
 
     /// Layers of one input: `[tokens, in]` -> `[tokens, out]` each.
     pub fn forward_all<const N: usize>(layers: [&Self; N], x: &Tensor, pass: &Pass<'_>) -> [Tensor; N] {
-        match fused::elsewhere(x.device()) && !layers.iter().any(|layer| layer.drops(pass)) {
-            true => fused::linears(x, layers),
+        let ours = layers.iter().all(|layer| layer.takes_our_products(x));
+        match (ours || fused::elsewhere(x.device())) && !layers.iter().any(|layer| layer.drops(pass)) {
+            true => fused::linears(x, layers, None, ours),
             false => layers.map(|layer| layer.composed(x, pass)),
         }
+    }
+
+    /// `hidden + forward(x)`: `[tokens, out]` and `[tokens, in]` -> `[tokens, out]`.
+    pub fn forward_onto(&self, hidden: &Tensor, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        if self.bias.is_some() || self.drops(pass) || !self.takes_our_products(x) {
+            return hidden + self.forward(x, pass);
+        }
+        let [sum] = fused::linears(x, [self], Some(hidden), true);
+        sum
+    }
+
+    fn takes_our_products(&self, x: &Tensor) -> bool {
+        let adapter = self.adapter.iter().flat_map(|adapter| [&adapter.a, &adapter.b]);
+        adapter.chain([&self.weight]).all(|weight| product::projects(x, weight, self.bias.as_ref()))
     }
 
     /// Whether the adapter sees another input than the layer.
@@ -77,11 +92,18 @@ impl Linear {
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in float32.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    rms_norm_beside(x, weight, eps).0
+}
+
+/// The same, and `x` for what goes on beside the norm: the gradients of both come together in the norm's kernel, where there is
+/// one.
+pub fn rms_norm_beside(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
     if fused::serves(&[x, weight]) {
         return fused::rms_norm(x, weight, eps);
     }
     // One launch each way on a GPU.
-    x.internal_fused_rms_norm(weight.size().as_slice(), Some(weight), eps).0
+    let normed = x.internal_fused_rms_norm(weight.size().as_slice(), Some(weight), eps).0;
+    (normed, x.shallow_clone())
 }
 
 /// What both kernels are held against: cast back before the weight is applied, as Llama does it.
@@ -200,15 +222,15 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// `[tokens, hidden]` -> `[tokens, hidden]`.
-    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+    /// Attention of the normed `x`, added to what it was normed from: `[tokens, hidden]` throughout.
+    pub fn forward_onto(&self, hidden: &Tensor, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let split = |projected: Tensor, heads: i64| projected.view([-1, heads, self.head_dim]);
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, pass);
         let q = pass.rotary.apply(&split(q, self.heads));
         let k = pass.rotary.apply(&split(k, self.kv_heads));
         let v = split(v, self.kv_heads);
         let context = segmented_attention(&q, &k, &v, pass);
-        self.o_proj.forward(&context.reshape([-1, self.heads * self.head_dim]), pass)
+        self.o_proj.forward_onto(hidden, &context.reshape([-1, self.heads * self.head_dim]), pass)
     }
 }
 
@@ -279,10 +301,10 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// `[tokens, hidden]` -> `[tokens, hidden]`.
-    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+    /// The MLP of the normed `x`, added to what it was normed from: `[tokens, hidden]` throughout.
+    pub fn forward_onto(&self, hidden: &Tensor, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, pass);
-        self.down_proj.forward(&swiglu(&gate, &up), pass)
+        self.down_proj.forward_onto(hidden, &swiglu(&gate, &up), pass)
     }
 }
 
@@ -327,6 +349,11 @@ mod tests {
             let inputs = [leaf(&[37, columns], kind), leaf(&[columns], kind)];
             let [x, weight] = &inputs;
             agree(&inputs, || rms_norm(x, weight, 1e-5), || composed_rms_norm(x, weight, 1e-5));
+            let beside = || {
+                let (normed, x) = rms_norm_beside(x, weight, 1e-5);
+                normed * 3 + x
+            };
+            agree(&inputs, beside, || composed_rms_norm(x, weight, 1e-5) * 3 + x);
         }
     }
 
@@ -356,6 +383,57 @@ mod tests {
         let values: Vec<f32> = swiglu(&far, &far.ones_like()).try_into().unwrap();
         assert!(values[0].abs() < 1e-30 && values[1].abs() < 1e-30 && values[2..4] == [90.0, 200.0]);
         assert!(values[4].is_nan());
+    }
+
+    /// With and without an adapter or a bias: one node that adds in its products, against the composition of libtorch's operators.
+    #[test]
+    fn fused_layers_of_one_input_equal_their_composition() {
+        tch::manual_seed(8);
+        let segments = [];
+        let angles = Tensor::zeros([1, 1, 2], (Kind::Float, Device::Cpu));
+        let rotary = Rotary { cos: angles.cos(), sin: angles.sin(), signed: false };
+        let pass = Pass { segments: &segments, varlen: None, rotary: &rotary, training: true };
+        for (kind, (rank, biased)) in KINDS
+            .into_iter()
+            .flat_map(|kind| [(0, false), (0, true), (4, false), (3, true)].map(|case| (kind, case)))
+        {
+            let mut inputs = vec![leaf(&[37, 48], kind), leaf(&[37, 96], kind)];
+            let mut layer = |out: i64| {
+                let mut own = |size: &[i64]| {
+                    let tensor = leaf(size, kind);
+                    inputs.push(tensor.shallow_clone());
+                    tensor
+                };
+                let weight = own(&[out, 48]);
+                let bias = biased.then(|| own(&[out]));
+                let adapter = (rank > 0).then(|| Adapter {
+                    a: own(&[rank, 48]),
+                    b: own(&[out, rank]),
+                    scale: 0.5,
+                    dropout: 0.0,
+                });
+                Linear { weight, bias, adapter }
+            };
+            let layers = [layer(96), layer(32), layer(96)];
+            let together = || {
+                let [a, b] = Linear::forward_all([&layers[0], &layers[1]], &inputs[0], &pass);
+                let onto = layers[2].forward_onto(&inputs[1], &inputs[0], &pass);
+                Tensor::cat(&[a, b, onto], 1)
+            };
+            let alone = || {
+                let [a, b, c] = [0, 1, 2].map(|i| plain_layer(&layers[i], &inputs[0]));
+                Tensor::cat(&[a, b, &inputs[1] + c], 1)
+            };
+            agree(&inputs, together, alone);
+        }
+    }
+
+    fn plain_layer(layer: &Linear, x: &Tensor) -> Tensor {
+        let y = x.linear(&layer.weight, layer.bias.as_ref());
+        match &layer.adapter {
+            Some(adapter) => y + x.matmul(&adapter.a.tr()).matmul(&adapter.b.tr()) * adapter.scale,
+            None => y,
+        }
     }
 
     #[test]

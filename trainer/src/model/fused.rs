@@ -17,6 +17,7 @@ unsafe extern "C" {
         weight: *const C_tensor,
         eps: f64,
         y: *mut *mut C_tensor,
+        beside: *mut *mut C_tensor,
     ) -> RawError;
     fn dyad_rotate(
         x: *const C_tensor,
@@ -36,6 +37,7 @@ unsafe extern "C" {
         x: *const C_tensor,
         linears: *const RawLinear,
         count: usize,
+        ours: bool,
         ys: *mut *mut C_tensor,
     ) -> RawError;
     fn dyad_accumulate(total: *const C_tensor, part: *const C_tensor) -> RawError;
@@ -49,11 +51,12 @@ unsafe extern "C" {
     ) -> RawError;
 }
 
-/// A linear layer as the bridge sees it; null where there is no bias, or no adapter.
+/// A linear layer as the bridge sees it; null where there is no bias, nothing to add to, or no adapter.
 #[repr(C)]
 struct RawLinear {
     weight: *const C_tensor,
     bias: *const C_tensor,
+    onto: *const C_tensor,
     a: *const C_tensor,
     b: *const C_tensor,
     scale: f64,
@@ -95,11 +98,14 @@ pub(crate) fn made(kernel: impl FnOnce(*mut *mut C_tensor) -> RawError) -> Tenso
     unsafe { Tensor::from_ptr(raw) }
 }
 
-/// `x / sqrt(mean(x²) + eps) * weight` over the last dimension.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+/// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, and `x` again, for what goes on beside the norm.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
     assert_eq!(x.size().last(), weight.size().last(), "one weight per column");
-    // SAFETY: two live tensors of matching sizes, and a place for the result.
-    made(|out| unsafe { dyad_rms_norm(x.as_ptr(), weight.as_ptr(), eps, out) })
+    let mut beside = std::ptr::null_mut();
+    // SAFETY: two live tensors of matching sizes, and a place for each result.
+    let y = made(|out| unsafe { dyad_rms_norm(x.as_ptr(), weight.as_ptr(), eps, out, &raw mut beside) });
+    // SAFETY: on success the kernel has left a second fresh tensor that we own.
+    (y, unsafe { Tensor::from_ptr(beside) })
 }
 
 /// Rotates `[tokens, heads, width]` by angles with contiguous cosines and sines `[tokens, 1, width]`.
@@ -116,14 +122,25 @@ pub fn rotate_half(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     made(|out| unsafe { dyad_rotate_half(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
 }
 
-/// Linear layers of one input `[tokens, in]`, adapters included, on any device: `[tokens, out]` each.
-pub fn linears<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> [Tensor; N] {
+/// Linear layers of one input `[tokens, in]`, adapters included, on any device: `[tokens, out]` each. `ours` takes the
+/// bridge's own products, which must serve all matrices; they alone add to `onto`, `[tokens, out]`, in layers without a bias.
+pub fn linears<const N: usize>(
+    x: &Tensor,
+    layers: [&Linear; N],
+    onto: Option<&Tensor>,
+    ours: bool,
+) -> [Tensor; N] {
+    let pointer = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), |tensor| tensor.as_ptr());
     let raw = layers.map(|layer| {
-        let pointer = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), |tensor| tensor.as_ptr());
         let adapter = layer.adapter.as_ref();
+        assert!(
+            onto.is_none() || (ours && layer.bias.is_none()),
+            "only products of ours add, and no bias too"
+        );
         RawLinear {
             weight: layer.weight.as_ptr(),
             bias: pointer(layer.bias.as_ref()),
+            onto: pointer(onto),
             a: pointer(adapter.map(|adapter| &adapter.a)),
             b: pointer(adapter.map(|adapter| &adapter.b)),
             scale: adapter.map_or(0.0, |adapter| adapter.scale),
@@ -131,7 +148,7 @@ pub fn linears<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> [Tensor; N] 
     });
     let mut ys = [std::ptr::null_mut(); N];
     // SAFETY: live tensors, null where they may be missing, and a place for each result; the operators check sizes.
-    if let Err(error) = check(unsafe { dyad_linears(x.as_ptr(), raw.as_ptr(), N, ys.as_mut_ptr()) }) {
+    if let Err(error) = check(unsafe { dyad_linears(x.as_ptr(), raw.as_ptr(), N, ours, ys.as_mut_ptr()) }) {
         panic!("linear layers: {error}");
     }
     // SAFETY: on success the bridge has left fresh tensors that we own.
@@ -190,5 +207,19 @@ mod tests {
     fn kernels_share_their_work_between_all_threads() {
         tch::set_num_threads(2);
         assert_eq!(kernel_threads().unwrap(), 2);
+    }
+
+    /// The tests of fused kernels once more, in processes that take the loops of lesser CPUs.
+    #[test]
+    fn kernels_are_right_with_every_set_of_instructions() {
+        for capability in ["avx2", "default"] {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["tests::fused_", "is_no_number", "equal_logits"])
+                .env("DYAD_CPU_CAPABILITY", capability)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains(" 9 passed"), "{capability}: {said}");
+        }
     }
 }

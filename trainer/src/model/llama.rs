@@ -6,7 +6,7 @@
 use dyad_proto::Fault;
 use tch::Tensor;
 
-use super::blocks::{Attention, Linear, Mlp, Pass, rms_norm};
+use super::blocks::{Attention, Linear, Mlp, Pass, rms_norm_beside};
 use super::{DecoderLayer, LayerSource, ModelConfig, Part};
 
 /// Which projections carry a bias.
@@ -66,12 +66,10 @@ impl LlamaLayer {
 
 impl DecoderLayer for LlamaLayer {
     fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let attended =
-            self.self_attn.forward(&rms_norm(hidden, &self.input_layernorm, self.rms_norm_eps), pass);
-        let hidden = hidden + attended;
-        let transformed =
-            self.mlp.forward(&rms_norm(&hidden, &self.post_attention_layernorm, self.rms_norm_eps), pass);
-        hidden + transformed
+        let (normed, hidden) = rms_norm_beside(hidden, &self.input_layernorm, self.rms_norm_eps);
+        let hidden = self.self_attn.forward_onto(&hidden, &normed, pass);
+        let (normed, hidden) = rms_norm_beside(&hidden, &self.post_attention_layernorm, self.rms_norm_eps);
+        self.mlp.forward_onto(&hidden, &normed, pass)
     }
 
     fn parts(&mut self) -> Vec<(&'static str, Part<'_>)> {

@@ -44,11 +44,17 @@ fn serves(matrices: &[&Tensor]) -> bool {
     matrices.iter().all(|matrix| fits(matrix) && even(matrix)) && serves_kind(kind)
 }
 
-/// `x wᵀ + bias` with its derivative: `[rows, in]` and `[out, in]` to `[rows, out]`.
-pub fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+/// Whether the bridge's products serve `x wᵀ + bias` and its derivative.
+#[must_use]
+pub fn projects(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
     let out_is_even = weight.kind() == Kind::Float || weight.size()[0] % 2 == 0;
     let bias_fits = bias.is_none_or(|bias| bias.kind() == weight.kind() && bias.is_contiguous());
-    if !out_is_even || !bias_fits || !weight.is_contiguous() || !serves(&[x, weight]) {
+    out_is_even && bias_fits && weight.is_contiguous() && serves(&[x, weight])
+}
+
+/// `x wᵀ + bias` with its derivative: `[rows, in]` and `[out, in]` to `[rows, out]`.
+pub fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    if !projects(x, weight, bias) {
         return x.linear(weight, bias);
     }
     assert_eq!(x.size().last(), weight.size().last(), "as many inputs as the weights want");

@@ -1,0 +1,280 @@
+// The loops of `rows.h`. This file is compiled once for each set of instructions, with the name of its table in DYAD_LOOPS. It must
+// have no function that others have too, hence the namespace without a name.
+#include "rows.h"
+
+#include "lanes.h"
+
+namespace dyad {
+namespace {
+
+template <typename T>
+void norm_rows(const T* x, const T* w, T* y, float* rstd, int64_t rows, Norm norm) {
+  for (int64_t row = 0; row < rows; ++row, x += norm.columns, y += norm.columns) {
+    Lanes sum{};
+    in_blocks(norm.columns, [&](int64_t at, int64_t count) DYAD_BODY {
+      Block in = block_at(x + at, count);
+      sum += in.a * in.a + in.b * in.b;
+    });
+    float scale = 1.0f / __builtin_sqrtf(sum_of(sum) / static_cast<float>(norm.columns) + norm.eps);
+    rstd[row] = scale;
+    in_blocks(norm.columns, [&](int64_t at, int64_t count) DYAD_BODY {
+      auto scaled = [&](Lanes x, Lanes w) DYAD_BODY { return rounded<T>(x * scale) * w; };
+      put(both(scaled, block_at(x + at, count), block_at(w + at, count)), y + at, count);
+    });
+  }
+}
+
+template <typename T>
+void norm_row_backward(NormBackward<T> of, float* dw, Norm norm) {
+  float scale = *of.rstd, sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < norm.columns; ++i) sum += widen(of.dy[i]) * widen(of.w[i]) * widen(of.x[i]);
+  float mean = sum * scale / static_cast<float>(norm.columns);
+  // What is beside is added where it is: a missing one would make a loop of its own.
+  const T* beside = of.beside == nullptr ? of.x : of.beside;
+  float has = of.beside == nullptr ? 0.0f : 1.0f;
+#pragma omp simd
+  for (int64_t i = 0; i < norm.columns; ++i) {
+    float h = widen(of.x[i]) * scale, g = widen(of.dy[i]);
+    dw[i] += g * h;
+    narrow(scale * (g * widen(of.w[i]) - h * mean) + has * widen(beside[i]), of.dx[i]);
+  }
+}
+
+template <typename T>
+void norm_rows_backward(NormBackward<T> of, float* dw, int64_t rows, Norm norm) {
+  for (int64_t row = 0; row < rows; ++row) {
+    norm_row_backward(of, dw, norm);
+    of.x += norm.columns;
+    of.dy += norm.columns;
+    of.dx += norm.columns;
+    ++of.rstd;
+    if (of.beside != nullptr) of.beside += norm.columns;
+  }
+}
+
+template <typename T>
+void turn_rows(const T* x, const T* cos, const T* sin, T* y, int64_t tokens, Turn turn) {
+  int64_t width = 2 * turn.half;
+  for (int64_t token = 0; token < tokens; ++token, cos += width, sin += width)
+    for (int64_t head = 0; head < turn.heads; ++head, x += width, y += width)
+      in_blocks(turn.half, [&](int64_t at, int64_t count) DYAD_BODY {
+        int64_t other = at + turn.half;
+        Block a = block_at(x + at, count), b = block_at(x + other, count), c = block_at(cos + at, count);
+        Block s = both([&](Lanes s) DYAD_BODY { return turn.sign * s; }, block_at(sin + at, count));
+        put(both([](Lanes a, Lanes b, Lanes c, Lanes s) DYAD_BODY { return a * c - b * s; }, a, b, c, s), y + at, count);
+        put(both([](Lanes a, Lanes b, Lanes c, Lanes s) DYAD_BODY { return b * c + a * s; }, a, b, c, s), y + other, count);
+      });
+}
+
+template <typename T>
+void gate_values(const T* gate, const T* up, T* y, int64_t count) {
+  in_blocks(count, [&](int64_t at, int64_t count) DYAD_BODY {
+    auto gated = [](Lanes g, Lanes up) DYAD_BODY { return rounded<T>(g * sigmoid(g)) * up; };
+    put(both(gated, block_at(gate + at, count), block_at(up + at, count)), y + at, count);
+  });
+}
+
+template <typename T>
+void gate_values_backward(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t count) {
+  in_blocks(count, [&](int64_t at, int64_t count) DYAD_BODY {
+    Block g = block_at(gate + at, count), u = block_at(up + at, count), d = block_at(dy + at, count), s = both(sigmoid, g);
+    put(both([](Lanes d, Lanes g, Lanes s) DYAD_BODY { return d * rounded<T>(g * s); }, d, g, s), dup + at, count);
+    auto gate_slope = [](Lanes d, Lanes u, Lanes g, Lanes s) DYAD_BODY { return d * u * s * (1.0f + g * (1.0f - s)); };
+    put(both(gate_slope, d, u, g, s), dgate + at, count);
+  });
+}
+
+template <typename T>
+DYAD_INLINE float row_max(const T* z, int64_t columns) {
+  Block most{lanes(widen(z[0])), lanes(widen(z[0]))};
+  int64_t at = 0;
+  for (; at + BLOCK_VALUES <= columns; at += BLOCK_VALUES) most = both(larger, block_at(z + at), most);
+  float max = largest_of(larger(most.a, most.b));
+  for (; at < columns; ++at) max = widen(z[at]) > max ? widen(z[at]) : max;
+  return max;
+}
+
+// What passes over a row of logits z add up.
+struct Sums {
+  // Of e^(z - max), and of the same times what z - max is above the reference's. A NaN among the logits stays one.
+  float weights, above;
+};
+
+// Ones for the first `count` values of a block.
+template <typename T>
+DYAD_INLINE Block ones(int64_t count) {
+  T values[BLOCK_VALUES]{};
+  for (int64_t i = 0; i < count; ++i) narrow(1.0f, values[i]);
+  return block_at(values);
+}
+
+// The terms e^(z - max) go to `terms`, block by block, where they are kept.
+template <bool KEEP, bool COMPARE, typename T>
+DYAD_INLINE Sums add_up(const T* z, float max, const T* r, float reference_max, float* terms, int64_t columns) {
+  Lanes weights{}, above{};
+  in_blocks(columns, [&](int64_t at, int64_t count) DYAD_BODY {
+    Block logits = both([&](Lanes z) DYAD_BODY { return z - max; }, block_at(z + at, count));
+    Block kept = both(exponential, logits);
+    if (count < BLOCK_VALUES) kept = both([](Lanes a, Lanes b) DYAD_BODY { return a * b; }, kept, ones<T>(count));
+    weights += kept.a + kept.b;
+    if constexpr (COMPARE) {
+      Block others = both([&](Lanes r) DYAD_BODY { return r - reference_max; }, block_at(r + at, count));
+      above += kept.a * (logits.a - others.a) + kept.b * (logits.b - others.b);
+    }
+    if constexpr (KEEP) put(kept, terms + at);
+  });
+  return {sum_of(weights), sum_of(above)};
+}
+
+DYAD_INLINE double log_of(float sum) { return __builtin_log(static_cast<double>(sum)); }
+
+// softmax(z) - onehot(target).
+template <typename T>
+DYAD_INLINE void to_errors(T* z, const float* terms, float scale, int64_t target, float target_term, int64_t columns) {
+  in_blocks(columns, [&](int64_t at, int64_t count) DYAD_BODY {
+    put(both([&](Lanes term) DYAD_BODY { return scale * term; }, block_at(terms + at)), z + at, count);
+  });
+  narrow(scale * target_term - 1.0f, z[target]);
+}
+
+// `terms` is a row's room, in whole blocks.
+template <bool KEEP, bool COMPARE, typename T>
+DYAD_INLINE void score_row(const Tile<T>& tile, int64_t row, float* terms) {
+  T* z = tile.policy + row * tile.columns;
+  const T* r = COMPARE ? tile.reference + row * tile.columns : nullptr;
+  int64_t target = tile.targets[row];
+  float max = row_max(z, tile.columns), reference_max = COMPARE ? row_max(r, tile.columns) : 0.0f;
+  Sums sums = add_up<KEEP, COMPARE>(z, max, r, reference_max, terms, tile.columns);
+  double log_sum = log_of(sums.weights);
+  tile.logps[row] = widen(z[target]) - (max + log_sum);
+  if constexpr (COMPARE) {
+    double reference_log_sum = log_of(add_up<false, false>(r, reference_max, r, reference_max, terms, tile.columns).weights);
+    tile.reference_logps[row] = widen(r[target]) - (reference_max + reference_log_sum);
+    // The mean of log p - log q under p; without the maxima, so that little is subtracted from little.
+    tile.kl[row] = static_cast<float>(static_cast<double>(sums.above / sums.weights) - (log_sum - reference_log_sum));
+  }
+  if constexpr (KEEP) {
+    float target_term = exponential(lanes(widen(z[target]) - max))[0];
+    to_errors(z, terms, 1.0f / sums.weights, target, target_term, tile.columns);
+  }
+}
+
+template <bool KEEP, typename T>
+void score_with(const Tile<T>& tile, int64_t begin, int64_t end, float* terms) {
+  for (int64_t row = begin; row < end; ++row)
+    if (tile.reference == nullptr)
+      score_row<KEEP, false>(tile, row, terms);
+    else
+      score_row<KEEP, true>(tile, row, terms);
+}
+
+template <typename T>
+void score_rows(const Tile<T>& tile, int64_t begin, int64_t end, float* terms) {
+  if (terms == nullptr)
+    score_with<false>(tile, begin, end, terms);
+  else
+    score_with<true>(tile, begin, end, terms);
+}
+
+// Less than any score, and a number.
+constexpr float NOTHING = -3.0e38f;
+
+// Places of lanes, from the first one's on.
+constexpr float PLACES[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+DYAD_INLINE Lanes places_from(int64_t first) { return lanes_at(PLACES) + static_cast<float>(first); }
+
+// Calls the body with the place of each register of scores of the first pieces, counted from their first, and where they are.
+template <typename Body>
+DYAD_INLINE void in_pieces(int64_t count, Body&& body) {
+  for (int64_t piece = 0; piece < count; ++piece)
+    for (int64_t at = 0; at < PIECE; at += LANES) body(piece * PIECE + at, piece * APART + at);
+}
+
+template <typename E>
+Normaliser weigh(const float* scores, E* weights, int64_t seen, int64_t pieces_seen, float scale) {
+  Lanes largest = lanes(NOTHING), sum{}, end = lanes(static_cast<float>(seen));
+  in_pieces(pieces_seen, [&](int64_t place, int64_t at) DYAD_BODY {
+    largest = larger(places_from(place) < end ? lanes_at(scores + at) : lanes(NOTHING), largest);
+  });
+  float top = scale * largest_of(largest);
+  in_pieces(pieces_seen, [&](int64_t place, int64_t at) DYAD_BODY {
+    Lanes weight = exponential(scale * lanes_at(scores + at) - top);
+    weight = places_from(place) < end ? weight : Lanes{};
+    sum += weight;
+    put(weight, weights + at);
+  });
+  return {top, sum_of(sum)};
+}
+
+template <typename E>
+void weights_backward(Keys<E> keys, Queries queries, int64_t seen, float scale) {
+  Lanes end = lanes(static_cast<float>(queries.count));
+  for (int64_t key = 0; key < PIECE; ++key) {
+    Lanes begin = lanes(static_cast<float>(key - seen + 1));
+    for (int64_t query = 0; query < PIECE; query += LANES) {
+      int64_t at = key * PIECE + query;
+      Lanes place = places_from(query), p = exponential(scale * lanes_at(keys.scores + at) - lanes_at(queries.lse + query));
+      p = place < begin ? Lanes{} : place < end ? p : Lanes{};
+      put(p, keys.weights + at);
+      put(p * (lanes_at(keys.gradients + at) - lanes_at(queries.mean + query)), keys.slopes + at);
+    }
+  }
+}
+
+template <typename E>
+float inner(const E* a, const E* b, int64_t width) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < width; ++i) sum += widen(a[i]) * widen(b[i]);
+  return sum;
+}
+
+template <typename T, typename E>
+void load_rows(const T* from, int64_t stride, E* to, int64_t rows, int64_t width) {
+  for (int64_t row = 0; row < rows; ++row, from += stride, to += width) {
+    if constexpr (std::is_same_v<T, E>) {
+      std::memcpy(to, from, width * sizeof(T));
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) to[i] = widen(from[i]);
+    }
+  }
+}
+template <typename T>
+void store_row(const float* from, float scale, T* to, int64_t width) {
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) narrow(scale * from[i], to[i]);
+}
+
+template <typename T>
+void add_values(float* total, const T* part, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) total[i] += widen(part[i]);
+}
+
+template <typename T>
+constexpr Loops<T> compiled() {
+  return {
+      .norm = norm_rows<T>,
+      .norm_backward = norm_rows_backward<T>,
+      .turn = turn_rows<T>,
+      .gate = gate_values<T>,
+      .gate_backward = gate_values_backward<T>,
+      .score = score_rows<T>,
+      .weigh = weigh<T>,
+      .weights_backward = weights_backward<T>,
+      .inner = inner<T>,
+      .load = load_rows<T, T>,
+      .load_wide = load_rows<T, float>,
+      .store = store_row<T>,
+      .add = add_values<T>,
+  };
+}
+
+}  // namespace
+
+extern const AllLoops DYAD_LOOPS;
+const AllLoops DYAD_LOOPS{compiled<float>(), compiled<Bf16>()};
+
+}  // namespace dyad
