@@ -99,7 +99,9 @@ struct Head {
     load(0, run.prompt, run.prompt, to);
     load(run.own, run.queries, rounded_up(run.keys(), PIECE) - run.prompt, to + run.prompt * width);
   }
-  void store(int64_t token, const float* from, float scale) const { loops<T>().store(from, scale, rows + token * stride, width); }
+  void store(int64_t token, const float* from, float scale) const {
+    loops<T>().store(from, scale, rows + token * stride, width);
+  }
 };
 
 // Rows `[PIECE, width]` of a head as the right side of products.
@@ -181,8 +183,8 @@ struct Forward {
                     desk.scores + piece * APART);
     float sums[PIECE], *total = data<float>(lse) + (segment.start + token) * shape.heads + head;
     for (int64_t row = 0; row < tile.rows; ++row) {
-      auto [top, sum] = loops<E>().weigh(desk.scores + row * PIECE, desk.weights + row * PIECE, tile.seen + row, tile.pieces_seen(),
-                                   shape.scale);
+      auto [top, sum] = loops<E>().weigh(desk.scores + row * PIECE, desk.weights + row * PIECE, tile.seen + row,
+                                         tile.pieces_seen(), shape.scale);
       sums[row] = sum;
       total[row * shape.heads] = top + std::log(sum);
     }

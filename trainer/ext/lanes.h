@@ -67,8 +67,8 @@ DYAD_INLINE void put(Lanes values, Bf16* to) {
   std::memcpy(to, &halves, sizeof halves);
 }
 
-// Neighbouring values, two registers of them. Of bfloat16 `a` are those of even and `b` those of odd places, which is how they come
-// apart in one step; of float32 the first and the last half. Blocks of one kind can be combined.
+// Neighbouring values, two registers of them. Of bfloat16 `a` are those of even and `b` those of odd places, which is how they
+// come apart in one step; of float32 the first and the last half. Blocks of one kind can be combined.
 struct Block {
   Lanes a, b;
 };
@@ -117,8 +117,8 @@ DYAD_INLINE void in_blocks(int64_t count, Body&& body) {
   if (at < count) body(at, count - at);
 }
 
-// e^x to about one unit in the last place, by Cephes' polynomial, of x clamped to where e^x is finite and normal; a NaN stays one.
-// Adding 1.5 · 2^23 rounds to a whole number, which then is in the lowest bits.
+// e^x to about one unit in the last place, by Cephes' polynomial, of x clamped to where e^x is finite and normal; a NaN stays
+// one. Adding 1.5 · 2^23 rounds to a whole number, which then is in the lowest bits.
 DYAD_INLINE Lanes exponential(Lanes x) {
   constexpr float whole = 12582912.0f;
   x = smaller(lanes(88.3f), larger(lanes(-87.3f), x));

@@ -1,6 +1,6 @@
-// Linear layers of one input, with their adapters: one node of autograd's graph for all of them. Products add to what is there,
-// forward and back, so that no pass over memory only adds; adapters come first, because a large product hides what it reads and a
-// narrow one does not.
+// Linear layers of one input, with their adapters: one node of autograd's graph for all of them. Products add to what is
+// there, forward and back, so that no pass over memory only adds; adapters come first, because a large product hides what it
+// reads and a narrow one does not.
 #include "bridge.h"
 #include "products.h"
 #include "sinks.h"
@@ -37,8 +37,8 @@ void add_wide(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
 
 extern "C" {
 
-// `x wᵀ + bias + onto + scale (x aᵀ) bᵀ`; null where there is no bias, nothing to add to, or no adapter. `onto` is for products of
-// our own, and for layers without a bias.
+// `x wᵀ + bias + onto + scale (x aᵀ) bᵀ`; null where there is no bias, nothing to add to, or no adapter. `onto` is for
+// products of our own, and for layers without a bias.
 struct dyad_linear {
   at::Tensor* weight;
   at::Tensor* bias;
@@ -179,8 +179,8 @@ dyad_error dyad_add_outer_wide(at::Tensor* sum, at::Tensor* a, at::Tensor* b, bo
   });
 }
 
-// `[tokens, in]` to one `[tokens, out]` a layer: new tensors, owned by the caller. `ours` takes the products of `products.h`, which
-// must serve all matrices; widths, ranks included, are even in bfloat16 then.
+// `[tokens, in]` to one `[tokens, out]` a layer: new tensors, owned by the caller. `ours` takes the products of `products.h`,
+// which must serve all matrices; widths, ranks included, are even in bfloat16 then.
 dyad_error dyad_linears(at::Tensor* x, const dyad_linear* linears, size_t count, bool ours, at::Tensor** ys) {
   return guarded([&] {
     std::vector<at::Tensor> tensors;

@@ -23,12 +23,14 @@ void dyad_transpose(const Bf16* from, int64_t stride, Bf16* to, int64_t to_strid
 // pairs long; what lies behind the columns is zero.
 void dyad_pair_rows(const Bf16* from, int64_t stride, Bf16* to, int64_t width, int64_t rows, int64_t columns);
 
-// What is added to the rows of a product: rows `stride` apart, which is 0 where all rows get the same; nothing where there are none.
+// What is added to the rows of a product: rows `stride` apart, which is 0 where all rows get the same; null where nothing is.
 template <typename T>
 struct Added {
   const T* rows = nullptr;
   int64_t stride = 0;
-  Added from(int64_t row, int64_t column) const { return rows == nullptr ? Added{} : Added{rows + row * stride + column, stride}; }
+  Added from(int64_t row, int64_t column) const {
+    return rows == nullptr ? Added{} : Added{rows + row * stride + column, stride};
+  }
 };
 
 // `to[r, c] = from[r, c] + added[r, c]` in the precision of `to`, which may be what is added.

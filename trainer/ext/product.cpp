@@ -1,21 +1,14 @@
-// Products of linear layers and of the LM head on the CPU, with their derivatives. Gradients of weights go straight into the
-// float32 gradient that a step adds up, where the caller names one.
+// Products of linear layers and of the LM head on the CPU, in blocks.
 #include "products.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "bridge.h"
 #include "product.h"
 #include "sinks.h"
 #include "tensors.h"
-
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
 
 namespace {
 
@@ -88,46 +81,12 @@ at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x, const at::
 
 }  // namespace dyad
 
-namespace {
-
-// `y = x wᵀ + bias`.
-struct Project : public Function<Project> {
-  static Variable forward(AutogradContext* context, const Variable& x, const Variable& weight,
-                          const std::optional<Variable>& bias) {
-    auto input = x.contiguous();
-    context->save_for_backward({input, weight});
-    context->saved_data["biased"] = bias.has_value();
-    return dyad::projected(input, weight, bias);
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    auto saved = context->get_saved_variables();
-    auto &x = saved[0], &weight = saved[1];
-    auto dy = gradients[0].contiguous();
-    Variable dx, dw, db;
-    if (context->needs_input_grad(0)) dx = dyad::product(dy, weight);
-    if (context->needs_input_grad(1)) dw = dyad::weight_gradient(dy, x, weight);
-    if (context->saved_data["biased"].toBool() && context->needs_input_grad(2)) db = dy.sum(0);
-    return {dx, dw, db};
-  }
-};
-
-}  // namespace
-
 extern "C" {
 
-// Whether the products below serve matrices of bfloat16, else of float32.
+// Whether these products serve matrices of bfloat16, else of float32.
 bool dyad_products_serve(bool bfloat16) { return serves(bfloat16); }
 
-// `x · weightᵀ + bias`, a new tensor owned by the caller; `bias` may be null. With its derivative. Here and below matrices are on
-// the CPU, contiguous and of one kind that is served; in bfloat16 the width of each is even.
-dyad_error dyad_project(at::Tensor* x, at::Tensor* weight, at::Tensor* bias, at::Tensor** y) {
-  return guarded([&] {
-    *y = new at::Tensor(Project::apply(*x, *weight, bias == nullptr ? std::nullopt : std::make_optional(*bias)));
-  });
-}
-
-// `a · b`, a new tensor owned by the caller. Without a derivative.
+// `a · b`, a new tensor owned by the caller. Without a derivative. Here and below matrices are as `products.h` wants them.
 dyad_error dyad_product(at::Tensor* a, at::Tensor* b, at::Tensor** y) {
   return guarded([&] { *y = new at::Tensor(dyad::product(*a, *b)); });
 }

@@ -1,5 +1,5 @@
-// Matrix products on the CPU, without derivatives. Matrices are contiguous and of one kind that is served; in bfloat16 the width of
-// each is even.
+// Matrix products on the CPU, without derivatives. Matrices are contiguous and of one kind that is served; in bfloat16 the
+// width of each is even.
 #pragma once
 
 #include <optional>

@@ -55,8 +55,8 @@ struct Queries {
   int64_t count;
 };
 
-// Of the keys of a piece, a row of `PIECE` queries for each: scores, the gradients of weights, and where weights and the gradients of
-// scores go.
+// Of the keys of a piece, a row of `PIECE` queries for each: scores, the gradients of weights, and where weights and the
+// gradients of scores go.
 template <typename E>
 struct Keys {
   const float *scores, *gradients;
@@ -76,7 +76,8 @@ struct Loops {
   void (*gate_backward)(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t count);
   // Rows `[begin, end)` of a tile. `terms` has room for a row and ROOM more; where it is null, the logits stay.
   void (*score)(const Tile<T>& tile, int64_t begin, int64_t end, float* terms);
-  // Scores of one query become weights `exp(scale s - top)`, in as many pieces as its tile sees; zero for keys behind those seen.
+  // Scores of one query become weights `exp(scale s - top)`, in as many pieces as its tile sees; zero for keys behind those
+  // seen.
   Normaliser (*weigh)(const float* scores, T* weights, int64_t seen, int64_t pieces_seen, float scale);
   // `p = exp(scale s - lse)` and `ds = p (dp - o·do)` for queries that see a key, zero for the others. The first query sees the
   // first `seen` keys of the piece.

@@ -1,11 +1,13 @@
-// The loops of `rows.h`. This file is compiled once for each set of instructions, with the name of its table in DYAD_LOOPS. It must
-// have no function that others have too, hence the namespace without a name.
+// The loops of `rows.h`. This file is compiled once for each set of instructions, with the name of its table in DYAD_LOOPS.
+// It must have no function that others have too, hence the namespace without a name.
 #include "rows.h"
 
 #include "lanes.h"
 
 namespace dyad {
 namespace {
+
+static_assert(BLOCK_VALUES <= ROOM && PIECE % LANES == 0);
 
 template <typename T>
 void norm_rows(const T* x, const T* w, T* y, float* rstd, int64_t rows, Norm norm) {

@@ -62,6 +62,17 @@ struct RawLinear {
     scale: f64,
 }
 
+impl RawLinear {
+    fn plain(weight: &Tensor, bias: Option<&Tensor>) -> Self {
+        let none = std::ptr::null();
+        Self { weight: weight.as_ptr(), bias: pointer(bias), onto: none, a: none, b: none, scale: 0.0 }
+    }
+}
+
+fn pointer(tensor: Option<&Tensor>) -> *const C_tensor {
+    tensor.map_or(std::ptr::null(), |tensor| tensor.as_ptr())
+}
+
 thread_local! {
     static ELSEWHERE: Cell<bool> = const { Cell::new(false) };
 }
@@ -130,7 +141,6 @@ pub fn linears<const N: usize>(
     onto: Option<&Tensor>,
     ours: bool,
 ) -> [Tensor; N] {
-    let pointer = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), |tensor| tensor.as_ptr());
     let raw = layers.map(|layer| {
         let adapter = layer.adapter.as_ref();
         assert!(
@@ -138,17 +148,28 @@ pub fn linears<const N: usize>(
             "only products of ours add, and no bias too"
         );
         RawLinear {
-            weight: layer.weight.as_ptr(),
-            bias: pointer(layer.bias.as_ref()),
             onto: pointer(onto),
             a: pointer(adapter.map(|adapter| &adapter.a)),
             b: pointer(adapter.map(|adapter| &adapter.b)),
             scale: adapter.map_or(0.0, |adapter| adapter.scale),
+            ..RawLinear::plain(&layer.weight, layer.bias.as_ref())
         }
     });
+    run(x, &raw, ours)
+}
+
+/// `x wᵀ + bias` by the bridge's own products, which must serve.
+pub(crate) fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let [y] = run(x, &[RawLinear::plain(weight, bias)], true);
+    y
+}
+
+fn run<const N: usize>(x: &Tensor, linears: &[RawLinear; N], ours: bool) -> [Tensor; N] {
     let mut ys = [std::ptr::null_mut(); N];
-    // SAFETY: live tensors, null where they may be missing, and a place for each result; the operators check sizes.
-    if let Err(error) = check(unsafe { dyad_linears(x.as_ptr(), raw.as_ptr(), N, ours, ys.as_mut_ptr()) }) {
+    // SAFETY: live tensors, null where they may be missing, and a place for each result; the operators check sizes, and callers
+    // those of our own products.
+    let done = check(unsafe { dyad_linears(x.as_ptr(), linears.as_ptr(), N, ours, ys.as_mut_ptr()) });
+    if let Err(error) = done {
         panic!("linear layers: {error}");
     }
     // SAFETY: on success the bridge has left fresh tensors that we own.

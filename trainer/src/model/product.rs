@@ -5,17 +5,11 @@
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-use super::fused::{accumulate, elsewhere, made};
+use super::fused::{self, accumulate, elsewhere, made};
 use crate::ext::{RawError, check};
 
 unsafe extern "C" {
     fn dyad_products_serve(bfloat16: bool) -> bool;
-    fn dyad_project(
-        x: *const C_tensor,
-        weight: *const C_tensor,
-        bias: *const C_tensor,
-        y: *mut *mut C_tensor,
-    ) -> RawError;
     fn dyad_product(a: *const C_tensor, b: *const C_tensor, y: *mut *mut C_tensor) -> RawError;
     fn dyad_add_outer_wide(
         sum: *const C_tensor,
@@ -58,10 +52,7 @@ pub fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
         return x.linear(weight, bias);
     }
     assert_eq!(x.size().last(), weight.size().last(), "as many inputs as the weights want");
-    let bias = bias.map_or(std::ptr::null(), |bias| bias.as_ptr());
-    // SAFETY: live tensors of matching sizes and of a kind that is served, one of them perhaps absent, and a place for the
-    // result.
-    made(|out| unsafe { dyad_project(x.as_ptr(), weight.as_ptr(), bias, out) })
+    fused::project(x, weight, bias)
 }
 
 /// `a b`, without a derivative: `[rows, terms]` and `[terms, columns]` to `[rows, columns]`.
