@@ -87,7 +87,7 @@ struct Head {
   // Rows as products take them, with rows of zeros behind.
   template <typename E>
   void load(int64_t token, int64_t count, int64_t padded, E* to) const {
-    if constexpr (std::is_same_v<std::remove_const_t<T>, E>)
+    if constexpr (std::is_same_v<T, E>)
       loops<E>().load(rows + token * stride, stride, to, count, width);
     else
       loops<T>().load_wide(rows + token * stride, stride, to, count, width);
@@ -309,7 +309,7 @@ struct Backward {
     block_product(PIECE, padded, width, {width, PIECE}, false, desk.values + first * width, desk.turned_gradients,
                   desk.weight_gradients);
     loops<E>().weights_backward(Keys<E>{desk.scores, desk.weight_gradients, desk.weights, desk.slopes},
-                          Queries{desk.lse, desk.mean, tile.rows}, tile.seen - first, shape.scale);
+                                Queries{desk.lse, desk.mean, tile.rows}, tile.seen - first, shape.scale);
     desk.packing.times(PIECE, padded, true, desk.weights, desk.paired_gradients, desk.seen.values + first * columns);
     desk.packing.times(PIECE, padded, true, desk.slopes, desk.paired_queries, desk.seen.keys + first * columns);
     dyad_transpose(desk.slopes, PIECE, desk.turned_slopes, PIECE, PIECE, padded);

@@ -189,6 +189,9 @@ dyad_error dyad_kernel_threads(size_t* threads) {
   });
 }
 
+// Values in a register of the instructions whose loops were taken.
+int64_t dyad_kernel_lanes() { return dyad::all_loops().lanes; }
+
 // `silu(gate) · up`.
 dyad_error dyad_swiglu(at::Tensor* gate, at::Tensor* up, at::Tensor** y) {
   return guarded([&] { *y = new at::Tensor(SwiGlu::apply(*gate, *up)); });

@@ -91,6 +91,8 @@ struct Loops {
 };
 
 struct AllLoops {
+  // Values in a register of the instructions that they were compiled for.
+  int64_t lanes;
   Loops<float> float32;
   Loops<Bf16> bfloat16;
 };

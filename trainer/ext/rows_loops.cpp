@@ -277,6 +277,6 @@ constexpr Loops<T> compiled() {
 }  // namespace
 
 extern const AllLoops DYAD_LOOPS;
-const AllLoops DYAD_LOOPS{compiled<float>(), compiled<Bf16>()};
+const AllLoops DYAD_LOOPS{LANES, compiled<float>(), compiled<Bf16>()};
 
 }  // namespace dyad

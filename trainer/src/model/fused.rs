@@ -27,6 +27,8 @@ unsafe extern "C" {
     ) -> RawError;
     fn dyad_swiglu(gate: *const C_tensor, up: *const C_tensor, y: *mut *mut C_tensor) -> RawError;
     fn dyad_kernel_threads(threads: *mut usize) -> RawError;
+    #[cfg(test)]
+    fn dyad_kernel_lanes() -> i64;
     fn dyad_rotate_half(
         x: *const C_tensor,
         cos: *const C_tensor,
@@ -228,6 +230,23 @@ mod tests {
     fn kernels_share_their_work_between_all_threads() {
         tch::set_num_threads(2);
         assert_eq!(kernel_threads().unwrap(), 2);
+    }
+
+    #[test]
+    fn fused_kernels_take_the_instructions_that_were_asked_for() {
+        let v3 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let v4 = ["avx512f", "avx512bw", "avx512dq", "avx512vl"];
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let v4 = v4.iter().all(|flag| info.split_whitespace().any(|word| word == *flag));
+        let expected = match std::env::var("DYAD_CPU_CAPABILITY").as_deref() {
+            Ok("default") => 4,
+            Ok("avx2") if v3 => 8,
+            Err(_) if v4 => 16,
+            _ if v3 => 8,
+            _ => 4,
+        };
+        // SAFETY: reads a number.
+        assert_eq!(unsafe { dyad_kernel_lanes() }, expected);
     }
 
     /// The tests of fused kernels once more, in processes that take the loops of lesser CPUs.
