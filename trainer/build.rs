@@ -68,6 +68,8 @@ fn compile_loops() {
 fn compile_bridge(include: &Path) {
     build()
         .flag_if_supported("-Wno-unused-parameter")
+        // Otherwise loops that clamp or choose (8-bit moments) get a path for each outcome, computed for all lanes.
+        .flag_if_supported("-fno-thread-jumps")
         // Vector loops, and at::parallel_for: without OpenMP its loops run on one thread, without a word.
         .flag("-fopenmp")
         .define("USE_C10D_GLOO", None)
