@@ -136,11 +136,11 @@ impl Cli {
 
     /// Makes the output folder ready, and the run with it.
     pub fn start(&self, prepared: Prepared) -> Result<(RunSpec, Output), Fault> {
-        let output = prepared.output.apply()?;
-        let resume = prepared.output.resume;
+        let resume = prepared.output.resume.clone();
+        let output = prepared.output.start(prepared.config_json.clone())?;
         let start = Start {
             step: resume.as_ref().map_or(0, |resume| resume.step),
-            num_tokens: output.num_tokens,
+            num_tokens: resume.as_ref().map_or(0, |resume| resume.num_tokens),
             evaluated: output.evaluated,
         };
         let spec = RunSpec {

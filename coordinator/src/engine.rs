@@ -100,6 +100,7 @@ impl Engine {
             Command::Close(id) => drop(self.outboxes.remove(&id)),
             Command::Emit(happening) => self.emit(happening),
             Command::Record(done) => self.record(&done)?,
+            Command::Persist => self.output.persist()?,
             Command::Recall(key) => return self.recall(&key).map(Some),
         }
         Ok(None)
@@ -155,13 +156,11 @@ impl Engine {
         let mut values = row.values();
         match done.work {
             Work::Step(step) => {
-                self.output.metrics.append(&row.to_json())?;
-                self.output.board.add(row)?;
+                self.output.step(row, done.durable)?;
                 self.emit(Happening::Step(StepMetrics { step, values }));
             }
             Work::Evaluation(step) => {
-                self.output.evaluations.append(&row.to_json())?;
-                self.output.board.add(row)?;
+                self.output.evaluation(row)?;
                 values.remove("step");
                 self.emit(Happening::Evaluation(EvaluationMetrics { step, values }));
             }

@@ -52,6 +52,13 @@ impl Row {
     }
 }
 
+#[cfg(test)]
+impl<const N: usize> From<[(&str, f64); N]> for Row {
+    fn from(values: [(&str, f64); N]) -> Self {
+        Self(values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+}
+
 /// Sums over ranks.
 #[must_use]
 pub fn total<'a>(sums: impl IntoIterator<Item = &'a PreferenceSums>) -> PreferenceSums {

@@ -1,18 +1,26 @@
-//! The output folder: what may be written where, where a resumed run picks up, and the two metrics files.
+//! The output folder: what may be written where, where a resumed run picks up, and what a run records.
 //!
-//! [`inspect`] only looks (and makes the folder); nothing is removed before [`OutputPlan::apply`].
+//! [`inspect`] only looks (and makes the folder). What an earlier run left goes when the new one has something to put in its place:
+//! with its first row ([`Output`]). A run that ends before has changed nothing.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+mod checkpoint;
+mod records;
+pub(crate) mod rows;
+
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use dyad_proto::Fault;
 use dyad_proto::run_folder::{
-    EVALUATION_METRICS, METRICS, TENSORBOARD, checkpoint_step, is_unfinished, refuse_earlier_run, traces,
+    EVALUATION_METRICS, FINAL, METRICS, TENSORBOARD, checkpoint_step, is_unfinished, refuse_earlier_run,
+    refuse_foreign, traces,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::rows::{Kept, MetricsFile};
+use crate::metrics::Row;
 use crate::tensorboard::EventFile;
 
 /// What to do with the traces of an earlier run.
@@ -39,14 +47,6 @@ pub struct Identity {
     pub batch_size: u32,
 }
 
-/// `dyad_state.json` of a checkpoint, as far as the coordinator reads it.
-#[derive(Clone, Debug, Deserialize)]
-struct CheckpointState {
-    step: u64,
-    #[serde(flatten)]
-    identity: Identity,
-}
-
 /// Where a resumed run picks up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResumePoint {
@@ -54,6 +54,8 @@ pub struct ResumePoint {
     pub step: u64,
     /// The checkpoint folder.
     pub path: PathBuf,
+    /// Tokens trained on.
+    pub num_tokens: u64,
 }
 
 /// What is about to happen to the output folder.
@@ -65,19 +67,22 @@ pub struct OutputPlan {
     pub resume: Option<ResumePoint>,
 }
 
-/// The metrics files, and what the rows kept from an earlier run say.
+/// What the run records: its configuration, rows of both kinds, and the same for TensorBoard.
 #[derive(Debug)]
 pub struct Output {
-    /// `metrics.jsonl`.
-    pub metrics: MetricsFile,
-    /// `eval_metrics.jsonl`.
-    pub evaluations: MetricsFile,
-    /// The same for TensorBoard, in `tb/`.
-    pub board: EventFile,
-    /// Tokens trained on before.
-    pub num_tokens: u64,
+    plan: OutputPlan,
+    config_json: String,
+    /// Open once there is a row.
+    files: Option<Files>,
     /// The evaluation due at the resumed step was done before.
     pub evaluated: bool,
+}
+
+#[derive(Debug)]
+struct Files {
+    metrics: MetricsFile,
+    evaluations: MetricsFile,
+    board: EventFile,
 }
 
 /// Checks that the folder can be written and used as `mode` says.
@@ -93,88 +98,96 @@ pub fn inspect(dir: &Path, mode: Mode, identity: &Identity) -> Result<OutputPlan
         // What has neither checkpoint nor final model is worth nothing to a run that starts again.
         Mode::AutoResume => {
             let has = |wanted: fn(&Path) -> bool| traces.iter().any(|path| wanted(path));
-            let mode =
-                match (has(|path| checkpoint_step(path).is_some()), has(|path| path.ends_with("final"))) {
-                    (true, _) => Mode::Resume,
-                    (false, true) => Mode::Fresh,
-                    (false, false) => Mode::Overwrite,
-                };
+            let mode = match (has(|path| checkpoint_step(path).is_some()), has(|path| path.ends_with(FINAL)))
+            {
+                (true, _) => Mode::Resume,
+                (false, true) => Mode::Fresh,
+                (false, false) => Mode::Overwrite,
+            };
             inspect(dir, mode, identity)
         }
-        Mode::Overwrite => Ok(OutputPlan { dir: dir.to_owned(), remove: traces, resume: None }),
+        Mode::Overwrite => {
+            refuse_foreign(dir)?;
+            Ok(OutputPlan { dir: dir.to_owned(), remove: traces, resume: None })
+        }
         Mode::Resume => {
-            let resume = Some(resume_point(dir, &traces, identity)?);
+            let resume = Some(resume_point(dir, identity)?);
             Ok(OutputPlan { dir: dir.to_owned(), remove: unfinished.cloned().collect(), resume })
         }
     }
 }
 
 impl OutputPlan {
+    /// Removes what a run that died was in the middle of writing, which nobody can use, before this one writes the same.
+    pub fn start(self, config_json: String) -> Result<Output, Fault> {
+        self.remove.iter().filter(|path| is_unfinished(path)).try_for_each(|path| remove(path))?;
+        let evaluations = Kept::read(&self.dir.join(EVALUATION_METRICS), self.step())?;
+        let last = evaluations.last.as_ref().and_then(|row| row.get("step")?.as_u64());
+        let evaluated = self.resume.is_some() && last == Some(self.step());
+        Ok(Output { config_json, files: None, evaluated, plan: self })
+    }
+
+    /// Steps that were done before.
+    fn step(&self) -> u64 {
+        self.resume.as_ref().map_or(0, |resume| resume.step)
+    }
+
     /// Removes what is to go, cuts the metrics back to the resumed step, and opens them.
-    pub fn apply(&self) -> Result<Output, Fault> {
-        for path in &self.remove {
-            let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-            removed.map_err(|error| unusable(path, &error))?;
-        }
-        let step = self.resume.as_ref().map_or(0, |resume| resume.step);
-        let (metrics, last) = MetricsFile::open(self.dir.join(METRICS), step)?;
-        let (evaluations, last_evaluation) = MetricsFile::open(self.dir.join(EVALUATION_METRICS), step)?;
-        let number = |row: Option<Value>, key: &str| row.and_then(|row| row.get(key).and_then(Value::as_u64));
-        Ok(Output {
-            metrics,
-            evaluations,
+    fn apply(&self, config_json: &str) -> Result<Files, Fault> {
+        self.remove.iter().filter(|path| !is_unfinished(path)).try_for_each(|path| remove(path))?;
+        records::keep(&self.dir, config_json, self.resume.as_ref().map(|resume| resume.step))?;
+        let step = self.step();
+        let open = |name: &str| {
+            let path = self.dir.join(name);
+            let kept = match self.resume {
+                Some(_) => Kept::read(&path, step)?,
+                None => Kept::default(),
+            };
+            MetricsFile::open(path, &kept)
+        };
+        Ok(Files {
+            metrics: open(METRICS)?,
+            evaluations: open(EVALUATION_METRICS)?,
             board: EventFile::new(&self.dir.join(TENSORBOARD), step),
-            num_tokens: number(last, "num_tokens").unwrap_or(0),
-            evaluated: number(last_evaluation, "step") == Some(step),
         })
     }
 }
 
-/// A JSON Lines file that grows by one row at a time.
-#[derive(Debug)]
-pub struct MetricsFile {
-    path: PathBuf,
-    file: File,
-}
-
-impl MetricsFile {
-    /// Opens for appending after dropping rows beyond `step`; also returns the last row kept.
-    fn open(path: PathBuf, step: u64) -> Result<(Self, Option<Value>), Fault> {
-        let opened = truncate(&path, step)
-            .and_then(|last| Ok((OpenOptions::new().create(true).append(true).open(&path)?, last)));
-        match opened {
-            Ok((file, last)) => Ok((Self { path, file }, last)),
-            Err(error) => Err(unusable(&path, &error)),
+impl Output {
+    /// Writes the row of a step. With `durable` it is on the disk when this returns.
+    pub fn step(&mut self, row: &Row, durable: bool) -> Result<(), Fault> {
+        let files = self.files()?;
+        files.metrics.append(&row.to_json())?;
+        if durable {
+            files.metrics.persist()?;
         }
+        files.board.add(row)
     }
 
-    /// Writes one row through to the file system, so that a reader never waits for a buffer.
-    pub fn append(&mut self, row: &str) -> Result<(), Fault> {
-        self.file.write_all(format!("{row}\n").as_bytes()).map_err(|error| {
-            Fault::failed(format!("cannot write {}: {error}", self.path.display())).hint("is the disk full?")
-        })
+    /// Writes the row of an evaluation.
+    pub fn evaluation(&mut self, row: &Row) -> Result<(), Fault> {
+        let files = self.files()?;
+        files.evaluations.append(&row.to_json())?;
+        files.board.add(row)
+    }
+
+    /// Returns once all rows are on the disk.
+    pub fn persist(&self) -> Result<(), Fault> {
+        self.files.as_ref().map_or(Ok(()), |files| files.metrics.persist())
+    }
+
+    fn files(&mut self) -> Result<&mut Files, Fault> {
+        let files = match self.files.take() {
+            Some(files) => files,
+            None => self.plan.apply(&self.config_json)?,
+        };
+        Ok(self.files.insert(files))
     }
 }
 
-/// Keeps the rows up to `step`. A row torn by a kill does not parse and goes too.
-fn truncate(path: &Path, step: u64) -> io::Result<Option<Value>> {
-    let text = match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        text => text?,
-    };
-    let mut last = None;
-    let mut kept = String::new();
-    for line in text.lines() {
-        let row = serde_json::from_str::<Value>(line).ok();
-        let Some(row) = row.filter(|row| row["step"].as_u64().is_some_and(|at| at <= step)) else { continue };
-        kept.push_str(line);
-        kept.push('\n');
-        last = Some(row);
-    }
-    let scratch = path.with_extension("jsonl.tmp");
-    fs::write(&scratch, kept)?;
-    fs::rename(&scratch, path)?;
-    Ok(last)
+fn remove(path: &Path) -> Result<(), Fault> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.map_err(|error| unusable(path, &error))
 }
 
 fn check_writable(dir: &Path) -> Result<(), Fault> {
@@ -189,23 +202,23 @@ fn unusable(path: &Path, error: &io::Error) -> Fault {
         .hint("set output_dir to a folder that you may write to")
 }
 
-fn resume_point(dir: &Path, traces: &[PathBuf], identity: &Identity) -> Result<ResumePoint, Fault> {
-    let mut checkpoints: Vec<&PathBuf> =
-        traces.iter().filter(|path| checkpoint_step(path).is_some()).collect();
-    checkpoints.sort_by_key(|path| checkpoint_step(path));
-    let newest = checkpoints.into_iter().rev().find_map(|path| {
-        let text = fs::read_to_string(path.join("dyad_state.json")).ok()?;
-        Some((path, serde_json::from_str::<CheckpointState>(&text).ok()?))
-    });
-    let Some((path, state)) = newest else {
-        return Err(Fault::input(format!("output_dir {} holds no checkpoint to resume from", dir.display()))
-            .hint("start without --resume; --overwrite removes what an earlier run left"));
-    };
-    match difference(&state.identity, identity) {
-        None => Ok(ResumePoint { step: state.step, path: path.clone() }),
-        Some(what) => Err(Fault::input(format!("cannot resume from {}: {what}", path.display()))
-            .hint("resume with the data and config of that run, or start anew with --overwrite")),
+fn resume_point(dir: &Path, identity: &Identity) -> Result<ResumePoint, Fault> {
+    let checkpoint::Checkpoint { path, state } = checkpoint::newest(dir)?;
+    if let Some(what) = difference(&state.identity, identity) {
+        return Err(Fault::input(format!("cannot resume from {}: {what}", path.display()))
+            .hint("resume with the data and config of that run, or start anew with --overwrite"));
     }
+    let step = state.step;
+    let rows = Kept::read(&dir.join(METRICS), step)?;
+    if let Some(holes) = rows.holes(step) {
+        tracing::warn!("{} {holes}: the run goes on without them", dir.join(METRICS).display());
+    }
+    let evaluations = dir.join(EVALUATION_METRICS);
+    if let Some(torn) = Kept::read(&evaluations, step)?.torn() {
+        tracing::warn!("{} {torn}: the run goes on without them", evaluations.display());
+    }
+    let last = || rows.last.as_ref().and_then(|row| row.get("num_tokens").and_then(Value::as_u64));
+    Ok(ResumePoint { step, num_tokens: state.num_tokens.or_else(last).unwrap_or(0), path })
 }
 
 fn difference(then: &Identity, now: &Identity) -> Option<String> {
@@ -219,6 +232,10 @@ fn difference(then: &Identity, now: &Identity) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use dyad_proto::manifest::Manifest;
+    use dyad_proto::run_folder::{MANIFEST, OPTIMIZER, STATE};
     use tempfile::TempDir;
 
     use super::*;
@@ -239,12 +256,21 @@ mod tests {
         )
     }
 
+    fn checkpoint(dir: &Path, step: u64) {
+        let name = format!("checkpoint-{step}");
+        write(dir, &format!("{name}/{STATE}"), &state(step));
+        write(dir, &format!("{name}/{OPTIMIZER}"), "moments");
+        write(dir, &format!("{name}/model.safetensors"), "weights");
+        Manifest::of(&dir.join(&name), &BTreeMap::new()).unwrap().write(&dir.join(name)).unwrap();
+    }
+
     /// A run with checkpoints 2 and 4, a half-written newer one, and metrics beyond both.
     fn earlier_run() -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "run.json", "{}");
-        write(dir.path(), "checkpoint-2/dyad_state.json", &state(2));
-        write(dir.path(), "checkpoint-4/dyad_state.json", &state(4));
+        checkpoint(dir.path(), 2);
+        checkpoint(dir.path(), 4);
+        checkpoint(dir.path(), 10);
         write(dir.path(), "checkpoint-10/dyad_state.json", "{\"step\":");
         write(dir.path(), ".tmp-checkpoint-6/model.safetensors", "");
         let rows: String =
@@ -252,6 +278,21 @@ mod tests {
         write(dir.path(), METRICS, &format!("{rows}{{\"step\":6,\"num_t"));
         write(dir.path(), EVALUATION_METRICS, "{\"step\":0}\n{\"step\":4}\n");
         dir
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    fn started(dir: &Path, mode: Mode) -> Output {
+        plan(dir, mode).unwrap().start("{\"n_epochs\":2}".into()).unwrap()
+    }
+
+    fn step_row(step: f64) -> Row {
+        Row::from([("step", step), ("loss", 0.5)])
     }
 
     fn plan(dir: &Path, mode: Mode) -> Result<OutputPlan, Fault> {
@@ -275,7 +316,7 @@ mod tests {
         let again = plan(early.path(), Mode::AutoResume).unwrap();
         assert_eq!((again.resume, again.remove), (None, vec![early.path().join(METRICS)]));
         let done = tempfile::tempdir().unwrap();
-        write(done.path(), "final/config.json", "{}");
+        write(done.path(), "final/dyad_manifest.json", "{}");
         assert!(
             plan(done.path(), Mode::AutoResume).unwrap_err().message.contains("already holds a run (final)")
         );
@@ -285,40 +326,108 @@ mod tests {
     fn fresh_folder_is_made_and_other_files_do_not_matter() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "run.json", "{}");
+        write(dir.path(), ".tmp-mydata/thesis", "precious");
         assert!(plan(dir.path(), Mode::Fresh).is_ok());
         let deep = dir.path().join("a/b");
-        let output = plan(&deep, Mode::Fresh).unwrap().apply().unwrap();
-        assert!(deep.join(METRICS).exists() && output.num_tokens == 0);
+        started(&deep, Mode::Fresh).step(&step_row(1.0), true).unwrap();
+        assert_eq!(names(&deep), [EVALUATION_METRICS, METRICS, "run.json", TENSORBOARD]);
+        started(dir.path(), Mode::Fresh).step(&step_row(1.0), false).unwrap();
+        assert!(dir.path().join(".tmp-mydata/thesis").exists());
     }
 
     #[test]
-    fn overwrite_removes_just_the_traces() {
+    fn overwrite_removes_just_the_traces_and_only_with_the_first_row() {
         let dir = earlier_run();
-        let plan = plan(dir.path(), Mode::Overwrite).unwrap();
-        assert!(dir.path().join("checkpoint-4").exists(), "inspection removes nothing");
-        plan.apply().unwrap();
-        let mut left: Vec<String> = fs::read_dir(dir.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        left.sort();
-        assert_eq!(left, [EVALUATION_METRICS, METRICS, "run.json"]);
-        assert_eq!(fs::read_to_string(dir.path().join(METRICS)).unwrap(), "");
+        for name in ["final-notes.txt", "checkpoint-best/model", "tb/other", "logs/my.txt"] {
+            write(dir.path(), name, "of the user");
+        }
+        let before = names(dir.path());
+        let mut output = started(dir.path(), Mode::Overwrite);
+        let half_written = |name: &String| !name.starts_with(".tmp-");
+        assert_eq!(names(dir.path()), before.into_iter().filter(half_written).collect::<Vec<_>>());
+        output.step(&step_row(1.0), false).unwrap();
+        let left = [
+            "checkpoint-best",
+            EVALUATION_METRICS,
+            "final-notes.txt",
+            "logs",
+            METRICS,
+            "run.json",
+            TENSORBOARD,
+        ];
+        assert_eq!(names(dir.path()), left);
+        assert!(dir.path().join("tb/other").exists() && dir.path().join("logs/my.txt").exists());
+        let rows = fs::read_to_string(dir.path().join(METRICS)).unwrap();
+        assert_eq!(rows.lines().count(), 1, "{rows}");
+        assert_eq!(fs::read_to_string(dir.path().join("run.json")).unwrap(), "{\"n_epochs\":2}\n");
     }
 
     #[test]
-    fn resume_takes_the_newest_readable_checkpoint_and_cuts_the_metrics() {
+    fn resume_takes_the_newest_whole_checkpoint_and_cuts_the_metrics_with_the_first_row() {
         let dir = earlier_run();
         let plan = plan(dir.path(), Mode::Resume).unwrap();
-        assert_eq!(plan.resume, Some(ResumePoint { step: 4, path: dir.path().join("checkpoint-4") }));
-        let mut output = plan.apply().unwrap();
-        assert_eq!((output.num_tokens, output.evaluated), (400, true));
-        output.metrics.append("{\"step\":5}").unwrap();
-        let text = fs::read_to_string(dir.path().join(METRICS)).unwrap();
-        assert!(text.ends_with("{\"step\":4,\"num_tokens\":400}\n{\"step\":5}\n"), "{text}");
-        assert_eq!(text.lines().count(), 5);
+        let path = dir.path().join("checkpoint-4");
+        assert_eq!(plan.resume, Some(ResumePoint { step: 4, path, num_tokens: 400 }));
+        let mut output = plan.start("{}".into()).unwrap();
+        assert!(output.evaluated);
+        let text = || fs::read_to_string(dir.path().join(METRICS)).unwrap();
+        assert!(text().ends_with("{\"step\":6,\"num_t"), "{}", text());
+        output.step(&step_row(5.0), true).unwrap();
+        assert!(
+            text().ends_with("{\"step\":4,\"num_tokens\":400}\n{\"step\":5,\"loss\":0.5}\n"),
+            "{}",
+            text()
+        );
+        assert_eq!(text().lines().count(), 5);
         assert!(!dir.path().join(".tmp-checkpoint-6").exists());
         assert!(dir.path().join("checkpoint-2").exists());
+    }
+
+    #[test]
+    fn damaged_checkpoints_are_passed_over() {
+        type Damaging = fn(&Path) -> io::Result<()>;
+        let cases: [(&str, Damaging); 8] = [
+            ("cut short", |path| fs::write(path.join(OPTIMIZER), "mom")),
+            ("a flipped byte", |path| fs::write(path.join(OPTIMIZER), "mOments")),
+            ("missing", |path| fs::remove_file(path.join("model.safetensors"))),
+            ("no state", |path| fs::remove_file(path.join(STATE))),
+            ("another step", |path| fs::write(path.join(STATE), state(2))),
+            ("no manifest", |path| fs::remove_file(path.join(MANIFEST))),
+            ("a torn manifest", |path| fs::write(path.join(MANIFEST), "{")),
+            ("another name", |path| fs::rename(path, path.with_file_name("checkpoint-0004"))),
+        ];
+        for (what, damage) in cases {
+            let dir = earlier_run();
+            damage(&dir.path().join("checkpoint-4")).unwrap();
+            let resume = plan(dir.path(), Mode::Resume).unwrap().resume.unwrap();
+            assert_eq!((resume.step, resume.num_tokens), (2, 200), "{what}");
+            fs::write(dir.path().join("checkpoint-2/model.safetensors"), "").unwrap();
+            let fault = plan(dir.path(), Mode::AutoResume).unwrap_err();
+            let expected = "checkpoint-2: model.safetensors has 0 bytes, not 7";
+            assert!(fault.message.ends_with(expected), "{what}: {fault}");
+        }
+    }
+
+    /// As versions without checksums wrote them, and as small as safetensors files can be.
+    #[test]
+    fn a_checkpoint_without_checksums_is_taken_when_its_files_are_as_long_as_they_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors = |len: u64, header: &str| [&len.to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+        let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        let good = tensors(header.len() as u64, header);
+        write(dir.path(), "checkpoint-4/dyad_state.json", &state(4));
+        write(dir.path(), "checkpoint-4/config.json", "{}");
+        write(dir.path(), METRICS, "{\"step\":4,\"num_tokens\":7}\n");
+        let file = |name: &str| dir.path().join("checkpoint-4").join(name);
+        fs::write(file("model.safetensors"), &good).unwrap();
+        fs::write(file(OPTIMIZER), &good).unwrap();
+        let resume = || plan(dir.path(), Mode::Resume).map(|plan| plan.resume.unwrap().num_tokens);
+        assert_eq!(resume(), Ok(7));
+        let bad = [vec![], vec![0; good.len()], good[..good.len() - 1].to_vec(), tensors(u64::MAX, header)];
+        for bytes in bad {
+            fs::write(file(OPTIMIZER), bytes).unwrap();
+            assert!(resume().unwrap_err().message.contains("optimizer.safetensors"));
+        }
     }
 
     #[test]

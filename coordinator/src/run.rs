@@ -56,6 +56,8 @@ pub enum Command {
     Emit(Happening),
     /// Write a finished work's row, then tell the watchers.
     Record(Done),
+    /// Bring all rows to the disk.
+    Persist,
     /// Open the store of reference log-probabilities under this key; answered by [`Event::References`].
     Recall(String),
 }
@@ -102,6 +104,8 @@ enum Stage {
 #[derive(Debug)]
 pub struct Run {
     spec: RunSpec,
+    /// The time of the event that is being handled.
+    now: Instant,
     roster: Roster,
     stage: Stage,
     /// What is known of the reference model's log-probabilities; absent until it is known what is known.
@@ -111,6 +115,8 @@ pub struct Run {
     phase: Phase,
     /// Why trainers were turned away, for the message when too few have joined.
     last_refusal: Option<String>,
+    /// A step is done, and its row is in the output folder.
+    trained: bool,
     /// The last checkpoint that was written.
     saved: Option<CheckpointReport>,
     commands: Vec<Command>,
@@ -126,12 +132,14 @@ impl Run {
             run_config_json: spec.config_json.clone(),
         };
         Self {
+            now,
             roster: Roster::new(spec.world_size as usize),
             references: (!spec.config.keeps_references()).then(|| References::new(Mode::Compute, [])),
             stage: Stage::Joining { deadline: now + spec.join_timeout },
             blame: Blame::default(),
             phase: Phase::Unspecified,
             last_refusal: None,
+            trained: false,
             saved: None,
             commands: vec![Command::Emit(Happening::Started(started))],
             spec,
@@ -140,6 +148,7 @@ impl Run {
 
     /// Takes one event and says what to do.
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Command> {
+        self.now = now;
         let handled = match event {
             Event::Message(id, message) => self.message(now, id, message),
             Event::Unreadable(id, what) => self.unreadable(id, &what),

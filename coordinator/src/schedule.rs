@@ -32,10 +32,12 @@ pub struct Schedule {
     pub steps_per_epoch: u64,
     /// Steps of the whole run.
     pub total_steps: u64,
-    /// Steps that are followed by `checkpoint-N`, ascending; the last step writes `final` instead.
-    pub checkpoints: Vec<u64>,
-    /// Steps that are followed by an evaluation, ascending; step 0 is before the first step.
-    pub evaluations: Vec<u64>,
+    /// Steps that are followed by `checkpoint-N`.
+    checkpoints: EvenlySpaced,
+    /// More of them: every so many steps.
+    save_steps: Option<u64>,
+    /// Steps that are followed by an evaluation, after one before the first step.
+    evaluations: Option<EvenlySpaced>,
 }
 
 impl Schedule {
@@ -44,18 +46,27 @@ impl Schedule {
     pub fn new(config: &RunConfig, kept: usize) -> Self {
         let steps_per_epoch = kept.div_ceil(config.batch_size as usize) as u64;
         let total_steps = config.max_steps.unwrap_or(u64::from(config.n_epochs) * steps_per_epoch);
-        let checkpoints = evenly_spaced(total_steps, config.n_checkpoints);
-        let mut evaluations = Vec::new();
-        if config.validation_file.is_some() {
-            evaluations = evenly_spaced(total_steps, config.n_evals);
-            evaluations.insert(0, 0);
-        }
+        let spaced = |count| EvenlySpaced { total: total_steps, count };
         Self {
             steps_per_epoch,
             total_steps,
-            checkpoints: checkpoints.into_iter().filter(|step| *step < total_steps).collect(),
-            evaluations,
+            checkpoints: spaced(config.n_checkpoints),
+            save_steps: config.save_steps,
+            evaluations: config.validation_file.is_some().then(|| spaced(config.n_evals)),
         }
+    }
+
+    /// Whether the user asked for `checkpoint-N` after this step. The last step writes `final` instead.
+    #[must_use]
+    pub fn saves(&self, step: u64) -> bool {
+        let every = self.save_steps.is_some_and(|every| step.is_multiple_of(every));
+        step < self.total_steps && (every || self.checkpoints.contains(step))
+    }
+
+    /// Whether an evaluation follows this step; step 0 is before the first one.
+    #[must_use]
+    pub fn evaluates(&self, step: u64) -> bool {
+        self.evaluations.is_some_and(|evaluations| step == 0 || evaluations.contains(step))
     }
 
     /// Passes done after a step.
@@ -74,7 +85,7 @@ impl Schedule {
     #[must_use]
     pub fn after(&self, work: Work) -> Option<Work> {
         match work {
-            Work::Step(step) if self.evaluations.binary_search(&step).is_ok() => Some(Work::Evaluation(step)),
+            Work::Step(step) if self.evaluates(step) => Some(Work::Evaluation(step)),
             Work::Step(step) | Work::Evaluation(step) => {
                 (step < self.total_steps).then_some(Work::Step(step + 1))
             }
@@ -83,13 +94,26 @@ impl Schedule {
     }
 }
 
-/// `round(k * total / count)` for k = 1..=count: ascending, above 0, no step twice.
-fn evenly_spaced(total: u64, count: u32) -> Vec<u64> {
-    // More than one a step is one a step.
-    let count = u64::from(count).min(total);
-    let round =
-        |k: u64| (2 * u128::from(k) * u128::from(total) + u128::from(count)) / (2 * u128::from(count));
-    (1..=count).map(|k| round(k) as u64).collect()
+/// Steps `round(k * total / count)` for k = 1..=count. Not as a list: both numbers are the user's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct EvenlySpaced {
+    total: u64,
+    count: u32,
+}
+
+impl EvenlySpaced {
+    fn contains(self, step: u64) -> bool {
+        // More than one a step is one a step.
+        let count = u128::from(self.count).min(u128::from(self.total));
+        let (total, step) = (u128::from(self.total), u128::from(step));
+        if count == 0 || step == 0 || step > total {
+            return false;
+        }
+        let place = |k: u128| (2 * k * total + count) / (2 * count);
+        // Rounding moves a place by less than one step, and places are at least one step apart.
+        let near = step * count / total;
+        (near.max(1)..=(near + 1).min(count)).any(|k| place(k) == step)
+    }
 }
 
 #[cfg(test)]
@@ -113,24 +137,46 @@ mod tests {
     fn checkpoints_are_interior_and_evenly_spaced() {
         let of = |n, total| {
             let config = RunConfig { n_checkpoints: n, max_steps: Some(total), ..config(1, 1) };
-            Schedule::new(&config, 4).checkpoints
+            let schedule = Schedule::new(&config, 4);
+            (0..=total).filter(|step| schedule.saves(*step)).collect::<Vec<_>>()
         };
         assert_eq!(of(1, 10), [] as [u64; 0]);
         assert_eq!(of(4, 10), [3, 5, 8]);
         assert_eq!(of(20, 3), [1, 2]);
         assert_eq!(of(3, 1), [] as [u64; 0]);
+        let all = |total: u64, count: u64| -> Vec<u64> {
+            let count = count.min(total);
+            (1..=count).map(|k| (2 * k * total + count) / (2 * count)).filter(|step| *step < total).collect()
+        };
+        for (total, n) in (1..40).flat_map(|total| (1..45).map(move |n| (total, n))) {
+            assert_eq!(of(n, total), all(total, u64::from(n)), "{n} of {total}");
+        }
+        let endless = RunConfig { n_checkpoints: u32::MAX, max_steps: Some(u64::MAX), ..config(1, 1) };
+        let endless = Schedule::new(&endless, 4);
+        assert_eq!(
+            (1..=u64::from(u32::MAX) + 2).rev().take(9).filter(|step| endless.saves(*step)).count(),
+            1
+        );
+    }
+
+    #[test]
+    fn save_steps_come_beside_those_that_are_evenly_spaced() {
+        let config = RunConfig { n_checkpoints: 2, save_steps: Some(3), max_steps: Some(9), ..config(1, 1) };
+        let schedule = Schedule::new(&config, 4);
+        assert_eq!((0..=9).filter(|step| schedule.saves(*step)).collect::<Vec<_>>(), [3, 5, 6]);
     }
 
     #[test]
     fn evaluations_start_at_zero_and_end_at_the_last_step() {
+        let of = |config: &RunConfig| {
+            let schedule = Schedule::new(config, 4);
+            (0..=10).filter(|step| schedule.evaluates(*step)).collect::<Vec<_>>()
+        };
         let validation_file = Some("v.jsonl".to_owned());
         let with = RunConfig { validation_file, n_evals: 3, max_steps: Some(10), ..config(1, 1) };
-        assert_eq!(Schedule::new(&with, 4).evaluations, [0, 3, 7, 10]);
-        assert_eq!(Schedule::new(&RunConfig { n_evals: 0, ..with.clone() }, 4).evaluations, [0]);
-        assert_eq!(
-            Schedule::new(&RunConfig { validation_file: None, ..with }, 4).evaluations,
-            [] as [u64; 0]
-        );
+        assert_eq!(of(&with), [0, 3, 7, 10]);
+        assert_eq!(of(&RunConfig { n_evals: 0, ..with.clone() }), [0]);
+        assert_eq!(of(&RunConfig { validation_file: None, ..with }), [] as [u64; 0]);
     }
 
     #[test]

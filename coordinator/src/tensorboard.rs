@@ -4,7 +4,7 @@
 //! of Dyad lie in the same charts: `train/loss`, `train/rewards/margins`, `eval/loss`.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +12,7 @@ use dyad_proto::Fault;
 use prost::Message;
 
 use crate::metrics::Row;
+use crate::output_dir::rows::{still_there, unwritten};
 
 /// `tensorflow.Event`, as far as it is written here.
 #[derive(Clone, PartialEq, Message)]
@@ -67,7 +68,15 @@ pub struct EventFile {
     dir: PathBuf,
     /// Steps that were done before.
     resumed: u64,
-    file: Option<File>,
+    file: Option<OpenFile>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    path: PathBuf,
+    file: File,
+    /// What it must be as long as.
+    bytes: u64,
 }
 
 impl EventFile {
@@ -83,31 +92,46 @@ impl EventFile {
         let values = row.iter().filter(|(key, _)| *key != "step");
         let value =
             values.map(|(key, value)| Value { tag: tag(key), simple_value: Some(value as f32) }).collect();
-        self.write(step, What::Summary(Summary { value })).map_err(|error| {
-            Fault::failed(format!("cannot write TensorBoard's file in {}: {error}", self.dir.display()))
-                .hint("is the disk full?")
-        })
+        self.write(step, What::Summary(Summary { value }))
     }
 
-    fn write(&mut self, step: i64, what: What) -> io::Result<()> {
+    fn write(&mut self, step: i64, what: What) -> Result<(), Fault> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut records = Vec::new();
-        if self.file.is_none() {
-            fs::create_dir_all(&self.dir)?;
-            self.file = Some(File::create(self.dir.join(file_name(now)))?);
-            record(&mut records, now, 0, What::FileVersion("brain.Event:2".into()));
-            if self.resumed > 0 {
-                record(
-                    &mut records,
-                    now,
-                    self.resumed as i64 + 1,
-                    What::SessionLog(SessionLog { status: START }),
-                );
+        let mut open = match self.file.take() {
+            Some(open) => open,
+            None => {
+                record(&mut records, now, 0, What::FileVersion("brain.Event:2".into()));
+                if self.resumed > 0 {
+                    let start = What::SessionLog(SessionLog { status: START });
+                    record(&mut records, now, self.resumed as i64 + 1, start);
+                }
+                self.open(now)?
             }
-        }
+        };
         record(&mut records, now, step, what);
-        // One call, so that a reader hardly ever sees a torn record.
-        self.file.as_mut().map_or(Ok(()), |file| file.write_all(&records))
+        let written = open.append(&records);
+        self.file = Some(open);
+        written
+    }
+
+    fn open(&self, now: Duration) -> Result<OpenFile, Fault> {
+        let path = self.dir.join(file_name(now));
+        let file = fs::create_dir_all(&self.dir).and_then(|()| File::create(&path));
+        match file {
+            Ok(file) => Ok(OpenFile { file, bytes: 0, path }),
+            Err(error) => Err(unwritten(&path, &error)),
+        }
+    }
+}
+
+impl OpenFile {
+    /// In one call, so that a reader hardly ever sees a torn record.
+    fn append(&mut self, records: &[u8]) -> Result<(), Fault> {
+        still_there(&self.path, &self.file, self.bytes)?;
+        self.file.write_all(records).map_err(|error| unwritten(&self.path, &error))?;
+        self.bytes += records.len() as u64;
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! - T-2: no rank holds more than `WINDOW` works that it has not reported.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use dyad_proto::wire::coordinator_message::Body;
 use dyad_proto::wire::{
@@ -18,6 +19,7 @@ use crate::dataset::Datasets;
 use crate::measuring::Lengths;
 use crate::metrics::{Row, StepContext, evaluation_row, step_row, total};
 use crate::references::{Known, References};
+use crate::saving::Saving;
 use crate::schedule::{Schedule, Work};
 use crate::sharding::{DataOrder, batch_place, split_over_ranks};
 
@@ -92,6 +94,8 @@ struct Pending {
     work: Work,
     /// Pairs over all ranks.
     pairs: u64,
+    /// A checkpoint follows.
+    saved: bool,
     /// By rank.
     reports: Vec<Option<Report>>,
     /// Ranks that have not reported.
@@ -109,6 +113,10 @@ pub struct Done {
     pub references: Vec<Known>,
     /// What the ranks reported of an optimizer step, in rank order.
     pub reports: Vec<StepReport>,
+    /// Tokens trained on so far.
+    pub num_tokens: u64,
+    /// A checkpoint follows: the row must outlive what may happen to the machine.
+    pub durable: bool,
 }
 
 /// The state of the work stream.
@@ -117,6 +125,7 @@ pub struct Training {
     config: RunConfig,
     world_size: usize,
     schedule: Schedule,
+    saving: Saving,
     /// What is sent next.
     upcoming: Option<Work>,
     references: References,
@@ -135,7 +144,13 @@ pub struct Training {
 impl Training {
     /// The work stream over what was measured.
     #[must_use]
-    pub fn new(config: &RunConfig, world_size: usize, sha256: &str, known: KnownPairs, start: Start) -> Self {
+    pub fn new(
+        config: &RunConfig,
+        world_size: usize,
+        sha256: &str,
+        known: KnownPairs,
+        (start, now): (Start, Instant),
+    ) -> Self {
         let KnownPairs { train, validation, mut references } = known;
         let order = DataOrder {
             dataset_sha256: sha256.to_owned(),
@@ -149,6 +164,7 @@ impl Training {
         Self {
             upcoming: schedule.first(start.step, start.evaluated),
             schedule,
+            saving: Saving::new(config, now),
             references,
             pending: VecDeque::new(),
             sent: 0,
@@ -187,19 +203,20 @@ impl Training {
     }
 
     /// The next work, as one message a rank, if the window has room.
-    pub fn next_assignments(&mut self, data: &Datasets) -> Result<Option<Vec<Body>>, Fault> {
+    pub fn next_assignments(&mut self, data: &Datasets, now: Instant) -> Result<Option<Vec<Body>>, Fault> {
         if self.pending.len() >= WINDOW {
             return Ok(None);
         }
         let Some(work) = self.next_work() else { return Ok(None) };
         let (pairs, messages) = match work {
             Work::Reference(chunk) => self.reference(chunk, data),
-            Work::Step(step) => self.step(step, data),
+            Work::Step(step) => self.step(step, data, now),
             Work::Evaluation(step) => self.evaluation(step, data),
         };
         messages.iter().try_for_each(|message| check_size(work, message))?;
         let (reports, missing) = (vec![None; self.world_size], self.world_size);
-        self.pending.push_back(Pending { work, pairs, reports, missing });
+        let saved = messages.iter().any(|message| matches!(message, Body::Step(step) if step.checkpoint));
+        self.pending.push_back(Pending { work, pairs, saved, reports, missing });
         self.sent += 1;
         Ok(Some(messages))
     }
@@ -227,7 +244,8 @@ impl Training {
         (ids.len() as u64, (0..self.world_size).map(assignment).collect())
     }
 
-    fn step(&mut self, step: u64, data: &Datasets) -> (u64, Vec<Body>) {
+    fn step(&mut self, step: u64, data: &Datasets, now: Instant) -> (u64, Vec<Body>) {
+        let (checkpoint, rotates) = self.checkpoint(step, now);
         let (epoch, places) = batch_place(step, self.order.kept.len(), self.config.batch_size);
         if self.epoch.0 != epoch {
             self.epoch = (epoch, self.order.epoch(epoch));
@@ -244,11 +262,23 @@ impl Training {
             pairs: self.references.attach(Split::Train, data.pairs(Split::Train, share)),
             global_pairs,
             global_chosen_tokens,
-            checkpoint: self.schedule.checkpoints.binary_search(&step).is_ok(),
+            checkpoint,
+            rotates,
             // The observer knows it.
             traceparent: String::new(),
         };
         (global_pairs, shares.into_iter().map(|share| Body::Step(assignment(share))).collect())
+    }
+
+    /// Whether the step is saved, and whether for its time alone.
+    fn checkpoint(&mut self, step: u64, now: Instant) -> (bool, bool) {
+        let asked = self.schedule.saves(step);
+        // The last step writes `final`.
+        let rotates = !asked && step < self.schedule.total_steps && self.saving.is_due(now);
+        if asked || rotates {
+            self.saving.ordered(now);
+        }
+        (asked || rotates, rotates)
     }
 
     fn evaluation(&self, step: u64, data: &Datasets) -> (u64, Vec<Body>) {
@@ -287,7 +317,8 @@ impl Training {
         let reports: Vec<Report> = pending.reports.into_iter().flatten().collect();
         let references = self.references.learn(pending.work, &reports)?;
         if matches!(pending.work, Work::Reference(_)) {
-            return Ok(Done { work: pending.work, row: None, references, reports: Vec::new() });
+            let (work, num_tokens) = (pending.work, self.num_tokens);
+            return Ok(Done { work, row: None, references, reports: Vec::new(), num_tokens, durable: false });
         }
         let sums = total(reports.iter().filter_map(Report::sums));
         if sums.pairs != pending.pairs {
@@ -317,7 +348,8 @@ impl Training {
         if matches!(pending.work, Work::Step(_)) {
             self.num_tokens += sums.tokens;
         }
-        Ok(Done { work: pending.work, row: Some(row), references, reports: steps })
+        let (num_tokens, durable) = (self.num_tokens, pending.saved);
+        Ok(Done { work: pending.work, row: Some(row), references, reports: steps, num_tokens, durable })
     }
 }
 

@@ -108,6 +108,55 @@ fn rank_0_may_show_a_checkpoint_only_behind_the_row_of_its_step() {
     assert_eq!(words(&bench.report(A, 2, 1)), ["row", "recorded 2"]);
 }
 
+/// Which of the steps that went to a trainer are saved: those that were asked for, and those that are there for their time.
+fn saved_by(id: TrainerId, commands: &[Command]) -> Vec<(u64, bool)> {
+    let step = |command: &Command| match command {
+        Command::Send(to, Down::Step(step)) if *to == id && step.checkpoint => {
+            Some((step.step, step.rotates))
+        }
+        _ => None,
+    };
+    commands.iter().filter_map(step).collect()
+}
+
+/// One clock decides for all ranks, and its hands are here.
+#[test]
+fn a_step_is_saved_when_none_was_for_half_an_hour() {
+    let (mut bench, commands) = Bench::at_work();
+    assert!(saved_by(A, &commands).is_empty());
+    let mut saved = Vec::new();
+    for step in 1..=19 {
+        bench.now += Duration::from_secs(7 * 60);
+        bench.report(A, step, 1);
+        let commands = bench.report(B, step, 1);
+        assert_eq!(saved_by(A, &commands), saved_by(B, &commands));
+        saved.extend(saved_by(A, &commands));
+        // The rows of steps that are saved are on the disk before the checkpoint may appear.
+        let durable = commands.iter().any(|command| matches!(command, Command::Record(done) if done.durable));
+        assert_eq!(durable, saved.iter().any(|(saved, _)| *saved == step), "step {step}");
+    }
+    // Steps go out four ahead: the fifth report (35 minutes) brings step 9; step 20 writes the final model.
+    assert_eq!(saved, [(9, true), (14, true), (19, true)]);
+}
+
+#[test]
+fn a_checkpoint_that_was_asked_for_puts_off_the_next_for_its_time() {
+    let now = Instant::now();
+    let mut spec = spec(PAIRS);
+    (spec.config.save_steps, spec.config.save_minutes) = (Some(6), 30.0);
+    let mut bench = Bench { run: Run::new(spec, now), now };
+    bench.hello(A);
+    bench.hello(B);
+    bench.send(A, Up::MeasureReport(measured(PAIRS)));
+    let mut saved = Vec::new();
+    for step in 1..=19 {
+        bench.now += Duration::from_secs(11 * 60);
+        bench.report(A, step, 1);
+        saved.extend(saved_by(A, &bench.report(B, step, 1)));
+    }
+    assert_eq!(saved, [(6, false), (9, true), (12, false), (15, true), (18, false)]);
+}
+
 /// What goes to a trainer about the early end.
 fn drained_to(id: TrainerId, commands: &[Command]) -> Option<u64> {
     commands.iter().find_map(|command| match command {
@@ -147,7 +196,7 @@ fn an_early_end_waits_for_the_furthest_rank_and_no_further() {
     let fault = bench.failure().unwrap();
     assert_eq!(fault.code, ErrorCode::Interrupted);
     assert_eq!(fault.message, "stopped by SIGTERM after step 2; the checkpoint is out/checkpoint-2");
-    assert_eq!(fault.hint, "continue with --resume");
+    assert_eq!(fault.hint, "continue with --resume from checkpoint-2");
 }
 
 #[test]
@@ -258,6 +307,32 @@ fn reports_out_of_turn_fail_the_run() {
         let fault = bench.failure().unwrap();
         assert!(fault.message.ends_with(expected), "{fault}");
     }
+}
+
+/// Otherwise the hints lead in a circle: --resume finds nothing, and a fresh start is refused.
+#[test]
+fn the_hint_of_a_failure_knows_whether_there_is_a_checkpoint() {
+    let (mut bench, _) = Bench::at_work();
+    bench.run.handle(bench.now, Event::Fault(Fault::failed("gone").hint("look")));
+    assert_eq!(bench.failure().unwrap().hint, "look", "nothing was trained");
+    let trained = || {
+        let (mut bench, _) = Bench::at_work();
+        bench.report(A, 1, 1);
+        bench.report(B, 1, 1);
+        bench
+    };
+    let mut bench = trained();
+    bench.run.handle(bench.now, Event::Fault(Fault::failed("gone").hint("look")));
+    let hint = bench.failure().unwrap().hint;
+    assert!(hint.starts_with("look; no checkpoint was written yet: start again with --overwrite"), "{hint}");
+    let mut bench = trained();
+    let saved = CheckpointReport { step: 1, path: "out/checkpoint-1".into(), r#final: false, seconds: 0.5 };
+    bench.send(A, Up::CheckpointReport(saved));
+    bench.run.handle(bench.now, Event::Fault(Fault::failed("gone")));
+    assert_eq!(bench.failure().unwrap().hint, "continue with --resume from checkpoint-1");
+    let mut bench = trained();
+    bench.run.handle(bench.now, Event::Fault(Fault::input("wrong").hint("look")));
+    assert_eq!(bench.failure().unwrap().hint, "look", "the same input would fail again");
 }
 
 #[test]

@@ -3,6 +3,9 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
+use dyad_proto::manifest::Manifest;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{Phase, RunEvent};
 use serde_json::Value;
@@ -142,6 +145,8 @@ async fn resume_repeats_the_lost_steps_and_no_others() {
         "step": 2, "total_steps": 4, "dataset_sha256": sha256, "random_seed": 42, "batch_size": 4, "world_size": 1,
     });
     std::fs::write(checkpoint.join("dyad_state.json"), state.to_string()).unwrap();
+    std::fs::write(checkpoint.join("optimizer.safetensors"), "moments").unwrap();
+    Manifest::of(&checkpoint, &BTreeMap::new()).unwrap().write(&checkpoint).unwrap();
 
     let coordinator = work.start(&["--world-size", "2", "--resume"]).await;
     let (first, second) = (coordinator.join("a", 0).await, coordinator.join("b", 1).await);

@@ -231,6 +231,24 @@ pub fn log_file(output_dir: &Path, name: &str) -> PathBuf {
     output_dir.join("logs").join(format!("{name}.log"))
 }
 
+/// Logs of earlier processes that are kept beside the newest.
+const EARLIER_LOGS: u32 = 5;
+
+/// What an earlier process of this name said may be all that tells why it died: `a.log` becomes `a.log.1`, that becomes `a.log.2`.
+fn keep_earlier(path: &Path) {
+    if !path.metadata().is_ok_and(|log| log.len() > 0) {
+        return;
+    }
+    let numbered = |number: u32| match number {
+        0 => path.to_owned(),
+        number => PathBuf::from(format!("{}.{number}", path.display())),
+    };
+    for number in (0..EARLIER_LOGS).rev() {
+        // Most of them are not there.
+        let _ = std::fs::rename(numbered(number), numbered(number + 1));
+    }
+}
+
 struct Log {
     file: Option<std::fs::File>,
     output: Output,
@@ -240,6 +258,7 @@ struct Log {
 impl Log {
     fn create(output: Output, report: Arc<Mutex<Report>>) -> Result<Self, Fault> {
         let create = |path: &PathBuf| {
+            keep_earlier(path);
             std::fs::File::create(path).map_err(|error| {
                 Fault::input(format!("cannot write {}: {error}", path.display()))
                     .hint("is there room, and may this user write there?")
@@ -346,5 +365,22 @@ mod tests {
         assert_eq!(outcome("echo lost >&2; exit 1", Some(file.clone())).await.unwrap_err().hint, hint);
         assert_eq!(std::fs::read_to_string(file).unwrap(), "lost\n");
         assert_eq!(outcome("exit 1", None).await.unwrap_err().hint, "");
+    }
+
+    #[tokio::test]
+    async fn logs_of_earlier_processes_are_kept_up_to_a_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.log");
+        std::fs::write(dir.path().join("a.log.mine"), "of the user").unwrap();
+        for run in 1..=8 {
+            outcome(&format!("echo {run} >&2"), Some(file.clone())).await.unwrap();
+        }
+        // One that says nothing takes no place.
+        outcome("exit 0", Some(file.clone())).await.unwrap();
+        outcome("exit 0", Some(file)).await.unwrap();
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        let kept: String = (1..=5).map(|number| read(&format!("a.log.{number}"))).collect();
+        assert_eq!((read("a.log"), kept), (String::new(), "8\n7\n6\n5\n4\n".into()));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 7);
     }
 }

@@ -52,9 +52,27 @@ fn list(trainers: &[Trainer], tls: &str) -> String {
     out
 }
 
+/// When they are written, and which are kept.
+fn checkpoints(config: &RunConfig) -> String {
+    let mut when = Vec::new();
+    if config.n_checkpoints > 1 {
+        when.push(format!("{} evenly spaced", config.n_checkpoints - 1));
+    }
+    when.extend(config.save_steps.map(|steps| format!("every {steps} steps")));
+    if config.save_minutes > 0.0 {
+        when.push(format!("every {} minutes (of these the last two are kept)", config.save_minutes));
+    }
+    if when.is_empty() {
+        return "none; the finished model alone".into();
+    }
+    let limit = config.save_total_limit.map(|limit| format!("; at most {limit} are kept"));
+    when.join(", ") + &limit.unwrap_or_default() + "; then the finished model"
+}
+
 fn configuration(config: &RunConfig) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "results go to {}", config.output_dir);
+    let _ = writeln!(out, "checkpoints: {}", checkpoints(config));
     let _ = writeln!(out, "configuration (* differs from the default):");
     let values =
         |config: &RunConfig| serde_json::to_value(config).ok().and_then(|value| value.as_object().cloned());
@@ -70,4 +88,27 @@ fn configuration(config: &RunConfig) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_are_told_as_they_will_be_written() {
+        let told = |change: fn(&mut RunConfig)| {
+            let mut config = RunConfig::default();
+            change(&mut config);
+            checkpoints(&config)
+        };
+        let timed = "every 30 minutes (of these the last two are kept)";
+        assert_eq!(told(|_| {}), format!("{timed}; then the finished model"));
+        assert_eq!(told(|config| config.save_minutes = 0.0), "none; the finished model alone");
+        let all = told(|config| {
+            (config.n_checkpoints, config.save_steps, config.save_total_limit) = (3, Some(10), Some(4));
+        });
+        let expected =
+            format!("2 evenly spaced, every 10 steps, {timed}; at most 4 are kept; then the finished model");
+        assert_eq!(all, expected);
+    }
 }

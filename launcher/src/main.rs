@@ -15,6 +15,7 @@ use launcher::hosts::{Hosts, environment};
 use launcher::interrupt::Interrupt;
 use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{Machine, Trainer, trainers};
+use launcher::preflight::NextConfig;
 use launcher::security::{Security, SecurityOptions};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
@@ -98,9 +99,9 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
         return print(&dry_run::describe(&config, &trainers, &tls)?);
     }
     let mut interrupt = Interrupt::new()?;
-    let config_file = preflight::write_config(&config)?;
+    let config_file = NextConfig(preflight::write_config(&config)?);
     let place = (&trainers[..], None, listen);
-    train((options, wanted, secured), &config, &config_file, place, &mut interrupt)
+    train((options, wanted, secured), &config, &config_file.0, place, &mut interrupt)
         .instrument(launch_span())
         .await?;
     tokio::select! {
@@ -129,7 +130,7 @@ async fn launch_there(
         return print(&dry_run::describe_hosts(config, &trainers, (&listen, &tls), on_first));
     }
     let preparing = hosts.prepare(config, !options.resume && !options.overwrite);
-    let config_file = unless(interrupt, "the hosts looked at the run's files", preparing).await?;
+    let config_file = NextConfig(unless(interrupt, "the hosts looked at the run's files", preparing).await?);
     // Logs are gathered on this machine, which may share no file system with the hosts.
     let output_dir = Path::new(&config.output_dir);
     preflight::make_logs(output_dir)?;
@@ -139,7 +140,7 @@ async fn launch_there(
     Console::new(false, options.log_format)
         .line(&format!("hosts    {}: {count} trainers, coordinator on {place}", names.join(", ")));
     let place = (&trainers[..], Some(hosts), listen.as_str());
-    train((options, wanted, secured), config, &config_file, place, interrupt)
+    train((options, wanted, secured), config, &config_file.0, place, interrupt)
         .instrument(launch_span())
         .await?;
     if output_dir.join("final").is_dir() {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dyad_proto::run_folder::{refuse_earlier_run, traces};
+use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, traces};
 use dyad_proto::{Fault, RunConfig};
 
 use crate::cli::Options;
@@ -82,13 +82,23 @@ fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {
         .hint("expected a Hugging Face model folder; transformers' save_pretrained writes one"))
 }
 
-/// Makes the output folder and writes the checked configuration into it.
+/// Makes the output folder and writes the checked configuration into it, for the coordinator to read.
 pub fn write_config(config: &RunConfig) -> Result<PathBuf, Fault> {
     let dir = Path::new(&config.output_dir);
     make_logs(dir)?;
-    let path = dir.join("run.json");
+    let path = dir.join(NEXT_RUN_CONFIG);
     std::fs::write(&path, config.to_json()? + "\n").map_err(|error| unwritable(&path, &error))?;
     Ok(path)
+}
+
+/// What [`write_config`] wrote, which goes when the run is over: by then it is `run.json`, or the run was none.
+#[derive(Debug)]
+pub struct NextConfig(pub PathBuf);
+
+impl Drop for NextConfig {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Makes the folder of logs.

@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use dyad_proto::run_folder::{self, METRICS};
 use dyad_proto::security::client::root_cause;
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::run_event::Body;
@@ -27,7 +28,6 @@ use crate::security::Security;
 
 /// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);
-const RESUME: &str = "continue from the last checkpoint with --resume";
 
 /// Starts the job and returns when it is over and nothing of it is left. Once interrupted the run has the grace period to end.
 pub async fn run(
@@ -47,13 +47,13 @@ pub async fn run(
         Over::Ended(result) => result,
         Over::Overdue => {
             let late = format!("interrupted; the run had not ended {} s later", grace.as_secs());
-            let hint = format!("{RESUME}; --grace-period gives it more time");
+            let hint = format!("{}; --grace-period gives it more time", how_to_go_on(job));
             Err(Fault::new(ErrorCode::Interrupted, late).hint(hint))
         }
         Over::Hurried => {
             at_once(&mut fleet, console).await;
             let cut = "interrupted, without a checkpoint";
-            return Err(Fault::new(ErrorCode::Interrupted, cut).hint(RESUME));
+            return Err(Fault::new(ErrorCode::Interrupted, cut).hint(how_to_go_on(job)));
         }
     };
     if let Err(fault) = &result {
@@ -65,7 +65,24 @@ pub async fn run(
         () = fleet.stop() => {}
         () = interrupt.wait() => at_once(&mut fleet, console).await,
     }
-    result
+    result.map_err(|fault| advised(fault, job))
+}
+
+/// By what lies in the folder. On another host that is not seen from here.
+fn how_to_go_on(job: &Job<'_>) -> String {
+    run_folder::how_to_go_on(run_folder::newest_checkpoint(job.output_dir).as_deref())
+}
+
+/// The coordinator says itself what is left of a run, unless it died of it.
+fn advised(fault: Fault, job: &Job<'_>) -> Fault {
+    let known = ["--resume", "--overwrite"].iter().any(|flag| fault.hint.contains(flag));
+    let trained = std::fs::metadata(job.output_dir.join(METRICS)).is_ok_and(|rows| rows.len() > 0);
+    if fault.code != ErrorCode::Failed || known || !trained {
+        return fault;
+    }
+    let advice = how_to_go_on(job);
+    let hint = if fault.hint.is_empty() { advice } else { format!("{}; {advice}", fault.hint) };
+    Fault { hint, ..fault }
 }
 
 async fn at_once(fleet: &mut Fleet, console: &Console) {

@@ -5,10 +5,12 @@
 //! - [`preference`]: one preference pair as a line of JSON, with every rule a line must keep.
 //! - [`pair_file`]: a file of them.
 //! - [`run_folder`]: what a run leaves in its output folder.
+//! - [`manifest`]: size and checksum of every file of a checkpoint.
 //! - [`security`]: certificates, keys and tokens of a process, and the way to the coordinator.
 //! - [`fault`]: an error with a hint, its code and its exit status.
 
 pub mod fault;
+pub mod manifest;
 pub mod pair_file;
 pub mod preference;
 pub mod run_config;

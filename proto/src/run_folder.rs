@@ -1,4 +1,7 @@
-//! What a run leaves in its output folder, and the rule that the next run must not fall into it unasked.
+//! What Dyad's runs leave in an output folder, and the rule that the next run must not fall into it unasked.
+//!
+//! [`traces`] is the one list of what may be removed. Everything else in the folder is the user's and stays: what merely has a
+//! similar name, and what stands under one of Dyad's names but was not written by it ([`foreign`]).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,47 +14,168 @@ pub const METRICS: &str = "metrics.jsonl";
 pub const EVALUATION_METRICS: &str = "eval_metrics.jsonl";
 /// Event files for TensorBoard.
 pub const TENSORBOARD: &str = "tb";
+/// The configuration that the run began with.
+pub const RUN_CONFIG: &str = "run.json";
+/// The configuration of a run that is about to start, for its coordinator. It becomes [`RUN_CONFIG`] with the run's first row: a start
+/// that is refused leaves the record of the run before alone.
+pub const NEXT_RUN_CONFIG: &str = ".dyad-next-run.json";
+/// The finished model.
+pub const FINAL: &str = "final";
+/// Where the run stood, in a checkpoint.
+pub const STATE: &str = "dyad_state.json";
+/// Moments and masters, in a checkpoint.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+/// Size and checksum of every file, in checkpoints and the finished model.
+pub const MANIFEST: &str = "dyad_manifest.json";
 
-/// What earlier runs left, in a stable order. A run that was refused before its first row has left nothing.
+/// What a run that dies leaves of the folder that it was writing.
+const UNFINISHED: &str = ".tmp-";
+
+/// What Dyad made in the folder and a new run must not mix with, in a stable order. A run that was refused before its first row has
+/// left nothing. Each path is one file or one whole folder of Dyad's.
 pub fn traces(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let path = entry.path();
-        let left = match name(&path) {
-            METRICS | EVALUATION_METRICS => entry.metadata()?.len() > 0,
-            TENSORBOARD | "final" => true,
-            _ => checkpoint_step(&path).is_some() || is_unfinished(&path),
-        };
-        if left {
-            found.push(path);
+        // Of the entry itself: what a link leads to is not Dyad's.
+        let (kind, name) = (entry.file_type()?, name(&path));
+        match name {
+            METRICS | EVALUATION_METRICS if kind.is_file() && entry.metadata()?.len() > 0 => found.push(path),
+            TENSORBOARD if kind.is_dir() => found.extend(event_files(&path)?),
+            _ if kind.is_file() && is_resumed_config(name) => found.push(path),
+            _ if kind.is_dir() && (is_unfinished(&path) || (has_own_name(&path) && is_own(&path))) => {
+                found.push(path);
+            }
+            _ => {}
         }
     }
     found.sort();
     Ok(found)
 }
 
-/// Refuses a folder that holds a run, by the first of its traces; what was never finished is no run.
+/// What stands where a run would write, but was not written by Dyad.
+pub fn foreign(dir: &Path) -> io::Result<Option<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if has_own_name(&path) && !(entry.file_type()?.is_dir() && is_own(&path)) {
+            found.push(path);
+        }
+    }
+    Ok(found.into_iter().min())
+}
+
+/// Refuses a folder that holds a run, by the first of its traces, or something else in the place of one; what was never finished is
+/// no run.
 pub fn refuse_earlier_run(dir: &Path, traces: &[PathBuf]) -> Result<(), Fault> {
     match traces.iter().find(|path| !is_unfinished(path)) {
-        None => Ok(()),
+        None => refuse_foreign(dir),
         Some(trace) => {
-            Err(Fault::input(format!("output_dir {} already holds a run ({})", dir.display(), name(trace)))
+            let trace = trace.strip_prefix(dir).unwrap_or(trace);
+            let message = format!("output_dir {} already holds a run ({})", dir.display(), trace.display());
+            Err(Fault::input(message)
                 .hint("--resume continues it, --overwrite removes it; or choose another output_dir"))
         }
     }
 }
 
-/// The step of a folder named `checkpoint-N`.
-#[must_use]
-pub fn checkpoint_step(path: &Path) -> Option<u64> {
-    name(path).strip_prefix("checkpoint-")?.parse().ok()
+/// Refuses a folder in which a run would have to remove what is not Dyad's.
+pub fn refuse_foreign(dir: &Path) -> Result<(), Fault> {
+    // A folder that cannot be read is refused by whoever lists it.
+    let Some(path) = foreign(dir).ok().flatten() else { return Ok(()) };
+    Err(Fault::input(format!("output_dir {} holds {}, which Dyad did not write", dir.display(), name(&path)))
+        .hint("move it away, or choose another output_dir"))
 }
 
-/// A folder that a run died over.
+/// The newest checkpoint by its name; whether it is whole is seen when it is used.
+#[must_use]
+pub fn newest_checkpoint(dir: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
+    entries
+        .filter(|path| path.is_dir())
+        .max_by_key(|path| checkpoint_step(path))
+        .filter(|path| checkpoint_step(path).is_some())
+}
+
+/// What to do after a run that had begun to train has failed.
+#[must_use]
+pub fn how_to_go_on(checkpoint: Option<&Path>) -> String {
+    match checkpoint {
+        Some(checkpoint) => format!("continue with --resume from {}", name(checkpoint)),
+        None => "no checkpoint was written yet: start again with --overwrite; the key save_minutes says how often one is".into(),
+    }
+}
+
+/// The step of a folder named `checkpoint-N`, exactly as Dyad writes it.
+#[must_use]
+pub fn checkpoint_step(path: &Path) -> Option<u64> {
+    let digits = name(path).strip_prefix("checkpoint-")?;
+    let step: u64 = digits.parse().ok()?;
+    (step > 0 && step.to_string() == digits).then_some(step)
+}
+
+/// Name of the configuration that a run went on with after so many steps, where it is not the one that it began with.
+#[must_use]
+pub fn resumed_config(step: u64) -> String {
+    format!("run-from-{step}.json")
+}
+
+fn is_resumed_config(name: &str) -> bool {
+    let digits = name.strip_prefix("run-from-").and_then(|rest| rest.strip_suffix(".json"));
+    digits.and_then(|digits| digits.parse().ok()).is_some_and(|step| resumed_config(step) == name)
+}
+
+/// The name under which a folder is filled before it appears.
+#[must_use]
+pub fn unfinished(target: &Path) -> PathBuf {
+    target.with_file_name(format!("{UNFINISHED}{}", name(target)))
+}
+
+/// A folder that a run died over: by its name, which is one that [`unfinished`] gives.
 #[must_use]
 pub fn is_unfinished(path: &Path) -> bool {
-    name(path).starts_with(".tmp-")
+    name(path).strip_prefix(UNFINISHED).is_some_and(|name| has_own_name(Path::new(name)))
+}
+
+/// A folder under a name of Dyad's holds what only Dyad writes. One that holds nothing is nobody's loss.
+#[must_use]
+pub fn is_own(path: &Path) -> bool {
+    let has = |name: &str| path.join(name).is_file();
+    if has(MANIFEST) || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none()) {
+        return true;
+    }
+    match checkpoint_step(path) {
+        Some(_) => has(STATE) || has(OPTIMIZER),
+        // Before there were manifests, a finished model had no mark of its own.
+        None => {
+            let beside_rows = path.parent().is_some_and(|dir| dir.join(METRICS).is_file());
+            beside_rows && (has("config.json") || has("adapter_config.json"))
+        }
+    }
+}
+
+fn has_own_name(path: &Path) -> bool {
+    name(path) == FINAL || checkpoint_step(path).is_some()
+}
+
+/// Files of TensorBoard that a run wrote; others may lie beside them.
+fn event_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
+    let files = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+    Ok(files.map(|entry| entry.path()).filter(|path| is_event_file(name(path))).collect())
+}
+
+/// `events.out.tfevents.SECONDS.HOST.PID.0`.
+fn is_event_file(name: &str) -> bool {
+    let number = |part: Option<&str>| part.is_some_and(|part| part.parse::<u64>().is_ok());
+    let Some(rest) = name.strip_prefix("events.out.tfevents.") else { return false };
+    let mut parts = rest.split('.');
+    number(parts.next())
+        && parts.next_back() == Some("0")
+        && number(parts.next_back())
+        && parts.next().is_some()
 }
 
 fn name(path: &Path) -> &str {
@@ -62,20 +186,94 @@ fn name(path: &Path) -> &str {
 mod tests {
     use super::*;
 
+    fn write(dir: &Path, file: &str) {
+        let path = dir.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "{}\n").unwrap();
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let own = |path: PathBuf| path.strip_prefix(dir).unwrap().display().to_string();
+        traces(dir).unwrap().into_iter().map(own).collect()
+    }
+
     #[test]
     fn only_what_a_run_wrote_counts() {
         let dir = tempfile::tempdir().unwrap();
         let refused = || refuse_earlier_run(dir.path(), &traces(dir.path()).unwrap());
-        for name in ["run.json", "notes.txt", ".tmp-final"] {
-            std::fs::write(dir.path().join(name), "{}").unwrap();
+        for name in ["run.json", "notes.txt", ".tmp-final/model.safetensors"] {
+            write(dir.path(), name);
         }
         std::fs::write(dir.path().join(METRICS), "").unwrap();
         assert_eq!(refused(), Ok(()));
-        for trace in [METRICS, EVALUATION_METRICS, "final", "checkpoint-3"] {
-            std::fs::write(dir.path().join(trace), "{}\n").unwrap();
+        for (trace, file) in [
+            (METRICS, METRICS),
+            (EVALUATION_METRICS, EVALUATION_METRICS),
+            ("checkpoint-3", "checkpoint-3/dyad_state.json"),
+            ("final", "final/dyad_manifest.json"),
+        ] {
+            write(dir.path(), file);
             let message = refused().unwrap_err().message;
             assert!(message.ends_with(&format!("already holds a run ({trace})")), "{message}");
-            std::fs::remove_file(dir.path().join(trace)).unwrap();
+            let path = dir.path().join(trace);
+            if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.unwrap();
+        }
+    }
+
+    #[test]
+    fn what_only_looks_like_a_trace_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [
+            ".tmp-mydata/thesis",
+            ".tmp-checkpoint-best/model.safetensors",
+            ".tmp-finals/notes",
+            "checkpoint-best/dyad_state.json",
+            "checkpoint-0006/dyad_state.json",
+            "checkpoint--6/dyad_state.json",
+            "checkpoint-+6/dyad_state.json",
+            "checkpoint-6.bak/dyad_state.json",
+            "checkpoints-6/dyad_state.json",
+            "final-notes.txt",
+            "finals/config.json",
+            "metrics.jsonl.bak",
+            "logs/my.txt",
+            "tb/other",
+            "tb/events.out.tfevents.mine",
+            "tb/events.out.tfevents.1700000000.host.7.0.bak",
+        ] {
+            write(dir.path(), name);
+        }
+        std::os::unix::fs::symlink("logs", dir.path().join(".tmp-final")).unwrap();
+        assert_eq!(names(dir.path()), [] as [&str; 0]);
+        assert_eq!(foreign(dir.path()).unwrap(), None);
+        for name in [
+            "metrics.jsonl",
+            ".tmp-checkpoint-12/a",
+            "checkpoint-12/optimizer.safetensors",
+            "final/config.json",
+            "tb/events.out.tfevents.1700000000.a.b.7.0",
+        ] {
+            write(dir.path(), name);
+        }
+        let expected = [
+            ".tmp-checkpoint-12",
+            "checkpoint-12",
+            "final",
+            "metrics.jsonl",
+            "tb/events.out.tfevents.1700000000.a.b.7.0",
+        ];
+        assert_eq!(names(dir.path()), expected);
+    }
+
+    #[test]
+    fn a_name_of_dyads_with_somebody_elses_content_is_refused() {
+        for file in ["final/config.json", "final", "checkpoint-500/trainer_state.json", "checkpoint-7"] {
+            let dir = tempfile::tempdir().unwrap();
+            write(dir.path(), file);
+            assert_eq!(names(dir.path()), [] as [&str; 0], "{file}");
+            let message = refuse_earlier_run(dir.path(), &[]).unwrap_err().message;
+            let name = file.split('/').next().unwrap();
+            assert!(message.ends_with(&format!("holds {name}, which Dyad did not write")), "{message}");
         }
     }
 }

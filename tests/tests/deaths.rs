@@ -172,7 +172,8 @@ fn drained_by(config: &str, tell: impl Fn(&Child, &[Process])) {
     assert_eq!(checkpoint, Some(steps), "every step that was begun is reported and saved: {error}");
     let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
     assert!(line.contains(&format!("after step {steps}; the checkpoint is ")), "{error}");
-    assert!(error.lines().any(|line| line == "hint: continue with --resume"), "{error}");
+    let hint = format!("hint: continue with --resume from checkpoint-{steps}");
+    assert!(error.lines().any(|line| line == hint), "{error}");
 
     let output = workspace.launch(2, &["--resume", "--set", &format!("max_steps={}", steps + 1)]);
     assert!(output.status.success(), "{}", text(&output));
@@ -207,7 +208,7 @@ fn ctrl_c_twice_ends_the_run_at_once() {
     interrupt(launcher.id() as i32);
     let (status, error) = outcome(launcher, &watches);
     assert_eq!(status, Some(130), "{error}");
-    assert!(error.contains("hint: continue from the last checkpoint with --resume"), "{error}");
+    assert!(error.contains("hint: no checkpoint was written yet: start again with --overwrite"), "{error}");
 }
 
 /// Reads standard error up to a line; what follows is read by [`outcome`].

@@ -67,6 +67,8 @@ pub struct Step {
     pub global_chosen_tokens: u64,
     /// Save a checkpoint after the step.
     pub checkpoint: bool,
+    /// It goes once there are newer ones.
+    pub rotates: bool,
     /// Trace context of the step; empty where it is not traced.
     pub traceparent: String,
 }
@@ -126,6 +128,7 @@ impl Feed {
                 global_pairs: step.global_pairs,
                 global_chosen_tokens: step.global_chosen_tokens,
                 checkpoint: step.checkpoint,
+                rotates: step.rotates,
                 traceparent: step.traceparent,
             }),
             Received::Evaluation(evaluation) => {

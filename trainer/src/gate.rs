@@ -52,25 +52,26 @@ impl Gate {
     }
 }
 
-/// How far something has got elsewhere; others wait for it.
+/// How far something has got elsewhere, and what was said of it there; others wait for it.
 #[derive(Debug, Default)]
 pub struct Milestone {
-    reached: Mutex<u64>,
+    reached: Mutex<(u64, u64)>,
     changed: Condvar,
 }
 
 impl Milestone {
-    /// It has got this far.
-    pub fn reach(&self, step: u64) {
+    /// It has got this far, and has this to say.
+    pub fn reach(&self, step: u64, said: u64) {
         let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
-        *reached = step.max(*reached);
+        *reached = (*reached).max((step, said));
         self.changed.notify_all();
     }
 
-    /// Returns once it has got as far as `step`.
-    pub fn wait(&self, step: u64) {
+    /// Returns what was said last once it has got as far as `step`.
+    pub fn wait(&self, step: u64) -> u64 {
         let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.changed.wait_while(reached, |reached| *reached < step));
+        let waited = self.changed.wait_while(reached, |(reached, _)| *reached < step);
+        waited.unwrap_or_else(PoisonError::into_inner).1
     }
 }
 
@@ -97,19 +98,19 @@ mod tests {
     #[test]
     fn a_milestone_lets_through_who_waits_for_what_is_reached_and_no_other() {
         let milestone = Arc::new(Milestone::default());
-        milestone.reach(3);
-        milestone.reach(2);
-        milestone.wait(3);
+        milestone.reach(3, 30);
+        milestone.reach(2, 20);
+        assert_eq!(milestone.wait(3), 30);
         let (passed, order) = std::sync::mpsc::channel();
         let later = std::thread::spawn({
             let (milestone, passed) = (Arc::clone(&milestone), passed.clone());
             move || {
-                milestone.wait(4);
+                assert_eq!(milestone.wait(4), 40);
                 passed.send("waiting").unwrap();
             }
         });
         passed.send("reaching").unwrap();
-        milestone.reach(4);
+        milestone.reach(4, 40);
         later.join().unwrap();
         assert_eq!((order.recv(), order.recv()), (Ok("reaching"), Ok("waiting")));
     }

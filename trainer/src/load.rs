@@ -8,7 +8,7 @@ use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::{Fault, RunConfig};
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::save::Saver;
+use crate::checkpoint::{Home, save::Saver};
 use crate::comm::measure::USUAL_BUCKET;
 use crate::comm::narrow;
 use crate::device::compute_kind;
@@ -136,7 +136,7 @@ impl Parts {
         };
         announce(&policy.config, place)?;
         let saver = Saver {
-            output_dir: PathBuf::from(&config.output_dir),
+            home: Home::new(Path::new(&config.output_dir)),
             sources: sources.companions.clone(),
             base: sources.base.clone(),
             stored: stored_kind(&policy.config.torch_dtype),

@@ -17,7 +17,7 @@ use dyad_proto::{ErrorCode, Fault};
 use dyad_telemetry::TARGET;
 use tch::Device;
 
-use crate::checkpoint::{State, load::restore, save::Saver};
+use crate::checkpoint::{State, load::restore, rotate::rotate, save::Saver};
 use crate::engine::{Engine, EngineError, Share};
 use crate::ext::cuda_peak_bytes;
 use crate::feed::{Step, Work};
@@ -91,13 +91,14 @@ struct Trainer {
     reference_logps: Mode,
     /// The step of the checkpoint that holds all that is known: the one that was resumed from, or the last one written.
     saved: u64,
+    save_total_limit: Option<u32>,
     flops: ModelFlops,
 }
 
 impl Trainer {
     fn new(started: Started, handle: Handle, profile: Option<Profile>) -> Result<Self, Fault> {
         let Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, .. } = started;
-        let Parts { policy, reference, parameters, saver } = parts;
+        let Parts { policy, reference, parameters, mut saver } = parts;
         let state = State {
             step: plan.start_step,
             total_steps: plan.total_steps,
@@ -106,7 +107,12 @@ impl Trainer {
             batch_size: config.batch_size,
             world_size: place.world_size,
             bucket_bytes,
+            num_tokens: 0,
+            rotates: false,
         };
+        if place.rank == 0 {
+            saver.home.settle()?;
+        }
         let flops = ModelFlops::new(&config, &policy.config);
         let mut engine = Engine::new(policy, reference, parameters, communicator, &config);
         if !plan.resume_from.is_empty() {
@@ -126,6 +132,7 @@ impl Trainer {
             profile,
             reference_logps,
             saved,
+            save_total_limit: config.save_total_limit,
             flops,
         })
     }
@@ -213,7 +220,11 @@ impl Trainer {
             .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\""));
         }
         trace::end();
-        if step.checkpoint { self.save(false) } else { Ok(()) }
+        if step.checkpoint {
+            self.state.rotates = step.rotates;
+            self.save(false)?;
+        }
+        Ok(())
     }
 
     /// Rank 0 writes; the others bring it their parts of what is sharded.
@@ -232,6 +243,9 @@ impl Trainer {
                 }
             };
             self.report_saved(&path, is_final, began.elapsed());
+            if !is_final {
+                rotate(self.saver.home.path(), self.state.step, self.save_total_limit);
+            }
         }
         self.saved = self.state.step;
         Ok(())
@@ -243,6 +257,7 @@ impl Trainer {
             profile.finish()?;
         }
         if self.state.step > self.saved {
+            self.state.rotates = true;
             self.save(false)?;
         }
         Ok(End::Drained(self.state.step))

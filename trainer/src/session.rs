@@ -96,9 +96,11 @@ impl Handle {
         self.shared.gate.begin()
     }
 
-    /// Waits until the coordinator has written the step's row; by S-2 the process ends if that can no longer come.
-    pub fn wait_recorded(&self, step: u64) {
-        self.shared.recorded.wait(step);
+    /// Waits until the coordinator has written the step's row, and returns the tokens trained on up to there; by S-2 the process ends
+    /// if that can no longer come.
+    #[must_use]
+    pub fn wait_recorded(&self, step: u64) -> u64 {
+        self.shared.recorded.wait(step)
     }
 
     fn end_call(&self, code: tonic::Code) {
@@ -293,7 +295,7 @@ async fn receive(
                 continue;
             }
             Ok(Some(Received::Recorded(recorded))) => {
-                handle.shared.recorded.reach(recorded.step);
+                handle.shared.recorded.reach(recorded.step, recorded.num_tokens);
                 continue;
             }
             Ok(Some(body)) => {

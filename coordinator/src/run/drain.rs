@@ -3,11 +3,13 @@
 //! Hold goes to all; each answers how many works it has begun; then all do as many as the furthest. So nobody waits in a collective
 //! that another rank never enters, and not a step more is done than has been begun.
 
+use std::path::Path;
+
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::{Drain, Hold};
-use dyad_proto::{ErrorCode, Fault};
+use dyad_proto::{ErrorCode, Fault, run_folder};
 
-use super::{Run, Stage};
+use super::{Command, Run, Stage};
 use crate::training::Training;
 
 /// A run on its way to an early end.
@@ -55,6 +57,8 @@ impl Run {
         if let Some(begun) = draining.begun.iter().copied().collect::<Option<Vec<u64>>>() {
             let works = begun.into_iter().max().unwrap_or(0);
             draining.last = Some(works);
+            // The step that is saved may have its row already.
+            self.commands.push(Command::Persist);
             self.send_all(&Down::Drain(Drain { works }));
         }
         Ok(())
@@ -80,10 +84,10 @@ impl Run {
         Some(Fault::new(ErrorCode::Interrupted, message).hint(self.how_to_go_on()))
     }
 
-    fn how_to_go_on(&self) -> &'static str {
-        if self.saved.is_none() && self.spec.resume_from.is_empty() {
-            return "no checkpoint was written: start again, with --overwrite where the folder is in the way";
-        }
-        "continue with --resume"
+    /// By what is known here of checkpoints.
+    pub(super) fn how_to_go_on(&self) -> String {
+        let saved = self.saved.as_ref().map(|saved| &saved.path);
+        let checkpoint = saved.or(Some(&self.spec.resume_from)).filter(|path| !path.is_empty());
+        run_folder::how_to_go_on(checkpoint.map(Path::new))
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use dyad_proto::Fault;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{Abort, RunEnded};
+use dyad_proto::{ErrorCode, Fault};
 
 use super::{Command, FAREWELL, Run, Stage};
 use crate::membership::{SILENCE_LIMIT, Standing, TrainerId};
@@ -75,6 +75,7 @@ impl Run {
         if matches!(self.stage, Stage::Ended { .. }) {
             return;
         }
+        let failure = failure.map(|fault| self.advised(fault));
         self.emit(Happening::Ended(RunEnded { failure: failure.clone().map(Into::into) }));
         for member in self.roster.members().iter().filter(|member| member.connected) {
             if let (Some(cause), Standing::Active) = (&failure, member.standing) {
@@ -84,5 +85,16 @@ impl Run {
             self.commands.push(Command::Close(member.id));
         }
         self.stage = Stage::Ended { failure, deadline: now + FAREWELL };
+    }
+
+    /// Once steps may have been done, the hint says what became of them.
+    fn advised(&self, fault: Fault) -> Fault {
+        let lost = matches!(fault.code, ErrorCode::Failed | ErrorCode::Unavailable);
+        if !lost || (!self.trained && self.spec.resume_from.is_empty()) {
+            return fault;
+        }
+        let advice = self.how_to_go_on();
+        let hint = if fault.hint.is_empty() { advice } else { format!("{}; {advice}", fault.hint) };
+        Fault { hint, ..fault }
     }
 }

@@ -30,7 +30,7 @@ impl Run {
         let world_size = spec.world_size as usize;
         let (train, validation) = lengths;
         let known = KnownPairs { train, validation, references };
-        let training = Training::new(&spec.config, world_size, sha256, known, spec.start);
+        let training = Training::new(&spec.config, world_size, sha256, known, (spec.start, self.now));
         report.total_steps = training.schedule().total_steps;
         report.steps_per_epoch = training.schedule().steps_per_epoch;
         report.start_step = spec.start.step;
@@ -47,7 +47,7 @@ impl Run {
 
     /// Hands out what the window allows; after the last report, the end.
     fn work(&mut self, mut training: Box<Training>) -> Result<(), Fault> {
-        while let Some(messages) = training.next_assignments(&self.spec.data)? {
+        while let Some(messages) = training.next_assignments(&self.spec.data, self.now)? {
             for (place, message) in messages.into_iter().enumerate() {
                 self.send(place, message);
             }
@@ -64,12 +64,13 @@ impl Run {
     pub(super) fn reported(&mut self, place: usize, report: Report) -> Result<(), Fault> {
         match std::mem::replace(&mut self.stage, Stage::Finishing) {
             Stage::Training(mut training) => {
-                self.take(&mut training, place, report)?;
+                self.take(&mut training, place, report, false)?;
                 self.work(training)
             }
             // On a work that was in progress.
             Stage::Draining(mut draining) => {
-                let taken = self.take(&mut draining.training, place, report);
+                // It is saved after one of them.
+                let taken = self.take(&mut draining.training, place, report, true);
                 self.stage = Stage::Draining(draining);
                 taken
             }
@@ -77,14 +78,20 @@ impl Run {
         }
     }
 
-    fn take(&mut self, training: &mut Training, place: usize, report: Report) -> Result<(), Fault> {
+    fn take(
+        &mut self,
+        training: &mut Training,
+        place: usize,
+        report: Report,
+        durable: bool,
+    ) -> Result<(), Fault> {
         if let Report::Step(report) = &report {
             let member = self.roster.member_mut(place);
             member.step = member.step.max(report.step);
         }
         let scored = matches!(report, Report::Reference(_));
         let done = training.record(place, report).map_err(|what| self.violation(place, &what))?;
-        self.record(done);
+        self.record(done, durable);
         if scored {
             let (pairs, total) = training.reference_progress();
             self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
@@ -93,12 +100,14 @@ impl Run {
     }
 
     /// Rank 0 hears of a step only behind its row: so no checkpoint appears of a step that the metrics lack.
-    fn record(&mut self, done: Vec<Done>) {
-        for done in done {
-            let work = done.work;
+    fn record(&mut self, done: Vec<Done>, durable: bool) {
+        for mut done in done {
+            done.durable |= durable;
+            let (work, num_tokens) = (done.work, done.num_tokens);
             self.commands.push(Command::Record(done));
             if let Work::Step(step) = work {
-                self.send(0, Down::Recorded(Recorded { step }));
+                self.trained = true;
+                self.send(0, Down::Recorded(Recorded { step, num_tokens }));
             }
         }
     }

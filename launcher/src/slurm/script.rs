@@ -36,7 +36,7 @@ output={output}
 # Queued again, the run goes on from its newest checkpoint; one that never wrote any begins anew.
 again=()
 if [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ]; then
-  if compgen -G "$output/checkpoint-*" > /dev/null; then again=(--resume); else again=(--overwrite); fi
+  if compgen -G "$output/checkpoint-[1-9]*" > /dev/null; then again=(--resume); else again=(--overwrite); fi
 fi
 
 {command} "${{again[@]}}" &

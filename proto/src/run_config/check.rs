@@ -55,6 +55,8 @@ impl RunConfig {
             ("max_seq_length", u64::from(self.max_seq_length.unwrap_or(1))),
             ("lora_r", u64::from(self.lora_r)),
             ("n_checkpoints", u64::from(self.n_checkpoints)),
+            ("save_steps", self.save_steps.unwrap_or(1)),
+            ("save_total_limit", u64::from(self.save_total_limit.unwrap_or(1))),
             ("micro_batch_tokens", u64::from(self.micro_batch_tokens)),
         ];
         for (key, value) in positive_integers {
@@ -68,6 +70,8 @@ impl RunConfig {
         require(positive(self.lora_alpha()), "lora_alpha", "above 0", self.lora_alpha())?;
         require(not_negative(self.weight_decay), "weight_decay", "at least 0", self.weight_decay)?;
         require(not_negative(self.max_grad_norm), "max_grad_norm", "at least 0", self.max_grad_norm)?;
+        let year = 525_600.0;
+        require((0.0..=year).contains(&self.save_minutes), "save_minutes", "0 to 525600", self.save_minutes)?;
         for (key, ratio) in [("min_lr_ratio", self.min_lr_ratio), ("warmup_ratio", self.warmup_ratio)] {
             require((0.0..=1.0).contains(&ratio), key, "between 0 and 1", ratio)?;
         }

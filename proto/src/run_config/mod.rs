@@ -84,6 +84,12 @@ pub struct RunConfig {
     pub reference_cache: Option<String>,
     /// Checkpoints over the run, evenly spaced; the last one is the final model.
     pub n_checkpoints: u32,
+    /// A checkpoint after every so many optimizer steps.
+    pub save_steps: Option<u64>,
+    /// A checkpoint whenever none was written for so long; the last two of these are kept. 0 disables.
+    pub save_minutes: f64,
+    /// Most checkpoints that are kept, of all kinds; the oldest go first.
+    pub save_total_limit: Option<u32>,
     /// Evaluations over the run, evenly spaced, after one before the first step. Needs `validation_file`.
     pub n_evals: u32,
     /// Most tokens computed at once per trainer; a step's pairs are split into micro-batches of at most this many.
@@ -138,6 +144,9 @@ impl Default for RunConfig {
             reference_logps: ReferenceLogps::Compute,
             reference_cache: None,
             n_checkpoints: 1,
+            save_steps: None,
+            save_minutes: 30.0,
+            save_total_limit: None,
             n_evals: 0,
             micro_batch_tokens: 4096,
             prefix_sharing: true,

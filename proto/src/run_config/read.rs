@@ -3,7 +3,7 @@
 use super::RunConfig;
 use crate::Fault;
 
-pub(super) const KEYS: [&str; 40] = [
+pub(super) const KEYS: [&str; 43] = [
     "model",
     "training_file",
     "validation_file",
@@ -35,6 +35,9 @@ pub(super) const KEYS: [&str; 40] = [
     "reference_logps",
     "reference_cache",
     "n_checkpoints",
+    "save_steps",
+    "save_minutes",
+    "save_total_limit",
     "n_evals",
     "micro_batch_tokens",
     "prefix_sharing",
@@ -118,7 +121,7 @@ fn typed(key: &str, value: &toml::Value) -> Result<(), Fault> {
 
 /// `dpo_beta = 1` is as good as `dpo_beta = 1.0`, and `activation_checkpointing = true` as `"full"`.
 fn promote(key: &str, value: toml::Value) -> toml::Value {
-    const FLOATS: [&str; 8] = [
+    const FLOATS: [&str; 9] = [
         "learning_rate",
         "min_lr_ratio",
         "warmup_ratio",
@@ -127,6 +130,7 @@ fn promote(key: &str, value: toml::Value) -> toml::Value {
         "lora_alpha",
         "lora_dropout",
         "dpo_beta",
+        "save_minutes",
     ];
     match value {
         toml::Value::Boolean(on) if key == "activation_checkpointing" => {

@@ -2,22 +2,26 @@
 //! cursor beside them.
 //!
 //! - K-1: a folder appears under its final name only when every file in it is complete and on disk.
+//! - K-3: a folder names size and checksum of every file in it, taken of what was to be written, not of what lies on the disk.
 //! - K-2: restoring a checkpoint brings back weights and moments bit for bit, whatever precision the weights are stored in.
 
 mod files;
 pub mod load;
+pub mod rotate;
 pub mod save;
 mod tensors;
 
+pub use files::Home;
+
 use std::path::Path;
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, run_folder};
 use serde::{Deserialize, Serialize};
 
 /// Cursor file: its presence makes a folder a checkpoint of a run.
-pub const STATE_FILE: &str = "dyad_state.json";
+pub const STATE_FILE: &str = run_folder::STATE;
 /// Moments and, where the weights are stored in less than float32, the masters.
-pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+pub const OPTIMIZER_FILE: &str = run_folder::OPTIMIZER;
 
 /// Where a run stood; what a resume compares before it trusts the folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +41,12 @@ pub struct State {
     /// Size of a bucket of gradients.
     #[serde(default)]
     pub bucket_bytes: i64,
+    /// Tokens trained on.
+    #[serde(default)]
+    pub num_tokens: u64,
+    /// Written for its time or at an early end: it goes once there are newer ones.
+    #[serde(default)]
+    pub rotates: bool,
 }
 
 /// The bucket size of the run that has left checkpoints in a folder.

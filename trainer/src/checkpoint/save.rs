@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use dyad_proto::Fault;
+use dyad_proto::run_folder::FINAL;
 use tch::{Device, Kind};
 
+use super::files::{self, Home, Sums};
 use super::tensors::{NamedStored, Stored, write_file, write_model};
-use super::{OPTIMIZER_FILE, STATE_FILE, State, cannot_write, files};
+use super::{OPTIMIZER_FILE, STATE_FILE, State, cannot_write};
 use crate::lora::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftConfig};
 use crate::model::{Model, weights::Place};
 use crate::parameters::{Kept, MASTER};
@@ -15,7 +17,7 @@ use crate::parameters::{Kept, MASTER};
 #[derive(Clone, Debug)]
 pub struct Saver {
     /// Folder of the run.
-    pub output_dir: PathBuf,
+    pub home: Home,
     /// Folders that config and tokenizer files are copied from, the first that has one wins.
     pub sources: Vec<PathBuf>,
     /// The model underneath an adapter.
@@ -29,39 +31,35 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// `checkpoint-N/`: all that a resume needs, from masters and moments. It appears once `recorded` returns.
+    /// `checkpoint-N/`: all that a resume needs, from masters and moments. It appears once `recorded` has returned the tokens trained
+    /// on.
     pub fn checkpoint(
         &self,
         model: &mut Model,
         kept: &[Kept],
         state: &State,
-        recorded: impl FnOnce(),
+        recorded: impl FnOnce() -> u64,
     ) -> Result<PathBuf, Fault> {
-        let target = self.output_dir.join(format!("checkpoint-{}", state.step));
-        files::write_folder(&target, |dir| {
-            self.weights(dir, model, kept)?;
-            write_file(&dir.join(OPTIMIZER_FILE), &self.optimizer_tensors(kept))?;
-            write_json(&dir.join(STATE_FILE), state)?;
-            recorded();
-            Ok(())
-        })?;
-        Ok(target)
+        self.home.write(&format!("checkpoint-{}", state.step), |dir| {
+            let mut sums = self.weights(dir, model, kept)?;
+            sums.extend(write_file(&dir.join(OPTIMIZER_FILE), &self.optimizer_tensors(kept))?);
+            write_json(&dir.join(STATE_FILE), &State { num_tokens: recorded(), ..state.clone() })?;
+            Ok(sums)
+        })
     }
 
     /// `final/`: the model alone, ready to serve.
     pub fn finish(&self, model: &mut Model, kept: &[Kept]) -> Result<PathBuf, Fault> {
-        let target = self.output_dir.join("final");
-        files::write_folder(&target, |dir| {
-            self.weights(dir, model, kept)?;
-            match &self.adapter {
-                Some(adapter) if self.merge => self.merged(&dir.join("merged"), adapter, kept),
-                _ => Ok(()),
+        self.home.write(FINAL, |dir| {
+            let mut sums = self.weights(dir, model, kept)?;
+            if let Some(adapter) = self.adapter.as_ref().filter(|_| self.merge) {
+                sums.extend(self.merged(&dir.join("merged"), adapter, kept)?);
             }
-        })?;
-        Ok(target)
+            Ok(sums)
+        })
     }
 
-    fn weights(&self, dir: &Path, model: &mut Model, kept: &[Kept]) -> Result<(), Fault> {
+    fn weights(&self, dir: &Path, model: &mut Model, kept: &[Kept]) -> Result<Sums, Fault> {
         let sources: Vec<&Path> = self.sources.iter().map(PathBuf::as_path).collect();
         files::copy_companions(&sources, dir)?;
         let trained = |kind: Kind| -> NamedStored {
@@ -87,7 +85,7 @@ impl Saver {
             .collect()
     }
 
-    fn merged(&self, dir: &Path, adapter: &PeftConfig, kept: &[Kept]) -> Result<(), Fault> {
+    fn merged(&self, dir: &Path, adapter: &PeftConfig, kept: &[Kept]) -> Result<Sums, Fault> {
         std::fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
         let sources: Vec<&Path> = self.sources.iter().map(PathBuf::as_path).collect();
         files::copy_companions(&sources, dir)?;

@@ -1,14 +1,19 @@
 //! Tensors to safetensors files, one at a time, in shards.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use dyad_proto::Fault;
+use dyad_proto::manifest::Sum;
 use safetensors::{Dtype, View, serialize_to_file};
 use tch::{Device, Kind, Tensor};
 
 use super::cannot_write;
+use super::files::Sums;
 
 /// Largest file of a sharded model, the size transformers cuts at.
 const SHARD_BYTES: usize = 5_000_000_000;
@@ -30,9 +35,7 @@ impl Stored {
     fn bytes(&self) -> usize {
         self.tensor.numel() * self.kind.elt_size_in_bytes()
     }
-}
 
-impl View for &Stored {
     fn dtype(&self) -> Dtype {
         match self.kind {
             Kind::BFloat16 => Dtype::BF16,
@@ -43,47 +46,80 @@ impl View for &Stored {
         }
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
+    fn data(&self) -> Vec<u8> {
         let host = self.tensor.to_device(Device::Cpu).to_kind(self.kind).contiguous();
         let mut bytes = vec![0; self.bytes()];
         host.copy_data_u8(&mut bytes, self.tensor.numel());
-        Cow::Owned(bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes()
+        bytes
     }
 }
 
 pub(super) type NamedStored = Vec<(String, Stored)>;
 
-/// One file with PyTorch's format mark, which transformers asks for.
-pub(super) fn write_file(path: &Path, tensors: &[(String, Stored)]) -> Result<(), Fault> {
+/// One file with PyTorch's format mark, which transformers asks for. Its sum is taken of the bytes in memory, on their way.
+pub(super) fn write_file(path: &Path, tensors: &[(String, Stored)]) -> Result<Sums, Fault> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let views = tensors.iter().map(|(name, stored)| (name.as_str(), stored));
-    serialize_to_file(views, Some(metadata), path).map_err(|error| cannot_write(path, &error))
+    let sum = Cell::new(Sum::EMPTY);
+    let views = tensors.iter().map(|(name, stored)| (name.as_str(), Summed { stored, sum: &sum }));
+    serialize_to_file(views, Some(metadata), path).map_err(|error| cannot_write(path, &error))?;
+    let header = header_sum(path).map_err(|error| cannot_write(path, &error))?;
+    Ok(Sums::from([(path.to_owned(), header.then(sum.get()))]))
+}
+
+/// Of what stands before the tensors: the header and its length.
+fn header_sum(path: &Path) -> io::Result<Sum> {
+    let mut file = File::open(path)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let mut header = Vec::new();
+    file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
+    Ok(Sum::EMPTY.and(&length).and(&header))
+}
+
+/// A tensor that is summed up when it is written, which is once and in the order of the file.
+struct Summed<'a> {
+    stored: &'a Stored,
+    sum: &'a Cell<Sum>,
+}
+
+impl View for Summed<'_> {
+    fn dtype(&self) -> Dtype {
+        self.stored.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.stored.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = self.stored.data();
+        self.sum.set(self.sum.get().and(&bytes));
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.stored.bytes()
+    }
 }
 
 /// `model.safetensors`, or shards with their index where the model is larger than one file should be.
-pub(super) fn write_model(dir: &Path, tensors: &[(String, Stored)]) -> Result<(), Fault> {
+pub(super) fn write_model(dir: &Path, tensors: &[(String, Stored)]) -> Result<Sums, Fault> {
     let shards = shards(tensors, SHARD_BYTES);
     if let [only] = shards.as_slice() {
         return write_file(&dir.join("model.safetensors"), only);
     }
     let mut weight_map = serde_json::Map::new();
+    let mut sums = Sums::new();
     for (number, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", number + 1, shards.len());
-        write_file(&dir.join(&file), shard)?;
+        sums.extend(write_file(&dir.join(&file), shard)?);
         weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone().into())));
     }
     let total: usize = tensors.iter().map(|(_, stored)| stored.bytes()).sum();
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     let path = dir.join("model.safetensors.index.json");
-    std::fs::write(&path, format!("{index:#}\n")).map_err(|error| cannot_write(&path, &error))
+    std::fs::write(&path, format!("{index:#}\n")).map_err(|error| cannot_write(&path, &error))?;
+    Ok(sums)
 }
 
 /// Consecutive tensors of at most `limit` bytes together; a larger one stands alone.
@@ -117,6 +153,19 @@ mod tests {
     #[test]
     fn bfloat16_is_written_as_its_own_bytes() {
         let stored = Stored::new(&Tensor::from_slice(&[1.0f32, -2.0]), Kind::BFloat16);
-        assert_eq!(&*(&stored).data(), [0x80, 0x3f, 0x00, 0xc0]);
+        assert_eq!(stored.data(), [0x80, 0x3f, 0x00, 0xc0]);
+    }
+
+    #[test]
+    fn sums_that_are_taken_while_writing_are_those_of_the_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor = |name: &str, kind| {
+            let tensor = Tensor::arange(7, (Kind::Float, Device::Cpu));
+            (name.to_owned(), Stored::new(&tensor, kind))
+        };
+        let tensors = [tensor("b", Kind::BFloat16), tensor("a", Kind::Float), tensor("c", Kind::Uint8)];
+        let path = dir.path().join("some.safetensors");
+        let sums = write_file(&path, &tensors).unwrap();
+        assert_eq!(sums, Sums::from([(path.clone(), Sum::of_file(&path).unwrap())]));
     }
 }

@@ -1,0 +1,193 @@
+//! The metrics files: rows that are appended while the run goes on, and what a run that is resumed keeps of those before.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use dyad_proto::Fault;
+use serde_json::Value;
+
+use super::unusable;
+
+/// Rows of an earlier run up to the step that it is resumed after.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Kept {
+    text: String,
+    /// The last of them.
+    pub(super) last: Option<Value>,
+    steps: BTreeSet<u64>,
+    /// Lines that hold no row, but for one at the end that a kill has torn; from 1.
+    torn: Vec<usize>,
+}
+
+impl Kept {
+    /// What a file holds up to a step; nothing where it is missing.
+    pub(super) fn read(path: &Path, step: u64) -> Result<Self, Fault> {
+        match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(unusable(path, &error)),
+            Ok(bytes) => Ok(Self::of(&String::from_utf8_lossy(&bytes), step)),
+        }
+    }
+
+    fn of(text: &str, step: u64) -> Self {
+        let mut kept = Self::default();
+        let lines = text.lines().count();
+        for (index, line) in text.lines().enumerate() {
+            let row = serde_json::from_str::<Value>(line).ok();
+            let Some((at, row)) = row.and_then(|row| Some((row.get("step")?.as_u64()?, row))) else {
+                kept.torn.extend((index + 1 < lines).then_some(index + 1));
+                continue;
+            };
+            if at <= step {
+                kept.text += line;
+                kept.text.push('\n');
+                kept.steps.insert(at);
+                kept.last = Some(row);
+            }
+        }
+        kept
+    }
+
+    /// What is missing of one row for each step from 1 to `step`, in words.
+    pub(super) fn holes(&self, step: u64) -> Option<String> {
+        let mut holes = Vec::new();
+        let mut next = 1;
+        for at in self.steps.iter().copied().chain([step + 1]) {
+            match at.saturating_sub(next) {
+                0 => {}
+                1 => holes.push(next.to_string()),
+                _ => holes.push(format!("{next} to {}", at - 1)),
+            }
+            next = at + 1;
+        }
+        let steps = (!holes.is_empty()).then(|| format!("lacks the rows of steps {}", holes.join(", ")));
+        [steps, self.torn()].into_iter().flatten().reduce(|steps, torn| format!("{steps}; {torn}"))
+    }
+
+    /// Lines that are no rows, in words.
+    pub(super) fn torn(&self) -> Option<String> {
+        let lines: Vec<String> = self.torn.iter().map(ToString::to_string).collect();
+        (!lines.is_empty()).then(|| format!("holds no row in line {}", lines.join(", ")))
+    }
+}
+
+/// A JSON Lines file that grows by one row at a time.
+#[derive(Debug)]
+pub(super) struct MetricsFile {
+    path: PathBuf,
+    file: File,
+    /// What it must be as long as.
+    bytes: u64,
+}
+
+impl MetricsFile {
+    /// Opens for appending behind what is kept; all else in it goes.
+    pub(super) fn open(path: PathBuf, kept: &Kept) -> Result<Self, Fault> {
+        let open = || {
+            // In one go, so that a kill leaves the old rows or the new ones.
+            let scratch = path
+                .with_file_name(format!(".tmp-{}", path.file_name().unwrap_or_default().to_string_lossy()));
+            fs::write(&scratch, &kept.text)?;
+            File::open(&scratch)?.sync_all()?;
+            fs::rename(&scratch, &path)?;
+            path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())?;
+            OpenOptions::new().append(true).open(&path)
+        };
+        let file = open().map_err(|error| unusable(&path, &error))?;
+        Ok(Self { file, bytes: kept.text.len() as u64, path })
+    }
+
+    /// Writes one row through to the file system, so that a reader never waits for a buffer.
+    pub(super) fn append(&mut self, row: &str) -> Result<(), Fault> {
+        still_there(&self.path, &self.file, self.bytes)?;
+        let row = format!("{row}\n");
+        if let Err(error) = self.file.write_all(row.as_bytes()) {
+            // A part of a row is no row.
+            let _ = self.file.set_len(self.bytes);
+            return Err(unwritten(&self.path, &error));
+        }
+        self.bytes += row.len() as u64;
+        Ok(())
+    }
+
+    /// Returns once all rows are on the disk.
+    pub(super) fn persist(&self) -> Result<(), Fault> {
+        self.file.sync_data().map_err(|error| unwritten(&self.path, &error))
+    }
+}
+
+/// Refuses to go on writing where nobody would find it: the path must lead to the file that was opened, as long as it was left.
+pub(crate) fn still_there(path: &Path, file: &File, bytes: u64) -> Result<(), Fault> {
+    let what = match (fs::metadata(path), file.metadata()) {
+        (Err(error), _) if error.kind() == io::ErrorKind::NotFound => "was removed or moved".to_owned(),
+        (Err(error), _) | (_, Err(error)) => format!("cannot be read any more: {error}"),
+        (Ok(there), Ok(own)) if (there.dev(), there.ino()) != (own.dev(), own.ino()) => {
+            "was replaced by another file".to_owned()
+        }
+        (_, Ok(own)) if own.len() < bytes => "was cut short".to_owned(),
+        (_, Ok(own)) if own.len() > bytes => "was written to by another process".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(Fault::failed(format!("{} {what} while the run was writing it", path.display()))
+        .hint("leave output_dir alone while a run writes to it"))
+}
+
+pub(crate) fn unwritten(path: &Path, error: &io::Error) -> Fault {
+    let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
+    Fault::failed(format!("cannot write {}: {error}", path.display())).hint(
+        match full.contains(&error.kind()) {
+            true => "make room on the disk of output_dir",
+            false => "check the disk of output_dir and its permissions",
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(steps: impl IntoIterator<Item = u64>) -> String {
+        steps.into_iter().map(|step| format!("{{\"step\":{step}}}\n")).collect()
+    }
+
+    #[test]
+    fn holes_are_named_and_a_row_torn_at_the_end_is_none() {
+        let holes = |text: &str| Kept::of(text, 9).holes(9);
+        assert_eq!(holes(&(rows(1..=12) + "{\"step\":13,")), None);
+        assert_eq!(holes(&rows(1..=8)).unwrap(), "lacks the rows of steps 9");
+        assert_eq!(holes(&rows([1, 2, 4, 8, 9])).unwrap(), "lacks the rows of steps 3, 5 to 7");
+        assert_eq!(holes("").unwrap(), "lacks the rows of steps 1 to 9");
+        let torn = rows(1..=3) + "{\"ste\n" + &rows(5..=9);
+        assert_eq!(holes(&torn).unwrap(), "lacks the rows of steps 4; holds no row in line 4");
+        assert_eq!(Kept::of(&torn, 9).text, rows([1, 2, 3, 5, 6, 7, 8, 9]));
+    }
+
+    #[test]
+    fn a_file_that_was_removed_replaced_or_changed_takes_no_more_rows() {
+        type Meddling = fn(&Path) -> io::Result<()>;
+        let cases: [(Meddling, &str); 5] = [
+            (|path| fs::remove_file(path), "was removed or moved"),
+            (|path| fs::remove_dir_all(path.parent().unwrap()), "was removed or moved"),
+            (|path| fs::remove_file(path).and_then(|()| fs::write(path, "{}\n")), "was replaced by another"),
+            (|path| fs::write(path, "{}"), "was cut short"),
+            (
+                |path| OpenOptions::new().append(true).open(path)?.write_all(b"{}\n"),
+                "was written to by another",
+            ),
+        ];
+        for (meddle, expected) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("out/metrics.jsonl");
+            fs::create_dir(path.parent().unwrap()).unwrap();
+            let mut file = MetricsFile::open(path.clone(), &Kept::default()).unwrap();
+            file.append("{\"step\":1}").unwrap();
+            meddle(&path).unwrap();
+            let fault = file.append("{\"step\":2}").unwrap_err();
+            assert!(fault.message.contains(expected), "{fault}");
+            assert_eq!(fault.code.exit_status(), 1);
+        }
+    }
+}

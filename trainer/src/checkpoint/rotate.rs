@@ -1,0 +1,112 @@
+//! Which checkpoints go when a newer one is complete and on the disk.
+
+use std::fs;
+use std::path::Path;
+
+use dyad_proto::run_folder::{checkpoint_step, unfinished};
+
+use super::files::remove;
+use super::{STATE_FILE, State};
+
+/// Checkpoints that nobody asked for: so many are kept, so that one is left if the newest gets damaged.
+const KEPT: usize = 2;
+
+/// A checkpoint in the output folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Saved {
+    step: u64,
+    rotates: bool,
+}
+
+/// Removes what a checkpoint that was just completed makes superfluous. What cannot be removed stays: that is no reason to end a run.
+pub fn rotate(output_dir: &Path, newest: u64, limit: Option<u32>) {
+    for step in expired(&saved(output_dir, newest), limit) {
+        let path = output_dir.join(format!("checkpoint-{step}"));
+        // Under another name first: what is half removed must not look like a checkpoint.
+        let out_of_sight = unfinished(&path);
+        let removed = remove(&out_of_sight)
+            .and_then(|()| fs::rename(&path, &out_of_sight))
+            .and_then(|()| remove(&out_of_sight));
+        match removed {
+            Ok(()) => tracing::info!("removed {}, there are newer ones", path.display()),
+            Err(error) => tracing::warn!("cannot remove {}: {error}", path.display()),
+        }
+    }
+}
+
+/// Checkpoints up to the newest, in order. One whose state cannot be read is no checkpoint, and one of a later step is of another past.
+fn saved(output_dir: &Path, newest: u64) -> Vec<Saved> {
+    let folders = fs::read_dir(output_dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut saved: Vec<Saved> = folders
+        .filter_map(|path| {
+            let step = checkpoint_step(&path).filter(|step| *step <= newest)?;
+            let text = fs::read_to_string(path.join(STATE_FILE)).ok()?;
+            let state = serde_json::from_str::<State>(&text).ok().filter(|state| state.step == step)?;
+            Some(Saved { step, rotates: state.rotates })
+        })
+        .collect();
+    saved.sort();
+    saved
+}
+
+/// Of those that rotate all but the last few; then the oldest beyond the limit, of all kinds, as `save_total_limit` of transformers.
+fn expired(saved: &[Saved], limit: Option<u32>) -> Vec<u64> {
+    let rotating: Vec<u64> = saved.iter().filter(|saved| saved.rotates).map(|saved| saved.step).collect();
+    let mut expired = rotating[..rotating.len().saturating_sub(KEPT)].to_vec();
+    let rest: Vec<u64> =
+        saved.iter().map(|saved| saved.step).filter(|step| !expired.contains(step)).collect();
+    // The newest is never among them.
+    let limit = limit.map_or(usize::MAX, |limit| limit.max(1) as usize);
+    expired.extend(&rest[..rest.len().saturating_sub(limit)]);
+    expired.sort_unstable();
+    expired
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(steps: &[(u64, bool)], limit: Option<u32>) -> Vec<u64> {
+        let saved: Vec<Saved> = steps.iter().map(|&(step, rotates)| Saved { step, rotates }).collect();
+        expired(&saved, limit)
+    }
+
+    #[test]
+    fn the_last_two_of_those_that_nobody_asked_for_stay_and_all_others() {
+        assert_eq!(of(&[], None), [] as [u64; 0]);
+        assert_eq!(of(&[(3, true), (5, true)], None), [] as [u64; 0]);
+        assert_eq!(of(&[(1, false), (3, true), (4, false), (5, true), (6, false), (7, true)], None), [3]);
+    }
+
+    #[test]
+    fn a_limit_counts_all_of_them_and_spares_the_newest() {
+        let all = [(1, false), (3, true), (5, true), (7, true), (9, false)];
+        assert_eq!(of(&all, Some(4)), [3]);
+        assert_eq!(of(&all, Some(3)), [1, 3]);
+        assert_eq!(of(&all, Some(1)), [1, 3, 5, 7]);
+        assert_eq!(of(&all, Some(9)), [3]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_and_what_is_of_a_later_step_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = |step: u64| {
+            format!(
+                r#"{{"step":{step},"total_steps":9,"dataset_sha256":"a","random_seed":4,"batch_size":8,"world_size":1}}"#
+            )
+        };
+        for step in [1, 2, 3, 4, 8] {
+            let path = dir.path().join(format!("checkpoint-{step}"));
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join(STATE_FILE), if step == 2 { "{".into() } else { state(step) }).unwrap();
+        }
+        fs::create_dir(dir.path().join("checkpoint-best")).unwrap();
+        rotate(dir.path(), 4, Some(1));
+        let mut left: Vec<String> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["checkpoint-2", "checkpoint-4", "checkpoint-8", "checkpoint-best"]);
+    }
+}
