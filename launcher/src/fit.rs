@@ -123,7 +123,7 @@ fn setup(config: &RunConfig, shape: &Shape, devices: &Devices, bytes: f64) -> Se
         sharing: config.prefix_sharing,
         batch: config.batch_size.into(),
         micro_batch_tokens: config.micro_batch_tokens.into(),
-        method: if config.lora { Method::Lora(config.lora_r.into()) } else { Method::Full },
+        method: if config.lora { Method::Lora(config.lora_r().into()) } else { Method::Full },
         zero: config.zero_stage,
         gradient_bytes: 4.0,
         travelling_bytes: if config.reduce_dtype == ReduceDtype::Bfloat16 { 2.0 } else { 4.0 },

@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
+use dyad_data::adapter::{self, ADAPTER_CONFIG, base};
 use dyad_data::tokenizer::ChatTokenizer;
+use dyad_data::{hub, lfs};
 use dyad_proto::Fault;
 use dyad_proto::preference::Message;
 use tch::Tensor;
 
 use crate::batch::Segment;
-use crate::lora::{self, ADAPTER_CONFIG, LoraSpec, PeftConfig};
+use crate::lora;
 use crate::model::Model;
 use crate::model::blocks::Pass;
-use crate::model::weights::{Place, Reading};
+use crate::model::weights::Place;
 use crate::transfer::values;
 
 /// Most likely answers to some conversations, all prompts in one packed pass per token.
@@ -71,16 +73,19 @@ fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Result<Vec<u32>, Fault
 
 /// The model of a folder: whole, or an adapter over the base that it names.
 pub fn load(dir: &Path, place: Place) -> Result<Model, Fault> {
+    lfs::refuse_pointers_in(dir)?;
     if !dir.join(ADAPTER_CONFIG).is_file() {
         return Model::load(dir, place);
     }
-    let config = PeftConfig::load(dir)?;
-    let base = config
-        .base_model_name_or_path
-        .as_deref()
+    let base = adapter::base_of(dir)
         .ok_or_else(|| Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display())))?;
-    let mut model = Model::load(&dyad_data::hub::resolve(base)?, place)?;
-    lora::attach(&mut model, &LoraSpec::from_peft(&config, dir), 0, &Reading::default())?;
+    let base_dir = hub::resolve(&base)?;
+    lfs::refuse_pointers_in(&base_dir)?;
+    let mut model = Model::load(&base_dir, place)?;
+    let adapters = lora::attach_folder(&mut model, dir)?;
+    if let Some(warning) = base::mismatch(adapters.base(), &base, &base_dir) {
+        tracing::warn!("{warning}");
+    }
     lora::cast(&mut model);
     Ok(model)
 }

@@ -3,18 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use dyad_data::hub;
+use dyad_data::adapter::{self, ADAPTER_CONFIG};
+use dyad_data::{hub, lfs};
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::{Fault, RunConfig};
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{Home, save::Saver};
+use crate::checkpoint::Home;
+use crate::checkpoint::save::{SavedAdapter, Saver};
 use crate::comm::measure::USUAL_BUCKET;
 use crate::comm::narrow;
 use crate::device::compute_kind;
 use crate::flat::{Flat, Keep, Link};
 use crate::layout::{Layout, Sharding};
-use crate::lora::{self, ADAPTER_CONFIG, LoraSpec, PeftConfig};
+use crate::lora::{self, Adapters};
 use crate::model::attention::announce;
 use crate::model::weights::{Place, Reading};
 use crate::model::{Model, ModelConfig, stored_kind};
@@ -32,16 +34,9 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Finds or downloads what `model` and `from_checkpoint` name.
+    /// Finds or downloads what `model` and `from_checkpoint` name. Without `model`, what the run starts from says what it is.
     pub fn resolve(config: &RunConfig) -> Result<Self, Fault> {
-        let model = hub::resolve(&config.model)?;
         let start = config.from_checkpoint.as_deref().map(hub::resolve).transpose()?;
-        if model.join(ADAPTER_CONFIG).is_file() && !model.join("config.json").is_file() {
-            return Err(Fault::input(format!("model {} is an adapter, not a whole model", config.model))
-                .hint(
-                    "name the base model in `model` and the adapter in `from_checkpoint`, with lora = true",
-                ));
-        }
         let adapter = start.clone().filter(|dir| dir.join(ADAPTER_CONFIG).is_file());
         if let (Some(dir), false) = (&adapter, config.lora) {
             return Err(Fault::input(format!(
@@ -50,8 +45,22 @@ impl Sources {
             ))
             .hint("set lora = true to continue the adapter, or start from its merged model"));
         }
+        let model = match (config.model.is_empty(), &adapter, &start) {
+            (false, ..) | (true, None, None) => hub::resolve(&config.model)?,
+            (true, Some(dir), _) => hub::resolve(&base_of(dir)?)?,
+            (true, None, Some(dir)) => dir.clone(),
+        };
+        if model.join(ADAPTER_CONFIG).is_file() && !model.join("config.json").is_file() {
+            return Err(Fault::input(format!("model {} is an adapter, not a whole model", model.display()))
+                .hint(
+                    "name the base model in `model` and the adapter in `from_checkpoint`, with lora = true",
+                ));
+        }
         let base = start.clone().filter(|_| adapter.is_none()).unwrap_or_else(|| model.clone());
-        Ok(Self { base, adapter, companions: start.into_iter().chain([model]).collect() })
+        let mut companions: Vec<PathBuf> = start.into_iter().chain([model]).collect();
+        companions.dedup();
+        companions.iter().try_for_each(|dir| lfs::refuse_pointers_in(dir))?;
+        Ok(Self { base, adapter, companions })
     }
 
     /// Folder of the tokenizer.
@@ -73,6 +82,14 @@ impl Sources {
         }
         Ok(asked)
     }
+}
+
+/// The base that an adapter names.
+fn base_of(dir: &Path) -> Result<String, Fault> {
+    adapter::base_of(dir).ok_or_else(|| {
+        Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display()))
+            .hint("name the base model in `model`")
+    })
 }
 
 /// What the ranks have agreed on.
@@ -134,6 +151,7 @@ impl Parts {
                 full((sources, reading), place, compares.then_some(keep), keeping)?
             }
         };
+        refuse_dropout(&policy.config)?;
         announce(&policy.config, place)?;
         let saver = Saver {
             home: Home::new(Path::new(&config.output_dir)),
@@ -147,7 +165,19 @@ impl Parts {
     }
 }
 
-type Loaded = (Model, Option<Model>, Parameters, Option<PeftConfig>);
+/// transformers drops attention weights where it trains such a model; the kernels here do not.
+fn refuse_dropout(config: &ModelConfig) -> Result<(), Fault> {
+    if config.attention_dropout == 0.0 {
+        return Ok(());
+    }
+    Err(Fault::input(format!(
+        "attention_dropout = {} is not supported in training",
+        config.attention_dropout
+    ))
+    .hint("set attention_dropout to 0 in the model's config.json"))
+}
+
+type Loaded = (Model, Option<Model>, Parameters, Option<SavedAdapter>);
 
 /// Folders, and who reads them.
 type Origin<'a> = (&'a Sources, &'a Reading);
@@ -183,8 +213,12 @@ fn adapters(
     keeping: Keeping,
 ) -> Result<Loaded, Fault> {
     let mut policy = base((sources, reading), place, &keeping)?;
-    let spec = LoraSpec::new(config, sources.adapter.as_deref())?;
-    lora::attach(&mut policy, &spec, config.random_seed, reading)?;
+    let adapters = Adapters::of_run(config, sources.adapter.as_deref(), &mut policy)?;
+    let name = base_name(config, sources);
+    if let Some(warning) = adapter::base::mismatch(adapters.base(), &name, &sources.base) {
+        tracing::warn!("{warning}");
+    }
+    lora::attach(&mut policy, &adapters, config.random_seed, reading)?;
     let reference = match (compares, &sources.adapter) {
         (false, _) => None,
         // B is zero: the base itself is the start.
@@ -197,12 +231,17 @@ fn adapters(
     let sharding = keeping.sharding.whole_weights();
     let parameters = Parameters::adopt(units, Keeping { sharding, ..keeping });
     parameters.reside(&mut policy.residence);
-    let base = if config.from_checkpoint.is_some() && sources.adapter.is_none() {
-        sources.base.display().to_string()
-    } else {
-        config.model.clone()
+    Ok((policy, reference, parameters, Some(SavedAdapter { adapters, base: name })))
+}
+
+/// What the model under the adapters is called.
+fn base_name(config: &RunConfig, sources: &Sources) -> String {
+    let named = match &sources.adapter {
+        Some(dir) if config.model.is_empty() => adapter::base_of(dir),
+        Some(_) => Some(config.model.clone()),
+        None => config.from_checkpoint.is_none().then(|| config.model.clone()),
     };
-    Ok((policy, reference, parameters, Some(spec.peft_config(&base))))
+    named.unwrap_or_else(|| sources.base.display().to_string())
 }
 
 /// The frozen model under the adapters; with sharded weights, this rank's part of each unit.

@@ -70,7 +70,7 @@ pub fn choose(
     };
     tracing::info!(model_loading = if broadcasts { "broadcast" } else { "every" }, "loading");
     let relay = broadcasts.then(|| Relay { communicator: Arc::clone(communicator), device });
-    Ok(Reading { relay, digest: Some(Rc::new(Cell::new(0))) })
+    Ok(Reading { relay, digest: Some(Rc::new(Cell::new(0))), again: false })
 }
 
 /// Fails at every rank unless all have loaded the same bytes.

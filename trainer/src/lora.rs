@@ -1,209 +1,198 @@
-//! Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) in PEFT's conventions: which layers, initial values, names, merging.
+//! Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) in PEFT's conventions: initial values, names, merging. Which layers have
+//! one, with which rank and scale, is decided by [`dyad_data::adapter`].
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use dyad_data::adapter::python_regex::PythonRegex;
+use dyad_data::adapter::targets::{Adapted, Modules, Targets, check_names, target_modules};
+use dyad_data::adapter::{ADAPTER_CONFIG, AdapterConfig};
+use dyad_proto::run_config::LoraModules;
 use dyad_proto::{Fault, RunConfig};
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::model::blocks::{Adapter, Linear};
-use crate::model::weights::{Reading, Weights};
+use crate::model::weights::{Reading, Wanted, Weights};
 use crate::model::{Model, Part};
 use crate::parameters::Named;
 
-/// File that makes a folder a PEFT adapter.
-pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// Weights of a PEFT adapter.
-pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-
-/// Shape of the adapters of a run.
+/// The adapters of a model: training, generation, resuming and merging know them by this.
 #[derive(Clone, Debug)]
-pub struct LoraSpec {
-    /// Rank.
-    pub r: i64,
-    /// Scale numerator.
-    pub alpha: f64,
-    /// Dropout probability on the input.
-    pub dropout: f64,
-    /// Names of the adapted layers, e.g. `q_proj`; empty for all linear layers.
-    pub modules: Vec<String>,
-    /// Adapter folder to continue from.
-    pub start: Option<PathBuf>,
+pub struct Adapters {
+    config: AdapterConfig,
+    modules: Modules,
+    layers: Vec<Adapted>,
+    /// Adapter folder that their weights come from; otherwise they are new.
+    start: Option<PathBuf>,
 }
 
-/// `adapter_config.json`, the fields that matter here.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct PeftConfig {
-    /// Always `LORA`.
-    pub peft_type: String,
-    /// Rank.
-    pub r: i64,
-    /// Scale numerator.
-    pub lora_alpha: f64,
-    /// Dropout probability on the input.
-    #[serde(default)]
-    pub lora_dropout: f64,
-    /// Names of the adapted layers: a list, or one string.
-    pub target_modules: serde_json::Value,
-    /// The model underneath.
-    #[serde(default)]
-    pub base_model_name_or_path: Option<String>,
-    /// Always `none`.
-    #[serde(default = "none")]
-    pub bias: String,
-    /// Always `CAUSAL_LM`.
-    #[serde(default)]
-    pub task_type: Option<String>,
-    /// Rank-stabilised scaling; not supported.
-    #[serde(default)]
-    pub use_rslora: bool,
-    /// Weight-decomposed adapters; not supported.
-    #[serde(default)]
-    pub use_dora: bool,
-    /// Saved for inference, as PEFT does.
-    #[serde(default)]
-    pub inference_mode: bool,
-}
-
-fn none() -> String {
-    "none".into()
-}
-
-impl PeftConfig {
-    /// Reads an adapter folder.
-    pub fn load(dir: &Path) -> Result<Self, Fault> {
-        let path = dir.join(ADAPTER_CONFIG);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| Fault::input(format!("cannot read {}: {error}", path.display())))?;
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|error| Fault::input(format!("{}: {error}", path.display())))?;
-        let unsupported = if config.peft_type != "LORA" {
-            Some(format!("peft_type {}", config.peft_type))
-        } else if config.use_rslora || config.use_dora {
-            Some("rsLoRA or DoRA".into())
-        } else if config.bias != "none" {
-            Some(format!("bias \"{}\"", config.bias))
-        } else {
-            None
-        };
-        match unsupported {
-            Some(what) => Err(Fault::input(format!("{}: {what} is not supported", path.display()))),
-            None => Ok(config),
-        }
-    }
-}
-
-impl LoraSpec {
-    /// From the run's configuration; an adapter folder to start from decides rank, scale and modules.
-    pub fn new(config: &RunConfig, start: Option<&Path>) -> Result<Self, Fault> {
+impl Adapters {
+    /// Those of a run: new ones, or those of the folder that it starts from.
+    pub fn of_run(config: &RunConfig, start: Option<&Path>, model: &mut Model) -> Result<Self, Fault> {
+        let modules = modules(model);
         if let Some(dir) = start {
-            return Ok(Self {
-                dropout: config.lora_dropout,
-                ..Self::from_peft(&PeftConfig::load(dir)?, dir)
-            });
+            let mut adapters = Self::of_folder(dir, modules)?;
+            adapters.refuse_overridden(config, dir)?;
+            adapters.config.lora_dropout = dropout(config, &adapters.config);
+            return Ok(adapters);
         }
-        let modules = match config.lora_trainable_modules.trim() {
-            "all-linear" => Vec::new(),
-            list => {
-                list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
-            }
+        let targets = targets(config, &modules)?;
+        let (r, dropout) = (config.lora_r().into(), config.lora_dropout());
+        let plain = AdapterConfig::plain(r, config.lora_alpha(), dropout, targets);
+        let layers = plain.select(&modules).map_err(|fault| in_key(MODULES, fault))?;
+        Ok(Self { config: plain, modules, layers, start: None })
+    }
+
+    /// Those of a PEFT folder.
+    fn of_folder(dir: &Path, modules: Modules) -> Result<Self, Fault> {
+        let config = AdapterConfig::load(dir)?;
+        let path = dir.join(ADAPTER_CONFIG);
+        config.warnings.iter().for_each(|warning| tracing::warn!("{}: {warning}", path.display()));
+        let layers = config.select(&modules).map_err(|fault| in_key(&path.display().to_string(), fault))?;
+        Ok(Self { config, modules, layers, start: Some(dir.to_owned()) })
+    }
+
+    /// A key that the user wrote and that the adapter decides otherwise would be silently without effect.
+    fn refuse_overridden(&self, config: &RunConfig, dir: &Path) -> Result<(), Fault> {
+        let own = &self.config;
+        let differs = |key: &str, asked: String, found: String| {
+            Err(Fault::input(format!(
+                "config key `{key}` is {asked}, but the adapter that the run starts from has {found}"
+            ))
+            .hint(format!("{} decides: remove `{key}`, or start without from_checkpoint", dir.display())))
         };
-        Ok(Self {
-            r: config.lora_r.into(),
-            alpha: config.lora_alpha(),
-            dropout: config.lora_dropout,
-            modules,
-            start: None,
-        })
-    }
-
-    /// The adapters that a PEFT folder holds, without dropout.
-    #[must_use]
-    pub fn from_peft(peft: &PeftConfig, dir: &Path) -> Self {
-        Self {
-            r: peft.r,
-            alpha: peft.lora_alpha,
-            dropout: 0.0,
-            modules: module_names(&peft.target_modules),
-            start: Some(dir.to_owned()),
+        if let Some(r) = config.lora_r.filter(|r| i64::from(*r) != own.r) {
+            return differs("lora_r", r.to_string(), own.r.to_string());
         }
-    }
-
-    /// What PEFT is told about these adapters; the modules are filled in when they are saved.
-    #[must_use]
-    pub fn peft_config(&self, base: &str) -> PeftConfig {
-        PeftConfig {
-            peft_type: "LORA".into(),
-            r: self.r,
-            lora_alpha: self.alpha,
-            lora_dropout: self.dropout,
-            target_modules: serde_json::Value::Null,
-            base_model_name_or_path: Some(base.to_owned()),
-            bias: none(),
-            task_type: Some("CAUSAL_LM".into()),
-            use_rslora: false,
-            use_dora: false,
-            inference_mode: true,
+        if let Some(alpha) = config.lora_alpha.filter(|alpha| *alpha != own.lora_alpha) {
+            return differs("lora_alpha", alpha.to_string(), own.lora_alpha.to_string());
         }
+        let Some(text) = &config.lora_trainable_modules else { return Ok(()) };
+        let asked = AdapterConfig {
+            targets: targets(config, &self.modules)?,
+            ..AdapterConfig::plain(1, 1.0, 0.0, Targets::AllLinear)
+        };
+        let asked = asked.select(&self.modules).map_err(|fault| in_key(MODULES, fault))?;
+        if asked.iter().map(|layer| &layer.name).ne(self.layers.iter().map(|layer| &layer.name)) {
+            let found = target_modules(&self.layers, &self.modules);
+            let shown = found.iter().take(7).cloned().collect::<Vec<_>>().join(",");
+            return differs(MODULES, format!("{text:?}"), format!("{} layers: {shown}", self.layers.len()));
+        }
+        Ok(())
     }
 
-    fn adapts(&self, name: &str) -> bool {
-        let short = name.rsplit('.').next().unwrap_or(name);
-        self.modules.is_empty() || self.modules.iter().any(|module| module == short || module == name)
+    /// The model underneath, and its revision, as the folder names them.
+    #[must_use]
+    pub fn base(&self) -> (Option<&str>, Option<&str>) {
+        (self.config.base.as_deref(), self.config.revision.as_deref())
+    }
+
+    /// `adapter_config.json` over a base of this name.
+    #[must_use]
+    pub fn to_json(&self, base: &str) -> serde_json::Value {
+        self.config.to_json(base, target_modules(&self.layers, &self.modules))
+    }
+
+    /// `scale B A`, what an adapter adds to the weight of this name; `find` gives its tensors by their names.
+    pub fn update_of(&self, weight: &str, find: &dyn Fn(&str) -> Option<Tensor>) -> Option<Tensor> {
+        let name = weight.strip_suffix(".weight")?;
+        let layer = self.layers.iter().find(|layer| layer.name == name)?;
+        let [a, b] = tensor_names(name);
+        Some(find(&b)?.matmul(&find(&a)?) * layer.scale)
+    }
+
+    /// Names of all their tensors.
+    #[must_use]
+    pub fn tensor_names(&self) -> Vec<String> {
+        self.layers.iter().flat_map(|layer| tensor_names(&layer.name)).collect()
     }
 }
 
-fn module_names(value: &serde_json::Value) -> Vec<String> {
-    match value {
-        serde_json::Value::Array(names) => {
-            names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
-        }
-        serde_json::Value::String(name) if name != "all-linear" => vec![name.clone()],
-        _ => Vec::new(),
+const MODULES: &str = "lora_trainable_modules";
+
+/// PEFT's names of the two matrices of a layer.
+fn tensor_names(layer: &str) -> [String; 2] {
+    ["lora_A", "lora_B"].map(|matrix| format!("base_model.model.{layer}.{matrix}.weight"))
+}
+
+fn in_key(key: &str, fault: Fault) -> Fault {
+    Fault { message: format!("{key}: {}", fault.message), ..fault }
+}
+
+/// What the run's configuration asks for. Each name must match a layer.
+fn targets(config: &RunConfig, modules: &Modules) -> Result<Targets, Fault> {
+    match config.lora_modules()? {
+        LoraModules::AllLinear => Ok(Targets::AllLinear),
+        LoraModules::Names(names) => check_names(MODULES, &names, modules).map(|()| Targets::Names(names)),
+        LoraModules::Pattern(text) => match PythonRegex::whole(&text) {
+            Ok(pattern) => Ok(Targets::Pattern(pattern)),
+            Err(reason) => Err(Fault::input(format!(
+                "config key `{MODULES}`: the regular expression {text:?} is not supported: {reason}"
+            ))
+            .hint("write all-linear, or names with commas between them: q_proj,v_proj")),
+        },
     }
+}
+
+/// The run's own; an adapter that was trained with another one is worth a word.
+fn dropout(config: &RunConfig, adapter: &AdapterConfig) -> f64 {
+    let own = config.lora_dropout();
+    if config.lora_dropout.is_none() && adapter.lora_dropout != own {
+        tracing::warn!(
+            "the adapter was trained with lora_dropout = {}; this run trains with {own}, as no lora_dropout is set",
+            adapter.lora_dropout
+        );
+    }
+    own
+}
+
+/// The modules of a model as PEFT names them.
+fn modules(model: &mut Model) -> Modules {
+    let layers = model.layers.len();
+    let parts = model.layers.first_mut().map(|layer| layer.parts()).unwrap_or_default();
+    let names = |linear: bool| -> Vec<&'static str> {
+        let chosen = parts.iter().filter(|(_, part)| matches!(part, Part::Linear(_)) == linear);
+        chosen.map(|(name, _)| *name).collect()
+    };
+    Modules::of_decoder(layers, &names(true), &names(false))
+}
+
+/// Puts the float32 adapters of a PEFT folder onto a model.
+pub fn attach_folder(model: &mut Model, dir: &Path) -> Result<Adapters, Fault> {
+    let adapters = Adapters::of_folder(dir, modules(model))?;
+    attach(model, &adapters, 0, &Reading::default())?;
+    Ok(adapters)
 }
 
 /// Puts float32 adapters on the chosen layers: those of the start folder, or fresh ones (A uniform as PEFT draws it, B zero).
-pub fn attach(model: &mut Model, spec: &LoraSpec, seed: u64, reading: &Reading) -> Result<(), Fault> {
-    let start = spec
-        .start
-        .as_ref()
-        .map(|dir| Weights::open_files_by(dir, vec![dir.join(ADAPTER_WEIGHTS)], reading))
-        .transpose()?;
+pub fn attach(model: &mut Model, adapters: &Adapters, seed: u64, reading: &Reading) -> Result<(), Fault> {
+    let wanted = Wanted::Adapter { names: adapters.tensor_names() };
+    let start = adapters.start.as_ref().map(|dir| Weights::claim(dir, &wanted, reading)).transpose()?;
     let device = model.place.device;
+    let chosen: HashMap<&str, &Adapted> =
+        adapters.layers.iter().map(|layer| (layer.name.as_str(), layer)).collect();
     // Drawn on the CPU whatever the device, so that every rank and every machine starts alike.
     tch::manual_seed(seed as i64);
-    let mut known = Vec::new();
-    let mut adapted = 0;
     for (index, layer) in model.layers.iter_mut().enumerate() {
         for (name, part) in layer.parts() {
             let Part::Linear(linear) = part else { continue };
-            known.push(name);
-            if !spec.adapts(name) {
+            let Some(Adapted { name, rank, scale }) =
+                chosen.get(format!("model.layers.{index}.{name}").as_str())
+            else {
                 continue;
-            }
+            };
             let (outputs, inputs) = (linear.weight.size()[0], linear.weight.size()[1]);
             let (a, b) = match &start {
                 Some(weights) => {
-                    let stem = format!("base_model.model.model.layers.{index}.{name}");
-                    (
-                        weights.tensor(&format!("{stem}.lora_A.weight"), &[spec.r, inputs])?,
-                        weights.tensor(&format!("{stem}.lora_B.weight"), &[outputs, spec.r])?,
-                    )
+                    let [a, b] = tensor_names(name);
+                    (weights.tensor(&a, &[*rank, inputs])?, weights.tensor(&b, &[outputs, *rank])?)
                 }
-                None => fresh(spec.r, inputs, outputs),
+                None => fresh(*rank, inputs, outputs),
             };
             let place = |tensor: Tensor| tensor.to_kind(Kind::Float).to_device(device);
-            let scale = spec.alpha / spec.r as f64;
-            linear.adapter = Some(Adapter { a: place(a), b: place(b), scale, dropout: spec.dropout });
-            adapted += 1;
+            let dropout = adapters.config.lora_dropout;
+            linear.adapter = Some(Adapter { a: place(a), b: place(b), scale: *scale, dropout });
         }
-    }
-    if adapted == 0 {
-        known.sort_unstable();
-        known.dedup();
-        return Err(Fault::input(format!("lora_trainable_modules {:?} match no linear layer", spec.modules))
-            .hint(format!("layers of this model: {}", known.join(", "))));
     }
     Ok(())
 }
@@ -224,20 +213,13 @@ pub fn named_tensors(model: &mut Model) -> Vec<Vec<Named<'_>>> {
         for (name, part) in layer.parts() {
             let Part::Linear(linear) = part else { continue };
             let Some(adapter) = linear.adapter.as_mut() else { continue };
-            let stem = format!("base_model.model.model.layers.{index}.{name}");
-            named.push((format!("{stem}.lora_A.weight"), &mut adapter.a));
-            named.push((format!("{stem}.lora_B.weight"), &mut adapter.b));
+            let [a, b] = tensor_names(&format!("model.layers.{index}.{name}"));
+            named.push((a, &mut adapter.a));
+            named.push((b, &mut adapter.b));
         }
         named
     });
     layers.collect()
-}
-
-/// `scale B A`, what an adapter adds to the weight of this name; `find` gives its tensors by their names.
-pub fn update_of(weight: &str, scale: f64, find: &dyn Fn(&str) -> Option<Tensor>) -> Option<Tensor> {
-    let stem = format!("base_model.model.{}", weight.strip_suffix(".weight")?);
-    let (a, b) = (find(&format!("{stem}.lora_A.weight"))?, find(&format!("{stem}.lora_B.weight"))?);
-    Some(b.matmul(&a) * scale)
 }
 
 /// The reference of a run that continues an adapter: the same base, the adapter as it is now, frozen.
@@ -267,17 +249,4 @@ pub fn cast(model: &mut Model) {
             (adapter.a, adapter.b) = (adapter.a.to_kind(kind), adapter.b.to_kind(kind));
         }
     }
-}
-
-/// Names of the adapted layers, for `target_modules`.
-pub fn adapted_modules(model: &mut Model) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for (name, part) in model.layers.iter_mut().flat_map(|layer| layer.parts()) {
-        if matches!(part, Part::Linear(linear) if linear.adapter.is_some()) {
-            names.push(name.rsplit('.').next().unwrap_or(name).to_owned());
-        }
-    }
-    names.sort();
-    names.dedup();
-    names
 }

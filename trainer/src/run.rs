@@ -235,11 +235,11 @@ impl Trainer {
         let kept = self.engine.parameters.collect(!is_final).map_err(EngineError::from)?;
         if self.place.rank == 0 {
             let path = match is_final {
-                true => self.saver.finish(&mut self.engine.policy, &kept)?,
+                true => self.saver.finish(&kept)?,
                 false => {
                     // A resumed run begins behind its checkpoint: the row of that step would be lost for good.
                     let recorded = || self.handle.wait_recorded(self.state.step);
-                    self.saver.checkpoint(&mut self.engine.policy, &kept, &self.state, recorded)?
+                    self.saver.checkpoint(&kept, &self.state, recorded)?
                 }
             };
             self.report_saved(&path, is_final, began.elapsed());

@@ -23,6 +23,7 @@ impl RunConfig {
         if self.merge_adapter && !self.lora {
             return Err(Fault::input("merge_adapter is set but lora is not").hint("set lora = true"));
         }
+        self.lora_modules()?;
         if self.keeps_references() && self.training_method == TrainingMethod::Sft {
             return Err(Fault::input(
                 "reference_logps is set, but supervised fine-tuning has no reference model",
@@ -53,7 +54,7 @@ impl RunConfig {
             ("batch_size", u64::from(self.batch_size)),
             ("max_steps", self.max_steps.unwrap_or(1)),
             ("max_seq_length", u64::from(self.max_seq_length.unwrap_or(1))),
-            ("lora_r", u64::from(self.lora_r)),
+            ("lora_r", u64::from(self.lora_r())),
             ("n_checkpoints", u64::from(self.n_checkpoints)),
             ("save_steps", self.save_steps.unwrap_or(1)),
             ("save_total_limit", u64::from(self.save_total_limit.unwrap_or(1))),
@@ -76,10 +77,10 @@ impl RunConfig {
             require((0.0..=1.0).contains(&ratio), key, "between 0 and 1", ratio)?;
         }
         require(
-            (0.0..1.0).contains(&self.lora_dropout),
+            (0.0..1.0).contains(&self.lora_dropout()),
             "lora_dropout",
             "at least 0 and below 1",
-            self.lora_dropout,
+            self.lora_dropout(),
         )
     }
 }

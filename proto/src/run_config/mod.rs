@@ -5,6 +5,7 @@
 
 mod check;
 mod choices;
+mod lora_modules;
 mod read;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ pub use self::choices::{
     ActivationCheckpointing, Dtype, LossType, LrSchedulerType, ModelLoading, Optim, ReduceDtype,
     ReferenceLogps, TrainingMethod,
 };
+pub use self::lora_modules::LoraModules;
 use self::read::{KEYS, at, from_table, known, line_of, parse_override};
 use crate::Fault;
 
@@ -64,14 +66,14 @@ pub struct RunConfig {
     pub reduce_dtype: ReduceDtype,
     /// Train low-rank adapters instead of all weights.
     pub lora: bool,
-    /// Rank of the adapters.
-    pub lora_r: u32,
+    /// Rank of the adapters. Absent: 64, or that of the adapter that the run starts from, as with the keys below.
+    pub lora_r: Option<u32>,
     /// Scale of the adapters is `lora_alpha / lora_r`. Absent: twice the rank.
     pub lora_alpha: Option<f64>,
-    /// Dropout on the adapters' input.
-    pub lora_dropout: f64,
-    /// `all-linear`, or a comma-separated list such as `q_proj,v_proj`.
-    pub lora_trainable_modules: String,
+    /// Dropout on the adapters' input. Absent: none.
+    pub lora_dropout: Option<f64>,
+    /// `all-linear`, a comma-separated list such as `q_proj,v_proj`, or a regular expression. Absent: `all-linear`.
+    pub lora_trainable_modules: Option<String>,
     /// Also write the merged model beside the adapter at the end.
     pub merge_adapter: bool,
     /// Preference loss.
@@ -134,10 +136,10 @@ impl Default for RunConfig {
             dtype: Dtype::Auto,
             reduce_dtype: ReduceDtype::Float32,
             lora: false,
-            lora_r: 64,
+            lora_r: None,
             lora_alpha: None,
-            lora_dropout: 0.0,
-            lora_trainable_modules: "all-linear".into(),
+            lora_dropout: None,
+            lora_trainable_modules: None,
             merge_adapter: false,
             loss_type: LossType::Sigmoid,
             dpo_beta: 0.1,
@@ -209,10 +211,27 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Scale numerator of the adapters.
+    /// Rank of new adapters.
+    #[must_use]
+    pub fn lora_r(&self) -> u32 {
+        self.lora_r.unwrap_or(64)
+    }
+
+    /// Scale numerator of new adapters.
     #[must_use]
     pub fn lora_alpha(&self) -> f64 {
-        self.lora_alpha.unwrap_or(2.0 * f64::from(self.lora_r))
+        self.lora_alpha.unwrap_or(2.0 * f64::from(self.lora_r()))
+    }
+
+    /// Dropout on the adapters' input.
+    #[must_use]
+    pub fn lora_dropout(&self) -> f64 {
+        self.lora_dropout.unwrap_or(0.0)
+    }
+
+    /// Layers of new adapters.
+    pub fn lora_modules(&self) -> Result<LoraModules, Fault> {
+        self.lora_trainable_modules.as_deref().map_or(Ok(LoraModules::AllLinear), LoraModules::parse)
     }
 
     /// Reference log-probabilities outlive the step that computes them.

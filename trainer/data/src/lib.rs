@@ -1,12 +1,16 @@
 //! From preference pairs to token ids. Knows no device and no libtorch.
 //!
+//! - [`adapter`]: what a PEFT adapter folder says, and which layers it adapts.
+//! - [`lfs`]: Git LFS pointers in the place of files.
 //! - [`hub`]: a folder or a hub id becomes a local model folder.
 //! - [`tokenizer`]: tokenizer and chat template of a model folder.
 //! - [`tokenize`]: one pair becomes prompt, chosen and rejected ids, by TRL's rule.
 //! - [`reference_key`]: names a reference model.
 //! - [`new_model`]: small random models to learn and test with.
 
+pub mod adapter;
 pub mod hub;
+pub mod lfs;
 pub mod new_model;
 mod quick;
 pub mod reference_key;

@@ -1,27 +1,41 @@
 //! Brings a run's parameters back to where a checkpoint left them.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::path::Path;
 
+use dyad_data::adapter::ADAPTER_WEIGHTS;
+
 use super::OPTIMIZER_FILE;
-use crate::lora::ADAPTER_WEIGHTS;
 use crate::model::weights::Weights;
 use crate::parameters::{MASTER, Parameters};
 use dyad_proto::Fault;
 
-/// Overwrites this rank's part of masters and moments, then the tensors that the model computes with.
+/// Overwrites this rank's part of masters and moments, then the tensors that the model computes with. A checkpoint is taken whole.
 pub fn restore(dir: &Path, parameters: &mut Parameters) -> Result<(), Fault> {
     let optimizer = Weights::open_files(dir, vec![dir.join(OPTIMIZER_FILE)])?;
     let adapter = dir.join(ADAPTER_WEIGHTS);
     let weights =
         if adapter.is_file() { Weights::open_files(dir, vec![adapter])? } else { Weights::open(dir)? };
+    let asked = RefCell::new(HashSet::new());
     parameters.restore(&|name, suffix, shape| {
         let full = format!("{name}.{suffix}");
+        asked.borrow_mut().extend([name.to_owned(), full.clone()]);
         match (optimizer.contains(&full), suffix) {
             (true, _) => optimizer.tensor(&full, shape),
             (false, MASTER) => weights.tensor(name, shape),
             (false, _) => Err(other_moments(dir, &optimizer, name)),
         }
-    })
+    })?;
+    let asked = asked.into_inner();
+    let spare = |name: &&str| !asked.contains(*name);
+    match [optimizer.names(), weights.names()].concat().into_iter().filter(spare).min() {
+        None => Ok(()),
+        Some(name) => {
+            Err(Fault::input(format!("{} holds {name}, which this run does not train", dir.display()))
+                .hint("resume with the model and the lora keys of the run that has left the checkpoint"))
+        }
+    }
 }
 
 fn other_moments(dir: &Path, optimizer: &Weights, name: &str) -> Fault {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use dyad_data::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use dyad_proto::Fault;
 use dyad_proto::run_folder::FINAL;
 use tch::{Device, Kind};
@@ -9,8 +10,9 @@ use tch::{Device, Kind};
 use super::files::{self, Home, Sums};
 use super::tensors::{NamedStored, Stored, write_file, write_model};
 use super::{OPTIMIZER_FILE, STATE_FILE, State, cannot_write};
-use crate::lora::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftConfig};
-use crate::model::{Model, weights::Place};
+use crate::lora::Adapters;
+use crate::model::Model;
+use crate::model::weights::{Place, Reading};
 use crate::parameters::{Kept, MASTER};
 
 /// What stays the same over a run: where files come from and how weights are stored.
@@ -24,10 +26,19 @@ pub struct Saver {
     pub base: PathBuf,
     /// Precision of the saved weights: the source's own.
     pub stored: Kind,
-    /// The adapter's description in LoRA runs.
-    pub adapter: Option<PeftConfig>,
+    /// The adapters of LoRA runs.
+    pub adapter: Option<SavedAdapter>,
     /// Also write the merged model into `final/merged`.
     pub merge: bool,
+}
+
+/// Adapters, and what the model underneath is called.
+#[derive(Clone, Debug)]
+pub struct SavedAdapter {
+    /// Layers, ranks and scales.
+    pub adapters: Adapters,
+    /// Name for `base_model_name_or_path`.
+    pub base: String,
 }
 
 impl Saver {
@@ -35,13 +46,12 @@ impl Saver {
     /// on.
     pub fn checkpoint(
         &self,
-        model: &mut Model,
         kept: &[Kept],
         state: &State,
         recorded: impl FnOnce() -> u64,
     ) -> Result<PathBuf, Fault> {
         self.home.write(&format!("checkpoint-{}", state.step), |dir| {
-            let mut sums = self.weights(dir, model, kept)?;
+            let mut sums = self.weights(dir, kept)?;
             sums.extend(write_file(&dir.join(OPTIMIZER_FILE), &self.optimizer_tensors(kept))?);
             write_json(&dir.join(STATE_FILE), &State { num_tokens: recorded(), ..state.clone() })?;
             Ok(sums)
@@ -49,17 +59,17 @@ impl Saver {
     }
 
     /// `final/`: the model alone, ready to serve.
-    pub fn finish(&self, model: &mut Model, kept: &[Kept]) -> Result<PathBuf, Fault> {
+    pub fn finish(&self, kept: &[Kept]) -> Result<PathBuf, Fault> {
         self.home.write(FINAL, |dir| {
-            let mut sums = self.weights(dir, model, kept)?;
+            let mut sums = self.weights(dir, kept)?;
             if let Some(adapter) = self.adapter.as_ref().filter(|_| self.merge) {
-                sums.extend(self.merged(&dir.join("merged"), adapter, kept)?);
+                sums.extend(self.merged(&dir.join("merged"), &adapter.adapters, kept)?);
             }
             Ok(sums)
         })
     }
 
-    fn weights(&self, dir: &Path, model: &mut Model, kept: &[Kept]) -> Result<Sums, Fault> {
+    fn weights(&self, dir: &Path, kept: &[Kept]) -> Result<Sums, Fault> {
         let sources: Vec<&Path> = self.sources.iter().map(PathBuf::as_path).collect();
         files::copy_companions(&sources, dir)?;
         let trained = |kind: Kind| -> NamedStored {
@@ -71,8 +81,7 @@ impl Saver {
         if config.exists() {
             std::fs::remove_file(&config).map_err(|error| cannot_write(&config, &error))?;
         }
-        let adapter = PeftConfig { target_modules: lora::adapted_modules(model).into(), ..adapter.clone() };
-        write_json(&dir.join(ADAPTER_CONFIG), &adapter)?;
+        write_json(&dir.join(ADAPTER_CONFIG), &adapter.adapters.to_json(&adapter.base))?;
         write_file(&dir.join(ADAPTER_WEIGHTS), &trained(Kind::Float))
     }
 
@@ -85,18 +94,19 @@ impl Saver {
             .collect()
     }
 
-    fn merged(&self, dir: &Path, adapter: &PeftConfig, kept: &[Kept]) -> Result<Sums, Fault> {
+    fn merged(&self, dir: &Path, adapters: &Adapters, kept: &[Kept]) -> Result<Sums, Fault> {
         std::fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
         let sources: Vec<&Path> = self.sources.iter().map(PathBuf::as_path).collect();
         files::copy_companions(&sources, dir)?;
         // From the source, not from the passes: its weights may be wider than theirs, and whole on no rank.
-        let mut model = Model::load(&self.base, Place { device: Device::Cpu, kind: Kind::Float })?;
-        let scale = adapter.lora_alpha / adapter.r as f64;
+        let place = Place { device: Device::Cpu, kind: Kind::Float };
+        let again = Reading { again: true, ..Reading::default() };
+        let mut model = Model::load_units(&self.base, place, &again, &mut |_, _| {})?;
         let tensors: NamedStored = model
             .named_tensors()
             .into_iter()
             .map(|(name, tensor)| {
-                let merged = lora::update_of(&name, scale, &|name| {
+                let merged = adapters.update_of(&name, &|name| {
                     masters(kept).find(|one| one.name == name).map(|one| one.tensor.to_device(Device::Cpu))
                 });
                 let merged = merged.map(|update| tensor.detach() + update);

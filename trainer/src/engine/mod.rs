@@ -147,7 +147,7 @@ impl Engine {
             micro_batch_tokens: config.micro_batch_tokens as usize,
             keeps_from: keeps_from(config, &policy, communicator.world_size()),
             seed: config.random_seed,
-            dropout: config.lora && config.lora_dropout > 0.0,
+            dropout: config.lora && config.lora_dropout() > 0.0,
             keeps_references: config.keeps_references(),
             compares_with_known: false,
         };

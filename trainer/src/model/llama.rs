@@ -30,10 +30,35 @@ pub struct LlamaLayer {
     rms_norm_eps: f64,
 }
 
+/// Llama's rule: `config.json` says which.
+#[must_use]
+pub fn biases(config: &ModelConfig) -> Biases {
+    Biases { qkv: config.attention_bias, output: config.attention_bias, mlp: config.mlp_bias }
+}
+
+/// Names of a layer's tensors below the layer.
+#[must_use]
+pub fn tensor_names(biases: Biases) -> Vec<String> {
+    let projections = [
+        ("self_attn.q_proj", biases.qkv),
+        ("self_attn.k_proj", biases.qkv),
+        ("self_attn.v_proj", biases.qkv),
+        ("self_attn.o_proj", biases.output),
+        ("mlp.gate_proj", biases.mlp),
+        ("mlp.up_proj", biases.mlp),
+        ("mlp.down_proj", biases.mlp),
+    ];
+    let mut names = vec!["input_layernorm.weight".to_owned(), "post_attention_layernorm.weight".to_owned()];
+    for (name, has_bias) in projections {
+        names.push(format!("{name}.weight"));
+        names.extend(has_bias.then(|| format!("{name}.bias")));
+    }
+    names
+}
+
 /// Loads a layer by Llama's rules.
 pub fn load_layer(config: &ModelConfig, source: &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault> {
-    let biases = Biases { qkv: config.attention_bias, output: config.attention_bias, mlp: config.mlp_bias };
-    Ok(Box::new(LlamaLayer::load(config, source, biases)?))
+    Ok(Box::new(LlamaLayer::load(config, source, biases(config))?))
 }
 
 impl LlamaLayer {

@@ -5,12 +5,16 @@
 
 pub mod attention;
 pub mod blocks;
+mod claim;
 pub mod config;
+mod files;
 pub mod fused;
 pub mod llama;
 pub mod product;
 pub mod qwen2;
 pub mod relay;
+#[cfg(test)]
+mod test_files;
 pub mod varlen;
 pub mod weights;
 
@@ -22,7 +26,7 @@ use blocks::{Linear, Pass, Rotary, rms_norm};
 pub use config::ModelConfig;
 use dyad_proto::Fault;
 use tch::{Kind, Tensor};
-use weights::{Place, Reading, Weights};
+use weights::{Place, Reading, Wanted, Weights};
 
 use crate::batch::MicroBatch;
 use crate::comm::CommError;
@@ -93,7 +97,10 @@ impl Model {
         take: TakeUnit<'_>,
     ) -> Result<Self, Fault> {
         let config = ModelConfig::load(dir)?;
-        let weights = Weights::open_by(dir, reading)?;
+        if !reading.again {
+            config.warnings.iter().for_each(|warning| tracing::warn!("{}: {warning}", dir.display()));
+        }
+        let weights = Weights::claim(dir, &wanted(&config), reading)?;
         let vocabulary = [config.vocab_size, config.hidden_size];
         let mut embedding = weights.load(EMBEDDING, &vocabulary, place)?;
         take(0, vec![(EMBEDDING.to_owned(), &mut embedding)]);
@@ -104,10 +111,9 @@ impl Model {
             layers.push(layer);
         }
         let mut final_norm = weights.load(FINAL_NORM, &[config.hidden_size], place)?;
-        let mut untied_head = match config.tie_word_embeddings {
-            true => None,
-            false => Some(weights.load(HEAD, &vocabulary, place)?),
-        };
+        // Tied or not is for the files to say: what is claimed has a head where it is not the embedding.
+        let mut untied_head =
+            weights.contains(HEAD).then(|| weights.load(HEAD, &vocabulary, place)).transpose()?;
         take(layers.len() + 1, top_tensors(&mut final_norm, untied_head.as_mut()));
         let residence = Residence::of_units(layers.len() + 2);
         Ok(Self { embedding, layers, final_norm, untied_head, config, place, residence })
@@ -287,6 +293,21 @@ impl LayerSource<'_> {
     }
 }
 
+/// Every tensor of a model, by its Hugging Face name.
+fn wanted(config: &ModelConfig) -> Wanted {
+    let below = llama::tensor_names(match config.model_type.as_str() {
+        "qwen2" => qwen2::BIASES,
+        _ => llama::biases(config),
+    });
+    let mut names = vec![EMBEDDING.to_owned(), FINAL_NORM.to_owned()];
+    names.extend((!config.tie_word_embeddings).then(|| HEAD.to_owned()));
+    let layers = 0..config.num_hidden_layers;
+    names.extend(
+        layers.flat_map(|index| below.iter().map(move |name| format!("model.layers.{index}.{name}"))),
+    );
+    Wanted::Model { names, tied: config.tie_word_embeddings }
+}
+
 fn load_layer(config: &ModelConfig, source: &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault> {
     match config.model_type.as_str() {
         "llama" => llama::load_layer(config, source),
@@ -304,6 +325,7 @@ pub fn stored_kind(torch_dtype: &str) -> Kind {
     match torch_dtype {
         "bfloat16" => Kind::BFloat16,
         "float16" => Kind::Half,
+        "float64" => Kind::Double,
         _ => Kind::Float,
     }
 }

@@ -5,8 +5,10 @@ use dyad_proto::Fault;
 use super::llama::{Biases, LlamaLayer};
 use super::{DecoderLayer, LayerSource, ModelConfig};
 
+/// Qwen2's rule.
+pub const BIASES: Biases = Biases { qkv: true, output: false, mlp: false };
+
 /// Loads a layer by Qwen2's rules.
 pub fn load_layer(config: &ModelConfig, source: &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault> {
-    let biases = Biases { qkv: true, output: false, mlp: false };
-    Ok(Box::new(LlamaLayer::load(config, source, biases)?))
+    Ok(Box::new(LlamaLayer::load(config, source, BIASES)?))
 }

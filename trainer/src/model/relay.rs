@@ -15,7 +15,7 @@ use dyad_proto::Fault;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::weights::Files;
+use super::files::Files;
 use crate::comm::{CommError, Communicator, Pending};
 use crate::engine::EngineError;
 use crate::transfer::values;
@@ -117,6 +117,10 @@ impl Relayed {
     /// The shape of a tensor that is there.
     pub(super) fn shape(&self, name: &str) -> Option<&[i64]> {
         self.slots.get(name).map(|slot| slot.shape.as_slice())
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.slots.keys().map(String::as_str)
     }
 
     /// A tensor in its stored precision, on the device of the collectives. Once each.

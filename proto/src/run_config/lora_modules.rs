@@ -1,0 +1,90 @@
+//! The key `lora_trainable_modules`: how its text is read. Whether a name matches a layer is known once the model is.
+
+use crate::Fault;
+
+/// Which layers get adapters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoraModules {
+    /// Every linear layer but the head.
+    AllLinear,
+    /// Names of layers: whole ones, or their ends.
+    Names(Vec<String>),
+    /// A regular expression over whole names, as PEFT takes it.
+    Pattern(String),
+}
+
+const ALL: &str = "all-linear";
+const SPELLING: &str =
+    "write lora_trainable_modules = \"all-linear\", or names with commas between them: \"q_proj,v_proj\"";
+
+impl LoraModules {
+    /// Reads the key's text.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        let bad = |what: &str| {
+            Err(Fault::input(format!("config key `lora_trainable_modules`: {what}, found {text:?}"))
+                .hint(SPELLING))
+        };
+        let text = text.trim();
+        if text.is_empty() {
+            return bad("expected names of layers");
+        }
+        if text.eq_ignore_ascii_case(ALL) {
+            return Ok(Self::AllLinear);
+        }
+        if text.starts_with(['[', '{', '"', '\'']) {
+            return bad("expected names with commas between them, without brackets and quotes");
+        }
+        if text.contains(['\\', '^', '$', '*', '+', '?', '(', ')', '[', ']', '{', '}', '|']) {
+            return Ok(Self::Pattern(text.to_owned()));
+        }
+        let names: Vec<&str> = text.split(',').map(str::trim).collect();
+        if names.iter().any(|name| name.is_empty()) {
+            return bad("expected a name on each side of every comma");
+        }
+        if names.iter().any(|name| name.eq_ignore_ascii_case(ALL)) {
+            return bad("all-linear stands alone");
+        }
+        let odd =
+            |name: &str| !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+        if names.iter().any(|name| odd(name)) {
+            return bad("expected names with commas between them");
+        }
+        Ok(Self::Names(names.into_iter().map(str::to_owned).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_patterns_and_all_linear_are_told_apart() {
+        let names =
+            |names: &[&str]| Ok(LoraModules::Names(names.iter().map(|name| (*name).into()).collect()));
+        assert_eq!(LoraModules::parse("all-linear"), Ok(LoraModules::AllLinear));
+        assert_eq!(LoraModules::parse("ALL-LINEAR"), Ok(LoraModules::AllLinear), "as PEFT reads it");
+        assert_eq!(LoraModules::parse("q_proj, self_attn.v_proj"), names(&["q_proj", "self_attn.v_proj"]));
+        assert_eq!(LoraModules::parse("all_linear"), names(&["all_linear"]));
+        assert_eq!(LoraModules::parse(".*_proj"), Ok(LoraModules::Pattern(".*_proj".into())));
+    }
+
+    #[test]
+    fn what_is_no_list_of_names_is_refused_with_the_right_spelling() {
+        for text in [
+            "",
+            " ",
+            "q_proj v_proj",
+            "q_proj;v_proj",
+            "q_proj,,v_proj",
+            "q_proj,",
+            "['q_proj','v_proj']",
+            "\"q_proj\"",
+            "all-linear,lm_head",
+            "q_proj/v_proj",
+        ] {
+            let fault = LoraModules::parse(text).unwrap_err();
+            assert!(fault.message.contains("`lora_trainable_modules`"), "{fault}");
+            assert!(fault.hint.contains("\"q_proj,v_proj\""), "{}", fault.hint);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Whether an adapter goes on top of the model that it was trained over, as far as names tell.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+/// What to say where it does not. `adapter`: the base and its revision as the adapter names them; `run`: the model as the user
+/// names it, which lies in `dir`.
+#[must_use]
+pub fn mismatch(adapter: (Option<&str>, Option<&str>), run: &str, dir: &Path) -> Option<String> {
+    let (named, revision) = adapter;
+    let named = named?;
+    if !same(named, run, dir) {
+        return Some(format!(
+            "the adapter was trained over {named}, but goes on top of {run} ({}): unless they are the same model, it computes nonsense",
+            dir.display()
+        ));
+    }
+    let revision = revision.filter(|revision| *revision != "main")?;
+    let taken = dir.components().any(|part| part.as_os_str() == revision);
+    (!taken).then(|| {
+        format!("the adapter was trained over revision {revision} of {named}; whether {} is that one is not known", dir.display())
+    })
+}
+
+fn same(named: &str, run: &str, dir: &Path) -> bool {
+    let (there, here) = (std::fs::canonicalize(named), std::fs::canonicalize(dir));
+    if let (Ok(there), Ok(here)) = (&there, &here)
+        && there.is_dir()
+    {
+        return there == here;
+    }
+    let here = here.unwrap_or_else(|_| dir.to_owned());
+    let ids = [Some(run.to_owned()), hub_id(&here), original(dir)];
+    let mut known = ids.iter().flatten().map(String::as_str).chain(here.to_str());
+    match (is_hub_id(named), hub_id(Path::new(named))) {
+        // The folder's own name is all that a copy of a hub's model has.
+        (true, _) => known.any(|id| is_same_id(named, id)),
+        (false, Some(id)) => known.any(|other| is_same_id(&id, other)),
+        // A folder of another machine: by its last name.
+        (false, None) => known.any(|id| last(id).eq_ignore_ascii_case(last(named))),
+    }
+}
+
+fn is_same_id(a: &str, b: &str) -> bool {
+    match is_hub_id(b) {
+        true => a.eq_ignore_ascii_case(b),
+        false => last(a).eq_ignore_ascii_case(last(b)),
+    }
+}
+
+fn last(name: &str) -> &str {
+    name.trim_end_matches('/').rsplit('/').next().unwrap_or(name)
+}
+
+/// `org/name`, and no folder.
+fn is_hub_id(name: &str) -> bool {
+    name.matches('/').count() == 1 && !name.starts_with(['.', '/', '~']) && !name.ends_with('/')
+}
+
+/// The id of a model in the hub's cache, `…/models--org--name/snapshots/…`.
+fn hub_id(path: &Path) -> Option<String> {
+    let folder = path.components().find_map(|part| part.as_os_str().to_str()?.strip_prefix("models--"))?;
+    Some(folder.replacen("--", "/", 1))
+}
+
+/// The name that a model's configuration says it was loaded by.
+fn original(dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
+    let json: Value = serde_json::from_str(&text).ok()?;
+    json.get("_name_or_path")?.as_str().filter(|name| is_hub_id(name)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_base_is_told_with_both_names() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = |name: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let (one, other) = (dir("one/final"), dir("other/final"));
+        let said = |named: &str, run: &str, dir: &Path| mismatch((Some(named), None), run, dir);
+        assert_eq!(said(one.to_str().unwrap(), "x", &one), None);
+        let text = said(other.to_str().unwrap(), "one/final", &one).unwrap();
+        assert!(text.contains("other/final") && text.contains("one/final"), "{text}");
+        // On another machine the folder is not there: its last name is all there is.
+        assert_eq!(said("/elsewhere/final", "one/final", &one), None);
+        assert!(said("/elsewhere/llama", "one/final", &one).is_some());
+        // Hub ids.
+        assert_eq!(said("org/final", "one/final/", &one), None);
+        assert_eq!(said("Org/Name", "org/name", &one), None);
+        assert!(said("org/base", "org/instruct", &one).is_some());
+        let cached = dir("hub/models--org--base/snapshots/abc");
+        assert_eq!(said("org/base", cached.to_str().unwrap(), &cached), None);
+        assert_eq!(said("/other/models--org--base/snapshots/def", "org/base", &cached), None);
+        assert_eq!(mismatch((None, None), "x", &one), None);
+    }
+
+    #[test]
+    fn a_revision_that_may_be_another_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let cached = root.path().join("models--org--base/snapshots/abc");
+        std::fs::create_dir_all(&cached).unwrap();
+        let said = |revision: &str| mismatch((Some("org/base"), Some(revision)), "org/base", &cached);
+        assert_eq!((said("main"), said("abc")), (None, None));
+        assert!(said("v2").unwrap().contains("revision v2 of org/base"));
+    }
+}

@@ -1,0 +1,143 @@
+//! PEFT adapter folders: what `adapter_config.json` says, which layers it adapts, with which rank and scale.
+//!
+//! - A-1: a field that changes what PEFT computes is understood, or refused by name.
+//! - A-2: patterns and names choose the layers that PEFT chooses. A regular expression that Rust would read otherwise than
+//!   Python is refused.
+
+pub mod base;
+mod fields;
+pub mod python_regex;
+pub mod targets;
+
+use std::path::Path;
+
+use dyad_proto::Fault;
+use serde_json::{Map, Value};
+
+use self::targets::{Exclude, Layers, Patterns, Targets};
+
+/// File that makes a folder a PEFT adapter.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Weights of a PEFT adapter.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
+/// An adapter: PEFT's `LoraConfig`, the fields that are not at their neutral value in every adapter that is supported.
+#[derive(Clone, Debug)]
+pub struct AdapterConfig {
+    /// Rank where no pattern says otherwise.
+    pub r: i64,
+    /// Scale numerator where no pattern says otherwise.
+    pub lora_alpha: f64,
+    /// Dropout probability on the input.
+    pub lora_dropout: f64,
+    /// The scale is `alpha / sqrt(rank)` instead of `alpha / rank`.
+    pub use_rslora: bool,
+    /// Ranks of layers whose names match.
+    pub rank_pattern: Patterns,
+    /// Scale numerators of layers whose names match.
+    pub alpha_pattern: Patterns,
+    /// The adapted layers.
+    pub targets: Targets,
+    /// Exceptions from them.
+    pub exclude: Exclude,
+    /// Decoder layers that `targets` is narrowed to.
+    pub layers: Option<Layers>,
+    /// The model underneath.
+    pub base: Option<String>,
+    /// Revision of the model underneath.
+    pub revision: Option<String>,
+    /// What PEFT ignores, to be said once.
+    pub warnings: Vec<String>,
+}
+
+impl AdapterConfig {
+    /// Reads an adapter folder.
+    pub fn load(dir: &Path) -> Result<Self, Fault> {
+        let path = dir.join(ADAPTER_CONFIG);
+        let fields = read(&path)?;
+        fields::parse(&fields)
+            .map_err(|fault| Fault { message: format!("{}: {}", path.display(), fault.message), ..fault })
+    }
+
+    /// An adapter of one rank and scale, as a run describes it.
+    #[must_use]
+    pub fn plain(r: i64, lora_alpha: f64, lora_dropout: f64, targets: Targets) -> Self {
+        Self {
+            r,
+            lora_alpha,
+            lora_dropout,
+            use_rslora: false,
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            targets,
+            exclude: Exclude::Nothing,
+            layers: None,
+            base: None,
+            revision: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// What PEFT is told of this adapter over `base`: it loads as it is, with the same layers, ranks and scales.
+    #[must_use]
+    pub fn to_json(&self, base: &str, target_modules: Vec<String>) -> Value {
+        let mut json = serde_json::json!({
+            "peft_type": "LORA",
+            "r": self.r,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "target_modules": target_modules,
+            "base_model_name_or_path": base,
+            "bias": "none",
+            "task_type": "CAUSAL_LM",
+            "use_rslora": self.use_rslora,
+            "use_dora": false,
+            "inference_mode": true,
+        });
+        for (name, patterns) in [("rank_pattern", &self.rank_pattern), ("alpha_pattern", &self.alpha_pattern)]
+        {
+            if !patterns.is_empty() {
+                json[name] = patterns.to_json();
+            }
+        }
+        json
+    }
+}
+
+/// The model that an adapter folder names as its base. None where the folder is no adapter, or names none.
+#[must_use]
+pub fn base_of(dir: &Path) -> Option<String> {
+    let fields = read(&dir.join(ADAPTER_CONFIG)).ok()?;
+    let base = fields.get("base_model_name_or_path")?.as_str()?.trim();
+    (!base.is_empty()).then(|| base.to_owned())
+}
+
+fn read(path: &Path) -> Result<Map<String, Value>, Fault> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Fault::input(format!("cannot read {}: {error}", path.display())))?;
+    crate::lfs::refuse_pointer(path, text.as_bytes())?;
+    serde_json::from_str(&text).map_err(|error| {
+        Fault::input(format!("{}: {error}", path.display())).hint("expected a PEFT adapter's JSON object")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_base_of_an_adapter_is_the_one_that_its_configuration_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = |text: &str| {
+            std::fs::write(dir.path().join(ADAPTER_CONFIG), text).unwrap();
+            base_of(dir.path())
+        };
+        assert_eq!(base(r#"{"base_model_name_or_path": "org/name"}"#).as_deref(), Some("org/name"));
+        for nothing in
+            [r#"{"base_model_name_or_path": null}"#, r#"{"base_model_name_or_path": " "}"#, "{}", "["]
+        {
+            assert_eq!(base(nothing), None, "{nothing}");
+        }
+        assert_eq!(base_of(&dir.path().join("elsewhere")), None);
+    }
+}

@@ -1,0 +1,376 @@
+//! Which layers an adapter adapts, with which rank and scale: PEFT's rules over the names of a model's modules.
+
+use std::collections::HashSet;
+
+use dyad_proto::Fault;
+use serde_json::{Map, Value};
+
+use super::AdapterConfig;
+use super::python_regex::PythonRegex;
+
+/// The modules of a model, by the names that PEFT sees.
+#[derive(Clone, Debug)]
+pub struct Modules {
+    linears: Vec<String>,
+    others: Vec<String>,
+}
+
+impl Modules {
+    /// A decoder of so many layers, each of `linears` and norms with these names below the layer.
+    #[must_use]
+    pub fn of_decoder(layers: usize, linears: &[&str], norms: &[&str]) -> Self {
+        let at = |layer: usize, name: &str| format!("model.layers.{layer}.{name}");
+        let all = |names: &[&str]| -> Vec<String> {
+            (0..layers).flat_map(|layer| names.iter().map(move |name| at(layer, name))).collect()
+        };
+        let mut others: Vec<String> =
+            ["", "lm_head", "model.embed_tokens", "model.norm", "model.rotary_emb"].map(str::to_owned).into();
+        others.extend(all(norms));
+        others.extend(all(&["mlp.act_fn"]));
+        let linears = all(linears);
+        let inner: HashSet<String> = linears.iter().chain(&others).flat_map(|name| above(name)).collect();
+        others.extend(inner);
+        others.sort();
+        Self { linears, others }
+    }
+
+    /// Names below a layer that are known, e.g. `q_proj`.
+    fn short_linears(&self) -> Vec<&str> {
+        sorted(self.linears.iter().map(|name| short(name)))
+    }
+}
+
+/// The modules that a module is in.
+fn above(name: &str) -> Vec<String> {
+    name.match_indices('.').map(|(at, _)| name[..at].to_owned()).collect()
+}
+
+fn short(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
+}
+
+fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// PEFT's `target_modules`.
+#[derive(Clone, Debug)]
+pub enum Targets {
+    /// Every linear layer but the head.
+    AllLinear,
+    /// Whole names, or their ends.
+    Names(Vec<String>),
+    /// A pattern of whole names.
+    Pattern(PythonRegex),
+}
+
+/// PEFT's `exclude_modules`.
+#[derive(Clone, Debug)]
+pub enum Exclude {
+    /// No exceptions.
+    Nothing,
+    /// Whole names, or their ends.
+    Names(Vec<String>),
+    /// A pattern of whole names.
+    Pattern(PythonRegex),
+}
+
+/// PEFT's `layers_to_transform` and `layers_pattern`.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    /// Numbers of layers.
+    pub indices: Vec<i64>,
+    /// Names of the lists that are numbered; none for any.
+    pub lists: Vec<String>,
+}
+
+/// Values by patterns of names: PEFT's `rank_pattern` and `alpha_pattern`. The first pattern that matches counts.
+#[derive(Clone, Debug, Default)]
+pub struct Patterns(Vec<(String, PythonRegex, f64)>);
+
+impl Patterns {
+    /// From the fields of a JSON object, in their order.
+    pub fn new(fields: &Map<String, Value>) -> Result<Self, Fault> {
+        let pattern = |(pattern, value): (&String, &Value)| {
+            let number = value
+                .as_f64()
+                .ok_or_else(|| Fault::input(format!("the value of {pattern:?} is {value}, not a number")))?;
+            let regex = PythonRegex::ending(pattern).map_err(|reason| unreadable(pattern, &reason))?;
+            Ok((pattern.clone(), regex, number))
+        };
+        fields.iter().map(pattern).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The values, in order.
+    pub fn values(&self) -> impl Iterator<Item = f64> + '_ {
+        self.0.iter().map(|(_, _, value)| *value)
+    }
+
+    /// As PEFT reads them.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let whole = |value: f64| if value.fract() == 0.0 { Value::from(value as i64) } else { value.into() };
+        self.0.iter().map(|(pattern, _, value)| (pattern.clone(), whole(*value))).collect()
+    }
+
+    fn of(&self, name: &str) -> Option<f64> {
+        self.0.iter().find(|(_, pattern, _)| pattern.matches(name)).map(|(_, _, value)| *value)
+    }
+}
+
+/// Refuses a pattern.
+pub(super) fn unreadable(pattern: &str, reason: &str) -> Fault {
+    Fault::input(format!("the regular expression {pattern:?} is not supported: {reason}"))
+        .hint("write it with groups, alternatives, character classes and repetitions only, or list the names of the layers")
+}
+
+/// One adapted layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapted {
+    /// Name of the layer, e.g. `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// Rank.
+    pub rank: i64,
+    /// `alpha / rank`, or what rsLoRA makes of it.
+    pub scale: f64,
+}
+
+impl AdapterConfig {
+    /// The layers that PEFT would adapt, in the model's order. Something else than a linear layer inside a decoder layer is refused.
+    pub fn select(&self, modules: &Modules) -> Result<Vec<Adapted>, Fault> {
+        let chosen = |name: &&String| !self.exclude.takes(name) && self.targets_take(name, modules);
+        if let Some(other) = modules.others.iter().find(chosen) {
+            return Err(not_supported(other, modules));
+        }
+        let adapted: Vec<Adapted> =
+            modules.linears.iter().filter(chosen).map(|name| self.adapted(name)).collect();
+        if adapted.is_empty() {
+            return Err(Fault::input("target_modules match no linear layer")
+                .hint(format!("layers of this model: {}", modules.short_linears().join(", "))));
+        }
+        Ok(adapted)
+    }
+
+    fn adapted(&self, name: &str) -> Adapted {
+        let rank = self.rank_pattern.of(name).map_or(self.r, |rank| rank as i64);
+        let alpha = self.alpha_pattern.of(name).unwrap_or(self.lora_alpha);
+        let scale = if self.use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
+        Adapted { name: name.to_owned(), rank, scale }
+    }
+
+    fn targets_take(&self, name: &str, modules: &Modules) -> bool {
+        match &self.targets {
+            Targets::AllLinear => modules.linears.iter().any(|linear| linear == name),
+            Targets::Names(names) => {
+                ends_with_one(name, names) && self.layers.as_ref().is_none_or(|layers| layers.take(name))
+            }
+            Targets::Pattern(pattern) => pattern.matches(name),
+        }
+    }
+}
+
+impl Exclude {
+    fn takes(&self, name: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Names(names) => ends_with_one(name, names),
+            Self::Pattern(pattern) => pattern.matches(name),
+        }
+    }
+}
+
+impl Layers {
+    fn take(&self, name: &str) -> bool {
+        self.index(name).is_some_and(|index| self.indices.contains(&index))
+    }
+
+    /// The first number behind a list's name, as PEFT finds it.
+    fn index(&self, name: &str) -> Option<i64> {
+        let parts: Vec<&str> = name.split('.').collect();
+        // Something stands behind the number; where any list will do, something stands before the list as well.
+        let numbered = |at: &usize| at + 2 < parts.len() && is_number(parts[at + 1]);
+        if self.lists.is_empty() {
+            let at = (1..parts.len()).find(numbered)?;
+            return parts[at + 1].parse().ok();
+        }
+        self.lists.iter().find_map(|list| {
+            let at = (0..parts.len()).find(|at| parts[*at] == list && numbered(at))?;
+            parts[at + 1].parse().ok()
+        })
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn ends_with_one(name: &str, names: &[String]) -> bool {
+    names.iter().any(|one| ends_with(name, one))
+}
+
+/// The whole name, or its end behind a dot.
+fn ends_with(name: &str, end: &str) -> bool {
+    name.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+fn not_supported(name: &str, modules: &Modules) -> Fault {
+    let what = if name.is_empty() { "the whole model" } else { name };
+    Fault::input(format!("an adapter on {what} is not supported")).hint(format!(
+        "adapters go on linear layers inside decoder layers: {}",
+        modules.short_linears().join(", ")
+    ))
+}
+
+/// Refuses names that a run's configuration asks for and that match no layer.
+pub fn check_names(key: &str, names: &[String], modules: &Modules) -> Result<(), Fault> {
+    for name in names {
+        if modules.linears.iter().any(|linear| ends_with(linear, name)) {
+            continue;
+        }
+        if let Some(other) = modules.others.iter().find(|other| ends_with(other, name)) {
+            let fault = not_supported(other, modules);
+            return Err(Fault { message: format!("{key} {name:?}: {}", fault.message), ..fault });
+        }
+        let known = modules.short_linears();
+        let nearest = nearest(name, &[known.as_slice(), &["all-linear"]].concat())
+            .map(|near| format!("did you mean {near:?}? "));
+        return Err(Fault::input(format!("{key} {name:?} matches no linear layer of this model"))
+            .hint(format!("{}layers of this model: {}", nearest.unwrap_or_default(), known.join(", "))));
+    }
+    Ok(())
+}
+
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let likeness = |other: &str| strsim::jaro_winkler(short(name), other);
+    known
+        .iter()
+        .copied()
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .filter(|near| likeness(near) > 0.75)
+}
+
+/// The shortest `target_modules` that means these layers and no others.
+#[must_use]
+pub fn target_modules(adapted: &[Adapted], modules: &Modules) -> Vec<String> {
+    let shorts = sorted(adapted.iter().map(|layer| short(&layer.name)));
+    let meant = modules.linears.iter().filter(|name| shorts.contains(&short(name))).count();
+    if meant == adapted.len() {
+        return shorts.into_iter().map(str::to_owned).collect();
+    }
+    adapted.iter().map(|layer| layer.name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules() -> Modules {
+        Modules::of_decoder(
+            3,
+            &["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"],
+            &["input_layernorm"],
+        )
+    }
+
+    fn names(list: &[&str]) -> Targets {
+        Targets::Names(list.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    fn plain(targets: Targets) -> AdapterConfig {
+        AdapterConfig::plain(4, 8.0, 0.0, targets)
+    }
+
+    fn selected(config: &AdapterConfig) -> Vec<String> {
+        let adapted = config.select(&modules()).unwrap();
+        adapted.into_iter().map(|layer| layer.name.replace("model.layers.", "")).collect()
+    }
+
+    #[test]
+    fn ends_of_names_whole_names_and_patterns_choose_layers() {
+        assert_eq!(
+            selected(&plain(names(&["q_proj"]))),
+            ["0.self_attn.q_proj", "1.self_attn.q_proj", "2.self_attn.q_proj"]
+        );
+        assert_eq!(
+            selected(&plain(names(&["model.layers.2.mlp.down_proj", "1.self_attn.v_proj"]))),
+            ["1.self_attn.v_proj", "2.mlp.down_proj"]
+        );
+        let pattern = PythonRegex::whole(r"model\.layers\.[02]\.self_attn\.q_proj").unwrap();
+        assert_eq!(selected(&plain(Targets::Pattern(pattern))), ["0.self_attn.q_proj", "2.self_attn.q_proj"]);
+        assert_eq!(selected(&plain(Targets::AllLinear)).len(), 9);
+        assert!(plain(names(&["proj"])).select(&modules()).is_err());
+    }
+
+    #[test]
+    fn exceptions_and_layer_numbers_narrow_the_choice() {
+        let mut config = plain(names(&["q_proj", "v_proj"]));
+        config.exclude = Exclude::Names(vec!["v_proj".into()]);
+        config.layers = Some(Layers { indices: vec![0, 2, 7], lists: Vec::new() });
+        assert_eq!(selected(&config), ["0.self_attn.q_proj", "2.self_attn.q_proj"]);
+        config.layers = Some(Layers { indices: vec![1], lists: vec!["h".into(), "layers".into()] });
+        assert_eq!(selected(&config), ["1.self_attn.q_proj"]);
+        config.layers = Some(Layers { indices: vec![1], lists: vec!["h".into()] });
+        assert!(config.select(&modules()).is_err());
+    }
+
+    #[test]
+    fn what_is_no_linear_layer_of_a_decoder_layer_is_refused_by_name() {
+        for (target, named) in
+            [("lm_head", "lm_head"), ("embed_tokens", "model.embed_tokens"), ("self_attn", "self_attn")]
+        {
+            let fault = plain(names(&["q_proj", target])).select(&modules()).unwrap_err();
+            assert!(fault.message.contains(named) && fault.message.ends_with("not supported"), "{fault}");
+        }
+        let everything = PythonRegex::whole(".*").unwrap();
+        let fault = plain(Targets::Pattern(everything)).select(&modules()).unwrap_err();
+        assert!(fault.message.contains("the whole model"), "{fault}");
+    }
+
+    #[test]
+    fn the_first_pattern_that_matches_gives_rank_and_alpha() {
+        let fields = |json: &str| Patterns::new(&serde_json::from_str(json).unwrap()).unwrap();
+        let mut config = plain(names(&["q_proj", "v_proj"]));
+        config.rank_pattern = fields(r#"{"layers.1.self_attn.q_proj": 16, "q_proj": 2}"#);
+        config.alpha_pattern = fields(r#"{"v_proj": 32}"#);
+        let adapted = config.select(&modules()).unwrap();
+        let found: Vec<(i64, f64)> = adapted.iter().take(4).map(|layer| (layer.rank, layer.scale)).collect();
+        assert_eq!(found, [(2, 4.0), (4, 8.0), (16, 0.5), (4, 8.0)]);
+        config.use_rslora = true;
+        let adapted = config.select(&modules()).unwrap();
+        assert_eq!((adapted[2].scale, adapted[1].scale), (2.0, 16.0));
+    }
+
+    #[test]
+    fn a_name_that_matches_nothing_is_named_with_the_nearest() {
+        let check = |name: &str| check_names("lora_trainable_modules", &[name.to_owned()], &modules());
+        check("q_proj").unwrap();
+        check("self_attn.q_proj").unwrap();
+        let fault = check("v_prj").unwrap_err();
+        assert_eq!(fault.message, "lora_trainable_modules \"v_prj\" matches no linear layer of this model");
+        assert!(fault.hint.starts_with("did you mean \"v_proj\"?"), "{}", fault.hint);
+        for head in ["lm_head", "embed_tokens"] {
+            assert!(check(head).unwrap_err().message.ends_with("is not supported"));
+        }
+        assert!(check("model.layers.3.self_attn.q_proj").unwrap_err().hint.contains("\"q_proj\""));
+    }
+
+    #[test]
+    fn what_is_written_means_the_same_layers() {
+        let modules = modules();
+        let written = |config: &AdapterConfig| target_modules(&config.select(&modules).unwrap(), &modules);
+        assert_eq!(written(&plain(Targets::AllLinear)), ["down_proj", "q_proj", "v_proj"]);
+        assert_eq!(
+            written(&plain(names(&["0.self_attn.q_proj", "2.self_attn.q_proj"]))),
+            ["model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.q_proj"]
+        );
+    }
+}

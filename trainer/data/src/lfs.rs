@@ -1,0 +1,53 @@
+//! Git LFS pointers: what lies in a clone where `git lfs pull` has not run, under the names of the real files.
+
+use std::io::Read;
+use std::path::Path;
+
+use dyad_proto::Fault;
+
+const FIRST_LINE: &[u8] = b"version https://git-lfs.github.com/spec/v1";
+
+/// Refuses the text of a file that is a pointer.
+pub fn refuse_pointer(path: &Path, start: &[u8]) -> Result<(), Fault> {
+    if !start.starts_with(FIRST_LINE) {
+        return Ok(());
+    }
+    Err(Fault::input(format!("{} is a Git LFS pointer, not the file itself", path.display()))
+        .hint("run `git lfs pull` in the model's repository, or download the model again"))
+}
+
+/// Refuses a model folder in which a file is a pointer. What cannot be read is left to those who need it.
+pub fn refuse_pointers_in(dir: &Path) -> Result<(), Fault> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
+    let mut paths: Vec<_> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    paths.sort();
+    paths.iter().try_for_each(|path| refuse_pointer(path, &start_of(path)))
+}
+
+fn start_of(path: &Path) -> Vec<u8> {
+    let mut start = Vec::new();
+    let _ = std::fs::File::open(path).map(|file| file.take(FIRST_LINE.len() as u64).read_to_end(&mut start));
+    start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pointer_is_named_and_other_files_are_let_through() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        std::fs::write(dir.path().join("empty"), "").unwrap();
+        refuse_pointers_in(dir.path()).unwrap();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
+        std::fs::write(dir.path().join("tokenizer.json"), pointer).unwrap();
+        let fault = refuse_pointers_in(dir.path()).unwrap_err();
+        assert!(
+            fault.message.ends_with("tokenizer.json is a Git LFS pointer, not the file itself"),
+            "{fault}"
+        );
+        assert!(fault.hint.contains("git lfs pull"));
+    }
+}

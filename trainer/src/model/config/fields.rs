@@ -1,0 +1,75 @@
+//! Typed reading of JSON fields; an error names the field and its value.
+
+use dyad_proto::Fault;
+use serde_json::{Map, Value};
+
+/// Larger than any size of a model; products of two stay far from overflow.
+const LARGEST: i64 = 1 << 31;
+
+/// The fields of a JSON object. A null is the same as no field.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    pub(super) fn get(self, name: &str) -> Option<&'a Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Whether the field is there, null or not.
+    pub(super) fn mentions(self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    pub(super) fn is_null(self, name: &str) -> bool {
+        self.0.get(name).is_some_and(Value::is_null)
+    }
+
+    fn typed<T>(
+        self,
+        name: &str,
+        expected: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, Fault> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| {
+            Fault::input(format!("{name} = {value}: expected {expected}"))
+                .hint("config.json is damaged, or not of this model")
+        })
+    }
+
+    /// A number of things, of which there is at least one.
+    pub(super) fn size(self, name: &str, default: i64) -> Result<i64, Fault> {
+        let sized = |value: &Value| value.as_i64().filter(|size| (1..=LARGEST).contains(size));
+        Ok(self.typed(name, "a whole number of at least 1", sized)?.unwrap_or(default))
+    }
+
+    pub(super) fn integer(self, name: &str) -> Result<Option<i64>, Fault> {
+        self.typed(name, "a whole number", Value::as_i64)
+    }
+
+    pub(super) fn at_least_zero(self, name: &str, default: f64) -> Result<f64, Fault> {
+        let number = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number >= 0.0);
+        Ok(self.typed(name, "a number of at least 0", number)?.unwrap_or(default))
+    }
+
+    pub(super) fn above_zero(self, name: &str) -> Result<Option<f64>, Fault> {
+        let number = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
+        self.typed(name, "a number above 0", number)
+    }
+
+    pub(super) fn flag(self, name: &str) -> Result<bool, Fault> {
+        Ok(self.typed(name, "true or false", Value::as_bool)?.unwrap_or(false))
+    }
+
+    pub(super) fn text(self, name: &str) -> Result<Option<String>, Fault> {
+        self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    pub(super) fn list(self, name: &str) -> Result<Option<&'a Vec<Value>>, Fault> {
+        self.typed(name, "a list", Value::as_array)
+    }
+
+    pub(super) fn object(self, name: &str) -> Result<Option<Fields<'a>>, Fault> {
+        Ok(self.typed(name, "an object", Value::as_object)?.map(Fields))
+    }
+}

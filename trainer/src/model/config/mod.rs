@@ -1,0 +1,334 @@
+//! `config.json` of a Hugging Face model: the fields that change the mathematics, as transformers reads them.
+//!
+//! - C-1: a field that changes what is computed is understood, or refused by name with its value.
+
+mod fields;
+mod refused;
+mod rope;
+
+use std::path::Path;
+
+use dyad_data::lfs;
+use dyad_proto::Fault;
+
+use self::fields::Fields;
+pub use self::rope::RopeScaling;
+
+/// Shape of a decoder-only language model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// `model_type`, which names the family.
+    pub model_type: String,
+    /// Rows of the embedding and of the LM head.
+    pub vocab_size: i64,
+    /// Width of the residual stream.
+    pub hidden_size: i64,
+    /// Width of the MLP.
+    pub intermediate_size: i64,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: i64,
+    /// Key and value heads.
+    pub num_key_value_heads: i64,
+    /// Width of one head; not always `hidden_size / num_attention_heads`.
+    pub head_dim: i64,
+    /// Added to the variance in RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotation frequencies.
+    pub rope_theta: f64,
+    /// Scaling of the rotation frequencies.
+    pub rope_scaling: RopeScaling,
+    /// Longest sequence the model was made for.
+    pub max_position_embeddings: i64,
+    /// The LM head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Biases on the attention projections (Llama's switch; Qwen2 has its own rule).
+    pub attention_bias: bool,
+    /// Biases on the MLP projections.
+    pub mlp_bias: bool,
+    /// Dropout of attention weights that transformers applies when it trains.
+    pub attention_dropout: f64,
+    /// Precision that the weights are stored in, e.g. `bfloat16`.
+    pub torch_dtype: String,
+    /// What transformers ignores, to be said once.
+    pub warnings: Vec<String>,
+}
+
+/// What a family takes where `config.json` says nothing: the defaults of its class in transformers.
+struct Family {
+    name: &'static str,
+    vocab_size: i64,
+    intermediate_size: i64,
+    /// Absent: as many as query heads.
+    num_key_value_heads: Option<i64>,
+    max_position_embeddings: i64,
+    /// Heads must divide the width.
+    divides: bool,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family {
+        name: "llama",
+        vocab_size: 32_000,
+        intermediate_size: 11_008,
+        num_key_value_heads: None,
+        max_position_embeddings: 2_048,
+        divides: true,
+    },
+    Family {
+        name: "qwen2",
+        vocab_size: 151_936,
+        intermediate_size: 22_016,
+        num_key_value_heads: Some(32),
+        max_position_embeddings: 32_768,
+        divides: false,
+    },
+];
+/// Of both families.
+const HIDDEN_SIZE: i64 = 4_096;
+const LAYERS: i64 = 32;
+const MOST_LAYERS: i64 = 10_000;
+const HEADS: i64 = 32;
+const RMS_NORM_EPS: f64 = 1e-6;
+
+/// Precisions that weights can be stored in.
+const DTYPES: [&str; 4] = ["float32", "float16", "bfloat16", "float64"];
+
+impl ModelConfig {
+    /// Reads `config.json` of a model folder.
+    pub fn load(dir: &Path) -> Result<Self, Fault> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            Fault::input(format!("cannot read {}: {error}", path.display()))
+                .hint("`model` must name a Hugging Face model folder with config.json, or a hub id")
+        })?;
+        lfs::refuse_pointer(&path, text.as_bytes())?;
+        Self::parse(&text)
+            .map_err(|fault| Fault { message: format!("{}: {}", path.display(), fault.message), ..fault })
+    }
+
+    /// Parses the text of a `config.json`.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        let json = serde_json::from_str(text).map_err(|error| {
+            Fault::input(error.to_string())
+                .hint("expected the JSON object that transformers' save_pretrained writes")
+        })?;
+        let fields = Fields(&json);
+        let family = family(fields)?;
+        let mut warnings = refused::check(fields, family.name)?;
+        let hidden_size = fields.size("hidden_size", HIDDEN_SIZE)?;
+        let heads = fields.size("num_attention_heads", HEADS)?;
+        let max_position_embeddings =
+            fields.size("max_position_embeddings", family.max_position_embeddings)?;
+        let rope = rope::read(fields, max_position_embeddings, &mut warnings)?;
+        let config = Self {
+            vocab_size: fields.size("vocab_size", family.vocab_size)?,
+            intermediate_size: fields.size("intermediate_size", family.intermediate_size)?,
+            num_hidden_layers: layers(fields)?,
+            num_key_value_heads: kv_heads(fields, family, heads)?,
+            head_dim: fields.size("head_dim", hidden_size / heads)?,
+            rms_norm_eps: fields.at_least_zero("rms_norm_eps", RMS_NORM_EPS)?,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+            attention_bias: fields.flag("attention_bias")?,
+            mlp_bias: fields.flag("mlp_bias")?,
+            attention_dropout: fields.at_least_zero("attention_dropout", 0.0)?,
+            torch_dtype: dtype(fields)?,
+            model_type: family.name.to_owned(),
+            num_attention_heads: heads,
+            hidden_size,
+            max_position_embeddings,
+            warnings,
+        };
+        check_layer_types(fields, &config)?;
+        check_heads(&config, family)?;
+        Ok(config)
+    }
+}
+
+fn family(fields: Fields<'_>) -> Result<&'static Family, Fault> {
+    let name = fields.text("model_type")?.ok_or_else(|| {
+        Fault::input("no `model_type`").hint("expected the config.json of a Hugging Face language model")
+    })?;
+    FAMILIES.iter().find(|family| family.name == name).ok_or_else(|| {
+        let names: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
+        Fault::input(format!("model_type \"{name}\" is not supported"))
+            .hint(format!("supported: {}", names.join(", ")))
+    })
+}
+
+fn layers(fields: Fields<'_>) -> Result<usize, Fault> {
+    let layers = fields.size("num_hidden_layers", LAYERS)?;
+    if layers > MOST_LAYERS {
+        return Err(Fault::input(format!("num_hidden_layers = {layers}: expected at most {MOST_LAYERS}"))
+            .hint("config.json is damaged, or not of this model"));
+    }
+    Ok(layers as usize)
+}
+
+/// A null is as many as query heads in both families; what an absent field means is the family's.
+fn kv_heads(fields: Fields<'_>, family: &Family, heads: i64) -> Result<i64, Fault> {
+    let absent = family.num_key_value_heads.filter(|_| !fields.mentions("num_key_value_heads"));
+    fields.size("num_key_value_heads", absent.unwrap_or(heads))
+}
+
+fn check_heads(config: &ModelConfig, family: &Family) -> Result<(), Fault> {
+    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    let wrong = if heads % kv_heads != 0 {
+        format!("num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    } else if family.divides && config.hidden_size % heads != 0 {
+        format!("hidden_size {} is not a multiple of num_attention_heads {heads}", config.hidden_size)
+    } else if config.head_dim % 2 != 0 {
+        format!("head_dim {} is odd; rotary positions need pairs", config.head_dim)
+    } else {
+        return Ok(());
+    };
+    Err(Fault::input(wrong).hint("config.json is damaged, or not of this model"))
+}
+
+/// Qwen2's windows: by layer, or from a layer on.
+fn check_layer_types(fields: Fields<'_>, config: &ModelConfig) -> Result<(), Fault> {
+    const FULL: &str = "full_attention";
+    let windowed = fields.flag("use_sliding_window")?;
+    let sliding = |what: String| {
+        Err(Fault::input(format!("{what} is not supported: layers see all tokens before them"))
+            .hint("a window that is longer than your sequences changes nothing: set use_sliding_window to false, sliding_window and layer_types to null"))
+    };
+    if let Some(types) = fields.list("layer_types")? {
+        if let Some(other) = types.iter().find(|kind| kind.as_str() != Some(FULL)) {
+            return sliding(format!("layer_types {other}"));
+        }
+        if types.len() != config.num_hidden_layers {
+            let (found, layers) = (types.len(), config.num_hidden_layers);
+            return Err(Fault::input(format!(
+                "layer_types names {found} layers, num_hidden_layers {layers}"
+            ))
+            .hint("config.json is damaged, or not of this model"));
+        }
+        return Ok(());
+    }
+    if config.model_type != "qwen2" {
+        let off = fields.mentions("use_sliding_window") && !windowed;
+        return match fields.integer("sliding_window")? {
+            Some(window) if !off => sliding(format!("sliding_window = {window}")),
+            _ => Ok(()),
+        };
+    }
+    let windows_begin = fields.integer("max_window_layers")?.unwrap_or(28);
+    let has_window = !fields.is_null("sliding_window");
+    if windowed && has_window && windows_begin < config.num_hidden_layers as i64 {
+        return sliding("use_sliding_window = true".into());
+    }
+    Ok(())
+}
+
+fn dtype(fields: Fields<'_>) -> Result<String, Fault> {
+    let name = match fields.text("dtype")? {
+        Some(name) => Some(name),
+        None => fields.text("torch_dtype")?,
+    };
+    match name {
+        None => Ok(DTYPES[0].to_owned()),
+        Some(name) if DTYPES.contains(&name.as_str()) => Ok(name),
+        Some(name) => Err(Fault::input(format!("dtype \"{name}\" is not supported"))
+            .hint(format!("config.json must name one of {}", DTYPES.join(", ")))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LLAMA: &str = r#"{"model_type":"llama","vocab_size":512,"hidden_size":64,"intermediate_size":128,
+        "num_hidden_layers":2,"num_attention_heads":4,"rms_norm_eps":1e-5,"max_position_embeddings":256,"hidden_act":"silu"}"#;
+
+    /// With more fields, of which a later one counts.
+    fn with(extra: &str) -> Result<ModelConfig, Fault> {
+        ModelConfig::parse(&format!("{},{extra}}}", LLAMA.trim_end_matches('}')))
+    }
+
+    fn refused(extra: &str) -> String {
+        let fault = with(extra).unwrap_err();
+        assert!(!fault.hint.is_empty(), "{fault}");
+        fault.message
+    }
+
+    #[test]
+    fn absent_fields_take_transformers_defaults() {
+        let config = ModelConfig::parse(LLAMA).unwrap();
+        assert_eq!((config.num_key_value_heads, config.head_dim, config.rope_theta), (4, 16, 10_000.0));
+        assert!(!config.tie_word_embeddings && config.warnings.is_empty());
+        assert_eq!(config.torch_dtype, "float32");
+        let bare = ModelConfig::parse(r#"{"model_type":"llama"}"#).unwrap();
+        assert_eq!((bare.rms_norm_eps, bare.max_position_embeddings, bare.vocab_size), (1e-6, 2048, 32_000));
+        let bare = ModelConfig::parse(r#"{"model_type":"qwen2","num_attention_heads":64,"hidden_size":128}"#)
+            .unwrap();
+        assert_eq!((bare.num_key_value_heads, bare.max_position_embeddings), (32, 32_768));
+        let null =
+            r#"{"model_type":"qwen2","num_attention_heads":64,"hidden_size":128,"num_key_value_heads":null}"#;
+        assert_eq!(ModelConfig::parse(null).unwrap().num_key_value_heads, 64);
+    }
+
+    #[test]
+    fn sizes_that_no_model_has_are_refused_by_name() {
+        for (extra, message) in [
+            ("\"num_hidden_layers\":0", "num_hidden_layers = 0: expected a whole number of at least 1"),
+            ("\"num_hidden_layers\":20000", "num_hidden_layers = 20000: expected at most"),
+            ("\"num_attention_heads\":0", "num_attention_heads = 0"),
+            ("\"num_key_value_heads\":0", "num_key_value_heads = 0"),
+            ("\"num_key_value_heads\":3", "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+            ("\"num_attention_heads\":5", "hidden_size 64 is not a multiple"),
+            ("\"head_dim\":15", "head_dim 15 is odd"),
+            ("\"vocab_size\":-5", "vocab_size = -5"),
+            ("\"vocab_size\":64.0", "vocab_size = 64.0"),
+            ("\"hidden_size\":\"64\"", "hidden_size = \"64\""),
+            ("\"intermediate_size\":99999999999999", "intermediate_size = 99999999999999"),
+            ("\"max_position_embeddings\":0", "max_position_embeddings = 0"),
+            ("\"rms_norm_eps\":-1", "rms_norm_eps = -1"),
+            ("\"rms_norm_eps\":\"1e-5\"", "rms_norm_eps = \"1e-5\""),
+        ] {
+            assert!(refused(extra).starts_with(message), "{extra}: {}", refused(extra));
+        }
+    }
+
+    #[test]
+    fn windows_are_refused_where_a_layer_has_one() {
+        let qwen = |extra: &str| with(&format!("\"model_type\":\"qwen2\",\"num_key_value_heads\":4,{extra}"));
+        qwen("\"use_sliding_window\":false,\"sliding_window\":8,\"max_window_layers\":0").unwrap();
+        qwen("\"use_sliding_window\":true,\"sliding_window\":8,\"max_window_layers\":2").unwrap();
+        qwen("\"use_sliding_window\":true,\"sliding_window\":null,\"max_window_layers\":0").unwrap();
+        qwen("\"layer_types\":[\"full_attention\",\"full_attention\"]").unwrap();
+        let sliding = [
+            "\"use_sliding_window\":true,\"sliding_window\":8,\"max_window_layers\":1",
+            "\"layer_types\":[\"full_attention\",\"sliding_attention\"],\"use_sliding_window\":false",
+            "\"layer_types\":[\"full_attention\"]",
+        ];
+        for extra in sliding {
+            let fault = qwen(extra).unwrap_err();
+            assert!(fault.message.contains("sliding") || fault.message.contains("layer_types"), "{fault}");
+        }
+        assert!(refused("\"sliding_window\":8").starts_with("sliding_window = 8"));
+        with("\"sliding_window\":null").unwrap();
+    }
+
+    #[test]
+    fn precisions_are_known_by_name() {
+        let dtype = |extra: &str| with(extra).map(|config| config.torch_dtype);
+        assert_eq!(dtype("\"dtype\":null,\"torch_dtype\":\"float16\"").unwrap(), "float16");
+        assert_eq!(dtype("\"dtype\":\"bfloat16\",\"torch_dtype\":\"float16\"").unwrap(), "bfloat16");
+        assert_eq!(dtype("\"dtype\":null").unwrap(), "float32");
+        for odd in ["auto", "torch.float16", "float8_e4m3fn", "int8"] {
+            assert_eq!(refused(&format!("\"dtype\":\"{odd}\"")), format!("dtype \"{odd}\" is not supported"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_says_so() {
+        assert_eq!(refused("\"hidden_act\":\"gelu\""), "hidden_act = \"gelu\" is not supported");
+        with("\"hidden_act\":\"swish\"").unwrap();
+        assert_eq!(refused("\"model_type\":\"mistral\""), "model_type \"mistral\" is not supported");
+        assert!(ModelConfig::parse("{}").unwrap_err().message.contains("model_type"));
+    }
+}
