@@ -1,0 +1,93 @@
+//! What a run can start from, adapters and model folders of every kind: each gives the numbers of transformers and PEFT, or is
+//! refused by an error that names the cause. What a run at learning rate 0 writes must give the same numbers there again.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::fmt::Write as _;
+use std::process::Command;
+use std::sync::Mutex;
+
+use dyad_tests::{Workspace, number, root, text};
+use serde_json::{Map, Value};
+
+/// Of a mean of summed log-probabilities around -300: a float32 sum of that size is rounded to a tenth of this.
+const TOLERANCE: f64 = 1e-5;
+/// Two processes' worth of work at a time: a launcher's trainer and coordinator take turns.
+const AT_ONCE: usize = 2;
+const RUN: &str = "training_file = \"pairs.jsonl\"\nbatch_size = 4\nmax_steps = 1\nlearning_rate = 0.0\nshuffle = false\n\
+dtype = \"float32\"\n";
+
+fn python(what: &str, workspace: &Workspace) {
+    let python = root().join(".venv/parity/bin/python");
+    assert!(python.is_file(), "no Python environment with PEFT; run `make test`");
+    let mut command = Command::new(python);
+    command
+        .arg(root().join("tests/parity/starts.py"))
+        .args([what, "--dir", "."])
+        .current_dir(workspace.path("."));
+    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").env("HF_HUB_OFFLINE", "1").output().unwrap();
+    assert!(output.status.success(), "starts.py {what}\n{}", text(&output));
+}
+
+/// Starts a run, and says what is wrong with what came of it.
+fn wrong(workspace: &Workspace, name: &str, start: &Value) -> Option<String> {
+    let mut config = format!("{RUN}output_dir = \"out-{name}\"\n");
+    for (key, value) in start["run"].as_object().unwrap() {
+        // JSON's strings, numbers and booleans are also TOML's.
+        writeln!(config, "{key} = {value}").unwrap();
+    }
+    workspace.write(&format!("{name}.toml"), &config);
+    let mut command = workspace.launcher(1, &[]);
+    let output = command.args(["--config", &format!("{name}.toml")]).output().unwrap();
+    let said = text(&output);
+    if let Some(words) = start["refused"].as_str() {
+        let refused = output.status.code() == Some(2) && said.contains(words) && said.contains("hint: ");
+        return (!refused).then(|| format!("{name}: not refused with {words:?}:\n{said}"));
+    }
+    if !output.status.success() {
+        return Some(format!("{name}: {said}"));
+    }
+    let row: Map<String, Value> = workspace.rows(&format!("out-{name}/metrics.jsonl")).remove(0);
+    for (metric, right) in [("logps/chosen", "chosen"), ("logps/rejected", "rejected")] {
+        let (found, right) = (number(&row, metric), start[right].as_f64().unwrap());
+        // Written so that NaN is wrong.
+        let close = (found - right).abs() <= TOLERANCE * right.abs();
+        if !close {
+            return Some(format!("{name}: {metric} {found}, right is {right}"));
+        }
+    }
+    warned_wrongly(workspace, name, start["warns"].as_str())
+}
+
+/// A start that is read otherwise than it may seem is told once; others without a word.
+fn warned_wrongly(workspace: &Workspace, name: &str, words: Option<&str>) -> Option<String> {
+    let log = std::fs::read_to_string(workspace.path(&format!("out-{name}/logs/node0-cpu.log"))).unwrap();
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
+    match words {
+        None if warnings.is_empty() => None,
+        Some(words) if warnings.iter().filter(|line| line.contains(words)).count() == 1 => None,
+        words => Some(format!("{name}: warnings are {warnings:?}, expected {words:?}")),
+    }
+}
+
+#[test]
+fn every_start_equals_transformers_and_peft_or_is_refused_by_name() {
+    let workspace = Workspace::empty();
+    python("make", &workspace);
+    let starts: Map<String, Value> =
+        serde_json::from_str(&std::fs::read_to_string(workspace.path("starts.json")).unwrap()).unwrap();
+    assert!(starts.len() > 90, "{} starts", starts.len());
+    let (left, found) = (Mutex::new(starts.into_iter()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let Some((name, start)) = left.lock().unwrap().next() else { break };
+                    found.lock().unwrap().extend(wrong(&workspace, &name, &start));
+                }
+            });
+        }
+    });
+    let found = found.into_inner().unwrap();
+    assert!(found.is_empty(), "{} starts are wrong:\n{}", found.len(), found.join("\n"));
+    python("check", &workspace);
+}
