@@ -132,7 +132,7 @@ ADAPTERS: dict[str, Start] = {
     "regex_of_layers": Start(adapter(target_modules=r"model\.layers\.[02]\.(mlp\.up_proj|self_attn\.o_proj)")),
     "regex_of_unsloth": Start(adapter(target_modules=UNSLOTH)),
     "regex_lookahead": Start(
-        adapter(target_modules=r"(?!.*vision).*q_proj"), refused=r"target_modules: the regular expression \"(?!.*vision)"
+        adapter(target_modules=r"(?!.*vision).*q_proj"), refused='target_modules: the regular expression "(?!.*vision)'
     ),
     "regex_of_the_model": Start(
         adapter(fields(target_modules=".*")), refused="the whole model is not supported"
@@ -297,7 +297,7 @@ MODELS: dict[str, Start] = {
     "rope_both": Start(model(rope_scaling=LINEAR, rope_theta=2e4), warns="rope_scaling counts"),
     "rope_two_thetas": Start(model(rope_parameters={"rope_type": "default", "rope_theta": 3e4}, rope_theta=7.0), warns="rope_theta is 7"),
     "rope_null": Start(model(rope_parameters=None, rope_scaling=None, rope_theta=5e5)),
-    "rope_llama3_length": Start(model(drop=("rope_parameters",), rope_scaling=LLAMA_ROPE, rope_theta=5e3, max_position_embeddings=64)),
+    "rope_llama3_length": Start(model(drop=("rope_parameters",), rope_scaling=LLAMA_ROPE, rope_theta=5e3, max_position_embeddings=1024)),
     "rope_llama3_beside": Start(model(drop=("rope_parameters",), rope_scaling=LLAMA_ROPE, rope_theta=5e3, original_max_position_embeddings=16)),
     "rope_spare_fields": Start(model(drop=("rope_parameters",), rope_scaling=LINEAR | {"beta_fast": 3}), warns="does not read beta_fast"),
     "rope_yarn": Start(model(drop=("rope_parameters",), rope_scaling={"rope_type": "yarn", "factor": 4.0}), refused='rope scaling "yarn"'),
@@ -392,7 +392,6 @@ def make(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_bases(out)
     pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text(encoding="utf-8").split("\n") if line]
-    tokenizers = {name: AutoTokenizer.from_pretrained(out / name) for name in ("llama", "tied", "qwen2")}
     starts: dict[str, Any] = {}
     for kind, group in {"adapter": ADAPTERS, "model": MODELS}.items():
         for name, start in group.items():
@@ -407,7 +406,7 @@ def make(out: Path) -> None:
                 network = loaded(out / run["model"])
                 if kind == "adapter":
                     network = PeftModel.from_pretrained(network, folder).eval()
-                tokenizer = tokenizers["qwen2" if "qwen2" in run["model"] else "llama"]
+                tokenizer = AutoTokenizer.from_pretrained(out / run["model"])
                 entry["chosen"], entry["rejected"] = scores(network, tokenizer, pairs)
             starts[folder.name] = entry
     (out / "starts.json").write_text(json.dumps(starts, indent=1) + "\n")
