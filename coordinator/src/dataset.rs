@@ -1,17 +1,19 @@
 //! A JSON Lines file of preference pairs in memory: every line checked, addressed by record id, identified by hash.
 
-use std::ops::Range;
 use std::path::Path;
 
-use dyad_proto::{Fault, RunConfig, pair_file, wire};
+use dyad_proto::pair_file::{self, Record};
+use dyad_proto::{Fault, RunConfig, wire};
 use sha2::{Digest, Sha256};
 
 /// All pairs of one file. Two equal lines are two records.
 #[derive(Debug)]
 pub struct Dataset {
+    /// The file, as people know it.
+    path: String,
     text: String,
     /// Where record `id` lies in `text`; blank lines are no records.
-    records: Vec<Range<usize>>,
+    records: Vec<Record>,
     sha256: String,
 }
 
@@ -21,7 +23,7 @@ impl Dataset {
         let text = pair_file::read(key, path)?;
         let (sha256, records) =
             rayon::join(|| hex(&Sha256::digest(text.as_bytes())), || pair_file::records(key, path, &text));
-        Ok(Self { records: records?, text, sha256 })
+        Ok(Self { path: path.display().to_string(), records: records?, text, sha256 })
     }
 
     /// SHA-256 of the file's bytes, lower-case hex.
@@ -38,19 +40,32 @@ impl Dataset {
 
     /// Bytes of each record's JSON, by id.
     pub fn record_bytes(&self) -> impl Iterator<Item = usize> + '_ {
-        self.records.iter().map(ExactSizeIterator::len)
+        self.records.iter().map(|record| record.place.len())
     }
 
     /// One record's JSON.
     #[must_use]
     pub fn json(&self, id: u64) -> &str {
-        &self.text[self.records[id as usize].clone()]
+        &self.text[self.records[id as usize].place.clone()]
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// One record's place, as people find it.
+    #[must_use]
+    pub fn place(&self, id: u64) -> String {
+        format!("{} line {}", self.path, self.records[id as usize].line)
     }
 
     /// One record as it goes over the wire.
     #[must_use]
     pub fn pair(&self, id: u64) -> wire::Pair {
-        wire::Pair { id, json: self.json(id).to_owned(), reference: None }
+        let line = self.records[id as usize].line;
+        wire::Pair { id, json: self.json(id).to_owned(), reference: None, line }
     }
 }
 
@@ -118,9 +133,10 @@ mod tests {
     fn keeps_duplicates_and_skips_blank_lines() {
         let data = load(format!("{GOOD}\n\n  {GOOD}\r\n{GOOD}")).unwrap();
         assert_eq!(data.records(), 3);
-        for id in 0..3 {
-            assert_eq!(data.pair(id), wire::Pair { id, json: GOOD.into(), reference: None });
+        for (id, line) in [(0, 1), (1, 3), (2, 4)] {
+            assert_eq!(data.pair(id), wire::Pair { id, json: GOOD.into(), reference: None, line });
         }
+        assert!(data.place(1).ends_with("pairs.jsonl line 3"));
         assert_eq!(data.record_bytes().collect::<Vec<_>>(), [GOOD.len(); 3]);
     }
 

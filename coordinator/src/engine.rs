@@ -13,6 +13,7 @@ use crate::membership::TrainerId;
 use crate::observe::Observer;
 use crate::output_dir::Output;
 use crate::reference_store::{self, ReferenceStore};
+use crate::references::PairKey;
 use crate::run::{Command, Event, Run};
 use crate::schedule::Work;
 use crate::training::Done;
@@ -101,15 +102,15 @@ impl Engine {
             Command::Emit(happening) => self.emit(happening),
             Command::Record(done) => self.record(&done)?,
             Command::Persist => self.output.persist()?,
-            Command::Recall(key) => return self.recall(&key).map(Some),
+            Command::Recall(key, pairs) => return self.recall(&key, pairs).map(Some),
         }
         Ok(None)
     }
 
-    fn recall(&mut self, key: &str) -> Result<Event, Fault> {
+    fn recall(&mut self, key: &str, pairs: Vec<PairKey>) -> Result<Event, Fault> {
         let path = reference_store::path(self.run.config());
         let mut store = ReferenceStore::open(&path, key)?;
-        let known = store.recall(self.run.data())?;
+        let known = store.recall(pairs)?;
         tracing::info!(known = known.len(), path = %path.display(), "reference log-probabilities");
         self.store = Some(store);
         Ok(Event::References(known))
@@ -134,6 +135,12 @@ impl Engine {
                 truncated = data.truncated,
                 dropped_too_long = data.dropped_too_long,
                 dropped_empty = data.dropped_empty,
+                dropped_identical = data.dropped_identical,
+                validation_pairs = data.validation_pairs,
+                validation_truncated = data.validation_truncated,
+                validation_dropped_too_long = data.validation_dropped_too_long,
+                validation_dropped_empty = data.validation_dropped_empty,
+                validation_dropped_identical = data.validation_dropped_identical,
                 total_steps = data.total_steps,
                 start_step = data.start_step,
                 "data measured"
@@ -150,7 +157,7 @@ impl Engine {
     fn record(&mut self, done: &Done) -> Result<(), Fault> {
         let began = SystemTime::now();
         if let Some(store) = &mut self.store {
-            store.keep(&done.references, self.run.data())?;
+            store.keep(&done.references)?;
         }
         let Some(row) = &done.row else { return Ok(()) };
         let mut values = row.values();

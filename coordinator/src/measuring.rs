@@ -9,7 +9,8 @@ use dyad_proto::Fault;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{DataReport, MeasureReport, PairLength, PairVerdict, Split};
 
-use crate::dataset::Datasets;
+use crate::dataset::{Dataset, Datasets};
+use crate::references::PairKey;
 use crate::sharding::Weighted;
 
 /// Most pairs of one request.
@@ -34,45 +35,73 @@ pub struct Chunk {
 
 /// What is known about every record of a file, by id.
 #[derive(Clone, Debug, Default)]
-pub struct Lengths(Vec<PairLength>);
+pub struct Lengths {
+    pairs: Vec<PairLength>,
+    /// The first record that cannot be used, and why.
+    refused: Option<(u64, Fault)>,
+}
 
 impl Lengths {
     /// Ids that are trained or evaluated on, ascending.
     #[must_use]
     pub fn kept(&self) -> Vec<u64> {
         let kept = |verdict| matches!(verdict, PairVerdict::Kept | PairVerdict::Truncated);
-        self.0.iter().filter(|length| kept(length.verdict())).map(|length| length.id).collect()
+        self.pairs.iter().filter(|length| kept(length.verdict())).map(|length| length.id).collect()
     }
 
     /// How many records there are.
     #[must_use]
     pub fn records(&self) -> u64 {
-        self.0.len() as u64
+        self.pairs.len() as u64
     }
 
     /// How many records met this fate.
     #[must_use]
     pub fn count(&self, verdict: PairVerdict) -> u64 {
-        self.0.iter().filter(|length| length.verdict() == verdict).count() as u64
+        self.pairs.iter().filter(|length| length.verdict() == verdict).count() as u64
     }
 
-    /// An error when nothing is kept; `key` is the config key that named the file.
-    pub fn check_some_kept(&self, key: &str, file: &str) -> Result<(), Fault> {
+    /// An error when a record cannot be used, or nothing is kept; `key` is the config key that named the file.
+    pub fn check_usable(&self, key: &str, file: &Dataset) -> Result<(), Fault> {
+        if let Some((first, fault)) = &self.refused {
+            let refused = self.count(PairVerdict::Refused);
+            let more = match refused {
+                0 | 1 => String::new(),
+                _ => format!(" (the first of {refused} pairs that cannot be used)"),
+            };
+            let message = format!("{}: {}{more}", file.place(*first), fault.message);
+            return Err(Fault { message, ..fault.clone() });
+        }
         if !self.kept().is_empty() {
             return Ok(());
         }
-        let (long, empty) = (self.count(PairVerdict::DroppedTooLong), self.count(PairVerdict::DroppedEmpty));
-        Err(Fault::input(format!(
-            "no pair of {key} {file} is left: {long} are too long, {empty} have an empty output"
-        ))
-        .hint("raise max_seq_length, or use shorter pairs"))
+        let fates = [
+            (PairVerdict::DroppedTooLong, "are too long (their prompts fill max_seq_length)"),
+            (PairVerdict::DroppedEmpty, "have a side without tokens"),
+            (PairVerdict::DroppedIdentical, "have the same tokens on both sides (up to max_seq_length)"),
+        ];
+        let counts = fates.map(|(verdict, what)| (self.count(verdict), what));
+        let counts: Vec<String> = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        Err(Fault::input(format!("no pair of {key} {} is left: {}", file.path(), counts.join(", ")))
+            .hint("raise max_seq_length, or use pairs that are shorter and differ"))
+    }
+
+    /// A record and its tokens; none where there is no such record.
+    #[must_use]
+    pub fn key(&self, split: Split, id: u64) -> Option<PairKey> {
+        let length = self.pairs.get(usize::try_from(id).ok()?)?;
+        Some(PairKey { split, id, tokens: (length.tokens_hash_high, length.tokens_hash_low) })
     }
 
     /// What a rank computes on each of these pairs.
     #[must_use]
     pub fn weigh(&self, ids: &[u64], method: TrainingMethod) -> Vec<Weighted> {
         let weigh = |&id: &u64| {
-            let length = &self.0[id as usize];
+            let length = &self.pairs[id as usize];
             let rejected = if method == TrainingMethod::Dpo { length.rejected_tokens } else { 0 };
             let tokens = [length.prompt_tokens, length.chosen_tokens, rejected];
             let tokens = tokens.into_iter().map(u64::from).sum();
@@ -84,7 +113,7 @@ impl Lengths {
     /// Completion tokens of the chosen sides of these pairs.
     #[must_use]
     pub fn chosen_tokens(&self, ids: &[u64]) -> u64 {
-        ids.iter().map(|&id| u64::from(self.0[id as usize].chosen_tokens)).sum()
+        ids.iter().map(|&id| u64::from(self.pairs[id as usize].chosen_tokens)).sum()
     }
 }
 
@@ -96,7 +125,12 @@ pub fn data_report((train, validation): &(Lengths, Lengths)) -> DataReport {
         truncated: train.count(PairVerdict::Truncated),
         dropped_too_long: train.count(PairVerdict::DroppedTooLong),
         dropped_empty: train.count(PairVerdict::DroppedEmpty),
+        dropped_identical: train.count(PairVerdict::DroppedIdentical),
         validation_pairs: validation.records(),
+        validation_truncated: validation.count(PairVerdict::Truncated),
+        validation_dropped_too_long: validation.count(PairVerdict::DroppedTooLong),
+        validation_dropped_empty: validation.count(PairVerdict::DroppedEmpty),
+        validation_dropped_identical: validation.count(PairVerdict::DroppedIdentical),
         ..DataReport::default()
     }
 }
@@ -128,7 +162,7 @@ impl Measuring {
         for (at, chunk) in chunks.into_iter().enumerate() {
             queued[at % world_size].push_back(chunk);
         }
-        let unknown = |records| Lengths(vec![PairLength::default(); records]);
+        let unknown = |records| Lengths { pairs: vec![PairLength::default(); records], refused: None };
         Self {
             queued,
             asked: vec![VecDeque::new(); world_size],
@@ -161,6 +195,15 @@ impl Measuring {
         self.asked[rank].remove(at);
         self.open -= 1;
         let lengths = if report.split() == Split::Train { &mut self.train } else { &mut self.validation };
+        let refused = report.lengths.iter().find(|length| length.verdict() == PairVerdict::Refused);
+        match (refused.map(|length| length.id), report.refusal) {
+            (Some(id), Some(why)) if lengths.refused.as_ref().is_none_or(|(first, _)| id < *first) => {
+                lengths.refused = Some((id, why.into()));
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+            (Some(id), None) => return Err(format!("refused pair {id} without a reason")),
+            (None, Some(_)) => return Err("gave a reason for refusing no pair".into()),
+        }
         for length in report.lengths {
             match length.verdict() {
                 PairVerdict::Unspecified => return Err(format!("gave no verdict on pair {}", length.id)),
@@ -170,7 +213,7 @@ impl Measuring {
                         length.id
                     ));
                 }
-                _ => lengths.0[length.id as usize] = length,
+                _ => lengths.pairs[length.id as usize] = length,
             }
         }
         Ok(())
@@ -210,7 +253,7 @@ mod tests {
             asked: vec![VecDeque::new(); chunks.len()],
             open: chunks.iter().map(Vec::len).sum(),
             queued: chunks.into_iter().map(VecDeque::from).collect(),
-            train: Lengths(vec![PairLength::default(); records]),
+            train: Lengths { pairs: vec![PairLength::default(); records], refused: None },
             validation: Lengths::default(),
         }
     }
@@ -226,9 +269,9 @@ mod tests {
             prompt_tokens: 10,
             chosen_tokens: 5,
             rejected_tokens: 3 + id as u32,
-            cost: 0,
+            ..PairLength::default()
         };
-        MeasureReport { split: Split::Train.into(), lengths: ids.map(length).collect() }
+        MeasureReport { split: Split::Train.into(), lengths: ids.map(length).collect(), refusal: None }
     }
 
     #[test]
@@ -261,6 +304,30 @@ mod tests {
         assert_eq!(lengths.chosen_tokens(&[0, 4]), 10);
         let tokens = |method| lengths.weigh(&[4], method)[0].cost;
         assert_eq!((tokens(TrainingMethod::Dpo), tokens(TrainingMethod::Sft)), (22, 15));
+    }
+
+    /// Reports come in any order; people begin at the top of their file.
+    #[test]
+    fn the_first_refused_pair_is_told_by_its_line_and_the_others_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pairs.jsonl");
+        let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
+        std::fs::write(&path, format!("\n{line}\n{line}\n\n{line}\n{line}\n")).unwrap();
+        let data = Dataset::load("training_file", &path).unwrap();
+        let mut measuring = measuring(vec![vec![train(0..2)], vec![train(2..4)]], 4);
+        let refusal = |ids: Range<u64>, id: u64| {
+            let mut report = answer(ids.clone(), PairVerdict::Kept);
+            report.lengths[(id - ids.start) as usize].set_verdict(PairVerdict::Refused);
+            report.refusal = Some(Fault::input(format!("why {id}")).hint("mend it").into());
+            report
+        };
+        (measuring.next_request(0), measuring.next_request(1));
+        measuring.record(1, refusal(2..4, 2)).unwrap();
+        measuring.record(0, refusal(0..2, 1)).unwrap();
+        let (lengths, _) = measuring.finished().unwrap();
+        let fault = lengths.check_usable("training_file", &data).unwrap_err();
+        let expected = format!("{} line 3: why 1 (the first of 2 pairs that cannot be used)", path.display());
+        assert_eq!((fault.message, fault.hint), (expected, "mend it".into()));
     }
 
     #[test]

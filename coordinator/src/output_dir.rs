@@ -11,11 +11,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use dyad_proto::Fault;
 use dyad_proto::run_folder::{
     EVALUATION_METRICS, FINAL, METRICS, TENSORBOARD, checkpoint_step, is_unfinished, refuse_earlier_run,
     refuse_foreign, traces,
 };
+use dyad_proto::{Fault, files};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -191,13 +191,16 @@ fn remove(path: &Path) -> Result<(), Fault> {
 }
 
 fn check_writable(dir: &Path) -> Result<(), Fault> {
+    if let Some(what) = files::obstacle(dir) {
+        return Err(unusable(dir, what));
+    }
     let probe = dir.join(".dyad-write-test");
     let written =
         fs::create_dir_all(dir).and_then(|()| fs::write(&probe, b"")).and_then(|()| fs::remove_file(&probe));
     written.map_err(|error| unusable(dir, &error))
 }
 
-fn unusable(path: &Path, error: &io::Error) -> Fault {
+fn unusable(path: &Path, error: impl std::fmt::Display) -> Fault {
     Fault::input(format!("cannot write output_dir {}: {error}", path.display()))
         .hint("set output_dir to a folder that you may write to")
 }

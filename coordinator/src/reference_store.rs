@@ -1,20 +1,23 @@
 //! Reference log-probabilities on disk, kept across runs: one SQLite file, shared by all runs of a user.
 //!
-//! A row's key is SHA-256 over the trainer's reference key and the pair's own text: whatever changes the number (model,
-//! tokenizer, template, precision, sequence limit, one character of the pair) changes the key.
+//! A row's key is SHA-256 over the trainer's reference key and the hash of the pair's token ids: whatever changes the number (the
+//! model, its arithmetic, one token that it sees) changes the key, and nothing else does. So a template that writes today's date
+//! finds no numbers of yesterday, and another file with the same conversations finds all of them.
 
 use std::path::{Path, PathBuf};
 
-use dyad_proto::wire::{ReferenceLogps, Split};
+use dyad_proto::wire::ReferenceLogps;
 use dyad_proto::{Fault, RunConfig};
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::Datasets;
-use crate::references::Known;
+use crate::references::{Known, PairKey};
 
 /// Another run may be writing: how long to wait for it.
 const BUSY: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// `user_version` of the file. Version 0 kept rows by the text of pairs in the table `reference_logps`; they are left alone.
+const VERSION: i32 = 1;
 
 /// The open file, seen through one reference key.
 #[derive(Debug)]
@@ -46,58 +49,58 @@ impl ReferenceStore {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| Fault::input(cannot(path, &error)).hint(HINT))?;
         }
-        let connection = Connection::open(path).and_then(|connection| {
+        let opened = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY)?;
             // Losing the last rows to a power cut costs computing them again.
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "NORMAL")?;
             connection.execute_batch(
-                "CREATE TABLE IF NOT EXISTS reference_logps
+                "CREATE TABLE IF NOT EXISTS reference_logps_by_tokens
                  (key BLOB PRIMARY KEY, chosen REAL NOT NULL, rejected REAL NOT NULL) WITHOUT ROWID",
             )?;
-            Ok(connection)
+            let unused = unused_rows(&connection)?;
+            connection.pragma_update(None, "user_version", VERSION)?;
+            Ok((connection, unused))
         });
-        let connection = connection.map_err(|error| Fault::input(cannot(path, &error)).hint(HINT))?;
+        let (connection, unused) = opened.map_err(|error| Fault::input(cannot(path, &error)).hint(HINT))?;
+        if unused > 0 {
+            tracing::warn!(
+                "{} holds {unused} reference log-probabilities of an older Dyad, which are not used: they were kept by the text of \
+                 pairs, whose tokens may have changed since",
+                path.display()
+            );
+        }
         Ok(Self { path: path.to_owned(), connection, reference_key: reference_key.to_owned() })
     }
 
-    /// What is known of any pair of the run.
-    pub fn recall(&mut self, data: &Datasets) -> Result<Vec<Known>, Fault> {
-        let mut known = Vec::new();
-        for split in [Split::Train, Split::Validation] {
-            let Some(dataset) = data.of(split) else { continue };
-            let keys = (0..dataset.records() as u64).map(|id| (id, self.key(dataset.json(id))));
-            let found: Result<Vec<Known>, rusqlite::Error> = (|| {
-                let mut statement = self
-                    .connection
-                    .prepare_cached("SELECT chosen, rejected FROM reference_logps WHERE key = ?1")?;
-                let mut found = Vec::new();
-                for (id, key) in keys {
-                    let row = statement.query_row(params![&key[..]], |row| {
-                        Ok(ReferenceLogps { chosen: row.get(0)?, rejected: row.get(1)? })
-                    });
-                    found.extend(row.optional()?.map(|logps| Known { split, id, logps }));
-                }
-                Ok(found)
-            })();
-            known.extend(found.map_err(|error| self.broken(&error))?);
-        }
-        Ok(known)
+    /// What is known of these pairs.
+    pub fn recall(&mut self, pairs: Vec<PairKey>) -> Result<Vec<Known>, Fault> {
+        let found: Result<Vec<Known>, rusqlite::Error> = (|| {
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT chosen, rejected FROM reference_logps_by_tokens WHERE key = ?1")?;
+            let mut found = Vec::new();
+            for key in pairs {
+                let row = statement.query_row(params![&self.key(key)[..]], |row| {
+                    Ok(ReferenceLogps { chosen: row.get(0)?, rejected: row.get(1)? })
+                });
+                found.extend(row.optional()?.map(|logps| Known { key, logps }));
+            }
+            Ok(found)
+        })();
+        found.map_err(|error| self.broken(&error))
     }
 
     /// Writes what is new.
-    pub fn keep(&mut self, new: &[Known], data: &Datasets) -> Result<(), Fault> {
+    pub fn keep(&mut self, new: &[Known]) -> Result<(), Fault> {
         if new.is_empty() {
             return Ok(());
         }
-        let rows: Vec<_> = new
-            .iter()
-            .filter_map(|known| Some((self.key(data.of(known.split)?.json(known.id)), known.logps)))
-            .collect();
+        let rows: Vec<_> = new.iter().map(|known| (self.key(known.key), known.logps)).collect();
         let written = self.connection.transaction().and_then(|transaction| {
             {
                 let mut statement = transaction.prepare_cached(
-                    "INSERT OR REPLACE INTO reference_logps (key, chosen, rejected) VALUES (?1, ?2, ?3)",
+                    "INSERT OR REPLACE INTO reference_logps_by_tokens (key, chosen, rejected) VALUES (?1, ?2, ?3)",
                 )?;
                 for (key, logps) in &rows {
                     statement.execute(params![&key[..], logps.chosen, logps.rejected])?;
@@ -108,17 +111,28 @@ impl ReferenceStore {
         written.map_err(|error| self.broken(&error))
     }
 
-    fn key(&self, json: &str) -> [u8; 32] {
+    fn key(&self, PairKey { tokens: (high, low), .. }: PairKey) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(self.reference_key.as_bytes());
         hash.update([0]);
-        hash.update(json.as_bytes());
+        hash.update(high.to_be_bytes());
+        hash.update(low.to_be_bytes());
         hash.finalize().into()
     }
 
     fn broken(&self, error: &rusqlite::Error) -> Fault {
         Fault::failed(cannot(&self.path, error)).hint(HINT)
     }
+}
+
+/// Rows of a file that no Dyad of this version has opened yet.
+fn unused_rows(connection: &Connection) -> Result<i64, rusqlite::Error> {
+    let version: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let old = "SELECT count(*) FROM sqlite_master WHERE name = 'reference_logps'";
+    if version >= VERSION || connection.query_row(old, [], |row| row.get::<_, i64>(0))? == 0 {
+        return Ok(0);
+    }
+    connection.query_row("SELECT count(*) FROM reference_logps", [], |row| row.get(0))
 }
 
 const HINT: &str = "name a file that can be written in `reference_cache`, or delete a damaged one; \
@@ -130,38 +144,47 @@ fn cannot(path: &Path, error: &dyn std::fmt::Display) -> String {
 
 #[cfg(test)]
 mod tests {
+    use dyad_proto::wire::Split;
+
     use super::*;
 
-    fn line(question: &str) -> String {
-        format!(
-            r#"{{"input":{{"messages":[{{"role":"user","content":"{question}"}}]}},"preferred_output":[{{"role":"assistant","content":"Hello"}}],"non_preferred_output":[{{"role":"assistant","content":"No"}}]}}"#
-        )
+    fn pair(id: u64, tokens: u64) -> PairKey {
+        PairKey { split: Split::Train, id, tokens: (7, tokens) }
     }
 
-    fn data(dir: &Path, questions: &[&str]) -> Datasets {
-        let path = dir.join("pairs.jsonl");
-        let lines: Vec<String> = questions.iter().map(|question| line(question)).collect();
-        std::fs::write(&path, lines.join("\n")).unwrap();
-        let config = RunConfig { training_file: path.display().to_string(), ..RunConfig::default() };
-        Datasets::load(&config).unwrap()
-    }
-
-    fn known(id: u64, chosen: f64) -> Known {
-        Known { split: Split::Train, id, logps: ReferenceLogps { chosen, rejected: -2.5 } }
+    fn known(key: PairKey, chosen: f64) -> Known {
+        Known { key, logps: ReferenceLogps { chosen, rejected: -2.5 } }
     }
 
     #[test]
-    fn another_run_finds_the_same_pairs_wherever_they_stand() {
+    fn another_run_finds_the_same_tokens_wherever_they_stand() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/down/reference.sqlite");
-        let first = data(dir.path(), &["a", "b"]);
         let mut store = ReferenceStore::open(&path, "model").unwrap();
-        store.keep(&[known(1, -1.25)], &first).unwrap();
+        store.keep(&[known(pair(1, 100), -1.25)]).unwrap();
         drop(store);
-        let second = data(dir.path(), &["c", "d", "b"]);
+        let elsewhere = PairKey { split: Split::Validation, ..pair(2, 100) };
+        let asked = || vec![pair(0, 98), pair(1, 99), elsewhere];
         let mut store = ReferenceStore::open(&path, "model").unwrap();
-        assert_eq!(store.recall(&second).unwrap(), [known(2, -1.25)]);
-        assert!(ReferenceStore::open(&path, "other model").unwrap().recall(&second).unwrap().is_empty());
+        assert_eq!(store.recall(asked()).unwrap(), [known(elsewhere, -1.25)]);
+        assert!(ReferenceStore::open(&path, "other model").unwrap().recall(asked()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn rows_of_an_older_dyad_are_counted_once_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("reference.sqlite");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(
+            "CREATE TABLE reference_logps (key BLOB PRIMARY KEY, chosen REAL, rejected REAL) WITHOUT ROWID;
+             INSERT INTO reference_logps VALUES (x'01', -1, -2), (x'02', -1, -2);",
+        )
+        .unwrap();
+        assert_eq!(unused_rows(&old).unwrap(), 2);
+        drop(ReferenceStore::open(&path, "model").unwrap());
+        assert_eq!(unused_rows(&old).unwrap(), 0);
+        let left: i64 = old.query_row("SELECT count(*) FROM reference_logps", [], |row| row.get(0)).unwrap();
+        assert_eq!(left, 2);
     }
 
     #[test]

@@ -11,13 +11,25 @@ use crate::training::Report;
 /// Pairs of one chunk of scoring before the first step.
 const CHUNK_PAIRS: usize = 256;
 
-/// What the reference model says of one pair.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Known {
+/// Names the tokens of a pair, whatever file, template or date they come from.
+pub type TokensHash = (u64, u64);
+
+/// A record, and what the model sees of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairKey {
     /// Which file.
     pub split: Split,
     /// Which record.
     pub id: u64,
+    /// Its tokens.
+    pub tokens: TokensHash,
+}
+
+/// What the reference model says of one pair.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Known {
+    /// Which pair.
+    pub key: PairKey,
     /// Log-probabilities of its outputs.
     pub logps: ReferenceLogps,
 }
@@ -38,7 +50,7 @@ impl References {
     /// With what earlier runs have left.
     #[must_use]
     pub fn new(mode: Mode, known: impl IntoIterator<Item = Known>) -> Self {
-        let known = known.into_iter().map(|known| ((known.split, known.id), known.logps)).collect();
+        let known = known.into_iter().map(|known| ((known.key.split, known.key.id), known.logps)).collect();
         Self { mode, known, chunks: Vec::new(), next: 0, scored: 0 }
     }
 
@@ -89,7 +101,12 @@ impl References {
     }
 
     /// Takes up what the ranks have scored; returns what is new, the error says how they break the protocol.
-    pub fn learn(&mut self, work: Work, reports: &[Report]) -> Result<Vec<Known>, String> {
+    pub fn learn(
+        &mut self,
+        work: Work,
+        reports: &[Report],
+        key: impl Fn(Split, u64) -> Option<PairKey>,
+    ) -> Result<Vec<Known>, String> {
         let split = match work {
             Work::Reference(chunk) => self.chunk(chunk).0,
             Work::Step(_) | Work::Evaluation(_) => Split::Train,
@@ -105,10 +122,11 @@ impl References {
         let mut new = Vec::new();
         for reference in scored {
             let (id, Some(logps)) = (reference.id, reference.logps) else { continue };
+            let key = key(split, id).ok_or_else(|| format!("scored pair {id}, which there is not"))?;
             // What is no number is not worth keeping; the step itself will fail of it.
             let finite = logps.chosen.is_finite() && logps.rejected.is_finite();
             if finite && self.known.insert((split, id), logps).is_none() {
-                new.push(Known { split, id, logps });
+                new.push(Known { key, logps });
             }
         }
         Ok(new)
@@ -133,6 +151,10 @@ mod tests {
         ReferenceLogps { chosen, rejected: -1.0 }
     }
 
+    fn key(split: Split, id: u64) -> Option<PairKey> {
+        Some(PairKey { split, id, tokens: (0, id) })
+    }
+
     fn pairs(ids: &[u64]) -> Vec<Pair> {
         ids.iter().map(|&id| Pair { id, ..Pair::default() }).collect()
     }
@@ -145,9 +167,9 @@ mod tests {
     fn a_pair_is_scored_once_and_known_from_then_on() {
         let mut references = References::new(Mode::Cache, []);
         let report = Report::Step(StepReport { references: scored(&[3, 5]), ..StepReport::default() });
-        let new = references.learn(Work::Step(1), std::slice::from_ref(&report)).unwrap();
-        assert_eq!(new.iter().map(|known| known.id).collect::<Vec<_>>(), [3, 5]);
-        assert!(references.learn(Work::Step(2), &[report]).unwrap().is_empty());
+        let new = references.learn(Work::Step(1), std::slice::from_ref(&report), key).unwrap();
+        assert_eq!(new.iter().map(|known| known.key.id).collect::<Vec<_>>(), [3, 5]);
+        assert!(references.learn(Work::Step(2), &[report], key).unwrap().is_empty());
         let attached = references.attach(Split::Train, pairs(&[4, 5]));
         assert_eq!((attached[0].reference, attached[1].reference), (None, Some(logps(-5.0))));
         assert_eq!(references.attach(Split::Validation, pairs(&[5]))[0].reference, None);
@@ -155,7 +177,7 @@ mod tests {
 
     #[test]
     fn precomputing_scores_what_no_earlier_run_has() {
-        let known = Known { split: Split::Train, id: 1, logps: logps(-7.0) };
+        let known = Known { key: key(Split::Train, 1).unwrap(), logps: logps(-7.0) };
         let mut references = References::new(Mode::Precompute, [known]);
         references.plan(&[0, 1, 2], &[0]);
         assert_eq!(
@@ -167,9 +189,11 @@ mod tests {
         let report = |ids: &[u64]| {
             Report::Reference(ReferenceReport { references: scored(ids), ..ReferenceReport::default() })
         };
-        assert!(references.learn(Work::Reference(0), &[report(&[0])]).unwrap_err().contains("1 pairs of 2"));
-        references.learn(Work::Reference(0), &[report(&[0]), report(&[2])]).unwrap();
-        references.learn(Work::Reference(1), &[report(&[0])]).unwrap();
+        assert!(
+            references.learn(Work::Reference(0), &[report(&[0])], key).unwrap_err().contains("1 pairs of 2")
+        );
+        references.learn(Work::Reference(0), &[report(&[0]), report(&[2])], key).unwrap();
+        references.learn(Work::Reference(1), &[report(&[0])], key).unwrap();
         assert_eq!(references.progress(), (3, 3));
         assert_eq!(references.attach(Split::Validation, pairs(&[0]))[0].reference, Some(logps(0.0)));
         assert_eq!(references.attach(Split::Train, pairs(&[1]))[0].reference, Some(logps(-7.0)));
@@ -180,6 +204,6 @@ mod tests {
         let mut references = References::new(Mode::Cache, []);
         let bad = PairReference { id: 0, logps: Some(logps(f64::NAN)) };
         let report = Report::Step(StepReport { references: vec![bad], ..StepReport::default() });
-        assert!(references.learn(Work::Step(1), &[report]).unwrap().is_empty());
+        assert!(references.learn(Work::Step(1), &[report], key).unwrap().is_empty());
     }
 }

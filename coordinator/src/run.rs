@@ -9,7 +9,6 @@ mod working;
 
 use std::time::{Duration, Instant};
 
-use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
@@ -20,7 +19,7 @@ use crate::dataset::Datasets;
 use crate::failure::Blame;
 use crate::measuring::{Lengths, Measuring};
 use crate::membership::{Roster, Standing, TrainerId};
-use crate::references::{Known, References};
+use crate::references::{Known, PairKey};
 use crate::training::{Done, Report, Start, Training};
 
 /// How long the streams may take to close once the run has ended.
@@ -58,8 +57,9 @@ pub enum Command {
     Record(Done),
     /// Bring all rows to the disk.
     Persist,
-    /// Open the store of reference log-probabilities under this key; answered by [`Event::References`].
-    Recall(String),
+    /// Open the store of reference log-probabilities for this reference model, and look for these pairs; answered by
+    /// [`Event::References`].
+    Recall(String, Vec<PairKey>),
 }
 
 /// What a run is about.
@@ -89,7 +89,7 @@ enum Stage {
         deadline: Instant,
     },
     Measuring(Measuring),
-    /// All lengths are known; what the reference store holds is not.
+    /// All lengths are known; the reference model, or what the store holds of it, is not.
     Measured(Box<(Lengths, Lengths)>),
     Training(Box<Training>),
     Draining(drain::Draining),
@@ -108,8 +108,8 @@ pub struct Run {
     now: Instant,
     roster: Roster,
     stage: Stage,
-    /// What is known of the reference model's log-probabilities; absent until it is known what is known.
-    references: Option<References>,
+    /// Names the reference model, where its log-probabilities are kept; absent until rank 0 has loaded it.
+    reference_key: Option<String>,
     blame: Blame,
     /// The last phase that watchers were told of.
     phase: Phase,
@@ -134,7 +134,7 @@ impl Run {
         Self {
             now,
             roster: Roster::new(spec.world_size as usize),
-            references: (!spec.config.keeps_references()).then(|| References::new(Mode::Compute, [])),
+            reference_key: None,
             stage: Stage::Joining { deadline: now + spec.join_timeout },
             blame: Blame::default(),
             phase: Phase::Unspecified,
@@ -219,10 +219,9 @@ impl Run {
             Up::Heartbeat(beat) => self.heartbeat(place, beat),
             Up::BootstrapOffer(offer) => return self.bootstrap(place, offer),
             Up::ModelReport(report) if place == 0 => {
-                if self.spec.config.keeps_references() {
-                    self.commands.push(Command::Recall(report.reference_key.clone()));
-                }
+                self.reference_key = Some(report.reference_key.clone());
                 self.emit(Happening::Model(report));
+                return self.recall();
             }
             Up::ModelReport(_) => {}
             Up::MeasureReport(report) => return self.measured(place, report),

@@ -15,10 +15,10 @@ use dyad_proto::{Fault, MAX_MESSAGE_BYTES, RunConfig};
 
 use prost::Message;
 
-use crate::dataset::Datasets;
+use crate::dataset::{Dataset, Datasets};
 use crate::measuring::Lengths;
 use crate::metrics::{Row, StepContext, evaluation_row, step_row, total};
-use crate::references::{Known, References};
+use crate::references::{Known, PairKey, References};
 use crate::saving::Saving;
 use crate::schedule::{Schedule, Work};
 use crate::sharding::{DataOrder, batch_place, split_over_ranks};
@@ -134,6 +134,7 @@ pub struct Training {
     sent: u64,
     order: DataOrder,
     lengths: Lengths,
+    validation: Lengths,
     /// The epoch whose order was used last, and that order: shuffled once an epoch, not once a step.
     epoch: (u64, Vec<u64>),
     /// Validation pairs by rank, the same at each evaluation.
@@ -171,6 +172,7 @@ impl Training {
             epoch: (0, order.epoch(0)),
             order,
             lengths: train,
+            validation,
             evaluation_shares: split_over_ranks(&evaluated, world_size),
             num_tokens: start.num_tokens,
             config: config.clone(),
@@ -239,22 +241,55 @@ impl Training {
         let share = |rank| ids.iter().skip(rank).step_by(self.world_size).copied();
         let assignment = |rank| {
             let pairs = data.pairs(split, share(rank));
-            Body::Reference(ReferenceAssignment { generation: GENERATION, chunk, pairs })
+            Body::Reference(ReferenceAssignment { generation: GENERATION, chunk, pairs, split: split.into() })
         };
         (ids.len() as u64, (0..self.world_size).map(assignment).collect())
     }
 
-    fn step(&mut self, step: u64, data: &Datasets, now: Instant) -> (u64, Vec<Body>) {
-        let (checkpoint, rotates) = self.checkpoint(step, now);
+    /// Ids of a step's pairs, and the same by rank.
+    fn shares(&mut self, step: u64) -> (&[u64], Vec<Vec<u64>>) {
         let (epoch, places) = batch_place(step, self.order.kept.len(), self.config.batch_size);
         if self.epoch.0 != epoch {
             self.epoch = (epoch, self.order.epoch(epoch));
         }
         let batch = &self.epoch.1[places];
-        let global_pairs = batch.len() as u64;
-        let global_chosen_tokens = self.lengths.chosen_tokens(batch);
-        let shares =
-            split_over_ranks(&self.lengths.weigh(batch, self.config.training_method), self.world_size);
+        let weighed = self.lengths.weigh(batch, self.config.training_method);
+        (batch, split_over_ranks(&weighed, self.world_size))
+    }
+
+    /// Refuses before the first step what could not be sent at some later one.
+    pub fn check_sizes(&mut self, data: &Datasets) -> Result<(), Fault> {
+        let sizes = |split| {
+            let sizes = data.of(split).into_iter().flat_map(Dataset::record_bytes);
+            sizes.map(|bytes| bytes + AROUND_PAIR).collect::<Vec<usize>>()
+        };
+        let of = |sizes: &[usize], ids: &[u64]| -> usize { ids.iter().map(|&id| sizes[id as usize]).sum() };
+        let (train, validation) = (sizes(Split::Train), sizes(Split::Validation));
+        let first = self.schedule.evaluations.first().copied().unwrap_or(0);
+        for share in &self.evaluation_shares {
+            check_bytes(Work::Evaluation(first), of(&validation, share))?;
+        }
+        let mut largest: Vec<usize> = self.order.kept.iter().map(|&id| train[id as usize]).collect();
+        let most = (self.config.batch_size as usize).min(largest.len());
+        if most < largest.len() {
+            largest.select_nth_unstable_by(most, |a, b| b.cmp(a));
+        }
+        if largest[..most].iter().sum::<usize>() <= MAX_MESSAGE_BYTES - AROUND_MESSAGE {
+            return Ok(());
+        }
+        for step in (1..=self.schedule.total_steps).take(WEIGHED_STEPS) {
+            for share in self.shares(step).1 {
+                check_bytes(Work::Step(step), of(&train, &share))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: u64, data: &Datasets, now: Instant) -> (u64, Vec<Body>) {
+        let (checkpoint, rotates) = self.checkpoint(step, now);
+        let (batch, shares) = self.shares(step);
+        let (batch, global_pairs) = (batch.to_vec(), batch.len() as u64);
+        let global_chosen_tokens = self.lengths.chosen_tokens(&batch);
         let assignment = |share| StepAssignment {
             generation: GENERATION,
             step,
@@ -315,7 +350,9 @@ impl Training {
 
     fn complete(&mut self, pending: Pending) -> Result<Done, String> {
         let reports: Vec<Report> = pending.reports.into_iter().flatten().collect();
-        let references = self.references.learn(pending.work, &reports)?;
+        let Self { references, lengths, validation, .. } = self;
+        let key = |split, id| pair_key((lengths, validation), split, id);
+        let references = references.learn(pending.work, &reports, key)?;
         if matches!(pending.work, Work::Reference(_)) {
             let (work, num_tokens) = (pending.work, self.num_tokens);
             return Ok(Done { work, row: None, references, reports: Vec::new(), num_tokens, durable: false });
@@ -353,17 +390,38 @@ impl Training {
     }
 }
 
+/// Most steps whose messages are weighed beforehand; what comes later is refused when it comes.
+const WEIGHED_STEPS: usize = 100_000;
+
+/// Bytes around the text of a pair, at most.
+const AROUND_PAIR: usize = 64;
+
+/// A record of either file and its tokens.
+pub(crate) fn pair_key((train, validation): (&Lengths, &Lengths), split: Split, id: u64) -> Option<PairKey> {
+    if split == Split::Validation { validation.key(split, id) } else { train.key(split, id) }
+}
+
 fn check_size(work: Work, message: &Body) -> Result<(), Fault> {
-    let (bytes, what) = match message {
-        Body::Step(step) => (step.encoded_len(), "batch_size"),
-        Body::Evaluation(evaluation) => (evaluation.encoded_len(), "the number of validation pairs"),
-        Body::Reference(reference) => (reference.encoded_len(), "the length of the pairs"),
-        _ => return Ok(()),
-    };
-    // The envelope adds a few bytes.
-    if bytes + 64 <= MAX_MESSAGE_BYTES {
+    match message {
+        Body::Step(step) => check_bytes(work, step.encoded_len()),
+        Body::Evaluation(evaluation) => check_bytes(work, evaluation.encoded_len()),
+        Body::Reference(reference) => check_bytes(work, reference.encoded_len()),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes around the pairs of a message, at most.
+const AROUND_MESSAGE: usize = 256;
+
+fn check_bytes(work: Work, bytes: usize) -> Result<(), Fault> {
+    if bytes + AROUND_MESSAGE <= MAX_MESSAGE_BYTES {
         return Ok(());
     }
+    let what = match work {
+        Work::Step(_) => "batch_size",
+        Work::Evaluation(_) => "the number of validation pairs",
+        Work::Reference(_) => "the length of the pairs",
+    };
     let (bytes, limit) = (bytes >> 20, MAX_MESSAGE_BYTES >> 20);
     Err(Fault::input(format!(
         "one trainer's share of {work} is {bytes} MiB of text; at most {limit} MiB can be sent"

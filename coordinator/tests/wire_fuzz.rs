@@ -82,23 +82,31 @@ fn references() -> impl Strategy<Value = Vec<PairReference>> {
     vec((number(), logps).prop_map(|(id, logps)| PairReference { id, logps }), 0..4)
 }
 
+/// Known ones, and some that are none.
+fn strange_verdict(number: i32) -> i32 {
+    [0, 1, 2, 3, 4, 5, 70, 71, 72, -1][number.rem_euclid(10) as usize]
+}
+
 fn lengths() -> impl Strategy<Value = MeasureReport> {
     let length = (number(), any::<i32>(), any::<u32>(), any::<u32>(), any::<u64>()).prop_map(
         |(id, verdict, prompt_tokens, chosen_tokens, cost)| PairLength {
             id,
-            verdict: verdict % 6,
+            verdict: strange_verdict(verdict),
             prompt_tokens,
             chosen_tokens,
             rejected_tokens: chosen_tokens,
             cost,
+            ..PairLength::default()
         },
     );
-    let all = (any::<u64>(), 0..6_i32, any::<u32>()).prop_map(|(cost, verdict, tokens)| {
+    let all = (any::<u64>(), any::<i32>(), any::<u32>()).prop_map(|(cost, verdict, tokens)| {
+        let verdict = strange_verdict(verdict);
         let strange = |length| PairLength { verdict, cost, prompt_tokens: tokens, ..length };
         measured(PAIRS).lengths.into_iter().map(strange).collect()
     });
-    (0..4_i32, prop_oneof![vec(length, 0..14), all])
-        .prop_map(|(split, lengths)| MeasureReport { split, lengths })
+    let refusal = proptest::option::of(Just(dyad_proto::Fault::input("no").into()));
+    (0..4_i32, prop_oneof![vec(length, 0..14), all], refusal)
+        .prop_map(|(split, lengths, refusal)| MeasureReport { split, lengths, refusal })
 }
 
 fn body() -> impl Strategy<Value = Up> {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, traces};
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, files};
 
 use crate::cli::Options;
 use crate::programs::program;
@@ -22,7 +22,11 @@ pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {
 pub fn absolute(mut config: RunConfig, elsewhere: bool) -> Result<RunConfig, Fault> {
     let here =
         std::env::current_dir().map_err(|error| Fault::failed(format!("no working directory: {error}")))?;
-    let absolute = |path: &str| here.join(path).to_string_lossy().into_owned();
+    let here = here.to_str().ok_or_else(|| {
+        Fault::input(format!("the working directory {} is not named in UTF-8", here.display()))
+            .hint("start the launcher in another folder")
+    })?;
+    let absolute = |path: &str| absolute_path(Path::new(here), path);
     config.training_file = absolute(&config.training_file);
     config.validation_file = config.validation_file.map(|path| absolute(&path));
     for model in [Some(&mut config.model), config.from_checkpoint.as_mut()].into_iter().flatten() {
@@ -33,6 +37,11 @@ pub fn absolute(mut config: RunConfig, elsewhere: bool) -> Result<RunConfig, Fau
     }
     config.output_dir = absolute(&config.output_dir);
     Ok(config)
+}
+
+/// Without `.` and slashes that change nothing, so that a path is always shown and compared in one form.
+fn absolute_path(here: &Path, path: &str) -> String {
+    here.join(path).components().collect::<PathBuf>().to_string_lossy().into_owned()
 }
 
 /// Looks on this machine at everything that the configuration names: the model, and where the coordinator runs (`files`) the pairs
@@ -50,8 +59,11 @@ pub fn look(config: &RunConfig, files: bool, fresh: bool) -> Result<(), Fault> {
         readable_files(config)?;
         // Before anything is written: a refused start must not replace the earlier run's configuration and logs.
         let output_dir = Path::new(&config.output_dir);
+        if let Some(what) = files::obstacle(output_dir) {
+            return Err(unwritable(output_dir, what));
+        }
         if fresh && output_dir.is_dir() {
-            let traces = traces(output_dir).map_err(|error| unwritable(output_dir, &error))?;
+            let traces = traces(output_dir).map_err(|error| unwritable(output_dir, error))?;
             refuse_earlier_run(output_dir, &traces)?;
         }
     }
@@ -67,8 +79,13 @@ fn readable_files(config: &RunConfig) -> Result<(), Fault> {
 }
 
 fn readable(key: &str, path: &str) -> Result<(), Fault> {
-    std::fs::File::open(path).map(drop).map_err(|error| {
-        Fault::input(format!("cannot read {key} {path}: {error}"))
+    let cannot = |why: String| Fault::input(format!("cannot read {key} {path}: {why}"));
+    if ["/dev/fd/", "/dev/std", "/proc/self/"].iter().any(|start| path.starts_with(start)) {
+        // The coordinator is another process, with other streams.
+        return Err(cannot("it is a stream of this process".into()).hint("write the pairs into a file first"));
+    }
+    files::open(Path::new(path)).map(drop).map_err(|error| {
+        cannot(error.to_string())
             .hint("paths in the configuration are relative to the folder that the launcher is started in")
     })
 }
@@ -87,7 +104,7 @@ pub fn write_config(config: &RunConfig) -> Result<PathBuf, Fault> {
     let dir = Path::new(&config.output_dir);
     make_logs(dir)?;
     let path = dir.join(NEXT_RUN_CONFIG);
-    std::fs::write(&path, config.to_json()? + "\n").map_err(|error| unwritable(&path, &error))?;
+    std::fs::write(&path, config.to_json()? + "\n").map_err(|error| unwritable(&path, error))?;
     Ok(path)
 }
 
@@ -103,10 +120,29 @@ impl Drop for NextConfig {
 
 /// Makes the folder of logs.
 pub fn make_logs(output_dir: &Path) -> Result<(), Fault> {
-    std::fs::create_dir_all(output_dir.join("logs")).map_err(|error| unwritable(output_dir, &error))
+    std::fs::create_dir_all(output_dir.join("logs")).map_err(|error| unwritable(output_dir, error))
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Fault {
+fn unwritable(path: &Path, error: impl std::fmt::Display) -> Fault {
     Fault::input(format!("cannot write output_dir {}: {error}", path.display()))
         .hint("choose a folder that you may write to")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_have_one_form() {
+        let here = Path::new("/home/ada");
+        for (path, expected) in [
+            (".", "/home/ada"),
+            ("./runs//1/", "/home/ada/runs/1"),
+            ("/data/./x/", "/data/x"),
+            // What `..` means depends on links: it is left to the file system.
+            ("../x", "/home/ada/../x"),
+        ] {
+            assert_eq!(absolute_path(here, path), expected, "{path}");
+        }
+    }
 }

@@ -84,22 +84,38 @@ fn data_line(data: &DataReport) -> String {
         "data     {} pairs, {} steps per epoch, {} steps",
         data.pairs, data.steps_per_epoch, data.total_steps
     );
-    for (count, what) in [
-        (data.truncated, "cut at max_seq_length"),
-        (data.dropped_too_long, "dropped: prompt fills max_seq_length"),
-        (data.dropped_empty, "dropped: nothing to train on"),
-    ] {
-        if count > 0 {
-            line += &format!(", {count} {what}");
-        }
+    for fate in fates([data.truncated, data.dropped_too_long, data.dropped_empty, data.dropped_identical]) {
+        line += &format!(", {fate}");
     }
     if data.validation_pairs > 0 {
+        let fates: Vec<String> = fates([
+            data.validation_truncated,
+            data.validation_dropped_too_long,
+            data.validation_dropped_empty,
+            data.validation_dropped_identical,
+        ])
+        .collect();
         line += &format!(", {} validation pairs", data.validation_pairs);
+        if !fates.is_empty() {
+            line += &format!(" ({})", fates.join(", "));
+        }
     }
     if data.start_step > 0 {
         line += &format!(", resumed after step {}", data.start_step);
     }
     line
+}
+
+/// What became of the pairs of a file that are not trained on as they are.
+fn fates(counts: [u64; 4]) -> impl Iterator<Item = String> {
+    let words = [
+        "cut at max_seq_length",
+        "dropped: prompt fills max_seq_length",
+        "dropped: nothing to train on",
+        "dropped: both sides the same tokens",
+    ];
+    let counted = counts.into_iter().zip(words).filter(|(count, _)| *count > 0);
+    counted.map(|(count, what)| format!("{count} {what}"))
 }
 
 /// Loss, then what the method has beside it.
@@ -164,6 +180,20 @@ mod tests {
             "{line}"
         );
         assert!(!line.contains("cut at"));
+        let data = DataReport {
+            dropped_identical: 2,
+            validation_pairs: 9,
+            validation_truncated: 4,
+            validation_dropped_identical: 1,
+            ..data
+        };
+        let line = data_line(&data);
+        assert!(
+            line.contains(
+                "2 dropped: both sides the same tokens, 9 validation pairs (4 cut at max_seq_length, 1 dropped: both sides"
+            ),
+            "{line}"
+        );
     }
 
     #[test]

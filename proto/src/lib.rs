@@ -4,12 +4,14 @@
 //! - [`run_config`]: one file, one check; the launcher reads it, the coordinator keeps it, trainers get it at join.
 //! - [`preference`]: one preference pair as a line of JSON, with every rule a line must keep.
 //! - [`pair_file`]: a file of them.
+//! - [`files`]: regular files, and nothing that has no end.
 //! - [`run_folder`]: what a run leaves in its output folder.
 //! - [`manifest`]: size and checksum of every file of a checkpoint.
 //! - [`security`]: certificates, keys and tokens of a process, and the way to the coordinator.
 //! - [`fault`]: an error with a hint, its code and its exit status.
 
 pub mod fault;
+pub mod files;
 pub mod manifest;
 pub mod pair_file;
 pub mod preference;
@@ -41,6 +43,9 @@ pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Largest gRPC message either side accepts: a measure request of a few thousand long pairs fits.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Longest line of a preference file: a message that carries one pair alone must take it.
+pub const MAX_PAIR_BYTES: usize = MAX_MESSAGE_BYTES - (64 << 10);
 
 /// Largest gRPC message that a trainer may send. Its longest answers a message of [`MAX_MESSAGE_BYTES`] with a score for each
 /// pair in it: under 30 bytes for a pair whose text takes more than 150.

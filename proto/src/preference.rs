@@ -7,11 +7,13 @@
 //! ```
 
 mod quick;
+mod strict;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use quick::QuickPair;
+use strict::Strict;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,9 +89,11 @@ impl PreferencePair {
     }
 
     fn parse_by_the_rules(line: &str) -> Result<Self, RecordError> {
-        let value: Value = serde_json::from_str(line).map_err(|error| RecordError {
-            field: "record".into(),
-            problem: format!("not valid JSON ({})", without_line_number(&error)),
+        let Strict(value) = serde_json::from_str(line).map_err(|error| {
+            let what = without_line_number(&error);
+            // What a rule of ours refuses is valid JSON.
+            let problem = if error.is_data() { what } else { format!("not valid JSON ({what})") };
+            RecordError { field: "record".into(), problem }
         })?;
         let Value::Object(record) = value else {
             return broken("record", format!("expected a JSON object, found {}", kind(&value)));
@@ -265,6 +269,26 @@ mod tests {
                     r#"[{"role":"user","content":"No"}]"#,
                 ),
                 "non_preferred_output[0].role: expected \"assistant\", found \"user\"",
+            ),
+            (
+                GOOD.replace("\"content\":\"Hi\"", "\"content\":\"Hi\",\"content\":\"Ho\""),
+                "record: field `content` is there twice at column 71",
+            ),
+            (
+                GOOD.replace("\"preferred_output\"", "\"input\":{},\"preferred_output\""),
+                "record: field `input` is there twice at column 67",
+            ),
+            (
+                GOOD.replace("Hi", "\\ud800"),
+                "record: not valid JSON (unexpected end of hex escape at column 59)",
+            ),
+            (
+                format!("{}7{}", "[".repeat(200), "]".repeat(200)),
+                "record: not valid JSON (recursion limit exceeded at column 128)",
+            ),
+            (
+                GOOD.replace("\"role\":\"user\"", "\"name\":\"Ada\",\"role\":\"user\""),
+                "input.messages[0]: unknown field `name` (only `role` and `content` are supported)",
             ),
             (GOOD.replace("\"Hi\"", "7"), "input.messages[0].content: expected a string, found a number"),
         ];

@@ -52,8 +52,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// An empty pair takes two bytes on the wire and 80 in memory, and a vector that grows asks for three times its size.
-const BYTES_PER_BYTE: usize = 160;
+/// An empty pair takes two bytes on the wire and 88 in memory, and a vector that grows asks for three times its size.
+const BYTES_PER_BYTE: usize = 180;
 const BYTES_AT_LEAST: usize = 1 << 16;
 
 /// Decodes, and checks what that asked for.
@@ -73,7 +73,7 @@ fn pair() -> impl Strategy<Value = Pair> {
         ".{0,60}",
         Just(r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[]}"#.to_owned()),
     ];
-    (any::<u64>(), json, reference).prop_map(|(id, json, reference)| Pair { id, json, reference })
+    (any::<u64>(), json, reference).prop_map(|(id, json, reference)| Pair { id, json, reference, line: id })
 }
 
 fn down() -> impl Strategy<Value = Down> {
@@ -184,7 +184,7 @@ fn memory_stays_in_proportion_to_the_bytes() {
     assert!(bytes.len() < 500_000);
     assert!(decode::<CoordinatorMessage>(&bytes).is_some());
     let lengths = vec![PairLength::default(); 200_000];
-    let report = MeasureReport { split: 1, lengths };
+    let report = MeasureReport { split: 1, lengths, refusal: None };
     let body = Some(trainer_message::Body::MeasureReport(report));
     assert!(decode::<TrainerMessage>(&TrainerMessage { body }.encode_to_vec()).is_some());
     // A length that is not there is not believed.

@@ -9,6 +9,7 @@
 pub mod cluster;
 pub mod collector;
 pub mod processes;
+pub mod refusal;
 pub mod slurm;
 pub mod tools;
 

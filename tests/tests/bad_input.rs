@@ -6,48 +6,11 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
+use dyad_tests::refusal::{invalid, invalid_at_once, refused};
 use dyad_tests::{BASE, Workspace, pair, pair_lines, text};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::json;
-
-/// A run of one trainer that must be refused.
-struct Refused {
-    status: i32,
-    message: String,
-    hint: String,
-}
-
-fn refused(workspace: &Workspace, args: &[&str]) -> Refused {
-    let output = workspace.launch(1, args);
-    let error = String::from_utf8_lossy(&output.stderr);
-    let starting = |mark: &str| -> Vec<String> {
-        error.lines().filter_map(|line| line.strip_prefix(mark)).map(str::to_owned).collect()
-    };
-    let (errors, hints) = (starting("error: "), starting("hint: "));
-    assert_eq!((errors.len(), hints.len()), (1, 1), "{error}");
-    assert_eq!(error.matches("error:").count(), 1, "told twice: {error}");
-    assert!(!text(&output).contains("panicked") && !text(&output).contains("backtrace"), "{}", text(&output));
-    let rows = fs::read_to_string(workspace.path("out/metrics.jsonl")).unwrap_or_default();
-    assert!(rows.is_empty(), "steps were done: {rows}");
-    Refused { status: output.status.code().unwrap(), message: errors[0].clone(), hint: hints[0].clone() }
-}
-
-/// Refused as invalid input, with these words in the message and these in the hint.
-fn invalid(workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
-    let refused = refused(workspace, args);
-    assert_eq!(refused.status, 2, "{}", refused.message);
-    for part in message {
-        assert!(refused.message.contains(part), "no {part:?} in: {}", refused.message);
-    }
-    assert!(refused.hint.contains(hint), "no {hint:?} in: {}", refused.hint);
-}
-
-/// The same, for what the launcher knows before it writes or starts anything.
-fn invalid_at_once(workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
-    invalid(workspace, args, message, hint);
-    assert!(!workspace.path("out").exists());
-}
 
 /// A good workspace whose second line is replaced.
 fn with_line(line: &str) -> Workspace {

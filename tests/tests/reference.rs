@@ -54,7 +54,7 @@ fn the_second_epoch_and_the_next_run_reuse_what_the_reference_said() {
 }
 
 #[test]
-fn scores_of_another_model_or_precision_are_not_reused() {
+fn scores_of_another_model_precision_or_other_tokens_are_not_reused() {
     let workspace = workspace("max_steps = 2\nshuffle = false\n");
     train(&workspace, 1, "first", "cache");
     let kl = |out: &str, args: &[&str]| {
@@ -62,9 +62,39 @@ fn scores_of_another_model_or_precision_are_not_reused() {
     };
     assert_eq!(kl("same", &[]), [false; 2]);
     assert_eq!(kl("narrow", &["--set", "dtype=bfloat16"]), [true; 2]);
-    assert_eq!(kl("shorter", &["--set", "max_seq_length=200"]), [true; 2]);
+    // The limit itself changes no number: only what it cuts does.
+    assert_eq!(kl("longer", &["--set", "max_seq_length=200"]), [false; 2]);
+    assert_eq!(kl("shorter", &["--set", "max_seq_length=40", "--set", "batch_size=40"])[0], true);
     workspace.new_model("other", &["--seed", "7"]);
     assert_eq!(kl("other-model", &["--set", "model=other"]), [true; 2]);
+}
+
+/// As a template does that writes today's date.
+fn write_into_the_prompt(workspace: &Workspace, words: &str) {
+    let path = workspace.path("model/tokenizer_config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let template = config["chat_template"].as_str().unwrap();
+    config["chat_template"] = format!("{words}{template}").into();
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
+#[test]
+fn scores_are_kept_by_the_tokens_that_the_template_makes_of_a_pair() {
+    let workspace = workspace("max_steps = 2\nshuffle = false\nreference_logps = \"cache\"\n");
+    let kl = |out: &str, file: &str| {
+        let rows = workspace.train(1, out, &["--set", &format!("training_file={file}")]);
+        // What the policy says before its first update is what the reference says of the same tokens.
+        assert!((number(&rows[0], "loss") - std::f64::consts::LN_2).abs() < 1e-6, "{out}: {:?}", rows[0]);
+        measured(&rows, "kl")
+    };
+    assert_eq!(kl("first", "pairs.jsonl"), [true; 2]);
+    write_into_the_prompt(&workspace, "{# a remark that renders to nothing #}");
+    let spaced = std::fs::read_to_string(workspace.path("pairs.jsonl")).unwrap().replace("\":", "\" : ");
+    workspace.write("spaced.jsonl", &spaced);
+    assert_eq!(kl("same-tokens", "spaced.jsonl"), [false; 2]);
+    write_into_the_prompt(&workspace, "Today is the 29th.");
+    assert_eq!(kl("another-day", "pairs.jsonl"), [true; 2]);
 }
 
 #[test]

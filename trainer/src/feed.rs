@@ -5,12 +5,12 @@ use std::sync::mpsc;
 
 use dyad_data::tokenize::{Rule, Tokenized, measure, tokenize_all};
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::Fault;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{
-    CommunicatorReady, MeasureReport, MeasureRequest, Pair, PairVerdict, ReferenceLogps, RunPlan,
+    CommunicatorReady, MeasureReport, MeasureRequest, Pair, ReferenceLogps, RunPlan, Split,
 };
+use dyad_proto::{Fault, RunConfig};
 
 use crate::cost::PassCost;
 use crate::session::Handle;
@@ -77,12 +77,12 @@ pub struct Step {
 pub fn start(
     received: mpsc::Receiver<Received>,
     tokenizer: ChatTokenizer,
-    rule: Rule,
-    cost: PassCost,
+    (rule, cost): (Rule, PassCost),
+    files: Files,
     handle: Handle,
 ) -> Result<mpsc::Receiver<Result<Work, Fault>>, Fault> {
     let (deliver, work) = mpsc::channel();
-    let feed = Feed { tokenizer, rule, cost, handle };
+    let feed = Feed { tokenizer, rule, cost, files, handle };
     std::thread::Builder::new()
         .name("feed".into())
         .spawn(move || {
@@ -106,10 +106,31 @@ fn references(pairs: &[Pair]) -> Vec<Option<ReferenceLogps>> {
     pairs.iter().map(|pair| pair.reference).collect()
 }
 
+/// How errors name the files of pairs.
+#[derive(Clone, Debug)]
+pub struct Files {
+    train: String,
+    validation: String,
+}
+
+impl Files {
+    /// Of a run.
+    #[must_use]
+    pub fn of(config: &RunConfig) -> Self {
+        let validation = config.validation_file.clone().unwrap_or_default();
+        Self { train: config.training_file.clone(), validation }
+    }
+
+    fn name(&self, split: Split) -> &str {
+        if split == Split::Validation { &self.validation } else { &self.train }
+    }
+}
+
 struct Feed {
     tokenizer: ChatTokenizer,
     rule: Rule,
     cost: PassCost,
+    files: Files,
     handle: Handle,
 }
 
@@ -123,7 +144,7 @@ impl Feed {
                 generation: step.generation,
                 step: step.step,
                 ids: ids(&step.pairs),
-                pairs: self.tokenize(&step.pairs)?,
+                pairs: self.tokenize(Split::Train, &step.pairs)?,
                 references: references(&step.pairs),
                 global_pairs: step.global_pairs,
                 global_chosen_tokens: step.global_chosen_tokens,
@@ -133,12 +154,13 @@ impl Feed {
             }),
             Received::Evaluation(evaluation) => {
                 let references = references(&evaluation.pairs);
-                Work::Evaluate { step: evaluation.step, pairs: self.tokenize(&evaluation.pairs)?, references }
+                let pairs = self.tokenize(Split::Validation, &evaluation.pairs)?;
+                Work::Evaluate { step: evaluation.step, pairs, references }
             }
             Received::Reference(reference) => Work::Reference {
                 chunk: reference.chunk,
                 ids: ids(&reference.pairs),
-                pairs: self.tokenize(&reference.pairs)?,
+                pairs: self.tokenize(reference.split(), &reference.pairs)?,
             },
             Received::Finish(_) => Work::Finish,
             Received::Drain(_) => Work::Drain,
@@ -155,20 +177,16 @@ impl Feed {
     }
 
     fn answer(&self, request: &MeasureRequest) -> Result<(), Fault> {
-        let mut lengths = measure(&self.tokenizer, &request.pairs, self.rule)?;
+        let (mut lengths, refusal) = measure(&self.tokenizer, &request.pairs, self.rule)?;
         for length in &mut lengths {
             length.cost = self.cost.of(length);
         }
-        self.handle.send(Sent::MeasureReport(MeasureReport { split: request.split, lengths }));
+        let refusal = refusal.map(Into::into);
+        self.handle.send(Sent::MeasureReport(MeasureReport { split: request.split, lengths, refusal }));
         Ok(())
     }
 
-    fn tokenize(&self, pairs: &[Pair]) -> Result<Vec<Tokenized>, Fault> {
-        let tokenized = tokenize_all(&self.tokenizer, pairs, self.rule)?;
-        let trainable = |verdict: &PairVerdict| matches!(verdict, PairVerdict::Kept | PairVerdict::Truncated);
-        match tokenized.iter().position(|(verdict, _)| !trainable(verdict)) {
-            Some(index) => Err(Fault::failed(format!("pair {} has nothing to train on", pairs[index].id))),
-            None => Ok(tokenized.into_iter().map(|(_, tokens)| tokens).collect()),
-        }
+    fn tokenize(&self, split: Split, pairs: &[Pair]) -> Result<Vec<Tokenized>, Fault> {
+        tokenize_all(&self.tokenizer, pairs, self.rule, self.files.name(split))
     }
 }

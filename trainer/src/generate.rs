@@ -16,18 +16,22 @@ use crate::model::blocks::Pass;
 use crate::model::weights::Place;
 use crate::transfer::values;
 
-/// Most likely answers to some conversations, all prompts in one packed pass per token.
+/// Ids of a conversation with the opening of the answer, all of which the model knows.
+pub fn prompt(tokenizer: &ChatTokenizer, conversation: &[Message], model: &Model) -> Result<Vec<u32>, Fault> {
+    let ids = tokenizer.encode(&tokenizer.render(conversation, true)?)?;
+    tokenizer.check_known(ids.iter().copied(), u32::try_from(model.config.vocab_size).unwrap_or(0))?;
+    Ok(ids)
+}
+
+/// Most likely answers to some prompts, all of them in one packed pass per token.
 pub fn complete(
     model: &Model,
     tokenizer: &ChatTokenizer,
-    conversations: &[Vec<Message>],
+    prompts: Vec<Vec<u32>>,
     max_new_tokens: usize,
 ) -> Result<Vec<String>, Fault> {
-    let mut open = Vec::new();
-    for conversation in conversations {
-        let ids = tokenizer.encode(&tokenizer.render(conversation, true)?)?;
-        open.push(Answer { prompt_len: ids.len(), ids, done: false });
-    }
+    let mut open: Vec<Answer> =
+        prompts.into_iter().map(|ids| Answer { prompt_len: ids.len(), ids, done: false }).collect();
     for _ in 0..max_new_tokens {
         let mut growing: Vec<&mut Answer> = open.iter_mut().filter(|answer| !answer.done).collect();
         if growing.is_empty() {

@@ -8,9 +8,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use dyad_data::new_model;
 use dyad_data::tokenizer::ChatTokenizer;
+use dyad_proto::preference::Message;
 use dyad_proto::{Fault, pair_file};
 use dyad_telemetry::{LogFormat, Logs, Telemetry};
 use trainer::cli::{Cli, Command, GenerateOptions, RunOptions};
+use trainer::generate::prompt;
 use trainer::session::Identity;
 
 fn main() -> ExitCode {
@@ -58,11 +60,19 @@ fn run(options: RunOptions) -> Result<(), Fault> {
 fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     use_threads(options.threads);
     let pairs = pair_file::pairs("--pairs", &options.pairs)?;
-    let conversations: Vec<_> = pairs.into_iter().take(options.limit).map(|pair| pair.messages).collect();
+    let (lines, conversations): (Vec<u64>, Vec<_>) =
+        pairs.into_iter().take(options.limit).map(|(line, pair)| (line, pair.messages)).unzip();
     let model = trainer::run::load_for_inference(&options.model)?;
     let tokenizer = ChatTokenizer::load(&options.model)?;
+    let prompt = |(conversation, line): (&Vec<Message>, u64)| {
+        prompt(&tokenizer, conversation, &model).map_err(|fault| {
+            let place = format!("{} line {line}", options.pairs.display());
+            Fault { message: format!("{place}: {}", fault.message), ..fault }
+        })
+    };
     let answers = trainer::panics::caught(|| {
-        trainer::generate::complete(&model, &tokenizer, &conversations, options.max_new_tokens)
+        let prompts = conversations.iter().zip(lines).map(prompt).collect::<Result<_, _>>()?;
+        trainer::generate::complete(&model, &tokenizer, prompts, options.max_new_tokens)
     })?;
     let mut out = std::io::stdout().lock();
     for (conversation, completion) in conversations.iter().zip(answers) {

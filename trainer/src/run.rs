@@ -10,8 +10,8 @@ use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{
-    Assignment, CheckpointReport, EvaluationReport, PairReference, Phase, ReferenceLogps, ReferenceReport,
-    StepReport,
+    Assignment, CheckpointReport, EvaluationReport, PairReference, Phase, PreferenceSums, ReferenceLogps,
+    ReferenceReport, StepReport,
 };
 use dyad_proto::{ErrorCode, Fault};
 use dyad_telemetry::TARGET;
@@ -197,6 +197,7 @@ impl Trainer {
         tracing::debug!(step = step.step, phases = ?result.phases, "step");
         self.state.step = step.step;
         let reporting = trace::part("report");
+        let sums_fault = no_number(&result.sums);
         self.handle.send(Sent::StepReport(StepReport {
             generation: step.generation,
             step: step.step,
@@ -218,6 +219,9 @@ impl Trainer {
                 step.step, result.grad_norm
             ))
             .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\""));
+        }
+        if let Some(what) = sums_fault {
+            return Err(Fault::failed(format!("step {}: {what}", step.step)).hint(NO_NUMBER));
         }
         trace::end();
         if step.checkpoint {
@@ -265,7 +269,14 @@ impl Trainer {
 
     fn score_references(&mut self, chunk: u64, ids: &[u64], pairs: &[Tokenized]) -> Result<(), Fault> {
         self.handle.enter(Phase::Evaluating, 0);
-        let references: Vec<_> = self.engine.score_references(pairs)?.into_iter().map(Some).collect();
+        let references = self.engine.score_references(pairs)?;
+        let finite = |logps: &ReferenceLogps| logps.chosen.is_finite() && logps.rejected.is_finite();
+        if !references.iter().all(finite) {
+            return Err(
+                Fault::failed("a log-probability of the reference model is no number").hint(NO_NUMBER)
+            );
+        }
+        let references: Vec<_> = references.into_iter().map(Some).collect();
         self.handle.send(Sent::ReferenceReport(ReferenceReport {
             generation: self.place.generation,
             chunk,
@@ -284,13 +295,17 @@ impl Trainer {
         let _span = tracing::info_span!(target: TARGET, "evaluate", train.step = step).entered();
         let start = Instant::now();
         let sums = self.engine.evaluate(pairs, references)?;
+        let fault = no_number(&sums);
         self.handle.send(Sent::EvaluationReport(EvaluationReport {
             generation: self.place.generation,
             step,
             sums: Some(sums),
             seconds: start.elapsed().as_secs_f64(),
         }));
-        Ok(())
+        match fault {
+            None => Ok(()),
+            Some(what) => Err(Fault::failed(format!("evaluation after step {step}: {what}")).hint(NO_NUMBER)),
+        }
     }
 
     fn finish(&mut self) -> Result<(), Fault> {
@@ -316,6 +331,23 @@ impl Trainer {
             _ => peak_resident_bytes(),
         }
     }
+}
+
+const NO_NUMBER: &str =
+    "lower learning_rate, check the weights that the run started from, or train with dtype = \"float32\"";
+
+/// The first of the sums that is not finite.
+fn no_number(sums: &PreferenceSums) -> Option<String> {
+    let all = [
+        ("loss", sums.loss),
+        ("log-probability of the preferred outputs", sums.logps_chosen),
+        ("log-probability of the other outputs", sums.logps_rejected),
+        ("reward of the preferred outputs", sums.rewards_chosen),
+        ("reward of the other outputs", sums.rewards_rejected),
+        ("KL divergence", sums.kl),
+    ];
+    let (name, value) = all.into_iter().find(|(_, value)| !value.is_finite())?;
+    Some(format!("the {name} is {value}"))
 }
 
 /// What the reference model said, by pair, where it was asked.

@@ -23,7 +23,7 @@ use crate::comm::{Communicator, narrow};
 use crate::cost::PassCost;
 use crate::device;
 use crate::engine::EngineError;
-use crate::feed::{self, Work};
+use crate::feed::{self, Files, Work};
 use crate::layout::Sharding;
 use crate::load::{Among, Parts, Sources};
 use crate::loading;
@@ -72,9 +72,11 @@ pub fn start(
     let sources = Sources::resolve(&config)?;
     let tokenizer = ChatTokenizer::load(sources.tokenizer())?;
     let preferred_only = config.training_method == TrainingMethod::Sft;
-    let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only };
-    let cost = PassCost::new(&ModelConfig::load(&sources.base)?, Layout::of(&config));
-    let work = feed::start(received, tokenizer, rule, cost, handle.clone())?;
+    let model = ModelConfig::load(&sources.base)?;
+    let embedding_rows = u32::try_from(model.vocab_size).unwrap_or(0);
+    let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only, embedding_rows };
+    let cost = PassCost::new(&model, Layout::of(&config));
+    let work = feed::start(received, tokenizer, (rule, cost), Files::of(&config), handle.clone())?;
     handle.enter(Phase::Rendezvous, 0);
     let connecting = tracing::info_span!(target: TARGET, "rendezvous").entered();
     let mut backlog = VecDeque::new();
@@ -93,8 +95,7 @@ pub fn start(
     loading::compare(&reading, &sources, communicator.as_ref(), device)?;
     tracing::info!(seconds = began.elapsed().as_secs_f32(), "loaded");
     let keeps_references = place.rank == 0 && config.keeps_references();
-    let reference_key =
-        if keeps_references { reference_key(&sources, &parts, rule.max_len)? } else { String::new() };
+    let reference_key = if keeps_references { reference_key(&sources, &parts)? } else { String::new() };
     report(handle, &mut parts, began, reference_key);
     drop(loading);
     handle.enter(Phase::Measuring, 0);
@@ -107,14 +108,12 @@ pub fn start(
 }
 
 /// Names what the reference model's scores depend on.
-fn reference_key(sources: &Sources, parts: &Parts, max_seq_length: usize) -> Result<String, Fault> {
+fn reference_key(sources: &Sources, parts: &Parts) -> Result<String, Fault> {
     let place = parts.policy.place;
     let weights = [Some(&sources.base), sources.adapter.as_ref()];
     let key = ReferenceModel {
         weights: weights.into_iter().flatten().map(PathBuf::as_path).collect(),
-        tokenizer: sources.tokenizer(),
         arithmetic: format!("{:?} {}", place.kind, if place.device.is_cuda() { "cuda" } else { "cpu" }),
-        max_seq_length,
     };
     key.key()
 }

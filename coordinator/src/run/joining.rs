@@ -3,12 +3,13 @@
 use std::time::Instant;
 
 use dyad_proto::Fault;
+use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    Abort, Assignment, BootstrapOffer, CommunicatorReady, MeasureReport, MeasureRequest, TrainerJoined,
-    Welcome,
+    Abort, Assignment, BootstrapOffer, CommunicatorReady, MeasureReport, MeasureRequest, Split,
+    TrainerJoined, Welcome,
 };
 
 use super::{Command, Run, Stage};
@@ -102,21 +103,41 @@ impl Run {
     }
 
     fn measured_all(&mut self, lengths: (Lengths, Lengths)) -> Result<(), Fault> {
-        match self.references.take() {
-            Some(references) => self.start_training(lengths, references),
-            None => {
-                self.stage = Stage::Measured(Box::new(lengths));
-                Ok(())
-            }
+        let Self { spec, .. } = self;
+        lengths.0.check_usable("training_file", &spec.data.train)?;
+        if let Some(file) = &spec.data.validation {
+            lengths.1.check_usable("validation_file", file)?;
         }
+        if !spec.config.keeps_references() {
+            return self.start_training(lengths, References::new(Mode::Compute, []));
+        }
+        self.stage = Stage::Measured(Box::new(lengths));
+        self.recall()
+    }
+
+    /// Asks for what earlier runs have left, once it is known both of which model and of which tokens.
+    pub(super) fn recall(&mut self) -> Result<(), Fault> {
+        let (Stage::Measured(lengths), Some(reference_key)) = (&self.stage, &self.reference_key) else {
+            return Ok(());
+        };
+        let (train, validation) = (&lengths.0, &lengths.1);
+        let keys = [(Split::Train, train), (Split::Validation, validation)].into_iter().flat_map(
+            |(split, lengths)| lengths.kept().into_iter().filter_map(move |id| lengths.key(split, id)),
+        );
+        let recall = Command::Recall(reference_key.clone(), keys.collect());
+        self.commands.push(recall);
+        Ok(())
     }
 
     pub(super) fn recalled(&mut self, known: Vec<Known>) -> Result<(), Fault> {
-        let references = References::new(self.spec.config.reference_logps, known);
         match std::mem::replace(&mut self.stage, Stage::Finishing) {
-            Stage::Measured(lengths) => self.start_training(*lengths, references),
+            Stage::Measured(lengths) => {
+                let references = References::new(self.spec.config.reference_logps, known);
+                self.start_training(*lengths, references)
+            }
+            // The run has ended meanwhile.
             other => {
-                (self.stage, self.references) = (other, Some(references));
+                self.stage = other;
                 Ok(())
             }
         }

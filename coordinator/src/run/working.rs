@@ -21,16 +21,13 @@ impl Run {
         references: References,
     ) -> Result<(), Fault> {
         let spec = &self.spec;
-        lengths.0.check_some_kept("training_file", &spec.config.training_file)?;
-        if let Some(file) = &spec.config.validation_file {
-            lengths.1.check_some_kept("validation_file", file)?;
-        }
         let mut report = data_report(&lengths);
         let sha256 = spec.data.train.sha256();
         let world_size = spec.world_size as usize;
         let (train, validation) = lengths;
         let known = KnownPairs { train, validation, references };
-        let training = Training::new(&spec.config, world_size, sha256, known, (spec.start, self.now));
+        let mut training = Training::new(&spec.config, world_size, sha256, known, (spec.start, self.now));
+        training.check_sizes(&spec.data)?;
         report.total_steps = training.schedule().total_steps;
         report.steps_per_epoch = training.schedule().steps_per_epoch;
         report.start_step = spec.start.step;

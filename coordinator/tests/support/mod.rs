@@ -313,7 +313,7 @@ impl Trainer {
             Down::MeasureRequest(request) => {
                 self.log.measured.extend(request.pairs.iter().map(|pair| pair.id));
                 let lengths = request.pairs.iter().map(measure).collect();
-                self.send(Up::MeasureReport(MeasureReport { split: request.split, lengths }));
+                self.send(Up::MeasureReport(MeasureReport { split: request.split, lengths, refusal: None }));
             }
             Down::RunPlan(plan) => self.log.plan = Some(plan),
             Down::Step(step) => self.step(step),
@@ -382,7 +382,8 @@ fn measure(pair: &Pair) -> PairLength {
         prompt_tokens: tokens,
         chosen_tokens: tokens,
         rejected_tokens: tokens,
-        cost: 0,
+        tokens_hash_low: pair.id,
+        ..PairLength::default()
     }
 }
 

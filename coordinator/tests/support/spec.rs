@@ -48,7 +48,14 @@ pub fn hello(id: TrainerId) -> Up {
 /// All pairs are kept, and one token long throughout.
 pub fn measured(pairs: usize) -> MeasureReport {
     let verdict = PairVerdict::Kept.into();
-    let length =
-        |id| PairLength { id, verdict, prompt_tokens: 1, chosen_tokens: 1, rejected_tokens: 1, cost: 0 };
-    MeasureReport { split: 1, lengths: (0..pairs as u64).map(length).collect() }
+    let length = |id| PairLength {
+        id,
+        verdict,
+        prompt_tokens: 1,
+        chosen_tokens: 1,
+        rejected_tokens: 1,
+        tokens_hash_low: id,
+        ..PairLength::default()
+    };
+    MeasureReport { split: 1, lengths: (0..pairs as u64).map(length).collect(), refusal: None }
 }

@@ -1,5 +1,5 @@
-//! A good line, read fast: one pass, and nothing copied but text that needs unescaping. Says nothing of other lines, and
-//! refuses some odd good ones (a key given twice); both are read again by the rules in full, which find the words.
+//! A good line, read fast: one pass, and nothing copied but text that needs unescaping. Says nothing of other lines,
+//! which are read again by the rules in full: those find the words.
 
 use std::borrow::Cow;
 use std::fmt;

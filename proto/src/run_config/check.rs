@@ -16,6 +16,7 @@ impl RunConfig {
             return Err(Fault::input("config key `model` is missing")
                 .hint("add `model = \"…\"` (a Hugging Face folder or hub id), or `from_checkpoint`"));
         }
+        self.check_paths()?;
         if self.n_evals > 0 && self.validation_file.is_none() {
             return Err(Fault::input("n_evals is set but validation_file is not")
                 .hint("add `validation_file = \"…\"`, or set n_evals = 0"));
@@ -48,33 +49,48 @@ impl RunConfig {
         Err(Fault::input(format!("offload_reference is set, but {why}")).hint("remove offload_reference"))
     }
 
+    /// What is allowed is far more than anybody uses; what is not is a slip of the pen, and some of it would end in memory that
+    /// nobody has or in numbers that float32 does not hold.
     fn check_ranges(&self) -> Result<(), Fault> {
-        let positive_integers = [
-            ("n_epochs", u64::from(self.n_epochs)),
-            ("batch_size", u64::from(self.batch_size)),
-            ("max_steps", self.max_steps.unwrap_or(1)),
-            ("max_seq_length", u64::from(self.max_seq_length.unwrap_or(1))),
-            ("lora_r", u64::from(self.lora_r())),
-            ("n_checkpoints", u64::from(self.n_checkpoints)),
-            ("save_steps", self.save_steps.unwrap_or(1)),
-            ("save_total_limit", u64::from(self.save_total_limit.unwrap_or(1))),
-            ("micro_batch_tokens", u64::from(self.micro_batch_tokens)),
+        let integers = [
+            ("n_epochs", u64::from(self.n_epochs), 1..=1_000_000),
+            ("batch_size", u64::from(self.batch_size), 1..=1 << 20),
+            ("max_steps", self.max_steps.unwrap_or(1), 1..=1_000_000_000_000),
+            ("max_seq_length", u64::from(self.max_seq_length.unwrap_or(1)), 1..=1 << 24),
+            ("lora_r", u64::from(self.lora_r()), 1..=1 << 16),
+            ("n_checkpoints", u64::from(self.n_checkpoints), 1..=1_000_000),
+            ("n_evals", u64::from(self.n_evals), 0..=1_000_000),
+            ("micro_batch_tokens", u64::from(self.micro_batch_tokens), 1..=1 << 24),
+            ("save_steps", self.save_steps.unwrap_or(1), 1..=1_000_000_000_000),
+            ("save_total_limit", u64::from(self.save_total_limit.unwrap_or(1)), 1..=1_000_000),
         ];
-        for (key, value) in positive_integers {
-            require(value > 0, key, "at least 1", value as f64)?;
+        for (key, value, range) in integers {
+            let expected = format!("a whole number from {} to {}", range.start(), range.end());
+            require(range.contains(&value), key, &expected, value as f64)?;
         }
         require(self.zero_stage <= 3, "zero_stage", "0, 1, 2 or 3", f64::from(self.zero_stage))?;
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        let not_negative = |x: f64| x.is_finite() && x >= 0.0;
-        require(not_negative(self.learning_rate), "learning_rate", "at least 0", self.learning_rate)?;
-        require(positive(self.dpo_beta), "dpo_beta", "above 0", self.dpo_beta)?;
-        require(positive(self.lora_alpha()), "lora_alpha", "above 0", self.lora_alpha())?;
-        require(not_negative(self.weight_decay), "weight_decay", "at least 0", self.weight_decay)?;
-        require(not_negative(self.max_grad_norm), "max_grad_norm", "at least 0", self.max_grad_norm)?;
-        let year = 525_600.0;
-        require((0.0..=year).contains(&self.save_minutes), "save_minutes", "0 to 525600", self.save_minutes)?;
-        for (key, ratio) in [("min_lr_ratio", self.min_lr_ratio), ("warmup_ratio", self.warmup_ratio)] {
-            require((0.0..=1.0).contains(&ratio), key, "between 0 and 1", ratio)?;
+        let above_0 = [("dpo_beta", self.dpo_beta, 1000.0), ("lora_alpha", self.lora_alpha(), 1e6)];
+        for (key, value, most) in above_0 {
+            // In float32, where it is used, too.
+            let holds = value as f32 > 0.0 && value <= most;
+            require(holds, key, &format!("a number above 0 and at most {most}"), value)?;
+        }
+        let from_0 = [
+            ("learning_rate", self.learning_rate, 1000.0),
+            ("weight_decay", self.weight_decay, 1000.0),
+            ("max_grad_norm", self.max_grad_norm, 1e30),
+            ("min_lr_ratio", self.min_lr_ratio, 1.0),
+            ("warmup_ratio", self.warmup_ratio, 1.0),
+            // A year.
+            ("save_minutes", self.save_minutes, 525_600.0),
+        ];
+        for (key, value, most) in from_0 {
+            require(
+                (0.0..=most).contains(&value),
+                key,
+                &format!("a number between 0 and {}", shown(most)),
+                value,
+            )?;
         }
         require(
             (0.0..1.0).contains(&self.lora_dropout()),
@@ -89,6 +105,80 @@ fn require(holds: bool, key: &str, expected: &str, found: f64) -> Result<(), Fau
     if holds {
         return Ok(());
     }
-    Err(Fault::input(format!("config key `{key}`: expected {expected}, found {found}"))
+    Err(Fault::input(format!("config key `{key}`: expected {expected}, found {}", shown(found)))
         .hint("see docs/config.md for every key and its range"))
+}
+
+/// Without the three hundred digits that some numbers have.
+fn shown(number: f64) -> String {
+    if number.fract() == 0.0 && number.abs() < 1e15 { format!("{number}") } else { format!("{number:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(key: &str, value: &str) -> String {
+        let good = "model = \"m\"\ntraining_file = \"t\"\noutput_dir = \"o\"\nvalidation_file = \"v\"\n";
+        let config = RunConfig::from_toml(&format!("{good}{key} = {value}\n"), "run.toml", &[]);
+        config.map_or_else(|fault| fault.message, |_| format!("{key} = {value} is taken"))
+    }
+
+    #[test]
+    fn absurd_numbers_are_refused_by_name() {
+        for (key, value) in [
+            ("n_checkpoints", "4294967295"),
+            ("n_evals", "4294967295"),
+            ("batch_size", "4294967295"),
+            ("n_epochs", "4294967295"),
+            ("max_steps", "9223372036854775807"),
+            ("max_seq_length", "4294967295"),
+            ("max_seq_length", "0"),
+            ("micro_batch_tokens", "0"),
+            ("micro_batch_tokens", "4294967295"),
+            ("lora_r", "4294967295"),
+            ("lora_alpha", "1e300"),
+            ("learning_rate", "1e308"),
+            ("learning_rate", "inf"),
+            ("learning_rate", "nan"),
+            ("learning_rate", "-1e-5"),
+            ("dpo_beta", "1e30"),
+            ("dpo_beta", "1e-300"),
+            ("dpo_beta", "nan"),
+            ("weight_decay", "inf"),
+            ("max_grad_norm", "inf"),
+            ("warmup_ratio", "1.5"),
+            ("warmup_ratio", "nan"),
+            ("lora_dropout", "nan"),
+        ] {
+            let message = refusal(key, value);
+            let expected = format!("config key `{key}`: expected ");
+            assert!(message.starts_with(&expected) && message.len() < 120, "{message}");
+        }
+        assert_eq!(
+            refusal("learning_rate", "1e308"),
+            "config key `learning_rate`: expected a number between 0 and 1000, found 1e308"
+        );
+    }
+
+    #[test]
+    fn numbers_of_another_kind_name_key_and_line() {
+        for (key, value) in [
+            ("batch_size", "8.0"),
+            ("batch_size", "true"),
+            ("batch_size", "\"8\""),
+            ("batch_size", "-8"),
+            ("batch_size", "4294967296"),
+            ("shuffle", "\"true\""),
+            ("shuffle", "1"),
+            ("learning_rate", "\"1e-5\""),
+            ("learning_rate", "[1e-5]"),
+            ("zero_stage", "256"),
+            ("max_steps", "1e3"),
+        ] {
+            let message = refusal(key, value);
+            assert!(message.starts_with(&format!("run.toml line 5: config key `{key}`: ")), "{message}");
+        }
+        assert!(refusal("batch_size", "8\nbatch_size = 4").contains("duplicate key"));
+    }
 }

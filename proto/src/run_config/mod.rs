@@ -6,6 +6,7 @@
 mod check;
 mod choices;
 mod lora_modules;
+mod paths;
 mod read;
 
 use std::path::Path;
@@ -17,8 +18,9 @@ pub use self::choices::{
     ReferenceLogps, TrainingMethod,
 };
 pub use self::lora_modules::LoraModules;
+pub use self::paths::expand;
 use self::read::{KEYS, at, from_table, known, line_of, parse_override};
-use crate::Fault;
+use crate::{Fault, files};
 
 /// Everything that decides what a run computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -162,6 +164,13 @@ impl Default for RunConfig {
     }
 }
 
+/// No configuration is longer: what is, is another file.
+const MOST_BYTES: u64 = 1 << 20;
+
+fn home() -> Option<String> {
+    std::env::var("HOME").ok()
+}
+
 impl RunConfig {
     /// Every key, in the order of the documentation.
     #[must_use]
@@ -171,7 +180,12 @@ impl RunConfig {
 
     /// Reads a TOML file, applies `key=value` overrides, checks every rule.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, Fault> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        // `--config=~/run.toml`: shells leave that to the program.
+        let shown = path.display().to_string();
+        let expanded = expand(&shown, home().as_deref())
+            .map_err(|fault| Fault { message: format!("--config: {}", fault.message), ..fault })?;
+        let path = if expanded == shown { path } else { Path::new(&expanded) };
+        let text = files::read_to_string_or_pipe(path, MOST_BYTES).map_err(|error| {
             Fault::input(format!("cannot read config file {}: {error}", path.display()))
                 .hint("give the path of a TOML file with --config")
         })?;
@@ -192,7 +206,8 @@ impl RunConfig {
             let (key, value) = parse_override(item)?;
             table.insert(key, value);
         }
-        let config = from_table(&table, source, text)?;
+        let mut config = from_table(&table, source, text)?;
+        config.expand_paths(home().as_deref())?;
         config.check()?;
         Ok(config)
     }
@@ -290,7 +305,10 @@ mod tests {
         let fault = parse("loss_type = \"ipo9\"\n", &[]).unwrap_err();
         assert!(fault.message.contains("config key `loss_type`: unknown variant `ipo9`"), "{fault}");
         let fault = parse("dpo_beta = 0\n", &[]).unwrap_err();
-        assert_eq!(fault.message, "config key `dpo_beta`: expected above 0, found 0");
+        assert_eq!(
+            fault.message,
+            "config key `dpo_beta`: expected a number above 0 and at most 1000, found 0"
+        );
     }
 
     #[test]
@@ -298,6 +316,13 @@ mod tests {
         let config =
             parse("n_epochs = 3\n", &["n_epochs=5", "model=org/name", "learning_rate=1e-6"]).unwrap();
         assert_eq!((config.n_epochs, config.model.as_str(), config.learning_rate), (5, "org/name", 1e-6));
+        assert_eq!(parse("", &["output_dir=2026-11-29"]).unwrap().output_dir, "2026-11-29");
+        assert_eq!(parse("", &["output_dir=1"]).unwrap().output_dir, "1");
+        let fault = parse("", &["output_dir=\"a\"\nmodel = \"b\""]).unwrap_err();
+        assert!(
+            fault.message.contains("`output_dir`") && fault.message.contains("control character"),
+            "{fault}"
+        );
         assert!(parse("", &["n_epoch=5"]).unwrap_err().hint.contains("n_epochs"));
         assert!(parse("", &["n_epochs"]).unwrap_err().message.contains("expected key=value"));
     }

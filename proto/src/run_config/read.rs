@@ -86,10 +86,22 @@ pub(super) fn parse_override(item: &str) -> Result<(String, toml::Value), Fault>
     let in_override = |fault: Fault| Fault { message: format!("--set {item}: {}", fault.message), ..fault };
     known(key).map_err(in_override)?;
     // `--set model=my/folder` needs no quotes: what is no TOML value is a string.
-    let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
-    let parsed = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    typed(key, &parsed).map_err(in_override)?;
-    Ok((key.to_owned(), parsed))
+    let literal = || toml::Value::String(value.to_owned());
+    let parsed = parse_value(value).unwrap_or_else(literal);
+    match typed(key, &parsed) {
+        Ok(()) => Ok((key.to_owned(), parsed)),
+        // A folder may be called 2026-11-29 or 1, which TOML reads as a date and a number.
+        Err(_) if !parsed.is_str() && typed(key, &literal()).is_ok() => Ok((key.to_owned(), literal())),
+        Err(fault) => Err(in_override(fault)),
+    }
+}
+
+/// One TOML value; none where the text is no value, or more than one line.
+fn parse_value(text: &str) -> Option<toml::Value> {
+    if text.contains(['\n', '\r']) {
+        return None;
+    }
+    format!("v = {text}").parse::<toml::Table>().ok()?.remove("v")
 }
 
 pub(super) fn from_table(table: &toml::Table, source: &str, text: &str) -> Result<RunConfig, Fault> {

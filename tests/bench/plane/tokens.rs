@@ -11,7 +11,7 @@ use crate::families::{FAMILIES, folder};
 use crate::text::Writer;
 use crate::usage::cpu_seconds;
 
-const RULE: Rule = Rule { max_len: 4096, preferred_only: false };
+const RULE: Rule = Rule { max_len: 4096, preferred_only: false, embedding_rows: u32::MAX };
 
 /// One row a tokenizer: its name and million tokens per second of processor time. Told as they come: training takes a while.
 pub(crate) fn measure(dir: &Path, seconds: f64, tell: &dyn Fn(&str, &str)) {

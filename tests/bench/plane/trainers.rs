@@ -97,7 +97,7 @@ impl Trainer {
             }
             Down::MeasureRequest(request) => {
                 let lengths = request.pairs.iter().map(length).collect();
-                self.send(Up::MeasureReport(MeasureReport { split: request.split, lengths }));
+                self.send(Up::MeasureReport(MeasureReport { split: request.split, lengths, refusal: None }));
             }
             Down::RunPlan(_) => self.rest().await,
             Down::Step(step) => self.step(&step).await,
@@ -149,6 +149,8 @@ fn length(pair: &Pair) -> PairLength {
         chosen_tokens: 65,
         rejected_tokens: 65,
         cost: 1000 * pair.json.len() as u64,
+        tokens_hash_high: 0,
+        tokens_hash_low: pair.id,
     }
 }
 

@@ -182,7 +182,7 @@ fn texts(path: &Path) -> Result<Vec<String>, Fault> {
     let pairs = pair_file::pairs("--texts", path)?;
     let messages = pairs
         .into_iter()
-        .flat_map(|pair| pair.messages.into_iter().chain([pair.preferred, pair.non_preferred]));
+        .flat_map(|(_, pair)| pair.messages.into_iter().chain([pair.preferred, pair.non_preferred]));
     let contents = messages.map(|message| message.content);
     // The template's own words must be in the vocabulary too.
     Ok(contents.chain(["system\n", "user\n", "assistant\n"].map(str::to_owned)).collect())
@@ -296,7 +296,12 @@ mod tests {
         create(&options).unwrap();
         let tokenizer = ChatTokenizer::load(&options.out).unwrap();
         let pair = PreferencePair::parse(LINE).unwrap();
-        let (_, tokens) = tokenize(&tokenizer, &pair, Rule { max_len: 64, preferred_only: false }).unwrap();
+        let (_, tokens) = tokenize(
+            &tokenizer,
+            &pair,
+            Rule { max_len: 64, preferred_only: false, embedding_rows: u32::MAX },
+        )
+        .unwrap();
         let text = |ids: &[u32]| tokenizer.decode(ids).unwrap();
         assert_eq!(text(&tokens.prompt), "user\nHi there\nassistant\n");
         assert_eq!((text(&tokens.chosen), text(&tokens.rejected)), ("Hello!\n".into(), "No.\n".into()));

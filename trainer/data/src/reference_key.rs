@@ -1,4 +1,5 @@
-//! Names a reference model, so that its log-probabilities can be kept: equal keys give equal numbers.
+//! Names a reference model, so that its log-probabilities can be kept: equal keys and equal tokens give equal numbers. Tokenizer,
+//! template, date and sequence limit decide the tokens alone, which each pair's own hash names.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,25 +11,20 @@ use sha2::{Digest, Sha256};
 /// Raised when the passes change what they round.
 const ARITHMETIC: u32 = 1;
 const MODEL_FILES: [&str; 2] = ["config.json", "adapter_config.json"];
-const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
 
-/// What a reference log-probability depends on beside the pair.
+/// What a reference log-probability depends on beside the pair's tokens.
 #[derive(Clone, Debug)]
 pub struct ReferenceModel<'a> {
     /// Model folder, and the adapter folder on top of it where there is one.
     pub weights: Vec<&'a Path>,
-    /// Folder of tokenizer and template.
-    pub tokenizer: &'a Path,
     /// Precision and kind of device.
     pub arithmetic: String,
-    /// Most tokens of a sequence.
-    pub max_seq_length: usize,
 }
 
 impl ReferenceModel<'_> {
     /// SHA-256 over all of it, lower-case hex. Reads every file once.
     pub fn key(&self) -> Result<String, Fault> {
-        let mut files: Vec<PathBuf> = TOKENIZER_FILES.iter().map(|name| self.tokenizer.join(name)).collect();
+        let mut files: Vec<PathBuf> = Vec::new();
         for folder in &self.weights {
             files.extend(MODEL_FILES.iter().map(|name| folder.join(name)));
             files.extend(weight_files(folder)?);
@@ -37,7 +33,7 @@ impl ReferenceModel<'_> {
         let digests: Vec<[u8; 32]> =
             files.par_iter().map(|file| digest(file)).collect::<Result<_, Fault>>()?;
         let mut hash = Sha256::new();
-        hash.update(format!("{ARITHMETIC} {} {}", self.arithmetic, self.max_seq_length));
+        hash.update(format!("{ARITHMETIC} {}", self.arithmetic));
         for (file, digest) in files.iter().zip(digests) {
             hash.update(file.file_name().unwrap_or_default().as_encoded_bytes());
             hash.update(digest);
@@ -82,22 +78,22 @@ mod tests {
                 write(dir, name, name);
             }
         }
-        let key = |dir: &Path, max_seq_length| {
-            let arithmetic = "Float cpu".to_owned();
-            ReferenceModel { weights: vec![dir], tokenizer: dir, arithmetic, max_seq_length }.key().unwrap()
+        let key = |dir: &Path, arithmetic: &str| {
+            ReferenceModel { weights: vec![dir], arithmetic: arithmetic.to_owned() }.key().unwrap()
         };
-        let before = key(one.path(), 10);
+        let before = key(one.path(), "Float cpu");
         assert_eq!(before.len(), 64);
-        assert_eq!(key(other.path(), 10), before);
-        assert_ne!(key(one.path(), 11), before);
-        write(other.path(), "README.md", "new");
-        assert_eq!(key(other.path(), 10), before);
-        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        assert_eq!(key(other.path(), "Float cpu"), before);
+        assert_ne!(key(one.path(), "BFloat16 cpu"), before);
+        // Tokens are not the model's business: each pair is kept by its own.
+        for name in ["README.md", "tokenizer.json", "chat_template.jinja"] {
             write(other.path(), name, "new");
-            assert_ne!(key(other.path(), 10), before, "{name}");
+            assert_eq!(key(other.path(), "Float cpu"), before, "{name}");
+        }
+        for name in ["config.json", "model.safetensors"] {
+            write(other.path(), name, "new");
+            assert_ne!(key(other.path(), "Float cpu"), before, "{name}");
             write(other.path(), name, name);
         }
-        write(other.path(), "chat_template.jinja", "new");
-        assert_ne!(key(other.path(), 10), before);
     }
 }

@@ -2,10 +2,11 @@
 //! each once, split at their common token prefix. Templates and tokenizers that treat the prompt's end differently alone
 //! and in full therefore never shift the completion.
 
-use dyad_proto::Fault;
 use dyad_proto::preference::PreferencePair;
 use dyad_proto::wire::{Pair, PairLength, PairVerdict};
+use dyad_proto::{ErrorCode, Fault};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::tokenizer::ChatTokenizer;
 
@@ -25,6 +26,23 @@ impl Tokenized {
     pub fn tokens(&self) -> impl Iterator<Item = u32> {
         [&self.prompt, &self.chosen, &self.rejected].into_iter().flatten().copied()
     }
+
+    /// First 16 bytes of SHA-256 over the ids and where each part ends, as two numbers.
+    #[must_use]
+    pub fn hash(&self) -> (u64, u64) {
+        let mut hash = Sha256::new();
+        let mut bytes = Vec::new();
+        for part in [&self.prompt, &self.chosen, &self.rejected] {
+            hash.update((part.len() as u64).to_be_bytes());
+            bytes.clear();
+            bytes.extend(part.iter().flat_map(|id| id.to_be_bytes()));
+            hash.update(&bytes);
+        }
+        let digest = hash.finalize();
+        let number =
+            |at: usize| digest[at..at + 8].iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
+        (number(0), number(8))
+    }
 }
 
 /// What a run asks of its sequences.
@@ -34,6 +52,8 @@ pub struct Rule {
     pub max_len: usize,
     /// Supervised fine-tuning: the other answer is left out, and decides nothing.
     pub preferred_only: bool,
+    /// Rows of the model's embedding: ids from there on have no meaning to it.
+    pub embedding_rows: u32,
 }
 
 /// Ids of a pair, and whether it can be trained on by the rule.
@@ -54,14 +74,24 @@ pub fn tokenize(
     let rest = |full: &[u32]| full.get(shared..).unwrap_or_default().to_vec();
     let tokenized =
         Tokenized { prompt: prompt[..shared].to_vec(), chosen: rest(&chosen.ids), rejected: rest(&rejected) };
-    Ok(truncate(tokenized, rule))
+    let (verdict, tokenized) = truncate(tokenized, rule);
+    if is_trainable(verdict) {
+        tokenizer.check_known(tokenized.tokens(), rule.embedding_rows)?;
+    }
+    Ok((verdict, tokenized))
+}
+
+/// Pairs of this verdict are computed on.
+#[must_use]
+pub fn is_trainable(verdict: PairVerdict) -> bool {
+    matches!(verdict, PairVerdict::Kept | PairVerdict::Truncated)
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(x, y)| x == y).count()
 }
 
-/// Keeps the start of each sequence; drops the pair where a side would have nothing left to train on.
+/// Keeps the start of each sequence; drops the pair where a side would have nothing left to train on, or both the same.
 fn truncate(mut pair: Tokenized, rule: Rule) -> (PairVerdict, Tokenized) {
     if pair.prompt.is_empty() || pair.chosen.is_empty() || !rule.preferred_only && pair.rejected.is_empty() {
         return (PairVerdict::DroppedEmpty, pair);
@@ -72,39 +102,83 @@ fn truncate(mut pair: Tokenized, rule: Rule) -> (PairVerdict, Tokenized) {
     let cut = pair.chosen.len() > room || pair.rejected.len() > room;
     pair.chosen.truncate(room);
     pair.rejected.truncate(room);
+    // A supervised run has no other side, and trains on one that is preferred to nothing as well.
+    if !rule.preferred_only && pair.chosen == pair.rejected {
+        return (PairVerdict::DroppedIdentical, pair);
+    }
     (if cut { PairVerdict::Truncated } else { PairVerdict::Kept }, pair)
 }
 
+/// What became of a pair: its tokens, or why it cannot become tokens of this model.
+type Outcome = Result<(PairVerdict, Tokenized), Fault>;
+
 /// Parses and tokenises pairs from the wire, all cores at once, in order.
+fn outcomes(tokenizer: &ChatTokenizer, pairs: &[Pair], rule: Rule) -> Vec<Outcome> {
+    let outcome = |pair: &Pair| {
+        let parsed = PreferencePair::parse(&pair.json).map_err(|error| Fault::input(error.to_string()))?;
+        tokenize(tokenizer, &parsed, rule)
+    };
+    pairs.par_iter().map(outcome).collect()
+}
+
+/// Tokens of pairs of one file, which errors name.
 pub fn tokenize_all(
     tokenizer: &ChatTokenizer,
     pairs: &[Pair],
     rule: Rule,
-) -> Result<Vec<(PairVerdict, Tokenized)>, Fault> {
-    pairs
-        .par_iter()
-        .map(|pair| {
-            let named =
-                |fault: Fault| Fault { message: format!("pair {}: {}", pair.id, fault.message), ..fault };
-            let parsed =
-                PreferencePair::parse(&pair.json).map_err(|error| named(Fault::input(error.to_string())))?;
-            tokenize(tokenizer, &parsed, rule).map_err(named)
-        })
-        .collect()
+    file: &str,
+) -> Result<Vec<Tokenized>, Fault> {
+    let usable = |(pair, outcome): (&Pair, Outcome)| {
+        let named = |fault: Fault| Fault {
+            message: format!("{file} line {}: {}", pair.line, fault.message),
+            ..fault
+        };
+        match outcome {
+            Ok((verdict, tokens)) if is_trainable(verdict) => Ok(tokens),
+            Ok(_) => Err(named(
+                Fault::failed("nothing to train on, although some rank has measured otherwise")
+                    .hint("do all hosts have the same tokenizer and chat template?"),
+            )),
+            Err(fault) => Err(named(fault)),
+        }
+    };
+    pairs.iter().zip(outcomes(tokenizer, pairs, rule)).map(usable).collect()
 }
 
-/// Token counts of pairs, for the coordinator's shards.
-pub fn measure(tokenizer: &ChatTokenizer, pairs: &[Pair], rule: Rule) -> Result<Vec<PairLength>, Fault> {
-    let tokenized = tokenize_all(tokenizer, pairs, rule)?;
-    let length = |(pair, (verdict, tokens)): (&Pair, &(PairVerdict, Tokenized))| PairLength {
-        id: pair.id,
-        verdict: (*verdict).into(),
+/// Token counts of pairs, for the coordinator's shards, and why the first of those cannot be used that cannot. An error is no
+/// fault of a pair.
+pub fn measure(
+    tokenizer: &ChatTokenizer,
+    pairs: &[Pair],
+    rule: Rule,
+) -> Result<(Vec<PairLength>, Option<Fault>), Fault> {
+    let mut refusal = None;
+    let mut lengths = Vec::with_capacity(pairs.len());
+    for (pair, outcome) in pairs.iter().zip(outcomes(tokenizer, pairs, rule)) {
+        lengths.push(match outcome {
+            Ok((verdict, tokens)) => length(pair.id, verdict, &tokens),
+            Err(fault) if fault.code == ErrorCode::InvalidInput => {
+                refusal.get_or_insert(fault);
+                PairLength { id: pair.id, verdict: PairVerdict::Refused.into(), ..PairLength::default() }
+            }
+            Err(fault) => return Err(fault),
+        });
+    }
+    Ok((lengths, refusal))
+}
+
+fn length(id: u64, verdict: PairVerdict, tokens: &Tokenized) -> PairLength {
+    let (tokens_hash_high, tokens_hash_low) = tokens.hash();
+    PairLength {
+        id,
+        verdict: verdict.into(),
         prompt_tokens: tokens.prompt.len() as u32,
         chosen_tokens: tokens.chosen.len() as u32,
         rejected_tokens: tokens.rejected.len() as u32,
         cost: 0,
-    };
-    Ok(pairs.iter().zip(&tokenized).map(length).collect())
+        tokens_hash_high,
+        tokens_hash_low,
+    }
 }
 
 #[cfg(test)]
@@ -113,19 +187,54 @@ mod tests {
 
     use super::*;
 
+    const RULE: Rule = Rule { max_len: 10, preferred_only: false, embedding_rows: u32::MAX };
+
+    fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Tokenized {
+        Tokenized { prompt: prompt.to_vec(), chosen: chosen.to_vec(), rejected: rejected.to_vec() }
+    }
+
+    #[test]
+    fn sides_of_the_same_tokens_are_dropped_also_after_the_cut() {
+        let verdict = |pair, rule| truncate(pair, rule).0;
+        assert_eq!(verdict(pair(&[1], &[2, 3], &[2, 3]), RULE), PairVerdict::DroppedIdentical);
+        let late = || pair(&[1; 8], &[2, 3, 4], &[2, 3, 5]);
+        assert_eq!(verdict(late(), RULE), PairVerdict::DroppedIdentical);
+        assert_eq!(verdict(late(), Rule { max_len: 11, ..RULE }), PairVerdict::Kept);
+        let cut_to_a_prefix = pair(&[1; 8], &[2, 3], &[2, 3, 5]);
+        assert_eq!(verdict(cut_to_a_prefix, RULE), PairVerdict::DroppedIdentical);
+        let sft = Rule { preferred_only: true, ..RULE };
+        assert_eq!(verdict(pair(&[1], &[2], &[2]), sft), PairVerdict::Kept);
+    }
+
+    #[test]
+    fn a_hash_follows_every_token_and_where_the_parts_end() {
+        let hashes = [
+            pair(&[1, 2], &[3], &[4]),
+            pair(&[1], &[2, 3], &[4]),
+            pair(&[1, 2], &[3], &[5]),
+            pair(&[1, 2], &[4], &[3]),
+            pair(&[1, 2], &[3, 4], &[]),
+        ]
+        .map(|pair| pair.hash());
+        let different: std::collections::HashSet<_> = hashes.iter().collect();
+        assert_eq!(different.len(), hashes.len());
+        // python3 -c 'import hashlib,struct; print(hashlib.sha256(struct.pack(">QIIQIQI",2,1,2,1,3,1,4)).hexdigest()[:32])'
+        assert_eq!(format!("{:016x}{:016x}", hashes[0].0, hashes[0].1), "429d382db28e128ae5cf25465e45f610");
+    }
+
     proptest! {
         #[test]
         fn a_kept_pair_fits_and_has_something_to_train_on(p in 0usize..20, c in 0usize..20, r in 0usize..20, max in 1usize..30) {
             let pair = Tokenized { prompt: vec![1; p], chosen: vec![2; c], rejected: vec![3; r] };
-            let (verdict, cut) = truncate(pair.clone(), Rule { max_len: max, preferred_only: false });
+            let (verdict, cut) = truncate(pair.clone(), Rule { max_len: max, ..RULE });
             match verdict {
                 PairVerdict::Kept => prop_assert_eq!(&cut, &pair),
                 PairVerdict::Truncated => prop_assert!(p + c.max(r) > max),
                 PairVerdict::DroppedTooLong => prop_assert!(p >= max),
                 PairVerdict::DroppedEmpty => prop_assert!(p == 0 || c == 0 || r == 0),
-                PairVerdict::Unspecified => prop_assert!(false),
+                _ => prop_assert!(false),
             }
-            if matches!(verdict, PairVerdict::Kept | PairVerdict::Truncated) {
+            if is_trainable(verdict) {
                 prop_assert!(!cut.chosen.is_empty() && !cut.rejected.is_empty());
                 prop_assert!(cut.prompt.len() + cut.chosen.len().max(cut.rejected.len()) <= max);
             }

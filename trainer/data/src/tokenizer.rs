@@ -96,6 +96,18 @@ impl ChatTokenizer {
             .map_err(|error| Fault::failed(format!("cannot decode tokens: {error}")))
     }
 
+    /// Every id must have a row in the model's embedding: no other row would be the right one.
+    pub fn check_known(&self, ids: impl IntoIterator<Item = u32>, embedding_rows: u32) -> Result<(), Fault> {
+        let Some(id) = ids.into_iter().find(|&id| id >= embedding_rows) else { return Ok(()) };
+        let token = self.tokenizer.id_to_token(id).unwrap_or_default();
+        Err(Fault::input(format!(
+            "token {token:?} has id {id}, but the model's embedding has only {embedding_rows} rows"
+        ))
+        .hint(
+            "use the tokenizer that the model was trained with, or resize the embedding (transformers' resize_token_embeddings)",
+        ))
+    }
+
     /// Ids that end a generated answer.
     #[must_use]
     pub fn stop_ids(&self) -> &[u32] {

@@ -130,7 +130,7 @@ fn pairs_are_those_of_the_rule_for_every_family_and_template() {
             (ChatTokenizer::load(&folder).unwrap(), plain, template)
         })
         .collect();
-    let rule = Rule { max_len: 1 << 20, preferred_only: false };
+    let rule = Rule { max_len: 1 << 20, preferred_only: false, embedding_rows: u32::MAX };
     proptest!(ProptestConfig::with_cases(300), |(pair in pair())| {
         for (quick, plain, template) in &cases {
             let [prompt, chosen, rejected] = by_the_rule(plain, template, &pair);

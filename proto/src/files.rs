@@ -1,0 +1,121 @@
+//! Files and folders that a user names. Files are regular ones. A pipe that nobody writes would be waited for without end, and a device has no end.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+/// Opens a regular file to read it; whatever else is there is an error that says what it is.
+pub fn open(path: &Path) -> io::Result<File> {
+    // Before it is opened: opening a pipe waits for its writer.
+    regular(&fs::metadata(path)?)?;
+    let file = File::open(path)?;
+    regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// The text of a regular file.
+pub fn read_to_string(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    open(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The text of a regular file or, where the user's shell opened one for the process, of a pipe (`<(…)`, `/dev/stdin`); at most so
+/// many bytes.
+pub fn read_to_string_or_pipe(path: &Path, most: u64) -> io::Result<String> {
+    let about = fs::metadata(path)?;
+    let opened_before = path.starts_with("/dev") || path.starts_with("/proc");
+    if !(opened_before && about.file_type().is_fifo()) {
+        regular(&about)?;
+    }
+    let mut text = String::new();
+    File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {most} bytes")));
+    }
+    Ok(text)
+}
+
+fn regular(about: &Metadata) -> io::Result<()> {
+    let kind = about.file_type();
+    let what = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_dir() => "a folder",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file")))
+}
+
+/// Why no folder can be there; what the file system says of it is not always true to a reader.
+#[must_use]
+pub fn obstacle(dir: &Path) -> Option<String> {
+    for path in dir.ancestors() {
+        let Ok(about) = path.symlink_metadata() else { continue };
+        let shown = path.display();
+        return match path.metadata() {
+            Ok(followed) if followed.is_dir() => None,
+            Ok(_) => Some(format!("{shown} is no folder")),
+            Err(_) if about.is_symlink() => {
+                let target = std::fs::read_link(path).unwrap_or_default();
+                Some(format!("{shown} is a link to {}, which is not there", target.display()))
+            }
+            Err(error) => Some(format!("{shown}: {error}")),
+        };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_is_named_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        assert!(std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+        let _socket = UnixListener::bind(path("socket")).unwrap();
+        let refusal = |path: &Path| open(path).unwrap_err().to_string();
+        assert_eq!(refusal(&path("pipe")), "it is a pipe, not a regular file");
+        assert_eq!(refusal(&path("socket")), "it is a socket, not a regular file");
+        assert_eq!(refusal(dir.path()), "it is a folder, not a regular file");
+        assert_eq!(refusal(Path::new("/dev/zero")), "it is a device, not a regular file");
+        assert!(read_to_string_or_pipe(&path("pipe"), 9).unwrap_err().to_string().contains("a pipe"));
+        assert!(refusal(&path("nothing")).starts_with("No such file"));
+    }
+
+    #[test]
+    fn what_stands_where_a_folder_is_to_be_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("real")).unwrap();
+        fs::write(path("file"), "").unwrap();
+        for (name, target) in [("link", "real"), ("dangling", "nowhere/deep")] {
+            std::os::unix::fs::symlink(target, path(name)).unwrap();
+        }
+        for good in ["real", "real/new/deep", "link/new", "new"] {
+            assert_eq!(obstacle(&path(good)), None, "{good}");
+        }
+        let why = |name: &str| obstacle(&path(name)).unwrap();
+        assert!(why("file/out").ends_with("/file is no folder"));
+        for name in ["dangling", "dangling/out"] {
+            assert!(why(name).ends_with("/dangling is a link to nowhere/deep, which is not there"));
+        }
+    }
+
+    #[test]
+    fn a_link_to_a_regular_file_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "text").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(read_to_string(&link).unwrap(), "text");
+        assert_eq!(read_to_string_or_pipe(&link, 4).unwrap(), "text");
+        assert!(read_to_string_or_pipe(&link, 3).unwrap_err().to_string().contains("longer than 3 bytes"));
+    }
+}
