@@ -272,19 +272,11 @@ mod tests {
             ),
             (
                 GOOD.replace("\"content\":\"Hi\"", "\"content\":\"Hi\",\"content\":\"Ho\""),
-                "record: field `content` is there twice at column 71",
+                "record: field `content` is there twice at column 61",
             ),
             (
                 GOOD.replace("\"preferred_output\"", "\"input\":{},\"preferred_output\""),
-                "record: field `input` is there twice at column 67",
-            ),
-            (
-                GOOD.replace("Hi", "\\ud800"),
-                "record: not valid JSON (unexpected end of hex escape at column 59)",
-            ),
-            (
-                format!("{}7{}", "[".repeat(200), "]".repeat(200)),
-                "record: not valid JSON (recursion limit exceeded at column 128)",
+                "record: field `input` is there twice at column 62",
             ),
             (
                 GOOD.replace("\"role\":\"user\"", "\"name\":\"Ada\",\"role\":\"user\""),
@@ -294,6 +286,18 @@ mod tests {
         ];
         for (line, expected) in cases {
             assert_eq!(error_of(&line), expected, "{line}");
+        }
+    }
+    #[test]
+    fn text_that_is_no_unicode_and_nesting_without_end_are_no_json() {
+        let deep = format!("{}7{}", "[".repeat(100_000), "]".repeat(100_000));
+        for line in [
+            GOOD.replace("Hi", "\\ud800"),
+            GOOD.replace("Hi", "\\udc00x"),
+            GOOD.replace("\"Hi\"", &deep),
+            deep,
+        ] {
+            assert!(error_of(&line).starts_with("record: not valid JSON ("), "{}", error_of(&line));
         }
     }
 }

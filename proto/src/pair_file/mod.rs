@@ -253,7 +253,7 @@ mod tests {
         assert!(fault.message.starts_with("train.jsonl line 2: record: holds NUL bytes"), "{fault}");
         let long = GOOD.replace("Hello", &"x".repeat(MAX_PAIR_BYTES));
         let fault = found(&format!("{GOOD}\n{long}\n")).unwrap_err();
-        assert!(fault.message.starts_with("train.jsonl line 2: record: 671"), "{fault}");
+        assert!(fault.message.starts_with("train.jsonl line 2: record: 67043499 bytes long"), "{fault}");
         assert!(fault.message.contains("at most 67043328 bytes"), "{fault}");
     }
 
