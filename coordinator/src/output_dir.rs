@@ -8,7 +8,6 @@ mod records;
 pub(crate) mod rows;
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use dyad_proto::run_folder::{

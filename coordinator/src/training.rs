@@ -265,9 +265,8 @@ impl Training {
         };
         let of = |sizes: &[usize], ids: &[u64]| -> usize { ids.iter().map(|&id| sizes[id as usize]).sum() };
         let (train, validation) = (sizes(Split::Train), sizes(Split::Validation));
-        let first = self.schedule.evaluations.first().copied().unwrap_or(0);
         for share in &self.evaluation_shares {
-            check_bytes(Work::Evaluation(first), of(&validation, share))?;
+            check_bytes(Work::Evaluation(0), of(&validation, share))?;
         }
         let mut largest: Vec<usize> = self.order.kept.iter().map(|&id| train[id as usize]).collect();
         let most = (self.config.batch_size as usize).min(largest.len());
