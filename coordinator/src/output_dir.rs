@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn damaged_checkpoints_are_passed_over() {
-        type Damaging = fn(&Path) -> io::Result<()>;
+        type Damaging = fn(&Path) -> std::io::Result<()>;
         let cases: [(&str, Damaging); 8] = [
             ("cut short", |path| fs::write(path.join(OPTIMIZER), "mom")),
             ("a flipped byte", |path| fs::write(path.join(OPTIMIZER), "mOments")),
