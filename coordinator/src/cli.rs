@@ -1,9 +1,12 @@
 //! The command line, and from it to a run that is ready to serve.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use dyad_proto::inputs::refuse_entangled;
+use dyad_proto::ownership::Ownership;
 use dyad_proto::security::TLS_DIR;
 use dyad_proto::{Fault, RunConfig};
 use dyad_telemetry::LogFormat;
@@ -85,8 +88,8 @@ Exit status:
   0    the run is done
   1    the run failed
   2    wrong usage, configuration, data, output folder or certificates
-  3    the port is taken, or not all trainers joined in time
-  130  stopped by SIGINT or SIGTERM: after the step in progress and with a checkpoint; at once when it is sent again, or by SIGQUIT
+  3    the port or the output folder is taken, or not all trainers joined in time
+  130  stopped by SIGINT, SIGTERM or SIGHUP: after the step in progress and with a checkpoint; at once when it is sent again, or by SIGQUIT
 
 Environment:
   RUST_LOG  which log lines are written, such as `debug` or `dyad_coordinator=trace` [default: info]
@@ -102,12 +105,17 @@ pub struct Prepared {
     config_json: String,
     data: Datasets,
     output: OutputPlan,
+    /// Of the output folder; to be kept until the process ends.
+    pub owner: Arc<Ownership>,
 }
 
 impl Cli {
     /// Checks config, data and output folder: everything that can be wrong before a trainer is there.
     pub fn prepare(&self) -> Result<Prepared, Fault> {
         let config = read_config(&self.config)?;
+        refuse_entangled(&config, &self.config)?;
+        // Before anything else is looked at, which another run may be changing.
+        let owner = Arc::new(Ownership::take(Path::new(&config.output_dir))?);
         let data = Datasets::load(&config)?;
         let identity = Identity {
             dataset_sha256: data.train.sha256().to_owned(),
@@ -115,7 +123,7 @@ impl Cli {
             batch_size: config.batch_size,
         };
         let output = output_dir::inspect(Path::new(&config.output_dir), self.mode(), &identity)?;
-        Ok(Prepared { config_json: config.to_json()?, config, data, output })
+        Ok(Prepared { config_json: config.to_json()?, config, data, output, owner })
     }
 
     /// Which steps are traced.

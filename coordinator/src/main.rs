@@ -89,7 +89,10 @@ async fn serve(
         Some(address) => Some(server::bind(address, "--metrics-listen").await?),
         None => None,
     };
+    // Held until nothing writes any more.
+    let owner = prepared.owner.clone();
     let (spec, output) = cli.start(prepared)?;
+    owner.name_run(&spec.run_id);
     let observer = Observer::new(&spec, cli.sampling(), metrics.is_some());
     let span = tracing::Span::current();
     span.record("train.run.id", spec.run_id.as_str());

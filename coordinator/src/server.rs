@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_server::CoordinatorServer;
-use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES};
+use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, signals};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -15,7 +15,7 @@ use crate::engine::{Engine, Input};
 use crate::health::Health;
 use crate::observe::Observer;
 use crate::output_dir::Output;
-use crate::print;
+use crate::print::Printer;
 use crate::run::{Event, Run};
 use crate::service::Service;
 use crate::watch::History;
@@ -76,7 +76,7 @@ pub async fn serve(
     let (inputs, events) = mpsc::channel(INPUTS);
     tokio::spawn(signals.forward(inputs.clone()));
     let history = History::default();
-    let printed = print_events.then(|| tokio::spawn(print::events(history.follow())));
+    let printed = print_events.then(|| Printer::start(history.follow()));
     let service = CoordinatorServer::new(Service::new(inputs, history.clone(), guard.gate))
         .max_decoding_message_size(MAX_REPORT_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -101,7 +101,7 @@ pub async fn serve(
     };
     drop(stop);
     if let Some(printed) = printed {
-        let _ = tokio::time::timeout(DRAIN, printed).await;
+        printed.finish(DRAIN).await;
     }
     if tokio::time::timeout(DRAIN, server).await.is_err() {
         tracing::warn!("streams were still open at the end");
@@ -110,8 +110,10 @@ pub async fn serve(
     outcome
 }
 
-/// SIGTERM so soon after the first signal is the same wish.
+/// SIGTERM or SIGHUP so soon after the first signal is the same wish.
 const ECHO: Duration = Duration::from_secs(5);
+/// So is Ctrl-C's signal, which nobody can type twice so fast: a scheduler sends it to every process, and the launcher passes it on.
+const TYPED: Duration = Duration::from_millis(200);
 
 /// The signals that end a run. Made before anything is read, so that none can kill the process unheard.
 #[derive(Debug)]
@@ -119,22 +121,33 @@ pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     quit: Signal,
+    /// None under nohup, which wants it ignored.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     /// Watches from now on.
     pub fn watch() -> Result<Self, Fault> {
+        let wanted = !signals::is_ignored(SignalKind::hangup().as_raw_value());
         let watch =
             |kind| signal(kind).map_err(|error| Fault::failed(format!("cannot watch for signals: {error}")));
         Ok(Self {
             interrupt: watch(SignalKind::interrupt())?,
             terminate: watch(SignalKind::terminate())?,
             quit: watch(SignalKind::quit())?,
+            hangup: wanted.then(|| watch(SignalKind::hangup())).transpose()?,
         })
     }
 
     async fn heard(&mut self) -> &'static str {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            _ = hangup => "SIGHUP",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.quit.recv() => "SIGQUIT",
@@ -153,7 +166,12 @@ impl Signals {
             let name = self.heard().await;
             let at_once = first.is_some() || name == "SIGQUIT";
             // A scheduler signals every process of a job, and the launcher its coordinator besides.
-            if name == "SIGTERM" && first.is_some_and(|first| first.elapsed() < ECHO) {
+            let echo = match name {
+                "SIGTERM" | "SIGHUP" => ECHO,
+                "SIGINT" => TYPED,
+                _ => Duration::ZERO,
+            };
+            if first.is_some_and(|first| first.elapsed() < echo) {
                 continue;
             }
             first.get_or_insert_with(Instant::now);

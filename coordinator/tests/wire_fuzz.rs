@@ -146,7 +146,7 @@ fn body() -> impl Strategy<Value = Up> {
             Up::CheckpointReport(CheckpointReport { step, path, r#final: last, seconds })
         }),
         (any::<i32>(), text(), text()).prop_map(|(code, message, origin)| {
-            Up::Failure(Failure { code: code % 8, message, hint: String::new(), origin })
+            Up::Failure(Failure { code: code % 8, message, origin, ..Failure::default() })
         }),
         Just(Up::Finished(Finished {})),
         Just(Up::DrainRequest(DrainRequest {})),

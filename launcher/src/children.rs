@@ -199,7 +199,10 @@ impl Child {
             None if matches!(status.signal(), Some(libc::SIGTERM | libc::SIGINT)) => {
                 Fault::new(ErrorCode::Interrupted, format!("{} was stopped: {}", self.label, end(status)))
             }
-            None => Fault::new(code, format!("{} died: {}", self.label, end(status))).hint(self.log_hint()),
+            None => {
+                let died = Fault::new(code, format!("{} died: {}", self.label, end(status)));
+                Fault { lost: status.signal().is_some(), ..died.hint(self.log_hint()) }
+            }
         })
     }
 

@@ -24,9 +24,10 @@ use crate::slurm::SlurmOptions;
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     after_help = "Examples:
-  launcher --nodes 2 --config run.toml
-  launcher --nodes 1 --gpus-per-node auto --config run.toml --set learning_rate=1e-6 --set n_epochs=2
-  launcher --nodes 2 --config run.toml --resume
+  launcher --config run.toml
+  launcher --config run.toml --set learning_rate=1e-6 --set n_epochs=2
+  launcher --config run.toml --resume
+  launcher --nodes 2 --gpus-per-node 0 --config run.toml
   launcher --nodes 4 --hosts a,b,c,d --config run.toml
   launcher --hostfile hosts --config run.toml
   launcher doctor --hostfile hosts --config run.toml
@@ -34,14 +35,14 @@ use crate::slurm::SlurmOptions;
   launcher plan --gpus 64 --model 8B
   launcher kubernetes apply --nodes 4 --gpus-per-node 8 --image IMAGE --data claim:data --config run.toml
 
-Ctrl-C or SIGTERM: finish the step in progress, write a checkpoint, end with status 130; --resume goes on. Ctrl-C again, or the end of
---grace-period: end at once.
+Ctrl-C, SIGTERM or SIGHUP (the terminal closes; not under nohup): finish the step in progress, write a checkpoint, end with status 130;
+--resume goes on. Ctrl-C again, another signal more than 5 s later, or the end of --grace-period: end at once.
 
 Exit status:
   0    the run is complete
   1    the run failed
   2    invalid input: configuration, data, model folder, missing device
-  3    a port or host cannot be reached
+  3    a port or host cannot be reached, or another run has output_dir
   130  interrupted
 
 Environment:
@@ -83,12 +84,13 @@ pub enum Command {
 /// Options of a run.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Nodes to run; each node runs one trainer per GPU, or one CPU trainer. Without hosts all are on this machine (default 1);
-    /// with hosts, the first N of them (default all). MIN:MAX starts on MAX hosts, or as many as there are, at least MIN; a run does
+    /// Nodes to run; each node runs one trainer per GPU, or one CPU trainer. Without hosts all are on this machine (default 1) and
+    /// share its GPUs, of which there must be one for each; with hosts, the first N of them (default all). MIN:MAX starts on MAX hosts, or as many as there are, at least MIN; a run does
     /// not change its size yet.
     #[arg(long, value_name = "N|MIN:MAX")]
     pub nodes: Option<Nodes>,
-    /// GPUs that each node uses: a number, or auto for all there are. 0 trains on the CPU.
+    /// GPUs that each node uses: a number, or auto for all that CUDA_VISIBLE_DEVICES leaves, or the CPU where the machine has none.
+    /// 0 trains on the CPU.
     #[arg(long, default_value = "auto", value_name = "G|auto")]
     pub gpus_per_node: Gpus,
     /// Run configuration (TOML); see docs/config.md for every key.
@@ -122,6 +124,11 @@ pub struct Options {
     /// How long a run that was told to end (Ctrl-C, SIGTERM) may take to finish its step and save, before it is stopped.
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub grace_period: u64,
+    /// How often a run that lost a process or host goes on from its last checkpoint, or begins anew where there is none. The count
+    /// starts afresh with every later checkpoint. Bad input, a full disk, a signal, and the same failure at the same step three times
+    /// end the run. 0 never starts it again.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub max_restarts: u32,
     /// Start although the run does not fit the memory by estimate.
     #[arg(long)]
     pub no_memory_check: bool,

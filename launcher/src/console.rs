@@ -1,15 +1,18 @@
 //! The terminal: one progress view at the bottom, log lines above it; plain lines where standard error is no terminal.
+//!
+//! All but what a command was asked for leaves by a [`voice`]: nobody who reads slowly, or not at all, stops the run.
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dyad_proto::Fault;
-use dyad_telemetry::LogFormat;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use dyad_telemetry::{LogFormat, voice};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::collapse::Collapse;
 pub use crate::collapse::Speaker;
+use crate::screen::Screen;
 
 /// Lines between two progress reports are spaced so that a run prints about this many.
 const PLAIN_REPORTS: u64 = 20;
@@ -33,7 +36,8 @@ impl Console {
     #[must_use]
     pub fn new(verbose: bool, format: LogFormat) -> Self {
         let json = format == LogFormat::Json;
-        let terminal = !json && std::io::stderr().is_terminal();
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let terminal = !json && !dumb && std::io::stderr().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
         let held = Arc::new(Mutex::new(Collapse::new(colour)));
         Self { bar: Arc::default(), terminal, verbose, held, json }
@@ -65,9 +69,7 @@ impl Console {
             return tracing::info!("{text}");
         }
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        let print = || {
-            let _ = writeln!(std::io::stderr(), "{text}");
-        };
+        let print = || voice::stderr().line(text);
         match bar.as_ref() {
             Some(bar) => bar.suspend(print),
             None => print(),
@@ -84,7 +86,7 @@ impl Console {
             }
             // Already an object; its target says whose it is.
             true if self.verbose || json("\"level\":\"WARN\"") || json("\"level\":\"ERROR\"") => {
-                let _ = writeln!(std::io::stderr(), "{line}");
+                voice::stderr().line(line);
             }
             _ => {}
         }
@@ -101,7 +103,8 @@ impl Console {
         {
             return bar.set_message(text.to_owned());
         }
-        let bar = ProgressBar::new_spinner().with_message(text.to_owned());
+        let bar = ProgressBar::with_draw_target(None, Screen::target()).with_message(text.to_owned());
+        bar.set_style(ProgressStyle::default_spinner());
         bar.enable_steady_tick(std::time::Duration::from_millis(120));
         self.show(Some(bar));
     }
@@ -109,7 +112,7 @@ impl Console {
     /// Starts counting optimizer steps.
     pub fn count(&self, done: u64, total: u64) {
         if self.terminal {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let bar = ProgressBar::with_draw_target(Some(total), Screen::target());
             let style = "{bar:30} {pos}/{len} steps  {elapsed}<{eta}  {msg}";
             bar.set_style(
                 ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
@@ -155,9 +158,29 @@ pub fn print(text: &str) -> Result<(), Fault> {
         .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
 }
 
+/// What there is to say of a run that is complete, to standard output: whether somebody reads it changes nothing. Where log lines are
+/// JSON it is among them.
+pub async fn tell(text: &str) {
+    if dyad_telemetry::format() == LogFormat::Json {
+        text.lines().filter(|line| !line.is_empty()).for_each(|line| tracing::info!("{line}"));
+        return;
+    }
+    let text = text.to_owned();
+    let told = tokio::task::spawn_blocking(move || {
+        // What came before comes first, also where both streams are one.
+        voice::stderr().flush(voice::PATIENCE);
+        voice::stdout().say(text.into_bytes());
+        voice::stdout().flush(voice::PATIENCE)
+    });
+    let _ = told.await;
+}
+
 /// To standard error: what may matter, and ends nothing.
 pub fn warn(text: &str) {
-    let _ = writeln!(std::io::stderr(), "warning: {text}");
+    match dyad_telemetry::format() {
+        LogFormat::Json => tracing::warn!("{text}"),
+        LogFormat::Text => voice::stderr().line(&format!("warning: {text}")),
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,11 @@ use dyad_proto::{Fault, RunConfig, pair_file};
 use crate::plan::Trainer;
 
 /// Text for standard output.
-pub fn describe(config: &RunConfig, trainers: &[Trainer], tls: &str) -> Result<String, Fault> {
+pub fn describe(
+    config: &RunConfig,
+    trainers: &[Trainer],
+    (devices, tls): (&str, &str),
+) -> Result<String, Fault> {
     let count = |key: &str, path: &str| -> Result<u64, Fault> {
         let path = Path::new(path);
         Ok(pair_file::records(key, path, &pair_file::read(key, path)?)?.len() as u64)
@@ -19,7 +23,7 @@ pub fn describe(config: &RunConfig, trainers: &[Trainer], tls: &str) -> Result<S
     let steps = config.max_steps.unwrap_or(u64::from(config.n_epochs) * steps_per_epoch);
     let mut out = String::new();
     let _ = writeln!(out, "would start 1 coordinator and {} trainers on this machine:", trainers.len());
-    out += &list(trainers, tls);
+    out += &list(trainers, devices, tls);
     let _ = writeln!(out, "{pairs} pairs, at most {steps_per_epoch} steps per epoch, at most {steps} steps");
     if let Some(held_out) = held_out {
         let _ = writeln!(out, "{held_out} validation pairs");
@@ -33,21 +37,22 @@ pub fn describe(config: &RunConfig, trainers: &[Trainer], tls: &str) -> Result<S
 pub fn describe_hosts(
     config: &RunConfig,
     trainers: &[Trainer],
-    (listen, tls): (&str, &str),
+    (listen, devices, tls): (&str, &str, &str),
     on_first: bool,
 ) -> String {
     let place = if on_first { "the first host" } else { "this machine" };
     let out = format!("would start 1 coordinator on {place} ({listen}) and {} trainers:\n", trainers.len());
-    out + &list(trainers, tls) + &configuration(config)
+    out + &list(trainers, devices, tls) + &configuration(config)
 }
 
-fn list(trainers: &[Trainer], tls: &str) -> String {
+fn list(trainers: &[Trainer], devices: &str, tls: &str) -> String {
     let mut out = String::new();
     for trainer in trainers {
         let Trainer { name, launch_index, device, threads, cores, .. } = trainer;
         let _ = write!(out, "  rank {launch_index}  {name}  device {device}  threads {threads}");
         let _ = if cores.is_empty() { writeln!(out) } else { writeln!(out, "  cores {cores:?}") };
     }
+    let _ = writeln!(out, "{devices}");
     let _ = writeln!(out, "TLS between them is {tls}");
     out
 }

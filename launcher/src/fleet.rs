@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use dyad_proto::Fault;
+use dyad_proto::ownership::Ownership;
 use dyad_proto::security::Material;
 use dyad_telemetry::LogFormat;
 use tokio::process::Command;
@@ -13,7 +14,7 @@ use crate::children::{Child, Output, log_file};
 use crate::console::{Console, Speaker};
 use crate::hosts::Hosts;
 use crate::plan::Trainer;
-use crate::processes::keep_to;
+use crate::processes::{hand_over, keep_to};
 use crate::programs::{self, program};
 use crate::security::{Security, TLS_DIR};
 
@@ -45,6 +46,8 @@ pub struct Job<'a> {
     pub connect_timeout: u64,
     /// How the log lines of all processes look.
     pub log_format: LogFormat,
+    /// Of the output folder, where the coordinator runs on this machine.
+    pub owner: Option<&'a Ownership>,
 }
 
 /// Everything that was started.
@@ -99,6 +102,7 @@ async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fa
     command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
     command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
     command.args(job.security.coordinator_flags()).stdout(Stdio::piped());
+    job.owner.into_iter().for_each(|owner| hand_over(&mut command, owner));
     let speaker = Speaker { node: "coordinator".into(), rank: None };
     let node = job.hosts.and_then(Hosts::coordinator_node);
     let keys = Keys { of: "coordinator", material: job.security.coordinator()? };

@@ -1,6 +1,7 @@
 //! Starts the processes of a run on this machine, follows them, and shows what they do.
 //!
 //! - [`plan`]: what to start, purely from options and machine.
+//! - [`gpus`]: which GPUs are visible.
 //! - [`numa`]: which cores each trainer keeps to.
 //! - [`predict`]: what a run would need and cost, purely from sizes and published rates.
 //! - [`node`]: the trainers of one node that a scheduler has placed.
@@ -8,6 +9,7 @@
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`security`]: the run's own authority, certificates and join token.
 //! - [`supervise`], [`fleet`], [`children`]: processes that end together. [`processes`], [`programs`]: what each of them is.
+//! - [`restart`]: whether a run that failed is started again.
 //! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
 
@@ -20,6 +22,7 @@ pub mod doctor;
 pub mod dry_run;
 pub mod fit;
 pub mod fleet;
+pub mod gpus;
 pub mod hosts;
 pub mod interrupt;
 pub mod kubernetes;
@@ -32,7 +35,9 @@ pub mod preflight;
 pub mod processes;
 pub mod programs;
 pub mod progress;
+pub mod restart;
 pub mod rows;
+mod screen;
 pub mod security;
 pub mod slurm;
 pub mod summary;

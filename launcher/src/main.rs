@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
+use dyad_proto::ownership::Ownership;
 use dyad_proto::{ErrorCode, Fault, RunConfig};
 use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
 use launcher::agent::machine::Hello;
@@ -14,8 +16,9 @@ use launcher::hosts::options::HostOptions;
 use launcher::hosts::{Hosts, environment};
 use launcher::interrupt::Interrupt;
 use launcher::numa::{Topology, allowed_cores};
-use launcher::plan::{Machine, Trainer, trainers};
+use launcher::plan::{self, Machine, Trainer, trainers};
 use launcher::preflight::NextConfig;
+use launcher::restart::{Reached, Restarts};
 use launcher::security::{Security, SecurityOptions};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
@@ -24,6 +27,10 @@ use launcher::{
     supervise,
 };
 use tracing::Instrument;
+
+/// How long hosts that a run has lost are tried again, and how often.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_secs(5);
 
 // One thread: children are tied to the life of the thread that starts them.
 #[tokio::main(flavor = "current_thread")]
@@ -62,11 +69,38 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
     };
     let config = preflight::load(options, true)?;
     let mut interrupt = Interrupt::new()?;
-    let connecting = Hosts::connect(&asked, transport, wanted);
-    let hosts = unless(&mut interrupt, "connecting to the hosts", connecting).await?;
-    let result = launch_there((options, wanted, secured), &config, &hosts, &mut interrupt).await;
-    hosts.close().await;
-    result
+    let mut restarts = Restarts::new(options.max_restarts);
+    let transport = Arc::new(transport);
+    // Until when hosts are tried again that a run has lost.
+    let mut deadline = None;
+    loop {
+        let mut reached = Reached::default();
+        let connecting = Hosts::connect(&asked, &transport, wanted);
+        let result = match unless(&mut interrupt, "connecting to the hosts", connecting).await {
+            Ok(hosts) => {
+                let attempt = Attempt { restarts: &restarts, reached: &mut reached };
+                let result =
+                    launch_there((options, wanted, secured), &config, &hosts, (&mut interrupt, attempt))
+                        .await;
+                hosts.close().await;
+                result
+            }
+            Err(fault) => Err(fault),
+        };
+        let Err(fault) = result else { return Ok(()) };
+        if interrupt.came() {
+            return Err(fault);
+        }
+        if fault.code == ErrorCode::Unavailable && deadline.is_some_and(|deadline| Instant::now() < deadline)
+        {
+            let pausing = async { Ok(tokio::time::sleep(PAUSE).await) };
+            unless(&mut interrupt, "waiting for a lost host", pausing).await?;
+            continue;
+        }
+        let line = restarts.after(fault, &reached)?;
+        Console::new(false, options.log_format).line(&line);
+        deadline = Some(Instant::now() + PATIENCE);
+    }
 }
 
 /// Before anything is started: Ctrl-C ends what the launcher waits for.
@@ -77,7 +111,7 @@ async fn unless<T>(
 ) -> Result<T, Fault> {
     tokio::select! {
         done = work => done,
-        () = interrupt.wait() => {
+        _ = interrupt.wait() => {
             Err(Fault::new(ErrorCode::Interrupted, format!("interrupted while {doing}")).hint("no run was started"))
         }
     }
@@ -85,41 +119,83 @@ async fn unless<T>(
 
 async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityOptions) -> Result<(), Fault> {
     let machine = Machine::here();
-    let nodes = options.nodes.map_or(1, |nodes| nodes.max);
-    let mut trainers = trainers(nodes, options.gpus_per_node, machine)?;
+    // Of a range as many as there are, which is this machine.
+    let nodes = match options.nodes {
+        Some(nodes) if nodes.min < nodes.max => nodes.of(1)?,
+        nodes => nodes.map_or(1, |nodes| nodes.max),
+    };
+    let mut trainers = trainers(nodes, options.gpus_per_node, &machine)?;
+    let (devices, idle) = plan::devices(&trainers, options.gpus_per_node, &[(String::new(), machine.gpus)]);
+    idle.iter().for_each(|idle| console::warn(idle));
     if options.numa_binding == NumaBinding::Node {
         Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
     }
     let config = preflight::load(options, false)?;
-    preflight::look(&config, true, !options.resume && !options.overwrite)?;
     fit::check(options, &config, &trainers, &[Hello::here()])?;
+    let fresh = !options.resume && !options.overwrite;
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
     if options.dry_run {
+        preflight::look(&config, true, fresh)?;
         let tls = security::describe(secured, listen, security::given())?;
-        return print(&dry_run::describe(&config, &trainers, &tls)?);
+        return print(&dry_run::describe(&config, &trainers, (&devices, &tls))?);
     }
     let mut interrupt = Interrupt::new()?;
+    // Kept until this process ends: no other run comes in between two attempts of this one.
+    let owner = preflight::take(&config, fresh)?;
     let config_file = NextConfig(preflight::write_config(&config)?);
-    let place = (&trainers[..], None, listen);
-    train((options, wanted, secured), &config, &config_file.0, place, &mut interrupt)
-        .instrument(launch_span())
-        .await?;
+    let console = Console::new(options.verbose, options.log_format);
+    console.line(&format!("devices  {devices}"));
+    let place = Place { trainers: &trainers, hosts: None, listen, owner: Some(&owner) };
+    let mut restarts = Restarts::new(options.max_restarts);
+    loop {
+        let mut reached = Reached::default();
+        let attempt = Attempt { restarts: &restarts, reached: &mut reached };
+        let files = (&config, config_file.0.as_path());
+        let trained = train((options, wanted, secured), files, &place, (&mut interrupt, attempt))
+            .instrument(launch_span())
+            .await;
+        match trained {
+            Ok(()) => break,
+            Err(fault) if interrupt.came() => return Err(fault),
+            Err(fault) => console.line(&restarts.after(fault, &reached)?),
+        }
+    }
     tokio::select! {
-        told = tell(options, &config, machine) => told,
-        () = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
+        () = tell(options, &config, &machine, &restarts) => Ok(()),
+        _ = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
             .hint(format!("the model lies in {}", Path::new(&config.output_dir).join("final").display()))),
     }
+}
+
+/// One of possibly several starts of a run.
+struct Attempt<'a> {
+    /// What came before.
+    restarts: &'a Restarts,
+    /// How far this one comes.
+    reached: &'a mut Reached,
+}
+
+/// Where a run goes.
+struct Place<'a> {
+    trainers: &'a [Trainer],
+    hosts: Option<&'a Hosts>,
+    listen: &'a str,
+    owner: Option<&'a Ownership>,
 }
 
 async fn launch_there(
     (options, wanted, secured): (&Options, &HostOptions, SecurityOptions),
     config: &RunConfig,
     hosts: &Hosts,
-    interrupt: &mut Interrupt,
+    (interrupt, attempt): (&mut Interrupt, Attempt<'_>),
 ) -> Result<(), Fault> {
     let found = hosts.found();
     let numa = options.numa_binding == NumaBinding::Node;
     let trainers = hosts::plan::trainers(options.gpus_per_node, numa, &found)?;
+    let here: Vec<(String, u32)> =
+        found.iter().map(|(host, hello)| (host.name.clone(), hello.gpus)).collect();
+    let (devices, idle) = plan::devices(&trainers, options.gpus_per_node, &here);
+    idle.iter().for_each(|idle| console::warn(idle));
     let hellos: Vec<Hello> = found.into_iter().map(|(_, hello)| hello).collect();
     fit::check(options, config, &trainers, &hellos)?;
     let listening = hosts.listen(options.listen.as_deref());
@@ -127,27 +203,32 @@ async fn launch_there(
     if options.dry_run {
         let tls = security::describe(secured, &listen, security::given())?;
         let on_first = hosts.coordinator_node().is_some();
-        return print(&dry_run::describe_hosts(config, &trainers, (&listen, &tls), on_first));
+        return print(&dry_run::describe_hosts(config, &trainers, (&listen, &devices, &tls), on_first));
     }
-    let preparing = hosts.prepare(config, !options.resume && !options.overwrite);
-    let config_file = NextConfig(unless(interrupt, "the hosts looked at the run's files", preparing).await?);
+    let restarts = attempt.restarts;
+    let fresh = !options.resume && !options.overwrite && restarts.total() == 0;
+    let preparing = hosts.prepare(config, fresh);
+    let (config_file, owner) = unless(interrupt, "the hosts looked at the run's files", preparing).await?;
+    let config_file = NextConfig(config_file);
     // Logs are gathered on this machine, which may share no file system with the hosts.
     let output_dir = Path::new(&config.output_dir);
     preflight::make_logs(output_dir)?;
     let names: Vec<&str> = hosts.agents().iter().map(|agent| agent.host.name.as_str()).collect();
     let place = if hosts.coordinator_node().is_some() { names[0] } else { "this machine" };
-    let count = trainers.len();
     Console::new(false, options.log_format)
-        .line(&format!("hosts    {}: {count} trainers, coordinator on {place}", names.join(", ")));
-    let place = (&trainers[..], Some(hosts), listen.as_str());
-    train((options, wanted, secured), config, &config_file.0, place, interrupt)
+        .line(&format!("hosts    {}: {devices}, coordinator on {place}", names.join(", ")));
+    let place = Place { trainers: &trainers, hosts: Some(hosts), listen: &listen, owner: owner.as_ref() };
+    train((options, wanted, secured), (config, &config_file.0), &place, (interrupt, attempt))
         .instrument(launch_span())
         .await?;
     if output_dir.join("final").is_dir() {
-        return tell(options, config, Machine::here()).await;
+        tell(options, config, &Machine::here(), restarts).await;
+        return Ok(());
     }
     let host = &hosts.agent(0).host;
-    print(&format!("\nmodel    {host}:{}\n", output_dir.join("final").display()))
+    let again = restarts.summary().map(|again| format!("restarts {again}\n")).unwrap_or_default();
+    console::tell(&format!("\n{again}model    {host}:{}\n", output_dir.join("final").display())).await;
+    Ok(())
 }
 
 /// The span that the run is part of, below whatever started the launcher.
@@ -160,15 +241,18 @@ fn launch_span() -> tracing::Span {
 }
 
 /// What there is to say of a complete run.
-async fn tell(options: &Options, config: &RunConfig, machine: Machine) -> Result<(), Fault> {
+async fn tell(options: &Options, config: &RunConfig, machine: &Machine, restarts: &Restarts) {
     let output_dir = Path::new(&config.output_dir);
     // The model is there: a plot or sample that fails must not make the run look failed.
     let plot = plot::draw(output_dir).unwrap_or_else(warn);
-    print(&format!("\n{}", summary::table(output_dir, plot.as_deref())))?;
+    let again = restarts.summary().map(|again| format!("restarts {again}\n")).unwrap_or_default();
+    console::tell(&format!("\n{again}{}", summary::table(output_dir, plot.as_deref()))).await;
     let wanted =
         Samples { count: options.samples, max_new_tokens: options.max_new_tokens, threads: machine.cores };
     let samples = summary::samples(config, wanted).await.unwrap_or_else(warn);
-    if samples.is_empty() { Ok(()) } else { print(&format!("\n{samples}")) }
+    if !samples.is_empty() {
+        console::tell(&format!("\n{samples}")).await;
+    }
 }
 
 fn warn<T: Default>(fault: Fault) -> T {
@@ -178,38 +262,41 @@ fn warn<T: Default>(fault: Fault) -> T {
 
 async fn train(
     (options, wanted, secured): (&Options, &HostOptions, SecurityOptions),
-    config: &RunConfig,
-    config_file: &Path,
-    (trainers, hosts, listen): (&[Trainer], Option<&Hosts>, &str),
-    interrupt: &mut Interrupt,
+    (config, config_file): (&RunConfig, &Path),
+    place: &Place<'_>,
+    (interrupt, attempt): (&mut Interrupt, Attempt<'_>),
 ) -> Result<(), Fault> {
-    let security = Security::new(secured, listen, security::given())?;
+    let security = Security::new(secured, place.listen, security::given())?;
     let environment = environment::chosen(&wanted.env, &environment::here())?;
     let console = Console::new(options.verbose, options.log_format);
     let job = Job {
         config_file,
         output_dir: Path::new(&config.output_dir),
-        trainers,
-        listen,
+        trainers: place.trainers,
+        listen: place.listen,
         security: &security,
         profile: options.profile,
-        coordinator_flags: coordinator_flags(options),
-        hosts,
+        coordinator_flags: coordinator_flags(options, attempt.restarts),
+        hosts: place.hosts,
         environment: &environment,
         connect_timeout: options.connect_timeout,
         log_format: options.log_format,
+        owner: place.owner,
     };
     let grace = Duration::from_secs(options.grace_period);
     tokio::select! {
-        result = supervise::run(&job, &console, interrupt, grace) => result,
+        result = supervise::run(&job, &console, interrupt, (grace, attempt.reached)) => result,
         () = console.clone().show_held() => Ok(()),
     }
 }
 
-fn coordinator_flags(options: &Options) -> Vec<String> {
+fn coordinator_flags(options: &Options, restarts: &Restarts) -> Vec<String> {
     let mut flags = vec![format!("--trace-every={}", options.trace_every)];
     flags.extend(options.metrics_listen.iter().map(|address| format!("--metrics-listen={address}")));
-    let set = [("--resume", options.resume), ("--overwrite", options.overwrite)];
+    // Until the run has a row of its own, what lies in the folder is an earlier run's, and still to be removed.
+    let overwrite = options.overwrite && !restarts.has_rows();
+    let again = restarts.total() > 0 && !overwrite;
+    let set = [("--resume", options.resume && !again), ("--overwrite", overwrite), ("--auto-resume", again)];
     flags.extend(set.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
     flags
 }

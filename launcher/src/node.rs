@@ -14,10 +14,11 @@ use futures::StreamExt;
 use tokio::time::Instant;
 
 use crate::children::{Child, Output, Signals, outcomes};
-use crate::console::{Console, Speaker};
+use crate::cli::Gpus;
+use crate::console::{Console, Speaker, warn};
 use crate::interrupt::Interrupt;
 use crate::numa::{Topology, allowed_cores};
-use crate::plan::{Machine, Node, Trainer};
+use crate::plan::{self, Machine, Node, Trainer};
 use crate::processes::keep_to;
 use crate::programs;
 
@@ -58,7 +59,8 @@ pub struct NodeOptions {
 /// Runs the node's trainers to their end. Must be called on the main thread, as [`Child::start`].
 pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
     let mut interrupt = Interrupt::new()?;
-    let trainers = trainers(options, Machine::here())?;
+    let machine = Machine::here();
+    let trainers = trainers(options, &machine)?;
     if let Some(logs) = &options.logs {
         std::fs::create_dir_all(logs).map_err(|error| {
             Fault::input(format!("cannot write --logs {}: {error}", logs.display()))
@@ -66,6 +68,10 @@ pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
         })?;
     }
     let console = Console::new(true, LogFormat::Text);
+    let (devices, idle) =
+        plan::devices(&trainers, Gpus::Count(options.gpus), &[(String::new(), machine.gpus)]);
+    console.line(&format!("devices  {devices}"));
+    idle.iter().for_each(|idle| warn(idle));
     let mut children = trainers
         .iter()
         .map(|trainer| start(options, trainer, trainers.len(), &console))
@@ -73,7 +79,7 @@ pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
     tokio::spawn(console.clone().show_held());
     let ended = tokio::select! {
         ended = follow(&mut children) => Some(ended),
-        () = interrupt.wait() => None,
+        _ = interrupt.wait() => None,
     };
     let result = match ended {
         Some(result) => result,
@@ -84,7 +90,8 @@ pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
 }
 
 /// What to start, purely from options and machine.
-fn trainers(options: &NodeOptions, machine: Machine) -> Result<Vec<Trainer>, Fault> {
+fn trainers(options: &NodeOptions, machine: &Machine) -> Result<Vec<Trainer>, Fault> {
+    machine.sure_of_gpus(Gpus::Count(options.gpus))?;
     if options.gpus > machine.gpus {
         return Err(Fault::input(format!("--gpus {}: this node has {}", options.gpus, machine.gpus))
             .hint("check the pod's GPU resource, the device plugin and NVIDIA_VISIBLE_DEVICES"));
@@ -142,7 +149,7 @@ async fn drain(
         .line(&format!("stopping: trainers have {} s to finish their step and save", options.grace_period));
     let faults = tokio::select! {
         faults = stop(children, Duration::from_secs(options.grace_period)) => Some(faults),
-        () = interrupt.wait() => None,
+        _ = interrupt.wait() => None,
     };
     match faults {
         Some(faults) => worst(faults),
@@ -207,7 +214,7 @@ mod tests {
 
     #[test]
     fn ranks_of_a_node_follow_those_of_the_nodes_before_it() {
-        let machine = Machine { cores: 16, gpus: 8 };
+        let machine = &Machine { cores: 16, gpus: 8, gpu_trouble: None };
         let second = trainers(&options(8, 1), machine).unwrap();
         let last = &second[7];
         assert_eq!(

@@ -95,7 +95,7 @@ mod tests {
     fn bound(nodes: &[&[usize]], count: u32) -> Vec<Vec<usize>> {
         let topology =
             Topology { nodes: nodes.iter().map(|cores| cores.to_vec()).collect(), gpus: Vec::new() };
-        let mut plan = trainers(count, Gpus::Count(0), Machine { cores: 8, gpus: 0 }).unwrap();
+        let mut plan = trainers(count, Gpus::Count(0), &Machine { cores: 8, ..Machine::default() }).unwrap();
         topology.bind(&mut plan);
         plan.into_iter().map(|trainer| trainer.cores).collect()
     }
@@ -129,7 +129,8 @@ mod tests {
         let topology = Topology::read(root.path(), &[0, 1, 3, 4, 8]);
         assert_eq!(topology.nodes, [vec![0, 1, 8], vec![3, 4]]);
         assert_eq!(topology.gpus, [vec![3, 4], vec![]]);
-        let mut plan = trainers(1, Gpus::Count(2), Machine { cores: 5, gpus: 2 }).unwrap();
+        let mut plan =
+            trainers(1, Gpus::Count(2), &Machine { cores: 5, gpus: 2, gpu_trouble: None }).unwrap();
         topology.bind(&mut plan);
         assert_eq!(plan[0].cores, [3, 4]);
         assert!(plan[1].cores.is_empty());

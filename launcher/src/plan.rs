@@ -6,47 +6,46 @@ use std::path::Path;
 use dyad_proto::Fault;
 
 use crate::cli::Gpus;
+use crate::gpus::{self, Present};
 
 /// What the machine offers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Machine {
     /// CPU cores that this process may use.
     pub cores: usize,
     /// GPUs that are visible.
     pub gpus: u32,
+    /// Why nobody can tell how many GPUs are visible.
+    pub gpu_trouble: Option<String>,
 }
 
 impl Machine {
     /// Looks at this machine.
     #[must_use]
     pub fn here() -> Self {
-        Self { cores: std::thread::available_parallelism().map_or(1, usize::from), gpus: visible_gpus() }
-    }
-}
-
-/// `CUDA_VISIBLE_DEVICES` where it is set, else the kernel driver's list, or what some sandboxes show in its stead: the devices.
-fn visible_gpus() -> u32 {
-    let listed = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count) as u32;
-    let present = if listed > 0 { listed } else { device_files(Path::new("/dev")) };
-    match std::env::var("CUDA_VISIBLE_DEVICES") {
-        Ok(list) => {
-            let named =
-                list.split(',').filter(|item| !item.trim().is_empty() && item.trim() != "-1").count() as u32;
-            named.min(present)
+        let chosen = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+        let seen = Present::read(Path::new("/")).visible(chosen.as_deref());
+        Self {
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            gpus: seen.clone().unwrap_or(0),
+            gpu_trouble: seen.err(),
         }
-        Err(_) => present,
+    }
+
+    /// Refuses a machine whose GPUs nobody can tell, unless none is wanted.
+    pub fn sure_of_gpus(&self, wanted: Gpus) -> Result<(), Fault> {
+        trusted(self.gpu_trouble.as_deref(), wanted)
     }
 }
 
-/// `nvidia0`, `nvidia1` …
-fn device_files(folder: &Path) -> u32 {
-    let names = std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let of_a_gpu =
-        |name: &String| name.strip_prefix("nvidia").is_some_and(|number| number.parse::<u32>().is_ok());
-    names.filter(of_a_gpu).count() as u32
+/// Refuses GPUs that nobody can tell, unless none is wanted.
+pub fn trusted(gpu_trouble: Option<&str>, wanted: Gpus) -> Result<(), Fault> {
+    match gpu_trouble.filter(|_| wanted != Gpus::Count(0)) {
+        None => Ok(()),
+        Some(trouble) => Err(Fault::input(trouble).hint(
+            "unset CUDA_VISIBLE_DEVICES or name GPUs that nvidia-smi lists; --gpus-per-node 0 trains on the CPU",
+        )),
+    }
 }
 
 /// One trainer process.
@@ -75,14 +74,21 @@ impl Trainer {
 }
 
 /// The trainers of a run, all on this machine.
-pub fn trainers(nodes: u32, gpus: Gpus, machine: Machine) -> Result<Vec<Trainer>, Fault> {
+pub fn trainers(nodes: u32, gpus: Gpus, machine: &Machine) -> Result<Vec<Trainer>, Fault> {
+    machine.sure_of_gpus(gpus)?;
     let per_node = match gpus {
+        Gpus::Auto if machine.gpus == 0 => 0,
         Gpus::Auto => machine.gpus / nodes,
         Gpus::Count(count) => count,
     };
     if per_node > 0 && machine.gpus == 0 {
         return Err(Fault::input("this machine has no CUDA device, but --gpus-per-node asks for some")
             .hint("train on the CPU with --gpus-per-node 0, or check nvidia-smi and CUDA_VISIBLE_DEVICES"));
+    }
+    if gpus == Gpus::Auto && per_node == 0 && machine.gpus > 0 {
+        let here = gpus::count(machine.gpus);
+        return Err(Fault::input(format!("--nodes {nodes}: this machine has {here}, and every node needs one"))
+            .hint("without --nodes every GPU of this machine is used; --gpus-per-node 0 trains on the CPU; --hosts names other machines"));
     }
     // No product of what was asked for: it may be larger than any number here.
     if per_node > machine.gpus / nodes {
@@ -97,6 +103,35 @@ pub fn trainers(nodes: u32, gpus: Gpus, machine: Machine) -> Result<Vec<Trainer>
         place.trainers(first, node * per_node..(node + 1) * per_node, 1)
     };
     Ok((0..nodes).flat_map(node).collect())
+}
+
+/// What the trainers compute on, in one line, and the GPUs that stay idle, in another. `here` are the GPUs of each node's machine.
+#[must_use]
+pub fn devices(trainers: &[Trainer], gpus: Gpus, here: &[(String, u32)]) -> (String, Option<String>) {
+    let count = trainers.len();
+    let trainers_are = if count == 1 { "1 trainer".into() } else { format!("{count} trainers") };
+    let used = |place: usize| {
+        let of_place = |trainer: &&Trainer| here.len() == 1 || trainer.node == place;
+        trainers.iter().filter(of_place).filter(|trainer| trainer.device != "cpu").count() as u32
+    };
+    let present: u32 = here.iter().map(|(_, gpus)| gpus).sum();
+    let on_gpus: u32 = (0..here.len()).map(used).sum();
+    if on_gpus == 0 {
+        let why = match (gpus, present) {
+            (Gpus::Count(0), 1..) => "as --gpus-per-node 0 asks",
+            _ => "no GPU is visible",
+        };
+        return (format!("{trainers_are} on the CPU: {why}"), None);
+    }
+    let idle = here.iter().enumerate().filter_map(|(place, (name, present))| {
+        let idle = present.saturating_sub(used(place));
+        let at = if name.is_empty() { String::new() } else { format!("host {name}: ") };
+        (idle > 0).then(|| format!("{at}{idle} of {}", gpus::count(*present)))
+    });
+    let idle = idle.collect::<Vec<_>>().join(", ");
+    let idle = (!idle.is_empty())
+        .then(|| format!("idle GPUs: {idle}; --nodes, --gpus-per-node and slots decide how many are used"));
+    (format!("{trainers_are} on {}", gpus::count(on_gpus)), idle)
 }
 
 /// Where trainers run, whoever has found it out.
@@ -139,31 +174,22 @@ impl Node<'_> {
 mod tests {
     use super::*;
 
-    const NO_GPU: Machine = Machine { cores: 8, gpus: 0 };
-    const FOUR_GPUS: Machine = Machine { cores: 8, gpus: 4 };
-
-    /// Some sandboxes hide the driver's list in /proc.
-    #[test]
-    fn gpus_are_counted_by_their_device_files_too() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"] {
-            std::fs::write(folder.path().join(name), "").unwrap();
-        }
-        assert_eq!((device_files(folder.path()), device_files(Path::new("/nowhere"))), (2, 0));
+    fn machine(gpus: u32) -> Machine {
+        Machine { cores: 8, gpus, gpu_trouble: None }
     }
 
     #[test]
     fn cpu_trainers_share_the_cores() {
-        let plan = trainers(3, Gpus::Auto, NO_GPU).unwrap();
+        let plan = trainers(3, Gpus::Auto, &machine(0)).unwrap();
         let names: Vec<&str> = plan.iter().map(|trainer| trainer.name.as_str()).collect();
         assert_eq!(names, ["node0-cpu", "node1-cpu", "node2-cpu"]);
         assert!(plan.iter().all(|trainer| trainer.threads == 2 && trainer.device == "cpu"));
-        assert_eq!(trainers(9, Gpus::Auto, NO_GPU).unwrap()[8].threads, 1);
+        assert_eq!(trainers(9, Gpus::Auto, &machine(0)).unwrap()[8].threads, 1);
     }
 
     #[test]
     fn every_gpu_gets_one_trainer() {
-        let plan = trainers(2, Gpus::Count(2), FOUR_GPUS).unwrap();
+        let plan = trainers(2, Gpus::Count(2), &machine(4)).unwrap();
         let places: Vec<(&str, &str)> =
             plan.iter().map(|trainer| (trainer.name.as_str(), trainer.device.as_str())).collect();
         assert_eq!(
@@ -175,18 +201,53 @@ mod tests {
                 ("node1-gpu1", "cuda:3")
             ]
         );
-        assert_eq!(trainers(1, Gpus::Auto, FOUR_GPUS).unwrap().len(), 4);
-        assert_eq!(trainers(2, Gpus::Count(0), FOUR_GPUS).unwrap()[1].device, "cpu");
+        assert_eq!(trainers(1, Gpus::Auto, &machine(4)).unwrap().len(), 4);
+        assert_eq!(trainers(2, Gpus::Count(0), &machine(4)).unwrap()[1].device, "cpu");
+    }
+
+    /// Eight GPUs and three nodes train on six; fewer GPUs than nodes are no reason to compute on the CPU.
+    #[test]
+    fn fewer_gpus_than_nodes_are_refused_and_idle_ones_named() {
+        for (nodes, gpus, here) in [(2, 1, "has 1 GPU,"), (9, 8, "has 8 GPUs,")] {
+            let fault = trainers(nodes, Gpus::Auto, &machine(gpus)).unwrap_err();
+            assert!(
+                fault.message.starts_with(&format!("--nodes {nodes}: ")) && fault.message.contains(here),
+                "{fault}"
+            );
+            assert!(fault.hint.contains("--gpus-per-node 0"));
+            assert_eq!(trainers(nodes, Gpus::Count(0), &machine(gpus)).unwrap().len(), nodes as usize);
+        }
+        let said = |nodes, gpus, present: u32| {
+            devices(&trainers(nodes, gpus, &machine(present)).unwrap(), gpus, &[(String::new(), present)])
+        };
+        let (line, idle) = said(3, Gpus::Auto, 8);
+        assert_eq!(line, "6 trainers on 6 GPUs");
+        assert!(idle.unwrap().starts_with("idle GPUs: 2 of 8 GPUs;"));
+        assert_eq!(said(1, Gpus::Auto, 8), ("8 trainers on 8 GPUs".into(), None));
+        assert_eq!(said(1, Gpus::Auto, 1), ("1 trainer on 1 GPU".into(), None));
+        assert_eq!(said(2, Gpus::Auto, 0), ("2 trainers on the CPU: no GPU is visible".into(), None));
+        assert_eq!(
+            said(2, Gpus::Count(0), 8),
+            ("2 trainers on the CPU: as --gpus-per-node 0 asks".into(), None)
+        );
+    }
+
+    #[test]
+    fn gpus_that_nobody_can_tell_are_refused_unless_none_is_wanted() {
+        let unsure = Machine { gpu_trouble: Some("CUDA_VISIBLE_DEVICES=9: no".into()), ..machine(0) };
+        let fault = trainers(1, Gpus::Auto, &unsure).unwrap_err();
+        assert!(fault.message.contains("CUDA_VISIBLE_DEVICES=9") && fault.hint.contains("--gpus-per-node 0"));
+        assert_eq!(trainers(1, Gpus::Count(0), &unsure).unwrap()[0].device, "cpu");
     }
 
     #[test]
     fn gpus_that_are_not_there_are_refused_with_a_hint() {
-        let fault = trainers(1, Gpus::Count(1), NO_GPU).unwrap_err();
+        let fault = trainers(1, Gpus::Count(1), &machine(0)).unwrap_err();
         assert!(fault.message.contains("no CUDA device") && fault.hint.contains("--gpus-per-node 0"));
         assert!(
-            trainers(3, Gpus::Count(2), FOUR_GPUS).unwrap_err().message.starts_with("6 GPUs are asked for")
+            trainers(3, Gpus::Count(2), &machine(4)).unwrap_err().message.starts_with("6 GPUs are asked for")
         );
-        let absurd = trainers(2, Gpus::Count(1 << 31), FOUR_GPUS).unwrap_err();
+        let absurd = trainers(2, Gpus::Count(1 << 31), &machine(4)).unwrap_err();
         assert!(absurd.message.starts_with("4294967296 GPUs are asked for"), "{absurd}");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use dyad_proto::inputs::refuse_entangled;
+use dyad_proto::ownership::Ownership;
 use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, traces};
 use dyad_proto::{Fault, RunConfig, files};
 
@@ -12,6 +14,7 @@ use crate::programs::program;
 pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {
     let config = RunConfig::load(&options.config, &options.overrides)?;
     if !elsewhere {
+        refuse_entangled(&config, &options.config)?;
         // By the names that the user gave.
         readable_files(&config)?;
     }
@@ -44,6 +47,15 @@ fn absolute_path(here: &Path, path: &str) -> String {
     here.join(path).components().collect::<PathBuf>().to_string_lossy().into_owned()
 }
 
+/// Takes the output folder, which only one run may write into, and looks at everything that the configuration names. A folder that is
+/// not there yet is only made once all else is right.
+pub fn take(config: &RunConfig, fresh: bool) -> Result<Ownership, Fault> {
+    let dir = Path::new(&config.output_dir);
+    let owner = dir.is_dir().then(|| Ownership::take(dir)).transpose()?;
+    look(config, true, fresh)?;
+    owner.map_or_else(|| Ownership::take(dir), Ok)
+}
+
 /// Looks on this machine at everything that the configuration names: the model, and where the coordinator runs (`files`) the pairs
 /// and the output folder, in which an earlier run is in the way of a fresh one.
 pub fn look(config: &RunConfig, files: bool, fresh: bool) -> Result<(), Fault> {
@@ -58,6 +70,7 @@ pub fn look(config: &RunConfig, files: bool, fresh: bool) -> Result<(), Fault> {
     if files {
         readable_files(config)?;
         // Before anything is written: a refused start must not replace the earlier run's configuration and logs.
+        refuse_entangled(config, Path::new(""))?;
         let output_dir = Path::new(&config.output_dir);
         if let Some(what) = files::obstacle(output_dir) {
             return Err(unwritable(output_dir, what));

@@ -3,6 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
+use dyad_proto::ownership::Ownership;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 
@@ -39,6 +40,21 @@ pub fn die_with_me(command: &mut Command) {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             // The launcher may have died before the line above.
             if libc::getppid() as u32 != parent { Err(std::io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+        });
+    }
+}
+
+/// Lets the process that the command starts keep a file open that is open here, and sets a variable that tells of it.
+#[expect(unsafe_code, reason = "fcntl between fork and exec")]
+pub fn hand_over(command: &mut Command, owner: &Ownership) {
+    let Some((fd, variable)) = owner.to_hand_over() else { return };
+    command.envs([variable]);
+    // SAFETY: one async-signal-safe call between fork and exec, on a descriptor that is copied by the fork. The owner outlives the
+    // command's start; where it did not, the call would fail and the process would take the folder itself.
+    unsafe {
+        command.pre_exec(move || {
+            libc::fcntl(fd, libc::F_SETFD, 0);
+            Ok(())
         });
     }
 }

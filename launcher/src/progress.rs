@@ -6,23 +6,27 @@ use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{DataReport, Phase};
 
 use crate::console::Console;
+use crate::restart::Reached;
 
 /// Follows one run.
 #[derive(Debug)]
 pub struct Progress {
     console: Console,
     total: u64,
+    /// How far the run has come.
+    pub reached: Reached,
 }
 
 impl Progress {
     /// Nothing has happened yet.
     #[must_use]
     pub fn new(console: Console) -> Self {
-        Self { console, total: 0 }
+        Self { console, total: 0, reached: Reached::default() }
     }
 
     /// Shows one event.
     pub fn show(&mut self, event: &Body) {
+        self.reached.note(event);
         match event {
             Body::Started(started) => {
                 self.console.status(&format!("waiting for {} trainers", started.world_size));

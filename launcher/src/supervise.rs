@@ -24,22 +24,24 @@ use crate::fleet::{Fleet, LEAVE, start_trainer};
 use crate::interrupt::Interrupt;
 use crate::processes::end;
 use crate::progress::Progress;
+use crate::restart::Reached;
 use crate::security::Security;
 
 /// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);
 
 /// Starts the job and returns when it is over and nothing of it is left. Once interrupted the run has the grace period to end.
+/// What the run came to is noted in `reached`.
 pub async fn run(
     job: &Job<'_>,
     console: &Console,
     interrupt: &mut Interrupt,
-    grace: Duration,
+    (grace, reached): (Duration, &mut Reached),
 ) -> Result<(), Fault> {
     let mut fleet = Fleet::start(job, console).await?;
     let coordinator = fleet.coordinator.signals();
     let over = {
-        let following = std::pin::pin!(follow(job, console, &mut fleet));
+        let following = std::pin::pin!(follow(job, console, &mut fleet, reached));
         until_over(following, &coordinator, (console, interrupt), grace).await
     };
     console.clear();
@@ -63,7 +65,7 @@ pub async fn run(
     }
     tokio::select! {
         () = fleet.stop() => {}
-        () = interrupt.wait() => at_once(&mut fleet, console).await,
+        _ = interrupt.wait() => at_once(&mut fleet, console).await,
     }
     result.map_err(|fault| advised(fault, job))
 }
@@ -108,9 +110,8 @@ async fn until_over(
 ) -> Over {
     tokio::select! {
         result = &mut following => return Over::Ended(result),
-        () = interrupt.wait() => {}
+        signal = interrupt.wait() => coordinator.send(signal),
     }
-    coordinator.send(libc::SIGTERM);
     console.line(&format!(
         "stopping after the step in progress, with a checkpoint: waiting up to {} s for the coordinator and its trainers; \
          press Ctrl-C again to stop at once",
@@ -118,7 +119,7 @@ async fn until_over(
     ));
     tokio::select! {
         result = following => Over::Ended(result),
-        () = interrupt.wait() => Over::Hurried,
+        _ = interrupt.wait() => Over::Hurried,
         () = tokio::time::sleep(grace) => Over::Overdue,
     }
 }
@@ -138,7 +139,12 @@ fn show_last_lines(fault: &Fault, fleet: &Fleet, console: &Console) {
     }
 }
 
-async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(), Fault> {
+async fn follow(
+    job: &Job<'_>,
+    console: &Console,
+    fleet: &mut Fleet,
+    reached: &mut Reached,
+) -> Result<(), Fault> {
     let address = address_of(&mut fleet.coordinator).await?;
     for trainer in job.trainers {
         fleet.trainers.push(start_trainer(job, trainer, &address, console).await?);
@@ -157,12 +163,13 @@ async fn follow(job: &Job<'_>, console: &Console, fleet: &mut Fleet) -> Result<(
         // A connection to a host that is cut off says nothing for a long time.
         fault = fleet.coordinator.lost() => Outcome::Failed(fault.from_origin(fleet.coordinator.label.clone())),
     };
+    *reached = progress.reached;
     match failure {
         Outcome::Complete => everyone_left(fleet).await,
         Outcome::Failed(fault) => Err(with_signal(fault, fleet).await),
         // The stream broke before the run ended: the coordinator is gone, or as good as that.
         Outcome::Silent => {
-            let early = Fault::failed("the coordinator fell silent before the run was complete");
+            let early = Fault::lost("the coordinator fell silent before the run was complete");
             Err(own_words(&mut fleet.coordinator, early).await)
         }
     }

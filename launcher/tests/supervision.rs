@@ -38,9 +38,16 @@ impl Stage {
         command
     }
 
+    /// Starts of the coordinator when the launcher may start it again so often, and what the launcher said.
+    fn starts(&self, most: &str) -> (usize, String) {
+        let output = self.launcher().args(["--max-restarts", most]).output().unwrap();
+        let starts = std::fs::read_to_string(self.path("starts")).unwrap_or_default();
+        (starts.lines().count(), stderr(&output))
+    }
+
     /// Runs the launcher, which must fail with this status and say so in one error and one hint of these words.
     fn refused(&self, status: i32, error: &str, hint: &str) {
-        let output = self.launcher().output().unwrap();
+        let output = self.launcher().args(["--max-restarts", "0"]).output().unwrap();
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(status), "{text}");
         for (mark, words) in [("error: ", error), ("hint: ", hint)] {
@@ -92,6 +99,25 @@ fn a_coordinator_that_says_nothing_of_use_is_told_on() {
     Stage::new(elsewhere, "exit 0").refused(1, "did not say where it listens", "coordinator.log");
 }
 
+#[test]
+fn what_dies_is_started_again_and_what_says_why_it_cannot_work_is_not() {
+    let dies = "echo >> starts; kill -9 $$";
+    let (starts, text) = Stage::new(dies, "exit 0").starts("1");
+    assert_eq!(starts, 2, "{text}");
+    assert!(text.contains("restart  1 of 1: coordinator died: killed by signal 9"), "{text}");
+    assert!(text.contains("(after 1 restart)"), "{text}");
+    let (starts, text) = Stage::new(dies, "exit 0").starts("9");
+    assert_eq!(starts, 3, "{text}");
+    assert!(text.contains("(the same failure at step 0 for the 3rd time, after 2 restarts)"), "{text}");
+    assert_eq!(Stage::new(dies, "exit 0").starts("0").0, 1);
+    for says in
+        ["echo 'error: bad' >&2; exit 2", "echo 'error: No space left on device' >&2; exit 1", "exit 77"]
+    {
+        let (starts, text) = Stage::new(&format!("echo >> starts; {says}"), "exit 0").starts("3");
+        assert_eq!(starts, 1, "{text}");
+    }
+}
+
 /// The launcher cannot connect any more; the reason is how the coordinator ended, not that the connection failed.
 #[test]
 fn a_coordinator_that_dies_once_it_listens_is_named() {
@@ -125,6 +151,44 @@ fn a_dry_run_tells_what_it_would_start_and_starts_nothing() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("\nTLS between them is on: other machines can reach"), "{text}");
     assert!(!stage.path("started").exists() && !stage.path("out").exists());
+}
+
+/// What a dry run says of devices, with this list of visible ones. No machine has so many GPUs.
+fn dry_run_with(visible: &str, args: &[&str]) -> Output {
+    let stage = Stage::new("exit 0", "exit 0");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_launcher"));
+    command
+        .current_dir(stage.dir.path())
+        .env("DYAD_BIN_DIR", stage.dir.path())
+        .env("CUDA_VISIBLE_DEVICES", visible);
+    command.args(["--config", "run.toml", "--dry-run"]).args(args).output().unwrap()
+}
+
+#[test]
+fn visible_devices_that_are_not_there_are_refused_where_gpus_are_wanted() {
+    let output = dry_run_with("9999", &["--nodes", "2"]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(
+        text.contains("error: CUDA_VISIBLE_DEVICES=9999") && text.contains("--gpus-per-node 0"),
+        "{text}"
+    );
+    let on_cpu = dry_run_with("9999", &["--nodes", "2", "--gpus-per-node", "0"]);
+    assert!(on_cpu.status.success(), "{}", stderr(&on_cpu));
+}
+
+#[test]
+fn a_run_says_why_it_computes_on_the_cpu() {
+    for visible in ["", "-1", "NoDevFiles"] {
+        let output = dry_run_with(visible, &["--nodes", "2"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            text.contains("2 trainers on the CPU: no GPU is visible"),
+            "{visible:?}: {text}{}",
+            stderr(&output)
+        );
+        assert_eq!(text.matches("device cpu").count(), 2, "{text}");
+    }
 }
 
 /// A process that names itself in the file `pid`, ignores every polite signal and never leaves.

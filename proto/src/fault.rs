@@ -51,12 +51,14 @@ pub struct Fault {
     pub hint: String,
     /// The process it happened in; empty while it has not left that process.
     pub origin: String,
+    /// A process or host is gone or stands still, and may be there again when the run is started again.
+    pub lost: bool,
 }
 
 impl Fault {
     /// A fault with the given code and no hint yet.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: String::new(), origin: String::new() }
+        Self { code, message: message.into(), hint: String::new(), origin: String::new(), lost: false }
     }
 
     /// Something the user gave is wrong.
@@ -67,6 +69,11 @@ impl Fault {
     /// The run failed.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Failed, message)
+    }
+
+    /// The run failed because a process or host is gone or stands still.
+    pub fn lost(message: impl Into<String>) -> Self {
+        Self { lost: true, ..Self::failed(message) }
     }
 
     /// A peer, port or host cannot be reached.
@@ -120,7 +127,13 @@ impl From<Fault> for wire::Failure {
             ErrorCode::Interrupted => wire::ErrorCode::Interrupted,
             ErrorCode::Echo => wire::ErrorCode::Echo,
         };
-        Self { code: code.into(), message: fault.message, hint: fault.hint, origin: fault.origin }
+        Self {
+            code: code.into(),
+            message: fault.message,
+            hint: fault.hint,
+            origin: fault.origin,
+            lost: fault.lost,
+        }
     }
 }
 
@@ -133,7 +146,13 @@ impl From<wire::Failure> for Fault {
             wire::ErrorCode::Echo => ErrorCode::Echo,
             wire::ErrorCode::Failed | wire::ErrorCode::Unspecified => ErrorCode::Failed,
         };
-        Self { code, message: failure.message, hint: failure.hint, origin: failure.origin }
+        Self {
+            code,
+            message: failure.message,
+            hint: failure.hint,
+            origin: failure.origin,
+            lost: failure.lost,
+        }
     }
 }
 
@@ -146,6 +165,8 @@ mod tests {
         let fault =
             Fault::input("line 7: no field `input`").hint("see docs/data.md").from_origin("coordinator");
         assert_eq!(Fault::from(wire::Failure::from(fault.clone())), fault);
+        let lost = Fault::lost("gone");
+        assert_eq!(Fault::from(wire::Failure::from(lost.clone())), lost);
     }
 
     #[test]

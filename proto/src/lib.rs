@@ -3,21 +3,27 @@
 //! - [`wire`]: generated from `proto/dyad/v1/dyad.proto`; the only types that cross process borders.
 //! - [`run_config`]: one file, one check; the launcher reads it, the coordinator keeps it, trainers get it at join.
 //! - [`preference`]: one preference pair as a line of JSON, with every rule a line must keep.
+//! - [`ownership`]: one run at a time in an output folder.
+//! - [`inputs`]: what a run reads must not lie where it writes.
 //! - [`pair_file`]: a file of them.
 //! - [`files`]: regular files, and nothing that has no end.
 //! - [`run_folder`]: what a run leaves in its output folder.
 //! - [`manifest`]: size and checksum of every file of a checkpoint.
 //! - [`security`]: certificates, keys and tokens of a process, and the way to the coordinator.
+//! - [`signals`]: those that stay ignored.
 //! - [`fault`]: an error with a hint, its code and its exit status.
 
 pub mod fault;
 pub mod files;
+pub mod inputs;
 pub mod manifest;
+pub mod ownership;
 pub mod pair_file;
 pub mod preference;
 pub mod run_config;
 pub mod run_folder;
 pub mod security;
+pub mod signals;
 
 pub use fault::{ErrorCode, Fault};
 pub use run_config::RunConfig;

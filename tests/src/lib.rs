@@ -91,6 +91,10 @@ impl Workspace {
         if !args.contains(&"--gpus-per-node") {
             command.args(["--gpus-per-node", "0"]);
         }
+        // Tests of how a run ends do not want it started again.
+        if !args.contains(&"--max-restarts") {
+            command.args(["--max-restarts", "0"]);
+        }
         processes::die_with_me(&mut command);
         command
     }

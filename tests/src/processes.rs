@@ -82,6 +82,11 @@ pub fn terminate(pid: i32) {
     signal(pid, libc::SIGTERM);
 }
 
+/// Sends the signal of a terminal that closes.
+pub fn hang_up(pid: i32) {
+    signal(pid, libc::SIGHUP);
+}
+
 /// Makes a process stand still.
 pub fn stop(pid: i32) {
     signal(pid, libc::SIGSTOP);

@@ -5,7 +5,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
-use dyad_tests::processes::{self, Process, Watch, children, interrupt, kill_9, stop, terminate, wait_for};
+use dyad_tests::processes::{
+    self, Process, Watch, children, hang_up, interrupt, kill_9, stop, terminate, wait_for,
+};
 use dyad_tests::{Workspace, binary, text};
 
 /// A run that would go on for a long time, with its processes, once it has done a step.
@@ -160,7 +162,7 @@ fn progress(workspace: &Workspace) -> (u64, Option<u64>) {
     (rows, steps.max())
 }
 
-fn drained_by(config: &str, tell: impl Fn(&Child, &[Process])) {
+fn drained_by(config: &str, signal: &str, tell: impl Fn(&Child, &[Process])) {
     let workspace = Workspace::with_model(16, config);
     let (launcher, processes) = long_run(&workspace);
     let watches = watch(&processes);
@@ -171,6 +173,7 @@ fn drained_by(config: &str, tell: impl Fn(&Child, &[Process])) {
     assert!(steps > 0);
     assert_eq!(checkpoint, Some(steps), "every step that was begun is reported and saved: {error}");
     let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    assert!(line.contains(&format!("stopped by {signal}")), "{error}");
     assert!(line.contains(&format!("after step {steps}; the checkpoint is ")), "{error}");
     let hint = format!("hint: continue with --resume from checkpoint-{steps}");
     assert!(error.lines().any(|line| line == hint), "{error}");
@@ -182,18 +185,46 @@ fn drained_by(config: &str, tell: impl Fn(&Child, &[Process])) {
 
 #[test]
 fn ctrl_c_finishes_the_step_in_progress_and_leaves_a_checkpoint() {
-    drained_by("", |launcher, _| interrupt(launcher.id() as i32));
+    drained_by("", "SIGINT after", |launcher, _| interrupt(launcher.id() as i32));
 }
 
 #[test]
 fn sigterm_at_the_launcher_leaves_a_checkpoint_where_weights_are_sharded() {
-    drained_by("zero_stage = 3\n", |launcher, _| terminate(launcher.id() as i32));
+    drained_by("zero_stage = 3\n", "SIGTERM after", |launcher, _| terminate(launcher.id() as i32));
 }
 
 /// As a scheduler does it.
 #[test]
 fn sigterm_at_one_trainer_ends_the_run_with_a_checkpoint() {
-    drained_by("", |_, processes| terminate(find(processes, "node1-cpu").pid));
+    drained_by("", "a signal to trainer rank 1", |_, processes| terminate(find(processes, "node1-cpu").pid));
+}
+
+/// As the kernel and a shell do it, which both send the signal.
+#[test]
+fn a_terminal_that_closes_ends_the_run_with_a_checkpoint() {
+    drained_by("", "SIGHUP after", |launcher, _| {
+        hang_up(launcher.id() as i32);
+        hang_up(launcher.id() as i32);
+    });
+}
+
+#[test]
+fn under_nohup_a_terminal_that_closes_ends_nothing() {
+    let workspace = Workspace::with_model(16, "max_steps = 100000\n");
+    let plain = workspace.launcher(1, &[]);
+    let mut command = std::process::Command::new("nohup");
+    command.current_dir(workspace.path(".")).arg(plain.get_program()).args(plain.get_args());
+    processes::die_with_me(&mut command);
+    let launcher = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    workspace.wait_for_a_step();
+    let watches = watch(&children(&launcher));
+    children(&launcher).iter().for_each(|process| hang_up(process.pid));
+    hang_up(launcher.id() as i32);
+    let before = workspace.steps_so_far();
+    wait_for("more steps", || (workspace.steps_so_far() > before + 20).then_some(()));
+    terminate(launcher.id() as i32);
+    let (status, error) = outcome(launcher, &watches);
+    assert!(status == Some(130) && error.contains("stopped by SIGTERM after step"), "{error}");
 }
 
 #[test]

@@ -334,6 +334,7 @@ fn leave(handle: &Handle, fault: &Fault) -> ! {
         handle.end_call(tonic::Code::Aborted);
         spans.flush(LAST_SPANS);
     }
-    // SAFETY: ends the process; nothing of ours needs flushing.
+    dyad_telemetry::voice::stderr().flush(dyad_telemetry::voice::PATIENCE);
+    // SAFETY: ends the process; nothing of ours needs flushing any more.
     unsafe { libc::_exit(i32::from(fault.code.exit_status())) }
 }

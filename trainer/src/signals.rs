@@ -11,12 +11,12 @@ impl Told {
     #[must_use]
     pub fn listen() -> Self {
         // Where the kernel refuses, the signal keeps its default action.
-        Self(
-            [SignalKind::terminate(), SignalKind::interrupt()]
-                .into_iter()
-                .filter_map(|kind| signal(kind).ok())
-                .collect(),
-        )
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        // Under nohup a terminal that closes ends nothing.
+        let wanted = kinds.into_iter().filter(|kind| {
+            *kind != SignalKind::hangup() || !dyad_proto::signals::is_ignored(kind.as_raw_value())
+        });
+        Self(wanted.filter_map(|kind| signal(kind).ok()).collect())
     }
 
     /// Waits for the next one.

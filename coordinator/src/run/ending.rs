@@ -31,7 +31,7 @@ impl Run {
             return Ok(());
         }
         let (who, during) = (member.describe(), member.whereabouts());
-        Err(Fault::failed(format!("{who} died: its connection closed during {during}"))
+        Err(Fault::lost(format!("{who} died: its connection closed during {during}"))
             .hint("its log says more; a process that the kernel killed for memory leaves none"))
     }
 
@@ -46,7 +46,7 @@ impl Run {
         }
         let Some(member) = self.roster.silent(now) else { return Ok(()) };
         let (who, during, seconds) = (member.describe(), member.whereabouts(), SILENCE_LIMIT.as_secs());
-        Err(Fault::failed(format!(
+        Err(Fault::lost(format!(
             "{who} on {} is silent: no sign of life for {seconds} s during {during}",
             member.host
         ))

@@ -20,6 +20,8 @@ pub struct Hello {
     pub cores: usize,
     /// Visible GPUs.
     pub gpus: u32,
+    /// Why nobody can tell how many GPUs are visible.
+    pub gpu_trouble: Option<String>,
     /// Memory of each GPU in bytes, where nvidia-smi tells.
     pub gpu_memory: Vec<u64>,
     /// Free memory of the host in bytes.
@@ -60,7 +62,7 @@ impl Hello {
     /// Looks at this host.
     #[must_use]
     pub fn here() -> Self {
-        let Machine { cores, gpus } = Machine::here();
+        let Machine { cores, gpus, gpu_trouble } = Machine::here();
         let ssh = std::env::var("SSH_CONNECTION").unwrap_or_default();
         let (client, server) = ssh_ends(&ssh);
         Self {
@@ -68,6 +70,7 @@ impl Hello {
             host: host_name(),
             cores,
             gpus,
+            gpu_trouble,
             gpu_memory: if gpus > 0 {
                 nvidia_smi().iter().map(|gpu| gpu.total).collect()
             } else {

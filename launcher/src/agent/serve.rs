@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Args;
+use dyad_proto::ownership::Ownership;
 use dyad_proto::security::{Material, TLS_DIR};
 use dyad_proto::{Fault, RunConfig};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
@@ -20,7 +21,7 @@ use crate::agent::ports::{open, reach};
 use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, decode, encode};
 use crate::doctor::facts::Facts;
 use crate::preflight;
-use crate::processes::{die_with_me, each_line, keep_to, raw_status};
+use crate::processes::{die_with_me, each_line, hand_over, keep_to, raw_status};
 use crate::programs::program;
 use crate::security::secret_folder::SecretFolder;
 
@@ -54,7 +55,7 @@ fn outlive_signals() -> Result<(), Fault> {
 
 async fn obey(silence: Duration) {
     let (say, said) = mpsc::unbounded_channel();
-    let mut agent = Agent { say, processes: Rc::default(), listener: None, keys: None };
+    let mut agent = Agent { say, processes: Rc::default(), listener: None, keys: None, owner: Rc::default() };
     agent.say(&Reply::Hello(Box::new(Hello::here())));
     tokio::select! {
         () = agent.listen_to(silence) => {}
@@ -62,6 +63,7 @@ async fn obey(silence: Duration) {
         () = write(said) => {}
     }
     agent.kill_all();
+    drop(agent.owner.borrow_mut().take());
 }
 
 async fn write(mut said: mpsc::UnboundedReceiver<String>) {
@@ -92,6 +94,8 @@ struct Agent {
     listener: Option<tokio::task::JoinHandle<()>>,
     /// Where processes here read their keys; goes with the agent.
     keys: Option<SecretFolder>,
+    /// Of the output folder, where the coordinator runs here; goes with the agent.
+    owner: Rc<RefCell<Option<Ownership>>>,
 }
 
 impl Agent {
@@ -132,6 +136,9 @@ impl Agent {
         command.args(&start.args).envs(start.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.envs(nccl_interface(start));
+        if start.program == "coordinator" {
+            self.owner.borrow().iter().for_each(|owner| hand_over(&mut command, owner));
+        }
         keep_to(&mut command, &start.cores);
         die_with_me(&mut command);
         let child = command
@@ -182,11 +189,23 @@ impl Agent {
             Question::Reach { addresses } => {
                 self.later(ask, async move { Ok(Answer::Reached(reach(&addresses).await)) });
             }
-            Question::Prepare(prepare) => self.later(ask, blocking(move || prepared(&prepare))),
+            Question::Prepare(prepare) => self.prepare(ask, prepare),
             Question::Examine(examine) => {
                 self.later(ask, blocking(move || Ok(Answer::Examined(Box::new(Facts::here(&examine))))));
             }
         }
+    }
+
+    fn prepare(&self, ask: u64, prepare: Prepare) {
+        // Asked again, it has the folder already.
+        let (owner, owned) = (Rc::clone(&self.owner), self.owner.borrow().is_some());
+        self.later(ask, async move {
+            let (answer, taken) = blocking(move || prepared(&prepare, owned)).await?;
+            if taken.is_some() {
+                *owner.borrow_mut() = taken;
+            }
+            Ok(answer)
+        });
     }
 
     fn later(&self, ask: u64, answer: impl Future<Output = Result<Answer, Fault>> + 'static) {
@@ -233,7 +252,9 @@ async fn pass_on<R: AsyncRead + Unpin>(
 }
 
 /// Files and drivers may take their time; the agent goes on listening meanwhile, or it would count as lost.
-async fn blocking(look: impl FnOnce() -> Result<Answer, Fault> + Send + 'static) -> Result<Answer, Fault> {
+async fn blocking<T: Send + 'static>(
+    look: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
     let looked = tokio::task::spawn_blocking(look).await;
     looked.unwrap_or_else(|error| Err(Fault::failed(format!("the agent could not look: {error}"))))
 }
@@ -242,11 +263,15 @@ fn reply(ask: u64, answer: Result<Answer, Fault>) -> Reply {
     Reply::Answer { ask, answer: answer.unwrap_or_else(|fault| Answer::Failed(fault.into())) }
 }
 
-fn prepared(prepare: &Prepare) -> Result<Answer, Fault> {
+fn prepared(prepare: &Prepare, owned: bool) -> Result<(Answer, Option<Ownership>), Fault> {
     let config = RunConfig::from_json(&prepare.config_json)?;
-    preflight::look(&config, prepare.coordinator, prepare.fresh)?;
     if !prepare.coordinator {
-        return Ok(Answer::Done);
+        preflight::look(&config, false, prepare.fresh)?;
+        return Ok((Answer::Done, None));
     }
-    Ok(Answer::Written(preflight::write_config(&config)?.display().to_string()))
+    let owner = match owned {
+        true => preflight::look(&config, true, prepare.fresh).map(|()| None)?,
+        false => Some(preflight::take(&config, prepare.fresh)?),
+    };
+    Ok((Answer::Written(preflight::write_config(&config)?.display().to_string()), owner))
 }

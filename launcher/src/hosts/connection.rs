@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use dyad_proto::Fault;
 use dyad_proto::security::Material;
 use dyad_proto::wire::Failure;
-use dyad_proto::{ErrorCode, Fault};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -153,7 +153,7 @@ impl Agent {
         match answered.await {
             Ok(Answer::Failed(failure)) => Err(named(&self.host, failure)),
             Ok(answer) => Ok(answer),
-            Err(_) => Err(self.link.state().lost.clone().unwrap_or_else(|| Fault::failed("the agent ended"))),
+            Err(_) => Err(self.link.state().lost.clone().unwrap_or_else(|| Fault::lost("the agent ended"))),
         }
     }
 
@@ -312,7 +312,7 @@ impl Reader {
     }
 
     fn lose(&self, reason: &str) {
-        let fault = Fault::new(ErrorCode::Failed, format!("host {} is cut off: {reason}", self.host)).hint(format!(
+        let fault = Fault::lost(format!("host {} is cut off: {reason}", self.host)).hint(format!(
             "what ran there ends itself within {} s; continue with --resume, without that host or once it is back",
             self.silence.as_secs()
         ));

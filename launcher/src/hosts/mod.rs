@@ -16,8 +16,10 @@ pub mod transport;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use dyad_proto::ownership::Ownership;
 use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::machine::Hello;
@@ -58,13 +60,17 @@ pub struct Hosts {
     agents: Vec<Agent>,
     coordinator_on: CoordinatorOn,
     /// Holds the folder of shared connections.
-    _transport: Transport,
+    _transport: Arc<Transport>,
 }
 
 impl Hosts {
     /// Connects to every host at once. Those that cannot be used are all named.
-    pub async fn connect(hosts: &[Host], transport: Transport, options: &HostOptions) -> Result<Self, Fault> {
-        let found = Self::try_connect(hosts, &transport, options).await;
+    pub async fn connect(
+        hosts: &[Host],
+        transport: &Arc<Transport>,
+        options: &HostOptions,
+    ) -> Result<Self, Fault> {
+        let found = Self::try_connect(hosts, transport, options).await;
         let mut agents = Vec::new();
         let mut faults = Vec::new();
         for agent in found {
@@ -76,7 +82,7 @@ impl Hosts {
         if let Some(fault) = together(faults, hosts.len()) {
             return Err(fault);
         }
-        Ok(Self { agents, coordinator_on: options.coordinator_on, _transport: transport })
+        Ok(Self { agents, coordinator_on: options.coordinator_on, _transport: Arc::clone(transport) })
     }
 
     /// Connects to every host at once, and says of each how that went.
@@ -130,8 +136,13 @@ impl Hosts {
         Ok(SocketAddr::new(address, 0).to_string())
     }
 
-    /// Checks on every host what the configuration names, then writes it where the coordinator reads it.
-    pub async fn prepare(&self, config: &RunConfig, fresh: bool) -> Result<PathBuf, Fault> {
+    /// Checks on every host what the configuration names, then takes the output folder and writes the configuration where the
+    /// coordinator reads it. The folder is this process's own only where the coordinator runs here; its agent keeps it elsewhere.
+    pub async fn prepare(
+        &self,
+        config: &RunConfig,
+        fresh: bool,
+    ) -> Result<(PathBuf, Option<Ownership>), Fault> {
         let config_json = config.to_json()?;
         let ask = |node: usize, coordinator: bool| {
             let prepare = Prepare { config_json: config_json.clone(), coordinator, fresh };
@@ -146,12 +157,12 @@ impl Hosts {
         }
         match first {
             Some(node) => match ask(node, true).await? {
-                Answer::Written(path) => Ok(path.into()),
+                Answer::Written(path) => Ok((path.into(), None)),
                 other => Err(self.agents[node].unexpected(&other)),
             },
             None => {
-                crate::preflight::look(config, true, fresh)?;
-                crate::preflight::write_config(config)
+                let owner = crate::preflight::take(config, fresh)?;
+                Ok((crate::preflight::write_config(config)?, Some(owner)))
             }
         }
     }

@@ -5,7 +5,7 @@ use dyad_proto::Fault;
 use crate::agent::machine::Hello;
 use crate::cli::Gpus;
 use crate::hosts::hostfile::Host;
-use crate::plan::{Node, Trainer};
+use crate::plan::{Node, Trainer, trusted};
 
 /// Trainers of all hosts, in the order of the hosts: one per GPU, or as many CPU trainers as the host has slots (one where
 /// nothing is said).
@@ -38,6 +38,8 @@ fn of_host(
     first: usize,
     (host, hello): (&Host, &Hello),
 ) -> Result<Vec<Trainer>, Fault> {
+    trusted(hello.gpu_trouble.as_deref(), gpus)
+        .map_err(|fault| Fault { message: format!("host {host}: {}", fault.message), ..fault })?;
     let wanted = match gpus {
         Gpus::Auto if hello.gpus == 0 => 0,
         Gpus::Auto => host.slots.unwrap_or(hello.gpus),
@@ -86,6 +88,10 @@ mod tests {
     fn what_cannot_be_names_the_host() {
         let fault = trainers(Gpus::Auto, false, &[host("a", Some(4), 2)]).unwrap_err();
         assert_eq!(fault.message, "host a: 4 GPUs are asked for, it has 2");
+        let (host_a, hello) = host("a", None, 0);
+        let unsure = Hello { gpu_trouble: Some("CUDA_VISIBLE_DEVICES=9: no".into()), ..hello };
+        let fault = trainers(Gpus::Auto, false, &[(host_a, unsure)]).unwrap_err();
+        assert_eq!(fault.message, "host a: CUDA_VISIBLE_DEVICES=9: no");
         let fault = trainers(Gpus::Auto, false, &[host("a", None, 1), host("b", None, 0)]).unwrap_err();
         assert_eq!(fault.message, "host a has GPUs, host b has none");
     }

@@ -38,8 +38,13 @@ mod tests {
 
     #[test]
     fn events_come_back_as_they_were_written() {
-        let failure =
-            Failure { code: 1, message: "bad".into(), hint: "mend".into(), origin: "coordinator".into() };
+        let failure = Failure {
+            code: 1,
+            message: "bad".into(),
+            hint: "mend".into(),
+            origin: "coordinator".into(),
+            ..Failure::default()
+        };
         let ended = Body::Ended(RunEnded { failure: Some(failure) });
         assert_eq!(event(&line(ended.clone())), Some(ended));
         let step = Body::Step(StepMetrics { step: 3, values: HashMap::from([("loss".into(), 0.5)]) });

@@ -37,7 +37,7 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
             Err(Fault::unavailable(format!("run {} has not ended within {seconds} s", cluster.name))
                 .hint("it goes on; wait again, or look at `launcher kubernetes status`"))
         }
-        () = interrupt.wait() => {
+        _ = interrupt.wait() => {
             Err(Fault::new(ErrorCode::Interrupted, "no longer following the run; it goes on")
                 .hint("`launcher kubernetes delete` stops and removes it"))
         }

@@ -15,7 +15,7 @@ use dyad_proto::{Fault, RunConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::console::print;
+use crate::console::{print, warn};
 use crate::hosts::hostfile::Nodes;
 use crate::programs::own_folder;
 
@@ -36,8 +36,8 @@ pub struct SlurmOptions {
     /// Override one key of the configuration; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// GPUs of each node; without it, trainers compute on CPUs.
-    #[arg(long, value_name = "G", value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// GPUs of each node. 0 trains on CPUs; without it, trainers use the GPUs that other options of sbatch have given to the job.
+    #[arg(long, value_name = "G", value_parser = clap::value_parser!(u32).range(0..=64))]
     pub gpus_per_node: Option<u32>,
     /// Cores of each node.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -81,6 +81,11 @@ pub async fn run(options: &SlurmOptions) -> Result<(), Fault> {
     let folder =
         std::env::current_dir().map_err(|error| Fault::failed(format!("no working directory: {error}")))?;
     let script = script::write(options, &config.output_dir, &folder, &own_folder()?.join("launcher"))?;
+    if options.gpus_per_node.is_none() {
+        warn(
+            "the job asks for no GPUs by --gpus-per-node: trainers use those that its nodes show, and the CPU where they show none",
+        );
+    }
     let said = if options.submit { submit(&script).await? } else { script };
     print(&said)
 }

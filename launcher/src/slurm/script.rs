@@ -72,7 +72,7 @@ fn sbatch(options: &SlurmOptions) -> Vec<String> {
         "--ntasks-per-node=1".into(),
     ];
     let optional = [
-        ("gpus-per-node", options.gpus_per_node.map(|gpus| gpus.to_string())),
+        ("gpus-per-node", options.gpus_per_node.filter(|gpus| *gpus > 0).map(|gpus| gpus.to_string())),
         ("cpus-per-task", options.cpus_per_task.map(|cores| cores.to_string())),
         ("partition", options.partition.clone()),
         ("account", options.account.clone()),
@@ -90,7 +90,8 @@ fn sbatch(options: &SlurmOptions) -> Vec<String> {
 }
 
 fn command(options: &SlurmOptions, launcher: &Path) -> String {
-    let gpus = options.gpus_per_node.unwrap_or(0).to_string();
+    // Whatever gives the job its GPUs, they are not left idle.
+    let gpus = options.gpus_per_node.map_or_else(|| "auto".into(), |gpus| gpus.to_string());
     let mut words = vec![launcher.to_string_lossy().into_owned()];
     words.extend(["--nodes".into(), options.nodes.to_string(), "--gpus-per-node".into(), gpus]);
     words.extend(["--config".into(), options.config.to_string_lossy().into_owned()]);
@@ -136,6 +137,20 @@ mod tests {
             assert!(script.lines().any(|it| it == line), "{line}\n{script}");
         }
         assert!(!script.contains("--account"));
+    }
+
+    #[test]
+    fn a_job_without_a_number_of_gpus_uses_those_it_gets_and_0_is_the_cpu() {
+        let given = script("--nodes 2 --config run.toml --sbatch=--gres=gpu:8").unwrap();
+        assert!(
+            given.contains("'--gpus-per-node' 'auto'") && !given.contains("#SBATCH --gpus-per-node"),
+            "{given}"
+        );
+        let on_cpu = script("--nodes 2 --config run.toml --gpus-per-node 0").unwrap();
+        assert!(
+            on_cpu.contains("'--gpus-per-node' '0'") && !on_cpu.contains("#SBATCH --gpus-per-node"),
+            "{on_cpu}"
+        );
     }
 
     #[test]

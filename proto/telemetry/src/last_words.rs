@@ -1,13 +1,12 @@
 //! What a process says last when it fails: `error: …` and `hint: …` for people, or one JSON object where log lines are such.
 
-use std::io::Write;
 use std::sync::OnceLock;
 
 use dyad_proto::Fault;
 use serde_json::{Map, Value};
 
-use crate::LogFormat;
 use crate::logs::json_line;
+use crate::{LogFormat, voice};
 
 /// Only last words have it: by this the launcher tells them from other lines.
 const MARK: &str = "exit_status";
@@ -19,14 +18,21 @@ pub(crate) fn remember(service: &'static str, format: LogFormat) {
     let _ = PROCESS.set((service, format));
 }
 
+/// How this process's log lines look.
+#[must_use]
+pub fn format() -> LogFormat {
+    PROCESS.get().map_or(LogFormat::Text, |(_, format)| *format)
+}
+
 /// Writes on standard error why this process fails, in the format of its log lines.
 pub fn last_words(fault: &Fault) {
     let text = match PROCESS.get() {
         Some((service, LogFormat::Json)) => json(service, fault),
         Some((_, LogFormat::Text)) | None => fault.report(),
     };
-    // Nothing is left to do when standard error itself is gone.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    voice::stderr().line(&text);
+    // Nothing is left to do when nobody reads standard error.
+    voice::stderr().flush(voice::PATIENCE);
 }
 
 fn json(service: &str, fault: &Fault) -> String {

@@ -6,7 +6,7 @@
 //! - finished [`Record`]s, made from times that were noted before anybody knew whether the span would be wanted (the
 //!   phases of a step). [`spans`] takes them, from any thread, without waiting.
 //!
-//! Rules that hold throughout:
+//! Lines leave by a [`voice`], which stops nobody. Rules that hold throughout:
 //!
 //! - O-1: training never waits for a collector. A full queue drops spans; the end of a process waits [`PATIENCE`] at most.
 //! - O-2: where traces are off, nothing is recorded.
@@ -18,6 +18,7 @@ mod logs;
 mod record;
 mod rpc;
 mod settings;
+pub mod voice;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use std::time::Duration;
 pub use context::{
     adopt, context_of, current, environment, extract, fail, headers, inject, parse, traceparent,
 };
-pub use last_words::{last_words, read_last_words};
+pub use last_words::{format, last_words, read_last_words};
 pub use logs::{LogFormat, Logs};
 pub use opentelemetry::trace::{SpanContext, SpanKind};
 pub use opentelemetry::{ContextGuard, KeyValue};
@@ -84,5 +85,6 @@ impl Drop for Telemetry {
         if let Some(pipeline) = self.pipeline.take() {
             pipeline.finish(PATIENCE);
         }
+        voice::stderr().flush(voice::PATIENCE);
     }
 }

@@ -19,6 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::TARGET;
+use crate::voice::Lines;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -72,7 +73,7 @@ pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
         Ok(directive) => filter.add_directive(directive),
         Err(_) => filter,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| Lines);
     let lines = match logs.format {
         LogFormat::Text => {
             // NO_COLOR is looked at where the colours are made.

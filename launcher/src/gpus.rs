@@ -1,0 +1,194 @@
+//! Which GPUs a process started here would see: what the driver shows, and what `CUDA_VISIBLE_DEVICES` leaves of it.
+//!
+//! CUDA itself takes a list that it does not understand for a shorter one, without a word. Here it is an error that names the entry,
+//! so that no run computes on fewer devices than its owner asked for, or on none.
+
+use std::path::Path;
+
+/// What a machine has, by the kernel driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// How many.
+    pub count: u32,
+    /// Their UUIDs, where the driver tells.
+    pub uuids: Vec<String>,
+}
+
+impl Present {
+    /// The kernel driver's list below `root`, or what some sandboxes show in its stead: the devices.
+    #[must_use]
+    pub fn read(root: &Path) -> Self {
+        let listed: Vec<_> = std::fs::read_dir(root.join("proc/driver/nvidia/gpus"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| std::fs::read_to_string(entry.path().join("information")).unwrap_or_default())
+            .collect();
+        if listed.is_empty() {
+            return Self { count: device_files(&root.join("dev")), uuids: Vec::new() };
+        }
+        let uuid = |text: &String| {
+            let line = text.lines().find_map(|line| line.strip_prefix("GPU UUID:"))?;
+            // The driver writes question marks until a GPU is first used.
+            Some(line.trim().to_owned()).filter(|uuid| uuid.starts_with("GPU-") && !uuid.contains('?'))
+        };
+        let uuids: Vec<String> = listed.iter().filter_map(uuid).collect();
+        let known = uuids.len() == listed.len();
+        Self { count: listed.len() as u32, uuids: if known { uuids } else { Vec::new() } }
+    }
+
+    /// How many of them `CUDA_VISIBLE_DEVICES` leaves, or why nobody can tell.
+    pub fn visible(&self, chosen: Option<&str>) -> Result<u32, String> {
+        let Some(list) = chosen else { return Ok(self.count) };
+        let mut seen: Vec<Entry<'_>> = Vec::new();
+        for text in list.split(',').map(str::trim) {
+            let entry = match self.entry(text, list)? {
+                // CUDA reads no further.
+                Entry::End => break,
+                entry => entry,
+            };
+            if seen.contains(&entry) {
+                return Err(format!(
+                    "CUDA_VISIBLE_DEVICES={list} names {text} twice, and CUDA then shows no GPU"
+                ));
+            }
+            seen.push(entry);
+        }
+        // A process sees one slice of a GPU, however many are named.
+        let slices = seen.iter().filter(|entry| matches!(entry, Entry::Slice(_))).count();
+        Ok(if slices > 0 { 1 } else { seen.len() as u32 })
+    }
+
+    fn entry<'a>(&self, text: &'a str, list: &str) -> Result<Entry<'a>, String> {
+        let unknown = |why: String| Err(format!("CUDA_VISIBLE_DEVICES={list}: {why}"));
+        // Slurm's word for none, and the container toolkit's.
+        if text.is_empty()
+            || text == "-1"
+            || ["nodevfiles", "none", "void"].contains(&text.to_ascii_lowercase().as_str())
+        {
+            return Ok(Entry::End);
+        }
+        if self.count == 0 {
+            return unknown(format!("it names GPU {text}, and this machine shows none"));
+        }
+        if text.starts_with("MIG-") {
+            return Ok(Entry::Slice(text));
+        }
+        if text.starts_with("GPU-") {
+            let matching = self.uuids.iter().filter(|uuid| uuid.starts_with(text)).count();
+            return match (self.uuids.is_empty(), matching) {
+                (true, _) | (_, 1) => Ok(Entry::Uuid(text)),
+                (_, 0) => unknown(format!("this machine has no GPU {text}")),
+                _ => unknown(format!("{text} begins the name of {matching} GPUs")),
+            };
+        }
+        match text.parse::<u32>() {
+            Ok(index) if index < self.count => Ok(Entry::Index(index)),
+            Ok(index) => unknown(format!("this machine has no GPU {index}, it has {}", count(self.count))),
+            Err(_) => unknown(format!("\"{text}\" is no GPU")),
+        }
+    }
+}
+
+/// One of the list.
+#[derive(Debug, PartialEq, Eq)]
+enum Entry<'a> {
+    Index(u32),
+    Uuid(&'a str),
+    Slice(&'a str),
+    End,
+}
+
+/// `1 GPU`, `8 GPUs`.
+#[must_use]
+pub fn count(gpus: u32) -> String {
+    if gpus == 1 { "1 GPU".into() } else { format!("{gpus} GPUs") }
+}
+
+/// `nvidia0`, `nvidia1` …
+fn device_files(folder: &Path) -> u32 {
+    let names = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let of_a_gpu =
+        |name: &String| name.strip_prefix("nvidia").is_some_and(|number| number.parse::<u32>().is_ok());
+    names.filter(of_a_gpu).count() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(root: &Path, name: &str, text: &str) {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    /// Some sandboxes hide the driver's list in /proc.
+    #[test]
+    fn gpus_are_counted_by_their_device_files_where_the_driver_lists_none() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(Present::read(root.path()), Present::default());
+        for name in ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"] {
+            write(root.path(), &format!("dev/{name}"), "");
+        }
+        assert_eq!(Present::read(root.path()), Present { count: 2, uuids: Vec::new() });
+    }
+
+    #[test]
+    fn the_drivers_list_counts_more_and_names_uuids() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "dev/nvidia0", "");
+        for (bus, uuid) in [("0000:01:00.0", "GPU-aa11"), ("0000:02:00.0", "GPU-ab22")] {
+            let text = format!("Model: \t X\nGPU UUID: \t {uuid}\n");
+            write(root.path(), &format!("proc/driver/nvidia/gpus/{bus}/information"), &text);
+        }
+        let mut present = Present::read(root.path());
+        present.uuids.sort();
+        assert_eq!(present, Present { count: 2, uuids: vec!["GPU-aa11".into(), "GPU-ab22".into()] });
+        write(root.path(), "proc/driver/nvidia/gpus/0000:03:00.0/information", "GPU UUID: \t GPU-????????\n");
+        assert_eq!(Present::read(root.path()), Present { count: 3, uuids: Vec::new() });
+    }
+
+    #[test]
+    fn visible_devices_leave_what_cuda_would_show() {
+        let four = Present {
+            count: 4,
+            uuids: ["GPU-aa11", "GPU-ab22", "GPU-cc", "GPU-dd"].map(str::to_owned).into(),
+        };
+        let hidden = Present { count: 4, uuids: Vec::new() };
+        for (chosen, left) in [
+            (None, 4),
+            (Some(""), 0),
+            (Some("-1"), 0),
+            (Some("NoDevFiles"), 0),
+            (Some("2"), 1),
+            (Some(" 3, 0 "), 2),
+            (Some("0,-1,2"), 1),
+            (Some("GPU-aa,GPU-ab22"), 2),
+            (Some("MIG-1,MIG-2"), 1),
+        ] {
+            assert_eq!(four.visible(chosen), Ok(left), "{chosen:?}");
+        }
+        assert_eq!(hidden.visible(Some("GPU-ffff")), Ok(1));
+        assert_eq!(Present::default().visible(Some("")), Ok(0));
+    }
+
+    #[test]
+    fn visible_devices_that_are_not_there_are_named() {
+        let two = Present { count: 2, uuids: vec!["GPU-aa11".into(), "GPU-ab22".into()] };
+        for (chosen, words) in [
+            ("0,9", "has no GPU 9, it has 2 GPUs"),
+            ("1,1", "names 1 twice"),
+            ("GPU-ff", "has no GPU GPU-ff"),
+            ("GPU-a", "begins the name of 2 GPUs"),
+            ("first", "\"first\" is no GPU"),
+        ] {
+            let said = two.visible(Some(chosen)).unwrap_err();
+            assert!(said.contains(words) && said.contains(chosen), "{said}");
+        }
+        assert!(Present::default().visible(Some("0")).unwrap_err().contains("this machine shows none"));
+    }
+}

@@ -1,0 +1,210 @@
+//! Whether a run that failed is started again, as torchrun does it. Pure.
+//!
+//! - what would fail again is not tried again: bad input, a full disk, the same failure at the same step three times.
+//! - who was told to stop is not started again.
+//! - the count starts afresh once the run has come to a later checkpoint than at the last failure.
+
+use dyad_proto::wire::run_event::Body;
+use dyad_proto::{ErrorCode, Fault};
+
+/// As often the same failure at the same step ends the run.
+const SAME: u32 = 3;
+/// How the system says that there is no room, whoever passes it on.
+const FULL: [&str; 3] = ["No space left on device", "Disk quota exceeded", "File too large"];
+
+/// How far an attempt came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// The last step that was done.
+    pub step: u64,
+    /// The run has rows of its own: what `--overwrite` was to remove is gone.
+    pub rows: bool,
+    /// Step of the newest checkpoint.
+    pub saved: Option<u64>,
+}
+
+impl Reached {
+    /// Takes note of an event of the run.
+    pub fn note(&mut self, event: &Body) {
+        match event {
+            Body::Data(data) if data.start_step > 0 => {
+                self.step = data.start_step;
+                self.saved = self.saved.max(Some(data.start_step));
+            }
+            Body::Step(step) => (self.step, self.rows) = (step.step, true),
+            Body::Evaluation(_) => self.rows = true,
+            Body::Checkpoint(saved) => self.saved = self.saved.max(Some(saved.step)),
+            _ => {}
+        }
+    }
+}
+
+/// What the attempts so far have come to.
+#[derive(Debug)]
+pub struct Restarts {
+    most: u32,
+    /// Since the last progress.
+    count: u32,
+    /// In all.
+    total: u32,
+    reached: Reached,
+    /// The last failure, its step, and how often it has come.
+    last: Option<(String, u64, u32)>,
+}
+
+impl Restarts {
+    /// At most so many without progress.
+    #[must_use]
+    pub fn new(most: u32) -> Self {
+        Self { most, count: 0, total: 0, reached: Reached::default(), last: None }
+    }
+
+    /// How often the run was started again.
+    #[must_use]
+    pub fn total(&self) -> u32 {
+        self.total
+    }
+
+    /// The run has rows, from whichever attempt.
+    #[must_use]
+    pub fn has_rows(&self) -> bool {
+        self.reached.rows
+    }
+
+    /// For the summary: how often the run was started again, and why the last time.
+    #[must_use]
+    pub fn summary(&self) -> Option<String> {
+        let (cause, ..) = self.last.as_ref().filter(|_| self.total > 0)?;
+        Some(format!("{}, the last one after: {cause}", times(self.total)))
+    }
+
+    /// After a failure: the line that announces another attempt, or the failure that the run ends with.
+    pub fn after(&mut self, fault: Fault, reached: &Reached) -> Result<String, Fault> {
+        let progress = reached.saved > self.reached.saved;
+        self.reached.saved = self.reached.saved.max(reached.saved);
+        self.reached.rows |= reached.rows;
+        let said = fault.to_string();
+        let before = match &self.last {
+            Some((last, step, count)) if *last == said && *step == reached.step => *count,
+            _ => 0,
+        };
+        if !is_worth_another(&fault, reached) {
+            return Err(self.ends(fault, ""));
+        }
+        self.last = Some((said.clone(), reached.step, before + 1));
+        if before + 1 >= SAME {
+            let why = format!("the same failure at step {} for the {SAME}rd time", reached.step);
+            return Err(self.ends(fault, &why));
+        }
+        if progress {
+            self.count = 0;
+        }
+        if self.count >= self.most {
+            return Err(self.ends(fault, ""));
+        }
+        self.count += 1;
+        self.total += 1;
+        let from = match self.reached.saved {
+            Some(step) => format!("going on from checkpoint-{step}"),
+            None => "there is no checkpoint yet, so it begins anew".into(),
+        };
+        Ok(format!("restart  {} of {}: {said}; {from}", self.count, self.most))
+    }
+
+    fn ends(&self, fault: Fault, why: &str) -> Fault {
+        let again = (self.total > 0).then(|| format!("after {}", times(self.total)));
+        let words: Vec<&str> =
+            [why, again.as_deref().unwrap_or("")].into_iter().filter(|word| !word.is_empty()).collect();
+        if words.is_empty() {
+            return fault;
+        }
+        Fault { message: format!("{} ({})", fault.message, words.join(", ")), ..fault }
+    }
+}
+
+fn times(count: u32) -> String {
+    if count == 1 { "1 restart".into() } else { format!("{count} restarts") }
+}
+
+/// A process or host that is gone may be there again. What failed with words of its own before the first row of this attempt would
+/// most likely do so again: a missing library, a model that does not fit. Later, a device or a link may have failed.
+fn is_worth_another(fault: &Fault, reached: &Reached) -> bool {
+    let full = FULL.iter().any(|words| fault.message.contains(words));
+    fault.code == ErrorCode::Failed && !full && (fault.lost || reached.rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(step: u64, saved: Option<u64>) -> Reached {
+        Reached { step, rows: step > 0, saved }
+    }
+
+    fn died(rank: u32) -> Fault {
+        Fault::lost(format!("trainer rank {rank} died"))
+    }
+
+    #[test]
+    fn lost_processes_are_worth_another_attempt_and_what_fails_for_good_is_not() {
+        let again = |fault: Fault, reached| Restarts::new(3).after(fault, &reached);
+        let line = again(died(1), at(0, None)).unwrap();
+        assert_eq!(
+            line,
+            "restart  1 of 3: trainer rank 1 died; there is no checkpoint yet, so it begins anew"
+        );
+        assert!(again(died(1), at(7, Some(5))).unwrap().ends_with("; going on from checkpoint-5"));
+        assert!(again(Fault::failed("NCCL: a link is down"), at(7, None)).is_ok());
+        for (fault, reached) in [
+            (Fault::input("bad"), at(7, None)),
+            (Fault::new(ErrorCode::Interrupted, "stopped"), at(7, None)),
+            (Fault::unavailable("the port is taken"), at(0, None)),
+            (Fault::failed("cannot write x: No space left on device (os error 28)"), at(7, Some(5))),
+            (Fault::failed("cannot open shared object"), at(0, None)),
+        ] {
+            assert_eq!(again(fault.clone(), reached), Err(fault));
+        }
+        assert_eq!(Restarts::new(0).after(died(1), &at(7, Some(5))), Err(died(1)));
+    }
+
+    #[test]
+    fn the_count_starts_afresh_on_progress_and_the_end_says_how_often() {
+        let mut restarts = Restarts::new(2);
+        for (rank, saved) in [(0, 2), (1, 2), (2, 4), (3, 4)] {
+            assert!(restarts.after(died(rank), &at(9, Some(saved))).is_ok(), "{rank}");
+        }
+        let end = restarts.after(died(4), &at(9, Some(4))).unwrap_err();
+        assert_eq!(end.message, "trainer rank 4 died (after 4 restarts)");
+        assert_eq!(restarts.total(), 4);
+    }
+
+    #[test]
+    fn the_same_failure_at_the_same_step_ends_the_run_the_third_time() {
+        let mut restarts = Restarts::new(9);
+        assert!(restarts.after(died(1), &at(7, Some(5))).is_ok());
+        assert!(restarts.after(died(1), &at(7, Some(5))).is_ok());
+        let end = restarts.after(died(1), &at(7, Some(5))).unwrap_err();
+        assert_eq!(
+            end.message,
+            "trainer rank 1 died (the same failure at step 7 for the 3rd time, after 2 restarts)"
+        );
+        let mut elsewhere = Restarts::new(9);
+        for step in [7, 8, 7, 8, 7] {
+            assert!(elsewhere.after(died(1), &at(step, Some(5))).is_ok());
+        }
+        assert!(elsewhere.summary().unwrap().starts_with("5 restarts, the last one after: trainer rank 1"));
+    }
+
+    #[test]
+    fn events_tell_how_far_a_run_has_come() {
+        use dyad_proto::wire::{CheckpointReport, DataReport, EvaluationMetrics, StepMetrics};
+        let mut reached = Reached::default();
+        reached.note(&Body::Data(DataReport { start_step: 4, ..DataReport::default() }));
+        assert_eq!(reached, Reached { step: 4, rows: false, saved: Some(4) });
+        reached.note(&Body::Evaluation(EvaluationMetrics::default()));
+        assert!(reached.rows);
+        reached.note(&Body::Step(StepMetrics { step: 6, ..StepMetrics::default() }));
+        reached.note(&Body::Checkpoint(CheckpointReport { step: 6, ..CheckpointReport::default() }));
+        assert_eq!(reached, at(6, Some(6)));
+    }
+}

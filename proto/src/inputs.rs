@@ -1,0 +1,264 @@
+//! What a run reads must not lie where it writes: an earlier run's checkpoint or final model that the new one starts from would be
+//! removed by `--overwrite`, and a model folder that is the output folder would be mixed with the run's own files.
+
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
+
+use crate::run_folder::{EVALUATION_METRICS, METRICS, checkpoint_step, is_unfinished};
+use crate::{Fault, RunConfig};
+
+/// Links that are followed before a path counts as a circle.
+const MOST_LINKS: usize = 40;
+
+/// Refuses inputs that lie in what a run makes or removes in its output folder, and an output folder that is a model's or lies in it.
+/// Follows every link on the way to an input. `config_file` is the file that the configuration was read from.
+pub fn refuse_entangled(config: &RunConfig, config_file: &Path) -> Result<(), Fault> {
+    let output_dir = Path::new(&config.output_dir);
+    for (key, model) in models(config) {
+        refuse_inside_model(output_dir, key, &model)?;
+    }
+    // A folder that is not there holds nothing.
+    let Ok(real) = output_dir.canonicalize() else { return Ok(()) };
+    for (key, path) in inputs(config, config_file) {
+        let doomed = way(&path).into_iter().find(|at| at.parent() == Some(&real) && is_made(at));
+        if let Some(doomed) = doomed {
+            let name = doomed.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Err(Fault::input(format!(
+                "{key} {} lies in {name} of output_dir {}, which a run replaces or removes",
+                path.display(),
+                output_dir.display()
+            ))
+            .hint("choose another output_dir, or move that input out of it first"));
+        }
+    }
+    Ok(())
+}
+
+fn refuse_inside_model(output_dir: &Path, key: &str, model: &Path) -> Result<(), Fault> {
+    let Ok(folder) = model.canonicalize() else { return Ok(()) };
+    let target = real(output_dir);
+    if !folder.is_dir() || !target.starts_with(&folder) {
+        return Ok(());
+    }
+    let relation = if target == folder { "is" } else { "lies in" };
+    Err(Fault::input(format!(
+        "output_dir {} {relation} the folder of {key} {}",
+        output_dir.display(),
+        model.display()
+    ))
+    .hint("choose an output_dir outside the model's folder, which a run only reads"))
+}
+
+/// Model folders on this machine, with the keys that name them.
+fn models(config: &RunConfig) -> Vec<(&'static str, PathBuf)> {
+    let named = [("model", Some(&config.model)), ("from_checkpoint", config.from_checkpoint.as_ref())];
+    let named = named.into_iter().filter_map(|(key, path)| Some((key, PathBuf::from(path?))));
+    let present = named.filter(|(_, path)| !path.as_os_str().is_empty());
+    present
+        .flat_map(|(key, path)| [base_of(&path).map(|base| (key, base)), Some((key, path))])
+        .flatten()
+        .collect()
+}
+
+/// The model that an adapter folder names.
+fn base_of(adapter: &Path) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(adapter.join("adapter_config.json")).ok()?;
+    let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let base = PathBuf::from(json.get("base_model_name_or_path")?.as_str()?);
+    base.exists().then_some(base)
+}
+
+/// Everything that a run reads, file by file where a folder is made of links.
+fn inputs(config: &RunConfig, config_file: &Path) -> Vec<(&'static str, PathBuf)> {
+    let mut all = models(config);
+    for (key, folder) in all.clone() {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        all.extend(entries.filter(|entry| entry.path().is_symlink()).map(|entry| (key, entry.path())));
+    }
+    let files = [
+        ("training_file", Some(config.training_file.as_str())),
+        ("validation_file", config.validation_file.as_deref()),
+        ("reference_cache", config.reference_cache.as_deref()),
+    ];
+    all.extend(files.into_iter().filter_map(|(key, path)| Some((key, PathBuf::from(path?)))));
+    all.push(("--config", config_file.to_owned()));
+    all
+}
+
+/// Whether a run makes, replaces or removes what has this name in its output folder.
+fn is_made(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name == "final"
+        || name == METRICS
+        || name == EVALUATION_METRICS
+        || checkpoint_step(path).is_some()
+        || is_unfinished(path)
+}
+
+/// Where a path leads, whether all of it is there or not.
+fn real(path: &Path) -> PathBuf {
+    way(path).pop().unwrap_or_else(|| PathBuf::from("/"))
+}
+
+/// Every place that the kernel passes on its way along a path, without links on the way to it. The last one is where the path leads.
+fn way(path: &Path) -> Vec<PathBuf> {
+    let mut at = PathBuf::from("/");
+    let mut passed = Vec::new();
+    let mut links = 0;
+    let mut ahead = words(&std::env::current_dir().unwrap_or_default().join(path));
+    while let Some(word) = ahead.pop() {
+        if word == ".." {
+            at.pop();
+            passed.push(at.clone());
+            continue;
+        }
+        if word == "/" {
+            at = PathBuf::from("/");
+            continue;
+        }
+        at.push(word);
+        passed.push(at.clone());
+        if let Ok(target) = std::fs::read_link(&at) {
+            links += 1;
+            if links > MOST_LINKS {
+                break;
+            }
+            at.pop();
+            ahead.extend(words(&target));
+        }
+    }
+    passed
+}
+
+/// The parts of a path, the first one last.
+fn words(path: &Path) -> Vec<OsString> {
+    let parts = path.components().filter(|part| *part != Component::CurDir);
+    let mut words: Vec<OsString> = parts.map(|part| part.as_os_str().to_owned()).collect();
+    words.reverse();
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        /// A model, pairs, and an output folder with a finished run in it.
+        fn new() -> Self {
+            let place = Self(tempfile::tempdir().unwrap());
+            for file in [
+                "m/config.json",
+                "pairs.jsonl",
+                "out/final/config.json",
+                "out/checkpoint-3/model.safetensors",
+            ] {
+                let path = place.path(file);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, "{}").unwrap();
+            }
+            place
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn text(&self, name: &str) -> String {
+            self.path(name).display().to_string()
+        }
+
+        fn refused(&self, change: impl FnOnce(&mut RunConfig)) -> Option<String> {
+            let mut config = RunConfig {
+                model: self.text("m"),
+                training_file: self.text("pairs.jsonl"),
+                output_dir: self.text("out"),
+                ..RunConfig::default()
+            };
+            change(&mut config);
+            refuse_entangled(&config, &self.path("run.toml")).err().map(|fault| fault.message)
+        }
+    }
+
+    #[test]
+    fn inputs_in_what_a_run_removes_are_refused_however_they_are_reached() {
+        let place = Place::new();
+        assert_eq!(place.refused(|_| {}), None);
+        symlink(place.path("out/final"), place.path("link")).unwrap();
+        symlink(place.path("link"), place.path("second")).unwrap();
+        symlink(place.path("out"), place.path("out-too")).unwrap();
+        symlink(place.path("m"), place.path("out/checkpoint-9")).unwrap();
+        for start in [
+            "out/final",
+            "out/checkpoint-3",
+            "link",
+            "second",
+            "m/../out/./final",
+            "out-too/final",
+            // It leads out again, by a link that goes.
+            "out/checkpoint-9",
+        ] {
+            let said =
+                place.refused(|config| config.from_checkpoint = Some(place.text(start))).unwrap_or_default();
+            assert!(
+                said.starts_with("from_checkpoint ") && said.contains("of output_dir"),
+                "{start}: {said}"
+            );
+            assert!(place.refused(|config| config.model = place.text(start)).is_some(), "{start}");
+        }
+        std::fs::write(place.path("out/final/pairs.jsonl"), "").unwrap();
+        for set in [
+            (|config, path| config.training_file = path) as fn(&mut RunConfig, String),
+            |config, path| config.validation_file = Some(path),
+            |config, path| config.reference_cache = Some(path),
+        ] {
+            assert!(place.refused(|config| set(config, place.text("out/final/pairs.jsonl"))).is_some());
+            assert_eq!(place.refused(|config| set(config, place.text("out/pairs.jsonl"))), None);
+        }
+        // Through another output folder that is this one.
+        assert!(
+            place
+                .refused(|config| {
+                    config.output_dir = place.text("out-too");
+                    config.model = place.text("out/final");
+                })
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn files_of_a_model_that_are_links_and_the_base_of_an_adapter_count() {
+        let place = Place::new();
+        std::fs::create_dir(place.path("linked")).unwrap();
+        symlink("../out/checkpoint-3/model.safetensors", place.path("linked/model.safetensors")).unwrap();
+        let said = place.refused(|config| config.model = place.text("linked")).unwrap();
+        assert!(said.contains("lies in checkpoint-3"), "{said}");
+        std::fs::create_dir(place.path("adapter")).unwrap();
+        let json = format!("{{\"base_model_name_or_path\": {:?}}}", place.text("out/final"));
+        std::fs::write(place.path("adapter/adapter_config.json"), json).unwrap();
+        assert!(place.refused(|config| config.from_checkpoint = Some(place.text("adapter"))).is_some());
+    }
+
+    #[test]
+    fn an_output_folder_that_is_a_models_or_lies_in_it_is_refused() {
+        let place = Place::new();
+        symlink(place.path("m"), place.path("alias")).unwrap();
+        for (output, words) in [
+            ("m", "is the folder of"),
+            ("alias", "is the folder of"),
+            ("m/new/out", "lies in the folder of"),
+            ("alias/../m/x", "lies in the folder of"),
+        ] {
+            let said = place.refused(|config| config.output_dir = place.text(output)).unwrap_or_default();
+            assert!(said.contains(words), "{output}: {said}");
+        }
+        assert_eq!(place.refused(|config| config.output_dir = place.text("m-2")), None);
+        // A circle of links is no reason to go on for ever.
+        symlink(place.path("b"), place.path("a")).unwrap();
+        symlink(place.path("a"), place.path("b")).unwrap();
+        assert_eq!(place.refused(|config| config.model = place.text("a")), None);
+    }
+}

@@ -1,0 +1,227 @@
+//! One run at a time in an output folder: a lock that its holder keeps open, and that the kernel gives back when the holder dies.
+//!
+//! The lock is flock's, so it also holds between the hosts of one NFSv4 file system. The launcher (or its agent) takes it before it
+//! writes anything, keeps it until it ends, and hands the open file to its coordinator; a coordinator that is started by hand
+//! takes it itself. The file says who holds it, for the message to whoever comes second.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::Fault;
+
+/// The lock's file in the output folder.
+pub const LOCK: &str = ".dyad-lock";
+/// The environment variable by which a coordinator learns the number of the open file that it was handed.
+pub const HANDED_OVER: &str = "DYAD_OUTPUT_LOCK";
+
+/// The right to write into an output folder, for as long as it lives.
+#[derive(Debug)]
+pub struct Ownership {
+    path: PathBuf,
+    /// None where somebody else holds it for this process, or where the file system has no locks.
+    file: Option<File>,
+}
+
+/// Who holds a folder, as the lock's file has it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Owner {
+    host: String,
+    pid: u32,
+    #[serde(default)]
+    run_id: String,
+    /// Seconds since 1970.
+    started: u64,
+}
+
+impl Ownership {
+    /// Takes a folder, which is made where there is none, or says who has it.
+    pub fn take(dir: &Path) -> Result<Self, Fault> {
+        let path = dir.join(LOCK);
+        if let Some(handed) = std::env::var_os(HANDED_OVER).filter(|_| dir.is_dir())
+            && is_open(&handed, &path)
+        {
+            return Ok(Self { path, file: None });
+        }
+        std::fs::create_dir_all(dir).map_err(|error| unusable(dir, &error))?;
+        loop {
+            let mut file = open(&path).map_err(|error| unusable(&path, &error))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(in_use(dir, &mut file)),
+                Err(error) => {
+                    tracing::warn!(
+                        "cannot lock output_dir {}: {error}; nothing keeps a second run out of it",
+                        dir.display()
+                    );
+                    return Ok(Self { path, file: None });
+                }
+            }
+            // Its last holder may have removed the file between the two calls above: then the lock is of nothing.
+            if same_file(&file.metadata(), &std::fs::symlink_metadata(&path)) {
+                let owner =
+                    Owner { host: host(), pid: std::process::id(), run_id: String::new(), started: now() };
+                // Whoever cannot read it is told less; the lock holds all the same.
+                let _ = say(&file, &owner);
+                return Ok(Self { path, file: Some(file) });
+            }
+        }
+    }
+
+    /// The open file and the variable by which a process that inherits it knows of it; none where there is no lock.
+    #[must_use]
+    pub fn to_hand_over(&self) -> Option<(RawFd, (&'static str, String))> {
+        let fd = self.file.as_ref()?.as_raw_fd();
+        Some((fd, (HANDED_OVER, fd.to_string())))
+    }
+
+    /// Adds the name of the run to what others are told.
+    pub fn name_run(&self, run_id: &str) {
+        let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&self.path) else { return };
+        let owner = Owner { run_id: run_id.to_owned(), ..read(&mut file).unwrap_or_default() };
+        if owner.pid != 0 {
+            let _ = say(&file, &owner);
+        }
+    }
+}
+
+impl Drop for Ownership {
+    fn drop(&mut self) {
+        // While it is still locked: whoever opened it meanwhile finds that the path leads elsewhere.
+        if self.file.is_some() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Not through a link: somebody else may have put it there.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(flags)
+        .open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no file")),
+    }
+}
+
+fn is_open(number: &OsString, path: &Path) -> bool {
+    let Some(number) = number.to_str().and_then(|number| number.parse::<u32>().ok()) else { return false };
+    same_file(&std::fs::metadata(format!("/proc/self/fd/{number}")), &std::fs::symlink_metadata(path))
+}
+
+fn same_file(a: &io::Result<std::fs::Metadata>, b: &io::Result<std::fs::Metadata>) -> bool {
+    matches!((a, b), (Ok(a), Ok(b)) if (a.dev(), a.ino()) == (b.dev(), b.ino()))
+}
+
+fn say(mut file: &File, owner: &Owner) -> io::Result<()> {
+    use std::io::Seek;
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(format!("{}\n", serde_json::to_string(owner)?).as_bytes())
+}
+
+fn read(file: &mut File) -> Option<Owner> {
+    let mut text = String::new();
+    file.take(4096).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+fn in_use(dir: &Path, file: &mut File) -> Fault {
+    // Between the lock and its words there is a moment.
+    let who = read(file).map_or_else(
+        || "another run".to_owned(),
+        |owner| {
+            let run = if owner.run_id.is_empty() {
+                "another run"
+            } else {
+                &format!("run {}", one_word(&owner.run_id))
+            };
+            let (pid, host) = (owner.pid, one_word(&owner.host));
+            format!(
+                "{run} (pid {pid} on host {host}, started {} ago)",
+                ago(now().saturating_sub(owner.started))
+            )
+        },
+    );
+    Fault::unavailable(format!("output_dir {} is in use by {who}", dir.display()))
+        .hint("wait for that run or stop it; or choose another output_dir")
+}
+
+/// Anybody may have written the file.
+fn one_word(text: &str) -> String {
+    text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
+}
+
+fn ago(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+fn unusable(path: &Path, error: &io::Error) -> Fault {
+    Fault::input(format!("cannot write output_dir {}: {error}", path.display()))
+        .hint("set output_dir to a folder that you may write to")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_owner_is_told_of_the_first_and_the_next_finds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("a/out");
+        let first = Ownership::take(&out).unwrap();
+        let said = |words: &str| {
+            let fault = Ownership::take(&out).unwrap_err();
+            let who = format!("{words} (pid {} on host {}, started ", std::process::id(), host());
+            assert!(fault.message.contains(&who), "{fault}");
+            assert_eq!(fault.code.exit_status(), 3);
+        };
+        said("is in use by another run");
+        first.name_run("run-12");
+        said("is in use by run run-12");
+        drop(first);
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+        drop(Ownership::take(&out).unwrap());
+    }
+
+    /// What a killed owner leaves is no lock.
+    #[test]
+    fn a_file_that_nobody_holds_is_no_lock_whatever_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["", "{", "{\"host\":\"h\",\"pid\":1,\"started\":0}"] {
+            std::fs::write(dir.path().join(LOCK), text).unwrap();
+            drop(Ownership::take(dir.path()).unwrap());
+        }
+        let elsewhere = dir.path().join("precious");
+        std::fs::write(&elsewhere, "precious").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, dir.path().join(LOCK)).unwrap();
+        assert!(Ownership::take(dir.path()).is_err());
+        assert_eq!(std::fs::read_to_string(elsewhere).unwrap(), "precious");
+    }
+}

@@ -1,0 +1,29 @@
+//! Signals that whoever started this process wants it to ignore.
+
+/// Whether a signal was ignored when this process began, as `nohup` does with SIGHUP: then it stays ignored. To be asked before
+/// anything listens for the signal.
+#[must_use]
+pub fn is_ignored(signal: i32) -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, signal))
+}
+
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    (1..=64).contains(&signal) && mask >> (signal - 1) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_of_ignored_signals_is_read_bit_by_bit() {
+        let status =
+            "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t00000000000004e8\n";
+        assert!(ignores(status, 1) && ignores(status, 13));
+        assert!(!ignores(status, 2) && !ignores(status, 15) && !ignores(status, 0) && !ignores("", 1));
+        // Rust's own start ignores SIGPIPE.
+        assert!(is_ignored(13) && !is_ignored(15));
+    }
+}

@@ -1,0 +1,82 @@
+//! A run that loses a process goes on by itself, and ends as if nothing had happened.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::fs;
+use std::process::Stdio;
+
+use dyad_tests::processes::{children, kill_9, wait_for};
+use dyad_tests::{CURVE, Workspace, assert_same_curve, text};
+
+/// Kills a process of a run of two trainers once `ready` is there; what the launcher said when it was over.
+fn killed(workspace: &Workspace, victim: &str, ready: &str, args: &[&str]) -> String {
+    let mut command = workspace.launcher(2, &[&["--max-restarts", "3"], args].concat());
+    let launcher = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    wait_for(ready, || workspace.path(ready).exists().then_some(()));
+    let process = children(&launcher).into_iter().find(|process| process.command.contains(victim)).unwrap();
+    kill_9(process.pid);
+    let output = launcher.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    text(&output)
+}
+
+fn same(workspace: &Workspace, whole: &str, other: &str) {
+    let rows = |dir: &str| workspace.rows(&format!("{dir}/metrics.jsonl"));
+    assert_same_curve(&rows(whole), &rows(other), &[&CURVE[..], &["num_tokens"]].concat(), 0.0);
+    let weights = |dir: &str| fs::read(workspace.path(&format!("{dir}/final/model.safetensors"))).unwrap();
+    assert!(weights(whole) == weights(other), "final weights differ");
+}
+
+const STEPS: &str = "max_steps = 300\nn_checkpoints = 15\n";
+
+#[test]
+fn a_run_whose_process_is_killed_goes_on_from_its_checkpoint_bit_equal() {
+    let workspace = Workspace::with_model(16, STEPS);
+    workspace.train(2, "whole", &[]);
+    for (victim, out) in [("node1-cpu", "trainer"), ("coordinator --config", "coordinator")] {
+        let said = killed(
+            &workspace,
+            victim,
+            &format!("{out}/checkpoint-20"),
+            &["--set", &format!("output_dir={out}")],
+        );
+        let line = said.lines().find(|line| line.starts_with("restart  1 of 3: ")).unwrap_or_default();
+        assert!(
+            line.contains("killed by signal 9") && line.contains("; going on from checkpoint-"),
+            "{said}"
+        );
+        assert!(said.contains("restarts 1 restart, the last one after: "), "{said}");
+        same(&workspace, "whole", out);
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_before_its_first_checkpoint_begins_anew() {
+    let workspace = Workspace::with_model(16, "max_steps = 150\n");
+    workspace.train(2, "whole", &[]);
+    let said = killed(&workspace, "node0-cpu", "out/metrics.jsonl", &[]);
+    assert!(said.contains("; there is no checkpoint yet, so it begins anew"), "{said}");
+    same(&workspace, "whole", "out");
+}
+
+/// It must not go on from the checkpoints that it was to remove.
+#[test]
+fn an_overwriting_run_that_is_killed_begins_anew_over_what_it_overwrites() {
+    let workspace = Workspace::with_model(16, "max_steps = 100\nn_checkpoints = 2\n");
+    workspace.train(2, "whole", &["--set", "random_seed=1"]);
+    workspace.train(2, "out", &[]);
+    let run_once = workspace.path("out/logs/node0-cpu.log");
+    fs::remove_file(run_once).unwrap();
+    let overwrite = ["--overwrite", "--set", "random_seed=1"];
+    // Its process is there, its first row most likely not.
+    killed(&workspace, "node0-cpu", "out/logs/node0-cpu.log", &overwrite);
+    same(&workspace, "whole", "out");
+}
+
+#[test]
+fn what_cannot_work_is_not_tried_again() {
+    let workspace = Workspace::with_model(16, "");
+    let args = ["--max-restarts", "3", "--set", "max_seq_length=3"];
+    let output = workspace.launch(2, &args);
+    let said = text(&output);
+    assert!(output.status.code() == Some(2) && !said.contains("restart"), "{said}");
+}
