@@ -89,7 +89,7 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
         };
         let Err(fault) = result else { return Ok(()) };
         if interrupt.came() {
-            return Err(fault);
+            return Err(restarts.stopped(fault));
         }
         if fault.code == ErrorCode::Unavailable && deadline.is_some_and(|deadline| Instant::now() < deadline)
         {
@@ -156,7 +156,7 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
             .await;
         match trained {
             Ok(()) => break,
-            Err(fault) if interrupt.came() => return Err(fault),
+            Err(fault) if interrupt.came() => return Err(restarts.stopped(fault)),
             Err(fault) => console.line(&restarts.after(fault, &reached)?),
         }
     }

@@ -78,6 +78,12 @@ impl Restarts {
         Some(format!("{}, the last one after: {cause}", times(self.total)))
     }
 
+    /// What a run ends with that was told to stop.
+    #[must_use]
+    pub fn stopped(&self, fault: Fault) -> Fault {
+        self.ends(fault, "")
+    }
+
     /// After a failure: the line that announces another attempt, or the failure that the run ends with.
     pub fn after(&mut self, fault: Fault, reached: &Reached) -> Result<String, Fault> {
         let progress = reached.saved > self.reached.saved;

@@ -1,6 +1,7 @@
 //! Runs on four hosts: network namespaces with an address and an sshd each. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -27,6 +28,10 @@ impl Stage {
         let common =
             ["--nodes", "4", "--hostfile", &self.hostfile, "--config", "run.toml", "--host-timeout", "6"];
         let mut command = self.cluster.launcher(&[&common, args].concat());
+        // Tests of how a run ends do not want it started again.
+        if !args.contains(&"--max-restarts") {
+            command.args(["--max-restarts", "0"]);
+        }
         command.current_dir(self.workspace.path("."));
         command
     }
@@ -146,6 +151,26 @@ fn a_host_that_is_cut_off_is_named_nothing_is_left_and_a_resume_goes_on() {
     let steps: Vec<u64> =
         stage.workspace.rows("cut/metrics.jsonl").iter().map(|row| number(row, "step") as u64).collect();
     assert_eq!(steps, (1..=done + 2).collect::<Vec<u64>>(), "resumed after {done}");
+    stage.nothing_is_left();
+}
+
+#[test]
+fn a_run_that_loses_a_host_waits_for_it_and_goes_on() {
+    let stage = Stage::new();
+    let mut launcher = stage.long_run("back", &["--max-restarts", "1"]);
+    stage.cluster.link("c", "down");
+    let mut lines = BufReader::new(launcher.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let line = lines.find(|line| line.starts_with("restart  ")).unwrap();
+    assert!(line.starts_with("restart  1 of 1: trainer rank 2 (c-cpu): host c is cut off"), "{line}");
+    stage.cluster.link("c", "up");
+    assert!(lines.any(|line| line.contains("resumed after step ")));
+    interrupt(launcher.id() as i32);
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(launcher.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(
+        rest.iter().any(|line| line.contains("stopped by SIGINT") && line.contains("(after 1 restart)")),
+        "{rest:?}"
+    );
     stage.nothing_is_left();
 }
 

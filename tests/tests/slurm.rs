@@ -13,7 +13,18 @@ use dyad_tests::{Workspace, binary, text};
 fn long_job(slurm: &Slurm, workspace: &Workspace) -> String {
     let mut command = slurm.command(&binary("launcher").display().to_string());
     command.current_dir(workspace.path(".")).stdin(Stdio::null());
-    command.args(["slurm", "--nodes", "2", "--config", "run.toml", "--time", "1:00:00", "--submit"]);
+    command.args([
+        "slurm",
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "0",
+        "--config",
+        "run.toml",
+        "--time",
+        "1:00:00",
+        "--submit",
+    ]);
     // Both nodes are this machine, where nothing would be secured by itself.
     let output = command.args(["--", "--listen", "127.0.0.1:0", "--tls", "on"]).output().unwrap();
     let said = text(&output);
@@ -104,7 +115,15 @@ fn a_cancelled_job_leaves_a_checkpoint() {
 fn what_sbatch_refuses_is_told() {
     let (workspace, slurm) = (Workspace::with_model(16, ""), Slurm::start());
     let mut command = slurm.command(&binary("launcher").display().to_string());
-    command.current_dir(workspace.path(".")).args(["slurm", "--nodes", "2", "--config", "run.toml"]);
+    command.current_dir(workspace.path(".")).args([
+        "slurm",
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "0",
+        "--config",
+        "run.toml",
+    ]);
     let output = command.args(["--partition", "nowhere", "--submit"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output).starts_with("error: sbatch refuses the job: "), "{}", text(&output));
