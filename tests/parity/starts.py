@@ -215,6 +215,12 @@ def projections(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Ten
     return lambda tensors: {n: change(t) if n.endswith("proj.weight") else t for n, t in tensors.items()}
 
 
+def mixed(tensors: Tensors) -> Tensors:
+    """Stores linear layers in bfloat16 and the rest in float32, all of it numbers that bfloat16 has."""
+    rounded = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    return {name: t if name.endswith("proj.weight") else t.float() for name, t in rounded.items()}
+
+
 def head(scale: float) -> Callable[[Tensors], None]:
     """Adds a head beside a tied embedding, off by so much."""
 
@@ -302,7 +308,7 @@ MODELS: dict[str, Start] = {
     "rope_spare_fields": Start(model(drop=("rope_parameters",), rope_scaling=LINEAR | {"beta_fast": 3}), warns="does not read beta_fast"),
     "rope_yarn": Start(model(drop=("rope_parameters",), rope_scaling={"rope_type": "yarn", "factor": 4.0}), refused='rope scaling "yarn"'),
     "half": Start(model(edit=lambda tensors: {name: t.half() for name, t in tensors.items()}, dtype="float16")),
-    "mixed": Start(model(edit=projections(torch.Tensor.bfloat16), dtype="bfloat16")),
+    "mixed": Start(model(edit=mixed, dtype="bfloat16")),
     "double": Start(model(edit=projections(torch.Tensor.double))),
     "dtype_auto": Start(model(dtype="auto"), refused='dtype "auto"'),
     "dtype_null": Start(model(dtype=None)),

@@ -212,7 +212,30 @@ fn an_adapter_without_lora_and_modules_that_do_not_exist() {
         "lora = true",
     );
     let modules = ["--set", "lora=true", "--set", "lora_trainable_modules=query"];
-    invalid(&workspace, &modules, &["match no linear layer", "query"], "self_attn.q_proj");
+    invalid(&workspace, &modules, &["\"query\" matches no linear layer"], "q_proj");
+    let list = ["--set", "lora=true", "--set", "lora_trainable_modules=q_proj;v_proj"];
+    invalid(&workspace, &list, &["`lora_trainable_modules`", "q_proj;v_proj"], "\"q_proj,v_proj\"");
+}
+
+#[test]
+fn generation_takes_an_adapter_by_the_same_rules() {
+    let workspace = Workspace::with_model(8, "lora = true\nlora_r = 2\nmax_steps = 1\n");
+    let layers = "lora_trainable_modules=model.layers.1.self_attn.q_proj";
+    workspace.train(1, "adapter", &["--set", layers]);
+    let config = workspace.path("adapter/final/adapter_config.json");
+    let written = fs::read_to_string(&config).unwrap();
+    assert!(written.contains("\"model.layers.1.self_attn.q_proj\""), "{written}");
+    let generate = || {
+        let mut command = std::process::Command::new(dyad_tests::binary("trainer"));
+        command.current_dir(workspace.path(".")).args(["generate", "--model", "adapter/final"]);
+        command.args(["--pairs", "pairs.jsonl", "--limit", "1", "--max-new-tokens", "2"]).output().unwrap()
+    };
+    let answered = generate();
+    assert!(answered.status.success(), "{}", text(&answered));
+    fs::write(&config, written.replace("\"use_dora\": false", "\"use_dora\": true")).unwrap();
+    let refused = generate();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused).contains("use_dora = true is not supported"), "{}", text(&refused));
 }
 
 #[test]
