@@ -112,10 +112,12 @@ pub struct Prepared {
 impl Cli {
     /// Checks config, data and output folder: everything that can be wrong before a trainer is there.
     pub fn prepare(&self) -> Result<Prepared, Fault> {
-        let config = read_config(&self.config)?;
+        let mut config = read_config(&self.config)?;
         refuse_entangled(&config, &self.config)?;
         // Before anything else is looked at, which another run may be changing.
         let owner = Arc::new(Ownership::take(Path::new(&config.output_dir))?);
+        // Chosen once, here: trainers get it with the configuration and never look at clocks of their own.
+        config.fill_template_date();
         let data = Datasets::load(&config)?;
         let identity = Identity {
             dataset_sha256: data.train.sha256().to_owned(),

@@ -83,6 +83,9 @@ pub struct GenerateOptions {
     /// Longest answer.
     #[arg(long, default_value_t = 64)]
     pub max_new_tokens: usize,
+    /// Local date that the chat template is given; absent: now.
+    #[arg(long, value_name = "YYYY-MM-DDTHH:MM:SS")]
+    pub template_date: Option<String>,
     /// Threads of the CPU passes.
     #[arg(long)]
     pub threads: Option<usize>,

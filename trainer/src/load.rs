@@ -156,6 +156,7 @@ impl Parts {
         let saver = Saver {
             home: Home::new(Path::new(&config.output_dir)),
             sources: sources.companions.clone(),
+            tokenizer: sources.tokenizer().to_owned(),
             base: sources.base.clone(),
             stored: stored_kind(&policy.config.torch_dtype),
             adapter,

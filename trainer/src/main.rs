@@ -9,7 +9,7 @@ use clap::Parser;
 use dyad_data::new_model;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::preference::Message;
-use dyad_proto::{Fault, pair_file};
+use dyad_proto::{Fault, RunConfig, pair_file};
 use dyad_telemetry::{LogFormat, Logs, Telemetry};
 use trainer::cli::{Cli, Command, GenerateOptions, RunOptions};
 use trainer::generate::prompt;
@@ -63,7 +63,9 @@ fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     let (lines, conversations): (Vec<u64>, Vec<_>) =
         pairs.into_iter().take(options.limit).map(|(line, pair)| (line, pair.messages)).unzip();
     let model = trainer::run::load_for_inference(&options.model)?;
-    let tokenizer = ChatTokenizer::load(&options.model)?;
+    let mut config = RunConfig { template_date: options.template_date.clone(), ..RunConfig::default() };
+    config.fill_template_date();
+    let tokenizer = ChatTokenizer::load(&options.model, config.template_date()?)?;
     let prompt = |(conversation, line): (&Vec<Message>, u64)| {
         prompt(&tokenizer, conversation, &model).map_err(|fault| {
             let place = format!("{} line {line}", options.pairs.display());

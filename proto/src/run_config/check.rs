@@ -25,6 +25,7 @@ impl RunConfig {
             return Err(Fault::input("merge_adapter is set but lora is not").hint("set lora = true"));
         }
         self.lora_modules()?;
+        self.template_date.as_deref().map_or(Ok(()), |date| super::parse_date(date).map(drop))?;
         if self.keeps_references() && self.training_method == TrainingMethod::Sft {
             return Err(Fault::input(
                 "reference_logps is set, but supervised fine-tuning has no reference model",

@@ -11,6 +11,7 @@ mod read;
 
 use std::path::Path;
 
+use chrono::{Datelike, NaiveDateTime};
 use serde::{Deserialize, Serialize};
 
 pub use self::choices::{
@@ -58,6 +59,8 @@ pub struct RunConfig {
     pub max_grad_norm: f64,
     /// Most tokens of prompt plus completion; longer completions are cut. Absent: the model's own limit.
     pub max_seq_length: Option<u32>,
+    /// Local date and time that chat templates are given, `YYYY-MM-DDTHH:MM:SS`. Absent: when the run starts.
+    pub template_date: Option<String>,
     /// Seed of the data order, adapter initialisation and dropout.
     pub random_seed: u64,
     /// Shuffle the pairs anew each epoch; otherwise file order.
@@ -133,6 +136,7 @@ impl Default for RunConfig {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             max_seq_length: None,
+            template_date: None,
             random_seed: 42,
             shuffle: true,
             dtype: Dtype::Auto,
@@ -166,6 +170,20 @@ impl Default for RunConfig {
 
 /// No configuration is longer: what is, is another file.
 const MOST_BYTES: u64 = 1 << 20;
+
+/// How `template_date` is written.
+const DATE: &str = "%Y-%m-%dT%H:%M:%S";
+
+/// A date as `template_date` is written.
+pub fn parse_date(text: &str) -> Result<NaiveDateTime, Fault> {
+    let date = NaiveDateTime::parse_from_str(text, DATE).ok();
+    // Four digits: what templates make of other years differs between systems.
+    date.filter(|date| date.format(DATE).to_string() == text && (1000..=9999).contains(&date.year()))
+        .ok_or_else(|| {
+            Fault::input(format!("template_date {text:?} is no date and time"))
+                .hint("write it as YYYY-MM-DDTHH:MM:SS, for example 2026-01-31T12:00:00")
+        })
+}
 
 fn home() -> Option<String> {
     std::env::var("HOME").ok()
@@ -224,6 +242,19 @@ impl RunConfig {
             .map_err(|error| Fault::input(format!("run config from the coordinator: {error}")))?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Fills in the date of a run that starts now, in the machine's local time.
+    pub fn fill_template_date(&mut self) {
+        let now = || chrono::Local::now().naive_local().format(DATE).to_string();
+        self.template_date.get_or_insert_with(now);
+    }
+
+    /// The date that chat templates are given: the same on all ranks, because it was filled in before they had the configuration.
+    pub fn template_date(&self) -> Result<NaiveDateTime, Fault> {
+        let date = self.template_date.as_deref();
+        let date = date.ok_or_else(|| Fault::failed("the run's configuration came without template_date"))?;
+        parse_date(date)
     }
 
     /// Rank of new adapters.

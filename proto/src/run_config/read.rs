@@ -3,7 +3,7 @@
 use super::RunConfig;
 use crate::Fault;
 
-pub(super) const KEYS: [&str; 43] = [
+pub(super) const KEYS: [&str; 44] = [
     "model",
     "training_file",
     "validation_file",
@@ -20,6 +20,7 @@ pub(super) const KEYS: [&str; 43] = [
     "weight_decay",
     "max_grad_norm",
     "max_seq_length",
+    "template_date",
     "random_seed",
     "shuffle",
     "dtype",

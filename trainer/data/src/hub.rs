@@ -8,10 +8,11 @@ use dyad_proto::Fault;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo};
 
-/// What a model folder holds beside weights: configuration, tokenizer, template. Absent ones are skipped.
-pub const COMPANIONS: [&str; 11] = [
-    "config.json",
-    "generation_config.json",
+/// What belongs to a model's weights. Absent ones are skipped.
+pub const MODEL_COMPANIONS: [&str; 3] = ["config.json", "generation_config.json", "LICENSE"];
+
+/// What belongs to a tokenizer: these are one set, and mean something only together.
+pub const TOKENIZER_COMPANIONS: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -20,8 +21,10 @@ pub const COMPANIONS: [&str; 11] = [
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    "LICENSE",
 ];
+
+/// Folder of a tokenizer's other chat templates.
+pub const OTHER_TEMPLATES: &str = "additional_chat_templates";
 
 /// The local folder of `model`.
 pub fn resolve(model: &str) -> Result<PathBuf, Fault> {
@@ -81,7 +84,8 @@ fn download(model: &str) -> Result<PathBuf, Fault> {
 }
 
 fn wanted(name: &str) -> bool {
-    COMPANIONS.contains(&name)
+    MODEL_COMPANIONS.contains(&name)
+        || TOKENIZER_COMPANIONS.contains(&name)
         || name.starts_with("adapter_")
         || name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"))
 }

@@ -9,10 +9,14 @@
 //! - [`new_model`]: small random models to learn and test with.
 
 pub mod adapter;
+mod chat_template;
+pub mod files;
 pub mod hub;
 pub mod lfs;
 pub mod new_model;
 mod quick;
 pub mod reference_key;
+mod special;
+mod template;
 pub mod tokenize;
 pub mod tokenizer;

@@ -294,7 +294,7 @@ mod tests {
     fn a_new_models_tokenizer_splits_pairs_at_the_assistants_turn() {
         let (_dir, options) = model();
         create(&options).unwrap();
-        let tokenizer = ChatTokenizer::load(&options.out).unwrap();
+        let tokenizer = ChatTokenizer::load(&options.out, chrono::NaiveDateTime::default()).unwrap();
         let pair = PreferencePair::parse(LINE).unwrap();
         let (_, tokens) = tokenize(
             &tokenizer,
@@ -361,11 +361,16 @@ mod tests {
         let (_dir, options) = model();
         create(&options).unwrap();
         std::fs::write(options.out.join("tokenizer_config.json"), "{}").unwrap();
-        let fault = ChatTokenizer::load(&options.out).unwrap_err();
+        let fault = ChatTokenizer::load(&options.out, chrono::NaiveDateTime::default()).unwrap_err();
         assert!(
             fault.message.ends_with("has no chat template") && fault.hint.contains("chat_template.jinja")
         );
         std::fs::remove_file(options.out.join("tokenizer.json")).unwrap();
-        assert!(ChatTokenizer::load(&options.out).unwrap_err().message.starts_with("no tokenizer.json in"));
+        assert!(
+            ChatTokenizer::load(&options.out, chrono::NaiveDateTime::default())
+                .unwrap_err()
+                .message
+                .starts_with("no tokenizer.json in")
+        );
     }
 }

@@ -2,13 +2,17 @@
 
 use std::path::Path;
 
+use chrono::NaiveDateTime;
 use dyad_proto::Fault;
-use dyad_proto::preference::{Message, Role};
-use hf_chat_template::{ChatTemplate, Error as TemplateError, FixedClock, TokenField, TokenizerConfig};
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use dyad_proto::preference::Message;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
+use crate::chat_template::ChatTemplate;
+use crate::files;
 use crate::quick::{Encoded, QuickEncoder};
+use crate::special::SpecialTokens;
+use crate::template::Moment;
 
 /// Renders conversations as the model expects them and turns text into ids.
 #[derive(Debug)]
@@ -17,59 +21,51 @@ pub struct ChatTokenizer {
     /// Where the tokenizer allows for one.
     quick: Option<QuickEncoder>,
     template: ChatTemplate,
-    /// Names and texts that templates know beside the conversation.
-    special_tokens: Vec<(&'static str, String)>,
     stop_ids: Vec<u32>,
 }
 
 impl ChatTokenizer {
-    /// Reads `tokenizer.json` and the template from `chat_template.jinja` or `tokenizer_config.json`.
-    pub fn load(dir: &Path) -> Result<Self, Fault> {
+    /// Reads a folder as transformers' `AutoTokenizer` does; `now` is the date that templates are given.
+    pub fn load(dir: &Path, now: NaiveDateTime) -> Result<Self, Fault> {
         let path = dir.join("tokenizer.json");
-        if !path.is_file() {
-            return Err(Fault::input(format!("no tokenizer.json in {}", dir.display())).hint(
+        let text = files::text(&path)?.ok_or_else(|| {
+            Fault::input(format!("no tokenizer.json in {}", dir.display())).hint(
                 "save the tokenizer with transformers' save_pretrained (fast tokenizers write tokenizer.json)",
-            ));
-        }
-        let mut tokenizer = Tokenizer::from_file(&path)
-            .map_err(|error| Fault::input(format!("{}: {error}", path.display())))?;
+            )
+        })?;
+        let broken = |error: &dyn std::fmt::Display| Fault::input(format!("{}: {error}", path.display()));
+        let json: Value = serde_json::from_str(&text).map_err(|error| broken(&error))?;
+        let mut tokenizer: Tokenizer = text.parse().map_err(|error: tokenizers::Error| broken(&error))?;
         // Length is the run's business (max_seq_length), never the file's.
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);
-        let config = tokenizer_config(dir)?;
-        let stop_ids = stop_ids(dir, &config, &tokenizer);
+        let config = files::object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        known(dir, &config)?;
+        let special = SpecialTokens::read(dir, &config, &json)?;
+        special.complete(&mut tokenizer);
+        let stop_ids = stop_ids(dir, &special, &tokenizer)?;
         Ok(Self {
             quick: QuickEncoder::of(&tokenizer),
-            template: template(dir, &config)?,
-            special_tokens: special_tokens(&config),
+            template: ChatTemplate::load(dir, &config, &special, Moment(now))?,
             tokenizer,
             stop_ids,
         })
     }
 
+    /// Whether the text of a conversation depends on the date.
+    #[must_use]
+    pub fn uses_date(&self) -> bool {
+        self.template.uses_date()
+    }
+
     /// Text of a conversation, with the opening of the assistant's turn if asked for.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Fault> {
-        self.render_turns(messages, None, add_generation_prompt)
+        self.template.render(messages, None, add_generation_prompt)
     }
 
     /// Text of a conversation that ends with an answer.
     pub fn render_answered(&self, messages: &[Message], answer: &Message) -> Result<String, Fault> {
-        self.render_turns(messages, Some(answer), false)
-    }
-
-    fn render_turns(
-        &self,
-        messages: &[Message],
-        answer: Option<&Message>,
-        add_generation_prompt: bool,
-    ) -> Result<String, Fault> {
-        let turns = messages.iter().chain(answer).map(Turn).collect();
-        let context = Context { special_tokens: &self.special_tokens, turns, add_generation_prompt };
-        self.template.render_context(&context).map_err(|error| {
-            Fault::input(format!("the chat template refuses a conversation: {}", one_line(&error))).hint(
-                "check the order of roles; some templates take no system message or insist on alternation",
-            )
-        })
+        self.template.render(messages, Some(answer), false)
     }
 
     /// Ids of rendered text. The template holds every special token: none is added.
@@ -113,107 +109,58 @@ impl ChatTokenizer {
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
     }
-}
 
-/// What a template is given: the same names in the same order as transformers gives.
-struct Context<'a> {
-    special_tokens: &'a [(&'static str, String)],
-    turns: Vec<Turn<'a>>,
-    add_generation_prompt: bool,
-}
+    /// Those ids' texts.
+    #[must_use]
+    pub fn stop_tokens(&self) -> Vec<String> {
+        let text = |&id: &u32| self.tokenizer.id_to_token(id).unwrap_or_else(|| format!("id {id}"));
+        self.stop_ids.iter().map(text).collect()
+    }
 
-impl Serialize for Context<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        for (name, text) in self.special_tokens {
-            map.serialize_entry(name, text)?;
-        }
-        map.serialize_entry("messages", &self.turns)?;
-        map.serialize_entry("add_generation_prompt", &self.add_generation_prompt)?;
-        map.end()
+    /// Whether an answer's ids end with one of them; spaces may follow it.
+    #[must_use]
+    pub fn ends(&self, ids: &[u32]) -> bool {
+        let last = ids.iter().rposition(|id| self.stop_ids.contains(id));
+        last.is_some_and(|at| {
+            let rest = self.tokenizer.decode(&ids[at + 1..], false);
+            rest.is_ok_and(|rest| rest.trim().is_empty())
+        })
     }
 }
 
-/// A message as a map, not as a struct: templates may go through its keys.
-struct Turn<'a>(&'a Message);
-
-impl Serialize for Turn<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(2))?;
-        map.serialize_entry("role", role_name(self.0.role))?;
-        map.serialize_entry("content", &self.0.content)?;
-        map.end()
-    }
-}
-
-fn special_tokens(config: &TokenizerConfig) -> Vec<(&'static str, String)> {
-    let fields = [
-        ("bos_token", &config.bos_token),
-        ("eos_token", &config.eos_token),
-        ("pad_token", &config.pad_token),
-        ("unk_token", &config.unk_token),
-    ];
-    let text = |(name, field): (_, &Option<TokenField>)| Some((name, field.as_ref()?.as_str()?.to_owned()));
-    fields.into_iter().filter_map(text).collect()
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-        Role::Tool => "tool",
-    }
-}
-
-fn tokenizer_config(dir: &Path) -> Result<TokenizerConfig, Fault> {
-    let path = dir.join("tokenizer_config.json");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            serde_json::from_str(&text).map_err(|error| Fault::input(format!("{}: {error}", path.display())))
-        }
-        Err(_) => Ok(TokenizerConfig::default()),
-    }
-}
-
-fn template(dir: &Path, config: &TokenizerConfig) -> Result<ChatTemplate, Fault> {
-    let file = dir.join("chat_template.jinja");
-    let builder = match std::fs::read_to_string(&file) {
-        Ok(source) => Ok(ChatTemplate::builder(&source).special_tokens_from(config)),
-        Err(_) => ChatTemplate::builder_from_config(config),
+/// Keys that change ids in transformers and are not known here.
+fn known(dir: &Path, config: &Map<String, Value>) -> Result<(), Fault> {
+    let file = dir.join("tokenizer_config.json");
+    let refused = |key: &str, hint: &str| {
+        Fault::input(format!("{}: {key} is not supported", file.display())).hint(hint)
     };
-    let builder = builder.map_err(|_| {
-        Fault::input(format!("the tokenizer in {} has no chat template", dir.display())).hint(
-            "add chat_template.jinja, or `chat_template` in tokenizer_config.json; instruct models ship one",
-        )
-    })?;
-    // One date per process: a template that prints today's date must not change under a run.
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    builder.clock(FixedClock::from_unix_secs(now as i64)).build().map_err(|error| {
-        Fault::input(format!("the chat template in {} is broken: {}", dir.display(), one_line(&error)))
-    })
-}
-
-fn one_line(error: &TemplateError) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+    if config.get("split_special_tokens").is_some_and(|value| value == true) {
+        return Err(refused(
+            "split_special_tokens = true",
+            "set it to false, and look whether the template still does what it should",
+        ));
+    }
+    let versions = config.get("fast_tokenizer_files").and_then(Value::as_array);
+    if versions.is_some_and(|files| files.iter().any(|name| name != "tokenizer.json")) {
+        return Err(refused(
+            "fast_tokenizer_files",
+            "save the tokenizer again with transformers' save_pretrained",
+        ));
+    }
+    Ok(())
 }
 
 /// `eos_token_id` of generation_config.json, else of config.json, else the tokenizer's own.
-fn stop_ids(dir: &Path, config: &TokenizerConfig, tokenizer: &Tokenizer) -> Vec<u32> {
-    let from_file = |name: &str| {
-        let json: serde_json::Value =
-            serde_json::from_str(&std::fs::read_to_string(dir.join(name)).ok()?).ok()?;
-        match json.get("eos_token_id")? {
-            serde_json::Value::Array(ids) => {
-                Some(ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect())
+fn stop_ids(dir: &Path, special: &SpecialTokens, tokenizer: &Tokenizer) -> Result<Vec<u32>, Fault> {
+    for name in ["generation_config.json", "config.json"] {
+        let json = files::object(&dir.join(name))?.unwrap_or_default();
+        match json.get("eos_token_id") {
+            Some(Value::Array(ids)) => {
+                return Ok(ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect());
             }
-            id => Some(vec![id.as_u64()? as u32]),
+            Some(Value::Number(id)) => return Ok(id.as_u64().map(|id| id as u32).into_iter().collect()),
+            _ => {}
         }
-    };
-    let from_tokenizer = || {
-        let eos = config.eos_token.as_ref().and_then(|token| token.as_str());
-        eos.and_then(|token| tokenizer.token_to_id(token)).into_iter().collect()
-    };
-    from_file("generation_config.json").or_else(|| from_file("config.json")).unwrap_or_else(from_tokenizer)
+    }
+    Ok(special.text("eos_token").and_then(|token| tokenizer.token_to_id(token)).into_iter().collect())
 }

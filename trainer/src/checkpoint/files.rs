@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use dyad_data::hub::COMPANIONS;
+use dyad_data::hub::{MODEL_COMPANIONS, OTHER_TEMPLATES, TOKENIZER_COMPANIONS};
 use dyad_proto::Fault;
 use dyad_proto::manifest::{Manifest, Sum};
 use dyad_proto::run_folder::{is_own, unfinished};
@@ -113,15 +113,37 @@ fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Copies config, tokenizer and template files; the first source that has a file gives it.
-pub(super) fn copy_companions(sources: &[&Path], target: &Path) -> Result<(), Fault> {
-    for name in COMPANIONS {
+/// Copies the model's configuration (the first source that has a file gives it), and the tokenizer's files, all of them from
+/// the folder whose tokenizer the run reads: a template of another folder would make other tokens of the same text.
+pub(super) fn copy_companions(sources: &[&Path], tokenizer: &Path, target: &Path) -> Result<(), Fault> {
+    for name in MODEL_COMPANIONS {
         if let Some(source) = sources.iter().map(|dir| dir.join(name)).find(|path| path.is_file()) {
-            let path = target.join(name);
-            fs::copy(&source, &path).map_err(|error| cannot_write(&path, &error))?;
+            copy(&source, &target.join(name))?;
+        }
+    }
+    for name in TOKENIZER_COMPANIONS {
+        let source = tokenizer.join(name);
+        if source.is_file() {
+            copy(&source, &target.join(name))?;
+        }
+    }
+    let others = tokenizer.join(OTHER_TEMPLATES);
+    if !others.is_dir() {
+        return Ok(());
+    }
+    let copies = target.join(OTHER_TEMPLATES);
+    fs::create_dir_all(&copies).map_err(|error| cannot_write(&copies, &error))?;
+    for entry in fs::read_dir(&others).map_err(|error| cannot_write(&copies, &error))? {
+        let entry = entry.map_err(|error| cannot_write(&copies, &error))?;
+        if entry.path().extension().is_some_and(|extension| extension == "jinja") {
+            copy(&entry.path(), &copies.join(entry.file_name()))?;
         }
     }
     Ok(())
+}
+
+fn copy(source: &Path, path: &Path) -> Result<(), Fault> {
+    fs::copy(source, path).map(drop).map_err(|error| cannot_write(path, &error))
 }
 
 #[cfg(test)]

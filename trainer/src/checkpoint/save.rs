@@ -20,8 +20,10 @@ use crate::parameters::{Kept, MASTER};
 pub struct Saver {
     /// Folder of the run.
     pub home: Home,
-    /// Folders that config and tokenizer files are copied from, the first that has one wins.
+    /// Folders that the model's config files are copied from, the first that has one wins.
     pub sources: Vec<PathBuf>,
+    /// Folder whose tokenizer and template the run reads.
+    pub tokenizer: PathBuf,
     /// The model underneath an adapter.
     pub base: PathBuf,
     /// Precision of the saved weights: the source's own.
@@ -71,7 +73,7 @@ impl Saver {
 
     fn weights(&self, dir: &Path, kept: &[Kept]) -> Result<Sums, Fault> {
         let sources: Vec<&Path> = self.sources.iter().map(PathBuf::as_path).collect();
-        files::copy_companions(&sources, dir)?;
+        files::copy_companions(&sources, &self.tokenizer, dir)?;
         let trained = |kind: Kind| -> NamedStored {
             masters(kept).map(|one| (one.name.clone(), Stored::new(&one.tensor, kind))).collect()
         };
@@ -97,7 +99,7 @@ impl Saver {
     fn merged(&self, dir: &Path, adapters: &Adapters, kept: &[Kept]) -> Result<Sums, Fault> {
         std::fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
         let sources: Vec<&Path> = self.sources.iter().map(PathBuf::as_path).collect();
-        files::copy_companions(&sources, dir)?;
+        files::copy_companions(&sources, &self.tokenizer, dir)?;
         // From the source, not from the passes: its weights may be wider than theirs, and whole on no rank.
         let place = Place { device: Device::Cpu, kind: Kind::Float };
         let again = Reading { again: true, ..Reading::default() };

@@ -1,0 +1,36 @@
+//! Reads the files beside a model's weights. Only a file that is not there is absent: one that cannot be read is an error.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use dyad_proto::Fault;
+use serde_json::{Map, Value};
+
+use crate::lfs::refuse_pointer;
+
+/// Text of a file, if there is one.
+pub fn text(path: &Path) -> Result<Option<String>, Fault> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        // A link to nowhere is there.
+        Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => return Ok(None),
+        Err(error) => {
+            return Err(Fault::input(format!("cannot read {}: {error}", path.display()))
+                .hint("make it a file that this user may read, or remove it"));
+        }
+    };
+    refuse_pointer(path, &bytes)?;
+    String::from_utf8(bytes).map(Some).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Fault::input(format!("{} is no UTF-8 text at byte {at}", path.display())).hint("save it as UTF-8")
+    })
+}
+
+/// The object in a JSON file, if there is a file.
+pub fn object(path: &Path) -> Result<Option<Map<String, Value>>, Fault> {
+    let Some(text) = text(path)? else { return Ok(None) };
+    let broken = |error: serde_json::Error| {
+        Fault::input(format!("{}: {error}", path.display())).hint("the file has to hold one JSON object")
+    };
+    serde_json::from_str(&text).map(Some).map_err(broken)
+}

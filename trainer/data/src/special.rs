@@ -1,0 +1,230 @@
+//! Special tokens and added tokens, from all the files that transformers 5.23 reads them from
+//! (`PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__`).
+
+use std::path::Path;
+
+use dyad_proto::Fault;
+use serde_json::{Map, Value};
+use tokenizers::{AddedToken, Tokenizer};
+
+use crate::files;
+
+const STANDARD: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// What templates and the tokenizer are given.
+#[derive(Debug, Default)]
+pub(crate) struct SpecialTokens {
+    /// Names, in transformers' order; templates know them.
+    pub(crate) named: Vec<(String, AddedToken)>,
+    /// More special tokens, without names.
+    extra: Vec<AddedToken>,
+    /// Tokens that the configuration lists by their ids.
+    listed: Vec<AddedToken>,
+}
+
+impl SpecialTokens {
+    /// Reads them; `config` is tokenizer_config.json.
+    pub(crate) fn read(dir: &Path, config: &Map<String, Value>, tokenizer: &Value) -> Result<Self, Fault> {
+        let mut config = config.clone();
+        let file = dir.join("tokenizer_config.json");
+        if let Some(extra) = config.remove("additional_special_tokens")
+            && !config.get("extra_special_tokens").is_some_and(filled)
+        {
+            config.insert("extra_special_tokens".to_owned(), extra);
+        }
+        let mut listed: Vec<(u64, AddedToken)> = Vec::new();
+        match config.get("added_tokens_decoder") {
+            Some(decoder) => {
+                for (id, value) in decoder.as_object().into_iter().flatten() {
+                    let id =
+                        id.parse().map_err(|_| wrong(&file, "added_tokens_decoder", "an id is no number"))?;
+                    listed.push((id, whole(&file, "added_tokens_decoder", value)?));
+                }
+            }
+            None => {
+                merge_map(dir, &mut config)?;
+                legacy(dir, &config, &mut listed)?;
+                for value in tokenizer.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+                    let id = value.get("id").and_then(Value::as_u64).unwrap_or_default();
+                    let token = whole(&dir.join("tokenizer.json"), "added_tokens", value)?;
+                    listed.retain(|(known, _)| *known != id);
+                    listed.push((id, token));
+                }
+            }
+        }
+        listed.sort_by_key(|(id, _)| *id);
+        let listed: Vec<AddedToken> = listed.into_iter().map(|(_, token)| token).collect();
+        if !config.contains_key("pad_token")
+            && let Some(pad) = tokenizer.pointer("/padding/pad_token").and_then(Value::as_str)
+        {
+            config.insert("pad_token".to_owned(), pad.into());
+        }
+        let mut tokens = Self { listed, ..Self::default() };
+        tokens.take(&file, &config)?;
+        Ok(tokens)
+    }
+
+    fn take(&mut self, file: &Path, config: &Map<String, Value>) -> Result<(), Fault> {
+        for name in STANDARD {
+            match config.get(name) {
+                None | Some(Value::Null) => {}
+                Some(value) => {
+                    let token = entry(file, name, value)?;
+                    let known = self.listed.iter().rev().find(|listed| listed.content == token.content);
+                    let token = known.cloned().unwrap_or(token);
+                    self.named.push((name.to_owned(), token));
+                }
+            }
+        }
+        for (name, value) in config {
+            let is_token = value.is_string() || value.get("__type").is_some_and(|kind| kind == "AddedToken");
+            if name.ends_with("_token") && !STANDARD.contains(&name.as_str()) && is_token {
+                self.name(name, entry(file, name, value)?);
+            }
+        }
+        match config.get("extra_special_tokens") {
+            Some(Value::Object(extra)) => {
+                for (name, value) in extra {
+                    self.name(name, entry(file, "extra_special_tokens", value)?);
+                }
+            }
+            Some(Value::Array(extra)) => {
+                for value in extra {
+                    self.extra.push(entry(file, "extra_special_tokens", value)?);
+                }
+            }
+            None | Some(Value::Null) => {}
+            Some(_) => return Err(wrong(file, "extra_special_tokens", "expected a list or an object")),
+        }
+        Ok(())
+    }
+
+    fn name(&mut self, name: &str, token: AddedToken) {
+        match self.named.iter_mut().find(|(known, _)| known == name) {
+            Some((_, old)) => *old = token,
+            None => self.named.push((name.to_owned(), token)),
+        }
+    }
+
+    /// Text of a named token.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.named.iter().find(|(known, _)| known == name).map(|(_, token)| token.content.as_str())
+    }
+
+    /// Makes the tokenizer know all of them, as transformers does when it loads.
+    pub(crate) fn complete(&self, tokenizer: &mut Tokenizer) {
+        let known = tokenizer.get_added_tokens_decoder();
+        let same = |one: &AddedToken, other: &AddedToken| {
+            (&one.content, one.special) == (&other.content, other.special)
+                && (one.single_word, one.lstrip, one.rstrip)
+                    == (other.single_word, other.lstrip, other.rstrip)
+                && one.normalized == other.normalized
+        };
+        let mut missing: Vec<AddedToken> = self
+            .listed
+            .iter()
+            .filter(|token| !known.values().any(|known| same(known, token)))
+            .cloned()
+            .collect();
+        for token in self.named.iter().map(|(_, token)| token).chain(&self.extra) {
+            let has = |other: &AddedToken| other.content == token.content;
+            if !known.values().any(has) && !missing.iter().any(has) {
+                missing.push(token.clone());
+            }
+        }
+        for token in &mut missing {
+            token.special |= self.named.iter().any(|(_, named)| named.content == token.content);
+        }
+        tokenizer.add_tokens(&missing);
+    }
+}
+
+/// special_tokens_map.json stands over tokenizer_config.json where the latter lists no added tokens.
+fn merge_map(dir: &Path, config: &mut Map<String, Value>) -> Result<(), Fault> {
+    let file = dir.join("special_tokens_map.json");
+    for (name, mut value) in files::object(&file)?.unwrap_or_default() {
+        if let (Value::Object(fields), true) = (&mut value, name != "extra_special_tokens") {
+            fields.insert("__type".to_owned(), "AddedToken".into());
+            fields.insert("special".to_owned(), true.into());
+        }
+        if let (Value::Array(more), "extra_special_tokens") = (&value, name.as_str()) {
+            let mut all = config.get(&name).and_then(Value::as_array).cloned().unwrap_or_default();
+            for token in more {
+                let mut token = token.clone();
+                if let Value::Object(fields) = &mut token {
+                    fields.insert("__type".to_owned(), "AddedToken".into());
+                    fields.insert("special".to_owned(), true.into());
+                }
+                if !all.contains(&token) {
+                    all.push(token);
+                }
+            }
+            value = all.into();
+        }
+        let name = match name.as_str() {
+            "additional_special_tokens" if !config.contains_key("extra_special_tokens") => {
+                "extra_special_tokens"
+            }
+            "additional_special_tokens" => continue,
+            name => name,
+        };
+        config.insert(name.to_owned(), value);
+    }
+    Ok(())
+}
+
+/// added_tokens.json, which old tokenizers have.
+fn legacy(dir: &Path, config: &Map<String, Value>, listed: &mut Vec<(u64, AddedToken)>) -> Result<(), Fault> {
+    let file = dir.join("added_tokens.json");
+    let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
+    let named = STANDARD.iter().filter_map(|name| config.get(*name));
+    let extra = config.get("extra_special_tokens").and_then(Value::as_array).into_iter().flatten();
+    let special: Vec<String> = named.chain(extra).filter_map(text).collect();
+    for (content, id) in files::object(&file)?.unwrap_or_default() {
+        let id = id.as_u64().ok_or_else(|| wrong(&file, &content, "expected the id of the token"))?;
+        let special = special.contains(&content);
+        listed.push((id, AddedToken { special, normalized: !special, content, ..AddedToken::default() }));
+    }
+    Ok(())
+}
+
+fn filled(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(items) => !items.is_empty(),
+        Value::Null => false,
+        _ => true,
+    }
+}
+
+fn wrong(file: &Path, field: &str, why: &str) -> Fault {
+    Fault::input(format!("{}: {field}: {why}", file.display()))
+        .hint("save the tokenizer again with transformers' save_pretrained")
+}
+
+/// A token as a text or as transformers' object.
+fn entry(file: &Path, field: &str, value: &Value) -> Result<AddedToken, Fault> {
+    if let Value::String(text) = value {
+        return Ok(AddedToken::from(text.clone(), true));
+    }
+    if value.get("__type").is_none_or(|kind| kind != "AddedToken") {
+        return Err(wrong(file, field, "expected a text, or an object with \"__type\": \"AddedToken\""));
+    }
+    whole(file, field, value)
+}
+
+fn whole(file: &Path, field: &str, value: &Value) -> Result<AddedToken, Fault> {
+    let content = value.get("content").and_then(Value::as_str);
+    let content = content.ok_or_else(|| wrong(file, field, "a token without content"))?;
+    let flag = |name: &str| value.get(name).and_then(Value::as_bool);
+    let special = flag("special").unwrap_or(false);
+    Ok(AddedToken {
+        content: content.to_owned(),
+        single_word: flag("single_word").unwrap_or(false),
+        lstrip: flag("lstrip").unwrap_or(false),
+        rstrip: flag("rstrip").unwrap_or(false),
+        normalized: flag("normalized").unwrap_or(!special),
+        special,
+    })
+}

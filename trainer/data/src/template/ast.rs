@@ -1,0 +1,140 @@
+//! What a template says.
+
+/// Names are numbers into [`super::parser::Parsed::names`].
+pub(super) type Name = u32;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Const {
+    None,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Str(String),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Expr {
+    pub(super) line: u32,
+    pub(super) kind: ExprKind,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum ExprKind {
+    Const(Const),
+    Name(Name),
+    Attr(Box<Expr>, String),
+    Item(Box<Expr>, Box<Expr>),
+    Slice(Box<Expr>, Box<[Option<Expr>; 3]>),
+    Call(Box<Expr>, Box<Arguments>),
+    /// Without input: the body of a block.
+    Filter(Option<Box<Expr>>, String, Box<Arguments>),
+    Test(Box<Expr>, String, Box<Arguments>),
+    Not(Box<Expr>),
+    Neg(Box<Expr>),
+    Pos(Box<Expr>),
+    Math(Math, Box<Expr>, Box<Expr>),
+    Concat(Vec<Expr>),
+    Compare(Box<Expr>, Vec<(Comparison, Expr)>),
+    And(Box<Expr>, Box<Expr>),
+    Or(Box<Expr>, Box<Expr>),
+    /// Test, value, other value.
+    Cond(Box<Expr>, Box<Expr>, Option<Box<Expr>>),
+    List(Vec<Expr>),
+    Tuple(Vec<Expr>),
+    Dict(Vec<(Expr, Expr)>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Math {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    FloorDiv,
+    Mod,
+    Pow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comparison {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    In,
+    NotIn,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Arguments {
+    pub(super) positional: Vec<Expr>,
+    pub(super) named: Vec<(String, Expr)>,
+    /// `*rest`
+    pub(super) rest: Option<Expr>,
+    /// `**named`
+    pub(super) named_rest: Option<Expr>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    Name(Name),
+    /// Attribute of a namespace.
+    Attr(Name, String),
+    Tuple(Vec<Target>),
+}
+
+/// Statements with a scope of their own.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scope {
+    pub(super) body: Vec<Stmt>,
+    /// Names that are undefined in it until they are set, whatever the conversation gives.
+    pub(super) unset: Vec<Name>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Stmt {
+    pub(super) line: u32,
+    pub(super) kind: StmtKind,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum StmtKind {
+    Data(String),
+    Output(Expr),
+    Set(Target, Expr),
+    SetBlock(Target, Option<Expr>, Scope),
+    /// Test and body of each branch.
+    If(Vec<(Expr, Vec<Stmt>)>, Vec<Stmt>),
+    For(std::sync::Arc<For>),
+    With(Vec<(Target, Expr)>, Scope),
+    Macro(Name, std::sync::Arc<Macro>),
+    CallBlock(std::sync::Arc<Macro>, Expr),
+    FilterBlock(Expr, Scope),
+    Generation(Scope),
+    Break,
+    Continue,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct For {
+    pub(super) target: Target,
+    pub(super) items: Expr,
+    pub(super) test: Option<Expr>,
+    pub(super) recursive: bool,
+    pub(super) body: Scope,
+    pub(super) otherwise: Scope,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Macro {
+    pub(super) name: String,
+    /// Names and defaults.
+    pub(super) parameters: Vec<(Name, String, Option<Expr>)>,
+    pub(super) body: Scope,
+    /// Numbers of `caller`, `varargs` and `kwargs`, where the body speaks of them.
+    pub(super) caller: Option<Name>,
+    pub(super) varargs: Option<Name>,
+    pub(super) kwargs: Option<Name>,
+}

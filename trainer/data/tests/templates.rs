@@ -1,0 +1,73 @@
+//! The template engine against transformers, over a corpus: `tests/parity/templates.py` writes what is expected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use dyad_data::tokenizer::ChatTokenizer;
+use dyad_proto::preference::Message;
+
+fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates")
+}
+
+fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    serde_json::from_str(&std::fs::read_to_string(corpus().join(name)).unwrap()).unwrap()
+}
+
+/// A tokenizer that knows no words, with the special tokens of the corpus.
+fn folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, json: serde_json::Value| {
+        std::fs::write(dir.path().join(name), json.to_string()).unwrap()
+    };
+    write(
+        "tokenizer.json",
+        serde_json::json!({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}),
+    );
+    write(
+        "tokenizer_config.json",
+        serde_json::json!({"bos_token": "<s>", "eos_token": "</s>", "extra_special_tokens": {"image_token": "<img>"}}),
+    );
+    dir
+}
+
+fn now() -> chrono::NaiveDateTime {
+    "2026-03-07T21:05:09".parse().unwrap()
+}
+
+/// What a template makes of each conversation, with and without the opening of an answer.
+fn rendered(dir: &Path, template: &str, conversations: &[Vec<Message>]) -> Vec<Result<String, String>> {
+    std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
+    let tokenizer = ChatTokenizer::load(dir, now());
+    let render = |messages: &Vec<Message>, prompt| match &tokenizer {
+        Ok(tokenizer) => tokenizer.render(messages, prompt).map_err(|fault| fault.message),
+        Err(fault) => Err(fault.message.clone()),
+    };
+    conversations.iter().flat_map(|messages| [render(messages, true), render(messages, false)]).collect()
+}
+
+/// Every template renders to the text that transformers renders, fails where it fails, or is refused by an error that names
+/// what is not supported: `refused.json` lists those, so that none joins them unseen.
+#[test]
+fn templates_render_as_in_transformers_or_are_refused_by_name() {
+    let dir = folder();
+    let expected: BTreeMap<String, Vec<Option<String>>> = read("expected.json");
+    let conversations: Vec<Vec<Message>> = read("conversations.json");
+    let (mut wrong, mut refused) = (Vec::new(), BTreeSet::new());
+    for (template, texts) in &expected {
+        for (text, ours) in texts.iter().zip(rendered(dir.path(), template, &conversations)) {
+            match (text, ours) {
+                (Some(text), Ok(ours)) if *text == ours => {}
+                (None, Err(message)) if !message.contains("not supported") => {}
+                (Some(_), Err(message)) if message.contains("not supported") && message.contains("line ") => {
+                    refused.insert(template.clone());
+                }
+                (None, Err(message)) if message.contains("line ") => {}
+                (text, ours) => wrong.push(format!("{template}\n  right {text:?}\n  here  {ours:?}")),
+            }
+        }
+    }
+    wrong.dedup();
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), expected.len(), wrong.join("\n"));
+    assert_eq!(refused, read("refused.json"));
+}
