@@ -39,6 +39,8 @@ pub struct Lengths {
     pairs: Vec<PairLength>,
     /// The first record that cannot be used, and why.
     refused: Option<(u64, Fault)>,
+    /// Tokens that end an answer, in words.
+    stop_tokens: String,
 }
 
 impl Lengths {
@@ -90,6 +92,16 @@ impl Lengths {
             .hint("raise max_seq_length, or use pairs that are shorter and differ"))
     }
 
+    /// Tokens that end an answer, where no whole preferred output ends with one of them: the model would not learn to stop.
+    #[must_use]
+    pub fn endless(&self) -> String {
+        let whole = || self.pairs.iter().filter(|length| length.verdict() == PairVerdict::Kept);
+        if whole().next().is_none() || whole().any(|length| !length.endless) {
+            return String::new();
+        }
+        if self.stop_tokens.is_empty() { "(none is known)".to_owned() } else { self.stop_tokens.clone() }
+    }
+
     /// A record and its tokens; none where there is no such record.
     #[must_use]
     pub fn key(&self, split: Split, id: u64) -> Option<PairKey> {
@@ -131,6 +143,7 @@ pub fn data_report((train, validation): &(Lengths, Lengths)) -> DataReport {
         validation_dropped_too_long: validation.count(PairVerdict::DroppedTooLong),
         validation_dropped_empty: validation.count(PairVerdict::DroppedEmpty),
         validation_dropped_identical: validation.count(PairVerdict::DroppedIdentical),
+        endless: train.endless(),
         ..DataReport::default()
     }
 }
@@ -204,6 +217,7 @@ impl Measuring {
             (Some(id), None) => return Err(format!("refused pair {id} without a reason")),
             (None, Some(_)) => return Err("gave a reason for refusing no pair".into()),
         }
+        lengths.stop_tokens = report.stop_tokens;
         for length in report.lengths {
             match length.verdict() {
                 PairVerdict::Unspecified => return Err(format!("gave no verdict on pair {}", length.id)),
@@ -271,7 +285,26 @@ mod tests {
             rejected_tokens: 3 + id as u32,
             ..PairLength::default()
         };
-        MeasureReport { split: Split::Train.into(), lengths: ids.map(length).collect(), refusal: None }
+        MeasureReport {
+            split: Split::Train.into(),
+            lengths: ids.map(length).collect(),
+            refusal: None,
+            ..MeasureReport::default()
+        }
+    }
+
+    #[test]
+    fn outputs_that_never_end_are_told_with_the_tokens_that_would_end_them() {
+        let mut measuring = measuring(vec![vec![train(0..2)]], 2);
+        measuring.next_request(0);
+        let mut report = answer(0..2, PairVerdict::Kept);
+        report.stop_tokens = "<|end|>".to_owned();
+        report.lengths.iter_mut().for_each(|length| length.endless = true);
+        measuring.record(0, report).unwrap();
+        let mut lengths = measuring.finished().unwrap();
+        assert_eq!(data_report(&lengths).endless, "<|end|>");
+        lengths.0.pairs[1].endless = false;
+        assert_eq!(data_report(&lengths).endless, "");
     }
 
     #[test]

@@ -151,7 +151,12 @@ async fn run_without_a_single_kept_pair_is_refused() {
     while !matches!(trainer.receive().await, Some(Down::MeasureRequest(_))) {}
     let verdict = PairVerdict::DroppedTooLong.into();
     let lengths = (0..4).map(|id| PairLength { id, verdict, ..PairLength::default() }).collect();
-    trainer.send(Up::MeasureReport(MeasureReport { split: Split::Train.into(), lengths, refusal: None }));
+    trainer.send(Up::MeasureReport(MeasureReport {
+        split: Split::Train.into(),
+        lengths,
+        refusal: None,
+        ..MeasureReport::default()
+    }));
     let cause = trainer.aborted().await;
     assert!(
         cause.message.ends_with("train.jsonl is left: 4 are too long (their prompts fill max_seq_length)"),

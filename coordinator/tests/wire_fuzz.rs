@@ -105,8 +105,9 @@ fn lengths() -> impl Strategy<Value = MeasureReport> {
         measured(PAIRS).lengths.into_iter().map(strange).collect()
     });
     let refusal = proptest::option::of(Just(dyad_proto::Fault::input("no").into()));
-    (0..4_i32, prop_oneof![vec(length, 0..14), all], refusal)
-        .prop_map(|(split, lengths, refusal)| MeasureReport { split, lengths, refusal })
+    (0..4_i32, prop_oneof![vec(length, 0..14), all], refusal).prop_map(|(split, lengths, refusal)| {
+        MeasureReport { split, lengths, refusal, ..MeasureReport::default() }
+    })
 }
 
 fn body() -> impl Strategy<Value = Up> {

@@ -184,7 +184,7 @@ fn memory_stays_in_proportion_to_the_bytes() {
     assert!(bytes.len() < 500_000);
     assert!(decode::<CoordinatorMessage>(&bytes).is_some());
     let lengths = vec![PairLength::default(); 200_000];
-    let report = MeasureReport { split: 1, lengths, refusal: None };
+    let report = MeasureReport { split: 1, lengths, refusal: None, ..MeasureReport::default() };
     let body = Some(trainer_message::Body::MeasureReport(report));
     assert!(decode::<TrainerMessage>(&TrainerMessage { body }.encode_to_vec()).is_some());
     // A length that is not there is not believed.

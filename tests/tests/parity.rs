@@ -37,6 +37,17 @@ fn equals_trl(case: &str) -> Workspace {
     workspace
 }
 
+/// The corpus of the template engine is what transformers makes of it today.
+#[test]
+fn the_corpus_of_templates_is_what_transformers_renders() {
+    let expected = root().join("trainer/data/tests/templates/expected.json");
+    let now = python("templates.py", &[], &Workspace::empty());
+    assert!(
+        now == std::fs::read_to_string(expected).unwrap(),
+        "write it anew: tests/parity/templates.py > expected.json"
+    );
+}
+
 #[test]
 fn llama_with_llama3_rope_and_untied_head_equals_trl() {
     let workspace = equals_trl("llama");

@@ -182,7 +182,9 @@ impl Feed {
             length.cost = self.cost.of(length);
         }
         let refusal = refusal.map(Into::into);
-        self.handle.send(Sent::MeasureReport(MeasureReport { split: request.split, lengths, refusal }));
+        let stop_tokens = self.tokenizer.stop_tokens().join(", ");
+        let report = MeasureReport { split: request.split, lengths, refusal, stop_tokens };
+        self.handle.send(Sent::MeasureReport(report));
         Ok(())
     }
 

@@ -37,6 +37,12 @@ impl Run {
             resume_from: spec.resume_from.clone(),
             dataset_sha256: sha256.to_owned(),
         };
+        if !report.endless.is_empty() {
+            tracing::warn!(
+                stop_tokens = report.endless,
+                "no preferred output ends with a token that ends an answer"
+            );
+        }
         self.emit(Happening::Data(report));
         self.send_all(&Down::RunPlan(plan));
         self.work(Box::new(training))

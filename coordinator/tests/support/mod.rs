@@ -313,7 +313,12 @@ impl Trainer {
             Down::MeasureRequest(request) => {
                 self.log.measured.extend(request.pairs.iter().map(|pair| pair.id));
                 let lengths = request.pairs.iter().map(measure).collect();
-                self.send(Up::MeasureReport(MeasureReport { split: request.split, lengths, refusal: None }));
+                self.send(Up::MeasureReport(MeasureReport {
+                    split: request.split,
+                    lengths,
+                    refusal: None,
+                    ..MeasureReport::default()
+                }));
             }
             Down::RunPlan(plan) => self.log.plan = Some(plan),
             Down::Step(step) => self.step(step),

@@ -57,5 +57,10 @@ pub fn measured(pairs: usize) -> MeasureReport {
         tokens_hash_low: id,
         ..PairLength::default()
     };
-    MeasureReport { split: 1, lengths: (0..pairs as u64).map(length).collect(), refusal: None }
+    MeasureReport {
+        split: 1,
+        lengths: (0..pairs as u64).map(length).collect(),
+        refusal: None,
+        ..MeasureReport::default()
+    }
 }

@@ -97,7 +97,12 @@ impl Trainer {
             }
             Down::MeasureRequest(request) => {
                 let lengths = request.pairs.iter().map(length).collect();
-                self.send(Up::MeasureReport(MeasureReport { split: request.split, lengths, refusal: None }));
+                self.send(Up::MeasureReport(MeasureReport {
+                    split: request.split,
+                    lengths,
+                    refusal: None,
+                    ..MeasureReport::default()
+                }));
             }
             Down::RunPlan(_) => self.rest().await,
             Down::Step(step) => self.step(&step).await,

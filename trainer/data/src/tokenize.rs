@@ -156,7 +156,10 @@ pub fn measure(
     let mut lengths = Vec::with_capacity(pairs.len());
     for (pair, outcome) in pairs.iter().zip(outcomes(tokenizer, pairs, rule)) {
         lengths.push(match outcome {
-            Ok((verdict, tokens)) => length(pair.id, verdict, &tokens),
+            Ok((verdict, tokens)) => {
+                let endless = verdict == PairVerdict::Kept && !tokenizer.ends(&tokens.chosen);
+                PairLength { endless, ..length(pair.id, verdict, &tokens) }
+            }
             Err(fault) if fault.code == ErrorCode::InvalidInput => {
                 refusal.get_or_insert(fault);
                 PairLength { id: pair.id, verdict: PairVerdict::Refused.into(), ..PairLength::default() }
@@ -178,6 +181,7 @@ fn length(id: u64, verdict: PairVerdict, tokens: &Tokenized) -> PairLength {
         cost: 0,
         tokens_hash_high,
         tokens_hash_low,
+        endless: false,
     }
 }
 
