@@ -175,7 +175,7 @@ impl Measuring {
         for (at, chunk) in chunks.into_iter().enumerate() {
             queued[at % world_size].push_back(chunk);
         }
-        let unknown = |records| Lengths { pairs: vec![PairLength::default(); records], refused: None };
+        let unknown = |records| Lengths { pairs: vec![PairLength::default(); records], ..Lengths::default() };
         Self {
             queued,
             asked: vec![VecDeque::new(); world_size],
@@ -267,7 +267,7 @@ mod tests {
             asked: vec![VecDeque::new(); chunks.len()],
             open: chunks.iter().map(Vec::len).sum(),
             queued: chunks.into_iter().map(VecDeque::from).collect(),
-            train: Lengths { pairs: vec![PairLength::default(); records], refused: None },
+            train: Lengths { pairs: vec![PairLength::default(); records], ..Lengths::default() },
             validation: Lengths::default(),
         }
     }

@@ -39,7 +39,7 @@ impl Run {
         };
         if !report.endless.is_empty() {
             tracing::warn!(
-                stop_tokens = report.endless,
+                stop_tokens = report.endless.as_str(),
                 "no preferred output ends with a token that ends an answer"
             );
         }
