@@ -60,7 +60,7 @@ impl Schedule {
     #[must_use]
     pub fn saves(&self, step: u64) -> bool {
         let every = self.save_steps.is_some_and(|every| step.is_multiple_of(every));
-        step < self.total_steps && (every || self.checkpoints.contains(step))
+        (1..self.total_steps).contains(&step) && (every || self.checkpoints.contains(step))
     }
 
     /// Whether an evaluation follows this step; step 0 is before the first one.

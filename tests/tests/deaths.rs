@@ -81,6 +81,8 @@ fn a_killed_coordinator_stops_the_run_and_is_named() {
     let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
     assert!(line.contains("coordinator") && line.contains("died"), "{error}");
     assert_eq!(error.matches("error: ").count(), 1, "{error}");
+    // It can no longer say so itself.
+    assert!(error.contains("no checkpoint was written yet: start again with --overwrite"), "{error}");
 }
 
 /// For example because libtorch is not where it was.
