@@ -58,7 +58,7 @@ impl Shape {
             return Ok(Self::known(known));
         }
         let path = Path::new(model).join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|error| {
+        let text = dyad_proto::files::read_to_string(&path).map_err(|error| {
             let names: Vec<&str> = TABLE.iter().map(|known| known.name).collect();
             Fault::input(format!("--model {model}: cannot read {}: {error}", path.display()))
                 .hint(format!("give a Hugging Face model folder or one of {}", names.join(", ")))

@@ -51,7 +51,7 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
 }
 
 fn digest(path: &Path) -> Result<[u8; 32], Fault> {
-    let mut file = std::fs::File::open(path).map_err(|error| unreadable(path, &error))?;
+    let mut file = dyad_proto::files::open(path).map_err(|error| unreadable(path, &error))?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer).map_err(|error| unreadable(path, &error))? {

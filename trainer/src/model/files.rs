@@ -210,7 +210,7 @@ fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, Fault> {
     let bad = |what: String| {
         Fault::input(format!("{}: {what}", index.display())).hint("fetch the model's index again")
     };
-    let text = std::fs::read_to_string(index).map_err(|error| bad(error.to_string()))?;
+    let text = dyad_proto::files::read_to_string(index).map_err(|error| bad(error.to_string()))?;
     lfs::refuse_pointer(index, text.as_bytes())?;
     let json: Value = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
     let map =

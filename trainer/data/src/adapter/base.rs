@@ -66,7 +66,7 @@ fn hub_id(path: &Path) -> Option<String> {
 
 /// The name that a model's configuration says it was loaded by.
 fn original(dir: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
+    let text = dyad_proto::files::read_to_string(&dir.join("config.json")).ok()?;
     let json: Value = serde_json::from_str(&text).ok()?;
     json.get("_name_or_path")?.as_str().filter(|name| is_hub_id(name)).map(str::to_owned)
 }

@@ -113,7 +113,7 @@ pub fn base_of(dir: &Path) -> Option<String> {
 }
 
 fn read(path: &Path) -> Result<Map<String, Value>, Fault> {
-    let text = std::fs::read_to_string(path)
+    let text = dyad_proto::files::read_to_string(path)
         .map_err(|error| Fault::input(format!("cannot read {}: {error}", path.display())))?;
     crate::lfs::refuse_pointer(path, text.as_bytes())?;
     serde_json::from_str(&text).map_err(|error| {

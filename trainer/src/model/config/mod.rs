@@ -99,7 +99,7 @@ impl ModelConfig {
     /// Reads `config.json` of a model folder.
     pub fn load(dir: &Path) -> Result<Self, Fault> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|error| {
+        let text = dyad_proto::files::read_to_string(&path).map_err(|error| {
             Fault::input(format!("cannot read {}: {error}", path.display()))
                 .hint("`model` must name a Hugging Face model folder with config.json, or a hub id")
         })?;
