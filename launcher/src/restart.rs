@@ -75,7 +75,7 @@ impl Restarts {
     #[must_use]
     pub fn summary(&self) -> Option<String> {
         let (cause, ..) = self.last.as_ref().filter(|_| self.total > 0)?;
-        Some(format!("{}, the last one after: {cause}", times(self.total)))
+        Some(format!("{}, the last one after: {cause}", self.total))
     }
 
     /// What a run ends with that was told to stop.
@@ -198,7 +198,7 @@ mod tests {
         for step in [7, 8, 7, 8, 7] {
             assert!(elsewhere.after(died(1), &at(step, Some(5))).is_ok());
         }
-        assert!(elsewhere.summary().unwrap().starts_with("5 restarts, the last one after: trainer rank 1"));
+        assert!(elsewhere.summary().unwrap().starts_with("5, the last one after: trainer rank 1"));
     }
 
     #[test]

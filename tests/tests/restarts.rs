@@ -44,7 +44,7 @@ fn a_run_whose_process_is_killed_goes_on_from_its_checkpoint_bit_equal() {
             line.contains("killed by signal 9") && line.contains("; going on from checkpoint-"),
             "{said}"
         );
-        assert!(said.contains("restarts 1 restart, the last one after: "), "{said}");
+        assert!(said.contains("restarts 1, the last one after: "), "{said}");
         same(&workspace, "whole", out);
     }
 }
