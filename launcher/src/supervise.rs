@@ -238,6 +238,7 @@ async fn with_signal(fault: Fault, fleet: &mut Fleet) -> Fault {
     for child in &mut fleet.trainers {
         if !format!("{} {}", fault.origin, fault.message).contains(&child.label)
             || !fault.message.contains("died")
+            || fault.message.contains("killed by signal")
         {
             continue;
         }
