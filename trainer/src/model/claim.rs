@@ -111,7 +111,7 @@ fn named_as(files: &Files, names: &[String]) -> Result<HashMap<String, Stored>, 
         let candidates = [Some(name.as_str()), name.strip_prefix(BASE_PREFIX), Some(longer.as_str())];
         let there: Vec<&str> = candidates.into_iter().flatten().filter(|name| files.contains(name)).collect();
         if let [a, b, ..] = there.as_slice() {
-            return Err(Fault::input(format!("{} and {} are both there, and are the same tensor", a, b))
+            return Err(Fault::input(format!("{a} and {b} are both there, and are the same tensor"))
                 .hint("the folder holds the weights of two models; keep one of them"));
         }
         if let Some(stored) = there.first().and_then(|name| files.stored(name)) {
