@@ -88,7 +88,7 @@ enum Stage {
     Joining {
         deadline: Instant,
     },
-    Measuring(Measuring),
+    Measuring(Box<Measuring>),
     /// All lengths are known; the reference model, or what the store holds of it, is not.
     Measured(Box<(Lengths, Lengths)>),
     Training(Box<Training>),

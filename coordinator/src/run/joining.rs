@@ -65,7 +65,7 @@ impl Run {
             self.send(place, Down::Assignment(Assignment { generation: GENERATION, rank, world_size }));
             self.ask(place, &mut measuring);
         }
-        self.stage = Stage::Measuring(measuring);
+        self.stage = Stage::Measuring(Box::new(measuring));
     }
 
     fn ask(&mut self, place: usize, measuring: &mut Measuring) {
