@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
+use dyad_proto::run_folder::RUN_CONFIG;
 use dyad_proto::security::TLS_DIR;
 use dyad_proto::{Fault, RunConfig};
 use dyad_telemetry::LogFormat;
@@ -116,8 +117,6 @@ impl Cli {
         refuse_entangled(&config, &self.config)?;
         // Before anything else is looked at, which another run may be changing.
         let owner = Arc::new(Ownership::take(Path::new(&config.output_dir))?);
-        // Chosen once, here: trainers get it with the configuration and never look at clocks of their own.
-        config.fill_template_date();
         let data = Datasets::load(&config)?;
         let identity = Identity {
             dataset_sha256: data.train.sha256().to_owned(),
@@ -125,6 +124,11 @@ impl Cli {
             batch_size: config.batch_size,
         };
         let output = output_dir::inspect(Path::new(&config.output_dir), self.mode(), &identity)?;
+        if output.resume.is_some() && config.template_date.is_none() {
+            config.template_date = recorded_date(Path::new(&config.output_dir));
+        }
+        // Chosen once, here: trainers get it with the configuration and never look at clocks of their own.
+        config.fill_template_date();
         Ok(Prepared { config_json: config.to_json()?, config, data, output, owner })
     }
 
@@ -167,6 +171,13 @@ impl Cli {
     }
 }
 
+/// The date of the run that goes on, from the configuration that it was recorded with.
+fn recorded_date(dir: &Path) -> Option<String> {
+    let recorded: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.join(RUN_CONFIG)).ok()?).ok()?;
+    Some(recorded.get("template_date")?.as_str()?.to_owned())
+}
+
 fn read_config(path: &Path) -> Result<RunConfig, Fault> {
     if path.extension().is_none_or(|extension| extension != "json") {
         return RunConfig::load(path, &[]);
@@ -191,6 +202,16 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn a_run_that_goes_on_keeps_the_date_that_it_was_recorded_with() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(recorded_date(dir.path()), None);
+        let mut config = RunConfig::default();
+        config.fill_template_date();
+        std::fs::write(dir.path().join(RUN_CONFIG), config.to_json().unwrap()).unwrap();
+        assert_eq!(recorded_date(dir.path()), config.template_date);
+    }
 
     #[test]
     fn flags_are_consistent() {
