@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use dyad_proto::finished::{complete, kept_template_date};
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::run_folder::RUN_CONFIG;
@@ -14,9 +15,11 @@ use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
 use crate::dataset::{Datasets, hex};
+use crate::facts::Then;
 use crate::observe::traces::Sampling;
-use crate::output_dir::{self, Identity, Mode, Output, OutputPlan};
+use crate::output_dir::{self, Mode, Output, OutputPlan};
 use crate::run::RunSpec;
+use crate::same_run::Now;
 use crate::training::Start;
 
 /// Owns one Dyad run: checks its data, waits for its trainers, shards the pairs over them, writes the metrics.
@@ -99,6 +102,15 @@ Environment:
 /// Steps that are traced before one in so many is.
 const FIRST_STEPS: u64 = 3;
 
+/// What there is to do.
+#[derive(Debug)]
+pub enum Task {
+    /// A run.
+    Run(Box<Prepared>),
+    /// Nothing: the run that is resumed is complete, and its model lies here.
+    Complete(PathBuf),
+}
+
 /// A run whose input is checked, and whose output folder is not touched yet.
 #[derive(Debug)]
 pub struct Prepared {
@@ -112,24 +124,33 @@ pub struct Prepared {
 
 impl Cli {
     /// Checks config, data and output folder: everything that can be wrong before a trainer is there.
-    pub fn prepare(&self) -> Result<Prepared, Fault> {
+    pub fn prepare(&self) -> Result<Task, Fault> {
         let mut config = read_config(&self.config)?;
         refuse_entangled(&config, &self.config)?;
         // Before anything else is looked at, which another run may be changing.
         let owner = Arc::new(Ownership::take(Path::new(&config.output_dir))?);
-        let data = Datasets::load(&config)?;
-        let identity = Identity {
-            dataset_sha256: data.train.sha256().to_owned(),
-            random_seed: config.random_seed,
-            batch_size: config.batch_size,
-        };
-        let output = output_dir::inspect(Path::new(&config.output_dir), self.mode(), &identity)?;
-        if output.resume.is_some() && config.template_date.is_none() {
-            config.template_date = recorded_date(Path::new(&config.output_dir));
+        if matches!(self.mode(), Mode::Resume | Mode::AutoResume) && config.template_date.is_none() {
+            let dir = Path::new(&config.output_dir);
+            config.template_date = kept_template_date(dir).or_else(|| recorded_date(dir));
         }
         // Chosen once, here: trainers get it with the configuration and never look at clocks of their own.
         config.fill_template_date();
-        Ok(Prepared { config_json: config.to_json()?, config, data, output, owner })
+        let data = Datasets::load(&config)?;
+        let sha256 = data.train.sha256().to_owned();
+        let (dir, mode) = (Path::new(&config.output_dir), self.mode());
+        if matches!(mode, Mode::Resume | Mode::AutoResume)
+            && let Some(model) = complete(dir, &config, &|| Ok(sha256.clone()))?
+        {
+            return Ok(Task::Complete(model));
+        }
+        let now = Now {
+            config: config.clone(),
+            dataset_sha256: sha256,
+            validation_sha256: data.validation_sha256().to_owned(),
+            world_size: self.world_size,
+        };
+        let output = output_dir::inspect(dir, mode, &now)?;
+        Ok(Task::Run(Box::new(Prepared { config_json: config.to_json()?, config, data, output, owner })))
     }
 
     /// Which steps are traced.
@@ -165,7 +186,8 @@ impl Cli {
             world_size: self.world_size,
             join_timeout: Duration::from_secs(self.join_timeout_seconds),
             start,
-            resume_from: resume.map_or_else(String::new, |resume| resume.path.display().to_string()),
+            resume_from: resume.as_ref().map_or_else(String::new, |resume| resume.path.display().to_string()),
+            then: resume.map(|resume| Then { fingerprint: resume.then, step: resume.step }),
         };
         Ok((spec, output))
     }

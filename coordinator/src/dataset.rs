@@ -92,6 +92,12 @@ impl Datasets {
         })
     }
 
+    /// SHA-256 of the validation file; empty without one.
+    #[must_use]
+    pub fn validation_sha256(&self) -> &str {
+        self.validation.as_ref().map_or("", Dataset::sha256)
+    }
+
     /// One of the files.
     #[must_use]
     pub fn of(&self, split: wire::Split) -> Option<&Dataset> {

@@ -10,6 +10,7 @@
 pub mod cli;
 pub mod dataset;
 pub mod engine;
+pub mod facts;
 pub mod failure;
 pub mod health;
 pub mod measuring;
@@ -21,6 +22,7 @@ pub mod print;
 pub mod reference_store;
 pub mod references;
 pub mod run;
+pub mod same_run;
 pub mod saving;
 pub mod schedule;
 pub mod server;

@@ -2,11 +2,12 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use dyad_coordinator::cli::{Cli, Prepared};
+use dyad_coordinator::cli::{Cli, Prepared, Task};
 use dyad_coordinator::health::Health;
 use dyad_coordinator::observe::{Observer, endpoint};
 use dyad_coordinator::run::Run;
@@ -42,7 +43,10 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
         let mut signals = Signals::watch()?;
         let guard = Guard::load(cli.tls_dir.as_deref())?;
         let health = Health::listen(cli.health_listen.as_deref()).await?;
-        let prepared = prepare(cli.clone(), &mut signals).await?;
+        let prepared = match prepare(cli.clone(), &mut signals).await? {
+            Task::Run(prepared) => *prepared,
+            Task::Complete(model) => return complete(&model),
+        };
         let span = run_span();
         let served = serve(cli, prepared, signals, (guard, health)).instrument(span.clone()).await;
         if let Err(fault) = &served {
@@ -56,7 +60,7 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
 }
 
 /// Reads the data, which may take long, and may be interrupted.
-async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Prepared, Fault> {
+async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Task, Fault> {
     let prepared = tokio::task::spawn_blocking(move || cli.prepare());
     tokio::select! {
         prepared = prepared => prepared
@@ -120,6 +124,15 @@ fn announce(listening: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Fa
     }
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(unsaid)
+}
+
+/// A run that is resumed and has nothing left to do: the line says so to the launcher, the log to people.
+fn complete(model: &Path) -> Result<(), Fault> {
+    tracing::info!("this run is complete: {}", model.display());
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{}", serde_json::json!({ "complete": model }))
+        .and_then(|()| stdout.flush())
+        .map_err(unsaid)
 }
 
 fn unsaid(error: std::io::Error) -> Fault {

@@ -38,6 +38,7 @@ pub struct Member {
     pub device: String,
     /// Where it runs.
     pub host: String,
+    build: String,
     launch_index: u32,
     rank: Option<usize>,
     /// What it said it is doing.
@@ -103,6 +104,7 @@ impl Roster {
             name: hello.name.clone(),
             device: hello.device.clone(),
             host: hello.host.clone(),
+            build: hello.build.clone(),
             launch_index: hello.launch_index,
             rank: None,
             phase: Phase::Unspecified,
@@ -119,8 +121,8 @@ impl Roster {
             let theirs = hello.protocol_version;
             return Err(format!("it speaks protocol version {theirs}, the coordinator {PROTOCOL_VERSION}"));
         }
-        if [&hello.name, &hello.device, &hello.host].into_iter().any(|text| !is_plain(text)) {
-            return Err("its name, device or host is too long, or not printable".into());
+        if [&hello.name, &hello.device, &hello.host, &hello.build].into_iter().any(|text| !is_plain(text)) {
+            return Err("its name, device, host or build is too long, or not printable".into());
         }
         if self.members.iter().any(|member| member.name == hello.name) {
             return Err("a trainer of that name has already joined".into());
@@ -132,6 +134,10 @@ impl Roster {
             Some(first) if kind(&first.device) != kind(&hello.device) => Err(format!(
                 "its device is {}, but {} has {}: all trainers of a run need the same kind",
                 hello.device, first.name, first.device
+            )),
+            Some(first) if first.build != hello.build => Err(format!(
+                "its build on {} is {}, but {} on {} has {}: all trainers of a run must be of one build",
+                hello.host, hello.build, first.name, first.host, first.build
             )),
             _ => Ok(()),
         }
@@ -235,6 +241,7 @@ mod tests {
             (hello(&"b".repeat(300), 1), "too long"),
             (hello("a", 1), "a trainer of that name has already joined"),
             (Hello { device: "cpu".into(), ..hello("b", 1) }, "its device is cpu, but a has cuda:0"),
+            (Hello { build: "0.2 (b)".into(), ..hello("b", 1) }, "its build on  is 0.2 (b), but a on  has "),
         ];
         for (hello, expected) in cases {
             let fault = admit(&mut roster, &hello).unwrap_err();

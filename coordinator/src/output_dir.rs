@@ -10,16 +10,17 @@ pub(crate) mod rows;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use dyad_proto::fingerprint::Fingerprint;
 use dyad_proto::run_folder::{
     EVALUATION_METRICS, FINAL, METRICS, TENSORBOARD, checkpoint_step, is_unfinished, refuse_earlier_run,
     refuse_foreign, traces,
 };
 use dyad_proto::{Fault, files};
-use serde::Deserialize;
 use serde_json::Value;
 
 use self::rows::{Kept, MetricsFile};
 use crate::metrics::Row;
+use crate::same_run::{Now, same_run};
 use crate::tensorboard::EventFile;
 
 /// What to do with the traces of an earlier run.
@@ -35,19 +36,8 @@ pub enum Mode {
     AutoResume,
 }
 
-/// What a checkpoint must agree on with the run that resumes from it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Identity {
-    /// SHA-256 of the training file.
-    pub dataset_sha256: String,
-    /// Seed of the data order.
-    pub random_seed: u64,
-    /// Pairs per step.
-    pub batch_size: u32,
-}
-
 /// Where a resumed run picks up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ResumePoint {
     /// Steps done.
     pub step: u64,
@@ -55,6 +45,8 @@ pub struct ResumePoint {
     pub path: PathBuf,
     /// Tokens trained on.
     pub num_tokens: u64,
+    /// What the run computed when the checkpoint was made.
+    pub then: Fingerprint,
 }
 
 /// What is about to happen to the output folder.
@@ -85,7 +77,7 @@ struct Files {
 }
 
 /// Checks that the folder can be written and used as `mode` says.
-pub fn inspect(dir: &Path, mode: Mode, identity: &Identity) -> Result<OutputPlan, Fault> {
+pub fn inspect(dir: &Path, mode: Mode, now: &Now) -> Result<OutputPlan, Fault> {
     check_writable(dir)?;
     let traces = traces(dir).map_err(|error| unusable(dir, &error))?;
     let unfinished = traces.iter().filter(|path| is_unfinished(path));
@@ -103,14 +95,14 @@ pub fn inspect(dir: &Path, mode: Mode, identity: &Identity) -> Result<OutputPlan
                 (false, true) => Mode::Fresh,
                 (false, false) => Mode::Overwrite,
             };
-            inspect(dir, mode, identity)
+            inspect(dir, mode, now)
         }
         Mode::Overwrite => {
             refuse_foreign(dir)?;
             Ok(OutputPlan { dir: dir.to_owned(), remove: traces, resume: None })
         }
         Mode::Resume => {
-            let resume = Some(resume_point(dir, identity)?);
+            let resume = Some(resume_point(dir, now)?);
             Ok(OutputPlan { dir: dir.to_owned(), remove: unfinished.cloned().collect(), resume })
         }
     }
@@ -204,12 +196,9 @@ fn unusable(path: &Path, error: impl std::fmt::Display) -> Fault {
         .hint("set output_dir to a folder that you may write to")
 }
 
-fn resume_point(dir: &Path, identity: &Identity) -> Result<ResumePoint, Fault> {
+fn resume_point(dir: &Path, now: &Now) -> Result<ResumePoint, Fault> {
     let checkpoint::Checkpoint { path, state } = checkpoint::newest(dir)?;
-    if let Some(what) = difference(&state.identity, identity) {
-        return Err(Fault::input(format!("cannot resume from {}: {what}", path.display()))
-            .hint("resume with the data and config of that run, or start anew with --overwrite"));
-    }
+    same_run(&path, (state.step, &state.identity), now)?.iter().for_each(|line| tracing::warn!("{line}"));
     let step = state.step;
     let rows = Kept::read(&dir.join(METRICS), step)?;
     if let Some(holes) = rows.holes(step) {
@@ -220,16 +209,8 @@ fn resume_point(dir: &Path, identity: &Identity) -> Result<ResumePoint, Fault> {
         tracing::warn!("{} {torn}: the run goes on without them", evaluations.display());
     }
     let last = || rows.last.as_ref().and_then(|row| row.get("num_tokens").and_then(Value::as_u64));
-    Ok(ResumePoint { step, num_tokens: state.num_tokens.or_else(last).unwrap_or(0), path })
-}
-
-fn difference(then: &Identity, now: &Identity) -> Option<String> {
-    let differs = |key: &str, then: String, now: String| {
-        (then != now).then(|| format!("{key} was {then} and is now {now}"))
-    };
-    differs("the SHA-256 of training_file", then.dataset_sha256.clone(), now.dataset_sha256.clone())
-        .or_else(|| differs("random_seed", then.random_seed.to_string(), now.random_seed.to_string()))
-        .or_else(|| differs("batch_size", then.batch_size.to_string(), now.batch_size.to_string()))
+    let num_tokens = state.num_tokens.or_else(last).unwrap_or(0);
+    Ok(ResumePoint { step, num_tokens, path, then: state.identity.fingerprint })
 }
 
 #[cfg(test)]
@@ -242,8 +223,13 @@ mod tests {
 
     use super::*;
 
-    fn identity() -> Identity {
-        Identity { dataset_sha256: "aa".into(), random_seed: 42, batch_size: 8 }
+    fn now() -> Now {
+        Now {
+            config: dyad_proto::RunConfig::default(),
+            dataset_sha256: "aa".into(),
+            validation_sha256: String::new(),
+            world_size: 2,
+        }
     }
 
     fn write(dir: &Path, file: &str, text: &str) {
@@ -298,7 +284,7 @@ mod tests {
     }
 
     fn plan(dir: &Path, mode: Mode) -> Result<OutputPlan, Fault> {
-        inspect(dir, mode, &identity())
+        inspect(dir, mode, &now())
     }
 
     #[test]
@@ -369,7 +355,8 @@ mod tests {
         let dir = earlier_run();
         let plan = plan(dir.path(), Mode::Resume).unwrap();
         let path = dir.path().join("checkpoint-4");
-        assert_eq!(plan.resume, Some(ResumePoint { step: 4, path, num_tokens: 400 }));
+        let resume = plan.resume.as_ref().unwrap();
+        assert_eq!((resume.step, &resume.path, resume.num_tokens), (4, &path, 400));
         let mut output = plan.start("{}".into()).unwrap();
         assert!(output.evaluated);
         let text = || fs::read_to_string(dir.path().join(METRICS)).unwrap();
@@ -435,13 +422,15 @@ mod tests {
     #[test]
     fn resume_names_what_differs() {
         let dir = earlier_run();
-        let cases = [
-            (Identity { batch_size: 4, ..identity() }, "batch_size was 8 and is now 4"),
-            (Identity { random_seed: 1, ..identity() }, "random_seed was 42 and is now 1"),
-            (Identity { dataset_sha256: "bb".into(), ..identity() }, "training_file was aa and is now bb"),
+        let cases: [(fn(&mut Now), &str); 3] = [
+            (|now| now.config.batch_size = 4, "batch_size was 8 and is now 4"),
+            (|now| now.config.random_seed = 1, "random_seed was 42 and is now 1"),
+            (|now| now.dataset_sha256 = "bb".into(), "training_file was aa and is now bb"),
         ];
-        for (identity, expected) in cases {
-            let fault = inspect(dir.path(), Mode::Resume, &identity).unwrap_err();
+        for (change, expected) in cases {
+            let mut now = now();
+            change(&mut now);
+            let fault = inspect(dir.path(), Mode::Resume, &now).unwrap_err();
             assert!(fault.message.ends_with(expected), "{fault}");
         }
         let empty = tempfile::tempdir().unwrap();

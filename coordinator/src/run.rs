@@ -16,6 +16,7 @@ use dyad_proto::wire::{CheckpointReport, Heartbeat, Phase, PhaseChanged, RunStar
 use dyad_proto::{Fault, RunConfig};
 
 use crate::dataset::Datasets;
+use crate::facts::{Facts, Then};
 use crate::failure::Blame;
 use crate::measuring::{Lengths, Measuring};
 use crate::membership::{Roster, Standing, TrainerId};
@@ -81,6 +82,8 @@ pub struct RunSpec {
     pub start: Start,
     /// Checkpoint folder to resume from; empty for a fresh run.
     pub resume_from: String,
+    /// What the checkpoint says of its run.
+    pub then: Option<Then>,
 }
 
 #[derive(Debug)]
@@ -110,6 +113,8 @@ pub struct Run {
     stage: Stage,
     /// Names the reference model, where its log-probabilities are kept; absent until rank 0 has loaded it.
     reference_key: Option<String>,
+    /// What the ranks say of themselves.
+    facts: Facts,
     blame: Blame,
     /// The last phase that watchers were told of.
     phase: Phase,
@@ -136,6 +141,7 @@ impl Run {
             roster: Roster::new(spec.world_size as usize),
             reference_key: None,
             stage: Stage::Joining { deadline: now + spec.join_timeout },
+            facts: Facts::new(spec.world_size as usize),
             blame: Blame::default(),
             phase: Phase::Unspecified,
             last_refusal: None,
@@ -224,6 +230,7 @@ impl Run {
                 return self.recall();
             }
             Up::ModelReport(_) => {}
+            Up::Facts(facts) => return self.compare(place, facts.facts),
             Up::MeasureReport(report) => return self.measured(place, report),
             Up::StepReport(report) => return self.reported(place, Report::Step(report)),
             Up::EvaluationReport(report) => return self.reported(place, Report::Evaluation(report)),

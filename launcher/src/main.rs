@@ -131,6 +131,9 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
         Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
     }
     let config = preflight::load(options, false)?;
+    if let Some(model) = preflight::complete(options, &config)? {
+        return print(&format!("this run is complete: {}\n", model.display()));
+    }
     fit::check(options, &config, &trainers, &[Hello::here()])?;
     let fresh = !options.resume && !options.overwrite;
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, traces};
-use dyad_proto::{Fault, RunConfig, files};
+use dyad_proto::{Fault, RunConfig, files, finished, pair_file};
+use sha2::{Digest, Sha256};
 
 use crate::cli::Options;
 use crate::programs::program;
@@ -110,6 +111,19 @@ fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {
     }
     Err(Fault::input(format!("{key} {} holds no config.json", dir.display()))
         .hint("expected a Hugging Face model folder; transformers' save_pretrained writes one"))
+}
+
+/// The finished model of a run that is resumed and has nothing left to do. Nothing is written.
+pub fn complete(options: &Options, config: &RunConfig) -> Result<Option<PathBuf>, Fault> {
+    if !options.resume {
+        return Ok(None);
+    }
+    let file = &config.training_file;
+    let sha256 = || {
+        let text = pair_file::read("training_file", Path::new(file))?;
+        Ok(Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    finished::complete(Path::new(&config.output_dir), config, &sha256)
 }
 
 /// Makes the output folder and writes the checked configuration into it, for the coordinator to read.

@@ -145,7 +145,13 @@ async fn follow(
     fleet: &mut Fleet,
     reached: &mut Reached,
 ) -> Result<(), Fault> {
-    let address = address_of(&mut fleet.coordinator).await?;
+    let address = match announced(&mut fleet.coordinator).await? {
+        Announced::Listening(address) => address,
+        Announced::Complete(model) => {
+            console.line(&format!("this run is complete: {model}"));
+            return everyone_left(fleet).await;
+        }
+    };
     for trainer in job.trainers {
         fleet.trainers.push(start_trainer(job, trainer, &address, console).await?);
     }
@@ -251,11 +257,20 @@ async fn with_signal(fault: Fault, fleet: &mut Fleet) -> Fault {
     fault
 }
 
-async fn address_of(coordinator: &mut Child) -> Result<String, Fault> {
+/// What a coordinator says first.
+enum Announced {
+    Listening(String),
+    /// The run that is resumed has nothing left to do, and its model lies here.
+    Complete(String),
+}
+
+async fn announced(coordinator: &mut Child) -> Result<Announced, Fault> {
     let line = coordinator.first_line().await;
     let json: Option<serde_json::Value> = line.and_then(|line| serde_json::from_str(&line).ok());
-    match json.as_ref().and_then(|json| json.get("listening")).and_then(serde_json::Value::as_str) {
-        Some(address) => Ok(address.to_owned()),
+    let says = |key: &str| json.as_ref()?.get(key)?.as_str().map(str::to_owned);
+    let listening = says("listening").map(Announced::Listening);
+    match listening.or_else(|| says("complete").map(Announced::Complete)) {
+        Some(announced) => Ok(announced),
         None => {
             let mute = Fault::failed("the coordinator did not say where it listens");
             Err(own_words(coordinator, mute).await)

@@ -9,12 +9,16 @@
 //! - [`files`]: regular files, and nothing that has no end.
 //! - [`run_folder`]: what a run leaves in its output folder.
 //! - [`manifest`]: size and checksum of every file of a checkpoint.
+//! - [`fingerprint`]: what a run computes, kept in its checkpoints so that a resume is the same run.
+//! - [`finished`]: a run that is complete.
 //! - [`security`]: certificates, keys and tokens of a process, and the way to the coordinator.
 //! - [`signals`]: those that stay ignored.
 //! - [`fault`]: an error with a hint, its code and its exit status.
 
 pub mod fault;
 pub mod files;
+pub mod fingerprint;
+pub mod finished;
 pub mod inputs;
 pub mod manifest;
 pub mod ownership;
@@ -45,7 +49,7 @@ pub mod wire {
 }
 
 /// Raised whenever the wire changes in a way that an older process would misread.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Largest gRPC message either side accepts: a measure request of a few thousand long pairs fits.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

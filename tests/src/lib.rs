@@ -6,6 +6,7 @@
     reason = "a test that cannot set itself up has failed"
 )]
 
+pub mod apart;
 pub mod cluster;
 pub mod collector;
 pub mod processes;

@@ -1,11 +1,9 @@
 //! Trainers that see different folders: one without weights gets them from rank 0, one with other weights is found out.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Output;
 
-use dyad_tests::{BASE, Workspace, binary, text};
+use dyad_tests::{BASE, Workspace, apart, text};
 
 /// Runs a coordinator and a trainer in each folder; the model's path is relative, so that each finds its own.
 fn run(workspace: &Workspace, folders: [&str; 2], output_dir: &str, config: &str) -> (Output, Vec<Output>) {
@@ -14,27 +12,8 @@ fn run(workspace: &Workspace, folders: [&str; 2], output_dir: &str, config: &str
     let base = BASE.replace("\"pairs.jsonl\"", &format!("{pairs:?}")).replace("\"out\"", &format!("{out:?}"));
     let file = format!("{output_dir}.toml");
     workspace.write(&file, &format!("{base}max_steps = 2\n{config}"));
-    let mut coordinator = Command::new(binary("coordinator"));
-    coordinator.arg("--config").arg(workspace.path(&file)).args(["--overwrite", "--world-size", "2"]);
-    let mut coordinator =
-        coordinator.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    let mut stdout = BufReader::new(coordinator.stdout.take().unwrap());
-    stdout.read_line(&mut line).unwrap();
-    let announced: serde_json::Value = serde_json::from_str(&line).unwrap();
-    let url = format!("http://{}", announced["listening"].as_str().unwrap());
-    let trainers: Vec<Child> =
-        (0..2).map(|index| trainer(&url, index, &workspace.path(folders[index]))).collect();
-    let trainers = trainers.into_iter().map(|trainer| trainer.wait_with_output().unwrap()).collect();
-    (coordinator.wait_with_output().unwrap(), trainers)
-}
-
-fn trainer(url: &str, index: usize, folder: &Path) -> Child {
-    let mut trainer = Command::new(binary("trainer"));
-    trainer.current_dir(folder).args(["run", "--coordinator", url, "--device", "cpu", "--threads", "1"]);
-    trainer.args(["--name", &format!("trainer-{index}"), "--launch-index", &index.to_string()]);
-    trainer.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    trainer.spawn().unwrap()
+    let ended = apart::run(workspace, &file, &folders, "--overwrite");
+    (ended.coordinator, ended.trainers)
 }
 
 /// `full/` with everything, `bare/` with the same but for the weights.
@@ -104,7 +83,7 @@ fn trainers_with_different_weights_are_found_out() {
     let (coordinator, trainers) = run(&workspace, ["full", "bare"], "out", "");
     assert!(!coordinator.status.success());
     let said = format!("{}{}", text(&coordinator), trainers.iter().map(text).collect::<String>());
-    assert!(said.contains("trainer of rank 1 has loaded other weights than rank 0 from model"), "{said}");
+    assert!(said.contains("the content of the weights of `model` is "), "{said}");
     let (coordinator, trainers) = run(&workspace, ["full", "bare"], "out", "model_loading = \"broadcast\"\n");
     assert!(coordinator.status.success(), "{}", trainers.iter().map(text).collect::<String>());
 }

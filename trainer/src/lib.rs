@@ -17,6 +17,7 @@ pub mod cost;
 pub mod device;
 pub mod engine;
 pub mod ext;
+pub mod facts;
 pub mod feed;
 pub mod flat;
 pub mod gate;

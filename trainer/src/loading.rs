@@ -1,8 +1,6 @@
-//! Whether every rank reads the model, or one does for all; and whether all have got the same.
+//! Whether every rank reads the model, or one does for all.
 
-use std::cell::Cell;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use dyad_proto::run_config::ModelLoading;
@@ -13,7 +11,7 @@ use crate::comm::{CommError, Communicator};
 use crate::engine::EngineError;
 use crate::load::Sources;
 use crate::model::relay::Relay;
-use crate::model::weights::{Reading, Weights};
+use crate::model::weights::{Digested, Reading, Weights};
 use crate::transfer::values;
 
 /// File systems that other hosts serve, as the kernel's mount table names them.
@@ -52,7 +50,7 @@ pub fn choose(
     device: Device,
 ) -> Result<Reading, Fault> {
     if communicator.world_size() == 1 {
-        return Ok(Reading::default());
+        return Ok(Reading { digest: Some(Digested::default()), ..Reading::default() });
     }
     let broadcasts = match config.model_loading {
         ModelLoading::Every => false,
@@ -70,28 +68,7 @@ pub fn choose(
     };
     tracing::info!(model_loading = if broadcasts { "broadcast" } else { "every" }, "loading");
     let relay = broadcasts.then(|| Relay { communicator: Arc::clone(communicator), device });
-    Ok(Reading { relay, digest: Some(Rc::new(Cell::new(0))), again: false })
-}
-
-/// Fails at every rank unless all have loaded the same bytes.
-pub fn compare(
-    reading: &Reading,
-    sources: &Sources,
-    communicator: &dyn Communicator,
-    device: Device,
-) -> Result<(), Fault> {
-    let Some(digest) = &reading.digest else { return Ok(()) };
-    let digests = gathered(communicator, device, &[digest.get()]).map_err(EngineError::from)?;
-    match digests.iter().position(|other| *other != digests[0]) {
-        None => Ok(()),
-        Some(rank) => Err(Fault::input(format!(
-            "trainer of rank {rank} has loaded other weights than rank 0 from {}",
-            sources.base.display()
-        ))
-        .hint(
-            "the hosts' copies of the model differ: make them equal, or set model_loading = \"broadcast\"",
-        )),
-    }
+    Ok(Reading { relay, digest: Some(Digested::default()), again: false })
 }
 
 /// On one host the page cache makes sure that a file is read once; nothing would be saved.

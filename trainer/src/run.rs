@@ -1,17 +1,18 @@
 //! A trainer's life: join, load, connect, work off what the coordinator sends, leave.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dyad_data::tokenize::Tokenized;
+use dyad_proto::fingerprint::{Fingerprint, as_map};
 use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{
-    Assignment, CheckpointReport, EvaluationReport, PairReference, Phase, PreferenceSums, ReferenceLogps,
-    ReferenceReport, StepReport,
+    Assignment, CheckpointReport, EvaluationReport, Facts, PairReference, Phase, PreferenceSums,
+    ReferenceLogps, ReferenceReport, StepReport,
 };
 use dyad_proto::{ErrorCode, Fault};
 use dyad_telemetry::TARGET;
@@ -20,10 +21,13 @@ use tch::Device;
 use crate::checkpoint::{State, load::restore, rotate::rotate, save::Saver};
 use crate::engine::{Engine, EngineError, Share};
 use crate::ext::cuda_peak_bytes;
+use crate::facts::of_checkpoint;
 use crate::feed::{Step, Work};
 use crate::load::Parts;
 use crate::model::Model;
 use crate::model::fused::kernel_threads;
+use crate::model::weights::Digested;
+use crate::parameters::Parameters;
 use crate::profile::Profile;
 use crate::schedule::Schedule;
 use crate::session::{Handle, Identity, Session};
@@ -97,18 +101,26 @@ struct Trainer {
 
 impl Trainer {
     fn new(started: Started, handle: Handle, profile: Option<Profile>) -> Result<Self, Fault> {
-        let Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, .. } = started;
+        let Started {
+            config, place, device, parts, communicator, bucket_bytes, plan, backlog, facts, ..
+        } = started;
         let Parts { policy, reference, parameters, mut saver } = parts;
         let state = State {
             step: plan.start_step,
             total_steps: plan.total_steps,
-            dataset_sha256: plan.dataset_sha256,
             random_seed: config.random_seed,
             batch_size: config.batch_size,
             world_size: place.world_size,
             bucket_bytes,
             num_tokens: 0,
             rotates: false,
+            fingerprint: Fingerprint {
+                dataset_sha256: plan.dataset_sha256,
+                validation_sha256: plan.validation_sha256,
+                steps_per_epoch: plan.steps_per_epoch,
+                config: as_map(&config),
+                facts: facts.into_iter().map(|fact| (fact.name, fact.value.into())).collect(),
+            },
         };
         if place.rank == 0 {
             saver.home.settle()?;
@@ -116,7 +128,7 @@ impl Trainer {
         let flops = ModelFlops::new(&config, &policy.config);
         let mut engine = Engine::new(policy, reference, parameters, communicator, &config);
         if !plan.resume_from.is_empty() {
-            restore(&PathBuf::from(&plan.resume_from), &mut engine.parameters)?;
+            resume(Path::new(&plan.resume_from), &mut engine.parameters, &handle)?;
         }
         let schedule = Schedule::new(&config, plan.total_steps);
         let (reference_logps, saved) = (config.reference_logps, plan.start_step);
@@ -239,7 +251,7 @@ impl Trainer {
         let kept = self.engine.parameters.collect(!is_final).map_err(EngineError::from)?;
         if self.place.rank == 0 {
             let path = match is_final {
-                true => self.saver.finish(&kept)?,
+                true => self.saver.finish(&kept, &self.state)?,
                 false => {
                     // A resumed run begins behind its checkpoint: the row of that step would be lost for good.
                     let recorded = || self.handle.wait_recorded(self.state.step);
@@ -348,6 +360,15 @@ fn no_number(sums: &PreferenceSums) -> Option<String> {
     ];
     let (name, value) = all.into_iter().find(|(_, value)| !value.is_finite())?;
     Some(format!("the {name} is {value}"))
+}
+
+/// Takes up a checkpoint, and says what this rank has read: each reads its own copy, and all must have read the same.
+fn resume(checkpoint: &Path, parameters: &mut Parameters, handle: &Handle) -> Result<(), Fault> {
+    let step = State::load(checkpoint)?.step;
+    let read = Digested::default();
+    restore(checkpoint, parameters, &read)?;
+    handle.send(Sent::Facts(Facts { facts: of_checkpoint(step, &read) }));
+    Ok(())
 }
 
 /// What the reference model said, by pair, where it was asked.

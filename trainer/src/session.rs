@@ -176,6 +176,7 @@ fn hello(identity: &Identity) -> Hello {
         host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
         pid: std::process::id(),
         launch_index: identity.launch_index,
+        build: crate::facts::build(),
     }
 }
 

@@ -11,18 +11,19 @@ use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
-use dyad_proto::wire::{Assignment, BootstrapOffer, ModelReport, Phase, RunPlan};
+use dyad_proto::wire::{Assignment, BootstrapOffer, Fact, Facts, ModelReport, Phase, RunPlan};
 use dyad_proto::{Fault, RunConfig};
 use dyad_telemetry::TARGET;
 use tch::{Device, Tensor};
 
 use crate::batch::Layout;
-use crate::checkpoint::saved_bucket_bytes;
+use crate::checkpoint::State;
 use crate::comm::measure::{USUAL_BUCKET, measure};
 use crate::comm::{Communicator, narrow};
 use crate::cost::PassCost;
 use crate::device;
 use crate::engine::EngineError;
+use crate::facts;
 use crate::feed::{self, Files, Work};
 use crate::layout::Sharding;
 use crate::load::{Among, Parts, Sources};
@@ -54,6 +55,8 @@ pub struct Started {
     pub plan: RunPlan,
     /// Work that arrived before all this was there.
     pub backlog: VecDeque<Work>,
+    /// What decides this rank's numbers, as the coordinator was told.
+    pub facts: Vec<Fact>,
     /// This trainer's part in the run, as traces see it.
     pub span: tracing::Span,
 }
@@ -65,7 +68,7 @@ pub fn start(
     received: mpsc::Receiver<Received>,
 ) -> Result<(Started, Incoming), Fault> {
     let device = device::open(&identity.device)?;
-    let (config, place, run) = joined(&received)?;
+    let Joined { config, place, run, resume_from } = joined(&received)?;
     let span = process_span(place, &run);
     let inside = span.clone().entered();
     tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
@@ -75,6 +78,9 @@ pub fn start(
     let model = ModelConfig::load(&sources.base)?;
     let embedding_rows = u32::try_from(model.vocab_size).unwrap_or(0);
     let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only, embedding_rows };
+    // Before anything is measured by them.
+    let mut facts = facts::of_files(&config, &sources, device, rule.max_len)?;
+    handle.send(Sent::Facts(Facts { facts: facts.clone() }));
     let cost = PassCost::new(&model, Layout::of(&config));
     let work = feed::start(received, tokenizer, (rule, cost), Files::of(&config), handle.clone())?;
     handle.enter(Phase::Rendezvous, 0);
@@ -84,7 +90,7 @@ pub fn start(
     let communicator = connect(rendezvous, handle, &work, &mut backlog)?;
     let among = Among {
         sharding: Sharding::new(&config, place.rank as usize, place.world_size as usize),
-        bucket_bytes: bucket_bytes(communicator.as_ref(), device, &config)?,
+        bucket_bytes: bucket_bytes(communicator.as_ref(), device, &config, Path::new(&resume_from))?,
     };
     drop(connecting);
     handle.enter(Phase::Loading, 0);
@@ -92,7 +98,9 @@ pub fn start(
     let began = Instant::now();
     let reading = loading::choose(&config, &sources, &communicator, device)?;
     let mut parts = Parts::load_by(&config, &sources, device, among, &reading)?;
-    loading::compare(&reading, &sources, communicator.as_ref(), device)?;
+    let loaded = facts::of_weights(&mut parts.policy, &reading.digest.clone().unwrap_or_default());
+    handle.send(Sent::Facts(Facts { facts: loaded.clone() }));
+    facts.extend(loaded);
     tracing::info!(seconds = began.elapsed().as_secs_f32(), "loaded");
     let keeps_references = place.rank == 0 && config.keeps_references();
     let reference_key = if keeps_references { reference_key(&sources, &parts)? } else { String::new() };
@@ -103,7 +111,8 @@ pub fn start(
     let plan = planned(&work, &mut backlog)?;
     let bucket_bytes = among.bucket_bytes;
     drop((measuring, inside));
-    let started = Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, span };
+    let started =
+        Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, facts, span };
     Ok((started, work))
 }
 
@@ -145,16 +154,26 @@ fn process_span(place: Assignment, run: &str) -> tracing::Span {
     span
 }
 
-/// The configuration, this trainer's place, and the run's trace context.
-fn joined(received: &mpsc::Receiver<Received>) -> Result<(RunConfig, Assignment, String), Fault> {
-    let mut config = None;
+/// What the coordinator has said to this trainer alone.
+struct Joined {
+    config: RunConfig,
+    place: Assignment,
+    /// The run's trace context.
+    run: String,
+    /// Checkpoint folder; empty for a fresh run.
+    resume_from: String,
+}
+
+fn joined(received: &mpsc::Receiver<Received>) -> Result<Joined, Fault> {
+    let mut welcomed = None;
     for body in received {
-        match (body, config.take()) {
+        match (body, welcomed.take()) {
             (Received::Welcome(welcome), _) => {
-                config = Some((RunConfig::from_json(&welcome.run_config_json)?, welcome.traceparent));
+                welcomed = Some((RunConfig::from_json(&welcome.run_config_json)?, welcome));
             }
-            (Received::Assignment(place), Some((config, run))) if place.rank < place.world_size => {
-                return Ok((config, place, run));
+            (Received::Assignment(place), Some((config, welcome))) if place.rank < place.world_size => {
+                let (run, resume_from) = (welcome.traceparent, welcome.resume_from);
+                return Ok(Joined { config, place, run, resume_from });
             }
             (Received::Assignment(_), Some(_)) => {
                 return Err(Fault::failed("the coordinator gave this trainer a rank beyond the world size"));
@@ -211,12 +230,16 @@ fn bucket_bytes(
     communicator: &dyn Communicator,
     device: Device,
     config: &RunConfig,
+    resume_from: &Path,
 ) -> Result<i64, EngineError> {
     if communicator.world_size() == 1 {
         return Ok(USUAL_BUCKET);
     }
     let saved = match communicator.rank() {
-        0 => saved_bucket_bytes(Path::new(&config.output_dir)).unwrap_or(0),
+        // Whoever takes up the checkpoint has better words for a state that cannot be read.
+        0 if !resume_from.as_os_str().is_empty() => {
+            State::load(resume_from).map_or(0, |state| state.bucket_bytes)
+        }
         _ => 0,
     };
     let told = Tensor::from_slice(&[saved]).to_device(device);

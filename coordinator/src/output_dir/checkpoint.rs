@@ -10,7 +10,8 @@ use dyad_proto::run_folder::{MANIFEST, OPTIMIZER, STATE, checkpoint_step};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Identity, unusable};
+use super::unusable;
+use crate::same_run::Identity;
 
 /// `dyad_state.json` of a checkpoint, as far as the coordinator reads it.
 #[derive(Clone, Debug, Deserialize)]

@@ -8,7 +8,7 @@ use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    Abort, Assignment, BootstrapOffer, CommunicatorReady, MeasureReport, MeasureRequest, Split,
+    Abort, Assignment, BootstrapOffer, CommunicatorReady, Fact, MeasureReport, MeasureRequest, Split,
     TrainerJoined, Welcome,
 };
 
@@ -48,6 +48,7 @@ impl Run {
         let welcome = Welcome {
             run_id: self.spec.run_id.clone(),
             run_config_json: self.spec.config_json.clone(),
+            resume_from: self.spec.resume_from.clone(),
             // The observer knows the trace context.
             ..Welcome::default()
         };
@@ -73,6 +74,25 @@ impl Run {
             let pairs = self.spec.data.pairs(chunk.split, chunk.ids);
             self.send(place, Down::MeasureRequest(MeasureRequest { split: chunk.split.into(), pairs }));
         }
+    }
+
+    /// Ends the run where ranks differ from each other, or from the checkpoint.
+    pub(super) fn compare(&mut self, place: usize, facts: Vec<Fact>) -> Result<(), Fault> {
+        if matches!(self.stage, Stage::Joining { .. }) {
+            return Err(self.violation(place, "said what it computes before it had a rank"));
+        }
+        let Some(agreed) = self.facts.hear(place, facts, self.roster.members())? else { return Ok(()) };
+        agreed.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+        let Some(then) = &self.spec.then else { return Ok(()) };
+        let rounding = then.check(&agreed.facts, self.facts.is_first())?;
+        if !rounding.is_empty() {
+            let list: Vec<String> = rounding.iter().map(ToString::to_string).collect();
+            tracing::warn!(
+                "going on with changes: {}; sums may round differently from here",
+                list.join(", ")
+            );
+        }
+        Ok(())
     }
 
     pub(super) fn bootstrap(&mut self, place: usize, offer: BootstrapOffer) -> Result<(), Fault> {

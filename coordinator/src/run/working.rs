@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use dyad_proto::Fault;
+use dyad_proto::finished::fewer;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{CheckpointReport, Finish, Recorded, ReferenceProgress, RunPlan};
@@ -36,12 +37,20 @@ impl Run {
             start_step: spec.start.step,
             resume_from: spec.resume_from.clone(),
             dataset_sha256: sha256.to_owned(),
+            validation_sha256: spec.data.validation_sha256().to_owned(),
+            steps_per_epoch: report.steps_per_epoch,
         };
         if !report.endless.is_empty() {
             tracing::warn!(
                 stop_tokens = report.endless.as_str(),
                 "no preferred output ends with a token that ends an answer"
             );
+        }
+        if plan.start_step > plan.total_steps {
+            return Err(fewer(
+                &format!("{} has done {} steps", plan.resume_from, plan.start_step),
+                plan.total_steps,
+            ));
         }
         self.emit(Happening::Data(report));
         self.send_all(&Down::RunPlan(plan));

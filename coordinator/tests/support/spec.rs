@@ -31,6 +31,7 @@ pub fn spec(pairs: usize) -> RunSpec {
         join_timeout: Duration::from_secs(600),
         start: Start::default(),
         resume_from: String::new(),
+        then: None,
     }
 }
 

@@ -7,16 +7,18 @@ use std::path::Path;
 use dyad_data::adapter::ADAPTER_WEIGHTS;
 
 use super::OPTIMIZER_FILE;
-use crate::model::weights::Weights;
+use crate::model::weights::{Digested, Weights};
 use crate::parameters::{MASTER, Parameters};
 use dyad_proto::Fault;
 
-/// Overwrites this rank's part of masters and moments, then the tensors that the model computes with. A checkpoint is taken whole.
-pub fn restore(dir: &Path, parameters: &mut Parameters) -> Result<(), Fault> {
-    let optimizer = Weights::open_files(dir, vec![dir.join(OPTIMIZER_FILE)])?;
+/// Overwrites this rank's part of masters and moments, then the tensors that the model computes with. A checkpoint is taken whole, and
+/// all of what is read adds to `read`, whatever part of it this rank keeps.
+pub fn restore(dir: &Path, parameters: &mut Parameters, read: &Digested) -> Result<(), Fault> {
+    let optimizer = Weights::open_files(dir, vec![dir.join(OPTIMIZER_FILE)])?.counted(read);
     let adapter = dir.join(ADAPTER_WEIGHTS);
     let weights =
         if adapter.is_file() { Weights::open_files(dir, vec![adapter])? } else { Weights::open(dir)? };
+    let weights = weights.counted(read);
     let asked = RefCell::new(HashSet::new());
     parameters.restore(&|name, suffix, shape| {
         let full = format!("{name}.{suffix}");

@@ -15,6 +15,7 @@ pub use files::Home;
 
 use std::path::Path;
 
+use dyad_proto::fingerprint::Fingerprint;
 use dyad_proto::{Fault, run_folder};
 use serde::{Deserialize, Serialize};
 
@@ -24,14 +25,12 @@ pub const STATE_FILE: &str = run_folder::STATE;
 pub const OPTIMIZER_FILE: &str = run_folder::OPTIMIZER;
 
 /// Where a run stood; what a resume compares before it trusts the folder.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Optimizer steps done.
     pub step: u64,
     /// Optimizer steps of the whole run.
     pub total_steps: u64,
-    /// SHA-256 of the training file.
-    pub dataset_sha256: String,
     /// Seed of the data order.
     pub random_seed: u64,
     /// Pairs per optimizer step.
@@ -47,14 +46,22 @@ pub struct State {
     /// Written for its time or at an early end: it goes once there are newer ones.
     #[serde(default)]
     pub rotates: bool,
+    /// What the run computes.
+    #[serde(flatten)]
+    pub fingerprint: Fingerprint,
 }
 
-/// The bucket size of the run that has left checkpoints in a folder.
-#[must_use]
-pub fn saved_bucket_bytes(output_dir: &Path) -> Option<i64> {
-    let folders = std::fs::read_dir(output_dir).ok()?.flatten();
-    let states = folders.filter_map(|folder| std::fs::read_to_string(folder.path().join(STATE_FILE)).ok());
-    states.filter_map(|text| serde_json::from_str::<State>(&text).ok()).map(|state| state.bucket_bytes).max()
+impl State {
+    /// Reads the cursor of a checkpoint.
+    pub fn load(checkpoint: &Path) -> Result<Self, Fault> {
+        let path = checkpoint.join(STATE_FILE);
+        let broken = |error: &dyn std::fmt::Display| {
+            Fault::input(format!("cannot read {}: {error}", path.display()))
+                .hint("every trainer reads the checkpoint: it must lie under the same path on every host")
+        };
+        let text = std::fs::read_to_string(&path).map_err(|error| broken(&error))?;
+        serde_json::from_str(&text).map_err(|error| broken(&error))
+    }
 }
 
 fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Fault {

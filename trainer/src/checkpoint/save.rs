@@ -60,13 +60,14 @@ impl Saver {
         })
     }
 
-    /// `final/`: the model alone, ready to serve.
-    pub fn finish(&self, kept: &[Kept]) -> Result<PathBuf, Fault> {
+    /// `final/`: the model alone, ready to serve, and what was done for it: a run that is resumed once more is complete.
+    pub fn finish(&self, kept: &[Kept], state: &State) -> Result<PathBuf, Fault> {
         self.home.write(FINAL, |dir| {
             let mut sums = self.weights(dir, kept)?;
             if let Some(adapter) = self.adapter.as_ref().filter(|_| self.merge) {
                 sums.extend(self.merged(&dir.join("merged"), &adapter.adapters, kept)?);
             }
+            write_json(&dir.join(STATE_FILE), state)?;
             Ok(sums)
         })
     }

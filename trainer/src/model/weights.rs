@@ -17,10 +17,29 @@ use super::relay::{self, Relay, Relayed};
 pub struct Reading {
     /// One rank reads and the others get the bytes from it; otherwise every rank reads.
     pub relay: Option<Relay>,
-    /// Adds up what has been loaded, so that ranks can compare.
-    pub digest: Option<Rc<Cell<i64>>>,
+    /// Adds up what has been loaded, so that ranks can be compared, and a resumed run with its checkpoint.
+    pub digest: Option<Digested>,
     /// The folder has been loaded before: what there was to warn of has been said.
     pub again: bool,
+}
+
+/// A sum over tensors and their names, whatever order they come in.
+#[derive(Clone, Debug, Default)]
+pub struct Digested(Rc<Cell<u64>>);
+
+impl Digested {
+    /// Adds a tensor.
+    pub fn add(&self, name: &str, tensor: &Tensor) {
+        let name = name.bytes().fold(BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+        let both = (name ^ (word_sum(tensor) as u64).wrapping_mul(MIX)).wrapping_mul(MIX);
+        self.0.set(self.0.get().wrapping_add(both ^ (both >> 29)));
+    }
+
+    /// As it is shown and kept.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!("{:016x}", self.0.get())
+    }
 }
 
 /// All tensors of a folder; data stay on disk, or at the rank that reads, until asked for.
@@ -28,7 +47,7 @@ pub struct Reading {
 pub struct Weights {
     dir: PathBuf,
     source: Source,
-    digest: Option<Rc<Cell<i64>>>,
+    digest: Option<Digested>,
 }
 
 #[derive(Debug)]
@@ -46,6 +65,12 @@ impl Weights {
     /// Maps the given safetensors files; `dir` names them in errors.
     pub fn open_files(dir: &Path, paths: Vec<PathBuf>) -> Result<Self, Fault> {
         Self::opened(dir, || Files::open(paths), &Reading::default())
+    }
+
+    /// The same; what is asked for from now on adds to `read`.
+    #[must_use]
+    pub fn counted(self, read: &Digested) -> Self {
+        Self { digest: Some(read.clone()), ..self }
     }
 
     /// A folder's tensors by the names that are asked for, all of them; where one rank reads, only there. What is there and not
@@ -114,18 +139,24 @@ impl Weights {
                 relayed.tensor(name)?
             }
         };
-        if let Some(digest) = &self.digest {
-            digest.set(digest.get().wrapping_mul(MIX).wrapping_add(word_sum(&tensor)));
-        }
+        self.count(name, &tensor);
         Ok(tensor)
+    }
+
+    fn count(&self, name: &str, tensor: &Tensor) {
+        if let Some(digest) = &self.digest {
+            digest.add(name, tensor);
+        }
     }
 
     /// A tensor in the precision and on the device it will live in.
     pub fn load(&self, name: &str, shape: &[i64], place: Place) -> Result<Tensor, Fault> {
-        let stored = match (&self.source, &self.digest) {
+        let stored = match &self.source {
             // Straight from the file's pages: no copy on the host that is only copied again.
-            (Source::Files(files), None) if place.device.is_cuda() && self.contains(name) => {
-                files.sent(name, shape, place.device)?
+            Source::Files(files) if place.device.is_cuda() && self.contains(name) => {
+                let stored = files.sent(name, shape, place.device)?;
+                self.count(name, &stored);
+                stored
             }
             _ => self.tensor(name, shape)?.to_device(place.device),
         };
@@ -146,14 +177,17 @@ fn adapter_file(dir: &Path) -> Result<PathBuf, Fault> {
     })
 }
 
-/// Makes the order of tensors count in a digest.
-const MIX: i64 = 0x5851_F42D_4C95_7F2D;
+/// Spreads what is added to a digest over all of its bits.
+const MIX: u64 = 0x5851_F42D_4C95_7F2D;
+/// FNV-1a's.
+const BASIS: u64 = 0xCBF2_9CE4_8422_2325;
+const PRIME: u64 = 0x0100_0000_01B3;
 
 /// Sum of a tensor's bytes, eight at a time where that comes out even.
 fn word_sum(tensor: &Tensor) -> i64 {
     let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
     let word = if bytes.is_multiple_of(8) { Kind::Int64 } else { Kind::Uint8 };
-    tensor.flatten(0, -1).view_dtype(word).sum(Kind::Int64).int64_value(&[])
+    tensor.detach().flatten(0, -1).view_dtype(word).sum(Kind::Int64).int64_value(&[])
 }
 
 /// Where and in which precision a tensor lives.
@@ -169,6 +203,21 @@ pub struct Place {
 mod tests {
     use super::*;
     use crate::model::test_files::{File, write};
+
+    #[test]
+    fn a_digest_follows_names_and_values_and_not_the_order() {
+        let (a, b) = (Tensor::from_slice(&[1.0f32, 2.0]), Tensor::from_slice(&[3.0f32, 4.0]));
+        let of = |tensors: &[(&str, &Tensor)]| {
+            let digest = Digested::default();
+            tensors.iter().for_each(|(name, tensor)| digest.add(name, tensor));
+            digest.text()
+        };
+        let both = of(&[("a", &a), ("b", &b)]);
+        assert_eq!(of(&[("b", &b), ("a", &a)]), both);
+        assert_ne!(of(&[("a", &b), ("b", &a)]), both);
+        assert_ne!(of(&[("a", &a)]), both);
+        assert_ne!(of(&[("a", &a), ("b", &(&b + 1e-6))]), both);
+    }
 
     #[test]
     fn reads_by_name_and_checks_the_shape() {

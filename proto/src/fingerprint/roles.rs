@@ -1,0 +1,106 @@
+//! What a change of each configuration key means for a run that is resumed.
+
+use serde_json::Value;
+
+use crate::RunConfig;
+use crate::run_config::TrainingMethod;
+
+/// What it means that a key has another value than in the checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Other numbers: the resume is refused.
+    Computes,
+    /// A path: what lies there is compared, wherever it lies.
+    Content,
+    /// Trainers work out what the neutral value means, and that is compared; two other values are compared as they are.
+    Resolved,
+    /// The user's to change: it is listed, and the run goes on.
+    Deliberate,
+    /// Changes no number and nothing that is kept.
+    DoesNotMatter,
+}
+
+/// Every key of [`RunConfig`], in its order: the first that differs is the one that is named.
+pub const ROLES: &[(&str, Role)] = &[
+    ("model", Role::Content),
+    ("training_file", Role::Content),
+    // Evaluations change no weights: other pairs are listed.
+    ("validation_file", Role::Content),
+    ("output_dir", Role::DoesNotMatter),
+    ("training_method", Role::Computes),
+    ("from_checkpoint", Role::Content),
+    ("n_epochs", Role::Deliberate),
+    ("max_steps", Role::Deliberate),
+    ("batch_size", Role::Computes),
+    ("learning_rate", Role::Computes),
+    ("lr_scheduler_type", Role::Computes),
+    ("min_lr_ratio", Role::Computes),
+    ("warmup_ratio", Role::Computes),
+    ("weight_decay", Role::Computes),
+    ("max_grad_norm", Role::Computes),
+    ("max_seq_length", Role::Resolved),
+    // A resume that names none takes that of the checkpoint.
+    ("template_date", Role::Resolved),
+    ("random_seed", Role::Computes),
+    ("shuffle", Role::Computes),
+    ("dtype", Role::Resolved),
+    ("reduce_dtype", Role::Computes),
+    ("lora", Role::Computes),
+    ("lora_r", Role::Computes),
+    ("lora_alpha", Role::Computes),
+    ("lora_dropout", Role::Computes),
+    ("lora_trainable_modules", Role::Computes),
+    ("merge_adapter", Role::Deliberate),
+    ("loss_type", Role::Computes),
+    ("dpo_beta", Role::Computes),
+    ("reference_logps", Role::Computes),
+    ("reference_cache", Role::DoesNotMatter),
+    ("n_checkpoints", Role::Deliberate),
+    ("save_steps", Role::Deliberate),
+    ("save_minutes", Role::Deliberate),
+    ("save_total_limit", Role::Deliberate),
+    ("n_evals", Role::Deliberate),
+    // How work is cut and kept decides the rounding of sums, as the world size does, and nothing else: whoever runs out of memory
+    // must be able to go on.
+    ("micro_batch_tokens", Role::Deliberate),
+    ("prefix_sharing", Role::Deliberate),
+    ("activation_checkpointing", Role::DoesNotMatter),
+    ("zero_stage", Role::Deliberate),
+    ("optim", Role::Computes),
+    ("offload_optimizer", Role::Deliberate),
+    ("offload_reference", Role::DoesNotMatter),
+    ("model_loading", Role::DoesNotMatter),
+];
+
+/// Whether a run of this configuration reads the key at all.
+pub(super) fn is_read(key: &str, config: &RunConfig) -> bool {
+    match key {
+        "lora_r" | "lora_alpha" | "lora_dropout" | "lora_trainable_modules" => config.lora,
+        "loss_type" | "dpo_beta" | "reference_logps" => config.training_method == TrainingMethod::Dpo,
+        _ => true,
+    }
+}
+
+/// The value that leaves it to the trainer.
+pub(super) fn is_neutral(value: &Value) -> bool {
+    value.is_null() || value == "auto"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_a_role() {
+        let named: Vec<&str> = ROLES.iter().map(|(key, _)| *key).collect();
+        assert_eq!(named, RunConfig::keys(), "decide what a change of the key means for a resumed run");
+    }
+
+    #[test]
+    fn resolved_keys_have_a_neutral_default() {
+        let defaults = serde_json::to_value(RunConfig::default()).unwrap();
+        for (key, _) in ROLES.iter().filter(|(_, role)| *role == Role::Resolved) {
+            assert!(is_neutral(&defaults[key]), "{key}");
+        }
+    }
+}

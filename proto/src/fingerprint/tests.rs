@@ -1,0 +1,133 @@
+use super::*;
+
+fn config() -> RunConfig {
+    RunConfig { model: "m".into(), training_file: "t".into(), output_dir: "o".into(), ..RunConfig::default() }
+}
+
+/// Another value than the default's, of the same type.
+fn other(value: &Value) -> Value {
+    match value {
+        Value::Null | Value::String(_) => "other".into(),
+        Value::Bool(on) => (!on).into(),
+        number => (number.as_f64().unwrap() + 1.0).into(),
+    }
+}
+
+/// A run that reads every key.
+fn reads_all() -> RunConfig {
+    RunConfig {
+        lora: true,
+        lora_r: Some(4),
+        lora_alpha: Some(9.0),
+        lora_dropout: Some(0.1),
+        lora_trainable_modules: Some("q_proj".into()),
+        ..config()
+    }
+}
+
+#[test]
+fn each_key_is_refused_listed_or_left_alone_as_its_role_says() {
+    let now = reads_all();
+    for &(key, role) in ROLES {
+        let mut then = as_map(&now);
+        then[key] = other(&then[key]);
+        let found = config_changes(&then, &now);
+        match role {
+            Role::Computes => assert_eq!(found.unwrap_err().name, key),
+            Role::Deliberate => assert_eq!(found.unwrap()[0].name, key),
+            Role::Content | Role::Resolved | Role::DoesNotMatter => assert_eq!(found, Ok(vec![]), "{key}"),
+        }
+    }
+}
+
+#[test]
+fn the_first_key_that_differs_is_named_with_both_values() {
+    let now = RunConfig { batch_size: 4, dpo_beta: 0.9, max_steps: Some(7), ..config() };
+    let change = config_changes(&as_map(&config()), &now).unwrap_err();
+    assert_eq!(change.to_string(), "batch_size was 8 and is now 4");
+    let now = RunConfig { max_steps: Some(7), ..config() };
+    let changes = config_changes(&as_map(&config()), &now).unwrap();
+    assert_eq!(changes[0].to_string(), "max_steps was absent and is now 7");
+}
+
+#[test]
+fn keys_that_a_run_does_not_read_may_change() {
+    assert_eq!(config_changes(&as_map(&config()), &RunConfig { lora_r: Some(3), ..config() }), Ok(vec![]));
+    let sft = RunConfig { training_method: crate::run_config::TrainingMethod::Sft, ..config() };
+    assert_eq!(config_changes(&as_map(&sft), &RunConfig { dpo_beta: 3.0, ..sft }), Ok(vec![]));
+}
+
+#[test]
+fn a_value_that_is_written_out_is_the_same_as_the_default_it_spells() {
+    let adapters = || RunConfig { lora: true, ..config() };
+    let then = as_map(&adapters());
+    assert_eq!(config_changes(&then, &RunConfig { lora_alpha: Some(128.0), ..adapters() }), Ok(vec![]));
+    let spelt = RunConfig { lora_r: Some(64), lora_dropout: Some(0.0), ..adapters() };
+    assert_eq!(config_changes(&then, &spelt), Ok(vec![]));
+    let change = config_changes(&then, &RunConfig { lora_alpha: Some(8.0), ..adapters() }).unwrap_err();
+    assert_eq!(change.to_string(), "lora_alpha was 128.0 and is now 8.0");
+    // Trainers know what was left to them.
+    assert_eq!(config_changes(&then, &RunConfig { max_seq_length: Some(60), ..adapters() }), Ok(vec![]));
+    let then = as_map(&RunConfig { max_seq_length: Some(50), ..config() });
+    let change = config_changes(&then, &RunConfig { max_seq_length: Some(60), ..config() }).unwrap_err();
+    assert_eq!(change.name, "max_seq_length");
+}
+
+#[test]
+fn seeds_beyond_a_floats_precision_are_told_apart() {
+    let then = as_map(&RunConfig { random_seed: u64::MAX, ..config() });
+    let now = RunConfig { random_seed: u64::MAX - 1, ..config() };
+    assert_eq!(config_changes(&then, &now).unwrap_err().name, "random_seed");
+}
+
+#[test]
+fn a_key_of_a_later_build_had_its_default_before() {
+    let mut then = as_map(&config());
+    then.remove("optim");
+    then.insert("of_another_build".into(), 1.into());
+    assert_eq!(config_changes(&then, &config()), Ok(vec![]));
+    let now = RunConfig { optim: crate::run_config::Optim::Adamw8bit, ..config() };
+    assert_eq!(config_changes(&then, &now).unwrap_err().to_string(), "optim was adamw and is now adamw_8bit");
+}
+
+fn facts(pairs: &[(&str, &str)]) -> Vec<Fact> {
+    pairs.iter().map(|(name, value)| Fact { name: (*name).into(), value: (*value).into() }).collect()
+}
+
+fn kept(pairs: &[(&str, &str)]) -> Map<String, Value> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))).collect()
+}
+
+#[test]
+fn facts_that_compute_are_refused_and_facts_that_round_are_listed() {
+    let then = kept(&[(fact::PROCESSOR, "a"), (fact::WEIGHTS, "1"), ("config.json rope_theta", "10000.0")]);
+    let now = facts(&[(fact::PROCESSOR, "b"), (fact::WEIGHTS, "1"), ("config.json rope_theta", "10000.0")]);
+    assert_eq!(fact_changes(&then, &now).unwrap()[0].to_string(), "the processor was a and is now b");
+    let now = facts(&[(fact::PROCESSOR, "b"), (fact::WEIGHTS, "2"), ("config.json rope_theta", "10000.0")]);
+    assert_eq!(fact_changes(&then, &now).unwrap_err().name, fact::WEIGHTS);
+}
+
+#[test]
+fn a_file_that_came_or_went_is_a_change_and_a_fact_of_a_later_build_is_none() {
+    let then = kept(&[(fact::DTYPE, "Float"), ("chat_template.jinja", "1")]);
+    let gone = fact_changes(&then, &facts(&[(fact::DTYPE, "Float")])).unwrap_err();
+    assert_eq!(gone.to_string(), "chat_template.jinja was 1 and is now absent");
+    let now = facts(&[(fact::DTYPE, "Float"), ("chat_template.jinja", "1"), ("tokenizer.json", "2")]);
+    assert_eq!(fact_changes(&then, &now).unwrap_err().to_string(), "tokenizer.json was absent and is now 2");
+    let now = facts(&[(fact::DTYPE, "Float"), ("chat_template.jinja", "1"), ("something new", "2")]);
+    assert_eq!(fact_changes(&then, &now), Ok(vec![]));
+}
+
+#[test]
+fn a_fingerprint_survives_its_file_and_an_old_one_is_empty() {
+    let kept = Fingerprint {
+        dataset_sha256: "aa".into(),
+        config: as_map(&config()),
+        facts: kept(&[("a", "b")]),
+        ..Fingerprint::default()
+    };
+    let text = serde_json::to_string(&kept).unwrap();
+    assert_eq!(serde_json::from_str::<Fingerprint>(&text).unwrap(), kept);
+    let old: Fingerprint = serde_json::from_str(r#"{"dataset_sha256":"aa","step":3}"#).unwrap();
+    assert!(old.config.is_empty() && old.facts.is_empty());
+}

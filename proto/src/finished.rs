@@ -1,0 +1,219 @@
+//! A run that is complete: what a resume of it asks for.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::fingerprint::{Change, Fingerprint, config_changes};
+use crate::run_folder::{FINAL, METRICS, STATE, newest_checkpoint};
+use crate::{Fault, RunConfig};
+
+/// What a finished run did.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Finished {
+    /// Optimizer steps.
+    pub step: u64,
+    /// What it computed, as far as that was written down.
+    #[serde(flatten)]
+    pub fingerprint: Fingerprint,
+}
+
+/// How many steps a configuration asks for, against those that are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asks {
+    More,
+    Nothing,
+    Fewer(u64),
+}
+
+/// Steps that a configuration asks for; unknown where an epoch's length is.
+#[must_use]
+pub fn total_steps(config: &RunConfig, steps_per_epoch: u64) -> Option<u64> {
+    let of_epochs = (steps_per_epoch > 0).then(|| u64::from(config.n_epochs) * steps_per_epoch);
+    config.max_steps.or(of_epochs)
+}
+
+/// The date that templates were given in the run that a folder holds: a resume goes on with it.
+#[must_use]
+pub fn kept_template_date(dir: &Path) -> Option<String> {
+    let folders = [newest_checkpoint(dir), Some(dir.join(FINAL))];
+    let state = |folder: PathBuf| std::fs::read_to_string(folder.join(STATE)).ok();
+    let kept = folders.into_iter().flatten().filter_map(state);
+    kept.filter_map(|text| serde_json::from_str::<Finished>(&text).ok())
+        .find_map(|state| state.fingerprint.config.get("template_date")?.as_str().map(str::to_owned))
+}
+
+/// The finished model of a folder, where a resume with this configuration has nothing more to do; an error where it has, but nothing
+/// to go on from, or where it is another run. Changes nothing. `sha256` is that of the training file.
+pub fn complete(
+    dir: &Path,
+    config: &RunConfig,
+    sha256: &dyn Fn() -> Result<String, Fault>,
+) -> Result<Option<PathBuf>, Fault> {
+    let Some(finished) = Finished::read(dir) else { return Ok(None) };
+    let model = dir.join(FINAL);
+    match finished.asks(config) {
+        Asks::More if newest_checkpoint(dir).is_some() => return Ok(None),
+        Asks::More => return Err(finished.nothing_to_go_on_from(&model)),
+        Asks::Nothing | Asks::Fewer(_) => {}
+    }
+    finished.check(config, sha256).map_err(|change| other_run(&model, &change))??;
+    match finished.asks(config) {
+        Asks::Fewer(total) => {
+            Err(fewer(&format!("this run is complete with {} steps", finished.step), total))
+        }
+        _ => Ok(Some(model)),
+    }
+}
+
+/// A resume that would have to take steps back.
+#[must_use]
+pub fn fewer(what_is_done: &str, total: u64) -> Fault {
+    Fault::input(format!("{what_is_done}, but the configuration asks for {total} (n_epochs, max_steps)"))
+        .hint("raise them to go on; for a model of fewer steps start a new run in another output_dir")
+}
+
+impl Finished {
+    fn read(dir: &Path) -> Option<Self> {
+        let model = dir.join(FINAL);
+        let has_weights = std::fs::read_dir(&model)
+            .ok()?
+            .flatten()
+            .any(|entry| entry.path().extension().is_some_and(|extension| extension == "safetensors"));
+        if !has_weights {
+            return None;
+        }
+        let kept = std::fs::read_to_string(model.join(STATE)).ok();
+        kept.and_then(|text| serde_json::from_str(&text).ok()).or_else(|| Self::by_rows(dir))
+    }
+
+    /// Of a run of an earlier version, which says what it did in its metrics alone.
+    fn by_rows(dir: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(dir.join(METRICS)).ok()?;
+        let row: Value = serde_json::from_str(text.lines().last()?).ok()?;
+        let (step, epoch) = (row.get("step")?.as_u64()?, row.get("epoch")?.as_f64()?);
+        let steps_per_epoch = if epoch > 0.0 { (step as f64 / epoch).round() as u64 } else { 0 };
+        Some(Self { step, fingerprint: Fingerprint { steps_per_epoch, ..Fingerprint::default() } })
+    }
+
+    fn asks(&self, config: &RunConfig) -> Asks {
+        match total_steps(config, self.fingerprint.steps_per_epoch) {
+            Some(total) if total > self.step => Asks::More,
+            Some(total) if total < self.step => Asks::Fewer(total),
+            _ => Asks::Nothing,
+        }
+    }
+
+    /// The error inside is one of reading the data.
+    fn check(
+        &self,
+        config: &RunConfig,
+        sha256: &dyn Fn() -> Result<String, Fault>,
+    ) -> Result<Result<(), Fault>, Change> {
+        let then = &self.fingerprint;
+        if then.config.is_empty() {
+            return Ok(Ok(()));
+        }
+        let now = match sha256() {
+            Ok(now) => now,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        if now != then.dataset_sha256 {
+            return Err(Change::of_training_file(&then.dataset_sha256, &now));
+        }
+        config_changes(&then.config, config).map(|_| Ok(()))
+    }
+
+    fn nothing_to_go_on_from(&self, model: &Path) -> Fault {
+        let (steps, model) = (self.step, model.display());
+        Fault::input(format!(
+            "this run is complete after {steps} steps ({model}), and left no checkpoint to go on from for more"
+        ))
+        .hint(format!(
+            "start a new run from its model: from_checkpoint = \"{model}\", with another output_dir (the optimizer, the schedule and \
+             DPO's reference start anew there)"
+        ))
+    }
+}
+
+fn other_run(model: &Path, change: &Change) -> Fault {
+    Fault::input(format!("this run is complete ({}), and is another one: {change}", model.display()))
+        .hint("put back what was changed, or start a new run in another output_dir")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fingerprint::as_map;
+
+    fn config() -> RunConfig {
+        RunConfig { n_epochs: 2, ..RunConfig::default() }
+    }
+
+    /// A run of two epochs of three steps.
+    fn finished() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let state = serde_json::json!({
+            "step": 6, "total_steps": 6, "steps_per_epoch": 3, "dataset_sha256": "aa", "config": as_map(&config()),
+        });
+        std::fs::create_dir(dir.path().join(FINAL)).unwrap();
+        std::fs::write(dir.path().join("final/model.safetensors"), "").unwrap();
+        std::fs::write(dir.path().join(FINAL).join(STATE), state.to_string()).unwrap();
+        dir
+    }
+
+    fn asked(dir: &Path, config: &RunConfig) -> Result<Option<PathBuf>, Fault> {
+        complete(dir, config, &|| Ok("aa".into()))
+    }
+
+    #[test]
+    fn a_run_that_has_done_what_is_asked_is_complete() {
+        let dir = finished();
+        assert_eq!(asked(dir.path(), &config()), Ok(Some(dir.path().join(FINAL))));
+        // The same length in other words.
+        let steps = RunConfig { max_steps: Some(6), ..config() };
+        assert_eq!(asked(dir.path(), &steps), Ok(Some(dir.path().join(FINAL))));
+        std::fs::remove_file(dir.path().join("final/model.safetensors")).unwrap();
+        assert_eq!(asked(dir.path(), &config()), Ok(None));
+    }
+
+    #[test]
+    fn more_goes_on_from_a_checkpoint_or_names_the_way() {
+        let dir = finished();
+        for more in [RunConfig { n_epochs: 3, ..config() }, RunConfig { max_steps: Some(7), ..config() }] {
+            let fault = asked(dir.path(), &more).unwrap_err();
+            let model = dir.path().join(FINAL);
+            assert!(fault.message.contains("complete after 6 steps"), "{fault}");
+            assert!(
+                fault.hint.contains(&format!("from_checkpoint = \"{}\"", model.display())),
+                "{}",
+                fault.hint
+            );
+        }
+        std::fs::create_dir(dir.path().join("checkpoint-3")).unwrap();
+        assert_eq!(asked(dir.path(), &RunConfig { n_epochs: 3, ..config() }), Ok(None));
+    }
+
+    #[test]
+    fn fewer_steps_and_other_runs_are_refused() {
+        let dir = finished();
+        let fault = asked(dir.path(), &RunConfig { max_steps: Some(2), ..config() }).unwrap_err();
+        assert!(fault.message.contains("complete with 6 steps, but the configuration asks for 2"), "{fault}");
+        let fault = asked(dir.path(), &RunConfig { dpo_beta: 0.5, ..config() }).unwrap_err();
+        assert!(fault.message.ends_with("dpo_beta was 0.1 and is now 0.5"), "{fault}");
+        let fault = complete(dir.path(), &config(), &|| Ok("bb".into())).unwrap_err();
+        assert!(fault.message.contains("training_file was aa and is now bb"), "{fault}");
+        assert!(complete(dir.path(), &config(), &|| Err(Fault::failed("no"))).is_err());
+    }
+
+    #[test]
+    fn a_run_of_an_earlier_version_is_known_by_its_rows() {
+        let dir = finished();
+        std::fs::remove_file(dir.path().join(FINAL).join(STATE)).unwrap();
+        assert_eq!(asked(dir.path(), &config()), Ok(None), "nothing says what was done");
+        std::fs::write(dir.path().join(METRICS), "{\"step\":5}\n{\"step\":6,\"epoch\":2.0}\n").unwrap();
+        assert_eq!(asked(dir.path(), &config()), Ok(Some(dir.path().join(FINAL))));
+        assert!(asked(dir.path(), &RunConfig { n_epochs: 3, ..config() }).is_err());
+    }
+}
