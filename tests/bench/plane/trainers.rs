@@ -156,6 +156,7 @@ fn length(pair: &Pair) -> PairLength {
         cost: 1000 * pair.json.len() as u64,
         tokens_hash_high: 0,
         tokens_hash_low: pair.id,
+        ..PairLength::default()
     }
 }
 
