@@ -93,7 +93,10 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
         }
         if fault.code == ErrorCode::Unavailable && deadline.is_some_and(|deadline| Instant::now() < deadline)
         {
-            let pausing = async { Ok(tokio::time::sleep(PAUSE).await) };
+            let pausing = async {
+                tokio::time::sleep(PAUSE).await;
+                Ok(())
+            };
             unless(&mut interrupt, "waiting for a lost host", pausing).await?;
             continue;
         }
