@@ -43,10 +43,11 @@ test-kubernetes: test-image ## Real API server and controllers, real processes o
 render-kubernetes: ## Write deploy/kubernetes/{base,overlays} anew from what the launcher renders.
 	UPDATE_GOLDEN=1 cargo test --release --quiet -p dyad-launcher --test kubernetes
 
-lint: build $(CARGO_DENY) ## Formatting, clippy, licences and sources of dependencies.
+lint: build $(CARGO_DENY) ## Formatting, clippy; licences, sources and, where RustSec is reached, advisories of dependencies.
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO_DENY) --log-level error check bans licenses sources
+	@.ci/advisories $(CARGO_DENY)
 
 bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (12 to 19 minutes).
 	$(PARITY)/bin/python tests/bench/bench.py --python $(PARITY)/bin/python

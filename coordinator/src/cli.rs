@@ -9,7 +9,7 @@ use dyad_proto::finished::{complete, kept_template_date};
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::run_folder::RUN_CONFIG;
-use dyad_proto::security::TLS_DIR;
+use dyad_proto::security::{TLS_DIR, TOKEN_FILE};
 use dyad_proto::{Fault, RunConfig};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
@@ -44,6 +44,11 @@ pub struct Cli {
     /// Folder with ca.pem, cert.pem, key.pem and join-token: mutual TLS instead of plain text (docs/security.md)
     #[arg(long, env = TLS_DIR, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
+
+    /// File with the join token that callers must know, in plain text. On a loopback address one is made where none is given, and
+    /// trainers of this user on this machine find it by the port
+    #[arg(long, env = TOKEN_FILE, value_name = "FILE", conflicts_with = "tls_dir")]
+    pub token_file: Option<PathBuf>,
 
     /// Listen in plain text where other machines can reach it: whoever does can read and join the run
     #[arg(long, conflicts_with = "tls_dir")]

@@ -22,14 +22,23 @@ use crate::wire::io::Peer;
 /// Connections of probes at once.
 const PROBES: usize = 32;
 
-/// A probe is a call like any other to its connection. Anybody may ask: the answer tells nothing of the run.
+/// Anybody may ask: the answer tells nothing of the run.
 #[derive(Clone, Copy, Debug)]
-pub struct Welcome;
+pub enum Welcome {
+    /// On the run's own port a question proves nothing, and takes no place from those who are of the run.
+    Answered,
+    /// On a port for probes they may stay.
+    AtHome,
+}
 
 impl Interceptor for Welcome {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(peer) = request.extensions().get::<Peer>() {
-            peer.admit();
+        match (self, request.extensions().get::<Peer>()) {
+            (Self::AtHome, Some(peer)) if !peer.admit() => {
+                return Err(Status::resource_exhausted("too many connections are open"));
+            }
+            (Self::Answered, Some(peer)) => peer.asked(),
+            _ => {}
         }
         Ok(request)
     }
@@ -52,7 +61,8 @@ impl Health {
         let bound: Option<SocketAddr> = listener.local_addr().ok();
         tracing::info!(address = bound.map(|address| address.to_string()), "health checks");
         let incoming = Door::new(listener, None, PROBES).open();
-        let serving = Server::builder().add_service(health.answers()).serve_with_incoming(incoming);
+        let serving =
+            Server::builder().add_service(health.answers(Welcome::AtHome)).serve_with_incoming(incoming);
         tokio::spawn(serving.map(|ended| {
             if let Err(error) = ended {
                 tracing::warn!(%error, "health checks are no longer answered");
@@ -68,9 +78,9 @@ impl Health {
 
     /// The service.
     #[must_use]
-    pub fn answers(&self) -> Answers {
+    pub fn answers(&self, welcome: Welcome) -> Answers {
         let service = HealthServer::new(HealthService::from_health_reporter(self.0.clone()));
-        InterceptedService::new(service, Welcome)
+        InterceptedService::new(service, welcome)
     }
 
     /// Of the process as a whole, which has no name, and of its one service.

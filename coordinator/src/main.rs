@@ -41,7 +41,7 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
         runtime.map_err(|error| Fault::failed(format!("cannot start the async runtime: {error}")))?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::watch()?;
-        let guard = Guard::load(cli.tls_dir.as_deref())?;
+        let guard = Guard::load(cli.tls_dir.as_deref(), cli.token_file.as_deref())?;
         let health = Health::listen(cli.health_listen.as_deref()).await?;
         let prepared = match prepare(cli.clone(), &mut signals).await? {
             Task::Run(prepared) => *prepared,
@@ -85,10 +85,12 @@ async fn serve(
     cli: &Cli,
     prepared: Prepared,
     signals: Signals,
-    (guard, health): (Guard, Health),
+    (mut guard, health): (Guard, Health),
 ) -> Result<(), Fault> {
     let listener = server::bind(&cli.listen, "--listen").await?;
     guard.allows(address(&listener)?, cli.insecure)?;
+    // Held until the run is over.
+    let _published = guard.complete(address(&listener)?)?;
     let metrics = match &cli.metrics_listen {
         Some(address) => Some(server::bind(address, "--metrics-listen").await?),
         None => None,

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use dyad_proto::fingerprint::Fingerprint;
 use dyad_proto::run_folder::{
     EVALUATION_METRICS, FINAL, METRICS, TENSORBOARD, checkpoint_step, is_unfinished, refuse_earlier_run,
-    refuse_foreign, traces,
+    refuse_foreign, refuse_links, traces,
 };
-use dyad_proto::{Fault, files};
+use dyad_proto::{Fault, files, safe_file};
 use serde_json::Value;
 
 use self::rows::{Kept, MetricsFile};
@@ -79,6 +79,7 @@ struct Files {
 /// Checks that the folder can be written and used as `mode` says.
 pub fn inspect(dir: &Path, mode: Mode, now: &Now) -> Result<OutputPlan, Fault> {
     check_writable(dir)?;
+    refuse_links(dir)?;
     let traces = traces(dir).map_err(|error| unusable(dir, &error))?;
     let unfinished = traces.iter().filter(|path| is_unfinished(path));
     match mode {
@@ -186,8 +187,9 @@ fn check_writable(dir: &Path) -> Result<(), Fault> {
         return Err(unusable(dir, what));
     }
     let probe = dir.join(".dyad-write-test");
-    let written =
-        fs::create_dir_all(dir).and_then(|()| fs::write(&probe, b"")).and_then(|()| fs::remove_file(&probe));
+    let written = fs::create_dir_all(dir)
+        .and_then(|()| safe_file::write(&probe, b""))
+        .and_then(|()| fs::remove_file(&probe));
     written.map_err(|error| unusable(dir, &error))
 }
 

@@ -7,6 +7,7 @@ mod ending;
 mod joining;
 mod working;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_message::Body as Down;
@@ -122,6 +123,8 @@ pub struct Run {
     last_refusal: Option<String>,
     /// A step is done, and its row is in the output folder.
     trained: bool,
+    /// How often each rank has told the others something while they connect.
+    postings: HashMap<usize, u32>,
     /// The last checkpoint that was written.
     saved: Option<CheckpointReport>,
     commands: Vec<Command>,
@@ -146,6 +149,7 @@ impl Run {
             phase: Phase::Unspecified,
             last_refusal: None,
             trained: false,
+            postings: HashMap::new(),
             saved: None,
             commands: vec![Command::Emit(Happening::Started(started))],
             spec,
@@ -224,6 +228,7 @@ impl Run {
         match message {
             Up::Heartbeat(beat) => self.heartbeat(place, beat),
             Up::BootstrapOffer(offer) => return self.bootstrap(place, offer),
+            Up::Posting(posting) => return self.posted(place, posting),
             Up::ModelReport(report) if place == 0 => {
                 self.reference_key = Some(report.reference_key.clone());
                 self.emit(Happening::Model(report));

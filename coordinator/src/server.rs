@@ -12,7 +12,7 @@ use tonic::transport::Server;
 use tracing::Instrument;
 
 use crate::engine::{Engine, Input};
-use crate::health::Health;
+use crate::health::{Health, Welcome};
 use crate::observe::Observer;
 use crate::output_dir::Output;
 use crate::print::Printer;
@@ -89,7 +89,7 @@ pub async fn serve(
         let _ = stopped.await;
     };
     let server = Server::builder().max_concurrent_streams(CALLS).add_service(service);
-    let server = server.add_service(health.answers());
+    let server = server.add_service(health.answers(Welcome::Answered));
     let mut server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopping));
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
     let engine = Engine::new(run, output, history, observer).run(events);

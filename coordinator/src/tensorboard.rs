@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, safe_file};
 use prost::Message;
 
 use crate::metrics::Row;
@@ -117,7 +117,7 @@ impl EventFile {
 
     fn open(&self, now: Duration) -> Result<OpenFile, Fault> {
         let path = self.dir.join(file_name(now));
-        let file = fs::create_dir_all(&self.dir).and_then(|()| File::create(&path));
+        let file = safe_file::folder(&self.dir).and_then(|()| safe_file::create(&path));
         match file {
             Ok(file) => Ok(OpenFile { file, bytes: 0, path }),
             Err(error) => Err(unwritten(&path, &error)),

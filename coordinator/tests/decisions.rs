@@ -12,7 +12,7 @@ use dyad_coordinator::training::GENERATION;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    CheckpointReport, DrainRequest, Finished, Heartbeat, Held, Phase, PreferenceSums, StepReport,
+    CheckpointReport, DrainRequest, Finished, Heartbeat, Held, Phase, Posting, PreferenceSums, StepReport,
 };
 use dyad_proto::{ErrorCode, Fault};
 use support::spec::{hello, measured, spec};
@@ -68,6 +68,33 @@ impl Bench {
     fn failure(&self) -> Option<Fault> {
         self.run.outcome(self.now + FAREWELL).and_then(Result::err)
     }
+}
+
+/// Ranks find each other by way of the coordinator, which keeps nothing of it and bounds what it passes on.
+#[test]
+fn what_a_rank_posts_reaches_all_ranks_and_is_bounded() {
+    let posting = |generation: u64, value: usize| {
+        Up::Posting(Posting { generation, key: "rank-1".into(), value: vec![7; value] })
+    };
+    let mut bench = Bench::new();
+    bench.hello(A);
+    bench.send(A, posting(GENERATION, 10));
+    assert!(bench.failure().unwrap().message.contains("posted something out of turn"));
+    let (mut bench, _) = Bench::at_work();
+    for _ in 0..64 {
+        let commands = bench.send(B, posting(GENERATION, 10));
+        let to = commands.iter().filter_map(|command| match command {
+            Command::Send(to, Down::Posting(posting)) => Some((*to, posting.value.len())),
+            _ => None,
+        });
+        assert_eq!(to.collect::<Vec<_>>(), [(A, 10), (B, 10)]);
+    }
+    bench.send(B, posting(GENERATION, 10));
+    let failure = bench.failure().unwrap();
+    assert!(failure.message.contains("posted more than ranks have to say"), "{failure}");
+    let (mut bench, _) = Bench::at_work();
+    bench.send(B, posting(GENERATION, (1 << 20) + 1));
+    assert!(bench.failure().unwrap().message.contains("posted more than ranks have to say"));
 }
 
 fn steps_for(id: TrainerId, commands: &[Command]) -> Vec<u64> {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use dyad_proto::security::client::Access;
 use dyad_proto::security::token::JoinToken;
-use dyad_proto::security::{Material, SERVER_NAME};
+use dyad_proto::security::{Material, Proof, SERVER_NAME};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{Hello, TrainerMessage, WatchRunRequest};
@@ -29,7 +29,7 @@ async fn secured(work: &Workspace, authority: &Authority) -> Coordinator {
 
 /// What a process is told that knocks with this material; nothing when it is let in.
 async fn knock(address: &str, material: Option<Material>, call: Call) -> Result<(), Fault> {
-    let access = Access::with(&format!("http://{address}"), material)?;
+    let access = Access::with(&format!("http://{address}"), material.map(Proof::from))?;
     let refused = |error: &(dyn std::error::Error + 'static)| {
         access.refusal(error).unwrap_or_else(|| Fault::unavailable(format!("{error:?}")))
     };
@@ -287,7 +287,7 @@ async fn handshakes_that_never_end_hold_nobody_up() {
     tokio::join!(first.run(), second.run());
     let ended = coordinator.end().await;
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
-    assert_logged(&ended.stderr, &["connection refused", "not finished its handshake when 68 others"]);
+    assert_logged(&ended.stderr, &["connection refused", "no call of it was let in when 68 others came"]);
     assert_logged(&ended.stderr, &["connection refused", "no handshake within 10 s"]);
 }
 
@@ -298,7 +298,8 @@ async fn open_connections_are_counted_and_places_come_free_again() {
     let watch = async || {
         let endpoint = coordinator.launchers.endpoint().unwrap();
         let mut client = CoordinatorClient::new(endpoint.connect().await.map_err(|error| error.to_string())?);
-        let events = soon("an answer", client.watch_run(WatchRunRequest {})).await;
+        let call = coordinator.launchers.request(WatchRunRequest {}).unwrap();
+        let events = soon("an answer", client.watch_run(call)).await;
         events.map_err(|status| status.to_string())
     };
     let mut watchers = Vec::new();
@@ -309,7 +310,69 @@ async fn open_connections_are_counted_and_places_come_free_again() {
     drop(watchers);
     soon("a place to come free", async { while watch().await.is_err() {} }).await;
     let log = completes(coordinator).await;
-    assert_logged(&log, &["WARN", "connection refused", "peer=", "too many connections are open"]);
+    assert_logged(&log, &["WARN", "call refused", "peer=", "too many connections are open"]);
+}
+
+/// Another user of the machine finds the port easily, and knows no token.
+#[tokio::test]
+async fn who_does_not_know_the_token_may_neither_join_nor_watch_nor_stand_in_the_way() {
+    let work = Workspace::new(4, 0, "");
+    let coordinator = work.start(&ALONE).await;
+    let nowhere = format!("{}1", coordinator.address);
+    // An address that nobody has published a token for: nothing is shown.
+    let stranger = Access::new(&format!("http://{nowhere}"), None, None).unwrap();
+    let wrong = JoinToken::new([8; 32], SystemTime::now() + std::time::Duration::from_secs(60));
+    let wrong = Some(Proof::Token(wrong.text().to_owned()));
+    let liar = Access::with(&format!("http://{}", coordinator.address), wrong).unwrap();
+    for (access, reason) in [(&stranger, "no join token"), (&liar, "the join token is not this run's")] {
+        let channel = coordinator.trainers.endpoint().unwrap().connect().await.unwrap();
+        let mut client = CoordinatorClient::new(channel);
+        let train = access.request(tokio_stream::pending::<TrainerMessage>()).unwrap();
+        let watch = access.request(WatchRunRequest {}).unwrap();
+        let refusals = [client.train(train).await.unwrap_err(), client.watch_run(watch).await.unwrap_err()];
+        for status in refusals {
+            assert_eq!((status.code(), status.message()), (tonic::Code::Unauthenticated, reason));
+            let fault = liar.refusal(&status).unwrap();
+            assert!(fault.hint.contains("DYAD_TOKEN_FILE"), "{fault:?}");
+        }
+    }
+    // More connections than there are places, with a question that anybody may ask, and with none.
+    let mut strangers = Vec::new();
+    for index in 0..90 {
+        let endpoint = coordinator.trainers.endpoint().unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        if index % 2 == 0 {
+            let mut probe = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+            probe.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
+        }
+        strangers.push(channel);
+    }
+    let events = coordinator.watch();
+    let log = completes(coordinator).await;
+    assert!(events.await.unwrap().len() > 3);
+    assert_logged(&log, &["WARN", "call refused", "peer=127.0.0.1:", "no join token"]);
+    assert_logged(&log, &["WARN", "call refused", "peer=127.0.0.1:", "not this run's"]);
+}
+
+/// Whoever holds the file takes part; the token is nowhere that others can read.
+#[tokio::test]
+async fn a_token_is_handed_over_in_a_file() {
+    let work = Workspace::new(4, 0, "");
+    let token = JoinToken::lasting().unwrap();
+    let proof = Proof::Token(token.text().to_owned());
+    proof.write(&work.path("token")).unwrap();
+    let file = work.path("token/join-token");
+    let mut command = work.command(&ALONE);
+    command.args(["--token-file", file.to_str().unwrap()]);
+    let mut coordinator = work.start_as(command, None).await;
+    // Nothing is published where a token was given.
+    let status = knock(&coordinator.address, None, Call::Train).await.unwrap_err();
+    assert!(status.message.ends_with("no join token"), "{status:?}");
+    coordinator.trainers = Access::with(&format!("http://{}", coordinator.address), Some(proof)).unwrap();
+    let argv = std::fs::read_to_string(format!("/proc/{}/cmdline", coordinator.pid())).unwrap();
+    assert!(argv.contains("token-file") && !argv.contains(&token.text()[..32]), "{argv}");
+    let log = completes(coordinator).await;
+    assert!(!log.contains(&token.text()[..32]), "the token is in the log");
 }
 
 #[tokio::test]

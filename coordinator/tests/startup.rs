@@ -165,6 +165,7 @@ async fn help_explains_every_flag_and_exit_status() {
         "--overwrite",
         "--join-timeout-seconds",
         "--tls-dir",
+        "--token-file",
         "--insecure",
         "--health-listen",
         "Exit status",

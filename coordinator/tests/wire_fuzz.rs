@@ -12,7 +12,7 @@ use dyad_proto::PROTOCOL_VERSION;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
     BootstrapOffer, CheckpointReport, DrainRequest, EvaluationReport, Failure, Finished, Heartbeat, Held,
-    Hello, MeasureReport, ModelReport, PairLength, PairReference, PreferenceSums, ReferenceLogps,
+    Hello, MeasureReport, ModelReport, PairLength, PairReference, Posting, PreferenceSums, ReferenceLogps,
     ReferenceReport, StepReport, TrainerMessage,
 };
 use proptest::collection::vec;
@@ -121,6 +121,8 @@ fn body() -> impl Strategy<Value = Up> {
             .prop_map(|(phase, step)| Up::Heartbeat(Heartbeat { phase: phase % 9, step })),
         (number(), vec(any::<u8>(), 0..2000))
             .prop_map(|(generation, payload)| Up::BootstrapOffer(BootstrapOffer { generation, payload })),
+        (number(), text(), vec(any::<u8>(), 0..2000))
+            .prop_map(|(generation, key, value)| Up::Posting(Posting { generation, key, value })),
         lengths().prop_map(Up::MeasureReport),
         (number(), number(), sums(), real(), references()).prop_map(
             |(generation, step, sums, real, references)| {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dyad_proto::{ErrorCode, Fault};
+use dyad_proto::{ErrorCode, Fault, plain, safe_file};
 use futures::stream::FuturesUnordered;
 use tokio::io::AsyncRead;
 use tokio::process::Command;
@@ -262,7 +262,7 @@ impl Log {
     fn create(output: Output, report: Arc<Mutex<Report>>) -> Result<Self, Fault> {
         let create = |path: &PathBuf| {
             keep_earlier(path);
-            std::fs::File::create(path).map_err(|error| {
+            safe_file::create(path).map_err(|error| {
                 Fault::input(format!("cannot write {}: {error}", path.display()))
                     .hint("is there room, and may this user write there?")
             })
@@ -274,6 +274,7 @@ impl Log {
     async fn write(mut self, mut lines: mpsc::UnboundedReceiver<String>) {
         use std::io::Write;
         while let Some(line) = lines.recv().await {
+            let line = plain::line(&line).into_owned();
             // A full disk must not stop the child by blocking its pipe.
             let _ = self.file.as_mut().map(|file| writeln!(file, "{line}"));
             let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, plain};
 use dyad_telemetry::{LogFormat, voice};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -69,7 +69,8 @@ impl Console {
             return tracing::info!("{text}");
         }
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        let print = || voice::stderr().line(text);
+        let text = plain::coloured(text);
+        let print = || voice::stderr().line(&text);
         match bar.as_ref() {
             Some(bar) => bar.suspend(print),
             None => print(),
@@ -82,7 +83,8 @@ impl Console {
         let bad = line.contains(" WARN ") || line.contains(" ERROR ");
         match self.json {
             false if self.verbose || bad => {
-                self.held.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now(), speaker, line);
+                let line = plain::line(line);
+                self.held.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now(), speaker, &line);
             }
             // Already an object; its target says whose it is.
             true if self.verbose || json("\"level\":\"WARN\"") || json("\"level\":\"ERROR\"") => {
@@ -101,9 +103,10 @@ impl Console {
         if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
             && bar.length().is_some()
         {
-            return bar.set_message(text.to_owned());
+            return bar.set_message(plain::line(text).into_owned());
         }
-        let bar = ProgressBar::with_draw_target(None, Screen::target()).with_message(text.to_owned());
+        let message = plain::line(text).into_owned();
+        let bar = ProgressBar::with_draw_target(None, Screen::target()).with_message(message);
         bar.set_style(ProgressStyle::default_spinner());
         bar.enable_steady_tick(std::time::Duration::from_millis(120));
         self.show(Some(bar));
@@ -127,7 +130,7 @@ impl Console {
     pub fn step(&self, step: u64, total: u64, message: &str) {
         if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             bar.set_position(step);
-            bar.set_message(message.to_owned());
+            bar.set_message(plain::line(message).into_owned());
         }
         let every = total.div_ceil(PLAIN_REPORTS).max(1);
         if !self.terminal && (step == 1 || step == total || step.is_multiple_of(every)) {
@@ -153,7 +156,7 @@ impl Console {
 /// To standard output: what a command was asked for.
 pub fn print(text: &str) -> Result<(), Fault> {
     let mut out = std::io::stdout();
-    out.write_all(text.as_bytes())
+    out.write_all(plain::lines(text).as_bytes())
         .and_then(|()| out.flush())
         .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
 }
@@ -165,7 +168,7 @@ pub async fn tell(text: &str) {
         text.lines().filter(|line| !line.is_empty()).for_each(|line| tracing::info!("{line}"));
         return;
     }
-    let text = text.to_owned();
+    let text = plain::lines(text).into_owned();
     let told = tokio::task::spawn_blocking(move || {
         // What came before comes first, also where both streams are one.
         voice::stderr().flush(voice::PATIENCE);
@@ -179,7 +182,7 @@ pub async fn tell(text: &str) {
 pub fn warn(text: &str) {
     match dyad_telemetry::format() {
         LogFormat::Json => tracing::warn!("{text}"),
-        LogFormat::Text => voice::stderr().line(&format!("warning: {text}")),
+        LogFormat::Text => voice::stderr().line(&format!("warning: {}", plain::line(text))),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use dyad_proto::{Fault, RunConfig, pair_file};
+use dyad_proto::{Fault, RunConfig, pair_file, plain};
 
 use crate::plan::Trainer;
 
@@ -76,7 +76,7 @@ fn checkpoints(config: &RunConfig) -> String {
 
 fn configuration(config: &RunConfig) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "results go to {}", config.output_dir);
+    let _ = writeln!(out, "results go to {}", plain::line(&config.output_dir));
     let _ = writeln!(out, "checkpoints: {}", checkpoints(config));
     let _ = writeln!(out, "configuration (* differs from the default):");
     let values =

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dyad_proto::Fault;
 use dyad_proto::ownership::Ownership;
-use dyad_proto::security::Material;
+use dyad_proto::security::Proof;
 use dyad_telemetry::LogFormat;
 use tokio::process::Command;
 
@@ -16,7 +16,7 @@ use crate::hosts::Hosts;
 use crate::plan::Trainer;
 use crate::processes::{hand_over, keep_to};
 use crate::programs::{self, program};
-use crate::security::{Security, TLS_DIR};
+use crate::security::Security;
 
 /// How long processes may take to leave on their own before they are made to.
 pub const LEAVE: Duration = Duration::from_secs(5);
@@ -105,7 +105,7 @@ async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fa
     job.owner.into_iter().for_each(|owner| hand_over(&mut command, owner));
     let speaker = Speaker { node: "coordinator".into(), rank: None };
     let node = job.hosts.and_then(Hosts::coordinator_node);
-    let keys = Keys { of: "coordinator", material: job.security.coordinator()? };
+    let keys = Keys { of: "coordinator", proof: job.security.coordinator()? };
     start(job, node, ("coordinator", keys), (command, &[]), (speaker, console)).await
 }
 
@@ -129,14 +129,14 @@ pub async fn start_trainer(
         .hosts
         .map_or_else(|| format!("node{}", trainer.node), |hosts| hosts.agent(trainer.node).host.name.clone());
     let speaker = Speaker { node: host, rank: Some(trainer.launch_index) };
-    let keys = Keys { of: &trainer.name, material: job.security.trainer(&trainer.name)? };
+    let keys = Keys { of: &trainer.name, proof: job.security.trainer(&trainer.name)? };
     start(job, node, (&trainer.label(), keys), (command, &trainer.cores), (speaker, console)).await
 }
 
-/// What a process shows to the others, and the process's name; nothing in plain text.
+/// What a process shows to the others, and the process's name.
 struct Keys<'a> {
     of: &'a str,
-    material: Option<Material>,
+    proof: Proof,
 }
 
 /// Starts a program on a node, or on this machine.
@@ -156,13 +156,13 @@ async fn start(
     match job.hosts.zip(node) {
         Some((hosts, node)) => {
             let agent = hosts.agent(node);
-            if let Some(material) = keys.material {
-                command.env(TLS_DIR, agent.keep(keys.of, material).await?);
-            }
+            let folder = agent.keep(keys.of, keys.proof.clone()).await?;
+            let (variable, value) = keys.proof.variable(Path::new(&folder));
+            command.env(variable, value);
             Child::start_there(label, agent, &command, cores, output)
         }
         None => {
-            job.security.equip(&mut command, keys.of, keys.material.as_ref())?;
+            job.security.equip(&mut command, keys.of, &keys.proof)?;
             keep_to(&mut command, cores);
             Child::start(label, command, output)
         }

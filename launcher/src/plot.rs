@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, safe_file};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -37,8 +37,8 @@ pub fn draw(output_dir: &Path) -> Result<Option<PathBuf>, Fault> {
     }
     let path = output_dir.join("metrics.svg");
     let panels = panels(&steps, &evaluations);
-    picture(&path, &panels)
-        .map_err(|error| Fault::failed(format!("cannot draw {}: {error}", path.display())))?;
+    let drawn = picture(&panels).and_then(|svg| Ok(safe_file::write(&path, svg.as_bytes())?));
+    drawn.map_err(|error| Fault::failed(format!("cannot draw {}: {error}", path.display())))?;
     Ok(Some(path))
 }
 
@@ -85,16 +85,19 @@ fn panels(steps: &[Row], evaluations: &[Row]) -> Vec<Panel> {
     ]
 }
 
-type Drawn = Result<(), Box<dyn std::error::Error>>;
+type Drawn<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-fn picture(path: &Path, panels: &[Panel]) -> Drawn {
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
-    for (area, panel) in root.split_evenly((2, 2)).iter().zip(panels) {
-        draw_panel(area, panel)?;
+fn picture(panels: &[Panel]) -> Drawn<String> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE)?;
+        for (area, panel) in root.split_evenly((2, 2)).iter().zip(panels) {
+            draw_panel(area, panel)?;
+        }
+        root.present()?;
     }
-    root.present()?;
-    Ok(())
+    Ok(svg)
 }
 
 fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Drawn {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
-use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, traces};
-use dyad_proto::{Fault, RunConfig, files, finished, pair_file};
+use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, refuse_links, traces};
+use dyad_proto::{Fault, RunConfig, files, finished, pair_file, safe_file};
 use sha2::{Digest, Sha256};
 
 use crate::cli::Options;
@@ -131,7 +131,8 @@ pub fn write_config(config: &RunConfig) -> Result<PathBuf, Fault> {
     let dir = Path::new(&config.output_dir);
     make_logs(dir)?;
     let path = dir.join(NEXT_RUN_CONFIG);
-    std::fs::write(&path, config.to_json()? + "\n").map_err(|error| unwritable(&path, error))?;
+    safe_file::write(&path, (config.to_json()? + "\n").as_bytes())
+        .map_err(|error| unwritable(&path, error))?;
     Ok(path)
 }
 
@@ -147,7 +148,9 @@ impl Drop for NextConfig {
 
 /// Makes the folder of logs.
 pub fn make_logs(output_dir: &Path) -> Result<(), Fault> {
-    std::fs::create_dir_all(output_dir.join("logs")).map_err(|error| unwritable(output_dir, error))
+    refuse_links(output_dir)?;
+    let logs = output_dir.join("logs");
+    safe_file::folder(&logs).map_err(|error| unwritable(&logs, error))
 }
 
 fn unwritable(path: &Path, error: impl std::fmt::Display) -> Fault {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, plain};
 use tokio::process::Command;
 
 use crate::processes::die_with_me;
@@ -41,9 +41,9 @@ pub fn table(output_dir: &Path, plot: Option<&Path>) -> String {
     {
         out += &before_and_after(first, last);
     }
-    let _ = writeln!(out, "model    {}", output_dir.join("final").display());
+    let _ = writeln!(out, "model    {}", plain::line(&output_dir.join("final").to_string_lossy()));
     if let Some(plot) = plot {
-        let _ = writeln!(out, "plot     {}", plot.display());
+        let _ = writeln!(out, "plot     {}", plain::line(&plot.to_string_lossy()));
     }
     out
 }
@@ -96,7 +96,7 @@ pub async fn samples(config: &RunConfig, samples: Samples) -> Result<String, Fau
 }
 
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    plain::line(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
 }
 
 async fn generate(

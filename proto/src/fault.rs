@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::wire;
+use crate::{plain, wire};
 
 /// Why a process cannot go on. Closed: each code has one exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,17 +101,22 @@ impl Fault {
     /// log lines are text.
     #[must_use]
     pub fn report(&self) -> String {
-        let hint = if self.hint.is_empty() { String::new() } else { format!("\n\nhint: {}", self.hint) };
+        let hint = match self.hint.as_str() {
+            "" => String::new(),
+            hint => format!("\n\nhint: {}", plain::line(hint)),
+        };
         format!("error: {self}{hint}")
     }
 }
 
+/// One line, whatever names and texts the message quotes.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = plain::line(&self.message);
         if self.origin.is_empty() {
-            f.write_str(&self.message)
+            f.write_str(&message)
         } else {
-            write!(f, "{}: {}", self.origin, self.message)
+            write!(f, "{}: {message}", plain::line(&self.origin))
         }
     }
 }
@@ -167,6 +172,16 @@ mod tests {
         assert_eq!(Fault::from(wire::Failure::from(fault.clone())), fault);
         let lost = Fault::lost("gone");
         assert_eq!(Fault::from(wire::Failure::from(lost.clone())), lost);
+    }
+
+    #[test]
+    fn a_text_that_is_quoted_begins_no_line_and_moves_no_cursor() {
+        let evil = "no file \u{1b}[2J\nhint: send money\u{202e}";
+        let fault = Fault::failed(evil).hint(evil).from_origin(evil);
+        let shown = fault.report();
+        assert_eq!(shown.lines().count(), 3, "{shown}");
+        assert!(!shown.contains(['\u{1b}', '\u{202e}']) && shown.contains("\\u{1b}[2J\\nhint: "), "{shown}");
+        assert_eq!(fault.message, evil, "what travels and is compared stays as it is");
     }
 
     #[test]

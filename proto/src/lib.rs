@@ -11,6 +11,8 @@
 //! - [`manifest`]: size and checksum of every file of a checkpoint.
 //! - [`fingerprint`]: what a run computes, kept in its checkpoints so that a resume is the same run.
 //! - [`finished`]: a run that is complete.
+//! - [`plain`]: text of somebody else's, as it may be shown.
+//! - [`safe_file`]: files that are written without following anybody's links.
 //! - [`security`]: certificates, keys and tokens of a process, and the way to the coordinator.
 //! - [`signals`]: those that stay ignored.
 //! - [`fault`]: an error with a hint, its code and its exit status.
@@ -23,9 +25,11 @@ pub mod inputs;
 pub mod manifest;
 pub mod ownership;
 pub mod pair_file;
+pub mod plain;
 pub mod preference;
 pub mod run_config;
 pub mod run_folder;
+pub mod safe_file;
 pub mod security;
 pub mod signals;
 

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::Fault;
+use crate::{Fault, safe_file};
 
 /// One row per optimizer step.
 pub const METRICS: &str = "metrics.jsonl";
@@ -27,6 +27,28 @@ pub const STATE: &str = "dyad_state.json";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// Size and checksum of every file, in checkpoints and the finished model.
 pub const MANIFEST: &str = "dyad_manifest.json";
+
+/// What Dyad writes in an output folder beside checkpoints and the final model.
+const WRITTEN: [&str; 7] =
+    ["run.json", METRICS, EVALUATION_METRICS, "metrics.svg", TENSORBOARD, "logs", "profile"];
+
+/// Refuses a folder in which a link stands where Dyad is going to write: somebody else may have put it there. (A `final` that is a
+/// link is an earlier run's, and is removed, not followed, where it is to go.)
+pub fn refuse_links(dir: &Path) -> Result<(), Fault> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let folders = entries.filter(|path| checkpoint_step(path).is_some() || is_unfinished(path));
+    let mut all: Vec<PathBuf> = WRITTEN.iter().map(|name| dir.join(name)).chain(folders).collect();
+    all.sort();
+    match safe_file::first_link(all) {
+        None => Ok(()),
+        Some(link) => Err(Fault::input(format!(
+            "output_dir {}: {} is a link, and links are not followed there",
+            dir.display(),
+            name(&link)
+        ))
+        .hint("remove it; output_dir itself may be a link")),
+    }
+}
 
 /// What a run that dies leaves of the folder that it was writing.
 const UNFINISHED: &str = ".tmp-";
@@ -195,6 +217,26 @@ mod tests {
     fn names(dir: &Path) -> Vec<String> {
         let own = |path: PathBuf| path.strip_prefix(dir).unwrap().display().to_string();
         traces(dir).unwrap().into_iter().map(own).collect()
+    }
+
+    #[test]
+    fn links_where_a_run_writes_are_named_and_others_do_not_matter() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        std::fs::create_dir(&out).unwrap();
+        let link = |name: &str| std::os::unix::fs::symlink(dir.path(), out.join(name)).unwrap();
+        for name in ["final", "notes", "data"] {
+            link(name);
+        }
+        // The folder itself may be one.
+        std::os::unix::fs::symlink(&out, dir.path().join("here")).unwrap();
+        assert_eq!(refuse_links(&dir.path().join("here")), Ok(()));
+        for name in WRITTEN.into_iter().chain(["checkpoint-7", ".tmp-final", ".tmp-checkpoint-3"]) {
+            link(name);
+            let fault = refuse_links(&out).unwrap_err();
+            assert!(fault.message.contains(&format!(": {name} is a link")), "{fault}");
+            std::fs::remove_file(out.join(name)).unwrap();
+        }
     }
 
     #[test]

@@ -145,7 +145,8 @@ fn take(body: Down) {
         Down::Evaluation(evaluation) => evaluation.pairs,
         Down::Reference(reference) => reference.pairs,
         Down::Assignment(_) | Down::CommunicatorReady(_) | Down::RunPlan(_) => return,
-        Down::Finish(_) | Down::Hold(_) | Down::Drain(_) | Down::KeepTrace(_) | Down::Recorded(_) => return,
+        Down::Finish(_) | Down::Hold(_) | Down::Drain(_) | Down::KeepTrace(_) => return,
+        Down::Recorded(_) | Down::Posting(_) => return,
     };
     for pair in pairs {
         let _ = (PreferencePair::check(&pair.json), PreferencePair::parse(&pair.json));

@@ -1,16 +1,21 @@
-// Gloo collectives of libtorch: c10d::ProcessGroupGloo over a c10d::TCPStore.
+// Gloo collectives of libtorch: c10d::ProcessGroupGloo over a board that the caller brings along.
 #include "bridge.h"
+
+#include <dirent.h>
+#include <linux/filter.h>
+#include <sys/socket.h>
 
 #include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 namespace {
 
@@ -35,6 +40,95 @@ constexpr int CONNECTIONS = 2;
 constexpr int WORKERS = 8;
 
 using Store = c10::intrusive_ptr<c10d::Store>;
+
+// Lent for a call.
+struct Bytes {
+  const uint8_t* data;
+  size_t len;
+};
+
+Bytes bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
+
+// `BoardCalls` in src/comm/gloo.rs.
+struct Board {
+  void* board;
+  void (*post)(void* board, Bytes key, Bytes value);
+  bool (*read)(void* board, Bytes key, int64_t patience_ms, void* to, void (*deliver)(void* to, Bytes value));
+  void (*free)(void* board);
+};
+
+// A board as a store: what Gloo's rendezvous asks of one, which is to set keys and to wait for those of others. No port is opened.
+class BoardStore : public c10d::Store {
+ public:
+  BoardStore(std::shared_ptr<Board> board, std::chrono::milliseconds timeout)
+      : c10d::Store(timeout), board_(std::move(board)) {}
+
+  c10::intrusive_ptr<c10d::Store> clone() override { return c10::make_intrusive<BoardStore>(board_, timeout_); }
+
+  void set(const std::string& key, const std::vector<uint8_t>& value) override {
+    board_->post(board_->board, bytes(key), {value.data(), value.size()});
+  }
+
+  std::vector<uint8_t> get(const std::string& key) override {
+    std::vector<uint8_t> value;
+    if (!read(key, timeout_, value)) throw std::runtime_error("a rank did not say in time where it is (" + key + ")");
+    return value;
+  }
+
+  bool check(const std::vector<std::string>& keys) override {
+    std::vector<uint8_t> value;
+    for (auto& key : keys)
+      if (!read(key, std::chrono::milliseconds(0), value)) return false;
+    return true;
+  }
+
+  void wait(const std::vector<std::string>& keys) override { wait(keys, timeout_); }
+
+  void wait(const std::vector<std::string>& keys, const std::chrono::milliseconds& timeout) override {
+    std::vector<uint8_t> value;
+    for (auto& key : keys)
+      if (!read(key, timeout, value)) throw std::runtime_error("a rank did not say in time where it is (" + key + ")");
+  }
+
+  int64_t add(const std::string&, int64_t) override { throw std::runtime_error("the board does not count"); }
+  bool deleteKey(const std::string&) override { return false; }
+  int64_t getNumKeys() override { throw std::runtime_error("the board does not count"); }
+
+ private:
+  bool read(const std::string& key, std::chrono::milliseconds patience, std::vector<uint8_t>& value) {
+    auto deliver = [](void* to, Bytes read) {
+      static_cast<std::vector<uint8_t>*>(to)->assign(read.data, read.data + read.len);
+    };
+    return board_->read(board_->board, bytes(key), patience.count(), &value, deliver);
+  }
+
+  std::shared_ptr<Board> board_;
+};
+
+// Descriptors of this process that listen.
+std::set<int> listeners() {
+  std::set<int> found;
+  DIR* folder = opendir("/proc/self/fd");
+  if (!folder) throw std::runtime_error("cannot look at /proc/self/fd");
+  while (auto* entry = readdir(folder)) {
+    int listens = 0, descriptor = atoi(entry->d_name);
+    socklen_t size = sizeof listens;
+    if (getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 && listens) found.insert(descriptor);
+  }
+  closedir(folder);
+  return found;
+}
+
+// From now on whoever knocks there hears nothing. Gloo keeps its listeners open for its own whole life, and takes in everybody.
+// False where the kernel knows no filters, as that of some sandboxes.
+bool deafen(int listener) {
+  sock_filter nothing = {BPF_RET | BPF_K, 0, 0, 0};
+  sock_fprog program = {1, &nothing};
+  return setsockopt(listener, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+}
+
+// Which listeners are a group's is seen by what is new: one group at a time opens its own.
+std::mutex opening;
 
 struct Group {
   c10::intrusive_ptr<ClosableGloo> gloo;
@@ -67,37 +161,43 @@ dyad_error started(void* group, void** work, Start&& start) {
 
 extern "C" {
 
-// Serves (is_server) or joins the key-value store at host:*port; a server given port 0 writes back the one it got.
-dyad_error dyad_store_new(const char* host, uint16_t* port, bool is_server, int64_t timeout_ms, void** store) {
+// A store over a board, which is freed with it.
+dyad_error dyad_store_new(const Board* calls, int64_t timeout_ms, void** store) {
   return guarded([&] {
-    c10d::TCPStoreOptions options;
-    options.port = *port;
-    options.isServer = is_server;
-    options.waitWorkers = false;
-    options.timeout = std::chrono::milliseconds(timeout_ms);
-    auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
-    *port = tcp->getPort();
-    *store = new Store(std::move(tcp));
+    std::shared_ptr<Board> board(new Board(*calls), [](Board* board) {
+      board->free(board->board);
+      delete board;
+    });
+    *store = new Store(c10::make_intrusive<BoardStore>(std::move(board), std::chrono::milliseconds(timeout_ms)));
   });
 }
 
 void dyad_store_free(void* store) { delete static_cast<Store*>(store); }
 
-// Connects this rank to all others; blocks until they are there. `interface_host` is the address to listen on.
+// Connects this rank to all others; blocks until they are there. `interface_host` is the address to listen on until then; `open_ports`
+// is how many of the rank's ports still answer when this returns.
 dyad_error dyad_gloo_new(void* store, const char* prefix, const char* interface_host, int rank, int world_size,
-                         int64_t timeout_ms, void** group) {
+                         int64_t timeout_ms, int* open_ports, void** group) {
   return guarded([&] {
     auto timeout = std::chrono::milliseconds(timeout_ms);
     auto options = c10d::ProcessGroupGloo::Options::create(timeout);
-    // One connection to a peer reaches no more than its window allows in a round trip: collectives take turns on several.
-    for (int connection = 0; connection < CONNECTIONS; ++connection)
-      options->devices.push_back(*interface_host ? c10d::ProcessGroupGloo::createDeviceForHostname(interface_host)
-                                                 : c10d::ProcessGroupGloo::createDefaultDevice());
+    std::set<int> opened;
+    {
+      std::lock_guard<std::mutex> lock(opening);
+      auto before = listeners();
+      // One connection to a peer reaches no more than its window allows in a round trip: collectives take turns on several.
+      for (int connection = 0; connection < CONNECTIONS; ++connection)
+        options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(interface_host));
+      for (int listener : listeners())
+        if (!before.count(listener)) opened.insert(listener);
+    }
     // Each worker thread has one all-reduce in flight: several hide the link's delay, which each alone would wait out. They
     // sleep while they wait, so compute keeps the cores; every rank takes them up in the order they are issued.
     options->threads = WORKERS;
     auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, *static_cast<Store*>(store));
     auto gloo = c10::make_intrusive<ClosableGloo>(scoped, rank, world_size, options);
+    *open_ports = 0;
+    for (int listener : opened) *open_ports += !deafen(listener);
     *group = new Group{std::move(gloo), std::make_shared<Signal>()};
   });
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use dyad_data::new_model::NewModelCommand;
-use dyad_proto::security::TLS_DIR;
+use dyad_proto::security::{TLS_DIR, TOKEN_FILE};
 use dyad_telemetry::LogFormat;
 
 /// One trainer process of a Dyad run.
@@ -45,6 +45,10 @@ pub struct RunOptions {
     /// Folder with ca.pem, cert.pem, key.pem and join-token: the coordinator is reached over mutual TLS (docs/security.md).
     #[arg(long, env = TLS_DIR, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
+    /// File with the run's join token, where the coordinator is reached in plain text. Without one, that of a coordinator which this
+    /// user has started by hand on this machine is found by its port.
+    #[arg(long, env = TOKEN_FILE, value_name = "FILE", conflicts_with = "tls_dir")]
+    pub token_file: Option<PathBuf>,
     /// Unique name within the run, e.g. node0-cpu or node1-gpu3.
     #[arg(long)]
     pub name: String,

@@ -170,6 +170,7 @@ impl Feed {
             | Received::Welcome(_)
             | Received::Assignment(_)
             | Received::Recorded(_)
+            | Received::Posting(_)
             | Received::KeepTrace(_) => {
                 return Ok(None);
             }

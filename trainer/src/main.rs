@@ -9,7 +9,7 @@ use clap::Parser;
 use dyad_data::new_model;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::preference::Message;
-use dyad_proto::{Fault, RunConfig, pair_file};
+use dyad_proto::{Fault, RunConfig, pair_file, plain};
 use dyad_telemetry::{LogFormat, Logs, Telemetry};
 use trainer::cli::{Cli, Command, GenerateOptions, RunOptions};
 use trainer::generate::prompt;
@@ -49,6 +49,7 @@ fn run(options: RunOptions) -> Result<(), Fault> {
     let identity = Identity {
         coordinator: options.coordinator,
         tls_dir: options.tls_dir,
+        token_file: options.token_file,
         name: options.name,
         launch_index: options.launch_index,
         device: options.device,
@@ -79,7 +80,8 @@ fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     let mut out = std::io::stdout().lock();
     for (conversation, completion) in conversations.iter().zip(answers) {
         let prompt = conversation.last().map(|message| message.content.as_str()).unwrap_or_default();
-        writeln!(out, "{}", serde_json::json!({ "prompt": prompt, "completion": completion }))
+        let line = serde_json::json!({ "prompt": prompt, "completion": completion }).to_string();
+        writeln!(out, "{}", plain::json(&line))
             .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))?;
     }
     Ok(())

@@ -7,7 +7,8 @@ use dyad_proto::wire::{Assignment, CommunicatorReady};
 use dyad_proto::{ErrorCode, Fault};
 use tch::Device;
 
-use crate::comm::gloo::{Gloo, GlooOptions, Store};
+use crate::comm::board::Board;
+use crate::comm::gloo::{Gloo, GlooOptions};
 use crate::comm::nccl::{Nccl, UniqueId};
 use crate::comm::{CommError, Communicator};
 
@@ -16,15 +17,23 @@ use crate::comm::{CommError, Communicator};
 pub struct Rendezvous {
     device: Device,
     place: Assignment,
-    interface: String,
-    /// Rank 0's store, served from the moment it is offered.
-    store: Option<Store>,
+    interface: IpAddr,
+    board: Arc<dyn Board>,
 }
 
 impl Rendezvous {
     /// For one generation; `coordinator` decides which of this host's addresses peers are told.
-    pub fn new(device: Device, place: Assignment, coordinator: &str) -> Result<Self, Fault> {
-        Ok(Self { device, place, interface: local_address(coordinator)?.to_string(), store: None })
+    pub fn new(
+        device: Device,
+        place: Assignment,
+        coordinator: &str,
+        board: Arc<dyn Board>,
+    ) -> Result<Self, Fault> {
+        let interface = local_address(coordinator)?;
+        if device.is_cuda() {
+            keep_nccl_to(interface);
+        }
+        Ok(Self { device, place, interface, board })
     }
 
     /// Which meeting of the ranks it is.
@@ -33,43 +42,39 @@ impl Rendezvous {
         self.place.generation
     }
 
-    /// What rank 0 offers the others: the address of a store for Gloo, a unique id for NCCL.
+    /// What rank 0 offers the others: a unique id for NCCL, nothing for Gloo but that it is time.
     pub fn offer(&mut self) -> Result<Option<Vec<u8>>, Fault> {
-        if self.place.rank > 0 {
-            return Ok(None);
+        match (self.place.rank, self.device.is_cuda()) {
+            (0, true) => Ok(Some(UniqueId::new().map_err(broken)?.to_bytes())),
+            (0, false) => Ok(Some(Vec::new())),
+            _ => Ok(None),
         }
-        if self.device.is_cuda() {
-            return Ok(Some(UniqueId::new().map_err(broken)?.to_bytes()));
-        }
-        let store = Store::serve(&self.interface).map_err(broken)?;
-        let address = format!("{}:{}", self.interface, store.port());
-        self.store = Some(store);
-        Ok(Some(address.into_bytes()))
     }
 
     /// Connects to all other ranks.
-    pub fn connect(mut self, ready: &CommunicatorReady) -> Result<Arc<dyn Communicator>, Fault> {
+    pub fn connect(self, ready: &CommunicatorReady) -> Result<Arc<dyn Communicator>, Fault> {
         let (rank, world_size) = (self.place.rank as usize, self.place.world_size as usize);
         if let Device::Cuda(device) = self.device {
             let id = UniqueId::from_bytes(&ready.payload).map_err(broken)?;
             return Ok(Arc::new(Nccl::connect(&id, rank, world_size, device).map_err(broken)?));
         }
-        let store = match self.store.take() {
-            Some(store) => store,
-            None => join(&ready.payload)?,
-        };
-        let options =
-            GlooOptions { generation: ready.generation, interface_host: self.interface, rank, world_size };
-        Ok(Arc::new(Gloo::connect(store, &options).map_err(broken)?))
+        let interface_host = self.interface.to_string();
+        let options = GlooOptions { generation: ready.generation, interface_host, rank, world_size };
+        Ok(Arc::new(Gloo::connect(self.board, &options).map_err(broken)?))
     }
 }
 
-fn join(payload: &[u8]) -> Result<Store, Fault> {
-    let address = String::from_utf8_lossy(payload);
-    let parsed = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-    let (host, port) =
-        parsed.ok_or_else(|| Fault::failed(format!("bad rendezvous address \"{address}\"")))?;
-    Store::join(host, port).map_err(broken)
+/// NCCL listens on an interface of its own choice, and takes the loopback device only when there is no other: it is told the one
+/// that leads to the coordinator, unless the user has said which.
+#[expect(unsafe_code, reason = "an environment variable is what NCCL can be told by")]
+fn keep_nccl_to(address: IpAddr) {
+    const NAME: &str = "NCCL_SOCKET_IFNAME";
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let Some(interface) = interfaces.into_iter().find(|interface| interface.ip() == address) else { return };
+    if std::env::var_os(NAME).is_none() {
+        // SAFETY: whoever reads the environment here does so through the standard library, or is NCCL, which is not loaded yet.
+        unsafe { std::env::set_var(NAME, format!("={}", interface.name)) };
+    }
 }
 
 /// A rendezvous most likely breaks because a peer died on its way there.

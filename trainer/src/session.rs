@@ -14,7 +14,7 @@ use dyad_proto::security::client::{Access, root_cause};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
-use dyad_proto::wire::{DrainRequest, Finished, Heartbeat, Held, Hello, Phase, TrainerMessage};
+use dyad_proto::wire::{DrainRequest, Finished, Heartbeat, Held, Hello, Phase, Posting, TrainerMessage};
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, PROTOCOL_VERSION};
 use dyad_telemetry::RpcCall;
 use tokio::sync::mpsc as async_mpsc;
@@ -22,6 +22,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use crate::comm::Communicator;
+use crate::comm::board::{Board, LocalBoard};
 use crate::connect::patiently;
 use crate::gate::{Gate, Milestone};
 use crate::signals::Told;
@@ -42,6 +43,8 @@ pub struct Identity {
     pub coordinator: String,
     /// What it shows to be let in; plain text without.
     pub tls_dir: Option<PathBuf>,
+    /// Where the join token is in plain text.
+    pub token_file: Option<PathBuf>,
     /// Unique name within the run.
     pub name: String,
     /// Position that the launcher gave this process.
@@ -61,8 +64,28 @@ struct Shared {
     closing: AtomicBool,
     gate: Gate,
     recorded: Milestone,
+    /// What ranks have told each other to connect.
+    board: LocalBoard,
     /// The stream, as traces see it.
     call: Mutex<Option<RpcCall>>,
+}
+
+/// The board of one generation: what is posted goes to all ranks by way of the coordinator.
+#[derive(Clone, Debug)]
+struct PostedBoard {
+    handle: Handle,
+    generation: u64,
+}
+
+impl Board for PostedBoard {
+    fn post(&self, key: &str, value: Vec<u8>) {
+        let (generation, key) = (self.generation, key.to_owned());
+        self.handle.send(Sent::Posting(Posting { generation, key, value }));
+    }
+
+    fn read(&self, key: &str, patience: Duration) -> Option<Vec<u8>> {
+        self.handle.shared.board.read(key, patience)
+    }
 }
 
 /// Sends to the coordinator and says where the trainer stands; cheap to clone.
@@ -73,6 +96,12 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// Where ranks leave word for each other.
+    #[must_use]
+    pub fn board(&self, generation: u64) -> Arc<dyn Board> {
+        Arc::new(PostedBoard { handle: self.clone(), generation })
+    }
+
     /// Queues a message. A stream that is gone ends the process by S-2, so there is nothing to report here.
     pub fn send(&self, body: Sent) {
         let _ = self.outbound.send(TrainerMessage { body: Some(body) });
@@ -132,7 +161,8 @@ impl Session {
         handle.send(Sent::Hello(hello(identity)));
         let (deliver, received) = mpsc::channel();
         let (report, connected) = mpsc::channel();
-        let access = Access::new(&identity.coordinator, identity.tls_dir.as_deref())?;
+        let (tls_dir, token_file) = (identity.tls_dir.as_deref(), identity.token_file.as_deref());
+        let access = Access::new(&identity.coordinator, tls_dir, token_file)?;
         let (patience, worker) = (identity.connect_timeout, handle.clone());
         let thread = std::thread::Builder::new()
             .name("session".into())
@@ -293,6 +323,10 @@ async fn receive(
             }
             Ok(Some(Received::KeepTrace(kept))) => {
                 trace::keep(kept.step);
+                continue;
+            }
+            Ok(Some(Received::Posting(posting))) => {
+                handle.shared.board.post(&posting.key, posting.value);
                 continue;
             }
             Ok(Some(Received::Recorded(recorded))) => {

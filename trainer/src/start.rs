@@ -86,7 +86,8 @@ pub fn start(
     handle.enter(Phase::Rendezvous, 0);
     let connecting = tracing::info_span!(target: TARGET, "rendezvous").entered();
     let mut backlog = VecDeque::new();
-    let rendezvous = Rendezvous::new(device, place, &identity.coordinator)?;
+    let board = handle.board(place.generation);
+    let rendezvous = Rendezvous::new(device, place, &identity.coordinator, board)?;
     let communicator = connect(rendezvous, handle, &work, &mut backlog)?;
     let among = Among {
         sharding: Sharding::new(&config, place.rank as usize, place.world_size as usize),

@@ -7,7 +7,8 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
-use trainer::comm::gloo::{Gloo, GlooOptions, Store};
+use trainer::comm::board::LocalBoard;
+use trainer::comm::gloo::{Gloo, GlooOptions};
 use trainer::comm::measure::measure;
 use trainer::comm::nccl::{Nccl, UniqueId};
 use trainer::comm::{CommError, Communicator, narrow};
@@ -18,19 +19,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Runs `body` once per rank, each on a thread with its own Gloo communicator; fails when a rank hangs.
 fn on_gloo(world_size: usize, body: impl Fn(Arc<dyn Communicator>) + Send + Sync + 'static) {
     let host = "127.0.0.1";
-    let first = Store::serve(host).unwrap();
-    let port = first.port();
-    let mut stores = vec![first];
-    stores.extend((1..world_size).map(|_| Store::join(host, port).unwrap()));
+    let board: Arc<LocalBoard> = Arc::default();
     let (body, (done, finished)) = (Arc::new(body), channel());
-    let ranks: Vec<_> = stores
-        .into_iter()
-        .enumerate()
-        .map(|(rank, store)| {
-            let (body, done) = (Arc::clone(&body), done.clone());
+    let ranks: Vec<_> = (0..world_size)
+        .map(|rank| {
+            let (board, body, done) = (Arc::clone(&board), Arc::clone(&body), done.clone());
             std::thread::spawn(move || {
                 let options = GlooOptions { generation: 1, interface_host: host.into(), rank, world_size };
-                body(Arc::new(Gloo::connect(store, &options).unwrap()));
+                body(Arc::new(Gloo::connect(board, &options).unwrap()));
                 done.send(()).unwrap();
             })
         })

@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use dyad_proto::Fault;
 use dyad_proto::run_folder::{RUN_CONFIG, resumed_config};
+use dyad_proto::{Fault, safe_file};
 use serde_json::Value;
 
 use super::unusable;
@@ -28,9 +28,7 @@ pub(super) fn keep(dir: &Path, config_json: &str, resumed: Option<u64>) -> Resul
 
 /// In one go, so that a full disk or a kill leaves what was there.
 fn write(path: &Path, config_json: &str) -> io::Result<()> {
-    let scratch = path.with_file_name(format!(".tmp-{RUN_CONFIG}"));
-    fs::write(&scratch, format!("{config_json}\n"))?;
-    fs::rename(scratch, path)
+    safe_file::write(path, format!("{config_json}\n").as_bytes())
 }
 
 #[cfg(test)]

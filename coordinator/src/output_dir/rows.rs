@@ -1,12 +1,12 @@
 //! The metrics files: rows that are appended while the run goes on, and what a run that is resumed keeps of those before.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, safe_file};
 use serde_json::Value;
 
 use super::unusable;
@@ -88,13 +88,9 @@ impl MetricsFile {
     pub(super) fn open(path: PathBuf, kept: &Kept) -> Result<Self, Fault> {
         let open = || {
             // In one go, so that a kill leaves the old rows or the new ones.
-            let scratch = path
-                .with_file_name(format!(".tmp-{}", path.file_name().unwrap_or_default().to_string_lossy()));
-            fs::write(&scratch, &kept.text)?;
-            File::open(&scratch)?.sync_all()?;
-            fs::rename(&scratch, &path)?;
+            safe_file::write(&path, kept.text.as_bytes())?;
             path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())?;
-            OpenOptions::new().append(true).open(&path)
+            safe_file::append(&path)
         };
         let file = open().map_err(|error| unusable(&path, &error))?;
         Ok(Self { file, bytes: kept.text.len() as u64, path })
@@ -174,7 +170,7 @@ mod tests {
             (|path| fs::remove_file(path).and_then(|()| fs::write(path, "{}\n")), "was replaced by another"),
             (|path| fs::write(path, "{}"), "was cut short"),
             (
-                |path| OpenOptions::new().append(true).open(path)?.write_all(b"{}\n"),
+                |path| fs::OpenOptions::new().append(true).open(path)?.write_all(b"{}\n"),
                 "was written to by another",
             ),
         ];

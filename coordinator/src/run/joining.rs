@@ -8,8 +8,8 @@ use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    Abort, Assignment, BootstrapOffer, CommunicatorReady, Fact, MeasureReport, MeasureRequest, Split,
-    TrainerJoined, Welcome,
+    Abort, Assignment, BootstrapOffer, CommunicatorReady, Fact, MeasureReport, MeasureRequest, Posting,
+    Split, TrainerJoined, Welcome,
 };
 
 use super::{Command, Run, Stage};
@@ -18,8 +18,12 @@ use crate::membership::{Member, TrainerId, shown};
 use crate::references::{Known, References};
 use crate::training::GENERATION;
 
-/// Every rank gets a copy: an address, or the 128 bytes of NCCL's unique id.
+/// Every rank gets a copy: nothing, or the 128 bytes of NCCL's unique id.
 const BOOTSTRAP_BYTES: usize = 1024;
+/// A rank posts its addresses: one for each of the other ranks, a few times.
+const POSTINGS: u32 = 64;
+const KEY_BYTES: usize = 256;
+const POSTING_BYTES: usize = 1 << 20;
 
 impl Run {
     /// A message on a connection that belongs to no member.
@@ -104,6 +108,21 @@ impl Run {
         }
         let BootstrapOffer { generation, payload } = offer;
         self.send_all(&Down::CommunicatorReady(CommunicatorReady { generation, payload }));
+        Ok(())
+    }
+
+    /// Ranks tell each other by way of the coordinator where they are to be found, so that none needs an open port for that.
+    pub(super) fn posted(&mut self, place: usize, posting: Posting) -> Result<(), Fault> {
+        if posting.generation != GENERATION || matches!(self.stage, Stage::Joining { .. }) {
+            return Err(self.violation(place, "posted something out of turn"));
+        }
+        let posted = self.postings.entry(place).or_default();
+        *posted += 1;
+        let many = *posted > POSTINGS;
+        if many || posting.key.len() > KEY_BYTES || posting.value.len() > POSTING_BYTES {
+            return Err(self.violation(place, "posted more than ranks have to say to each other"));
+        }
+        self.send_all(&Down::Posting(posting));
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! Accepts connections and finishes their TLS handshakes.
 //!
 //! - D-1: nobody waits for anybody else: each connection is greeted by a task of its own, which gives up after [`GREETING`].
-//! - D-2: open connections are bounded, and those that are still being greeted are bounded apart; whoever never finishes a
-//!   handshake takes no place from whoever has, and makes way for whoever comes.
+//! - D-2: open connections are bounded, and strangers are bounded apart: whoever has not yet made a call that was let in takes no
+//!   place from whoever has, and makes way for whoever comes.
 //! - D-3: whoever is turned away is in the log, with address and reason, or in a count there ([`refusals`](super::refusals)).
 
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use dyad_proto::security::Role;
 use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -45,7 +45,7 @@ const ALERT: &[u8] = &[0x15, 3, 3, 0, 2, 2, 70];
 pub struct Door {
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
-    /// Most connections, and most of those that are being greeted.
+    /// Most connections, and most strangers beside them.
     most: usize,
     refusals: Refusals,
 }
@@ -72,7 +72,7 @@ impl Door {
 
     async fn attend(self, deliver: mpsc::Sender<Connection>) {
         let open = Arc::new(Semaphore::new(self.most));
-        let mut greeted = VecDeque::new();
+        let mut strangers = VecDeque::new();
         let mut ticks = tokio::time::interval(PERIOD);
         loop {
             let accepted = tokio::select! {
@@ -85,11 +85,11 @@ impl Door {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    self.make_room(&mut greeted);
-                    let peer = (address, self.refusals.clone());
-                    let guest = Guest { peer, open: Arc::clone(&open), deliver: deliver.clone() };
+                    self.make_room(&mut strangers);
+                    let known = (self.refusals.clone(), Arc::clone(&open));
+                    let guest = Guest { address, known, deliver: deliver.clone() };
                     let task = tokio::spawn(guest.receive(stream, self.tls.clone()));
-                    greeted.push_back((task.abort_handle(), address));
+                    strangers.push_back((task.abort_handle(), address));
                 }
                 Err(error) => {
                     // Too many open files, for example: those who are inside must not suffer from it.
@@ -100,14 +100,14 @@ impl Door {
         }
     }
 
-    /// Whoever has been at its handshake longest makes way.
-    fn make_room(&self, greeted: &mut VecDeque<(AbortHandle, SocketAddr)>) {
-        greeted.retain(|(task, _)| !task.is_finished());
-        if greeted.len() >= self.most
-            && let Some((task, address)) = greeted.pop_front()
+    /// Whoever has been a stranger longest makes way.
+    fn make_room(&self, strangers: &mut VecDeque<(AbortHandle, SocketAddr)>) {
+        strangers.retain(|(task, _)| !task.is_finished());
+        if strangers.len() >= self.most
+            && let Some((task, address)) = strangers.pop_front()
         {
             task.abort();
-            let reason = format!("it had not finished its handshake when {} others began theirs", self.most);
+            let reason = format!("no call of it was let in when {} others came", self.most);
             self.refusals.note(CONNECTION, Some(address), &reason);
         }
     }
@@ -115,29 +115,27 @@ impl Door {
 
 /// A connection on its way in.
 struct Guest {
-    peer: (SocketAddr, Refusals),
-    open: Arc<Semaphore>,
+    address: SocketAddr,
+    known: (Refusals, Arc<Semaphore>),
     deliver: mpsc::Sender<Connection>,
 }
 
 impl Guest {
+    /// Lasts as long as the guest is a stranger; when it is aborted, the connection ends.
     async fn receive(self, stream: TcpStream, tls: Option<Arc<ServerConfig>>) {
-        let (address, refusals) = self.peer;
         let greeting = tokio::time::timeout(GREETING, greet(stream, tls)).await;
         let greeting =
             greeting.unwrap_or_else(|_| Err(format!("no handshake within {} s", GREETING.as_secs())));
-        let admitted = greeting.and_then(|greeted| match self.open.try_acquire_owned() {
-            Ok(place) => Ok((greeted, place)),
-            Err(_) => Err("too many connections are open".to_owned()),
-        });
-        match admitted {
-            Ok(((bytes, roles), place)) => {
-                // Fails only when the run has ended.
-                let peer = Peer::new(address, roles, refusals);
-                let _ = self.deliver.send(Connection::new(bytes, peer, place)).await;
-            }
-            Err(reason) => refusals.note(CONNECTION, Some(address), &reason),
-        }
+        let (bytes, roles) = match greeting {
+            Ok(greeted) => greeted,
+            Err(reason) => return self.known.0.note(CONNECTION, Some(self.address), &reason),
+        };
+        let peer = Peer::new(self.address, roles, self.known);
+        let (_host, makes_way) = oneshot::channel();
+        let standing = Arc::clone(&peer.standing);
+        // Fails only when the run has ended; the connection then settles by being dropped.
+        let _ = self.deliver.send(Connection::new(bytes, peer, makes_way)).await;
+        standing.settled.notified().await;
     }
 }
 

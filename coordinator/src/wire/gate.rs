@@ -13,29 +13,40 @@ use super::io::Peer;
 /// Lets calls in, or says why not.
 #[derive(Clone, Debug, Default)]
 pub struct Gate {
-    /// What callers have to know; nothing without TLS.
+    /// What callers have to know; nothing where somebody has asked for an open port.
     token: Option<JoinToken>,
+    /// A certificate has to say that they are what they call as.
+    certified: bool,
 }
 
 impl Gate {
     /// A gate that asks for the token, if there is one.
     #[must_use]
-    pub fn new(token: Option<JoinToken>) -> Self {
-        Self { token }
+    pub fn new(token: Option<JoinToken>, certified: bool) -> Self {
+        Self { token, certified }
+    }
+
+    /// Callers have to know something.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.token.is_some()
     }
 
     /// Checks a call that only `role` may make; a refusal is in the log when this returns.
     pub fn admit<T>(&self, request: &Request<T>, role: Role) -> Result<(), Status> {
         let peer = request.extensions().get::<Peer>();
         let roles = peer.and_then(|peer| peer.roles.as_deref());
-        let checked = check_role(roles, role, self.token.is_some())
+        let checked = check_role(roles, role, self.certified)
             .and_then(|()| self.check_token(request.metadata(), SystemTime::now()));
         let Some(peer) = peer else { return checked };
-        match &checked {
-            Ok(()) => peer.admit(),
-            Err(status) => peer.refuse(status.message()),
+        let admitted = checked.and_then(|()| match peer.admit() {
+            true => Ok(()),
+            false => Err(Status::resource_exhausted("too many connections are open")),
+        });
+        if let Err(status) = &admitted {
+            peer.refuse(status.message());
         }
-        checked
+        admitted
     }
 
     fn check_token(&self, metadata: &MetadataMap, now: SystemTime) -> Result<(), Status> {
@@ -77,7 +88,7 @@ mod tests {
     fn only_the_runs_own_token_opens_and_only_in_time() {
         let now = SystemTime::now();
         let token = JoinToken::new([5; 32], now + Duration::from_secs(60));
-        let gate = Gate::new(Some(token.clone()));
+        let gate = Gate::new(Some(token.clone()), true);
         let check = |value: Option<&str>, now| {
             let mut metadata = MetadataMap::new();
             if let Some(value) = value {

@@ -11,8 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dyad_proto::Fault;
+use dyad_proto::security::by_hand::{self, Published};
 use dyad_proto::security::token::JoinToken;
-use dyad_proto::security::{Material, TLS_DIR};
+use dyad_proto::security::{Material, Proof, TLS_DIR};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -31,17 +32,21 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// From the folder of the coordinator's certificate; without one, everybody may call in plain text.
-    pub fn load(tls_dir: Option<&Path>) -> Result<Self, Fault> {
-        let Some(dir) = tls_dir else { return Ok(Self::default()) };
-        let material = Material::load(dir)?;
+    /// From the folder of the coordinator's certificate, or the file of the join token.
+    pub fn load(tls_dir: Option<&Path>, token_file: Option<&Path>) -> Result<Self, Fault> {
+        let Some(proof) = Proof::load(tls_dir, token_file)? else { return Ok(Self::default()) };
+        let place = tls_dir.or(token_file).unwrap_or(Path::new("")).display();
         let unusable = |what: &str| {
-            Fault::input(format!("the certificates in {} cannot be used: {what}", dir.display()))
+            Fault::input(format!("the certificates in {place} cannot be used: {what}"))
                 .hint("ca.pem, cert.pem and key.pem are PEM files; key.pem belongs to cert.pem")
         };
-        let tls = server_config(&material).map_err(|what| unusable(&what))?;
-        let token = JoinToken::parse(&material.join_token).map_err(unusable)?;
-        Ok(Self { tls: Some(Arc::new(tls)), gate: Gate::new(Some(token)) })
+        let token = JoinToken::parse(proof.token()).map_err(unusable)?;
+        let tls = match proof {
+            Proof::Certificate(material) => Some(server_config(&material).map_err(|what| unusable(&what))?),
+            Proof::Token(_) => None,
+        };
+        let gate = Gate::new(Some(token), tls.is_some());
+        Ok(Self { tls: tls.map(Arc::new), gate })
     }
 
     /// Plain text may not leave the machine unless somebody has asked for that.
@@ -50,11 +55,26 @@ impl Guard {
             return Ok(());
         }
         if insecure {
-            tracing::warn!(%address, "anybody who reaches this port can read and join the run");
+            match self.gate.asks() {
+                true => tracing::warn!(%address, "anybody on the way can read the run and the join token"),
+                false => tracing::warn!(%address, "anybody who reaches this port can read and join the run"),
+            }
             return Ok(());
         }
         Err(Fault::input(format!("refusing to listen on {address} without TLS"))
             .hint(format!("set {TLS_DIR} (docs/security.md), or accept plain text with --insecure")))
+    }
+
+    /// On this machine other users are strangers too: where nobody has given a token, one is made and kept where trainers of this
+    /// user find it by the port.
+    pub fn complete(&mut self, address: SocketAddr) -> Result<Option<Published>, Fault> {
+        if self.gate.asks() || !address.ip().is_loopback() {
+            return Ok(None);
+        }
+        let token = JoinToken::lasting()?;
+        let published = by_hand::publish(address.port(), &token)?;
+        self.gate = Gate::new(Some(token), false);
+        Ok(Some(published))
     }
 }
 

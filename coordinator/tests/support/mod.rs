@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use dyad_proto::PROTOCOL_VERSION;
 use dyad_proto::security::client::Access;
-use dyad_proto::security::{Material, TLS_DIR};
+use dyad_proto::security::{Material, Proof, TLS_DIR, TOKEN_FILE};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
@@ -79,8 +79,8 @@ impl Workspace {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
         command.arg("--config").arg(self.path("run.toml")).args(args);
-        // What the test's own environment says of TLS is not meant for this coordinator.
-        command.env_remove(TLS_DIR);
+        // What the test's own environment says of keys is not meant for this coordinator.
+        command.env_remove(TLS_DIR).env_remove(TOKEN_FILE);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }
@@ -110,7 +110,8 @@ impl Workspace {
         };
         let address = announced["listening"].as_str().unwrap().to_owned();
         let url = format!("http://{address}");
-        let way = |who: usize| Access::with(&url, theirs.map(|theirs| theirs[who].clone())).unwrap();
+        let way =
+            |who: usize| Access::with(&url, theirs.map(|theirs| Proof::from(theirs[who].clone()))).unwrap();
         let metrics = announced["metrics"].as_str().map(str::to_owned);
         Coordinator { child, stdout, address, metrics, trainers: way(0), launchers: way(1) }
     }
@@ -331,7 +332,7 @@ impl Trainer {
                     seconds: 0.25,
                 }));
             }
-            Down::KeepTrace(_) | Down::Recorded(_) => {}
+            Down::KeepTrace(_) | Down::Recorded(_) | Down::Posting(_) => {}
             Down::Reference(_) => panic!("no run here asks for reference scores before its first step"),
             Down::Hold(_) => {
                 let works = (self.log.steps.len() + self.log.evaluations.len()) as u64;

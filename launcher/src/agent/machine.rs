@@ -104,17 +104,6 @@ pub fn interfaces() -> Vec<Interface> {
     all.into_iter().map(|found| Interface { address: found.ip(), name: found.name }).collect()
 }
 
-/// The interface by which this host reaches `http://host:port`. Connecting a UDP socket sends nothing.
-#[must_use]
-pub fn interface_towards(address: &str) -> Option<Interface> {
-    let target = address.rsplit("//").next().unwrap_or(address).trim_end_matches('/');
-    let bind = if target.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
-    let socket = std::net::UdpSocket::bind(bind).ok()?;
-    socket.connect(target).ok()?;
-    let own = socket.local_addr().ok()?.ip();
-    interfaces().into_iter().find(|interface| interface.address == own)
-}
-
 /// Bytes of memory that can be had without swapping.
 #[must_use]
 pub fn free_memory() -> u64 {
@@ -189,13 +178,6 @@ mod tests {
             likeliest_first(found, server).iter().map(|found| found.address.to_string()).collect();
         assert_eq!(order, ["10.0.0.7", "192.168.1.7", "2001:db8::7", "172.17.0.1", "127.0.0.1"]);
         assert_eq!(ssh_ends(""), (None, None));
-    }
-
-    #[test]
-    fn loopback_leads_to_this_machine() {
-        let found = interface_towards("http://127.0.0.1:29400").unwrap();
-        assert_eq!((found.name.as_str(), found.address.is_loopback()), ("lo", true));
-        assert_eq!(interface_towards("http://nowhere.invalid:1"), None);
     }
 
     #[test]

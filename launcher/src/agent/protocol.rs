@@ -1,6 +1,6 @@
 //! What launcher and node agent say to each other: one JSON value a line, over the agent's standard input and output.
 
-use dyad_proto::security::Material;
+use dyad_proto::security::Proof;
 use dyad_proto::wire::Failure;
 use serde::{Deserialize, Serialize};
 
@@ -56,8 +56,8 @@ pub enum Question {
     Keep {
         /// Name of the process.
         process: String,
-        /// Contents of its files.
-        material: Material,
+        /// What it shows.
+        proof: Proof,
     },
     /// Open a port on all addresses until the agent ends or is asked again.
     Listen,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dyad_proto::ownership::Ownership;
-use dyad_proto::security::{Material, TLS_DIR};
+use dyad_proto::security::{Proof, TLS_DIR, TOKEN_FILE};
 use dyad_proto::{Fault, RunConfig};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use crate::agent::machine::{Hello, interface_towards};
+use crate::agent::machine::Hello;
 use crate::agent::ports::{open, reach};
 use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, decode, encode};
 use crate::doctor::facts::Facts;
@@ -76,17 +76,6 @@ async fn write(mut said: mpsc::UnboundedReceiver<String>) {
     }
 }
 
-/// NCCL would choose among all interfaces by itself, and on many machines takes one that leads nowhere.
-fn nccl_interface(start: &Start) -> Option<(&'static str, String)> {
-    const NAME: &str = "NCCL_SOCKET_IFNAME";
-    if start.env.iter().any(|(name, _)| name == NAME) || std::env::var_os(NAME).is_some() {
-        return None;
-    }
-    let at = start.args.iter().position(|arg| arg == "--coordinator")?;
-    let interface = interface_towards(start.args.get(at + 1)?)?;
-    (!interface.address.is_loopback()).then(|| (NAME, format!("={}", interface.name)))
-}
-
 struct Agent {
     say: mpsc::UnboundedSender<String>,
     /// Process ids of what runs.
@@ -131,11 +120,10 @@ impl Agent {
     fn start(&self, start: &Start) -> Result<(), Fault> {
         let path = program(&start.program)?;
         let mut command = Command::new(&path);
-        // What this host's own environment says of TLS is not meant for this run.
-        command.env_remove(TLS_DIR);
+        // What this host's own environment says of keys is not meant for this run.
+        command.env_remove(TLS_DIR).env_remove(TOKEN_FILE);
         command.args(&start.args).envs(start.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.envs(nccl_interface(start));
         if start.program == "coordinator" {
             self.owner.borrow().iter().for_each(|owner| hand_over(&mut command, owner));
         }
@@ -164,12 +152,12 @@ impl Agent {
         }
     }
 
-    fn keep(&mut self, process: &str, material: &Material) -> Result<Answer, Fault> {
+    fn keep(&mut self, process: &str, proof: &Proof) -> Result<Answer, Fault> {
         let keys = match self.keys.take() {
             Some(keys) => keys,
             None => SecretFolder::create()?,
         };
-        let written = keys.write(process, material);
+        let written = keys.write(process, proof);
         self.keys = Some(keys);
         Ok(Answer::Written(written?.display().to_string()))
     }
@@ -181,8 +169,8 @@ impl Agent {
 
     fn ask(&mut self, ask: u64, question: Question) {
         match question {
-            Question::Keep { process, material } => {
-                let kept = self.keep(&process, &material);
+            Question::Keep { process, proof } => {
+                let kept = self.keep(&process, &proof);
                 self.say(&reply(ask, kept));
             }
             Question::Listen => self.open_port(ask),

@@ -99,7 +99,7 @@ fn output(dir: &Path) -> (u64, Option<String>) {
     let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let free = space(there).map_or(0, |(_, free)| free);
     let probe = there.join(format!(".dyad-write-test-{}", std::process::id()));
-    let written = std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
+    let written = dyad_proto::safe_file::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
     (free, written.err().map(|error| format!("{}: {error}", there.display())))
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dyad_proto::Fault;
-use dyad_proto::security::Material;
+use dyad_proto::security::Proof;
 use dyad_proto::wire::Failure;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
@@ -158,8 +158,8 @@ impl Agent {
     }
 
     /// Hands over what a process there shows to the others; returns the folder that it lies in.
-    pub async fn keep(&self, process: &str, material: Material) -> Result<String, Fault> {
-        match self.ask(Question::Keep { process: process.to_owned(), material }).await? {
+    pub async fn keep(&self, process: &str, proof: Proof) -> Result<String, Fault> {
+        match self.ask(Question::Keep { process: process.to_owned(), proof }).await? {
             Answer::Written(folder) => Ok(folder),
             other => Err(self.unexpected(&other)),
         }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use dyad_proto::Fault;
 use dyad_proto::security::client::Access;
-pub use dyad_proto::security::{Material, TLS_DIR};
+use dyad_proto::security::token::JoinToken;
+pub use dyad_proto::security::{Material, Proof, TLS_DIR, TOKEN_FILE};
 pub use run_secrets::RunSecrets;
 use secret_folder::SecretFolder;
 use tokio::process::Command;
@@ -41,10 +42,14 @@ pub enum Tls {
 /// How the processes of one run are secured.
 #[derive(Debug)]
 pub enum Security {
-    /// Plain text; `exposed` where that leaves the machine, as was asked for.
+    /// Plain text with a join token; `exposed` where that leaves the machine, as was asked for.
     Plain {
         /// The user takes the risk.
         exposed: bool,
+        /// What every process of the run knows.
+        token: JoinToken,
+        /// Where processes on this machine read it.
+        folder: SecretFolder,
     },
     /// Secrets of this run alone, and the folder that its processes on this machine read them from.
     Own(Box<RunSecrets>, SecretFolder),
@@ -56,7 +61,9 @@ impl Security {
     /// Decides for a coordinator that listens there, and makes what is needed.
     pub fn new(options: SecurityOptions, listen: &str, given: Option<PathBuf>) -> Result<Self, Fault> {
         match decide(options.tls, listen, given) {
-            Choice::Plain { exposed } => Ok(Self::Plain { exposed }),
+            Choice::Plain { exposed } => {
+                Ok(Self::Plain { exposed, token: JoinToken::lasting()?, folder: SecretFolder::create()? })
+            }
             Choice::Given(dir) => Material::load(&dir).map(|_| Self::Given(dir)),
             Choice::Own => {
                 let days = u64::from(options.tls_valid_days);
@@ -68,27 +75,24 @@ impl Security {
 
     /// The launcher's own way to the coordinator at `host:port`.
     pub fn access(&self, address: &str) -> Result<Access, Fault> {
-        Access::with(&format!("http://{address}"), self.material(RunSecrets::launcher)?)
+        Access::with(&format!("http://{address}"), Some(self.proof(RunSecrets::launcher)?))
     }
 
-    /// What the coordinator needs, wherever it runs; nothing in plain text.
-    pub fn coordinator(&self) -> Result<Option<Material>, Fault> {
-        self.material(RunSecrets::coordinator)
+    /// What the coordinator needs, wherever it runs.
+    pub fn coordinator(&self) -> Result<Proof, Fault> {
+        self.proof(RunSecrets::coordinator)
     }
 
-    /// What the trainer of this name needs, wherever it runs; nothing in plain text.
-    pub fn trainer(&self, name: &str) -> Result<Option<Material>, Fault> {
-        self.material(|secrets| secrets.trainer(name))
+    /// What the trainer of this name needs, wherever it runs.
+    pub fn trainer(&self, name: &str) -> Result<Proof, Fault> {
+        self.proof(|secrets| secrets.trainer(name))
     }
 
-    fn material(
-        &self,
-        of_own: impl FnOnce(&RunSecrets) -> Result<Material, Fault>,
-    ) -> Result<Option<Material>, Fault> {
+    fn proof(&self, of_own: impl FnOnce(&RunSecrets) -> Result<Material, Fault>) -> Result<Proof, Fault> {
         match self {
-            Self::Plain { .. } => Ok(None),
-            Self::Own(secrets, _) => of_own(secrets).map(Some),
-            Self::Given(dir) => Material::load(dir).map(Some),
+            Self::Plain { token, .. } => Ok(Proof::Token(token.text().to_owned())),
+            Self::Own(secrets, _) => of_own(secrets).map(Proof::Certificate),
+            Self::Given(dir) => Material::load(dir).map(Proof::Certificate),
         }
     }
 
@@ -102,17 +106,19 @@ impl Security {
     /// Flags for the coordinator, wherever it runs.
     #[must_use]
     pub fn coordinator_flags(&self) -> &'static [&'static str] {
-        if matches!(self, Self::Plain { exposed: true }) { &["--insecure"] } else { &[] }
+        if matches!(self, Self::Plain { exposed: true, .. }) { &["--insecure"] } else { &[] }
     }
 
     /// Gives a process on this machine what it needs.
-    pub fn equip(&self, command: &mut Command, name: &str, material: Option<&Material>) -> Result<(), Fault> {
-        match (self, material) {
-            (Self::Own(_, folder), Some(material)) => command.env(TLS_DIR, folder.write(name, material)?),
-            (Self::Given(dir), _) => command.env(TLS_DIR, dir),
-            // The launcher's own environment may say otherwise.
-            (Self::Own(..) | Self::Plain { .. }, _) => command.env_remove(TLS_DIR),
+    pub fn equip(&self, command: &mut Command, name: &str, proof: &Proof) -> Result<(), Fault> {
+        // The launcher's own environment may say otherwise.
+        command.env_remove(TLS_DIR).env_remove(TOKEN_FILE);
+        let dir = match self {
+            Self::Own(_, folder) | Self::Plain { folder, .. } => folder.write(name, proof)?,
+            Self::Given(dir) => dir.clone(),
         };
+        let (variable, value) = proof.variable(&dir);
+        command.env(variable, value);
         Ok(())
     }
 }

@@ -10,7 +10,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose,
 };
-use ring::rand::{SecureRandom, SystemRandom};
 
 /// Clocks of other hosts may be behind by this much.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
@@ -45,11 +44,7 @@ impl RunSecrets {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().map_err(unmade)?;
         let ca_pem = params.self_signed(&key).map_err(unmade)?.pem();
-        let mut secret = [0; 32];
-        SystemRandom::new()
-            .fill(&mut secret)
-            .map_err(|_| Fault::failed("the system gives no random numbers for a join token"))?;
-        let join_token = JoinToken::new(secret, until);
+        let join_token = JoinToken::random(until)?;
         Ok(Self { authority: Issuer::new(params, key), ca_pem, join_token, from, until })
     }
 

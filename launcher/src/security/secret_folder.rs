@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dyad_proto::Fault;
-use dyad_proto::security::Material;
+use dyad_proto::security::Proof;
 use ring::rand::{SecureRandom, SystemRandom};
 
 const PREFIX: &str = "dyad-tls-";
@@ -47,13 +47,13 @@ impl SecretFolder {
     }
 
     /// Writes the files of one process; gives their folder.
-    pub fn write(&self, name: &str, material: &Material) -> Result<PathBuf, Fault> {
+    pub fn write(&self, name: &str, proof: &Proof) -> Result<PathBuf, Fault> {
         let dir = self.path.join(name);
         if dir.exists() {
             // The same process, started again.
             let _ = std::fs::remove_dir_all(&dir);
         }
-        material.write(&dir)?;
+        proof.write(&dir)?;
         Ok(dir)
     }
 }
@@ -103,9 +103,10 @@ mod tests {
     fn keys_are_the_owners_alone_and_go_with_the_launcher() {
         let parent = tempfile::tempdir().unwrap();
         let folder = SecretFolder::create_in(parent.path()).unwrap();
-        let material = RunSecrets::new(Duration::from_secs(60)).unwrap().trainer("node0-cpu").unwrap();
-        let dir = folder.write("node0-cpu", &material).unwrap();
-        assert_eq!(folder.write("node0-cpu", &material).unwrap(), dir, "a process may start again");
+        let proof: Proof =
+            RunSecrets::new(Duration::from_secs(60)).unwrap().trainer("node0-cpu").unwrap().into();
+        let dir = folder.write("node0-cpu", &proof).unwrap();
+        assert_eq!(folder.write("node0-cpu", &proof).unwrap(), dir, "a process may start again");
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&folder.path), mode(&dir), mode(&dir.join("key.pem"))), (0o700, 0o700, 0o600));
         drop(folder);

@@ -1,4 +1,4 @@
-//! The way to the coordinator, for whoever calls it: plain text, or mutual TLS with the join token in every call.
+//! The way to the coordinator, for whoever calls it: plain text or mutual TLS, with the join token in every call.
 
 use std::error::Error;
 use std::path::Path;
@@ -7,27 +7,28 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 
-use super::{Material, SERVER_NAME, TLS_DIR};
+use super::{Proof, SERVER_NAME, TLS_DIR, TOKEN_FILE, by_hand};
 use crate::Fault;
 
 /// Where the coordinator is, and what opens its door.
 #[derive(Clone, Debug)]
 pub struct Access {
     address: String,
-    material: Option<Material>,
+    /// Without one, the token of a coordinator that this user has started by hand on this machine is looked for.
+    proof: Option<Proof>,
 }
 
 impl Access {
     /// To `http(s)://host:port`. With a folder the connection is TLS whichever of the two is written.
-    pub fn new(address: &str, tls_dir: Option<&Path>) -> Result<Self, Fault> {
-        Self::with(address, tls_dir.map(Material::load).transpose()?)
+    pub fn new(address: &str, tls_dir: Option<&Path>, token_file: Option<&Path>) -> Result<Self, Fault> {
+        Self::with(address, Proof::load(tls_dir, token_file)?)
     }
 
-    /// The same, with material that is in memory.
-    pub fn with(address: &str, material: Option<Material>) -> Result<Self, Fault> {
-        let address = match (address.split_once("://"), &material) {
-            (Some(("http" | "https", rest)), Some(_)) => format!("https://{rest}"),
-            (Some(("https", _)), None) => {
+    /// The same, with a proof that is in memory.
+    pub fn with(address: &str, proof: Option<Proof>) -> Result<Self, Fault> {
+        let address = match (address.split_once("://"), &proof) {
+            (Some(("http" | "https", rest)), Some(Proof::Certificate(_))) => format!("https://{rest}"),
+            (Some(("https", _)), _) => {
                 return Err(Fault::input(format!(
                     "{address} asks for TLS, but there is no certificate to show"
                 ))
@@ -35,10 +36,10 @@ impl Access {
                     "{TLS_DIR} names the folder that the run's launcher made (docs/security.md)"
                 )));
             }
-            (Some(("http", _)), None) => address.to_owned(),
+            (Some(("http", _)), _) => address.to_owned(),
             _ => return Err(Fault::input(format!("--coordinator {address}: expected http://host:port"))),
         };
-        Ok(Self { address, material })
+        Ok(Self { address, proof })
     }
 
     /// Where the coordinator is.
@@ -52,7 +53,7 @@ impl Access {
         let endpoint = Endpoint::from_shared(self.address.clone()).map_err(|_| {
             Fault::input(format!("--coordinator {}: expected http://host:port", self.address))
         })?;
-        let Some(material) = &self.material else { return Ok(endpoint) };
+        let Some(Proof::Certificate(material)) = &self.proof else { return Ok(endpoint) };
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&material.ca_pem))
             .identity(Identity::from_pem(&material.cert_pem, &material.key_pem))
@@ -66,10 +67,11 @@ impl Access {
     /// A call that shows the join token.
     pub fn request<T>(&self, message: T) -> Result<Request<T>, Fault> {
         let mut request = Request::new(message);
-        if let Some(material) = &self.material {
-            let mut value: MetadataValue<Ascii> = format!("Bearer {}", material.join_token)
+        let by_hand = || by_hand::find(&self.address);
+        if let Some(token) = self.proof.as_ref().map(|proof| proof.token().to_owned()).or_else(by_hand) {
+            let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
                 .parse()
-                .map_err(|_| Fault::input(format!("the join-token in {TLS_DIR} is no token")))?;
+                .map_err(|_| Fault::input("what should be the join token is none"))?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
@@ -86,8 +88,9 @@ impl Access {
         }
         let status = error.downcast_ref::<Status>()?;
         matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied).then(|| {
+            let variable = if self.address.starts_with("https") { TLS_DIR } else { TOKEN_FILE };
             self.refused(status.message()).hint(format!(
-                "a process needs the {TLS_DIR} that this run's launcher made for it (docs/security.md)"
+                "a process needs the {variable} that this run's launcher made for it (docs/security.md)"
             ))
         })
     }
@@ -149,40 +152,49 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::security::Material;
     use crate::security::token::JoinToken;
 
-    fn material() -> Material {
-        Material {
+    fn token() -> String {
+        JoinToken::new([1; 32], SystemTime::now()).text().to_owned()
+    }
+
+    fn certificate() -> Proof {
+        Proof::Certificate(Material {
             ca_pem: String::new(),
             cert_pem: String::new(),
             key_pem: String::new(),
-            join_token: JoinToken::new([1; 32], SystemTime::now()).text().to_owned(),
-        }
+            join_token: token(),
+        })
     }
 
     #[test]
-    fn scheme_follows_the_material() {
-        let address = |text: &str, material| Access::with(text, material).map(|access| access.address);
+    fn scheme_follows_the_proof() {
+        let address = |text: &str, proof| Access::with(text, proof).map(|access| access.address);
         assert_eq!(address("http://h:1", None).unwrap(), "http://h:1");
-        assert_eq!(address("http://h:1", Some(material())).unwrap(), "https://h:1");
-        assert_eq!(address("https://h:1", Some(material())).unwrap(), "https://h:1");
+        assert_eq!(address("http://h:1", Some(Proof::Token(token()))).unwrap(), "http://h:1");
+        assert!(address("https://h:1", Some(Proof::Token(token()))).is_err());
+        assert_eq!(address("http://h:1", Some(certificate())).unwrap(), "https://h:1");
+        assert_eq!(address("https://h:1", Some(certificate())).unwrap(), "https://h:1");
         let fault = address("https://h:1", None).unwrap_err();
         assert!(fault.message.contains("no certificate") && fault.hint.contains(TLS_DIR), "{fault}");
         assert!(address("h:1", None).unwrap_err().message.contains("expected http://host:port"));
     }
 
     #[test]
-    fn token_travels_as_a_sensitive_header_and_only_over_tls() {
-        let request = Access::with("http://h:1", Some(material())).unwrap().request(()).unwrap();
-        let value = request.metadata().get("authorization").unwrap();
-        assert!(value.is_sensitive() && value.to_str().unwrap().starts_with("Bearer 0101"));
+    fn token_travels_as_a_sensitive_header() {
+        for proof in [certificate(), Proof::Token(token())] {
+            let request = Access::with("http://h:1", Some(proof)).unwrap().request(()).unwrap();
+            let value = request.metadata().get("authorization").unwrap();
+            assert!(value.is_sensitive() && value.to_str().unwrap().starts_with("Bearer 0101"));
+        }
         let request = Access::with("http://h:1", None).unwrap().request(()).unwrap();
         assert!(request.metadata().get("authorization").is_none());
     }
 
     #[test]
     fn bad_certificates_are_no_endpoint() {
-        let fault = Access::with("http://h:1", Some(material())).unwrap().endpoint().unwrap_err();
+        let fault = Access::with("http://h:1", Some(certificate())).unwrap().endpoint().unwrap_err();
         assert!(fault.message.contains("cannot be used"), "{fault}");
     }
 }

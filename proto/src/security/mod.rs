@@ -1,15 +1,17 @@
-//! What a process needs to talk to the others over mutual TLS: four files in one folder, which `DYAD_TLS_DIR` names.
+//! What a process needs to talk to the others: over mutual TLS four files in one folder, which `DYAD_TLS_DIR` names; in plain text
+//! the join token, in a file that `DYAD_TOKEN_FILE` names.
 //!
 //! - W-1: keys and tokens lie in files of mode 0600 in a folder of mode 0700; never in arguments, environment or logs.
 
+pub mod by_hand;
 pub mod client;
 pub mod token;
 
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,12 @@ use crate::Fault;
 
 /// The environment variable that names the folder.
 pub const TLS_DIR: &str = "DYAD_TLS_DIR";
+
+/// The environment variable that names the file of the join token where there is no TLS.
+pub const TOKEN_FILE: &str = "DYAD_TOKEN_FILE";
+
+/// The file of the join token in a folder.
+const JOIN_TOKEN: &str = "join-token";
 
 /// What the coordinator's certificate is for, wherever the coordinator runs.
 pub const SERVER_NAME: &str = "coordinator.dyad";
@@ -42,6 +50,100 @@ impl Role {
             Self::Launcher => "launcher.dyad",
         }
     }
+}
+
+/// What a process shows to the others of its run.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Proof {
+    /// Over TLS: a certificate, and the join token.
+    Certificate(Material),
+    /// In plain text: the join token alone.
+    Token(String),
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Certificate(_) => "Certificate(..)",
+            Self::Token(_) => "Token(..)",
+        })
+    }
+}
+
+impl From<Material> for Proof {
+    fn from(material: Material) -> Self {
+        Self::Certificate(material)
+    }
+}
+
+impl Proof {
+    /// From what a process was given: a folder with certificates, or the file of a token.
+    pub fn load(tls_dir: Option<&Path>, token_file: Option<&Path>) -> Result<Option<Self>, Fault> {
+        match (tls_dir, token_file) {
+            (Some(dir), _) => Material::load(dir).map(|material| Some(Self::Certificate(material))),
+            (None, Some(file)) => load_token(file).map(|token| Some(Self::Token(token))),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The join token.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        match self {
+            Self::Certificate(material) => &material.join_token,
+            Self::Token(token) => token,
+        }
+    }
+
+    /// Writes a new folder that only its owner can read; fails where there is one already.
+    pub fn write(&self, dir: &Path) -> Result<(), Fault> {
+        match self {
+            Self::Certificate(material) => material.write(dir),
+            Self::Token(token) => write_files(dir, &[(JOIN_TOKEN, token)]),
+        }
+    }
+
+    /// By which environment variable, with which value, a process finds what was written into this folder.
+    #[must_use]
+    pub fn variable(&self, dir: &Path) -> (&'static str, PathBuf) {
+        match self {
+            Self::Certificate(_) => (TLS_DIR, dir.to_owned()),
+            Self::Token(_) => (TOKEN_FILE, dir.join(JOIN_TOKEN)),
+        }
+    }
+}
+
+/// A join token that is in a file of its own.
+fn load_token(path: &Path) -> Result<String, Fault> {
+    let shown = path.display();
+    let about = |error: std::io::Error| {
+        Fault::input(format!("cannot read the join token {shown}: {error}"))
+            .hint(format!("{TOKEN_FILE} or --token-file names it (docs/security.md)"))
+    };
+    if std::fs::metadata(path).map_err(about)?.mode() & 0o004 != 0 {
+        return Err(Fault::input(format!("every user of this machine can read the join token {shown}"))
+            .hint(format!("chmod 600 {shown}, and make a new token")));
+    }
+    let text = std::fs::read_to_string(path).map_err(about)?.trim().to_owned();
+    token::JoinToken::parse(&text)
+        .map_err(|what| Fault::input(format!("{shown}: {what}")).hint(token::FORM))?;
+    Ok(text)
+}
+
+/// Makes a folder for its owner alone, with these files.
+fn write_files(dir: &Path, files: &[(&str, &str)]) -> Result<(), Fault> {
+    let failed = |path: &Path, error: std::io::Error| {
+        Fault::failed(format!("cannot write {}: {error}", path.display()))
+            .hint("TMPDIR names another place for the run's keys")
+    };
+    DirBuilder::new().mode(0o700).create(dir).map_err(|error| failed(dir, error))?;
+    for (name, text) in files {
+        let path = dir.join(name);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| failed(&path, error))?;
+    }
+    Ok(())
 }
 
 /// The contents of the four files of one process.
@@ -74,9 +176,9 @@ impl Material {
                 ))
             })
         };
-        let join_token = read("join-token")?.trim().to_owned();
+        let join_token = read(JOIN_TOKEN)?.trim().to_owned();
         token::JoinToken::parse(&join_token).map_err(|what| {
-            Fault::input(format!("{}: {what}", dir.join("join-token").display())).hint(token::FORM)
+            Fault::input(format!("{}: {what}", dir.join(JOIN_TOKEN).display())).hint(token::FORM)
         })?;
         Ok(Self {
             ca_pem: read("ca.pem")?,
@@ -88,18 +190,7 @@ impl Material {
 
     /// Writes a new folder that only its owner can read; fails where there is one already.
     pub fn write(&self, dir: &Path) -> Result<(), Fault> {
-        let failed = |path: &Path, error: std::io::Error| {
-            Fault::failed(format!("cannot write {}: {error}", path.display()))
-                .hint("TMPDIR names another place for the run's keys")
-        };
-        DirBuilder::new().mode(0o700).create(dir).map_err(|error| failed(dir, error))?;
-        for (name, text) in self.files() {
-            let path = dir.join(name);
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-            file.and_then(|mut file| file.write_all(text.as_bytes()))
-                .map_err(|error| failed(&path, error))?;
-        }
-        Ok(())
+        write_files(dir, &self.files())
     }
 
     /// Names and contents of the files.
@@ -109,7 +200,7 @@ impl Material {
             ("ca.pem", &self.ca_pem),
             ("cert.pem", &self.cert_pem),
             ("key.pem", &self.key_pem),
-            ("join-token", &self.join_token),
+            (JOIN_TOKEN, &self.join_token),
         ]
     }
 }
@@ -156,8 +247,26 @@ mod tests {
     }
 
     #[test]
+    fn a_token_alone_is_in_a_file_that_others_cannot_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("proof");
+        let proof = Proof::Token(material().join_token);
+        proof.write(&folder).unwrap();
+        let (variable, file) = proof.variable(&folder);
+        assert_eq!((variable, std::fs::metadata(&file).unwrap().mode() & 0o777), (TOKEN_FILE, 0o600));
+        assert_eq!(Proof::load(None, Some(&file)).unwrap(), Some(proof));
+        assert_eq!(Proof::load(None, None).unwrap(), None);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let fault = Proof::load(None, Some(&file)).unwrap_err();
+        assert!(fault.message.starts_with("every user of this machine can read"), "{fault}");
+        let fault = Proof::load(None, Some(&folder.join("none"))).unwrap_err();
+        assert!(fault.message.contains("none: ") && fault.hint.contains(TOKEN_FILE), "{fault}");
+    }
+
+    #[test]
     fn secrets_do_not_reach_a_log() {
-        let shown = format!("{:?}", material());
+        let proofs = [Proof::Certificate(material()), Proof::Token(material().join_token)];
+        let shown = format!("{:?} {proofs:?}", material());
         assert!(!shown.contains("secret") && !shown.contains("0707"), "{shown}");
     }
 }

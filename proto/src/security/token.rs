@@ -3,6 +3,13 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::Fault;
+
+/// Ten years.
+const LASTING: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// How a token looks, for a hint.
 pub const FORM: &str = "a join token is 64 hexadecimal digits, a dot, and the Unix second of its expiry";
 
@@ -20,6 +27,20 @@ impl fmt::Debug for JoinToken {
 }
 
 impl JoinToken {
+    /// One that nobody can guess.
+    pub fn random(expires: SystemTime) -> Result<Self, Fault> {
+        let mut secret = [0; 32];
+        SystemRandom::new()
+            .fill(&mut secret)
+            .map_err(|_| Fault::failed("the system gives no random numbers for a join token"))?;
+        Ok(Self::new(secret, expires))
+    }
+
+    /// The same, for a run on one machine, which may last as long as it likes.
+    pub fn lasting() -> Result<Self, Fault> {
+        Self::random(SystemTime::now() + LASTING)
+    }
+
     /// Of random bytes.
     #[must_use]
     pub fn new(secret: [u8; 32], expires: SystemTime) -> Self {

@@ -37,7 +37,11 @@ pub fn last_words(fault: &Fault) {
 
 fn json(service: &str, fault: &Fault) -> String {
     let mut fields = Map::new();
-    fields.insert("message".into(), fault.to_string().into());
+    let message = match fault.origin.as_str() {
+        "" => fault.message.clone(),
+        origin => format!("{origin}: {}", fault.message),
+    };
+    fields.insert("message".into(), message.into());
     if !fault.hint.is_empty() {
         fields.insert("hint".into(), fault.hint.clone().into());
     }

@@ -1,9 +1,10 @@
 //! Log lines on standard error: text for people, or one JSON object a line, with the ids of the current trace.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
+use dyad_proto::plain;
 use opentelemetry::Context;
 use opentelemetry::trace::TraceContextExt;
 use opentelemetry_sdk::trace::SdkTracer;
@@ -73,14 +74,17 @@ pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
         Ok(directive) => filter.add_directive(directive),
         Err(_) => filter,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(|| Lines);
+    let lines = tracing_subscriber::fmt::layer();
     let lines = match logs.format {
         LogFormat::Text => {
             // NO_COLOR is looked at where the colours are made.
             let ansi = std::io::stderr().is_terminal();
+            let lines = lines.with_writer(|| PlainLines(Lines));
             lines.with_ansi(ansi).with_target(false).with_filter(filter).boxed()
         }
-        LogFormat::Json => lines.with_ansi(false).event_format(Json).with_filter(filter).boxed(),
+        LogFormat::Json => {
+            lines.with_writer(|| Lines).with_ansi(false).event_format(Json).with_filter(filter).boxed()
+        }
     };
     let traces = tracer.map(|tracer| {
         let layer =
@@ -104,6 +108,24 @@ fn filter(logs: Logs, value: Option<String>) -> (EnvFilter, Option<String>) {
             let trouble = format!("{variable} {value:?} is ignored, as if it were {default:?}: {error}");
             (EnvFilter::new(default), Some(trouble))
         }
+    }
+}
+
+/// Writes whole lines, of which none shows more than it says: texts that are quoted come from data, files and peers.
+struct PlainLines<W>(W);
+
+impl<W: Write> Write for PlainLines<W> {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        // A layer writes an event at a time. Line ends within it would look like further events.
+        let text = String::from_utf8_lossy(lines);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let shown = plain::coloured(text).replace('\n', "\\n");
+        self.0.write_all((shown + "\n").as_bytes())?;
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -144,7 +166,7 @@ pub(crate) fn json_line(level: &str, target: &str, fields: Map<String, Value>) -
         line.insert("trace_id".into(), context.trace_id().to_string().into());
         line.insert("span_id".into(), context.span_id().to_string().into());
     }
-    Value::Object(line).to_string()
+    plain::json(&Value::Object(line).to_string()).into_owned()
 }
 
 /// Fields of an event as JSON.
@@ -186,6 +208,14 @@ impl Visit for Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_one_line_that_only_its_own_colours_change() {
+        let mut lines = PlainLines(Vec::new());
+        lines.write_all(b"\x1b[33m WARN\x1b[0m cannot read a\n2026 ERROR made up \x1b[2J\r\n").unwrap();
+        let expected = "\u{1b}[33m WARN\u{1b}[0m cannot read a\\n2026 ERROR made up \\u{1b}[2J\\r\n";
+        assert_eq!(String::from_utf8(lines.0).unwrap(), expected);
+    }
 
     #[test]
     fn a_filter_that_cannot_be_read_is_named_and_the_default_taken() {

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use dyad_proto::security::client::Access;
 use dyad_proto::wire::WatchRunRequest;
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::run_event::Body as Happening;
 use tokio::task::JoinHandle;
-use tonic::transport::Endpoint;
 
 use crate::coordinator::Coordinator;
 use crate::trainers::{self, Stages};
@@ -87,9 +87,11 @@ async fn whole_run(dir: &Path, data: &Path, shape: Shape) -> Rows {
 fn watch(url: &str) -> JoinHandle<Vec<Instant>> {
     let url = url.to_owned();
     tokio::spawn(async move {
-        let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+        let access = Access::new(&url, None, None).unwrap();
+        let channel = access.endpoint().unwrap().connect().await.unwrap();
         let mut client = CoordinatorClient::new(channel);
-        let mut events = client.watch_run(WatchRunRequest {}).await.unwrap().into_inner();
+        let call = access.request(WatchRunRequest {}).unwrap();
+        let mut events = client.watch_run(call).await.unwrap().into_inner();
         let mut rows = Vec::new();
         while let Some(event) = events.message().await.unwrap() {
             if let Some(Happening::Step(_)) = event.body {

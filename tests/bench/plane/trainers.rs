@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dyad_proto::security::client::Access;
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::trainer_message::Body as Up;
@@ -13,7 +14,6 @@ use dyad_proto::wire::{
 use dyad_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
 use tokio::sync::{Barrier, mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Endpoint;
 
 /// Where all trainers, and whoever measures, wait for each other.
 #[derive(Debug)]
@@ -56,7 +56,8 @@ struct Trainer {
 
 /// Joins, does as told until the run ends; returns when each step was reported.
 pub(crate) async fn run(url: String, index: usize, stages: Arc<Stages>) -> Vec<Instant> {
-    let channel = Endpoint::from_shared(url).unwrap().tcp_nodelay(true).connect().await.unwrap();
+    let access = Access::new(&url, None, None).unwrap();
+    let channel = access.endpoint().unwrap().tcp_nodelay(true).connect().await.unwrap();
     let mut client = CoordinatorClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -69,7 +70,8 @@ pub(crate) async fn run(url: String, index: usize, stages: Arc<Stages>) -> Vec<I
         launch_index: index as u32,
         ..Hello::default()
     }));
-    let mut incoming = client.train(UnboundedReceiverStream::new(messages)).await.unwrap().into_inner();
+    let call = access.request(UnboundedReceiverStream::new(messages)).unwrap();
+    let mut incoming = client.train(call).await.unwrap().into_inner();
     while let Some(message) = incoming.message().await.unwrap() {
         trainer.obey(message.body.unwrap()).await;
     }

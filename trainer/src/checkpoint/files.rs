@@ -7,9 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use dyad_data::hub::{MODEL_COMPANIONS, OTHER_TEMPLATES, TOKENIZER_COMPANIONS};
-use dyad_proto::Fault;
 use dyad_proto::manifest::{Manifest, Sum};
 use dyad_proto::run_folder::{is_own, unfinished};
+use dyad_proto::{Fault, safe_file};
 
 use super::cannot_write;
 
@@ -143,7 +143,7 @@ pub(super) fn copy_companions(sources: &[&Path], tokenizer: &Path, target: &Path
 }
 
 fn copy(source: &Path, path: &Path) -> Result<(), Fault> {
-    fs::copy(source, path).map(drop).map_err(|error| cannot_write(path, &error))
+    safe_file::copy(source, path).map_err(|error| cannot_write(path, &error))
 }
 
 #[cfg(test)]

@@ -1,25 +1,24 @@
-//! Gloo, the one inside libtorch, over a key-value store that rank 0 serves.
+//! Gloo, the one inside libtorch, over the board on which ranks leave word for each other.
+//!
+//! - G-1: no rank listens anywhere but on the address that it was given, and to nobody once all are connected.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+use super::board::Board;
+use super::sockets;
 use super::{CommError, Communicator, Copied, Pending};
 use crate::ext::{TorchError, check};
 
 type RawError = *mut c_char;
 
 unsafe extern "C" {
-    fn dyad_store_new(
-        host: *const c_char,
-        port: *mut u16,
-        is_server: bool,
-        timeout_ms: i64,
-        store: *mut *mut c_void,
-    ) -> RawError;
+    fn dyad_store_new(board: *const BoardCalls, timeout_ms: i64, store: *mut *mut c_void) -> RawError;
     fn dyad_store_free(store: *mut c_void);
     fn dyad_gloo_new(
         store: *mut c_void,
@@ -28,6 +27,7 @@ unsafe extern "C" {
         rank: c_int,
         world_size: c_int,
         timeout_ms: i64,
+        open_ports: *mut c_int,
         group: *mut *mut c_void,
     ) -> RawError;
     fn dyad_gloo_abort(group: *mut c_void) -> RawError;
@@ -64,58 +64,87 @@ const PIECE_BYTES: i64 = 4 << 20;
 /// How long ranks wait for each other when connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The key-value store through which ranks find each other. Rank 0 serves it and must outlive the communicator.
-#[derive(Debug)]
-pub struct Store {
-    raw: *mut c_void,
-    port: u16,
+/// How the bridge calls a board; `Board` in ext/gloo.cpp.
+#[repr(C)]
+struct BoardCalls {
+    board: *mut c_void,
+    post: extern "C" fn(*mut c_void, Bytes, Bytes),
+    read: extern "C" fn(*mut c_void, Bytes, i64, *mut c_void, Deliver) -> bool,
+    free: extern "C" fn(*mut c_void),
 }
 
-// SAFETY: c10d stores guard their state with a mutex; the pointer is freed once, by Drop.
-unsafe impl Send for Store {}
-// SAFETY: as above.
-unsafe impl Sync for Store {}
+/// Takes what was read.
+type Deliver = extern "C" fn(*mut c_void, Bytes);
+
+/// Borrowed from the caller.
+#[repr(C)]
+struct Bytes {
+    data: *const u8,
+    len: usize,
+}
+
+impl Bytes {
+    fn to_vec(&self) -> Vec<u8> {
+        if self.len == 0 {
+            return Vec::new();
+        }
+        // SAFETY: the caller lends so many bytes for the call.
+        unsafe { std::slice::from_raw_parts(self.data, self.len) }.to_vec()
+    }
+
+    fn to_text(&self) -> String {
+        String::from_utf8_lossy(&self.to_vec()).into_owned()
+    }
+}
+
+type Shared = Arc<dyn Board>;
+
+extern "C" fn post(board: *mut c_void, key: Bytes, value: Bytes) {
+    // SAFETY: made by Store::new, freed by `free` only.
+    let board = unsafe { &*board.cast::<Shared>() };
+    board.post(&key.to_text(), value.to_vec());
+}
+
+extern "C" fn read(
+    board: *mut c_void,
+    key: Bytes,
+    patience_ms: i64,
+    to: *mut c_void,
+    deliver: Deliver,
+) -> bool {
+    // SAFETY: as above.
+    let board = unsafe { &*board.cast::<Shared>() };
+    let patience = Duration::from_millis(u64::try_from(patience_ms).unwrap_or_default());
+    let Some(value) = board.read(&key.to_text(), patience) else { return false };
+    deliver(to, Bytes { data: value.as_ptr(), len: value.len() });
+    true
+}
+
+extern "C" fn free(board: *mut c_void) {
+    // SAFETY: made by Store::new; the bridge calls this once, when nothing holds the store any more.
+    drop(unsafe { Box::from_raw(board.cast::<Shared>()) });
+}
+
+/// The board, as Gloo wants to see it.
+struct Store(*mut c_void);
 
 impl Store {
-    /// Serves a new store on a free port of `host`.
-    pub fn serve(host: &str) -> Result<Self, CommError> {
-        Self::open(host, 0, true)
-    }
-
-    /// Joins the store that another rank serves.
-    pub fn join(host: &str, port: u16) -> Result<Self, CommError> {
-        Self::open(host, port, false)
-    }
-
-    /// The port that the store is served on.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    fn open(host: &str, mut port: u16, serve: bool) -> Result<Self, CommError> {
-        let operation = if serve { "serving the rendezvous store" } else { "joining the rendezvous store" };
-        let host = c_string(host, operation)?;
-        let mut raw = std::ptr::null_mut();
-        // SAFETY: a NUL-terminated host, and two out-pointers that live across the call.
-        let result = unsafe {
-            dyad_store_new(
-                host.as_ptr(),
-                &raw mut port,
-                serve,
-                CONNECT_TIMEOUT.as_millis() as i64,
-                &raw mut raw,
-            )
-        };
-        checked(operation, result)?;
-        Ok(Self { raw, port })
+    fn new(board: Shared) -> Result<Self, CommError> {
+        let board = Box::into_raw(Box::new(board)).cast();
+        let calls = BoardCalls { board, post, read, free };
+        let mut store = std::ptr::null_mut();
+        // SAFETY: the calls are copied, the board is freed with the store; an out-pointer that lives across the call.
+        let made =
+            unsafe { dyad_store_new(&raw const calls, CONNECT_TIMEOUT.as_millis() as i64, &raw mut store) };
+        checked("opening the board of the ranks", made)?;
+        Ok(Self(store))
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
         // SAFETY: made by dyad_store_new, freed here only.
-        unsafe { dyad_store_free(self.raw) }
+        unsafe { dyad_store_free(self.0) }
     }
 }
 
@@ -136,8 +165,6 @@ pub struct GlooOptions {
 #[derive(Debug)]
 pub struct Gloo {
     raw: *mut c_void,
-    // Held so that rank 0 keeps serving as long as anyone may still look up a key.
-    _store: Store,
     rank: usize,
     world_size: usize,
 }
@@ -149,25 +176,37 @@ unsafe impl Sync for Gloo {}
 
 impl Gloo {
     /// Connects to all other ranks; blocks until they are there.
-    pub fn connect(store: Store, options: &GlooOptions) -> Result<Self, CommError> {
+    pub fn connect(board: Arc<dyn Board>, options: &GlooOptions) -> Result<Self, CommError> {
         let operation = "connecting the ranks";
+        let store = Store::new(board)?;
+        let (before, mut open_ports) = (sockets::own(), 0);
         let prefix = c_string(&format!("generation-{}", options.generation), operation)?;
         let host = c_string(&options.interface_host, operation)?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: a live store, two NUL-terminated strings and an out-pointer.
         let result = unsafe {
             dyad_gloo_new(
-                store.raw,
+                store.0,
                 prefix.as_ptr(),
                 host.as_ptr(),
                 options.rank as c_int,
                 options.world_size as c_int,
                 COLLECTIVE_TIMEOUT.as_millis() as i64,
+                &raw mut open_ports,
                 &raw mut raw,
             )
         };
         checked(operation, result)?;
-        Ok(Self { raw, _store: store, rank: options.rank, world_size: options.world_size })
+        if open_ports > 0 {
+            tracing::warn!(open_ports, "this kernel cannot close the ports by which ranks have connected");
+        }
+        let connected = Self { raw, rank: options.rank, world_size: options.world_size };
+        match sockets::of_another_user(&before) {
+            None => Ok(connected),
+            Some(user) => {
+                Err(CommError { operation, reason: format!("user {user} of this machine connected first") })
+            }
+        }
     }
 
     fn start(

@@ -5,10 +5,12 @@
 //! - C-3: after [`Communicator::abort`] every collective, also one in flight, fails on this rank; the communicator is
 //!   never used again.
 
+pub mod board;
 pub mod gloo;
 pub mod measure;
 pub mod narrow;
 pub mod nccl;
+mod sockets;
 
 use std::fmt;
 

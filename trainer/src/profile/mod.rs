@@ -9,7 +9,7 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, safe_file};
 use roofline::Roofline;
 use tch::{Device, Kind};
 
@@ -99,9 +99,12 @@ impl Profile {
         let cannot = |path: &Path, error: &std::io::Error| {
             Fault::failed(format!("cannot write {}: {error}", path.display()))
         };
-        std::fs::create_dir_all(&self.dir).map_err(|error| cannot(&self.dir, &error))?;
+        safe_file::folder(&self.dir).map_err(|error| cannot(&self.dir, &error))?;
         let path = |ending: &str| self.dir.join(format!("rank{}.{ending}", self.rank));
-        let events = recorder::stop(Some(&path("trace.json"))).map_err(failed)?;
+        // The profiler opens the file by its name, and would follow a link.
+        let trace = path("trace.json");
+        safe_file::create(&trace).map_err(|error| cannot(&trace, &error))?;
+        let events = recorder::stop(Some(&trace)).map_err(failed)?;
         let summary = summary::Summary::new(&events);
         let steps = summary.steps.max(1) as u64;
         let title = format!(
@@ -116,7 +119,7 @@ impl Profile {
         let report = table::Report { title, summary, roofline, tokens: self.tokens.per(steps) };
         let json = serde_json::to_string_pretty(&report).map_err(|error| Fault::failed(error.to_string()))?;
         for (path, text) in [(path("json"), json), (path("txt"), report.render())] {
-            std::fs::write(&path, text).map_err(|error| cannot(&path, &error))?;
+            safe_file::write(&path, text.as_bytes()).map_err(|error| cannot(&path, &error))?;
         }
         tracing::info!(table = %path("txt").display(), "profiled");
         Ok(())

@@ -13,7 +13,8 @@ use dyad_proto::RunConfig;
 use dyad_proto::run_config::Dtype;
 use tch::{Device, Kind, Tensor};
 use trainer::comm::Communicator;
-use trainer::comm::gloo::{Gloo, GlooOptions, Store};
+use trainer::comm::board::LocalBoard;
+use trainer::comm::gloo::{Gloo, GlooOptions};
 use trainer::engine::Engine;
 use trainer::load::{Among, Parts, Sources};
 use trainer::model::EMBEDDING;
@@ -71,7 +72,7 @@ pub(crate) fn engine_of((config, parts): (RunConfig, Parts), communicator: Arc<d
 /// An engine of one rank over `dir/model`.
 pub(crate) fn engine(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> Engine {
     let alone = GlooOptions { generation: 1, interface_host: "127.0.0.1".into(), rank: 0, world_size: 1 };
-    let gloo = Gloo::connect(Store::serve("127.0.0.1").unwrap(), &alone).unwrap();
+    let gloo = Gloo::connect(Arc::new(LocalBoard::default()), &alone).unwrap();
     engine_of(parts(dir, change), Arc::new(gloo))
 }
 

@@ -1,0 +1,147 @@
+//! Text of somebody else's (data, model folders, peers, hubs, names of files) as it may be shown on a terminal or in a log: nothing in
+//! it moves the cursor, changes colours, turns the direction of writing or begins a line of its own.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// On one line.
+#[must_use]
+pub fn line(text: &str) -> Cow<'_, str> {
+    escaped(text, |_| false)
+}
+
+/// With the line ends and tabs that it has.
+#[must_use]
+pub fn lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
+}
+
+/// With colours too: `ESC [ … m`, which only changes how what follows looks. For text that other code has coloured, whose foreign parts
+/// are plain already.
+#[must_use]
+pub fn coloured(text: &str) -> Cow<'_, str> {
+    if !text.contains('\u{1b}') {
+        return lines(text);
+    }
+    let mut parts = text.split('\u{1b}');
+    let mut out = lines(parts.next().unwrap_or_default()).into_owned();
+    for part in parts {
+        let end = part.strip_prefix('[').and_then(|codes| {
+            let end = codes.find(|c: char| !(c.is_ascii_digit() || c == ';'))?;
+            codes[end..].starts_with('m').then_some(end + 2)
+        });
+        match end {
+            Some(end) => {
+                out.push('\u{1b}');
+                out.push_str(&part[..end]);
+                out.push_str(&lines(&part[end..]));
+            }
+            None => {
+                out.push_str("\\u{1b}");
+                out.push_str(&lines(part));
+            }
+        }
+    }
+    out.into()
+}
+
+/// A line of JSON, whose strings may hold more than JSON has to escape.
+#[must_use]
+pub fn json(line: &str) -> Cow<'_, str> {
+    if !line.contains(is_active) {
+        return line.into();
+    }
+    let mut out = String::with_capacity(line.len() + 16);
+    for c in line.chars() {
+        if !is_active(c) {
+            out.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            // Writing into a string does not fail.
+            let _ = write!(out, "\\u{unit:04x}");
+        }
+    }
+    out.into()
+}
+
+fn escaped(text: &str, allowed: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let bad = |c: char| is_active(c) && !allowed(c);
+    if !text.contains(bad) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            c if !bad(c) => out.push(c),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c => {
+                let _ = write!(out, "\\u{{{:x}}}", c as u32);
+            }
+        }
+    }
+    out.into()
+}
+
+/// A terminal, an editor or a reader of lines would act on it instead of showing it.
+fn is_active(c: char) -> bool {
+    c.is_control()
+        // Line and paragraph separators; marks, embeddings, overrides and isolates of direction; invisible tags.
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{61c}' | '\u{200e}' | '\u{200f}')
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{e0000}'..='\u{e007f}')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_shown() {
+        for (text, shown) in [
+            ("plain ü 漢 🙂 \\n", "plain ü 漢 🙂 \\n"),
+            ("a\nerror: made up", "a\\nerror: made up"),
+            ("\u{1b}[2J\u{1b}]0;title\u{7}", "\\u{1b}[2J\\u{1b}]0;title\\u{7}"),
+            ("a\rb\tc\u{7f}", "a\\rb\\tc\\u{7f}"),
+            ("\u{9b}31m\u{85}", "\\u{9b}31m\\u{85}"),
+            ("abc\u{202e}fed\u{2066}\u{200f}", "abc\\u{202e}fed\\u{2066}\\u{200f}"),
+            ("a\u{2028}b", "a\\u{2028}b"),
+        ] {
+            assert_eq!(line(text), shown);
+        }
+        assert!(matches!(line("plain"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn lines_and_colours_stay_where_they_are_wanted() {
+        assert_eq!(lines("a\n\tb\u{1b}[31m\r\n"), "a\n\tb\\u{1b}[31m\\r\n");
+        assert_eq!(coloured("\u{1b}[36m[a/0]\u{1b}[0m x"), "\u{1b}[36m[a/0]\u{1b}[0m x");
+        for evil in ["\u{1b}[2J", "\u{1b}]0;x\u{7}", "\u{1b}", "\u{1b}[", "\u{1b}[31", "\u{1b}[31;\u{1b}[1A"]
+        {
+            let shown = coloured(evil);
+            assert!(!shown.contains(['\u{1b}', '\u{7}']), "{evil:?}: {shown:?}");
+        }
+    }
+
+    #[test]
+    fn json_stays_json() {
+        let text = "\u{1b}[2J\n\u{9b}\u{202e}\u{e0041}ü";
+        let line = serde_json::json!({ "a": text }).to_string();
+        let shown = json(&line);
+        assert!(!shown.contains(is_active), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap()["a"], text);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_active_is_left(text in "\\PC*|[\\x00-\\xff\u{202e}\u{2028}]*") {
+            prop_assert!(!line(&text).contains(is_active));
+            prop_assert!(!lines(&text).contains(|c| is_active(c) && c != '\n' && c != '\t'));
+            // What is shown once is shown the same again.
+            prop_assert_eq!(line(&line(&text)), line(&text));
+        }
+    }
+}

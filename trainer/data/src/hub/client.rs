@@ -1,0 +1,381 @@
+//! Asks the hub: what a repository holds, and for its files.
+//!
+//! - H-1: the token goes to the hub's own addresses over TLS (or to this machine), and nowhere else, whatever redirects say.
+//! - H-2: a body is read to the length that was announced for it, and no further.
+
+use std::io::{Read, Write};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use dyad_proto::Fault;
+use serde::Deserialize;
+use ureq::http::{Response, Uri};
+use ureq::{Agent, Body};
+
+use super::names::{etag, is_plain_component};
+use super::settings::Settings;
+
+/// What huggingface_hub waits for a connection, an answer, and between two pieces of a body.
+const PATIENCE: Duration = Duration::from_secs(10);
+const REDIRECTS: usize = 5;
+/// A broken download goes on where it was so often without a new byte.
+const RETRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+/// A listing of some hundred thousand files.
+const LISTING_BYTES: u64 = 64 << 20;
+/// Addresses that are the hub, beside the one that the environment names.
+const HUBS: [&str; 3] = ["https://huggingface.co", "https://hub-ci.huggingface.co", "https://hf.co"];
+
+/// Why nothing came.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// What the cache holds will have to do: no answer, or none that helps.
+    Unanswered(String),
+    /// The answer is not to be used.
+    Wrong(String),
+    /// There is no such part of the file.
+    Beyond,
+}
+
+impl Trouble {
+    fn wrong(what: impl Into<String>) -> Self {
+        Self::Wrong(what.into())
+    }
+}
+
+/// A repository at a commit.
+#[derive(Debug, Deserialize)]
+pub(super) struct Listing {
+    /// The commit.
+    pub(super) sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+impl Listing {
+    /// Names of the files, as they were sent.
+    pub(super) fn files(&self) -> impl Iterator<Item = &str> {
+        self.siblings.iter().map(|file| file.rfilename.as_str())
+    }
+}
+
+/// A file as the hub describes it before it sends it.
+#[derive(Debug)]
+pub(super) struct Description {
+    /// Names the content.
+    pub(super) etag: String,
+    /// Bytes.
+    pub(super) size: u64,
+    /// Where it is.
+    from: Uri,
+}
+
+/// The way to the hub.
+pub(super) struct Client<'a> {
+    settings: &'a Settings,
+    agent: Agent,
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn new(settings: &'a Settings) -> Result<Self, Fault> {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            // Every redirect is looked at here.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_resolve(Some(PATIENCE))
+            .timeout_connect(Some(PATIENCE))
+            .timeout_recv_response(Some(PATIENCE))
+            .timeout_per_read(Some(PATIENCE))
+            .accept_encoding("identity")
+            .user_agent(concat!("dyad/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let client = Self { settings, agent: config.into() };
+        if settings.token.is_some() && !client.may_see_token(&client.address("")?) {
+            let warning = "the hub's token is not sent: HF_ENDPOINT is in plain text and not on this machine";
+            tracing::warn!(endpoint = settings.endpoint, "{warning}");
+        }
+        Ok(client)
+    }
+
+    /// What the repository holds at the head of its main branch.
+    pub(super) fn list(&self, model: &str) -> Result<Listing, Trouble> {
+        let address = self.valid(&format!("/api/models/{model}/revision/main"))?;
+        let (_, _, mut response) = self.ask(&address, None)?;
+        let read = response.body_mut().with_config().limit(LISTING_BYTES).read_to_vec();
+        let body = read.map_err(|error| Trouble::Unanswered(error.to_string()))?;
+        let listing: Listing = serde_json::from_slice(&body)
+            .map_err(|error| Trouble::wrong(format!("its listing cannot be read: {error}")))?;
+        if !is_plain_component(&listing.sha) {
+            return Err(Trouble::wrong(format!("it names a commit {:?}, which is no commit", listing.sha)));
+        }
+        Ok(listing)
+    }
+
+    /// What the hub says of a file that the listing names. A range of one byte asks for it: the answer has all that an answer to
+    /// HEAD has, also from servers that know no HEAD.
+    pub(super) fn describe(&self, model: &str, commit: &str, name: &str) -> Result<Description, Trouble> {
+        let address = self.valid(&format!("/{model}/resolve/main/{}", escaped(name)))?;
+        let answer = match self.ask(&address, Some(0..=0)) {
+            // An empty file has no first byte.
+            Err(Trouble::Beyond) => self.ask(&address, None),
+            answer => answer,
+        };
+        let (from, hops, response) = answer?;
+        let header = |name: &str| hops.iter().chain([&response]).find_map(|hop| text(hop, name));
+        let named = header("x-repo-commit").ok_or_else(|| {
+            Trouble::wrong(format!("{name} comes without a commit: is HF_ENDPOINT the address of a hub?"))
+        })?;
+        if named != commit {
+            let what =
+                format!("{name} is of commit {named:?}, the listing of {commit}: it changes at the moment");
+            return Err(Trouble::wrong(what));
+        }
+        let tag = header("x-linked-etag").or_else(|| header("etag")).unwrap_or_default();
+        let etag = etag(&tag)
+            .ok_or_else(|| Trouble::wrong(format!("{name} has the ETag {tag:?}, which is none")))?;
+        let linked = header("x-linked-size").and_then(|size| size.parse().ok());
+        let size = linked
+            .or_else(|| length(&response))
+            .ok_or_else(|| Trouble::wrong(format!("it does not say how large {name} is")))?;
+        Ok(Description { etag: etag.to_owned(), size, from })
+    }
+
+    /// Writes the file; when the connection breaks, goes on from there.
+    pub(super) fn fetch(&self, file: &Description, to: &mut impl Write) -> Result<(), Trouble> {
+        let (mut done, mut left) = (0, RETRIES);
+        while done < file.size {
+            let before = done;
+            let broke = match self.fetch_from(file, &mut done, to) {
+                Err(Trouble::Unanswered(why)) => why,
+                other => {
+                    other?;
+                    continue;
+                }
+            };
+            left = if done > before { RETRIES } else { left - 1 };
+            if left == 0 {
+                return Err(Trouble::Unanswered(broke));
+            }
+            tracing::warn!(reason = broke, done, size = file.size, "the download broke off and goes on");
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    fn fetch_from(&self, file: &Description, done: &mut u64, to: &mut impl Write) -> Result<(), Trouble> {
+        let (_, _, response) = self.ask(&file.from, Some(*done..=file.size - 1))?;
+        let all = response.status() == 200;
+        let range = text(&response, "content-range").unwrap_or_default();
+        let expected = format!("bytes {done}-{}/{}", file.size - 1, file.size);
+        if !(all && *done == 0) && range != expected {
+            return Err(Trouble::wrong(format!("it was asked for {expected} and sent {range:?}")));
+        }
+        let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        let mut piece = vec![0; 1 << 20];
+        while *done < file.size {
+            let most = usize::try_from(file.size - *done).unwrap_or(usize::MAX).min(piece.len());
+            let read =
+                body.read(&mut piece[..most]).map_err(|error| Trouble::Unanswered(error.to_string()))?;
+            if read == 0 {
+                return Err(Trouble::Unanswered("the connection was closed".into()));
+            }
+            to.write_all(&piece[..read])
+                .map_err(|error| Trouble::wrong(format!("cannot write it: {error}")))?;
+            *done += read as u64;
+        }
+        match body.read(&mut piece[..1]) {
+            Ok(more) if more > 0 => Err(Trouble::wrong("it sends more than it announced")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks, and follows where that leads; gives the last address, the answers on the way, and the last.
+    fn ask(
+        &self,
+        address: &Uri,
+        range: Option<std::ops::RangeInclusive<u64>>,
+    ) -> Result<(Uri, Vec<Response<Body>>, Response<Body>), Trouble> {
+        let (mut address, mut hops) = (address.clone(), Vec::new());
+        loop {
+            let mut request = self.agent.get(&address);
+            if let Some(range) = &range {
+                request = request.header("range", format!("bytes={}-{}", range.start(), range.end()));
+            }
+            if let Some(token) = self.settings.token.as_ref().filter(|_| self.may_see_token(&address)) {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            let response = request.call().map_err(|error| Trouble::Unanswered(error.to_string()))?;
+            let status = response.status();
+            if !status.is_redirection() {
+                return match status.is_success() {
+                    true => Ok((address, hops, response)),
+                    false => Err(refused(status.as_u16())),
+                };
+            }
+            let location = text(&response, "location").unwrap_or_default();
+            address = target(&address, &location).ok_or_else(|| {
+                Trouble::wrong(format!("it leads to {location:?}, where nothing is fetched"))
+            })?;
+            hops.push(response);
+            if hops.len() > REDIRECTS {
+                return Err(Trouble::wrong("it leads from one address to the next without end"));
+            }
+        }
+    }
+
+    fn address(&self, path: &str) -> Result<Uri, Fault> {
+        let text = format!("{}{path}", self.settings.endpoint);
+        text.parse().map_err(|_| {
+            Fault::input(format!("HF_ENDPOINT {:?} is no address", self.settings.endpoint))
+                .hint("it looks like https://huggingface.co")
+        })
+    }
+
+    fn valid(&self, path: &str) -> Result<Uri, Trouble> {
+        self.address(path).map_err(|fault| Trouble::Wrong(fault.message))
+    }
+
+    /// The hub's own addresses, unless somebody on the way could read along.
+    fn may_see_token(&self, address: &Uri) -> bool {
+        let hub = |hub: &str| hub.parse().is_ok_and(|hub: Uri| origin(&hub) == origin(address));
+        let hidden = address.scheme_str() == Some("https") || is_loopback(address);
+        hidden && HUBS.into_iter().chain([self.settings.endpoint.as_str()]).any(hub)
+    }
+}
+
+/// Why the hub does not give it, as far as its status says.
+fn refused(status: u16) -> Trouble {
+    if status == 416 {
+        return Trouble::Beyond;
+    }
+    let why = match status {
+        401 | 403 => "it asks for a token that may read the model",
+        404 => "it has no such model, or not for this token",
+        429 => "it was asked too often",
+        500.. => "it has trouble of its own",
+        _ => "it refuses",
+    };
+    Trouble::Unanswered(format!("{why} (HTTP status {status})"))
+}
+
+fn text<T>(response: &Response<T>, name: &str) -> Option<String> {
+    response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+/// Of the whole file, from an answer to a range or to none.
+fn length<T>(response: &Response<T>) -> Option<u64> {
+    match text(response, "content-range") {
+        Some(range) => range.rsplit_once('/')?.1.parse().ok(),
+        None => text(response, "content-length")?.parse().ok(),
+    }
+}
+
+fn escaped(name: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+            char::from(byte).to_string()
+        }
+        other => format!("%{other:02X}"),
+    };
+    name.bytes().map(byte).collect()
+}
+
+/// Scheme, host and port.
+fn origin(address: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
+    let usual = match address.scheme_str() {
+        Some("https") => Some(443),
+        Some("http") => Some(80),
+        _ => None,
+    };
+    let host = address.host().map(str::to_ascii_lowercase);
+    (address.scheme_str(), host, address.port_u16().or(usual))
+}
+
+fn is_loopback(address: &Uri) -> bool {
+    let host = address.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Where a redirect leads. Never from TLS into plain text, and never from another machine to this one.
+fn target(from: &Uri, location: &str) -> Option<Uri> {
+    let absolute = match location.strip_prefix('/') {
+        Some(rest) if !rest.starts_with('/') => {
+            format!("{}://{}{location}", from.scheme_str()?, from.authority()?)
+        }
+        _ => location.to_owned(),
+    };
+    let to: Uri = absolute.parse().ok()?;
+    let allowed = match (from.scheme_str()?, to.scheme_str()?) {
+        (_, "https") => true,
+        ("http", "http") => true,
+        _ => false,
+    };
+    (allowed && (is_loopback(from) || !is_loopback(&to))).then_some(to)
+}
+
+/// A file that nobody serves.
+#[cfg(test)]
+pub(super) fn described(etag: &str, size: u64) -> Description {
+    Description { etag: etag.to_owned(), size, from: Uri::from_static("https://nowhere.invalid/") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(endpoint: &str) -> Settings {
+        Settings { cache: "/c".into(), endpoint: endpoint.into(), offline: None, token: Some("hf_x".into()) }
+    }
+
+    fn uri(text: &str) -> Uri {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_token_goes_to_the_hub_and_not_in_the_clear() {
+        for (endpoint, address, sent) in [
+            ("https://huggingface.co", "https://huggingface.co/api/x", true),
+            ("https://huggingface.co", "https://HuggingFace.co:443/api/x", true),
+            ("https://huggingface.co", "https://hf.co/x", true),
+            ("https://huggingface.co", "https://huggingface.co:8443/x", false),
+            ("https://huggingface.co", "http://huggingface.co/x", false),
+            ("https://huggingface.co", "https://cdn-lfs.huggingface.co/x", false),
+            ("https://huggingface.co", "https://huggingface.co.evil.example/x", false),
+            ("https://mirror.example", "https://mirror.example/x", true),
+            ("https://mirror.example", "https://huggingface.co/x", true),
+            ("http://mirror.example", "http://mirror.example/x", false),
+            ("http://127.0.0.1:9", "http://127.0.0.1:9/x", true),
+            ("http://localhost:9", "http://localhost:9/x", true),
+            ("http://127.0.0.1:9", "http://127.0.0.1:10/x", false),
+            ("http://127.0.0.1.evil.example", "http://127.0.0.1.evil.example/x", false),
+        ] {
+            let settings = settings(endpoint);
+            let client = Client::new(&settings).unwrap();
+            assert_eq!(client.may_see_token(&uri(address)), sent, "{endpoint} -> {address}");
+        }
+    }
+
+    #[test]
+    fn redirects_lead_neither_into_the_clear_nor_to_this_machine() {
+        let hub = uri("https://huggingface.co/a/b");
+        let to = |from: &Uri, location: &str| target(from, location).map(|to| to.to_string());
+        assert_eq!(to(&hub, "/api/x").as_deref(), Some("https://huggingface.co/api/x"));
+        assert_eq!(to(&hub, "https://cdn.example/x?a=1").as_deref(), Some("https://cdn.example/x?a=1"));
+        for evil in
+            ["http://cdn.example/x", "file:///etc/passwd", "//evil.example/x", "", "x", "https://127.0.0.1/x"]
+        {
+            assert_eq!(to(&hub, evil), None, "{evil}");
+        }
+        assert!(to(&uri("http://127.0.0.1:9/x"), "http://127.0.0.1:10/y").is_some());
+    }
+
+    #[test]
+    fn names_are_escaped_in_addresses() {
+        assert_eq!(escaped("a b?#%/ü.json"), "a%20b%3F%23%25/%C3%BC.json");
+    }
+}
