@@ -1,7 +1,7 @@
 //! Compiles the .proto files with protox, so that no system `protoc` is needed.
 
 /// Everything that a run event consists of.
-const EVENTS: [&str; 13] = [
+const EVENTS: [&str; 15] = [
     "RunEvent",
     "RunEvent.body",
     "RunStarted",
@@ -15,6 +15,8 @@ const EVENTS: [&str; 13] = [
     "PhaseChanged",
     "ModelReport",
     "ReferenceProgress",
+    "Beat",
+    "Skipped",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

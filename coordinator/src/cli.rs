@@ -74,6 +74,11 @@ pub struct Cli {
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub join_timeout_seconds: u64,
 
+    /// How long a trainer may stand still although its heart beats, whatever it is doing; also shortens how long it, or the
+    /// coordinator, may be silent [default: by phase, 5 to 20 minutes, and longer where a run's own pauses are long]. 0 sets no limit
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=604_800))]
+    pub stall_timeout: Option<u64>,
+
     /// Write every event of the run as a JSON line on standard output
     #[arg(long)]
     pub print_events: bool,
@@ -190,6 +195,7 @@ impl Cli {
             data: prepared.data,
             world_size: self.world_size,
             join_timeout: Duration::from_secs(self.join_timeout_seconds),
+            stall_timeout: self.stall_timeout,
             start,
             resume_from: resume.as_ref().map_or_else(String::new, |resume| resume.path.display().to_string()),
             then: resume.map(|resume| Then { fingerprint: resume.then, step: resume.step }),

@@ -1,6 +1,7 @@
 //! Feeds the run with events and ticks, and carries its commands out: the only owner of its state.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use dyad_proto::Fault;
@@ -8,6 +9,7 @@ use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{CoordinatorMessage, EvaluationMetrics, KeepTrace, StepMetrics};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::membership::TrainerId;
 use crate::observe::Observer;
@@ -18,6 +20,7 @@ use crate::run::{Command, Event, Run};
 use crate::schedule::Work;
 use crate::training::Done;
 use crate::watch::History;
+use crate::wire::refusals::Refusals;
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -29,8 +32,8 @@ pub type Outbox = mpsc::UnboundedSender<CoordinatorMessage>;
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "events are the rule, connections the exception")]
 pub enum Input {
-    /// A connection was made; what is put into the outbox goes out on it.
-    Connected(TrainerId, Outbox),
+    /// A connection was made from somewhere; what is put into the outbox goes out on it.
+    Connected(TrainerId, Option<SocketAddr>, Outbox),
     /// Something for the run.
     Event(Event),
 }
@@ -41,27 +44,35 @@ pub struct Engine {
     run: Run,
     output: Output,
     history: History,
-    outboxes: HashMap<TrainerId, Outbox>,
+    outboxes: HashMap<TrainerId, (Option<SocketAddr>, Outbox)>,
     /// Open where the run keeps reference log-probabilities.
     store: Option<ReferenceStore>,
     observer: Observer,
+    refusals: Refusals,
 }
 
 impl Engine {
     /// An engine at rest.
     #[must_use]
-    pub fn new(run: Run, output: Output, history: History, observer: Observer) -> Self {
-        Self { run, output, history, outboxes: HashMap::new(), store: None, observer }
+    pub fn new(
+        run: Run,
+        output: Output,
+        history: History,
+        (observer, refusals): (Observer, Refusals),
+    ) -> Self {
+        Self { run, output, history, outboxes: HashMap::new(), store: None, observer, refusals }
     }
 
     /// Runs until the run has ended; says how.
     pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Result<(), Fault> {
         let mut ticks = tokio::time::interval(TICK);
+        // Those that are missed are missed: they would pass for time that others have had.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
                 Some(input) = inputs.recv() => match input {
-                    Input::Connected(id, outbox) => {
-                        self.outboxes.insert(id, outbox);
+                    Input::Connected(id, peer, outbox) => {
+                        self.outboxes.insert(id, (peer, outbox));
                         continue;
                     }
                     Input::Event(event) => event,
@@ -100,6 +111,11 @@ impl Engine {
             Command::Send(id, body) => self.send(id, body),
             Command::Close(id) => drop(self.outboxes.remove(&id)),
             Command::Emit(happening) => self.emit(happening),
+            Command::Beat => self.history.beat(),
+            Command::Refused(id, why) => {
+                let peer = self.outboxes.get(&id).and_then(|(peer, _)| *peer);
+                self.refusals.note("trainer refused", peer, &why);
+            }
             Command::Record(done) => self.record(&done)?,
             Command::Persist => self.output.persist()?,
             Command::Recall(key, pairs) => return self.recall(&key, pairs).map(Some),
@@ -118,7 +134,7 @@ impl Engine {
 
     fn send(&mut self, id: TrainerId, mut body: Down) {
         self.observer.sends(id, &mut body);
-        if let Some(outbox) = self.outboxes.get(&id) {
+        if let Some((_, outbox)) = self.outboxes.get(&id) {
             // Fails only when the stream is gone, and then its end arrives as an event.
             let _ = outbox.send(CoordinatorMessage { body: Some(body) });
         }
@@ -174,7 +190,7 @@ impl Engine {
             Work::Reference(_) => {}
         }
         if let Some(step) = self.observer.done(done, began) {
-            for outbox in self.outboxes.values() {
+            for (_, outbox) in self.outboxes.values() {
                 // As in `send`.
                 let _ = outbox.send(CoordinatorMessage { body: Some(Down::KeepTrace(KeepTrace { step })) });
             }

@@ -1,8 +1,8 @@
 //! The coordinator: owns one run, holds no tensor.
 //!
 //! Decisions are pure and know neither clock nor network: [`sharding`] (which pairs, which rank), [`schedule`] (how many
-//! steps), [`saving`] (when a checkpoint is due), [`measuring`] and [`training`] (who does what next), [`references`] (what the reference model has said), [`metrics`] (sums to rows), [`membership`] and [`failure`]
-//! (who takes part, who is to blame), and [`run`], which puts them together: events in, commands out.
+//! steps), [`saving`] (when a checkpoint is due), [`measuring`] and [`training`] (who does what next), [`references`] (what the reference model has said), [`metrics`] (sums to rows), [`membership`], [`stalls`] and [`failure`]
+//! (who takes part, who stands still, who is to blame), and [`run`], which puts them together: events in, commands out.
 //! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`wire`] (who may connect and call), [`server`],
 //! [`service`], [`health`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the commands out), [`cli`] (flags).
 //! [`observe`] and [`tensorboard`] show what happens to others.
@@ -28,6 +28,7 @@ pub mod schedule;
 pub mod server;
 pub mod service;
 pub mod sharding;
+pub mod stalls;
 pub mod tensorboard;
 pub mod training;
 pub mod watch;

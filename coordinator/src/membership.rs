@@ -1,16 +1,15 @@
-//! Who takes part in the run: admission, ranks, signs of life. Pure: the time is an argument.
+//! Who takes part in the run: admission, ranks, signs of life. Pure: time passes when it is told so.
 //!
 //! - a refused trainer never changes the roster.
 //! - ranks follow the launcher's order, whatever order the trainers joined in.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dyad_proto::wire::{Hello, Phase};
+use dyad_proto::wire::{Heartbeat, Hello, Phase};
 use dyad_proto::{Fault, PROTOCOL_VERSION};
 
-/// Thirty missed beats: a machine that swaps for a while is not dead yet.
-pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+use crate::stalls::{Kind, Pulse, Stall, Stalls, Worker};
 
 /// One connection; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,7 +44,10 @@ pub struct Member {
     pub phase: Phase,
     /// The last step it spoke of.
     pub step: u64,
-    last_heard: Instant,
+    pid: u32,
+    /// For how long it has said nothing.
+    silent: Duration,
+    pulse: Pulse,
     /// How it stands.
     pub standing: Standing,
     /// Cleared when its stream ends.
@@ -60,6 +62,20 @@ impl Member {
             Some(rank) => format!("trainer rank {rank} ({})", self.name),
             None => format!("trainer {}", self.name),
         }
+    }
+
+    /// `on gpu3, process 4711`.
+    #[must_use]
+    pub fn process(&self) -> String {
+        match self.pid {
+            0 => format!("on {}", self.host),
+            pid => format!("on {}, process {pid}", self.host),
+        }
+    }
+
+    /// Somebody who ought to say something.
+    fn listened_to(&self) -> bool {
+        self.rank.is_some() && self.connected && self.standing == Standing::Active
     }
 
     /// Where it was last seen: `training, step 12`.
@@ -95,7 +111,7 @@ impl Roster {
     }
 
     /// Lets a trainer in, or says why not.
-    pub fn admit(&mut self, now: Instant, id: TrainerId, hello: &Hello) -> Result<(), Fault> {
+    pub fn admit(&mut self, id: TrainerId, hello: &Hello) -> Result<(), Fault> {
         self.check(hello)
             .map_err(|reason| Fault::input(format!("trainer {} is refused: {reason}", shown(&hello.name))))?;
         self.places.insert(id, self.members.len());
@@ -109,7 +125,9 @@ impl Roster {
             rank: None,
             phase: Phase::Unspecified,
             step: 0,
-            last_heard: now,
+            pid: hello.pid,
+            silent: Duration::ZERO,
+            pulse: Pulse::default(),
             standing: Standing::Active,
             connected: true,
         });
@@ -150,11 +168,12 @@ impl Roster {
     }
 
     /// Gives ranks 0.. in launch order, and starts listening for signs of life.
-    pub fn assign_ranks(&mut self, now: Instant) {
+    pub fn assign_ranks(&mut self) {
         self.members.sort_by(|a, b| (a.launch_index, &a.name).cmp(&(b.launch_index, &b.name)));
         for (rank, member) in self.members.iter_mut().enumerate() {
             member.rank = Some(rank);
-            member.last_heard = now;
+            member.silent = Duration::ZERO;
+            member.pulse.start();
             self.places.insert(member.id, rank);
         }
     }
@@ -177,16 +196,51 @@ impl Roster {
     }
 
     /// Any message is a sign of life.
-    pub fn heard(&mut self, now: Instant, place: usize) {
-        self.members[place].last_heard = now;
+    pub fn heard(&mut self, place: usize) {
+        self.members[place].silent = Duration::ZERO;
     }
 
-    /// A ranked trainer at work that has said nothing for longer than [`SILENCE_LIMIT`].
+    /// Time passes, in which this process could have heard something.
+    pub fn pass(&mut self, time: Duration) {
+        for member in &mut self.members {
+            member.silent += time;
+            member.pulse.pass(time);
+        }
+    }
+
+    /// A trainer says where it is and how far; `first` is the run's first step. Returns the phase before.
+    pub fn beat(&mut self, place: usize, beat: Heartbeat, (stalls, first): (&mut Stalls, u64)) -> Phase {
+        let all = Stalls::all_still(self.workers(first));
+        let member = &mut self.members[place];
+        let kind = Kind::of(member.phase, member.step, first);
+        let (phase, step) = (beat.phase(), member.step.max(beat.step));
+        let moved = phase != member.phase || step != member.step;
+        let before = std::mem::replace(&mut member.phase, phase);
+        member.step = step;
+        if let Some(progress) = beat.progress {
+            stalls.hear(&mut member.pulse, kind, (progress, moved), all);
+        }
+        before
+    }
+
+    /// A ranked trainer at work that has said nothing for longer than `limit`.
     #[must_use]
-    pub fn silent(&self, now: Instant) -> Option<&Member> {
-        self.members.iter().find(|member| {
-            let listening = member.rank.is_some() && member.connected && member.standing == Standing::Active;
-            listening && now.saturating_duration_since(member.last_heard) > SILENCE_LIMIT
+    pub fn silent(&self, limit: Duration) -> Option<&Member> {
+        self.members.iter().find(|member| member.listened_to() && member.silent > limit)
+    }
+
+    /// A trainer at work that stands still.
+    #[must_use]
+    pub fn stalled(&self, stalls: &Stalls, first: u64) -> Option<Stall> {
+        stalls.find(&self.workers(first).collect::<Vec<_>>())
+    }
+
+    fn workers(&self, first: u64) -> impl Iterator<Item = Worker<'_>> {
+        let at_work = self.members.iter().enumerate().filter(|(_, member)| member.listened_to());
+        at_work.map(move |(place, member)| Worker {
+            place,
+            kind: Kind::of(member.phase, member.step, first),
+            pulse: &member.pulse,
         })
     }
 
@@ -228,7 +282,7 @@ mod tests {
 
     fn admit(roster: &mut Roster, hello: &Hello) -> Result<(), Fault> {
         let id = TrainerId(100 + u64::from(hello.launch_index));
-        roster.admit(Instant::now(), id, hello)
+        roster.admit(id, hello)
     }
 
     #[test]
@@ -261,7 +315,7 @@ mod tests {
             admit(&mut roster, &hello(name, index)).unwrap();
         }
         assert_eq!(roster.members()[0].describe(), "trainer late");
-        roster.assign_ranks(Instant::now());
+        roster.assign_ranks();
         let described: Vec<String> = roster.members().iter().map(Member::describe).collect();
         assert_eq!(described, ["trainer rank 0 (first)", "trainer rank 1 (middle)", "trainer rank 2 (late)"]);
         assert_eq!(roster.place(TrainerId(102)), Some(2));
@@ -270,19 +324,21 @@ mod tests {
 
     #[test]
     fn silence_counts_from_the_assignment_and_ends_with_the_work() {
-        let start = Instant::now();
+        let limit = Duration::from_secs(30);
         let mut roster = Roster::new(1);
         admit(&mut roster, &hello("a", 0)).unwrap();
-        let later = start + Duration::from_secs(300);
-        assert!(roster.silent(later).is_none(), "nobody need speak while others join");
-        roster.assign_ranks(later);
-        let limit = later + SILENCE_LIMIT;
+        roster.pass(10 * limit);
+        assert!(roster.silent(limit).is_none(), "nobody need speak while others join");
+        roster.assign_ranks();
+        roster.pass(limit);
         assert!(roster.silent(limit).is_none());
-        assert_eq!(roster.silent(limit + Duration::from_secs(1)).unwrap().name, "a");
-        roster.heard(limit, 0);
-        assert!(roster.silent(limit + Duration::from_secs(1)).is_none());
+        roster.pass(Duration::from_secs(1));
+        assert_eq!(roster.silent(limit).unwrap().name, "a");
+        roster.heard(0);
+        assert!(roster.silent(limit).is_none());
+        roster.pass(2 * limit);
         roster.member_mut(0).standing = Standing::Finished;
-        assert!(roster.silent(limit + SILENCE_LIMIT * 2).is_none());
+        assert!(roster.silent(limit).is_none());
     }
 
     #[test]

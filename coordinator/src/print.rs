@@ -1,6 +1,6 @@
 //! `--print-events`: the run's events as JSON lines on standard output, where a container's log keeps them.
 //!
-//! Events are not dropped for a reader that is slow: the history keeps them, and they wait there. They leave on a thread of their own,
+//! Events of a reader that is slow wait in the history, which keeps the last of them and counts what it leaves out. They leave on a thread of their own,
 //! so a reader that stands still stops no run.
 
 use std::io::Write;
@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dyad_proto::wire::RunEvent;
+use dyad_proto::wire::run_event::Body;
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -55,6 +56,10 @@ impl Printer {
         let feeding = tokio::spawn(async move {
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
+                // A log need not be told every second that there is nothing new.
+                if matches!(event.body, Some(Body::Beat(_))) {
+                    continue;
+                }
                 let Ok(line) = serde_json::to_string(&event) else { continue };
                 if lines.send(line).await.is_err() {
                     return;

@@ -5,6 +5,7 @@
 mod drain;
 mod ending;
 mod joining;
+mod liveness;
 mod working;
 
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
-use dyad_proto::wire::{CheckpointReport, Heartbeat, Phase, PhaseChanged, RunStarted};
+use dyad_proto::wire::{CheckpointReport, Phase, RunStarted};
 use dyad_proto::{Fault, RunConfig};
 
 use crate::dataset::Datasets;
@@ -59,6 +60,10 @@ pub enum Command {
     Record(Done),
     /// Bring all rows to the disk.
     Persist,
+    /// Show the watchers that the run is alive.
+    Beat,
+    /// A trainer was turned away, for this reason.
+    Refused(TrainerId, String),
     /// Open the store of reference log-probabilities for this reference model, and look for these pairs; answered by
     /// [`Event::References`].
     Recall(String, Vec<PairKey>),
@@ -79,6 +84,8 @@ pub struct RunSpec {
     pub world_size: u32,
     /// How long to wait for them.
     pub join_timeout: Duration,
+    /// Seconds that a trainer may stand still; its phase says so where there are none, and 0 is for ever.
+    pub stall_timeout: Option<u64>,
     /// Where the run picks up.
     pub start: Start,
     /// Checkpoint folder to resume from; empty for a fresh run.
@@ -90,7 +97,8 @@ pub struct RunSpec {
 #[derive(Debug)]
 enum Stage {
     Joining {
-        deadline: Instant,
+        /// Time that is left, as [`liveness`] counts it.
+        left: Duration,
     },
     Measuring(Box<Measuring>),
     /// All lengths are known; the reference model, or what the store holds of it, is not.
@@ -117,6 +125,7 @@ pub struct Run {
     /// What the ranks say of themselves.
     facts: Facts,
     blame: Blame,
+    watch: liveness::Watch,
     /// The last phase that watchers were told of.
     phase: Phase,
     /// Why trainers were turned away, for the message when too few have joined.
@@ -143,9 +152,10 @@ impl Run {
             now,
             roster: Roster::new(spec.world_size as usize),
             reference_key: None,
-            stage: Stage::Joining { deadline: now + spec.join_timeout },
+            stage: Stage::Joining { left: spec.join_timeout },
             facts: Facts::new(spec.world_size as usize),
             blame: Blame::default(),
+            watch: liveness::Watch::new(now, spec.stall_timeout),
             phase: Phase::Unspecified,
             last_refusal: None,
             trained: false,
@@ -218,10 +228,10 @@ impl Run {
 
     fn message(&mut self, now: Instant, id: TrainerId, message: Up) -> Result<(), Fault> {
         let Some(place) = self.roster.place(id) else {
-            self.stranger(now, id, message);
+            self.stranger(id, message);
             return Ok(());
         };
-        self.roster.heard(now, place);
+        self.roster.heard(place);
         if matches!(self.stage, Stage::Ended { .. }) {
             return Ok(());
         }
@@ -255,21 +265,5 @@ impl Run {
             Up::Hello(_) => return Err(self.violation(place, "said hello twice")),
         }
         Ok(())
-    }
-
-    fn heartbeat(&mut self, place: usize, beat: Heartbeat) {
-        let member = self.roster.member_mut(place);
-        let before = std::mem::replace(&mut member.phase, beat.phase());
-        member.step = member.step.max(beat.step);
-        // Most beats say what the last one said, and nobody need be looked at.
-        if before == member.phase || self.phase >= Phase::Training {
-            return;
-        }
-        // Evaluating and saving belong to the training, and alternate with it.
-        let slowest = self.roster.slowest_phase().min(Phase::Training);
-        if slowest > self.phase {
-            self.phase = slowest;
-            self.emit(Happening::Phase(PhaseChanged { phase: slowest.into() }));
-        }
     }
 }

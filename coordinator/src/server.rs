@@ -92,12 +92,15 @@ pub async fn serve(
     let server = server.add_service(health.answers(Welcome::Answered));
     let mut server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopping));
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
-    let engine = Engine::new(run, output, history, observer).run(events);
+    let engine = Engine::new(run, output, history, (observer, refusals.clone())).run(events);
     let engine = tokio::spawn(engine.in_current_span());
     let outcome = tokio::select! {
         outcome = engine => outcome
             .unwrap_or_else(|error| Err(Fault::failed(format!("the engine ended: {error}")))),
-        died = &mut server => return Err(Fault::failed(format!("the gRPC server ended: {died:?}"))),
+        died = &mut server => {
+            refusals.close();
+            return Err(Fault::failed(format!("the gRPC server ended: {died:?}")));
+        }
     };
     drop(stop);
     if let Some(printed) = printed {

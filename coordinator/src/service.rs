@@ -54,7 +54,8 @@ impl Coordinator for Service {
         // Unbounded, so that the engine never waits for a slow trainer; the windows of requests bound what is in it.
         let (outbox, outgoing) = mpsc::unbounded_channel();
         let gone = |_| Status::unavailable("the run has ended");
-        self.inputs.send(Input::Connected(id, outbox)).await.map_err(gone)?;
+        let address = peer.as_ref().map(|peer| peer.address);
+        self.inputs.send(Input::Connected(id, address, outbox)).await.map_err(gone)?;
         let call = RpcCall::server("dyad.v1.Coordinator/Train", request.metadata(), run_context());
         tokio::spawn(forward((id, peer), request.into_inner(), self.inputs.clone(), call));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing).map(Ok))))

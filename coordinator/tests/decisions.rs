@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use dyad_coordinator::failure::ECHO_HOLD_BACK;
-use dyad_coordinator::membership::{SILENCE_LIMIT, TrainerId};
+use dyad_coordinator::membership::TrainerId;
 use dyad_coordinator::run::{Command, Event, FAREWELL, Run};
 use dyad_coordinator::training::GENERATION;
 use dyad_proto::wire::coordinator_message::Body as Down;
@@ -14,13 +14,14 @@ use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
     CheckpointReport, DrainRequest, Finished, Heartbeat, Held, Phase, Posting, PreferenceSums, StepReport,
 };
-use dyad_proto::{ErrorCode, Fault};
+use dyad_proto::{ErrorCode, Fault, silence};
 use support::spec::{hello, measured, spec};
 
 const A: TrainerId = TrainerId(1);
 const B: TrainerId = TrainerId(2);
 
 const PAIRS: usize = 40;
+const SILENCE: Duration = Duration::from_secs(silence::TRAINER as u64);
 
 /// A run of 20 steps of 2 pairs for trainers A (rank 0) and B (rank 1).
 struct Bench {
@@ -59,9 +60,15 @@ impl Bench {
         )
     }
 
+    /// Time passes tick by tick.
     fn after(&mut self, time: Duration) -> Vec<Command> {
-        self.now += time;
-        self.run.handle(self.now, Event::Tick)
+        let end = self.now + time;
+        let mut commands = Vec::new();
+        while self.now < end {
+            self.now = end.min(self.now + Duration::from_millis(200));
+            commands.extend(self.run.handle(self.now, Event::Tick));
+        }
+        commands
     }
 
     /// How the run ended, once the streams have had their time to close.
@@ -95,6 +102,10 @@ fn what_a_rank_posts_reaches_all_ranks_and_is_bounded() {
     let (mut bench, _) = Bench::at_work();
     bench.send(B, posting(GENERATION, (1 << 20) + 1));
     assert!(bench.failure().unwrap().message.contains("posted more than ranks have to say"));
+}
+
+fn beat(phase: Phase, step: u64) -> Heartbeat {
+    Heartbeat { phase: phase.into(), step, ..Heartbeat::default() }
 }
 
 fn steps_for(id: TrainerId, commands: &[Command]) -> Vec<u64> {
@@ -269,12 +280,12 @@ fn ranks_that_say_what_cannot_be_of_an_early_end_fail_the_run() {
 #[test]
 fn silent_trainer_is_named_with_phase_and_step() {
     let (mut bench, _) = Bench::at_work();
-    bench.after(SILENCE_LIMIT);
-    bench.send(A, Up::Heartbeat(Heartbeat { phase: Phase::Training.into(), step: 4 }));
-    bench.send(B, Up::Heartbeat(Heartbeat { phase: Phase::Evaluating.into(), step: 3 }));
-    bench.after(SILENCE_LIMIT);
+    bench.after(SILENCE);
+    bench.send(A, Up::Heartbeat(beat(Phase::Training, 4)));
+    bench.send(B, Up::Heartbeat(beat(Phase::Evaluating, 3)));
+    bench.after(SILENCE);
     assert_eq!(bench.failure(), None);
-    bench.send(A, Up::Heartbeat(Heartbeat { phase: Phase::Training.into(), step: 4 }));
+    bench.send(A, Up::Heartbeat(beat(Phase::Training, 4)));
     bench.after(Duration::from_secs(1));
     let fault = bench.failure().unwrap();
     assert!(fault.message.starts_with("trainer rank 1 (t2)"), "{fault}");

@@ -91,6 +91,21 @@ async fn refused_trainers_are_told_why_and_the_run_goes_on() {
 }
 
 #[tokio::test]
+async fn refusals_of_one_kind_are_one_line_and_a_count() {
+    let work = Workspace::new(4, 0, "");
+    let coordinator = work.start(&["--world-size", "2", "--join-timeout-seconds", "5"]).await;
+    let mut only = coordinator.join("a", 0).await;
+    for _ in 0..100 {
+        coordinator.join("a", 1).await.aborted().await;
+    }
+    only.aborted().await;
+    drop(only);
+    let log = coordinator.end().await.stderr;
+    assert_eq!(log.matches(" trainer refused ").count(), 2, "{log}");
+    assert!(log.contains("trainer refused again") && log.contains("times=99"), "{log}");
+}
+
+#[tokio::test]
 async fn too_few_trainers_in_time_are_counted() {
     let work = Workspace::new(4, 0, "");
     let coordinator = work.start(&["--world-size", "3", "--join-timeout-seconds", "1"]).await;

@@ -3,6 +3,7 @@
 
 mod support;
 
+use dyad_coordinator::observe::endpoint::MOST;
 use dyad_proto::wire::Phase;
 use support::{Workspace, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -70,4 +71,22 @@ async fn a_metrics_port_that_is_taken_is_named_with_its_flag() {
         "{}",
         ended.stderr
     );
+}
+
+/// Strangers who hold connections and say nothing neither keep a scraper out nor pile up.
+#[tokio::test]
+async fn connections_that_say_nothing_make_way_at_the_metrics_port() {
+    let work = Workspace::new(9, 0, "");
+    let coordinator = work.start(&["--world-size", "1", "--metrics-listen", "127.0.0.1:0"]).await;
+    let address = coordinator.metrics.clone().unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..3 * MOST {
+        idle.push(TcpStream::connect(&address).await.unwrap());
+    }
+    assert!(soon("a scrape", scrape(&address)).await.contains(" 200 OK"));
+    let mut byte = [0];
+    for stream in &mut idle[..2 * MOST] {
+        let closed = soon("an idle connection to be closed", stream.read(&mut byte)).await;
+        assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+    }
 }

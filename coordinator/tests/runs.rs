@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use dyad_coordinator::watch::RECENT;
 use dyad_proto::manifest::Manifest;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{Phase, RunEvent};
@@ -23,6 +24,7 @@ fn kinds(events: &[RunEvent]) -> String {
         Happening::Phase(phase) => format!("{:?}", phase.phase()),
         Happening::Model(_) => "model".to_owned(),
         Happening::Reference(scored) => format!("scored:{}", scored.pairs),
+        Happening::Beat(_) | Happening::Skipped(_) => "unexpected".to_owned(),
     };
     let unordered = |kind: &String| !kind.starts_with(char::is_uppercase);
     events.iter().map(kind).filter(unordered).collect::<Vec<_>>().join(" ")
@@ -215,4 +217,33 @@ async fn two_hundred_trainers_share_every_step() {
     seen.sort_unstable();
     assert_eq!(seen, (0..900).filter(|id| *id != 3).collect::<Vec<_>>());
     assert_eq!(column(&work.rows("metrics.jsonl"), "step"), [1.0, 2.0, 3.0]);
+}
+
+/// What the coordinator keeps of a run does not grow with its steps; what a late watcher lacks is in the files.
+#[tokio::test]
+async fn a_late_watcher_of_a_long_run_gets_its_end_and_a_count() {
+    let steps = RECENT as u64 + 500;
+    let work = Workspace::new(8, 0, &format!("max_steps = {}", steps + 1000));
+    let coordinator = work.start(&["--world-size", "1"]).await;
+    let mut trainer = coordinator.join("node0-cpu", 0).await;
+    trainer.train_until(steps).await;
+    coordinator.recorded(steps).await;
+    let late = coordinator.watch();
+    drop(trainer);
+    let events = late.await.unwrap();
+    let count = |is: fn(&Happening) -> bool| {
+        events.iter().filter(|event| event.body.as_ref().is_some_and(is)).count()
+    };
+    assert_eq!(
+        count(|body| matches!(body, Happening::Started(_) | Happening::Joined(_) | Happening::Data(_))),
+        3
+    );
+    assert_eq!(count(|body| matches!(body, Happening::Step(_))), RECENT);
+    let skipped = events.iter().find_map(|event| match event.body {
+        Some(Happening::Skipped(skipped)) => Some(skipped.events),
+        _ => None,
+    });
+    let rows = work.rows("metrics.jsonl").len();
+    assert_eq!(skipped, Some((rows - RECENT) as u64));
+    coordinator.end().await;
 }

@@ -117,8 +117,11 @@ fn body() -> impl Strategy<Value = Up> {
             let protocol_version = if version % 2 == 0 { PROTOCOL_VERSION } else { version };
             Up::Hello(Hello { name, protocol_version, device, launch_index, ..Hello::default() })
         }),
-        (any::<i32>(), number())
-            .prop_map(|(phase, step)| Up::Heartbeat(Heartbeat { phase: phase % 9, step })),
+        (any::<i32>(), number()).prop_map(|(phase, step)| Up::Heartbeat(Heartbeat {
+            phase: phase % 9,
+            step,
+            ..Heartbeat::default()
+        })),
         (number(), vec(any::<u8>(), 0..2000))
             .prop_map(|(generation, payload)| Up::BootstrapOffer(BootstrapOffer { generation, payload })),
         (number(), text(), vec(any::<u8>(), 0..2000))

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use dyad_proto::{ErrorCode, Fault, plain, safe_file};
 use futures::stream::FuturesUnordered;
@@ -13,10 +14,14 @@ use tokio::process::Command;
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::protocol::Start;
+use crate::allowance::{Allowance, LeftOut};
 use crate::console::{Console, Speaker};
 use crate::hosts::connection::{Agent, Remote};
 use crate::processes::{die_with_me, each_line, end, raw_status};
+use crate::progress::thousands;
 
+/// Lines on their way from a process to its log. A process that writes faster waits: nothing piles up here.
+pub const LINES: usize = 256;
 /// Lines of a process that are shown again when it was the first to fail.
 const TAIL: usize = 10;
 
@@ -25,7 +30,7 @@ const TAIL: usize = 10;
 pub struct Child {
     /// How it is called in messages.
     pub label: String,
-    stdout: Option<mpsc::UnboundedReceiver<String>>,
+    stdout: Option<mpsc::Receiver<String>>,
     signals: Signals,
     end: watch::Receiver<Option<End>>,
     report: Arc<Mutex<Report>>,
@@ -62,6 +67,27 @@ struct Report {
     tail: VecDeque<String>,
 }
 
+impl Report {
+    /// Takes a line; false where it is for the log alone.
+    fn hears(&mut self, line: &str) -> bool {
+        if let Some((error, hint)) = dyad_telemetry::read_last_words(line) {
+            (self.error, self.hint) = (Some(error), hint);
+        } else if let Some(error) = line.strip_prefix("error: ") {
+            self.error = Some(error.to_owned());
+            self.hint.clear();
+        } else if let Some(hint) = line.strip_prefix("hint: ") {
+            hint.clone_into(&mut self.hint);
+        } else if !line.trim().is_empty() {
+            if self.tail.len() == TAIL {
+                self.tail.pop_front();
+            }
+            self.tail.push_back(line.to_owned());
+            return false;
+        }
+        true
+    }
+}
+
 /// Where a child's lines go.
 #[derive(Clone, Debug)]
 pub struct Output {
@@ -84,8 +110,8 @@ impl Child {
         let mut process = command.spawn().map_err(|error| {
             Fault::failed(format!("cannot start {program}: {error}")).hint("run `make build` first")
         })?;
-        let (stdout_lines, stdout) = mpsc::unbounded_channel();
-        let (stderr_lines, stderr) = mpsc::unbounded_channel();
+        let (stdout_lines, stdout) = mpsc::channel(LINES);
+        let (stderr_lines, stderr) = mpsc::channel(LINES);
         let pipes = [
             process.stdout.take().map(|stream| tokio::spawn(pass_on(stream, stdout_lines))),
             process.stderr.take().map(|stream| tokio::spawn(pass_on(stream, stderr_lines))),
@@ -256,6 +282,9 @@ struct Log {
     file: Option<std::fs::File>,
     output: Output,
     report: Arc<Mutex<Report>>,
+    /// How much of it is written down, and how much of that is shown.
+    kept: Allowance,
+    shown: Allowance,
 }
 
 impl Log {
@@ -268,39 +297,57 @@ impl Log {
             })
         };
         let file = output.file.as_ref().map(create).transpose()?;
-        Ok(Self { file, output, report })
+        let now = Instant::now();
+        Ok(Self { file, output, report, kept: Allowance::of_file(now), shown: Allowance::of_terminal(now) })
     }
 
-    async fn write(mut self, mut lines: mpsc::UnboundedReceiver<String>) {
-        use std::io::Write;
+    async fn write(mut self, mut lines: mpsc::Receiver<String>) {
         while let Some(line) = lines.recv().await {
-            let line = plain::line(&line).into_owned();
-            // A full disk must not stop the child by blocking its pipe.
-            let _ = self.file.as_mut().map(|file| writeln!(file, "{line}"));
-            let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((error, hint)) = dyad_telemetry::read_last_words(&line) {
-                (report.error, report.hint) = (Some(error), hint);
-            } else if let Some(error) = line.strip_prefix("error: ") {
-                report.error = Some(error.to_owned());
-                report.hint.clear();
-            } else if let Some(hint) = line.strip_prefix("hint: ") {
-                hint.clone_into(&mut report.hint);
-            } else if !line.trim().is_empty() {
-                if report.tail.len() == TAIL {
-                    report.tail.pop_front();
-                }
-                report.tail.push_back(line.clone());
-                drop(report);
-                self.output.console.log(&self.output.speaker, &line);
+            self.take(&plain::line(&line));
+        }
+        self.say_what_is_missing(true);
+    }
+
+    /// Whatever is left out of log and terminal, its error is heard.
+    fn take(&mut self, line: &str) {
+        let now = Instant::now();
+        if self.kept.takes(now, line.len()) {
+            self.write_down(line);
+        }
+        if !self.report.lock().unwrap_or_else(PoisonError::into_inner).hears(line) {
+            let console = &self.output.console;
+            if console.shows(line) && self.shown.takes(now, line.len()) {
+                console.log(&self.output.speaker, line);
             }
         }
+        self.say_what_is_missing(false);
+    }
+
+    fn say_what_is_missing(&mut self, end: bool) {
+        let now = Instant::now();
+        if let Some(left_out) = self.kept.due(now, end) {
+            self.write_down(&format!("[left out here: {}]", told(left_out)));
+        }
+        if let Some(left_out) = self.shown.due(now, end) {
+            let line = format!(" WARN left out here: {}; see its log", told(left_out));
+            self.output.console.log(&self.output.speaker, &line);
+        }
+    }
+
+    /// A full disk must not stop the child by blocking its pipe.
+    fn write_down(&mut self, line: &str) {
+        use std::io::Write;
+        let _ = self.file.as_mut().map(|file| writeln!(file, "{line}"));
     }
 }
 
+fn told(LeftOut { lines, bytes }: LeftOut) -> String {
+    format!("{} lines of {} bytes, more than is kept of one process", thousands(lines), thousands(bytes))
+}
+
 /// Passes lines on until the stream ends.
-async fn pass_on<R: AsyncRead + Unpin>(stream: R, lines: mpsc::UnboundedSender<String>) {
-    // Sending fails when nobody reads any more; the process must be able to write all the same.
-    each_line(stream, |line| drop(lines.send(line))).await;
+async fn pass_on<R: AsyncRead + Unpin>(stream: R, lines: mpsc::Sender<String>) {
+    each_line(stream, &lines, |line| line).await;
 }
 
 /// Hands signals on until the process has ended; its status as wait(2) has it.

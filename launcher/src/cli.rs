@@ -129,6 +129,11 @@ pub struct Options {
     /// end the run. 0 never starts it again.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub max_restarts: u32,
+    /// How long a trainer may stand still although its heart beats, whatever it is doing; also shortens how long it, or the
+    /// coordinator, may be silent. By default its phase says how long, 5 to 20 minutes, and longer where a run's own pauses are long.
+    /// 0 sets no limit.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=604_800))]
+    pub stall_timeout: Option<u64>,
     /// Start although the run does not fit the memory by estimate.
     #[arg(long)]
     pub no_memory_check: bool,

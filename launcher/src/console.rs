@@ -79,19 +79,30 @@ impl Console {
 
     /// A log line of a child: shown when it warns, or always with --verbose; once where several say the same.
     pub fn log(&self, speaker: &Speaker, line: &str) {
-        let json = |level: &str| line.contains(level) && line.starts_with('{');
-        let bad = line.contains(" WARN ") || line.contains(" ERROR ");
+        if !self.shows(line) {
+            return;
+        }
         match self.json {
-            false if self.verbose || bad => {
+            false => {
                 let line = plain::line(line);
                 self.held.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now(), speaker, &line);
             }
             // Already an object; its target says whose it is.
-            true if self.verbose || json("\"level\":\"WARN\"") || json("\"level\":\"ERROR\"") => {
+            true => {
                 voice::stderr().line(line);
             }
-            _ => {}
         }
+    }
+
+    /// Whether a child's line is for a reader here.
+    #[must_use]
+    pub fn shows(&self, line: &str) -> bool {
+        let json = |level: &str| line.contains(level) && line.starts_with('{');
+        let bad = match self.json {
+            false => line.contains(" WARN ") || line.contains(" ERROR "),
+            true => json("\"level\":\"WARN\"") || json("\"level\":\"ERROR\""),
+        };
+        self.verbose || bad
     }
 
     /// What is going on while there is nothing to count.

@@ -44,6 +44,8 @@ pub struct Job<'a> {
     pub environment: &'a [(String, String)],
     /// Seconds in which trainers must reach the coordinator.
     pub connect_timeout: u64,
+    /// `--stall-timeout`.
+    pub stall_timeout: Option<u64>,
     /// How the log lines of all processes look.
     pub log_format: LogFormat,
     /// Of the output folder, where the coordinator runs on this machine.

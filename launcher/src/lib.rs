@@ -8,12 +8,13 @@
 //! - [`kubernetes`]: objects of a run, and what is done with them on a cluster.
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`security`]: the run's own authority, certificates and join token.
-//! - [`supervise`], [`fleet`], [`children`]: processes that end together. [`processes`], [`programs`]: what each of them is.
+//! - [`supervise`], [`fleet`], [`children`]: processes that end together. [`allowance`]: how much they may say. [`processes`], [`programs`]: what each of them is.
 //! - [`restart`]: whether a run that failed is started again.
 //! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
 
 pub mod agent;
+pub mod allowance;
 pub mod children;
 pub mod cli;
 pub mod collapse;

@@ -286,6 +286,7 @@ async fn train(
         hosts: place.hosts,
         environment: &environment,
         connect_timeout: options.connect_timeout,
+        stall_timeout: options.stall_timeout,
         log_format: options.log_format,
         owner: place.owner,
     };
@@ -299,6 +300,7 @@ async fn train(
 fn coordinator_flags(options: &Options, restarts: &Restarts) -> Vec<String> {
     let mut flags = vec![format!("--trace-every={}", options.trace_every)];
     flags.extend(options.metrics_listen.iter().map(|address| format!("--metrics-listen={address}")));
+    flags.extend(options.stall_timeout.iter().map(|seconds| format!("--stall-timeout={seconds}")));
     // Until the run has a row of its own, what lies in the folder is an earlier run's, and still to be removed.
     let overwrite = options.overwrite && !restarts.has_rows();
     let again = restarts.total() > 0 && !overwrite;

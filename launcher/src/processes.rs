@@ -6,6 +6,9 @@ use std::process::ExitStatus;
 use dyad_proto::ownership::Ownership;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
+use tokio::sync::mpsc;
+
+use crate::allowance::LONGEST_LINE;
 
 /// Keeps the process that the command starts, and all its threads, to some cores.
 #[expect(unsafe_code, reason = "sched_setaffinity between fork and exec")]
@@ -59,13 +62,67 @@ pub fn hand_over(command: &mut Command, owner: &Ownership) {
     }
 }
 
-/// Hands lines on until the stream ends. By bytes: a line that is no UTF-8 must not end the log.
-pub async fn each_line<R: AsyncRead + Unpin>(stream: R, mut take: impl FnMut(String)) {
+/// Passes lines on until the stream ends, and reads no further while nobody takes them. By bytes: a line that is no UTF-8 must not end
+/// the log. Where nobody listens any more, it goes on reading: the process must be able to write all the same.
+pub async fn each_line<R: AsyncRead + Unpin, T>(stream: R, to: &mpsc::Sender<T>, wrap: impl Fn(String) -> T) {
     let mut reader = BufReader::new(stream);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
-        take(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned());
-        line.clear();
+    let mut lines = Lines::default();
+    while let Ok(bytes) = reader.fill_buf().await
+        && !bytes.is_empty()
+    {
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let used = end.map_or(bytes.len(), |end| end + 1);
+        let done = [lines.add(&bytes[..end.unwrap_or(used)]), end.map(|_| lines.end())];
+        reader.consume(used);
+        for line in done.into_iter().flatten() {
+            let _ = to.send(wrap(line)).await;
+        }
+    }
+    if !lines.is_empty() {
+        let _ = to.send(wrap(lines.end())).await;
+    }
+}
+
+/// Makes lines of bytes. Of one that is too long the beginning comes at once, and at its end how much is missing.
+#[derive(Debug, Default)]
+struct Lines {
+    line: Vec<u8>,
+    /// Bytes that are not in it, of a line that is too long.
+    missing: Option<usize>,
+}
+
+impl Lines {
+    /// Takes bytes before the line's end.
+    fn add(&mut self, bytes: &[u8]) -> Option<String> {
+        if let Some(missing) = &mut self.missing {
+            *missing += bytes.len();
+            return None;
+        }
+        let room = bytes.len().min(LONGEST_LINE - self.line.len());
+        self.line.extend_from_slice(&bytes[..room]);
+        if room == bytes.len() {
+            return None;
+        }
+        self.missing = Some(bytes.len() - room);
+        Some(format!("{} [the line goes on]", self.text()))
+    }
+
+    /// The line ends.
+    fn end(&mut self) -> String {
+        match self.missing.take() {
+            Some(missing) => format!("[{missing} more bytes of that line were left out]"),
+            None => self.text(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.line.is_empty() && self.missing.is_none()
+    }
+
+    fn text(&mut self) -> String {
+        let text = String::from_utf8_lossy(&self.line).trim_end_matches('\r').to_owned();
+        self.line.clear();
+        text
     }
 }
 
@@ -91,6 +148,37 @@ pub fn end(status: ExitStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    async fn lines_of(bytes: &[u8]) -> Vec<String> {
+        let (to, mut lines) = mpsc::channel(100);
+        each_line(bytes, &to, |line| line).await;
+        drop(to);
+        let mut all = Vec::new();
+        while let Some(line) = lines.recv().await {
+            all.push(line);
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn lines_come_as_they_were_written_whatever_they_are_made_of() {
+        assert_eq!(lines_of(b"a\r\n\nb\xff\nlast").await, ["a", "", "b\u{fffd}", "last"]);
+        assert_eq!(lines_of(b"").await, [] as [&str; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_cut_and_what_is_missing_is_counted() {
+        let long =
+            [vec![b'x'; 3 * LONGEST_LINE + 5], b"\nnext\n".to_vec(), vec![b'y'; LONGEST_LINE + 1]].concat();
+        let lines = lines_of(&long).await;
+        let beginning = |letter: &str| format!("{} [the line goes on]", letter.repeat(LONGEST_LINE));
+        let missing = |bytes: usize| format!("[{bytes} more bytes of that line were left out]");
+        let expected =
+            [beginning("x"), missing(2 * LONGEST_LINE + 5), "next".into(), beginning("y"), missing(1)];
+        assert_eq!(lines, expected);
+        let just = [b'z'; LONGEST_LINE];
+        assert_eq!(lines_of(&just).await, ["z".repeat(LONGEST_LINE)]);
+    }
 
     #[test]
     fn ends_are_told_in_words() {

@@ -31,7 +31,11 @@ impl Progress {
             Body::Started(started) => {
                 self.console.status(&format!("waiting for {} trainers", started.world_size));
             }
-            Body::Joined(_) | Body::Ended(_) => {}
+            Body::Joined(_) | Body::Ended(_) | Body::Beat(_) => {}
+            Body::Skipped(skipped) => self.console.line(&format!(
+                "behind   {} steps and evaluations are not shown here; metrics.jsonl and eval_metrics.jsonl have them",
+                thousands(skipped.events)
+            )),
             Body::Phase(changed) => {
                 if let Some(text) = phase_text(changed.phase()) {
                     self.console.status(text);

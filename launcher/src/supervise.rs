@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use dyad_proto::run_folder::{self, METRICS};
 use dyad_proto::security::client::root_cause;
+use dyad_proto::silence::{self, Silence};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{RunEvent, WatchRunRequest};
@@ -155,11 +156,14 @@ async fn follow(
     for trainer in job.trainers {
         fleet.trainers.push(start_trainer(job, trainer, &address, console).await?);
     }
-    let (mut events, _call) = match watch(job.security, &address).await {
-        Ok(events) => events,
-        Err(fault) => return Err(own_words(&mut fleet.coordinator, fault).await),
+    let patience = silence::limit(silence::COORDINATOR, job.stall_timeout);
+    let watching = tokio::time::timeout(silence::TICK * patience, watch(job.security, &address));
+    let (mut events, _call) = match watching.await {
+        Ok(Ok(events)) => events,
+        Ok(Err(fault)) => return Err(own_words(&mut fleet.coordinator, fault).await),
+        Err(_) => return Err(stopped(&fleet.coordinator, job, patience)),
     };
-    let mut progress = Progress::new(console.clone());
+    let mut progress = (Progress::new(console.clone()), patience);
     let failure = tokio::select! {
         outcome = show(&mut events, &mut progress) => outcome,
         failed = first_failure(&mut fleet.trainers) => {
@@ -169,10 +173,11 @@ async fn follow(
         // A connection to a host that is cut off says nothing for a long time.
         fault = fleet.coordinator.lost() => Outcome::Failed(fault.from_origin(fleet.coordinator.label.clone())),
     };
-    *reached = progress.reached;
+    *reached = progress.0.reached;
     match failure {
         Outcome::Complete => everyone_left(fleet).await,
         Outcome::Failed(fault) => Err(with_signal(fault, fleet).await),
+        Outcome::Standing => Err(stopped(&fleet.coordinator, job, patience)),
         // The stream broke before the run ended: the coordinator is gone, or as good as that.
         Outcome::Silent => {
             let early = Fault::lost("the coordinator fell silent before the run was complete");
@@ -186,6 +191,8 @@ enum Outcome {
     Complete,
     Failed(Fault),
     Silent,
+    /// The stream is there, and nothing comes.
+    Standing,
 }
 
 impl Outcome {
@@ -198,8 +205,22 @@ impl Outcome {
     }
 }
 
-async fn show(events: &mut Streaming<RunEvent>, progress: &mut Progress) -> Outcome {
-    while let Ok(Some(event)) = events.message().await {
+/// Shows what happens. Time is counted in own ticks, so that a launcher that was stopped itself finds nobody silent.
+async fn show(events: &mut Streaming<RunEvent>, (progress, patience): &mut (Progress, u32)) -> Outcome {
+    let mut ticks = tokio::time::interval(silence::TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut silence = Silence::default();
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = events.message() => event,
+            _ = ticks.tick() => match silence.lasts(*patience) {
+                true => return Outcome::Standing,
+                false => continue,
+            },
+        };
+        silence.broken();
+        let Ok(Some(event)) = event else { return Outcome::Silent };
         match event.body {
             Some(Body::Ended(ended)) => {
                 return ended.failure.map_or(Outcome::Complete, |failure| Outcome::Failed(failure.into()));
@@ -208,7 +229,21 @@ async fn show(events: &mut Streaming<RunEvent>, progress: &mut Progress) -> Outc
             None => {}
         }
     }
-    Outcome::Silent
+}
+
+/// A process that is stopped, or whose disk hangs, hears no polite signal; its trainers leave when its connections close.
+fn stopped(coordinator: &Child, job: &Job<'_>, seconds: u32) -> Fault {
+    coordinator.signal(libc::SIGKILL);
+    let node = job.hosts.and_then(|hosts| Some(&hosts.agent(hosts.coordinator_node()?).host.name));
+    let host = node.map_or_else(|| "this machine".to_owned(), Clone::clone);
+    Fault::lost(format!(
+        "the {} on {host} is silent: no sign of life for {seconds} s, though its process is there",
+        coordinator.label
+    ))
+    .hint(format!(
+        "was it stopped (SIGSTOP), or does the disk under output_dir hang? {}",
+        coordinator.log_hint()
+    ))
 }
 
 /// Resolves when a trainer ends badly; never when all end well.

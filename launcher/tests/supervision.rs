@@ -258,3 +258,35 @@ fn processes_are_told_the_launchers_own_span() {
     let told = text.lines().find_map(|line| line.strip_prefix("error: under ")).unwrap_or_default();
     assert!(told.starts_with(&format!("00-{trace}-")) && !told.contains(outer), "{text}");
 }
+
+/// Lines without end, and a line without end: neither memory nor log grows with them, and the error behind them is heard.
+#[test]
+fn a_process_that_floods_its_log_is_cut_short_and_still_heard() {
+    const SCRIPT: &str = "(yes '2026-01-01T00:00:00Z  WARN the same again and again' | head -c 60000000
+head -c 60000000 /dev/zero | tr '\\0' x; echo; echo 'error: after the flood'; echo 'hint: it is over') >&2; exit 2";
+    let stage = Stage::new(SCRIPT, "exit 0");
+    let output = stage.launcher().output().unwrap();
+    let text = stderr(&output);
+    let shown: String = text.chars().take(2000).collect();
+    assert_eq!(output.status.code(), Some(2), "{shown}");
+    assert!(text.contains("error: after the flood") && text.contains("hint: it is over"), "{shown}");
+    assert!(text.len() < 1 << 20, "{} bytes were shown", text.len());
+    assert!(text.contains("left out here: "), "{shown}");
+    let log = std::fs::read_to_string(stage.path("out/logs/coordinator.log")).unwrap();
+    // A minute's worth, for slow machines.
+    assert!(log.len() < 32 << 20, "{} bytes were written", log.len());
+    assert!(log.contains("[left out here: ") && log.contains(" lines of "), "no count in the log");
+    assert!(most_memory_of_children() < 300 << 20, "{} bytes of memory", most_memory_of_children());
+}
+
+/// Of any process that this test has started and waited for.
+#[expect(unsafe_code, reason = "getrusage")]
+fn most_memory_of_children() -> i64 {
+    // SAFETY: a zeroed structure is valid, and the call fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    usage.ru_maxrss * 1024
+}

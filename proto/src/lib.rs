@@ -32,6 +32,7 @@ pub mod run_folder;
 pub mod safe_file;
 pub mod security;
 pub mod signals;
+pub mod silence;
 
 pub use fault::{ErrorCode, Fault};
 pub use run_config::RunConfig;

@@ -97,6 +97,42 @@ pub fn go_on(pid: i32) {
     signal(pid, libc::SIGCONT);
 }
 
+/// Stops one thread of a process for good, the first or the one of a name, while its others go on. Returns once it stands; what is
+/// returned ends with the process.
+#[expect(unsafe_code, reason = "ptrace")]
+pub fn hold_thread(pid: i32, name: Option<&str>) -> std::thread::JoinHandle<()> {
+    let thread = name.map_or(pid, |name| thread_of(pid, name));
+    let (stands, stood) = std::sync::mpsc::channel();
+    // Only the thread that has stopped it hears of it, and has to hear of its end before its parent can.
+    let holder = std::thread::spawn(move || {
+        let null = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: plain system calls on a thread of a process of this test's.
+        unsafe {
+            assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, thread, null, null), 0);
+            assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, thread, null, null), 0);
+        }
+        let mut status = 0;
+        // SAFETY: as above, with an out-pointer.
+        while unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) } == thread
+            && libc::WIFSTOPPED(status)
+        {
+            let _ = stands.send(());
+        }
+    });
+    stood.recv().unwrap();
+    holder
+}
+
+/// A thread's id by its name.
+fn thread_of(pid: i32, name: &str) -> i32 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let is = |path: &std::path::Path| {
+        std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    let task = tasks.map(|task| task.path()).find(|path| is(path)).unwrap();
+    task.file_name().unwrap().to_string_lossy().parse().unwrap()
+}
+
 /// Waits for the end of a process whose standard error is piped; its exit status and what it wrote there.
 pub fn outcome(process: &mut Child) -> (Option<i32>, String) {
     let mut error = String::new();

@@ -13,6 +13,7 @@ use dyad_proto::wire::{
 use dyad_proto::{Fault, RunConfig};
 
 use crate::cost::PassCost;
+use crate::progress;
 use crate::session::Handle;
 
 /// Next thing to do, ready to compute.
@@ -87,7 +88,8 @@ pub fn start(
         .name("feed".into())
         .spawn(move || {
             for body in received {
-                let Some(result) = feed.prepare(body).transpose() else { continue };
+                let prepared = progress::feeding(|| feed.prepare(body));
+                let Some(result) = prepared.transpose() else { continue };
                 let failed = result.is_err();
                 if deliver.send(result).is_err() || failed {
                     return;
@@ -171,7 +173,8 @@ impl Feed {
             | Received::Assignment(_)
             | Received::Recorded(_)
             | Received::Posting(_)
-            | Received::KeepTrace(_) => {
+            | Received::KeepTrace(_)
+            | Received::Beat(_) => {
                 return Ok(None);
             }
         }))

@@ -17,6 +17,7 @@ use tch::{Device, Kind, Tensor};
 use crate::comm::{CommError, Communicator, Pending};
 use crate::ext::{allocate_memory, lendable_zeros, release_memory};
 use crate::layout::{Layout, Sharding};
+use crate::progress;
 
 /// The ranks, once they are connected. Models are loaded before.
 #[derive(Clone, Debug, Default)]
@@ -269,6 +270,8 @@ impl Residence {
 
     /// Waits until a unit's weights are there, for as long as the result lives; starts to bring those of `next` meanwhile.
     pub fn lend(&self, unit: usize, next: Option<usize>) -> Result<Lent, CommError> {
+        // Every pass borrows every unit.
+        progress::advance();
         let mut lent = Lent::default();
         for flat in self.unit(unit) {
             flat.fetch()?;

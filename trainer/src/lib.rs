@@ -35,6 +35,7 @@ pub mod optimizer;
 pub mod panics;
 pub mod parameters;
 pub mod profile;
+pub mod progress;
 pub mod rendezvous;
 pub mod run;
 pub mod schedule;

@@ -11,6 +11,7 @@ use crate::comm::board::Board;
 use crate::comm::gloo::{Gloo, GlooOptions};
 use crate::comm::nccl::{Nccl, UniqueId};
 use crate::comm::{CommError, Communicator};
+use crate::progress::{self, Counted};
 
 /// This rank's side of the rendezvous.
 #[derive(Debug)]
@@ -53,6 +54,11 @@ impl Rendezvous {
 
     /// Connects to all other ranks.
     pub fn connect(self, ready: &CommunicatorReady) -> Result<Arc<dyn Communicator>, Fault> {
+        let communicator = progress::meeting(|| self.meet(ready))?;
+        Ok(Arc::new(Counted(communicator)))
+    }
+
+    fn meet(self, ready: &CommunicatorReady) -> Result<Arc<dyn Communicator>, Fault> {
         let (rank, world_size) = (self.place.rank as usize, self.place.world_size as usize);
         if let Device::Cuda(device) = self.device {
             let id = UniqueId::from_bytes(&ready.payload).map_err(broken)?;

@@ -31,7 +31,7 @@ use crate::parameters::Parameters;
 use crate::profile::Profile;
 use crate::schedule::Schedule;
 use crate::session::{Handle, Identity, Session};
-use crate::start::{Incoming, Started, ended, start};
+use crate::start::{Incoming, Started, next, start};
 use crate::timing::peak_resident_bytes;
 use crate::trace::{self, Beginning};
 use crate::utilisation::ModelFlops;
@@ -128,6 +128,7 @@ impl Trainer {
         let flops = ModelFlops::new(&config, &policy.config);
         let mut engine = Engine::new(policy, reference, parameters, communicator, &config);
         if !plan.resume_from.is_empty() {
+            handle.enter(Phase::Loading, plan.start_step);
             resume(Path::new(&plan.resume_from), &mut engine.parameters, &handle)?;
         }
         let schedule = Schedule::new(&config, plan.total_steps);
@@ -152,15 +153,15 @@ impl Trainer {
     fn work_off(&mut self, work: &Incoming) -> Result<End, Fault> {
         loop {
             let asked = Instant::now();
-            let next = match self.backlog.pop_front() {
-                Some(next) => next,
-                None => work.recv().map_err(|_| ended())??,
+            let coming = match self.backlog.pop_front() {
+                Some(early) => early,
+                None => next(work)?,
             };
-            let counts = matches!(next, Work::Step(_) | Work::Evaluate { .. } | Work::Reference { .. });
+            let counts = matches!(coming, Work::Step(_) | Work::Evaluate { .. } | Work::Reference { .. });
             if counts && !self.handle.begin_work() {
                 return self.drain();
             }
-            match next {
+            match coming {
                 Work::Step(step) => self.train(step, asked.elapsed())?,
                 Work::Evaluate { step, pairs, references } => self.evaluate(step, &pairs, &references)?,
                 Work::Reference { chunk, ids, pairs } => self.score_references(chunk, &ids, &pairs)?,

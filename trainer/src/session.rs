@@ -2,19 +2,23 @@
 //!
 //! - S-1: heartbeats leave once a second whatever the computing thread does.
 //! - S-2: an abort, or the loss of the coordinator, ends the process at once, also in the middle of a collective.
-//! - S-3: a failure is on its way to the coordinator before the process ends.
+//! - S-3: a coordinator that says nothing for too long is lost (by own ticks: `dyad_proto::silence`).
+//! - S-4: a failure is on its way to the coordinator before the process ends.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dyad_proto::security::client::{Access, root_cause};
+use dyad_proto::silence::{self, Silence};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
-use dyad_proto::wire::{DrainRequest, Finished, Heartbeat, Held, Hello, Phase, Posting, TrainerMessage};
+use dyad_proto::wire::{
+    DrainRequest, Finished, Heartbeat, Held, Hello, Phase, Posting, TrainerMessage, Waiting,
+};
 use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, PROTOCOL_VERSION};
 use dyad_telemetry::RpcCall;
 use tokio::sync::mpsc as async_mpsc;
@@ -25,10 +29,10 @@ use crate::comm::Communicator;
 use crate::comm::board::{Board, LocalBoard};
 use crate::connect::patiently;
 use crate::gate::{Gate, Milestone};
+use crate::progress;
 use crate::signals::Told;
 use crate::trace;
 
-const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A scheduler may signal a process more than once for one wish.
 const ECHO: Duration = Duration::from_secs(5);
 /// How long the coordinator may take to close the stream after our last message.
@@ -63,6 +67,10 @@ struct Shared {
     communicator: Mutex<Option<Arc<dyn Communicator>>>,
     closing: AtomicBool,
     gate: Gate,
+    /// Own ticks since the coordinator was last heard.
+    silence: Mutex<Silence>,
+    /// How many there may be; 0 before it has said so.
+    silence_limit: AtomicU32,
     recorded: Milestone,
     /// What ranks have told each other to connect.
     board: LocalBoard,
@@ -111,6 +119,7 @@ impl Handle {
     pub fn enter(&self, phase: Phase, step: u64) {
         self.shared.phase.store(phase as i32, Ordering::Relaxed);
         self.shared.step.store(step, Ordering::Relaxed);
+        progress::advance();
         self.heartbeat();
     }
 
@@ -122,14 +131,18 @@ impl Handle {
     /// Before each work. False when the run ends early and all that belongs to it is done.
     #[must_use]
     pub fn begin_work(&self) -> bool {
-        self.shared.gate.begin()
+        progress::waiting(Waiting::Work, || self.shared.gate.begin())
     }
 
     /// Waits until the coordinator has written the step's row, and returns the tokens trained on up to there; by S-2 the process ends
     /// if that can no longer come.
     #[must_use]
     pub fn wait_recorded(&self, step: u64) -> u64 {
-        self.shared.recorded.wait(step)
+        progress::waiting(Waiting::Row, || self.shared.recorded.wait(step))
+    }
+
+    fn silence(&self) -> MutexGuard<'_, Silence> {
+        self.shared.silence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end_call(&self, code: tonic::Code) {
@@ -140,7 +153,8 @@ impl Handle {
 
     fn heartbeat(&self) {
         let phase = self.shared.phase.load(Ordering::Relaxed);
-        self.send(Sent::Heartbeat(Heartbeat { phase, step: self.shared.step.load(Ordering::Relaxed) }));
+        let step = self.shared.step.load(Ordering::Relaxed);
+        self.send(Sent::Heartbeat(Heartbeat { phase, step, progress: Some(progress::now()) }));
     }
 }
 
@@ -236,7 +250,7 @@ fn serve(
                 let _ = report.send(Ok(()));
                 tokio::select! {
                     () = receive(stream, &handle, deliver) => {}
-                    () = beat(&handle) => {}
+                    () = beat(&handle, access.address()) => {}
                     () = obey(told, &handle) => {}
                 }
             }
@@ -279,15 +293,21 @@ async fn connect(
     let mut request = access.request(UnboundedReceiverStream::new(to_send))?;
     call.inject(request.metadata_mut());
     *handle.shared.call.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
-    let reply = client.train(request).await;
+    // The kernel opens connections also for a process that is stopped.
+    let longest = patience.max(silence::TICK * silence::COORDINATOR);
+    let reply = tokio::time::timeout(longest, client.train(request))
+        .await
+        .map_err(|_| unreachable(format!("it does not answer for {} s", longest.as_secs())))?;
     let reply = reply.map_err(|status| {
         access.refusal(&status).unwrap_or_else(|| unreachable(status.message().to_owned()))
     })?;
     Ok(reply.into_inner())
 }
 
-async fn beat(handle: &Handle) {
-    let mut ticks = tokio::time::interval(HEARTBEAT);
+async fn beat(handle: &Handle, coordinator: &str) {
+    let mut ticks = tokio::time::interval(silence::TICK);
+    // After a time in which this process stood still, one tick is enough.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut farewell = None;
     loop {
         ticks.tick().await;
@@ -296,10 +316,23 @@ async fn beat(handle: &Handle) {
             if since.elapsed() > FAREWELL {
                 return;
             }
-        } else {
-            handle.heartbeat();
+            continue;
+        }
+        handle.heartbeat();
+        let limit = match handle.shared.silence_limit.load(Ordering::Relaxed) {
+            0 => silence::COORDINATOR,
+            told => told,
+        };
+        if handle.silence().lasts(limit) {
+            leave(handle, &silent(coordinator, limit));
         }
     }
+}
+
+/// Its process may be stopped, its machine gone, or its disk may hang: nothing comes from it any more.
+fn silent(coordinator: &str, seconds: u32) -> Fault {
+    Fault::lost(format!("the coordinator at {coordinator} is silent: no sign of life for {seconds} s"))
+        .hint("is its machine reachable, its process not stopped, and the disk under output_dir not hung?")
 }
 
 async fn receive(
@@ -310,7 +343,10 @@ async fn receive(
     let mut welcome = false;
     loop {
         let echo = |reason: String| Fault::new(ErrorCode::Echo, reason);
-        let end = match stream.message().await.map(|message| message.and_then(|message| message.body)) {
+        let message = stream.message().await;
+        handle.silence().broken();
+        let end = match message.map(|message| message.and_then(|message| message.body)) {
+            Ok(Some(Received::Beat(_))) => continue,
             Ok(Some(Received::Abort(abort))) => {
                 let cause =
                     abort.cause.map_or_else(|| echo("stopped by the coordinator".into()), Fault::from);
@@ -335,6 +371,9 @@ async fn receive(
             }
             Ok(Some(body)) => {
                 welcome = true;
+                if let Received::Welcome(welcome) = &body {
+                    handle.shared.silence_limit.store(welcome.silence_seconds, Ordering::Relaxed);
+                }
                 if let Received::Drain(drain) = &body {
                     handle.shared.gate.drain(drain.works);
                 }

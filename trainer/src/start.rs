@@ -11,7 +11,7 @@ use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
-use dyad_proto::wire::{Assignment, BootstrapOffer, Fact, Facts, ModelReport, Phase, RunPlan};
+use dyad_proto::wire::{Assignment, BootstrapOffer, Fact, Facts, ModelReport, Phase, RunPlan, Waiting};
 use dyad_proto::{Fault, RunConfig};
 use dyad_telemetry::TARGET;
 use tch::{Device, Tensor};
@@ -29,6 +29,7 @@ use crate::layout::Sharding;
 use crate::load::{Among, Parts, Sources};
 use crate::loading;
 use crate::model::ModelConfig;
+use crate::progress;
 use crate::rendezvous::Rendezvous;
 use crate::session::{Handle, Identity};
 use crate::utilisation::peak_flops;
@@ -167,7 +168,7 @@ struct Joined {
 
 fn joined(received: &mpsc::Receiver<Received>) -> Result<Joined, Fault> {
     let mut welcomed = None;
-    for body in received {
+    while let Ok(body) = progress::waiting(Waiting::Work, || received.recv()) {
         match (body, welcomed.take()) {
             (Received::Welcome(welcome), _) => {
                 welcomed = Some((RunConfig::from_json(&welcome.run_config_json)?, welcome));
@@ -185,8 +186,13 @@ fn joined(received: &mpsc::Receiver<Received>) -> Result<Joined, Fault> {
     Err(ended())
 }
 
+/// Waits for the next work.
+pub(crate) fn next(work: &Incoming) -> Result<Work, Fault> {
+    progress::waiting(Waiting::Work, || work.recv()).map_err(|_| ended())?
+}
+
 /// The stream closed before it should.
-pub(crate) fn ended() -> Fault {
+fn ended() -> Fault {
     Fault::failed("the stream of work ended early")
 }
 
@@ -201,7 +207,7 @@ fn connect(
         handle.send(Sent::BootstrapOffer(BootstrapOffer { generation: rendezvous.generation(), payload }));
     }
     loop {
-        match work.recv().map_err(|_| ended())?? {
+        match next(work)? {
             Work::Connect(ready) => {
                 let communicator = rendezvous.connect(&ready)?;
                 handle.set_communicator(communicator.clone());
@@ -218,7 +224,7 @@ fn planned(work: &Incoming, backlog: &mut VecDeque<Work>) -> Result<RunPlan, Fau
         return Ok(plan);
     }
     loop {
-        match work.recv().map_err(|_| ended())?? {
+        match next(work)? {
             Work::Plan(plan) => return Ok(plan),
             other => backlog.push_back(other),
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use crate::profile::recorder::Span;
+use crate::progress;
 use crate::trace;
 
 /// Seconds by phase; a phase entered twice adds up.
@@ -17,6 +18,7 @@ impl Phases {
         let _part = trace::part(phase);
         let start = Instant::now();
         let result = work();
+        progress::advance();
         *self.0.entry(phase.to_owned()).or_default() += start.elapsed().as_secs_f64();
         result
     }

@@ -1,4 +1,4 @@
-//! How a run ends: deaths, silence, time that runs out, broken rules, and what everybody is told.
+//! How a run ends: deaths, broken rules, and what everybody is told.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use dyad_proto::wire::{Abort, RunEnded};
 use dyad_proto::{ErrorCode, Fault};
 
 use super::{Command, FAREWELL, Run, Stage};
-use crate::membership::{SILENCE_LIMIT, Standing, TrainerId};
+use crate::membership::{Standing, TrainerId};
 
 impl Run {
     /// Of a member it is a failure; a stranger is told, and the run goes on.
@@ -33,36 +33,6 @@ impl Run {
         let (who, during) = (member.describe(), member.whereabouts());
         Err(Fault::lost(format!("{who} died: its connection closed during {during}"))
             .hint("its log says more; a process that the kernel killed for memory leaves none"))
-    }
-
-    pub(super) fn tick(&mut self, now: Instant) -> Result<(), Fault> {
-        if let Some(cause) = self.blame.overdue(now) {
-            self.end(now, Some(cause));
-        }
-        if let Stage::Joining { deadline } = self.stage
-            && now >= deadline
-        {
-            return Err(self.too_few());
-        }
-        let Some(member) = self.roster.silent(now) else { return Ok(()) };
-        let (who, during, seconds) = (member.describe(), member.whereabouts(), SILENCE_LIMIT.as_secs());
-        Err(Fault::lost(format!(
-            "{who} on {} is silent: no sign of life for {seconds} s during {during}",
-            member.host
-        ))
-        .hint("is that machine reachable, and the process not stopped?"))
-    }
-
-    fn too_few(&self) -> Fault {
-        let joined: Vec<&str> = self.roster.members().iter().map(|member| member.name.as_str()).collect();
-        let names = if joined.is_empty() { String::new() } else { format!(" ({})", joined.join(", ")) };
-        let (of, seconds) = (self.spec.world_size, self.spec.join_timeout.as_secs());
-        let refused = self.last_refusal.as_ref().map_or_else(String::new, |why| format!("; {why}"));
-        Fault::unavailable(format!(
-            "{} of {of} trainers joined within {seconds} s{names}{refused}",
-            joined.len()
-        ))
-        .hint("see the logs of the missing trainers; --join-timeout-seconds gives them longer")
     }
 
     pub(super) fn violation(&self, place: usize, what: &str) -> Fault {

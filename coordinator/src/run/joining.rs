@@ -1,9 +1,8 @@
 //! Until all are there and every pair is measured: who is admitted, who measures what, how the ranks meet.
 
-use std::time::Instant;
-
 use dyad_proto::Fault;
 use dyad_proto::run_config::ReferenceLogps as Mode;
+use dyad_proto::silence;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
@@ -27,20 +26,20 @@ const POSTING_BYTES: usize = 1 << 20;
 
 impl Run {
     /// A message on a connection that belongs to no member.
-    pub(super) fn stranger(&mut self, now: Instant, id: TrainerId, message: Up) {
+    pub(super) fn stranger(&mut self, id: TrainerId, message: Up) {
         // What a refused trainer sends before it learns of that needs no second answer.
         let Up::Hello(hello) = message else { return self.commands.push(Command::Close(id)) };
         let admitted = if matches!(self.stage, Stage::Ended { .. }) {
             Err(Fault::input(format!("trainer {} is refused: the run has ended", shown(&hello.name))))
         } else {
             // Once the run has begun the roster is full, and admits nobody.
-            self.roster.admit(now, id, &hello)
+            self.roster.admit(id, &hello)
         };
         match admitted {
-            Ok(()) => self.joined(now, id),
+            Ok(()) => self.joined(id),
             Err(refusal) => {
                 let refusal = refusal.from_origin("coordinator");
-                tracing::warn!("{}", refusal.message);
+                self.commands.push(Command::Refused(id, refusal.message.clone()));
                 self.last_refusal = Some(refusal.message.clone());
                 self.commands.push(Command::Send(id, Down::Abort(Abort { cause: Some(refusal.into()) })));
                 self.commands.push(Command::Close(id));
@@ -48,11 +47,13 @@ impl Run {
         }
     }
 
-    fn joined(&mut self, now: Instant, id: TrainerId) {
+    fn joined(&mut self, id: TrainerId) {
         let welcome = Welcome {
             run_id: self.spec.run_id.clone(),
             run_config_json: self.spec.config_json.clone(),
             resume_from: self.spec.resume_from.clone(),
+            // A launcher finds out first, and knows what is to become of the run.
+            silence_seconds: silence::limit(silence::COORDINATOR, self.spec.stall_timeout) + 5,
             // The observer knows the trace context.
             ..Welcome::default()
         };
@@ -60,7 +61,7 @@ impl Run {
         if !self.roster.is_full() {
             return;
         }
-        self.roster.assign_ranks(now);
+        self.roster.assign_ranks();
         let world_size = self.spec.world_size;
         let mut measuring = Measuring::new(&self.spec.data, world_size as usize);
         for (place, member) in self.roster.members().to_vec().into_iter().enumerate() {

@@ -224,7 +224,9 @@ impl Coordinator {
             let mut client = client(&access).await;
             let call = access.request(WatchRunRequest {}).unwrap();
             let events = client.watch_run(call).await.unwrap().into_inner();
-            soon("the run's last event", events.map(Result::unwrap).collect()).await
+            let told = |event: RunEvent| (!matches!(event.body, Some(Happening::Beat(_)))).then_some(event);
+            let events = events.filter_map(|event| std::future::ready(told(event.unwrap())));
+            soon("the run's last event", events.collect()).await
         })
     }
 }
@@ -258,7 +260,7 @@ impl Trainer {
     }
 
     pub fn heartbeat(&self, phase: Phase, step: u64) {
-        self.send(Up::Heartbeat(Heartbeat { phase: phase.into(), step }));
+        self.send(Up::Heartbeat(Heartbeat { phase: phase.into(), step, ..Heartbeat::default() }));
     }
 
     /// The next message; none when the coordinator has ended the stream.
@@ -332,7 +334,7 @@ impl Trainer {
                     seconds: 0.25,
                 }));
             }
-            Down::KeepTrace(_) | Down::Recorded(_) | Down::Posting(_) => {}
+            Down::KeepTrace(_) | Down::Recorded(_) | Down::Posting(_) | Down::Beat(_) => {}
             Down::Reference(_) => panic!("no run here asks for reference scores before its first step"),
             Down::Hold(_) => {
                 let works = (self.log.steps.len() + self.log.evaluations.len()) as u64;

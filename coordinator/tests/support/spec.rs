@@ -29,6 +29,7 @@ pub fn spec(pairs: usize) -> RunSpec {
         config,
         world_size: 2,
         join_timeout: Duration::from_secs(600),
+        stall_timeout: None,
         start: Start::default(),
         resume_from: String::new(),
         then: None,

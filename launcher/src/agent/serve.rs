@@ -19,6 +19,7 @@ use tokio::task::LocalSet;
 use crate::agent::machine::Hello;
 use crate::agent::ports::{open, reach};
 use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, decode, encode};
+use crate::children::LINES;
 use crate::doctor::facts::Facts;
 use crate::preflight;
 use crate::processes::{die_with_me, each_line, hand_over, keep_to, raw_status};
@@ -55,20 +56,29 @@ fn outlive_signals() -> Result<(), Fault> {
 
 async fn obey(silence: Duration) {
     let (say, said) = mpsc::unbounded_channel();
-    let mut agent = Agent { say, processes: Rc::default(), listener: None, keys: None, owner: Rc::default() };
+    let (news, lines) = mpsc::channel(LINES);
+    let mut agent =
+        Agent { say, news, processes: Rc::default(), listener: None, keys: None, owner: Rc::default() };
     agent.say(&Reply::Hello(Box::new(Hello::here())));
     tokio::select! {
         () = agent.listen_to(silence) => {}
         // nobody listens to what the agent says.
-        () = write(said) => {}
+        () = write(said, lines) => {}
     }
     agent.kill_all();
     drop(agent.owner.borrow_mut().take());
 }
 
-async fn write(mut said: mpsc::UnboundedReceiver<String>) {
+/// Answers go before what processes say.
+async fn write(mut said: mpsc::UnboundedReceiver<String>, mut lines: mpsc::Receiver<String>) {
     let mut stdout = tokio::io::stdout();
-    while let Some(line) = said.recv().await {
+    loop {
+        let line = tokio::select! {
+            biased;
+            Some(line) = said.recv() => line,
+            Some(line) = lines.recv() => line,
+            else => return,
+        };
         let written = stdout.write_all(line.as_bytes()).await;
         if written.is_err() || stdout.flush().await.is_err() {
             return;
@@ -78,6 +88,8 @@ async fn write(mut said: mpsc::UnboundedReceiver<String>) {
 
 struct Agent {
     say: mpsc::UnboundedSender<String>,
+    /// What processes say, and their ends, in this order. A process that says more than the launcher takes waits.
+    news: mpsc::Sender<String>,
     /// Process ids of what runs.
     processes: Rc<RefCell<HashMap<u64, i32>>>,
     listener: Option<tokio::task::JoinHandle<()>>,
@@ -135,11 +147,11 @@ impl Agent {
         if let Some(pid) = child.id() {
             self.processes.borrow_mut().insert(start.process, pid as i32);
         }
-        let (say, processes, process) = (self.say.clone(), Rc::clone(&self.processes), start.process);
+        let (news, processes, process) = (self.news.clone(), Rc::clone(&self.processes), start.process);
         tokio::task::spawn_local(async move {
-            let status = watch(child, process, &say).await;
+            let status = watch(child, process, &news).await;
             processes.borrow_mut().remove(&process);
-            let _ = say.send(encode(&Reply::Ended { process, status }));
+            let _ = news.send(encode(&Reply::Ended { process, status })).await;
         });
         Ok(())
     }
@@ -222,10 +234,13 @@ impl Agent {
 }
 
 /// Passes a process's lines on until it has ended and all are read; its status as wait(2) has it.
-async fn watch(mut child: Child, process: u64, say: &mpsc::UnboundedSender<String>) -> i32 {
+async fn watch(mut child: Child, process: u64, news: &mpsc::Sender<String>) -> i32 {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (_, _, status) =
-        tokio::join!(pass_on(stdout, process, true, say), pass_on(stderr, process, false, say), child.wait());
+    let (_, _, status) = tokio::join!(
+        pass_on(stdout, process, true, news),
+        pass_on(stderr, process, false, news),
+        child.wait()
+    );
     raw_status(status)
 }
 
@@ -233,10 +248,10 @@ async fn pass_on<R: AsyncRead + Unpin>(
     stream: Option<R>,
     process: u64,
     stdout: bool,
-    say: &mpsc::UnboundedSender<String>,
+    news: &mpsc::Sender<String>,
 ) {
     let Some(stream) = stream else { return };
-    each_line(stream, |text| drop(say.send(encode(&Reply::Line { process, stdout, text })))).await;
+    each_line(stream, news, |text| encode(&Reply::Line { process, stdout, text })).await;
 }
 
 /// Files and drivers may take their time; the agent goes on listening meanwhile, or it would count as lost.

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::{Answer, Question, Reply, Request, Start, decode, encode};
-use crate::children::End;
+use crate::children::{End, LINES};
 use crate::hosts::greeting::{hello, last_words, same_version, start, unreachable};
 use crate::hosts::hostfile::Host;
 use crate::hosts::transport::Transport;
@@ -62,8 +62,8 @@ struct State {
 /// Where the news of a process go.
 #[derive(Debug)]
 struct Ends {
-    stdout: mpsc::UnboundedSender<String>,
-    stderr: mpsc::UnboundedSender<String>,
+    stdout: mpsc::Sender<String>,
+    stderr: mpsc::Sender<String>,
     end: watch::Sender<Option<End>>,
 }
 
@@ -71,9 +71,9 @@ struct Ends {
 #[derive(Debug)]
 pub struct Remote {
     /// Its standard output, where that was asked for.
-    pub stdout: mpsc::UnboundedReceiver<String>,
+    pub stdout: mpsc::Receiver<String>,
     /// Its standard error.
-    pub stderr: mpsc::UnboundedReceiver<String>,
+    pub stderr: mpsc::Receiver<String>,
     /// How it ended.
     pub end: watch::Receiver<Option<End>>,
     /// Signals for it.
@@ -115,8 +115,8 @@ impl Agent {
     /// Starts a program there.
     #[must_use]
     pub fn start(&self, mut start: Start) -> Remote {
-        let (stdout, stdout_lines) = mpsc::unbounded_channel();
-        let (stderr, stderr_lines) = mpsc::unbounded_channel();
+        let (stdout, stdout_lines) = mpsc::channel(LINES);
+        let (stderr, stderr_lines) = mpsc::channel(LINES);
         let (end, ended) = watch::channel(None);
         let (signals, mut wanted) = mpsc::unbounded_channel();
         {
@@ -266,7 +266,11 @@ impl Reader {
     ) {
         let silent = loop {
             match tokio::time::timeout(self.silence, lines.next_line()).await {
-                Ok(Ok(Some(line))) => decode(&line).into_iter().for_each(|reply| self.deliver(reply)),
+                Ok(Ok(Some(line))) => {
+                    if let Some(reply) = decode(&line) {
+                        self.deliver(reply).await;
+                    }
+                }
                 Ok(_) => break false,
                 Err(_) => break true,
             }
@@ -284,14 +288,12 @@ impl Reader {
         self.lose(&reason);
     }
 
-    fn deliver(&self, reply: Reply) {
+    async fn deliver(&self, reply: Reply) {
+        if let Reply::Line { process, stdout, text } = reply {
+            return self.line(process, stdout, text).await;
+        }
         let mut state = self.link.state();
         match reply {
-            Reply::Line { process, stdout, text } => {
-                if let Some(ends) = state.processes.get(&process) {
-                    let _ = if stdout { ends.stdout.send(text) } else { ends.stderr.send(text) };
-                }
-            }
             Reply::Ended { process, status } => {
                 if let Some(ends) = state.processes.remove(&process) {
                     let _ = ends.end.send(Some(End::Status(status)));
@@ -307,7 +309,19 @@ impl Reader {
                     let _ = waiting.send(answer);
                 }
             }
-            Reply::Pong | Reply::Hello(_) => {}
+            Reply::Pong | Reply::Hello(_) | Reply::Line { .. } => {}
+        }
+    }
+
+    /// A host that says more than can be written down waits. Of standard output only the first line matters.
+    async fn line(&self, process: u64, stdout: bool, text: String) {
+        let ends =
+            self.link.state().processes.get(&process).map(|ends| (ends.stdout.clone(), ends.stderr.clone()));
+        let Some((first, log)) = ends else { return };
+        if stdout {
+            let _ = first.try_send(text);
+        } else {
+            let _ = log.send(text).await;
         }
     }
 

@@ -84,7 +84,7 @@ impl Trainer {
     }
 
     fn beat(&self, phase: Phase, step: u64) {
-        self.send(Up::Heartbeat(Heartbeat { phase: phase.into(), step }));
+        self.send(Up::Heartbeat(Heartbeat { phase: phase.into(), step, ..Heartbeat::default() }));
     }
 
     async fn obey(&mut self, message: Down) {

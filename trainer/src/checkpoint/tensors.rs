@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::cannot_write;
 use super::files::Sums;
+use crate::progress;
 
 /// Largest file of a sharded model, the size transformers cuts at.
 const SHARD_BYTES: usize = 5_000_000_000;
@@ -47,6 +48,7 @@ impl Stored {
     }
 
     fn data(&self) -> Vec<u8> {
+        progress::advance();
         let host = self.tensor.to_device(Device::Cpu).to_kind(self.kind).contiguous();
         let mut bytes = vec![0; self.bytes()];
         host.copy_data_u8(&mut bytes, self.tensor.numel());

@@ -52,9 +52,9 @@ unsafe extern "C" {
     fn dyad_work_free(work: *mut c_void);
 }
 
-/// How long a collective may take before it counts as broken. Long, because a peer may legally compute for minutes;
-/// a dead peer is noticed at once by its closed connection, and the coordinator aborts the rest.
-const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(1800);
+/// How long a collective may take before it counts as broken: in effect for ever. A peer may legally compute or load for an hour; a
+/// dead one is noticed at once by its closed connection, one that stands still by the coordinator, and both end the rest.
+const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Bytes of one collective: larger tensors go as several, so that one piece is on the wire while another waits for its peers.
 /// Gloo keeps two segments of at most 1 MiB on the way to a peer, which over 5 ms of delay is a third of what a stream reaches;

@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 pub use super::claim::Wanted;
 use super::files::{Files, check_shape};
 use super::relay::{self, Relay, Relayed};
+use crate::progress;
 
 /// How the ranks of a run come by the files of a model.
 #[derive(Clone, Debug, Default)]
@@ -124,6 +125,7 @@ impl Weights {
 
     /// Copies a tensor in its stored precision, after checking its shape: to the CPU, or where it was sent.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, Fault> {
+        progress::advance();
         if !self.contains(name) {
             return Err(Fault::input(format!("missing tensor {name} in {}", self.dir.display()))
                 .hint("the checkpoint is incomplete, or config.json is of another model"));
@@ -151,6 +153,7 @@ impl Weights {
 
     /// A tensor in the precision and on the device it will live in.
     pub fn load(&self, name: &str, shape: &[i64], place: Place) -> Result<Tensor, Fault> {
+        progress::advance();
         let stored = match &self.source {
             // Straight from the file's pages: no copy on the host that is only copied again.
             Source::Files(files) if place.device.is_cuda() && self.contains(name) => {

@@ -10,6 +10,7 @@ use crate::engine::EngineError;
 use crate::ext::AdamHyper;
 use crate::model::fused::elsewhere;
 use crate::parameters::Parameters;
+use crate::progress;
 
 /// AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with betas 0.9 and 0.999, eps 1e-8.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,7 @@ impl Optimizer {
             AdamHyper { learning_rate, beta1: 0.9, beta2: 0.999, weight_decay: self.weight_decay, eps: 1e-8 };
         // The units that the next pass needs first come first.
         for index in (0..parameters.buckets.len()).rev() {
+            progress::advance();
             let grad = parameters.own_grad(&parameters.buckets[index]);
             parameters.buckets[index].step(&Update { grad, clip: &clip, step, hyper })?;
         }

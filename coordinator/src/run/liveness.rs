@@ -1,0 +1,126 @@
+//! Who is alive: what heartbeats say, what their absence says, and the coordinator's own.
+//!
+//! - V-1: time counts only as far as this process was awake to hear something: after a laptop's sleep, a stopped and continued run,
+//!   or a write that took a minute, nobody is blamed for a silence that nobody could have broken.
+//! - V-2: the coordinator's beats are commands of the run like all others. They stop when the loop stops that carries them out.
+
+use std::time::{Duration, Instant};
+
+use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::{Beat, Heartbeat, Phase, PhaseChanged};
+use dyad_proto::{Fault, silence};
+
+use super::{Command, Run, Stage};
+use crate::stalls::{Stall, Stalls};
+
+/// What passes between two ticks counts as no more than this.
+const AWAKE: Duration = Duration::from_secs(1);
+
+/// What the run knows of time.
+#[derive(Debug)]
+pub(super) struct Watch {
+    last: Instant,
+    since_beat: Duration,
+    silence: Duration,
+    stalls: Stalls,
+}
+
+impl Watch {
+    pub(super) fn new(now: Instant, stall_timeout: Option<u64>) -> Self {
+        let silence = Duration::from_secs(silence::limit(silence::TRAINER, stall_timeout).into());
+        Self { last: now, since_beat: Duration::ZERO, silence, stalls: Stalls::new(stall_timeout) }
+    }
+
+    /// How much time has passed since the last tick, by V-1.
+    fn pass(&mut self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.last).min(AWAKE);
+        self.last = now;
+        self.since_beat += passed;
+        passed
+    }
+
+    fn beat_is_due(&mut self) -> bool {
+        let due = self.since_beat >= silence::TICK;
+        if due {
+            self.since_beat = Duration::ZERO;
+        }
+        due
+    }
+}
+
+impl Run {
+    pub(super) fn tick(&mut self, now: Instant) -> Result<(), Fault> {
+        if let Some(cause) = self.blame.overdue(now) {
+            self.end(now, Some(cause));
+        }
+        let passed = self.watch.pass(now);
+        if self.watch.beat_is_due() {
+            self.beat();
+        }
+        if let Stage::Joining { left } = &mut self.stage {
+            *left = left.saturating_sub(passed);
+            return if left.is_zero() { Err(self.too_few()) } else { Ok(()) };
+        }
+        self.roster.pass(passed);
+        if let Some(member) = self.roster.silent(self.watch.silence) {
+            let (who, process, during) = (member.describe(), member.process(), member.whereabouts());
+            let seconds = self.watch.silence.as_secs();
+            return Err(Fault::lost(format!(
+                "{who} {process}, is silent: no sign of life for {seconds} s during {during}"
+            ))
+            .hint("is that machine reachable, and the process not stopped?"));
+        }
+        let stall = self.roster.stalled(&self.watch.stalls, self.first_step());
+        stall.map_or(Ok(()), |stall| Err(self.stands_still(&stall)))
+    }
+
+    fn first_step(&self) -> u64 {
+        self.spec.start.step + 1
+    }
+
+    fn beat(&mut self) {
+        let connected = self.roster.members().iter().filter(|member| member.connected);
+        self.commands.extend(connected.map(|member| Command::Send(member.id, Down::Beat(Beat {}))));
+        self.commands.push(Command::Beat);
+    }
+
+    fn stands_still(&self, stall: &Stall) -> Fault {
+        let member = &self.roster.members()[stall.place];
+        let (who, process, during) = (member.describe(), member.process(), member.whereabouts());
+        let others = if stall.others.is_empty() { String::new() } else { format!("; {}", stall.others) };
+        Fault::lost(format!(
+            "{who} {process}, stands still although its heart beats: no progress for {} s during {during}; {}{others}",
+            stall.time.as_secs(),
+            stall.doing
+        ))
+        .hint("look for a hung file system, device or network there; --stall-timeout changes the limit, 0 sets none")
+    }
+
+    pub(super) fn heartbeat(&mut self, place: usize, beat: Heartbeat) {
+        let first = self.first_step();
+        let before = self.roster.beat(place, beat, (&mut self.watch.stalls, first));
+        // Most beats say what the last one said, and nobody need be looked at.
+        if before == self.roster.members()[place].phase || self.phase >= Phase::Training {
+            return;
+        }
+        // Evaluating and saving belong to the training, and alternate with it.
+        let slowest = self.roster.slowest_phase().min(Phase::Training);
+        if slowest > self.phase {
+            self.phase = slowest;
+            self.emit(Happening::Phase(PhaseChanged { phase: slowest.into() }));
+        }
+    }
+
+    fn too_few(&self) -> Fault {
+        let joined: Vec<&str> = self.roster.members().iter().map(|member| member.name.as_str()).collect();
+        let names = if joined.is_empty() { String::new() } else { format!(" ({})", joined.join(", ")) };
+        let (of, seconds) = (self.spec.world_size, self.spec.join_timeout.as_secs());
+        let refused = self.last_refusal.as_ref().map_or_else(String::new, |why| format!("; {why}"));
+        Fault::unavailable(format!(
+            "{} of {of} trainers joined within {seconds} s{names}{refused}",
+            joined.len()
+        ))
+        .hint("see the logs of the missing trainers; --join-timeout-seconds gives them longer")
+    }
+}
