@@ -172,7 +172,6 @@ fn shown(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use dyad_proto::PROTOCOL_VERSION;
     use dyad_proto::wire::Hello;
@@ -191,9 +190,9 @@ mod tests {
                 launch_index: index,
                 ..Hello::default()
             };
-            roster.admit(Instant::now(), TrainerId(index.into()), &hello).unwrap();
+            roster.admit(TrainerId(index.into()), &hello).unwrap();
         }
-        roster.assign_ranks(Instant::now());
+        roster.assign_ranks();
         roster.members().to_vec()
     }
 

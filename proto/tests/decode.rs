@@ -146,7 +146,7 @@ fn take(body: Down) {
         Down::Reference(reference) => reference.pairs,
         Down::Assignment(_) | Down::CommunicatorReady(_) | Down::RunPlan(_) => return,
         Down::Finish(_) | Down::Hold(_) | Down::Drain(_) | Down::KeepTrace(_) => return,
-        Down::Recorded(_) | Down::Posting(_) => return,
+        Down::Recorded(_) | Down::Posting(_) | Down::Beat(_) => return,
     };
     for pair in pairs {
         let _ = (PreferencePair::check(&pair.json), PreferencePair::parse(&pair.json));
