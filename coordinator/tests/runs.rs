@@ -228,7 +228,7 @@ async fn a_late_watcher_of_a_long_run_gets_its_end_and_a_count() {
     let mut trainer = coordinator.join("node0-cpu", 0).await;
     trainer.train_until(steps).await;
     coordinator.recorded(steps).await;
-    let late = coordinator.watch();
+    let late = coordinator.watched().await;
     drop(trainer);
     let events = late.await.unwrap();
     let count = |is: fn(&Happening) -> bool| {

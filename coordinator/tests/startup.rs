@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::net::TcpListener;
 
 use support::{Ended, Workspace};
@@ -87,26 +88,42 @@ async fn taken_port_is_named_and_nothing_is_overwritten() {
     assert!(work.path("out/final").exists());
 }
 
-/// A training file that nobody writes to: whoever opens it to read waits.
-fn endless_data(work: &Workspace) -> std::path::PathBuf {
+/// A training file that takes long to read: what happens right after a start happens before its end.
+fn much_data(work: &Workspace) -> std::path::PathBuf {
     let path = work.path("train.jsonl");
-    std::fs::remove_file(&path).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let pairs = std::fs::read(&path).unwrap();
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
+    for _ in 0..(400 << 20) / pairs.len() {
+        file.write_all(&pairs).unwrap();
+    }
+    file.into_inner().unwrap();
     path
+}
+
+/// Waits until the process has the file open.
+async fn opened(pid: u32, path: &std::path::Path) {
+    let opened = || {
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|file| file == path)
+    };
+    let until = async {
+        while !opened() {
+            tokio::task::yield_now().await;
+        }
+    };
+    support::soon("the data to be read", until).await;
 }
 
 #[tokio::test]
 async fn sigterm_while_the_data_is_read_is_heard() {
     let work = Workspace::new(3, 0, "");
-    let data = endless_data(&work);
+    let data = much_data(&work);
     for (signal, status) in [("TERM", "stopped by SIGTERM"), ("INT", "stopped by SIGINT")] {
         let child = work.command(&ALONE).spawn().unwrap();
-        let path = data.clone();
-        // Returns when the coordinator has opened it to read.
-        let writer = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(path));
-        let _open = support::soon("the data to be read", writer).await.unwrap().unwrap();
-        let pid = child.id().unwrap().to_string();
-        let kill = std::process::Command::new("kill").args([&format!("-{signal}"), &pid]).status();
+        let pid = child.id().unwrap();
+        opened(pid, &data).await;
+        let kill =
+            std::process::Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
         assert!(kill.unwrap().success());
         let ended = Ended::of(child).await;
         assert_eq!((ended.status, ended.stdout.as_str()), (Some(130), ""), "{}", ended.stderr);
@@ -118,7 +135,7 @@ async fn sigterm_while_the_data_is_read_is_heard() {
 #[tokio::test]
 async fn probes_are_told_when_the_coordinator_serves() {
     let work = Workspace::new(3, 0, "");
-    let data = endless_data(&work);
+    much_data(&work);
     let mut command = work.command(&["--world-size", "1", "--health-listen", "127.0.0.1:0"]);
     let mut child = command.spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
@@ -137,8 +154,6 @@ async fn probes_are_told_when_the_coordinator_serves() {
     assert_eq!(status("").await, Ok(ServingStatus::NotServing));
     assert_eq!(status("dyad.v1.Coordinator").await, Ok(ServingStatus::NotServing));
     assert_eq!(status("another").await, Err(tonic::Code::NotFound));
-    let pair = std::fs::read_to_string(Workspace::new(1, 0, "").path("train.jsonl")).unwrap();
-    tokio::task::spawn_blocking(move || std::fs::write(data, pair)).await.unwrap().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut announced = String::new();
     support::soon("the coordinator to listen", stdout.read_line(&mut announced)).await.unwrap();

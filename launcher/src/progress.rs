@@ -111,12 +111,6 @@ fn data_line(data: &DataReport) -> String {
     if data.start_step > 0 {
         line += &format!(", resumed after step {}", data.start_step);
     }
-    if !data.endless.is_empty() {
-        line += &format!(
-            "\nwarning: no preferred output ends with a token that ends an answer ({}): the model will not learn to stop",
-            data.endless
-        );
-    }
     line
 }
 

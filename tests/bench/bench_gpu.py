@@ -160,7 +160,7 @@ def dyad(args: argparse.Namespace, case: Path, cell: Cell, extra: dict[str, str]
     """One run of Dyad."""
     lora, settings = cell.lora, {} if cell.lora else fitting(cell.shape.parameters(), args.memory)
     settings |= extra or {}
-    keys = {"model": "model", "training_file": "pairs.jsonl", "output_dir": "dyad", "lr_scheduler_type": "constant", "dtype": "bfloat16"}
+    keys = {"model": "model", "training_file": "pairs.jsonl", "output_dir": "dyad", "lr_scheduler_type": "constant", "dtype": args.dtype}
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
     lines += f"learning_rate = 1e-6\nshuffle = false\nbatch_size = {cell.workload.batch}\nmax_steps = {STEPS}\n"
     lines += f"micro_batch_tokens = {cell.workload.micro_batch_tokens}\nlora = {str(lora).lower()}\n"
@@ -333,20 +333,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "bench-gpu-out", help="folder for weights and runs (8b: 16 GB)")
     parser.add_argument("--keep-model", action="store_true", help="train the weights that an earlier run has left there")
     parser.add_argument("--skip-trl", action="store_true", help="measure Dyad alone")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16",
+                        help="precision of Dyad's passes; float32 only with --skip-trl (TRL's side is in bfloat16)")
     parser.add_argument("--record", action="store_true", help="add the table to docs/benchmarks.md")
     args = parser.parse_args()
+    if args.dtype != "bfloat16" and not args.skip_trl:
+        fail("TRL's side of the table is in bfloat16", "add --skip-trl")
     args.python = str(Path(args.python).absolute())
     args.threads = args.threads or (2 if args.device == "cpu" else os.cpu_count())
     known(args.shapes, SHAPES, "shape")
     known(args.workloads, WORKLOADS, "workload")
     known(args.modes, {"lora": None, "full": None}, "mode")
     name, args.memory = gpu(args.python) if args.device == "cuda" else (cpu_name(), 1e6)
-    listed = peak(name) if args.device == "cuda" else None
-    args.peak = listed or measured_peak(args.device)
+    listed = peak(name) if args.device == "cuda" and args.dtype == "bfloat16" else None
+    args.peak = listed or measured_peak(args.device, args.dtype)
     source = "data sheet" if listed else "measured in one large product"
 
     args.work.mkdir(parents=True, exist_ok=True)
-    print(f"{name}: {args.peak / 1e12:.1f} TFLOP/s in bfloat16, {source}\n\n{HEADER}", end="", flush=True)
+    print(f"{name}: {args.peak / 1e12:.1f} TFLOP/s in {args.dtype}, {source}\n\n{HEADER}", end="", flush=True)
     table = measure(args, args.work)
     if args.record:
         versions = [line for line in (ROOT / "tests/parity/requirements.txt").read_text().split() if line.startswith(("trl==", "torch==", "peft=="))]

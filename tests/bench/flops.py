@@ -80,12 +80,12 @@ def peak(name: str) -> float | None:
     return next(fits, None)
 
 
-def measured_peak(device: str) -> float:
-    """Rate of a large bfloat16 matrix product."""
+def measured_peak(device: str, dtype: str) -> float:
+    """Rate of a large matrix product."""
     import torch
 
     edge = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(edge, edge, device=device, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(edge, edge, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     best = float("inf")
     for _ in range(5):

@@ -222,6 +222,7 @@ fn text_of_others_begins_no_line_and_moves_no_cursor() {
         format!("model={EVIL}"),
         format!("{EVIL}=1"),
         format!("training_method={EVIL}"),
+        format!("output_dir={EVIL}"),
         "training_file=evil.jsonl".to_owned(),
     ] {
         let output = workspace.launch(1, &["--set", &setting, "--overwrite"]);
@@ -231,10 +232,4 @@ fn text_of_others_begins_no_line_and_moves_no_cursor() {
         assert_eq!(errors, 1, "{setting:?}: {said:?}");
         assert!(!said.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{setting:?}: {said:?}");
     }
-    // A folder may be called so; its name is shown on one line.
-    let output = workspace.launch(1, &["--set", "output_dir=a\nmodel    /elsewhere\u{1b}[2J"]);
-    let said = text(&output);
-    assert!(output.status.success(), "{said}");
-    assert_eq!(said.lines().filter(|line| line.starts_with("model    ")).count(), 1, "{said}");
-    assert!(!said.contains('\u{1b}'), "{said:?}");
 }

@@ -43,7 +43,7 @@ impl Run {
         if !report.endless.is_empty() {
             tracing::warn!(
                 stop_tokens = report.endless.as_str(),
-                "no preferred output ends with a token that ends an answer"
+                "no preferred output ends with a token that ends an answer: the model will not learn to stop"
             );
         }
         if plan.start_step > plan.total_steps {

@@ -122,6 +122,17 @@ impl Workspace {
     }
 }
 
+async fn watching(access: &Access) -> tonic::Streaming<RunEvent> {
+    let call = access.request(WatchRunRequest {}).unwrap();
+    client(access).await.watch_run(call).await.unwrap().into_inner()
+}
+
+async fn collected(events: tonic::Streaming<RunEvent>) -> Vec<RunEvent> {
+    let told = |event: RunEvent| (!matches!(event.body, Some(Happening::Beat(_)))).then_some(event);
+    let events = events.filter_map(|event| std::future::ready(told(event.unwrap())));
+    soon("the run's last event", events.collect()).await
+}
+
 async fn client(access: &Access) -> CoordinatorClient<Channel> {
     CoordinatorClient::new(access.endpoint().unwrap().connect().await.unwrap())
 }
@@ -220,14 +231,12 @@ impl Coordinator {
     /// Collects all events of the run.
     pub fn watch(&self) -> tokio::task::JoinHandle<Vec<RunEvent>> {
         let access = self.launchers.clone();
-        tokio::spawn(async move {
-            let mut client = client(&access).await;
-            let call = access.request(WatchRunRequest {}).unwrap();
-            let events = client.watch_run(call).await.unwrap().into_inner();
-            let told = |event: RunEvent| (!matches!(event.body, Some(Happening::Beat(_)))).then_some(event);
-            let events = events.filter_map(|event| std::future::ready(told(event.unwrap())));
-            soon("the run's last event", events.collect()).await
-        })
+        tokio::spawn(async move { collected(watching(&access).await).await })
+    }
+
+    /// The same, once the coordinator has answered.
+    pub async fn watched(&self) -> tokio::task::JoinHandle<Vec<RunEvent>> {
+        tokio::spawn(collected(watching(&self.launchers).await))
     }
 }
 
