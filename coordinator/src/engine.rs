@@ -30,7 +30,6 @@ pub type Outbox = mpsc::UnboundedSender<CoordinatorMessage>;
 
 /// What the engine is fed with.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "events are the rule, connections the exception")]
 pub enum Input {
     /// A connection was made from somewhere; what is put into the outbox goes out on it.
     Connected(TrainerId, Option<SocketAddr>, Outbox),

@@ -354,7 +354,8 @@ mod tests {
             report.refusal = Some(Fault::input(format!("why {id}")).hint("mend it").into());
             report
         };
-        (measuring.next_request(0), measuring.next_request(1));
+        let _ = measuring.next_request(0);
+        let _ = measuring.next_request(1);
         measuring.record(1, refusal(2..4, 2)).unwrap();
         measuring.record(0, refusal(0..2, 1)).unwrap();
         let (lengths, _) = measuring.finished().unwrap();

@@ -424,7 +424,8 @@ mod tests {
     #[test]
     fn resume_names_what_differs() {
         let dir = earlier_run();
-        let cases: [(fn(&mut Now), &str); 3] = [
+        type Change = fn(&mut Now);
+        let cases: [(Change, &str); 3] = [
             (|now| now.config.batch_size = 4, "batch_size was 8 and is now 4"),
             (|now| now.config.random_seed = 1, "random_seed was 42 and is now 1"),
             (|now| now.dataset_sha256 = "bb".into(), "training_file was aa and is now bb"),

@@ -163,7 +163,11 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
         match trained {
             Ok(()) => break,
             Err(fault) if interrupt.came() => return Err(restarts.stopped(fault)),
-            Err(fault) => console.line(&restarts.after(fault, &reached)?),
+            Err(fault) => {
+                // A coordinator that is killed does not tell of its last checkpoint.
+                reached.look(Path::new(&config.output_dir));
+                console.line(&restarts.after(fault, &reached)?);
+            }
         }
     }
     tokio::select! {

@@ -1,9 +1,12 @@
-//! Whether a run that failed is started again, as torchrun does it. Pure.
+//! Whether a run that failed is started again, as torchrun does it. Pure but for a look into the run's folder.
 //!
 //! - what would fail again is not tried again: bad input, a full disk, the same failure at the same step three times.
 //! - who was told to stop is not started again.
 //! - the count starts afresh once the run has come to a later checkpoint than at the last failure.
 
+use std::path::Path;
+
+use dyad_proto::run_folder::{checkpoint_step, newest_checkpoint};
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::{ErrorCode, Fault};
 
@@ -35,6 +38,14 @@ impl Reached {
             Body::Evaluation(_) => self.rows = true,
             Body::Checkpoint(saved) => self.saved = self.saved.max(Some(saved.step)),
             _ => {}
+        }
+    }
+
+    /// Takes note of a checkpoint that lies in the run's folder, told of or not. Before the first row those of an earlier run lie there.
+    pub fn look(&mut self, output_dir: &Path) {
+        if self.rows {
+            let newest = newest_checkpoint(output_dir);
+            self.saved = self.saved.max(newest.as_deref().and_then(checkpoint_step));
         }
     }
 }

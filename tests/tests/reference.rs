@@ -64,7 +64,7 @@ fn scores_of_another_model_precision_or_other_tokens_are_not_reused() {
     assert_eq!(kl("narrow", &["--set", "dtype=bfloat16"]), [true; 2]);
     // The limit itself changes no number: only what it cuts does.
     assert_eq!(kl("longer", &["--set", "max_seq_length=200"]), [false; 2]);
-    assert_eq!(kl("shorter", &["--set", "max_seq_length=40", "--set", "batch_size=40"])[0], true);
+    assert!(kl("shorter", &["--set", "max_seq_length=40", "--set", "batch_size=40"])[0]);
     workspace.new_model("other", &["--seed", "7"]);
     assert_eq!(kl("other-model", &["--set", "model=other"]), [true; 2]);
 }

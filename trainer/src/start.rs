@@ -100,9 +100,9 @@ pub fn start(
     let began = Instant::now();
     let reading = loading::choose(&config, &sources, &communicator, device)?;
     let mut parts = Parts::load_by(&config, &sources, device, among, &reading)?;
-    let loaded = facts::of_weights(&mut parts.policy, &reading.digest.clone().unwrap_or_default());
-    handle.send(Sent::Facts(Facts { facts: loaded.clone() }));
-    facts.extend(loaded);
+    let loaded = facts::of_weights(&mut parts.policy, &reading.digest.unwrap_or_default());
+    facts.extend(loaded.iter().cloned());
+    handle.send(Sent::Facts(Facts { facts: loaded }));
     tracing::info!(seconds = began.elapsed().as_secs_f32(), "loaded");
     let keeps_references = place.rank == 0 && config.keeps_references();
     let reference_key = if keeps_references { reference_key(&sources, &parts)? } else { String::new() };

@@ -298,6 +298,7 @@ mod tests {
         let (_host, made_way) = oneshot::channel();
         drop(Connection::new(Box::new(tokio::io::empty()), first.clone(), made_way));
         assert!(second.admit(), "the place is free although a call still knows of the connection");
+        drop(first);
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
 //! The template engine against transformers, over a corpus: `tests/parity/templates.py` writes what is expected.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

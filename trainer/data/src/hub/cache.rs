@@ -63,7 +63,7 @@ impl Repository {
         // Trainers of one machine ask for the same files at the same time.
         let lock = File::create(self.locks.join(format!("{}.lock", file.etag))).map_err(failed)?;
         // Where locks do not work the file is fetched twice, into a file of each one's own.
-        let _ = lock.lock();
+        let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
         let blob = blobs.join(&file.etag);
         if !blob.is_file() {
             let scratch = blobs.join(format!("{}.{}.incomplete", file.etag, std::process::id()));

@@ -37,6 +37,9 @@ pub(super) enum Trouble {
     Beyond,
 }
 
+/// The last address, the answers on the way, and the last.
+type Followed = (Uri, Vec<Response<Body>>, Response<Body>);
+
 impl Trouble {
     fn wrong(what: impl Into<String>) -> Self {
         Self::Wrong(what.into())
@@ -195,11 +198,7 @@ impl<'a> Client<'a> {
     }
 
     /// Asks, and follows where that leads; gives the last address, the answers on the way, and the last.
-    fn ask(
-        &self,
-        address: &Uri,
-        range: Option<std::ops::RangeInclusive<u64>>,
-    ) -> Result<(Uri, Vec<Response<Body>>, Response<Body>), Trouble> {
+    fn ask(&self, address: &Uri, range: Option<std::ops::RangeInclusive<u64>>) -> Result<Followed, Trouble> {
         let (mut address, mut hops) = (address.clone(), Vec::new());
         loop {
             let mut request = self.agent.get(&address);
@@ -310,11 +309,7 @@ fn target(from: &Uri, location: &str) -> Option<Uri> {
         _ => location.to_owned(),
     };
     let to: Uri = absolute.parse().ok()?;
-    let allowed = match (from.scheme_str()?, to.scheme_str()?) {
-        (_, "https") => true,
-        ("http", "http") => true,
-        _ => false,
-    };
+    let allowed = matches!((from.scheme_str()?, to.scheme_str()?), (_, "https") | ("http", "http"));
     (allowed && (is_loopback(from) || !is_loopback(&to))).then_some(to)
 }
 

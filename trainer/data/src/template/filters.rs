@@ -92,7 +92,7 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Outcome<Value> {
                 Some(count) => count.integer()?,
             };
             let text = |value: Option<Value>| value.unwrap_or(Value::None).text();
-            Ok(Value::from(methods::replace(&soft()?, &*text(old)?, &*text(new)?, count)))
+            Ok(Value::from(methods::replace(&soft()?, &text(old)?, &text(new)?, count)))
         }
         "format" => format::filter(&Value::Str(soft()?), args),
         "indent" => indent(&soft()?, args),

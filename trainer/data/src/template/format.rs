@@ -367,7 +367,7 @@ fn laid_out(value: &Value, spec: &str) -> Outcome<String> {
                 'd' | '\0' => (whole.unsigned_abs().to_string(), ""),
                 kind => radix(whole.unsigned_abs(), kind),
             };
-            if layout.group.is_some() && (prefix != "" || layout.fill == '0') {
+            if layout.group.is_some() && (!prefix.is_empty() || layout.fill == '0') {
                 return Err(TemplateError::unsupported("groups of digits in this layout"));
             }
             let prefix = if layout.alternate { prefix } else { "" };

@@ -134,7 +134,7 @@ impl Lexer<'_> {
             self.at = begin;
             return self.fail("a comment has no end");
         };
-        let sign = self.source[inside..end].as_bytes().last().copied();
+        let sign = self.source.as_bytes()[inside..end].last().copied();
         let after = self.after_end(end + 2, sign, true);
         self.at = begin;
         self.advance(after);
@@ -302,7 +302,8 @@ fn digits(text: &str, is_digit: fn(u8) -> bool) -> usize {
     let mut end = 0;
     while let Some(&byte) = bytes.get(end) {
         let between = byte == b'_' && end > 0 && bytes[end - 1] != b'_';
-        if !is_digit(byte) && !(between && bytes.get(end + 1).copied().is_some_and(is_digit)) {
+        let more = between && bytes.get(end + 1).copied().is_some_and(is_digit);
+        if !(is_digit(byte) || more) {
             break;
         }
         end += 1;

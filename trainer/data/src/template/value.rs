@@ -31,9 +31,12 @@ pub(super) enum Value {
     /// Keys, values or items of a dictionary.
     View(&'static str, Rc<[Value]>),
     Iterator(Rc<Iterator>),
-    Namespace(Rc<RefCell<Vec<(Rc<str>, Value)>>>),
+    Namespace(Rc<RefCell<Attributes>>),
     Function(Function),
 }
+
+/// Names and values of a namespace.
+pub(super) type Attributes = Vec<(Rc<str>, Value)>;
 
 /// Something that can be gone through once.
 #[derive(Debug)]
