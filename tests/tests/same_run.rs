@@ -72,7 +72,7 @@ fn files_of_the_model_that_have_changed_are_named() {
     copy(&workspace.path("model"), &workspace.path("kept"));
     let model = |file: &str| workspace.path("model").join(file);
     let put_back = |file: &str| fs::copy(workspace.path("kept").join(file), model(file)).unwrap();
-    replace(&model("config.json"), "\"rms_norm_eps\"", "\"rope_theta\": 77777.0, \"rms_norm_eps\"");
+    replace(&model("config.json"), "\"rope_theta\": 10000.0", "\"rope_theta\": 77777.0");
     refused(&workspace, &[], "config.json rope_");
     put_back("config.json");
     fs::write(model("special_tokens_map.json"), "{\"bos_token\": \"!\"}").unwrap();
@@ -171,8 +171,7 @@ fn a_complete_run_says_so_and_changes_nothing() {
 
 #[test]
 fn a_complete_run_that_is_extended_equals_an_undisturbed_longer_one() {
-    let workspace =
-        Workspace::with_model(32, "n_checkpoints = 2\nlr_scheduler_type = \"constant\"\nn_epochs = 1\n");
+    let workspace = Workspace::with_model(32, "n_checkpoints = 2\nn_epochs = 1\n");
     let longer = ["--set", "lr_scheduler_type=constant", "--set", "n_epochs=2"];
     let whole = workspace.train(2, "whole", &longer);
     workspace.train(2, "out", &["--set", "lr_scheduler_type=constant"]);
@@ -231,11 +230,14 @@ fn ranks_with_other_files_are_found_out_before_the_first_row() {
     let workspace = two_hosts("");
     let model = |file: &str| workspace.path("b/model").join(file);
     let put_back = |file: &str| fs::copy(workspace.path("a/model").join(file), model(file)).unwrap();
-    let template = fs::read_to_string(model("chat_template.jinja")).unwrap();
-    fs::write(model("chat_template.jinja"), format!("{template} ")).unwrap();
-    differs(&workspace, "--overwrite", "chat_template.jinja is ");
-    put_back("chat_template.jinja");
-    replace(&model("config.json"), "\"rms_norm_eps\"", "\"rope_theta\": 77777.0, \"rms_norm_eps\"");
+    replace(
+        &model("tokenizer_config.json"),
+        "{% if add_generation_prompt %}",
+        " {% if add_generation_prompt %}",
+    );
+    differs(&workspace, "--overwrite", "tokenizer_config.json chat_template is ");
+    put_back("tokenizer_config.json");
+    replace(&model("config.json"), "\"rope_theta\": 10000.0", "\"rope_theta\": 77777.0");
     differs(&workspace, "--overwrite", "config.json rope_");
     put_back("config.json");
     let json = fs::read_to_string(model("tokenizer.json")).unwrap();
