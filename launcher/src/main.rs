@@ -162,7 +162,10 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
             .await;
         match trained {
             Ok(()) => break,
-            Err(fault) if interrupt.came() => return Err(restarts.stopped(fault)),
+            // A folder that was removed has nothing to go on from.
+            Err(fault) if interrupt.came() || !Path::new(&config.output_dir).is_dir() => {
+                return Err(restarts.stopped(fault));
+            }
             Err(fault) => {
                 // A coordinator that is killed does not tell of its last checkpoint.
                 reached.look(Path::new(&config.output_dir));

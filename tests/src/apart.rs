@@ -33,7 +33,9 @@ pub fn run(workspace: &Workspace, config: &str, folders: &[&str], flag: &str) ->
 pub fn run_with(workspace: &Workspace, config: &str, folders: &[&str], flag: &str, last: &Path) -> Ended {
     let mut coordinator = Command::new(binary("coordinator"));
     coordinator.current_dir(workspace.path(folders[0])).arg("--config").arg(workspace.path(config));
-    coordinator.args([flag, "--world-size", &folders.len().to_string()]).env("NO_COLOR", "1");
+    coordinator
+        .args([flag, "--world-size", &folders.len().to_string(), "--join-timeout-seconds", "30"])
+        .env("NO_COLOR", "1");
     crate::processes::die_with_me(&mut coordinator);
     let mut coordinator =
         coordinator.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

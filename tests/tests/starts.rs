@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fmt::Write as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use dyad_tests::{Workspace, number, root, text};
+use dyad_tests::processes::die_with_me;
+use dyad_tests::{Workspace, binary, number, root, text};
 use serde_json::{Map, Value};
 
 /// Of a mean of summed log-probabilities around -300: a float32 sum of that size is rounded to a tenth of this.
@@ -36,8 +37,11 @@ fn wrong(workspace: &Workspace, name: &str, start: &Value) -> Option<String> {
         writeln!(config, "{key} = {value}").unwrap();
     }
     workspace.write(&format!("{name}.toml"), &config);
-    let mut command = workspace.launcher(1, &[]);
-    let output = command.args(["--config", &format!("{name}.toml")]).output().unwrap();
+    let mut command = Command::new(binary("launcher"));
+    command.args(["--nodes", "1", "--gpus-per-node", "0", "--max-restarts", "0"]);
+    command.args(["--config", &format!("{name}.toml")]).current_dir(workspace.path(".")).stdin(Stdio::null());
+    die_with_me(&mut command);
+    let output = command.output().unwrap();
     let said = text(&output);
     if let Some(words) = start["refused"].as_str() {
         let refused = output.status.code() == Some(2) && said.contains(words) && said.contains("hint: ");

@@ -89,7 +89,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let _other = listener.accept().unwrap();
-        assert_eq!(own().difference(&before).count(), 3);
+        assert!(own().difference(&before).count() >= 3, "other tests may open some, too");
         assert_eq!(of_another_user(&before), None);
     }
 }
