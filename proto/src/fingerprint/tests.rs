@@ -1,3 +1,5 @@
+//! Every key has a role, and every change of one that computes is found.
+
 use super::*;
 
 fn config() -> RunConfig {
