@@ -51,7 +51,7 @@ struct State {
 #[derive(Debug)]
 struct Words {
     text: Vec<u8>,
-    /// Missed by whoever reads again; a picture of a bar is not.
+    /// Lines that are lost with these words: their own, none for a picture of a bar, and those a notice tells of.
     lines: u64,
 }
 
@@ -137,6 +137,21 @@ impl Shared {
         true
     }
 
+    /// Words have left: only now is it known that somebody reads, and what was dropped is told. A notice that is dropped in its turn
+    /// gives its count back.
+    fn written(&self) {
+        let mut state = self.state();
+        (state.writing, state.left) = (false, state.left + 1);
+        if state.dropped > 0 {
+            let lines = std::mem::take(&mut state.dropped);
+            let text = notice(lines);
+            state.bytes += text.len();
+            state.ahead.push_front(Words { text, lines });
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
     /// The thread of its own: lives as long as the process.
     fn write_to(&self, stream: &File) {
         loop {
@@ -150,16 +165,7 @@ impl Shared {
             drop(state);
             // A stream that is closed, or a full disk: these words are lost, the next ones may not be.
             let _ = write_all(stream, &words.text);
-            let mut state = self.state();
-            (state.writing, state.left) = (false, state.left + 1);
-            // Only now is it known that somebody reads again.
-            if state.dropped > 0 {
-                let notice = notice(std::mem::take(&mut state.dropped));
-                state.bytes += notice.len();
-                state.ahead.push_front(Words { text: notice, lines: 0 });
-            }
-            drop(state);
-            self.changed.notify_all();
+            self.written();
         }
     }
 }
@@ -251,6 +257,21 @@ mod tests {
         }
         assert!(left_out > 0 && whole > 0);
         assert_eq!(whole + left_out, said);
+    }
+
+    #[test]
+    fn a_notice_that_is_dropped_itself_gives_its_count_back() {
+        let shared = Shared::default();
+        let add = |count: usize| {
+            (0..count).for_each(|_| shared.add(Words { text: vec![b'x'; ROOM / 4], lines: 1 }));
+        };
+        add(6);
+        assert_eq!(shared.state().dropped, 2);
+        shared.written();
+        assert_eq!(shared.state().dropped, 0, "the notice waits");
+        add(1);
+        // The notice and the line behind it made room.
+        assert_eq!(shared.state().dropped, 2 + 1);
     }
 
     #[test]
