@@ -23,7 +23,7 @@ quickstart: build ## Train a small model on the shipped preference pairs: SFT, t
 
 test: build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
 	@tests/install-tools.sh
-	cargo test --release --workspace
+	cargo test --release --workspace --no-fail-fast
 
 image: ## Build the image dyad:cpu with docker, podman or buildah (VARIANT=cuda for GPUs).
 	@builder=$$(command -v docker || command -v podman || command -v buildah) || { echo "no docker, podman or buildah here" >&2; exit 2; }; \
