@@ -7,6 +7,7 @@
 )]
 
 pub mod apart;
+pub mod clock;
 pub mod cluster;
 pub mod collector;
 pub mod processes;

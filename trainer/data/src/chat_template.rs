@@ -38,11 +38,6 @@ impl ChatTemplate {
         Ok(Self { template, origin, special_tokens, now })
     }
 
-    /// Whether the text of a conversation depends on the date.
-    pub(crate) fn uses_date(&self) -> bool {
-        self.template.mentions("strftime_now")
-    }
-
     /// Text of a conversation.
     pub(crate) fn render(
         &self,

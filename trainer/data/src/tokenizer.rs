@@ -52,12 +52,6 @@ impl ChatTokenizer {
         })
     }
 
-    /// Whether the text of a conversation depends on the date.
-    #[must_use]
-    pub fn uses_date(&self) -> bool {
-        self.template.uses_date()
-    }
-
     /// Text of a conversation, with the opening of the assistant's turn if asked for.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Fault> {
         self.template.render(messages, None, add_generation_prompt)

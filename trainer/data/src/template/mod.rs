@@ -55,11 +55,6 @@ impl Template {
         Ok(Self { loop_name: number("loop"), globals: parsed.names.iter().map(global).collect(), parsed })
     }
 
-    /// Whether the template asks for a name.
-    pub(crate) fn mentions(&self, name: &str) -> bool {
-        self.parsed.names.iter().any(|known| known == name)
-    }
-
     /// Text of the template; `context` gives values to names, the last one wins.
     pub(crate) fn render(
         &self,

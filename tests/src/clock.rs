@@ -1,0 +1,34 @@
+//! Runs that believe in another day: `clock_gettime` of every process is moved by a preloaded library.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::Workspace;
+
+const SOURCE: &str = r#"
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+extern "C" int clock_gettime(clockid_t clock, timespec* time) noexcept {
+  static auto real = reinterpret_cast<int (*)(clockid_t, timespec*)>(dlsym(RTLD_NEXT, "clock_gettime"));
+  int status = real(clock, time);
+  if (const char* shift = getenv("SHIFT_SECONDS"); shift && clock == CLOCK_REALTIME) time->tv_sec += atol(shift);
+  return status;
+}
+"#;
+
+/// Compiles the library into a workspace.
+pub fn shim(workspace: &Workspace) -> PathBuf {
+    workspace.write("clock.cpp", SOURCE);
+    let library = workspace.path("clock.so");
+    let mut compiler = Command::new("g++");
+    compiler.args(["-D_GNU_SOURCE", "-std=c++17", "-shared", "-fPIC", "-o"]).arg(&library);
+    let output = compiler.arg(workspace.path("clock.cpp")).output().unwrap();
+    assert!(output.status.success(), "{}", crate::text(&output));
+    library
+}
+
+/// Makes a command and all that it starts believe that it is so many seconds later.
+pub fn later(command: &mut Command, shim: &std::path::Path, seconds: i64) {
+    command.env("LD_PRELOAD", shim).env("SHIFT_SECONDS", seconds.to_string());
+}
