@@ -1,5 +1,6 @@
 //! From the run's configuration to models and parameters that can train.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -18,8 +19,8 @@ use crate::flat::{Flat, Keep, Link};
 use crate::layout::{Layout, Sharding};
 use crate::lora::{self, Adapters};
 use crate::model::attention::announce;
-use crate::model::weights::{Place, Reading};
-use crate::model::{Model, ModelConfig, stored_kind};
+use crate::model::weights::{Digested, Place, Reading};
+use crate::model::{Model, ModelConfig, listed, stored_kind};
 use crate::parameters::{Keeping, Named, Parameters};
 
 /// Local folders that a run starts from.
@@ -161,9 +162,20 @@ impl Parts {
             stored: stored_kind(&policy.config.torch_dtype),
             adapter,
             merge: config.merge_adapter,
+            not_finite: reading.digest.as_ref().map(Digested::not_finite).unwrap_or_default(),
         };
+        warn_of_not_finite(&saver.not_finite, &sources.base);
         Ok(Self { policy, reference, parameters, saver })
     }
+}
+
+/// Others train such a model without a word; often these are rows of the embedding that no token uses.
+fn warn_of_not_finite(names: &BTreeSet<String>, dir: &Path) {
+    if names.is_empty() {
+        return;
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    tracing::warn!("NaN or infinite numbers are in the weights of {}: {}", dir.display(), listed(&names));
 }
 
 /// transformers drops attention weights where it trains such a model; the kernels here do not.

@@ -1,5 +1,6 @@
 //! Writes `checkpoint-N/` and `final/`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use dyad_data::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
@@ -8,11 +9,11 @@ use dyad_proto::run_folder::FINAL;
 use tch::{Device, Kind};
 
 use super::files::{self, Home, Sums};
-use super::tensors::{NamedStored, Stored, write_file, write_model};
+use super::tensors::{NamedStored, Stored, Written, write_file, write_model};
 use super::{OPTIMIZER_FILE, STATE_FILE, State, cannot_write};
 use crate::lora::Adapters;
-use crate::model::Model;
 use crate::model::weights::{Place, Reading};
+use crate::model::{Model, listed};
 use crate::parameters::{Kept, MASTER};
 
 /// What stays the same over a run: where files come from and how weights are stored.
@@ -32,6 +33,8 @@ pub struct Saver {
     pub adapter: Option<SavedAdapter>,
     /// Also write the merged model into `final/merged`.
     pub merge: bool,
+    /// Tensors that held NaN or infinite numbers when the run began: rows that no token uses, as a rule.
+    pub not_finite: BTreeSet<String>,
 }
 
 /// Adapters, and what the model underneath is called.
@@ -53,8 +56,9 @@ impl Saver {
         recorded: impl FnOnce() -> u64,
     ) -> Result<PathBuf, Fault> {
         self.home.write(&format!("checkpoint-{}", state.step), |dir| {
-            let mut sums = self.weights(dir, kept)?;
-            sums.extend(write_file(&dir.join(OPTIMIZER_FILE), &self.optimizer_tensors(kept))?);
+            let weights = self.weights(dir, kept)?;
+            let written = weights.and(write_file(&dir.join(OPTIMIZER_FILE), &self.optimizer_tensors(kept))?);
+            let sums = self.finite(state.step, written)?;
             write_json(&dir.join(STATE_FILE), &State { num_tokens: recorded(), ..state.clone() })?;
             Ok(sums)
         })
@@ -63,16 +67,33 @@ impl Saver {
     /// `final/`: the model alone, ready to serve, and what was done for it: a run that is resumed once more is complete.
     pub fn finish(&self, kept: &[Kept], state: &State) -> Result<PathBuf, Fault> {
         self.home.write(FINAL, |dir| {
-            let mut sums = self.weights(dir, kept)?;
+            let mut written = self.weights(dir, kept)?;
             if let Some(adapter) = self.adapter.as_ref().filter(|_| self.merge) {
-                sums.extend(self.merged(&dir.join("merged"), &adapter.adapters, kept)?);
+                written = written.and(self.merged(&dir.join("merged"), &adapter.adapters, kept)?);
             }
+            let sums = self.finite(state.step, written)?;
             write_json(&dir.join(STATE_FILE), state)?;
             Ok(sums)
         })
     }
 
-    fn weights(&self, dir: &Path, kept: &[Kept]) -> Result<Sums, Fault> {
+    /// A model with NaN or infinite numbers in it is not kept, unless it came with them.
+    fn finite(&self, step: u64, written: Written) -> Result<Sums, Fault> {
+        let new: Vec<&str> = written.not_finite.difference(&self.not_finite).map(String::as_str).collect();
+        if new.is_empty() {
+            return Ok(written.sums);
+        }
+        Err(Fault::failed(format!(
+            "step {step}: nothing is saved, as NaN or infinite numbers are in {}",
+            listed(&new)
+        ))
+        .hint(format!(
+            "lower learning_rate; numbers may also have become too large for {:?}, the precision that the model is stored in",
+            self.stored
+        )))
+    }
+
+    fn weights(&self, dir: &Path, kept: &[Kept]) -> Result<Written, Fault> {
         let sources: Vec<&Path> = self.sources.iter().map(PathBuf::as_path).collect();
         files::copy_companions(&sources, &self.tokenizer, dir)?;
         let trained = |kind: Kind| -> NamedStored {
@@ -97,10 +118,10 @@ impl Saver {
             .collect()
     }
 
-    fn merged(&self, dir: &Path, adapters: &Adapters, kept: &[Kept]) -> Result<Sums, Fault> {
+    fn merged(&self, dir: &Path, adapters: &Adapters, kept: &[Kept]) -> Result<Written, Fault> {
         std::fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
-        let sources: Vec<&Path> = self.sources.iter().map(PathBuf::as_path).collect();
-        files::copy_companions(&sources, &self.tokenizer, dir)?;
+        // The merged model is the base in all but its weights, whatever lies beside the adapter.
+        files::copy_companions(&[&self.base], &self.tokenizer, dir)?;
         // From the source, not from the passes: its weights may be wider than theirs, and whole on no rank.
         let place = Place { device: Device::Cpu, kind: Kind::Float };
         let again = Reading { again: true, ..Reading::default() };

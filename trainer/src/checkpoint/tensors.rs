@@ -1,8 +1,8 @@
 //! Tensors to safetensors files, one at a time, in shards.
 
 use std::borrow::Cow;
-use std::cell::Cell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::cannot_write;
 use super::files::Sums;
+use crate::model::weights::is_finite;
 use crate::progress;
 
 /// Largest file of a sharded model, the size transformers cuts at.
@@ -47,25 +48,44 @@ impl Stored {
         }
     }
 
-    fn data(&self) -> Vec<u8> {
+    /// The bytes, and whether they are finite numbers in the precision that is stored.
+    fn data(&self) -> (Vec<u8>, bool) {
         progress::advance();
         let host = self.tensor.to_device(Device::Cpu).to_kind(self.kind).contiguous();
         let mut bytes = vec![0; self.bytes()];
         host.copy_data_u8(&mut bytes, self.tensor.numel());
-        bytes
+        (bytes, is_finite(&host))
     }
 }
 
 pub(super) type NamedStored = Vec<(String, Stored)>;
 
+/// What is known of files that have been written.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    pub(super) sums: Sums,
+    /// Tensors with NaN or infinite numbers in them.
+    pub(super) not_finite: BTreeSet<String>,
+}
+
+impl Written {
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.sums.extend(other.sums);
+        self.not_finite.extend(other.not_finite);
+        self
+    }
+}
+
 /// One file with PyTorch's format mark, which transformers asks for. Its sum is taken of the bytes in memory, on their way.
-pub(super) fn write_file(path: &Path, tensors: &[(String, Stored)]) -> Result<Sums, Fault> {
+pub(super) fn write_file(path: &Path, tensors: &[(String, Stored)]) -> Result<Written, Fault> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let sum = Cell::new(Sum::EMPTY);
-    let views = tensors.iter().map(|(name, stored)| (name.as_str(), Summed { stored, sum: &sum }));
+    let (sum, not_finite) = (Cell::new(Sum::EMPTY), RefCell::default());
+    let view = |(name, stored)| Viewed { name, stored, sum: &sum, not_finite: &not_finite };
+    let views = tensors.iter().map(|(name, stored)| (name.as_str(), view((name, stored))));
     serialize_to_file(views, Some(metadata), path).map_err(|error| cannot_write(path, &error))?;
     let header = header_sum(path).map_err(|error| cannot_write(path, &error))?;
-    Ok(Sums::from([(path.to_owned(), header.then(sum.get()))]))
+    let sums = Sums::from([(path.to_owned(), header.then(sum.get()))]);
+    Ok(Written { sums, not_finite: not_finite.into_inner() })
 }
 
 /// Of what stands before the tensors: the header and its length.
@@ -78,13 +98,15 @@ fn header_sum(path: &Path) -> io::Result<Sum> {
     Ok(Sum::EMPTY.and(&length).and(&header))
 }
 
-/// A tensor that is summed up when it is written, which is once and in the order of the file.
-struct Summed<'a> {
+/// A tensor that is summed up and looked at when it is written, which is once and in the order of the file.
+struct Viewed<'a> {
+    name: &'a str,
     stored: &'a Stored,
     sum: &'a Cell<Sum>,
+    not_finite: &'a RefCell<BTreeSet<String>>,
 }
 
-impl View for Summed<'_> {
+impl View for Viewed<'_> {
     fn dtype(&self) -> Dtype {
         self.stored.dtype()
     }
@@ -94,7 +116,10 @@ impl View for Summed<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let bytes = self.stored.data();
+        let (bytes, finite) = self.stored.data();
+        if !finite {
+            self.not_finite.borrow_mut().insert(self.name.to_owned());
+        }
         self.sum.set(self.sum.get().and(&bytes));
         Cow::Owned(bytes)
     }
@@ -105,23 +130,23 @@ impl View for Summed<'_> {
 }
 
 /// `model.safetensors`, or shards with their index where the model is larger than one file should be.
-pub(super) fn write_model(dir: &Path, tensors: &[(String, Stored)]) -> Result<Sums, Fault> {
+pub(super) fn write_model(dir: &Path, tensors: &[(String, Stored)]) -> Result<Written, Fault> {
     let shards = shards(tensors, SHARD_BYTES);
     if let [only] = shards.as_slice() {
         return write_file(&dir.join("model.safetensors"), only);
     }
     let mut weight_map = serde_json::Map::new();
-    let mut sums = Sums::new();
+    let mut written = Written::default();
     for (number, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", number + 1, shards.len());
-        sums.extend(write_file(&dir.join(&file), shard)?);
+        written = written.and(write_file(&dir.join(&file), shard)?);
         weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone().into())));
     }
     let total: usize = tensors.iter().map(|(_, stored)| stored.bytes()).sum();
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     let path = dir.join("model.safetensors.index.json");
     std::fs::write(&path, format!("{index:#}\n")).map_err(|error| cannot_write(&path, &error))?;
-    Ok(sums)
+    Ok(written)
 }
 
 /// Consecutive tensors of at most `limit` bytes together; a larger one stands alone.
@@ -155,7 +180,16 @@ mod tests {
     #[test]
     fn bfloat16_is_written_as_its_own_bytes() {
         let stored = Stored::new(&Tensor::from_slice(&[1.0f32, -2.0]), Kind::BFloat16);
-        assert_eq!(stored.data(), [0x80, 0x3f, 0x00, 0xc0]);
+        assert_eq!(stored.data(), (vec![0x80, 0x3f, 0x00, 0xc0], true));
+    }
+
+    #[test]
+    fn what_overflows_in_the_stored_precision_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor = |name: &str, kind| (name.to_owned(), Stored::new(&Tensor::from_slice(&[7e4f32]), kind));
+        let tensors = [tensor("wide", Kind::Float), tensor("narrow", Kind::Half)];
+        let written = write_model(dir.path(), &tensors).unwrap();
+        assert_eq!(written.not_finite, BTreeSet::from(["narrow".to_owned()]));
     }
 
     #[test]
@@ -167,7 +201,8 @@ mod tests {
         };
         let tensors = [tensor("b", Kind::BFloat16), tensor("a", Kind::Float), tensor("c", Kind::Uint8)];
         let path = dir.path().join("some.safetensors");
-        let sums = write_file(&path, &tensors).unwrap();
-        assert_eq!(sums, Sums::from([(path.clone(), Sum::of_file(&path).unwrap())]));
+        let written = write_file(&path, &tensors).unwrap();
+        assert!(written.not_finite.is_empty());
+        assert_eq!(written.sums, Sums::from([(path.clone(), Sum::of_file(&path).unwrap())]));
     }
 }

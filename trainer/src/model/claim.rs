@@ -159,7 +159,7 @@ fn other_name<'a>(files: &'a Files, name: &str) -> Option<&'a str> {
 }
 
 /// A few names, and how many more.
-fn listed(names: &[&str]) -> String {
+pub(crate) fn listed(names: &[&str]) -> String {
     let shown = names.iter().take(LISTED).copied().collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(LISTED) {
         0 => shown,

@@ -23,6 +23,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use blocks::{Linear, Pass, Rotary, rms_norm};
+pub(crate) use claim::listed;
 pub use config::ModelConfig;
 use dyad_proto::Fault;
 use tch::{Kind, Tensor};

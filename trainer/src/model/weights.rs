@@ -1,6 +1,7 @@
 //! Tensors of a Hugging Face model folder, by name, from one or many safetensors files, mapped rather than read.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -24,22 +25,34 @@ pub struct Reading {
     pub again: bool,
 }
 
-/// A sum over tensors and their names, whatever order they come in.
+/// A sum over tensors and their names, whatever order they come in, and which of them hold NaN or infinite numbers.
 #[derive(Clone, Debug, Default)]
-pub struct Digested(Rc<Cell<u64>>);
+pub struct Digested {
+    sum: Rc<Cell<u64>>,
+    not_finite: Rc<RefCell<BTreeSet<String>>>,
+}
 
 impl Digested {
     /// Adds a tensor.
     pub fn add(&self, name: &str, tensor: &Tensor) {
+        if !is_finite(tensor) {
+            self.not_finite.borrow_mut().insert(name.to_owned());
+        }
         let name = name.bytes().fold(BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
         let both = (name ^ (word_sum(tensor) as u64).wrapping_mul(MIX)).wrapping_mul(MIX);
-        self.0.set(self.0.get().wrapping_add(both ^ (both >> 29)));
+        self.sum.set(self.sum.get().wrapping_add(both ^ (both >> 29)));
+    }
+
+    /// Names of the tensors with NaN or infinite numbers in them.
+    #[must_use]
+    pub fn not_finite(&self) -> BTreeSet<String> {
+        self.not_finite.borrow().clone()
     }
 
     /// As it is shown and kept.
     #[must_use]
     pub fn text(&self) -> String {
-        format!("{:016x}", self.0.get())
+        format!("{:016x}", self.sum.get())
     }
 }
 
@@ -193,6 +206,25 @@ fn word_sum(tensor: &Tensor) -> i64 {
     tensor.detach().flatten(0, -1).view_dtype(word).sum(Kind::Int64).int64_value(&[])
 }
 
+/// Numbers that are looked at in one go: few enough to stay in a core's cache.
+const PIECE: i64 = 1 << 18;
+
+/// Whether a tensor holds neither NaN nor infinite numbers.
+pub(crate) fn is_finite(tensor: &Tensor) -> bool {
+    if !tensor.is_floating_point() {
+        return true;
+    }
+    let flat = tensor.detach().flatten(0, -1);
+    let of_piece = |start: i64| {
+        let piece = flat.narrow(0, start, PIECE.min(flat.numel() as i64 - start));
+        let kind = if piece.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        // A sum of finite numbers may overflow; NaN and infinity never become finite in a sum.
+        let sum = piece.sum(kind).double_value(&[]);
+        sum.is_finite() || piece.isfinite().all().int64_value(&[]) != 0
+    };
+    (0..flat.numel() as i64).step_by(PIECE as usize).all(of_piece)
+}
+
 /// Where and in which precision a tensor lives.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
@@ -220,6 +252,25 @@ mod tests {
         assert_ne!(of(&[("a", &b), ("b", &a)]), both);
         assert_ne!(of(&[("a", &a)]), both);
         assert_ne!(of(&[("a", &a), ("b", &(&b + 1e-6))]), both);
+    }
+
+    #[test]
+    fn nan_and_infinity_are_found_wherever_they_are_and_large_sums_are_not_taken_for_them() {
+        let ones = || Tensor::ones([PIECE + 5], (Kind::Float, Device::Cpu));
+        assert!(is_finite(&ones()) && is_finite(&(ones() * 1e38)));
+        assert!(is_finite(&(ones() * 60_000.0).to_kind(Kind::Half)));
+        assert!(is_finite(&Tensor::zeros([0], (Kind::Float, Device::Cpu))));
+        for kind in [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Half] {
+            for (at, value) in [(0, f64::NAN), (PIECE + 4, f64::INFINITY), (PIECE - 1, f64::NEG_INFINITY)] {
+                let tensor = ones().to_kind(kind);
+                let _ = tensor.get(at).fill_(value);
+                assert!(!is_finite(&tensor), "{kind:?} {value} at {at}");
+            }
+        }
+        let digest = Digested::default();
+        digest.add("good", &ones());
+        digest.add("bad", &(ones() / 0.0));
+        assert_eq!(digest.not_finite(), BTreeSet::from(["bad".to_owned()]));
     }
 
     #[test]
