@@ -70,6 +70,11 @@ pub struct Cli {
     #[arg(long)]
     pub overwrite: bool,
 
+    /// Where the run is complete already, stay until every trainer has come and knows it. For schedulers that start coordinator and
+    /// trainers together
+    #[arg(long, requires = "auto_resume")]
+    pub tell_trainers: bool,
+
     /// How long to wait until all trainers have joined
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub join_timeout_seconds: u64,

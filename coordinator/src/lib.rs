@@ -4,10 +4,12 @@
 //! steps), [`saving`] (when a checkpoint is due), [`measuring`] and [`training`] (who does what next), [`references`] (what the reference model has said), [`metrics`] (sums to rows), [`membership`], [`stalls`] and [`failure`]
 //! (who takes part, who stands still, who is to blame), and [`run`], which puts them together: events in, commands out.
 //! I/O surrounds them: [`dataset`], [`output_dir`] and [`reference_store`] (files), [`wire`] (who may connect and call), [`server`],
-//! [`service`], [`health`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the commands out), [`cli`] (flags).
+//! [`service`], [`health`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the commands out), [`complete`] (instead of it, where
+//! nothing is left to do), [`cli`] (flags).
 //! [`observe`] and [`tensorboard`] show what happens to others.
 
 pub mod cli;
+pub mod complete;
 pub mod dataset;
 pub mod engine;
 pub mod facts;

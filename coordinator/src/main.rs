@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dyad_coordinator::cli::{Cli, Prepared, Task};
@@ -14,6 +14,7 @@ use dyad_coordinator::run::Run;
 use dyad_coordinator::server::{self, Port, Signals};
 use dyad_coordinator::wire::Guard;
 use dyad_proto::Fault;
+use dyad_proto::security::by_hand::Published;
 use dyad_telemetry::{Logs, TARGET, Telemetry};
 use tokio::net::TcpListener;
 use tracing::Instrument;
@@ -45,7 +46,7 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
         let health = Health::listen(cli.health_listen.as_deref()).await?;
         let prepared = match prepare(cli.clone(), &mut signals).await? {
             Task::Run(prepared) => *prepared,
-            Task::Complete(model) => return complete(&model),
+            Task::Complete(model) => return complete(cli, &model, &mut signals, (guard, health)).await,
         };
         let span = run_span();
         let served = serve(cli, prepared, signals, (guard, health)).instrument(span.clone()).await;
@@ -81,16 +82,21 @@ fn run_span() -> tracing::Span {
     span
 }
 
+/// The port, and what has to be held while it is open.
+async fn open(cli: &Cli, guard: &mut Guard) -> Result<(TcpListener, Option<Published>), Fault> {
+    let listener = server::bind(&cli.listen, "--listen").await?;
+    guard.allows(address(&listener)?, cli.insecure)?;
+    let published = guard.complete(address(&listener)?)?;
+    Ok((listener, published))
+}
+
 async fn serve(
     cli: &Cli,
     prepared: Prepared,
     signals: Signals,
     (mut guard, health): (Guard, Health),
 ) -> Result<(), Fault> {
-    let listener = server::bind(&cli.listen, "--listen").await?;
-    guard.allows(address(&listener)?, cli.insecure)?;
-    // Held until the run is over.
-    let _published = guard.complete(address(&listener)?)?;
+    let (listener, _published) = open(cli, &mut guard).await?;
     let metrics = match &cli.metrics_listen {
         Some(address) => Some(server::bind(address, "--metrics-listen").await?),
         None => None,
@@ -124,17 +130,32 @@ fn announce(listening: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Fa
         tracing::info!("metrics at http://{metrics}/metrics");
         line["metrics"] = metrics.to_string().into();
     }
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(unsaid)
+    say(&line)
 }
 
-/// A run that is resumed and has nothing left to do: the line says so to the launcher, the log to people.
-fn complete(model: &Path) -> Result<(), Fault> {
+/// A run that is resumed and has nothing left to do: the line says so to the launcher, the log to people, and where trainers come all
+/// the same, they are told as well.
+async fn complete(
+    cli: &Cli,
+    model: &Path,
+    signals: &mut Signals,
+    (mut guard, health): (Guard, Health),
+) -> Result<(), Fault> {
     tracing::info!("this run is complete: {}", model.display());
+    say(&serde_json::json!({ "complete": model }))?;
+    if !cli.tell_trainers {
+        return Ok(());
+    }
+    let (listener, _published) = open(cli, &mut guard).await?;
+    health.serving().await;
+    let patience = Duration::from_secs(cli.join_timeout_seconds);
+    server::tell_complete(Port { listener, guard, health }, cli.world_size, patience, signals).await
+}
+
+/// One line on standard output.
+fn say(line: &serde_json::Value) -> Result<(), Fault> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{}", serde_json::json!({ "complete": model }))
-        .and_then(|()| stdout.flush())
-        .map_err(unsaid)
+    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(unsaid)
 }
 
 fn unsaid(error: std::io::Error) -> Fault {

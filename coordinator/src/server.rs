@@ -8,9 +8,11 @@ use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, signals}
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tracing::Instrument;
 
+use crate::complete;
 use crate::engine::{Engine, Input};
 use crate::health::{Health, Welcome};
 use crate::observe::Observer;
@@ -21,6 +23,7 @@ use crate::service::Service;
 use crate::watch::History;
 use crate::wire::Guard;
 use crate::wire::door::Door;
+use crate::wire::refusals::Refusals;
 
 /// Events on their way to the engine; beyond that, streams wait.
 const INPUTS: usize = 1024;
@@ -72,45 +75,97 @@ pub async fn serve(
     signals: Signals,
     (observer, print_events): (Observer, bool),
 ) -> Result<(), Fault> {
-    let Port { listener, guard, health } = port;
     let (inputs, events) = mpsc::channel(INPUTS);
     tokio::spawn(signals.forward(inputs.clone()));
     let history = History::default();
     let printed = print_events.then(|| Printer::start(history.follow()));
-    let service = CoordinatorServer::new(Service::new(inputs, history.clone(), guard.gate))
-        .max_decoding_message_size(MAX_REPORT_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let most = 2 * run.world_size() + SPARE_CONNECTIONS;
-    let door = Door::new(listener, guard.tls, most);
-    let (refusals, incoming) = (door.refusals(), door.open());
-    let stopping = async {
-        // Either end of the channel going away means: stop.
-        let _ = stopped.await;
-    };
-    let server = Server::builder().max_concurrent_streams(CALLS).add_service(service);
-    let server = server.add_service(health.answers(Welcome::Answered));
-    let mut server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopping));
+    let mut serving = Serving::open(port, run.world_size(), inputs, history.clone());
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
-    let engine = Engine::new(run, output, history, (observer, refusals.clone())).run(events);
+    let engine = Engine::new(run, output, history, (observer, serving.refusals.clone())).run(events);
     let engine = tokio::spawn(engine.in_current_span());
     let outcome = tokio::select! {
         outcome = engine => outcome
             .unwrap_or_else(|error| Err(Fault::failed(format!("the engine ended: {error}")))),
-        died = &mut server => {
-            refusals.close();
+        died = &mut serving.server => {
+            serving.refusals.close();
             return Err(Fault::failed(format!("the gRPC server ended: {died:?}")));
         }
     };
-    drop(stop);
+    // Streams end, those of watchers too, before the last words are waited for.
+    let draining = serving.stop();
     if let Some(printed) = printed {
         printed.finish(DRAIN).await;
     }
-    if tokio::time::timeout(DRAIN, server).await.is_err() {
-        tracing::warn!("streams were still open at the end");
-    }
-    refusals.close();
+    draining.end().await;
     outcome
+}
+
+/// Tells the trainers of a run that is complete that there is nothing to do, each as it comes, until all have been told.
+pub async fn tell_complete(
+    port: Port,
+    trainers: u32,
+    patience: Duration,
+    signals: &mut Signals,
+) -> Result<(), Fault> {
+    let (inputs, events) = mpsc::channel(INPUTS);
+    let serving = Serving::open(port, trainers as usize, inputs, History::default());
+    let outcome = tokio::select! {
+        () = complete::tell(events, trainers) => Ok(()),
+        () = tokio::time::sleep(patience) => {
+            tracing::warn!("not all of {trainers} trainers have asked what there is to do");
+            Ok(())
+        }
+        fault = signals.next() => Err(fault),
+    };
+    serving.stop().end().await;
+    outcome
+}
+
+/// The port while it is served.
+struct Serving {
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    stop: oneshot::Sender<()>,
+    refusals: Refusals,
+}
+
+/// The port once nobody is let in any more.
+struct Draining {
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    refusals: Refusals,
+}
+
+impl Serving {
+    fn open(port: Port, trainers: usize, inputs: mpsc::Sender<Input>, history: History) -> Self {
+        let Port { listener, guard, health } = port;
+        let service = CoordinatorServer::new(Service::new(inputs, history, guard.gate))
+            .max_decoding_message_size(MAX_REPORT_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let door = Door::new(listener, guard.tls, 2 * trainers + SPARE_CONNECTIONS);
+        let (refusals, incoming) = (door.refusals(), door.open());
+        let stopping = async {
+            // Either end of the channel going away means: stop.
+            let _ = stopped.await;
+        };
+        let server = Server::builder().max_concurrent_streams(CALLS).add_service(service);
+        let server = server.add_service(health.answers(Welcome::Answered));
+        let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopping));
+        Self { server, stop, refusals }
+    }
+
+    fn stop(self) -> Draining {
+        drop(self.stop);
+        Draining { server: self.server, refusals: self.refusals }
+    }
+}
+
+impl Draining {
+    async fn end(self) {
+        if tokio::time::timeout(DRAIN, self.server).await.is_err() {
+            tracing::warn!("streams were still open at the end");
+        }
+        self.refusals.close();
+    }
 }
 
 /// SIGTERM or SIGHUP so soon after the first signal is the same wish.

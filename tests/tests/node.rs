@@ -12,7 +12,13 @@ use launcher::security::{Material, RunSecrets, TLS_DIR};
 fn coordinator(workspace: &Workspace, port: u16) -> Command {
     let mut command = Command::new(binary("coordinator"));
     command.current_dir(workspace.path("")).args(["--config", "run.toml", "--world-size", "2"]);
-    command.args(["--listen", &format!("127.0.0.1:{port}"), "--auto-resume", "--print-events"]);
+    command.args([
+        "--listen",
+        &format!("127.0.0.1:{port}"),
+        "--auto-resume",
+        "--tell-trainers",
+        "--print-events",
+    ]);
     command.stdout(Stdio::piped());
     command
 }
@@ -48,6 +54,30 @@ fn nodes_that_start_before_their_coordinator_train_with_it() {
     let events: Vec<&str> = text.lines().filter(|line| line.starts_with("{\"body\":")).collect();
     assert_eq!(events.iter().filter(|line| line.starts_with("{\"body\":{\"step\":")).count(), 3, "{text}");
     assert_eq!(events.last(), Some(&"{\"body\":{\"ended\":{\"failure\":null}}}"), "{text}");
+}
+
+/// A workload that is applied again on the volume of a run that is complete.
+#[test]
+fn nodes_of_a_run_that_is_complete_are_told_so_and_end_well() {
+    let workspace = Workspace::with_model(16, "max_steps = 2\n");
+    let started = || {
+        let port = free_port();
+        let nodes = ["0", "1"].map(|index| node(&workspace, port, index));
+        let mut coordinator = coordinator(&workspace, port);
+        (nodes, coordinator.stderr(Stdio::piped()).spawn().unwrap())
+    };
+    for said_by_nodes in [" loaded", "this run is complete: there is nothing to do"] {
+        let (nodes, coordinator) = started();
+        for node in nodes {
+            let output = node.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.contains(said_by_nodes), "{said}");
+        }
+        let output = coordinator.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !said.contains(" WARN "), "{said}");
+        assert_eq!(workspace.rows("out/metrics.jsonl").len(), 2);
+    }
 }
 
 /// A node that looked at the port by itself would be a warning there.

@@ -72,7 +72,10 @@ fn work(
     received: mpsc::Receiver<Received>,
     profile: Option<PathBuf>,
 ) -> Result<End, Fault> {
-    let (started, work) = start(identity, handle, received)?;
+    let Some((started, work)) = start(identity, handle, received)? else {
+        tracing::info!("this run is complete: there is nothing to do");
+        return Ok(End::Complete);
+    };
     let _inside = started.span.clone().entered();
     let kind = started.parts.policy.place.kind;
     tracing::info!(threads = kernel_threads().unwrap_or(0), ?kind, "ready");

@@ -62,14 +62,14 @@ pub struct Started {
     pub span: tracing::Span,
 }
 
-/// Joins, connects, loads. Work that is still to come arrives at the receiver.
+/// Joins, connects, loads. Work that is still to come arrives at the receiver. None where the run is complete already.
 pub fn start(
     identity: &Identity,
     handle: &Handle,
     received: mpsc::Receiver<Received>,
-) -> Result<(Started, Incoming), Fault> {
+) -> Result<Option<(Started, Incoming)>, Fault> {
     let device = device::open(&identity.device)?;
-    let Joined { config, place, run, resume_from } = joined(&received)?;
+    let Some(Joined { config, place, run, resume_from }) = joined(&received)? else { return Ok(None) };
     let span = process_span(place, &run);
     let inside = span.clone().entered();
     tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
@@ -115,7 +115,7 @@ pub fn start(
     drop((measuring, inside));
     let started =
         Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, facts, span };
-    Ok((started, work))
+    Ok(Some((started, work)))
 }
 
 /// Names what the reference model's scores depend on.
@@ -166,7 +166,7 @@ struct Joined {
     resume_from: String,
 }
 
-fn joined(received: &mpsc::Receiver<Received>) -> Result<Joined, Fault> {
+fn joined(received: &mpsc::Receiver<Received>) -> Result<Option<Joined>, Fault> {
     let mut welcomed = None;
     while let Ok(body) = progress::waiting(Waiting::Work, || received.recv()) {
         match (body, welcomed.take()) {
@@ -175,8 +175,9 @@ fn joined(received: &mpsc::Receiver<Received>) -> Result<Joined, Fault> {
             }
             (Received::Assignment(place), Some((config, welcome))) if place.rank < place.world_size => {
                 let (run, resume_from) = (welcome.traceparent, welcome.resume_from);
-                return Ok(Joined { config, place, run, resume_from });
+                return Ok(Some(Joined { config, place, run, resume_from }));
             }
+            (Received::Finish(_), None) => return Ok(None),
             (Received::Assignment(_), Some(_)) => {
                 return Err(Fault::failed("the coordinator gave this trainer a rank beyond the world size"));
             }

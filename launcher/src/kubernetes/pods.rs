@@ -96,6 +96,7 @@ fn coordinator_flags(spec: &Spec) -> Vec<String> {
         format!("--world-size={}", spec.world_size()),
         format!("--join-timeout-seconds={}", spec.options.lifecycle.join_timeout),
         "--auto-resume".to_owned(),
+        "--tell-trainers".to_owned(),
         "--print-events".to_owned(),
     ];
     // The kubelet's probes show no certificate.

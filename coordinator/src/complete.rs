@@ -1,0 +1,71 @@
+//! A run that is complete and is started again by a scheduler, which starts its trainers with it: they are told that there is nothing
+//! to do, and leave as after their work.
+
+use std::collections::{HashMap, HashSet};
+
+use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::trainer_message::Body as Up;
+use dyad_proto::wire::{CoordinatorMessage, Finish};
+use tokio::sync::mpsc;
+
+use crate::engine::Input;
+use crate::run::Event;
+
+/// Returns once this many trainers have said that they leave.
+pub async fn tell(mut inputs: mpsc::Receiver<Input>, trainers: u32) {
+    let (mut outboxes, mut names) = (HashMap::new(), HashMap::new());
+    let mut left = HashSet::new();
+    while left.len() < trainers as usize
+        && let Some(input) = inputs.recv().await
+    {
+        match input {
+            Input::Connected(id, _, outbox) => drop(outboxes.insert(id, outbox)),
+            Input::Event(Event::Message(id, Up::Hello(hello))) => {
+                names.insert(id, hello.name);
+                if let Some(outbox) = outboxes.get(&id) {
+                    // A trainer that is gone already comes again, or is not waited for for ever.
+                    let _ = outbox.send(CoordinatorMessage { body: Some(Down::Finish(Finish {})) });
+                }
+            }
+            Input::Event(Event::Message(id, Up::Finished(_))) => {
+                left.extend(names.remove(&id));
+                outboxes.remove(&id);
+            }
+            Input::Event(Event::Closed(id)) => drop(outboxes.remove(&id)),
+            Input::Event(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dyad_proto::wire::{Finished, Hello};
+
+    use super::*;
+    use crate::membership::TrainerId;
+
+    #[tokio::test]
+    async fn every_trainer_is_told_once_and_one_that_broke_off_is_waited_for() {
+        let (inputs, events) = mpsc::channel(64);
+        let telling = tokio::spawn(tell(events, 2));
+        let mut outgoing = Vec::new();
+        for (id, name) in ["node0", "node1", "node1"].into_iter().enumerate() {
+            let (outbox, told) = mpsc::unbounded_channel();
+            outgoing.push(told);
+            let hello = Hello { name: name.into(), ..Hello::default() };
+            let id = TrainerId(id as u64);
+            inputs.send(Input::Connected(id, None, outbox)).await.unwrap();
+            inputs.send(Input::Event(Event::Message(id, Up::Hello(hello)))).await.unwrap();
+            // The second one breaks off before it has said that it leaves.
+            let last =
+                if id.0 == 1 { Event::Closed(id) } else { Event::Message(id, Up::Finished(Finished {})) };
+            inputs.send(Input::Event(last)).await.unwrap();
+        }
+        telling.await.unwrap();
+        for mut told in outgoing {
+            let message = told.recv().await.unwrap();
+            assert!(matches!(message.body, Some(Down::Finish(_))));
+            assert!(told.recv().await.is_none());
+        }
+    }
+}
