@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use dyad_proto::plain;
 use dyad_proto::wire::RunEvent;
 use dyad_proto::wire::run_event::Body;
 use futures::{Stream, StreamExt};
@@ -61,7 +62,7 @@ impl Printer {
                     continue;
                 }
                 let Ok(line) = serde_json::to_string(&event) else { continue };
-                if lines.send(line).await.is_err() {
+                if lines.send(plain::json(&line).into_owned()).await.is_err() {
                     return;
                 }
                 count.fetch_add(1, Ordering::SeqCst);
@@ -97,7 +98,7 @@ mod tests {
     use std::io::Read;
 
     use dyad_proto::wire::run_event::Body;
-    use dyad_proto::wire::{PhaseChanged, RunEvent};
+    use dyad_proto::wire::{PhaseChanged, RunEvent, TrainerJoined};
 
     use super::*;
 
@@ -118,6 +119,21 @@ mod tests {
         });
         printer.finish(Duration::from_secs(60)).await;
         assert_eq!(reading.await.unwrap(), 20_000);
+    }
+
+    /// JSON itself escapes less than terminals obey.
+    #[tokio::test]
+    async fn names_of_others_reach_no_terminal_with_what_it_obeys() {
+        let name = "node\u{9b}31m\u{202e}\u{7f}\u{2028}";
+        let joined = TrainerJoined { name: name.to_owned(), ..TrainerJoined::default() };
+        let event = RunEvent { body: Some(Body::Joined(joined)) };
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        Printer::onto(futures::stream::iter([event]), writer).finish(Duration::from_secs(60)).await;
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert!(text.trim_end().chars().all(|c| c.is_ascii() && !c.is_control()), "{text:?}");
+        let back: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(back["body"]["joined"]["name"], name);
     }
 
     #[tokio::test]

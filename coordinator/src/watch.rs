@@ -1,7 +1,7 @@
 //! What watchers see: what happened so far, then everything that happens, to any number of them.
 //!
-//! - W-1: what is kept does not grow with the run: everything said once, and the last [`RECENT`] of steps, evaluations, checkpoints
-//!   and reference scores. What they said of numbers is in the metrics files.
+//! - W-1: what is kept does not grow with the run: everything said once, and the last [`RECENT`] of steps, evaluations, checkpoints,
+//!   reference scores and the phases between them. What they said of numbers is in the metrics files.
 //! - W-2: a watcher that comes late, or is slow, is told how many events it does not get.
 
 use std::collections::VecDeque;
@@ -44,7 +44,9 @@ struct Kept {
 impl Kept {
     fn add(&mut self, body: Body) {
         let many =
-            matches!(body, Body::Step(_) | Body::Evaluation(_) | Body::Checkpoint(_) | Body::Reference(_));
+            matches!(body, Body::Step(_) | Body::Evaluation(_) | Body::Checkpoint(_) | Body::Reference(_))
+                // Every evaluation and every checkpoint is a phase of its own.
+                || matches!(body, Body::Phase(_)) && !self.recent.is_empty();
         let events = if many { &mut self.recent } else { &mut self.lasting };
         if many && events.len() == RECENT {
             events.pop_front();
@@ -182,14 +184,15 @@ mod tests {
         history.add(phase(1));
         let steps = 10 * RECENT as u64;
         (1..=steps).for_each(|at| history.add(step(at)));
-        history.add(phase(4));
+        (0..RECENT / 2).for_each(|_| history.add(phase(6)));
         history.add(Body::Ended(RunEnded { failure: None }));
-        assert_eq!(history.size(), RECENT + 3);
+        assert_eq!(history.size(), RECENT + 2);
         let late = bodies(history.follow().collect().await);
-        let left_out = steps - RECENT as u64;
+        let left_out = steps - RECENT as u64 / 2;
         assert_eq!(late[..2], [phase(1), Body::Skipped(Skipped { events: left_out })]);
-        assert_eq!(late[2..2 + RECENT], (left_out + 1..=steps).map(step).collect::<Vec<_>>());
-        assert_eq!(late[2 + RECENT..], [phase(4), Body::Ended(RunEnded { failure: None })]);
+        assert_eq!(late[2..2 + RECENT / 2], (left_out + 1..=steps).map(step).collect::<Vec<_>>());
+        assert!(late[2 + RECENT / 2..2 + RECENT].iter().all(|body| *body == phase(6)));
+        assert_eq!(late[2 + RECENT..], [Body::Ended(RunEnded { failure: None })]);
         let first = slow.next().await.unwrap();
         assert_eq!((first.body.unwrap(), bodies(slow.collect().await)), (phase(1), late[1..].to_vec()));
     }
