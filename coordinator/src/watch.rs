@@ -43,8 +43,7 @@ struct Kept {
 
 impl Kept {
     fn add(&mut self, body: Body) {
-        let many =
-            matches!(body, Body::Step(_) | Body::Evaluation(_) | Body::Checkpoint(_) | Body::Reference(_))
+        let many = matches!(body, Body::Step(_) | Body::Evaluation(_) | Body::Checkpoint(_) | Body::Reference(_))
                 // Every evaluation and every checkpoint is a phase of its own.
                 || matches!(body, Body::Phase(_)) && !self.recent.is_empty();
         let events = if many { &mut self.recent } else { &mut self.lasting };

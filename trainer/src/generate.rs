@@ -1,6 +1,6 @@
 //! Greedy completions of a few prompts, to look at what a model says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dyad_data::adapter::{self, ADAPTER_CONFIG, base};
 use dyad_data::tokenizer::ChatTokenizer;
@@ -75,11 +75,11 @@ fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Result<Vec<u32>, Fault
     Ok(values::<i64>(&logits.argmax(-1, false)).into_iter().map(|id| id as u32).collect())
 }
 
-/// The model of a folder: whole, or an adapter over the base that it names.
-pub fn load(dir: &Path, place: Place) -> Result<Model, Fault> {
+/// The model of a folder: whole, or an adapter over the base that it names; and the folder of the whole model.
+pub fn load(dir: &Path, place: Place) -> Result<(Model, PathBuf), Fault> {
     lfs::refuse_pointers_in(dir)?;
     if !dir.join(ADAPTER_CONFIG).is_file() {
-        return Model::load(dir, place);
+        return Ok((Model::load(dir, place)?, dir.to_owned()));
     }
     let base = adapter::base_of(dir)
         .ok_or_else(|| Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display())))?;
@@ -91,5 +91,5 @@ pub fn load(dir: &Path, place: Place) -> Result<Model, Fault> {
         tracing::warn!("{warning}");
     }
     lora::cast(&mut model);
-    Ok(model)
+    Ok((model, base_dir))
 }

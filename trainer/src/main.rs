@@ -63,10 +63,13 @@ fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     let pairs = pair_file::pairs("--pairs", &options.pairs)?;
     let (lines, conversations): (Vec<u64>, Vec<_>) =
         pairs.into_iter().take(options.limit).map(|(line, pair)| (line, pair.messages)).unzip();
-    let model = trainer::run::load_for_inference(&options.model)?;
+    let (model, base) = trainer::run::load_for_inference(&options.model)?;
     let mut config = RunConfig { template_date: options.template_date.clone(), ..RunConfig::default() };
     config.fill_template_date();
-    let tokenizer = ChatTokenizer::load(&options.model, config.template_date()?)?;
+    // An adapter's folder need not have one.
+    let own = options.model.join("tokenizer.json").is_file();
+    let folder = if own { &options.model } else { &base };
+    let tokenizer = ChatTokenizer::load(folder, &base, config.template_date()?)?;
     let prompt = |(conversation, line): (&Vec<Message>, u64)| {
         prompt(&tokenizer, conversation, &model).map_err(|fault| {
             let place = format!("{} line {line}", options.pairs.display());

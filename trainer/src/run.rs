@@ -382,7 +382,7 @@ fn scored(ids: &[u64], references: &[Option<ReferenceLogps>]) -> Vec<PairReferen
 }
 
 /// Loads a model for inference alone.
-pub fn load_for_inference(dir: &std::path::Path) -> Result<Model, Fault> {
+pub fn load_for_inference(dir: &Path) -> Result<(Model, PathBuf), Fault> {
     crate::panics::caught(|| {
         crate::generate::load(
             dir,

@@ -74,7 +74,7 @@ pub fn start(
     let inside = span.clone().entered();
     tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
     let sources = Sources::resolve(&config)?;
-    let tokenizer = ChatTokenizer::load(sources.tokenizer(), config.template_date()?)?;
+    let tokenizer = ChatTokenizer::load(sources.tokenizer(), &sources.base, config.template_date()?)?;
     let preferred_only = config.training_method == TrainingMethod::Sft;
     let model = ModelConfig::load(&sources.base)?;
     let embedding_rows = u32::try_from(model.vocab_size).unwrap_or(0);

@@ -27,7 +27,7 @@ pub(crate) fn measure(dir: &Path, seconds: f64, tell: &dyn Fn(&str, &str)) {
 }
 
 fn one(folder: &Path, lines: &[String], seconds: f64) -> String {
-    let tokenizer = ChatTokenizer::load(folder, chrono::NaiveDateTime::default()).unwrap();
+    let tokenizer = ChatTokenizer::load(folder, folder, chrono::NaiveDateTime::default()).unwrap();
     let stat = Path::new("/proc/thread-self/stat");
     let (start, before) = (Instant::now(), cpu_seconds(stat));
     let (mut tokens, mut pairs) = (0, 0);

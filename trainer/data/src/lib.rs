@@ -20,3 +20,4 @@ mod special;
 mod template;
 pub mod tokenize;
 pub mod tokenizer;
+mod tokenizer_class;

@@ -15,6 +15,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, DecoderWrapper, SplitDelimiterBehavior, Tokenizer};
 
+use crate::tokenizer_class::QWEN2_SPLIT;
+
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 const END_OF_TEXT: &str = "<|endoftext|>";
 const TURN_START: &str = "<|im_start|>";
@@ -188,9 +190,6 @@ fn texts(path: &Path) -> Result<Vec<String>, Fault> {
     Ok(contents.chain(["system\n", "user\n", "assistant\n"].map(str::to_owned)).collect())
 }
 
-/// transformers gives every qwen2 folder this split, whatever its tokenizer.json says.
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
 fn train_tokenizer(texts: &[String], options: &NewModelOptions) -> Result<Tokenizer, Fault> {
     let failed = |error: tokenizers::Error| Fault::failed(format!("training the tokenizer: {error}"));
     let specials: Vec<AddedToken> =
@@ -294,7 +293,8 @@ mod tests {
     fn a_new_models_tokenizer_splits_pairs_at_the_assistants_turn() {
         let (_dir, options) = model();
         create(&options).unwrap();
-        let tokenizer = ChatTokenizer::load(&options.out, chrono::NaiveDateTime::default()).unwrap();
+        let tokenizer =
+            ChatTokenizer::load(&options.out, &options.out, chrono::NaiveDateTime::default()).unwrap();
         let pair = PreferencePair::parse(LINE).unwrap();
         let (_, tokens) = tokenize(
             &tokenizer,
@@ -361,13 +361,14 @@ mod tests {
         let (_dir, options) = model();
         create(&options).unwrap();
         std::fs::write(options.out.join("tokenizer_config.json"), "{}").unwrap();
-        let fault = ChatTokenizer::load(&options.out, chrono::NaiveDateTime::default()).unwrap_err();
+        let fault =
+            ChatTokenizer::load(&options.out, &options.out, chrono::NaiveDateTime::default()).unwrap_err();
         assert!(
             fault.message.ends_with("has no chat template") && fault.hint.contains("chat_template.jinja")
         );
         std::fs::remove_file(options.out.join("tokenizer.json")).unwrap();
         assert!(
-            ChatTokenizer::load(&options.out, chrono::NaiveDateTime::default())
+            ChatTokenizer::load(&options.out, &options.out, chrono::NaiveDateTime::default())
                 .unwrap_err()
                 .message
                 .starts_with("no tokenizer.json in")

@@ -8,12 +8,13 @@ use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::files;
+use crate::tokenizer_class::TokenizerClass;
 
 const STANDARD: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// What templates and the tokenizer are given.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SpecialTokens {
     /// Names, in transformers' order; templates know them.
     pub(crate) named: Vec<(String, AddedToken)>,
@@ -21,11 +22,17 @@ pub(crate) struct SpecialTokens {
     extra: Vec<AddedToken>,
     /// Tokens that the configuration lists by their ids.
     listed: Vec<AddedToken>,
+    class: TokenizerClass,
 }
 
 impl SpecialTokens {
     /// Reads them; `config` is tokenizer_config.json.
-    pub(crate) fn read(dir: &Path, config: &Map<String, Value>, tokenizer: &Value) -> Result<Self, Fault> {
+    pub(crate) fn read(
+        dir: &Path,
+        config: &Map<String, Value>,
+        tokenizer: &Value,
+        class: TokenizerClass,
+    ) -> Result<Self, Fault> {
         let mut config = config.clone();
         let file = dir.join("tokenizer_config.json");
         if let Some(extra) = config.remove("additional_special_tokens")
@@ -55,12 +62,15 @@ impl SpecialTokens {
         }
         listed.sort_by_key(|(id, _)| *id);
         let listed: Vec<AddedToken> = listed.into_iter().map(|(_, token)| token).collect();
+        for (name, token) in class.defaults() {
+            config.entry(*name).or_insert_with(|| token.map_or(Value::Null, Value::from));
+        }
         if !config.contains_key("pad_token")
             && let Some(pad) = tokenizer.pointer("/padding/pad_token").and_then(Value::as_str)
         {
             config.insert("pad_token".to_owned(), pad.into());
         }
-        let mut tokens = Self { listed, ..Self::default() };
+        let mut tokens = Self { named: Vec::new(), extra: Vec::new(), listed, class };
         tokens.take(&file, &config)?;
         Ok(tokens)
     }
@@ -137,6 +147,12 @@ impl SpecialTokens {
             token.special |= self.named.iter().any(|(_, named)| named.content == token.content);
         }
         tokenizer.add_tokens(&missing);
+        if self.class.adds_named_again() {
+            let all = self.named.iter().map(|(_, token)| token).chain(&self.extra);
+            let again: Vec<AddedToken> =
+                all.map(|token| AddedToken::from(token.content.clone(), true)).collect();
+            tokenizer.add_tokens(&again);
+        }
     }
 }
 

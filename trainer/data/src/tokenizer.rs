@@ -13,6 +13,7 @@ use crate::files;
 use crate::quick::{Encoded, QuickEncoder};
 use crate::special::SpecialTokens;
 use crate::template::Moment;
+use crate::tokenizer_class::Declared;
 
 /// Renders conversations as the model expects them and turns text into ids.
 #[derive(Debug)]
@@ -25,8 +26,9 @@ pub struct ChatTokenizer {
 }
 
 impl ChatTokenizer {
-    /// Reads a folder as transformers' `AutoTokenizer` does; `now` is the date that templates are given.
-    pub fn load(dir: &Path, now: NaiveDateTime) -> Result<Self, Fault> {
+    /// Reads a folder as transformers' `AutoTokenizer` does; config.json of `model` says which family it is for, and `now` is the date
+    /// that templates are given.
+    pub fn load(dir: &Path, model: &Path, now: NaiveDateTime) -> Result<Self, Fault> {
         let path = dir.join("tokenizer.json");
         let text = files::text(&path)?.ok_or_else(|| {
             Fault::input(format!("no tokenizer.json in {}", dir.display())).hint(
@@ -35,15 +37,21 @@ impl ChatTokenizer {
         })?;
         let broken = |error: &dyn std::fmt::Display| Fault::input(format!("{}: {error}", path.display()));
         let json: Value = serde_json::from_str(&text).map_err(|error| broken(&error))?;
-        let mut tokenizer: Tokenizer = text.parse().map_err(|error: tokenizers::Error| broken(&error))?;
+        let config = files::object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        known(dir, &config)?;
+        let family = files::object(&model.join("config.json"))?.unwrap_or_default();
+        let declared = Declared { dir, config: &config, model: &family, text: &text };
+        let class = declared.class()?;
+        let (mut tokenizer, warning) = declared.build(class, &json)?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
         // Length is the run's business (max_seq_length), never the file's.
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);
-        let config = files::object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        known(dir, &config)?;
-        let special = SpecialTokens::read(dir, &config, &json)?;
+        let special = SpecialTokens::read(dir, &config, &json, class)?;
         special.complete(&mut tokenizer);
-        let stop_ids = stop_ids(dir, &special, &tokenizer)?;
+        let stop_ids = stop_ids(model, &special, &tokenizer)?;
         Ok(Self {
             quick: QuickEncoder::of(&tokenizer),
             template: ChatTemplate::load(dir, &config, &special, Moment(now))?,
@@ -145,9 +153,9 @@ fn known(dir: &Path, config: &Map<String, Value>) -> Result<(), Fault> {
 }
 
 /// `eos_token_id` of generation_config.json, else of config.json, else the tokenizer's own.
-fn stop_ids(dir: &Path, special: &SpecialTokens, tokenizer: &Tokenizer) -> Result<Vec<u32>, Fault> {
+fn stop_ids(model: &Path, special: &SpecialTokens, tokenizer: &Tokenizer) -> Result<Vec<u32>, Fault> {
     for name in ["generation_config.json", "config.json"] {
-        let json = files::object(&dir.join(name))?.unwrap_or_default();
+        let json = files::object(&model.join(name))?.unwrap_or_default();
         match json.get("eos_token_id") {
             Some(Value::Array(ids)) => {
                 return Ok(ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect());

@@ -39,7 +39,7 @@ fn now() -> chrono::NaiveDateTime {
 /// What a template makes of each conversation, with and without the opening of an answer.
 fn rendered(dir: &Path, template: &str, conversations: &[Vec<Message>]) -> Vec<Result<String, String>> {
     std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
-    let tokenizer = ChatTokenizer::load(dir, now());
+    let tokenizer = ChatTokenizer::load(dir, dir, now());
     let render = |messages: &Vec<Message>, prompt| match &tokenizer {
         Ok(tokenizer) => tokenizer.render(messages, prompt).map_err(|fault| fault.message),
         Err(fault) => Err(fault.message.clone()),

@@ -117,7 +117,7 @@ fn pairs_are_those_of_the_rule_for_every_family_and_template() {
             std::fs::write(folder.join("chat_template.jinja"), source).unwrap();
             let plain = Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
             assert!(QuickEncoder::of(&plain).is_some(), "{} is not quick", folder.display());
-            (ChatTokenizer::load(&folder, chrono::NaiveDateTime::default()).unwrap(), plain)
+            (ChatTokenizer::load(&folder, &folder, chrono::NaiveDateTime::default()).unwrap(), plain)
         })
         .collect();
     let rule = Rule { max_len: 1 << 20, preferred_only: false, embedding_rows: u32::MAX };

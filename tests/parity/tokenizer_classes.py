@@ -1,0 +1,181 @@
+"""Tokenizer folders of many kinds, and what transformers' AutoTokenizer makes of texts with each.
+
+    tokenizer_classes.py DIR     writes a folder per case, and DIR/tokenizers.json: {name: {"ids": [ids of each text], "special": text}};
+                          of cases that Dyad refuses {"refused": words of the error}
+    tokenizer_classes.py classes prints the classes of transformers that rebuild a tokenizer, or are none of the fast ones
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+from transformers.models.auto import tokenization_auto
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+Json = dict[str, Any]
+
+TEXTS = [
+    "Hello world",
+    " Hello  world ",
+    "<s>[INST] Hi there [/INST] Well, hello.</s>",
+    "<s> one</s><s>two</s>\n\n three",
+    "<|endoftext|>In 1234 and 56789 ways, it's 7.5 % naïve: 東京, é 🙂\r\n\ttab",
+    "<|im_start|>user\nWhat's new?<|im_end|>\n<|im_start|>assistant\n",
+    "a<tool> b <tool>c  <pad><unk> end<mask> x",
+    "▁already ▁marked",
+    "",
+]
+WORDS = "the a hello world what's new in ways it is one two three user assistant system naïve tokens end tab 12 34 567 [INST] [/INST]"
+SPECIAL = "{{ bos_token }}|{{ eos_token }}|{{ unk_token }}|{{ pad_token }}|{{ mask_token }}"
+
+
+def corpus() -> list[str]:
+    words = WORDS.split()
+    return [" ".join(words[(i * j) % len(words)] for j in range(1, 12)) + "\n" for i in range(1, 60)]
+
+
+def sentencepiece() -> Tokenizer:
+    """As the first Llama models have it."""
+    tokenizer = Tokenizer(models.BPE(fuse_unk=True, byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    alphabet = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=520, special_tokens=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus(), trainer)
+    trained = json.loads(tokenizer.to_str())
+    trained["added_tokens"] = [token for token in trained["added_tokens"] if token["id"] < 3]
+    return Tokenizer.from_str(json.dumps(trained))
+
+
+def byte_level(*before: pre_tokenizers.PreTokenizer) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    parts = [*before, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts) if before else parts[0]
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return tokenizer
+
+
+def token(content: str, **flags: bool) -> Json:
+    plain = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": True, "special": False}
+    return {"content": content} | plain | flags
+
+
+def cases() -> dict[str, Json]:
+    spm, bytes_, digits = sentencepiece(), byte_level(), byte_level(pre_tokenizers.Digits(individual_digits=True))
+    metaspace = copy.deepcopy(spm)
+    metaspace.normalizer = None
+    metaspace.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", False)
+    split = copy.deepcopy(bytes_)
+    split.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\p{N}{1,3}|\p{L}+|\s+|."), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    extra = copy.deepcopy(spm)
+    extra.add_tokens([AddedToken("<tool>", special=False, lstrip=True)])
+    extra.add_special_tokens([AddedToken("<pad>", rstrip=True)])
+    decoder = {"0": token("<unk>", special=True, normalized=False), "1": token("<s>", special=True, normalized=False)}
+    decoder |= {"2": token("</s>", special=True, normalized=False), "520": token("<tool>", lstrip=True)}
+    found: dict[str, Json] = {}
+
+    def case(name: str, tokenizer: Tokenizer, family: str = "llama", refused: str | None = None, **config: Any) -> None:
+        config.setdefault("chat_template", SPECIAL)
+        found[name] = {"tokenizer": tokenizer, "family": family, "config": config, "refused": refused}
+
+    for label, tokenizer in [("spm", spm), ("metaspace", metaspace), ("extra", extra)]:
+        case(f"{label}-as-it-is", tokenizer)
+        for legacy in (None, True, False):
+            for prefix in (None, True, False):
+                flags = {"legacy": legacy, "add_prefix_space": prefix}
+                case(f"{label}-llama-{legacy}-{prefix}", tokenizer, tokenizer_class="LlamaTokenizer", **flags)
+        case(f"{label}-llama-fast", tokenizer, tokenizer_class="LlamaTokenizerFast", pad_token="<pad>")
+        case(f"{label}-llama-decoder", tokenizer, tokenizer_class="LlamaTokenizer", added_tokens_decoder=decoder)
+        case(f"{label}-llama-null", tokenizer, tokenizer_class="LlamaTokenizer", bos_token=None, unk_token=None)
+        more = {"additional_special_tokens": ["<mask>", "<tool>"], "mask_token": "<mask>"}
+        case(f"{label}-llama-more", tokenizer, tokenizer_class="LlamaTokenizer", **more)
+        case(f"{label}-backend", tokenizer, tokenizer_class="TokenizersBackend", bos_token="<s>")
+        case(f"{label}-unknown-class", tokenizer, tokenizer_class="SomeTokenizer", eos_token="</s>")
+        case(f"{label}-class-of-the-model", tokenizer, family="llama:LlamaTokenizer")
+        case(f"{label}-gemma", tokenizer, refused="tokenizer_class GemmaTokenizer is not supported", tokenizer_class="GemmaTokenizer")
+    for label, tokenizer in [("bytes", bytes_), ("digits", digits), ("split", split)]:
+        case(f"{label}-as-it-is", tokenizer)
+        case(f"{label}-llama-fast", tokenizer, tokenizer_class="LlamaTokenizerFast", bos_token="<|endoftext|>")
+        for prefix in (None, True, False):
+            flags = {} if prefix is None else {"add_prefix_space": prefix}
+            case(f"{label}-gpt2-{prefix}", tokenizer, tokenizer_class="GPT2Tokenizer", **flags)
+            case(f"{label}-qwen2-{prefix}", tokenizer, tokenizer_class="Qwen2TokenizerFast", **flags)
+            case(f"{label}-family-qwen2-{prefix}", tokenizer, "qwen2", tokenizer_class="PreTrainedTokenizerFast", **flags)
+        case(f"{label}-family-qwen2", tokenizer, "qwen2", eos_token="<|im_end|>", pad_token=None)
+        lists = {"added_tokens_decoder": {"0": token("<|endoftext|>", special=True, normalized=False), "700": token("<tool>", rstrip=True)}}
+        case(f"{label}-family-qwen2-llama", tokenizer, "qwen2", tokenizer_class="LlamaTokenizerFast", **lists)
+        case(f"{label}-gpt2-decoder", tokenizer, tokenizer_class="GPT2Tokenizer", mask_token="<mask>", **lists)
+    case("unigram-as-it-is", unigram(), tokenizer_class="PreTrainedTokenizerFast")
+    case("unigram-llama", unigram(), refused="LlamaTokenizer needs a vocabulary with merges", tokenizer_class="LlamaTokenizer")
+    return found
+
+
+def write(folder: Path, case: Json) -> None:
+    folder.mkdir(parents=True)
+    case["tokenizer"].save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(case["config"]))
+    family, _, tokenizer_class = case["family"].partition(":")
+    config = {"model_type": family} | ({"tokenizer_class": tokenizer_class} if tokenizer_class else {})
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def main(target: Path) -> None:
+    result = {}
+    for name, case in cases().items():
+        write(target / name, case)
+        if case["refused"]:
+            result[name] = {"refused": case["refused"]}
+            continue
+        tokenizer = AutoTokenizer.from_pretrained(str(target / name))
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+        special = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+        result[name] = {"ids": ids, "special": special}
+    (target / "tokenizers.json").write_text(json.dumps({"texts": TEXTS, "cases": result}))
+
+
+def classes() -> list[str]:
+    names = {name for name in dir(transformers) if name.endswith(("Tokenizer", "TokenizerFast"))}
+    names |= {name for name in tokenization_auto.TOKENIZER_MAPPING_NAMES.values() if name}
+    found = set()
+    for name in {name.removesuffix("Fast") for name in names}:
+        find = tokenization_auto.tokenizer_class_from_name
+        kind = find(name) or find(name + "Fast")
+        if kind in (None, TokenizersBackend, transformers.PreTrainedTokenizer):
+            continue
+        if issubclass(kind, TokenizersBackend):
+            own = kind.__mro__[: kind.__mro__.index(TokenizersBackend)]
+            if not any("__init__" in part.__dict__ for part in own):
+                continue
+        found.add(name)
+    return sorted(found)
+
+
+if sys.argv[1] == "classes":
+    print("\n".join(classes()))
+else:
+    main(Path(sys.argv[1]))

@@ -1,0 +1,95 @@
+//! Tokenizer folders: the ids and special tokens that transformers' AutoTokenizer makes of them, live, or a refusal by name.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use dyad_data::tokenizer::ChatTokenizer;
+use dyad_proto::preference::{Message, Role};
+use dyad_tests::{Workspace, root, text};
+use serde_json::{Value, json};
+
+fn python(args: &[&str], workspace: &Workspace) -> String {
+    let python = root().join(".venv/parity/bin/python");
+    assert!(python.is_file(), "no Python environment with transformers; run `make test`");
+    let mut command = Command::new(python);
+    command.arg(root().join("tests/parity/tokenizer_classes.py")).args(args).current_dir(workspace.path("."));
+    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
+    assert!(output.status.success(), "{args:?}\n{}", text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn load(folder: &Path) -> Result<ChatTokenizer, String> {
+    ChatTokenizer::load(folder, folder, chrono::NaiveDateTime::default()).map_err(|fault| fault.to_string())
+}
+
+#[derive(Debug, PartialEq)]
+struct Made {
+    ids: Vec<Vec<u32>>,
+    special: String,
+}
+
+#[test]
+fn every_tokenizer_folder_gives_the_ids_of_transformers_or_is_refused_by_name() {
+    let workspace = Workspace::empty();
+    python(&["folders"], &workspace);
+    let expected = fs::read_to_string(workspace.path("folders/tokenizers.json")).unwrap();
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    let texts: Vec<String> = serde_json::from_value(expected["texts"].clone()).unwrap();
+    let cases: BTreeMap<String, Value> = serde_json::from_value(expected["cases"].clone()).unwrap();
+    let mut wrong = Vec::new();
+    for (name, case) in &cases {
+        let loaded = load(&workspace.path("folders").join(name));
+        if let Some(words) = case["refused"].as_str() {
+            let refusal = loaded.err().unwrap_or_default();
+            if !refusal.contains(words) {
+                wrong.push(format!("{name}: refused with {refusal:?} instead of {words:?}"));
+            }
+            continue;
+        }
+        let made = loaded.map(|tokenizer| Made {
+            ids: texts.iter().map(|text| tokenizer.encode(text).unwrap()).collect(),
+            special: tokenizer.render(&[Message { role: Role::User, content: "x".into() }], false).unwrap(),
+        });
+        let right = Made {
+            ids: serde_json::from_value(case["ids"].clone()).unwrap(),
+            special: case["special"].as_str().unwrap().to_owned(),
+        };
+        if made.as_ref() != Ok(&right) {
+            wrong.push(format!("{name}: {made:?} instead of {right:?}"));
+        }
+    }
+    assert!(
+        cases.len() > 90 && wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
+}
+
+/// A class that makes something else of tokenizer.json is known, or refused; a name that transformers does not know is none.
+#[test]
+fn every_class_of_transformers_that_rebuilds_a_tokenizer_is_known_or_refused() {
+    let workspace = Workspace::with_model(4, "");
+    let classes = python(&["classes"], &workspace);
+    let config = workspace.path("model/tokenizer_config.json");
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    let mut load_as = |name: &str| {
+        json["tokenizer_class"] = json!(name);
+        fs::write(&config, json.to_string()).unwrap();
+        load(&workspace.path("model")).map(|_| ())
+    };
+    let known = ["GPT2Tokenizer", "LlamaTokenizer", "Qwen2Tokenizer"];
+    for name in classes.lines() {
+        let refused = load_as(name)
+            .is_err_and(|error| error.contains(&format!("tokenizer_class {name} is not supported")));
+        assert_eq!(refused, !known.contains(&name), "{name}");
+    }
+    assert!(classes.lines().count() > 90);
+    for name in ["PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer", "NobodysTokenizer"] {
+        assert_eq!(load_as(name), Ok(()), "{name}");
+    }
+}

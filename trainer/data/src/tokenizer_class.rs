@@ -1,0 +1,327 @@
+//! Which tokenizer transformers 5.23 makes of a folder: the one of tokenizer.json, or only its vocabulary and merges within a class of
+//! its own, whose way of cutting text stands over the file's (`AutoTokenizer.from_pretrained`,
+//! `TokenizersBackend.convert_to_native_format`).
+
+use std::path::Path;
+
+use dyad_proto::Fault;
+use serde_json::{Map, Value, json};
+use tokenizers::Tokenizer;
+
+/// transformers gives every qwen2 folder this split, whatever its tokenizer.json says.
+pub(crate) const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Classes of transformers that make something else of tokenizer.json than what it holds, and that are not known here. Without `Fast`,
+/// sorted. `tests/parity/tokenizer_classes.py classes` lists them.
+const OTHERS: &[&str] = &[
+    "AlbertTokenizer",
+    "AutoTokenizer",
+    "BartTokenizer",
+    "BarthezTokenizer",
+    "BartphoTokenizer",
+    "BasicTokenizer",
+    "BertGenerationTokenizer",
+    "BertJapaneseTokenizer",
+    "BertTokenizer",
+    "BertweetTokenizer",
+    "BigBirdTokenizer",
+    "BioGptTokenizer",
+    "BlenderbotSmallTokenizer",
+    "BlenderbotTokenizer",
+    "ByT5Tokenizer",
+    "CLIPTokenizer",
+    "CTRLTokenizer",
+    "CamembertTokenizer",
+    "CanineTokenizer",
+    "CharacterTokenizer",
+    "ClvpTokenizer",
+    "CodeGenTokenizer",
+    "CodeLlamaTokenizer",
+    "CohereTokenizer",
+    "ConvBertTokenizer",
+    "CpmAntTokenizer",
+    "CpmTokenizer",
+    "DPRContextEncoderTokenizer",
+    "DPRQuestionEncoderTokenizer",
+    "DPRReaderTokenizer",
+    "DebertaTokenizer",
+    "DebertaV2Tokenizer",
+    "DiaTokenizer",
+    "DistilBertTokenizer",
+    "EsmTokenizer",
+    "EsmcTokenizer",
+    "FNetTokenizer",
+    "FSMTTokenizer",
+    "FastSpeech2ConformerTokenizer",
+    "FlaubertTokenizer",
+    "FunnelTokenizer",
+    "GPTNeoXJapaneseTokenizer",
+    "GPTNeoXTokenizer",
+    "GPTSw3Tokenizer",
+    "GemmaTokenizer",
+    "HerbertTokenizer",
+    "LEDTokenizer",
+    "LasrTokenizer",
+    "LayoutLMv2Tokenizer",
+    "LayoutLMv3Tokenizer",
+    "LayoutXLMTokenizer",
+    "LukeTokenizer",
+    "LxmertTokenizer",
+    "M2M100Tokenizer",
+    "MBart50Tokenizer",
+    "MBartTokenizer",
+    "MLukeTokenizer",
+    "MPNetTokenizer",
+    "MarianTokenizer",
+    "MarkupLMTokenizer",
+    "MecabTokenizer",
+    "MgpstrTokenizer",
+    "MobileBertTokenizer",
+    "MvpTokenizer",
+    "MyT5Tokenizer",
+    "NllbTokenizer",
+    "NougatTokenizer",
+    "OpenAIGPTTokenizer",
+    "PLBartTokenizer",
+    "PegasusTokenizer",
+    "PerceiverTokenizer",
+    "PhobertTokenizer",
+    "Pop2PianoTokenizer",
+    "ProphetNetTokenizer",
+    "Qwen3_5Tokenizer",
+    "RagTokenizer",
+    "ReformerTokenizer",
+    "RemBertTokenizer",
+    "RoCBertTokenizer",
+    "RoFormerTokenizer",
+    "RobertaTokenizer",
+    "SeamlessM4TTokenizer",
+    "Siglip2Tokenizer",
+    "SiglipTokenizer",
+    "Speech2TextTokenizer",
+    "SpeechT5Tokenizer",
+    "SplinterTokenizer",
+    "SqueezeBertTokenizer",
+    "T5Tokenizer",
+    "TapasTokenizer",
+    "Tipsv2Tokenizer",
+    "UdopTokenizer",
+    "VideoPrismTokenizer",
+    "VitsTokenizer",
+    "Wav2Vec2CTCTokenizer",
+    "Wav2Vec2PhonemeCTCTokenizer",
+    "WhisperTokenizer",
+    "WordpieceTokenizer",
+    "XGLMTokenizer",
+    "XLMRobertaTokenizer",
+    "XLMTokenizer",
+    "XLNetTokenizer",
+];
+
+/// What is made of tokenizer.json.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TokenizerClass {
+    /// Itself.
+    AsItIs,
+    Llama,
+    Qwen2,
+    Gpt2,
+}
+
+use TokenizerClass::{AsItIs, Gpt2, Llama, Qwen2};
+
+/// What says which class it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Declared<'d> {
+    /// Folder of the tokenizer, for errors.
+    pub(crate) dir: &'d Path,
+    /// tokenizer_config.json.
+    pub(crate) config: &'d Map<String, Value>,
+    /// config.json of the model.
+    pub(crate) model: &'d Map<String, Value>,
+    /// tokenizer.json.
+    pub(crate) text: &'d str,
+}
+
+impl Declared<'_> {
+    /// As `AutoTokenizer` chooses.
+    pub(crate) fn class(&self) -> Result<TokenizerClass, Fault> {
+        let word = |map: &Map<String, Value>| Some(map.get("tokenizer_class")?.as_str()?.to_owned());
+        let declared = word(self.config).or_else(|| word(self.model));
+        let declared = declared.as_deref().map(|name| name.strip_suffix("Fast").unwrap_or(name));
+        // With code of its own, which is not run here and there only if trusted, the family does not decide.
+        let own_code = self.config.get("auto_map").is_some_and(|map| !map.is_null());
+        let is_qwen2 = self.model.get("model_type").is_some_and(|family| family == "qwen2");
+        if is_qwen2 && (!own_code || declared.is_none()) {
+            return Ok(Qwen2);
+        }
+        match declared {
+            Some("LlamaTokenizer") if !own_code && !is_qwen2 && self.text.contains("\"ByteLevel\"") => Ok(AsItIs),
+            Some("LlamaTokenizer") => Ok(Llama),
+            Some("Qwen2Tokenizer") => Ok(Qwen2),
+            Some("GPT2Tokenizer") => Ok(Gpt2),
+            Some(name) if OTHERS.binary_search(&name).is_ok() => Err(Fault::input(format!(
+                "{}: tokenizer_class {name} is not supported",
+                self.dir.join("tokenizer_config.json").display()
+            ))
+            .hint("TokenizersBackend takes tokenizer.json as it is: say so if that is what the model was trained with")),
+            _ => Ok(AsItIs),
+        }
+    }
+
+    /// The tokenizer without its added tokens, and what there is to say of it. `json` is tokenizer.json.
+    pub(crate) fn build(
+        &self,
+        class: TokenizerClass,
+        json: &Value,
+    ) -> Result<(Tokenizer, Option<String>), Fault> {
+        let path = self.dir.join("tokenizer.json");
+        let broken = |error: tokenizers::Error| Fault::input(format!("{}: {error}", path.display()));
+        if class == AsItIs {
+            return Ok((self.text.parse().map_err(broken)?, None));
+        }
+        let frame = self.frame(class)?;
+        let warning = passed_over(class, json, &frame).map(|part| {
+            format!(
+                "{}: its {part} is passed over, as in transformers, which makes a {} of every such folder",
+                path.display(),
+                class.name()
+            )
+        });
+        let rebuilt = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "post_processor": null,
+            "model": self.model(class, json)?,
+            "normalizer": frame.normalizer, "pre_tokenizer": frame.pre_tokenizer, "decoder": frame.decoder,
+        });
+        Ok((serde_json::from_value(rebuilt).map_err(|error| broken(Box::new(error)))?, warning))
+    }
+
+    /// Vocabulary and merges, all that is taken of the file's model.
+    fn model(&self, class: TokenizerClass, json: &Value) -> Result<Value, Fault> {
+        let vocab = json.pointer("/model/vocab").filter(|vocab| vocab.is_object());
+        let merges = json.pointer("/model/merges").filter(|merges| merges.is_array());
+        let (Some(vocab), Some(merges)) = (vocab, merges) else {
+            let kind = json.pointer("/model/type").and_then(Value::as_str).unwrap_or("unknown");
+            return Err(Fault::input(format!(
+                "{}: a {} needs a vocabulary with merges (BPE), and its model is {kind}",
+                self.dir.join("tokenizer.json").display(),
+                class.name()
+            ))
+            .hint("tokenizer_class TokenizersBackend takes tokenizer.json as it is"));
+        };
+        let llama = class == Llama;
+        Ok(json!({
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": llama, "byte_fallback": llama, "ignore_merges": false,
+            "vocab": vocab, "merges": merges,
+        }))
+    }
+
+    fn frame(&self, class: TokenizerClass) -> Result<Frame, Fault> {
+        let bytes = |prefix: bool, regex: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": regex});
+        let prefix = self.flag("add_prefix_space")?;
+        Ok(match class {
+            AsItIs | Gpt2 => Frame {
+                normalizer: Value::Null,
+                pre_tokenizer: bytes(prefix.unwrap_or(false), true),
+                decoder: bytes(true, true),
+            },
+            Qwen2 => Frame {
+                normalizer: json!({"type": "NFC"}),
+                pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
+                    {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": false},
+                    bytes(prefix.unwrap_or(false), false),
+                ]}),
+                decoder: bytes(true, true),
+            },
+            Llama => {
+                let prefix = prefix.unwrap_or(true);
+                let scheme = match (prefix, self.flag("legacy")?.unwrap_or(false)) {
+                    (false, _) => "never",
+                    (true, true) => "always",
+                    (true, false) => "first",
+                };
+                let mut decoders = vec![
+                    json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+                    json!({"type": "ByteFallback"}),
+                    json!({"type": "Fuse"}),
+                ];
+                if prefix {
+                    decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+                }
+                Frame {
+                    normalizer: Value::Null,
+                    pre_tokenizer: json!({
+                        "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false,
+                    }),
+                    decoder: json!({"type": "Sequence", "decoders": decoders}),
+                }
+            }
+        })
+    }
+
+    fn flag(&self, name: &str) -> Result<Option<bool>, Fault> {
+        match self.config.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(_) => Err(Fault::input(format!(
+                "{}: {name}: expected true or false",
+                self.dir.join("tokenizer_config.json").display()
+            ))
+            .hint("save the tokenizer again with transformers' save_pretrained")),
+        }
+    }
+}
+
+impl TokenizerClass {
+    fn name(self) -> &'static str {
+        match self {
+            AsItIs => "TokenizersBackend",
+            Llama => "LlamaTokenizer",
+            Qwen2 => "Qwen2Tokenizer",
+            Gpt2 => "GPT2Tokenizer",
+        }
+    }
+
+    /// Special tokens that it has where nothing names others; none is one that it does not have either.
+    pub(crate) fn defaults(self) -> &'static [(&'static str, Option<&'static str>)] {
+        const END: Option<&str> = Some("<|endoftext|>");
+        match self {
+            AsItIs => &[],
+            Llama => &[("bos_token", Some("<s>")), ("eos_token", Some("</s>")), ("unk_token", Some("<unk>"))],
+            Qwen2 => &[("bos_token", None), ("eos_token", END), ("unk_token", END), ("pad_token", END)],
+            Gpt2 => &[("bos_token", END), ("eos_token", END), ("unk_token", END), ("pad_token", None)],
+        }
+    }
+
+    /// Whether every named token becomes a special one at last, without whatever the files say of the spaces around it.
+    pub(crate) fn adds_named_again(self) -> bool {
+        self == Qwen2
+    }
+}
+
+/// What cuts a text, and puts it together again.
+struct Frame {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+}
+
+/// The part of tokenizer.json that would cut text otherwise. Of SentencePiece's spaces there are three spellings.
+fn passed_over(class: TokenizerClass, json: &Value, frame: &Frame) -> Option<&'static str> {
+    let part = |name: &str| json.get(name).cloned().unwrap_or_default();
+    let (normalizer, pre_tokenizer) = (part("normalizer"), part("pre_tokenizer"));
+    if class == Llama {
+        let parts = normalizer.get("normalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let of_spaces = |part: &Value| part["type"] == "Prepend" || part["type"] == "Replace";
+        let plain = normalizer.is_null()
+            || of_spaces(&normalizer)
+            || !parts.is_empty() && parts.iter().all(of_spaces);
+        let spaces = pre_tokenizer.is_null() || pre_tokenizer["type"] == "Metaspace";
+        return if !plain { Some("normalizer") } else { (!spaces).then_some("pre_tokenizer") };
+    }
+    if normalizer != frame.normalizer {
+        return Some("normalizer");
+    }
+    (pre_tokenizer != frame.pre_tokenizer).then_some("pre_tokenizer")
+}
