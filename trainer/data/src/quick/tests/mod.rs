@@ -88,6 +88,8 @@ fn folders(dir: &Path) -> Vec<std::path::PathBuf> {
     (longer["id"], longer["content"]) = (1000.into(), "<|im_end|>\n\n".into());
     json["added_tokens"].as_array_mut().unwrap().push(longer);
     std::fs::write(&path, json.to_string()).unwrap();
+    // A qwen2 folder would be cut as all of them are.
+    std::fs::write(folders[2].join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
     folders
 }
 
