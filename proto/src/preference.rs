@@ -98,8 +98,9 @@ impl PreferencePair {
         let Value::Object(record) = value else {
             return broken("record", format!("expected a JSON object, found {}", kind(&value)));
         };
-        for key in record.keys() {
-            if !["input", "preferred_output", "non_preferred_output"].contains(&key.as_str()) {
+        for (key, value) in &record {
+            let known = ["input", "preferred_output", "non_preferred_output"].contains(&key.as_str());
+            if !known && !value.is_null() {
                 return broken("record", format!("unknown field `{key}`"));
             }
         }
@@ -128,7 +129,7 @@ fn conversation(record: &Map<String, Value>) -> Result<Vec<Message>, RecordError
         }
         None => return broken("input", "missing"),
     };
-    if let Some(key) = input.keys().find(|key| *key != "messages") {
+    if let Some((key, _)) = input.iter().find(|(key, value)| *key != "messages" && !value.is_null()) {
         return broken("input", format!("unknown field `{key}` (only `messages` is supported)"));
     }
     let messages = list(input.get("messages"), "input.messages")?;
@@ -199,7 +200,9 @@ fn message(value: &Value, field: &str) -> Result<Message, RecordError> {
         }
         None => return broken(format!("{field}.content"), "missing"),
     };
-    if let Some(key) = object.keys().find(|key| *key != "role" && *key != "content") {
+    // Libraries of tables write null where a message has no such field.
+    let unknown = |(key, value): &(&String, &Value)| *key != "role" && *key != "content" && !value.is_null();
+    if let Some((key, _)) = object.iter().find(unknown) {
         return broken(field, format!("unknown field `{key}` (only `role` and `content` are supported)"));
     }
     Ok(Message { role, content })

@@ -91,6 +91,17 @@ def spare(_: dict[str, Any], tensors: Tensors) -> None:
     tensors["base_model.model.lm_head.lora_A.weight"] = torch.ones(4, 64)
 
 
+def renamed(change: Callable[[str], str]) -> Callable[[dict[str, Any], Tensors], None]:
+    """Renames every tensor."""
+
+    def edit(_: dict[str, Any], tensors: Tensors) -> None:
+        found = {change(name): tensor for name, tensor in tensors.items()}
+        tensors.clear()
+        tensors.update(found)
+
+    return edit
+
+
 def lacking(_: dict[str, Any], tensors: Tensors) -> None:
     """Takes a tensor away."""
     del tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"]
@@ -172,7 +183,19 @@ ADAPTERS: dict[str, Start] = {
     "another_task": Start(adapter(fields(task_type="SEQ_CLS")), refused='task_type = "SEQ_CLS"'),
     "spare_tensor": Start(adapter(spare), refused="tensors that are not used: base_model.model.lm_head"),
     "missing_tensor": Start(adapter(lacking), refused="missing tensor base_model.model.model.layers.1"),
-    "another_rank": Start(adapter(fields(r=8)), refused="has shape [4, 64], expected [8, 64]"),
+    "another_rank": Start(adapter(fields(r=8)), refused="r or rank_pattern of adapter_config.json"),
+    "whole_name_beside_layers": Start(
+        adapter(target_modules=["model.layers.0.self_attn.q_proj", "v_proj"], layers_to_transform=[1])
+    ),
+    "adapters_own_name": Start(adapter(renamed(lambda name: name.replace(".weight", ".default.weight")))),
+    "compiled_adapter": Start(
+        adapter(renamed(lambda name: name.replace(".model.model.", ".model._orig_mod.model."))),
+        refused="there is base_model.model._orig_mod.model.layers.0",
+    ),
+    "one_prefix_less": Start(
+        adapter(renamed(lambda name: name.replace("base_model.model.", "base_model."))),
+        refused="there is base_model.model.layers.0",
+    ),
 }
 
 
@@ -279,12 +302,21 @@ def as_bin(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def adapter_inside(folder: Path) -> None:
+    """Puts an adapter's configuration beside the model's."""
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(folder.parent / "llama"), "r": 4}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 QUANTISED = {"quantization_config": {"quant_method": "gptq", "bits": 8}}
 LINEAR = {"type": "linear", "factor": 2.0}
 LLAMA_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 MODELS: dict[str, Start] = {
     "untouched": Start(model()),
+    "adapter_inside": Start(model(after=adapter_inside), refused="holds a whole model (config.json) and an adapter"),
+    "other_file": Start(model(transformers_weights="other.safetensors"), refused='transformers_weights = "other.safetensors"'),
+    "llama_window": Start(model(sliding_window=4), warns="llama does not know are ignored: sliding_window"),
     "tied_other_head": Start(model("tied", edit=head(0.2)), warns="they are not tied"),
     "tied_equal_head": Start(model("tied", edit=head(0.0))),
     "tied_only_head": Start(model("tied", edit=only_head)),

@@ -30,10 +30,11 @@ TEXTS = [
     "<|im_start|>user\nWhat's new?<|im_end|>\n<|im_start|>assistant\n",
     "a<tool> b <tool>c  <pad><unk> end<mask> x",
     "▁already ▁marked",
+    "x <own>y <img> <eoi> <a> <b> <c> z",
     "",
 ]
 WORDS = "the a hello world what's new in ways it is one two three user assistant system naïve tokens end tab 12 34 567 [INST] [/INST]"
-SPECIAL = "{{ bos_token }}|{{ eos_token }}|{{ unk_token }}|{{ pad_token }}|{{ mask_token }}"
+SPECIAL = "{{ [bos_token, eos_token, unk_token, pad_token, mask_token, boi, eoi, own_token, image_token] | map('string') | join('|') }}"
 
 
 def corpus() -> list[str]:
@@ -97,11 +98,14 @@ def cases() -> dict[str, Json]:
     extra.add_special_tokens([AddedToken("<pad>", rstrip=True)])
     decoder = {"0": token("<unk>", special=True, normalized=False), "1": token("<s>", special=True, normalized=False)}
     decoder |= {"2": token("</s>", special=True, normalized=False), "520": token("<tool>", lstrip=True)}
+    dropout = byte_level()
+    dropout.model.dropout = 0.1
     found: dict[str, Json] = {}
 
     def case(name: str, tokenizer: Tokenizer, family: str = "llama", refused: str | None = None, **config: Any) -> None:
         config.setdefault("chat_template", SPECIAL)
-        found[name] = {"tokenizer": tokenizer, "family": family, "config": config, "refused": refused}
+        special_map = config.pop("special_map", None)
+        found[name] = {"tokenizer": tokenizer, "family": family, "config": config, "refused": refused, "map": special_map}
 
     for label, tokenizer in [("spm", spm), ("metaspace", metaspace), ("extra", extra)]:
         case(f"{label}-as-it-is", tokenizer)
@@ -130,6 +134,24 @@ def cases() -> dict[str, Json]:
         lists = {"added_tokens_decoder": {"0": token("<|endoftext|>", special=True, normalized=False), "700": token("<tool>", rstrip=True)}}
         case(f"{label}-family-qwen2-llama", tokenizer, "qwen2", tokenizer_class="LlamaTokenizerFast", **lists)
         case(f"{label}-gpt2-decoder", tokenizer, tokenizer_class="GPT2Tokenizer", mask_token="<mask>", **lists)
+    named = {"boi": "Hello", "own_token": "<own>"}
+    listed = ["<mask>", "<tool>"]
+    for label, keys, special_map in [
+        ("specific", {"model_specific_special_tokens": named}, None),
+        ("specific-over-bos", {"bos_token": "<s>", "model_specific_special_tokens": {"bos_token": "Hello"}}, None),
+        ("specific-and-own", {"image_token": "<img>", "model_specific_special_tokens": named}, None),
+        ("specific-and-dict", {"extra_special_tokens": {"eoi": "<eoi>"}, "model_specific_special_tokens": named}, None),
+        ("dict-and-list", {"extra_special_tokens": named, "additional_special_tokens": listed}, None),
+        ("dict-and-list-of-map", {"extra_special_tokens": named}, {"additional_special_tokens": listed}),
+        ("list-and-dict-of-map", {"additional_special_tokens": listed}, {"extra_special_tokens": named}),
+        ("list-and-list-of-map", {"extra_special_tokens": ["<a>"]}, {"extra_special_tokens": ["<b>", {"content": "<c>", "lstrip": True}]}),
+        ("both-lists", {"extra_special_tokens": ["<a>"], "additional_special_tokens": listed}, None),
+        ("own-of-map", {}, {"own_token": "<own>", "bos_token": {"content": "<s>", "rstrip": True}}),
+        ("dict-of-map-and-specific", {"model_specific_special_tokens": {"eoi": "<eoi>"}}, {"extra_special_tokens": named}),
+    ]:
+        case(f"names-{label}", bytes_, special_map=special_map, **keys)
+        case(f"names-{label}-llama", extra, special_map=special_map, tokenizer_class="LlamaTokenizer", **keys)
+    case("dropout", dropout, refused="model.dropout = 0.1 is not supported")
     case("unigram-as-it-is", unigram(), tokenizer_class="PreTrainedTokenizerFast")
     case("unigram-llama", unigram(), refused="LlamaTokenizer needs a vocabulary with merges", tokenizer_class="LlamaTokenizer")
     return found
@@ -139,6 +161,8 @@ def write(folder: Path, case: Json) -> None:
     folder.mkdir(parents=True)
     case["tokenizer"].save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(case["config"]))
+    if case["map"]:
+        (folder / "special_tokens_map.json").write_text(json.dumps(case["map"]))
     family, _, tokenizer_class = case["family"].partition(":")
     config = {"model_type": family} | ({"tokenizer_class": tokenizer_class} if tokenizer_class else {})
     (folder / "config.json").write_text(json.dumps(config))

@@ -18,14 +18,15 @@ use crate::model::Model;
 use crate::model::weights::Digested;
 
 /// Read as a whole.
-const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "added_tokens.json", "chat_template.jinja"];
+const TOKENIZER_FILES: [&str; 1] = ["chat_template.jinja"];
+/// Read as JSON: the same whatever its layout.
+const TOKENIZER_JSON: [&str; 2] = ["tokenizer.json", "added_tokens.json"];
 /// Read field by field, so that the field can be named.
-const TOKENIZER_FIELDS: [&str; 3] =
-    ["tokenizer_config.json", "special_tokens_map.json", "chat_template.json"];
+const TOKENIZER_FIELDS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 /// Named templates.
 const TEMPLATES: &str = "additional_chat_templates";
 /// Fields that say where a file comes from, and decide nothing.
-const ORIGIN: [&str; 7] = [
+const ORIGIN: [&str; 10] = [
     "_name_or_path",
     "name_or_path",
     "transformers_version",
@@ -33,6 +34,9 @@ const ORIGIN: [&str; 7] = [
     "peft_version",
     "revision",
     "inference_mode",
+    "is_local",
+    "local_files_only",
+    "use_cache",
 ];
 /// A longer value is shown by its digest.
 const SHOWN: usize = 80;
@@ -79,6 +83,13 @@ fn of_tokenizer(dir: &Path) -> Result<Vec<Fact>, Fault> {
     for name in files {
         if let Some(bytes) = read(&dir.join(&name))? {
             facts.push(named(&name, short(&bytes)));
+        }
+    }
+    for name in TOKENIZER_JSON {
+        if let Some(bytes) = read(&dir.join(name))? {
+            let value = serde_json::from_slice::<Value>(&bytes);
+            facts
+                .push(named(name, short(&value.map_or(bytes, |value| canonical(&value).to_string().into()))));
         }
     }
     for name in TOKENIZER_FIELDS {

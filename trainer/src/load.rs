@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use dyad_data::adapter::{self, ADAPTER_CONFIG};
+use dyad_data::tokenizer::class_without_model;
 use dyad_data::{hub, lfs};
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::{Fault, RunConfig};
@@ -51,7 +52,14 @@ impl Sources {
             (true, Some(dir), _) => hub::resolve(&base_of(dir)?)?,
             (true, None, Some(dir)) => dir.clone(),
         };
-        if model.join(ADAPTER_CONFIG).is_file() && !model.join("config.json").is_file() {
+        if model.join(ADAPTER_CONFIG).is_file() {
+            if model.join("config.json").is_file() {
+                return Err(Fault::input(format!(
+                    "{} holds a whole model (config.json) and an adapter ({ADAPTER_CONFIG})",
+                    model.display()
+                ))
+                .hint("transformers would load the adapter's base; keep the two in folders of their own"));
+            }
             return Err(Fault::input(format!("model {} is an adapter, not a whole model", model.display()))
                 .hint(
                     "name the base model in `model` and the adapter in `from_checkpoint`, with lora = true",
@@ -61,6 +69,7 @@ impl Sources {
         let mut companions: Vec<PathBuf> = start.into_iter().chain([model]).collect();
         companions.dedup();
         companions.iter().try_for_each(|dir| lfs::refuse_pointers_in(dir))?;
+        companions.iter().take(companions.len() - 1).for_each(|dir| warn_of_half_a_tokenizer(dir));
         Ok(Self { base, adapter, companions })
     }
 
@@ -82,6 +91,22 @@ impl Sources {
             );
         }
         Ok(asked)
+    }
+}
+
+/// Template and special tokens count with the tokenizer that they lie beside.
+fn warn_of_half_a_tokenizer(dir: &Path) {
+    let there = |name: &&&str| dir.join(name).is_file();
+    if dir.join("tokenizer.json").is_file() {
+        return;
+    }
+    let found: Vec<&str> = hub::TOKENIZER_COMPANIONS.iter().filter(there).copied().collect();
+    if !found.is_empty() {
+        tracing::warn!(
+            "{} has no tokenizer.json: its {} are passed over, and tokenizer and template are those of `model`",
+            dir.display(),
+            listed(&found)
+        );
     }
 }
 
@@ -158,6 +183,7 @@ impl Parts {
             home: Home::new(Path::new(&config.output_dir)),
             sources: sources.companions.clone(),
             tokenizer: sources.tokenizer().to_owned(),
+            tokenizer_class: class_without_model(sources.tokenizer())?,
             base: sources.base.clone(),
             stored: stored_kind(&policy.config.torch_dtype),
             adapter,

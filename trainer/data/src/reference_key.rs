@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 /// Raised when the passes change what they round.
 const ARITHMETIC: u32 = 1;
-const MODEL_FILES: [&str; 2] = ["config.json", "adapter_config.json"];
+const MODEL_FILES: [&str; 3] = ["config.json", "adapter_config.json", "model.safetensors.index.json"];
 
 /// What a reference log-probability depends on beside the pair's tokens.
 #[derive(Clone, Debug)]
@@ -69,12 +69,14 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Fault {
 mod tests {
     use super::*;
 
+    const INDEX: &str = "model.safetensors.index.json";
+
     #[test]
     fn a_key_follows_every_file_and_setting_but_not_the_folders_place() {
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let write = |dir: &Path, name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
         for dir in [one.path(), other.path()] {
-            for name in ["config.json", "model.safetensors", "tokenizer.json", "README.md"] {
+            for name in ["config.json", "model.safetensors", INDEX, "tokenizer.json", "README.md"] {
                 write(dir, name, name);
             }
         }
@@ -90,7 +92,8 @@ mod tests {
             write(other.path(), name, "new");
             assert_eq!(key(other.path(), "Float cpu"), before, "{name}");
         }
-        for name in ["config.json", "model.safetensors"] {
+        // The index says which of the files count.
+        for name in ["config.json", "model.safetensors", INDEX] {
             write(other.path(), name, "new");
             assert_ne!(key(other.path(), "Float cpu"), before, "{name}");
             write(other.path(), name, name);

@@ -13,6 +13,10 @@ use crate::tokenizer_class::TokenizerClass;
 const STANDARD: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// Special tokens without names, and those with names of the model's own.
+const EXTRA: &str = "extra_special_tokens";
+const SPECIFIC: &str = "model_specific_special_tokens";
+
 /// What templates and the tokenizer are given.
 #[derive(Debug)]
 pub(crate) struct SpecialTokens {
@@ -35,11 +39,9 @@ impl SpecialTokens {
     ) -> Result<Self, Fault> {
         let mut config = config.clone();
         let file = dir.join("tokenizer_config.json");
-        if let Some(extra) = config.remove("additional_special_tokens")
-            && !config.get("extra_special_tokens").is_some_and(filled)
-        {
-            config.insert("extra_special_tokens".to_owned(), extra);
-        }
+        let spare = !config.get(EXTRA).is_some_and(filled);
+        rename_additional(&mut config, spare);
+        gather_specific(&mut config);
         let mut listed: Vec<(u64, AddedToken)> = Vec::new();
         match config.get("added_tokens_decoder") {
             Some(decoder) => {
@@ -70,6 +72,8 @@ impl SpecialTokens {
         {
             config.insert("pad_token".to_owned(), pad.into());
         }
+        let spare = !config.contains_key(EXTRA);
+        rename_additional(&mut config, spare);
         let mut tokens = Self { named: Vec::new(), extra: Vec::new(), listed, class };
         tokens.take(&file, &config)?;
         Ok(tokens)
@@ -89,23 +93,27 @@ impl SpecialTokens {
         }
         for (name, value) in config {
             let is_token = value.is_string() || value.get("__type").is_some_and(|kind| kind == "AddedToken");
-            if name.ends_with("_token") && !STANDARD.contains(&name.as_str()) && is_token {
+            if is_own_name(name) && is_token {
                 self.name(name, entry(file, name, value)?);
             }
         }
-        match config.get("extra_special_tokens") {
-            Some(Value::Object(extra)) => {
-                for (name, value) in extra {
-                    self.name(name, entry(file, "extra_special_tokens", value)?);
-                }
-            }
-            Some(Value::Array(extra)) => {
-                for value in extra {
-                    self.extra.push(entry(file, "extra_special_tokens", value)?);
+        match config.get(SPECIFIC) {
+            Some(Value::Object(specific)) => {
+                for (name, value) in specific {
+                    self.name(name, entry(file, name, value)?);
                 }
             }
             None | Some(Value::Null) => {}
-            Some(_) => return Err(wrong(file, "extra_special_tokens", "expected a list or an object")),
+            Some(_) => return Err(wrong(file, SPECIFIC, "expected an object")),
+        }
+        match config.get(EXTRA) {
+            Some(Value::Array(extra)) => {
+                for value in extra {
+                    self.extra.push(entry(file, EXTRA, value)?);
+                }
+            }
+            None | Some(Value::Null) => {}
+            Some(_) => return Err(wrong(file, EXTRA, "expected a list or an object")),
         }
         Ok(())
     }
@@ -156,38 +164,83 @@ impl SpecialTokens {
     }
 }
 
+/// Names of tokens that are none of the standard ones.
+fn is_own_name(name: &str) -> bool {
+    name.ends_with("_token") && !STANDARD.contains(&name)
+}
+
+/// The old name of extra tokens, where the new one says nothing.
+fn rename_additional(config: &mut Map<String, Value>, spare: bool) {
+    if spare && let Some(additional) = config.remove("additional_special_tokens") {
+        config.insert(EXTRA.to_owned(), additional);
+    }
+}
+
+/// Named tokens of tokenizer_config.json. They take the place of those that are listed as such, which transformers then passes over.
+fn gather_specific(config: &mut Map<String, Value>) {
+    let own =
+        |(name, value): (&String, &Value)| (is_own_name(name) && value.is_string()).then(|| name.clone());
+    let names: Vec<String> = config.iter().filter_map(own).collect();
+    let mut specific: Map<String, Value> =
+        names.into_iter().filter_map(|name| config.remove(&name).map(|value| (name, value))).collect();
+    if let Some(Value::Object(_)) = config.get(EXTRA)
+        && let Some(Value::Object(extra)) = config.remove(EXTRA)
+    {
+        specific.extend(extra);
+    }
+    if !specific.is_empty() {
+        config.insert(SPECIFIC.to_owned(), specific.into());
+    }
+}
+
 /// special_tokens_map.json stands over tokenizer_config.json where the latter lists no added tokens.
 fn merge_map(dir: &Path, config: &mut Map<String, Value>) -> Result<(), Fault> {
     let file = dir.join("special_tokens_map.json");
     for (name, mut value) in files::object(&file)?.unwrap_or_default() {
-        if let (Value::Object(fields), true) = (&mut value, name != "extra_special_tokens") {
-            fields.insert("__type".to_owned(), "AddedToken".into());
-            fields.insert("special".to_owned(), true.into());
-        }
-        if let (Value::Array(more), "extra_special_tokens") = (&value, name.as_str()) {
-            let mut all = config.get(&name).and_then(Value::as_array).cloned().unwrap_or_default();
-            for token in more {
-                let mut token = token.clone();
-                if let Value::Object(fields) = &mut token {
-                    fields.insert("__type".to_owned(), "AddedToken".into());
-                    fields.insert("special".to_owned(), true.into());
-                }
-                if !all.contains(&token) {
-                    all.push(token);
+        match &mut value {
+            Value::Object(tokens) if name == EXTRA => {
+                for (name, token) in tokens {
+                    entry(&file, name, token)?;
                 }
             }
-            value = all.into();
-        }
-        let name = match name.as_str() {
-            "additional_special_tokens" if !config.contains_key("extra_special_tokens") => {
-                "extra_special_tokens"
+            token @ Value::Object(_) => {
+                special(token);
+                entry(&file, &name, token)?;
             }
-            "additional_special_tokens" => continue,
-            name => name,
-        };
-        config.insert(name.to_owned(), value);
+            Value::Array(more) if name == EXTRA => {
+                let mut all = config.get(EXTRA).and_then(Value::as_array).cloned().unwrap_or_default();
+                for mut token in more.drain(..) {
+                    special(&mut token);
+                    entry(&file, EXTRA, &token)?;
+                    if !all.contains(&token) {
+                        all.push(token);
+                    }
+                }
+                value = all.into();
+            }
+            Value::Array(tokens) => {
+                for token in tokens {
+                    entry(&file, &name, token)?;
+                }
+            }
+            _ => {}
+        }
+        config.insert(name, value);
+    }
+    if let Some(Value::Object(_)) = config.get(EXTRA)
+        && let Some(Value::Object(extra)) = config.remove(EXTRA)
+    {
+        let specific = config.entry(SPECIFIC).or_insert_with(|| Map::new().into());
+        specific.as_object_mut().ok_or_else(|| wrong(&file, SPECIFIC, "expected an object"))?.extend(extra);
     }
     Ok(())
+}
+
+fn special(token: &mut Value) {
+    if let Value::Object(fields) = token {
+        fields.insert("__type".to_owned(), "AddedToken".into());
+        fields.insert("special".to_owned(), true.into());
+    }
 }
 
 /// added_tokens.json, which old tokenizers have.
@@ -195,7 +248,7 @@ fn legacy(dir: &Path, config: &Map<String, Value>, listed: &mut Vec<(u64, AddedT
     let file = dir.join("added_tokens.json");
     let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
     let named = STANDARD.iter().filter_map(|name| config.get(*name));
-    let extra = config.get("extra_special_tokens").and_then(Value::as_array).into_iter().flatten();
+    let extra = config.get(EXTRA).and_then(Value::as_array).into_iter().flatten();
     let special: Vec<String> = named.chain(extra).filter_map(text).collect();
     for (content, id) in files::object(&file)?.unwrap_or_default() {
         let id = id.as_u64().ok_or_else(|| wrong(&file, &content, "expected the id of the token"))?;

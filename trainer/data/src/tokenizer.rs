@@ -26,8 +26,8 @@ pub struct ChatTokenizer {
 }
 
 impl ChatTokenizer {
-    /// Reads a folder as transformers' `AutoTokenizer` does; config.json of `model` says which family it is for, and `now` is the date
-    /// that templates are given.
+    /// Reads a folder as transformers' `AutoTokenizer` does; `model` says which tokens end an answer, and `now` is the date that
+    /// templates are given.
     pub fn load(dir: &Path, model: &Path, now: NaiveDateTime) -> Result<Self, Fault> {
         let path = dir.join("tokenizer.json");
         let text = files::text(&path)?.ok_or_else(|| {
@@ -39,7 +39,7 @@ impl ChatTokenizer {
         let json: Value = serde_json::from_str(&text).map_err(|error| broken(&error))?;
         let config = files::object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         known(dir, &config)?;
-        let family = files::object(&model.join("config.json"))?.unwrap_or_default();
+        let family = files::object(&dir.join("config.json"))?.unwrap_or_default();
         let declared = Declared { dir, config: &config, model: &family, text: &text };
         let class = declared.class()?;
         let (mut tokenizer, warning) = declared.build(class, &json)?;
@@ -128,6 +128,17 @@ impl ChatTokenizer {
             rest.is_ok_and(|rest| rest.trim().is_empty())
         })
     }
+}
+
+/// What `tokenizer_class` must be in a copy of a tokenizer's files without the model's config.json, for transformers to make the same of
+/// it; none where it is so already.
+pub fn class_without_model(dir: &Path) -> Result<Option<&'static str>, Fault> {
+    let text = files::text(&dir.join("tokenizer.json"))?.unwrap_or_default();
+    let config = files::object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+    let model = files::object(&dir.join("config.json"))?.unwrap_or_default();
+    let class = |model| Declared { dir, config: &config, model, text: &text }.class();
+    let (with, without) = (class(&model)?, class(&Map::new())?);
+    Ok((with != without).then(|| with.name()))
 }
 
 /// Keys that change ids in transformers and are not known here.

@@ -137,7 +137,7 @@ pub(crate) struct Declared<'d> {
     pub(crate) dir: &'d Path,
     /// tokenizer_config.json.
     pub(crate) config: &'d Map<String, Value>,
-    /// config.json of the model.
+    /// config.json of the same folder.
     pub(crate) model: &'d Map<String, Value>,
     /// tokenizer.json.
     pub(crate) text: &'d str,
@@ -150,7 +150,11 @@ impl Declared<'_> {
         let declared = word(self.config).or_else(|| word(self.model));
         let declared = declared.as_deref().map(|name| name.strip_suffix("Fast").unwrap_or(name));
         // With code of its own, which is not run here and there only if trusted, the family does not decide.
-        let own_code = self.config.get("auto_map").is_some_and(|map| !map.is_null());
+        let own_code = match self.config.get("auto_map") {
+            Some(Value::Array(_)) => true,
+            Some(map) => map.get("AutoTokenizer").is_some_and(|code| !code.is_null()),
+            None => false,
+        };
         let is_qwen2 = self.model.get("model_type").is_some_and(|family| family == "qwen2");
         if is_qwen2 && (!own_code || declared.is_none()) {
             return Ok(Qwen2);
@@ -178,6 +182,7 @@ impl Declared<'_> {
         let path = self.dir.join("tokenizer.json");
         let broken = |error: tokenizers::Error| Fault::input(format!("{}: {error}", path.display()));
         if class == AsItIs {
+            self.refuse_dropout(json)?;
             return Ok((self.text.parse().map_err(broken)?, None));
         }
         let frame = self.frame(class)?;
@@ -194,6 +199,18 @@ impl Declared<'_> {
             "normalizer": frame.normalizer, "pre_tokenizer": frame.pre_tokenizer, "decoder": frame.decoder,
         });
         Ok((serde_json::from_value(rebuilt).map_err(|error| broken(Box::new(error)))?, warning))
+    }
+
+    /// The same text would have other ids each time.
+    fn refuse_dropout(&self, json: &Value) -> Result<(), Fault> {
+        match json.pointer("/model/dropout").and_then(Value::as_f64) {
+            Some(dropout) if dropout > 0.0 => Err(Fault::input(format!(
+                "{}: model.dropout = {dropout} is not supported: ids would be drawn at random",
+                self.dir.join("tokenizer.json").display()
+            ))
+            .hint("set it to null; it belongs to the training of the vocabulary")),
+            _ => Ok(()),
+        }
     }
 
     /// Vocabulary and merges, all that is taken of the file's model.
@@ -274,7 +291,7 @@ impl Declared<'_> {
 }
 
 impl TokenizerClass {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             AsItIs => "TokenizersBackend",
             Llama => "LlamaTokenizer",

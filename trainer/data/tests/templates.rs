@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::preference::Message;
+use dyad_proto::preference::{Message, Role};
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates")
@@ -71,4 +71,40 @@ fn templates_render_as_in_transformers_or_are_refused_by_name() {
     wrong.dedup();
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), expected.len(), wrong.join("\n"));
     assert_eq!(refused, read("refused.json"));
+}
+
+/// What is nested without end is an error that names the construct, whatever the stack holds; jinja2 refuses most of these as well.
+#[test]
+fn nesting_beyond_measure_is_refused_and_ends_nothing() {
+    let many =
+        |start: &str, part: &str, end: &str, count: usize| format!("{start}{}{end}", part.repeat(count));
+    let brackets = format!("{{{{ {}1{} }}}}", "(".repeat(30_000), ")".repeat(30_000));
+    let lists = format!("{{{{ {}{} }}}}", "[".repeat(30_000), "]".repeat(30_000));
+    let conditions = format!("{}1{}", "{% if true %}".repeat(30_000), "{% endif %}".repeat(30_000));
+    let templates = [
+        many("{{ 1", "+1", " }}", 50_000),
+        many("{{ 1", " and 1", " }}", 50_000),
+        many("{{ ", "not ", "1 }}", 50_000),
+        many("{{ ", "-", "1 }}", 50_000),
+        many("{{ 1", "|trim", " }}", 50_000),
+        many("{{ a", ".b", " }}", 50_000),
+        format!("{{{{ {}a{} }}}}", "a(".repeat(30_000), ")".repeat(30_000)),
+        many("{{ ", "1 if 0 else ", "1 }}", 50_000),
+        format!("{{% set {}a{} = 1 %}}", "(".repeat(30_000), ")".repeat(30_000)),
+        brackets,
+        lists,
+        conditions,
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".to_owned(),
+        "{% macro f(x=f()) %}{% endmacro %}{{ f() }}".to_owned(),
+        "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(),
+    ];
+    let dir = folder();
+    let conversations = [vec![Message { role: Role::User, content: "x".into() }]];
+    for template in templates {
+        let ours = rendered(dir.path(), &template, &conversations);
+        let refused = |result: &Result<String, String>| {
+            result.as_ref().is_err_and(|message| message.contains("within each other is not supported"))
+        };
+        assert!(ours.iter().all(refused), "{}: {ours:?}", &template[..40.min(template.len())]);
+    }
 }

@@ -25,6 +25,8 @@ pub struct Saver {
     pub sources: Vec<PathBuf>,
     /// Folder whose tokenizer and template the run reads.
     pub tokenizer: PathBuf,
+    /// What its configuration has to name where the model's is not beside it.
+    pub tokenizer_class: Option<&'static str>,
     /// The model underneath an adapter.
     pub base: PathBuf,
     /// Precision of the saved weights: the source's own.
@@ -105,6 +107,9 @@ impl Saver {
         if config.exists() {
             std::fs::remove_file(&config).map_err(|error| cannot_write(&config, &error))?;
         }
+        if let Some(class) = self.tokenizer_class {
+            name_class(&dir.join("tokenizer_config.json"), class)?;
+        }
         write_json(&dir.join(ADAPTER_CONFIG), &adapter.adapters.to_json(&adapter.base))?;
         write_file(&dir.join(ADAPTER_WEIGHTS), &trained(Kind::Float))
     }
@@ -143,6 +148,13 @@ impl Saver {
 
 fn masters(kept: &[Kept]) -> impl Iterator<Item = &Kept> {
     kept.iter().filter(|one| one.suffix == MASTER)
+}
+
+/// Without the model's config.json, only this says which tokenizer it is.
+fn name_class(config: &Path, class: &str) -> Result<(), Fault> {
+    let mut fields = dyad_data::files::object(config)?.unwrap_or_default();
+    fields.insert("tokenizer_class".to_owned(), class.into());
+    write_json(config, &fields)
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Fault> {

@@ -51,9 +51,14 @@ impl Wanted {
 }
 
 fn adapter(dir: &Path, files: Files, names: &[String]) -> Result<Claimed, Fault> {
-    let stored = |name: &String| Some((name.clone(), files.stored(name)?.clone()));
+    let stored = |name: &String| {
+        // Saved without PEFT, names have the adapter's own in them.
+        let longer = || name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.");
+        let stored = files.stored(name).or_else(|| files.stored(&longer()))?;
+        Some((name.clone(), stored.clone()))
+    };
     let index: HashMap<String, Stored> = names.iter().filter_map(stored).collect();
-    refuse_missing(dir, &files, names, &index)?;
+    refuse_missing((dir, "adapter_config.json"), &files, names, &index)?;
     let unused = unused(&files, &index, None);
     if !unused.is_empty() {
         return Err(Fault::input(format!(
@@ -85,7 +90,7 @@ fn model(dir: &Path, files: Files, names: &[String], tied: bool) -> Result<Claim
             }
         }
     }
-    refuse_missing(dir, &files, names, &index)?;
+    refuse_missing((dir, "config.json"), &files, names, &index)?;
     let unexpected: Vec<&str> =
         unused(&files, &index, spare.as_ref()).into_iter().filter(|name| !passed_over(name)).collect();
     if !unexpected.is_empty() {
@@ -129,7 +134,7 @@ fn unused<'a>(files: &'a Files, index: &HashMap<String, Stored>, spare: Option<&
 }
 
 fn refuse_missing(
-    dir: &Path,
+    (dir, config): (&Path, &str),
     files: &Files,
     names: &[String],
     index: &HashMap<String, Stored>,
@@ -143,18 +148,22 @@ fn refuse_missing(
         Some(other) => fault.hint(format!(
             "there is {other}: the weights were saved from inside something else; save the model itself, or rename the tensors"
         )),
-        None => fault.hint("the checkpoint is incomplete, or config.json is of another model"),
+        None => fault.hint(format!("the folder is incomplete, or its {config} belongs to other weights")),
     })
 }
 
-/// The same tensor under a longer name, e.g. behind `_orig_mod.`, or with an adapter's name inside.
+/// The same tensor under another name, e.g. with `_orig_mod.` before or within it: the one whose end is alike for longest, from the
+/// number of its layer on at least.
 fn other_name<'a>(files: &'a Files, name: &str) -> Option<&'a str> {
-    let behind = format!(".{name}");
-    let mut others: Vec<&str> = files
-        .names()
-        .filter(|other| other.ends_with(&behind) || other.replace(".default.", ".") == name)
-        .collect();
-    others.sort_unstable();
+    let alike = |other: &str| {
+        let pairs = name.rsplit('.').zip(other.rsplit('.'));
+        pairs.take_while(|(a, b)| a == b).count()
+    };
+    let parts = name.split('.').count();
+    let number = name.rsplit('.').position(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
+    let least = number.map_or(parts.saturating_sub(1), |at| at + 1);
+    let mut others: Vec<&str> = files.names().filter(|other| alike(other) >= least).collect();
+    others.sort_unstable_by_key(|other| (std::cmp::Reverse(alike(other)), *other));
     others.first().copied()
 }
 

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
+use dyad_data::adapter::ADAPTER_WEIGHTS;
 use dyad_data::lfs;
 use dyad_proto::Fault;
 use memmap2::Mmap;
@@ -286,6 +287,9 @@ pub(super) fn check_shape(name: &str, path: &Path, found: &[i64], expected: &[i6
     let hint = match found {
         [0] => {
             "the file was saved from DeepSpeed ZeRO-3 without gathering the weights; convert its checkpoint with zero_to_fp32.py"
+        }
+        _ if path.ends_with(ADAPTER_WEIGHTS) => {
+            "r or rank_pattern of adapter_config.json does not belong to these weights"
         }
         _ => "config.json does not belong to these weights",
     };

@@ -170,8 +170,11 @@ impl AdapterConfig {
     fn targets_take(&self, name: &str, modules: &Modules) -> bool {
         match &self.targets {
             Targets::AllLinear => modules.linears.iter().any(|linear| linear == name),
+            // A whole name is taken whatever the layers say.
             Targets::Names(names) => {
-                ends_with_one(name, names) && self.layers.as_ref().is_none_or(|layers| layers.take(name))
+                names.iter().any(|whole| whole == name)
+                    || ends_with_one(name, names)
+                        && self.layers.as_ref().is_none_or(|layers| layers.take(name))
             }
             Targets::Pattern(pattern) => pattern.matches(name),
         }

@@ -16,6 +16,8 @@ pub(super) enum Const {
 pub(super) struct Expr {
     pub(super) line: u32,
     pub(super) kind: ExprKind,
+    /// Of the expressions within it, itself counted.
+    pub(super) depth: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +44,44 @@ pub(super) enum ExprKind {
     List(Vec<Expr>),
     Tuple(Vec<Expr>),
     Dict(Vec<(Expr, Expr)>),
+}
+
+impl ExprKind {
+    /// How deep the expressions within it are.
+    pub(super) fn depth(&self) -> usize {
+        let deepest = |parts: &[Expr]| parts.iter().map(|part| part.depth).max().unwrap_or(0);
+        let pair = |a: &Expr, b: &Expr| a.depth.max(b.depth);
+        match self {
+            Self::Const(_) | Self::Name(_) => 0,
+            Self::Attr(value, _) | Self::Not(value) | Self::Neg(value) | Self::Pos(value) => value.depth,
+            Self::Item(a, b) | Self::Math(_, a, b) | Self::And(a, b) | Self::Or(a, b) => pair(a, b),
+            Self::Slice(value, parts) => {
+                parts.iter().flatten().map(|part| part.depth).fold(value.depth, usize::max)
+            }
+            Self::Call(value, arguments) | Self::Test(value, _, arguments) => {
+                value.depth.max(arguments.depth())
+            }
+            Self::Filter(value, _, arguments) => {
+                value.as_ref().map_or(0, |value| value.depth).max(arguments.depth())
+            }
+            Self::Concat(parts) | Self::List(parts) | Self::Tuple(parts) => deepest(parts),
+            Self::Compare(first, others) => {
+                others.iter().map(|(_, other)| other.depth).fold(first.depth, usize::max)
+            }
+            Self::Cond(test, value, other) => {
+                pair(test, value).max(other.as_ref().map_or(0, |other| other.depth))
+            }
+            Self::Dict(pairs) => pairs.iter().map(|(a, b)| pair(a, b)).max().unwrap_or(0),
+        }
+    }
+}
+
+impl Arguments {
+    fn depth(&self) -> usize {
+        let named = self.named.iter().map(|(_, value)| value);
+        let all = self.positional.iter().chain(named).chain(&self.rest).chain(&self.named_rest);
+        all.map(|value| value.depth).max().unwrap_or(0)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use super::ast::*;
 use super::error::TemplateError;
 use super::lexer::Tok;
-use super::parser::{Parse, Parser};
+use super::parser::{DEEPEST, Parse, Parser, too_deep};
 
 /// What ends a tuple beside the end of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub(super) enum End {
 }
 
 fn boxed(line: u32, kind: ExprKind) -> Box<Expr> {
-    Box::new(Expr { line, kind })
+    Box::new(Expr { line, kind, depth: 1 })
 }
 
 impl Parser {
@@ -33,7 +33,7 @@ impl Parser {
                 Some(item) => Ok(item),
                 None => self.fail("expected an expression"),
             },
-            (items, true) => Ok(Expr { line, kind: ExprKind::Tuple(items) }),
+            (items, true) => self.expr(line, ExprKind::Tuple(items)),
         }
     }
 
@@ -57,6 +57,10 @@ impl Parser {
     }
 
     pub(super) fn expression(&mut self, conditional: bool) -> Parse<Expr> {
+        self.nested(|parser| parser.whole_expression(conditional))
+    }
+
+    fn whole_expression(&mut self, conditional: bool) -> Parse<Expr> {
         if !conditional {
             return self.or();
         }
@@ -65,16 +69,28 @@ impl Parser {
         while self.skip_word("if") {
             let test = Box::new(self.or()?);
             let other = if self.skip_word("else") { Some(Box::new(self.expression(true)?)) } else { None };
-            value = Expr { line, kind: ExprKind::Cond(test, Box::new(value), other) };
+            value = self.expr(line, ExprKind::Cond(test, Box::new(value), other))?;
         }
         Ok(value)
+    }
+
+    /// An expression over others, which may not be nested too deeply to be gone through.
+    fn expr(&self, line: u32, kind: ExprKind) -> Parse<Expr> {
+        let depth = 1 + kind.depth();
+        if depth > DEEPEST { Err(too_deep().at(line)) } else { Ok(Expr { line, kind, depth }) }
+    }
+
+    fn call(&mut self, line: u32, value: Expr) -> Parse<Expr> {
+        let arguments = self.arguments()?;
+        self.expr(line, ExprKind::Call(Box::new(value), Box::new(arguments)))
     }
 
     fn or(&mut self) -> Parse<Expr> {
         let line = self.line();
         let mut left = self.and()?;
         while self.skip_word("or") {
-            left = Expr { line, kind: ExprKind::Or(Box::new(left), Box::new(self.and()?)) };
+            let right = self.and()?;
+            left = self.expr(line, ExprKind::Or(Box::new(left), Box::new(right)))?;
         }
         Ok(left)
     }
@@ -83,7 +99,8 @@ impl Parser {
         let line = self.line();
         let mut left = self.not()?;
         while self.skip_word("and") {
-            left = Expr { line, kind: ExprKind::And(Box::new(left), Box::new(self.not()?)) };
+            let right = self.not()?;
+            left = self.expr(line, ExprKind::And(Box::new(left), Box::new(right)))?;
         }
         Ok(left)
     }
@@ -91,7 +108,8 @@ impl Parser {
     fn not(&mut self) -> Parse<Expr> {
         let line = self.line();
         if self.skip_word("not") {
-            return Ok(Expr { line, kind: ExprKind::Not(Box::new(self.not()?)) });
+            let value = self.nested(Self::not)?;
+            return self.expr(line, ExprKind::Not(Box::new(value)));
         }
         self.comparison()
     }
@@ -121,7 +139,7 @@ impl Parser {
         if others.is_empty() {
             return Ok(first);
         }
-        Ok(Expr { line, kind: ExprKind::Compare(Box::new(first), others) })
+        self.expr(line, ExprKind::Compare(Box::new(first), others))
     }
 
     fn sum(&mut self) -> Parse<Expr> {
@@ -134,7 +152,8 @@ impl Parser {
                 _ => return Ok(left),
             };
             self.next();
-            left = Expr { line, kind: ExprKind::Math(math, Box::new(left), Box::new(self.concatenation()?)) };
+            let right = self.concatenation()?;
+            left = self.expr(line, ExprKind::Math(math, Box::new(left), Box::new(right)))?;
         }
     }
 
@@ -148,7 +167,7 @@ impl Parser {
         while self.skip_op("~") {
             parts.push(self.product()?);
         }
-        Ok(Expr { line, kind: ExprKind::Concat(parts) })
+        self.expr(line, ExprKind::Concat(parts))
     }
 
     fn product(&mut self) -> Parse<Expr> {
@@ -163,7 +182,8 @@ impl Parser {
                 _ => return Ok(left),
             };
             self.next();
-            left = Expr { line, kind: ExprKind::Math(math, Box::new(left), Box::new(self.power()?)) };
+            let right = self.power()?;
+            left = self.expr(line, ExprKind::Math(math, Box::new(left), Box::new(right)))?;
         }
     }
 
@@ -171,8 +191,8 @@ impl Parser {
         let line = self.line();
         let mut left = self.unary(true)?;
         while self.skip_op("**") {
-            left =
-                Expr { line, kind: ExprKind::Math(Math::Pow, Box::new(left), Box::new(self.unary(true)?)) };
+            let right = self.unary(true)?;
+            left = self.expr(line, ExprKind::Math(Math::Pow, Box::new(left), Box::new(right)))?;
         }
         Ok(left)
     }
@@ -180,9 +200,11 @@ impl Parser {
     fn unary(&mut self, filtered: bool) -> Parse<Expr> {
         let line = self.line();
         let value = if self.skip_op("-") {
-            Expr { line, kind: ExprKind::Neg(Box::new(self.unary(false)?)) }
+            let value = self.nested(|parser| parser.unary(false))?;
+            self.expr(line, ExprKind::Neg(Box::new(value)))?
         } else if self.skip_op("+") {
-            Expr { line, kind: ExprKind::Pos(Box::new(self.unary(false)?)) }
+            let value = self.nested(|parser| parser.unary(false))?;
+            self.expr(line, ExprKind::Pos(Box::new(value)))?
         } else {
             self.primary()?
         };
@@ -192,7 +214,7 @@ impl Parser {
 
     fn primary(&mut self) -> Parse<Expr> {
         let line = self.line();
-        let constant = |value| Ok(Expr { line, kind: ExprKind::Const(value) });
+        let constant = |value| Ok(Expr { line, kind: ExprKind::Const(value), depth: 1 });
         match self.peek() {
             Tok::Name(_) | Tok::Str(_) | Tok::Int(_) | Tok::Float(_) => {}
             Tok::Op("(") => return self.parenthesis(line),
@@ -215,7 +237,7 @@ impl Parser {
                 "false" | "False" => constant(Const::Bool(false)),
                 "none" | "None" => constant(Const::None),
                 "self" | "super" => Err(TemplateError::unsupported(format!("'{name}'")).at(line)),
-                _ => Ok(Expr { line, kind: ExprKind::Name(self.name(name)) }),
+                _ => Ok(Expr { line, kind: ExprKind::Name(self.name(name)), depth: 1 }),
             },
             _ => self.fail("expected a value"),
         }
@@ -228,7 +250,7 @@ impl Parser {
         if !is_tuple && let Some(item) = items.pop() {
             return Ok(item);
         }
-        Ok(Expr { line, kind: ExprKind::Tuple(items) })
+        self.expr(line, ExprKind::Tuple(items))
     }
 
     fn list(&mut self, line: u32) -> Parse<Expr> {
@@ -244,7 +266,7 @@ impl Parser {
             items.push(self.expression(true)?);
         }
         self.expect_op("]")?;
-        Ok(Expr { line, kind: ExprKind::List(items) })
+        self.expr(line, ExprKind::List(items))
     }
 
     fn dict(&mut self, line: u32) -> Parse<Expr> {
@@ -262,7 +284,7 @@ impl Parser {
             items.push((key, self.expression(true)?));
         }
         self.expect_op("}")?;
-        Ok(Expr { line, kind: ExprKind::Dict(items) })
+        self.expr(line, ExprKind::Dict(items))
     }
 
     fn postfix(&mut self, mut value: Expr) -> Parse<Expr> {
@@ -273,7 +295,7 @@ impl Parser {
             } else if self.skip_op("[") {
                 self.subscript(line, value)?
             } else if self.is_op("(") {
-                Expr { line, kind: ExprKind::Call(Box::new(value), Box::new(self.arguments()?)) }
+                self.call(line, value)?
             } else {
                 return Ok(value);
             };
@@ -282,10 +304,10 @@ impl Parser {
 
     fn attribute(&mut self, line: u32, value: Expr) -> Parse<Expr> {
         match self.next() {
-            Tok::Name(name) => Ok(Expr { line, kind: ExprKind::Attr(Box::new(value), name) }),
+            Tok::Name(name) => self.expr(line, ExprKind::Attr(Box::new(value), name)),
             Tok::Int(index) => {
                 let index = boxed(line, ExprKind::Const(Const::Int(index)));
-                Ok(Expr { line, kind: ExprKind::Item(Box::new(value), index) })
+                self.expr(line, ExprKind::Item(Box::new(value), index))
             }
             _ => self.fail("expected a name or a number after the dot"),
         }
@@ -298,7 +320,7 @@ impl Parser {
             // An empty subscript is an empty tuple in jinja2.
             self.next();
             let empty = boxed(line, ExprKind::Tuple(Vec::new()));
-            return Ok(Expr { line, kind: ExprKind::Item(Box::new(value), empty) });
+            return self.expr(line, ExprKind::Item(Box::new(value), empty));
         }
         while !self.is_op("]") && part < 3 {
             if self.is_op(",") {
@@ -319,12 +341,12 @@ impl Parser {
         if part == 0
             && let Some(index) = parts[0].take()
         {
-            return Ok(Expr { line, kind: ExprKind::Item(Box::new(value), Box::new(index)) });
+            return self.expr(line, ExprKind::Item(Box::new(value), Box::new(index)));
         }
         if part > 2 {
             return self.fail("a slice has at most three parts");
         }
-        Ok(Expr { line, kind: ExprKind::Slice(Box::new(value), Box::new(parts)) })
+        self.expr(line, ExprKind::Slice(Box::new(value), Box::new(parts)))
     }
 
     fn arguments(&mut self) -> Parse<Arguments> {
@@ -376,7 +398,7 @@ impl Parser {
             } else if self.skip_word("is") {
                 self.test(line, value)?
             } else if self.is_op("(") {
-                Expr { line, kind: ExprKind::Call(Box::new(value), Box::new(self.arguments()?)) }
+                self.call(line, value)?
             } else {
                 return Ok(value);
             };
@@ -395,11 +417,14 @@ impl Parser {
             if !super::filters::NAMES.contains(&name.as_str()) {
                 return match super::filters::REFUSED.contains(&name.as_str()) {
                     true => Err(TemplateError::unsupported(format!("the filter '{name}'")).at(line)),
-                    false => Err(TemplateError::syntax(format!("no filter is named '{name}'")).at(line)),
+                    // In a branch that is not taken jinja2 does not mind.
+                    false => Err(TemplateError::unsupported(format!(
+                        "the filter '{name}', which jinja2 does not have either,"
+                    ))
+                    .at(line)),
                 };
             }
-            input =
-                Some(Expr { line, kind: ExprKind::Filter(input.map(Box::new), name, Box::new(arguments)) });
+            input = Some(self.expr(line, ExprKind::Filter(input.map(Box::new), name, Box::new(arguments)))?);
         }
         match input {
             Some(filter) => Ok(filter),
@@ -429,10 +454,13 @@ impl Parser {
             arguments.positional.push(self.postfix(argument)?);
         }
         if !super::tests::NAMES.contains(&name.as_str()) {
-            return Err(TemplateError::syntax(format!("no test is named '{name}'")).at(line));
+            return Err(TemplateError::unsupported(format!(
+                "the test '{name}', which jinja2 does not have either,"
+            ))
+            .at(line));
         }
-        let test = Expr { line, kind: ExprKind::Test(Box::new(value), name, Box::new(arguments)) };
-        Ok(if negated { Expr { line, kind: ExprKind::Not(Box::new(test)) } } else { test })
+        let test = self.expr(line, ExprKind::Test(Box::new(value), name, Box::new(arguments)))?;
+        if negated { self.expr(line, ExprKind::Not(Box::new(test))) } else { Ok(test) }
     }
 
     fn starts_argument(&self) -> bool {

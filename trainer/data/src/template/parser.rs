@@ -26,9 +26,19 @@ pub(super) struct Parser {
     loops: usize,
     /// `caller`, `varargs` and `kwargs` that were named since a macro began.
     special: HashSet<String>,
+    /// Of what is being read.
+    depth: usize,
 }
 
 const TAGS_UNSUPPORTED: [&str; 6] = ["autoescape", "block", "extends", "include", "import", "from"];
+
+/// Expressions and tags within each other. Templates of models have ten; jinja2 stops at Python's limit, which is near a thousand for
+/// some constructs and near a hundred for others.
+pub(super) const DEEPEST: usize = 200;
+
+pub(super) fn too_deep() -> TemplateError {
+    TemplateError::unsupported(format!("more than {DEEPEST} expressions or tags within each other"))
+}
 
 /// Reads a template.
 pub(super) fn parse(source: &str) -> Parse<Parsed> {
@@ -39,6 +49,7 @@ pub(super) fn parse(source: &str) -> Parse<Parsed> {
         names: Vec::new(),
         loops: 0,
         special: HashSet::new(),
+        depth: 0,
     };
     let (body, _) = parser.statements(&[])?;
     let mut root = Scope { body, unset: Vec::new() };
@@ -47,6 +58,17 @@ pub(super) fn parse(source: &str) -> Parse<Parsed> {
 }
 
 impl Parser {
+    /// Reads something within something else.
+    pub(super) fn nested<T>(&mut self, read: impl FnOnce(&mut Self) -> Parse<T>) -> Parse<T> {
+        if self.depth >= DEEPEST {
+            return Err(too_deep().at(self.line()));
+        }
+        self.depth += 1;
+        let found = read(self);
+        self.depth -= 1;
+        found
+    }
+
     pub(super) fn peek(&self) -> &Tok {
         &self.tokens[self.at].tok
     }
@@ -163,7 +185,7 @@ impl Parser {
                         self.next();
                         return Ok((body, (*end).to_owned()));
                     }
-                    self.statement(line, &mut body)?;
+                    self.nested(|parser| parser.statement(line, &mut body))?;
                     self.expect(&Tok::BlockEnd, "%}")?;
                 }
             }
@@ -294,7 +316,7 @@ impl Parser {
             if !values.is_empty() {
                 self.expect_op(",")?;
             }
-            let target = self.target(End::Tag, false)?;
+            let target = self.nested(|parser| parser.target(End::Tag, false))?;
             self.expect_op("=")?;
             values.push((target, self.expression(true)?));
         }
@@ -366,7 +388,7 @@ impl Parser {
 
     fn single_target(&mut self, attributes: bool) -> Parse<Target> {
         if self.skip_op("(") {
-            let target = self.target(End::Tag, false)?;
+            let target = self.nested(|parser| parser.target(End::Tag, false))?;
             self.expect_op(")")?;
             return Ok(target);
         }

@@ -12,8 +12,11 @@ use super::parser::Parsed;
 use super::strftime::Moment;
 use super::value::{Outcome, Value};
 
-/// Calls within calls; jinja2 stops at Python's limit.
-const DEEPEST: usize = 100;
+/// Calls within calls; jinja2 stops at Python's limit, which is near this.
+const CALLS: usize = 200;
+/// What a call may need of the stack, and how much more there is where less is left.
+const CALL_BYTES: usize = 1 << 20;
+const MORE_BYTES: usize = 8 << 20;
 
 /// One rendering.
 pub(super) struct Renderer<'t> {
@@ -214,16 +217,22 @@ impl Renderer<'_> {
     }
 
     fn deeper<T>(&self, run: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
-        if self.depth.get() >= DEEPEST {
-            return Err(TemplateError::failed("macros or loops that call themselves without end"));
+        if self.depth.get() >= CALLS {
+            return Err(TemplateError::unsupported(format!(
+                "more than {CALLS} calls of macros and loops within each other"
+            )));
         }
         self.depth.set(self.depth.get() + 1);
-        let done = run();
+        let done = stacker::maybe_grow(CALL_BYTES, MORE_BYTES, run);
         self.depth.set(self.depth.get() - 1);
         done
     }
 
     pub(super) fn call_macro(&self, closure: &Closure, args: Args) -> Outcome<Value> {
+        self.deeper(|| self.called(closure, args))
+    }
+
+    fn called(&self, closure: &Closure, args: Args) -> Outcome<Value> {
         let function = &closure.function;
         let frame = Frame::new(Some(&closure.frame), Some(&function.body));
         self.bind(function, args, &frame)?;
@@ -237,7 +246,7 @@ impl Renderer<'_> {
             }
         }
         let mut out = String::new();
-        self.deeper(|| self.run(&function.body.body, &frame, &mut out))?;
+        self.run(&function.body.body, &frame, &mut out)?;
         Ok(Value::from(out))
     }
 

@@ -209,12 +209,9 @@ fn check_layer_types(fields: Fields<'_>, config: &ModelConfig) -> Result<(), Fau
         }
         return Ok(());
     }
+    // llama has no window in transformers, whatever the field says; a warning names it.
     if config.model_type != "qwen2" {
-        let off = fields.mentions("use_sliding_window") && !windowed;
-        return match fields.integer("sliding_window")? {
-            Some(window) if !off => sliding(format!("sliding_window = {window}")),
-            _ => Ok(()),
-        };
+        return Ok(());
     }
     let windows_begin = fields.integer("max_window_layers")?.unwrap_or(28);
     let has_window = !fields.is_null("sliding_window");

@@ -159,6 +159,10 @@ const KNOWN: [&str; 91] = [
 /// Refuses what is not understood; says which fields are passed over.
 pub(super) fn check(fields: Fields<'_>, family: &str) -> Result<Vec<String>, Fault> {
     refuse_quantised(fields)?;
+    if let Some(file) = fields.0.get("transformers_weights").filter(|file| !file.is_null()) {
+        return Err(unsupported("transformers_weights", file)
+            .hint("call that file model.safetensors, and remove the field"));
+    }
     let silu = |act: &Value| matches!(act.as_str(), Some("silu" | "swish"));
     if let Some(act) = fields.0.get("hidden_act").filter(|act| !silu(act)) {
         return Err(unsupported("hidden_act", act).hint("supported: silu"));
@@ -177,7 +181,8 @@ pub(super) fn check(fields: Fields<'_>, family: &str) -> Result<Vec<String>, Fau
                 "{family} in transformers does not know it: the weights are of another kind of model, or the field does not belong here"
             )));
         }
-        let known = KNOWN.contains(&name) || ADDED.contains(&name) || FACTORS.contains(&name);
+        let windowless = name == "sliding_window" && family != "qwen2";
+        let known = !windowless && KNOWN.contains(&name) || ADDED.contains(&name) || FACTORS.contains(&name);
         if !known && !QUANTISED.contains(&name) && !name.starts_with("unsloth_") && !is_nothing(value) {
             ignored.push(name);
         }
