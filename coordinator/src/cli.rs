@@ -10,7 +10,7 @@ use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::run_folder::RUN_CONFIG;
 use dyad_proto::security::{TLS_DIR, TOKEN_FILE};
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, files};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
@@ -164,7 +164,7 @@ impl Cli {
             validation_sha256: data.validation_sha256().to_owned(),
             world_size: self.world_size,
         };
-        let output = output_dir::inspect(dir, mode, &now)?;
+        let output = output_dir::inspect(owner.folder(), mode, &now)?;
         Ok(Task::Run(Box::new(Prepared { config_json: config.to_json()?, config, data, output, owner })))
     }
 
@@ -212,7 +212,7 @@ impl Cli {
 /// The date of the run that goes on, from the configuration that it was recorded with.
 fn recorded_date(dir: &Path) -> Option<String> {
     let recorded: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(dir.join(RUN_CONFIG)).ok()?).ok()?;
+        serde_json::from_str(&files::read_to_string(&dir.join(RUN_CONFIG)).ok()?).ok()?;
     Some(recorded.get("template_date")?.as_str()?.to_owned())
 }
 
@@ -221,7 +221,7 @@ fn read_config(path: &Path) -> Result<RunConfig, Fault> {
         return RunConfig::load(path, &[]);
     }
     let shown = path.display();
-    let json = std::fs::read_to_string(path).map_err(|error| {
+    let json = files::read_to_string_or_pipe(path, files::MOST_BYTES).map_err(|error| {
         Fault::input(format!("cannot read config file {shown}: {error}"))
             .hint("give the path of a TOML or JSON file with --config")
     })?;

@@ -42,6 +42,14 @@ impl Row {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
     }
 
+    /// The first value that is NaN or infinite, of those that the model made.
+    #[must_use]
+    pub fn no_number(&self) -> Option<(&str, f64)> {
+        // How fast a step was says nothing of it.
+        let of_time = |name: &str| name.ends_with("seconds") || name.ends_with("_per_second");
+        self.iter().find(|(name, value)| !value.is_finite() && !of_time(name))
+    }
+
     /// All values, in the order in which they are written.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
         self.0.iter().map(|(key, value)| (key.as_str(), *value))

@@ -3,6 +3,7 @@
 //! [`inspect`] only looks (and makes the folder). What an earlier run left goes when the new one has something to put in its place:
 //! with its first row ([`Output`]). A run that ends before has changed nothing.
 
+mod aside;
 mod checkpoint;
 mod records;
 pub(crate) mod rows;
@@ -11,14 +12,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use dyad_proto::fingerprint::Fingerprint;
+use dyad_proto::folder::Folder;
 use dyad_proto::run_folder::{
-    EVALUATION_METRICS, FINAL, METRICS, TENSORBOARD, checkpoint_step, is_unfinished, refuse_earlier_run,
-    refuse_foreign, refuse_links, traces,
+    EVALUATION_METRICS, FINAL, METRICS, TENSORBOARD, checkpoint_step, finished_name, is_unfinished,
+    refuse_earlier_run, refuse_foreign, refuse_obstacles, traces,
 };
-use dyad_proto::{Fault, files, safe_file};
+use dyad_proto::{Fault, files, removal, safe_file};
 use serde_json::Value;
 
-use self::rows::{Kept, MetricsFile};
+use self::aside::Aside;
+use self::rows::{Kept, MetricsFile, StagedRows};
 use crate::metrics::Row;
 use crate::same_run::{Now, same_run};
 use crate::tensorboard::EventFile;
@@ -52,7 +55,7 @@ pub struct ResumePoint {
 /// What is about to happen to the output folder.
 #[derive(Debug)]
 pub struct OutputPlan {
-    dir: PathBuf,
+    folder: Folder,
     remove: Vec<PathBuf>,
     /// Set when an earlier run goes on.
     pub resume: Option<ResumePoint>,
@@ -77,15 +80,18 @@ struct Files {
 }
 
 /// Checks that the folder can be written and used as `mode` says.
-pub fn inspect(dir: &Path, mode: Mode, now: &Now) -> Result<OutputPlan, Fault> {
+pub fn inspect(folder: &Folder, mode: Mode, now: &Now) -> Result<OutputPlan, Fault> {
+    let dir = folder.path();
+    folder.still_there()?;
     check_writable(dir)?;
-    refuse_links(dir)?;
+    refuse_obstacles(dir)?;
+    removal::recover(dir).map_err(|error| unusable(dir, &error))?;
     let traces = traces(dir).map_err(|error| unusable(dir, &error))?;
     let unfinished = traces.iter().filter(|path| is_unfinished(path));
     match mode {
         Mode::Fresh => {
             refuse_earlier_run(dir, &traces)?;
-            Ok(OutputPlan { dir: dir.to_owned(), remove: unfinished.cloned().collect(), resume: None })
+            Ok(OutputPlan { folder: folder.clone(), remove: unfinished.cloned().collect(), resume: None })
         }
         // What has neither checkpoint nor final model is worth nothing to a run that starts again.
         Mode::AutoResume => {
@@ -96,15 +102,17 @@ pub fn inspect(dir: &Path, mode: Mode, now: &Now) -> Result<OutputPlan, Fault> {
                 (false, true) => Mode::Fresh,
                 (false, false) => Mode::Overwrite,
             };
-            inspect(dir, mode, now)
+            inspect(folder, mode, now)
         }
         Mode::Overwrite => {
             refuse_foreign(dir)?;
-            Ok(OutputPlan { dir: dir.to_owned(), remove: traces, resume: None })
+            Ok(OutputPlan { folder: folder.clone(), remove: traces, resume: None })
         }
         Mode::Resume => {
+            // What is in the way of a checkpoint or of the model would be found when they are saved, after all the training.
+            refuse_foreign(dir)?;
             let resume = Some(resume_point(dir, now)?);
-            Ok(OutputPlan { dir: dir.to_owned(), remove: unfinished.cloned().collect(), resume })
+            Ok(OutputPlan { folder: folder.clone(), remove: unfinished.cloned().collect(), resume })
         }
     }
 }
@@ -113,7 +121,7 @@ impl OutputPlan {
     /// Removes what a run that died was in the middle of writing, which nobody can use, before this one writes the same.
     pub fn start(self, config_json: String) -> Result<Output, Fault> {
         self.remove.iter().filter(|path| is_unfinished(path)).try_for_each(|path| remove(path))?;
-        let evaluations = Kept::read(&self.dir.join(EVALUATION_METRICS), self.step())?;
+        let evaluations = Kept::read(&self.folder.path().join(EVALUATION_METRICS), self.step())?;
         let last = evaluations.last.as_ref().and_then(|row| row.get("step")?.as_u64());
         let evaluated = self.resume.is_some() && last == Some(self.step());
         Ok(Output { config_json, files: None, evaluated, plan: self })
@@ -124,24 +132,44 @@ impl OutputPlan {
         self.resume.as_ref().map_or(0, |resume| resume.step)
     }
 
-    /// Removes what is to go, cuts the metrics back to the resumed step, and opens them.
+    /// Puts the new run's files in their places, and removes what is to go. All that can fail comes first, and what fails leaves the earlier
+    /// run as it was.
     fn apply(&self, config_json: &str) -> Result<Files, Fault> {
-        self.remove.iter().filter(|path| !is_unfinished(path)).try_for_each(|path| remove(path))?;
-        records::keep(&self.dir, config_json, self.resume.as_ref().map(|resume| resume.step))?;
-        let step = self.step();
-        let open = |name: &str| {
-            let path = self.dir.join(name);
-            let kept = match self.resume {
-                Some(_) => Kept::read(&path, step)?,
-                None => Kept::default(),
-            };
-            MetricsFile::open(path, &kept)
+        let dir = self.folder.path();
+        self.folder.still_there()?;
+        refuse_obstacles(dir)?;
+        let resumed = self.resume.as_ref().map(|resume| resume.step);
+        let config = records::staged(dir, config_json, resumed)?;
+        let (metrics, evaluations) = (self.rows(METRICS)?, self.rows(EVALUATION_METRICS)?);
+        let board = EventFile::create(&dir.join(TENSORBOARD), self.step())?;
+        let place = || -> Result<_, Fault> {
+            let aside = Aside::put(self.removed_with_the_first_row())?;
+            let metrics = metrics.place()?;
+            let evaluations = evaluations.place()?;
+            config
+                .map_or(Ok(()), |config| config.place().map(drop))
+                .map_err(|error| unusable(dir, &error))?;
+            files::sync_folder(dir).map_err(|error| unusable(dir, &error))?;
+            aside.remove()?;
+            Ok((metrics, evaluations))
         };
-        Ok(Files {
-            metrics: open(METRICS)?,
-            evaluations: open(EVALUATION_METRICS)?,
-            board: EventFile::new(&self.dir.join(TENSORBOARD), step),
-        })
+        let (metrics, evaluations) = place().inspect_err(|_| board.discard())?;
+        Ok(Files { metrics, evaluations, board })
+    }
+
+    fn rows(&self, name: &str) -> Result<StagedRows, Fault> {
+        let path = self.folder.path().join(name);
+        let kept = match self.resume {
+            Some(_) => Kept::read(&path, self.step())?,
+            None => Kept::default(),
+        };
+        StagedRows::new(path, &kept)
+    }
+
+    /// Rows are replaced, and what is unfinished went at the start.
+    fn removed_with_the_first_row(&self) -> impl Iterator<Item = &Path> {
+        let replaced = |path: &Path| path.ends_with(METRICS) || path.ends_with(EVALUATION_METRICS);
+        self.remove.iter().map(PathBuf::as_path).filter(move |path| !is_unfinished(path) && !replaced(path))
     }
 }
 
@@ -177,9 +205,9 @@ impl Output {
     }
 }
 
+/// `.tmp-final` was to become, or was, `final`.
 fn remove(path: &Path) -> Result<(), Fault> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    removed.map_err(|error| unusable(path, &error))
+    removal::remove(path, &finished_name(path)).map_err(|error| unusable(path, &error))
 }
 
 fn check_writable(dir: &Path) -> Result<(), Fault> {
@@ -286,7 +314,7 @@ mod tests {
     }
 
     fn plan(dir: &Path, mode: Mode) -> Result<OutputPlan, Fault> {
-        inspect(dir, mode, &now())
+        inspect(&Folder::unseen(dir), mode, &now())
     }
 
     #[test]
@@ -352,6 +380,86 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("run.json")).unwrap(), "{\"n_epochs\":2}\n");
     }
 
+    /// In the place of a file.
+    fn fill_folder(dir: &Path, name: &str) -> std::io::Result<()> {
+        fs::create_dir_all(dir.join(name).join("x"))
+    }
+
+    /// Each of them would end the new run with its first row.
+    #[test]
+    fn overwrite_removes_nothing_where_a_file_of_the_new_run_cannot_be_made() {
+        type Meddling = fn(&Path) -> std::io::Result<()>;
+        let cases: [(&str, Meddling); 7] = [
+            ("tb", |dir| fs::write(dir.join("tb"), "")),
+            (METRICS, |dir| fs::remove_file(dir.join(METRICS)).and_then(|()| fill_folder(dir, METRICS))),
+            (EVALUATION_METRICS, |dir| {
+                fs::remove_file(dir.join(EVALUATION_METRICS))
+                    .and_then(|()| fill_folder(dir, EVALUATION_METRICS))
+            }),
+            ("run.json", |dir| {
+                fs::remove_file(dir.join("run.json")).and_then(|()| fill_folder(dir, "run.json"))
+            }),
+            (".run.json.part", |dir| fill_folder(dir, ".run.json.part")),
+            (".metrics.jsonl.part", |dir| fill_folder(dir, ".metrics.jsonl.part")),
+            ("logs", |dir| fs::write(dir.join("logs"), "")),
+        ];
+        for (name, meddle) in cases {
+            let dir = earlier_run();
+            write(dir.path(), "final/dyad_manifest.json", "{\"files\":{}}");
+            // Before the start, and between the start and the first row.
+            let mut output = started(dir.path(), Mode::Overwrite);
+            meddle(dir.path()).unwrap();
+            let before = names(dir.path());
+            for mode in [Mode::Overwrite, Mode::Resume, Mode::AutoResume] {
+                let fault = plan(dir.path(), mode).unwrap_err();
+                assert!(fault.message.contains(&format!(": {name} is ")), "{fault}");
+            }
+            assert!(output.step(&step_row(1.0), false).unwrap_err().message.contains(name));
+            assert_eq!(names(dir.path()), before, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_was_moved_before_the_first_row_gets_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, moved) = (dir.path().join("out"), dir.path().join("moved"));
+        fs::create_dir(&out).unwrap();
+        let plan = inspect(&Folder::seen(&out).unwrap(), Mode::Fresh, &now()).unwrap();
+        let mut output = plan.start("{}".into()).unwrap();
+        fs::rename(&out, &moved).unwrap();
+        fs::create_dir(&out).unwrap();
+        let fault = output.step(&step_row(1.0), true).unwrap_err();
+        assert!(fault.message.contains("out was replaced by another folder while the run"), "{fault}");
+        assert!(names(&out).is_empty() && names(&moved).is_empty());
+    }
+
+    #[test]
+    fn overwrite_keeps_what_somebody_else_put_into_a_model() {
+        let dir = earlier_run();
+        write(dir.path(), "checkpoint-4/my-eval.txt", "precious");
+        started(dir.path(), Mode::Overwrite).step(&step_row(1.0), false).unwrap();
+        assert!(!dir.path().join("checkpoint-4").exists());
+        let kept = fs::read_to_string(dir.path().join("checkpoint-4-kept/my-eval.txt")).unwrap();
+        assert_eq!(kept, "precious");
+        assert_eq!(names(&dir.path().join("checkpoint-4-kept")), ["my-eval.txt"]);
+    }
+
+    #[test]
+    fn a_resume_is_refused_where_something_foreign_is_in_the_way() {
+        for name in ["final", "checkpoint-8"] {
+            let dir = earlier_run();
+            write(dir.path(), &format!("{name}/notes.txt"), "precious");
+            for mode in [Mode::Resume, Mode::AutoResume] {
+                let fault = plan(dir.path(), mode).unwrap_err();
+                assert!(
+                    fault.message.ends_with(&format!("holds {name}, which Dyad did not write")),
+                    "{fault}"
+                );
+                assert_eq!(fault.code.exit_status(), 2);
+            }
+        }
+    }
+
     #[test]
     fn resume_takes_the_newest_whole_checkpoint_and_cuts_the_metrics_with_the_first_row() {
         let dir = earlier_run();
@@ -377,13 +485,18 @@ mod tests {
     #[test]
     fn damaged_checkpoints_are_passed_over() {
         type Damaging = fn(&Path) -> std::io::Result<()>;
-        let cases: [(&str, Damaging); 8] = [
+        let cases: [(&str, Damaging); 9] = [
             ("cut short", |path| fs::write(path.join(OPTIMIZER), "mom")),
             ("a flipped byte", |path| fs::write(path.join(OPTIMIZER), "mOments")),
             ("missing", |path| fs::remove_file(path.join("model.safetensors"))),
             ("no state", |path| fs::remove_file(path.join(STATE))),
             ("another step", |path| fs::write(path.join(STATE), state(2))),
             ("no manifest", |path| fs::remove_file(path.join(MANIFEST))),
+            ("no manifest, of this version", |path| {
+                let state = state(4).replace('}', ",\"config\":{\"batch_size\":8}}");
+                fs::write(path.join(STATE), state)?;
+                fs::remove_file(path.join(MANIFEST))
+            }),
             ("a torn manifest", |path| fs::write(path.join(MANIFEST), "{")),
             ("another name", |path| fs::rename(path, path.with_file_name("checkpoint-0004"))),
         ];
@@ -433,7 +546,7 @@ mod tests {
         for (change, expected) in cases {
             let mut now = now();
             change(&mut now);
-            let fault = inspect(dir.path(), Mode::Resume, &now).unwrap_err();
+            let fault = inspect(&Folder::unseen(dir.path()), Mode::Resume, &now).unwrap_err();
             assert!(fault.message.ends_with(expected), "{fault}");
         }
         let empty = tempfile::tempdir().unwrap();

@@ -130,6 +130,8 @@ pub struct Run {
     phase: Phase,
     /// Why trainers were turned away, for the message when too few have joined.
     last_refusal: Option<String>,
+    /// There is a row of either kind.
+    recorded: bool,
     /// A step is done, and its row is in the output folder.
     trained: bool,
     /// How often each rank has told the others something while they connect.
@@ -158,6 +160,7 @@ impl Run {
             watch: liveness::Watch::new(now, spec.stall_timeout),
             phase: Phase::Unspecified,
             last_refusal: None,
+            recorded: false,
             trained: false,
             postings: HashMap::new(),
             saved: None,

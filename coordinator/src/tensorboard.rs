@@ -3,12 +3,12 @@
 //! A file is a sequence of TFRecords, each an `Event` message. Tags are those of Hugging Face's callback, so that runs of TRL and
 //! of Dyad lie in the same charts: `train/loss`, `train/rewards/margins`, `eval/loss`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dyad_proto::{Fault, safe_file};
+use dyad_proto::{Fault, files, safe_file};
 use prost::Message;
 
 use crate::metrics::Row;
@@ -62,17 +62,9 @@ struct SessionLog {
 /// `SessionLog.START`.
 const START: i32 = 1;
 
-/// One event file, made with the first row.
+/// One event file.
 #[derive(Debug)]
 pub struct EventFile {
-    dir: PathBuf,
-    /// Steps that were done before.
-    resumed: u64,
-    file: Option<OpenFile>,
-}
-
-#[derive(Debug)]
-struct OpenFile {
     path: PathBuf,
     file: File,
     /// What it must be as long as.
@@ -80,10 +72,33 @@ struct OpenFile {
 }
 
 impl EventFile {
-    /// A file in this folder; a run that goes on after so many steps continues the curves of the files there.
+    /// Makes a file in this folder; a run that goes on after so many steps continues the curves of the files there.
+    pub fn create(dir: &Path, resumed: u64) -> Result<Self, Fault> {
+        let now = now();
+        let path = dir.join(file_name(now));
+        let file = safe_file::folder(dir).and_then(|()| safe_file::create(&path));
+        let file = file.map_err(|error| unwritten(&path, &error))?;
+        let mut records = Vec::new();
+        record(&mut records, now, 0, What::FileVersion("brain.Event:2".into()));
+        if resumed > 0 {
+            let start = What::SessionLog(SessionLog { status: START });
+            record(&mut records, now, resumed as i64 + 1, start);
+        }
+        let mut made = Self { path, file, bytes: 0 };
+        made.append(&records).inspect_err(|_| made.discard())?;
+        Ok(made)
+    }
+
+    /// Where it is.
     #[must_use]
-    pub fn new(dir: &Path, resumed: u64) -> Self {
-        Self { dir: dir.to_owned(), resumed, file: None }
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes a file that holds no row yet.
+    pub fn discard(&self) {
+        // The error that led here is the one to tell.
+        let _ = std::fs::remove_file(&self.path);
     }
 
     /// Adds a row of either metrics file, under the step that it names.
@@ -92,40 +107,11 @@ impl EventFile {
         let values = row.iter().filter(|(key, _)| *key != "step");
         let value =
             values.map(|(key, value)| Value { tag: tag(key), simple_value: Some(value as f32) }).collect();
-        self.write(step, What::Summary(Summary { value }))
-    }
-
-    fn write(&mut self, step: i64, what: What) -> Result<(), Fault> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut records = Vec::new();
-        let mut open = match self.file.take() {
-            Some(open) => open,
-            None => {
-                record(&mut records, now, 0, What::FileVersion("brain.Event:2".into()));
-                if self.resumed > 0 {
-                    let start = What::SessionLog(SessionLog { status: START });
-                    record(&mut records, now, self.resumed as i64 + 1, start);
-                }
-                self.open(now)?
-            }
-        };
-        record(&mut records, now, step, what);
-        let written = open.append(&records);
-        self.file = Some(open);
-        written
+        record(&mut records, now(), step, What::Summary(Summary { value }));
+        self.append(&records)
     }
 
-    fn open(&self, now: Duration) -> Result<OpenFile, Fault> {
-        let path = self.dir.join(file_name(now));
-        let file = safe_file::folder(&self.dir).and_then(|()| safe_file::create(&path));
-        match file {
-            Ok(file) => Ok(OpenFile { file, bytes: 0, path }),
-            Err(error) => Err(unwritten(&path, &error)),
-        }
-    }
-}
-
-impl OpenFile {
     /// In one call, so that a reader hardly ever sees a torn record.
     fn append(&mut self, records: &[u8]) -> Result<(), Fault> {
         still_there(&self.path, &self.file, self.bytes)?;
@@ -135,9 +121,13 @@ impl OpenFile {
     }
 }
 
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 /// TensorBoard reads the files of a folder in the order of the seconds in their names.
 fn file_name(now: Duration) -> String {
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = files::of_kernel("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("events.out.tfevents.{:010}.{}.{}.0", now.as_secs(), host.trim(), std::process::id())
 }
 

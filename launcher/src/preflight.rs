@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
-use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, refuse_links, traces};
+use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, refuse_obstacles, traces};
 use dyad_proto::{Fault, RunConfig, files, finished, pair_file, safe_file};
 use sha2::{Digest, Sha256};
 
@@ -148,7 +148,7 @@ impl Drop for NextConfig {
 
 /// Makes the folder of logs.
 pub fn make_logs(output_dir: &Path) -> Result<(), Fault> {
-    refuse_links(output_dir)?;
+    refuse_obstacles(output_dir)?;
     let logs = output_dir.join("logs");
     safe_file::folder(&logs).map_err(|error| unwritable(&logs, error))
 }

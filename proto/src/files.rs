@@ -1,24 +1,58 @@
-//! Files and folders that a user names. Files are regular ones. A pipe that nobody writes would be waited for without end, and a device has no end.
+//! Files and folders that are read. Files are regular ones. A pipe that nobody writes would be waited for without end, and a device has
+//! no end.
+//!
+//! This is the one place that opens files to read them: clippy refuses `std::fs::read` and the like everywhere else.
+#![allow(clippy::disallowed_methods, reason = "this is the place that the others are sent to")]
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+
+/// Most bytes of a file that is read as a whole: more than the largest tokenizer has, and no danger to memory.
+pub const MOST_BYTES: u64 = 256 << 20;
 
 /// Opens a regular file to read it; whatever else is there is an error that says what it is.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Before it is opened: opening a pipe waits for its writer.
+    // Before it is opened: opening a device may do something.
     regular(&fs::metadata(path)?)?;
-    let file = File::open(path)?;
+    // Whatever took its place meanwhile: opening a pipe must not wait for its writer.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     regular(&file.metadata()?)?;
     Ok(file)
 }
 
-/// The text of a regular file.
+/// The bytes of a regular file, at most [`MOST_BYTES`].
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    within(bytes.len(), MOST_BYTES)?;
+    Ok(bytes)
+}
+
+/// The text of a regular file, at most [`MOST_BYTES`].
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    open(path)?.read_to_string(&mut text)?;
+    open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    within(text.len(), MOST_BYTES)?;
     Ok(text)
+}
+
+/// The bytes of a regular file that a run appends to, however long it has become.
+pub fn read_rows(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The text of a file that the kernel makes, below `/proc` or `/sys`.
+pub fn of_kernel(path: impl AsRef<Path>) -> io::Result<String> {
+    fs::read_to_string(path)
+}
+
+/// Returns once the names in a folder are on the disk.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 /// The text of a regular file or, where the user's shell opened one for the process, of a pipe (`<(…)`, `/dev/stdin`); at most so
@@ -31,10 +65,15 @@ pub fn read_to_string_or_pipe(path: &Path, most: u64) -> io::Result<String> {
     }
     let mut text = String::new();
     File::open(path)?.take(most + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > most {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {most} bytes")));
-    }
+    within(text.len(), most)?;
     Ok(text)
+}
+
+fn within(length: usize, most: u64) -> io::Result<()> {
+    match length as u64 > most {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {most} bytes"))),
+        false => Ok(()),
+    }
 }
 
 fn regular(about: &Metadata) -> io::Result<()> {
@@ -87,6 +126,18 @@ mod tests {
         assert_eq!(refusal(Path::new("/dev/zero")), "it is a device, not a regular file");
         assert!(read_to_string_or_pipe(&path("pipe"), 9).unwrap_err().to_string().contains("a pipe"));
         assert!(refusal(&path("nothing")).starts_with("No such file"));
+        std::os::unix::fs::symlink("/dev/zero", path("endless")).unwrap();
+        for path in [path("pipe"), path("endless")] {
+            assert!(read(&path).is_err() && read_to_string(&path).is_err() && read_rows(&path).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_read_into_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sparse");
+        File::create(&path).unwrap().set_len(MOST_BYTES + 1).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("longer than 268435456 bytes"));
     }
 
     #[test]

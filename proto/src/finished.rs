@@ -6,8 +6,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::fingerprint::{Change, Fingerprint, config_changes};
-use crate::run_folder::{FINAL, METRICS, STATE, newest_checkpoint};
-use crate::{Fault, RunConfig};
+use crate::manifest::{Damage, Manifest};
+use crate::run_folder::{FINAL, MANIFEST, METRICS, STATE, how_to_go_on, newest_checkpoint};
+use crate::{Fault, RunConfig, files};
 
 /// What a finished run did.
 #[derive(Clone, Debug, Deserialize)]
@@ -38,7 +39,7 @@ pub fn total_steps(config: &RunConfig, steps_per_epoch: u64) -> Option<u64> {
 #[must_use]
 pub fn kept_template_date(dir: &Path) -> Option<String> {
     let folders = [newest_checkpoint(dir), Some(dir.join(FINAL))];
-    let state = |folder: PathBuf| std::fs::read_to_string(folder.join(STATE)).ok();
+    let state = |folder: PathBuf| files::read_to_string(&folder.join(STATE)).ok();
     let kept = folders.into_iter().flatten().filter_map(state);
     kept.filter_map(|text| serde_json::from_str::<Finished>(&text).ok())
         .find_map(|state| state.fingerprint.config.get("template_date")?.as_str().map(str::to_owned))
@@ -63,8 +64,22 @@ pub fn complete(
         Asks::Fewer(total) => {
             Err(fewer(&format!("this run is complete with {} steps", finished.step), total))
         }
-        _ => Ok(Some(model)),
+        _ => match finished.whole(&model) {
+            Ok(()) => Ok(Some(model)),
+            Err(damage) => Err(damaged(dir, &model, &damage)),
+        },
     }
+}
+
+fn damaged(dir: &Path, model: &Path, damage: &Damage) -> Fault {
+    let again = match newest_checkpoint(dir) {
+        Some(checkpoint) => {
+            format!("move {} away, then {}", model.display(), how_to_go_on(Some(&checkpoint)))
+        }
+        None => "there is no checkpoint to make it from again: start again with --overwrite".into(),
+    };
+    Fault::input(format!("this run is complete, but its model {} is damaged: {damage}", model.display()))
+        .hint(again)
 }
 
 /// A resume that would have to take steps back.
@@ -84,17 +99,27 @@ impl Finished {
         if !has_weights {
             return None;
         }
-        let kept = std::fs::read_to_string(model.join(STATE)).ok();
+        let kept = files::read_to_string(&model.join(STATE)).ok();
         kept.and_then(|text| serde_json::from_str(&text).ok()).or_else(|| Self::by_rows(dir))
     }
 
     /// Of a run of an earlier version, which says what it did in its metrics alone.
     fn by_rows(dir: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(dir.join(METRICS)).ok()?;
+        let text = String::from_utf8(files::read_rows(&dir.join(METRICS)).ok()?).ok()?;
         let row: Value = serde_json::from_str(text.lines().last()?).ok()?;
         let (step, epoch) = (row.get("step")?.as_u64()?, row.get("epoch")?.as_f64()?);
         let steps_per_epoch = if epoch > 0.0 { (step as f64 / epoch).round() as u64 } else { 0 };
         Some(Self { step, fingerprint: Fingerprint { steps_per_epoch, ..Fingerprint::default() } })
+    }
+
+    /// All files are there, and as long as they were. Reading every byte of a large model would take minutes; whoever loads it does.
+    fn whole(&self, model: &Path) -> Result<(), Damage> {
+        match Manifest::read(model)? {
+            Some(manifest) => manifest.verify_sizes(model),
+            // Earlier versions wrote none.
+            None if self.fingerprint.is_of_this_version() => Err(Damage::new(MANIFEST, "is missing")),
+            None => Ok(()),
+        }
     }
 
     fn asks(&self, config: &RunConfig) -> Asks {
@@ -160,6 +185,8 @@ mod tests {
         std::fs::create_dir(dir.path().join(FINAL)).unwrap();
         std::fs::write(dir.path().join("final/model.safetensors"), "").unwrap();
         std::fs::write(dir.path().join(FINAL).join(STATE), state.to_string()).unwrap();
+        let model = dir.path().join(FINAL);
+        Manifest::of(&model, &Default::default()).unwrap().write(&model).unwrap();
         dir
     }
 
@@ -191,7 +218,11 @@ mod tests {
                 fault.hint
             );
         }
-        std::fs::create_dir(dir.path().join("checkpoint-3")).unwrap();
+        // A folder that only has the name is none to go on from.
+        let checkpoint = dir.path().join("checkpoint-3");
+        std::fs::create_dir(&checkpoint).unwrap();
+        assert!(asked(dir.path(), &RunConfig { n_epochs: 3, ..config() }).is_err());
+        std::fs::write(checkpoint.join(STATE), "{}").unwrap();
         assert_eq!(asked(dir.path(), &RunConfig { n_epochs: 3, ..config() }), Ok(None));
     }
 
@@ -208,9 +239,27 @@ mod tests {
     }
 
     #[test]
+    fn a_complete_run_with_a_damaged_model_is_not_called_complete() {
+        let dir = finished();
+        let model = dir.path().join(FINAL);
+        std::fs::write(model.join("model.safetensors"), "longer").unwrap();
+        let fault = asked(dir.path(), &config()).unwrap_err();
+        assert!(fault.message.ends_with("is damaged: model.safetensors has 6 bytes, not 0"), "{fault}");
+        assert!(fault.hint.contains("--overwrite"), "{}", fault.hint);
+        std::fs::write(model.join("model.safetensors"), "").unwrap();
+        std::fs::remove_file(model.join(MANIFEST)).unwrap();
+        std::fs::create_dir(dir.path().join("checkpoint-3")).unwrap();
+        std::fs::write(dir.path().join("checkpoint-3").join(STATE), "{}").unwrap();
+        let fault = asked(dir.path(), &config()).unwrap_err();
+        assert!(fault.message.ends_with("is damaged: dyad_manifest.json is missing"), "{fault}");
+        assert!(fault.hint.ends_with("then continue with --resume from checkpoint-3"), "{}", fault.hint);
+    }
+
+    #[test]
     fn a_run_of_an_earlier_version_is_known_by_its_rows() {
         let dir = finished();
         std::fs::remove_file(dir.path().join(FINAL).join(STATE)).unwrap();
+        std::fs::remove_file(dir.path().join(FINAL).join(MANIFEST)).unwrap();
         assert_eq!(asked(dir.path(), &config()), Ok(None), "nothing says what was done");
         std::fs::write(dir.path().join(METRICS), "{\"step\":5}\n{\"step\":6,\"epoch\":2.0}\n").unwrap();
         assert_eq!(asked(dir.path(), &config()), Ok(Some(dir.path().join(FINAL))));

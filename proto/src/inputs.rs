@@ -1,14 +1,17 @@
 //! What a run reads must not lie where it writes: an earlier run's checkpoint or final model that the new one starts from would be
 //! removed by `--overwrite`, and a model folder that is the output folder would be mixed with the run's own files.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
 use crate::run_folder::{EVALUATION_METRICS, METRICS, checkpoint_step, is_unfinished};
-use crate::{Fault, RunConfig};
+use crate::{Fault, RunConfig, files};
 
 /// Links that are followed before a path counts as a circle.
 const MOST_LINKS: usize = 40;
+/// Folders below a model's that are looked into; what a model is made of lies one below.
+const DEEPEST: usize = 4;
 
 /// Refuses inputs that lie in what a run makes or removes in its output folder, and an output folder that is a model's or lies in it.
 /// Follows every link on the way to an input. `config_file` is the file that the configuration was read from.
@@ -62,7 +65,7 @@ fn models(config: &RunConfig) -> Vec<(&'static str, PathBuf)> {
 
 /// The model that an adapter folder names.
 fn base_of(adapter: &Path) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(adapter.join("adapter_config.json")).ok()?;
+    let text = files::read_to_string(&adapter.join("adapter_config.json")).ok()?;
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
     let base = PathBuf::from(json.get("base_model_name_or_path")?.as_str()?);
     base.exists().then_some(base)
@@ -72,8 +75,7 @@ fn base_of(adapter: &Path) -> Option<PathBuf> {
 fn inputs(config: &RunConfig, config_file: &Path) -> Vec<(&'static str, PathBuf)> {
     let mut all = models(config);
     for (key, folder) in all.clone() {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        all.extend(entries.filter(|entry| entry.path().is_symlink()).map(|entry| (key, entry.path())));
+        all.extend(links_below(&folder).into_iter().map(|link| (key, link)));
     }
     let files = [
         ("training_file", Some(config.training_file.as_str())),
@@ -83,6 +85,27 @@ fn inputs(config: &RunConfig, config_file: &Path) -> Vec<(&'static str, PathBuf)
     all.extend(files.into_iter().filter_map(|(key, path)| Some((key, PathBuf::from(path?)))));
     all.push(("--config", config_file.to_owned()));
     all
+}
+
+/// Every link in a folder and the folders below, those that links lead to included.
+fn links_below(folder: &Path) -> Vec<PathBuf> {
+    let (mut links, mut seen) = (Vec::new(), BTreeSet::new());
+    let mut ahead = vec![(folder.to_owned(), 0)];
+    while let Some((at, depth)) = ahead.pop() {
+        if !at.canonicalize().is_ok_and(|real| seen.insert(real)) {
+            continue;
+        }
+        for entry in std::fs::read_dir(at).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() && depth < DEEPEST {
+                ahead.push((path.clone(), depth + 1));
+            }
+            if path.is_symlink() {
+                links.push(path);
+            }
+        }
+    }
+    links
 }
 
 /// Whether a run makes, replaces or removes what has this name in its output folder.
@@ -236,6 +259,20 @@ mod tests {
         symlink("../out/checkpoint-3/model.safetensors", place.path("linked/model.safetensors")).unwrap();
         let said = place.refused(|config| config.model = place.text("linked")).unwrap();
         assert!(said.contains("lies in checkpoint-3"), "{said}");
+        // In a folder below, and in one below that a link leads to.
+        for name in ["nested", "linked-folder", "templates"] {
+            std::fs::create_dir_all(place.path(name)).unwrap();
+        }
+        std::fs::create_dir(place.path("nested/additional_chat_templates")).unwrap();
+        for link in ["nested/additional_chat_templates/a.jinja", "templates/a.jinja"] {
+            symlink(place.path("out/final/config.json"), place.path(link)).unwrap();
+        }
+        symlink("../templates", place.path("linked-folder/additional_chat_templates")).unwrap();
+        symlink(".", place.path("linked-folder/circle")).unwrap();
+        for model in ["nested", "linked-folder"] {
+            let said = place.refused(|config| config.model = place.text(model)).unwrap_or_default();
+            assert!(said.contains("a.jinja lies in final"), "{model}: {said}");
+        }
         std::fs::create_dir(place.path("adapter")).unwrap();
         let json = format!("{{\"base_model_name_or_path\": {:?}}}", place.text("out/final"));
         std::fs::write(place.path("adapter/adapter_config.json"), json).unwrap();

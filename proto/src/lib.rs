@@ -7,7 +7,9 @@
 //! - [`inputs`]: what a run reads must not lie where it writes.
 //! - [`pair_file`]: a file of them.
 //! - [`files`]: regular files, and nothing that has no end.
+//! - [`folder`]: the output folder, told from another one that took its place.
 //! - [`run_folder`]: what a run leaves in its output folder.
+//! - [`removal`]: folders that go or are replaced, without what is not Dyad's.
 //! - [`manifest`]: size and checksum of every file of a checkpoint.
 //! - [`fingerprint`]: what a run computes, kept in its checkpoints so that a resume is the same run.
 //! - [`finished`]: a run that is complete.
@@ -21,12 +23,14 @@ pub mod fault;
 pub mod files;
 pub mod fingerprint;
 pub mod finished;
+pub mod folder;
 pub mod inputs;
 pub mod manifest;
 pub mod ownership;
 pub mod pair_file;
 pub mod plain;
 pub mod preference;
+pub mod removal;
 pub mod run_config;
 pub mod run_folder;
 pub mod safe_file;

@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::files;
 use crate::run_folder::MANIFEST;
 
 /// What a thread reads at a time.
@@ -49,7 +50,7 @@ impl Sum {
 
     /// Reads a file, on all threads.
     pub fn of_file(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = files::open(path)?;
         let bytes = file.metadata()?.len();
         let chunk = |buffer: &mut Vec<u8>, start: u64| {
             let buffer = &mut buffer[..CHUNK.min(bytes - start) as usize];
@@ -112,7 +113,7 @@ impl Manifest {
 
     /// The folder's own; none in folders of before there were any.
     pub fn read(dir: &Path) -> Result<Option<Self>, Damage> {
-        let text = match fs::read_to_string(dir.join(MANIFEST)) {
+        let text = match files::read_to_string(&dir.join(MANIFEST)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(|error| Damage::new(MANIFEST, format!("cannot be read: {error}")))?,
         };
@@ -120,8 +121,8 @@ impl Manifest {
         manifest.map(Some).map_err(|error| Damage::new(MANIFEST, format!("is torn: {error}")))
     }
 
-    /// Compares every file with what it was: first all sizes, which costs nothing, then all bytes.
-    pub fn verify(&self, dir: &Path) -> Result<(), Damage> {
+    /// Compares the size of every file with what it was, which costs nothing.
+    pub fn verify_sizes(&self, dir: &Path) -> Result<(), Damage> {
         for (file, sum) in &self.files {
             let unreadable = |error: io::Error| match error.kind() {
                 io::ErrorKind::NotFound => Damage::new(file, "is missing"),
@@ -132,6 +133,12 @@ impl Manifest {
                 return Err(Damage::new(file, format!("has {found} bytes, not {}", sum.bytes)));
             }
         }
+        Ok(())
+    }
+
+    /// Compares every file with what it was: first all sizes, then all bytes.
+    pub fn verify(&self, dir: &Path) -> Result<(), Damage> {
+        self.verify_sizes(dir)?;
         for (file, sum) in &self.files {
             match Sum::of_file(&dir.join(file)) {
                 Err(error) => return Err(Damage::new(file, format!("cannot be read: {error}"))),
@@ -142,6 +149,30 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Whether the folder holds anything else.
+    pub fn has_strangers(&self, dir: &Path) -> io::Result<bool> {
+        let own = |path: &PathBuf| {
+            let relative = path.strip_prefix(dir).unwrap_or(path).to_string_lossy();
+            relative == MANIFEST || self.contains(&relative)
+        };
+        Ok(!below(dir)?.iter().all(own))
+    }
+
+    /// Removes its files and itself from the folder, and leaves the others.
+    pub fn remove_files(&self, dir: &Path) -> io::Result<()> {
+        for file in self.files.keys().map(String::as_str).chain([MANIFEST]) {
+            // A path that leads out of the folder is none that was written.
+            if !Path::new(file).components().all(|part| matches!(part, Component::Normal(_))) {
+                continue;
+            }
+            match fs::remove_file(dir.join(file)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        prune(dir)
     }
 
     /// Bytes of all files.
@@ -157,13 +188,28 @@ impl Manifest {
     }
 }
 
+/// Links are not followed.
 fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() { found.extend(below(&path)?) } else { found.push(path) }
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() { found.extend(below(&path)?) } else { found.push(path) }
     }
     Ok(found)
+}
+
+/// Folders that hold nothing any more go, but for the outermost.
+fn prune(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            prune(&entry.path())?;
+            // One that still holds something stays.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

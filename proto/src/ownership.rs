@@ -6,9 +6,9 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,8 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::Fault;
+use crate::folder::Folder;
+use crate::{Fault, files};
 
 /// The lock's file in the output folder.
 pub const LOCK: &str = ".dyad-lock";
@@ -27,6 +28,7 @@ pub const HANDED_OVER: &str = "DYAD_OUTPUT_LOCK";
 #[derive(Debug)]
 pub struct Ownership {
     path: PathBuf,
+    folder: Folder,
     /// None where somebody else holds it for this process, or where the file system has no locks.
     file: Option<File>,
 }
@@ -46,32 +48,40 @@ impl Ownership {
     /// Takes a folder, which is made where there is none, or says who has it.
     pub fn take(dir: &Path) -> Result<Self, Fault> {
         let path = dir.join(LOCK);
+        let seen = || Folder::seen(dir).map_err(|error| unusable(dir, &error));
         if let Some(handed) = std::env::var_os(HANDED_OVER).filter(|_| dir.is_dir())
             && is_open(&handed, &path)
         {
-            return Ok(Self { path, file: None });
+            return Ok(Self { path, folder: seen()?, file: None });
         }
         std::fs::create_dir_all(dir).map_err(|error| unusable(dir, &error))?;
+        let folder = seen()?;
         loop {
-            let mut file = open(&path).map_err(|error| unusable(&path, &error))?;
+            let file = open(&path, true).map_err(|error| unusable(&path, &error))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(in_use(dir, &mut file)),
+                Err(Errno::WOULDBLOCK) => return Err(in_use(dir, &file)),
                 Err(error) => {
                     tracing::warn!(
                         "cannot lock output_dir {}: {error}; nothing keeps a second run out of it",
                         dir.display()
                     );
-                    return Ok(Self { path, file: None });
+                    return Ok(Self { path, folder, file: None });
                 }
             }
             // Its last holder may have removed the file between the two calls above: then the lock is of nothing.
             if same_file(&file.metadata(), &std::fs::symlink_metadata(&path)) {
+                refuse_foreign(&path, &file)?;
+                if has_other_names(&file) {
+                    // Somebody's file, or a backup's copy of the lock: this name is given up, and the file is left as it is.
+                    std::fs::remove_file(&path).map_err(|error| unusable(&path, &error))?;
+                    continue;
+                }
                 let owner =
                     Owner { host: host(), pid: std::process::id(), run_id: String::new(), started: now() };
                 // Whoever cannot read it is told less; the lock holds all the same.
                 let _ = say(&file, &owner);
-                return Ok(Self { path, file: Some(file) });
+                return Ok(Self { path, folder, file: Some(file) });
             }
         }
     }
@@ -85,30 +95,37 @@ impl Ownership {
 
     /// Adds the name of the run to what others are told.
     pub fn name_run(&self, run_id: &str) {
-        let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&self.path) else { return };
-        let owner = Owner { run_id: run_id.to_owned(), ..read(&mut file).unwrap_or_default() };
-        if owner.pid != 0 {
+        let Ok(file) = open(&self.path, false) else { return };
+        let owner = Owner { run_id: run_id.to_owned(), ..read(&file).unwrap_or_default() };
+        if owner.pid != 0 && !has_other_names(&file) {
             let _ = say(&file, &owner);
         }
+    }
+
+    /// The folder as it was when it was taken.
+    #[must_use]
+    pub fn folder(&self) -> &Folder {
+        &self.folder
     }
 }
 
 impl Drop for Ownership {
     fn drop(&mut self) {
         // While it is still locked: whoever opened it meanwhile finds that the path leads elsewhere.
-        if self.file.is_some() {
+        let Some(file) = &self.file else { return };
+        if same_file(&file.metadata(), &std::fs::symlink_metadata(&self.path)) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
 /// Not through a link: somebody else may have put it there.
-fn open(path: &Path) -> io::Result<File> {
+fn open(path: &Path, create: bool) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     let file = OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
+        .create(create)
         .truncate(false)
         .custom_flags(flags)
         .open(path)?;
@@ -127,20 +144,41 @@ fn same_file(a: &io::Result<std::fs::Metadata>, b: &io::Result<std::fs::Metadata
     matches!((a, b), (Ok(a), Ok(b)) if (a.dev(), a.ino()) == (b.dev(), b.ino()))
 }
 
-fn say(mut file: &File, owner: &Owner) -> io::Result<()> {
-    use std::io::Seek;
+fn say(file: &File, owner: &Owner) -> io::Result<()> {
     file.set_len(0)?;
-    file.rewind()?;
-    file.write_all(format!("{}\n", serde_json::to_string(owner)?).as_bytes())
+    file.write_all_at(format!("{}\n", serde_json::to_string(owner)?).as_bytes(), 0)
 }
 
-fn read(file: &mut File) -> Option<Owner> {
-    let mut text = String::new();
-    file.take(4096).read_to_string(&mut text).ok()?;
-    serde_json::from_str(&text).ok()
+/// The beginning of the file, which is all of it where it is a lock's.
+fn beginning(file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 4096];
+    let length = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
-fn in_use(dir: &Path, file: &mut File) -> Fault {
+fn read(file: &File) -> Option<Owner> {
+    serde_json::from_slice(&beginning(file).ok()?).ok()
+}
+
+/// How the words of an owner begin.
+const FIRST_WORDS: &[u8] = b"{\"host\":";
+
+/// What is not a lock's file is not written over. A kill may have cut its words short.
+fn refuse_foreign(path: &Path, file: &File) -> Result<(), Fault> {
+    let bytes = beginning(file).map_err(|error| unusable(path, &error))?;
+    if bytes.starts_with(FIRST_WORDS) || FIRST_WORDS.starts_with(&bytes) {
+        return Ok(());
+    }
+    Err(Fault::input(format!("{} is not a lock that Dyad wrote", path.display()))
+        .hint("move it away, or choose another output_dir"))
+}
+
+fn has_other_names(file: &File) -> bool {
+    file.metadata().is_ok_and(|about| about.nlink() > 1)
+}
+
+fn in_use(dir: &Path, file: &File) -> Fault {
     // Between the lock and its words there is a moment.
     let who = read(file).map_or_else(
         || "another run".to_owned(),
@@ -179,7 +217,7 @@ fn now() -> u64 {
 }
 
 fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+    files::of_kernel("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 fn unusable(path: &Path, error: &io::Error) -> Fault {
@@ -223,5 +261,38 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, dir.path().join(LOCK)).unwrap();
         assert!(Ownership::take(dir.path()).is_err());
         assert_eq!(std::fs::read_to_string(elsewhere).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_file_that_is_no_lock_or_has_another_name_keeps_what_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lock, other) = (dir.path().join(LOCK), dir.path().join("other"));
+        std::fs::write(&lock, "precious").unwrap();
+        let fault = Ownership::take(dir.path()).unwrap_err();
+        assert!(fault.message.ends_with(".dyad-lock is not a lock that Dyad wrote"), "{fault}");
+        assert_eq!(std::fs::read_to_string(&lock).unwrap(), "precious");
+        for text in ["", "{\"host\":\"h\",\"pid\":1,\"started\":0}"] {
+            std::fs::write(&other, text).unwrap();
+            std::fs::remove_file(&lock).unwrap();
+            std::fs::hard_link(&other, &lock).unwrap();
+            let owner = Ownership::take(dir.path()).unwrap();
+            owner.name_run("run-12");
+            assert!(std::fs::read_to_string(&lock).unwrap().contains("run-12"));
+            assert_eq!(std::fs::read_to_string(&other).unwrap(), text);
+            drop(owner);
+            std::fs::write(&lock, "").unwrap();
+        }
+    }
+
+    #[test]
+    fn an_owner_whose_folder_was_moved_leaves_the_lock_of_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let first = Ownership::take(&out).unwrap();
+        std::fs::rename(&out, dir.path().join("moved")).unwrap();
+        let second = Ownership::take(&out).unwrap();
+        assert!(first.folder().still_there().is_err() && second.folder().still_there().is_ok());
+        drop(first);
+        assert!(out.join(LOCK).exists());
     }
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{Fault, safe_file};
+use crate::Fault;
 
 /// One row per optimizer step.
 pub const METRICS: &str = "metrics.jsonl";
@@ -28,25 +28,69 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// Size and checksum of every file, in checkpoints and the finished model.
 pub const MANIFEST: &str = "dyad_manifest.json";
 
-/// What Dyad writes in an output folder beside checkpoints and the final model.
-const WRITTEN: [&str; 7] =
-    ["run.json", METRICS, EVALUATION_METRICS, "metrics.svg", TENSORBOARD, "logs", "profile"];
+/// Files that Dyad writes in an output folder.
+const FILES: [&str; 4] = [RUN_CONFIG, METRICS, EVALUATION_METRICS, "metrics.svg"];
+/// Folders that Dyad writes there beside checkpoints and the final model.
+const FOLDERS: [&str; 3] = [TENSORBOARD, "logs", "profile"];
 
-/// Refuses a folder in which a link stands where Dyad is going to write: somebody else may have put it there. (A `final` that is a
-/// link is an earlier run's, and is removed, not followed, where it is to go.)
-pub fn refuse_links(dir: &Path) -> Result<(), Fault> {
+/// What may stand where Dyad is going to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// A regular file.
+    File,
+    /// Anything that one call removes: it is replaced.
+    Scratch,
+    /// A folder.
+    Folder,
+    /// No link; whether it is Dyad's is for [`refuse_foreign`] to say.
+    Checkpoint,
+}
+
+impl Place {
+    fn of(path: &Path) -> Option<Self> {
+        let name = name(path);
+        let is_file = |name: &str| FILES.contains(&name) || is_resumed_config(name);
+        let scratch = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part"));
+        match name {
+            _ if is_file(name) => Some(Self::File),
+            NEXT_RUN_CONFIG => Some(Self::Scratch),
+            _ if scratch.is_some_and(|name| is_file(name) || name == NEXT_RUN_CONFIG) => Some(Self::Scratch),
+            _ if FOLDERS.contains(&name) || is_unfinished(path) => Some(Self::Folder),
+            _ => checkpoint_step(path).map(|_| Self::Checkpoint),
+        }
+    }
+
+    /// Why nothing can be written there, and what to do.
+    fn refuses(self, path: &Path) -> Option<(String, &'static str)> {
+        let Ok(about) = path.symlink_metadata() else { return None };
+        let kind = about.file_type();
+        let wrong = match self {
+            Self::Scratch => (kind.is_dir(), "a folder, where a run writes a file"),
+            _ if kind.is_symlink() => {
+                let what = "is a link, and links are not followed there".to_owned();
+                return Some((what, "remove it; output_dir itself may be a link"));
+            }
+            Self::File if kind.is_dir() => (true, "a folder, where a run writes a file"),
+            Self::File => (!kind.is_file(), "neither a file nor a folder, where a run writes a file"),
+            Self::Folder => (!kind.is_dir(), "no folder, where a run makes one"),
+            Self::Checkpoint => (false, ""),
+        };
+        wrong.0.then(|| (format!("is {}", wrong.1), "move it away, or choose another output_dir"))
+    }
+}
+
+/// Refuses a folder in which something stands where Dyad is going to write that it can neither write to nor replace, before anything is
+/// removed: a link (somebody else may have put it there), a folder in the place of a file, a file in the place of a folder.
+pub fn refuse_obstacles(dir: &Path) -> Result<(), Fault> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let folders = entries.filter(|path| checkpoint_step(path).is_some() || is_unfinished(path));
-    let mut all: Vec<PathBuf> = WRITTEN.iter().map(|name| dir.join(name)).chain(folders).collect();
+    let mut all: Vec<PathBuf> = entries.collect();
     all.sort();
-    match safe_file::first_link(all) {
+    let refusal = |path: &PathBuf| Some((path.clone(), Place::of(path)?.refuses(path)?));
+    match all.iter().find_map(refusal) {
         None => Ok(()),
-        Some(link) => Err(Fault::input(format!(
-            "output_dir {}: {} is a link, and links are not followed there",
-            dir.display(),
-            name(&link)
-        ))
-        .hint("remove it; output_dir itself may be a link")),
+        Some((path, (what, hint))) => {
+            Err(Fault::input(format!("output_dir {}: {} {what}", dir.display(), name(&path))).hint(hint))
+        }
     }
 }
 
@@ -111,14 +155,18 @@ pub fn refuse_foreign(dir: &Path) -> Result<(), Fault> {
         .hint("move it away, or choose another output_dir"))
 }
 
-/// The newest checkpoint by its name; whether it is whole is seen when it is used.
+/// The newest checkpoint that Dyad wrote; whether it is whole is seen when it is used.
 #[must_use]
 pub fn newest_checkpoint(dir: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
-    entries
-        .filter(|path| path.is_dir())
-        .max_by_key(|path| checkpoint_step(path))
-        .filter(|path| checkpoint_step(path).is_some())
+    let checkpoints = entries.filter(|path| checkpoint_step(path).is_some() && is_real_folder(path));
+    checkpoints.filter(|path| path.join(STATE).is_file()).max_by_key(|path| checkpoint_step(path))
+}
+
+/// A folder, and no link to one.
+#[must_use]
+pub fn is_real_folder(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|about| about.is_dir())
 }
 
 /// What to do after a run that had begun to train has failed.
@@ -155,6 +203,12 @@ pub fn unfinished(target: &Path) -> PathBuf {
     target.with_file_name(format!("{UNFINISHED}{}", name(target)))
 }
 
+/// The name that a folder has once it is finished: what [`unfinished`] was given, or its own.
+#[must_use]
+pub fn finished_name(path: &Path) -> String {
+    name(path).strip_prefix(UNFINISHED).unwrap_or(name(path)).to_owned()
+}
+
 /// A folder that a run died over: by its name, which is one that [`unfinished`] gives.
 #[must_use]
 pub fn is_unfinished(path: &Path) -> bool {
@@ -178,7 +232,9 @@ pub fn is_own(path: &Path) -> bool {
     }
 }
 
-fn has_own_name(path: &Path) -> bool {
+/// A name of a checkpoint or of the finished model.
+#[must_use]
+pub fn has_own_name(path: &Path) -> bool {
     name(path) == FINAL || checkpoint_step(path).is_some()
 }
 
@@ -230,13 +286,55 @@ mod tests {
         }
         // The folder itself may be one.
         std::os::unix::fs::symlink(&out, dir.path().join("here")).unwrap();
-        assert_eq!(refuse_links(&dir.path().join("here")), Ok(()));
-        for name in WRITTEN.into_iter().chain(["checkpoint-7", ".tmp-final", ".tmp-checkpoint-3"]) {
+        assert_eq!(refuse_obstacles(&dir.path().join("here")), Ok(()));
+        let others = ["checkpoint-7", ".tmp-final", ".tmp-checkpoint-3", "run-from-4.json"];
+        for name in FILES.into_iter().chain(FOLDERS).chain(others) {
             link(name);
-            let fault = refuse_links(&out).unwrap_err();
+            let fault = refuse_obstacles(&out).unwrap_err();
             assert!(fault.message.contains(&format!(": {name} is a link")), "{fault}");
             std::fs::remove_file(out.join(name)).unwrap();
         }
+    }
+
+    #[test]
+    fn what_stands_where_a_run_writes_and_cannot_be_written_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, fifo) = ("a folder, where a run writes a file", "neither a file nor a folder");
+        let scratch = |name: &str| format!(".{name}.part");
+        for name in FILES.into_iter().chain(["run-from-12.json"]) {
+            for name in [name, &scratch(name), NEXT_RUN_CONFIG, &scratch(NEXT_RUN_CONFIG)] {
+                let path = dir.path().join(name);
+                std::fs::create_dir(&path).unwrap();
+                let fault = refuse_obstacles(dir.path()).unwrap_err();
+                assert!(fault.message.ends_with(&format!(": {name} is {file}")), "{fault}");
+                std::fs::remove_dir(&path).unwrap();
+            }
+            let path = dir.path().join(name);
+            assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+            assert!(refuse_obstacles(dir.path()).unwrap_err().message.contains(fifo));
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, "").unwrap();
+        }
+        assert_eq!(refuse_obstacles(dir.path()), Ok(()));
+        for name in FOLDERS.into_iter().chain([".tmp-final", ".tmp-checkpoint-4"]) {
+            std::fs::write(dir.path().join(name), "").unwrap();
+            let fault = refuse_obstacles(dir.path()).unwrap_err();
+            assert!(
+                fault.message.ends_with(&format!(": {name} is no folder, where a run makes one")),
+                "{fault}"
+            );
+            std::fs::remove_file(dir.path().join(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_folder_with_the_name_of_a_checkpoint_is_none_to_go_on_from() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "checkpoint-7/trainer_state.json");
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("checkpoint-8")).unwrap();
+        assert_eq!(newest_checkpoint(dir.path()), None);
+        write(dir.path(), "checkpoint-3/dyad_state.json");
+        assert_eq!(newest_checkpoint(dir.path()), Some(dir.path().join("checkpoint-3")));
     }
 
     #[test]

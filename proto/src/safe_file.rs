@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::files;
+
 /// A file that is new or empty now, open for writing.
 pub fn create(path: &Path) -> io::Result<File> {
     let Some(about) = regular(path)? else { return create_new(path) };
@@ -27,7 +29,7 @@ pub fn append(path: &Path) -> io::Result<File> {
         return open(path, OpenOptions::new().append(true));
     };
     if about.nlink() > 1 {
-        let kept = fs::read(path)?;
+        let kept = files::read_rows(path)?;
         write(path, &kept)?;
     }
     open(path, OpenOptions::new().append(true))
@@ -35,25 +37,61 @@ pub fn append(path: &Path) -> io::Result<File> {
 
 /// The whole content of a file: it has this or what it had before. What stands in its place, a link too, is replaced.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let scratch = path.with_file_name(format!(".{name}.part"));
-    remove(&scratch)?;
-    let written = create_new(&scratch).and_then(|mut file| {
+    Staged::new(path, content)?.place().map(drop)
+}
+
+/// The name under which a file is written before it takes its place.
+#[must_use]
+pub fn scratch(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.part", path.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+/// A file that is written and on the disk, beside the place that it is to take. Dropped, it is removed.
+#[derive(Debug)]
+pub struct Staged {
+    scratch: Scratch,
+    path: PathBuf,
+    file: File,
+}
+
+#[derive(Debug)]
+struct Scratch(Option<PathBuf>);
+
+impl Staged {
+    /// Writes it.
+    pub fn new(path: &Path, content: &[u8]) -> io::Result<Self> {
+        let scratch = scratch(path);
+        remove(&scratch)?;
+        let mut file = open(&scratch, OpenOptions::new().append(true).create_new(true))?;
+        let scratch = Scratch(Some(scratch));
         file.write_all(content)?;
         // On the disk before it takes the other's place.
-        file.sync_all()
-    });
-    let placed = written.and_then(|()| fs::rename(&scratch, path));
-    if placed.is_err() {
-        // What is left of it helps nobody; the first error is the one to tell.
-        let _ = fs::remove_file(&scratch);
+        file.sync_all()?;
+        Ok(Self { scratch, path: path.to_owned(), file })
     }
-    placed
+
+    /// Puts it in its place; the file stays open to add to it.
+    pub fn place(mut self) -> io::Result<File> {
+        if let Some(scratch) = &self.scratch.0 {
+            fs::rename(scratch, &self.path)?;
+        }
+        self.scratch.0 = None;
+        Ok(self.file)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // What is left of it helps nobody.
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 /// A copy of a file that may itself be reached by a link, as those of the Hugging Face cache are.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    io::copy(&mut File::open(from)?, &mut create(to)?).map(drop)
+    io::copy(&mut files::open(from)?, &mut create(to)?).map(drop)
 }
 
 /// A file that did not exist.
@@ -77,13 +115,6 @@ pub fn folder(path: &Path) -> io::Result<()> {
 /// Makes a folder that did not exist.
 pub fn new_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o777).create(path)
-}
-
-/// The first of these that is a link.
-#[must_use]
-pub fn first_link(paths: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
-    let is_link = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
-    paths.into_iter().find(is_link)
 }
 
 /// What is known of the file; nothing where there is none, an error where something else has its name.
@@ -188,13 +219,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_staged_takes_its_place_when_told_and_leaves_nothing_otherwise() {
+        let (dir, precious, path) = place();
+        drop(Staged::new(&path, b"a").unwrap());
+        assert!(!path.exists() && fs::read_dir(dir.path()).unwrap().count() == 1);
+        let staged = Staged::new(&precious, b"a").unwrap();
+        assert_eq!(text(&precious), "precious");
+        staged.place().unwrap().write_all(b"b").unwrap();
+        assert_eq!((text(&precious).as_str(), fs::read_dir(dir.path()).unwrap().count()), ("ab", 1));
+    }
+
+    #[test]
     fn folders_and_what_is_no_file_are_named() {
         let (dir, precious, path) = place();
         folder(&dir.path().join("a/b")).unwrap();
         folder(&dir.path().join("a/b")).unwrap();
         symlink(dir.path().join("a"), &path).unwrap();
         assert!(folder(&path).unwrap_err().to_string().starts_with("it is a link"));
-        assert_eq!(first_link([precious.clone(), path.clone()]), Some(path));
         assert!(folder(&precious).unwrap_err().to_string().contains("it is a file"));
         assert!(create(&dir.path().join("a")).unwrap_err().to_string().contains("it is a folder"));
         assert!(create(Path::new("/dev/null")).unwrap_err().to_string().contains("neither a file"));

@@ -107,7 +107,7 @@ impl Trainer {
         let Started {
             config, place, device, parts, communicator, bucket_bytes, plan, backlog, facts, ..
         } = started;
-        let Parts { policy, reference, parameters, mut saver } = parts;
+        let Parts { policy, reference, parameters, saver } = parts;
         let state = State {
             step: plan.start_step,
             total_steps: plan.total_steps,
@@ -125,9 +125,6 @@ impl Trainer {
                 facts: facts.into_iter().map(|fact| (fact.name, fact.value.into())).collect(),
             },
         };
-        if place.rank == 0 {
-            saver.home.settle()?;
-        }
         let flops = ModelFlops::new(&config, &policy.config);
         let mut engine = Engine::new(policy, reference, parameters, communicator, &config);
         if !plan.resume_from.is_empty() {

@@ -17,7 +17,7 @@ use dyad_telemetry::TARGET;
 use tch::{Device, Tensor};
 
 use crate::batch::Layout;
-use crate::checkpoint::State;
+use crate::checkpoint::{Home, State};
 use crate::comm::measure::{USUAL_BUCKET, measure};
 use crate::comm::{Communicator, narrow};
 use crate::cost::PassCost;
@@ -73,6 +73,8 @@ pub fn start(
     let span = process_span(place, &run);
     let inside = span.clone().entered();
     tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
+    // Before anything is loaded, which takes its time.
+    let home = (place.rank == 0).then(|| Home::settled(Path::new(&config.output_dir))).transpose()?;
     let sources = Sources::resolve(&config)?;
     let tokenizer = ChatTokenizer::load(sources.tokenizer(), &sources.base, config.template_date()?)?;
     let preferred_only = config.training_method == TrainingMethod::Sft;
@@ -100,6 +102,7 @@ pub fn start(
     let began = Instant::now();
     let reading = loading::choose(&config, &sources, &communicator, device)?;
     let mut parts = Parts::load_by(&config, &sources, device, among, &reading)?;
+    parts.saver.home = home.unwrap_or(parts.saver.home);
     let loaded = facts::of_weights(&mut parts.policy, &reading.digest.unwrap_or_default());
     facts.extend(loaded.iter().cloned());
     handle.send(Sent::Facts(Facts { facts: loaded }));

@@ -1,12 +1,12 @@
 //! Which checkpoint a run goes on from: the newest that is whole. One that is not is named and passed over.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use dyad_proto::Fault;
 use dyad_proto::manifest::{Damage, Manifest};
 use dyad_proto::run_folder::{MANIFEST, OPTIMIZER, STATE, checkpoint_step};
+use dyad_proto::{Fault, files};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -105,6 +105,9 @@ fn examine(path: &Path, step: u64) -> Result<CheckpointState, Damage> {
             tracing::info!(path = %path.display(), mib = bytes >> 20, "checking the checkpoint");
             manifest.verify(path)?;
         }
+        None if state.identity.fingerprint.is_of_this_version() => {
+            return Err(Damage::new(MANIFEST, "is missing"));
+        }
         None => {
             plausible(path)?;
             tracing::warn!(
@@ -117,7 +120,7 @@ fn examine(path: &Path, step: u64) -> Result<CheckpointState, Damage> {
 }
 
 fn read_state(path: &Path) -> Result<CheckpointState, Damage> {
-    let text = fs::read_to_string(path.join(STATE)).map_err(|error| unreadable(STATE, &error))?;
+    let text = files::read_to_string(&path.join(STATE)).map_err(|error| unreadable(STATE, &error))?;
     serde_json::from_str(&text).map_err(|error| Damage::new(STATE, format!("is torn: {error}")))
 }
 
@@ -155,14 +158,14 @@ fn model_files(path: &Path) -> Result<Vec<String>, Damage> {
 }
 
 fn json(path: &Path, file: &str) -> Result<Value, Damage> {
-    let text = fs::read_to_string(path.join(file)).map_err(|error| unreadable(file, &error))?;
+    let text = files::read_to_string(&path.join(file)).map_err(|error| unreadable(file, &error))?;
     serde_json::from_str(&text).map_err(|error| Damage::new(file, format!("is torn: {error}")))
 }
 
 /// A safetensors file ends where its header says.
 fn whole(path: &Path, file: &str) -> Result<(), Damage> {
     let read = || -> io::Result<(u64, Option<u64>)> {
-        let mut source = File::open(path)?;
+        let mut source = files::open(path)?;
         let bytes = source.metadata()?.len();
         let mut length = [0; 8];
         source.read_exact(&mut length)?;

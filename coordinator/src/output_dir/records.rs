@@ -1,39 +1,42 @@
 //! The configuration that a run is recorded with: `run.json` is that of its beginning; a resume with another one adds its own.
 
-use std::fs;
-use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dyad_proto::run_folder::{RUN_CONFIG, resumed_config};
-use dyad_proto::{Fault, safe_file};
+use dyad_proto::safe_file::Staged;
+use dyad_proto::{Fault, files};
 use serde_json::Value;
 
 use super::unusable;
 
-/// Puts the configuration where it can be read later.
-pub(super) fn keep(dir: &Path, config_json: &str, resumed: Option<u64>) -> Result<(), Fault> {
-    let first = dir.join(RUN_CONFIG);
-    let before = fs::read_to_string(&first).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    let path = match (resumed, before) {
-        (Some(_), Some(before))
-            if serde_json::from_str::<Value>(config_json).is_ok_and(|now| now == before) =>
-        {
-            return Ok(());
-        }
-        (Some(step), Some(_)) => dir.join(resumed_config(step)),
-        _ => first,
-    };
-    write(&path, config_json).map_err(|error| unusable(&path, &error))
+/// The configuration, ready to be put where it can be read later; none where it is recorded already.
+pub(super) fn staged(dir: &Path, config_json: &str, resumed: Option<u64>) -> Result<Option<Staged>, Fault> {
+    let Some(path) = place(dir, config_json, resumed) else { return Ok(None) };
+    let staged = Staged::new(&path, format!("{config_json}\n").as_bytes());
+    staged.map(Some).map_err(|error| unusable(&path, &error))
 }
 
-/// In one go, so that a full disk or a kill leaves what was there.
-fn write(path: &Path, config_json: &str) -> io::Result<()> {
-    safe_file::write(path, format!("{config_json}\n").as_bytes())
+fn place(dir: &Path, config_json: &str, resumed: Option<u64>) -> Option<PathBuf> {
+    let first = dir.join(RUN_CONFIG);
+    let parsed = |text: &str| serde_json::from_str::<Value>(text).ok();
+    let before = files::read_to_string(&first).ok().and_then(|text| parsed(&text));
+    match (resumed, before) {
+        (Some(_), Some(before)) if parsed(config_json).is_some_and(|now| now == before) => None,
+        (Some(step), Some(_)) => Some(dir.join(resumed_config(step))),
+        _ => Some(first),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn keep(dir: &Path, config_json: &str, resumed: Option<u64>) -> Result<(), Fault> {
+        let staged = staged(dir, config_json, resumed)?;
+        staged.map_or(Ok(()), |staged| staged.place().map(drop).map_err(|error| unusable(dir, &error)))
+    }
 
     #[test]
     fn a_resume_keeps_the_first_configuration_and_adds_one_that_differs() {

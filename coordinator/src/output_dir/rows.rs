@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use dyad_proto::{Fault, safe_file};
+use dyad_proto::{Fault, files, safe_file::Staged};
 use serde_json::Value;
 
 use super::unusable;
@@ -25,7 +25,7 @@ pub(super) struct Kept {
 impl Kept {
     /// What a file holds up to a step; nothing where it is missing.
     pub(super) fn read(path: &Path, step: u64) -> Result<Self, Fault> {
-        match fs::read(path) {
+        match files::read_rows(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(unusable(path, &error)),
             Ok(bytes) => Ok(Self::of(&String::from_utf8_lossy(&bytes), step)),
@@ -83,19 +83,29 @@ pub(super) struct MetricsFile {
     bytes: u64,
 }
 
-impl MetricsFile {
-    /// Opens for appending behind what is kept; all else in it goes.
-    pub(super) fn open(path: PathBuf, kept: &Kept) -> Result<Self, Fault> {
-        let open = || {
-            // In one go, so that a kill leaves the old rows or the new ones.
-            safe_file::write(&path, kept.text.as_bytes())?;
-            path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())?;
-            safe_file::append(&path)
-        };
-        let file = open().map_err(|error| unusable(&path, &error))?;
-        Ok(Self { file, bytes: kept.text.len() as u64, path })
+/// A metrics file that is ready to take the place of the one before, which a kill leaves as it was.
+#[derive(Debug)]
+pub(super) struct StagedRows {
+    path: PathBuf,
+    staged: Staged,
+    bytes: u64,
+}
+
+impl StagedRows {
+    /// With the rows that are kept.
+    pub(super) fn new(path: PathBuf, kept: &Kept) -> Result<Self, Fault> {
+        let staged = Staged::new(&path, kept.text.as_bytes()).map_err(|error| unusable(&path, &error))?;
+        Ok(Self { path, staged, bytes: kept.text.len() as u64 })
     }
 
+    /// Takes the place; rows are added from here on.
+    pub(super) fn place(self) -> Result<MetricsFile, Fault> {
+        let file = self.staged.place().map_err(|error| unusable(&self.path, &error))?;
+        Ok(MetricsFile { path: self.path, file, bytes: self.bytes })
+    }
+}
+
+impl MetricsFile {
     /// Writes one row through to the file system, so that a reader never waits for a buffer.
     pub(super) fn append(&mut self, row: &str) -> Result<(), Fault> {
         still_there(&self.path, &self.file, self.bytes)?;
@@ -178,7 +188,8 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("out/metrics.jsonl");
             fs::create_dir(path.parent().unwrap()).unwrap();
-            let mut file = MetricsFile::open(path.clone(), &Kept::default()).unwrap();
+            let staged = StagedRows::new(path.clone(), &Kept::default()).unwrap();
+            let mut file = staged.place().unwrap();
             file.append("{\"step\":1}").unwrap();
             meddle(&path).unwrap();
             let fault = file.append("{\"step\":2}").unwrap_err();

@@ -103,7 +103,7 @@ impl Run {
         }
         let scored = matches!(report, Report::Reference(_));
         let done = training.record(place, report).map_err(|what| self.violation(place, &what))?;
-        self.record(done, durable);
+        self.record(done, durable)?;
         if scored {
             let (pairs, total) = training.reference_progress();
             self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
@@ -112,9 +112,10 @@ impl Run {
     }
 
     /// Rank 0 hears of a step only behind its row: so no checkpoint appears of a step that the metrics lack.
-    fn record(&mut self, done: Vec<Done>, durable: bool) {
+    fn record(&mut self, done: Vec<Done>, durable: bool) -> Result<(), Fault> {
         for mut done in done {
             done.durable |= durable;
+            self.begins_well(&done)?;
             let (work, num_tokens) = (done.work, done.num_tokens);
             self.commands.push(Command::Record(done));
             if let Work::Step(step) = work {
@@ -122,6 +123,20 @@ impl Run {
                 self.send(0, Down::Recorded(Recorded { step, num_tokens }));
             }
         }
+        Ok(())
+    }
+
+    /// With its first row a run replaces what an earlier one left: a row of numbers that are none is no reason to.
+    fn begins_well(&mut self, done: &Done) -> Result<(), Fault> {
+        let Some(row) = done.row.as_ref().filter(|_| !self.recorded) else { return Ok(()) };
+        if let Some((name, value)) = row.no_number() {
+            return Err(Fault::failed(format!("{}: the {name} is {value}", done.work)).hint(
+                "lower learning_rate, check the pairs of this step and the weights that the run started from, or train with \
+                 dtype = \"float32\"; what an earlier run left in output_dir is untouched",
+            ));
+        }
+        self.recorded = true;
+        Ok(())
     }
 
     pub(super) fn checkpoint(&mut self, place: usize, report: CheckpointReport) -> Result<(), Fault> {

@@ -60,6 +60,14 @@ pub struct Fingerprint {
     pub facts: Map<String, Value>,
 }
 
+impl Fingerprint {
+    /// Written by a version that also writes checksums of all files.
+    #[must_use]
+    pub fn is_of_this_version(&self) -> bool {
+        !self.config.is_empty() || !self.facts.is_empty()
+    }
+}
+
 /// A difference between a checkpoint and the run that resumes from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {

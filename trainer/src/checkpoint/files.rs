@@ -1,62 +1,43 @@
 //! Folders that appear whole or not at all.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use dyad_data::hub::{MODEL_COMPANIONS, OTHER_TEMPLATES, TOKENIZER_COMPANIONS};
+use dyad_proto::folder::Folder;
 use dyad_proto::manifest::{Manifest, Sum};
-use dyad_proto::run_folder::{is_own, unfinished};
-use dyad_proto::{Fault, safe_file};
+use dyad_proto::run_folder::{is_own, is_real_folder, unfinished};
+use dyad_proto::{Fault, removal, safe_file};
 
 use super::cannot_write;
 
 /// Sums of files that were taken while writing them.
 pub(super) type Sums = BTreeMap<PathBuf, Sum>;
 
-/// The folder that a run writes to, as it was when the run began.
+/// The folder that a run writes to.
 #[derive(Clone, Debug)]
-pub struct Home {
-    path: PathBuf,
-    /// Device and number of the folder, by which it is told from another that took its place.
-    identity: Option<(u64, u64)>,
-}
+pub struct Home(Folder);
 
 impl Home {
     /// A folder that nobody has looked at.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), identity: None }
+        Self(Folder::unseen(path))
+    }
+
+    /// The folder as it is now, made where this host has none: the coordinator may be on another one. To be called as soon as the trainer has
+    /// joined: what takes its place from then on is another folder.
+    pub fn settled(path: &Path) -> Result<Self, Fault> {
+        let seen = fs::create_dir_all(path).and_then(|()| Folder::seen(path));
+        seen.map(Self).map_err(|error| cannot_write(path, &error))
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Makes the folder where it is missing, and remembers it.
-    pub fn settle(&mut self) -> Result<(), Fault> {
-        let made = fs::create_dir_all(&self.path).and_then(|()| fs::metadata(&self.path));
-        let found = made.map_err(|error| cannot_write(&self.path, &error))?;
-        self.identity = Some((found.dev(), found.ino()));
-        Ok(())
-    }
-
-    /// A folder that was removed must not come back with nothing but a checkpoint in it.
-    fn still_there(&self) -> Result<(), Fault> {
-        let found = fs::metadata(&self.path).ok().map(|found| (found.dev(), found.ino()));
-        if self.identity.is_none() || found == self.identity {
-            return Ok(());
-        }
-        let what = if found.is_none() { "was removed or moved" } else { "was replaced by another folder" };
-        Err(Fault::failed(format!(
-            "output_dir {} {what} while the run was writing to it",
-            self.path.display()
-        ))
-        .hint("leave output_dir alone while a run writes to it"))
+        self.0.path()
     }
 
     /// Fills a temporary folder beside the one of this name, adds the sums of all its files, then puts it in that one's place.
@@ -65,15 +46,17 @@ impl Home {
         name: &str,
         fill: impl FnOnce(&Path) -> Result<Sums, Fault>,
     ) -> Result<PathBuf, Fault> {
-        self.still_there()?;
-        let target = self.path.join(name);
-        if target.exists() && !is_own(&target) {
-            return Err(Fault::failed(format!("{} is in the way: Dyad did not write it", target.display()))
+        self.0.still_there()?;
+        let target = self.path().join(name);
+        // That would be so again at every restart.
+        if target.symlink_metadata().is_ok() && !(is_real_folder(&target) && is_own(&target)) {
+            return Err(Fault::input(format!("{} is in the way: Dyad did not write it", target.display()))
                 .hint("move it away, then go on with --resume"));
         }
         let temporary = unfinished(&target);
         let io = |error: io::Error| cannot_write(&target, &error);
-        remove(&temporary).map_err(io)?;
+        removal::recover(self.path()).map_err(io)?;
+        removal::remove(&temporary, name).map_err(io)?;
         fs::create_dir(&temporary).map_err(io)?;
         let written = fill(&temporary).and_then(|sums| {
             let complete = || {
@@ -81,36 +64,23 @@ impl Home {
                 sync(&temporary)
             };
             complete().map_err(io)?;
-            self.still_there()?;
-            put(&temporary, &target).map_err(io)
+            self.0.still_there()
         });
+        let written = written.and_then(|()| removal::replace(&temporary, &target).map_err(io));
         if written.is_err() {
             // What is half written is of no use, and may be what fills the disk.
-            let _ = remove(&temporary);
+            let _ = fs::remove_dir_all(&temporary);
         }
         written.map(|()| target)
-    }
-}
-
-fn put(temporary: &Path, target: &Path) -> io::Result<()> {
-    remove(target)?;
-    fs::rename(temporary, target)?;
-    target.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
-}
-
-pub(super) fn remove(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 
 fn sync(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.is_dir() { sync(&path)? } else { File::open(&path)?.sync_all()? }
+        if path.is_dir() { sync(&path)? } else { dyad_proto::files::open(&path)?.sync_all()? }
     }
-    File::open(dir)?.sync_all()
+    dyad_proto::files::sync_folder(dir)
 }
 
 /// Copies the model's configuration (the first source that has a file gives it), and the tokenizer's files, all of them from
@@ -170,8 +140,11 @@ mod tests {
         assert!(fault.is_err());
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "old");
         assert!(!dir.path().join(".tmp-final").exists());
+        fs::write(target.join("scores.txt"), "precious").unwrap();
         home.write("final", text("b", "new")).unwrap();
         assert!(!target.join("a").exists() && target.join("b").exists());
+        let kept = dir.path().join("final-kept");
+        assert!(!kept.join("a").exists() && kept.join("scores.txt").exists());
         assert!(!dir.path().join(".tmp-final").exists());
         assert_eq!(Manifest::read(&target).unwrap().unwrap().verify(&target), Ok(()));
     }
@@ -183,6 +156,7 @@ mod tests {
         fs::write(dir.path().join("checkpoint-5/trainer_state.json"), "{}").unwrap();
         let fault = Home::new(dir.path()).write("checkpoint-5", text("a", "new")).unwrap_err();
         assert!(fault.message.ends_with("checkpoint-5 is in the way: Dyad did not write it"), "{fault}");
+        assert_eq!(fault.code.exit_status(), 2, "a restart would meet it again");
         assert!(dir.path().join("checkpoint-5/trainer_state.json").exists());
     }
 
@@ -190,8 +164,7 @@ mod tests {
     fn an_output_folder_that_was_removed_or_replaced_does_not_come_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/out");
-        let mut home = Home::new(&path);
-        home.settle().unwrap();
+        let home = Home::settled(&path).unwrap();
         home.write("final", text("a", "old")).unwrap();
         fs::rename(&path, dir.path().join("moved")).unwrap();
         let fault = home.write("final", text("a", "new")).unwrap_err();

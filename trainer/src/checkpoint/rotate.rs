@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use dyad_proto::files::read_to_string;
+use dyad_proto::removal::remove;
 use dyad_proto::run_folder::{checkpoint_step, unfinished};
 
-use super::files::remove;
 use super::{STATE_FILE, State};
 
 /// Checkpoints that nobody asked for: so many are kept, so that one is left if the newest gets damaged.
@@ -24,9 +25,10 @@ pub fn rotate(output_dir: &Path, newest: u64, limit: Option<u32>) {
         let path = output_dir.join(format!("checkpoint-{step}"));
         // Under another name first: what is half removed must not look like a checkpoint.
         let out_of_sight = unfinished(&path);
-        let removed = remove(&out_of_sight)
+        let name = format!("checkpoint-{step}");
+        let removed = remove(&out_of_sight, &name)
             .and_then(|()| fs::rename(&path, &out_of_sight))
-            .and_then(|()| remove(&out_of_sight));
+            .and_then(|()| remove(&out_of_sight, &name));
         match removed {
             Ok(()) => tracing::info!("removed {}, there are newer ones", path.display()),
             Err(error) => tracing::warn!("cannot remove {}: {error}", path.display()),
@@ -40,7 +42,7 @@ fn saved(output_dir: &Path, newest: u64) -> Vec<Saved> {
     let mut saved: Vec<Saved> = folders
         .filter_map(|path| {
             let step = checkpoint_step(&path).filter(|step| *step <= newest)?;
-            let text = fs::read_to_string(path.join(STATE_FILE)).ok()?;
+            let text = read_to_string(&path.join(STATE_FILE)).ok()?;
             let state = serde_json::from_str::<State>(&text).ok().filter(|state| state.step == step)?;
             Some(Saved { step, rotates: state.rotates })
         })
