@@ -13,12 +13,13 @@ help: ## Show this list.
 
 build: ## Install libtorch into .libtorch/ if it is missing and build target/release/{launcher,coordinator,trainer}.
 	@deploy/install-libtorch.sh
-	cargo build --release --workspace --bins --quiet
+	@[ -x target/release/launcher ] || echo "building: the first time takes about 10 minutes on two cores"
+	cargo build --release --workspace --bins
 
 cuda: ## Install the full CUDA set of libtorch (about 5 GB); the same binaries then train on GPUs.
 	@deploy/install-libtorch.sh --cuda
 
-quickstart: build ## Train a small model on the shipped preference pairs: SFT, then DPO on two trainers (about 4 minutes).
+quickstart: build ## Train a small model on the shipped preference pairs: SFT, then DPO on two trainers (about 2 minutes, and the first build).
 	@examples/quickstart/quickstart.sh
 
 test: build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.

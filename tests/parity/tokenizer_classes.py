@@ -104,8 +104,8 @@ def cases() -> dict[str, Json]:
 
     def case(name: str, tokenizer: Tokenizer, family: str = "llama", refused: str | None = None, **config: Any) -> None:
         config.setdefault("chat_template", SPECIAL)
-        special_map = config.pop("special_map", None)
-        found[name] = {"tokenizer": tokenizer, "family": family, "config": config, "refused": refused, "map": special_map}
+        special_map, files = config.pop("special_map", None), config.pop("files", {})
+        found[name] = {"tokenizer": tokenizer, "family": family, "config": config, "refused": refused, "map": special_map, "files": files}
 
     for label, tokenizer in [("spm", spm), ("metaspace", metaspace), ("extra", extra)]:
         case(f"{label}-as-it-is", tokenizer)
@@ -151,6 +151,25 @@ def cases() -> dict[str, Json]:
     ]:
         case(f"names-{label}", bytes_, special_map=special_map, **keys)
         case(f"names-{label}-llama", extra, special_map=special_map, tokenizer_class="LlamaTokenizer", **keys)
+    one, two = "first {{ messages[0].content }}", "second {{ messages[0].content }}"
+    jinja, tools = "chat_template.jinja", "additional_chat_templates/tool_use.jinja"
+    none = "several chat templates and none is called default"
+    pairs = [{"name": "tool_use", "template": one}, {"name": "default", "template": two}]
+    for label, template, files, refused in [
+        ("text", one, {}, None),
+        ("file-over-text", one, {jinja: two}, None),
+        ("listed", pairs, {}, None),
+        ("named", {"default": one, "rag": two}, {}, None),
+        ("file-beside-others", None, {jinja: one, tools: two}, None),
+        ("default-among-others", None, {"additional_chat_templates/default.jinja": one, tools: two}, None),
+        ("both-defaults", None, {jinja: one, "additional_chat_templates/default.jinja": two}, None),
+        ("listed-without-default", pairs[:1], {}, none),
+        ("named-without-default", {"rag": one, "tool_use": two}, {}, none),
+        ("others-over-text", one, {tools: two}, none),
+        ("no-template", None, {}, "has no chat template"),
+        ("old-file", None, {"chat_template.json": json.dumps({"chat_template": one})}, "has no chat template"),
+    ]:
+        case(f"template-{label}", bytes_, refused=refused, files=files, chat_template=template)
     case("dropout", dropout, refused="model.dropout = 0.1 is not supported")
     case("unigram-as-it-is", unigram(), tokenizer_class="PreTrainedTokenizerFast")
     case("unigram-llama", unigram(), refused="LlamaTokenizer needs a vocabulary with merges", tokenizer_class="LlamaTokenizer")
@@ -161,6 +180,9 @@ def write(folder: Path, case: Json) -> None:
     folder.mkdir(parents=True)
     case["tokenizer"].save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(case["config"]))
+    for path, text in case["files"].items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
     if case["map"]:
         (folder / "special_tokens_map.json").write_text(json.dumps(case["map"]))
     family, _, tokenizer_class = case["family"].partition(":")
@@ -174,12 +196,24 @@ def main(target: Path) -> None:
         write(target / name, case)
         if case["refused"]:
             result[name] = {"refused": case["refused"]}
+            if name.startswith("template-"):
+                fails(target / name)
             continue
         tokenizer = AutoTokenizer.from_pretrained(str(target / name))
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
         special = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
         result[name] = {"ids": ids, "special": special}
     (target / "tokenizers.json").write_text(json.dumps({"texts": TEXTS, "cases": result}))
+
+
+def fails(folder: Path) -> None:
+    """transformers has no template for such a folder either."""
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    except ValueError:
+        return
+    raise SystemExit(f"{folder.name}: transformers finds a template")
 
 
 def classes() -> list[str]:

@@ -70,6 +70,44 @@ fn every_tokenizer_folder_gives_the_ids_of_transformers_or_is_refused_by_name() 
     );
 }
 
+/// Template and special tokens mean something only with the tokenizer beside them.
+#[test]
+fn final_carries_the_one_set_of_tokenizer_files_that_was_trained_with() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\nfrom_checkpoint = \"start\"\n");
+    workspace.new_model("start", &["--seed", "3"]);
+    workspace.write("model/special_tokens_map.json", r#"{"bos_token": "!"}"#);
+    workspace.write("model/chat_template.jinja", "{{ messages[0].content }}");
+    let template = "{% for m in messages %}{{ m.content }}|{% endfor %}";
+    workspace.write("start/chat_template.jinja", template);
+    workspace.train(1, "out", &[]);
+    let saved = |name: &str| fs::read_to_string(workspace.path("out/final").join(name));
+    assert_eq!(saved("chat_template.jinja").unwrap(), template);
+    assert!(saved("special_tokens_map.json").is_err(), "of the other folder");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        assert_eq!(saved(name).unwrap(), fs::read_to_string(workspace.path("start").join(name)).unwrap());
+    }
+}
+
+/// An adapter's folder has no config.json, from which transformers knows that a tokenizer is Qwen2's.
+#[test]
+fn the_tokenizer_beside_an_adapter_is_the_one_that_was_trained_with() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\nlora = true\n");
+    fs::remove_dir_all(workspace.path("model")).unwrap();
+    workspace.new_model("model", &["--model-type", "qwen2"]);
+    let config = workspace.path("model/tokenizer.json");
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    (json["normalizer"], json["pre_tokenizer"]["pretokenizers"][0]) =
+        (Value::Null, json!({"type": "Digits", "individual_digits": false}));
+    fs::write(config, json.to_string()).unwrap();
+    let output = workspace.launch(1, &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("tokenizer.json: its normalizer is passed over"), "{}", text(&output));
+    let (base, adapter) =
+        (load(&workspace.path("model")).unwrap(), load(&workspace.path("out/final")).unwrap());
+    let words = "In 1234 ways it's cafe\u{301}.\n\n What?";
+    assert_eq!(adapter.encode(words).unwrap(), base.encode(words).unwrap());
+}
+
 /// A class that makes something else of tokenizer.json is known, or refused; a name that transformers does not know is none.
 #[test]
 fn every_class_of_transformers_that_rebuilds_a_tokenizer_is_known_or_refused() {
