@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -23,6 +23,10 @@ use crate::{Fault, files};
 pub const LOCK: &str = ".dyad-lock";
 /// The environment variable by which a coordinator learns the number of the open file that it was handed.
 pub const HANDED_OVER: &str = "DYAD_OUTPUT_LOCK";
+
+/// As long a folder is waited for whose holder is dead: its coordinator has inherited the lock, and dies with it, but not at once.
+const LEAVING: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The right to write into an output folder, for as long as it lives.
 #[derive(Debug)]
@@ -56,10 +60,15 @@ impl Ownership {
         }
         std::fs::create_dir_all(dir).map_err(|error| unusable(dir, &error))?;
         let folder = seen()?;
+        let began = Instant::now();
         loop {
             let file = open(&path, true).map_err(|error| unusable(&path, &error))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
+                Err(Errno::WOULDBLOCK) if began.elapsed() < LEAVING && is_leaving(&file) => {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
                 Err(Errno::WOULDBLOCK) => return Err(in_use(dir, &file)),
                 Err(error) => {
                     tracing::warn!(
@@ -174,6 +183,12 @@ fn refuse_foreign(path: &Path, file: &File) -> Result<(), Fault> {
         .hint("move it away, or choose another output_dir"))
 }
 
+/// Whether the process that took the lock was of this host and is gone.
+fn is_leaving(file: &File) -> bool {
+    let gone = |owner: Owner| owner.host == host() && !Path::new(&format!("/proc/{}", owner.pid)).exists();
+    read(file).is_some_and(gone)
+}
+
 fn has_other_names(file: &File) -> bool {
     file.metadata().is_ok_and(|about| about.nlink() > 1)
 }
@@ -246,6 +261,23 @@ mod tests {
         drop(first);
         assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
         drop(Ownership::take(&out).unwrap());
+    }
+
+    /// Its coordinator has the lock for a moment longer.
+    #[test]
+    fn a_folder_whose_owner_was_killed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Ownership::take(dir.path()).unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let owner = Owner { host: host(), pid: dead.id(), run_id: String::new(), started: now() };
+        say(first.file.as_ref().unwrap(), &owner).unwrap();
+        assert!(is_leaving(first.file.as_ref().unwrap()));
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| Ownership::take(dir.path()));
+            drop(first);
+            assert!(second.join().unwrap().is_ok());
+        });
     }
 
     /// What a killed owner leaves is no lock.
