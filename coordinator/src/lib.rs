@@ -7,6 +7,8 @@
 //! [`service`], [`health`] and [`watch`] (gRPC), [`print`] (events to a log), [`engine`] (carries the commands out), [`complete`] (instead of it, where
 //! nothing is left to do), [`cli`] (flags).
 //! [`observe`] and [`tensorboard`] show what happens to others.
+// Tests read what they wrote; all else goes through `dyad_proto::files`.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod cli;
 pub mod complete;

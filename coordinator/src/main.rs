@@ -1,4 +1,6 @@
 //! `coordinator`: parse, check, bind, announce, serve, say how it ended.
+// Tests read what they wrote; all else goes through `dyad_proto::files`.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 use std::io::Write;
 use std::net::SocketAddr;

@@ -49,6 +49,10 @@ impl ReferenceStore {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| Fault::input(cannot(path, &error)).hint(HINT))?;
         }
+        // SQLite would wait for a pipe, and write to a device.
+        if path.symlink_metadata().is_ok() {
+            dyad_proto::files::open(path).map_err(|error| Fault::input(cannot(path, &error)).hint(HINT))?;
+        }
         let opened = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY)?;
             // Losing the last rows to a power cut costs computing them again.

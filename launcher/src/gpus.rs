@@ -22,7 +22,7 @@ impl Present {
             .into_iter()
             .flatten()
             .flatten()
-            .map(|entry| std::fs::read_to_string(entry.path().join("information")).unwrap_or_default())
+            .map(|entry| dyad_proto::files::of_kernel(entry.path().join("information")).unwrap_or_default())
             .collect();
         if listed.is_empty() {
             return Self { count: device_files(&root.join("dev")), uuids: Vec::new() };

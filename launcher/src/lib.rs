@@ -12,6 +12,8 @@
 //! - [`restart`]: whether a run that failed is started again.
 //! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
 //! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
+// Tests read what they wrote; all else goes through `dyad_proto::files`.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod agent;
 pub mod allowance;

@@ -1,4 +1,6 @@
 //! Entry point of the launcher: command line in, exit status out.
+// Tests read what they wrote; all else goes through `dyad_proto::files`.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -22,10 +22,11 @@ impl Topology {
     pub fn read(root: &Path, allowed: &[usize]) -> Self {
         let cores = |node: usize| -> Vec<usize> {
             let path = root.join(format!("sys/devices/system/node/node{node}/cpulist"));
-            let list = std::fs::read_to_string(path).unwrap_or_default();
+            let list = dyad_proto::files::of_kernel(path).unwrap_or_default();
             parse_list(&list).into_iter().filter(|core| allowed.contains(core)).collect()
         };
-        let online = std::fs::read_to_string(root.join("sys/devices/system/node/online")).unwrap_or_default();
+        let online =
+            dyad_proto::files::of_kernel(root.join("sys/devices/system/node/online")).unwrap_or_default();
         let nodes = parse_list(&online).into_iter().map(cores).filter(|cores| !cores.is_empty()).collect();
         let mut buses: Vec<String> = std::fs::read_dir(root.join("proc/driver/nvidia/gpus"))
             .map(|entries| {
@@ -36,7 +37,7 @@ impl Topology {
         let near = |bus: &String| {
             let path = root.join(format!("sys/bus/pci/devices/{bus}/numa_node"));
             // -1 where the firmware does not say.
-            let node = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+            let node = dyad_proto::files::of_kernel(path).ok().and_then(|text| text.trim().parse().ok());
             node.map_or_else(Vec::new, cores)
         };
         Self { gpus: buses.iter().map(near).collect(), nodes }

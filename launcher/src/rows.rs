@@ -9,7 +9,8 @@ pub type Row = HashMap<String, f64>;
 /// All rows of a file; empty when there is none.
 #[must_use]
 pub fn read(path: &Path) -> Vec<Row> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = dyad_proto::files::read_rows(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let row = |line: &str| {
         let json: HashMap<String, serde_json::Value> = serde_json::from_str(line).ok()?;
         Some(json.into_iter().filter_map(|(key, value)| Some((key, value.as_f64()?))).collect())

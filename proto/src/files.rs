@@ -52,7 +52,12 @@ pub fn of_kernel(path: impl AsRef<Path>) -> io::Result<String> {
 
 /// Returns once the names in a folder are on the disk.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    open_folder(path)?.sync_all()
+}
+
+/// Opens a folder, to lock or to sync it.
+pub fn open_folder(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)
 }
 
 /// The text of a regular file or, where the user's shell opened one for the process, of a pipe (`<(…)`, `/dev/stdin`); at most so

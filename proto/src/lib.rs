@@ -18,6 +18,8 @@
 //! - [`security`]: certificates, keys and tokens of a process, and the way to the coordinator.
 //! - [`signals`]: those that stay ignored.
 //! - [`fault`]: an error with a hint, its code and its exit status.
+// Tests read what they wrote; all else goes through `dyad_proto::files`.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod fault;
 pub mod files;

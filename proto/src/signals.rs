@@ -4,7 +4,7 @@
 /// anything listens for the signal.
 #[must_use]
 pub fn is_ignored(signal: i32) -> bool {
-    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, signal))
+    crate::files::of_kernel("/proc/self/status").is_ok_and(|status| ignores(&status, signal))
 }
 
 fn ignores(status: &str, signal: i32) -> bool {

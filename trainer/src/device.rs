@@ -92,7 +92,7 @@ pub fn compute_kind(dtype: Dtype, device: Device) -> Kind {
 }
 
 fn cpu_has_bfloat16() -> bool {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let info = dyad_proto::files::of_kernel("/proc/cpuinfo").unwrap_or_default();
     let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     flags.split_whitespace().any(|flag| flag == "avx512_bf16" || flag == "amx_bf16")
 }

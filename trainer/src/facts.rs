@@ -6,7 +6,7 @@ use std::path::Path;
 use dyad_data::adapter::ADAPTER_CONFIG;
 use dyad_proto::fingerprint::fact;
 use dyad_proto::wire::Fact;
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, files};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tch::Device;
@@ -48,7 +48,8 @@ const CAPABILITIES: [&str; 2] = ["DYAD_CPU_CAPABILITY", "ATEN_CPU_CAPABILITY"];
 /// Version and digest of this program. Two builds may compute anything otherwise.
 #[must_use]
 pub fn build() -> String {
-    let program = std::fs::read("/proc/self/exe").unwrap_or_default();
+    let mut program = Vec::new();
+    let _ = files::open(Path::new("/proc/self/exe")).map(|mut file| file.read_to_end(&mut program));
     format!("{} ({})", env!("CARGO_PKG_VERSION"), short(&program))
 }
 
@@ -182,7 +183,7 @@ fn processor(device: Device) -> String {
         let of = |(major, minor)| format!("a GPU of compute capability {major}.{minor}");
         return capability(index).map_or_else(|_| "an unknown GPU".to_owned(), of);
     }
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let info = files::of_kernel("/proc/cpuinfo").unwrap_or_default();
     let line = |key: &str| {
         let line = info.lines().find(|line| line.starts_with(key)).unwrap_or_default();
         line.split_once(':').map_or("", |(_, value)| value.trim())
@@ -198,10 +199,10 @@ fn processor(device: Device) -> String {
 
 /// Tells builds of libtorch apart: by the size of its library and where everything lies in it.
 fn libtorch() -> String {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let maps = files::of_kernel("/proc/self/maps").unwrap_or_default();
     let mut paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
     let head = paths.find(|path| path.ends_with("/libtorch_cpu.so")).and_then(|path| {
-        let file = std::fs::File::open(path).ok()?;
+        let file = files::open(Path::new(path)).ok()?;
         let mut bytes = file.metadata().ok()?.len().to_le_bytes().to_vec();
         file.take(1 << 20).read_to_end(&mut bytes).ok()?;
         Some(bytes)
@@ -215,7 +216,7 @@ fn short(bytes: &[u8]) -> String {
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
-    match std::fs::read(path) {
+    match files::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         read => read.map(Some).map_err(|error| unreadable(path, &error)),
     }

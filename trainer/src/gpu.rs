@@ -73,7 +73,7 @@ fn open(library: &Path) -> Result<(), String> {
 }
 
 fn beside_nvrtc() -> Vec<PathBuf> {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let maps = dyad_proto::files::of_kernel("/proc/self/maps").unwrap_or_default();
     let nvrtc = maps
         .lines()
         .filter_map(|line| line.split_whitespace().nth(5))

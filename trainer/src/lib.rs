@@ -7,6 +7,8 @@
 //! - [`checkpoint`], [`generate`], [`load`]: models in and out.
 //! - [`profile`], [`timing`], [`trace`], [`utilisation`]: where the time goes.
 //! - [`session`], [`feed`], [`start`], [`run`]: the coordinator's side of the process.
+// Tests read what they wrote; all else goes through `dyad_proto::files`.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod batch;
 pub mod checkpoint;

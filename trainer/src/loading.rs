@@ -77,14 +77,14 @@ fn one_should_read(ranks: &[Facts]) -> bool {
 }
 
 fn facts(model: &Path) -> Facts {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = dyad_proto::files::of_kernel("/proc/self/mountinfo").unwrap_or_default();
     let place = std::fs::canonicalize(model).unwrap_or_else(|_| model.to_owned());
     Facts { host: host(), remote: is_remote(&mounts, &place), lacks: Weights::open(model).is_err() }
 }
 
 /// Differs between machines, and is the same in all containers of one.
 fn host() -> i64 {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let id = dyad_proto::files::of_kernel("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(15).collect();
     i64::from_str_radix(&digits, 16).unwrap_or_default()
 }

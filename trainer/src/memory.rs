@@ -82,7 +82,7 @@ pub fn free_bytes(device: Device, ranks_here: u64) -> Option<u64> {
 }
 
 fn free_host_bytes() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let info = dyad_proto::files::of_kernel("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let available = line.split_whitespace().next()?.parse::<u64>().ok()? * 1024;
     Some(free_in_group().map_or(available, |group| group.min(available)))
@@ -91,7 +91,7 @@ fn free_host_bytes() -> Option<u64> {
 /// What the control group leaves, as in a container.
 fn free_in_group() -> Option<u64> {
     let read = |name: &str| {
-        let text = std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
+        let text = dyad_proto::files::of_kernel(format!("/sys/fs/cgroup/{name}")).ok()?;
         text.trim().parse::<u64>().ok()
     };
     Some(read("memory.max")?.saturating_sub(read("memory.current")?))

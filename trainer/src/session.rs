@@ -217,7 +217,7 @@ fn hello(identity: &Identity) -> Hello {
         incarnation: since.as_nanos() as u64 ^ u64::from(std::process::id()),
         protocol_version: PROTOCOL_VERSION,
         device: identity.device.clone(),
-        host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+        host: dyad_proto::files::of_kernel("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
         pid: std::process::id(),
         launch_index: identity.launch_index,
         build: crate::facts::build(),

@@ -38,7 +38,7 @@ impl Phases {
 /// Most resident memory this process has had, in bytes, by the kernel's account.
 #[must_use]
 pub fn peak_resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = dyad_proto::files::of_kernel("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib =
         line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());

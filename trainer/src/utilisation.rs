@@ -77,7 +77,7 @@ fn gpu_model(gpus: &Path) -> Option<String> {
         .ok()?
         .flatten()
         .filter_map(|gpu| {
-            let text = std::fs::read_to_string(gpu.path().join("information")).ok()?;
+            let text = dyad_proto::files::of_kernel(gpu.path().join("information")).ok()?;
             let line = text.lines().find_map(|line| line.strip_prefix("Model:"))?;
             Some(line.trim().to_owned())
         })

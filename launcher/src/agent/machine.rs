@@ -88,7 +88,7 @@ impl Hello {
 /// Name of this host.
 #[must_use]
 pub fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+    dyad_proto::files::of_kernel("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// Seconds since 1970.
@@ -107,7 +107,7 @@ pub fn interfaces() -> Vec<Interface> {
 /// Bytes of memory that can be had without swapping.
 #[must_use]
 pub fn free_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let text = dyad_proto::files::of_kernel("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
     line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
 }

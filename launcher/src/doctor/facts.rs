@@ -77,7 +77,7 @@ fn starts(trainer: &Path) -> Result<(), String> {
 }
 
 fn driver() -> Option<String> {
-    let text = std::fs::read_to_string("/sys/module/nvidia/version").ok()?;
+    let text = dyad_proto::files::of_kernel("/sys/module/nvidia/version").ok()?;
     Some(text.trim().to_owned())
 }
 
@@ -128,7 +128,7 @@ fn pairs(config: &RunConfig) -> Result<String, String> {
 }
 
 fn readable(path: &Path) -> Result<(), String> {
-    std::fs::File::open(path).map(drop).map_err(|error| error.to_string())
+    dyad_proto::files::open(path).map(drop).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -88,9 +88,12 @@ pub fn parse_list(text: &str) -> Result<Vec<Host>, Fault> {
     named_apart(hosts)
 }
 
-/// Reads a hostfile.
+/// Longest hostfile: a million hosts and more.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// Reads a hostfile, also what the shell has opened for this process (`<(scontrol show hostnames)`).
 pub fn read(path: &Path) -> Result<Vec<Host>, Fault> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let text = dyad_proto::files::read_to_string_or_pipe(path, MOST_BYTES).map_err(|error| {
         Fault::input(format!("cannot read hostfile {}: {error}", path.display())).hint(FORM)
     })?;
     parse(&path.display().to_string(), &text)

@@ -113,7 +113,7 @@ fn add_file(hash: &mut Sha256, path: &Path) -> Result<(), Fault> {
     let failed = |error: std::io::Error| {
         Fault::failed(format!("cannot read {}: {error}", path.display())).hint("run `make build` first")
     };
-    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let mut file = dyad_proto::files::open(path).map_err(failed)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer).map_err(failed)? {
@@ -131,7 +131,8 @@ fn short(digest: &[u8]) -> String {
 /// Which set of libtorch a folder holds, and the stamp that its installation left.
 #[must_use]
 pub fn libtorch_stamp(folder: &Path) -> Option<(&'static str, String)> {
-    let stamp = |set| Some((set, std::fs::read_to_string(folder.join(format!(".installed-{set}"))).ok()?));
+    let stamp =
+        |set| Some((set, dyad_proto::files::read_to_string(&folder.join(format!(".installed-{set}"))).ok()?));
     ["cuda", "cpu"].into_iter().find_map(stamp)
 }
 

@@ -6,8 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dyad_proto::Fault;
 use dyad_proto::security::Proof;
+use dyad_proto::{Fault, files};
 use ring::rand::{SecureRandom, SystemRandom};
 
 const PREFIX: &str = "dyad-tls-";
@@ -40,7 +40,7 @@ impl SecretFolder {
                 .hint("TMPDIR names another place for it")
         };
         DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
-        let lock = File::open(&path).map_err(failed)?;
+        let lock = files::open_folder(&path).map_err(failed)?;
         // A filesystem without locks has folders that are not swept.
         let _ = locked(&lock);
         Ok(Self { path, _lock: lock })
@@ -72,7 +72,7 @@ fn sweep(parent: &Path) {
         let Ok(about) = std::fs::symlink_metadata(&path) else { continue };
         let age = about.modified().ok().and_then(|made| made.elapsed().ok()).unwrap_or_default();
         let ours = about.is_dir() && about.uid() == own_user() && age > SETTLED;
-        if ours && File::open(&path).is_ok_and(|folder| locked(&folder)) {
+        if ours && files::open_folder(&path).is_ok_and(|folder| locked(&folder)) {
             let _ = std::fs::remove_dir_all(&path);
         }
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::TOKEN_FILE;
 use super::token::JoinToken;
-use crate::Fault;
+use crate::{Fault, files};
 
 /// The token of a coordinator, as long as that lives.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct Published {
 impl Drop for Published {
     fn drop(&mut self) {
         // Whoever has the port now may have written its own.
-        if fs::read_to_string(&self.path).is_ok_and(|text| text == self.text) {
+        if files::read_to_string(&self.path).is_ok_and(|text| text == self.text) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -63,7 +63,7 @@ fn find_in(parent: &Path, address: &str) -> Option<String> {
     if !here || own(&dir).is_err() {
         return None;
     }
-    fs::read_to_string(dir.join(name(port.parse().ok()?))).ok().map(|text| text.trim().to_owned())
+    files::read_to_string(&dir.join(name(port.parse().ok()?))).ok().map(|text| text.trim().to_owned())
 }
 
 /// The folder is this user's, and nobody else may look into it.

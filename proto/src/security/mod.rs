@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Fault;
 
+/// Longest file of a join token.
+const MOST_OF_A_TOKEN: u64 = 64 << 10;
+
 /// The environment variable that names the folder.
 pub const TLS_DIR: &str = "DYAD_TLS_DIR";
 
@@ -125,7 +128,7 @@ fn load_token(path: &Path) -> Result<String, Fault> {
         return Err(Fault::input(format!("every user of this machine can read the join token {shown}"))
             .hint(format!("chmod 600 {shown}, and make a new token")));
     }
-    let text = std::fs::read_to_string(path).map_err(about)?.trim().to_owned();
+    let text = crate::files::read_to_string_or_pipe(path, MOST_OF_A_TOKEN).map_err(about)?.trim().to_owned();
     token::JoinToken::parse(&text)
         .map_err(|what| Fault::input(format!("{shown}: {what}")).hint(token::FORM))?;
     Ok(text)
@@ -170,7 +173,7 @@ impl Material {
     pub fn load(dir: &Path) -> Result<Self, Fault> {
         let read = |name: &str| {
             let path = dir.join(name);
-            std::fs::read_to_string(&path).map_err(|error| {
+            crate::files::read_to_string(&path).map_err(|error| {
                 Fault::input(format!("cannot read {}: {error}", path.display())).hint(format!(
                     "{TLS_DIR} names a folder with ca.pem, cert.pem, key.pem and join-token (docs/security.md)"
                 ))

@@ -103,7 +103,8 @@ fn resource(service: &'static str) -> Resource {
     let set = Resource::builder().build();
     let unknown = |value: &opentelemetry::Value| value.as_str().starts_with("unknown_service");
     let named = set.get(&"service.name".into()).is_some_and(|value| !unknown(&value));
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let host =
+        dyad_proto::files::of_kernel("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let pid = std::process::id();
     let own = [
         ("service.namespace", SCOPE.into()),

@@ -10,6 +10,8 @@
 //!
 //! - O-1: training never waits for a collector. A full queue drops spans; the end of a process waits [`PATIENCE`] at most.
 //! - O-2: where traces are off, nothing is recorded.
+// Tests read what they wrote; all else goes through `dyad_proto::files`.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod context;
 mod exporter;

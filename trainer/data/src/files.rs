@@ -10,7 +10,7 @@ use crate::lfs::refuse_pointer;
 
 /// Text of a file, if there is one.
 pub fn text(path: &Path) -> Result<Option<String>, Fault> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match dyad_proto::files::read(path) {
         Ok(bytes) => bytes,
         // A link to nowhere is there.
         Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => return Ok(None),

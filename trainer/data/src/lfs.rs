@@ -1,6 +1,6 @@
 //! Git LFS pointers: what lies in a clone where `git lfs pull` has not run, under the names of the real files.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use dyad_proto::Fault;
@@ -16,18 +16,26 @@ pub fn refuse_pointer(path: &Path, start: &[u8]) -> Result<(), Fault> {
         .hint("run `git lfs pull` in the model's repository, or download the model again"))
 }
 
-/// Refuses a model folder in which a file is a pointer. What cannot be read is left to those who need it.
+/// Refuses a model folder in which a file is a pointer, or a pipe or device stands in the place of one: it would pass for a file that is not
+/// there. What cannot be read is left to those who need it.
 pub fn refuse_pointers_in(dir: &Path) -> Result<(), Fault> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
-    let mut paths: Vec<_> =
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    let visible = entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    let mut paths: Vec<_> = visible.map(|entry| entry.path()).filter(|path| !path.is_dir()).collect();
     paths.sort();
-    paths.iter().try_for_each(|path| refuse_pointer(path, &start_of(path)))
+    paths.iter().try_for_each(|path| match dyad_proto::files::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(Fault::input(format!("cannot read {}: {error}", path.display()))
+                .hint("remove it from the model's folder"))
+        }
+        _ => refuse_pointer(path, &start_of(path)),
+    })
 }
 
 fn start_of(path: &Path) -> Vec<u8> {
     let mut start = Vec::new();
-    let _ = std::fs::File::open(path).map(|file| file.take(FIRST_LINE.len() as u64).read_to_end(&mut start));
+    let _ =
+        dyad_proto::files::open(path).map(|file| file.take(FIRST_LINE.len() as u64).read_to_end(&mut start));
     start
 }
 
@@ -49,5 +57,19 @@ mod tests {
             "{fault}"
         );
         assert!(fault.hint.contains("git lfs pull"));
+    }
+
+    #[test]
+    fn a_device_in_the_place_of_a_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/null", dir.path().join(".hidden")).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("dangling")).unwrap();
+        refuse_pointers_in(dir.path()).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("adapter_config.json")).unwrap();
+        let fault = refuse_pointers_in(dir.path()).unwrap_err();
+        assert!(
+            fault.message.ends_with("adapter_config.json: it is a device, not a regular file"),
+            "{fault}"
+        );
     }
 }

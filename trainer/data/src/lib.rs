@@ -7,6 +7,8 @@
 //! - [`tokenize`]: one pair becomes prompt, chosen and rejected ids, by TRL's rule.
 //! - [`reference_key`]: names a reference model.
 //! - [`new_model`]: small random models to learn and test with.
+// Tests read what they wrote; all else goes through `dyad_proto::files`.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod adapter;
 mod chat_template;

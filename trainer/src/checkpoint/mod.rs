@@ -59,7 +59,7 @@ impl State {
             Fault::input(format!("cannot read {}: {error}", path.display()))
                 .hint("every trainer reads the checkpoint: it must lie under the same path on every host")
         };
-        let text = std::fs::read_to_string(&path).map_err(|error| broken(&error))?;
+        let text = dyad_proto::files::read_to_string(&path).map_err(|error| broken(&error))?;
         serde_json::from_str(&text).map_err(|error| broken(&error))
     }
 }

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -90,7 +89,7 @@ pub(super) fn write_file(path: &Path, tensors: &[(String, Stored)]) -> Result<Wr
 
 /// Of what stands before the tensors: the header and its length.
 fn header_sum(path: &Path) -> io::Result<Sum> {
-    let mut file = File::open(path)?;
+    let mut file = dyad_proto::files::open(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
     let mut header = Vec::new();

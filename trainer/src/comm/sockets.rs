@@ -19,7 +19,7 @@ pub(super) fn of_another_user(before: &HashSet<u64>) -> Option<u32> {
     let user = own_user();
     ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
         let table: Vec<Entry> =
-            std::fs::read_to_string(table).ok()?.lines().filter_map(Entry::parse).collect();
+            dyad_proto::files::of_kernel(table).ok()?.lines().filter_map(Entry::parse).collect();
         stranger(&table, &own, user)
     })
 }

@@ -2,7 +2,6 @@
 //! index says.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -237,12 +236,7 @@ fn map_file(path: &Path) -> Result<Mmap, Fault> {
         Fault::input(format!("cannot read {}: {error}", path.display()))
             .hint("the model folder is incomplete")
     };
-    if path.exists() && !path.is_file() {
-        return Err(
-            Fault::input(format!("{} is not a file", path.display())).hint("the model folder is damaged")
-        );
-    }
-    let file = File::open(path).map_err(cannot)?;
+    let file = dyad_proto::files::open(path).map_err(cannot)?;
     // SAFETY: the map is read-only; a model folder that changes under a running process is the user's to avoid.
     unsafe { Mmap::map(&file) }.map_err(cannot)
 }

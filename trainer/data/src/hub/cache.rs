@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use dyad_proto::safe_file;
+use dyad_proto::{files, safe_file};
 use sha2::{Digest, Sha256};
 
 use super::client::{Description, Trouble};
@@ -27,7 +27,7 @@ impl Repository {
     /// The folder of the commit that main was last seen at, if it holds a model; the error says what is missing.
     pub(super) fn complete(&self) -> Result<PathBuf, String> {
         let absent = || "is not in the Hugging Face cache".to_owned();
-        let commit = fs::read_to_string(self.dir.join("refs/main")).map_err(|_| absent())?;
+        let commit = files::read_to_string(&self.dir.join("refs/main")).map_err(|_| absent())?;
         if !is_plain_component(commit.trim()) {
             return Err(absent());
         }
@@ -126,7 +126,7 @@ fn fetched(
 }
 
 fn content_sha256(path: &Path) -> io::Result<String> {
-    let (mut file, mut hash) = (File::open(path)?, Sha256::new());
+    let (mut file, mut hash) = (files::open(path)?, Sha256::new());
     let mut piece = vec![0; 1 << 20];
     loop {
         match file.read(&mut piece)? {
@@ -138,7 +138,7 @@ fn content_sha256(path: &Path) -> io::Result<String> {
 
 /// A file that the index of the weights names and that is not there.
 fn missing_shard(folder: &Path) -> Option<String> {
-    let index = fs::read(folder.join("model.safetensors.index.json")).ok()?;
+    let index = files::read(&folder.join("model.safetensors.index.json")).ok()?;
     let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
     let names = index.get("weight_map")?.as_object()?.values().filter_map(|name| name.as_str());
     names.filter(|name| !folder.join(name).is_file()).map(str::to_owned).next()

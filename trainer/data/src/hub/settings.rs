@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use dyad_proto::Fault;
 
+/// Longest file of a token.
+const MOST_OF_A_TOKEN: u64 = 64 << 10;
+
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 /// What the environment says.
@@ -23,7 +26,7 @@ pub(super) struct Settings {
 impl Settings {
     /// Of this process.
     pub(super) fn from_environment() -> Result<Self, Fault> {
-        let read = |path: &Path| match std::fs::read_to_string(path) {
+        let read = |path: &Path| match dyad_proto::files::read_to_string_or_pipe(path, MOST_OF_A_TOKEN) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => {
