@@ -8,7 +8,7 @@ use clap::Parser;
 use dyad_proto::finished::{complete, kept_template_date};
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
-use dyad_proto::run_folder::RUN_CONFIG;
+use dyad_proto::run_folder::{RUN_CONFIG, begun_by};
 use dyad_proto::security::{TLS_DIR, TOKEN_FILE};
 use dyad_proto::{Fault, RunConfig, files};
 use dyad_telemetry::LogFormat;
@@ -63,8 +63,13 @@ pub struct Cli {
     pub resume: bool,
 
     /// Go on from the newest checkpoint in output_dir; where there is none, start (again). For schedulers that restart
-    #[arg(long, conflicts_with_all = ["overwrite", "resume"])]
+    #[arg(long)]
     pub auto_resume: bool,
+
+    /// The scheduler's job, with --auto-resume: only a run that this job has begun is gone on with. Until then everything is as without
+    /// --auto-resume, --overwrite and --resume beside it included
+    #[arg(long, value_name = "ID", requires = "auto_resume")]
+    pub job: Option<String>,
 
     /// Remove the metrics, checkpoints and final model of an earlier run in output_dir
     #[arg(long)]
@@ -140,11 +145,16 @@ pub struct Prepared {
 impl Cli {
     /// Checks config, data and output folder: everything that can be wrong before a trainer is there.
     pub fn prepare(&self) -> Result<Task, Fault> {
+        if self.auto_resume && self.job.is_none() && (self.resume || self.overwrite) {
+            return Err(Fault::input("--auto-resume beside --resume or --overwrite needs --job")
+                .hint("give --job ID, by which what this job has begun is told from what lay there before"));
+        }
         let mut config = read_config(&self.config)?;
         refuse_entangled(&config, &self.config)?;
         // Before anything else is looked at, which another run may be changing.
         let owner = Arc::new(Ownership::take(Path::new(&config.output_dir))?);
-        if matches!(self.mode(), Mode::Resume | Mode::AutoResume) && config.template_date.is_none() {
+        let mode = self.mode(Path::new(&config.output_dir));
+        if matches!(mode, Mode::Resume | Mode::AutoResume) && config.template_date.is_none() {
             let dir = Path::new(&config.output_dir);
             config.template_date = kept_template_date(dir).or_else(|| recorded_date(dir));
         }
@@ -152,7 +162,7 @@ impl Cli {
         config.fill_template_date();
         let data = Datasets::load(&config)?;
         let sha256 = data.train.sha256().to_owned();
-        let (dir, mode) = (Path::new(&config.output_dir), self.mode());
+        let dir = Path::new(&config.output_dir);
         if matches!(mode, Mode::Resume | Mode::AutoResume)
             && let Some(model) = complete(dir, &config, &|| Ok(sha256.clone()))?
         {
@@ -164,7 +174,7 @@ impl Cli {
             validation_sha256: data.validation_sha256().to_owned(),
             world_size: self.world_size,
         };
-        let output = output_dir::inspect(owner.folder(), mode, &now)?;
+        let output = output_dir::inspect(owner.folder(), mode, &now)?.of_job(self.job.clone());
         Ok(Task::Run(Box::new(Prepared { config_json: config.to_json()?, config, data, output, owner })))
     }
 
@@ -175,9 +185,10 @@ impl Cli {
         Sampling { first, every: self.trace_every }
     }
 
-    fn mode(&self) -> Mode {
+    fn mode(&self, output_dir: &Path) -> Mode {
+        let own = self.job.as_ref().is_none_or(|job| begun_by(output_dir, job));
         match (self.resume, self.overwrite) {
-            _ if self.auto_resume => Mode::AutoResume,
+            _ if self.auto_resume && own => Mode::AutoResume,
             (true, _) => Mode::Resume,
             (false, true) => Mode::Overwrite,
             (false, false) => Mode::Fresh,
@@ -238,6 +249,7 @@ fn run_id() -> String {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use dyad_proto::run_folder::JOB;
 
     use super::*;
 
@@ -256,10 +268,23 @@ mod tests {
         Cli::command().debug_assert();
         let parse =
             |args: &[&str]| Cli::try_parse_from([&["coordinator", "--config", "c.toml"], args].concat());
-        assert_eq!(parse(&["--world-size", "2", "--resume"]).unwrap().mode(), Mode::Resume);
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(dir.path().join(JOB), "7\n").unwrap();
+        let mode =
+            |args: &[&str], dir: &Path| parse(&[&["--world-size", "2"], args].concat()).unwrap().mode(dir);
+        assert_eq!(mode(&["--resume"], dir.path()), Mode::Resume);
         assert!(parse(&["--world-size", "2", "--resume", "--overwrite"]).is_err());
-        assert_eq!(parse(&["--world-size", "2", "--auto-resume"]).unwrap().mode(), Mode::AutoResume);
-        assert!(parse(&["--world-size", "2", "--auto-resume", "--overwrite"]).is_err());
+        assert_eq!(mode(&["--auto-resume"], other.path()), Mode::AutoResume);
+        for (flag, first) in
+            [(None, Mode::Fresh), (Some("--overwrite"), Mode::Overwrite), (Some("--resume"), Mode::Resume)]
+        {
+            let args: Vec<&str> = ["--auto-resume", "--job=7"].into_iter().chain(flag).collect();
+            assert_eq!(mode(&args, other.path()), first, "{flag:?}");
+            assert_eq!(mode(&args, dir.path()), Mode::AutoResume, "{flag:?}");
+        }
+        let fault =
+            parse(&["--world-size", "2", "--auto-resume", "--overwrite"]).unwrap().prepare().unwrap_err();
+        assert!(fault.message.contains("needs --job"), "{fault}");
         assert!(parse(&["--world-size", "0"]).is_err());
     }
 

@@ -144,7 +144,10 @@ async fn complete(
     (mut guard, health): (Guard, Health),
 ) -> Result<(), Fault> {
     tracing::info!("this run is complete: {}", model.display());
-    say(&serde_json::json!({ "complete": model }))?;
+    if let Err(fault) = say(&serde_json::json!({ "complete": model })) {
+        // The run is as complete as before.
+        tracing::warn!("{fault}");
+    }
     if !cli.tell_trainers {
         return Ok(());
     }

@@ -59,6 +59,8 @@ pub struct OutputPlan {
     remove: Vec<PathBuf>,
     /// Set when an earlier run goes on.
     pub resume: Option<ResumePoint>,
+    /// The scheduler's job that the run belongs to.
+    job: Option<String>,
 }
 
 /// What the run records: its configuration, rows of both kinds, and the same for TensorBoard.
@@ -88,10 +90,11 @@ pub fn inspect(folder: &Folder, mode: Mode, now: &Now) -> Result<OutputPlan, Fau
     removal::recover(dir).map_err(|error| unusable(dir, &error))?;
     let traces = traces(dir).map_err(|error| unusable(dir, &error))?;
     let unfinished = traces.iter().filter(|path| is_unfinished(path));
+    let plan = |remove, resume| OutputPlan { folder: folder.clone(), remove, resume, job: None };
     match mode {
         Mode::Fresh => {
             refuse_earlier_run(dir, &traces)?;
-            Ok(OutputPlan { folder: folder.clone(), remove: unfinished.cloned().collect(), resume: None })
+            Ok(plan(unfinished.cloned().collect(), None))
         }
         // What has neither checkpoint nor final model is worth nothing to a run that starts again.
         Mode::AutoResume => {
@@ -106,18 +109,24 @@ pub fn inspect(folder: &Folder, mode: Mode, now: &Now) -> Result<OutputPlan, Fau
         }
         Mode::Overwrite => {
             refuse_foreign(dir)?;
-            Ok(OutputPlan { folder: folder.clone(), remove: traces, resume: None })
+            Ok(plan(traces, None))
         }
         Mode::Resume => {
             // What is in the way of a checkpoint or of the model would be found when they are saved, after all the training.
             refuse_foreign(dir)?;
             let resume = Some(resume_point(dir, now)?);
-            Ok(OutputPlan { folder: folder.clone(), remove: unfinished.cloned().collect(), resume })
+            Ok(plan(unfinished.cloned().collect(), resume))
         }
     }
 }
 
 impl OutputPlan {
+    /// Of a job, which the folder then tells of from the first row on.
+    #[must_use]
+    pub fn of_job(self, job: Option<String>) -> Self {
+        Self { job, ..self }
+    }
+
     /// Removes what a run that died was in the middle of writing, which nobody can use, before this one writes the same.
     pub fn start(self, config_json: String) -> Result<Output, Fault> {
         self.remove.iter().filter(|path| is_unfinished(path)).try_for_each(|path| remove(path))?;
@@ -142,7 +151,13 @@ impl OutputPlan {
         let config = records::staged(dir, config_json, resumed)?;
         let (metrics, evaluations) = (self.rows(METRICS)?, self.rows(EVALUATION_METRICS)?);
         let board = EventFile::create(&dir.join(TENSORBOARD), self.step())?;
+        let job = || records::keep_job(dir, self.job.as_deref(), self.resume.is_some());
+        // Beside what is not removed yet it would tell of the earlier run.
+        let alone = self.remove.iter().all(|path| is_unfinished(path));
         let place = || -> Result<_, Fault> {
+            if alone {
+                job()?;
+            }
             let aside = Aside::put(self.removed_with_the_first_row())?;
             let metrics = metrics.place()?;
             let evaluations = evaluations.place()?;
@@ -151,6 +166,9 @@ impl OutputPlan {
                 .map_err(|error| unusable(dir, &error))?;
             files::sync_folder(dir).map_err(|error| unusable(dir, &error))?;
             aside.remove()?;
+            if !alone {
+                job()?;
+            }
             Ok((metrics, evaluations))
         };
         let (metrics, evaluations) = place().inspect_err(|_| board.discard())?;

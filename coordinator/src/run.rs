@@ -172,6 +172,8 @@ impl Run {
     /// Takes one event and says what to do.
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Command> {
         self.now = now;
+        // What the coordinator itself cannot do, such as write a row.
+        let own = matches!(event, Event::Fault(_));
         let handled = match event {
             Event::Message(id, message) => self.message(now, id, message),
             Event::Unreadable(id, what) => self.unreadable(id, &what),
@@ -184,7 +186,10 @@ impl Run {
         if let Err(fault) = handled
             && let Some(cause) = self.blame.accuse(now, fault)
         {
-            self.end(now, Some(cause));
+            match own {
+                true => self.end(now, Some(cause)),
+                false => self.end_by(now, cause),
+            }
         }
         std::mem::take(&mut self.commands)
     }

@@ -384,3 +384,34 @@ fn nobody_need_speak_while_others_are_awaited() {
     assert_eq!(fault.message, "1 of 2 trainers joined within 600 s (t1)");
     assert_eq!(fault.code, ErrorCode::Unavailable);
 }
+
+/// It is killed, or stands still, on its way out.
+#[test]
+fn a_trainer_that_is_lost_once_the_model_is_written_fails_nothing() {
+    let finishing = |saved: bool| {
+        let mut bench = Bench::at_work();
+        for (id, step) in (1..=20).flat_map(|step| [(A, step), (B, step)]) {
+            bench.0.report(id, step, 1);
+        }
+        let report = CheckpointReport { step: 20, path: "out/final".into(), r#final: true, seconds: 0.5 };
+        if saved {
+            bench.0.send(A, Up::CheckpointReport(report));
+        }
+        bench.0
+    };
+    let mut bench = finishing(true);
+    bench.run.handle(bench.now, Event::Closed(B));
+    assert_eq!(bench.failure(), None);
+    bench.run.handle(bench.now, Event::Closed(A));
+    assert_eq!(bench.run.outcome(bench.now), Some(Ok(())));
+    let mut bench = finishing(true);
+    bench.after(Duration::from_secs(40));
+    assert_eq!(bench.run.outcome(bench.now + Duration::from_secs(60)), Some(Ok(())));
+    let mut bench = finishing(false);
+    bench.run.handle(bench.now, Event::Closed(B));
+    assert!(bench.failure().unwrap().message.contains("died"));
+    // A row that cannot be written is missing, whatever else is there.
+    let mut bench = finishing(true);
+    bench.run.handle(bench.now, Event::Fault(Fault::failed("cannot write the row")));
+    assert!(bench.failure().is_some());
+}

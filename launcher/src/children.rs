@@ -177,6 +177,12 @@ impl Child {
         }
     }
 
+    /// Whether that is so already.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.end.borrow().is_some()
+    }
+
     /// Resolves when its host is lost; never when it ends in another way.
     pub fn lost(&self) -> impl Future<Output = Fault> + use<> {
         let mut end = self.end.clone();

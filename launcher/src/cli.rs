@@ -105,6 +105,14 @@ pub struct Options {
     /// Delete the metrics and checkpoints of an earlier run in `output_dir`.
     #[arg(long)]
     pub overwrite: bool,
+    /// Continue from the last complete checkpoint in `output_dir`; where there is none, start (again). A run that is complete stays as it
+    /// is. For schedulers that start a job again.
+    #[arg(long)]
+    pub auto_resume: bool,
+    /// The scheduler's job, with --auto-resume: only a run that this job has begun is gone on with. Until then everything is as without
+    /// --auto-resume, --overwrite or --resume beside it included.
+    #[arg(long, value_name = "ID", requires = "auto_resume")]
+    pub job: Option<String>,
     /// Check everything and print what would be started; start nothing.
     #[arg(long)]
     pub dry_run: bool,

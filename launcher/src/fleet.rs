@@ -92,7 +92,8 @@ impl Fleet {
         self.all().for_each(|child| child.signal(signal));
     }
 
-    async fn ended(&mut self) {
+    /// Returns when nobody is left.
+    pub async fn ended(&mut self) {
         for child in self.all() {
             child.ended().await;
         }

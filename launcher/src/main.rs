@@ -19,7 +19,7 @@ use launcher::hosts::{Hosts, environment};
 use launcher::interrupt::Interrupt;
 use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{self, Machine, Trainer, trainers};
-use launcher::preflight::NextConfig;
+use launcher::preflight::{Earlier, NextConfig};
 use launcher::restart::{Reached, Restarts};
 use launcher::security::{Security, SecurityOptions};
 use launcher::summary::Samples;
@@ -136,11 +136,13 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
         Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
     }
     let config = preflight::load(options, false)?;
-    if let Some(model) = preflight::complete(options, &config)? {
-        return print(&format!("this run is complete: {}\n", model.display()));
+    let earlier = Earlier::of(options, Path::new(&config.output_dir))?;
+    if let Some(model) = preflight::complete(earlier, &config)? {
+        console::tell(&format!("this run is complete: {}\n", model.display())).await;
+        return Ok(());
     }
     fit::check(options, &config, &trainers, &[Hello::here()])?;
-    let fresh = !options.resume && !options.overwrite;
+    let fresh = earlier == Earlier::Refused;
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
     if options.dry_run {
         preflight::look(&config, true, fresh)?;
@@ -175,11 +177,7 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
             }
         }
     }
-    tokio::select! {
-        () = tell(options, &config, &machine, &restarts) => Ok(()),
-        _ = interrupt.wait() => Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
-            .hint(format!("the model lies in {}", Path::new(&config.output_dir).join("final").display()))),
-    }
+    tell(options, &config, &machine, (&restarts, &mut interrupt)).await
 }
 
 /// One of possibly several starts of a run.
@@ -221,7 +219,10 @@ async fn launch_there(
         return print(&dry_run::describe_hosts(config, &trainers, (&listen, &devices, &tls), on_first));
     }
     let restarts = attempt.restarts;
-    let fresh = !options.resume && !options.overwrite && restarts.total() == 0;
+    // Whether the job has begun what lies on the hosts is not known here: the coordinator looks.
+    let fresh = Earlier::of(options, Path::new(&config.output_dir))? == Earlier::Refused
+        && !options.auto_resume
+        && restarts.total() == 0;
     let preparing = hosts.prepare(config, fresh);
     let (config_file, owner) = unless(interrupt, "the hosts looked at the run's files", preparing).await?;
     let config_file = NextConfig(config_file);
@@ -237,8 +238,7 @@ async fn launch_there(
         .instrument(launch_span())
         .await?;
     if output_dir.join("final").is_dir() {
-        tell(options, config, &Machine::here(), restarts).await;
-        return Ok(());
+        return tell(options, config, &Machine::here(), (restarts, interrupt)).await;
     }
     let host = &hosts.agent(0).host;
     let again = restarts.summary().map(|again| format!("restarts {again}\n")).unwrap_or_default();
@@ -255,8 +255,28 @@ fn launch_span() -> tracing::Span {
     span
 }
 
+/// Says it, and draws samples, which may take long, until somebody has had enough of that.
+async fn tell(
+    options: &Options,
+    config: &RunConfig,
+    machine: &Machine,
+    (restarts, interrupt): (&Restarts, &mut Interrupt),
+) -> Result<(), Fault> {
+    let signal = tokio::select! {
+        () = say(options, config, machine, restarts) => return Ok(()),
+        signal = interrupt.wait() => signal,
+    };
+    // A scheduler asks for an end, and the run has come to its own. A person learns that not all was shown.
+    if signal != libc::SIGINT {
+        return Ok(());
+    }
+    let model = Path::new(&config.output_dir).join("final");
+    Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
+        .hint(format!("the model lies in {}", model.display())))
+}
+
 /// What there is to say of a complete run.
-async fn tell(options: &Options, config: &RunConfig, machine: &Machine, restarts: &Restarts) {
+async fn say(options: &Options, config: &RunConfig, machine: &Machine, restarts: &Restarts) {
     let output_dir = Path::new(&config.output_dir);
     // The model is there: a plot or sample that fails must not make the run look failed.
     let plot = plot::draw(output_dir).unwrap_or_else(warn);
@@ -313,7 +333,14 @@ fn coordinator_flags(options: &Options, restarts: &Restarts) -> Vec<String> {
     // Until the run has a row of its own, what lies in the folder is an earlier run's, and still to be removed.
     let overwrite = options.overwrite && !restarts.has_rows();
     let again = restarts.total() > 0 && !overwrite;
-    let set = [("--resume", options.resume && !again), ("--overwrite", overwrite), ("--auto-resume", again)];
+    // The job's mark in the folder tells as much of later attempts, also those of a launcher that is started again.
+    let job = options.job.is_some();
+    flags.extend(options.job.iter().map(|job| format!("--job={job}")));
+    let set = [
+        ("--resume", options.resume && (job || !again)),
+        ("--overwrite", if job { options.overwrite } else { overwrite }),
+        ("--auto-resume", options.auto_resume || again),
+    ];
     flags.extend(set.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
     flags
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
-use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, refuse_obstacles, traces};
+use dyad_proto::run_folder::{NEXT_RUN_CONFIG, begun_by, refuse_earlier_run, refuse_obstacles, traces};
 use dyad_proto::{Fault, RunConfig, files, finished, pair_file, safe_file};
 use sha2::{Digest, Sha256};
 
@@ -113,9 +113,39 @@ fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {
         .hint("expected a Hugging Face model folder; transformers' save_pretrained writes one"))
 }
 
-/// The finished model of a run that is resumed and has nothing left to do. Nothing is written.
-pub fn complete(options: &Options, config: &RunConfig) -> Result<Option<PathBuf>, Fault> {
-    if !options.resume {
+/// What is to become of an earlier run in the output folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// There must be none.
+    Refused,
+    /// It goes.
+    Removed,
+    /// It goes on.
+    Resumed,
+    /// It goes on where there is something to go on from, or is tried again.
+    Tried,
+}
+
+impl Earlier {
+    /// As the options have it; what a job of a scheduler has begun, the same job goes on with.
+    pub fn of(options: &Options, output_dir: &Path) -> Result<Self, Fault> {
+        if options.auto_resume && options.job.is_none() && (options.resume || options.overwrite) {
+            return Err(Fault::input("--auto-resume beside --resume or --overwrite needs --job")
+                .hint("give --job ID, by which what this job has begun is told from what lay there before"));
+        }
+        let own = options.job.as_ref().is_none_or(|job| begun_by(output_dir, job));
+        Ok(match (options.resume, options.overwrite) {
+            _ if options.auto_resume && own => Self::Tried,
+            (true, _) => Self::Resumed,
+            (_, true) => Self::Removed,
+            _ => Self::Refused,
+        })
+    }
+}
+
+/// The finished model of a run that goes on and has nothing left to do. Nothing is written.
+pub fn complete(earlier: Earlier, config: &RunConfig) -> Result<Option<PathBuf>, Fault> {
+    if matches!(earlier, Earlier::Refused | Earlier::Removed) {
         return Ok(None);
     }
     let file = &config.training_file;

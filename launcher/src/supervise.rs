@@ -19,7 +19,7 @@ use futures::StreamExt;
 use tonic::Streaming;
 
 use crate::children::{Child, Signals, outcomes};
-use crate::console::Console;
+use crate::console::{Console, warn};
 pub use crate::fleet::Job;
 use crate::fleet::{Fleet, LEAVE, start_trainer};
 use crate::interrupt::Interrupt;
@@ -30,6 +30,9 @@ use crate::security::Security;
 
 /// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);
+
+/// How long processes may take to leave once the run is complete. What there is to write is written by then.
+const WAY_OUT: Duration = Duration::from_secs(10);
 
 /// Starts the job and returns when it is over and nothing of it is left. Once interrupted the run has the grace period to end.
 /// What the run came to is noted in `reached`.
@@ -73,7 +76,7 @@ pub async fn run(
 
 /// By what lies in the folder. On another host that is not seen from here.
 fn how_to_go_on(job: &Job<'_>) -> String {
-    run_folder::how_to_go_on(run_folder::newest_checkpoint(job.output_dir).as_deref())
+    run_folder::how_to_go_on_in(job.output_dir)
 }
 
 /// The coordinator says itself what is left of a run, unless it died of it.
@@ -150,7 +153,8 @@ async fn follow(
         Announced::Listening(address) => address,
         Announced::Complete(model) => {
             console.line(&format!("this run is complete: {model}"));
-            return everyone_left(fleet).await;
+            everyone_left(fleet).await;
+            return Ok(());
         }
     };
     for trainer in job.trainers {
@@ -175,7 +179,10 @@ async fn follow(
     };
     *reached = progress.0.reached;
     match failure {
-        Outcome::Complete => everyone_left(fleet).await,
+        Outcome::Complete => {
+            everyone_left(fleet).await;
+            Ok(())
+        }
         Outcome::Failed(fault) => Err(with_signal(fault, fleet).await),
         Outcome::Standing => Err(stopped(&fleet.coordinator, job, patience)),
         // The stream broke before the run ended: the coordinator is gone, or as good as that.
@@ -257,12 +264,28 @@ async fn first_failure(trainers: &mut [Child]) -> Fault {
     std::future::pending().await
 }
 
-/// After a complete run every process leaves in good order.
-async fn everyone_left(fleet: &mut Fleet) -> Result<(), Fault> {
-    for child in fleet.all() {
-        child.outcome().await?;
+/// After a complete run every process leaves in good order. The model is there: one that dies on its way out, or does not find it,
+/// changes nothing of that.
+async fn everyone_left(fleet: &mut Fleet) {
+    if tokio::time::timeout(WAY_OUT, fleet.ended()).await.is_err() {
+        for child in fleet.all().filter(|child| !child.has_ended()) {
+            let late = WAY_OUT.as_secs();
+            warn(&format!(
+                "{} is still there {late} s after the run was complete, and is ended",
+                child.label
+            ));
+        }
+        fleet.kill().await;
+        return;
     }
-    Ok(())
+    for child in fleet.all() {
+        match child.outcome().await {
+            Err(fault) if fault.code != ErrorCode::Echo => {
+                warn(&format!("once the run was complete: {fault}"))
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The coordinator's own account of its end, or what it looks like from here.

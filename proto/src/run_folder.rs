@@ -23,6 +23,8 @@ pub const NEXT_RUN_CONFIG: &str = ".dyad-next-run.json";
 pub const FINAL: &str = "final";
 /// Where the run stood, in a checkpoint.
 pub const STATE: &str = "dyad_state.json";
+/// The job of a scheduler that the folder's run was begun by.
+pub const JOB: &str = ".dyad-job";
 /// Moments and masters, in a checkpoint.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// Size and checksum of every file, in checkpoints and the finished model.
@@ -169,12 +171,30 @@ pub fn is_real_folder(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|about| about.is_dir())
 }
 
+/// Whether the folder's run was begun by this job of a scheduler: then the same job, queued again, goes on with it. What anybody else
+/// left there is as it was before the job's first start.
+#[must_use]
+pub fn begun_by(dir: &Path, job: &str) -> bool {
+    files::read_to_string(&dir.join(JOB)).is_ok_and(|begun| begun.trim_end() == job)
+}
+
 /// What to do after a run that had begun to train has failed.
 #[must_use]
 pub fn how_to_go_on(checkpoint: Option<&Path>) -> String {
     match checkpoint {
         Some(checkpoint) => format!("continue with --resume from {}", name(checkpoint)),
         None => "no checkpoint was written yet: start again with --overwrite; the key save_minutes says how often one is".into(),
+    }
+}
+
+/// The same by what lies in the folder: nobody is told to throw a finished model away.
+#[must_use]
+pub fn how_to_go_on_in(dir: &Path) -> String {
+    match newest_checkpoint(dir) {
+        None if dir.join(FINAL).is_dir() => {
+            "the folder holds a finished model: --resume tells whether anything is left to do".into()
+        }
+        checkpoint => how_to_go_on(checkpoint.as_deref()),
     }
 }
 
@@ -335,6 +355,25 @@ mod tests {
         assert_eq!(newest_checkpoint(dir.path()), None);
         write(dir.path(), "checkpoint-3/dyad_state.json");
         assert_eq!(newest_checkpoint(dir.path()), Some(dir.path().join("checkpoint-3")));
+    }
+
+    #[test]
+    fn a_finished_model_is_not_advised_to_be_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(how_to_go_on_in(dir.path()).ends_with("the key save_minutes says how often one is"));
+        write(dir.path(), "final/model.safetensors");
+        let advice = how_to_go_on_in(dir.path());
+        assert!(advice.contains("--resume") && !advice.contains("--overwrite"), "{advice}");
+        write(dir.path(), "checkpoint-3/dyad_state.json");
+        assert_eq!(how_to_go_on_in(dir.path()), "continue with --resume from checkpoint-3");
+    }
+
+    #[test]
+    fn a_job_knows_what_it_has_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!begun_by(dir.path(), "c/7") && !begun_by(dir.path(), ""));
+        std::fs::write(dir.path().join(JOB), "c/7\n").unwrap();
+        assert!(begun_by(dir.path(), "c/7") && !begun_by(dir.path(), "c/71") && !begun_by(dir.path(), "7"));
     }
 
     #[test]

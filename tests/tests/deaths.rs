@@ -147,6 +147,58 @@ fn ctrl_c_ends_the_sampling_after_a_run() {
     assert!(workspace.path("out/final/model.safetensors").exists());
 }
 
+/// A scheduler that ends the job; the run has come to its own end before.
+#[test]
+fn sigterm_after_a_run_leaves_it_complete() {
+    let workspace = Workspace::with_model(8, "");
+    let (launcher, sampler) = stuck_at_samples(&workspace);
+    terminate(launcher.id() as i32);
+    let (status, error) = outcome(launcher, &[sampler]);
+    assert!(status == Some(0) && !error.contains("error: "), "{error}");
+}
+
+/// A run whose trainer does something else once its work is over: what the launcher said, and its status.
+fn after_its_work(then: &str) -> (Option<i32>, String) {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    std::os::unix::fs::symlink(binary("coordinator"), workspace.path("coordinator")).unwrap();
+    let real = binary("trainer");
+    workspace.write("trainer", &format!("#!/bin/sh\n{} \"$@\"\n{then}\n", real.display()));
+    std::fs::set_permissions(workspace.path("trainer"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = workspace.launcher(1, &[]).env("DYAD_BIN_DIR", workspace.path(".")).output().unwrap();
+    assert!(workspace.path("out/final/model.safetensors").exists());
+    (output.status.code(), text(&output))
+}
+
+#[test]
+fn a_trainer_that_is_killed_once_the_run_is_complete_fails_nothing() {
+    let (status, said) = after_its_work("kill -KILL $$");
+    assert!(status == Some(0) && !said.contains("error: ") && !said.contains("--overwrite"), "{said}");
+    let warning = "warning: once the run was complete: trainer rank 0 (node0-cpu) died: killed by signal 9";
+    assert!(said.contains(warning), "{said}");
+}
+
+#[test]
+fn a_trainer_that_stays_once_the_run_is_complete_is_ended() {
+    let (status, said) = after_its_work("trap '' TERM; kill -STOP $$");
+    assert!(status == Some(0) && !said.contains("error: "), "{said}");
+    assert!(said.contains("warning: trainer rank 0 (node0-cpu) is still there"), "{said}");
+}
+
+/// Nobody reads what there is to say.
+#[test]
+fn a_complete_run_stays_complete_where_nothing_can_be_printed() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for args in [&[][..], &["--resume"], &["--auto-resume"]] {
+        let output = workspace.launcher(1, args).stdout(full()).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", text(&output));
+    }
+    let mut coordinator = std::process::Command::new(binary("coordinator"));
+    coordinator.current_dir(workspace.path(".")).args(["--world-size", "1", "--resume"]);
+    let output = coordinator.args(["--config", "out/run.json"]).stdout(full()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
 #[test]
 fn a_launcher_killed_while_sampling_leaves_nothing_behind() {
     let workspace = Workspace::with_model(8, "");

@@ -72,6 +72,44 @@ fn an_overwriting_run_that_is_killed_begins_anew_over_what_it_overwrites() {
     same(&workspace, "whole", "out");
 }
 
+/// A job that a scheduler queues again says the same as on its first start, and goes on with what it has begun, and nothing else.
+#[test]
+fn a_job_that_is_started_again_goes_on_with_its_own_run_alone() {
+    let workspace = Workspace::with_model(16, "max_steps = 6\nn_checkpoints = 3\n");
+    workspace.train(1, "whole", &["--set", "random_seed=1"]);
+    workspace.train(1, "out", &[]);
+    let weights = |dir: &str| fs::read(workspace.path(&format!("{dir}/final/model.safetensors"))).unwrap();
+    let job = |id: &str, more: &[&str]| {
+        let output =
+            workspace.launch(1, &[&["--auto-resume", "--job", id, "--set", "random_seed=1"], more].concat());
+        (output.status.code(), text(&output))
+    };
+    // What lies there is somebody else's, also where the job's first start came to nothing.
+    let (status, said) = job("c/7", &[]);
+    assert!(status == Some(2) && said.contains("already holds a run"), "{said}");
+    let (status, said) = job("c/7", &["--overwrite"]);
+    assert!(status == Some(0) && !said.contains("resumed"), "{said}");
+    assert!(weights("whole") == weights("out"));
+    // Complete, and queued again all the same.
+    let written = || fs::metadata(workspace.path("out/final/model.safetensors")).unwrap().modified().unwrap();
+    let before = written();
+    let (status, said) = job("c/7", &["--overwrite"]);
+    assert!(status == Some(0) && said.contains("this run is complete: "), "{said}");
+    assert_eq!(written(), before);
+    // Lost on its way.
+    fs::remove_dir_all(workspace.path("out/final")).unwrap();
+    let (status, said) = job("c/7", &["--overwrite"]);
+    assert!(status == Some(0) && said.contains("resumed after step "), "{said}");
+    same(&workspace, "whole", "out");
+    // Another job begins anew.
+    let (status, said) = job("c/8", &["--overwrite"]);
+    assert!(status == Some(0) && !said.contains("resumed") && !said.contains("complete: "), "{said}");
+    let (status, said) = job("c/7", &[]);
+    assert!(status == Some(2) && said.contains("already holds a run"), "{said}");
+    let output = workspace.launch(1, &["--auto-resume", "--overwrite"]);
+    assert!(output.status.code() == Some(2) && text(&output).contains("needs --job"), "{}", text(&output));
+}
+
 #[test]
 fn what_cannot_work_is_not_tried_again() {
     let workspace = Workspace::with_model(16, "");

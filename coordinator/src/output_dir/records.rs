@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use dyad_proto::run_folder::{RUN_CONFIG, resumed_config};
-use dyad_proto::safe_file::Staged;
+use dyad_proto::run_folder::{JOB, RUN_CONFIG, resumed_config};
+use dyad_proto::safe_file::{self, Staged};
 use dyad_proto::{Fault, files};
 use serde_json::Value;
 
@@ -27,6 +27,18 @@ fn place(dir: &Path, config_json: &str, resumed: Option<u64>) -> Option<PathBuf>
     }
 }
 
+/// Whose run it is: a job of a scheduler's, or nobody's that comes again. Who goes on by hand with what a job has begun takes nothing
+/// from it.
+pub(super) fn keep_job(dir: &Path, job: Option<&str>, resumed: bool) -> Result<(), Fault> {
+    let path = dir.join(JOB);
+    let kept = match job {
+        Some(job) => safe_file::write(&path, format!("{job}\n").as_bytes()),
+        None if resumed || !path.exists() => Ok(()),
+        None => std::fs::remove_file(&path),
+    };
+    kept.map_err(|error| unusable(&path, &error))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -36,6 +48,22 @@ mod tests {
     fn keep(dir: &Path, config_json: &str, resumed: Option<u64>) -> Result<(), Fault> {
         let staged = staged(dir, config_json, resumed)?;
         staged.map_or(Ok(()), |staged| staged.place().map(drop).map_err(|error| unusable(dir, &error)))
+    }
+
+    #[test]
+    fn a_folder_tells_which_job_began_its_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let begun = || fs::read_to_string(dir.path().join(JOB)).ok();
+        for (job, resumed, kept) in [
+            (None, false, None),
+            (Some("7"), false, Some("7\n")),
+            (None, true, Some("7\n")),
+            (Some("8"), true, Some("8\n")),
+            (None, false, None),
+        ] {
+            keep_job(dir.path(), job, resumed).unwrap();
+            assert_eq!(begun().as_deref(), kept, "{job:?} {resumed}");
+        }
     }
 
     #[test]

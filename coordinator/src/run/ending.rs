@@ -57,6 +57,17 @@ impl Run {
         self.stage = Stage::Ended { failure, deadline: now + FAREWELL };
     }
 
+    /// Ends the run by what a trainer did or suffered. Once the model of all steps is written, one that dies on its way out, or does not
+    /// find it, changes nothing of that.
+    pub(super) fn end_by(&mut self, now: Instant, cause: Fault) {
+        let complete =
+            matches!(self.stage, Stage::Finishing) && self.saved.as_ref().is_some_and(|saved| saved.r#final);
+        if complete {
+            tracing::warn!("once the run was complete: {cause}");
+        }
+        self.end(now, (!complete).then_some(cause));
+    }
+
     /// Once steps may have been done, the hint says what became of them.
     fn advised(&self, fault: Fault) -> Fault {
         let lost = matches!(fault.code, ErrorCode::Failed | ErrorCode::Unavailable);

@@ -52,7 +52,7 @@ impl Watch {
 impl Run {
     pub(super) fn tick(&mut self, now: Instant) -> Result<(), Fault> {
         if let Some(cause) = self.blame.overdue(now) {
-            self.end(now, Some(cause));
+            self.end_by(now, cause);
         }
         let passed = self.watch.pass(now);
         if self.watch.beat_is_due() {

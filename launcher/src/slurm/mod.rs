@@ -77,10 +77,11 @@ pub struct SlurmOptions {
 /// Prints or submits the script.
 pub async fn run(options: &SlurmOptions) -> Result<(), Fault> {
     // A mistake here would be found hours later otherwise.
-    let config = RunConfig::load(&options.config, &options.overrides)?;
+    RunConfig::load(&options.config, &options.overrides)?;
+    script::check(options)?;
     let folder =
         std::env::current_dir().map_err(|error| Fault::failed(format!("no working directory: {error}")))?;
-    let script = script::write(options, &config.output_dir, &folder, &own_folder()?.join("launcher"))?;
+    let script = script::write(options, &folder, &own_folder()?.join("launcher"))?;
     if options.gpus_per_node.is_none() {
         warn(
             "the job asks for no GPUs by --gpus-per-node: trainers use those that its nodes show, and the CPU where they show none",

@@ -3,18 +3,15 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use clap::Parser as _;
 use dyad_proto::Fault;
 
+use crate::cli::CommandLine;
 use crate::hosts::transport::quoted;
 use crate::slurm::SlurmOptions;
 
 /// The script's text.
-pub fn write(
-    options: &SlurmOptions,
-    output_dir: &str,
-    folder: &Path,
-    launcher: &Path,
-) -> Result<String, Fault> {
+pub fn write(options: &SlurmOptions, folder: &Path, launcher: &Path) -> Result<String, Fault> {
     let mut out = String::from("#!/bin/bash\n");
     for option in sbatch(options) {
         // A line of its own, or the option would become something else.
@@ -25,21 +22,15 @@ pub fn write(
         let _ = writeln!(out, "#SBATCH {option}");
     }
     let folder = quoted(&folder.to_string_lossy());
-    let output = quoted(&Path::new(output_dir).to_string_lossy());
     let command = command(options, launcher);
     let _ = write!(
         out,
         r#"
 cd {folder} || exit 2
-output={output}
 
-# Queued again, the run goes on from its newest checkpoint; one that never wrote any begins anew.
-again=()
-if [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ]; then
-  if compgen -G "$output/checkpoint-[1-9]*" > /dev/null; then again=(--resume); else again=(--overwrite); fi
-fi
-
-{command} "${{again[@]}}" &
+# Queued again, the job goes on with the run that it has begun: from its newest checkpoint, anew where there is none, not at all once
+# it is complete. What lay in the output folder before is as on the first start.
+{command} --auto-resume --job "${{SLURM_CLUSTER_NAME:-slurm}}/$SLURM_JOB_ID" &
 launcher=$!
 
 # USR1 comes before the time limit, TERM when the job is preempted or cancelled: the launcher ends with a checkpoint.
@@ -89,7 +80,31 @@ fn sbatch(options: &SlurmOptions) -> Vec<String> {
     all
 }
 
+/// Refuses options for the launcher that it would refuse itself, hours later.
+pub fn check(options: &SlurmOptions) -> Result<(), Fault> {
+    let added = ["--auto-resume", "--job", "0"].map(str::to_owned);
+    let words = words(options, Path::new("launcher")).into_iter().chain(added);
+    let line = match CommandLine::try_parse_from(words) {
+        Ok(line) => line,
+        Err(error) => {
+            let said = error.to_string();
+            let said = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            return Err(Fault::input(format!("the launcher in the job would refuse its options: {said}"))
+                .hint("what stands behind `--` are options of `launcher`; --auto-resume and --job are given by the script"));
+        }
+    };
+    match line.command {
+        Some(_) => Err(Fault::input("behind `--` stands a command of the launcher's, not options of a run")
+            .hint("the script starts a run; leave the command out")),
+        None => Ok(()),
+    }
+}
+
 fn command(options: &SlurmOptions, launcher: &Path) -> String {
+    words(options, launcher).iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn words(options: &SlurmOptions, launcher: &Path) -> Vec<String> {
     // Whatever gives the job its GPUs, they are not left idle.
     let gpus = options.gpus_per_node.map_or_else(|| "auto".into(), |gpus| gpus.to_string());
     let mut words = vec![launcher.to_string_lossy().into_owned()];
@@ -97,7 +112,7 @@ fn command(options: &SlurmOptions, launcher: &Path) -> String {
     words.extend(["--config".into(), options.config.to_string_lossy().into_owned()]);
     words.extend(options.overrides.iter().flat_map(|set| ["--set".into(), set.clone()]));
     words.extend(options.launcher.iter().cloned());
-    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    words
 }
 
 #[cfg(test)]
@@ -113,7 +128,7 @@ mod tests {
     fn script(line: &str) -> Result<String, Fault> {
         let words = ["slurm"].into_iter().chain(line.split(' '));
         let line = <Line as clap::Parser>::try_parse_from(words).unwrap();
-        write(&line.options, "out dir", Path::new("/home/ann/it's"), Path::new("/opt/dyad/launcher"))
+        write(&line.options, Path::new("/home/ann/it's"), Path::new("/opt/dyad/launcher"))
     }
 
     #[test]
@@ -131,8 +146,7 @@ mod tests {
             "#SBATCH --signal=B:USR1@300",
             "#SBATCH --mem=0",
             r"cd '/home/ann/it'\''s' || exit 2",
-            "output='out dir'",
-            "'/opt/dyad/launcher' '--nodes' '2:4' '--gpus-per-node' '8' '--config' 'run.toml' '--set' 'n_epochs=2' '--verbose' \"${again[@]}\" &",
+            "'/opt/dyad/launcher' '--nodes' '2:4' '--gpus-per-node' '8' '--config' 'run.toml' '--set' 'n_epochs=2' '--verbose' --auto-resume --job \"${SLURM_CLUSTER_NAME:-slurm}/$SLURM_JOB_ID\" &",
         ] {
             assert!(script.lines().any(|it| it == line), "{line}\n{script}");
         }
@@ -154,10 +168,25 @@ mod tests {
     }
 
     #[test]
+    fn options_that_the_launcher_would_refuse_are_refused_at_once() {
+        let check = |words: &str| {
+            let words = ["slurm", "--nodes", "1", "--config", "c", "--"].into_iter().chain(words.split(' '));
+            let line = <Line as clap::Parser>::try_parse_from(words).unwrap();
+            check(&line.options).map_err(|fault| fault.message)
+        };
+        for fine in ["--overwrite", "--resume", "--set n_epochs=2 --verbose"] {
+            assert_eq!(check(fine), Ok(()), "{fine}");
+        }
+        for bad in ["--overwrite --resume", "--auto-resume", "--overwritten", "--max-restarts x"] {
+            assert!(check(bad).unwrap_err().starts_with("the launcher in the job would refuse"), "{bad}");
+        }
+    }
+
+    #[test]
     fn an_option_cannot_smuggle_a_line_in() {
         let mut line =
             <Line as clap::Parser>::try_parse_from(["slurm", "--nodes", "1", "--config", "c"]).unwrap();
         line.options.account = Some("a\nrm -rf /".into());
-        assert!(write(&line.options, "o", Path::new("/"), Path::new("/l")).is_err());
+        assert!(write(&line.options, Path::new("/"), Path::new("/l")).is_err());
     }
 }
