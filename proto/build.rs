@@ -1,10 +1,11 @@
 //! Compiles the .proto files with protox, so that no system `protoc` is needed.
 
 /// Everything that a run event consists of.
-const EVENTS: [&str; 15] = [
+const EVENTS: [&str; 16] = [
     "RunEvent",
     "RunEvent.body",
     "RunStarted",
+    "TrainerArrived",
     "TrainerJoined",
     "DataReport",
     "StepMetrics",

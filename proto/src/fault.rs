@@ -1,5 +1,6 @@
 //! An error as a person meets it: one line that says what is wrong, one hint that says what to do.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::{plain, wire};
@@ -53,12 +54,19 @@ pub struct Fault {
     pub origin: String,
     /// A process or host is gone or stands still, and may be there again when the run is started again.
     pub lost: bool,
+    /// The same would come again: to start the run again is of no use.
+    pub lasting: bool,
 }
+
+/// Most bytes of a message and of a hint: a few lines. Whatever quotes a text of any length says what matters before.
+const LONGEST_MESSAGE: usize = 4096;
+const LONGEST_HINT: usize = 2048;
 
 impl Fault {
     /// A fault with the given code and no hint yet.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: String::new(), origin: String::new(), lost: false }
+        let message = cut(message.into(), LONGEST_MESSAGE);
+        Self { code, message, hint: String::new(), origin: String::new(), lost: false, lasting: false }
     }
 
     /// Something the user gave is wrong.
@@ -76,6 +84,12 @@ impl Fault {
         Self { lost: true, ..Self::failed(message) }
     }
 
+    /// The same would come again.
+    #[must_use]
+    pub fn lasting(self) -> Self {
+        Self { lasting: true, ..self }
+    }
+
     /// A peer, port or host cannot be reached.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Unavailable, message)
@@ -84,7 +98,7 @@ impl Fault {
     /// Adds what to do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = hint.into();
+        self.hint = cut(hint.into(), LONGEST_HINT);
         self
     }
 
@@ -103,7 +117,7 @@ impl Fault {
     pub fn report(&self) -> String {
         let hint = match self.hint.as_str() {
             "" => String::new(),
-            hint => format!("\n\nhint: {}", plain::line(hint)),
+            hint => format!("\n\nhint: {}", plain::cut(&plain::line(hint), LONGEST_HINT)),
         };
         format!("error: {self}{hint}")
     }
@@ -113,11 +127,19 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = plain::line(&self.message);
+        let message = plain::cut(&message, LONGEST_MESSAGE);
         if self.origin.is_empty() {
             f.write_str(&message)
         } else {
-            write!(f, "{}: {message}", plain::line(&self.origin))
+            write!(f, "{}: {message}", plain::quoted(&plain::line(&self.origin)))
         }
+    }
+}
+
+fn cut(text: String, most: usize) -> String {
+    match plain::cut(&text, most) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(cut) => cut,
     }
 }
 
@@ -138,6 +160,7 @@ impl From<Fault> for wire::Failure {
             hint: fault.hint,
             origin: fault.origin,
             lost: fault.lost,
+            lasting: fault.lasting,
         }
     }
 }
@@ -153,10 +176,11 @@ impl From<wire::Failure> for Fault {
         };
         Self {
             code,
-            message: failure.message,
-            hint: failure.hint,
-            origin: failure.origin,
+            message: cut(failure.message, LONGEST_MESSAGE),
+            hint: cut(failure.hint, LONGEST_HINT),
+            origin: cut(failure.origin, LONGEST_HINT),
             lost: failure.lost,
+            lasting: failure.lasting,
         }
     }
 }
@@ -172,6 +196,8 @@ mod tests {
         assert_eq!(Fault::from(wire::Failure::from(fault.clone())), fault);
         let lost = Fault::lost("gone");
         assert_eq!(Fault::from(wire::Failure::from(lost.clone())), lost);
+        let lasting = Fault::failed("the loss is NaN").lasting();
+        assert_eq!(Fault::from(wire::Failure::from(lasting.clone())), lasting);
     }
 
     #[test]
@@ -182,6 +208,20 @@ mod tests {
         assert_eq!(shown.lines().count(), 3, "{shown}");
         assert!(!shown.contains(['\u{1b}', '\u{202e}']) && shown.contains("\\u{1b}[2J\\nhint: "), "{shown}");
         assert_eq!(fault.message, evil, "what travels and is compared stays as it is");
+    }
+
+    /// It would be dropped on its way, or hide what stands behind it.
+    #[test]
+    fn however_long_a_text_is_the_report_is_not() {
+        let long = "x".repeat(3 << 20);
+        let fault = Fault::input(format!("line 7: {long}")).hint(long.clone()).from_origin("trainer rank 1");
+        let bypassed = Fault { message: format!("o: {long}"), ..fault.clone() };
+        let sent = wire::Failure { message: long.clone(), hint: long, ..wire::Failure::default() };
+        for fault in [fault.clone(), bypassed, sent.into()] {
+            let shown = fault.report();
+            assert!(shown.len() < 8192 && shown.contains(" more bytes] x"), "{}", shown.len());
+        }
+        assert!(fault.report().starts_with("error: trainer rank 1: line 7: xxx"));
     }
 
     #[test]

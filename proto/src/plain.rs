@@ -4,10 +4,32 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
+/// About as much of a key or value is quoted.
+const QUOTED: usize = 80;
+
 /// On one line.
 #[must_use]
 pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
+}
+
+/// The beginning and the end of a text that is too long, with how much is missing between. The bound is in bytes, without that note.
+#[must_use]
+pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return text.into();
+    }
+    // Errors name first what is wrong, and often last where.
+    let boundary = |at: &usize| text.is_char_boundary(*at);
+    let end = (0..=most - most / 4).rev().find(boundary).unwrap_or(0);
+    let begin = (text.len() - most / 4..text.len()).find(boundary).unwrap_or(text.len());
+    format!("{} [{} more bytes] {}", &text[..end], begin - end, &text[begin..]).into()
+}
+
+/// A key or value of somebody else's, as it is quoted in a message.
+#[must_use]
+pub fn quoted(text: &str) -> Cow<'_, str> {
+    cut(text, QUOTED)
 }
 
 /// With the line ends and tabs that it has.
@@ -124,6 +146,20 @@ mod tests {
             let shown = coloured(evil);
             assert!(!shown.contains(['\u{1b}', '\u{7}']), "{evil:?}: {shown:?}");
         }
+    }
+
+    #[test]
+    fn of_a_long_text_both_ends_are_kept_and_what_is_missing_is_counted() {
+        assert!(matches!(cut("short", 5), Cow::Borrowed("short")));
+        assert_eq!(cut(&format!("begin{}end", "x".repeat(100)), 12), "beginxxxx [96 more bytes] end");
+        // Never within a character.
+        for most in 0..12 {
+            let text = "漢字🙂ü".repeat(3);
+            let shown = cut(&text, most);
+            assert!(shown.contains(" more bytes] "), "{most}: {shown}");
+        }
+        assert_eq!(quoted("key"), "key");
+        assert!(quoted(&"k".repeat(1 << 20)).len() < 120);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod strict;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::plain;
 use quick::QuickPair;
 use strict::Strict;
 
@@ -101,7 +102,7 @@ impl PreferencePair {
         for (key, value) in &record {
             let known = ["input", "preferred_output", "non_preferred_output"].contains(&key.as_str());
             if !known && !value.is_null() {
-                return broken("record", format!("unknown field `{key}`"));
+                return broken("record", format!("unknown field `{}`", plain::quoted(key)));
             }
         }
         let messages = conversation(&record)?;
@@ -130,7 +131,7 @@ fn conversation(record: &Map<String, Value>) -> Result<Vec<Message>, RecordError
         None => return broken("input", "missing"),
     };
     if let Some((key, _)) = input.iter().find(|(key, value)| *key != "messages" && !value.is_null()) {
-        return broken("input", format!("unknown field `{key}` (only `messages` is supported)"));
+        return broken("input", format!("unknown field `{}` (only `messages` is supported)", plain::quoted(key)));
     }
     let messages = list(input.get("messages"), "input.messages")?;
     let messages: Vec<Message> = messages
@@ -184,7 +185,7 @@ fn message(value: &Value, field: &str) -> Result<Message, RecordError> {
             None => {
                 return broken(
                     format!("{field}.role"),
-                    format!("unknown role \"{name}\" (expected one of {expected})"),
+                    format!("unknown role \"{}\" (expected one of {expected})", plain::quoted(name)),
                 );
             }
         },
@@ -203,7 +204,7 @@ fn message(value: &Value, field: &str) -> Result<Message, RecordError> {
     // Libraries of tables write null where a message has no such field.
     let unknown = |(key, value): &(&String, &Value)| *key != "role" && *key != "content" && !value.is_null();
     if let Some((key, _)) = object.iter().find(unknown) {
-        return broken(field, format!("unknown field `{key}` (only `role` and `content` are supported)"));
+        return broken(field, format!("unknown field `{}` (only `role` and `content` are supported)", plain::quoted(key)));
     }
     Ok(Message { role, content })
 }
@@ -291,6 +292,23 @@ mod tests {
             assert_eq!(error_of(&line), expected, "{line}");
         }
     }
+    #[test]
+    fn of_a_long_key_or_word_little_is_quoted() {
+        let long = "k".repeat(1 << 20);
+        for line in [
+            format!("{{\"{long}\": 1}}"),
+            format!("{{\"{long}\": 1, \"{long}\": 2}}"),
+            format!("{{\"input\": {{\"{long}\": 1}}}}"),
+            format!("{{\"input\": {{\"messages\": [{{\"role\": \"{long}\"}}]}}}}"),
+            format!(
+                "{{\"input\": {{\"messages\": [{{\"role\": \"user\", \"content\": \"\", \"{long}\": 1}}]}}}}"
+            ),
+        ] {
+            let error = error_of(&line);
+            assert!(error.len() < 250 && error.contains("kkk"), "{error}");
+        }
+    }
+
     #[test]
     fn text_that_is_no_unicode_and_nesting_without_end_are_no_json() {
         let deep = format!("{}7{}", "[".repeat(100_000), "]".repeat(100_000));

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::Fault;
+use crate::{Fault, files};
 
 /// One row per optimizer step.
 pub const METRICS: &str = "metrics.jsonl";

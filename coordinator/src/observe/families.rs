@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
+use super::metrics::label;
 use crate::metrics::Row;
 
 /// Label names and values.
@@ -146,7 +147,7 @@ impl Phases {
         }
         let (most, longest) = PHASES;
         if known.len() < most && phase.len() <= longest {
-            let histogram = self.family.get_or_create_owned(&vec![("phase", phase.to_owned())]);
+            let histogram = self.family.get_or_create_owned(&vec![("phase", label(phase))]);
             histogram.observe(seconds);
             known.insert(phase.to_owned(), histogram);
         }

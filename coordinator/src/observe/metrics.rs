@@ -9,9 +9,9 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use dyad_proto::RunConfig;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{CheckpointReport, DataReport, ErrorCode, Failure, ModelReport, RunEnded, StepReport};
+use dyad_proto::{RunConfig, plain};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -53,6 +53,12 @@ impl fmt::Debug for Metrics {
     }
 }
 
+/// A value as OpenMetrics writes it, which the encoder does not see to. What a reader would act on is shown.
+pub(super) fn label(value: &str) -> String {
+    let lines = value.split('\n').map(|line| plain::line(line).replace('\\', "\\\\").replace('"', "\\\""));
+    lines.collect::<Vec<_>>().join("\\n")
+}
+
 fn rank_label(rank: u32) -> Labels {
     vec![("rank", rank.to_string())]
 }
@@ -67,9 +73,9 @@ impl Metrics {
     pub fn new(run_id: &str, config: &RunConfig, world_size: u32) -> Self {
         let mut registry = Registry::with_prefix("dyad");
         let info: Labels = vec![
-            ("run_id", run_id.to_owned()),
+            ("run_id", label(run_id)),
             ("training_method", format!("{:?}", config.training_method).to_lowercase()),
-            ("model", config.model.clone()),
+            ("model", label(&config.model)),
         ];
         registry.register("run", "What runs here", Info::new(info));
         let r = &mut registry;
@@ -160,7 +166,7 @@ impl Metrics {
         }
         self.pace.last_step.get_or_create(&Labels::new()).set(unix(now));
         if let Some(seconds) = row.get("step_seconds").filter(|seconds| seconds.is_finite()) {
-            let exemplar = trace_id.map(|id| vec![("trace_id", id.to_owned())]);
+            let exemplar = trace_id.map(|id| vec![("trace_id", label(id))]);
             self.pace.step_duration.observe(seconds, exemplar, Some(now));
             self.utilise(seconds, reports);
         }
@@ -265,6 +271,26 @@ mod tests {
         let text = metrics.encode().unwrap();
         let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         found.unwrap_or_else(|| panic!("no {name} in {text}")).to_owned()
+    }
+
+    /// A model's path and a phase's name are anybody's.
+    #[test]
+    fn labels_are_escaped() {
+        let config = r#"{"model":"m\"x\\n\n\u001b","training_file":"f","output_dir":"o"}"#;
+        let metrics = Metrics::new("run-1", &RunConfig::from_json(config).unwrap(), 2);
+        let report = StepReport {
+            phase_seconds: HashMap::from([("a\"b\\".to_owned(), 0.1)]),
+            ..StepReport::default()
+        };
+        metrics.rank(0, &report);
+        let text = metrics.encode().unwrap();
+        let model = r#"model="m\"x\\n\n\\u{1b}"}"#;
+        assert!(
+            text.lines().any(|line| line.starts_with("dyad_run_info{") && line.contains(model)),
+            "{text}"
+        );
+        assert!(text.contains(r#"dyad_phase_duration_seconds_count{phase="a\"b\\"} 1"#), "{text}");
+        assert_eq!(label("m/Llama 漢 7B"), "m/Llama 漢 7B");
     }
 
     /// One bad step shows, and the next good one shows too.

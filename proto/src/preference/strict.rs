@@ -6,6 +6,8 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Number, Value};
 
+use crate::plain;
+
 /// A value that was read so.
 pub(super) struct Strict(pub(super) Value);
 
@@ -60,7 +62,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut object = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if object.contains_key(&key) {
-                return Err(A::Error::custom(format_args!("field `{key}` is there twice")));
+                return Err(A::Error::custom(format_args!("field `{}` is there twice", plain::quoted(&key))));
             }
             let Strict(value) = entries.next_value()?;
             object.insert(key, value);

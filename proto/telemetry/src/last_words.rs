@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, plain};
 use serde_json::{Map, Value};
 
 use crate::logs::json_line;
@@ -37,13 +37,10 @@ pub fn last_words(fault: &Fault) {
 
 fn json(service: &str, fault: &Fault) -> String {
     let mut fields = Map::new();
-    let message = match fault.origin.as_str() {
-        "" => fault.message.clone(),
-        origin => format!("{origin}: {}", fault.message),
-    };
-    fields.insert("message".into(), message.into());
+    // Cut and escaped as for people: whoever started this process reads no line without end.
+    fields.insert("message".into(), fault.to_string().into());
     if !fault.hint.is_empty() {
-        fields.insert("hint".into(), fault.hint.clone().into());
+        fields.insert("hint".into(), plain::line(&fault.hint).into());
     }
     fields.insert(MARK.into(), fault.code.exit_status().into());
     json_line("ERROR", service, fields)

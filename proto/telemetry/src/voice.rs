@@ -12,11 +12,15 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use dyad_proto::plain;
+
 use crate::LogFormat;
 use crate::logs::json_line;
 
-/// Bytes that wait at most.
+/// Bytes that wait at most, beside the words that came last.
 const ROOM: usize = 1 << 20;
+/// Longest line of words that are long.
+const LONGEST_LINE: usize = 64 << 10;
 /// Longest that somebody waits for words to leave.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 /// As long may pass without any of them leaving.
@@ -88,7 +92,7 @@ impl Voice {
     /// Says whole lines.
     pub fn say(&self, text: Vec<u8>) {
         let lines = text.iter().filter(|byte| **byte == b'\n').count() as u64;
-        self.shared.add(Words { text, lines });
+        self.shared.add(Words { text: cut(text), lines });
     }
 
     /// Shows what the next picture takes the place of.
@@ -111,7 +115,8 @@ impl Shared {
         let mut state = self.state();
         state.bytes += words.text.len();
         state.ahead.push_back(words);
-        while state.bytes > ROOM {
+        // The last one stays, however long it is: it may be all that a process says.
+        while state.bytes > ROOM && state.ahead.len() > 1 {
             let Some(oldest) = state.ahead.pop_front() else { break };
             state.bytes -= oldest.text.len();
             state.dropped += oldest.lines;
@@ -170,6 +175,23 @@ impl Shared {
     }
 }
 
+/// Whole lines, without the middle of one that nobody would read to its end.
+fn cut(text: Vec<u8>) -> Vec<u8> {
+    if text.len() <= LONGEST_LINE {
+        return text;
+    }
+    let mut kept = Vec::with_capacity(text.len().min(ROOM));
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        if line.len() <= LONGEST_LINE {
+            kept.extend_from_slice(line);
+            continue;
+        }
+        let line = String::from_utf8_lossy(line);
+        kept.extend_from_slice(plain::cut(&line, LONGEST_LINE).as_bytes());
+    }
+    kept
+}
+
 fn notice(dropped: u64) -> Vec<u8> {
     let words = format!("{dropped} lines are left out here: nobody read them in time");
     let line = match crate::last_words::format() {
@@ -221,6 +243,22 @@ mod tests {
     fn pipe() -> (io::PipeReader, Voice) {
         let (reader, writer) = io::pipe().unwrap();
         (reader, Voice::over(Some(File::from(OwnedFd::from(writer)))))
+    }
+
+    #[test]
+    fn a_line_without_measure_loses_its_middle_and_never_itself() {
+        let line = |length: usize| format!("error: {}: the end\n", "x".repeat(length)).into_bytes();
+        let kept = cut([line(3 * ROOM), line(5)].concat());
+        let text = String::from_utf8(kept).unwrap();
+        assert!(text.starts_with("error: xxx") && text.ends_with(": the end\nerror: xxxxx: the end\n"));
+        assert!(text.contains(" more bytes] ") && text.len() < 2 * LONGEST_LINE);
+        // Many lines are not one long line; nor are they dropped when they come at once.
+        let many = line(1000).repeat(2000);
+        assert_eq!(cut(many.clone()), many);
+        let shared = Shared::default();
+        shared.add(Words { text: b"before".to_vec(), lines: 1 });
+        shared.add(Words { text: many, lines: 2000 });
+        assert_eq!((shared.state().ahead.len(), shared.state().dropped), (1, 1));
     }
 
     #[test]
