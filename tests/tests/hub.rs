@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Duration;
 
 use dyad_tests::{Workspace, text};
 
@@ -45,7 +46,16 @@ fn answer(mut stream: &TcpStream, model: &Path) {
     };
     let head =
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{extra}\r\n", body.len());
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+    let _ = stream.write_all(head.as_bytes());
+    let slow = path.ends_with("model.safetensors") && body.len() > 1 && model.join("slow").exists();
+    let pieces = if slow { 20 } else { 1 };
+    for piece in body.chunks(body.len().div_ceil(pieces).max(1)) {
+        if slow {
+            // What is tested is a download that takes long.
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let _ = stream.write_all(piece);
+    }
 }
 
 fn part(name: &str, headers: &[String], bytes: &[u8]) -> (&'static str, String, Vec<u8>) {
@@ -82,6 +92,19 @@ fn a_hub_id_is_downloaded_once_and_then_found_offline() {
 
     let again = launch(&workspace, &[("HF_HUB_OFFLINE", "1")]);
     assert!(again.status.success(), "{}", text(&again));
+}
+
+/// Both trainers ask for it: one downloads, the other waits for that.
+#[test]
+fn a_download_that_only_takes_long_is_no_stall() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    std::fs::rename(workspace.path("model"), workspace.path("served")).unwrap();
+    workspace.write("served/slow", "");
+    let address = serve(workspace.path("served"));
+    let mut command = workspace.launcher(2, &["--set", "model=org/tiny", "--stall-timeout", "4"]);
+    command.env("HF_HOME", workspace.path("cache")).env_remove("HF_TOKEN").env("HF_ENDPOINT", address);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
 }
 
 /// What huggingface_hub finds in the same environment.

@@ -216,6 +216,7 @@ fn short(bytes: &[u8]) -> String {
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
+    crate::progress::advance();
     match files::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         read => read.map(Some).map_err(|error| unreadable(path, &error)),

@@ -1,5 +1,6 @@
 //! From preference pairs to token ids. Knows no device and no libtorch.
 //!
+//! - [`alive`]: signs that long work gets on.
 //! - [`adapter`]: what a PEFT adapter folder says, and which layers it adapts.
 //! - [`lfs`]: Git LFS pointers in the place of files.
 //! - [`hub`]: a folder or a hub id becomes a local model folder.
@@ -11,6 +12,7 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod adapter;
+pub mod alive;
 mod chat_template;
 pub mod files;
 pub mod hub;

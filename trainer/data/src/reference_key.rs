@@ -8,6 +8,8 @@ use dyad_proto::Fault;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::alive;
+
 /// Raised when the passes change what they round.
 const ARITHMETIC: u32 = 1;
 const MODEL_FILES: [&str; 3] = ["config.json", "adapter_config.json", "model.safetensors.index.json"];
@@ -58,6 +60,7 @@ fn digest(path: &Path) -> Result<[u8; 32], Fault> {
             0 => return Ok(hash.finalize().into()),
             count => hash.update(&buffer[..count]),
         }
+        alive::advance();
     }
 }
 

@@ -12,6 +12,7 @@ use dyad_proto::run_folder::{is_own, is_real_folder, unfinished};
 use dyad_proto::{Fault, removal, safe_file};
 
 use super::cannot_write;
+use crate::progress;
 
 /// Sums of files that were taken while writing them.
 pub(super) type Sums = BTreeMap<PathBuf, Sum>;
@@ -79,6 +80,7 @@ fn sync(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.is_dir() { sync(&path)? } else { dyad_proto::files::open(&path)?.sync_all()? }
+        progress::advance();
     }
     dyad_proto::files::sync_folder(dir)
 }

@@ -4,12 +4,25 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use dyad_proto::{files, safe_file};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
+
+use crate::alive;
 
 use super::client::{Description, Trouble};
 use super::names::{is_plain_component, sha256};
+
+/// Writes what is missing of a file behind what is kept of it, which is so long.
+pub(super) type Fetch<'a> = dyn FnMut(&mut File, u64) -> Result<(), Trouble> + 'a;
+
+/// Between two looks whether somebody else has done with a file.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Between two signs for those who wait.
+const TOLD: Duration = Duration::from_secs(1);
 
 /// One model in the cache.
 #[derive(Debug)]
@@ -53,7 +66,7 @@ impl Repository {
         commit: &str,
         name: &str,
         file: &Description,
-        fetch: &mut dyn FnMut(&mut File) -> Result<(), Trouble>,
+        fetch: &mut Fetch<'_>,
     ) -> Result<(), Trouble> {
         let failed = |error: io::Error| Trouble::Wrong(format!("cannot keep {name} in the cache: {error}"));
         let blobs = self.dir.join("blobs");
@@ -62,15 +75,23 @@ impl Repository {
         }
         // Trainers of one machine ask for the same files at the same time.
         let lock = File::create(self.locks.join(format!("{}.lock", file.etag))).map_err(failed)?;
-        // Where locks do not work the file is fetched twice, into a file of each one's own.
-        let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+        let partial = blobs.join(format!("{}.incomplete", file.etag));
+        let locked = take(&lock, &partial);
         let blob = blobs.join(&file.etag);
         if !blob.is_file() {
-            let scratch = blobs.join(format!("{}.{}.incomplete", file.etag, std::process::id()));
-            let fetched = fetched(&scratch, name, file, fetch);
+            let scratch = match locked {
+                true => partial,
+                // The file is fetched twice, into a file of each one's own.
+                false => blobs.join(format!("{}.{}.incomplete", file.etag, std::process::id())),
+            };
+            // Only of what has a checksum is it known in the end that beginning and rest belong together.
+            let goes_on = locked && sha256(&file.etag).is_some();
+            let fetched = fetched(&scratch, goes_on, (name, file), fetch);
             let placed = fetched.and_then(|()| fs::rename(&scratch, &blob).map_err(failed));
-            if placed.is_err() {
-                let _ = fs::remove_file(&scratch);
+            match &placed {
+                Err(Trouble::Unanswered(_) | Trouble::Slow(_)) if goes_on => {}
+                Err(_) => drop(fs::remove_file(&scratch)),
+                Ok(()) => {}
             }
             placed?;
         }
@@ -105,33 +126,75 @@ impl Repository {
     }
 }
 
-/// Fetches a file and checks that it is what was announced.
+/// Takes the lock that others may have who fetch the same file. While that gets on, so does who waits for it. False where locks do not
+/// work.
+fn take(lock: &File, partial: &Path) -> bool {
+    let mut seen = None;
+    loop {
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return true,
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            Err(_) => return false,
+        }
+        let now = fs::metadata(partial).and_then(|about| Ok((about.len(), about.modified()?))).ok();
+        if now != seen {
+            seen = now;
+            alive::advance();
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Fetches a file, or what is missing of it, and checks that it is what was announced.
 fn fetched(
     scratch: &Path,
-    name: &str,
-    file: &Description,
-    fetch: &mut dyn FnMut(&mut File) -> Result<(), Trouble>,
+    goes_on: bool,
+    (name, file): (&str, &Description),
+    fetch: &mut Fetch<'_>,
 ) -> Result<(), Trouble> {
     let failed = |error: io::Error| Trouble::Wrong(format!("cannot keep {name} in the cache: {error}"));
-    tracing::info!(file = name, mib = file.size >> 20, "downloading");
-    let mut to = safe_file::create(scratch).map_err(failed)?;
-    fetch(&mut to)?;
-    to.flush().and_then(|()| to.sync_all()).map_err(failed)?;
-    match sha256(&file.etag) {
-        Some(expected) if content_sha256(scratch).map_err(failed)? != expected => {
-            Err(Trouble::Wrong(format!("{name} is not what its SHA-256 says ({expected})")))
+    let open = if goes_on { safe_file::append } else { safe_file::create };
+    let mut to = open(scratch).map_err(failed)?;
+    let mut kept = to.metadata().map_err(failed)?.len();
+    loop {
+        if kept > file.size {
+            to.set_len(0).map_err(failed)?;
+            kept = 0;
         }
-        _ => Ok(()),
+        tracing::info!(file = name, mib = file.size >> 20, kept_mib = kept >> 20, "downloading");
+        fetch(&mut to, kept)?;
+        to.flush().and_then(|()| to.sync_all()).map_err(failed)?;
+        match sha256(&file.etag) {
+            Some(expected) if content_sha256(scratch).map_err(failed)? != expected => {
+                if kept == 0 {
+                    return Err(Trouble::Wrong(format!("{name} is not what its SHA-256 says ({expected})")));
+                }
+                tracing::warn!(
+                    file = name,
+                    "what was kept of an earlier download is damaged: it begins anew"
+                );
+                to.set_len(0).map_err(failed)?;
+                kept = 0;
+            }
+            _ => return Ok(()),
+        }
     }
 }
 
 fn content_sha256(path: &Path) -> io::Result<String> {
     let (mut file, mut hash) = (files::open(path)?, Sha256::new());
     let mut piece = vec![0; 1 << 20];
+    let mut told = Instant::now();
     loop {
         match file.read(&mut piece)? {
             0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
             read => hash.update(&piece[..read]),
+        }
+        alive::advance();
+        // For those who wait for the lock; where it cannot be done they wait all the same.
+        if told.elapsed() > TOLD {
+            told = Instant::now();
+            let _ = file.set_modified(SystemTime::now());
         }
     }
 }
@@ -151,7 +214,7 @@ mod tests {
 
     fn keep(repository: &Repository, name: &str, etag: &str, content: &'static [u8]) -> Result<(), Trouble> {
         let file = described(etag, content.len() as u64);
-        repository.keep("c0ffee", name, &file, &mut |to| {
+        repository.keep("c0ffee", name, &file, &mut |to, _| {
             to.write_all(content).map_err(|error| Trouble::Wrong(error.to_string()))
         })
     }
@@ -181,6 +244,53 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join("models--name/blobs")).unwrap().count(), 0);
         keep(&repository, "model.safetensors", right, b"hello").unwrap();
         assert!(repository.has("c0ffee", "model.safetensors"));
+    }
+
+    #[test]
+    fn a_download_that_broke_off_goes_on_and_a_damaged_beginning_is_fetched_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::new(dir.path(), "name");
+        let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+        let blobs = dir.path().join("models--name/blobs");
+        let partial = blobs.join(format!("{hello}.incomplete"));
+        let file = described(hello, 5);
+        let write = |to: &mut File, bytes: &[u8]| to.write_all(bytes).unwrap();
+        let broke = repository.keep("c0ffee", "w", &file, &mut |to, kept| {
+            assert_eq!(kept, 0);
+            write(to, b"he");
+            Err(Trouble::Unanswered("broke off".into()))
+        });
+        assert!(broke.is_err() && fs::read(&partial).unwrap() == b"he");
+        repository
+            .keep("c0ffee", "w", &file, &mut |to, kept| {
+                assert_eq!(kept, 2);
+                write(to, b"llo");
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(fs::read(repository.snapshot("c0ffee").join("w")).unwrap(), b"hello");
+        assert_eq!(fs::read_dir(&blobs).unwrap().count(), 1);
+        fs::remove_file(blobs.join(hello)).unwrap();
+        for damaged in ["hx", "hello, and more"] {
+            fs::write(&partial, damaged).unwrap();
+            let content = b"hello";
+            let all = &mut |to: &mut File, kept: u64| {
+                write(to, &content[kept as usize..]);
+                Ok(())
+            };
+            repository.keep("c0ffee", "w", &file, all).unwrap();
+            assert_eq!(fs::read(blobs.join(hello)).unwrap(), b"hello", "{damaged}");
+            fs::remove_file(blobs.join(hello)).unwrap();
+        }
+        // Nothing would tell that beginning and rest do not belong together.
+        fs::write(blobs.join("tag.incomplete"), "he").unwrap();
+        let whole = repository.keep("c0ffee", "c", &described("tag", 5), &mut |to, kept| {
+            assert_eq!(kept, 0);
+            write(to, b"HELLO");
+            Ok(())
+        });
+        whole.unwrap();
+        assert_eq!(fs::read(blobs.join("tag")).unwrap(), b"HELLO");
     }
 
     #[test]

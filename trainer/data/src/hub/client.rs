@@ -2,15 +2,19 @@
 //!
 //! - H-1: the token goes to the hub's own addresses over TLS (or to this machine), and nowhere else, whatever redirects say.
 //! - H-2: a body is read to the length that was announced for it, and no further.
+//! - H-3: a download that only takes long is waited for, one that brings next to nothing is given up.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dyad_proto::Fault;
 use serde::Deserialize;
 use ureq::http::{Response, Uri};
 use ureq::{Agent, Body};
+
+use crate::alive;
 
 use super::names::{etag, is_plain_component};
 use super::settings::Settings;
@@ -21,6 +25,9 @@ const REDIRECTS: usize = 5;
 /// A broken download goes on where it was so often without a new byte.
 const RETRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
+/// A download that brings fewer bytes a second, over as long as this, is given up: curl's --speed-limit and --speed-time.
+const SLOWEST: u64 = 1024;
+const SLOW_FOR: Duration = Duration::from_secs(300);
 /// A listing of some hundred thousand files.
 const LISTING_BYTES: u64 = 64 << 20;
 /// Addresses that are the hub, beside the one that the environment names.
@@ -35,6 +42,8 @@ pub(super) enum Trouble {
     Wrong(String),
     /// There is no such part of the file.
     Beyond,
+    /// It comes, but would hardly come to an end.
+    Slow(String),
 }
 
 /// The last address, the answers on the way, and the last.
@@ -148,19 +157,21 @@ impl<'a> Client<'a> {
         Ok(Description { etag: etag.to_owned(), size, from })
     }
 
-    /// Writes the file; when the connection breaks, goes on from there.
-    pub(super) fn fetch(&self, file: &Description, to: &mut impl Write) -> Result<(), Trouble> {
-        let (mut done, mut left) = (0, RETRIES);
+    /// Adds what is missing behind the bytes that were kept of an earlier download; when the connection breaks, goes on from there.
+    pub(super) fn fetch(&self, file: &Description, to: &mut File, kept: u64) -> Result<(), Trouble> {
+        let (mut done, mut most, mut left) = (kept, kept, RETRIES);
+        let mut pace = Pace::new(Instant::now());
         while done < file.size {
-            let before = done;
-            let broke = match self.fetch_from(file, &mut done, to) {
+            let broke = match self.fetch_from(file, (&mut done, &mut pace), to) {
                 Err(Trouble::Unanswered(why)) => why,
                 other => {
                     other?;
                     continue;
                 }
             };
-            left = if done > before { RETRIES } else { left - 1 };
+            // A hub that knows no ranges begins anew each time.
+            left = if done > most { RETRIES } else { left - 1 };
+            most = most.max(done);
             if left == 0 {
                 return Err(Trouble::Unanswered(broke));
             }
@@ -170,12 +181,21 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    fn fetch_from(&self, file: &Description, done: &mut u64, to: &mut impl Write) -> Result<(), Trouble> {
+    fn fetch_from(
+        &self,
+        file: &Description,
+        (done, pace): (&mut u64, &mut Pace),
+        to: &mut File,
+    ) -> Result<(), Trouble> {
+        let failed = |error: std::io::Error| Trouble::wrong(format!("cannot write it: {error}"));
         let (_, _, response) = self.ask(&file.from, Some(*done..=file.size - 1))?;
         let all = response.status() == 200;
         let range = text(&response, "content-range").unwrap_or_default();
         let expected = format!("bytes {done}-{}/{}", file.size - 1, file.size);
-        if !(all && *done == 0) && range != expected {
+        if all {
+            to.set_len(0).map_err(failed)?;
+            *done = 0;
+        } else if range != expected {
             return Err(Trouble::wrong(format!("it was asked for {expected} and sent {range:?}")));
         }
         let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
@@ -187,9 +207,15 @@ impl<'a> Client<'a> {
             if read == 0 {
                 return Err(Trouble::Unanswered("the connection was closed".into()));
             }
-            to.write_all(&piece[..read])
-                .map_err(|error| Trouble::wrong(format!("cannot write it: {error}")))?;
+            to.write_all(&piece[..read]).map_err(failed)?;
             *done += read as u64;
+            alive::advance();
+            if !pace.takes(Instant::now(), read as u64) {
+                let seconds = SLOW_FOR.as_secs();
+                return Err(Trouble::Slow(format!(
+                    "it sends less than {SLOWEST} bytes a second for {seconds} s"
+                )));
+            }
         }
         match body.read(&mut piece[..1]) {
             Ok(more) if more > 0 => Err(Trouble::wrong("it sends more than it announced")),
@@ -244,6 +270,37 @@ impl<'a> Client<'a> {
         let hub = |hub: &str| hub.parse().is_ok_and(|hub: Uri| origin(&hub) == origin(address));
         let hidden = address.scheme_str() == Some("https") || is_loopback(address);
         hidden && HUBS.into_iter().chain([self.settings.endpoint.as_str()]).any(hub)
+    }
+}
+
+/// How fast a download is.
+#[derive(Debug)]
+struct Pace {
+    /// Of the time that is looked at.
+    began: Instant,
+    bytes: u64,
+    last: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { began: now, bytes: 0, last: now }
+    }
+
+    /// Takes note of bytes that have come. False when they were too few over [`SLOW_FOR`].
+    fn takes(&mut self, now: Instant, bytes: u64) -> bool {
+        // Reads do not wait for so long: this process stood still itself.
+        if now.duration_since(self.last) > SLOW_FOR / 2 {
+            *self = Self::new(now);
+        }
+        self.last = now;
+        self.bytes += bytes;
+        if now.duration_since(self.began) < SLOW_FOR {
+            return true;
+        }
+        let enough = self.bytes >= SLOWEST * SLOW_FOR.as_secs();
+        *self = Self::new(now);
+        enough
     }
 }
 
@@ -329,6 +386,58 @@ mod tests {
 
     fn uri(text: &str) -> Uri {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_brings_next_to_nothing_is_given_up_and_what_is_slow_is_not() {
+        let begin = Instant::now();
+        let lasts = |bytes: u64, every: u64| {
+            let mut pace = Pace::new(begin);
+            (1..=20 * 60 / every).all(|tick| pace.takes(begin + Duration::from_secs(tick * every), bytes))
+        };
+        assert!(lasts(SLOWEST * 9, 9) && lasts(1 << 20, 9) && lasts(SLOWEST, 1));
+        assert!(!lasts(SLOWEST * 8, 9) && !lasts(1, 1));
+        // The process was stopped, or its machine slept.
+        let mut pace = Pace::new(begin);
+        assert!(pace.takes(begin + SLOW_FOR * 9, 1) && pace.takes(begin + SLOW_FOR * 10, 1));
+    }
+
+    /// One that knows no ranges sends all of it, whatever was asked for.
+    #[test]
+    fn a_download_goes_on_where_it_was_or_begins_anew_where_the_hub_cannot() {
+        let content = b"0123456789";
+        for ranges in [true, false] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let endpoint = format!("http://{}", listener.local_addr().unwrap());
+            let serving = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut asked = Vec::new();
+                while !asked.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    asked.push(byte[0]);
+                }
+                let asked = String::from_utf8(asked).unwrap().to_lowercase();
+                assert!(asked.contains("range: bytes=4-9"), "{asked}");
+                let (head, body) = match ranges {
+                    true => ("206 Partial Content\r\nContent-Range: bytes 4-9/10", &content[4..]),
+                    false => ("200 OK", &content[..]),
+                };
+                let length = body.len();
+                write!(stream, "HTTP/1.1 {head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")
+                    .unwrap();
+                stream.write_all(body).unwrap();
+            });
+            let settings = settings(&endpoint);
+            let file = Description { etag: "e".into(), size: 10, from: uri(&format!("{endpoint}/f")) };
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("f");
+            std::fs::write(&path, &content[..4]).unwrap();
+            let mut to = File::options().append(true).open(&path).unwrap();
+            Client::new(&settings).unwrap().fetch(&file, &mut to, 4).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+            serving.join().unwrap();
+        }
     }
 
     #[test]

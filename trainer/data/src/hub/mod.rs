@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use dyad_proto::Fault;
 
+use crate::alive;
+
 use cache::Repository;
 use client::{Client, Listing, Trouble};
 use names::{is_plain_path, is_repo_id};
@@ -80,7 +82,7 @@ fn download(
     let client = Client::new(settings)?;
     match client.list(model).and_then(|listing| take(model, &client, repository, &listing)) {
         Ok(folder) => Ok(Ok(folder)),
-        Err(Trouble::Unanswered(why)) => Ok(Err(why)),
+        Err(Trouble::Unanswered(why) | Trouble::Slow(why)) => Ok(Err(why)),
         Err(Trouble::Beyond) => Ok(Err("a file is shorter than it said".into())),
         Err(Trouble::Wrong(what)) => {
             Err(Fault::failed(format!("model {model}: the hub's answer is not used: {what}"))
@@ -99,9 +101,10 @@ fn take(
         return Err(Trouble::Wrong(format!("it lists a file {name:?}, which is no name of a file")));
     }
     for name in listing.files().filter(|name| wanted(name)) {
+        alive::advance();
         if !repository.has(&listing.sha, name) {
             let file = client.describe(model, &listing.sha, name)?;
-            repository.keep(&listing.sha, name, &file, &mut |to| client.fetch(&file, to))?;
+            repository.keep(&listing.sha, name, &file, &mut |to, kept| client.fetch(&file, to, kept))?;
         }
     }
     repository.point_to(&listing.sha)
