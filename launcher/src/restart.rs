@@ -1,6 +1,7 @@
 //! Whether a run that failed is started again, as torchrun does it. Pure but for a look into the run's folder.
 //!
-//! - what would fail again is not tried again: bad input, a full disk, the same failure at the same step three times.
+//! - what would fail again is not tried again: bad input, a full disk, a loss that is no number, the same failure at the same step
+//!   three times.
 //! - who was told to stop is not started again.
 //! - the count starts afresh once the run has come to a later checkpoint than at the last failure.
 
@@ -12,7 +13,7 @@ use dyad_proto::{ErrorCode, Fault};
 
 /// As often the same failure at the same step ends the run.
 const SAME: u32 = 3;
-/// How the system says that there is no room, whoever passes it on.
+/// How the system says that there is no room, where whoever passes it on does not know what it says.
 const FULL: [&str; 3] = ["No space left on device", "Disk quota exceeded", "File too large"];
 
 /// How far an attempt came.
@@ -147,7 +148,7 @@ fn times(count: u32) -> String {
 /// most likely do so again: a missing library, a model that does not fit. Later, a device or a link may have failed.
 fn is_worth_another(fault: &Fault, reached: &Reached) -> bool {
     let full = FULL.iter().any(|words| fault.message.contains(words));
-    fault.code == ErrorCode::Failed && !full && (fault.lost || reached.rows)
+    fault.code == ErrorCode::Failed && !fault.lasting && !full && (fault.lost || reached.rows)
 }
 
 #[cfg(test)]
@@ -178,6 +179,7 @@ mod tests {
             (Fault::unavailable("the port is taken"), at(0, None)),
             (Fault::failed("cannot write x: No space left on device (os error 28)"), at(7, Some(5))),
             (Fault::failed("cannot open shared object"), at(0, None)),
+            (Fault::failed("step 8: the loss is NaN").lasting(), at(7, Some(5))),
         ] {
             assert_eq!(again(fault.clone(), reached), Err(fault));
         }

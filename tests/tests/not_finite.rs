@@ -34,12 +34,23 @@ fn weights_with_nan_are_named_and_an_evaluation_of_them_ends_the_run() {
     let workspace =
         Workspace::with_model(16, "max_steps = 2\nvalidation_file = \"pairs.jsonl\"\nn_evals = 1\n");
     put_last(&workspace, "model.norm.weight", f32::NAN);
-    let output = workspace.launch(2, &[]);
+    let output = workspace.launch(2, &["--max-restarts", "3"]);
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!said.contains("restart "), "the same would come again: {said}");
     assert!(said.contains("NaN or infinite numbers are in the weights of"), "{said}");
     assert!(said.contains("model.norm.weight") && said.contains("evaluation after step 0: the"), "{said}");
     assert!(!workspace.path("out/final").exists());
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_not_tried_again() {
+    let workspace = Workspace::with_model(16, "max_steps = 2\n");
+    put_last(&workspace, "model.norm.weight", f32::NAN);
+    let output = workspace.launch(2, &["--max-restarts", "3"]);
+    let said = text(&output);
+    assert!(output.status.code() == Some(1) && !said.contains("restart "), "{said}");
+    assert!(said.contains("step 1: "), "{said}");
 }
 
 #[test]

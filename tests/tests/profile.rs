@@ -52,6 +52,45 @@ fn every_rank_writes_a_trace_and_a_table_and_trains_as_ever() {
     }
 }
 
+/// A profile is a help: what it cannot be written into is found before the run, and later costs nothing.
+#[test]
+fn what_stands_in_a_profiles_way_is_named_before_the_first_step() {
+    let workspace = Workspace::with_model(40, "");
+    std::fs::create_dir(workspace.path("out")).unwrap();
+    std::fs::write(workspace.path("out/profile"), "").unwrap();
+    for (what, dir) in [("profile: it is no folder", "out/profile"), ("rank0.json: it is no file", "other")] {
+        if dir == "other" {
+            std::fs::remove_file(workspace.path("out/profile")).unwrap();
+            std::fs::create_dir_all(workspace.path("out/profile/rank0.json/x")).unwrap();
+        }
+        let output = workspace.launch(1, &["--profile"]);
+        let said = text(&output);
+        assert!(output.status.code() == Some(2) && said.contains(what), "{said}");
+        assert!(said.contains("hint: move what stands there away") && !said.contains("step 1"), "{said}");
+    }
+}
+
+#[test]
+fn a_profile_that_cannot_be_written_costs_the_run_nothing() {
+    let workspace = Workspace::with_model(400, "max_steps = 40\n");
+    let plain = workspace.train(1, "plain", &[]);
+    let mut command = workspace.launcher(1, &["--profile"]);
+    command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let out = workspace.path("out/profile");
+    std::fs::create_dir_all(&out).unwrap();
+    let launcher = command.spawn().unwrap();
+    dyad_tests::processes::wait_for("the first step", || {
+        (workspace.path("out/metrics.jsonl").exists()).then_some(())
+    });
+    // Between the check and the end of the recorded steps, or behind both: either way the run is complete.
+    let _ = std::fs::remove_dir_all(&out);
+    let _ = std::fs::write(&out, "in the way");
+    let output = launcher.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert_same_curve(&plain, &workspace.rows("out/metrics.jsonl"), &CURVE, 0.0);
+    assert!(workspace.path("out/final/model.safetensors").exists());
+}
+
 #[test]
 fn a_run_too_short_to_profile_says_so() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");

@@ -29,6 +29,7 @@ use crate::model::fused::kernel_threads;
 use crate::model::weights::Digested;
 use crate::parameters::Parameters;
 use crate::profile::Profile;
+use crate::progress;
 use crate::schedule::Schedule;
 use crate::session::{Handle, Identity, Session};
 use crate::start::{Incoming, Started, next, start};
@@ -38,6 +39,7 @@ use crate::utilisation::ModelFlops;
 
 /// Joins the run at the coordinator and trains until it is over; profiles a few steps where a folder for that is given.
 pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
+    dyad_data::alive::tell(progress::advance);
     let (session, received) = Session::open(identity)?;
     let handle = session.handle();
     match crate::panics::caught(|| work(identity, &handle, received, profile)) {
@@ -80,7 +82,8 @@ fn work(
     let kind = started.parts.policy.place.kind;
     tracing::info!(threads = kernel_threads().unwrap_or(0), ?kind, "ready");
     let steps = started.plan.total_steps.saturating_sub(started.plan.start_step);
-    let profile = profile.map(|dir| Profile::new(dir, started.place.rank, started.device, kind, steps));
+    let profile =
+        profile.map(|dir| Profile::new(dir, started.place.rank, started.device, kind, steps)).transpose()?;
     Trainer::new(started, handle.clone(), profile)?.work_off(&work)
 }
 
@@ -198,15 +201,11 @@ impl Trainer {
             global_chosen_tokens: step.global_chosen_tokens,
             learning_rate,
         };
-        if let Some(profile) = &mut self.profile {
-            profile.before_step()?;
-        }
+        self.profiled(Profile::before_step);
         let mut result = self.engine.train_step(&share)?;
         result.phases.add("fetch", waited.as_secs_f64());
         let step_seconds = start.elapsed().as_secs_f64();
-        if let Some(profile) = &mut self.profile {
-            profile.after_step(result.tokens)?;
-        }
+        self.profiled(|profile| profile.after_step(result.tokens));
         tracing::debug!(step = step.step, phases = ?result.phases, "step");
         self.state.step = step.step;
         let reporting = trace::part("report");
@@ -231,10 +230,11 @@ impl Trainer {
                 "step {}: the gradient norm is {}",
                 step.step, result.grad_norm
             ))
-            .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\""));
+            .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\"")
+            .lasting());
         }
         if let Some(what) = sums_fault {
-            return Err(Fault::failed(format!("step {}: {what}", step.step)).hint(NO_NUMBER));
+            return Err(Fault::failed(format!("step {}: {what}", step.step)).hint(NO_NUMBER).lasting());
         }
         trace::end();
         if step.checkpoint {
@@ -242,6 +242,15 @@ impl Trainer {
             self.save(false)?;
         }
         Ok(())
+    }
+
+    /// A profile helps to read a run; where it cannot be made, the run goes on without.
+    fn profiled(&mut self, act: impl FnOnce(&mut Profile) -> Result<(), Fault>) {
+        let Some(mut profile) = self.profile.take() else { return };
+        match act(&mut profile) {
+            Ok(()) => self.profile = Some(profile),
+            Err(fault) => tracing::warn!("the run goes on without a profile: {fault}"),
+        }
     }
 
     /// Rank 0 writes; the others bring it their parts of what is sharded.
@@ -270,13 +279,11 @@ impl Trainer {
 
     /// The run ends early; all ranks are at the same step here.
     fn drain(&mut self) -> Result<End, Fault> {
-        if let Some(profile) = &mut self.profile {
-            profile.finish()?;
-        }
         if self.state.step > self.saved {
             self.state.rotates = true;
             self.save(false)?;
         }
+        self.profiled(Profile::finish);
         Ok(End::Drained(self.state.step))
     }
 
@@ -285,9 +292,9 @@ impl Trainer {
         let references = self.engine.score_references(pairs)?;
         let finite = |logps: &ReferenceLogps| logps.chosen.is_finite() && logps.rejected.is_finite();
         if !references.iter().all(finite) {
-            return Err(
-                Fault::failed("a log-probability of the reference model is no number").hint(NO_NUMBER)
-            );
+            return Err(Fault::failed("a log-probability of the reference model is no number")
+                .hint(NO_NUMBER)
+                .lasting());
         }
         let references: Vec<_> = references.into_iter().map(Some).collect();
         self.handle.send(Sent::ReferenceReport(ReferenceReport {
@@ -317,15 +324,16 @@ impl Trainer {
         }));
         match fault {
             None => Ok(()),
-            Some(what) => Err(Fault::failed(format!("evaluation after step {step}: {what}")).hint(NO_NUMBER)),
+            Some(what) => {
+                Err(Fault::failed(format!("evaluation after step {step}: {what}")).hint(NO_NUMBER).lasting())
+            }
         }
     }
 
     fn finish(&mut self) -> Result<(), Fault> {
-        if let Some(profile) = &mut self.profile {
-            profile.finish()?;
-        }
-        self.save(true)
+        self.save(true)?;
+        self.profiled(Profile::finish);
+        Ok(())
     }
 
     fn report_saved(&self, path: &std::path::Path, is_final: bool, took: Duration) {

@@ -49,13 +49,45 @@ pub struct Profile {
     tokens: TokenCounts,
     /// Measured before the first step: in a later one, the other ranks would wait for it.
     roofline: Roofline,
+    /// libtorch's profiler is at work.
+    recording: bool,
+}
+
+impl Drop for Profile {
+    /// One that is given up half way must not slow the steps that follow.
+    fn drop(&mut self) {
+        if self.recording {
+            let _ = recorder::stop(None);
+        }
+    }
+}
+
+/// Found out before the first step, what stands in the way costs nothing.
+fn writable(dir: &Path, rank: u32) -> Result<(), Fault> {
+    let refused = |path: &Path, why: &dyn std::fmt::Display| {
+        Fault::input(format!("--profile cannot write {}: {why}", path.display()))
+            .hint("move what stands there away, or start without --profile")
+    };
+    safe_file::folder(dir).map_err(|error| refused(dir, &error))?;
+    let files = ENDINGS.map(|ending| file(dir, rank, ending));
+    // Those of an earlier run are replaced.
+    match files.iter().find(|path| path.exists() && !path.is_file()) {
+        Some(path) => Err(refused(path, &"it is no file")),
+        None => Ok(()),
+    }
+}
+
+const ENDINGS: [&str; 3] = ["trace.json", "json", "txt"];
+
+fn file(dir: &Path, rank: u32, ending: &str) -> PathBuf {
+    dir.join(format!("rank{rank}.{ending}"))
 }
 
 impl Profile {
-    /// Will write `rank<N>.trace.json`, `rank<N>.json` and `rank<N>.txt` into the folder, about some of `steps`.
-    #[must_use]
-    pub fn new(dir: PathBuf, rank: u32, device: Device, kind: Kind, steps: u64) -> Self {
-        Self {
+    /// Will write `rank<N>.trace.json`, `rank<N>.json` and `rank<N>.txt` into the folder, about some of `steps`. Makes the folder.
+    pub fn new(dir: PathBuf, rank: u32, device: Device, kind: Kind, steps: u64) -> Result<Self, Fault> {
+        writable(&dir, rank)?;
+        Ok(Self {
             dir,
             rank,
             device,
@@ -64,7 +96,8 @@ impl Profile {
             done: 0,
             tokens: TokenCounts::default(),
             roofline: Roofline::measure(device, kind),
-        }
+            recording: false,
+        })
     }
 
     /// Starts to record when it is time.
@@ -72,6 +105,7 @@ impl Profile {
         self.done += 1;
         if self.done == *self.steps.start() {
             recorder::start(self.device.is_cuda(), false).map_err(failed)?;
+            self.recording = true;
         }
         Ok(())
     }
@@ -95,15 +129,15 @@ impl Profile {
         Ok(())
     }
 
-    fn write(&self) -> Result<(), Fault> {
+    fn write(&mut self) -> Result<(), Fault> {
         let cannot = |path: &Path, error: &std::io::Error| {
             Fault::failed(format!("cannot write {}: {error}", path.display()))
         };
         safe_file::folder(&self.dir).map_err(|error| cannot(&self.dir, &error))?;
-        let path = |ending: &str| self.dir.join(format!("rank{}.{ending}", self.rank));
+        let [trace, json_file, table_file] = ENDINGS.map(|ending| file(&self.dir, self.rank, ending));
         // The profiler opens the file by its name, and would follow a link.
-        let trace = path("trace.json");
         safe_file::create(&trace).map_err(|error| cannot(&trace, &error))?;
+        self.recording = false;
         let events = recorder::stop(Some(&trace)).map_err(failed)?;
         let summary = summary::Summary::new(&events);
         let steps = summary.steps.max(1) as u64;
@@ -118,10 +152,10 @@ impl Profile {
         let roofline = self.roofline.mean(Roofline::measure(self.device, self.kind));
         let report = table::Report { title, summary, roofline, tokens: self.tokens.per(steps) };
         let json = serde_json::to_string_pretty(&report).map_err(|error| Fault::failed(error.to_string()))?;
-        for (path, text) in [(path("json"), json), (path("txt"), report.render())] {
-            safe_file::write(&path, text.as_bytes()).map_err(|error| cannot(&path, &error))?;
+        for (path, text) in [(&json_file, json), (&table_file, report.render())] {
+            safe_file::write(path, text.as_bytes()).map_err(|error| cannot(path, &error))?;
         }
-        tracing::info!(table = %path("txt").display(), "profiled");
+        tracing::info!(table = %table_file.display(), "profiled");
         Ok(())
     }
 }
@@ -133,6 +167,25 @@ fn failed(error: TorchError) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_in_the_way_is_found_before_the_first_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("profile");
+        writable(&out, 0).unwrap();
+        std::fs::write(file(&out, 0, "json"), "of an earlier run").unwrap();
+        writable(&out, 0).unwrap();
+        std::fs::create_dir(file(&out, 1, "trace.json")).unwrap();
+        writable(&out, 0).unwrap();
+        let fault = writable(&out, 1).unwrap_err();
+        assert!(
+            fault.message.contains("rank1.trace.json: it is no file") && !fault.hint.is_empty(),
+            "{fault}"
+        );
+        std::fs::remove_dir_all(&out).unwrap();
+        std::fs::write(&out, "").unwrap();
+        assert!(writable(&out, 0).unwrap_err().message.contains("it is a file"));
+    }
 
     #[test]
     fn a_run_that_is_long_enough_is_recorded_once_its_memory_is_touched() {
