@@ -70,31 +70,34 @@ impl RunConfig {
             require(range.contains(&value), key, &expected, value as f64)?;
         }
         require(self.zero_stage <= 3, "zero_stage", "0, 1, 2 or 3", f64::from(self.zero_stage))?;
-        let above_0 = [("dpo_beta", self.dpo_beta, 1000.0), ("lora_alpha", self.lora_alpha(), 1e6)];
-        for (key, value, most) in above_0 {
-            // In float32, where it is used, too.
-            let holds = value as f32 > 0.0 && value <= most;
-            require(holds, key, &format!("a number above 0 and at most {most}"), value)?;
+        // The least are far below what anybody uses, and above what float32 makes 0 of, so that nothing is trained without a word.
+        let above_0 =
+            [("dpo_beta", self.dpo_beta, 1e-6, 1000.0), ("lora_alpha", self.lora_alpha(), 1e-6, 1e6)];
+        for (key, value, least, most) in above_0 {
+            let expected = format!("a number above 0, at least {least:?} and at most {most}");
+            require((least..=most).contains(&value), key, &expected, value)?;
         }
         let from_0 = [
-            ("learning_rate", self.learning_rate, 1000.0),
-            ("weight_decay", self.weight_decay, 1000.0),
-            ("max_grad_norm", self.max_grad_norm, 1e30),
-            ("min_lr_ratio", self.min_lr_ratio, 1.0),
-            ("warmup_ratio", self.warmup_ratio, 1.0),
+            ("learning_rate", self.learning_rate, 1e-12, 1000.0),
+            ("weight_decay", self.weight_decay, 1e-12, 1000.0),
+            ("max_grad_norm", self.max_grad_norm, 1e-6, 1e30),
+            ("min_lr_ratio", self.min_lr_ratio, 0.0, 1.0),
+            ("warmup_ratio", self.warmup_ratio, 0.0, 1.0),
             // A year.
-            ("save_minutes", self.save_minutes, 525_600.0),
+            ("save_minutes", self.save_minutes, 1e-9, 525_600.0),
         ];
-        for (key, value, most) in from_0 {
-            require(
-                (0.0..=most).contains(&value),
-                key,
-                &format!("a number between 0 and {}", shown(most)),
-                value,
-            )?;
+        for (key, value, least, most) in from_0 {
+            let least_shown = if least == 0.0 {
+                "a number between 0".into()
+            } else {
+                format!("0, or a number between {least:?}")
+            };
+            let expected = format!("{least_shown} and {}", shown(most));
+            require(value == 0.0 || (least..=most).contains(&value), key, &expected, value)?;
         }
         require(
-            (0.0..1.0).contains(&self.lora_dropout()),
+            // In float32, where it is used, too.
+            (0.0..1.0).contains(&self.lora_dropout()) && (self.lora_dropout() as f32) < 1.0,
             "lora_dropout",
             "at least 0 and below 1",
             self.lora_dropout(),
@@ -151,6 +154,13 @@ mod tests {
             ("warmup_ratio", "1.5"),
             ("warmup_ratio", "nan"),
             ("lora_dropout", "nan"),
+            ("lora_dropout", "0.9999999999999999"),
+            ("max_grad_norm", "1e-300"),
+            ("learning_rate", "1e-320"),
+            ("weight_decay", "1e-300"),
+            ("save_minutes", "1e-12"),
+            ("dpo_beta", "1e-45"),
+            ("lora_alpha", "1e-300"),
         ] {
             let message = refusal(key, value);
             let expected = format!("config key `{key}`: expected ");
@@ -158,7 +168,7 @@ mod tests {
         }
         assert_eq!(
             refusal("learning_rate", "1e308"),
-            "config key `learning_rate`: expected a number between 0 and 1000, found 1e308"
+            "config key `learning_rate`: expected 0, or a number between 1e-12 and 1000, found 1e308"
         );
     }
 

@@ -338,7 +338,7 @@ mod tests {
         let fault = parse("dpo_beta = 0\n", &[]).unwrap_err();
         assert_eq!(
             fault.message,
-            "config key `dpo_beta`: expected a number above 0 and at most 1000, found 0"
+            "config key `dpo_beta`: expected a number above 0, at least 1e-6 and at most 1000, found 0"
         );
     }
 
@@ -362,6 +362,23 @@ mod tests {
     fn travels_as_json() {
         let config = parse("max_steps = 3\nlora = true\n", &[]).unwrap();
         assert_eq!(RunConfig::from_json(&config.to_json().unwrap()).unwrap(), config);
+    }
+
+    /// Another number, by however little, would be another run.
+    #[test]
+    fn numbers_travel_as_they_are() {
+        for text in [
+            "0.00012345678901234567",
+            "0.00098765432109876543",
+            "0.0005500000000000001",
+            "0.1234567890123456",
+        ] {
+            let config = parse(&format!("learning_rate = {text}\nwarmup_ratio = {text}\n"), &[]).unwrap();
+            let travelled = RunConfig::from_json(&config.to_json().unwrap()).unwrap();
+            let number: f64 = text.parse().unwrap();
+            assert_eq!(travelled.learning_rate.to_bits(), number.to_bits(), "{text}");
+            assert_eq!(travelled.warmup_ratio.to_bits(), number.to_bits(), "{text}");
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use chrono::NaiveDateTime;
-use dyad_proto::Fault;
 use dyad_proto::preference::Message;
+use dyad_proto::{Fault, plain};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
@@ -166,14 +166,42 @@ fn known(dir: &Path, config: &Map<String, Value>) -> Result<(), Fault> {
 /// `eos_token_id` of generation_config.json, else of config.json, else the tokenizer's own.
 fn stop_ids(model: &Path, special: &SpecialTokens, tokenizer: &Tokenizer) -> Result<Vec<u32>, Fault> {
     for name in ["generation_config.json", "config.json"] {
-        let json = files::object(&model.join(name))?.unwrap_or_default();
+        let file = model.join(name);
+        let json = files::object(&file)?.unwrap_or_default();
         match json.get("eos_token_id") {
-            Some(Value::Array(ids)) => {
-                return Ok(ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect());
-            }
-            Some(Value::Number(id)) => return Ok(id.as_u64().map(|id| id as u32).into_iter().collect()),
-            _ => {}
+            Some(Value::Array(ids)) => return ids.iter().map(|id| token_id(&file, id)).collect(),
+            Some(Value::Null) | None => {}
+            Some(id) => return Ok(vec![token_id(&file, id)?]),
         }
     }
     Ok(special.text("eos_token").and_then(|token| tokenizer.token_to_id(token)).into_iter().collect())
+}
+
+/// An id as tokenizers have them: a larger one must not become another token's.
+fn token_id(file: &Path, id: &Value) -> Result<u32, Fault> {
+    id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+        let shown = id.to_string();
+        let what = format!("{}: eos_token_id = {}", file.display(), plain::quoted(&shown));
+        Fault::input(format!("{what}: expected token ids from 0 to {}", u32::MAX)).hint(
+            "write the id of the token that ends an answer, or remove the field for the tokenizer's own",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_no_token_can_have_is_refused_by_name() {
+        let id = |json: &str| token_id(Path::new("m/config.json"), &serde_json::from_str(json).unwrap());
+        assert_eq!((id("0"), id("4294967295")), (Ok(0), Ok(u32::MAX)));
+        for wrong in ["4294967296", "4294967297", "18446744073709551615", "-1", "1.5", "\"2\"", "null"] {
+            let message = id(wrong).unwrap_err().message;
+            assert!(
+                message.starts_with(&format!("m/config.json: eos_token_id = {wrong}: expected")),
+                "{message}"
+            );
+        }
+    }
 }

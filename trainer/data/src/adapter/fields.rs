@@ -81,6 +81,19 @@ fn check_ranks(config: &AdapterConfig) -> Result<(), Fault> {
     if config.r < 1 {
         return Err(Fault::input(format!("r = {}: expected at least 1", config.r)));
     }
+    // As the keys of the run's configuration.
+    if let Some(alpha) = config
+        .alpha_pattern
+        .values()
+        .chain([config.lora_alpha])
+        .find(|alpha| !(1e-6..=1e6).contains(&alpha.abs()))
+    {
+        return Err(Fault::input(format!("lora_alpha = {alpha:?}: expected a number from 1e-6 to 1e6")));
+    }
+    let dropout = config.lora_dropout;
+    if !(0.0..1.0).contains(&dropout) || dropout as f32 >= 1.0 {
+        return Err(Fault::input(format!("lora_dropout = {dropout:?}: expected at least 0 and below 1")));
+    }
     match config.rank_pattern.values().find(|rank| *rank < 1.0 || rank.fract() != 0.0 || *rank > 1e9) {
         Some(rank) => {
             Err(Fault::input(format!("rank_pattern holds {rank}: expected whole numbers of at least 1")))

@@ -1,5 +1,7 @@
 //! Typed reading of JSON fields; an error names the field and its value.
 
+use std::ops::RangeInclusive;
+
 use dyad_proto::Fault;
 use serde_json::{Map, Value};
 
@@ -47,14 +49,15 @@ impl<'a> Fields<'a> {
         self.typed(name, "a whole number", Value::as_i64)
     }
 
-    pub(super) fn at_least_zero(self, name: &str, default: f64) -> Result<f64, Fault> {
-        let number = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number >= 0.0);
-        Ok(self.typed(name, "a number of at least 0", number)?.unwrap_or(default))
+    /// A number from 0 to 1.
+    pub(super) fn part(self, name: &str, default: f64) -> Result<f64, Fault> {
+        Ok(self.within(name, 0.0..=1.0)?.unwrap_or(default))
     }
 
-    pub(super) fn above_zero(self, name: &str) -> Result<Option<f64>, Fault> {
-        let number = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
-        self.typed(name, "a number above 0", number)
+    /// A number that some model may have: beyond, float32 would hold nothing sensible.
+    pub(super) fn within(self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, Fault> {
+        let expected = format!("a number from {:?} to {:?}", range.start(), range.end());
+        self.typed(name, &expected, |value| value.as_f64().filter(|number| range.contains(number)))
     }
 
     pub(super) fn flag(self, name: &str) -> Result<bool, Fault> {

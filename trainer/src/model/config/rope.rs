@@ -1,5 +1,7 @@
 //! How positions turn into rotation frequencies: two spellings, read in transformers' order of precedence.
 
+use std::ops::RangeInclusive;
+
 use dyad_proto::Fault;
 use serde_json::Value;
 
@@ -35,6 +37,10 @@ pub(super) struct Rope {
 
 /// transformers' base where nothing is said.
 const THETA: f64 = 10_000.0;
+/// Far beyond what models have.
+const THETAS: RangeInclusive<f64> = 1.0..=1e15;
+const FACTORS: RangeInclusive<f64> = 1e-3..=1e6;
+const LENGTHS: RangeInclusive<f64> = 1.0..=1e12;
 const LLAMA3: [&str; 4] =
     ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
 
@@ -79,7 +85,7 @@ fn theta(fields: Fields<'_>, rope: Fields<'_>, warnings: &mut Vec<String>) -> Re
     if fields.is_null("rope_theta") || rope.is_null("rope_theta") {
         return Err(Fault::input("rope_theta is null").hint("remove it for transformers' default of 10000"));
     }
-    let (inner, outer) = (rope.above_zero("rope_theta")?, fields.above_zero("rope_theta")?);
+    let (inner, outer) = (rope.within("rope_theta", THETAS)?, fields.within("rope_theta", THETAS)?);
     if let (Some(inner), Some(outer)) = (inner, outer)
         && inner != outer
     {
@@ -91,7 +97,7 @@ fn theta(fields: Fields<'_>, rope: Fields<'_>, warnings: &mut Vec<String>) -> Re
 }
 
 fn needed(rope: Fields<'_>, kind: &str, name: &str) -> Result<f64, Fault> {
-    rope.above_zero(name)?.ok_or_else(|| {
+    rope.within(name, FACTORS)?.ok_or_else(|| {
         Fault::input(format!("rope scaling \"{kind}\": no number `{name}`"))
             .hint("config.json is damaged, or not of this model")
     })
@@ -100,7 +106,7 @@ fn needed(rope: Fields<'_>, kind: &str, name: &str) -> Result<f64, Fault> {
 fn llama3(fields: Fields<'_>, rope: Fields<'_>, max_position_embeddings: i64) -> Result<RopeScaling, Fault> {
     let original = "original_max_position_embeddings";
     // One beside the scaling counts before one in it.
-    let original = match (fields.above_zero(original)?, rope.above_zero(original)?) {
+    let original = match (fields.within(original, LENGTHS)?, rope.within(original, LENGTHS)?) {
         (Some(length), _) | (None, Some(length)) => length,
         (None, None) => max_position_embeddings as f64,
     };
