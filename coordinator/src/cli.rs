@@ -93,6 +93,10 @@ pub struct Cli {
     #[arg(long)]
     pub print_events: bool,
 
+    /// Before the line that says where it listens, write one like {"preparing":3} every second: a sign of life for the launcher
+    #[arg(long, hide = true)]
+    pub announce_preparing: bool,
+
     /// How log lines look
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,

@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 use crate::membership::TrainerId;
 use crate::observe::Observer;
 use crate::output_dir::Output;
-use crate::reference_store::{self, ReferenceStore};
+use crate::reference_store::{self, ReferenceStore, Trouble};
 use crate::references::PairKey;
 use crate::run::{Command, Event, Run};
 use crate::schedule::Work;
@@ -124,11 +124,28 @@ impl Engine {
 
     fn recall(&mut self, key: &str, pairs: Vec<PairKey>) -> Result<Event, Fault> {
         let path = reference_store::path(self.run.config());
-        let mut store = ReferenceStore::open(&path, key)?;
-        let known = store.recall(pairs)?;
-        tracing::info!(known = known.len(), path = %path.display(), "reference log-probabilities");
-        self.store = Some(store);
-        Ok(Event::References(known))
+        let opened = ReferenceStore::open(&path, key).and_then(|mut store| {
+            let known = store.recall(pairs)?;
+            Ok((store, known))
+        });
+        match opened {
+            Ok((store, known)) => {
+                tracing::info!(known = known.len(), path = %path.display(), "reference log-probabilities");
+                self.store = Some(store);
+                Ok(Event::References(known))
+            }
+            Err(Trouble::Passing(fault)) => {
+                self.without_store(&fault);
+                Ok(Event::References(Vec::new()))
+            }
+            Err(Trouble::Lasting(fault)) => Err(fault),
+        }
+    }
+
+    /// What is kept for later runs is a help; this one has all of it in memory.
+    fn without_store(&mut self, fault: &Fault) {
+        tracing::warn!("the run goes on without keeping reference log-probabilities: {fault}");
+        self.store = None;
     }
 
     fn send(&mut self, id: TrainerId, mut body: Down) {
@@ -171,8 +188,10 @@ impl Engine {
 
     fn record(&mut self, done: &Done) -> Result<(), Fault> {
         let began = SystemTime::now();
-        if let Some(store) = &mut self.store {
-            store.keep(&done.references)?;
+        if let Some(store) = &mut self.store
+            && let Err(fault) = store.keep(&done.references)
+        {
+            self.without_store(&fault);
         }
         let Some(row) = &done.row else { return Ok(()) };
         let mut values = row.values();

@@ -15,14 +15,16 @@ use dyad_coordinator::observe::{Observer, endpoint};
 use dyad_coordinator::run::Run;
 use dyad_coordinator::server::{self, Port, Signals};
 use dyad_coordinator::wire::Guard;
-use dyad_proto::Fault;
 use dyad_proto::security::by_hand::Published;
+use dyad_proto::{Fault, files, silence};
 use dyad_telemetry::{Logs, TARGET, Telemetry};
 use tokio::net::TcpListener;
+use tokio::time::MissedTickBehavior;
 use tracing::Instrument;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    dyad_proto::signals::ignore_size_limit();
     // Held until the exit status is known: what happened last leaves the process too.
     let _telemetry = Telemetry::start(
         "coordinator",
@@ -38,10 +40,13 @@ fn main() -> ExitCode {
 }
 
 fn coordinate(cli: &Cli) -> Result<(), Fault> {
+    files::enough_may_be_open()?;
     // The coordinator shares the machine with trainers that need every core.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime =
-        runtime.map_err(|error| Fault::failed(format!("cannot start the async runtime: {error}")))?;
+    let runtime = runtime.map_err(|error| {
+        Fault::failed(format!("cannot start the async runtime: {error}"))
+            .hint("raise the limits of open files (ulimit -n) and of processes (ulimit -u)")
+    })?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::watch()?;
         let guard = Guard::load(cli.tls_dir.as_deref(), cli.token_file.as_deref())?;
@@ -64,11 +69,23 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
 
 /// Reads the data, which may take long, and may be interrupted.
 async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Task, Fault> {
-    let prepared = tokio::task::spawn_blocking(move || cli.prepare());
-    tokio::select! {
-        prepared = prepared => prepared
-            .unwrap_or_else(|error| Err(Fault::failed(format!("reading the data ended: {error}")))),
-        fault = signals.next() => Err(fault),
+    let beats = cli.announce_preparing;
+    let mut prepared = tokio::task::spawn_blocking(move || cli.prepare());
+    let mut ticks = tokio::time::interval(silence::TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seconds = 0_u64;
+    loop {
+        tokio::select! {
+            prepared = &mut prepared => return prepared
+                .unwrap_or_else(|error| Err(Fault::failed(format!("reading the data ended: {error}")))),
+            fault = signals.next() => return Err(fault),
+            _ = ticks.tick() => {
+                if beats {
+                    say(&serde_json::json!({ "preparing": seconds }))?;
+                    seconds += 1;
+                }
+            }
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 
 use crate::references::{Known, PairKey};
 
-/// Another run may be writing: how long to wait for it.
-const BUSY: std::time::Duration = std::time::Duration::from_secs(30);
+/// Another run may be writing: how long to wait for it. Meanwhile the run stands still.
+const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// `user_version` of the file. Version 0 kept rows by the text of pairs in the table `reference_logps`; they are left alone.
 const VERSION: i32 = 1;
@@ -39,15 +39,38 @@ pub fn path(config: &RunConfig) -> PathBuf {
     }
 }
 
+/// Why nothing can be kept, or is known.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The disk is full, or somebody holds the file: the run can do without.
+    Passing(Fault),
+    /// The file is not one of these, or is damaged.
+    Lasting(Fault),
+}
+
+impl Trouble {
+    fn of(error: &rusqlite::Error, fault: Fault) -> Self {
+        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, SystemIoFailure};
+        let passing = [DatabaseBusy, DatabaseLocked, DiskFull, SystemIoFailure];
+        match error.sqlite_error_code().is_some_and(|code| passing.contains(&code)) {
+            true => Self::Passing(fault),
+            false => Self::Lasting(fault),
+        }
+    }
+}
+
 impl ReferenceStore {
     /// Opens the file, or makes it.
-    pub fn open(path: &Path, reference_key: &str) -> Result<Self, Fault> {
+    pub fn open(path: &Path, reference_key: &str) -> Result<Self, Trouble> {
         if reference_key.is_empty() {
-            return Err(Fault::failed("rank 0 did not say which reference model it holds")
-                .hint("run the coordinator and all trainers from the same build"));
+            let unsaid = Fault::failed("rank 0 did not say which reference model it holds");
+            return Err(Trouble::Lasting(
+                unsaid.hint("run the coordinator and all trainers from the same build"),
+            ));
         }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|error| Fault::input(cannot(path, &error)).hint(HINT))?;
+            std::fs::create_dir_all(folder)
+                .map_err(|error| Trouble::Lasting(Fault::input(cannot(path, &error)).hint(HINT)))?;
         }
         // SQLite would wait for a pipe, and write to a device.
         if path.symlink_metadata().is_ok() {
@@ -66,7 +89,8 @@ impl ReferenceStore {
             connection.pragma_update(None, "user_version", VERSION)?;
             Ok((connection, unused))
         });
-        let (connection, unused) = opened.map_err(|error| Fault::input(cannot(path, &error)).hint(HINT))?;
+        let (connection, unused) =
+            opened.map_err(|error| Trouble::of(&error, Fault::input(cannot(path, &error)).hint(HINT)))?;
         if unused > 0 {
             tracing::warn!(
                 "{} holds {unused} reference log-probabilities of an older Dyad, which are not used: they were kept by the text of \
@@ -78,7 +102,7 @@ impl ReferenceStore {
     }
 
     /// What is known of these pairs.
-    pub fn recall(&mut self, pairs: Vec<PairKey>) -> Result<Vec<Known>, Fault> {
+    pub fn recall(&mut self, pairs: Vec<PairKey>) -> Result<Vec<Known>, Trouble> {
         let found: Result<Vec<Known>, rusqlite::Error> = (|| {
             let mut statement = self
                 .connection
@@ -92,7 +116,7 @@ impl ReferenceStore {
             }
             Ok(found)
         })();
-        found.map_err(|error| self.broken(&error))
+        found.map_err(|error| Trouble::of(&error, self.broken(&error)))
     }
 
     /// Writes what is new.
@@ -200,11 +224,34 @@ mod tests {
             "this is a letter, not a database, and long enough to be told from one".repeat(9),
         )
         .unwrap();
-        let fault = ReferenceStore::open(&path, "model").unwrap_err();
+        let Trouble::Lasting(fault) = ReferenceStore::open(&path, "model").unwrap_err() else {
+            panic!("to wait for it is of no use");
+        };
         assert!(
             fault.message.contains(&path.display().to_string()) && fault.hint.contains("reference_cache"),
             "{fault}"
         );
         assert_eq!(fault.code.exit_status(), 2);
+    }
+
+    /// The run goes on without; a damaged file is refused.
+    #[test]
+    fn a_full_disk_and_a_file_that_somebody_holds_are_passing_trouble() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.sqlite");
+        let mut store = ReferenceStore::open(&path, "key").unwrap();
+        let of = |error: &rusqlite::Error| Trouble::of(error, Fault::failed("x"));
+        store.connection.pragma_update(None, "max_page_count", 1).unwrap();
+        let many = "CREATE TABLE t AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9999) SELECT i FROM n";
+        let full = store.connection.execute_batch(many).unwrap_err();
+        assert!(matches!(of(&full), Trouble::Passing(_)), "{full}");
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        store.connection.busy_timeout(std::time::Duration::ZERO).unwrap();
+        let busy = store.connection.execute_batch("BEGIN IMMEDIATE").unwrap_err();
+        assert!(matches!(of(&busy), Trouble::Passing(_)), "{busy}");
+        let key = PairKey { split: Split::Train, id: 1, tokens: (1, 2) };
+        let known = Known { key, logps: ReferenceLogps { chosen: 1.0, rejected: 2.0 } };
+        assert!(store.keep(&[known]).is_err());
     }
 }

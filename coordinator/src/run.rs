@@ -132,6 +132,8 @@ pub struct Run {
     last_refusal: Option<String>,
     /// There is a row of either kind.
     recorded: bool,
+    /// How often a trainer was admitted.
+    arrivals: u32,
     /// A step is done, and its row is in the output folder.
     trained: bool,
     /// How often each rank has told the others something while they connect.
@@ -161,6 +163,7 @@ impl Run {
             phase: Phase::Unspecified,
             last_refusal: None,
             recorded: false,
+            arrivals: 0,
             trained: false,
             postings: HashMap::new(),
             saved: None,

@@ -15,6 +15,7 @@ use support::{Workspace, ids};
 fn kinds(events: &[RunEvent]) -> String {
     let kind = |event: &RunEvent| match event.body.as_ref().unwrap() {
         Happening::Started(_) => "started".to_owned(),
+        Happening::Arrived(arrived) => format!("arrived:{}", arrived.name),
         Happening::Joined(joined) => format!("joined:{}", joined.rank),
         Happening::Data(data) => format!("data:{}", data.pairs),
         Happening::Step(step) => format!("step:{}", step.step),
@@ -57,7 +58,10 @@ async fn one_trainer_trains_every_kept_pair_once() {
     assert_eq!(column(&work.rows("eval_metrics.jsonl"), "eval_rewards/accuracies"), [2.0 / 3.0; 3]);
 
     let events = events.await.unwrap();
-    assert_eq!(kinds(&events), "started joined:0 data:9 eval:0 step:1 eval:1 step:2 eval:2 checkpoint ended");
+    assert_eq!(
+        kinds(&events),
+        "started arrived:node0-cpu joined:0 data:9 eval:0 step:1 eval:1 step:2 eval:2 checkpoint ended"
+    );
     let step = events.iter().find_map(|event| match event.body.as_ref().unwrap() {
         Happening::Step(step) => Some(&step.values),
         _ => None,

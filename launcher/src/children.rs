@@ -159,9 +159,14 @@ impl Child {
         Self { label, stdout: Some(stdout), signals: Signals(signals), end, report, log: file, writer }
     }
 
-    /// The first line of its standard output, if that was piped; what follows is dropped.
-    pub async fn first_line(&mut self) -> Option<String> {
-        self.stdout.take()?.recv().await
+    /// The next line of its standard output, if that was piped; nothing behind the last.
+    pub async fn next_line(&mut self) -> Option<String> {
+        self.stdout.as_mut()?.recv().await
+    }
+
+    /// What else comes on its standard output is dropped.
+    pub fn close_output(&mut self) {
+        self.stdout = None;
     }
 
     /// Waits for its end; may be called again. All its lines have been read when this returns. None where nobody knows.

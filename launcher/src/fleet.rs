@@ -104,7 +104,7 @@ async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fa
     let mut command = Command::new(program("coordinator")?);
     command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
     command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
-    command.args(job.security.coordinator_flags()).stdout(Stdio::piped());
+    command.arg("--announce-preparing").args(job.security.coordinator_flags()).stdout(Stdio::piped());
     job.owner.into_iter().for_each(|owner| hand_over(&mut command, owner));
     let speaker = Speaker { node: "coordinator".into(), rank: None };
     let node = job.hosts.and_then(Hosts::coordinator_node);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dyad_proto::ownership::Ownership;
-use dyad_proto::{ErrorCode, Fault, RunConfig};
+use dyad_proto::{ErrorCode, Fault, RunConfig, files};
 use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
 use launcher::agent::machine::Hello;
 use launcher::cli::{Command, CommandLine, NumaBinding, Options};
@@ -34,22 +34,30 @@ use tracing::Instrument;
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_secs(5);
 
-// One thread: children are tied to the life of the thread that starts them.
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let line = CommandLine::parse();
+    dyad_proto::signals::ignore_size_limit();
     let format = line.options.as_ref().map_or(LogFormat::Text, |options| options.log_format);
     // Lines for people go through the console.
     let default = if format == LogFormat::Json { "info" } else { "warn" };
     // Held until the exit status is known: what happened last leaves the process too.
     let _telemetry = Telemetry::start("launcher", Logs { format, variable: "DYAD_LOG", default });
-    match act(line).await {
+    match runtime().and_then(|runtime| runtime.block_on(act(line))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             dyad_telemetry::last_words(&fault);
             ExitCode::from(fault.code.exit_status())
         }
     }
+}
+
+/// One thread: children are tied to the life of the thread that starts them.
+fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
+    files::enough_may_be_open()?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        Fault::failed(format!("cannot start the async runtime: {error}"))
+            .hint("raise the limits of open files (ulimit -n) and of processes (ulimit -u)")
+    })
 }
 
 async fn act(line: CommandLine) -> Result<(), Fault> {

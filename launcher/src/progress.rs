@@ -31,7 +31,7 @@ impl Progress {
             Body::Started(started) => {
                 self.console.status(&format!("waiting for {} trainers", started.world_size));
             }
-            Body::Joined(_) | Body::Ended(_) | Body::Beat(_) => {}
+            Body::Arrived(_) | Body::Joined(_) | Body::Ended(_) | Body::Beat(_) => {}
             Body::Skipped(skipped) => self.console.line(&format!(
                 "behind   {} steps and evaluations are not shown here; metrics.jsonl and eval_metrics.jsonl have them",
                 thousands(skipped.events)

@@ -4,6 +4,7 @@
 //! - L-2: when [`run`] returns, no child is left.
 //! - L-3: one Ctrl-C ends the run within the grace period and [`LEAVE`], whatever the processes do.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -149,7 +150,8 @@ async fn follow(
     fleet: &mut Fleet,
     reached: &mut Reached,
 ) -> Result<(), Fault> {
-    let address = match announced(&mut fleet.coordinator).await? {
+    let patience = silence::limit(silence::COORDINATOR, job.stall_timeout);
+    let address = match announced(job, &mut fleet.coordinator, patience).await? {
         Announced::Listening(address) => address,
         Announced::Complete(model) => {
             console.line(&format!("this run is complete: {model}"));
@@ -160,14 +162,13 @@ async fn follow(
     for trainer in job.trainers {
         fleet.trainers.push(start_trainer(job, trainer, &address, console).await?);
     }
-    let patience = silence::limit(silence::COORDINATOR, job.stall_timeout);
     let watching = tokio::time::timeout(silence::TICK * patience, watch(job.security, &address));
     let (mut events, _call) = match watching.await {
         Ok(Ok(events)) => events,
         Ok(Err(fault)) => return Err(own_words(&mut fleet.coordinator, fault).await),
         Err(_) => return Err(stopped(&fleet.coordinator, job, patience)),
     };
-    let mut progress = (Progress::new(console.clone()), patience);
+    let mut progress = (Progress::new(console.clone()), Awaited::new(job, &fleet.trainers, patience));
     let failure = tokio::select! {
         outcome = show(&mut events, &mut progress) => outcome,
         failed = first_failure(&mut fleet.trainers) => {
@@ -202,6 +203,54 @@ enum Outcome {
     Standing,
 }
 
+/// Who has to be heard of, and for how long they may not be.
+struct Awaited {
+    /// Of the coordinator, in ticks.
+    patience: u32,
+    /// Trainers that have not joined, by name, with what is said of one that never does.
+    joining: HashMap<String, Fault>,
+    /// How long that may take.
+    most: u32,
+    waited: Silence,
+}
+
+impl Awaited {
+    fn new(job: &Job<'_>, children: &[Child], patience: u32) -> Self {
+        let most = joining_limit(job.connect_timeout, job.stall_timeout);
+        let joining = job.trainers.iter().zip(children).map(|(trainer, child)| {
+            let host = job.hosts.map(|hosts| hosts.agent(trainer.node).host.name.clone());
+            let host = host.unwrap_or_else(|| "this machine".into());
+            let fault = Fault::lost(format!(
+                "{} on {host} is silent: it has not joined the run for {most} s, though its process is there",
+                child.label
+            ));
+            let hint = "was it stopped (SIGSTOP), or does the disk that Dyad and libtorch lie on hang?";
+            (trainer.name.clone(), fault.hint(format!("{hint} {}", child.log_hint())))
+        });
+        Self { patience, joining: joining.collect(), most, waited: Silence::default() }
+    }
+
+    fn arrived(&mut self, name: &str) {
+        self.joining.remove(name);
+    }
+
+    /// A tick has passed: the first of those that have not joined, once it is too late for that.
+    fn overdue(&mut self) -> Option<Fault> {
+        let late = !self.joining.is_empty() && self.waited.lasts(self.most);
+        let first = self.joining.keys().min().filter(|_| late)?.clone();
+        self.joining.remove(&first)
+    }
+}
+
+/// Seconds in which a trainer joins: it is loaded, tries to connect, and is answered. Programs take a while from a cold disk, whatever
+/// `--stall-timeout` says.
+fn joining_limit(connect_timeout: u64, stall_timeout: Option<u64>) -> u32 {
+    const LOADED: u32 = 20;
+    let connected = u32::try_from(connect_timeout).unwrap_or(u32::MAX);
+    let usual = connected.saturating_add(silence::COORDINATOR);
+    silence::limit(usual, stall_timeout).max(LOADED)
+}
+
 impl Outcome {
     /// What the coordinator says counts more than what a trainer said.
     fn or(self, trainer: Fault) -> Self {
@@ -213,7 +262,7 @@ impl Outcome {
 }
 
 /// Shows what happens. Time is counted in own ticks, so that a launcher that was stopped itself finds nobody silent.
-async fn show(events: &mut Streaming<RunEvent>, (progress, patience): &mut (Progress, u32)) -> Outcome {
+async fn show(events: &mut Streaming<RunEvent>, (progress, awaited): &mut (Progress, Awaited)) -> Outcome {
     let mut ticks = tokio::time::interval(silence::TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut silence = Silence::default();
@@ -221,10 +270,15 @@ async fn show(events: &mut Streaming<RunEvent>, (progress, patience): &mut (Prog
         let event = tokio::select! {
             biased;
             event = events.message() => event,
-            _ = ticks.tick() => match silence.lasts(*patience) {
-                true => return Outcome::Standing,
-                false => continue,
-            },
+            _ = ticks.tick() => {
+                if silence.lasts(awaited.patience) {
+                    return Outcome::Standing;
+                }
+                match awaited.overdue() {
+                    Some(fault) => return Outcome::Failed(fault),
+                    None => continue,
+                }
+            }
         };
         silence.broken();
         let Ok(Some(event)) = event else { return Outcome::Silent };
@@ -232,7 +286,12 @@ async fn show(events: &mut Streaming<RunEvent>, (progress, patience): &mut (Prog
             Some(Body::Ended(ended)) => {
                 return ended.failure.map_or(Outcome::Complete, |failure| Outcome::Failed(failure.into()));
             }
-            Some(body) => progress.show(&body),
+            Some(body) => {
+                if let Body::Arrived(arrived) = &body {
+                    awaited.arrived(&arrived.name);
+                }
+                progress.show(&body);
+            }
             None => {}
         }
     }
@@ -322,16 +381,31 @@ enum Announced {
     Complete(String),
 }
 
-async fn announced(coordinator: &mut Child) -> Result<Announced, Fault> {
-    let line = coordinator.first_line().await;
-    let json: Option<serde_json::Value> = line.and_then(|line| serde_json::from_str(&line).ok());
-    let says = |key: &str| json.as_ref()?.get(key)?.as_str().map(str::to_owned);
-    let listening = says("listening").map(Announced::Listening);
-    match listening.or_else(|| says("complete").map(Announced::Complete)) {
-        Some(announced) => Ok(announced),
-        None => {
+/// Until then it beats on its standard output: reading the data may take long, but not in silence.
+async fn announced(job: &Job<'_>, coordinator: &mut Child, patience: u32) -> Result<Announced, Fault> {
+    let mut ticks = tokio::time::interval(silence::TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut silence = Silence::default();
+    loop {
+        let line = tokio::select! {
+            biased;
+            line = coordinator.next_line() => line,
+            _ = ticks.tick() => match silence.lasts(patience) {
+                true => return Err(stopped(coordinator, job, patience)),
+                false => continue,
+            },
+        };
+        silence.broken();
+        let json: Option<serde_json::Value> = line.and_then(|line| serde_json::from_str(&line).ok());
+        let says = |key: &str| json.as_ref()?.get(key)?.as_str().map(str::to_owned);
+        let listening = says("listening").map(Announced::Listening);
+        if let Some(announced) = listening.or_else(|| says("complete").map(Announced::Complete)) {
+            coordinator.close_output();
+            return Ok(announced);
+        }
+        if json.is_none_or(|json| json.get("preparing").is_none()) {
             let mute = Fault::failed("the coordinator did not say where it listens");
-            Err(own_words(coordinator, mute).await)
+            return Err(own_words(coordinator, mute).await);
         }
     }
 }
@@ -354,4 +428,24 @@ async fn watch(security: &Security, address: &str) -> Result<(Streaming<RunEvent
     reply
         .map(|reply| (reply.into_inner(), call))
         .map_err(|status| access.refusal(&status).unwrap_or_else(|| failed(status.message().to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trainer_has_time_to_come_up_and_is_named_when_it_does_not() {
+        assert_eq!(joining_limit(30, None), 90);
+        assert_eq!(joining_limit(30, Some(5)), 20);
+        assert_eq!(joining_limit(30, Some(40)), 40);
+        assert_eq!(joining_limit(u64::MAX, Some(0)), u32::MAX);
+        let joining = ["b", "a"].map(|name| (name.to_owned(), Fault::lost(name)));
+        let mut awaited =
+            Awaited { patience: 1, joining: joining.into(), most: 2, waited: Silence::default() };
+        awaited.arrived("a");
+        assert_eq!((awaited.overdue(), awaited.overdue()), (None, None));
+        assert_eq!(awaited.overdue(), Some(Fault::lost("b")));
+        assert_eq!(awaited.overdue(), None, "nobody else is awaited");
+    }
 }

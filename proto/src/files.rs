@@ -9,8 +9,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::Fault;
+
 /// Most bytes of a file that is read as a whole: more than the largest tokenizer has, and no danger to memory.
 pub const MOST_BYTES: u64 = 256 << 20;
+/// Files that a program has open before it has done anything.
+const NEEDED: usize = 16;
 
 /// Opens a regular file to read it; whatever else is there is an error that says what it is.
 pub fn open(path: &Path) -> io::Result<File> {
@@ -20,6 +24,15 @@ pub fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     regular(&file.metadata()?)?;
     Ok(file)
+}
+
+/// Refuses to go on where so few files may be open that the first steps of a program would fail, each in its own words.
+pub fn enough_may_be_open() -> Result<(), Fault> {
+    let opened: Result<Vec<File>, io::Error> = (0..NEEDED).map(|_| File::open("/dev/null")).collect();
+    opened.map(drop).map_err(|error| {
+        Fault::failed(format!("{NEEDED} more files cannot be opened: {error}"))
+            .hint("raise the limit of open files (ulimit -n)")
+    })
 }
 
 /// The bytes of a regular file, at most [`MOST_BYTES`].

@@ -31,7 +31,7 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 pub const MANIFEST: &str = "dyad_manifest.json";
 
 /// Files that Dyad writes in an output folder.
-const FILES: [&str; 4] = [RUN_CONFIG, METRICS, EVALUATION_METRICS, "metrics.svg"];
+const FILES: [&str; 5] = [RUN_CONFIG, METRICS, EVALUATION_METRICS, JOB, "metrics.svg"];
 /// Folders that Dyad writes there beside checkpoints and the final model.
 const FOLDERS: [&str; 3] = [TENSORBOARD, "logs", "profile"];
 

@@ -7,6 +7,13 @@ pub fn is_ignored(signal: i32) -> bool {
     crate::files::of_kernel("/proc/self/status").is_ok_and(|status| ignores(&status, signal))
 }
 
+/// From now on a file that grows beyond the limit of its size (`ulimit -f`) is an error of whoever writes it, and kills nobody.
+#[expect(unsafe_code, reason = "signal")]
+pub fn ignore_size_limit() {
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 fn ignores(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
@@ -16,6 +23,12 @@ fn ignores(status: &str, signal: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_may_not_grow_is_an_error() {
+        ignore_size_limit();
+        assert!(is_ignored(libc::SIGXFSZ));
+    }
 
     #[test]
     fn the_mask_of_ignored_signals_is_read_bit_by_bit() {

@@ -4,8 +4,8 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use dyad_tests::Workspace;
 use dyad_tests::processes::{self, Process, Watch, children, go_on, hold_thread, kill_9, stop, wait_for};
+use dyad_tests::{Workspace, binary, text};
 
 /// A run that would go on for a long time, with its processes, once it has done a step.
 fn long_run(workspace: &Workspace, args: &[&str]) -> (Child, Vec<Process>) {
@@ -68,6 +68,36 @@ fn a_coordinator_that_is_stopped_is_named_and_ended() {
     stop(find(&processes, "coordinator --config").pid);
     let error = error_of(launcher, &processes);
     assert!(error.contains("coordinator") && error.contains("silent: no sign of life for 8 s"), "{error}");
+}
+
+/// Programs of which one stops itself before it does anything, where its command line has a word.
+fn stopped_at_its_start(workspace: &Workspace, program: &str, word: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let other = if program == "trainer" { "coordinator" } else { "trainer" };
+    std::os::unix::fs::symlink(binary(other), workspace.path(other)).unwrap();
+    let real = binary(program);
+    let script =
+        format!("#!/bin/sh\ncase \"$*\" in *{word}*) kill -STOP $$;; esac\nexec {} \"$@\"\n", real.display());
+    workspace.write(program, &script);
+    std::fs::set_permissions(workspace.path(program), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = workspace.launcher(2, &["--stall-timeout", "4"]);
+    let output = command.env("DYAD_BIN_DIR", workspace.path(".")).output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said.lines().find(|line| line.starts_with("error: ")).unwrap().to_owned()
+}
+
+#[test]
+fn a_coordinator_that_is_stopped_before_it_listens_is_named() {
+    let error = stopped_at_its_start(&Workspace::with_model(16, ""), "coordinator", "--config");
+    assert!(error.contains("coordinator on this machine is silent: no sign of life for 4 s"), "{error}");
+}
+
+#[test]
+fn a_trainer_that_is_stopped_before_it_joins_is_named() {
+    let error = stopped_at_its_start(&Workspace::with_model(16, ""), "trainer", "node1-cpu");
+    let named = "trainer rank 1 (node1-cpu) on this machine is silent: it has not joined the run for 20 s";
+    assert!(error.contains(named), "{error}");
 }
 
 /// The launcher's machine may be gone with it: trainers find out by themselves.

@@ -11,7 +11,7 @@ use clap::Parser;
 use dyad_data::new_model;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::preference::Message;
-use dyad_proto::{Fault, RunConfig, pair_file, plain};
+use dyad_proto::{Fault, RunConfig, files, pair_file, plain};
 use dyad_telemetry::{LogFormat, Logs, Telemetry};
 use trainer::cli::{Cli, Command, GenerateOptions, RunOptions};
 use trainer::generate::prompt;
@@ -19,6 +19,7 @@ use trainer::session::Identity;
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
+    dyad_proto::signals::ignore_size_limit();
     let format = match &command {
         Command::Run(options) => options.log_format,
         Command::NewModel(_) | Command::Generate(_) => LogFormat::Text,
@@ -47,6 +48,7 @@ fn use_threads(threads: Option<usize>) {
 }
 
 fn run(options: RunOptions) -> Result<(), Fault> {
+    files::enough_may_be_open()?;
     use_threads(options.threads);
     let identity = Identity {
         coordinator: options.coordinator,

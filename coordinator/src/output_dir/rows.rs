@@ -143,12 +143,11 @@ pub(crate) fn still_there(path: &Path, file: &File, bytes: u64) -> Result<(), Fa
 
 pub(crate) fn unwritten(path: &Path, error: &io::Error) -> Fault {
     let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
-    Fault::failed(format!("cannot write {}: {error}", path.display())).hint(
-        match full.contains(&error.kind()) {
-            true => "make room on the disk of output_dir",
-            false => "check the disk of output_dir and its permissions",
-        },
-    )
+    let fault = Fault::failed(format!("cannot write {}: {error}", path.display()));
+    match full.contains(&error.kind()) {
+        true => fault.hint("make room on the disk of output_dir").lasting(),
+        false => fault.hint("check the disk of output_dir and its permissions"),
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
     Abort, Assignment, BootstrapOffer, CommunicatorReady, Fact, MeasureReport, MeasureRequest, Posting,
-    Split, TrainerJoined, Welcome,
+    Split, TrainerArrived, TrainerJoined, Welcome,
 };
 
 use super::{Command, Run, Stage};
@@ -17,6 +17,8 @@ use crate::membership::{Member, TrainerId, shown};
 use crate::references::{Known, References};
 use crate::training::GENERATION;
 
+/// So often for each place a trainer that comes is told of.
+const ARRIVALS: u32 = 4;
 /// Every rank gets a copy: nothing, or the 128 bytes of NCCL's unique id.
 const BOOTSTRAP_BYTES: usize = 1024;
 /// A rank posts its addresses: one for each of the other ranks, a few times.
@@ -36,7 +38,7 @@ impl Run {
             self.roster.admit(id, &hello)
         };
         match admitted {
-            Ok(()) => self.joined(id),
+            Ok(()) => self.joined(id, hello.name),
             Err(refusal) => {
                 let refusal = refusal.from_origin("coordinator");
                 self.commands.push(Command::Refused(id, refusal.message.clone()));
@@ -47,7 +49,12 @@ impl Run {
         }
     }
 
-    fn joined(&mut self, id: TrainerId) {
+    fn joined(&mut self, id: TrainerId, name: String) {
+        // Who comes and goes without end is not told of without end.
+        self.arrivals = self.arrivals.saturating_add(1);
+        if self.arrivals <= self.spec.world_size.saturating_mul(ARRIVALS) {
+            self.emit(Happening::Arrived(TrainerArrived { name }));
+        }
         let welcome = Welcome {
             run_id: self.spec.run_id.clone(),
             run_config_json: self.spec.config_json.clone(),
