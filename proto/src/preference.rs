@@ -131,7 +131,10 @@ fn conversation(record: &Map<String, Value>) -> Result<Vec<Message>, RecordError
         None => return broken("input", "missing"),
     };
     if let Some((key, _)) = input.iter().find(|(key, value)| *key != "messages" && !value.is_null()) {
-        return broken("input", format!("unknown field `{}` (only `messages` is supported)", plain::quoted(key)));
+        return broken(
+            "input",
+            format!("unknown field `{}` (only `messages` is supported)", plain::quoted(key)),
+        );
     }
     let messages = list(input.get("messages"), "input.messages")?;
     let messages: Vec<Message> = messages
@@ -204,7 +207,10 @@ fn message(value: &Value, field: &str) -> Result<Message, RecordError> {
     // Libraries of tables write null where a message has no such field.
     let unknown = |(key, value): &(&String, &Value)| *key != "role" && *key != "content" && !value.is_null();
     if let Some((key, _)) = object.iter().find(unknown) {
-        return broken(field, format!("unknown field `{}` (only `role` and `content` are supported)", plain::quoted(key)));
+        return broken(
+            field,
+            format!("unknown field `{}` (only `role` and `content` are supported)", plain::quoted(key)),
+        );
     }
     Ok(Message { role, content })
 }

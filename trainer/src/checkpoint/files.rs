@@ -79,7 +79,11 @@ impl Home {
 fn sync(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.is_dir() { sync(&path)? } else { dyad_proto::files::open(&path)?.sync_all()? }
+        if path.is_dir() {
+            sync(&path)?
+        } else {
+            dyad_proto::files::open(&path)?.sync_all()?
+        }
         progress::advance();
     }
     dyad_proto::files::sync_folder(dir)
