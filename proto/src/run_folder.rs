@@ -98,6 +98,8 @@ pub fn refuse_obstacles(dir: &Path) -> Result<(), Fault> {
 
 /// What a run that dies leaves of the folder that it was writing.
 const UNFINISHED: &str = ".tmp-";
+/// What a run that dies leaves of an earlier run.
+const EARLIER: &str = "earlier-";
 
 /// What Dyad made in the folder and a new run must not mix with, in a stable order. A run that was refused before its first row has
 /// left nothing. Each path is one file or one whole folder of Dyad's.
@@ -223,16 +225,27 @@ pub fn unfinished(target: &Path) -> PathBuf {
     target.with_file_name(format!("{UNFINISHED}{}", name(target)))
 }
 
-/// The name that a folder has once it is finished: what [`unfinished`] was given, or its own.
+/// The name under which an earlier run's folder waits for its end. Not that of an unfinished one, which the new run may be filling by then.
 #[must_use]
-pub fn finished_name(path: &Path) -> String {
-    name(path).strip_prefix(UNFINISHED).unwrap_or(name(path)).to_owned()
+pub fn set_aside(target: &Path) -> PathBuf {
+    target.with_file_name(format!("{UNFINISHED}{EARLIER}{}", name(target)))
 }
 
-/// A folder that a run died over: by its name, which is one that [`unfinished`] gives.
+/// The name that a folder has once it is finished, or had: what [`unfinished`] or [`set_aside`] was given, or its own.
+#[must_use]
+pub fn finished_name(path: &Path) -> String {
+    hidden_name(path).unwrap_or(name(path)).to_owned()
+}
+
+/// A folder that a run died over: by its name, which is one that [`unfinished`] or [`set_aside`] gives.
 #[must_use]
 pub fn is_unfinished(path: &Path) -> bool {
-    name(path).strip_prefix(UNFINISHED).is_some_and(|name| has_own_name(Path::new(name)))
+    hidden_name(path).is_some_and(|name| has_own_name(Path::new(name)))
+}
+
+fn hidden_name(path: &Path) -> Option<&str> {
+    let hidden = name(path).strip_prefix(UNFINISHED)?;
+    Some(hidden.strip_prefix(EARLIER).unwrap_or(hidden))
 }
 
 /// A folder under a name of Dyad's holds what only Dyad writes. One that holds nothing is nobody's loss.
@@ -366,6 +379,20 @@ mod tests {
         assert!(advice.contains("--resume") && !advice.contains("--overwrite"), "{advice}");
         write(dir.path(), "checkpoint-3/dyad_state.json");
         assert_eq!(how_to_go_on_in(dir.path()), "continue with --resume from checkpoint-3");
+    }
+
+    #[test]
+    fn what_is_set_aside_is_in_nobodys_way_and_goes_with_what_is_unfinished() {
+        for name in ["final", "checkpoint-2"] {
+            let path = Path::new("out").join(name);
+            assert_ne!(set_aside(&path), unfinished(&path));
+            for hidden in [set_aside(&path), unfinished(&path)] {
+                assert!(is_unfinished(&hidden) && finished_name(&hidden) == name, "{}", hidden.display());
+            }
+        }
+        assert!(
+            !is_unfinished(Path::new(".tmp-earlier-notes")) && !is_unfinished(Path::new("earlier-final"))
+        );
     }
 
     #[test]

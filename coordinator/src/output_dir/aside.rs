@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dyad_proto::run_folder::{has_own_name, unfinished};
+use dyad_proto::run_folder::{has_own_name, set_aside};
 use dyad_proto::{Fault, removal};
 
 use super::{remove, unusable};
 
-/// Folders under the names of unfinished ones, and files that are still in their places. Dropped, the folders go back.
+/// Folders under names of their own, beside which rank 0 may be filling the first checkpoint, and files that are still in their places. Dropped, the folders go back.
 #[derive(Debug, Default)]
 pub(super) struct Aside {
     folders: Vec<PathBuf>,
@@ -24,7 +24,7 @@ impl Aside {
                 aside.files.push(path.to_owned());
                 continue;
             }
-            let hidden = unfinished(path);
+            let hidden = set_aside(path);
             // Of this run's own start there is none.
             remove(&hidden)?;
             fs::rename(path, hidden).map_err(|error| unusable(path, &error))?;
@@ -36,7 +36,7 @@ impl Aside {
     /// Removes all of it.
     pub(super) fn remove(mut self) -> Result<(), Fault> {
         let folders = std::mem::take(&mut self.folders);
-        folders.iter().try_for_each(|path| remove(&unfinished(path)))?;
+        folders.iter().try_for_each(|path| remove(&set_aside(path)))?;
         let gone = |path: &PathBuf| removal::remove(path, "").map_err(|error| unusable(path, &error));
         self.files.iter().try_for_each(gone)
     }
@@ -46,7 +46,7 @@ impl Drop for Aside {
     fn drop(&mut self) {
         for path in &self.folders {
             // The error that led here is the one to tell.
-            let _ = fs::rename(unfinished(path), path);
+            let _ = fs::rename(set_aside(path), path);
         }
     }
 }
