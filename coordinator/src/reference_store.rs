@@ -74,7 +74,8 @@ impl ReferenceStore {
         }
         // SQLite would wait for a pipe, and write to a device.
         if path.symlink_metadata().is_ok() {
-            dyad_proto::files::open(path).map_err(|error| Fault::input(cannot(path, &error)).hint(HINT))?;
+            dyad_proto::files::open(path)
+                .map_err(|error| Trouble::Lasting(Fault::input(cannot(path, &error)).hint(HINT)))?;
         }
         let opened = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY)?;

@@ -8,7 +8,8 @@ use dyad_proto::{Fault, removal};
 
 use super::{remove, unusable};
 
-/// Folders under names of their own, beside which rank 0 may be filling the first checkpoint, and files that are still in their places. Dropped, the folders go back.
+/// Folders under names of their own, because rank 0 may be filling a checkpoint under that of an unfinished one, and files that are still in
+/// their places. Dropped, the folders go back.
 #[derive(Debug, Default)]
 pub(super) struct Aside {
     folders: Vec<PathBuf>,
