@@ -2,17 +2,25 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use dyad_proto::RunConfig;
 use launcher::agent::protocol::{Answer, Examine, Question, Reply, Request, decode, encode};
 
-/// Opening a pipe that nobody writes waits as a file system that hangs does. An agent that waited along would count as lost.
+/// A driver that does not answer, as `nvidia-smi` does not on a sick machine. An agent that waited along would count as lost.
 #[test]
-fn an_agent_that_waits_for_a_file_still_answers() {
+fn an_agent_that_waits_for_a_driver_still_answers() {
     let dir = tempfile::tempdir().unwrap();
-    let pairs = dir.path().join("pairs.jsonl");
-    assert!(Command::new("mkfifo").arg(&pairs).status().unwrap().success());
+    let (pairs, slow, sick) =
+        (dir.path().join("pairs.jsonl"), dir.path().join("slow"), dir.path().join("sick"));
+    std::fs::write(&pairs, "").unwrap();
+    assert!(Command::new("mkfifo").arg(&slow).status().unwrap().success());
+    let script =
+        format!("#!/bin/sh\n[ -e {} ] && cat {} >/dev/null\nexit 1\n", sick.display(), slow.display());
+    let program = dir.path().join("nvidia-smi");
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let text = |name: &str| dir.path().join(name).display().to_string();
     let config = RunConfig {
         model: text("model"),
@@ -20,19 +28,27 @@ fn an_agent_that_waits_for_a_file_still_answers() {
         output_dir: text("out"),
         ..RunConfig::default()
     };
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
     let mut agent = Command::new(env!("CARGO_BIN_EXE_launcher"));
-    let mut agent = agent.arg("agent").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    agent.arg("agent").env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut agent = agent.spawn().unwrap();
     let mut stdin = agent.stdin.take().unwrap();
     let mut replies = BufReader::new(agent.stdout.take().unwrap())
         .lines()
         .map_while(Result::ok)
         .filter_map(|line| decode::<Reply>(&line));
+    assert!(matches!(replies.next(), Some(Reply::Hello(_))));
+    std::fs::write(&sick, "").unwrap();
     let question = Question::Examine(Examine { config_json: Some(config.to_json().unwrap()) });
     let requests = encode(&Request::Ask { ask: 1, question }) + &encode(&Request::Ping);
     stdin.write_all(requests.as_bytes()).unwrap();
-    assert!(matches!(replies.next(), Some(Reply::Hello(_))));
     assert!(matches!(replies.next(), Some(Reply::Pong)));
-    std::fs::write(&pairs, "").unwrap();
+    // Each waits until the driver is asked, and ends that.
+    std::thread::spawn(move || {
+        loop {
+            let _ = std::fs::write(&slow, "");
+        }
+    });
     match replies.next() {
         Some(Reply::Answer { ask: 1, answer: Answer::Examined(facts) }) => {
             assert_eq!(facts.pairs, Some(Ok(text("pairs.jsonl"))));

@@ -276,8 +276,8 @@ mod tests {
     /// A model's path and a phase's name are anybody's.
     #[test]
     fn labels_are_escaped() {
-        let config = r#"{"model":"m\"x\\n\n\u001b","training_file":"f","output_dir":"o"}"#;
-        let metrics = Metrics::new("run-1", &RunConfig::from_json(config).unwrap(), 2);
+        let config = RunConfig { model: "m\"x\\n\n\u{1b}".to_owned(), ..RunConfig::default() };
+        let metrics = Metrics::new("run-1", &config, 2);
         let report = StepReport {
             phase_seconds: HashMap::from([("a\"b\\".to_owned(), 0.1)]),
             ..StepReport::default()

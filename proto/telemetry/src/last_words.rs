@@ -71,7 +71,7 @@ mod tests {
         let read: Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&read["level"], &read["target"]), (&"ERROR".into(), &"launcher".into()));
         assert_eq!(read["fields"]["exit_status"], 2);
-        let said = ("coordinator: line 7: no\n\"field\"".to_owned(), "look".to_owned());
+        let said = ("coordinator: line 7: no\\n\"field\"".to_owned(), "look".to_owned());
         assert_eq!(read_last_words(&line), Some(said));
         let bare = json("launcher", &Fault::failed("gone"));
         assert!(!bare.contains("hint"), "{bare}");

@@ -258,7 +258,8 @@ mod tests {
         let shared = Shared::default();
         shared.add(Words { text: b"before".to_vec(), lines: 1 });
         shared.add(Words { text: many, lines: 2000 });
-        assert_eq!((shared.state().ahead.len(), shared.state().dropped), (1, 1));
+        let state = shared.state();
+        assert_eq!((state.ahead.len(), state.dropped), (1, 1));
     }
 
     #[test]
