@@ -287,9 +287,9 @@ mod tests {
             ("\"rms_norm_eps\":1e10", "rms_norm_eps = 10000000000.0: expected a number from 0.0 to 1.0"),
             ("\"attention_dropout\":2", "attention_dropout = 2"),
             ("\"rope_theta\":1e-300", "rope_theta = 1e-300: expected a number from"),
-            ("\"rope_theta\":1e300", "rope_theta = 1e300"),
+            ("\"rope_theta\":1e300", "rope_theta = 1e+300"),
             ("\"rope_scaling\":{\"type\":\"linear\",\"factor\":1e-300}", "factor = 1e-300"),
-            ("\"rope_scaling\":{\"type\":\"linear\",\"factor\":1e30}", "factor = 1e30"),
+            ("\"rope_scaling\":{\"type\":\"linear\",\"factor\":1e30}", "factor = 1e+30"),
             ("\"rms_norm_eps\":\"1e-5\"", "rms_norm_eps = \"1e-5\""),
         ] {
             assert!(refused(extra).starts_with(message), "{extra}: {}", refused(extra));
