@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dyad_proto::pair_file::{self, Record};
-use dyad_proto::{Fault, RunConfig, wire};
+use dyad_proto::{Fault, RunConfig, reading, wire};
 use sha2::{Digest, Sha256};
 
 /// All pairs of one file. Two equal lines are two records.
@@ -22,7 +22,7 @@ impl Dataset {
     pub fn load(key: &str, path: &Path) -> Result<Self, Fault> {
         let text = pair_file::read(key, path)?;
         let (sha256, records) =
-            rayon::join(|| hex(&Sha256::digest(text.as_bytes())), || pair_file::records(key, path, &text));
+            rayon::join(|| sha256(text.as_bytes()), || pair_file::records(key, path, &text));
         Ok(Self { path: path.display().to_string(), records: records?, text, sha256 })
     }
 
@@ -109,6 +109,16 @@ impl Datasets {
     pub fn pairs(&self, split: wire::Split, ids: impl IntoIterator<Item = u64>) -> Vec<wire::Pair> {
         self.of(split).map_or_else(Vec::new, |dataset| ids.into_iter().map(|id| dataset.pair(id)).collect())
     }
+}
+
+/// As lower-case hex digits.
+fn sha256(bytes: &[u8]) -> String {
+    let mut digest = Sha256::new();
+    for part in bytes.chunks(1 << 24) {
+        digest.update(part);
+        reading::goes_on();
+    }
+    hex(&digest.finalize())
 }
 
 /// Lower-case hex digits of some bytes.

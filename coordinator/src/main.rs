@@ -16,7 +16,8 @@ use dyad_coordinator::run::Run;
 use dyad_coordinator::server::{self, Port, Signals};
 use dyad_coordinator::wire::Guard;
 use dyad_proto::security::by_hand::Published;
-use dyad_proto::{Fault, files, silence};
+use dyad_proto::silence::{self, Silence};
+use dyad_proto::{Fault, files, reading};
 use dyad_telemetry::{Logs, TARGET, Telemetry};
 use tokio::net::TcpListener;
 use tokio::time::MissedTickBehavior;
@@ -69,17 +70,25 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
 
 /// Reads the data, which may take long, and may be interrupted.
 async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Task, Fault> {
-    let beats = cli.announce_preparing;
+    let (beats, limit) = (cli.announce_preparing, reading_limit(cli.stall_timeout));
     let mut prepared = tokio::task::spawn_blocking(move || cli.prepare());
     let mut ticks = tokio::time::interval(silence::TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seconds = 0_u64;
+    let (mut still, mut parts) = (Silence::default(), reading::parts());
     loop {
         tokio::select! {
+            biased;
             prepared = &mut prepared => return prepared
                 .unwrap_or_else(|error| Err(Fault::failed(format!("reading the data ended: {error}")))),
             fault = signals.next() => return Err(fault),
             _ = ticks.tick() => {
+                if parts != reading::parts() {
+                    parts = reading::parts();
+                    still.broken();
+                } else if limit.is_some_and(|limit| still.lasts(limit)) {
+                    return Err(hangs(limit.unwrap_or_default()));
+                }
                 if beats {
                     say(&serde_json::json!({ "preparing": seconds }))?;
                     seconds += 1;
@@ -87,6 +96,19 @@ async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Task, Fault> {
             }
         }
     }
+}
+
+/// Seconds for which nothing may be read; none where `--stall-timeout 0` sets no limit. A cold network file system stands still for
+/// minutes.
+fn reading_limit(stall_timeout: Option<u64>) -> Option<u32> {
+    let seconds = stall_timeout.unwrap_or(20 * 60);
+    (seconds > 0).then(|| u32::try_from(seconds).unwrap_or(u32::MAX))
+}
+
+fn hangs(seconds: u32) -> Fault {
+    let last = reading::last_opened().map_or_else(String::new, |path| format!(" of {}", path.display()));
+    Fault::failed(format!("reading{last} stands still: nothing was read for {seconds} s"))
+        .hint("check the disk that holds the file; --stall-timeout SECONDS allows longer pauses, 0 any")
 }
 
 /// The span that everything of a run belongs to, below the launcher's where there is one.

@@ -192,6 +192,12 @@ impl OutputPlan {
 }
 
 impl Output {
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.plan.folder.path()
+    }
+
     /// Writes the row of a step. With `durable` it is on the disk when this returns.
     pub fn step(&mut self, row: &Row, durable: bool) -> Result<(), Fault> {
         let files = self.files()?;

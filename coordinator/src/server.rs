@@ -77,7 +77,7 @@ pub async fn serve(
 ) -> Result<(), Fault> {
     let (inputs, events) = mpsc::channel(INPUTS);
     tokio::spawn(signals.forward(inputs.clone()));
-    let history = History::default();
+    let history = History::of(output.dir().to_owned());
     let printed = print_events.then(|| Printer::start(history.follow()));
     let mut serving = Serving::open(port, run.world_size(), inputs, history.clone());
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.

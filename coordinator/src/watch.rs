@@ -1,10 +1,15 @@
 //! What watchers see: what happened so far, then everything that happens, to any number of them.
 //!
-//! - W-1: what is kept does not grow with the run: everything said once, and the last [`RECENT`] of steps, evaluations, checkpoints,
-//!   reference scores and the phases between them. What they said of numbers is in the metrics files.
+//! - W-1: what is kept in memory does not grow with the run: everything said once, and the last [`RECENT`] of steps, evaluations,
+//!   checkpoints, reference scores and the phases between them. Earlier steps and evaluations come from the metrics files.
 //! - W-2: a watcher that comes late, or is slow, is told how many events it does not get.
 
+mod rows;
+
 use std::collections::VecDeque;
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dyad_proto::wire::run_event::Body;
@@ -13,14 +18,20 @@ use futures::Stream;
 use futures::stream;
 use tokio::sync::watch;
 
+use rows::{Position, Rows};
+
 /// Events that are kept of those that a run may have any number of: less than two MiB.
 pub const RECENT: usize = 1000;
+/// Rows of the metrics files that are read at a time.
+const ROWS: usize = 256;
 
 /// The events of the run, shared by the engine (which adds) and the watchers (which follow).
 #[derive(Clone, Debug)]
 pub struct History {
     // A std mutex: nothing awaits while it is held.
     kept: Arc<Mutex<Kept>>,
+    /// The run's output folder; None where there is none.
+    dir: Option<PathBuf>,
     /// Wakes watchers; a slow one reads from `kept` what it has missed.
     news: watch::Sender<News>,
 }
@@ -37,8 +48,21 @@ struct News {
 struct Kept {
     /// Events so far.
     count: u64,
-    lasting: VecDeque<(u64, RunEvent)>,
-    recent: VecDeque<(u64, RunEvent)>,
+    lasting: VecDeque<Told>,
+    recent: VecDeque<Told>,
+    /// The last step or evaluation so far.
+    position: Option<Position>,
+    /// First and last of the steps and evaluations that are no longer in memory.
+    dropped: Option<(Position, Position)>,
+}
+
+/// An event that is kept.
+#[derive(Clone, Debug)]
+struct Told {
+    place: u64,
+    /// The last step or evaluation up to this event.
+    position: Option<Position>,
+    event: RunEvent,
 }
 
 impl Kept {
@@ -46,26 +70,32 @@ impl Kept {
         let many = matches!(body, Body::Step(_) | Body::Evaluation(_) | Body::Checkpoint(_) | Body::Reference(_))
                 // Every evaluation and every checkpoint is a phase of its own.
                 || matches!(body, Body::Phase(_)) && !self.recent.is_empty();
-        let events = if many { &mut self.recent } else { &mut self.lasting };
-        if many && events.len() == RECENT {
-            events.pop_front();
+        if many && self.recent.len() == RECENT {
+            let oldest = self.recent.pop_front().and_then(|told| Position::of(&told.event.body?));
+            if let Some(last) = oldest {
+                self.dropped = Some((self.dropped.map_or(last, |(first, _)| first), last));
+            }
         }
-        events.push_back((self.count, RunEvent { body: Some(body) }));
+        self.position = Position::of(&body).or(self.position);
+        let told =
+            Told { place: self.count, position: self.position, event: RunEvent { body: Some(body) } };
+        if many { &mut self.recent } else { &mut self.lasting }.push_back(told);
         self.count += 1;
     }
 
-    /// The first event that is kept from a place on, and its place.
-    fn next(&self, from: u64) -> Option<(u64, RunEvent)> {
-        let first = |events: &VecDeque<(u64, RunEvent)>| {
-            events.get(events.partition_point(|(place, _)| *place < from)).map(|(place, _)| *place)
-        };
-        let (lasting, recent) = (first(&self.lasting), first(&self.recent));
-        let events = match (lasting, recent) {
-            (Some(lasting), Some(recent)) if lasting < recent => &self.lasting,
-            (_, Some(_)) => &self.recent,
-            _ => &self.lasting,
-        };
-        events.get(events.partition_point(|(place, _)| *place < from)).cloned()
+    /// The first event that is kept from a place on.
+    fn next(&self, from: u64) -> Option<&Told> {
+        let first = |events: &VecDeque<Told>| events.partition_point(|told| told.place < from);
+        let lasting = self.lasting.get(first(&self.lasting));
+        let recent = self.recent.get(first(&self.recent));
+        [lasting, recent].into_iter().flatten().min_by_key(|told| told.place)
+    }
+
+    /// The steps and evaluations before an event that are no longer in memory.
+    fn dropped_before(&self, told: &Told) -> Option<RangeInclusive<Position>> {
+        let (first, last) = self.dropped?;
+        let last = told.position?.min(last);
+        (first <= last).then_some(first..=last)
     }
 }
 
@@ -74,17 +104,31 @@ struct Watcher {
     /// None after the last event.
     next: Option<u64>,
     beats: u64,
+    /// The last step or evaluation that it was shown.
+    seen: Option<Position>,
+    /// Open while rows are read again.
+    rows: Option<Rows>,
+    /// Rows that were read and are not shown yet.
+    read: VecDeque<RunEvent>,
+    /// How many of the events from `next` on were shown from rows.
+    restored: u64,
     history: History,
     news: watch::Receiver<News>,
 }
 
 impl Default for History {
     fn default() -> Self {
-        Self { kept: Arc::default(), news: watch::Sender::new(News::default()) }
+        Self { kept: Arc::default(), dir: None, news: watch::Sender::new(News::default()) }
     }
 }
 
 impl History {
+    /// Of a run that writes its metrics to a folder.
+    #[must_use]
+    pub fn of(dir: PathBuf) -> Self {
+        Self { dir: Some(dir), ..Self::default() }
+    }
+
     /// Adds an event.
     pub fn add(&self, body: Body) {
         let mut kept = self.kept();
@@ -101,7 +145,16 @@ impl History {
     pub fn follow(&self) -> impl Stream<Item = RunEvent> + Send + 'static {
         let news = self.news.subscribe();
         let beats = news.borrow().beats;
-        let watcher = Watcher { next: Some(0), beats, history: self.clone(), news };
+        let watcher = Watcher {
+            next: Some(0),
+            beats,
+            seen: None,
+            rows: None,
+            read: VecDeque::new(),
+            restored: 0,
+            history: self.clone(),
+            news,
+        };
         stream::unfold(watcher, |mut watcher| async move {
             let event = watcher.next().await?;
             Some((event, watcher))
@@ -122,26 +175,68 @@ impl History {
 
 impl Watcher {
     async fn next(&mut self) -> Option<RunEvent> {
-        let (at, beats) = (self.next?, self.beats);
-        let news = *self.news.wait_for(|news| news.events > at || news.beats > beats).await.ok()?;
-        // Events first: a beat is for those who have nothing to hear.
-        self.beats = news.beats;
-        if news.events <= at {
-            return Some(RunEvent { body: Some(Body::Beat(Beat {})) });
+        loop {
+            let (at, beats) = (self.next?, self.beats);
+            if let Some(event) = self.read.pop_front() {
+                self.restored += 1;
+                return Some(self.shown(event));
+            }
+            let news = *self.news.wait_for(|news| news.events > at || news.beats > beats).await.ok()?;
+            // Events first: a beat is for those who have nothing to hear.
+            self.beats = news.beats;
+            if news.events <= at {
+                return Some(RunEvent { body: Some(Body::Beat(Beat {})) });
+            }
+            let (told, dropped) = {
+                let kept = self.history.kept();
+                let told = kept.next(at)?.clone();
+                let dropped = (told.place > at).then(|| kept.dropped_before(&told)).flatten();
+                (told, dropped)
+            };
+            if told.place == at {
+                self.next = (!matches!(told.event.body, Some(Body::Ended(_)))).then_some(at + 1);
+                return Some(self.shown(told.event));
+            }
+            if let Some(dropped) = dropped {
+                self.read_rows(dropped).await;
+            }
+            if self.read.is_empty() {
+                let skipped = (told.place - at).saturating_sub(self.restored);
+                (self.next, self.restored, self.rows) = (Some(told.place), 0, None);
+                if skipped > 0 {
+                    return Some(RunEvent { body: Some(Body::Skipped(Skipped { events: skipped })) });
+                }
+            }
         }
-        let (place, event) = self.history.kept().next(at)?;
-        if place > at {
-            self.next = Some(place);
-            return Some(RunEvent { body: Some(Body::Skipped(Skipped { events: place - at })) });
+    }
+
+    fn shown(&mut self, event: RunEvent) -> RunEvent {
+        self.seen = event.body.as_ref().and_then(Position::of).or(self.seen);
+        event
+    }
+
+    /// Reads the next of the rows that this watcher was not shown. Rows that cannot be read are left out, and counted as such.
+    async fn read_rows(&mut self, range: RangeInclusive<Position>) {
+        let Some(dir) = self.history.dir.clone() else { return };
+        let (rows, seen) = (self.rows.take(), self.seen);
+        // A disk may take its time.
+        let reading = tokio::task::spawn_blocking(move || -> io::Result<_> {
+            let mut rows = rows.map_or_else(|| Rows::open(&dir), Ok)?;
+            let read = rows.take(&range, seen, ROWS)?;
+            Ok((rows, read))
+        });
+        match reading.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok((rows, read)) => (self.rows, self.read) = (Some(rows), read.into()),
+            Err(error) => tracing::warn!("earlier steps cannot be read again for a watcher: {error}"),
         }
-        self.next = (!matches!(event.body, Some(Body::Ended(_)))).then_some(at + 1);
-        Some(event)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use dyad_proto::wire::{PhaseChanged, RunEnded, StepMetrics};
+    use std::collections::HashMap;
+
+    use dyad_proto::wire::{EvaluationMetrics, PhaseChanged, RunEnded, StepMetrics, TrainerJoined};
     use futures::StreamExt;
 
     use super::*;
@@ -194,6 +289,96 @@ mod tests {
         assert_eq!(late[2 + RECENT..], [Body::Ended(RunEnded { failure: None })]);
         let first = slow.next().await.unwrap();
         assert_eq!((first.body.unwrap(), bodies(slow.collect().await)), (phase(1), late[1..].to_vec()));
+    }
+
+    fn row(step: u64) -> Body {
+        let values = HashMap::from([("step".into(), step as f64), ("loss".into(), 0.1 * step as f64)]);
+        Body::Step(StepMetrics { step, values })
+    }
+
+    fn evaluation(step: u64) -> Body {
+        let values = HashMap::from([("eval_loss".into(), 0.3 * step as f64)]);
+        Body::Evaluation(EvaluationMetrics { step, values })
+    }
+
+    /// A history of a folder with one row for each step of `rows`, and an evaluation after every tenth.
+    fn with_rows(rows: RangeInclusive<u64>) -> (tempfile::TempDir, History) {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+        let number = |factor: f64, at: u64| factor * at as f64;
+        let steps = rows.clone().map(|at| format!("{{\"step\":{at},\"loss\":{}}}\n", number(0.1, at)));
+        write("metrics.jsonl", steps.collect());
+        let evaluations = rows.filter(|at| at % 10 == 0);
+        let evaluations =
+            evaluations.map(|at| format!("{{\"step\":{at},\"eval_loss\":{}}}\n", number(0.3, at)));
+        write("eval_metrics.jsonl", evaluations.collect());
+        let history = History::of(dir.path().to_owned());
+        (dir, history)
+    }
+
+    /// What a run with those rows tells from a step on.
+    fn tell(history: &History, steps: RangeInclusive<u64>) -> Vec<Body> {
+        let mut told = Vec::new();
+        for at in steps {
+            told.push(row(at));
+            if at % 10 == 0 {
+                told.push(evaluation(at));
+            }
+        }
+        told.iter().for_each(|body| history.add(body.clone()));
+        told
+    }
+
+    /// The first comes after 5,000 steps, the second has stopped reading after its first event, the third has read 700 steps. The run
+    /// was resumed after step 40: what the files tell of an earlier attempt is nothing that happened now.
+    #[tokio::test]
+    async fn late_and_slow_watchers_get_every_step_and_evaluation_from_the_files() {
+        let (_dir, history) = with_rows(1..=5000);
+        history.add(phase(1));
+        let mut slow = Box::pin(history.follow());
+        assert_eq!(slow.next().await.unwrap().body.unwrap(), phase(1));
+        let mut told = tell(&history, 41..=700);
+        let mut reader = Box::pin(history.follow());
+        let mut read = Vec::new();
+        for _ in 0..700 {
+            read.push(reader.next().await.unwrap().body.unwrap());
+        }
+        told.extend(tell(&history, 701..=5000));
+        let ended = Body::Ended(RunEnded { failure: None });
+        history.add(ended.clone());
+        told.push(ended);
+        assert_eq!(bodies(slow.collect().await), told);
+        let whole = [vec![phase(1)], told].concat();
+        assert_eq!(bodies(history.follow().collect().await), whole);
+        read.extend(bodies(reader.collect().await));
+        assert_eq!(read, whole);
+        assert_eq!(history.size(), RECENT + 2);
+    }
+
+    #[tokio::test]
+    async fn what_the_files_lack_is_counted_and_what_is_said_once_keeps_its_place() {
+        // Rows of steps 301 to 5000: somebody took 300 away.
+        let (_dir, history) = with_rows(301..=5000);
+        let told = tell(&history, 1..=400);
+        let joined = Body::Joined(TrainerJoined::default());
+        history.add(joined.clone());
+        tell(&history, 401..=5000);
+        history.add(Body::Ended(RunEnded { failure: None }));
+        let late = bodies(history.follow().collect().await);
+        assert_eq!(late[..110], told[330..]);
+        assert_eq!(late[110..112], [Body::Skipped(Skipped { events: 330 }), joined]);
+        assert_eq!(late[112], row(401));
+        assert_eq!(late.len(), 110 + 2 + 5060 + 1);
+    }
+
+    #[tokio::test]
+    async fn a_number_that_was_not_finite_is_nan_again() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("metrics.jsonl"), "{\"step\":1,\"loss\":null}\n").unwrap();
+        let history = History::of(dir.path().to_owned());
+        (1..=1 + RECENT as u64).for_each(|at| history.add(step(at)));
+        let Some(Body::Step(first)) = Box::pin(history.follow()).next().await.unwrap().body else { panic!() };
+        assert_eq!((first.step, first.values["loss"].is_nan()), (1, true));
     }
 
     #[tokio::test]

@@ -33,7 +33,7 @@ impl Progress {
             }
             Body::Arrived(_) | Body::Joined(_) | Body::Ended(_) | Body::Beat(_) => {}
             Body::Skipped(skipped) => self.console.line(&format!(
-                "behind   {} steps and evaluations are not shown here; metrics.jsonl and eval_metrics.jsonl have them",
+                "behind   {} events of the run are not shown here; metrics.jsonl has every step",
                 thousands(skipped.events)
             )),
             Body::Phase(changed) => {

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::Fault;
+use crate::{Fault, reading};
 
 /// Most bytes of a file that is read as a whole: more than the largest tokenizer has, and no danger to memory.
 pub const MOST_BYTES: u64 = 256 << 20;
@@ -18,6 +18,7 @@ const NEEDED: usize = 16;
 
 /// Opens a regular file to read it; whatever else is there is an error that says what it is.
 pub fn open(path: &Path) -> io::Result<File> {
+    reading::opens(path);
     // Before it is opened: opening a device may do something.
     regular(&fs::metadata(path)?)?;
     // Whatever took its place meanwhile: opening a pipe must not wait for its writer.
@@ -76,6 +77,7 @@ pub fn open_folder(path: &Path) -> io::Result<File> {
 /// The text of a regular file or, where the user's shell opened one for the process, of a pipe (`<(…)`, `/dev/stdin`); at most so
 /// many bytes.
 pub fn read_to_string_or_pipe(path: &Path, most: u64) -> io::Result<String> {
+    reading::opens(path);
     let about = fs::metadata(path)?;
     let opened_before = path.starts_with("/dev") || path.starts_with("/proc");
     if !(opened_before && about.file_type().is_fifo()) {

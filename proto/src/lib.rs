@@ -32,6 +32,7 @@ pub mod ownership;
 pub mod pair_file;
 pub mod plain;
 pub mod preference;
+pub mod reading;
 pub mod removal;
 pub mod run_config;
 pub mod run_folder;

@@ -14,8 +14,8 @@ use std::path::{Component, Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::files;
 use crate::run_folder::MANIFEST;
+use crate::{files, reading};
 
 /// What a thread reads at a time.
 const CHUNK: u64 = 4 << 20;
@@ -54,7 +54,9 @@ impl Sum {
         let bytes = file.metadata()?.len();
         let chunk = |buffer: &mut Vec<u8>, start: u64| {
             let buffer = &mut buffer[..CHUNK.min(bytes - start) as usize];
-            file.read_exact_at(buffer, start).map(|()| Self::EMPTY.and(buffer))
+            file.read_exact_at(buffer, start)?;
+            reading::goes_on();
+            Ok(Self::EMPTY.and(buffer))
         };
         let chunks = (0..bytes.div_ceil(CHUNK)).into_par_iter();
         let sums = chunks.map_init(|| vec![0; CHUNK as usize], |buffer, index| chunk(buffer, index * CHUNK));

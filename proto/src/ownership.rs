@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::folder::Folder;
-use crate::{Fault, files};
+use crate::{Fault, files, reading};
 
 /// The lock's file in the output folder.
 pub const LOCK: &str = ".dyad-lock";
@@ -67,6 +67,7 @@ impl Ownership {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) if began.elapsed() < LEAVING && is_leaving(&file) => {
                     std::thread::sleep(PAUSE);
+                    reading::goes_on();
                     continue;
                 }
                 Err(Errno::WOULDBLOCK) => return Err(in_use(dir, &file)),

@@ -100,6 +100,20 @@ fn a_trainer_that_is_stopped_before_it_joins_is_named() {
     assert!(error.contains(named), "{error}");
 }
 
+/// A shell's pipe that its writer neither fills nor closes stands in for a disk that hangs.
+#[test]
+fn a_coordinator_whose_reading_hangs_names_what_it_reads() {
+    let mut coordinator = std::process::Command::new(binary("coordinator"));
+    coordinator.args(["--config", "/dev/stdin", "--world-size", "1", "--stall-timeout", "1"]);
+    let mut coordinator = coordinator.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Held open.
+    let _pipe = coordinator.stdin.take();
+    let (status, text) = processes::outcome(&mut coordinator);
+    assert_eq!(status, Some(1), "{text}");
+    let named = "error: reading of /dev/stdin stands still: nothing was read for 1 s";
+    assert!(text.contains(named) && text.contains("--stall-timeout"), "{text}");
+}
+
 /// The launcher's machine may be gone with it: trainers find out by themselves.
 #[test]
 fn trainers_leave_a_coordinator_that_is_stopped() {

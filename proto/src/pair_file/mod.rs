@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use rayon::prelude::*;
 
 use crate::preference::{PreferencePair, RecordError};
-use crate::{Fault, MAX_PAIR_BYTES, files};
+use crate::{Fault, MAX_PAIR_BYTES, files, reading};
 
 const EXPECTED: &str =
     "each line is one JSON object with `input`, `preferred_output` and `non_preferred_output`";
@@ -46,7 +46,11 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
         .try_reserve_exact(length)
         .map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?;
     let mut bytes = vec![0; length];
-    let part = |(at, part): (usize, &mut [u8])| file.read_exact_at(part, (at * PART) as u64);
+    let part = |(at, part): (usize, &mut [u8])| {
+        file.read_exact_at(part, (at * PART) as u64)?;
+        reading::goes_on();
+        Ok(())
+    };
     let read = bytes.par_chunks_mut(PART).enumerate().try_for_each(part);
     match read {
         Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
@@ -90,6 +94,7 @@ struct Part {
 impl Part {
     /// Checks the lines between two places of the text.
     fn read(text: &str, place: Range<usize>) -> Self {
+        reading::goes_on();
         let mut part = Self::default();
         let mut start = place.start;
         for line in text[place].split_inclusive('\n') {

@@ -1,0 +1,119 @@
+//! Steps and evaluations that memory no longer holds, read again from the metrics files.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use dyad_proto::files;
+use dyad_proto::run_folder::{EVALUATION_METRICS, METRICS};
+use dyad_proto::wire::run_event::Body;
+use dyad_proto::wire::{EvaluationMetrics, RunEvent, StepMetrics};
+
+/// Where an event stands among all steps and evaluations of a run. An evaluation follows the step that it was made after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Position {
+    step: u64,
+    evaluation: bool,
+}
+
+impl Position {
+    /// None for events that have no row.
+    pub(super) fn of(event: &Body) -> Option<Self> {
+        match event {
+            Body::Step(step) => Some(Self { step: step.step, evaluation: false }),
+            Body::Evaluation(evaluation) => Some(Self { step: evaluation.step, evaluation: true }),
+            _ => None,
+        }
+    }
+}
+
+/// Reads both metrics files side by side, from their beginning on.
+pub(super) struct Rows {
+    steps: Lines,
+    evaluations: Lines,
+}
+
+/// One metrics file.
+struct Lines {
+    /// None after the last row, and where there is no file.
+    file: Option<BufReader<File>>,
+    evaluation: bool,
+    /// The next row, once it was read.
+    next: Option<(Position, RunEvent)>,
+}
+
+impl Rows {
+    /// Those of a run's output folder.
+    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+        let lines = |name: &str, evaluation| match files::open(&dir.join(name)) {
+            Ok(file) => Ok(Lines { file: Some(BufReader::new(file)), evaluation, next: None }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Lines { file: None, evaluation, next: None })
+            }
+            Err(error) => Err(error),
+        };
+        Ok(Self { steps: lines(METRICS, false)?, evaluations: lines(EVALUATION_METRICS, true)? })
+    }
+
+    /// Up to `most` of the rows in a range that follow those a watcher has seen, in order.
+    pub(super) fn take(
+        &mut self,
+        range: &RangeInclusive<Position>,
+        seen: Option<Position>,
+        most: usize,
+    ) -> io::Result<Vec<RunEvent>> {
+        let mut taken = Vec::new();
+        while taken.len() < most {
+            let (step, evaluation) = (self.steps.position()?, self.evaluations.position()?);
+            let lines = match (step, evaluation) {
+                (Some(step), Some(evaluation)) if evaluation < step => &mut self.evaluations,
+                (Some(_), _) => &mut self.steps,
+                (None, Some(_)) => &mut self.evaluations,
+                (None, None) => break,
+            };
+            match lines.next.take() {
+                Some((at, event)) if at > *range.end() => {
+                    lines.next = Some((at, event));
+                    break;
+                }
+                Some((at, event)) if range.contains(&at) && Some(at) > seen => taken.push(event),
+                _ => {}
+            }
+        }
+        Ok(taken)
+    }
+}
+
+impl Lines {
+    /// Where the next row stands; a line that holds no row is passed over.
+    fn position(&mut self) -> io::Result<Option<Position>> {
+        while self.next.is_none() {
+            let Some(file) = &mut self.file else { break };
+            let mut line = Vec::new();
+            if file.read_until(b'\n', &mut line)? == 0 {
+                self.file = None;
+            }
+            self.next = event(&line, self.evaluation).and_then(|body| {
+                Some((Position::of(&body)?, RunEvent { body: Some(body) }))
+            });
+        }
+        Ok(self.next.as_ref().map(|(at, _)| *at))
+    }
+}
+
+/// The event that a row was written of. What was not finite is null in a row, and NaN again.
+fn event(line: &[u8], evaluation: bool) -> Option<Body> {
+    let row: HashMap<String, Option<f64>> = serde_json::from_slice(line).ok()?;
+    let mut values: HashMap<String, f64> =
+        row.into_iter().map(|(key, value)| (key, value.unwrap_or(f64::NAN))).collect();
+    let step = *values.get("step")? as u64;
+    Some(match evaluation {
+        true => {
+            values.remove("step");
+            Body::Evaluation(EvaluationMetrics { step, values })
+        }
+        false => Body::Step(StepMetrics { step, values }),
+    })
+}

@@ -1,0 +1,31 @@
+//! How far this process has come with reading its files: whoever waits for that can tell a slow disk from one that hangs.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+static PARTS: AtomicU64 = AtomicU64::new(0);
+static LAST: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Notes that a file is about to be opened.
+pub fn opens(path: &Path) {
+    *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.to_owned());
+    goes_on();
+}
+
+/// Notes that one more part of a file was read, or of what was read looked at.
+pub fn goes_on() {
+    PARTS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// How many parts there have been; it changes as long as reading goes on.
+#[must_use]
+pub fn parts() -> u64 {
+    PARTS.load(Ordering::Relaxed)
+}
+
+/// The file that was opened last.
+#[must_use]
+pub fn last_opened() -> Option<PathBuf> {
+    LAST.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
