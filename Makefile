@@ -6,45 +6,66 @@ OBSERVABILITY := .tools/observability
 CARGO_DENY_VERSION := 0.20.2
 VARIANT := cpu
 
-.PHONY: help build cuda quickstart test image test-image test-gpu test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-telemetry bench-links root clean
+.PHONY: help build cuda quickstart wheel test image test-image test-gpu test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-telemetry bench-links root clean need-test need-image need-gpu need-kubernetes need-lint
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
 
 build: ## Install libtorch into .libtorch/ if it is missing and build target/release/{launcher,coordinator,trainer}.
+	@deploy/need.sh "make build" x86-64 cargo g++ python3 pip
 	@deploy/install-libtorch.sh
 	@[ -x target/release/launcher ] || echo "building: the first time takes about 10 minutes on two cores"
 	cargo build --release --workspace --bins
 
 cuda: ## Install the full CUDA set of libtorch (about 5 GB); the same binaries then train on GPUs.
+	@deploy/need.sh "make cuda" x86-64 g++ python3 pip space=12
 	@deploy/install-libtorch.sh --cuda
 
 quickstart: build ## Train a small model on the shipped preference pairs: SFT, then DPO on two trainers (about 2 minutes, and the first build).
-	@examples/quickstart/quickstart.sh
+	@target/release/launcher quickstart
 
-test: build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
+wheel: build ## Build the Python wheel into target/wheel from the programs; `pip install` takes it beside torch 2.11.
+	@deploy/need.sh "make wheel" strip readelf
+	@deploy/wheel/build.py
+
+test: need-test build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
 	@tests/install-tools.sh
 	cargo test --release --workspace --no-fail-fast
+
+need-test:
+	@deploy/need.sh "make test" x86-64 cargo g++ python3 pip venv root ssh ssh-keygen ip apt-get dpkg-deb strip readelf space=20
 
 image: ## Build the image dyad:cpu with docker, podman or buildah (VARIANT=cuda for GPUs).
 	@builder=$$(command -v docker || command -v podman || command -v buildah) || { echo "no docker, podman or buildah here" >&2; exit 2; }; \
 	$$builder build -f deploy/Dockerfile -t dyad:$(VARIANT) --build-arg VARIANT=$(VARIANT) .
 
-test-image: build ## Run the image's steps in a new Debian root, and a tiny training in it (needs root and debootstrap).
+need-image:
+	@deploy/need.sh "make test-image" root debootstrap cpio
+
+test-image: need-image build ## Run the image's steps in a new Debian root, and a tiny training in it (needs root and debootstrap).
 	@deploy/image/test.sh
 
-test-gpu: build ## On a machine with a GPU, after `make cuda`: kernels, steps, collectives against the same on the CPU (2 minutes).
+need-gpu:
+	@deploy/need.sh "this target" gpu
+
+test-gpu: need-gpu build ## On a machine with a GPU, after `make cuda`: kernels, steps, collectives against the same on the CPU (2 minutes).
 	cargo test --release -p dyad-trainer --test gpu -- --include-ignored --test-threads=1
 	cargo test --release -p dyad-trainer --test communicator nccl
 
-test-kubernetes: test-image ## Real API server and controllers, real processes on a stand-in node (needs Go and root; builds 10 minutes once).
+need-kubernetes:
+	@deploy/need.sh "make test-kubernetes" go root debootstrap cpio ip
+
+test-kubernetes: need-kubernetes test-image ## Real API server and controllers, real processes on a stand-in node (needs Go and root; builds 10 minutes once).
 	@tests/kubernetes/tools/build.sh
 	@tests/kubernetes/test_cluster.py
 
 render-kubernetes: ## Write deploy/kubernetes/{base,overlays} anew from what the launcher renders.
 	UPDATE_GOLDEN=1 cargo test --release --quiet -p dyad-launcher --test kubernetes
 
-lint: build $(CARGO_DENY) ## Formatting, clippy; licences, sources and, where RustSec is reached, advisories of dependencies.
+need-lint:
+	@deploy/need.sh "make lint" cargo fmt clippy
+
+lint: need-lint build $(CARGO_DENY) ## Formatting, clippy; licences, sources and, where RustSec is reached, advisories of dependencies.
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO_DENY) --log-level error check bans licenses sources
@@ -53,7 +74,7 @@ lint: build $(CARGO_DENY) ## Formatting, clippy; licences, sources and, where Ru
 bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (12 to 19 minutes).
 	$(PARITY)/bin/python tests/bench/bench.py --python $(PARITY)/bin/python
 
-bench-gpu: build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`).
+bench-gpu: need-gpu build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`).
 	$(PARITY)/bin/python tests/bench/bench_gpu.py --python $(PARITY)/bin/python
 
 bench-plane: build ## Tokenising, a file of a million pairs, a thousand trainers; no model (about 2 minutes, 2 GB in TMPDIR).
@@ -66,13 +87,14 @@ bench-links: root build $(PARITY)/.done ## How much of a step waits for gradient
 	$(PARITY)/bin/python tests/bench/bench_links.py --python $(PARITY)/bin/python
 
 root:
-	@[ "$$(id -u)" = 0 ] || { echo "bench-links makes network namespaces, which needs root: run it as root" >&2; exit 2; }
+	@deploy/need.sh "make bench-links" root ip tc
 
 clean: ## Remove what was built and trained; keeps libtorch and the Python environment.
 	cargo clean
 	rm -rf quickstart-runs
 
 $(PARITY)/.done: tests/parity/requirements.txt
+	@deploy/need.sh "TRL in $(PARITY)" python3 pip venv space=8
 	@echo "installing TRL $$(sed -n 's/^trl==//p' $<) into $(PARITY)/ (about 5 GB) …" >&2
 	@# Debian packs a venv's own pip apart; the system's pip installs into the environment as well.
 	@rm -rf $(PARITY) && python3 -m venv --without-pip $(PARITY)

@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !lib.join("libtorch_cpu.so").exists() {
         return Err(format!("no libtorch in {}; run deploy/install-libtorch.sh", libtorch.display()).into());
     }
-    compile_bridge(&libtorch.join("include"));
+    compile_bridge(&libtorch.join("include"))?;
     compile_loops();
     for library in ["torch_cpu", "c10"] {
         println!("cargo:rustc-link-lib={library}");
@@ -20,10 +20,38 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rustc-link-search=native={}", lib.display());
     // libtorch's own OpenMP, whose threads the kernels share: a second one would bring threads of its own.
     println!("cargo:rustc-link-arg={}", lib.join("libgomp.so.1").canonicalize()?.display());
-    // The absolute path serves `cargo run` and the binary wherever it is called from; the relative one a moved checkout.
-    let absolute = lib.canonicalize()?;
-    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../../.libtorch/torch/lib:{}", absolute.display());
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", run_path(&lib.canonicalize()?)?);
     Ok(())
+}
+
+/// Where the program looks for libtorch when it starts, from its own folder: no path of the machine that built it is left in it.
+fn run_path(lib: &Path) -> Result<String, Box<dyn Error>> {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).canonicalize()?;
+    // target/release/build/PACKAGE/out
+    let programs = out.ancestors().nth(3).ok_or("OUT_DIR is not below a target folder")?;
+    let wanted = [
+        // The build itself, and its tests.
+        relative(programs, lib),
+        relative(&programs.join("deps"), lib),
+        // The image, and what --push copies.
+        PathBuf::from("../../.libtorch/torch/lib"),
+        // The wheel, beside PyTorch's.
+        PathBuf::from("../../torch/lib"),
+    ];
+    let mut places: Vec<String> = Vec::new();
+    for place in wanted.map(|place| format!("$ORIGIN/{}", place.display())) {
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    Ok(places.join(":"))
+}
+
+/// The way from one folder to another.
+fn relative(from: &Path, to: &Path) -> PathBuf {
+    let shared = from.components().zip(to.components()).take_while(|(from, to)| from == to).count();
+    let up = from.components().skip(shared).map(|_| Path::new(".."));
+    up.chain(to.components().skip(shared).map(|part| Path::new(part.as_os_str()))).collect()
 }
 
 fn build() -> cc::Build {
@@ -65,19 +93,12 @@ fn compile_loops() {
     }
 }
 
-fn compile_bridge(include: &Path) {
-    build()
-        .flag_if_supported("-Wno-unused-parameter")
-        // Otherwise loops that clamp or choose (8-bit moments) get a path for each outcome, computed for all lanes.
-        .flag_if_supported("-fno-thread-jumps")
-        // Vector loops, and at::parallel_for: without OpenMP its loops run on one thread, without a word.
-        .flag("-fopenmp")
-        .define("USE_C10D_GLOO", None)
-        // System headers: their warnings are not ours.
-        .flag("-isystem")
-        .flag(include)
-        .flag("-isystem")
-        .flag(include.join("torch/csrc/api/include"))
+fn compile_bridge(include: &Path) -> Result<(), Box<dyn Error>> {
+    let mut build = bridge(include);
+    if let Some(prefix) = precompiled(&build)? {
+        build.flag("-include").flag(prefix);
+    }
+    build
         .files([
             "ext/adamw.cpp",
             "ext/autograd.cpp",
@@ -100,4 +121,43 @@ fn compile_bridge(include: &Path) {
             "ext/varlen.cpp",
         ])
         .compile("dyad_ext");
+    Ok(())
+}
+
+/// libtorch's headers, which most files begin with, read once for all of them. Compilers other than GCC read them in every file.
+fn precompiled(build: &cc::Build) -> Result<Option<PathBuf>, Box<dyn Error>> {
+    let compiler = build.try_get_compiler()?;
+    if !compiler.is_like_gnu() {
+        return Ok(None);
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    // GCC takes the precompiled file where it lies beside the header that is included.
+    let header = out.join("prefix.h");
+    std::fs::copy("ext/prefix.h", &header)?;
+    let mut command = compiler.to_command();
+    command.args(["-x", "c++-header"]).arg(&header).arg("-o").arg(out.join("prefix.h.gch"));
+    let status = command.status()?;
+    if !status.success() {
+        return Err(format!("precompiling ext/prefix.h ended with {status}").into());
+    }
+    Ok(Some(header))
+}
+
+fn bridge(include: &Path) -> cc::Build {
+    let mut build = build();
+    build
+        // Errors of libtorch name the header that they come from.
+        .flag(format!("-ffile-prefix-map={}=libtorch", include.parent().unwrap_or(include).display()))
+        .flag_if_supported("-Wno-unused-parameter")
+        // Otherwise loops that clamp or choose (8-bit moments) get a path for each outcome, computed for all lanes.
+        .flag_if_supported("-fno-thread-jumps")
+        // Vector loops, and at::parallel_for: without OpenMP its loops run on one thread, without a word.
+        .flag("-fopenmp")
+        .define("USE_C10D_GLOO", None)
+        // System headers: their warnings are not ours.
+        .flag("-isystem")
+        .flag(include)
+        .flag("-isystem")
+        .flag(include.join("torch/csrc/api/include"));
+    build
 }

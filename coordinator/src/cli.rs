@@ -97,6 +97,10 @@ pub struct Cli {
     #[arg(long, hide = true)]
     pub announce_preparing: bool,
 
+    /// The command that started all this, as a JSON list: run.json tells it
+    #[arg(long, hide = true, value_name = "JSON")]
+    pub recorded_command: Option<String>,
+
     /// How log lines look
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -199,6 +203,13 @@ impl Cli {
         }
     }
 
+    /// What the user has called: the launcher, or this program.
+    #[must_use]
+    pub fn command(&self) -> Vec<String> {
+        let given = self.recorded_command.as_deref().and_then(|json| serde_json::from_str(json).ok());
+        given.unwrap_or_else(|| std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect())
+    }
+
     /// Makes the output folder ready, and the run with it.
     pub fn start(&self, prepared: Prepared) -> Result<(RunSpec, Output), Fault> {
         let resume = prepared.output.resume.clone();
@@ -212,6 +223,7 @@ impl Cli {
             run_id: run_id(),
             config: prepared.config,
             config_json: prepared.config_json,
+            command: self.command(),
             data: prepared.data,
             world_size: self.world_size,
             join_timeout: Duration::from_secs(self.join_timeout_seconds),

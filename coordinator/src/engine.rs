@@ -194,6 +194,7 @@ impl Engine {
             self.without_store(&fault);
         }
         let Some(row) = &done.row else { return Ok(()) };
+        self.output.tells(|| self.run.told());
         let mut values = row.values();
         match done.work {
             Work::Step(step) => {

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use dyad_coordinator::cli::{Cli, Prepared, Task};
 use dyad_coordinator::health::Health;
 use dyad_coordinator::observe::{Observer, endpoint};
@@ -24,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::Instrument;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = dyad_telemetry::command_line();
     dyad_proto::signals::ignore_size_limit();
     // Held until the exit status is known: what happened last leaves the process too.
     let _telemetry = Telemetry::start(

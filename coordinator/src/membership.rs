@@ -55,6 +55,12 @@ pub struct Member {
 }
 
 impl Member {
+    /// Its rank, once all have joined.
+    #[must_use]
+    pub fn rank(&self) -> Option<usize> {
+        self.rank
+    }
+
     /// `trainer rank 1 (node1-cpu)`; before ranks are given, `trainer node1-cpu`.
     #[must_use]
     pub fn describe(&self) -> String {

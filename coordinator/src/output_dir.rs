@@ -68,6 +68,8 @@ pub struct OutputPlan {
 pub struct Output {
     plan: OutputPlan,
     config_json: String,
+    /// What is told beside it.
+    record: Option<Value>,
     /// Open once there is a row.
     files: Option<Files>,
     /// The evaluation due at the resumed step was done before.
@@ -133,7 +135,7 @@ impl OutputPlan {
         let evaluations = Kept::read(&self.folder.path().join(EVALUATION_METRICS), self.step())?;
         let last = evaluations.last.as_ref().and_then(|row| row.get("step")?.as_u64());
         let evaluated = self.resume.is_some() && last == Some(self.step());
-        Ok(Output { config_json, files: None, evaluated, plan: self })
+        Ok(Output { config_json, record: None, files: None, evaluated, plan: self })
     }
 
     /// Steps that were done before.
@@ -143,12 +145,12 @@ impl OutputPlan {
 
     /// Puts the new run's files in their places, and removes what is to go. All that can fail comes first, and what fails leaves the earlier
     /// run as it was.
-    fn apply(&self, config_json: &str) -> Result<Files, Fault> {
+    fn apply(&self, config_json: &str, record: Option<&Value>) -> Result<Files, Fault> {
         let dir = self.folder.path();
         self.folder.still_there()?;
         refuse_obstacles(dir)?;
         let resumed = self.resume.as_ref().map(|resume| resume.step);
-        let config = records::staged(dir, config_json, resumed)?;
+        let config = records::staged(dir, (config_json, record), resumed)?;
         let (metrics, evaluations) = (self.rows(METRICS)?, self.rows(EVALUATION_METRICS)?);
         let board = EventFile::create(&dir.join(TENSORBOARD), self.step())?;
         let job = || records::keep_job(dir, self.job.as_deref(), self.resume.is_some());
@@ -198,6 +200,13 @@ impl Output {
         self.plan.folder.path()
     }
 
+    /// Adds what `run.json` is to tell beside the configuration, before the first row.
+    pub fn tells(&mut self, record: impl FnOnce() -> Value) {
+        if self.files.is_none() && self.record.is_none() {
+            self.record = Some(record());
+        }
+    }
+
     /// Writes the row of a step. With `durable` it is on the disk when this returns.
     pub fn step(&mut self, row: &Row, durable: bool) -> Result<(), Fault> {
         let files = self.files()?;
@@ -223,7 +232,7 @@ impl Output {
     fn files(&mut self) -> Result<&mut Files, Fault> {
         let files = match self.files.take() {
             Some(files) => files,
-            None => self.plan.apply(&self.config_json)?,
+            None => self.plan.apply(&self.config_json, self.record.as_ref())?,
         };
         Ok(self.files.insert(files))
     }

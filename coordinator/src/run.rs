@@ -14,14 +14,15 @@ use std::time::{Duration, Instant};
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
-use dyad_proto::wire::{CheckpointReport, Phase, RunStarted};
+use dyad_proto::wire::{CheckpointReport, Fact, Phase, RunStarted};
 use dyad_proto::{Fault, RunConfig};
+use serde_json::{Map, Value, json};
 
 use crate::dataset::Datasets;
 use crate::facts::{Facts, Then};
 use crate::failure::Blame;
 use crate::measuring::{Lengths, Measuring};
-use crate::membership::{Roster, Standing, TrainerId};
+use crate::membership::{Member, Roster, Standing, TrainerId};
 use crate::references::{Known, PairKey};
 use crate::training::{Done, Report, Start, Training};
 
@@ -78,6 +79,8 @@ pub struct RunSpec {
     pub config: RunConfig,
     /// The same, as it goes over the wire.
     pub config_json: String,
+    /// What the user has called.
+    pub command: Vec<String>,
     /// The files.
     pub data: Datasets,
     /// Trainers to wait for.
@@ -124,6 +127,8 @@ pub struct Run {
     reference_key: Option<String>,
     /// What the ranks say of themselves.
     facts: Facts,
+    /// What all of them have said.
+    agreed: Vec<Fact>,
     blame: Blame,
     watch: liveness::Watch,
     /// The last phase that watchers were told of.
@@ -158,6 +163,7 @@ impl Run {
             reference_key: None,
             stage: Stage::Joining { left: spec.join_timeout },
             facts: Facts::new(spec.world_size as usize),
+            agreed: Vec::new(),
             blame: Blame::default(),
             watch: liveness::Watch::new(now, spec.stall_timeout),
             phase: Phase::Unspecified,
@@ -170,6 +176,26 @@ impl Run {
             commands: vec![Command::Emit(Happening::Started(started))],
             spec,
         }
+    }
+
+    /// What `run.json` tells beside the configuration.
+    #[must_use]
+    pub fn told(&self) -> Value {
+        let trainer = |member: &Member| json!({ "rank": member.rank(), "name": member.name, "host": member.host, "device": member.device });
+        let data = &self.spec.data;
+        let mut hashes = Map::new();
+        hashes.insert("training_file_sha256".into(), data.train.sha256().into());
+        if data.validation.is_some() {
+            hashes.insert("validation_file_sha256".into(), data.validation_sha256().into());
+        }
+        hashes.extend(self.agreed.iter().map(|fact| (fact.name.clone(), fact.value.clone().into())));
+        json!({
+            "dyad_version": env!("CARGO_PKG_VERSION"),
+            "run_id": self.spec.run_id,
+            "command": self.spec.command,
+            "trainers": self.roster.members().iter().map(trainer).collect::<Vec<_>>(),
+            "facts": hashes,
+        })
     }
 
     /// Takes one event and says what to do.

@@ -52,7 +52,7 @@ impl Schedule {
             total_steps,
             checkpoints: spaced(config.n_checkpoints),
             save_steps: config.save_steps,
-            evaluations: config.validation_file.is_some().then(|| spaced(config.n_evals)),
+            evaluations: config.validation_file.is_some().then(|| spaced(config.n_evals())),
         }
     }
 
@@ -173,16 +173,17 @@ mod tests {
             (0..=10).filter(|step| schedule.evaluates(*step)).collect::<Vec<_>>()
         };
         let validation_file = Some("v.jsonl".to_owned());
-        let with = RunConfig { validation_file, n_evals: 3, max_steps: Some(10), ..config(1, 1) };
+        let with = RunConfig { validation_file, n_evals: Some(3), max_steps: Some(10), ..config(1, 1) };
         assert_eq!(of(&with), [0, 3, 7, 10]);
-        assert_eq!(of(&RunConfig { n_evals: 0, ..with.clone() }), [0]);
+        assert_eq!(of(&RunConfig { n_evals: Some(0), ..with.clone() }), [0]);
+        assert_eq!(of(&RunConfig { n_evals: None, ..with.clone() }), [0, 10]);
         assert_eq!(of(&RunConfig { validation_file: None, ..with }), [] as [u64; 0]);
     }
 
     #[test]
     fn works_alternate_and_resume_repeats_nothing() {
         let validation_file = Some("v.jsonl".to_owned());
-        let config = RunConfig { validation_file, n_evals: 2, max_steps: Some(4), ..config(1, 1) };
+        let config = RunConfig { validation_file, n_evals: Some(2), max_steps: Some(4), ..config(1, 1) };
         let schedule = Schedule::new(&config, 4);
         use Work::{Evaluation, Step};
         let all = [Evaluation(0), Step(1), Step(2), Evaluation(2), Step(3), Step(4), Evaluation(4)];

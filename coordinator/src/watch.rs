@@ -77,8 +77,7 @@ impl Kept {
             }
         }
         self.position = Position::of(&body).or(self.position);
-        let told =
-            Told { place: self.count, position: self.position, event: RunEvent { body: Some(body) } };
+        let told = Told { place: self.count, position: self.position, event: RunEvent { body: Some(body) } };
         if many { &mut self.recent } else { &mut self.lasting }.push_back(told);
         self.count += 1;
     }

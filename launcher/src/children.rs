@@ -18,6 +18,7 @@ use crate::allowance::{Allowance, LeftOut};
 use crate::console::{Console, Speaker};
 use crate::hosts::connection::{Agent, Remote};
 use crate::processes::{die_with_me, each_line, end, raw_status};
+use crate::programs::missing_hint;
 use crate::progress::thousands;
 
 /// Lines on their way from a process to its log. A process that writes faster waits: nothing piles up here.
@@ -108,7 +109,7 @@ impl Child {
         let report = Arc::default();
         let log = Log::create(output, Arc::clone(&report))?;
         let mut process = command.spawn().map_err(|error| {
-            Fault::failed(format!("cannot start {program}: {error}")).hint("run `make build` first")
+            Fault::failed(format!("cannot start {program}: {error}")).hint(missing_hint())
         })?;
         let (stdout_lines, stdout) = mpsc::channel(LINES);
         let (stderr_lines, stderr) = mpsc::channel(LINES);

@@ -12,7 +12,8 @@ use crate::hosts::hostfile::Nodes;
 use crate::hosts::options::HostOptions;
 use crate::kubernetes::cli::KubernetesOptions;
 use crate::node::NodeOptions;
-use crate::predict::PlanOptions;
+use crate::predict::options::PlanOptions;
+use crate::quickstart::QuickstartOptions;
 use crate::security::SecurityOptions;
 use crate::slurm::SlurmOptions;
 
@@ -24,6 +25,7 @@ use crate::slurm::SlurmOptions;
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     after_help = "Examples:
+  launcher quickstart
   launcher --config run.toml
   launcher --config run.toml --set learning_rate=1e-6 --set n_epochs=2
   launcher --config run.toml --resume
@@ -77,6 +79,8 @@ pub enum Command {
     Doctor(DoctorOptions),
     /// Write, or submit, a Slurm batch script that starts a run on its nodes.
     Slurm(SlurmOptions),
+    /// Make a small model and train it on shipped pairs, first supervised, then with DPO, on this machine's CPU.
+    Quickstart(QuickstartOptions),
     /// Serve a launcher on standard input and output; what `launcher --hosts` starts on each host.
     Agent(AgentOptions),
 }

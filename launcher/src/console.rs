@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dyad_proto::{Fault, plain};
+use dyad_proto::{Fault, called, plain};
 use dyad_telemetry::{LogFormat, voice};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -167,9 +167,14 @@ impl Console {
 /// To standard output: what a command was asked for.
 pub fn print(text: &str) -> Result<(), Fault> {
     let mut out = std::io::stdout();
-    out.write_all(plain::lines(text).as_bytes())
+    out.write_all(called::commands(&plain::lines(text)).as_bytes())
         .and_then(|()| out.flush())
         .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
+}
+
+/// What comes next, between empty lines on standard error.
+pub fn heading(text: &str) {
+    voice::stderr().line(&format!("\n{}\n", called::commands(&plain::lines(text))));
 }
 
 /// What there is to say of a run that is complete, to standard output: whether somebody reads it changes nothing. Where log lines are
@@ -179,7 +184,7 @@ pub async fn tell(text: &str) {
         text.lines().filter(|line| !line.is_empty()).for_each(|line| tracing::info!("{line}"));
         return;
     }
-    let text = plain::lines(text).into_owned();
+    let text = called::commands(&plain::lines(text)).into_owned();
     let told = tokio::task::spawn_blocking(move || {
         // What came before comes first, also where both streams are one.
         voice::stderr().flush(voice::PATIENCE);
@@ -193,7 +198,9 @@ pub async fn tell(text: &str) {
 pub fn warn(text: &str) {
     match dyad_telemetry::format() {
         LogFormat::Json => tracing::warn!("{text}"),
-        LogFormat::Text => voice::stderr().line(&format!("warning: {}", plain::line(text))),
+        LogFormat::Text => {
+            voice::stderr().line(&called::commands(&format!("warning: {}", plain::line(text))))
+        }
     }
 }
 

@@ -5,13 +5,17 @@ use std::path::Path;
 
 use dyad_proto::{Fault, RunConfig, pair_file, plain};
 
+use crate::look::{Pairs, Report};
 use crate::plan::Trainer;
+use crate::predict::shapes::Shape;
+use crate::progress::thousands;
 
 /// Text for standard output.
 pub fn describe(
     config: &RunConfig,
     trainers: &[Trainer],
     (devices, tls): (&str, &str),
+    look: impl FnOnce() -> Result<Report, Fault>,
 ) -> Result<String, Fault> {
     let count = |key: &str, path: &str| -> Result<u64, Fault> {
         let path = Path::new(path);
@@ -28,8 +32,38 @@ pub fn describe(
     if let Some(held_out) = held_out {
         let _ = writeln!(out, "{held_out} validation pairs");
     }
+    // After the pairs: of many bad lines the first one is named, and how many there are.
+    out += &start(&look()?);
     out += &configuration(config);
     Ok(out)
+}
+
+/// What the run starts from, as the trainer program has found it.
+fn start(report: &Report) -> String {
+    let mut out = String::new();
+    let parameters = thousands(Shape::of("", &report.model).parameters() as u64);
+    let _ = write!(out, "model: {}, about {parameters} parameters", plain::line(&report.model.model_type));
+    let _ = match report.trainable {
+        Some(trainable) => writeln!(out, ", {} of them trainable", thousands(trainable)),
+        None => writeln!(out),
+    };
+    for name in &report.to_download {
+        let _ = writeln!(
+            out,
+            "{} would be downloaded first: of it only config.json was looked at, not weights, tokenizer and template",
+            plain::line(name)
+        );
+    }
+    if let Some(pairs) = &report.pairs {
+        let Pairs { pairs, longest, truncated, dropped, .. } = pairs;
+        let limit = report.max_seq_length.unwrap_or(0);
+        let _ = writeln!(
+            out,
+            "tensors, tokenizer and template fit together; the first pairs ({pairs}): longest {longest} of at most {limit} tokens, \
+             {truncated} cut, {dropped} left out"
+        );
+    }
+    out
 }
 
 /// The same for a run on other hosts, whose files are not here.

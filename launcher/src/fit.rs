@@ -2,18 +2,17 @@
 
 use std::path::Path;
 
-use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReduceDtype, ReferenceLogps, TrainingMethod};
 use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::machine::Hello;
 use crate::cli::Options;
 use crate::console::warn;
 use crate::plan::Trainer;
-use crate::predict::EIGHT_BIT;
 use crate::predict::machine::{H100, Machine, Network, cpu};
-use crate::predict::memory::{fits, gib, memory, remedy};
+use crate::predict::memory::{Key, fits, gib, memory, remedy};
 use crate::predict::shapes::Shape;
-use crate::predict::work::{Method, Pair, Reference, Setup};
+use crate::predict::work::Setup;
+use crate::predict::{self, Place, USUAL_PAIR};
 
 /// Refuses a run that cannot fit its GPUs; warns of one that is likely not to fit the RAM. Says nothing where the model's sizes or
 /// the memory are not known here.
@@ -96,57 +95,28 @@ pub fn judge(config: &RunConfig, shape: &Shape, devices: &Devices) -> Verdict {
         return Verdict::Tight(message);
     }
     let hint = match remedy(&setup) {
-        Some(flags) => format!("what makes it fit: {}", as_configuration(&flags)),
+        Some(keys) => format!("what makes it fit: {}", as_configuration(&keys)),
         None => "use more or larger GPUs, or a smaller model; `launcher plan` says what fits".into(),
     };
     Verdict::TooLarge(Fault::input(message).hint(hint + " (--no-memory-check starts it all the same)"))
 }
 
-/// The least that the run needs: what is chosen at run time is taken at its most sparing.
+/// The least that the run needs: what is chosen at run time is taken at its most sparing. Lengths are not known yet.
 fn setup(config: &RunConfig, shape: &Shape, devices: &Devices, bytes: f64) -> Setup {
     let on = if devices.gpu { H100 } else { cpu(1e11) };
-    let no_reference = config.training_method == TrainingMethod::Sft || config.offload_reference;
-    let reference = match config.reference_logps {
-        _ if no_reference => Reference::Precompute,
-        ReferenceLogps::Compute => Reference::Compute,
-        ReferenceLogps::Cache => Reference::Cache,
-        ReferenceLogps::Precompute => Reference::Precompute,
-    };
-    Setup {
-        shape: shape.clone(),
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let place = Place {
         machine: Machine { memory: Some(bytes), ..on },
-        gpus: devices.trainers as f64,
-        gpus_per_node: devices.per_host as f64,
+        gpus: count(devices.trainers),
+        gpus_per_node: count(devices.per_host),
         network: Network::Ndr,
-        // Lengths are not known yet: those that `launcher plan` assumes.
-        pair: Pair { prompt: 150.0, chosen: 330.0, rejected: 330.0 },
-        sharing: config.prefix_sharing,
-        batch: config.batch_size.into(),
-        micro_batch_tokens: config.micro_batch_tokens.into(),
-        method: if config.lora { Method::Lora(config.lora_r().into()) } else { Method::Full },
-        zero: config.zero_stage,
-        gradient_bytes: 4.0,
-        travelling_bytes: if config.reduce_dtype == ReduceDtype::Bfloat16 { 2.0 } else { 4.0 },
-        moment_bytes: if config.optim == Optim::Adamw8bit { 2.0 * EIGHT_BIT } else { 8.0 },
-        offload_optimizer: config.offload_optimizer,
-        checkpointing: config.activation_checkpointing != ActivationCheckpointing::None,
-        reference,
-    }
+    };
+    predict::setup(config, shape, &place, USUAL_PAIR)
 }
 
-/// `launcher plan`'s flags as keys of the configuration.
-fn as_configuration(flags: &str) -> String {
-    let words: Vec<&str> = flags.split(' ').collect();
-    let keys = words.chunks(2).map(|pair| match pair {
-        ["--reference", value] => format!("reference_logps = \"{value}\""),
-        ["--micro-batch-tokens", value] => format!("micro_batch_tokens = {value}"),
-        ["--zero", value] => format!("zero_stage = {value}"),
-        ["--optim", value] => format!("optim = \"{value}\""),
-        ["--checkpointing", value] => format!("activation_checkpointing = \"{value}\""),
-        ["--method", "lora"] => "lora = true".into(),
-        other => other.join(" "),
-    });
-    keys.collect::<Vec<_>>().join(", ")
+/// Keys as they stand in a configuration.
+fn as_configuration(keys: &[Key]) -> String {
+    keys.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -178,14 +148,8 @@ mod tests {
 
     #[test]
     fn the_remedy_is_told_in_keys_of_the_configuration() {
-        assert_eq!(
-            as_configuration("--reference precompute --micro-batch-tokens 1024 --zero 3 --optim adamw_8bit"),
-            "reference_logps = \"precompute\", micro_batch_tokens = 1024, zero_stage = 3, optim = \"adamw_8bit\""
-        );
-        assert_eq!(
-            as_configuration("--checkpointing full --method lora"),
-            "activation_checkpointing = \"full\", lora = true"
-        );
+        let keys = [("zero_stage", "3".to_owned()), ("optim", "\"adamw_8bit\"".to_owned())];
+        assert_eq!(as_configuration(&keys), "zero_stage = 3, optim = \"adamw_8bit\"");
     }
 
     #[test]

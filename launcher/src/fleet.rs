@@ -104,6 +104,8 @@ async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fa
     let mut command = Command::new(program("coordinator")?);
     command.arg("--config").arg(job.config_file).args(["--listen", job.listen]);
     command.args(["--world-size", &job.trainers.len().to_string()]).args(&job.coordinator_flags);
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    command.arg("--recorded-command").arg(serde_json::to_string(&words).unwrap_or_default());
     command.arg("--announce-preparing").args(job.security.coordinator_flags()).stdout(Stdio::piped());
     job.owner.into_iter().for_each(|owner| hand_over(&mut command, owner));
     let speaker = Speaker { node: "coordinator".into(), rank: None };

@@ -20,13 +20,14 @@ use launcher::interrupt::Interrupt;
 use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{self, Machine, Trainer, trainers};
 use launcher::preflight::{Earlier, NextConfig};
+use launcher::quickstart::QuickstartOptions;
 use launcher::restart::{Reached, Restarts};
 use launcher::security::{Security, SecurityOptions};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
 use launcher::{
-    agent, doctor, dry_run, fit, hosts, kubernetes, node, plot, predict, preflight, security, slurm, summary,
-    supervise,
+    agent, doctor, dry_run, fit, hosts, kubernetes, look, node, plot, predict, preflight, quickstart,
+    security, slurm, summary, supervise,
 };
 use tracing::Instrument;
 
@@ -35,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let line = CommandLine::parse();
+    let line: CommandLine = dyad_telemetry::command_line();
     dyad_proto::signals::ignore_size_limit();
     let format = line.options.as_ref().map_or(LogFormat::Text, |options| options.log_format);
     // Lines for people go through the console.
@@ -62,15 +63,40 @@ fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
 
 async fn act(line: CommandLine) -> Result<(), Fault> {
     match (line.command, line.options) {
-        (Some(Command::Plan(options)), _) => print(&predict::describe(&options)?),
+        (Some(Command::Plan(options)), _) => {
+            let plan = predict::plan(&options)?;
+            print(&plan.text)?;
+            plan.verdict
+        }
         (Some(Command::Kubernetes(options)), _) => kubernetes::act(options.command).await,
         (Some(Command::Node(options)), _) => node::run(&options).await,
         (Some(Command::Agent(options)), _) => agent::serve::serve(&options).await,
         (Some(Command::Doctor(options)), _) => doctor::run(&options).await,
         (Some(Command::Slurm(options)), _) => slurm::run(&options).await,
+        (Some(Command::Quickstart(options)), _) => start_quickly(&options).await,
         (None, Some(options)) => launch(&options, (&line.hosts, line.security)).await,
         (None, None) => Err(Fault::input("nothing to do").hint("give --config FILE, or see --help")),
     }
+}
+
+/// The quickstart's files, its model, and both its runs.
+async fn start_quickly(options: &QuickstartOptions) -> Result<(), Fault> {
+    quickstart::write_files(&options.out)?;
+    let step = |title: &str, program: &str, words: &[String]| {
+        console::heading(&format!("== {title}\n$ {program} {}", words.join(" ")));
+    };
+    let arguments = quickstart::model_arguments(&options.out);
+    step("a small Llama with random weights and its own tokenizer", "trainer", &arguments);
+    quickstart::make_model(&options.out).await?;
+    for run in quickstart::runs(options) {
+        step(run.title, "launcher", &run.line[1..]);
+        let line = CommandLine::try_parse_from(&run.line)
+            .map_err(|error| Fault::failed(format!("the quickstart's own command is wrong: {error}")))?;
+        let options = line.options.ok_or_else(|| Fault::failed("the quickstart's own command is no run"))?;
+        // Each run is as large as a task of its own.
+        Box::pin(launch(&options, (&line.hosts, line.security))).await?;
+    }
+    Ok(())
 }
 
 async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOptions)) -> Result<(), Fault> {
@@ -155,7 +181,8 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
     if options.dry_run {
         preflight::look(&config, true, fresh)?;
         let tls = security::describe(secured, listen, security::given())?;
-        return print(&dry_run::describe(&config, &trainers, (&devices, &tls))?);
+        let look = || look::run(&config);
+        return print(&dry_run::describe(&config, &trainers, (&devices, &tls), look)?);
     }
     let mut interrupt = Interrupt::new()?;
     // Kept until this process ends: no other run comes in between two attempts of this one.

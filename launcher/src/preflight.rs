@@ -14,6 +14,10 @@ use crate::programs::program;
 /// The run's configuration with absolute paths. With `elsewhere` the paths are those of other hosts, and nothing is looked at.
 pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {
     let config = RunConfig::load(&options.config, &options.overrides)?;
+    if options.samples > 0 && config.validation_file.is_none() {
+        return Err(Fault::input("--samples needs validation_file: its prompts are answered")
+            .hint("add `validation_file = \"…\"` to the configuration, or leave out --samples"));
+    }
     if !elsewhere {
         refuse_entangled(&config, &options.config)?;
         // By the names that the user gave.

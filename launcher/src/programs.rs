@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, called};
 use tokio::process::Command;
 
 use crate::plan::Trainer;
@@ -26,7 +26,27 @@ pub fn program(name: &str) -> Result<PathBuf, Fault> {
     if path.is_file() {
         return Ok(path);
     }
-    Err(Fault::failed(format!("no program {}", path.display())).hint("run `make build` first"))
+    Err(Fault::failed(format!("no program {}", path.display())).hint(missing_hint()))
+}
+
+/// What to do where one of the programs is missing, or cannot be started: it depends on how Dyad came here.
+pub fn missing_hint() -> &'static str {
+    if std::env::var_os("DYAD_BIN_DIR").is_some() {
+        return "DYAD_BIN_DIR names the folder that holds launcher, coordinator and trainer of one build";
+    }
+    if called::by_pip() {
+        return "install it anew: pip install --force-reinstall --no-deps dyad";
+    }
+    match own_folder() {
+        Ok(folder) if is_checkout(&folder) => "run `make build` first",
+        _ => "put launcher, coordinator and trainer of one build into one folder",
+    }
+}
+
+/// A folder that `make build` builds into.
+fn is_checkout(folder: &Path) -> bool {
+    let root = folder.join("../..");
+    folder.ends_with("target/release") && root.join("Makefile").is_file() && root.join("Cargo.toml").is_file()
 }
 
 /// How a trainer is called, whoever starts it. `beside`: how many trainers its machine has.

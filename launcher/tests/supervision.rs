@@ -58,6 +58,11 @@ impl Stage {
     }
 }
 
+/// A trainer that says of any run what `trainer check` says of a good one.
+const CHECKED: &str = r#"[ "$1" = check ] && { cat > /dev/null; echo '{"model": {"model_type": "llama", "layers": 2, "hidden": 64, "query": 64,
+    "key": 64, "ffn": 128, "vocab": 512, "tied": false, "max_position_embeddings": 256}, "trainable": 7, "to_download": [],
+    "max_seq_length": 256, "pairs": {"pairs": 1, "longest": 9, "truncated": 0, "dropped": 0, "prompt": 4, "chosen": 5, "rejected": 5}}'; exit; }"#;
+
 const PAIR: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}
 "#;
 
@@ -126,18 +131,22 @@ fn a_coordinator_that_dies_once_it_listens_is_named() {
 }
 
 #[test]
-fn a_missing_program_says_what_to_build() {
+fn a_missing_program_says_where_it_belongs() {
     for name in ["coordinator", "trainer"] {
         let stage = Stage::new("touch started", "touch started");
         std::fs::remove_file(stage.path(name)).unwrap();
-        stage.refused(1, &format!("no program {}", stage.path(name).display()), "make build");
+        stage.refused(
+            1,
+            &format!("no program {}", stage.path(name).display()),
+            "DYAD_BIN_DIR names the folder",
+        );
         assert!(!stage.path("started").exists() && !stage.path("out").exists(), "{name}");
     }
 }
 
 #[test]
 fn a_dry_run_tells_what_it_would_start_and_starts_nothing() {
-    let stage = Stage::new("touch started", "touch started");
+    let stage = Stage::new("touch started", &format!("{CHECKED}; touch started"));
     let output = stage.launcher().arg("--dry-run").output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -155,7 +164,7 @@ fn a_dry_run_tells_what_it_would_start_and_starts_nothing() {
 
 /// What a dry run says of devices, with this list of visible ones. No machine has so many GPUs.
 fn dry_run_with(visible: &str, args: &[&str]) -> Output {
-    let stage = Stage::new("exit 0", "exit 0");
+    let stage = Stage::new("exit 0", CHECKED);
     let mut command = Command::new(env!("CARGO_BIN_EXE_launcher"));
     command
         .current_dir(stage.dir.path())

@@ -21,12 +21,14 @@
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+pub mod called;
 pub mod fault;
 pub mod files;
 pub mod fingerprint;
 pub mod finished;
 pub mod folder;
 pub mod inputs;
+pub mod lfs;
 pub mod manifest;
 pub mod ownership;
 pub mod pair_file;

@@ -40,6 +40,11 @@ pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     Staged::new(path, content)?.place().map(drop)
 }
 
+/// The same of a secret: nobody but this user can read it at any time.
+pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    Staged::with_mode(path, content, 0o600)?.place().map(drop)
+}
+
 /// The name under which a file is written before it takes its place.
 #[must_use]
 pub fn scratch(path: &Path) -> PathBuf {
@@ -60,9 +65,13 @@ struct Scratch(Option<PathBuf>);
 impl Staged {
     /// Writes it.
     pub fn new(path: &Path, content: &[u8]) -> io::Result<Self> {
+        Self::with_mode(path, content, 0o666)
+    }
+
+    fn with_mode(path: &Path, content: &[u8], mode: u32) -> io::Result<Self> {
         let scratch = scratch(path);
         remove(&scratch)?;
-        let mut file = open(&scratch, OpenOptions::new().append(true).create_new(true))?;
+        let mut file = open(&scratch, OpenOptions::new().append(true).create_new(true).mode(mode))?;
         let scratch = Scratch(Some(scratch));
         file.write_all(content)?;
         // On the disk before it takes the other's place.

@@ -43,6 +43,9 @@ fn wrong(workspace: &Workspace, name: &str, start: &Value) -> Option<String> {
     die_with_me(&mut command);
     let output = command.output().unwrap();
     let said = text(&output);
+    if let Some(wrong) = checked_wrongly(workspace, name, start["refused"].as_str()) {
+        return Some(wrong);
+    }
     if let Some(words) = start["refused"].as_str() {
         let refused = output.status.code() == Some(2) && said.contains(words) && said.contains("hint: ");
         return (!refused).then(|| format!("{name}: not refused with {words:?}:\n{said}"));
@@ -60,6 +63,19 @@ fn wrong(workspace: &Workspace, name: &str, start: &Value) -> Option<String> {
         }
     }
     warned_wrongly(workspace, name, start["warns"].as_str())
+}
+
+/// `trainer check`, which dry runs and the doctor ask, refuses what a run refuses, with the same words, and nothing else.
+fn checked_wrongly(workspace: &Workspace, name: &str, refused: Option<&str>) -> Option<String> {
+    let mut command = Command::new(binary("trainer"));
+    command.args(["check", "--config", &format!("{name}.toml")]).current_dir(workspace.path("."));
+    let output = command.output().unwrap();
+    let said = text(&output);
+    let right = match refused {
+        Some(words) => output.status.code() == Some(2) && said.contains(words) && said.contains("hint: "),
+        None => output.status.success() && said.contains("\"trainable\":"),
+    };
+    (!right).then(|| format!("{name}: the check does not say {refused:?}:\n{said}"))
 }
 
 /// A start that is read otherwise than it may seem is told once; others without a word.

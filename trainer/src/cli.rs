@@ -32,6 +32,9 @@ pub enum Command {
     Run(RunOptions),
     /// Write a model with random weights and its own tokenizer, to learn, test and measure with.
     NewModel(NewModelCommand),
+    /// Look at everything that a run starts from, by the code that loads it: configuration, family, tensors and their shapes, adapter,
+    /// tokenizer, template, vocabulary, the first pairs. Reads no weights, and prints what it found as JSON.
+    Check(CheckOptions),
     /// Answer the prompts of a preference file with a model or adapter folder, one JSON line each.
     Generate(GenerateOptions),
 }
@@ -72,16 +75,41 @@ pub struct RunOptions {
     pub log_format: LogFormat,
 }
 
+/// Options of `check`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct CheckOptions {
+    /// The run's configuration (TOML, or a run.json); - reads JSON from standard input.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A model alone: a folder, or a hub id, of which only config.json is asked for.
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
 /// Options of `generate`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  trainer generate --model runs/first/final --prompt 'What is a rank?'
+  trainer generate --model runs/first/final --pairs held-out.jsonl --limit 20
+  trainer generate --model runs/first/final < question.txt
+
+Each answer is one JSON line: {\"prompt\": …, \"completion\": …}. Tokens are chosen greedily.")]
 pub struct GenerateOptions {
     /// Model folder, or adapter folder that names its base.
     #[arg(long)]
     pub model: PathBuf,
+    /// What to answer, as a user's message; may be repeated. - reads one from standard input, which is also what is answered without
+    /// --prompt and --pairs.
+    #[arg(long, value_name = "TEXT", conflicts_with = "pairs", allow_hyphen_values = true)]
+    pub prompt: Vec<String>,
     /// Preference file whose conversations are answered.
-    #[arg(long)]
-    pub pairs: PathBuf,
-    /// Prompts to answer, from the start of the file.
+    #[arg(long, value_name = "FILE")]
+    pub pairs: Option<PathBuf>,
+    /// Prompts of --pairs to answer, from the start of the file.
     #[arg(long, default_value_t = 5)]
     pub limit: usize,
     /// Longest answer.

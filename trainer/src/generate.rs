@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use dyad_data::adapter::{self, ADAPTER_CONFIG, base};
+use dyad_data::hub;
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_data::{hub, lfs};
-use dyad_proto::Fault;
 use dyad_proto::preference::Message;
+use dyad_proto::{Fault, lfs};
 use tch::Tensor;
 
 use crate::batch::Segment;
@@ -83,7 +83,8 @@ pub fn load(dir: &Path, place: Place) -> Result<(Model, PathBuf), Fault> {
     }
     let base = adapter::base_of(dir)
         .ok_or_else(|| Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display())))?;
-    let base_dir = hub::resolve(&base)?;
+    let revision = adapter::base_revision_of(dir);
+    let base_dir = hub::resolve_at(&base, revision.as_deref().unwrap_or(hub::MAIN))?;
     lfs::refuse_pointers_in(&base_dir)?;
     let mut model = Model::load(&base_dir, place)?;
     let adapters = lora::attach_folder(&mut model, dir)?;

@@ -11,6 +11,7 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod batch;
+pub mod check;
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use dyad_data::adapter::{self, ADAPTER_CONFIG};
+use dyad_data::hub;
 use dyad_data::tokenizer::class_without_model;
-use dyad_data::{hub, lfs};
 use dyad_proto::run_config::TrainingMethod;
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, lfs};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Home;
@@ -38,7 +38,16 @@ pub struct Sources {
 impl Sources {
     /// Finds or downloads what `model` and `from_checkpoint` name. Without `model`, what the run starts from says what it is.
     pub fn resolve(config: &RunConfig) -> Result<Self, Fault> {
-        let start = config.from_checkpoint.as_deref().map(hub::resolve).transpose()?;
+        Self::resolve_by(config, &hub::resolve_at)
+    }
+
+    /// The same; `find` gives the folder of a name at a revision.
+    pub fn resolve_by(
+        config: &RunConfig,
+        find: &dyn Fn(&str, &str) -> Result<PathBuf, Fault>,
+    ) -> Result<Self, Fault> {
+        let revision = config.model_revision.as_deref().unwrap_or(hub::MAIN);
+        let start = config.from_checkpoint.as_deref().map(|start| find(start, hub::MAIN)).transpose()?;
         let adapter = start.clone().filter(|dir| dir.join(ADAPTER_CONFIG).is_file());
         if let (Some(dir), false) = (&adapter, config.lora) {
             return Err(Fault::input(format!(
@@ -48,8 +57,11 @@ impl Sources {
             .hint("set lora = true to continue the adapter, or start from its merged model"));
         }
         let model = match (config.model.is_empty(), &adapter, &start) {
-            (false, ..) | (true, None, None) => hub::resolve(&config.model)?,
-            (true, Some(dir), _) => hub::resolve(&base_of(dir)?)?,
+            (false, ..) | (true, None, None) => find(&config.model, revision)?,
+            (true, Some(dir), _) => {
+                let revision = adapter::base_revision_of(dir);
+                find(&base_of(dir)?, revision.as_deref().unwrap_or(hub::MAIN))?
+            }
             (true, None, Some(dir)) => dir.clone(),
         };
         if model.join(ADAPTER_CONFIG).is_file() {
@@ -177,7 +189,7 @@ impl Parts {
                 full((sources, reading), place, compares.then_some(keep), keeping)?
             }
         };
-        refuse_dropout(&policy.config)?;
+        policy.config.refuse_dropout()?;
         announce(&policy.config, place)?;
         let saver = Saver {
             home: Home::new(Path::new(&config.output_dir)),
@@ -202,18 +214,6 @@ fn warn_of_not_finite(names: &BTreeSet<String>, dir: &Path) {
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     tracing::warn!("NaN or infinite numbers are in the weights of {}: {}", dir.display(), listed(&names));
-}
-
-/// transformers drops attention weights where it trains such a model; the kernels here do not.
-fn refuse_dropout(config: &ModelConfig) -> Result<(), Fault> {
-    if config.attention_dropout == 0.0 {
-        return Ok(());
-    }
-    Err(Fault::input(format!(
-        "attention_dropout = {} is not supported in training",
-        config.attention_dropout
-    ))
-    .hint("set attention_dropout to 0 in the model's config.json"))
 }
 
 type Loaded = (Model, Option<Model>, Parameters, Option<SavedAdapter>);

@@ -68,7 +68,7 @@ pub fn choose(
     };
     tracing::info!(model_loading = if broadcasts { "broadcast" } else { "every" }, "loading");
     let relay = broadcasts.then(|| Relay { communicator: Arc::clone(communicator), device });
-    Ok(Reading { relay, digest: Some(Digested::default()), again: false })
+    Ok(Reading { relay, digest: Some(Digested::default()), ..Reading::default() })
 }
 
 /// On one host the page cache makes sure that a file is read once; nothing would be saved.

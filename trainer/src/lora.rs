@@ -187,9 +187,17 @@ pub fn attach(model: &mut Model, adapters: &Adapters, seed: u64, reading: &Readi
                     let [a, b] = tensor_names(name);
                     (weights.tensor(&a, &[*rank, inputs])?, weights.tensor(&b, &[outputs, *rank])?)
                 }
+                None if reading.shapes_alone => {
+                    let of =
+                        |shape: [i64; 2]| Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false);
+                    (of([*rank, inputs]), of([outputs, *rank]))
+                }
                 None => fresh(*rank, inputs, outputs),
             };
-            let place = |tensor: Tensor| tensor.to_kind(Kind::Float).to_device(device);
+            let place = |tensor: Tensor| match reading.shapes_alone {
+                true => tensor,
+                false => tensor.to_kind(Kind::Float).to_device(device),
+            };
             let dropout = adapters.config.lora_dropout;
             linear.adapter = Some(Adapter { a: place(a), b: place(b), scale: *scale, dropout });
         }

@@ -4,24 +4,27 @@
 
 mod allocator;
 
-use std::io::Write;
+use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use dyad_data::new_model;
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::preference::Message;
+use dyad_proto::preference::{Message, Role};
 use dyad_proto::{Fault, RunConfig, files, pair_file, plain};
 use dyad_telemetry::{LogFormat, Logs, Telemetry};
-use trainer::cli::{Cli, Command, GenerateOptions, RunOptions};
+use trainer::cli::{CheckOptions, Cli, Command, GenerateOptions, RunOptions};
 use trainer::generate::prompt;
 use trainer::session::Identity;
 
+/// Bytes of a prompt from standard input: far more than a model reads.
+const MOST_PROMPT: u64 = 16 << 20;
+
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = dyad_telemetry::command_line::<Cli>().command;
     dyad_proto::signals::ignore_size_limit();
     let format = match &command {
         Command::Run(options) => options.log_format,
+        Command::Check(options) => options.log_format,
         Command::NewModel(_) | Command::Generate(_) => LogFormat::Text,
     };
     // Held until the exit status is known: what happened last leaves the process too.
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(options) => run(options),
         Command::NewModel(command) => new_model::create_stored(&command.model, &command.storage),
+        Command::Check(options) => look(&options),
         Command::Generate(options) => generate(&options),
     };
     match result {
@@ -62,11 +66,74 @@ fn run(options: RunOptions) -> Result<(), Fault> {
     trainer::run::run(&identity, options.profile)
 }
 
+fn look(options: &CheckOptions) -> Result<(), Fault> {
+    let found = match (&options.model, &options.config) {
+        (Some(name), _) => serde_json::to_value(trainer::check::model(name)?),
+        (None, Some(path)) => {
+            let mut config = match path.as_os_str() == "-" {
+                true => {
+                    let text = std::io::read_to_string(std::io::stdin().lock())
+                        .map_err(|error| Fault::input(format!("cannot read standard input: {error}")))?;
+                    RunConfig::from_json(&text)?
+                }
+                false => RunConfig::load(path, &[])?,
+            };
+            config.fill_template_date();
+            serde_json::to_value(trainer::panics::caught(|| trainer::check::run(&config))?)
+        }
+        (None, None) => return Err(Fault::input("nothing to look at").hint("give --config or --model")),
+    };
+    let found = found.map_err(|error| Fault::failed(error.to_string()))?;
+    writeln!(std::io::stdout().lock(), "{}", plain::json(&found.to_string()))
+        .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
+}
+
+/// A conversation to answer.
+struct Asked {
+    messages: Vec<Message>,
+    /// Where it stands, for errors.
+    place: String,
+}
+
+fn conversations(options: &GenerateOptions) -> Result<Vec<Asked>, Fault> {
+    if let Some(path) = &options.pairs {
+        let pairs = pair_file::pairs("--pairs", path)?.into_iter().take(options.limit);
+        let place = |line: u64| format!("{} line {line}", path.display());
+        return Ok(pairs.map(|(line, pair)| Asked { messages: pair.messages, place: place(line) }).collect());
+    }
+    let alone = ["-".to_owned()];
+    let prompts = if options.prompt.is_empty() { &alone[..] } else { &options.prompt };
+    let asked = |(index, prompt): (usize, &String)| {
+        let content = if prompt == "-" { standard_input()? } else { prompt.clone() };
+        let place = format!("prompt {}", index + 1);
+        if content.trim().is_empty() {
+            return Err(Fault::input(format!("{place} is empty"))
+                .hint("give --prompt TEXT or --pairs FILE, or write a prompt to standard input"));
+        }
+        Ok(Asked { messages: vec![Message { role: Role::User, content }], place })
+    };
+    prompts.iter().enumerate().map(asked).collect()
+}
+
+/// One prompt, without the line end that an editor or `echo` puts behind it.
+fn standard_input() -> Result<String, Fault> {
+    let cannot = |error: std::io::Error| Fault::input(format!("cannot read standard input: {error}"));
+    if std::io::stdin().is_terminal() {
+        dyad_telemetry::voice::stderr().line("write a prompt, then press Ctrl-D");
+    }
+    let mut text = String::new();
+    std::io::stdin().lock().take(MOST_PROMPT + 1).read_to_string(&mut text).map_err(cannot)?;
+    if text.len() as u64 > MOST_PROMPT {
+        return Err(Fault::input(format!("the prompt on standard input is longer than {MOST_PROMPT} bytes"))
+            .hint("no model reads that much: give the part that matters"));
+    }
+    text.truncate(text.trim_end_matches(['\n', '\r']).len());
+    Ok(text)
+}
+
 fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     use_threads(options.threads);
-    let pairs = pair_file::pairs("--pairs", &options.pairs)?;
-    let (lines, conversations): (Vec<u64>, Vec<_>) =
-        pairs.into_iter().take(options.limit).map(|(line, pair)| (line, pair.messages)).unzip();
+    let asked = conversations(options)?;
     let (model, base) = trainer::run::load_for_inference(&options.model)?;
     let mut config = RunConfig { template_date: options.template_date.clone(), ..RunConfig::default() };
     config.fill_template_date();
@@ -74,19 +141,17 @@ fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     let own = options.model.join("tokenizer.json").is_file();
     let folder = if own { &options.model } else { &base };
     let tokenizer = ChatTokenizer::load(folder, &base, config.template_date()?)?;
-    let prompt = |(conversation, line): (&Vec<Message>, u64)| {
-        prompt(&tokenizer, conversation, &model).map_err(|fault| {
-            let place = format!("{} line {line}", options.pairs.display());
-            Fault { message: format!("{place}: {}", fault.message), ..fault }
-        })
+    let prompt = |asked: &Asked| {
+        prompt(&tokenizer, &asked.messages, &model)
+            .map_err(|fault| Fault { message: format!("{}: {}", asked.place, fault.message), ..fault })
     };
     let answers = trainer::panics::caught(|| {
-        let prompts = conversations.iter().zip(lines).map(prompt).collect::<Result<_, _>>()?;
+        let prompts = asked.iter().map(prompt).collect::<Result<_, _>>()?;
         trainer::generate::complete(&model, &tokenizer, prompts, options.max_new_tokens)
     })?;
     let mut out = std::io::stdout().lock();
-    for (conversation, completion) in conversations.iter().zip(answers) {
-        let prompt = conversation.last().map(|message| message.content.as_str()).unwrap_or_default();
+    for (asked, completion) in asked.iter().zip(answers) {
+        let prompt = asked.messages.last().map(|message| message.content.as_str()).unwrap_or_default();
         let line = serde_json::json!({ "prompt": prompt, "completion": completion }).to_string();
         writeln!(out, "{}", plain::json(&line))
             .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))?;

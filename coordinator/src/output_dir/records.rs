@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use dyad_proto::run_config::RECORD;
 use dyad_proto::run_folder::{JOB, RUN_CONFIG, resumed_config};
 use dyad_proto::safe_file::{self, Staged};
 use dyad_proto::{Fault, files};
@@ -10,16 +11,32 @@ use serde_json::Value;
 use super::unusable;
 
 /// The configuration, ready to be put where it can be read later; none where it is recorded already.
-pub(super) fn staged(dir: &Path, config_json: &str, resumed: Option<u64>) -> Result<Option<Staged>, Fault> {
+pub(super) fn staged(
+    dir: &Path,
+    (config_json, record): (&str, Option<&Value>),
+    resumed: Option<u64>,
+) -> Result<Option<Staged>, Fault> {
     let Some(path) = place(dir, config_json, resumed) else { return Ok(None) };
-    let staged = Staged::new(&path, format!("{config_json}\n").as_bytes());
+    let staged = Staged::new(&path, text(config_json, record).as_bytes());
     staged.map(Some).map_err(|error| unusable(&path, &error))
+}
+
+/// A key a line, and what is told of the run at the end.
+fn text(config_json: &str, record: Option<&Value>) -> String {
+    let Some(Value::Object(mut keys)) = parsed(config_json) else { return format!("{config_json}\n") };
+    keys.extend(record.map(|record| (RECORD.to_owned(), record.clone())));
+    format!("{:#}\n", Value::Object(keys))
+}
+
+fn parsed(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok()
 }
 
 fn place(dir: &Path, config_json: &str, resumed: Option<u64>) -> Option<PathBuf> {
     let first = dir.join(RUN_CONFIG);
-    let parsed = |text: &str| serde_json::from_str::<Value>(text).ok();
-    let before = files::read_to_string(&first).ok().and_then(|text| parsed(&text));
+    let mut before = files::read_to_string(&first).ok().and_then(|text| parsed(&text));
+    // Who runs it, and where, is no part of what is run.
+    before.as_mut().and_then(Value::as_object_mut).map(|keys| keys.remove(RECORD));
     match (resumed, before) {
         (Some(_), Some(before)) if parsed(config_json).is_some_and(|now| now == before) => None,
         (Some(step), Some(_)) => Some(dir.join(resumed_config(step))),
@@ -46,7 +63,7 @@ mod tests {
     use super::*;
 
     fn keep(dir: &Path, config_json: &str, resumed: Option<u64>) -> Result<(), Fault> {
-        let staged = staged(dir, config_json, resumed)?;
+        let staged = staged(dir, (config_json, None), resumed)?;
         staged.map_or(Ok(()), |staged| staged.place().map(drop).map_err(|error| unusable(dir, &error)))
     }
 
@@ -69,21 +86,36 @@ mod tests {
     #[test]
     fn a_resume_keeps_the_first_configuration_and_adds_one_that_differs() {
         let dir = tempfile::tempdir().unwrap();
+        let written = |epochs: u32| format!("{{\n  \"n_epochs\": {epochs}\n}}\n");
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).ok();
         keep(dir.path(), "{\"n_epochs\":1}", None).unwrap();
         keep(dir.path(), "{ \"n_epochs\": 1 }", Some(4)).unwrap();
-        assert_eq!(
-            (read("run.json").unwrap().as_str(), read("run-from-4.json")),
-            ("{\"n_epochs\":1}\n", None)
-        );
+        assert_eq!((read("run.json").unwrap(), read("run-from-4.json")), (written(1), None));
         keep(dir.path(), "{\"n_epochs\":2}", Some(6)).unwrap();
-        assert_eq!(read("run.json").unwrap(), "{\"n_epochs\":1}\n");
-        assert_eq!(read("run-from-6.json").unwrap(), "{\"n_epochs\":2}\n");
+        assert_eq!(read("run.json").unwrap(), written(1));
+        assert_eq!(read("run-from-6.json").unwrap(), written(2));
         keep(dir.path(), "{\"n_epochs\":3}", None).unwrap();
-        assert_eq!(read("run.json").unwrap(), "{\"n_epochs\":3}\n");
+        assert_eq!(read("run.json").unwrap(), written(3));
         // Somebody removed it.
         fs::remove_file(dir.path().join("run.json")).unwrap();
         keep(dir.path(), "{\"n_epochs\":4}", Some(8)).unwrap();
-        assert_eq!(read("run.json").unwrap(), "{\"n_epochs\":4}\n");
+        assert_eq!(read("run.json").unwrap(), written(4));
+    }
+
+    #[test]
+    fn what_is_told_of_a_run_is_no_part_of_its_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = serde_json::json!({ "command": ["launcher", "--config", "run.toml"] });
+        let put = |record: &Value, resumed| {
+            let staged = staged(dir.path(), ("{\"n_epochs\":1}", Some(record)), resumed).unwrap();
+            staged.map(|staged| staged.place().unwrap()).is_some()
+        };
+        assert!(put(&record, None));
+        let read = || fs::read_to_string(dir.path().join("run.json")).unwrap();
+        let first = read();
+        assert!(first.contains("\"recorded\": {") && first.contains("\"--config\""), "{first}");
+        // The same run, gone on with by another command.
+        assert!(!put(&serde_json::json!({ "command": ["launcher", "--resume"] }), Some(4)));
+        assert_eq!(read(), first);
     }
 }

@@ -95,6 +95,7 @@ impl Run {
         }
         let Some(agreed) = self.facts.hear(place, facts, self.roster.members())? else { return Ok(()) };
         agreed.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+        self.agreed.extend(agreed.facts.iter().cloned());
         let Some(then) = &self.spec.then else { return Ok(()) };
         let rounding = then.check(&agreed.facts, self.facts.is_first())?;
         if !rounding.is_empty() {

@@ -95,9 +95,8 @@ impl Lines {
             if file.read_until(b'\n', &mut line)? == 0 {
                 self.file = None;
             }
-            self.next = event(&line, self.evaluation).and_then(|body| {
-                Some((Position::of(&body)?, RunEvent { body: Some(body) }))
-            });
+            self.next = event(&line, self.evaluation)
+                .and_then(|body| Some((Position::of(&body)?, RunEvent { body: Some(body) })));
         }
         Ok(self.next.as_ref().map(|(at, _)| *at))
     }

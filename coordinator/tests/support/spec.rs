@@ -25,6 +25,7 @@ pub fn spec(pairs: usize) -> RunSpec {
     RunSpec {
         run_id: "run-1".into(),
         config_json: config.to_json().unwrap(),
+        command: vec!["launcher".into()],
         data: Datasets::load(&config).unwrap(),
         config,
         world_size: 2,

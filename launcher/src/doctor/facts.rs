@@ -1,6 +1,6 @@
 //! What `launcher doctor` sees on one machine.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use dyad_proto::RunConfig;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::machine::{Gpu, Hello, nvidia_smi};
 use crate::agent::protocol::Examine;
 use crate::hosts::push::{libtorch_stamp, program_hash};
+use crate::look;
 use crate::programs::own_folder;
 
 /// One machine.
@@ -52,7 +53,7 @@ impl Facts {
             gpus: nvidia_smi(),
             shared_memory: space(Path::new("/dev/shm")),
             output: config.as_ref().map(|config| output(Path::new(&config.output_dir))),
-            model: config.as_ref().map(|config| model(&config.model)),
+            model: config.as_ref().map(model),
             pairs: config.as_ref().map(pairs),
         }
     }
@@ -103,20 +104,19 @@ fn output(dir: &Path) -> (u64, Option<String>) {
     (free, written.err().map(|error| format!("{}: {error}", there.display())))
 }
 
-fn model(model: &str) -> Result<String, String> {
-    let dir = PathBuf::from(model);
-    if !dir.is_absolute() && !dir.exists() {
-        return Ok(format!("{model} (hub)"));
-    }
-    let names = ["config.json", "adapter_config.json"];
-    if !names.iter().any(|name| readable(&dir.join(name)).is_ok()) {
-        return Err(format!("{model} holds no config.json that can be read"));
-    }
-    match readable(&dir.join("tokenizer.json")) {
-        // An adapter's tokenizer may be its base's.
-        Err(error) if !dir.join("adapter_config.json").exists() => Err(format!("tokenizer.json: {error}")),
-        _ => Ok(model.to_owned()),
-    }
+/// As the trainers of a run would find it.
+fn model(config: &RunConfig) -> Result<String, String> {
+    let report = look::run(config).map_err(|fault| match fault.hint.is_empty() {
+        true => fault.to_string(),
+        false => format!("{fault}; {}", fault.hint),
+    })?;
+    let name =
+        if config.model.is_empty() { config.from_checkpoint.as_deref() } else { Some(config.model.as_str()) };
+    let found = format!("{} ({}", name.unwrap_or_default(), report.model.model_type);
+    Ok(match report.to_download.as_slice() {
+        [] => format!("{found}, tokenizer, template)"),
+        names => format!("{found}; to be downloaded: {})", names.join(", ")),
+    })
 }
 
 fn pairs(config: &RunConfig) -> Result<String, String> {

@@ -12,7 +12,7 @@ use tokio::process::Command;
 use crate::hosts::hostfile::Host;
 use crate::hosts::transport::{Transport, quoted};
 use crate::processes::die_with_me;
-use crate::programs::own_folder;
+use crate::programs::{missing_hint, own_folder};
 
 const PROGRAMS: [&str; 3] = ["launcher", "coordinator", "trainer"];
 
@@ -111,7 +111,7 @@ fn take(name: &str, then: &str) -> String {
 
 fn add_file(hash: &mut Sha256, path: &Path) -> Result<(), Fault> {
     let failed = |error: std::io::Error| {
-        Fault::failed(format!("cannot read {}: {error}", path.display())).hint("run `make build` first")
+        Fault::failed(format!("cannot read {}: {error}", path.display())).hint(missing_hint())
     };
     let mut file = dyad_proto::files::open(path).map_err(failed)?;
     let mut buffer = vec![0; 1 << 20];

@@ -237,9 +237,13 @@ pub struct RenderOptions {
     /// Which objects.
     #[arg(long, value_enum, default_value_t = Part::All)]
     pub part: Part,
-    /// Write one file per object and a kustomization.yaml into this folder, instead of printing.
+    /// Write one file per object and a kustomization.yaml into this folder, instead of printing. The run's Secrets, which hold private
+    /// keys, are left out: such folders end up in repositories
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
+    /// Write the Secrets too, each into a file that only you can read
+    #[arg(long, requires = "output_dir")]
+    pub with_secrets: bool,
 }
 
 /// Options of `apply`.

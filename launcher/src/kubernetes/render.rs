@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, safe_file};
 
 use super::cli::{Part, RenderOptions, Tls};
 use super::object::{Object, stream, yaml};
@@ -39,7 +39,11 @@ pub fn act(options: &RenderOptions) -> Result<(), Fault> {
         Part::All => objects(&spec)?,
         Part::Secrets => Vec::new(),
     };
-    all.splice(0..0, secrets(&spec)?);
+    let wanted = options.output_dir.is_none() || options.with_secrets || options.part == Part::Secrets;
+    let makes_secrets = spec.options.tls == Tls::Generate;
+    if wanted {
+        all.splice(0..0, secrets(&spec)?);
+    }
     if all.is_empty() {
         return Err(
             Fault::input("there are no Secrets to render").hint("--part secrets needs --tls generate")
@@ -52,7 +56,16 @@ pub fn act(options: &RenderOptions) -> Result<(), Fault> {
     }
     match &options.output_dir {
         None => super::print(&stream(&all)?),
-        Some(dir) => write(dir, spec.name(), &all),
+        Some(dir) => {
+            write(dir, spec.name(), &all)?;
+            if makes_secrets && !wanted {
+                super::warn(
+                    "the Secrets with the run's private keys are not written: `launcher kubernetes render --part secrets` with the same \
+                     options prints them for kubectl, --with-secrets writes them into files that only you can read",
+                );
+            }
+            Ok(())
+        }
     }
 }
 
@@ -62,8 +75,14 @@ fn write(dir: &Path, run: &str, objects: &[Object]) -> Result<(), Fault> {
             .hint("give a folder that you may write to")
     };
     std::fs::create_dir_all(dir).map_err(unwritable)?;
+    let private: Vec<String> = objects
+        .iter()
+        .filter(|object| object.kind() == "Secret")
+        .map(|object| object.file_name(run))
+        .collect();
     for (name, text) in files(run, objects)? {
-        std::fs::write(dir.join(name), text).map_err(unwritable)?;
+        let write = if private.contains(&name) { safe_file::write_private } else { safe_file::write };
+        write(&dir.join(&name), text.as_bytes()).map_err(unwritable)?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Memory of one GPU by part, and what would make a run fit.
 
+use dyad_proto::RunConfig;
+
 use super::EIGHT_BIT;
 use super::machine::{CPU_BYTES, CUDA_BYTES, GIB, NCCL_BYTES, USABLE};
 use super::work::{Method, Reference, Setup};
@@ -57,7 +59,7 @@ pub fn memory(setup: &Setup) -> Memory {
     // In float32 the model computes on the masters themselves.
     let masters = if setup.machine.gpu { 4.0 } else { 0.0 };
     let state = if setup.offload_optimizer { 0.0 } else { masters + setup.moment_bytes };
-    let second_model = setup.method == Method::Full && setup.reference != Reference::Precompute;
+    let second_model = has_reference_model(setup) && !setup.offload_reference;
     let gathered = if setup.zero == 3 && setup.gpus > 1.0 { 2.0 * shape.layer() * width } else { 0.0 };
     let buffers = if setup.gpus > 1.0 && setup.machine.gpu { NCCL_BYTES } else { 0.0 };
     Memory {
@@ -70,6 +72,11 @@ pub fn memory(setup: &Setup) -> Memory {
         communication: buffers + gathered + rounded(setup),
         runtime: if setup.machine.gpu { CUDA_BYTES } else { CPU_BYTES },
     }
+}
+
+/// A reference model of its own stays beside the policy; adapters share their base with theirs.
+fn has_reference_model(setup: &Setup) -> bool {
+    setup.method == Method::Full && matches!(setup.reference, Reference::Compute | Reference::Cache)
 }
 
 /// Gradients on their way that are copies of those kept: all of a step's, or of a few layers where no rank keeps whole ones.
@@ -121,7 +128,7 @@ pub fn fits(setup: &Setup) -> bool {
 
 /// The least costly changes of the command line that make it fit, if any do: one alone, else the fewest of all together.
 #[must_use]
-pub fn remedy(setup: &Setup) -> Option<String> {
+pub fn remedy(setup: &Setup) -> Option<Vec<Key>> {
     let changes = changes(setup);
     let suffice = |chosen: &[&Change]| {
         let mut changed = setup.clone();
@@ -141,17 +148,27 @@ pub fn remedy(setup: &Setup) -> Option<String> {
             chosen = without;
         }
     }
-    Some(chosen.iter().map(|(flag, _)| flag.as_str()).collect::<Vec<_>>().join(" "))
+    Some(chosen.iter().map(|(key, _)| key.clone()).collect())
 }
 
-type Change = (String, Box<dyn Fn(&mut Setup)>);
+/// A key of the configuration, and a value in TOML.
+pub type Key = (&'static str, String);
+
+/// Keys as options of `launcher plan` and of a run.
+#[must_use]
+pub fn as_flags(keys: &[Key]) -> String {
+    let flag = |(key, value): &Key| format!("--set {key}={}", value.trim_matches('"'));
+    keys.iter().map(flag).collect::<Vec<_>>().join(" ")
+}
+
+type Change = (Key, Box<dyn Fn(&mut Setup)>);
 
 /// What can be changed, cheapest first: what costs no time, then communication, then compute, then the method.
 fn changes(setup: &Setup) -> Vec<Change> {
     let mut changes: Vec<Change> = Vec::new();
-    if setup.method == Method::Full && setup.reference != Reference::Precompute {
+    if has_reference_model(setup) {
         changes.push((
-            "--reference precompute".into(),
+            ("reference_logps", "\"precompute\"".into()),
             Box::new(|setup| setup.reference = Reference::Precompute),
         ));
     }
@@ -159,24 +176,28 @@ fn changes(setup: &Setup) -> Vec<Change> {
     while tokens >= setup.tokens().max(1024.0) {
         let tokens_here = tokens.floor();
         changes.push((
-            format!("--micro-batch-tokens {tokens_here}"),
+            ("micro_batch_tokens", tokens_here.to_string()),
             Box::new(move |setup| setup.micro_batch_tokens = tokens_here),
         ));
         tokens /= 2.0;
     }
     if setup.gpus > 1.0 {
         for stage in setup.zero + 1..=3 {
-            changes.push((format!("--zero {stage}"), Box::new(move |setup| setup.zero = stage)));
+            let key = ("zero_stage", stage.to_string());
+            changes.push((key, Box::new(move |setup| setup.zero = stage)));
         }
     }
     if setup.moment_bytes > 4.0 {
-        changes.push(("--optim adamw_8bit".into(), Box::new(|setup| setup.moment_bytes = 2.0 * EIGHT_BIT)));
+        let key = ("optim", "\"adamw_8bit\"".into());
+        changes.push((key, Box::new(|setup| setup.moment_bytes = 2.0 * EIGHT_BIT)));
     }
     if !setup.checkpointing {
-        changes.push(("--checkpointing full".into(), Box::new(|setup| setup.checkpointing = true)));
+        let key = ("activation_checkpointing", "\"full\"".into());
+        changes.push((key, Box::new(|setup| setup.checkpointing = true)));
     }
     if setup.method == Method::Full {
-        changes.push(("--method lora".into(), Box::new(|setup| setup.method = Method::Lora(16.0))));
+        let r = f64::from(RunConfig::default().lora_r());
+        changes.push((("lora", "true".into()), Box::new(move |setup| setup.method = Method::Lora(r))));
     }
     changes
 }
@@ -255,13 +276,18 @@ mod tests {
         let mut setup = setup("8B", 8.0);
         setup.micro_batch_tokens = 4096.0;
         assert!(!fits(&setup));
-        assert_eq!(remedy(&setup).as_deref(), Some("--zero 1"));
+        let remedy = |setup: &Setup| remedy(setup).map(|keys| as_flags(&keys));
+        assert_eq!(remedy(&setup).as_deref(), Some("--set zero_stage=1"));
         setup.zero = 1;
         assert!(fits(&setup));
         setup.shape = super::super::shapes::Shape::find("70B").unwrap();
-        let remedy = remedy(&setup).unwrap();
-        assert_eq!(remedy, "--reference precompute --micro-batch-tokens 1024 --zero 3 --optim adamw_8bit");
+        assert_eq!(
+            remedy(&setup).as_deref(),
+            Some(
+                "--set reference_logps=precompute --set micro_batch_tokens=1024 --set zero_stage=3 --set optim=adamw_8bit"
+            )
+        );
         (setup.gpus, setup.gpus_per_node) = (1.0, 1.0);
-        assert_eq!(super::remedy(&setup), None);
+        assert_eq!(remedy(&setup), None);
     }
 }

@@ -1,218 +1,219 @@
 //! `launcher plan`: memory, speed and cost of a run before anybody rents a GPU.
 //!
-//! Pure, but for reading a model's `config.json`. Constants are in [`machine`] alone, each with its source.
+//! A plan is of a run's configuration, with its names and defaults. Constants are in [`machine`] alone, each with its source.
 //!
-//! - [`shapes`]: sizes of models. [`work`]: what a run computes.
+//! - [`options`]: the command line. [`shapes`]: sizes of models. [`work`]: what a run computes.
 //! - [`memory`], [`comm`], [`time`]: what that takes. [`report`]: how it is shown.
 
 pub mod comm;
 pub mod machine;
 pub mod memory;
+pub mod options;
 pub mod report;
 pub mod shapes;
 pub mod time;
 pub mod work;
 
-use clap::{Args, ValueEnum};
-use dyad_proto::Fault;
+use std::path::Path;
 
-use machine::{A100, H100, H200, Machine, Network, cpu};
+use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReduceDtype, ReferenceLogps, TrainingMethod};
+use dyad_proto::{Fault, RunConfig, pair_file};
+
+use crate::agent::machine::Hello;
+use crate::console;
+use crate::look;
+use machine::{A100, GIB, H100, H200, Machine, Network, cpu};
+use memory::{as_flags, fits, gib, memory, remedy};
+use options::{Gpu, PlanOptions};
 use report::{Extent, Prediction};
 use shapes::Shape;
 use work::{Method, Pair, Reference, Setup};
 
-/// What the GPU is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Gpu {
-    /// NVIDIA H200 SXM, 141 GB.
-    H200,
-    /// NVIDIA H100 SXM, 80 GB.
-    H100,
-    /// NVIDIA A100 SXM, 80 GB.
-    A100,
-    /// No GPU: trainers on CPUs, in float32.
-    Cpu,
-}
-
-/// What is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MethodName {
-    /// All weights.
-    Full,
-    /// Low-rank adapters on all linear layers.
-    Lora,
-}
-
-/// What is computed again in the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Checkpointing {
-    /// Nothing.
-    None,
-    /// Every layer.
-    Full,
-}
-
-/// Precision in which gradients travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ReduceDtype {
-    /// As they are kept.
-    Float32,
-    /// Half the bytes.
-    Bfloat16,
-}
-
 /// A moment of eight bits, and its share of a block's float32 scale.
 pub(crate) const EIGHT_BIT: f64 = 1.0 + 4.0 / 256.0;
 
-/// Optimizer, by the names of `optim`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum OptimName {
-    /// Moments of four bytes.
-    Adamw,
-    /// Moments of one byte.
-    #[value(name = "adamw_8bit")]
-    Adamw8bit,
+/// Tokens of a prompt and of an answer where nothing is known of the data.
+pub(crate) const USUAL_PAIR: Pair = Pair { prompt: 150.0, chosen: 330.0, rejected: 330.0 };
+
+/// What was planned.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// For standard output.
+    pub text: String,
+    /// Why the run cannot be trained as planned, and what would make it fit.
+    pub verdict: Result<(), Fault>,
 }
 
-/// Options of `launcher plan`.
-#[derive(Args, Clone, Debug)]
-#[command(after_help = "Examples:
-  launcher plan --gpus 64 --model 8B --zero 1 --pairs 60000 --epochs 2 --price-per-gpu-hour 3.50
-  launcher plan --gpus 1 --model path/to/model --method lora --checkpointing full --json
-  launcher plan --gpus 1 --gpu cpu --cpu-gflops 150 --model 135M --batch-size 8")]
-pub struct PlanOptions {
-    /// GPUs in all; trainers in all with --gpu cpu.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub gpus: u32,
-    /// 135M, 0.5B, 1B, 3B, 8B, 14B, 70B, or a model folder.
-    #[arg(long, value_name = "SIZE|FOLDER")]
-    pub model: String,
-    /// GPUs of a node; fewer where --gpus is smaller.
-    #[arg(long, default_value_t = 8, value_name = "G", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub gpus_per_node: u32,
-    /// What the GPU is.
-    #[arg(long, value_enum, default_value_t = Gpu::H200)]
-    pub gpu: Gpu,
-    /// With --gpu cpu: GFLOP/s of large float32 matrix products per trainer; `launcher --profile` measures them.
-    #[arg(long, value_name = "X", value_parser = positive)]
-    pub cpu_gflops: Option<f64>,
-    /// What joins the nodes.
-    #[arg(long, value_enum, default_value_t = Network::Ndr)]
-    pub network: Network,
-    /// What is trained.
-    #[arg(long, value_enum, default_value_t = MethodName::Full)]
-    pub method: MethodName,
-    /// Rank of the adapters.
-    #[arg(long, default_value_t = 16, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub lora_r: u32,
-    /// ZeRO stage: 1 shards the optimizer's states, 2 gradients as well, 3 weights as well.
-    #[arg(long, default_value_t = 0, value_name = "STAGE", value_parser = clap::value_parser!(u8).range(0..=3))]
-    pub zero: u8,
-    /// Moments of 32 or 8 bits.
-    #[arg(long, value_enum, default_value_t = OptimName::Adamw)]
-    pub optim: OptimName,
-    /// Master weights and moments live in host memory; the time that takes is not predicted.
-    #[arg(long)]
-    pub offload_optimizer: bool,
-    /// Precision in which gradients travel; they are kept in float32.
-    #[arg(long, value_enum, default_value_t = ReduceDtype::Float32)]
-    pub reduce_dtype: ReduceDtype,
-    /// Mean tokens of a prompt.
-    #[arg(long, default_value_t = 150, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
-    pub prompt_tokens: u32,
-    /// Mean tokens of one output.
-    #[arg(long, default_value_t = 330, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    pub output_tokens: u32,
-    /// Compute the prompt once per output instead of once per pair.
-    #[arg(long)]
-    pub no_prefix_sharing: bool,
-    /// Pairs per optimizer step, over all GPUs.
-    #[arg(long, default_value_t = 256, value_name = "PAIRS", value_parser = clap::value_parser!(u32).range(1..))]
-    pub batch_size: u32,
-    /// Most tokens computed at once per GPU.
-    #[arg(long, default_value_t = 16384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub micro_batch_tokens: u32,
-    /// What is computed again in the backward pass.
-    #[arg(long, value_enum, default_value_t = Checkpointing::None)]
-    pub checkpointing: Checkpointing,
-    /// How DPO comes by the reference model's log-probabilities.
-    #[arg(long, value_enum, default_value_t = Reference::Compute)]
-    pub reference: Reference,
-    /// Pairs of the data set: also predicts the whole run.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub pairs: Option<u32>,
-    /// Passes over the data set.
-    #[arg(long, default_value_t = 1, value_name = "E", value_parser = clap::value_parser!(u32).range(1..))]
-    pub epochs: u32,
-    /// What a GPU costs per hour, in any currency; needs --pairs.
-    #[arg(long, value_name = "X", value_parser = positive, requires = "pairs")]
-    pub price_per_gpu_hour: Option<f64>,
-    /// Print JSON: bytes, seconds, shares.
-    #[arg(long)]
-    pub json: bool,
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
-        _ => Err("expected a number above 0".into()),
-    }
-}
-
-/// Text for standard output.
-pub fn describe(options: &PlanOptions) -> Result<String, Fault> {
-    let extent = Extent {
-        pairs: options.pairs.map(f64::from),
-        epochs: options.epochs.into(),
-        price: options.price_per_gpu_hour,
+/// Plans a run.
+pub fn plan(options: &PlanOptions) -> Result<Plan, Fault> {
+    let config = options.run()?;
+    let (here, gpus) = (Hello::here(), options.gpus);
+    let gpus = match gpus {
+        Some(gpus) => gpus,
+        None if options.gpu == Gpu::Cpu => 1,
+        None if here.gpus > 0 => here.gpus,
+        None => {
+            return Err(Fault::input("this machine has no GPU to plan for").hint(
+                "give --gpus N, and --gpu h200, h100 or a100; or --gpu cpu --cpu-gflops X for trainers on CPUs",
+            ));
+        }
     };
-    let prediction = Prediction::of(setup(options)?, extent);
-    Ok(if options.json { format!("{:#}\n", prediction.json()) } else { prediction.table() })
-}
-
-fn setup(options: &PlanOptions) -> Result<Setup, Fault> {
-    let gpus_per_node = options.gpus_per_node.min(options.gpus);
-    if !options.gpus.is_multiple_of(gpus_per_node) {
-        let gpus = options.gpus;
-        return Err(Fault::input(format!("--gpus {gpus} is no multiple of --gpus-per-node {gpus_per_node}"))
-            .hint("all nodes of a plan are alike"));
+    let known = look_at(options, &config)?;
+    let pairs = options.pairs.map(f64::from).or(known.pairs);
+    if options.price_per_gpu_hour.is_some() && pairs.is_none() {
+        return Err(Fault::input("--price-per-gpu-hour needs the number of pairs")
+            .hint("give --pairs N, or --config with a training_file that is here"));
     }
-    let machine = machine(options)?;
-    let output = f64::from(options.output_tokens);
-    Ok(Setup {
-        shape: Shape::find(&options.model)?,
-        machine,
-        gpus: options.gpus.into(),
-        gpus_per_node: gpus_per_node.into(),
-        network: options.network,
-        pair: Pair { prompt: options.prompt_tokens.into(), chosen: output, rejected: output },
-        sharing: !options.no_prefix_sharing,
-        batch: options.batch_size.into(),
-        micro_batch_tokens: options.micro_batch_tokens.into(),
-        method: match options.method {
-            MethodName::Full => Method::Full,
-            MethodName::Lora => Method::Lora(options.lora_r.into()),
+    let extent = match config.max_steps {
+        Some(steps) => Extent {
+            pairs: Some(steps as f64 * f64::from(config.batch_size)),
+            epochs: 1.0,
+            price: options.price_per_gpu_hour,
         },
-        zero: options.zero,
-        gradient_bytes: 4.0,
-        travelling_bytes: if options.reduce_dtype == ReduceDtype::Bfloat16 { 2.0 } else { 4.0 },
-        moment_bytes: if options.optim == OptimName::Adamw8bit { 2.0 * EIGHT_BIT } else { 8.0 },
-        offload_optimizer: options.offload_optimizer,
-        checkpointing: options.checkpointing == Checkpointing::Full,
-        reference: options.reference,
-    })
+        None => Extent { pairs, epochs: config.n_epochs.into(), price: options.price_per_gpu_hour },
+    };
+    let machine = machine(options, &here)?;
+    let place =
+        Place { machine, gpus, gpus_per_node: gpus_per_node(options, gpus)?, network: options.network };
+    let pair = options.pair(known.pair.unwrap_or(USUAL_PAIR));
+    let setup = chosen(setup(&config, &known.shape, &place, pair), &config);
+    let verdict = verdict(&setup);
+    let prediction = Prediction::of(setup, extent);
+    let text = if options.json { format!("{:#}\n", prediction.json()) } else { prediction.table() };
+    Ok(Plan { text, verdict })
 }
 
-fn machine(options: &PlanOptions) -> Result<Machine, Fault> {
-    match (options.gpu, options.cpu_gflops) {
-        (Gpu::Cpu, Some(gflops)) => Ok(cpu(gflops * 1e9)),
-        (Gpu::Cpu, None) => Err(Fault::input("--gpu cpu needs --cpu-gflops")
-            .hint("run `launcher --profile` once: its table states the rate of one large matrix product")),
-        (_, Some(_)) => Err(Fault::input("--cpu-gflops is for --gpu cpu").hint("leave one of them out")),
-        (Gpu::H200, None) => Ok(H200),
-        (Gpu::H100, None) => Ok(H100),
-        (Gpu::A100, None) => Ok(A100),
+/// What a run computes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// One GPU, or one CPU trainer.
+    pub machine: Machine,
+    /// How many there are.
+    pub gpus: u32,
+    /// How many a node has.
+    pub gpus_per_node: u32,
+    /// Between nodes.
+    pub network: Network,
+}
+
+/// Model and data, as far as they are here.
+struct Known {
+    shape: Shape,
+    pairs: Option<f64>,
+    pair: Option<Pair>,
+}
+
+/// Looks at what the run starts from by the code that trains; what cannot be trained is refused.
+fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<Known, Fault> {
+    let model = match (&options.model, config.model.is_empty()) {
+        (Some(model), _) => model,
+        (None, false) => &config.model,
+        (None, true) => config.from_checkpoint.as_ref().unwrap_or(&config.model),
+    };
+    let file = Path::new(&config.training_file);
+    if options.config.is_none() {
+        return Ok(Known { shape: Shape::find(model)?, pairs: None, pair: None });
     }
+    if !file.is_file() {
+        console::warn(&format!(
+            "training_file {} is not here: its pairs are not counted, and their lengths are assumed",
+            file.display()
+        ));
+        return Ok(Known { shape: Shape::find(model)?, pairs: None, pair: None });
+    }
+    let records = pair_file::records("training_file", file, &pair_file::read("training_file", file)?)?;
+    let pairs = Some(records.len() as f64);
+    if Shape::is_size(model) {
+        return Ok(Known { shape: Shape::find(model)?, pairs, pair: None });
+    }
+    let report = look::run(config)?;
+    let mean = report.pairs.filter(|looked| looked.pairs > looked.dropped);
+    let pair =
+        mean.map(|looked| Pair { prompt: looked.prompt, chosen: looked.chosen, rejected: looked.rejected });
+    Ok(Known { shape: Shape::of(model, &report.model), pairs, pair })
+}
+
+/// What a configuration comes to on some machines.
+#[must_use]
+pub fn setup(config: &RunConfig, shape: &Shape, place: &Place, pair: Pair) -> Setup {
+    let supervised = config.training_method == TrainingMethod::Sft;
+    Setup {
+        shape: shape.clone(),
+        machine: place.machine,
+        gpus: place.gpus.into(),
+        gpus_per_node: place.gpus_per_node.into(),
+        network: place.network,
+        pair: if supervised { Pair { rejected: 0.0, ..pair } } else { pair },
+        // Of one sequence nothing is computed twice.
+        sharing: config.prefix_sharing || supervised,
+        batch: config.batch_size.into(),
+        micro_batch_tokens: config.micro_batch_tokens.into(),
+        method: if config.lora { Method::Lora(config.lora_r().into()) } else { Method::Full },
+        zero: config.zero_stage,
+        gradient_bytes: 4.0,
+        travelling_bytes: if config.reduce_dtype == ReduceDtype::Bfloat16 { 2.0 } else { 4.0 },
+        moment_bytes: if config.optim == Optim::Adamw8bit { 2.0 * EIGHT_BIT } else { 8.0 },
+        offload_optimizer: config.offload_optimizer,
+        offload_reference: config.offload_reference,
+        checkpointing: config.activation_checkpointing != ActivationCheckpointing::None,
+        reference: match config.reference_logps {
+            _ if supervised => Reference::None,
+            ReferenceLogps::Compute => Reference::Compute,
+            ReferenceLogps::Cache => Reference::Cache,
+            ReferenceLogps::Precompute => Reference::Precompute,
+        },
+    }
+}
+
+/// What a run chooses by itself: layers are computed again only where they would not fit otherwise.
+fn chosen(setup: Setup, config: &RunConfig) -> Setup {
+    let kept = Setup { checkpointing: false, ..setup.clone() };
+    if config.activation_checkpointing == ActivationCheckpointing::Auto && fits(&kept) { kept } else { setup }
+}
+
+fn verdict(setup: &Setup) -> Result<(), Fault> {
+    if fits(setup) {
+        return Ok(());
+    }
+    let needs = gib(memory(setup).total());
+    let message = format!("the run does not fit: it needs {needs} of each {}", setup.machine.name);
+    Err(Fault::failed(message).hint(match remedy(setup) {
+        Some(changes) => format!("it would with {}", as_flags(&changes)),
+        None => "take more or larger GPUs, or a smaller model".into(),
+    }))
+}
+
+fn gpus_per_node(options: &PlanOptions, gpus: u32) -> Result<u32, Fault> {
+    let gpus_per_node = options.gpus_per_node.min(gpus);
+    match gpus.is_multiple_of(gpus_per_node) {
+        true => Ok(gpus_per_node),
+        false => {
+            Err(Fault::input(format!("--gpus {gpus} is no multiple of --gpus-per-node {gpus_per_node}"))
+                .hint("all nodes of a plan are alike"))
+        }
+    }
+}
+
+fn machine(options: &PlanOptions, here: &Hello) -> Result<Machine, Fault> {
+    let machine = match (options.gpu, options.cpu_gflops) {
+        (Gpu::Cpu, Some(gflops)) => cpu(gflops * 1e9),
+        (Gpu::Cpu, None) => {
+            return Err(Fault::input("--gpu cpu needs --cpu-gflops").hint(
+                "run `launcher --profile` once: its table states the rate of one large matrix product",
+            ));
+        }
+        (_, Some(_)) => {
+            return Err(Fault::input("--cpu-gflops is for --gpu cpu").hint("leave one of them out"));
+        }
+        (Gpu::H200, None) => H200,
+        (Gpu::H100, None) => H100,
+        (Gpu::A100, None) => A100,
+    };
+    // Of GPUs that are here their own memory counts.
+    let seen = here.gpu_memory.iter().min().filter(|_| options.gpus.is_none() && options.gpu != Gpu::Cpu);
+    let given = options.gpu_memory.map(|gib| gib * GIB);
+    let memory = given.or(seen.map(|bytes| *bytes as f64)).or(machine.memory);
+    Ok(Machine { memory, ..machine })
 }
 
 #[cfg(test)]
@@ -225,9 +226,13 @@ mod tests {
         options: PlanOptions,
     }
 
-    fn described(line: &str) -> Result<String, Fault> {
+    fn planned(line: &str) -> Result<Plan, Fault> {
         let line = <Line as clap::Parser>::try_parse_from(format!("plan {line}").split(' ')).unwrap();
-        describe(&line.options)
+        plan(&line.options)
+    }
+
+    fn described(line: &str) -> Result<String, Fault> {
+        planned(line).map(|plan| plan.text)
     }
 
     #[test]
@@ -236,6 +241,11 @@ mod tests {
             ("--gpus 12 --model 8B", "--gpus 12 is no multiple of --gpus-per-node 8", "alike"),
             ("--gpus 1 --model 8B --gpu cpu", "--gpu cpu needs --cpu-gflops", "--profile"),
             ("--gpus 1 --model 8B --cpu-gflops 150", "--cpu-gflops is for --gpu cpu", "leave"),
+            (
+                "--gpus 8 --model 8B --price-per-gpu-hour 3",
+                "--price-per-gpu-hour needs the number of pairs",
+                "--pairs",
+            ),
         ] {
             let fault = described(line).unwrap_err();
             assert_eq!((fault.message.as_str(), fault.code.exit_status()), (message, 2));
@@ -249,9 +259,11 @@ mod tests {
             let json: serde_json::Value = serde_json::from_str(&described(line).unwrap()).unwrap();
             (json["gpus"].clone(), json["fits"].clone(), json["fits_with"].clone())
         };
-        let large = verdict("--gpus 8 --model 14b --zero 1 --json");
-        assert_eq!(large, (8.into(), false.into(), "--zero 3".into()));
-        let plain = described("--gpus 8 --model 8b --zero 1 --json").unwrap();
+        let large = verdict(
+            "--gpus 8 --model 14b --zero 1 --batch-size 256 --micro-batch-tokens 16384 --checkpointing none --json",
+        );
+        assert_eq!(large, (8.into(), false.into(), "--set zero_stage=3".into()));
+        let plain = described("--gpus 8 --model 8b --zero 1 --batch-size 256 --json").unwrap();
         for option in [
             "--network 10gbe --gpus-per-node 4",
             "--gpu a100",
@@ -265,13 +277,50 @@ mod tests {
             "--prompt-tokens 600",
             "--batch-size 64",
             "--micro-batch-tokens 2048",
+            "--gpu-memory 40",
+            "--training-method sft",
+            "--set optim=adamw_8bit",
         ] {
-            let changed = described(&format!("--gpus 8 --model 8b --zero 1 --json {option}")).unwrap();
+            let batch = if option.contains("batch-size") { "" } else { "--batch-size 256 " };
+            let changed = described(&format!("--gpus 8 --model 8b --zero 1 {batch}--json {option}")).unwrap();
             assert_ne!(changed, plain, "{option} changes nothing");
         }
     }
 
-    /// Full fine-tuning on H200 nodes of eight over NDR, as the command line has it by default.
+    /// What does not fit is an error of the plan, which is shown all the same.
+    #[test]
+    fn a_run_that_does_not_fit_says_what_would_make_it_fit() {
+        let small = planned("--gpus 1 --model 8B").unwrap();
+        assert!(small.text.contains("DOES NOT FIT"), "{}", small.text);
+        let fault = small.verdict.unwrap_err();
+        assert!(
+            fault.message.starts_with("the run does not fit: it needs ") && fault.hint.contains("--set ")
+        );
+        assert_eq!(fault.code.exit_status(), 1);
+        planned("--gpus 1 --model 8B --method lora").unwrap().verdict.unwrap();
+    }
+
+    #[test]
+    fn a_plan_has_the_names_and_defaults_of_a_run() {
+        let line = |line: &str| {
+            <Line as clap::Parser>::try_parse_from(format!("plan --model 8B {line}").split_whitespace())
+                .unwrap()
+        };
+        let config = |flags: &str| line(flags).options.run().unwrap();
+        let usual = RunConfig::default();
+        let found = config("");
+        assert_eq!(
+            (found.batch_size, found.micro_batch_tokens, found.lora_r(), found.activation_checkpointing),
+            (usual.batch_size, usual.micro_batch_tokens, usual.lora_r(), usual.activation_checkpointing)
+        );
+        let found =
+            config("--zero-stage 2 --lora --lora-r 8 --optim adamw_8bit --n-epochs 3 --set dtype=float32");
+        assert_eq!((found.zero_stage, found.lora, found.lora_r, found.n_epochs), (2, true, Some(8), 3));
+        let fault = line("--zero-stage 7").options.run().unwrap_err();
+        assert!(fault.message.contains("zero_stage"), "{fault}");
+    }
+
+    /// Full fine-tuning on H200 nodes of eight over NDR.
     pub(super) fn setup(model: &str, gpus: f64) -> Setup {
         Setup {
             shape: Shape::find(model).unwrap(),
@@ -290,6 +339,7 @@ mod tests {
             checkpointing: false,
             moment_bytes: 8.0,
             offload_optimizer: false,
+            offload_reference: false,
             reference: Reference::Compute,
         }
     }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value, json};
 
 use super::machine::USABLE;
-use super::memory::{Memory, fits, gib, memory, remedy};
+use super::memory::{Memory, as_flags, fits, gib, memory, remedy};
 use super::time::{Run, Step, run, usual_step};
 use super::work::{Method, Reference, Setup};
 use crate::progress::thousands;
@@ -114,7 +114,7 @@ impl Prediction {
         };
         let verdict = match (fits(&self.setup), remedy(&self.setup)) {
             (true, _) => "fits".to_owned(),
-            (false, Some(flags)) => format!("DOES NOT FIT; it would with {flags}"),
+            (false, Some(keys)) => format!("DOES NOT FIT; it would with {}", as_flags(&keys)),
             (false, None) => "DOES NOT FIT, whatever the options; take more or larger GPUs".to_owned(),
         };
         let _ = writeln!(out, "  of {} usable: {verdict}", gib(USABLE * has));
@@ -197,8 +197,9 @@ impl Prediction {
     /// What the prediction rests on without proof.
     fn caveats(&self) -> Vec<&'static str> {
         let setup = &self.setup;
-        let sharded =
-            setup.zero > 0 || (!fits(setup) && remedy(setup).is_some_and(|flags| flags.contains("--zero")));
+        let sharded = setup.zero > 0
+            || (!fits(setup)
+                && remedy(setup).is_some_and(|keys| keys.iter().any(|(key, _)| *key == "zero_stage")));
         let mut notes = if setup.machine.gpu {
             vec!["measured on one GPU alone, with an 8B model on an H200 (docs/plan.md)"]
         } else {
@@ -210,10 +211,10 @@ impl Prediction {
             notes.push("there are fewer pairs in a step than GPUs: some compute nothing");
         }
         if sharded {
-            notes.push("--zero has been run over Gloo on CPUs, not over NCCL");
+            notes.push("zero_stage has been run over Gloo on CPUs, not over NCCL");
         }
         if setup.machine.gpu && setup.rounds_gradients() {
-            notes.push("--reduce-dtype has been run over Gloo on CPUs, not over NCCL");
+            notes.push("reduce_dtype has been run over Gloo on CPUs, not over NCCL");
         }
         if setup.nodes() > 1.0 {
             notes.push(
@@ -242,7 +243,7 @@ impl Prediction {
             "memory_bytes_total": self.memory.total(),
             "memory_bytes_usable": self.setup.machine.memory.map(|bytes| USABLE * bytes),
             "fits": self.setup.machine.memory.map(|_| fits(&self.setup)),
-            "fits_with": if fits(&self.setup) { None } else { remedy(&self.setup) },
+            "fits_with": if fits(&self.setup) { None } else { remedy(&self.setup).map(|keys| as_flags(&keys)) },
             "step_seconds": object(&self.step.parts()),
             "step_seconds_total": self.step.total(),
             "communication_seconds": self.step.communication,
@@ -279,7 +280,7 @@ mod tests {
         for part in [
             "prediction for 8B on 64 h200, 8 nodes over ndr",
             "8,029,995,008",
-            "DOES NOT FIT; it would with --zero 1",
+            "DOES NOT FIT; it would with --set zero_stage=1",
             "A prediction, not a measurement",
             "measured on one GPU alone",
             "run of 60,000 pairs, 2 epochs",
@@ -290,7 +291,7 @@ mod tests {
         setup.zero = 1;
         let table = Prediction::of(setup, RUN).table();
         assert!(
-            table.contains("--zero has been run over Gloo on CPUs") && table.contains("usable: fits"),
+            table.contains("zero_stage has been run over Gloo on CPUs") && table.contains("usable: fits"),
             "{table}"
         );
     }

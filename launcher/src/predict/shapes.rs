@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use dyad_families::{ModelConfig, Sizes};
 use dyad_proto::Fault;
-use serde_json::Value;
+
+use crate::look;
 
 /// Sizes of a Llama-like model. All counts are `f64`: they only ever enter products.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,21 +54,70 @@ const TABLE: [Known; 7] = [
 ];
 
 impl Shape {
-    /// A size of the table, or the `config.json` of a model folder.
+    /// A size of the table, a model folder or a hub id. What cannot be trained is refused as a run refuses it.
     pub fn find(model: &str) -> Result<Self, Fault> {
-        if let Some(known) = TABLE.iter().find(|known| known.name.eq_ignore_ascii_case(model)) {
-            return Ok(Self::known(known));
+        let dir = Path::new(model);
+        if let Some(parameters) = size(model).filter(|_| !dir.exists()) {
+            let known = TABLE.iter().find(|known| known.name.eq_ignore_ascii_case(model));
+            return Ok(known.map_or_else(|| Self::scaled(model, parameters), Self::known));
         }
-        let path = Path::new(model).join("config.json");
-        let text = dyad_proto::files::read_to_string(&path).map_err(|error| {
-            let names: Vec<&str> = TABLE.iter().map(|known| known.name).collect();
-            Fault::input(format!("--model {model}: cannot read {}: {error}", path.display()))
-                .hint(format!("give a Hugging Face model folder or one of {}", names.join(", ")))
+        let found = match dir.is_dir() {
+            true => ModelConfig::load(dir).map(|config| Sizes::from(&config)),
+            false => look::model(model),
+        };
+        let found = found.map_err(|fault| {
+            let sizes = "--model also takes a size, such as 8B";
+            let hint =
+                if fault.hint.is_empty() { sizes.to_owned() } else { format!("{}; {sizes}", fault.hint) };
+            fault.hint(hint)
         })?;
-        Self::parse(model, &text).map_err(|message| {
-            Fault::input(format!("{}: {message}", path.display()))
-                .hint("expected the config.json of a dense Llama-like model")
-        })
+        Ok(Self::of(model, &found))
+    }
+
+    /// Whether it is a size rather than a model.
+    #[must_use]
+    pub fn is_size(model: &str) -> bool {
+        size(model).is_some() && !Path::new(model).exists()
+    }
+
+    /// A model of so many parameters, shaped like the published one that is nearest in size.
+    fn scaled(name: &str, parameters: f64) -> Self {
+        let ratio = |known: &Self| (known.parameters() / parameters).ln().abs();
+        let known = TABLE.iter().map(Self::known);
+        let nearest =
+            known.min_by(|a, b| ratio(a).total_cmp(&ratio(b))).unwrap_or_else(|| Self::known(&TABLE[0]));
+        let by = |factor: f64| Self {
+            name: name.into(),
+            layers: nearest.layers * factor,
+            hidden: nearest.hidden * factor,
+            query: nearest.query * factor,
+            key: nearest.key * factor,
+            ffn: nearest.ffn * factor,
+            ..nearest.clone()
+        };
+        // Parameters grow with the factor, and lie within these.
+        let (mut low, mut high) = (1e-3, 1e3);
+        for _ in 0..100 {
+            let middle = f64::midpoint(low, high);
+            if by(middle).parameters() < parameters { low = middle } else { high = middle }
+        }
+        by(low)
+    }
+
+    /// Of sizes that the trainer program has read.
+    #[must_use]
+    pub fn of(name: &str, sizes: &Sizes) -> Self {
+        let count = |count: i64| count as f64;
+        Self {
+            name: name.into(),
+            layers: sizes.layers as f64,
+            hidden: count(sizes.hidden),
+            query: count(sizes.query),
+            key: count(sizes.key),
+            ffn: count(sizes.ffn),
+            vocab: count(sizes.vocab),
+            tied: sizes.tied,
+        }
     }
 
     fn known(known: &Known) -> Self {
@@ -81,32 +132,6 @@ impl Shape {
             vocab: known.vocab.into(),
             tied: known.tied,
         }
-    }
-
-    /// Reads the text of a `config.json`.
-    fn parse(name: &str, text: &str) -> Result<Self, String> {
-        let json: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        if ["num_local_experts", "num_experts", "n_routed_experts"].iter().any(|key| json[*key].is_number()) {
-            return Err("mixture-of-experts models are not modelled".into());
-        }
-        let optional = |key: &str| match json[key].as_u64() {
-            None if json[key].is_null() => Ok(None),
-            Some(value @ 1..=100_000_000) => Ok(Some(value as f64)),
-            _ => Err(format!("`{key}` must be a whole number above 0, found {}", json[key])),
-        };
-        let required = |key: &str| optional(key)?.ok_or_else(|| format!("`{key}` is missing"));
-        let (hidden, heads) = (required("hidden_size")?, required("num_attention_heads")?);
-        let head_dim = optional("head_dim")?.unwrap_or(hidden / heads);
-        Ok(Self {
-            name: name.into(),
-            layers: required("num_hidden_layers")?,
-            hidden,
-            query: heads * head_dim,
-            key: optional("num_key_value_heads")?.unwrap_or(heads) * head_dim,
-            ffn: required("intermediate_size")?,
-            vocab: required("vocab_size")?,
-            tied: json["tie_word_embeddings"].as_bool().unwrap_or(false),
-        })
     }
 
     /// Weights of one layer's seven projections; norms and biases are below a thousandth and left out.
@@ -149,9 +174,53 @@ impl Shape {
     }
 }
 
+/// Parameters of a size such as `7B` or `350M`.
+fn size(text: &str) -> Option<f64> {
+    let unit = match text.chars().last()? {
+        'b' | 'B' => 1e9,
+        'm' | 'M' => 1e6,
+        't' | 'T' => 1e12,
+        _ => return None,
+    };
+    let number = &text[..text.len() - 1];
+    let plain = number.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let number: f64 = number.parse().ok().filter(|_| plain)?;
+    Some(number * unit).filter(|parameters| (1e6..=1e13).contains(parameters))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_size_has_a_shape_of_as_many_parameters() {
+        for (name, parameters) in
+            [("7B", 7e9), ("32b", 32e9), ("350M", 350e6), ("1.5B", 1.5e9), ("405B", 405e9)]
+        {
+            let shape = Shape::find(name).unwrap();
+            assert!((shape.parameters() / parameters - 1.0).abs() < 1e-6, "{name}: {}", shape.parameters());
+            assert!(shape.layers > 1.0 && shape.hidden > 64.0, "{shape:?}");
+        }
+        for name in ["8", "B", "-7B", "1e3B", "7 B", "infB"] {
+            assert!(!Shape::is_size(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_model_folder_is_read_as_a_run_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().to_str().unwrap();
+        let write = |text: &str| std::fs::write(dir.path().join("config.json"), text).unwrap();
+        write(
+            r#"{"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
+                "num_attention_heads": 8, "vocab_size": 32000}"#,
+        );
+        let shape = Shape::find(model).unwrap();
+        assert_eq!((shape.key, shape.tied, shape.parameters()), (512.0, false, 58_458_112.0));
+        write(r#"{"model_type": "mixtral", "hidden_size": 512}"#);
+        let fault = Shape::find(model).unwrap_err();
+        assert!(fault.message.contains("mixtral") && fault.hint.contains("supported: llama"), "{fault:?}");
+    }
 
     /// Counts by hand from the published configurations; 1 % because they are quoted to three digits.
     #[test]
@@ -174,26 +243,5 @@ mod tests {
             let found = Shape::find(name).unwrap().parameters();
             assert!((found / parameters - 1.0).abs() < 0.001, "{name}: {found:e} against {parameters:e}");
         }
-    }
-
-    #[test]
-    fn a_model_folder_is_read_and_a_broken_one_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let model = dir.path().to_str().unwrap();
-        let write = |text: &str| std::fs::write(dir.path().join("config.json"), text).unwrap();
-        write(
-            r#"{"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
-                "vocab_size": 32000}"#,
-        );
-        let shape = Shape::find(model).unwrap();
-        assert_eq!((shape.key, shape.tied, shape.parameters()), (512.0, false, 58_458_112.0));
-        write(r#"{"hidden_size": 512}"#);
-        assert!(Shape::find(model).unwrap_err().message.ends_with("`num_attention_heads` is missing"));
-        write(r#"{"hidden_size": 0}"#);
-        assert!(Shape::find(model).unwrap_err().message.contains("`hidden_size` must be a whole number"));
-        write(r#"{"num_local_experts": 8}"#);
-        assert!(Shape::find(model).unwrap_err().message.contains("mixture-of-experts"));
-        let fault = Shape::find("9B").unwrap_err();
-        assert!(fault.message.contains("9B") && fault.hint.contains("135M"), "{fault:?}");
     }
 }

@@ -203,6 +203,7 @@ pub fn run(setup: &Setup, pairs: f64, epochs: f64) -> Run {
     let steps = (pairs / setup.batch).ceil();
     let (without, with) = (step(setup, false).total(), step(setup, true));
     let seconds = match setup.reference {
+        Reference::None => epochs * steps * without,
         Reference::Compute => epochs * steps * with.total(),
         Reference::Cache => steps * with.total() + (epochs - 1.0) * steps * without,
         Reference::Precompute => epochs * steps * without + steps * with.reference / setup.machine.achieved,

@@ -13,8 +13,10 @@ pub enum Method {
 }
 
 /// Where reference log-probabilities come from; the names of `reference_logps`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reference {
+    /// There is none: supervised fine-tuning.
+    None,
     /// Every step runs the reference model.
     Compute,
     /// The first epoch runs the reference model, later ones reuse what it said.
@@ -121,6 +123,8 @@ pub struct Setup {
     pub moment_bytes: f64,
     /// Masters and moments are on the host.
     pub offload_optimizer: bool,
+    /// The reference model is on the host.
+    pub offload_reference: bool,
     /// Layers are computed again in the backward pass.
     pub checkpointing: bool,
     /// Where reference log-probabilities come from.

@@ -193,3 +193,40 @@ fn bad_options_are_refused_with_a_hint() {
         assert!(refusal.contains(message) && refusal.contains("hint: "), "{flag}: {refusal}");
     }
 }
+
+/// Such folders are committed to repositories, and lie on shared disks.
+#[test]
+fn private_keys_are_not_written_to_a_folder_unless_asked_for_and_then_for_this_user_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let write = |more: &str| {
+        let out = dir.path().display();
+        render::act(&options(&format!("{RUN} --output-dir {out} {more}"))).unwrap();
+        let mut secrets: Vec<(String, u32)> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| {
+                (
+                    entry.file_name().into_string().unwrap(),
+                    entry.metadata().unwrap().permissions().mode() & 0o777,
+                )
+            })
+            .filter(|(name, _)| name.starts_with("secret"))
+            .collect();
+        secrets.sort();
+        secrets
+    };
+    assert_eq!(write(""), []);
+    let kustomization = || std::fs::read_to_string(dir.path().join("kustomization.yaml")).unwrap();
+    assert!(!kustomization().contains("secret"), "{}", kustomization());
+    let names = |secrets: &[(String, u32)]| secrets.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let expected = ["secret-coordinator-tls.yaml", "secret-trainer-tls.yaml"];
+    let written = write("--with-secrets");
+    assert_eq!(names(&written), expected);
+    assert!(written.iter().all(|(_, mode)| *mode == 0o600), "{written:?}");
+    assert!(kustomization().contains("secret-trainer-tls.yaml"));
+    // Also where the file was there before, open to all.
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(dir.path().join(expected[0]), open).unwrap();
+    assert!(write("--part secrets").iter().all(|(_, mode)| *mode == 0o600));
+}

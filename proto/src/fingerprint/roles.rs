@@ -23,6 +23,7 @@ pub enum Role {
 /// Every key of [`RunConfig`], in its order: the first that differs is the one that is named.
 pub const ROLES: &[(&str, Role)] = &[
     ("model", Role::Content),
+    ("model_revision", Role::Content),
     ("training_file", Role::Content),
     // Evaluations change no weights: other pairs are listed.
     ("validation_file", Role::Content),

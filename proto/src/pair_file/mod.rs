@@ -46,7 +46,7 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
         .try_reserve_exact(length)
         .map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?;
     let mut bytes = vec![0; length];
-    let part = |(at, part): (usize, &mut [u8])| {
+    let part = |(at, part): (usize, &mut [u8])| -> io::Result<()> {
         file.read_exact_at(part, (at * PART) as u64)?;
         reading::goes_on();
         Ok(())

@@ -16,8 +16,14 @@ impl RunConfig {
             return Err(Fault::input("config key `model` is missing")
                 .hint("add `model = \"…\"` (a Hugging Face folder or hub id), or `from_checkpoint`"));
         }
+        if self.model_revision.is_some()
+            && (self.model.is_empty() || std::path::Path::new(&self.model).is_dir())
+        {
+            return Err(Fault::input("model_revision is set, but model is no model on the hub")
+                .hint("remove model_revision, or name a hub id in `model`"));
+        }
         self.check_paths()?;
-        if self.n_evals > 0 && self.validation_file.is_none() {
+        if self.n_evals() > 0 && self.validation_file.is_none() {
             return Err(Fault::input("n_evals is set but validation_file is not")
                 .hint("add `validation_file = \"…\"`, or set n_evals = 0"));
         }
@@ -60,7 +66,7 @@ impl RunConfig {
             ("max_seq_length", u64::from(self.max_seq_length.unwrap_or(1)), 1..=1 << 24),
             ("lora_r", u64::from(self.lora_r()), 1..=1 << 16),
             ("n_checkpoints", u64::from(self.n_checkpoints), 1..=1_000_000),
-            ("n_evals", u64::from(self.n_evals), 0..=1_000_000),
+            ("n_evals", u64::from(self.n_evals()), 0..=1_000_000),
             ("micro_batch_tokens", u64::from(self.micro_batch_tokens), 1..=1 << 24),
             ("save_steps", self.save_steps.unwrap_or(1), 1..=1_000_000_000_000),
             ("save_total_limit", u64::from(self.save_total_limit.unwrap_or(1)), 1..=1_000_000),

@@ -5,6 +5,7 @@
 
 mod check;
 mod choices;
+mod foreign;
 mod lora_modules;
 mod paths;
 mod read;
@@ -20,7 +21,8 @@ pub use self::choices::{
 };
 pub use self::lora_modules::LoraModules;
 pub use self::paths::expand;
-use self::read::{KEYS, at, from_table, known, line_of, parse_override};
+pub use self::read::RECORD;
+use self::read::{KEYS, at, from_table, known, parse_override, table_of};
 use crate::{Fault, files};
 
 /// Everything that decides what a run computes.
@@ -29,6 +31,8 @@ use crate::{Fault, files};
 pub struct RunConfig {
     /// Hugging Face model folder, or a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`.
     pub model: String,
+    /// Branch, tag or commit of `model` on the hub. Absent: `main`.
+    pub model_revision: Option<String>,
     /// Preference pairs to train on, JSON Lines.
     pub training_file: String,
     /// Preference pairs to evaluate on, JSON Lines.
@@ -97,8 +101,9 @@ pub struct RunConfig {
     pub save_minutes: f64,
     /// Most checkpoints that are kept, of all kinds; the oldest go first.
     pub save_total_limit: Option<u32>,
-    /// Evaluations over the run, evenly spaced, after one before the first step. Needs `validation_file`.
-    pub n_evals: u32,
+    /// Evaluations over the run, evenly spaced, after one before the first step. Needs `validation_file`. Absent: one at the end,
+    /// where there is such a file.
+    pub n_evals: Option<u32>,
     /// Most tokens computed at once per trainer; a step's pairs are split into micro-batches of at most this many.
     pub micro_batch_tokens: u32,
     /// Compute a pair's prompt once for both outputs. Exact; off only to measure what it brings.
@@ -121,6 +126,7 @@ impl Default for RunConfig {
     fn default() -> Self {
         Self {
             model: String::new(),
+            model_revision: None,
             training_file: String::new(),
             validation_file: None,
             output_dir: String::new(),
@@ -155,7 +161,7 @@ impl Default for RunConfig {
             save_steps: None,
             save_minutes: 30.0,
             save_total_limit: None,
-            n_evals: 0,
+            n_evals: None,
             micro_batch_tokens: 4096,
             prefix_sharing: true,
             activation_checkpointing: ActivationCheckpointing::Auto,
@@ -196,7 +202,7 @@ impl RunConfig {
         KEYS.to_vec()
     }
 
-    /// Reads a TOML file, applies `key=value` overrides, checks every rule.
+    /// Reads a TOML file or a `run.json`, applies `key=value` overrides, checks every rule.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, Fault> {
         // `--config=~/run.toml`: shells leave that to the program.
         let shown = path.display().to_string();
@@ -210,13 +216,9 @@ impl RunConfig {
         Self::from_toml(&text, &path.display().to_string(), overrides)
     }
 
-    /// Parses TOML text; `source` names it in errors.
+    /// Parses TOML text, or the JSON of a `run.json`; `source` names it in errors.
     pub fn from_toml(text: &str, source: &str, overrides: &[String]) -> Result<Self, Fault> {
-        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-            let line = error.span().map_or(1, |span| line_of(text, span.start));
-            Fault::input(format!("{source} line {line}: {}", error.message().trim()))
-                .hint("the file must be valid TOML")
-        })?;
+        let mut table = table_of(text, source)?;
         for key in table.keys() {
             known(key).map_err(|fault| at(fault, source, text, key))?;
         }
@@ -238,7 +240,10 @@ impl RunConfig {
 
     /// Reads what [`RunConfig::to_json`] wrote, and checks it again: it came over the wire.
     pub fn from_json(json: &str) -> Result<Self, Fault> {
-        let config: Self = serde_json::from_str(json)
+        let mut value: serde_json::Value = serde_json::from_str(json)
+            .map_err(|error| Fault::input(format!("run config from the coordinator: {error}")))?;
+        value.as_object_mut().map(|keys| keys.remove(RECORD));
+        let config: Self = serde_json::from_value(value)
             .map_err(|error| Fault::input(format!("run config from the coordinator: {error}")))?;
         config.check()?;
         Ok(config)
@@ -255,6 +260,12 @@ impl RunConfig {
         let date = self.template_date.as_deref();
         let date = date.ok_or_else(|| Fault::failed("the run's configuration came without template_date"))?;
         parse_date(date)
+    }
+
+    /// Evaluations over the run, without the one before its first step.
+    #[must_use]
+    pub fn n_evals(&self) -> u32 {
+        self.n_evals.unwrap_or(u32::from(self.validation_file.is_some()))
     }
 
     /// Rank of new adapters.

@@ -1,10 +1,12 @@
 //! From TOML text and `--set` overrides to a configuration, with errors that name line and key.
 
 use super::RunConfig;
+use super::foreign::instead_of;
 use crate::Fault;
 
-pub(super) const KEYS: [&str; 44] = [
+pub(super) const KEYS: [&str; 45] = [
     "model",
+    "model_revision",
     "training_file",
     "validation_file",
     "output_dir",
@@ -50,6 +52,36 @@ pub(super) const KEYS: [&str; 44] = [
     "model_loading",
 ];
 
+/// What a `run.json` tells beside the configuration: who ran it, when, where and with what.
+pub const RECORD: &str = "recorded";
+
+/// Keys and values of TOML text, or of a `run.json`.
+pub(super) fn table_of(text: &str, source: &str) -> Result<toml::Table, Fault> {
+    if text.trim_start().starts_with('{') {
+        return table_of_json(text, source);
+    }
+    text.parse().map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        Fault::input(format!("{source} line {line}: {}", error.message().trim()))
+            .hint("the file must be valid TOML, or a run.json")
+    })
+}
+
+fn table_of_json(text: &str, source: &str) -> Result<toml::Table, Fault> {
+    let bad = |reason: String| {
+        Fault::input(format!("{source}: {reason}")).hint("the file must be valid TOML, or a run.json")
+    };
+    let keys: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    // A key that is null is one that was not set.
+    let set = keys.into_iter().filter(|(key, value)| key != RECORD && !value.is_null());
+    set.map(|(key, value)| match toml::Value::try_from(value) {
+        Ok(value) => Ok((key, value)),
+        Err(error) => Err(bad(format!("`{key}`: {error}"))),
+    })
+    .collect()
+}
+
 pub(super) fn known(key: &str) -> Result<(), Fault> {
     if KEYS.contains(&key) {
         return Ok(());
@@ -57,6 +89,9 @@ pub(super) fn known(key: &str) -> Result<(), Fault> {
     let nearest =
         KEYS.iter().max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
     let fault = Fault::input(format!("unknown config key `{key}`"));
+    if let Some(instead) = instead_of(key) {
+        return Err(fault.hint(instead));
+    }
     Err(match nearest {
         Some(nearest) if strsim::jaro_winkler(key, nearest) > 0.75 => {
             fault.hint(format!("did you mean `{nearest}`?"))

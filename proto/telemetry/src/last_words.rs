@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use dyad_proto::{Fault, plain};
+use dyad_proto::{Fault, called, plain};
 use serde_json::{Map, Value};
 
 use crate::logs::json_line;
@@ -28,7 +28,7 @@ pub fn format() -> LogFormat {
 pub fn last_words(fault: &Fault) {
     let text = match PROCESS.get() {
         Some((service, LogFormat::Json)) => json(service, fault),
-        Some((_, LogFormat::Text)) | None => fault.report(),
+        Some((_, LogFormat::Text)) | None => called::commands(&fault.report()).into_owned(),
     };
     voice::stderr().line(&text);
     // Nothing is left to do when nobody reads standard error.
@@ -38,9 +38,9 @@ pub fn last_words(fault: &Fault) {
 fn json(service: &str, fault: &Fault) -> String {
     let mut fields = Map::new();
     // Cut and escaped as for people: whoever started this process reads no line without end.
-    fields.insert("message".into(), fault.to_string().into());
+    fields.insert("message".into(), called::commands(&fault.to_string()).into());
     if !fault.hint.is_empty() {
-        fields.insert("hint".into(), plain::line(&fault.hint).into());
+        fields.insert("hint".into(), called::commands(&plain::line(&fault.hint)).into());
     }
     fields.insert(MARK.into(), fault.code.exit_status().into());
     json_line("ERROR", service, fields)

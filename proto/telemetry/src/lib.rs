@@ -13,6 +13,7 @@
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod command_line;
 mod context;
 mod exporter;
 mod last_words;
@@ -25,6 +26,7 @@ pub mod voice;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+pub use command_line::command_line;
 pub use context::{
     adopt, context_of, current, environment, extract, fail, headers, inject, parse, traceparent,
 };

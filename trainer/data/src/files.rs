@@ -6,7 +6,7 @@ use std::path::Path;
 use dyad_proto::Fault;
 use serde_json::{Map, Value};
 
-use crate::lfs::refuse_pointer;
+use dyad_proto::lfs::refuse_pointer;
 
 /// Text of a file, if there is one.
 pub fn text(path: &Path) -> Result<Option<String>, Fault> {

@@ -2,7 +2,6 @@
 //!
 //! - [`alive`]: signs that long work gets on.
 //! - [`adapter`]: what a PEFT adapter folder says, and which layers it adapts.
-//! - [`lfs`]: Git LFS pointers in the place of files.
 //! - [`hub`]: a folder or a hub id becomes a local model folder.
 //! - [`tokenizer`]: tokenizer and chat template of a model folder.
 //! - [`tokenize`]: one pair becomes prompt, chosen and rejected ids, by TRL's rule.
@@ -16,7 +15,6 @@ pub mod alive;
 mod chat_template;
 pub mod files;
 pub mod hub;
-pub mod lfs;
 pub mod new_model;
 mod quick;
 pub mod reference_key;

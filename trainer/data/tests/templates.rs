@@ -78,6 +78,9 @@ fn templates_render_as_in_transformers_or_are_refused_by_name() {
 fn nesting_beyond_measure_is_refused_and_ends_nothing() {
     let many =
         |start: &str, part: &str, end: &str, count: usize| format!("{start}{}{end}", part.repeat(count));
+    let grown = |start: &str, pass: &str| {
+        format!("{{% set ns = namespace({start}) %}}{{% for i in range(60000) %}}{pass}{{% endfor %}}done")
+    };
     let brackets = format!("{{{{ {}1{} }}}}", "(".repeat(30_000), ")".repeat(30_000));
     let lists = format!("{{{{ {}{} }}}}", "[".repeat(30_000), "]".repeat(30_000));
     let conditions = format!("{}1{}", "{% if true %}".repeat(30_000), "{% endif %}".repeat(30_000));
@@ -97,6 +100,15 @@ fn nesting_beyond_measure_is_refused_and_ends_nothing() {
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".to_owned(),
         "{% macro f(x=f()) %}{% endmacro %}{{ f() }}".to_owned(),
         "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(),
+        // Built pass by pass.
+        grown("x=[]", "{% set ns.x = [ns.x] %}"),
+        grown("x={}", "{% set ns.x = {'a': ns.x} %}"),
+        grown("x=()", "{% set ns.x = (ns.x, ns.x) %}"),
+        grown("x=1", "{% set ns.x = namespace(x=ns.x) %}"),
+        grown(
+            "x=namespace()",
+            "{% set tail = ns.x %}{% set tail.next = namespace() %}{% set ns.x = tail.next %}",
+        ),
     ];
     let dir = folder();
     let conversations = [vec![Message { role: Role::User, content: "x".into() }]];

@@ -6,12 +6,12 @@
 use tch::{Device, Kind, Tensor};
 
 use super::attention::kernel_on;
-use super::config::{ModelConfig, RopeScaling};
 use super::varlen::Varlen;
 use super::{fused, product};
 use crate::batch::Segment;
 use crate::gpu;
 use crate::transfer::upload;
+use dyad_families::{ModelConfig, RopeScaling};
 
 /// A low-rank update `scale * B(A(x))` beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685).
 #[derive(Debug)]

@@ -6,8 +6,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use dyad_data::adapter::ADAPTER_WEIGHTS;
-use dyad_data::lfs;
-use dyad_proto::Fault;
+use dyad_proto::{Fault, lfs};
 use memmap2::Mmap;
 use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};

@@ -6,7 +6,6 @@
 pub mod attention;
 pub mod blocks;
 mod claim;
-pub mod config;
 mod files;
 pub mod fused;
 pub mod llama;
@@ -24,7 +23,7 @@ use std::rc::Rc;
 
 use blocks::{Linear, Pass, Rotary, rms_norm};
 pub(crate) use claim::listed;
-pub use config::ModelConfig;
+pub use dyad_families::ModelConfig;
 use dyad_proto::Fault;
 use tch::{Kind, Tensor};
 use weights::{Place, Reading, Wanted, Weights};

@@ -23,6 +23,8 @@ pub struct Reading {
     pub digest: Option<Digested>,
     /// The folder has been loaded before: what there was to warn of has been said.
     pub again: bool,
+    /// Names and shapes are looked at, and no weights are read: tensors hold zeros that take no memory.
+    pub shapes_alone: bool,
 }
 
 /// A sum over tensors and their names, whatever order they come in, and which of them hold NaN or infinite numbers.
@@ -62,6 +64,7 @@ pub struct Weights {
     dir: PathBuf,
     source: Source,
     digest: Option<Digested>,
+    shapes_alone: bool,
 }
 
 #[derive(Debug)]
@@ -116,7 +119,12 @@ impl Weights {
             (None, None) => return Err(Fault::failed("nobody reads the weights")),
             (Some(relay), files) => Source::Relayed(Relayed::new(relay.clone(), files)?),
         };
-        Ok(Self { dir: dir.to_owned(), source, digest: reading.digest.clone() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            source,
+            digest: reading.digest.clone(),
+            shapes_alone: reading.shapes_alone,
+        })
     }
 
     /// Every name.
@@ -147,6 +155,9 @@ impl Weights {
             Source::Files(files) => {
                 let (bytes, found, kind) = files.view(name)?;
                 check_shape(name, files.path(name), &found, shape)?;
+                if self.shapes_alone {
+                    return Ok(Tensor::zeros([1], (kind, Device::Cpu)).expand(shape, false));
+                }
                 Tensor::from_data_size(bytes, &found, kind)
             }
             Source::Relayed(relayed) => {
@@ -167,6 +178,10 @@ impl Weights {
     /// A tensor in the precision and on the device it will live in.
     pub fn load(&self, name: &str, shape: &[i64], place: Place) -> Result<Tensor, Fault> {
         progress::advance();
+        if self.shapes_alone {
+            // Converting it would give every number a place of its own.
+            return self.tensor(name, shape);
+        }
         let stored = match &self.source {
             // Straight from the file's pages: no copy on the host that is only copied again.
             Source::Files(files) if place.device.is_cuda() && self.contains(name) => {

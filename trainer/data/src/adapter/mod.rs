@@ -112,10 +112,17 @@ pub fn base_of(dir: &Path) -> Option<String> {
     (!base.is_empty()).then(|| base.to_owned())
 }
 
+/// The revision of that model which the adapter was trained on, where its folder names one.
+#[must_use]
+pub fn base_revision_of(dir: &Path) -> Option<String> {
+    let fields = read(&dir.join(ADAPTER_CONFIG)).ok()?;
+    fields.get("revision")?.as_str().filter(|revision| !revision.is_empty()).map(str::to_owned)
+}
+
 fn read(path: &Path) -> Result<Map<String, Value>, Fault> {
     let text = dyad_proto::files::read_to_string(path)
         .map_err(|error| Fault::input(format!("cannot read {}: {error}", path.display())))?;
-    crate::lfs::refuse_pointer(path, text.as_bytes())?;
+    dyad_proto::lfs::refuse_pointer(path, text.as_bytes())?;
     serde_json::from_str(&text).map_err(|error| {
         Fault::input(format!("{}: {error}", path.display())).hint("expected a PEFT adapter's JSON object")
     })

@@ -29,22 +29,30 @@ const TOLD: Duration = Duration::from_secs(1);
 pub(super) struct Repository {
     dir: PathBuf,
     locks: PathBuf,
+    /// The branch, tag or commit that is wanted.
+    revision: String,
 }
 
 impl Repository {
-    pub(super) fn new(cache: &Path, model: &str) -> Self {
+    pub(super) fn new(cache: &Path, (model, revision): (&str, &str)) -> Self {
         let name = format!("models--{}", model.replace('/', "--"));
-        Self { dir: cache.join(&name), locks: cache.join(".locks").join(name) }
+        let revision = revision.to_owned();
+        Self { dir: cache.join(&name), locks: cache.join(".locks").join(name), revision }
     }
 
-    /// The folder of the commit that main was last seen at, if it holds a model; the error says what is missing.
+    /// The commit that the revision was last seen at.
+    fn commit(&self) -> Option<String> {
+        if is_commit(&self.revision) {
+            return Some(self.revision.clone());
+        }
+        let commit = files::read_to_string(&self.dir.join("refs").join(&self.revision)).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| is_plain_component(commit))
+    }
+
+    /// The folder of the commit that the revision was last seen at, if it holds a model; the error says what is missing.
     pub(super) fn complete(&self) -> Result<PathBuf, String> {
         let absent = || "is not in the Hugging Face cache".to_owned();
-        let commit = files::read_to_string(&self.dir.join("refs/main")).map_err(|_| absent())?;
-        if !is_plain_component(commit.trim()) {
-            return Err(absent());
-        }
-        let folder = self.snapshot(commit.trim());
+        let folder = self.snapshot(&self.commit().ok_or_else(absent)?);
         let has = |name: &str| folder.join(name).is_file();
         if !has("config.json") && !has("adapter_config.json") {
             return Err(absent());
@@ -58,6 +66,12 @@ impl Repository {
     /// The file is there.
     pub(super) fn has(&self, commit: &str, name: &str) -> bool {
         self.snapshot(commit).join(name).is_file()
+    }
+
+    /// A text file of the commit.
+    pub(super) fn text(&self, commit: &str, name: &str) -> Result<String, Trouble> {
+        files::read_to_string(&self.snapshot(commit).join(name))
+            .map_err(|error| Trouble::Wrong(format!("its {name} cannot be read: {error}")))
     }
 
     /// Puts a file into the commit's folder; `fetch` writes its content, unless another name has it already.
@@ -105,12 +119,14 @@ impl Repository {
         }
     }
 
-    /// Main is this commit, all of which is here; its folder.
+    /// The revision is this commit, all of which is here; its folder.
     pub(super) fn point_to(&self, commit: &str) -> Result<PathBuf, Trouble> {
-        let refs = self.dir.join("refs");
-        let pointed = fs::create_dir_all(&refs)
-            .and_then(|()| fs::create_dir_all(self.snapshot(commit)))
-            .and_then(|()| safe_file::write(&refs.join("main"), commit.as_bytes()));
+        let refs = self.dir.join("refs").join(&self.revision);
+        let made = refs.parent().map_or(Ok(()), fs::create_dir_all);
+        let pointed = made.and_then(|()| fs::create_dir_all(self.snapshot(commit))).and_then(|()| {
+            // A commit needs nothing that points to it.
+            if self.revision == commit { Ok(()) } else { safe_file::write(&refs, commit.as_bytes()) }
+        });
         match pointed {
             // A cache that cannot be written serves all the same.
             Ok(()) => Ok(self.snapshot(commit)),
@@ -124,6 +140,11 @@ impl Repository {
     fn snapshot(&self, commit: &str) -> PathBuf {
         self.dir.join("snapshots").join(commit)
     }
+}
+
+/// Forty hexadecimal digits.
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Takes the lock that others may have who fetch the same file. While that gets on, so does who waits for it. False where locks do not
@@ -222,7 +243,7 @@ mod tests {
     #[test]
     fn the_layout_is_huggingface_hubs() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), "org/name");
+        let repository = Repository::new(dir.path(), ("org/name", "main"));
         keep(&repository, "config.json", "tag", b"{}").unwrap();
         assert!(repository.complete().is_err(), "no branch points there yet");
         let folder = repository.point_to("c0ffee").unwrap();
@@ -235,9 +256,25 @@ mod tests {
     }
 
     #[test]
+    fn revisions_are_kept_side_by_side_and_a_commit_is_its_own_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        for (revision, reference) in [("main", true), ("refs/pr/1", true), (commit, false)] {
+            let repository = Repository::new(dir.path(), ("org/name", revision));
+            assert!(repository.complete().is_err(), "{revision}");
+            let folder = repository.point_to(commit).unwrap();
+            fs::write(folder.join("config.json"), "{}").unwrap();
+            fs::write(folder.join("model.safetensors"), "").unwrap();
+            assert_eq!(repository.complete().unwrap(), folder, "{revision}");
+            assert_eq!(repository.dir.join("refs").join(revision).exists(), reference);
+            fs::remove_dir_all(&folder).unwrap();
+        }
+    }
+
+    #[test]
     fn a_content_that_is_not_what_its_tag_says_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), "name");
+        let repository = Repository::new(dir.path(), ("name", "main"));
         let right = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let trouble = keep(&repository, "model.safetensors", right, b"other").unwrap_err();
         assert!(matches!(trouble, Trouble::Wrong(what) if what.contains("SHA-256")));
@@ -249,7 +286,7 @@ mod tests {
     #[test]
     fn a_download_that_broke_off_goes_on_and_a_damaged_beginning_is_fetched_again() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), "name");
+        let repository = Repository::new(dir.path(), ("name", "main"));
         let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let blobs = dir.path().join("models--name/blobs");
         let partial = blobs.join(format!("{hello}.incomplete"));
@@ -296,7 +333,7 @@ mod tests {
     #[test]
     fn half_a_model_is_not_taken_for_one() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), "name");
+        let repository = Repository::new(dir.path(), ("name", "main"));
         keep(&repository, "config.json", "a", b"{}").unwrap();
         keep(
             &repository,

@@ -114,9 +114,9 @@ impl<'a> Client<'a> {
         Ok(client)
     }
 
-    /// What the repository holds at the head of its main branch.
-    pub(super) fn list(&self, model: &str) -> Result<Listing, Trouble> {
-        let address = self.valid(&format!("/api/models/{model}/revision/main"))?;
+    /// What the repository holds at a branch, tag or commit.
+    pub(super) fn list(&self, model: &str, revision: &str) -> Result<Listing, Trouble> {
+        let address = self.valid(&format!("/api/models/{model}/revision/{}", in_one(revision)))?;
         let (_, _, mut response) = self.ask(&address, None)?;
         let read = response.body_mut().with_config().limit(LISTING_BYTES).read_to_vec();
         let body = read.map_err(|error| Trouble::Unanswered(error.to_string()))?;
@@ -130,8 +130,13 @@ impl<'a> Client<'a> {
 
     /// What the hub says of a file that the listing names. A range of one byte asks for it: the answer has all that an answer to
     /// HEAD has, also from servers that know no HEAD.
-    pub(super) fn describe(&self, model: &str, commit: &str, name: &str) -> Result<Description, Trouble> {
-        let address = self.valid(&format!("/{model}/resolve/main/{}", escaped(name)))?;
+    pub(super) fn describe(
+        &self,
+        (model, revision): (&str, &str),
+        commit: &str,
+        name: &str,
+    ) -> Result<Description, Trouble> {
+        let address = self.valid(&format!("/{model}/resolve/{}/{}", in_one(revision), escaped(name)))?;
         let answer = match self.ask(&address, Some(0..=0)) {
             // An empty file has no first byte.
             Err(Trouble::Beyond) => self.ask(&address, None),
@@ -329,6 +334,11 @@ fn length<T>(response: &Response<T>) -> Option<u64> {
         Some(range) => range.rsplit_once('/')?.1.parse().ok(),
         None => text(response, "content-length")?.parse().ok(),
     }
+}
+
+/// A revision as one part of an address, as huggingface_hub writes it.
+fn in_one(revision: &str) -> String {
+    escaped(revision).replace('/', "%2F")
 }
 
 fn escaped(name: &str) -> String {

@@ -39,25 +39,26 @@ pub const TOKENIZER_COMPANIONS: [&str; 8] = [
 /// Folder of a tokenizer's other chat templates.
 pub const OTHER_TEMPLATES: &str = "additional_chat_templates";
 
-/// The local folder of `model`.
+/// The branch that is taken where nobody names another revision.
+pub const MAIN: &str = "main";
+
+/// The local folder of `model`, at the head of its main branch.
 pub fn resolve(model: &str) -> Result<PathBuf, Fault> {
-    let path = Path::new(model);
-    if path.is_dir() {
-        return Ok(path.to_owned());
+    resolve_at(model, MAIN)
+}
+
+/// The same at a branch, tag or commit. A folder is taken as it is.
+pub fn resolve_at(model: &str, revision: &str) -> Result<PathBuf, Fault> {
+    if let Some(folder) = folder(model)? {
+        return Ok(folder);
     }
-    if !is_repo_id(model) {
-        return Err(Fault::input(format!("no model folder at {model}"))
-            .hint("give an existing folder with config.json, or a hub id such as org/name"));
-    }
+    plain(revision)?;
     let settings = Settings::from_environment()?;
-    let repository = Repository::new(&settings.cache, model);
+    let repository = Repository::new(&settings.cache, (model, revision));
     if let Some(variable) = settings.offline {
-        return repository.complete().map_err(|missing| {
-            Fault::unavailable(format!("model {model} {missing} and {variable} is set"))
-                .hint(format!("download it once without {variable}, or give a local folder"))
-        });
+        return repository.complete().map_err(|missing| offline(model, &missing, variable));
     }
-    match download(model, &settings, &repository)? {
+    match download((model, revision), &settings, &repository)? {
         Ok(folder) => Ok(folder),
         // As huggingface_hub does: what is there serves while the hub does not.
         Err(why) => match repository.complete() {
@@ -65,34 +66,141 @@ pub fn resolve(model: &str) -> Result<PathBuf, Fault> {
                 tracing::warn!(model, reason = why, "the hub cannot be asked: the cached model is used");
                 Ok(folder)
             }
-            Err(missing) => {
-                Err(Fault::unavailable(format!("cannot download model {model}: {why}; it {missing}"))
-                    .hint("check the id, the network and HF_TOKEN for gated models; or give a local folder"))
-            }
+            Err(missing) => Err(unreachable_hub(model, &why, &missing)),
         },
     }
 }
 
+/// Where a model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// In this folder: the user's, or the cache's.
+    Here(PathBuf),
+    /// On the hub alone.
+    Remote {
+        /// The text of its `config.json`; empty where there is none, as with adapters.
+        config_json: String,
+    },
+}
+
+/// Finds a model without downloading it: of a hub id that is not in the cache only `config.json` is asked for.
+pub fn find(model: &str, revision: &str) -> Result<Found, Fault> {
+    if let Some(folder) = folder(model)? {
+        return Ok(Found::Here(folder));
+    }
+    plain(revision)?;
+    let settings = Settings::from_environment()?;
+    let repository = Repository::new(&settings.cache, (model, revision));
+    let missing = match repository.complete() {
+        Ok(folder) => return Ok(Found::Here(folder)),
+        Err(missing) => missing,
+    };
+    if let Some(variable) = settings.offline {
+        return Err(offline(model, &missing, variable));
+    }
+    let client = Client::new(&settings)?;
+    let asked = client.list(model, revision).and_then(|listing| {
+        let has = |wanted: &str| listing.files().any(|name| name == wanted);
+        let weights = listing.files().any(|name| !name.contains('/') && name.ends_with(".safetensors"));
+        if !weights {
+            return Ok(Err(Fault::input(format!("model {model} has no weights in the safetensors format"))
+                .hint("load it with transformers and save it anew: save_pretrained writes safetensors")));
+        }
+        if !has("config.json") {
+            return Ok(Ok(Found::Remote { config_json: String::new() }));
+        }
+        let file = client.describe((model, revision), &listing.sha, "config.json")?;
+        let fetch = &mut |to: &mut std::fs::File, kept| client.fetch(&file, to, kept);
+        repository.keep(&listing.sha, "config.json", &file, fetch)?;
+        let config_json = repository.text(&listing.sha, "config.json")?;
+        Ok(Ok(Found::Remote { config_json }))
+    });
+    asked.unwrap_or_else(|trouble| {
+        Err(match trouble {
+            Trouble::Unanswered(why) | Trouble::Slow(why) => unreachable_hub(model, &why, &missing),
+            Trouble::Beyond => unreachable_hub(model, "a file is shorter than it said", &missing),
+            Trouble::Wrong(what) => wrong_answer(model, &what),
+        })
+    })
+}
+
+fn plain(revision: &str) -> Result<(), Fault> {
+    match is_plain_path(revision) {
+        true => Ok(()),
+        false => Err(Fault::input(format!("revision {revision:?} is no name of a branch, tag or commit"))
+            .hint("model_revision is what the hub's page of the model shows, such as main or v1.0")),
+    }
+}
+
+/// The folder that a name is of, unless it is a hub id.
+fn folder(model: &str) -> Result<Option<PathBuf>, Fault> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return Ok(Some(path.to_owned()));
+    }
+    let hint = "give an existing folder with config.json, or a hub id such as org/name";
+    if !is_repo_id(model) {
+        return Err(Fault::input(format!("no model folder at {model}")).hint(hint));
+    }
+    // A folder's name that is misspelt is not asked for on the hub.
+    let Some((parent, name)) = model.split_once('/') else {
+        return Err(Fault::input(format!("no model folder at {model}"))
+            .hint(format!("{hint}{}", like(Path::new("."), model))));
+    };
+    match Path::new(parent).is_dir() {
+        true => Err(Fault::input(format!("no folder {name} in {parent}")).hint(format!(
+            "{model} is taken for a path, because the folder {parent} is there{}",
+            like(Path::new(parent), name)
+        ))),
+        false => Ok(None),
+    }
+}
+
+/// The folder whose name is most like the one that was written, in words.
+fn like(parent: &Path, name: &str) -> String {
+    let Ok(entries) = std::fs::read_dir(parent) else { return String::new() };
+    let folders = entries.flatten().filter(|entry| entry.path().is_dir());
+    let likeness = |other: &String| strsim::jaro_winkler(other, name);
+    let closest = folders
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .filter(|other| likeness(other) > 0.8);
+    closest.map_or_else(String::new, |other| format!("; did you mean {}?", parent.join(other).display()))
+}
+
+fn offline(model: &str, missing: &str, variable: &str) -> Fault {
+    Fault::unavailable(format!("model {model} {missing} and {variable} is set"))
+        .hint(format!("download it once without {variable}, or give a local folder"))
+}
+
+fn unreachable_hub(model: &str, why: &str, missing: &str) -> Fault {
+    Fault::unavailable(format!("cannot download model {model}: {why}; it {missing}"))
+        .hint("check the id, the network and HF_TOKEN for gated models; or give a local folder")
+}
+
+fn wrong_answer(model: &str, what: &str) -> Fault {
+    Fault::failed(format!("model {model}: the hub's answer is not used: {what}"))
+        .hint("HF_ENDPOINT says which hub is asked; a local folder needs none")
+}
+
 /// Brings the cache up to date; the inner error says why the hub did not help.
 fn download(
-    model: &str,
+    (model, revision): (&str, &str),
     settings: &Settings,
     repository: &Repository,
 ) -> Result<Result<PathBuf, String>, Fault> {
     let client = Client::new(settings)?;
-    match client.list(model).and_then(|listing| take(model, &client, repository, &listing)) {
+    let listing = client.list(model, revision);
+    match listing.and_then(|listing| take((model, revision), &client, repository, &listing)) {
         Ok(folder) => Ok(Ok(folder)),
         Err(Trouble::Unanswered(why) | Trouble::Slow(why)) => Ok(Err(why)),
         Err(Trouble::Beyond) => Ok(Err("a file is shorter than it said".into())),
-        Err(Trouble::Wrong(what)) => {
-            Err(Fault::failed(format!("model {model}: the hub's answer is not used: {what}"))
-                .hint("HF_ENDPOINT says which hub is asked; a local folder needs none"))
-        }
+        Err(Trouble::Wrong(what)) => Err(wrong_answer(model, &what)),
     }
 }
 
 fn take(
-    model: &str,
+    id: (&str, &str),
     client: &Client<'_>,
     repository: &Repository,
     listing: &Listing,
@@ -103,7 +211,7 @@ fn take(
     for name in listing.files().filter(|name| wanted(name)) {
         alive::advance();
         if !repository.has(&listing.sha, name) {
-            let file = client.describe(model, &listing.sha, name)?;
+            let file = client.describe(id, &listing.sha, name)?;
             repository.keep(&listing.sha, name, &file, &mut |to, kept| client.fetch(&file, to, kept))?;
         }
     }

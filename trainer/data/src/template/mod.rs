@@ -19,6 +19,7 @@ mod json;
 mod lexer;
 mod math;
 mod methods;
+mod nesting;
 mod parser;
 mod render;
 mod scope;
@@ -73,6 +74,7 @@ impl Template {
             loop_name: self.loop_name,
             now,
             depth: Cell::new(0),
+            namespaces: Cell::new(0),
         };
         let mut out = String::new();
         renderer.root(&mut out)?;

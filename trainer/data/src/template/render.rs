@@ -8,6 +8,7 @@ use super::ast::*;
 use super::error::TemplateError;
 use super::frame::Frame;
 use super::functions::{Args, Closure, Function, Loop};
+use super::nesting::{MOST_DEEP, MOST_NAMESPACES, Nesting};
 use super::parser::Parsed;
 use super::strftime::Moment;
 use super::value::{Outcome, Value};
@@ -26,6 +27,8 @@ pub(super) struct Renderer<'t> {
     pub(super) loop_name: Option<Name>,
     pub(super) now: &'t Moment,
     pub(super) depth: Cell<usize>,
+    /// How often a namespace has become an attribute.
+    pub(super) namespaces: Cell<usize>,
 }
 
 /// What comes after a statement.
@@ -138,10 +141,28 @@ impl Renderer<'_> {
         if attribute.starts_with('_') {
             return Err(TemplateError::failed(format!("a namespace cannot have an attribute '{attribute}'")));
         }
+        self.refuse_deep(&value)?;
         let mut attributes = attributes.borrow_mut();
         match attributes.iter_mut().find(|(known, _)| **known == *attribute) {
             Some((_, old)) => *old = value,
             None => attributes.push((attribute.into(), value)),
+        }
+        Ok(())
+    }
+
+    /// What a loop builds into an attribute, pass by pass, must not become too deep to be gone through.
+    fn refuse_deep(&self, value: &Value) -> Outcome<()> {
+        let nesting = Nesting::of(value);
+        if nesting.depth > MOST_DEEP {
+            return Err(TemplateError::unsupported(format!(
+                "a value of more than {MOST_DEEP} lists within each other"
+            )));
+        }
+        self.namespaces.set(self.namespaces.get() + usize::from(nesting.has_namespace));
+        if self.namespaces.get() > MOST_NAMESPACES {
+            return Err(TemplateError::unsupported(format!(
+                "more than {MOST_NAMESPACES} namespaces within each other"
+            )));
         }
         Ok(())
     }

@@ -45,6 +45,13 @@ pub(super) struct Iterator {
     at: Cell<usize>,
 }
 
+impl Iterator {
+    /// All of its items, those that were gone through already too.
+    pub(super) fn items(&self) -> &[Value] {
+        &self.items
+    }
+}
+
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
         Self::Str(text.into())

@@ -1,4 +1,5 @@
-//! `config.json` of a Hugging Face model: the fields that change the mathematics, as transformers reads them.
+//! Families of models: `config.json` of a Hugging Face model, with the fields that change the mathematics, as transformers reads them.
+//! Trainer and launcher share it; nothing here knows of libtorch.
 //!
 //! - C-1: a field that changes what is computed is understood, or refused by name with its value.
 
@@ -8,8 +9,8 @@ mod rope;
 
 use std::path::Path;
 
-use dyad_data::lfs;
-use dyad_proto::Fault;
+use dyad_proto::{Fault, lfs};
+use serde::{Deserialize, Serialize};
 
 use self::fields::Fields;
 pub use self::rope::RopeScaling;
@@ -53,6 +54,45 @@ pub struct ModelConfig {
     pub torch_dtype: String,
     /// What transformers ignores, to be said once.
     pub warnings: Vec<String>,
+}
+
+/// Sizes that memory and speed follow from.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Sizes {
+    /// `model_type`, which names the family.
+    pub model_type: String,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: i64,
+    /// Width of all query heads together.
+    pub query: i64,
+    /// Width of all key heads together; values are as wide.
+    pub key: i64,
+    /// Width inside the MLP.
+    pub ffn: i64,
+    /// Rows of the embedding.
+    pub vocab: i64,
+    /// Embedding and head are one matrix.
+    pub tied: bool,
+    /// Longest sequence that the model was made for.
+    pub max_position_embeddings: i64,
+}
+
+impl From<&ModelConfig> for Sizes {
+    fn from(config: &ModelConfig) -> Self {
+        Self {
+            model_type: config.model_type.clone(),
+            layers: config.num_hidden_layers,
+            hidden: config.hidden_size,
+            query: config.num_attention_heads * config.head_dim,
+            key: config.num_key_value_heads * config.head_dim,
+            ffn: config.intermediate_size,
+            vocab: config.vocab_size,
+            tied: config.tie_word_embeddings,
+            max_position_embeddings: config.max_position_embeddings,
+        }
+    }
 }
 
 /// What a family takes where `config.json` says nothing: the defaults of its class in transformers.
@@ -145,6 +185,20 @@ impl ModelConfig {
         check_layer_types(fields, &config)?;
         check_heads(&config, family)?;
         Ok(config)
+    }
+}
+
+impl ModelConfig {
+    /// transformers drops attention weights where it trains such a model; the kernels here do not.
+    pub fn refuse_dropout(&self) -> Result<(), Fault> {
+        if self.attention_dropout == 0.0 {
+            return Ok(());
+        }
+        Err(Fault::input(format!(
+            "attention_dropout = {} is not supported in training",
+            self.attention_dropout
+        ))
+        .hint("set attention_dropout to 0 in the model's config.json"))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use dyad_proto::Fault;
+use crate::{Fault, files};
 
 const FIRST_LINE: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 
@@ -23,7 +23,7 @@ pub fn refuse_pointers_in(dir: &Path) -> Result<(), Fault> {
     let visible = entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
     let mut paths: Vec<_> = visible.map(|entry| entry.path()).filter(|path| !path.is_dir()).collect();
     paths.sort();
-    paths.iter().try_for_each(|path| match dyad_proto::files::open(path) {
+    paths.iter().try_for_each(|path| match files::open(path) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
             Err(Fault::input(format!("cannot read {}: {error}", path.display()))
                 .hint("remove it from the model's folder"))
@@ -34,8 +34,7 @@ pub fn refuse_pointers_in(dir: &Path) -> Result<(), Fault> {
 
 fn start_of(path: &Path) -> Vec<u8> {
     let mut start = Vec::new();
-    let _ =
-        dyad_proto::files::open(path).map(|file| file.take(FIRST_LINE.len() as u64).read_to_end(&mut start));
+    let _ = files::open(path).map(|file| file.take(FIRST_LINE.len() as u64).read_to_end(&mut start));
     start
 }
 

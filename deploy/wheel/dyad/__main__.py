@@ -1,0 +1,5 @@
+"""`python -m dyad` is `dyad`."""
+
+from dyad.commands import launcher
+
+launcher()

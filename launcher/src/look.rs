@@ -1,0 +1,126 @@
+//! Asks the trainer program what it would make of a run or model (`trainer check`), by the very code that loads it.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use dyad_families::Sizes;
+use dyad_proto::{ErrorCode, Fault, RunConfig};
+use serde::Deserialize;
+
+use crate::console;
+use crate::programs::{missing_hint, program};
+
+/// What was found of a run's start.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Report {
+    /// The model.
+    pub model: Sizes,
+    /// Weights that the run trains.
+    pub trainable: Option<u64>,
+    /// Hub ids that are still to be downloaded.
+    pub to_download: Vec<String>,
+    /// Most tokens of a sequence.
+    pub max_seq_length: Option<usize>,
+    /// The first pairs.
+    pub pairs: Option<Pairs>,
+}
+
+/// What became of the first pairs.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Pairs {
+    /// How many were turned into tokens.
+    pub pairs: usize,
+    /// Tokens of the longest sequence.
+    pub longest: usize,
+    /// Cut at `max_seq_length`.
+    pub truncated: usize,
+    /// Left out.
+    pub dropped: usize,
+    /// Mean tokens of the prompts that are not left out.
+    pub prompt: f64,
+    /// Mean tokens of their preferred answers.
+    pub chosen: f64,
+    /// Mean tokens of their other answers.
+    pub rejected: f64,
+}
+
+/// A hub id, or a model folder.
+pub fn model(name: &str) -> Result<Sizes, Fault> {
+    asked(&["--model", name], "").and_then(|text| read(&text))
+}
+
+/// Everything that a run starts from. Warnings are shown.
+pub fn run(config: &RunConfig) -> Result<Report, Fault> {
+    asked(&["--config", "-"], &config.to_json()?).and_then(|text| read(&text))
+}
+
+fn read<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, Fault> {
+    serde_json::from_str(text).map_err(|error| {
+        Fault::failed(format!("the trainer program's answer cannot be read: {error}"))
+            .hint("launcher and trainer are of different builds")
+    })
+}
+
+fn asked(arguments: &[&str], input: &str) -> Result<String, Fault> {
+    let path = program("trainer")?;
+    let cannot = |error: std::io::Error| {
+        Fault::failed(format!("cannot start {}: {error}", path.display())).hint(missing_hint())
+    };
+    let mut command = Command::new(&path);
+    command.arg("check").args(arguments).env("DYAD_LOG", "warn").env("NO_COLOR", "1");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(cannot)?;
+    // It reads all of it before it says anything; one that cannot start reads nothing, and says why.
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(cannot)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    said.lines().filter_map(warning).for_each(console::warn);
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let after = |start: &str| said.lines().filter_map(|line| line.strip_prefix(start)).next_back();
+    let code = output.status.code().and_then(ErrorCode::of_exit_status).unwrap_or(ErrorCode::Failed);
+    Err(match after("error: ") {
+        Some(message) => Fault::new(code, message).hint(after("hint: ").unwrap_or_default()),
+        None => {
+            let last = said.lines().next_back().unwrap_or("it says nothing");
+            Fault::failed(format!("{} check ended with {}: {last}", path.display(), output.status))
+                .hint(missing_hint())
+        }
+    })
+}
+
+/// The text of a log line that warns.
+fn warning(line: &str) -> Option<&str> {
+    let (_, text) = line.split_once(" WARN ")?;
+    // The module that says it.
+    Some(match text.split_once(": ") {
+        Some((module, rest)) if module.contains("::") && !module.contains(' ') => rest,
+        _ => text,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_shown_without_time_and_module() {
+        for (line, expected) in [
+            (
+                "2026-11-29T10:00:00Z  WARN trainer::load: longer than the model",
+                Some("longer than the model"),
+            ),
+            ("2026-11-29T10:00:00Z  WARN a: b is c", Some("a: b is c")),
+            ("2026-11-29T10:00:00Z  INFO trainer::load: loaded", None),
+        ] {
+            assert_eq!(warning(line), expected, "{line}");
+        }
+    }
+}

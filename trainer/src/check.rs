@@ -1,0 +1,206 @@
+//! `trainer check`: everything that a run starts from, looked at by the code that loads it. No weights are read.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+
+use dyad_data::adapter::{self, ADAPTER_CONFIG};
+use dyad_data::hub::{self, Found};
+use dyad_data::tokenize::{Rule, is_trainable, tokenize};
+use dyad_data::tokenizer::ChatTokenizer;
+use dyad_families::Sizes;
+use dyad_proto::preference::PreferencePair;
+use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::wire::PairVerdict;
+use dyad_proto::{Fault, RunConfig, files, pair_file};
+use serde::Serialize;
+use tch::{Device, Kind};
+
+use crate::load::Sources;
+use crate::lora;
+use crate::model::weights::{Place, Reading};
+use crate::model::{Model, ModelConfig};
+
+/// Pairs that are turned into tokens: enough to meet the template and the vocabulary, few enough to take no time.
+const PAIRS: usize = 16;
+/// Most bytes of those.
+const BYTES: u64 = 64 << 20;
+
+/// What was found; all of it can be trained.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The model's sizes.
+    pub model: Sizes,
+    /// Weights that the run trains; None where the model is still to be downloaded.
+    pub trainable: Option<u64>,
+    /// Hub ids that a run would download first: of those only `config.json` was read.
+    pub to_download: Vec<String>,
+    /// Most tokens of a sequence; None where the model is still to be downloaded.
+    pub max_seq_length: Option<usize>,
+    /// What became of the first pairs; None where there is no tokenizer yet, or no training file.
+    pub pairs: Option<Looked>,
+}
+
+/// The first pairs of the training file.
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub struct Looked {
+    /// How many were turned into tokens.
+    pub pairs: usize,
+    /// Tokens of the longest sequence, after cutting.
+    pub longest: usize,
+    /// Cut at `max_seq_length`.
+    pub truncated: usize,
+    /// Pairs that a run would leave out.
+    pub dropped: usize,
+    /// Mean tokens of the prompts of the others.
+    pub prompt: f64,
+    /// Mean tokens of their preferred answers.
+    pub chosen: f64,
+    /// Mean tokens of their other answers.
+    pub rejected: f64,
+}
+
+/// A model alone: a folder, or a hub id whose `config.json` is asked for.
+pub fn model(name: &str) -> Result<Sizes, Fault> {
+    let config = match hub::find(name, hub::MAIN)? {
+        Found::Here(dir) => ModelConfig::load(&dir)?,
+        Found::Remote { config_json } => of_hub(name, &config_json)?,
+    };
+    config.refuse_dropout()?;
+    Ok(Sizes::from(&config))
+}
+
+fn of_hub(name: &str, config_json: &str) -> Result<ModelConfig, Fault> {
+    ModelConfig::parse(config_json)
+        .map_err(|fault| Fault { message: format!("config.json of {name}: {}", fault.message), ..fault })
+}
+
+/// All of a run. Errors are those with which its trainers would end.
+pub fn run(config: &RunConfig) -> Result<Report, Fault> {
+    let mut remote = Vec::new();
+    for (name, revision) in named(config) {
+        if let Found::Remote { config_json } = hub::find(&name, &revision)? {
+            // An adapter on the hub has no config.json: its base has.
+            let read = config_json.is_empty().then_some(Ok(None));
+            let read: Result<Option<ModelConfig>, Fault> =
+                read.unwrap_or_else(|| of_hub(&name, &config_json).map(Some));
+            remote.push((name, read?));
+        }
+    }
+    if remote.is_empty() {
+        return local(config);
+    }
+    let to_download: Vec<String> = remote.iter().map(|(name, _)| name.clone()).collect();
+    let parsed = remote.into_iter().find_map(|(_, config)| config);
+    let sizes = match parsed {
+        Some(parsed) => {
+            parsed.refuse_dropout()?;
+            Sizes::from(&parsed)
+        }
+        None => model(&config.model)?,
+    };
+    Ok(Report { model: sizes, trainable: None, to_download, max_seq_length: None, pairs: None })
+}
+
+/// What the configuration names as a start, directly or by an adapter, and at which revision.
+fn named(config: &RunConfig) -> Vec<(String, String)> {
+    let main = || hub::MAIN.to_owned();
+    let mut names: Vec<(String, String)> =
+        config.from_checkpoint.iter().map(|start| (start.clone(), main())).collect();
+    if !config.model.is_empty() {
+        names.push((config.model.clone(), config.model_revision.clone().unwrap_or_else(main)));
+    } else if let Some(start) = config.from_checkpoint.as_deref().map(Path::new)
+        && start.join(ADAPTER_CONFIG).is_file()
+    {
+        let revision = adapter::base_revision_of(start).unwrap_or_else(main);
+        names.extend(adapter::base_of(start).map(|base| (base, revision)));
+    }
+    names
+}
+
+fn local(config: &RunConfig) -> Result<Report, Fault> {
+    // What is in the cache is looked at as it is there.
+    let sources = Sources::resolve_by(config, &|name, revision| match hub::find(name, revision)? {
+        Found::Here(dir) => Ok(dir),
+        Found::Remote { .. } => Err(Fault::failed(format!("{name} is not here"))),
+    })?;
+    let model_config = ModelConfig::load(&sources.base)?;
+    model_config.refuse_dropout()?;
+    let tokenizer = ChatTokenizer::load(sources.tokenizer(), &sources.base, config.template_date()?)?;
+    let rule = Rule {
+        max_len: sources.max_seq_length(config)?,
+        preferred_only: config.training_method == TrainingMethod::Sft,
+        embedding_rows: u32::try_from(model_config.vocab_size).unwrap_or(0),
+    };
+    let trainable = trainable(config, &sources)?;
+    // On the hosts of a run only the coordinator's has the pairs.
+    let pairs =
+        Path::new(&config.training_file).exists().then(|| pairs(config, &tokenizer, rule)).transpose()?;
+    Ok(Report {
+        model: Sizes::from(&model_config),
+        trainable: Some(trainable),
+        to_download: Vec::new(),
+        max_seq_length: Some(rule.max_len),
+        pairs,
+    })
+}
+
+/// Finds every tensor of model and adapter, and holds its shape against the configuration.
+fn trainable(config: &RunConfig, sources: &Sources) -> Result<u64, Fault> {
+    let place = Place { device: Device::Cpu, kind: Kind::Float };
+    let reading = Reading { shapes_alone: true, ..Reading::default() };
+    let mut model = Model::load_units(&sources.base, place, &reading, &mut |_, _| {})?;
+    if !config.lora {
+        return Ok(model.parameter_count());
+    }
+    let adapters = lora::Adapters::of_run(config, sources.adapter.as_deref(), &mut model)?;
+    lora::attach(&mut model, &adapters, 0, &reading)?;
+    let layers = lora::named_tensors(&mut model);
+    Ok(layers.iter().flatten().map(|(_, tensor)| tensor.numel() as u64).sum())
+}
+
+fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Looked, Fault> {
+    let path = Path::new(&config.training_file);
+    let text = beginning(path).map_err(|error| {
+        Fault::input(format!("cannot read training_file {}: {error}", path.display()))
+            .hint("`training_file` takes the path of a JSON Lines file of preference pairs")
+    })?;
+    let mut looked = Looked::default();
+    for record in pair_file::records("training_file", path, &text)? {
+        let at = |fault: Fault| Fault {
+            message: format!("{} line {}: {}", path.display(), record.line, fault.message),
+            ..fault
+        };
+        let pair = PreferencePair::parse(&text[record.place.clone()])
+            .map_err(|error| at(Fault::input(error.to_string())))?;
+        let (verdict, tokens) = tokenize(tokenizer, &pair, rule).map_err(at)?;
+        looked.pairs += 1;
+        looked.truncated += usize::from(verdict == PairVerdict::Truncated);
+        if !is_trainable(verdict) {
+            looked.dropped += 1;
+            continue;
+        }
+        let longest = tokens.prompt.len() + tokens.chosen.len().max(tokens.rejected.len());
+        looked.longest = looked.longest.max(longest);
+        looked.prompt += tokens.prompt.len() as f64;
+        looked.chosen += tokens.chosen.len() as f64;
+        looked.rejected += tokens.rejected.len() as f64;
+    }
+    let kept = looked.pairs.saturating_sub(looked.dropped).max(1) as f64;
+    let Looked { prompt, chosen, rejected, .. } = looked;
+    Ok(Looked { prompt: prompt / kept, chosen: chosen / kept, rejected: rejected / kept, ..looked })
+}
+
+/// The first lines of a file.
+fn beginning(path: &Path) -> io::Result<String> {
+    let mut reader = BufReader::new(files::open(path)?.take(BYTES));
+    let mut text = String::new();
+    let mut pairs = 0;
+    while pairs < PAIRS {
+        let start = text.len();
+        if reader.read_line(&mut text)? == 0 {
+            break;
+        }
+        pairs += usize::from(!text[start..].trim().is_empty());
+    }
+    Ok(text)
+}
