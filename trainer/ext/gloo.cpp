@@ -271,7 +271,9 @@ dyad_error dyad_work_wait(void* work) {
     });
     {
       std::unique_lock<std::mutex> lock(signal->mutex);
-      signal->changed.wait(lock, [&] { return *done || signal->aborted; });
+      // Not wait(): GCC 12 gives it a version that the C++ library of RHEL 9 does not have, and the wheel is built with GCC 12.
+      while (!signal->changed.wait_for(lock, std::chrono::hours(1), [&] { return *done || signal->aborted; })) {
+      }
       if (!*done) throw std::runtime_error("the communicator was aborted");
     }
     pending.work->wait();
