@@ -205,7 +205,7 @@ impl Cli {
 
     /// What the user has called: the launcher, or this program.
     #[must_use]
-    pub fn command(&self) -> Vec<String> {
+    pub fn typed(&self) -> Vec<String> {
         let given = self.recorded_command.as_deref().and_then(|json| serde_json::from_str(json).ok());
         given.unwrap_or_else(|| std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect())
     }
@@ -223,7 +223,7 @@ impl Cli {
             run_id: run_id(),
             config: prepared.config,
             config_json: prepared.config_json,
-            command: self.command(),
+            command: self.typed(),
             data: prepared.data,
             world_size: self.world_size,
             join_timeout: Duration::from_secs(self.join_timeout_seconds),
