@@ -410,7 +410,7 @@ mod tests {
         assert!(dir.path().join("tb/other").exists() && dir.path().join("logs/my.txt").exists());
         let rows = fs::read_to_string(dir.path().join(METRICS)).unwrap();
         assert_eq!(rows.lines().count(), 1, "{rows}");
-        assert_eq!(fs::read_to_string(dir.path().join("run.json")).unwrap(), "{\"n_epochs\":2}\n");
+        assert_eq!(fs::read_to_string(dir.path().join("run.json")).unwrap(), "{\n  \"n_epochs\": 2\n}\n");
     }
 
     /// In the place of a file.

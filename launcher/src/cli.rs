@@ -224,7 +224,8 @@ mod tests {
         assert!(matches!(doctor.command, Some(Command::Doctor(doctor)) if doctor.hosts.hosts.is_some()));
         let plan = parse("launcher plan --gpus 64 --model 8B").unwrap();
         assert!(
-            matches!(plan.command, Some(Command::Plan(plan)) if plan.gpus == Some(64)) && plan.options.is_none()
+            matches!(plan.command, Some(Command::Plan(plan)) if plan.gpus == Some(64))
+                && plan.options.is_none()
         );
     }
 

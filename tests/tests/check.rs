@@ -118,7 +118,7 @@ fn a_plan_of_a_configuration_counts_its_pairs_and_ends_with_1_where_it_does_not_
     let small = plan(&["--gpu-memory", "0.5"]);
     assert_eq!(small.status.code(), Some(1), "{}", text(&small));
     assert!(text(&small).contains("error: the run does not fit") && text(&small).contains("DOES NOT FIT"));
-    let supervised = plan(&["--json", "--training-method", "sft", "--lora"]);
+    let supervised = plan(&["--json", "--training-method", "sft", "--lora", "--lora-r", "2"]);
     let other: serde_json::Value = serde_json::from_slice(&supervised.stdout).unwrap();
     assert!(other["trained_parameters"].as_u64() < json["trained_parameters"].as_u64(), "{other}");
     std::fs::rename(workspace.path("pairs.jsonl"), workspace.path("elsewhere")).unwrap();

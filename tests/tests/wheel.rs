@@ -113,7 +113,7 @@ fn refuses_other_torches(environment: &Environment, wheel: &Path, dir: &Path) {
     std::fs::write(bare.packages.join("others.pth"), format!("{}\n", environment.packages.display()))
         .unwrap();
     let output = bare.command("dyad-trainer", dir).arg("--version").output().unwrap();
-    assert!(output.status.success() && text(&output).starts_with("trainer "), "{}", text(&output));
+    assert!(output.status.success() && text(&output).starts_with("dyad-trainer "), "{}", text(&output));
     // Its metadata says another version.
     let other = bare.packages.join("torch-2.10.0.dist-info");
     std::fs::create_dir(&other).unwrap();

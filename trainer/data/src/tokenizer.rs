@@ -13,7 +13,7 @@ use crate::files;
 use crate::quick::{Encoded, QuickEncoder};
 use crate::special::SpecialTokens;
 use crate::template::Moment;
-use crate::tokenizer_class::Declared;
+use crate::tokenizer_class::{Declared, broken};
 
 /// Renders conversations as the model expects them and turns text into ids.
 #[derive(Debug)]
@@ -35,8 +35,7 @@ impl ChatTokenizer {
                 "save the tokenizer with transformers' save_pretrained (fast tokenizers write tokenizer.json)",
             )
         })?;
-        let broken = |error: &dyn std::fmt::Display| Fault::input(format!("{}: {error}", path.display()));
-        let json: Value = serde_json::from_str(&text).map_err(|error| broken(&error))?;
+        let json: Value = serde_json::from_str(&text).map_err(|error| broken(&path, &error))?;
         let config = files::object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         known(dir, &config)?;
         let family = files::object(&dir.join("config.json"))?.unwrap_or_default();

@@ -180,7 +180,7 @@ impl Declared<'_> {
         json: &Value,
     ) -> Result<(Tokenizer, Option<String>), Fault> {
         let path = self.dir.join("tokenizer.json");
-        let broken = |error: tokenizers::Error| Fault::input(format!("{}: {error}", path.display()));
+        let broken = |error: tokenizers::Error| broken(&path, &error);
         if class == AsItIs {
             self.refuse_dropout(json)?;
             return Ok((self.text.parse().map_err(broken)?, None));
@@ -341,4 +341,10 @@ fn passed_over(class: TokenizerClass, json: &Value, frame: &Frame) -> Option<&'s
         return Some("normalizer");
     }
     (pre_tokenizer != frame.pre_tokenizer).then_some("pre_tokenizer")
+}
+/// A `tokenizer.json` that cannot be read.
+pub(crate) fn broken(path: &Path, error: &dyn std::fmt::Display) -> Fault {
+    Fault::input(format!("{}: {error}", path.display())).hint(
+        "the file is damaged, or not a fast tokenizer's; save the tokenizer anew with transformers' save_pretrained",
+    )
 }
