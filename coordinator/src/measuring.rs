@@ -5,9 +5,9 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use dyad_proto::Fault;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{DataReport, MeasureReport, PairLength, PairVerdict, Split};
+use dyad_proto::{Fault, counted};
 
 use crate::dataset::{Dataset, Datasets};
 use crate::references::PairKey;
@@ -69,7 +69,7 @@ impl Lengths {
             let refused = self.count(PairVerdict::Refused);
             let more = match refused {
                 0 | 1 => String::new(),
-                _ => format!(" (the first of {refused} pairs that cannot be used)"),
+                _ => format!(" (the first of {} that cannot be used)", counted(refused, "pair")),
             };
             let message = format!("{}: {}{more}", file.place(*first), fault.message);
             return Err(Fault { message, ..fault.clone() });

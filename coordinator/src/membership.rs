@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use dyad_proto::wire::{Heartbeat, Hello, Phase};
-use dyad_proto::{Fault, PROTOCOL_VERSION};
+use dyad_proto::{Fault, PROTOCOL_VERSION, counted};
 
 use crate::stalls::{Kind, Pulse, Stall, Stalls, Worker};
 
@@ -152,7 +152,7 @@ impl Roster {
             return Err("a trainer of that name has already joined".into());
         }
         if self.is_full() {
-            return Err(format!("the run already has its {} trainers", self.world_size));
+            return Err(format!("the run already has its {}", counted(self.world_size, "trainer")));
         }
         match self.members.first() {
             Some(first) if kind(&first.device) != kind(&hello.device) => Err(format!(

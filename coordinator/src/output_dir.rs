@@ -265,7 +265,7 @@ fn resume_point(dir: &Path, now: &Now) -> Result<ResumePoint, Fault> {
     let step = state.step;
     let rows = Kept::read(&dir.join(METRICS), step)?;
     if let Some(holes) = rows.holes(step) {
-        tracing::warn!("{} {holes}: the run goes on without them", dir.join(METRICS).display());
+        tracing::warn!("{} {holes}: the run goes on without", dir.join(METRICS).display());
     }
     let evaluations = dir.join(EVALUATION_METRICS);
     if let Some(torn) = Kept::read(&evaluations, step)?.torn() {

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use dyad_proto::wire::ReferenceLogps;
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, counted};
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
@@ -94,9 +94,9 @@ impl ReferenceStore {
             opened.map_err(|error| Trouble::of(&error, Fault::input(cannot(path, &error)).hint(HINT)))?;
         if unused > 0 {
             tracing::warn!(
-                "{} holds {unused} reference log-probabilities of an older Dyad, which are not used: they were kept by the text of \
-                 pairs, whose tokens may have changed since",
-                path.display()
+                "{} holds {} of an older Dyad, kept by the text of pairs, whose tokens may have changed since: not used",
+                path.display(),
+                counted(unused, "reference log-probability")
             );
         }
         Ok(Self { path: path.to_owned(), connection, reference_key: reference_key.to_owned() })

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use dyad_proto::counted;
 use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::{Pair, PairReference, ReferenceLogps, Split};
 
@@ -115,7 +116,7 @@ impl References {
         if let Work::Reference(chunk) = work {
             let expected = self.chunk(chunk).1.len();
             if scored.len() != expected {
-                return Err(format!("scored {} pairs of {expected} in {work}", scored.len()));
+                return Err(format!("scored {} of {expected} in {work}", counted(scored.len(), "pair")));
             }
             self.scored += expected as u64;
         }
@@ -190,7 +191,7 @@ mod tests {
             Report::Reference(ReferenceReport { references: scored(ids), ..ReferenceReport::default() })
         };
         assert!(
-            references.learn(Work::Reference(0), &[report(&[0])], key).unwrap_err().contains("1 pairs of 2")
+            references.learn(Work::Reference(0), &[report(&[0])], key).unwrap_err().contains("1 pair of 2")
         );
         references.learn(Work::Reference(0), &[report(&[0]), report(&[2])], key).unwrap();
         references.learn(Work::Reference(1), &[report(&[0])], key).unwrap();

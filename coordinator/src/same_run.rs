@@ -5,7 +5,7 @@ use std::path::Path;
 use dyad_proto::fingerprint::{Change, Fingerprint, config_changes};
 use dyad_proto::finished::{fewer, total_steps};
 use dyad_proto::run_config::LrSchedulerType;
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, counted};
 use serde::Deserialize;
 
 /// What a checkpoint says of its run.
@@ -45,7 +45,7 @@ pub fn same_run(path: &Path, (step, then): (u64, &Identity), now: &Now) -> Resul
     if let Some(total) =
         total_steps(&now.config, then.fingerprint.steps_per_epoch).filter(|total| *total < step)
     {
-        return Err(fewer(&format!("{} has done {step} steps", path.display()), total));
+        return Err(fewer(&format!("{} has done {}", path.display(), counted(step, "step")), total));
     }
     let mut words = Vec::new();
     if then.fingerprint.config.is_empty() {

@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_server::CoordinatorServer;
-use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, signals};
+use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, counted, signals};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -112,7 +112,7 @@ pub async fn tell_complete(
     let outcome = tokio::select! {
         () = complete::tell(events, trainers) => Ok(()),
         () = tokio::time::sleep(patience) => {
-            tracing::warn!("not all of {trainers} trainers have asked what there is to do");
+            tracing::warn!("not all of {} asked what there is to do", counted(trainers, "trainer"));
             Ok(())
         }
         fault = signals.next() => Err(fault),

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use dyad_proto::wire::{Phase, Progress, Waiting};
+use dyad_proto::{agrees, counted};
 
 use crate::membership::shown;
 
@@ -259,8 +260,13 @@ fn told(culprit: &Worker<'_>, workers: &[&Worker<'_>]) -> Stall {
     let others = match (ahead, beside) {
         (0, all) if all == workers.len() && all > 1 => "all ranks are in that collective".into(),
         (0, _) => String::new(),
-        (1, _) => "1 rank is ahead of it and may wait for it".into(),
-        (many, _) => format!("{many} ranks are ahead of it and may wait for it"),
+        (ranks, _) => {
+            format!(
+                "{} {} ahead of it and may wait for it",
+                counted(ranks, "rank"),
+                agrees(ranks, "is", "are")
+            )
+        }
     };
     let doing = format!("{doing}{}", culprit.pulse.last_collective());
     Stall { place: culprit.place, time: culprit.pulse.still, doing, others }

@@ -11,7 +11,7 @@ use dyad_proto::wire::{
     EvaluationAssignment, EvaluationReport, PreferenceSums, ReferenceAssignment, ReferenceReport, Split,
     StepAssignment, StepReport,
 };
-use dyad_proto::{Fault, MAX_MESSAGE_BYTES, RunConfig};
+use dyad_proto::{Fault, MAX_MESSAGE_BYTES, RunConfig, counted};
 
 use prost::Message;
 
@@ -360,8 +360,8 @@ impl Training {
         if sums.pairs != pending.pairs {
             let (work, expected) = (pending.work, pending.pairs);
             return Err(format!(
-                "completed {work}, in which the ranks counted {} pairs of {expected}",
-                sums.pairs
+                "completed {work}, in which the ranks counted {} of {expected}",
+                counted(sums.pairs, "pair")
             ));
         }
         let mut steps = Vec::new();

@@ -1,9 +1,9 @@
 //! `--dry-run`: what would be started, and what the configuration comes to.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::path::Path;
 
-use dyad_proto::{Fault, RunConfig, pair_file, plain};
+use dyad_proto::{Fault, RunConfig, agrees, counted, pair_file, plain};
 
 use crate::look::{Pairs, Report};
 use crate::plan::Trainer;
@@ -26,11 +26,21 @@ pub fn describe(
     let steps_per_epoch = pairs.div_ceil(u64::from(config.batch_size)).max(1);
     let steps = config.max_steps.unwrap_or(u64::from(config.n_epochs) * steps_per_epoch);
     let mut out = String::new();
-    let _ = writeln!(out, "would start 1 coordinator and {} trainers on this machine:", trainers.len());
+    let _ = writeln!(
+        out,
+        "would start 1 coordinator and {} on this machine:",
+        counted(trainers.len(), "trainer")
+    );
     out += &list(trainers, devices, tls);
-    let _ = writeln!(out, "{pairs} pairs, at most {steps_per_epoch} steps per epoch, at most {steps} steps");
+    let _ = writeln!(
+        out,
+        "{}, at most {} per epoch, at most {}",
+        counted(pairs, "pair"),
+        counted(steps_per_epoch, "step"),
+        counted(steps, "step")
+    );
     if let Some(held_out) = held_out {
-        let _ = writeln!(out, "{held_out} validation pairs");
+        let _ = writeln!(out, "{}", counted(held_out, "validation pair"));
     }
     // After the pairs: of many bad lines the first one is named, and how many there are.
     out += &start(&look()?);
@@ -75,7 +85,10 @@ pub fn describe_hosts(
     on_first: bool,
 ) -> String {
     let place = if on_first { "the first host" } else { "this machine" };
-    let out = format!("would start 1 coordinator on {place} ({listen}) and {} trainers:\n", trainers.len());
+    let out = format!(
+        "would start 1 coordinator on {place} ({listen}) and {}:\n",
+        counted(trainers.len(), "trainer")
+    );
     out + &list(trainers, devices, tls) + &configuration(config)
 }
 
@@ -91,20 +104,26 @@ fn list(trainers: &[Trainer], devices: &str, tls: &str) -> String {
     out
 }
 
+/// `every step`, `every 10 steps`.
+fn every<N: Copy + Display + PartialEq + From<u8>>(count: N, one: &str) -> String {
+    if count == N::from(1) { format!("every {one}") } else { format!("every {}", counted(count, one)) }
+}
+
 /// When they are written, and which are kept.
 fn checkpoints(config: &RunConfig) -> String {
     let mut when = Vec::new();
     if config.n_checkpoints > 1 {
         when.push(format!("{} evenly spaced", config.n_checkpoints - 1));
     }
-    when.extend(config.save_steps.map(|steps| format!("every {steps} steps")));
+    when.extend(config.save_steps.map(|steps| every(steps, "step")));
     if config.save_minutes > 0.0 {
-        when.push(format!("every {} minutes (of these the last two are kept)", config.save_minutes));
+        when.push(every(config.save_minutes, "minute") + " (of these the last two are kept)");
     }
     if when.is_empty() {
         return "none; the finished model alone".into();
     }
-    let limit = config.save_total_limit.map(|limit| format!("; at most {limit} are kept"));
+    let limit =
+        config.save_total_limit.map(|limit| format!("; at most {limit} {} kept", agrees(limit, "is", "are")));
     when.join(", ") + &limit.unwrap_or_default() + "; then the finished model"
 }
 

@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+use dyad_proto::counted;
+
 /// What a machine has, by the kernel driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
@@ -79,7 +81,7 @@ impl Present {
             return match (self.uuids.is_empty(), matching) {
                 (true, _) | (_, 1) => Ok(Entry::Uuid(text)),
                 (_, 0) => unknown(format!("this machine has no GPU {text}")),
-                _ => unknown(format!("{text} begins the name of {matching} GPUs")),
+                _ => unknown(format!("{text} begins the name of {}", counted(matching, "GPU"))),
             };
         }
         match text.parse::<u32>() {
@@ -102,7 +104,7 @@ enum Entry<'a> {
 /// `1 GPU`, `8 GPUs`.
 #[must_use]
 pub fn count(gpus: u32) -> String {
-    if gpus == 1 { "1 GPU".into() } else { format!("{gpus} GPUs") }
+    counted(gpus, "GPU")
 }
 
 /// `nvidia0`, `nvidia1` …

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, agrees, counted};
 
 use crate::cli::Gpus;
 use crate::gpus::{self, Present};
@@ -93,7 +93,7 @@ pub fn trainers(nodes: u32, gpus: Gpus, machine: &Machine) -> Result<Vec<Trainer
     // No product of what was asked for: it may be larger than any number here.
     if per_node > machine.gpus / nodes {
         let wanted = u64::from(nodes) * u64::from(per_node);
-        return Err(Fault::input(format!("{wanted} GPUs are asked for, this machine has {}", machine.gpus))
+        return Err(Fault::input(format!("{}, this machine has {}", asked_for(wanted), machine.gpus))
             .hint("lower --nodes or --gpus-per-node; all nodes of one launcher share this machine"));
     }
     let threads = machine.cores / (nodes * per_node.max(1)) as usize;
@@ -105,11 +105,16 @@ pub fn trainers(nodes: u32, gpus: Gpus, machine: &Machine) -> Result<Vec<Trainer
     Ok((0..nodes).flat_map(node).collect())
 }
 
+/// More GPUs than there are.
+pub(crate) fn asked_for(gpus: u64) -> String {
+    format!("{} {} asked for", counted(gpus, "GPU"), agrees(gpus, "is", "are"))
+}
+
 /// What the trainers compute on, in one line, and the GPUs that stay idle, in another. `here` are the GPUs of each node's machine.
 #[must_use]
 pub fn devices(trainers: &[Trainer], gpus: Gpus, here: &[(String, u32)]) -> (String, Option<String>) {
     let count = trainers.len();
-    let trainers_are = if count == 1 { "1 trainer".into() } else { format!("{count} trainers") };
+    let trainers_are = counted(count, "trainer");
     let used = |place: usize| {
         let of_place = |trainer: &&Trainer| here.len() == 1 || trainer.node == place;
         trainers.iter().filter(of_place).filter(|trainer| trainer.device != "cpu").count() as u32

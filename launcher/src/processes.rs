@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use dyad_proto::ownership::Ownership;
+use dyad_proto::{agrees, counted};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 use tokio::sync::mpsc;
@@ -110,7 +111,7 @@ impl Lines {
     /// The line ends.
     fn end(&mut self) -> String {
         match self.missing.take() {
-            Some(missing) => format!("[{missing} more bytes of that line were left out]"),
+            Some(missing) => left_out(missing),
             None => self.text(),
         }
     }
@@ -145,6 +146,10 @@ pub fn end(status: ExitStatus) -> String {
     }
 }
 
+fn left_out(bytes: usize) -> String {
+    format!("[{} of that line {} left out]", counted(bytes, "more byte"), agrees(bytes, "was", "were"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,10 +177,11 @@ mod tests {
             [vec![b'x'; 3 * LONGEST_LINE + 5], b"\nnext\n".to_vec(), vec![b'y'; LONGEST_LINE + 1]].concat();
         let lines = lines_of(&long).await;
         let beginning = |letter: &str| format!("{} [the line goes on]", letter.repeat(LONGEST_LINE));
-        let missing = |bytes: usize| format!("[{bytes} more bytes of that line were left out]");
         let expected =
-            [beginning("x"), missing(2 * LONGEST_LINE + 5), "next".into(), beginning("y"), missing(1)];
+            [beginning("x"), left_out(2 * LONGEST_LINE + 5), "next".into(), beginning("y"), left_out(1)];
         assert_eq!(lines, expected);
+        assert_eq!(left_out(1), "[1 more byte of that line was left out]");
+        assert_eq!(left_out(2), "[2 more bytes of that line were left out]");
         let just = [b'z'; LONGEST_LINE];
         assert_eq!(lines_of(&just).await, ["z".repeat(LONGEST_LINE)]);
     }

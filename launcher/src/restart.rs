@@ -9,7 +9,7 @@ use std::path::Path;
 
 use dyad_proto::run_folder::{checkpoint_step, newest_checkpoint};
 use dyad_proto::wire::run_event::Body;
-use dyad_proto::{ErrorCode, Fault};
+use dyad_proto::{ErrorCode, Fault, counted};
 
 /// As often the same failure at the same step ends the run.
 const SAME: u32 = 3;
@@ -130,7 +130,7 @@ impl Restarts {
     }
 
     fn ends(&self, fault: Fault, why: &str) -> Fault {
-        let again = (self.total > 0).then(|| format!("after {}", times(self.total)));
+        let again = (self.total > 0).then(|| format!("after {}", counted(self.total, "restart")));
         let words: Vec<&str> =
             [why, again.as_deref().unwrap_or("")].into_iter().filter(|word| !word.is_empty()).collect();
         if words.is_empty() {
@@ -138,10 +138,6 @@ impl Restarts {
         }
         Fault { message: format!("{} ({})", fault.message, words.join(", ")), ..fault }
     }
-}
-
-fn times(count: u32) -> String {
-    if count == 1 { "1 restart".into() } else { format!("{count} restarts") }
 }
 
 /// A process or host that is gone may be there again. What failed with words of its own before the first row of this attempt would

@@ -5,12 +5,11 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use dyad_proto::{Fault, RunConfig, plain};
+use dyad_proto::{Fault, RunConfig, counted, grouped, plain};
 use tokio::process::Command;
 
 use crate::processes::die_with_me;
 use crate::programs::program;
-use crate::progress::thousands;
 use crate::rows::{self, Row};
 
 /// How many samples to show, and how they are made.
@@ -33,8 +32,8 @@ pub fn table(output_dir: &Path, plot: Option<&Path>) -> String {
     if let Some(last) = steps.last() {
         let seconds: f64 = steps.iter().filter_map(|row| row.get("step_seconds")).sum();
         let get = |name: &str| last.get(name).copied().unwrap_or_default();
-        let tokens = thousands(get("num_tokens") as u64);
-        let _ = writeln!(out, "trained  {} steps, {tokens} tokens in {}", get("step"), duration(seconds));
+        let (steps, tokens) = (counted(get("step"), "step"), grouped(get("num_tokens") as u64, "token"));
+        let _ = writeln!(out, "trained  {steps}, {tokens} in {}", duration(seconds));
     }
     if let (Some(first), Some(last)) =
         (evaluations.first(), evaluations.last().filter(|_| evaluations.len() > 1))

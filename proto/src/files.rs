@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::{Fault, reading};
+use crate::{Fault, counted, reading};
 
 /// Most bytes of a file that is read as a whole: more than the largest tokenizer has, and no danger to memory.
 pub const MOST_BYTES: u64 = 256 << 20;
@@ -91,7 +91,10 @@ pub fn read_to_string_or_pipe(path: &Path, most: u64) -> io::Result<String> {
 
 fn within(length: usize, most: u64) -> io::Result<()> {
     match length as u64 > most {
-        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {most} bytes"))),
+        true => Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it is longer than {}", counted(most, "byte")),
+        )),
         false => Ok(()),
     }
 }

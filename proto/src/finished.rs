@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::fingerprint::{Change, Fingerprint, config_changes};
 use crate::manifest::{Damage, Manifest};
 use crate::run_folder::{FINAL, MANIFEST, METRICS, STATE, how_to_go_on, newest_checkpoint};
-use crate::{Fault, RunConfig, files};
+use crate::{Fault, RunConfig, counted, files};
 
 /// What a finished run did.
 #[derive(Clone, Debug, Deserialize)]
@@ -62,7 +62,7 @@ pub fn complete(
     finished.check(config, sha256).map_err(|change| other_run(&model, &change))??;
     match finished.asks(config) {
         Asks::Fewer(total) => {
-            Err(fewer(&format!("this run is complete with {} steps", finished.step), total))
+            Err(fewer(&format!("this run is complete with {}", counted(finished.step, "step")), total))
         }
         _ => match finished.whole(&model) {
             Ok(()) => Ok(Some(model)),
@@ -151,9 +151,9 @@ impl Finished {
     }
 
     fn nothing_to_go_on_from(&self, model: &Path) -> Fault {
-        let (steps, model) = (self.step, model.display());
+        let (steps, model) = (counted(self.step, "step"), model.display());
         Fault::input(format!(
-            "this run is complete after {steps} steps ({model}), and left no checkpoint to go on from for more"
+            "this run is complete after {steps} ({model}), and left no checkpoint to go on from for more"
         ))
         .hint(format!(
             "start a new run from its model: from_checkpoint = \"{model}\", with another output_dir (the optimizer, the schedule and \

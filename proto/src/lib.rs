@@ -13,6 +13,7 @@
 //! - [`manifest`]: size and checksum of every file of a checkpoint.
 //! - [`fingerprint`]: what a run computes, kept in its checkpoints so that a resume is the same run.
 //! - [`finished`]: a run that is complete.
+//! - [`counted`]: counts with nouns that agree with them.
 //! - [`plain`]: text of somebody else's, as it may be shown.
 //! - [`safe_file`]: files that are written without following anybody's links.
 //! - [`security`]: certificates, keys and tokens of a process, and the way to the coordinator.
@@ -22,6 +23,7 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod called;
+pub mod counted;
 pub mod fault;
 pub mod files;
 pub mod fingerprint;
@@ -43,7 +45,8 @@ pub mod security;
 pub mod signals;
 pub mod silence;
 
-pub use fault::{ErrorCode, Fault};
+pub use counted::{agrees, counted, grouped, noun, thousands};
+pub use fault::{ErrorCode, Fault, ReportLine};
 pub use run_config::RunConfig;
 
 /// Generated gRPC types of package `dyad.v1`.

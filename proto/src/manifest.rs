@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::run_folder::MANIFEST;
-use crate::{files, reading};
+use crate::{counted, files, reading};
 
 /// What a thread reads at a time.
 const CHUNK: u64 = 4 << 20;
@@ -132,7 +132,7 @@ impl Manifest {
             };
             let found = fs::metadata(dir.join(file)).map_err(unreadable)?.len();
             if found != sum.bytes {
-                return Err(Damage::new(file, format!("has {found} bytes, not {}", sum.bytes)));
+                return Err(Damage::new(file, format!("has {}, not {}", counted(found, "byte"), sum.bytes)));
             }
         }
         Ok(())
@@ -265,7 +265,7 @@ mod tests {
             ("large", &|path| fs::write(path, "short").unwrap(), "has 5 bytes, not 8388613"),
             ("below/small", &|path| fs::remove_file(path).unwrap(), "is missing"),
             ("below/small", &|path| fs::write(path, "TEXT").unwrap(), "has other bytes than were written"),
-            ("empty", &|path| fs::write(path, "x").unwrap(), "has 1 bytes, not 0"),
+            ("empty", &|path| fs::write(path, "x").unwrap(), "has 1 byte, not 0"),
         ];
         for (file, damage, what) in cases {
             let dir = folder();

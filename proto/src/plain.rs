@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
+use crate::counted;
+
 /// About as much of a key or value is quoted.
 const QUOTED: usize = 80;
 
@@ -23,7 +25,7 @@ pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
     let boundary = |at: &usize| text.is_char_boundary(*at);
     let end = (0..=most - most / 4).rev().find(boundary).unwrap_or(0);
     let begin = (text.len() - most / 4..text.len()).find(boundary).unwrap_or(text.len());
-    format!("{} [{} more bytes] {}", &text[..end], begin - end, &text[begin..]).into()
+    format!("{} [{}] {}", &text[..end], counted(begin - end, "more byte"), &text[begin..]).into()
 }
 
 /// A key or value of somebody else's, as it is quoted in a message.

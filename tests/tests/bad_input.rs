@@ -325,7 +325,7 @@ fn pairs_that_are_dropped_or_cut_are_counted() {
     let workspace = Workspace::with_model(12, "max_steps = 1\nmax_seq_length = 30\n");
     let output = workspace.launch(1, &[]);
     assert!(output.status.success(), "{}", text(&output));
-    let counts = "12 pairs, 1 steps per epoch, 1 steps, 5 cut at max_seq_length, 7 dropped: prompt fills";
+    let counts = "12 pairs, 1 step per epoch, 1 step, 5 cut at max_seq_length, 7 dropped: prompt fills";
     assert!(text(&output).contains(counts), "{}", text(&output));
 }
 

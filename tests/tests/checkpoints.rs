@@ -167,7 +167,7 @@ fn rows_that_are_lost_are_named_and_no_token_is_counted_twice_or_not_at_all() {
     let cases = [
         (String::new(), "lacks the rows of steps 1 to 6"),
         (lines[..3].join("\n") + "\n", "lacks the rows of steps 4 to 6"),
-        (torn(2), "lacks the rows of steps 3; holds no row in line 3"),
+        (torn(2), "lacks the row of step 3; holds no row in line 3"),
     ];
     for (index, (rows, expected)) in cases.into_iter().enumerate() {
         let name = format!("holes{index}");
@@ -236,7 +236,7 @@ fn a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole() {
     let end = format!("max_steps={}", last + 1);
     let output = workspace.launch(1, &["--resume", "--set", "output_dir=left", "--set", &end]);
     assert!(output.status.success(), "{}", dyad_tests::text(&output));
-    assert!(!dyad_tests::text(&output).contains("lacks the rows"), "{}", dyad_tests::text(&output));
+    assert!(!dyad_tests::text(&output).contains("lacks the row"), "{}", dyad_tests::text(&output));
     assert_eq!(workspace.rows("left/metrics.jsonl").len() as u64, last + 1);
 }
 

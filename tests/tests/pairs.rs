@@ -26,7 +26,7 @@ fn pairs_whose_sides_are_the_same_tokens_are_dropped_and_counted() {
     let workspace = with_equal_sides();
     let output = workspace.launch(2, &[]);
     assert!(output.status.success(), "{}", text(&output));
-    let told = "6 pairs, 1 steps per epoch, 1 steps, 3 dropped: both sides the same tokens, \
+    let told = "6 pairs, 1 step per epoch, 1 step, 3 dropped: both sides the same tokens, \
                 3 validation pairs (1 dropped: both sides the same tokens)";
     assert!(text(&output).contains(told), "{}", text(&output));
     let sft = workspace.launch(1, &["--set", "training_method=sft", "--set", "output_dir=sft"]);

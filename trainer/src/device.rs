@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use dyad_proto::Fault;
 use dyad_proto::run_config::Dtype;
+use dyad_proto::{Fault, agrees, counted};
 use tch::{Cuda, Device, Kind};
 
 /// Turns `cpu` or `cuda:N` into a device that works, loading libtorch's CUDA back end when it is asked for: before anything is
@@ -20,7 +20,8 @@ pub fn open(name: &str) -> Result<Device, Fault> {
     load_cuda_back_end()?;
     let count = Cuda::device_count().max(0) as usize;
     if index >= count {
-        return Err(Fault::input(format!("device {name} does not exist: {count} CUDA devices are visible"))
+        let (devices, are) = (counted(count, "CUDA device"), agrees(count, "is", "are"));
+        return Err(Fault::input(format!("device {name} does not exist: {devices} {are} visible"))
             .hint("check nvidia-smi and CUDA_VISIBLE_DEVICES"));
     }
     crate::gpu::prepare(index);

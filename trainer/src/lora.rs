@@ -8,7 +8,7 @@ use dyad_data::adapter::python_regex::PythonRegex;
 use dyad_data::adapter::targets::{Adapted, Modules, Targets, check_names, target_modules};
 use dyad_data::adapter::{ADAPTER_CONFIG, AdapterConfig};
 use dyad_proto::run_config::LoraModules;
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, counted};
 use tch::{Device, Kind, Tensor};
 
 use crate::model::blocks::{Adapter, Linear};
@@ -76,7 +76,11 @@ impl Adapters {
         if asked.iter().map(|layer| &layer.name).ne(self.layers.iter().map(|layer| &layer.name)) {
             let found = target_modules(&self.layers, &self.modules);
             let shown = found.iter().take(7).cloned().collect::<Vec<_>>().join(",");
-            return differs(MODULES, format!("{text:?}"), format!("{} layers: {shown}", self.layers.len()));
+            return differs(
+                MODULES,
+                format!("{text:?}"),
+                format!("{}: {shown}", counted(self.layers.len(), "layer")),
+            );
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use dyad_proto::manifest::{Damage, Manifest};
 use dyad_proto::run_folder::{MANIFEST, OPTIMIZER, STATE, checkpoint_step};
-use dyad_proto::{Fault, files};
+use dyad_proto::{Fault, counted, files};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -179,7 +179,7 @@ fn whole(path: &Path, file: &str) -> Result<(), Damage> {
         Err(error) => Err(unreadable(file, &error)),
         Ok((_, None)) => Err(Damage::new(file, "has a torn header")),
         Ok((found, Some(expected))) if found != expected => {
-            Err(Damage::new(file, format!("has {found} bytes, not {expected}")))
+            Err(Damage::new(file, format!("has {}, not {expected}", counted(found, "byte"))))
         }
         Ok(_) => Ok(()),
     }

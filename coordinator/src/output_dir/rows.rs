@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use dyad_proto::{Fault, files, safe_file::Staged};
+use dyad_proto::{Fault, files, noun, safe_file::Staged};
 use serde_json::Value;
 
 use super::unusable;
@@ -63,14 +63,23 @@ impl Kept {
             }
             next = at + 1;
         }
-        let steps = (!holes.is_empty()).then(|| format!("lacks the rows of steps {}", holes.join(", ")));
+        let steps = (!holes.is_empty()).then(|| lacks(&holes));
         [steps, self.torn()].into_iter().flatten().reduce(|steps, torn| format!("{steps}; {torn}"))
     }
 
     /// Lines that are no rows, in words.
     pub(super) fn torn(&self) -> Option<String> {
         let lines: Vec<String> = self.torn.iter().map(ToString::to_string).collect();
-        (!lines.is_empty()).then(|| format!("holds no row in line {}", lines.join(", ")))
+        (!lines.is_empty())
+            .then(|| format!("holds no row in {} {}", noun(lines.len(), "line"), lines.join(", ")))
+    }
+}
+
+/// Single steps and ranges of them.
+fn lacks(holes: &[String]) -> String {
+    match holes {
+        [step] if !step.contains(' ') => format!("lacks the row of step {step}"),
+        _ => format!("lacks the rows of steps {}", holes.join(", ")),
     }
 }
 
@@ -162,11 +171,11 @@ mod tests {
     fn holes_are_named_and_a_row_torn_at_the_end_is_none() {
         let holes = |text: &str| Kept::of(text, 9).holes(9);
         assert_eq!(holes(&(rows(1..=12) + "{\"step\":13,")), None);
-        assert_eq!(holes(&rows(1..=8)).unwrap(), "lacks the rows of steps 9");
+        assert_eq!(holes(&rows(1..=8)).unwrap(), "lacks the row of step 9");
         assert_eq!(holes(&rows([1, 2, 4, 8, 9])).unwrap(), "lacks the rows of steps 3, 5 to 7");
         assert_eq!(holes("").unwrap(), "lacks the rows of steps 1 to 9");
         let torn = rows(1..=3) + "{\"ste\n" + &rows(5..=9);
-        assert_eq!(holes(&torn).unwrap(), "lacks the rows of steps 4; holds no row in line 4");
+        assert_eq!(holes(&torn).unwrap(), "lacks the row of step 4; holds no row in line 4");
         assert_eq!(Kept::of(&torn, 9).text, rows([1, 2, 3, 5, 6, 7, 8, 9]));
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{Beat, Heartbeat, Phase, PhaseChanged};
-use dyad_proto::{Fault, silence};
+use dyad_proto::{Fault, counted, silence};
 
 use super::{Command, Run, Stage};
 use crate::stalls::{Stall, Stalls};
@@ -118,8 +118,9 @@ impl Run {
         let (of, seconds) = (self.spec.world_size, self.spec.join_timeout.as_secs());
         let refused = self.last_refusal.as_ref().map_or_else(String::new, |why| format!("; {why}"));
         Fault::unavailable(format!(
-            "{} of {of} trainers joined within {seconds} s{names}{refused}",
-            joined.len()
+            "{} of {} joined within {seconds} s{names}{refused}",
+            joined.len(),
+            counted(of, "trainer")
         ))
         .hint("see the logs of the missing trainers; --join-timeout-seconds gives them longer")
     }

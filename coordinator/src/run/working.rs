@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use dyad_proto::Fault;
 use dyad_proto::finished::fewer;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{CheckpointReport, Finish, Recorded, ReferenceProgress, RunPlan};
+use dyad_proto::{Fault, counted};
 
 use super::{Command, Run, Stage};
 use crate::measuring::{Lengths, data_report};
@@ -48,7 +48,7 @@ impl Run {
         }
         if plan.start_step > plan.total_steps {
             return Err(fewer(
-                &format!("{} has done {} steps", plan.resume_from, plan.start_step),
+                &format!("{} has done {}", plan.resume_from, counted(plan.start_step, "step")),
                 plan.total_steps,
             ));
         }

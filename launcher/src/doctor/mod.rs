@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, agrees, counted};
 
 use crate::agent::protocol::{Answer, Examine, Question};
 use crate::console;
@@ -95,7 +95,7 @@ async fn look(options: &DoctorOptions, hosts: &[Host], transport: &Transport) ->
 
 fn reached(check: &'static str, all: usize, missing: Vec<String>) -> Row {
     if missing.is_empty() {
-        return Row::ok(check, format!("{all} hosts answer"));
+        return Row::ok(check, format!("{} {}", counted(all, "host"), agrees(all, "answers", "answer")));
     }
     Row {
         check,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, agrees, counted};
 
 /// One host, as it is called and reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,7 +188,8 @@ impl Nodes {
     /// How many of `given` hosts a run starts with.
     pub fn of(self, given: u32) -> Result<u32, Fault> {
         if given < self.min {
-            return Err(Fault::input(format!("--nodes {self} needs {} hosts, {given} are given", self.min))
+            let (needed, are) = (counted(self.min, "host"), agrees(given, "is", "are"));
+            return Err(Fault::input(format!("--nodes {self} needs {needed}, {given} {are} given"))
                 .hint("name more hosts, or lower --nodes"));
         }
         Ok(given.min(self.max))
@@ -270,7 +271,7 @@ mod tests {
         let range: Nodes = "2:4".parse().unwrap();
         assert_eq!((range, range.to_string().as_str()), (Nodes { min: 2, max: 4 }, "2:4"));
         assert_eq!([3, 4, 9].map(|given| range.of(given).unwrap()), [3, 4, 4]);
-        assert!(range.of(1).unwrap_err().message.contains("--nodes 2:4 needs 2 hosts, 1 are given"));
+        assert!(range.of(1).unwrap_err().message.contains("--nodes 2:4 needs 2 hosts, 1 is given"));
         assert_eq!("4".parse(), Ok(Nodes::exactly(4)));
         for wrong in ["0", "4:2", "a", "1:", ":", "1:2:3", "5000"] {
             assert!(wrong.parse::<Nodes>().is_err(), "{wrong}");

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dyad_proto::ownership::Ownership;
-use dyad_proto::{Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig, counted};
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::{Answer, Prepare, Question};
@@ -181,7 +181,10 @@ fn together(faults: Vec<Fault>, of: usize) -> Option<Fault> {
         return Some(first);
     }
     let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
-    Some(Fault { message: format!("{count} of {of} hosts cannot be used: {}", messages.join("; ")), ..first })
+    Some(Fault {
+        message: format!("{count} of {} cannot be used: {}", counted(of, "host"), messages.join("; ")),
+        ..first
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use dyad_proto::Fault;
 use crate::agent::machine::Hello;
 use crate::cli::Gpus;
 use crate::hosts::hostfile::Host;
-use crate::plan::{Node, Trainer, trusted};
+use crate::plan::{Node, Trainer, asked_for, trusted};
 
 /// Trainers of all hosts, in the order of the hosts: one per GPU, or as many CPU trainers as the host has slots (one where
 /// nothing is said).
@@ -46,8 +46,12 @@ fn of_host(
         Gpus::Count(count) => count,
     };
     if wanted > hello.gpus {
-        return Err(Fault::input(format!("host {host}: {wanted} GPUs are asked for, it has {}", hello.gpus))
-            .hint("lower slots or --gpus-per-node; 0 trains on the CPU"));
+        return Err(Fault::input(format!(
+            "host {host}: {}, it has {}",
+            asked_for(wanted.into()),
+            hello.gpus
+        ))
+        .hint("lower slots or --gpus-per-node; 0 trains on the CPU"));
     }
     let on_cpu = host.slots.unwrap_or(1);
     let threads = hello.cores / if wanted > 0 { wanted } else { on_cpu } as usize;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use dyad_proto::counted;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use kube::api::DynamicObject;
 use serde_json::Value;
@@ -64,7 +65,7 @@ pub fn workload_lines(workloads: &[DynamicObject]) -> String {
         let most = object.data["spec"]["failurePolicy"]["maxRestarts"].as_u64();
         let _ = write!(out, "workload  {kind} {name}: {}", workload_words(object));
         if let (Some(restarts @ 1..), Some(most)) = (restarts, most) {
-            let _ = write!(out, ", restarted {restarts} times (at most {most} after failures)");
+            let _ = write!(out, ", restarted {} (at most {most} after failures)", counted(restarts, "time"));
         }
         out.push('\n');
     }

@@ -2,13 +2,13 @@
 
 use std::fmt::Write;
 
+use dyad_proto::{counted, grouped, thousands};
 use serde_json::{Map, Value, json};
 
 use super::machine::USABLE;
 use super::memory::{Memory, as_flags, fits, gib, memory, remedy};
 use super::time::{Run, Step, run, usual_step};
 use super::work::{Method, Reference, Setup};
-use crate::progress::thousands;
 
 /// Length and price of the run.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +93,7 @@ impl Prediction {
         if setup.nodes() > 1.0 {
             let network = clap::ValueEnum::to_possible_value(&setup.network);
             let network = network.map(|value| value.get_name().to_owned()).unwrap_or_default();
-            let _ = write!(out, ", {} nodes over {network}", setup.nodes());
+            let _ = write!(out, ", {} over {network}", counted(setup.nodes(), "node"));
         }
         let _ = writeln!(out, "\n\nparameters{:>28}", thousands(shape.parameters() as u64));
         if let Method::Lora(r) = setup.method {
@@ -123,13 +123,12 @@ impl Prediction {
 
     fn step_table(&self) -> String {
         let setup = &self.setup;
-        let plural = if setup.micro_batches() == 1.0 { "" } else { "es" };
         let mut out = format!(
-            "\nstep of {} pairs; per GPU at most {} micro-batch{plural} of {} pairs, {} tokens\n",
-            setup.batch,
-            setup.micro_batches(),
-            setup.pairs_per_micro_batch(),
-            thousands((setup.pairs_per_micro_batch() * setup.tokens()) as u64)
+            "\nstep of {}; per GPU at most {} of {}, {}\n",
+            counted(setup.batch, "pair"),
+            counted(setup.micro_batches(), "micro-batch"),
+            counted(setup.pairs_per_micro_batch(), "pair"),
+            grouped((setup.pairs_per_micro_batch() * setup.tokens()) as u64, "token")
         );
         let total = self.step.total();
         for (name, seconds) in self.step.parts() {
@@ -184,7 +183,8 @@ impl Prediction {
         else {
             return String::new();
         };
-        let mut out = format!("\nrun of {} pairs, {} epochs\n", thousands(pairs as u64), self.extent.epochs);
+        let mut out =
+            format!("\nrun of {}, {}\n", grouped(pairs as u64, "pair"), counted(self.extent.epochs, "epoch"));
         let _ = writeln!(out, "  {:24}{:>12}", "steps", thousands(run.steps as u64));
         let _ = writeln!(out, "  {:24}{:>12.2}", "hours", run.seconds / 3600.0);
         let _ = writeln!(out, "  {:24}{gpu_hours:>12.2}", "GPU hours");

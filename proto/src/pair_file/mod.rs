@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use rayon::prelude::*;
 
 use crate::preference::{PreferencePair, RecordError};
-use crate::{Fault, MAX_PAIR_BYTES, files, reading};
+use crate::{Fault, MAX_PAIR_BYTES, counted, files, reading};
 
 const EXPECTED: &str =
     "each line is one JSON object with `input`, `preferred_output` and `non_preferred_output`";
@@ -139,8 +139,8 @@ fn check(record: &str) -> Result<(), RecordError> {
         return Err(RecordError {
             field: "record".into(),
             problem: format!(
-                "{} bytes long; at most {MAX_PAIR_BYTES} bytes of one pair can be sent to a trainer",
-                record.len()
+                "{} long; at most {MAX_PAIR_BYTES} bytes of one pair can be sent to a trainer",
+                counted(record.len(), "byte")
             ),
         });
     }

@@ -5,7 +5,7 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-use dyad_proto::{Fault, pair_file};
+use dyad_proto::{Fault, counted, pair_file};
 use serde_json::json;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -157,7 +157,8 @@ pub fn create_stored(options: &NewModelOptions, storage: &Storage) -> Result<(),
     let rows = storage.pad_vocab_to.unwrap_or(entries);
     if rows < entries {
         return Err(Fault::input(format!(
-            "--pad-vocab-to {rows} is less than the tokenizer's {entries} entries"
+            "--pad-vocab-to {rows} is less than the tokenizer's {}",
+            counted(entries, "entry")
         ))
         .hint("raise it, or lower --vocab-size"));
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use chrono::NaiveDateTime;
 use dyad_proto::preference::Message;
-use dyad_proto::{Fault, plain};
+use dyad_proto::{Fault, counted, plain};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
@@ -98,7 +98,8 @@ impl ChatTokenizer {
         let Some(id) = ids.into_iter().find(|&id| id >= embedding_rows) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(id).unwrap_or_default();
         Err(Fault::input(format!(
-            "token {token:?} has id {id}, but the model's embedding has only {embedding_rows} rows"
+            "token {token:?} has id {id}, but the model's embedding has only {}",
+            counted(embedding_rows, "row")
         ))
         .hint(
             "use the tokenizer that the model was trained with, or resize the embedding (transformers' resize_token_embeddings)",

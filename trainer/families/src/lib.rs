@@ -9,7 +9,7 @@ mod rope;
 
 use std::path::Path;
 
-use dyad_proto::{Fault, lfs};
+use dyad_proto::{Fault, counted, lfs};
 use serde::{Deserialize, Serialize};
 
 use self::fields::Fields;
@@ -255,11 +255,9 @@ fn check_layer_types(fields: Fields<'_>, config: &ModelConfig) -> Result<(), Fau
             return sliding(format!("layer_types {other}"));
         }
         if types.len() != config.num_hidden_layers {
-            let (found, layers) = (types.len(), config.num_hidden_layers);
-            return Err(Fault::input(format!(
-                "layer_types names {found} layers, num_hidden_layers {layers}"
-            ))
-            .hint("config.json is damaged, or not of this model"));
+            let (found, layers) = (counted(types.len(), "layer"), config.num_hidden_layers);
+            return Err(Fault::input(format!("layer_types names {found}, num_hidden_layers {layers}"))
+                .hint("config.json is damaged, or not of this model"));
         }
         return Ok(());
     }

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, noun};
 
 use super::files::{Files, Stored};
 use super::{EMBEDDING, HEAD};
@@ -142,7 +142,7 @@ fn refuse_missing(
     let missing: Vec<&str> =
         names.iter().map(String::as_str).filter(|name| !index.contains_key(*name)).collect();
     let Some(first) = missing.first() else { return Ok(()) };
-    let what = if missing.len() == 1 { "tensor" } else { "tensors" };
+    let what = noun(missing.len(), "tensor");
     let fault = Fault::input(format!("missing {what} {} in {}", listed(&missing), dir.display()));
     Err(match other_name(files, first) {
         Some(other) => fault.hint(format!(

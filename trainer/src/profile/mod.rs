@@ -9,7 +9,7 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use dyad_proto::{Fault, safe_file};
+use dyad_proto::{Fault, counted, safe_file};
 use roofline::Roofline;
 use tch::{Device, Kind};
 
@@ -141,12 +141,14 @@ impl Profile {
         let events = recorder::stop(Some(&trace)).map_err(failed)?;
         let summary = summary::Summary::new(&events);
         let steps = summary.steps.max(1) as u64;
+        let threads = i64::from(tch::get_num_threads());
         let title = format!(
-            "rank {}, {:?}, {:?}, {} threads, mean of {steps} steps",
+            "rank {}, {:?}, {:?}, {}, mean of {}",
             self.rank,
             self.device,
             self.kind,
-            tch::get_num_threads()
+            counted(threads, "thread"),
+            counted(steps, "step")
         );
         // Other load on the machine comes and goes: the limits are those around the recorded steps.
         let roofline = self.roofline.mean(Roofline::measure(self.device, self.kind));

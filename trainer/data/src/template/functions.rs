@@ -4,6 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use dyad_proto::counted;
+
 use super::ast::{For, Macro};
 use super::error::TemplateError;
 use super::frame::Frame;
@@ -109,7 +111,7 @@ impl Args {
         required: usize,
     ) -> Outcome<[Option<Value>; N]> {
         if self.positional.len() > N {
-            return Err(TemplateError::failed(format!("{what} takes at most {N} arguments")));
+            return Err(TemplateError::failed(format!("{what} takes at most {}", counted(N, "argument"))));
         }
         let mut values = [const { None }; N];
         for (slot, value) in values.iter_mut().zip(self.positional) {
@@ -135,7 +137,10 @@ impl Args {
             return Err(TemplateError::failed(format!("{what} takes no named arguments")));
         }
         if self.positional.len() < least || self.positional.len() > most {
-            return Err(TemplateError::failed(format!("{what} got {} arguments", self.positional.len())));
+            return Err(TemplateError::failed(format!(
+                "{what} got {}",
+                counted(self.positional.len(), "argument")
+            )));
         }
         Ok(self.positional)
     }

@@ -4,6 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use dyad_proto::counted;
+
 use super::ast::*;
 use super::error::TemplateError;
 use super::frame::Frame;
@@ -123,7 +125,8 @@ impl Renderer<'_> {
             Target::Tuple(targets) => {
                 let items = value.items()?;
                 if items.len() != targets.len() {
-                    let message = format!("cannot take {} values as {}", items.len(), targets.len());
+                    let message =
+                        format!("cannot take {} as {}", counted(items.len(), "value"), targets.len());
                     return Err(TemplateError::failed(message));
                 }
                 for (target, item) in targets.iter().zip(items) {

@@ -7,6 +7,8 @@ use cudarc::driver::sys::CUstream;
 use cudarc::nccl::sys::{ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 use libloading::Library;
 
+use dyad_proto::counted;
+
 use crate::comm::CommError;
 
 /// `ncclConfig_t` says so itself: NCCL_CONFIG_INITIALIZER.
@@ -39,7 +41,10 @@ impl UniqueId {
     /// As it arrives.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CommError> {
         let bytes: &[u8; 128] = bytes.try_into().map_err(|_| {
-            error("ncclCommInitRank", format!("the unique id has {} bytes, expected 128", bytes.len()))
+            error(
+                "ncclCommInitRank",
+                format!("the unique id has {}, expected 128", counted(bytes.len(), "byte")),
+            )
         })?;
         Ok(Self(ncclUniqueId { internal: bytes.map(|byte| byte as _) }))
     }
