@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use dyad_proto::Fault;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
-use dyad_proto::wire::{CoordinatorMessage, EvaluationMetrics, KeepTrace, StepMetrics};
+use dyad_proto::wire::{CoordinatorMessage, ErrorCode, EvaluationMetrics, KeepTrace, StepMetrics};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
@@ -180,7 +180,11 @@ impl Engine {
             Happening::Checkpoint(report) => {
                 tracing::info!(step = report.step, path = report.path, "checkpoint written")
             }
-            Happening::Ended(ended) => tracing::info!(failed = ended.failure.is_some(), "run ended"),
+            Happening::Ended(ended) => {
+                let failure = ended.failure.as_ref().map(|failure| failure.code());
+                let failed = failure.is_some_and(|code| code != ErrorCode::Interrupted);
+                tracing::info!(failed, "run ended");
+            }
             _ => {}
         }
         self.history.add(happening);

@@ -16,7 +16,7 @@ use dyad_coordinator::server::{self, Port, Signals};
 use dyad_coordinator::wire::Guard;
 use dyad_proto::security::by_hand::Published;
 use dyad_proto::silence::{self, Silence};
-use dyad_proto::{Fault, files, reading};
+use dyad_proto::{ErrorCode, Fault, files, reading};
 use dyad_telemetry::{Logs, TARGET, Telemetry};
 use tokio::net::TcpListener;
 use tokio::time::MissedTickBehavior;
@@ -57,7 +57,10 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
         };
         let span = run_span();
         let served = serve(cli, prepared, signals, (guard, health)).instrument(span.clone()).await;
-        if let Err(fault) = &served {
+        // A stop that was asked for is no failure.
+        if let Err(fault) = &served
+            && fault.code != ErrorCode::Interrupted
+        {
             dyad_telemetry::fail(&span, format!("{:?}", fault.code), &fault.message);
         }
         served

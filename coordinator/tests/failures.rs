@@ -144,7 +144,7 @@ async fn sigterm_ends_the_run_after_the_work_in_progress() {
     assert_eq!(first.steps.len(), second.steps.len());
     let ended = coordinator.end().await;
     assert_eq!(ended.status, Some(130));
-    assert!(ended.report().contains("stopped by SIGTERM"), "{}", ended.stderr);
+    assert!(ended.report().starts_with("stopped  by SIGTERM"), "{}", ended.stderr);
 }
 
 #[tokio::test]

@@ -124,7 +124,7 @@ async fn opened(pid: u32, path: &std::path::Path) {
 async fn sigterm_while_the_data_is_read_is_heard() {
     let work = Workspace::new(3, 0, "");
     let data = much_data(&work);
-    for (signal, status) in [("TERM", "stopped by SIGTERM"), ("INT", "stopped by SIGINT")] {
+    for (signal, status) in [("TERM", "stopped  by SIGTERM"), ("INT", "stopped  by SIGINT")] {
         let child = work.command(&ALONE).spawn().unwrap();
         let pid = child.id().unwrap();
         opened(pid, &data).await;
@@ -133,7 +133,7 @@ async fn sigterm_while_the_data_is_read_is_heard() {
         assert!(kill.unwrap().success());
         let ended = Ended::of(child).await;
         assert_eq!((ended.status, ended.stdout.as_str()), (Some(130), ""), "{}", ended.stderr);
-        assert_eq!(ended.report(), format!("error: {status}\n"));
+        assert_eq!(ended.report(), format!("{status}\n"));
     }
     assert!(nothing_made(&work));
 }

@@ -7,7 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use dyad_proto::{ErrorCode, Fault, plain, safe_file};
+use dyad_proto::{ErrorCode, Fault, ReportLine, grouped, plain, safe_file};
 use futures::stream::FuturesUnordered;
 use tokio::io::AsyncRead;
 use tokio::process::Command;
@@ -19,7 +19,6 @@ use crate::console::{Console, Speaker};
 use crate::hosts::connection::{Agent, Remote};
 use crate::processes::{die_with_me, each_line, end, raw_status};
 use crate::programs::missing_hint;
-use crate::progress::thousands;
 
 /// Lines on their way from a process to its log. A process that writes faster waits: nothing piles up here.
 pub const LINES: usize = 256;
@@ -73,11 +72,13 @@ impl Report {
     fn hears(&mut self, line: &str) -> bool {
         if let Some((error, hint)) = dyad_telemetry::read_last_words(line) {
             (self.error, self.hint) = (Some(error), hint);
-        } else if let Some(error) = line.strip_prefix("error: ") {
-            self.error = Some(error.to_owned());
-            self.hint.clear();
-        } else if let Some(hint) = line.strip_prefix("hint: ") {
-            hint.clone_into(&mut self.hint);
+        } else if let Some(said) = ReportLine::read(line) {
+            match said {
+                ReportLine::Error(words) | ReportLine::Stopped(words) => {
+                    (self.error, self.hint) = (Some(words), String::new());
+                }
+                ReportLine::Hint(words) => self.hint = words,
+            }
         } else if !line.trim().is_empty() {
             if self.tail.len() == TAIL {
                 self.tail.pop_front();
@@ -235,7 +236,8 @@ impl Child {
                 .hint("the coordinator's log names it"),
             // It was told to end before it could listen for that.
             None if matches!(status.signal(), Some(libc::SIGTERM | libc::SIGINT)) => {
-                Fault::new(ErrorCode::Interrupted, format!("{} was stopped: {}", self.label, end(status)))
+                let message = format!("stopped when {} was told to end: {}", self.label, end(status));
+                Fault::new(ErrorCode::Interrupted, message)
             }
             None => {
                 let died = Fault::new(code, format!("{} died: {}", self.label, end(status)));
@@ -354,7 +356,7 @@ impl Log {
 }
 
 fn told(LeftOut { lines, bytes }: LeftOut) -> String {
-    format!("{} lines of {} bytes, more than is kept of one process", thousands(lines), thousands(bytes))
+    format!("{} of {}, more than is kept of one process", grouped(lines, "line"), grouped(bytes, "byte"))
 }
 
 /// Passes lines on until the stream ends.
@@ -404,12 +406,17 @@ mod tests {
         let cases = [
             ("exit 4", ErrorCode::Echo, "trainer rank 1 (a-cpu): stopped because another process failed"),
             ("echo 'error: gone' >&2; exit 4", ErrorCode::Echo, "trainer rank 1 (a-cpu): gone"),
+            (
+                "echo 'stopped  on request' >&2; exit 130",
+                ErrorCode::Interrupted,
+                "trainer rank 1 (a-cpu): stopped on request",
+            ),
             ("exit 3", ErrorCode::Unavailable, "trainer rank 1 (a-cpu) died: exit status 3"),
             ("exit 77", ErrorCode::Failed, "trainer rank 1 (a-cpu) died: exit status 77"),
             (
                 "kill -TERM $$",
                 ErrorCode::Interrupted,
-                "trainer rank 1 (a-cpu) was stopped: killed by signal 15",
+                "stopped when trainer rank 1 (a-cpu) was told to end: killed by signal 15",
             ),
         ];
         for (script, code, words) in cases {

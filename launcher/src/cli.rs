@@ -45,7 +45,7 @@ Exit status:
   1    the run failed
   2    invalid input: configuration, data, model folder, missing device
   3    a port or host cannot be reached, or another run has output_dir
-  130  interrupted
+  130  stopped by Ctrl-C, SIGTERM or SIGHUP
 
 Environment:
   OTEL_EXPORTER_OTLP_ENDPOINT  where traces of all processes go, such as http://localhost:4317; the other OTEL_* variables

@@ -5,6 +5,16 @@ use std::time::{Duration, Instant};
 use dyad_proto::{Fault, signals};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// How one of them is called.
+#[must_use]
+pub fn name(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGINT => "SIGINT",
+        libc::SIGTERM => "SIGTERM",
+        _ => "SIGHUP",
+    }
+}
+
 /// Takes the place of the default action for as long as the process lives, so somebody must go on waiting.
 #[derive(Debug)]
 pub struct Interrupt {

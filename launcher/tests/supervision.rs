@@ -152,7 +152,12 @@ fn a_dry_run_tells_what_it_would_start_and_starts_nothing() {
     let text = String::from_utf8(output.stdout).unwrap();
     let threads = std::thread::available_parallelism().unwrap();
     let trainer = format!("rank 0  node0-cpu  device cpu  threads {threads}");
-    for part in ["1 coordinator and 1 trainers", trainer.as_str(), "1 pairs", "training_file = "] {
+    for part in [
+        "1 coordinator and 1 trainer on",
+        trainer.as_str(),
+        "1 pair, at most 1 step per epoch",
+        "training_file = ",
+    ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     assert!(text.contains("\nTLS between them is off: no other machine reaches"), "{text}");
@@ -226,7 +231,7 @@ fn a_second_ctrl_c_ends_processes_that_ignore_the_first() {
     interrupt(&launcher);
     let rest: Vec<String> = lines.collect();
     assert!(rest.iter().any(|line| line == "stopping at once"), "{rest:?}");
-    assert!(rest.iter().any(|line| line == "error: interrupted, without a checkpoint"), "{rest:?}");
+    assert!(rest.iter().any(|line| line == "stopped  at once, without another checkpoint"), "{rest:?}");
     assert_eq!(launcher.wait().unwrap().code(), Some(130));
     assert!(!is_running(&stage.path("pid")));
 }
@@ -244,7 +249,7 @@ fn one_ctrl_c_is_enough_for_processes_that_ignore_it() {
         "waiting up to 1 s for the coordinator and its trainers; press Ctrl-C again to stop at once";
     assert!(rest.iter().any(|line| line.ends_with(waiting)), "{rest:?}");
     assert!(
-        rest.iter().any(|line| line == "error: interrupted; the run had not ended 1 s later"),
+        rest.iter().any(|line| line == "stopped  by SIGINT: the run had not ended 1 s later, and was killed"),
         "{rest:?}"
     );
     assert!(

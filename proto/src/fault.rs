@@ -1,4 +1,5 @@
-//! An error as a person meets it: one line that says what is wrong, one hint that says what to do.
+//! An error as a person meets it: one line that says what is wrong, one hint that says what to do. So does a process end that was asked to
+//! stop, in words that do not call that an error.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -112,14 +113,49 @@ impl Fault {
     }
 
     /// `error: …` and, after a blank line, `hint: …`: the form every Dyad program prints on standard error where its
-    /// log lines are text.
+    /// log lines are text. A stop that was asked for is no error: `stopped  …`.
     #[must_use]
     pub fn report(&self) -> String {
         let hint = match self.hint.as_str() {
             "" => String::new(),
-            hint => format!("\n\nhint: {}", plain::cut(&plain::line(hint), LONGEST_HINT)),
+            hint => format!("\n\n{HINT}{}", plain::cut(&plain::line(hint), LONGEST_HINT)),
         };
-        format!("error: {self}{hint}")
+        if self.code != ErrorCode::Interrupted {
+            return format!("{ERROR}{self}{hint}");
+        }
+        // The mark says it already.
+        let bare = self.message.strip_prefix("stopped ").unwrap_or(&self.message);
+        let bare = Self { message: bare.to_owned(), ..self.clone() };
+        format!("{STOPPED}{bare}{hint}")
+    }
+}
+
+/// What the lines of a report begin with.
+const ERROR: &str = "error: ";
+const STOPPED: &str = "stopped  ";
+const HINT: &str = "hint: ";
+
+/// A line of a report, as whoever started the process reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReportLine {
+    /// What failed.
+    Error(String),
+    /// The process was asked to stop, and has. The message, which begins with `stopped`.
+    Stopped(String),
+    /// What to do about it.
+    Hint(String),
+}
+
+impl ReportLine {
+    /// None for every other line.
+    #[must_use]
+    pub fn read(line: &str) -> Option<Self> {
+        let behind = |mark: &str| line.strip_prefix(mark);
+        let stopped = |words: &str| Self::Stopped(format!("stopped {words}"));
+        behind(ERROR)
+            .map(|words| Self::Error(words.to_owned()))
+            .or_else(|| behind(STOPPED).map(stopped))
+            .or_else(|| behind(HINT).map(|words| Self::Hint(words.to_owned())))
     }
 }
 
@@ -238,5 +274,28 @@ mod tests {
         let fault = Fault::failed("gone").hint("look").from_origin("trainer rank 1 (node1-cpu)");
         assert_eq!(fault.report(), "error: trainer rank 1 (node1-cpu): gone\n\nhint: look");
         assert_eq!(Fault::failed("gone").report(), "error: gone");
+    }
+
+    #[test]
+    fn a_stop_that_was_asked_for_is_not_called_an_error() {
+        let stop = |message: &str| Fault::new(ErrorCode::Interrupted, message);
+        let fault = stop("stopped by SIGINT after step 12").hint("continue with --resume");
+        assert_eq!(fault.report(), "stopped  by SIGINT after step 12\n\nhint: continue with --resume");
+        let elsewhere = stop("stopped on request after step 5").from_origin("trainer rank 3 (node3-cpu)");
+        assert_eq!(elsewhere.report(), "stopped  trainer rank 3 (node3-cpu): on request after step 5");
+        assert_eq!(stop("the end").report(), "stopped  the end");
+        assert_eq!(fault.to_string(), "stopped by SIGINT after step 12", "without a mark the word is there");
+    }
+
+    #[test]
+    fn a_report_is_read_as_it_was_written() {
+        let stop = Fault::new(ErrorCode::Interrupted, "stopped by SIGINT").hint("go on");
+        let read: Vec<ReportLine> = stop.report().lines().filter_map(ReportLine::read).collect();
+        let expected = [ReportLine::Stopped("stopped by SIGINT".into()), ReportLine::Hint("go on".into())];
+        assert_eq!(read, expected);
+        assert_eq!(ReportLine::read("error: gone"), Some(ReportLine::Error("gone".into())));
+        for other in ["stopped by hand", "2026-01-01T00:00:00Z  INFO error: no", "", "hint"] {
+            assert_eq!(ReportLine::read(other), None, "{other}");
+        }
     }
 }

@@ -82,6 +82,11 @@ pub fn terminate(pid: i32) {
     signal(pid, libc::SIGTERM);
 }
 
+/// Has a process end at once.
+pub fn quit(pid: i32) {
+    signal(pid, libc::SIGQUIT);
+}
+
 /// Sends the signal of a terminal that closes.
 pub fn hang_up(pid: i32) {
     signal(pid, libc::SIGHUP);

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
 use dyad_tests::processes::{
-    self, Process, Watch, children, hang_up, interrupt, kill_9, stop, terminate, wait_for,
+    self, Process, Watch, children, hang_up, interrupt, kill_9, quit, stop, terminate, wait_for,
 };
 use dyad_tests::{Workspace, binary, text};
 
@@ -226,8 +226,12 @@ fn drained_by(config: &str, signal: &str, tell: impl Fn(&Child, &[Process])) {
     let (steps, checkpoint) = progress(&workspace);
     assert!(steps > 0);
     assert_eq!(checkpoint, Some(steps), "every step that was begun is reported and saved: {error}");
-    let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
-    assert!(line.contains(&format!("stopped by {signal}")), "{error}");
+    let line = error.lines().find(|line| line.starts_with("stopped  ")).unwrap_or_default();
+    assert!(line.contains(&format!("by {signal}")) && !error.contains("error:"), "{error}");
+    for process in ["coordinator", "node0-cpu", "node1-cpu"] {
+        let log = std::fs::read_to_string(workspace.path(&format!("out/logs/{process}.log"))).unwrap();
+        assert!(log.contains("\nstopped  ") && !log.contains("error:"), "{process}: {log}");
+    }
     assert!(line.contains(&format!("after step {steps}; the checkpoint is ")), "{error}");
     let hint = format!("hint: continue with --resume from checkpoint-{steps}");
     assert!(error.lines().any(|line| line == hint), "{error}");
@@ -278,7 +282,7 @@ fn under_nohup_a_terminal_that_closes_ends_nothing() {
     wait_for("more steps", || (workspace.steps_so_far() > before + 20).then_some(()));
     terminate(launcher.id() as i32);
     let (status, error) = outcome(launcher, &watches);
-    assert!(status == Some(130) && error.contains("stopped by SIGTERM after step"), "{error}");
+    assert!(status == Some(130) && error.contains("\nstopped  by SIGTERM after step"), "{error}");
 }
 
 #[test]
@@ -293,6 +297,7 @@ fn ctrl_c_twice_ends_the_run_at_once() {
     interrupt(launcher.id() as i32);
     let (status, error) = outcome(launcher, &watches);
     assert_eq!(status, Some(130), "{error}");
+    assert!(error.contains("\nstopped  at once") && !error.contains("error:"), "{error}");
     assert!(error.contains("hint: no checkpoint was written yet: start again with --overwrite"), "{error}");
 }
 
@@ -333,4 +338,21 @@ fn a_trainer_waits_for_its_coordinator_and_says_so_once() {
     let rest: Vec<String> = log.collect();
     assert!(trainer.wait().unwrap().success() && coordinator.wait().unwrap().success(), "{rest:?}");
     assert!(!rest.iter().any(|line| line.contains("waiting")), "{rest:?}");
+}
+
+/// At once, without a checkpoint; nobody calls that a failure either.
+#[test]
+fn a_coordinator_that_is_told_to_stop_at_once_tells_its_trainers_of_no_error() {
+    let workspace = Workspace::with_model(16, "");
+    let (launcher, processes) = long_run(&workspace);
+    let watches = watch(&processes);
+    quit(find(&processes, "coordinator --config").pid);
+    let (status, error) = outcome(launcher, &watches);
+    assert_eq!(status, Some(130), "{error}");
+    assert!(error.contains("\nstopped  ") && error.contains("by SIGQUIT"), "{error}");
+    assert!(!error.contains("error:"), "{error}");
+    for process in ["coordinator", "node0-cpu", "node1-cpu"] {
+        let log = std::fs::read_to_string(workspace.path(&format!("out/logs/{process}.log"))).unwrap();
+        assert!(log.contains("\nstopped  by SIGQUIT") && !log.contains("error:"), "{process}: {log}");
+    }
 }

@@ -168,7 +168,7 @@ fn a_run_that_loses_a_host_waits_for_it_and_goes_on() {
     let rest: Vec<String> = lines.collect();
     assert_eq!(launcher.wait().unwrap().code(), Some(130), "{rest:?}");
     assert!(
-        rest.iter().any(|line| line.contains("stopped by SIGINT") && line.contains("(after 1 restart)")),
+        rest.iter().any(|line| line.starts_with("stopped  by SIGINT") && line.contains("(after 1 restart)")),
         "{rest:?}"
     );
     stage.nothing_is_left();

@@ -31,7 +31,7 @@ fn a_pipe_that_nobody_reads_stops_no_run_and_no_signal() {
     let ended = wait_for("the end of the run", || launcher.try_wait().unwrap());
     assert_eq!(ended.code(), Some(130));
     let log = std::fs::read_to_string(workspace.path("out/logs/coordinator.log")).unwrap();
-    assert!(log.contains("stopped by SIGTERM after step"), "the log lacks the end");
+    assert!(log.contains("\nstopped  by SIGTERM after step"), "the log lacks the end");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use dyad_telemetry::LogFormat;
     name = "trainer",
     version,
     after_help = "Exit status: 0 success, 1 the run failed, 2 invalid input, \
-3 the coordinator cannot be reached, 4 stopped because another process failed, 130 interrupted.
+3 the coordinator cannot be reached, 4 stopped because another process failed, 130 stopped by a signal.
 
 Environment: DYAD_LOG says which log lines are written [default: info]; OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_* \
 variables where traces go [default: nowhere]; DYAD_PEAK_FLOPS what the device can do per second, for model FLOPs utilisation \

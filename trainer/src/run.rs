@@ -53,7 +53,9 @@ pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
             }
         }
         Err(fault) => {
-            trace::fail(&fault.message);
+            if fault.code != ErrorCode::Interrupted {
+                trace::fail(&fault.message);
+            }
             session.fail(fault.clone());
             Err(fault)
         }

@@ -350,8 +350,8 @@ async fn receive(
             Ok(Some(Received::Abort(abort))) => {
                 let cause =
                     abort.cause.map_or_else(|| echo("stopped by the coordinator".into()), Fault::from);
-                // Turned away at the door, the cause is this trainer's own.
-                if welcome { echo(cause.to_string()) } else { cause }
+                // Turned away at the door, the cause is this trainer's own; a stop that was asked for is everybody's.
+                if welcome && cause.code != ErrorCode::Interrupted { echo(cause.to_string()) } else { cause }
             }
             Ok(Some(Received::Hold(_))) => {
                 handle.send(Sent::Held(Held { works: handle.shared.gate.hold() }));

@@ -14,10 +14,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
-use dyad_proto::wire::RunEnded;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
+use dyad_proto::wire::{ErrorCode, RunEnded};
 use dyad_telemetry::SpanContext;
 
 use crate::membership::TrainerId;
@@ -126,7 +126,10 @@ impl Observer {
         let Some(traces) = &mut self.traces else { return };
         match happening {
             Happening::Data(_) => traces.prepared(self.began, SystemTime::now()),
-            Happening::Ended(RunEnded { failure: Some(failure) }) => {
+            // A stop that was asked for is no failure of the step that ranks were in.
+            Happening::Ended(RunEnded { failure: Some(failure) })
+                if failure.code() != ErrorCode::Interrupted =>
+            {
                 traces.fail(&failure.message, SystemTime::now());
             }
             _ => {}

@@ -169,9 +169,10 @@ impl Ended {
         }
     }
 
-    /// The error as a person sees it: message and hint.
+    /// The last words as a person sees them: message and hint.
     pub fn report(&self) -> &str {
-        self.stderr.find("error: ").map_or("", |at| &self.stderr[at..])
+        let begins = ["error: ", "stopped  "].into_iter().filter_map(|mark| self.stderr.find(mark)).min();
+        begins.map_or("", |at| &self.stderr[at..])
     }
 }
 

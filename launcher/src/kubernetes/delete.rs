@@ -50,6 +50,7 @@ fn confirm(cluster: &Cluster, names: &[(&str, String)]) -> Result<(), Fault> {
     let read = std::io::stdin().lock().read_line(&mut answer);
     match (read, answer.trim()) {
         (Ok(_), "y" | "Y" | "yes") => Ok(()),
-        _ => Err(Fault::new(ErrorCode::Interrupted, "nothing was deleted").hint("answer y, or add --yes")),
+        _ => Err(Fault::new(ErrorCode::Interrupted, "stopped before anything was deleted")
+            .hint("answer y, or add --yes")),
     }
 }

@@ -1,7 +1,7 @@
 //! `launcher kubernetes status`: workload, pods and progress, once.
 
-use dyad_proto::Fault;
 use dyad_proto::wire::run_event::Body;
+use dyad_proto::{ErrorCode, Fault, counted};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::LogParams;
 
@@ -52,17 +52,16 @@ fn last_word(events: impl Iterator<Item = Body>) -> String {
     let mut word = "nothing yet".to_owned();
     for event in events {
         match event {
-            Body::Started(started) => word = format!("waiting for {} trainers", started.world_size),
+            Body::Started(started) => {
+                word = format!("waiting for {}", counted(started.world_size, "trainer"))
+            }
             Body::Data(data) => total = Some(data.total_steps),
             Body::Step(step) => {
                 let of = total.map(|total| format!("/{total}")).unwrap_or_default();
                 word = format!("step {}{of}  {}", step.step, step_line(&step.values));
             }
             Body::Ended(ended) => {
-                word = ended.failure.map_or_else(
-                    || "complete".to_owned(),
-                    |failure| format!("failed: {}", Fault::from(failure)),
-                );
+                word = ended.failure.map_or_else(|| "complete".to_owned(), |failure| end(&failure.into()));
             }
             _ => {}
         }
@@ -70,11 +69,18 @@ fn last_word(events: impl Iterator<Item = Body>) -> String {
     word
 }
 
+fn end(fault: &Fault) -> String {
+    match fault.code {
+        ErrorCode::Interrupted => fault.to_string(),
+        _ => format!("failed: {fault}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
 
-    use dyad_proto::wire::{DataReport, RunEnded, StepMetrics};
+    use dyad_proto::wire::{DataReport, RunEnded, RunStarted, StepMetrics};
 
     use super::*;
 
@@ -86,6 +92,12 @@ mod tests {
         assert_eq!(last_word([data.clone(), step.clone()].into_iter()), "step 3/9  loss 0.2500");
         assert_eq!(last_word([step.clone()].into_iter()), "step 3  loss 0.2500");
         let ended = Body::Ended(RunEnded { failure: Some(Fault::failed("gone").into()) });
-        assert_eq!(last_word([data, step, ended].into_iter()), "failed: gone");
+        assert_eq!(last_word([data, step.clone(), ended].into_iter()), "failed: gone");
+        let stop = Fault::new(ErrorCode::Interrupted, "stopped by SIGTERM after step 3");
+        let ended = Body::Ended(RunEnded { failure: Some(stop.into()) });
+        assert_eq!(last_word([step, ended].into_iter()), "stopped by SIGTERM after step 3");
+        let started = |trainers| Body::Started(RunStarted { world_size: trainers, ..Default::default() });
+        assert_eq!(last_word([started(1)].into_iter()), "waiting for 1 trainer");
+        assert_eq!(last_word([started(2)].into_iter()), "waiting for 2 trainers");
     }
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use dyad_proto::wire::run_event::Body;
-use dyad_proto::{ErrorCode, Fault};
+use dyad_proto::{ErrorCode, Fault, ReportLine};
 use dyad_telemetry::LogFormat;
 use futures::{AsyncBufReadExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
@@ -38,7 +38,7 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
                 .hint("it goes on; wait again, or look at `launcher kubernetes status`"))
         }
         _ = interrupt.wait() => {
-            Err(Fault::new(ErrorCode::Interrupted, "no longer following the run; it goes on")
+            Err(Fault::new(ErrorCode::Interrupted, "stopped following the run; it goes on")
                 .hint("`launcher kubernetes delete` stops and removes it"))
         }
     };
@@ -76,7 +76,7 @@ struct Follower<'a> {
 
 impl<'a> Follower<'a> {
     fn new(cluster: &'a Cluster, console: Console) -> Self {
-        let progress = Progress::new(console.clone());
+        let progress = Progress::new(console.clone(), None);
         Self { cluster, console, reading: None, progress, failure: None, told: String::new() }
     }
 
@@ -147,7 +147,7 @@ impl<'a> Follower<'a> {
                 self.console.line("the run was started again");
             }
             self.reading = Some((uid, 0));
-            self.progress = Progress::new(self.console.clone());
+            self.progress = Progress::new(self.console.clone(), None);
             self.failure = None;
         }
         let done = self.reading.as_ref().map_or(0, |(_, lines)| *lines);
@@ -170,12 +170,21 @@ impl<'a> Follower<'a> {
         match event(line) {
             Some(Body::Ended(ended)) => self.failure = ended.failure.map(Fault::from),
             Some(body) => self.progress.show(&body),
-            None => match (line.strip_prefix("error: "), line.strip_prefix("hint: ")) {
-                (Some(error), _) => self.failure = Some(Fault::failed(error).from_origin("coordinator")),
-                (_, Some(hint)) => self.failure = self.failure.take().map(|fault| fault.hint(hint)),
-                _ => self.console.log(&Speaker { node: "coordinator".into(), rank: None }, line),
+            None => match ReportLine::read(line) {
+                Some(ReportLine::Error(words)) => self.ended_with(Fault::failed(words)),
+                Some(ReportLine::Stopped(words)) => {
+                    self.ended_with(Fault::new(ErrorCode::Interrupted, words));
+                }
+                Some(ReportLine::Hint(hint)) => {
+                    self.failure = self.failure.take().map(|fault| fault.hint(hint))
+                }
+                None => self.console.log(&Speaker { node: "coordinator".into(), rank: None }, line),
             },
         }
+    }
+
+    fn ended_with(&mut self, fault: Fault) {
+        self.failure = Some(fault.from_origin("coordinator"));
     }
 
     /// The coordinator's account of the failure, or the controller's.

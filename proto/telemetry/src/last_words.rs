@@ -1,8 +1,9 @@
-//! What a process says last when it fails: `error: …` and `hint: …` for people, or one JSON object where log lines are such.
+//! What a process says last when it fails or was asked to stop: `error: …` or `stopped  …`, and `hint: …`, for people; one JSON object
+//! where log lines are such.
 
 use std::sync::OnceLock;
 
-use dyad_proto::{Fault, called, plain};
+use dyad_proto::{ErrorCode, Fault, called, plain};
 use serde_json::{Map, Value};
 
 use crate::logs::json_line;
@@ -24,7 +25,7 @@ pub fn format() -> LogFormat {
     PROCESS.get().map_or(LogFormat::Text, |(_, format)| *format)
 }
 
-/// Writes on standard error why this process fails, in the format of its log lines.
+/// Writes on standard error why this process ends without success, in the format of its log lines.
 pub fn last_words(fault: &Fault) {
     let text = match PROCESS.get() {
         Some((service, LogFormat::Json)) => json(service, fault),
@@ -43,7 +44,9 @@ fn json(service: &str, fault: &Fault) -> String {
         fields.insert("hint".into(), called::commands(&plain::line(&fault.hint)).into());
     }
     fields.insert(MARK.into(), fault.code.exit_status().into());
-    json_line("ERROR", service, fields)
+    // Nothing is wrong where a stop was asked for.
+    let level = if fault.code == ErrorCode::Interrupted { "INFO" } else { "ERROR" };
+    json_line(level, service, fields)
 }
 
 /// Error and hint of a JSON line, if those are the last words of a process.
@@ -76,6 +79,14 @@ mod tests {
         let bare = json("launcher", &Fault::failed("gone"));
         assert!(!bare.contains("hint"), "{bare}");
         assert_eq!(read_last_words(&bare), Some(("gone".into(), String::new())));
+    }
+
+    #[test]
+    fn a_stop_that_was_asked_for_is_no_error_in_json_either() {
+        let line = json("launcher", &Fault::new(ErrorCode::Interrupted, "stopped by SIGINT"));
+        let read: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&read["level"], &read["fields"]["exit_status"]), (&"INFO".into(), &130.into()));
+        assert_eq!(read_last_words(&line), Some(("stopped by SIGINT".into(), String::new())));
     }
 
     #[test]
