@@ -3,26 +3,45 @@
 //! All but what a command was asked for leaves by a [`voice`]: nobody who reads slowly, or not at all, stops the run.
 
 use std::io::{IsTerminal, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dyad_proto::{Fault, called, plain};
 use dyad_telemetry::{LogFormat, voice};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::collapse::Collapse;
 pub use crate::collapse::Speaker;
-use crate::screen::Screen;
+use crate::live::{self, Count, Passed, View};
 
 /// Lines between two progress reports are spaced so that a run prints about this many.
 const PLAIN_REPORTS: u64 = 20;
 /// How long a log line waits for other ranks to say the same.
 const HOLD: Duration = Duration::from_millis(200);
 
+/// What stands at the bottom of the terminal, and since when.
+#[derive(Debug)]
+struct Shown {
+    view: View,
+    begun: Instant,
+    /// When the last step was done.
+    step: Instant,
+}
+
+impl Shown {
+    fn new(view: View) -> Self {
+        let now = Instant::now();
+        Self { view, begun: now, step: now }
+    }
+
+    fn passed(&self) -> Passed {
+        Passed { all: self.begun.elapsed(), step: self.step.elapsed() }
+    }
+}
+
 /// Shared by everything that prints; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Console {
-    bar: Arc<Mutex<Option<ProgressBar>>>,
+    shown: Arc<Mutex<Option<Shown>>>,
     terminal: bool,
     verbose: bool,
     /// Log lines that others may still repeat.
@@ -40,7 +59,7 @@ impl Console {
         let terminal = !json && !dumb && std::io::stderr().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
         let held = Arc::new(Mutex::new(Collapse::new(colour)));
-        Self { bar: Arc::default(), terminal, verbose, held, json }
+        Self { shown: Arc::default(), terminal, verbose, held, json }
     }
 
     /// A line for the reader, after all that was said before.
@@ -49,12 +68,14 @@ impl Console {
         self.print(text);
     }
 
-    /// Shows log lines that nobody has repeated for a while, until the task is dropped.
+    /// Shows log lines that nobody has repeated for a while, and the view as it is now, until the task is dropped. The view is drawn for
+    /// the width that the terminal has at that moment, so that nothing is left of what was there before it was resized.
     pub async fn show_held(self) {
         let mut ticks = tokio::time::interval(HOLD / 2);
         loop {
             ticks.tick().await;
             self.flush(Instant::now().checked_sub(HOLD));
+            self.draw();
         }
     }
 
@@ -68,13 +89,8 @@ impl Console {
         if self.json {
             return tracing::info!("{text}");
         }
-        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = plain::coloured(text);
-        let print = || voice::stderr().line(&text);
-        match bar.as_ref() {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
+        voice::stderr().line(&plain::coloured(text));
+        self.draw();
     }
 
     /// A log line of a child: shown when it warns, or always with --verbose; once where several say the same.
@@ -110,57 +126,58 @@ impl Console {
         if !self.terminal {
             return self.line(text);
         }
-        // A bar that counts already stays: phases and data are reported independently.
-        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
-            && bar.length().is_some()
-        {
-            return bar.set_message(plain::line(text).into_owned());
+        let text = plain::line(text).into_owned();
+        let mut shown = self.shown();
+        match shown.as_mut().map(|shown| &mut shown.view) {
+            // Steps are counted already: phases and data are reported independently.
+            Some(View::Counting(count)) => count.message = text,
+            Some(View::Doing(doing)) => *doing = text,
+            None => *shown = Some(Shown::new(View::Doing(text))),
         }
-        let message = plain::line(text).into_owned();
-        let bar = ProgressBar::with_draw_target(None, Screen::target()).with_message(message);
-        bar.set_style(ProgressStyle::default_spinner());
-        bar.enable_steady_tick(std::time::Duration::from_millis(120));
-        self.show(Some(bar));
+        drop(shown);
+        self.draw();
     }
 
     /// Starts counting optimizer steps.
     pub fn count(&self, done: u64, total: u64) {
-        if self.terminal {
-            let bar = ProgressBar::with_draw_target(Some(total), Screen::target());
-            let style = "{bar:30} {pos}/{len} steps  {elapsed}<{eta}  {msg}";
-            bar.set_style(
-                ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
-            bar.set_position(done);
-            bar.reset_eta();
-            self.show(Some(bar));
-        }
+        let count = Count { done, total, left: None, message: String::new() };
+        *self.shown() = Some(Shown::new(View::Counting(count)));
+        self.draw();
     }
 
-    /// One more step is done.
-    pub fn step(&self, step: u64, total: u64, message: &str) {
-        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            bar.set_position(step);
-            bar.set_message(plain::line(message).into_owned());
-        }
+    /// One more step is done; so much time is left, where that is known.
+    pub fn step(&self, step: u64, total: u64, left: Option<Duration>, message: &str) {
+        let mut held = self.shown();
+        let shown = held.get_or_insert_with(|| Shown::new(View::Doing(String::new())));
+        let message = plain::line(message).into_owned();
+        shown.view = View::Counting(Count { done: step, total, left, message: message.clone() });
+        shown.step = Instant::now();
+        let clock = live::clock(shown.begun.elapsed(), left);
+        drop(held);
+        // The view is drawn at the next tick: steps may be faster than eyes.
         let every = total.div_ceil(PLAIN_REPORTS).max(1);
         if !self.terminal && (step == 1 || step == total || step.is_multiple_of(every)) {
-            self.line(&format!("step {step}/{total}  {message}"));
+            self.line(&format!("step {step}/{total}  {clock}  {message}"));
         }
     }
 
     /// Takes the progress view away.
     pub fn clear(&self) {
         self.flush(None);
-        self.show(None);
+        self.shown().take();
+        self.draw();
     }
 
-    fn show(&self, bar: Option<ProgressBar>) {
-        let mut current = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = current.take() {
-            old.finish_and_clear();
+    fn shown(&self) -> MutexGuard<'_, Option<Shown>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn draw(&self) {
+        if self.terminal {
+            let shown = self.shown();
+            let line = shown.as_ref().map(|shown| live::line(&shown.view, shown.passed(), live::width()));
+            voice::stderr().show(&line.unwrap_or_default());
         }
-        *current = bar;
     }
 }
 
@@ -209,13 +226,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_phase_that_is_reported_late_does_not_take_the_bar_away() {
+    fn a_phase_that_is_reported_late_does_not_take_the_count_away() {
         let console = Console { terminal: true, ..Console::new(false, LogFormat::Text) };
         console.status("loading the model");
         console.count(3, 10);
         console.status("connecting the trainers");
-        console.step(4, 10, "loss 0.5");
-        let bar = console.bar.lock().unwrap().clone().unwrap();
-        assert_eq!((bar.position(), bar.length(), bar.message()), (4, Some(10), "loss 0.5".to_owned()));
+        let counting = |done, left, message: &str| {
+            let count = Count { done, total: 10, left, message: message.to_owned() };
+            Some(View::Counting(count))
+        };
+        let view = || console.shown().as_ref().map(|shown| shown.view.clone());
+        assert_eq!(view(), counting(3, None, "connecting the trainers"));
+        let left = Some(Duration::from_secs(5));
+        console.step(4, 10, left, "loss 0.5");
+        assert_eq!(view(), counting(4, left, "loss 0.5"));
+        console.clear();
+        assert_eq!(view(), None);
     }
 }

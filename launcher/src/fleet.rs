@@ -13,6 +13,7 @@ use tokio::process::Command;
 use crate::children::{Child, Output, log_file};
 use crate::console::{Console, Speaker};
 use crate::hosts::Hosts;
+use crate::live_plot::LivePlot;
 use crate::plan::Trainer;
 use crate::processes::{hand_over, keep_to};
 use crate::programs::{self, program};
@@ -50,6 +51,8 @@ pub struct Job<'a> {
     pub log_format: LogFormat,
     /// Of the output folder, where the coordinator runs on this machine.
     pub owner: Option<&'a Ownership>,
+    /// Of the run's numbers.
+    pub plot: &'a LivePlot,
 }
 
 /// Everything that was started.

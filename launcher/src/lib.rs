@@ -11,7 +11,7 @@
 //! - [`supervise`], [`fleet`], [`children`]: processes that end together. [`allowance`]: how much they may say. [`processes`], [`programs`]: what each of them is.
 //! - [`restart`]: whether a run that failed is started again.
 //! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
-//! - [`console`], [`progress`], [`summary`], [`plot`]: what a person sees.
+//! - [`console`], `live`, [`progress`], [`pace`], [`summary`], [`plot`], [`live_plot`]: what a person sees.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
@@ -29,9 +29,12 @@ pub mod gpus;
 pub mod hosts;
 pub mod interrupt;
 pub mod kubernetes;
+mod live;
+pub mod live_plot;
 pub mod look;
 pub mod node;
 pub mod numa;
+pub mod pace;
 pub mod plan;
 pub mod plot;
 pub mod predict;
@@ -42,7 +45,6 @@ pub mod progress;
 pub mod quickstart;
 pub mod restart;
 pub mod rows;
-mod screen;
 pub mod security;
 pub mod slurm;
 pub mod summary;

@@ -17,6 +17,7 @@ use launcher::console::{self, Console, print};
 use launcher::hosts::options::HostOptions;
 use launcher::hosts::{Hosts, environment};
 use launcher::interrupt::Interrupt;
+use launcher::live_plot::LivePlot;
 use launcher::numa::{Topology, allowed_cores};
 use launcher::plan::{self, Machine, Trainer, trainers};
 use launcher::preflight::{Earlier, NextConfig};
@@ -26,8 +27,13 @@ use launcher::security::{Security, SecurityOptions};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
 use launcher::{
+<<<<<<< HEAD
     agent, doctor, dry_run, fit, hosts, kubernetes, look, node, plot, predict, preflight, quickstart,
     security, slurm, summary, supervise,
+=======
+    agent, doctor, dry_run, fit, hosts, kubernetes, node, predict, preflight, security, slurm, summary,
+    supervise,
+>>>>>>> bfb91d9 (The live line fits its terminal, plain logs say the time left, the plot is drawn while the run goes on)
 };
 use tracing::Instrument;
 
@@ -112,7 +118,7 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
     loop {
         let mut reached = Reached::default();
         let connecting = Hosts::connect(&asked, &transport, wanted);
-        let result = match unless(&mut interrupt, "connecting to the hosts", connecting).await {
+        let result = match unless((&mut interrupt, &restarts), "connecting to the hosts", connecting).await {
             Ok(hosts) => {
                 let attempt = Attempt { restarts: &restarts, reached: &mut reached };
                 let result =
@@ -133,7 +139,7 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
                 tokio::time::sleep(PAUSE).await;
                 Ok(())
             };
-            unless(&mut interrupt, "waiting for a lost host", pausing).await?;
+            unless((&mut interrupt, &restarts), "waiting for a lost host", pausing).await?;
             continue;
         }
         let line = restarts.after(fault, &reached)?;
@@ -144,14 +150,16 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
 
 /// Before anything is started: Ctrl-C ends what the launcher waits for.
 async fn unless<T>(
-    interrupt: &mut Interrupt,
+    (interrupt, restarts): (&mut Interrupt, &Restarts),
     doing: &str,
     work: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
     tokio::select! {
         done = work => done,
         _ = interrupt.wait() => {
-            Err(Fault::new(ErrorCode::Interrupted, format!("interrupted while {doing}")).hint("no run was started"))
+            let begun = restarts.total() > 0;
+            let hint = if begun { "continue with --resume where a checkpoint was written" } else { "no run was started" };
+            Err(Fault::new(ErrorCode::Interrupted, format!("stopped while {doing}")).hint(hint))
         }
     }
 }
@@ -190,7 +198,8 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
     let config_file = NextConfig(preflight::write_config(&config)?);
     let console = Console::new(options.verbose, options.log_format);
     console.line(&format!("devices  {devices}"));
-    let place = Place { trainers: &trainers, hosts: None, listen, owner: Some(&owner) };
+    let plot = LivePlot::new(Path::new(&config.output_dir));
+    let place = Place { trainers: &trainers, hosts: None, listen, owner: Some(&owner), plot: &plot };
     let mut restarts = Restarts::new(options.max_restarts);
     loop {
         let mut reached = Reached::default();
@@ -212,7 +221,7 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
             }
         }
     }
-    tell(options, &config, &machine, (&restarts, &mut interrupt)).await
+    tell((options, &config), &plot, &machine, (&restarts, &mut interrupt)).await
 }
 
 /// One of possibly several starts of a run.
@@ -229,6 +238,7 @@ struct Place<'a> {
     hosts: Option<&'a Hosts>,
     listen: &'a str,
     owner: Option<&'a Ownership>,
+    plot: &'a LivePlot,
 }
 
 async fn launch_there(
@@ -246,20 +256,21 @@ async fn launch_there(
     idle.iter().for_each(|idle| console::warn(idle));
     let hellos: Vec<Hello> = found.into_iter().map(|(_, hello)| hello).collect();
     fit::check(options, config, &trainers, &hellos)?;
+    let restarts = attempt.restarts;
     let listening = hosts.listen(options.listen.as_deref());
-    let listen = unless(interrupt, "the hosts tried to reach each other", listening).await?;
+    let listen = unless((interrupt, restarts), "the hosts tried to reach each other", listening).await?;
     if options.dry_run {
         let tls = security::describe(secured, &listen, security::given())?;
         let on_first = hosts.coordinator_node().is_some();
         return print(&dry_run::describe_hosts(config, &trainers, (&listen, &devices, &tls), on_first));
     }
-    let restarts = attempt.restarts;
     // Whether the job has begun what lies on the hosts is not known here: the coordinator looks.
     let fresh = Earlier::of(options, Path::new(&config.output_dir))? == Earlier::Refused
         && !options.auto_resume
         && restarts.total() == 0;
     let preparing = hosts.prepare(config, fresh);
-    let (config_file, owner) = unless(interrupt, "the hosts looked at the run's files", preparing).await?;
+    let (config_file, owner) =
+        unless((interrupt, restarts), "the hosts looked at the run's files", preparing).await?;
     let config_file = NextConfig(config_file);
     // Logs are gathered on this machine, which may share no file system with the hosts.
     let output_dir = Path::new(&config.output_dir);
@@ -268,12 +279,19 @@ async fn launch_there(
     let place = if hosts.coordinator_node().is_some() { names[0] } else { "this machine" };
     Console::new(false, options.log_format)
         .line(&format!("hosts    {}: {devices}, coordinator on {place}", names.join(", ")));
-    let place = Place { trainers: &trainers, hosts: Some(hosts), listen: &listen, owner: owner.as_ref() };
-    train((options, wanted, secured), (config, &config_file.0), &place, (interrupt, attempt))
+    let plot = LivePlot::new(output_dir);
+    let place = Place {
+        trainers: &trainers,
+        hosts: Some(hosts),
+        listen: &listen,
+        owner: owner.as_ref(),
+        plot: &plot,
+    };
+    train((options, wanted, secured), (config, &config_file.0), &place, (&mut *interrupt, attempt))
         .instrument(launch_span())
         .await?;
     if output_dir.join("final").is_dir() {
-        return tell(options, config, &Machine::here(), (restarts, interrupt)).await;
+        return tell((options, config), &plot, &Machine::here(), (restarts, interrupt)).await;
     }
     let host = &hosts.agent(0).host;
     let again = restarts.summary().map(|again| format!("restarts {again}\n")).unwrap_or_default();
@@ -292,13 +310,13 @@ fn launch_span() -> tracing::Span {
 
 /// Says it, and draws samples, which may take long, until somebody has had enough of that.
 async fn tell(
-    options: &Options,
-    config: &RunConfig,
+    (options, config): (&Options, &RunConfig),
+    plot: &LivePlot,
     machine: &Machine,
     (restarts, interrupt): (&Restarts, &mut Interrupt),
 ) -> Result<(), Fault> {
     let signal = tokio::select! {
-        () = say(options, config, machine, restarts) => return Ok(()),
+        () = say((options, config), plot, machine, restarts) => return Ok(()),
         signal = interrupt.wait() => signal,
     };
     // A scheduler asks for an end, and the run has come to its own. A person learns that not all was shown.
@@ -306,15 +324,20 @@ async fn tell(
         return Ok(());
     }
     let model = Path::new(&config.output_dir).join("final");
-    Err(Fault::new(ErrorCode::Interrupted, "interrupted once the run was complete")
+    Err(Fault::new(ErrorCode::Interrupted, "stopped once the run was complete, before all was shown")
         .hint(format!("the model lies in {}", model.display())))
 }
 
 /// What there is to say of a complete run.
-async fn say(options: &Options, config: &RunConfig, machine: &Machine, restarts: &Restarts) {
+async fn say(
+    (options, config): (&Options, &RunConfig),
+    plot: &LivePlot,
+    machine: &Machine,
+    restarts: &Restarts,
+) {
     let output_dir = Path::new(&config.output_dir);
     // The model is there: a plot or sample that fails must not make the run look failed.
-    let plot = plot::draw(output_dir).unwrap_or_else(warn);
+    let plot = plot.finish(true).await;
     let again = restarts.summary().map(|again| format!("restarts {again}\n")).unwrap_or_default();
     console::tell(&format!("\n{again}{}", summary::table(output_dir, plot.as_deref()))).await;
     let wanted =
@@ -353,12 +376,21 @@ async fn train(
         stall_timeout: options.stall_timeout,
         log_format: options.log_format,
         owner: place.owner,
+        plot: place.plot,
     };
     let grace = Duration::from_secs(options.grace_period);
-    tokio::select! {
+    let result = tokio::select! {
         result = supervise::run(&job, &console, interrupt, (grace, attempt.reached)) => result,
         () = console.clone().show_held() => Ok(()),
+    };
+    if result.is_err() {
+        // So far the run has come, and that can be looked at.
+        tokio::select! {
+            _ = place.plot.finish(false) => {}
+            _ = interrupt.wait() => {}
+        }
     }
+    result
 }
 
 fn coordinator_flags(options: &Options, restarts: &Restarts) -> Vec<String> {

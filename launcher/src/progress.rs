@@ -1,11 +1,15 @@
 //! Turns the run's events into what a person sees.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{DataReport, Phase};
+use dyad_proto::{agrees, counted, grouped, thousands};
 
 use crate::console::Console;
+use crate::live_plot::LivePlot;
+use crate::pace::Pace;
 use crate::restart::Reached;
 
 /// Follows one run.
@@ -13,6 +17,11 @@ use crate::restart::Reached;
 pub struct Progress {
     console: Console,
     total: u64,
+    pace: Pace,
+    /// When steps began to be counted.
+    counted_from: Instant,
+    /// Drawn again as the run goes on.
+    plot: Option<LivePlot>,
     /// How far the run has come.
     pub reached: Reached,
 }
@@ -20,21 +29,32 @@ pub struct Progress {
 impl Progress {
     /// Nothing has happened yet.
     #[must_use]
-    pub fn new(console: Console) -> Self {
-        Self { console, total: 0, reached: Reached::default() }
+    pub fn new(console: Console, plot: Option<LivePlot>) -> Self {
+        Self {
+            console,
+            total: 0,
+            pace: Pace::default(),
+            counted_from: Instant::now(),
+            plot,
+            reached: Reached::default(),
+        }
     }
 
     /// Shows one event.
     pub fn show(&mut self, event: &Body) {
         self.reached.note(event);
+        if let (Some(plot), Body::Step(_) | Body::Evaluation(_)) = (&self.plot, event) {
+            plot.has_changed();
+        }
         match event {
             Body::Started(started) => {
-                self.console.status(&format!("waiting for {} trainers", started.world_size));
+                self.console.status(&format!("waiting for {}", counted(started.world_size, "trainer")));
             }
             Body::Arrived(_) | Body::Joined(_) | Body::Ended(_) | Body::Beat(_) => {}
             Body::Skipped(skipped) => self.console.line(&format!(
-                "behind   {} events of the run are not shown here; metrics.jsonl has every step",
-                thousands(skipped.events)
+                "behind   {} of the run {} not shown here; metrics.jsonl has every step",
+                grouped(skipped.events, "event"),
+                agrees(skipped.events, "is", "are")
             )),
             Body::Phase(changed) => {
                 if let Some(text) = phase_text(changed.phase()) {
@@ -42,27 +62,33 @@ impl Progress {
                 }
             }
             Body::Model(model) => self.console.line(&format!(
-                "model    {} with {} parameters, {} trainable",
+                "model    {} with {}, {} trainable",
                 model.architecture,
-                thousands(model.parameters),
+                grouped(model.parameters, "parameter"),
                 thousands(model.trainable_parameters)
             )),
             Body::Data(data) => {
                 self.total = data.total_steps;
                 self.console.line(&data_line(data));
+                self.counted_from = Instant::now();
                 self.console.count(data.start_step, data.total_steps);
             }
             Body::Reference(progress) if progress.pairs == progress.total => {
-                self.console
-                    .line(&format!("scored   {} pairs with the reference model", thousands(progress.total)));
+                let pairs = grouped(progress.total, "pair");
+                self.console.line(&format!("scored   {pairs} with the reference model"));
             }
             Body::Reference(progress) => self.console.status(&format!(
-                "scoring with the reference model: {} of {} pairs",
+                "scoring with the reference model: {} of {}",
                 thousands(progress.pairs),
-                thousands(progress.total)
+                grouped(progress.total, "pair")
             )),
-            Body::Step(step) => self.console.step(step.step, self.total, &step_line(&step.values)),
+            Body::Step(step) => {
+                self.pace.step(seconds(&step.values, "step_seconds"));
+                let left = self.pace.left(self.total.saturating_sub(step.step), self.counted_from.elapsed());
+                self.console.step(step.step, self.total, left, &step_line(&step.values));
+            }
             Body::Evaluation(evaluation) => {
+                self.pace.evaluation(seconds(&evaluation.values, "eval_seconds"));
                 self.console.line(&format!(
                     "eval     step {}: {}",
                     evaluation.step,
@@ -77,6 +103,10 @@ impl Progress {
     }
 }
 
+fn seconds(values: &HashMap<String, f64>, name: &str) -> f64 {
+    values.get(name).copied().unwrap_or(f64::NAN)
+}
+
 fn phase_text(phase: Phase) -> Option<&'static str> {
     match phase {
         Phase::Loading => Some("loading the model"),
@@ -89,8 +119,10 @@ fn phase_text(phase: Phase) -> Option<&'static str> {
 
 fn data_line(data: &DataReport) -> String {
     let mut line = format!(
-        "data     {} pairs, {} steps per epoch, {} steps",
-        data.pairs, data.steps_per_epoch, data.total_steps
+        "data     {}, {} per epoch, {}",
+        counted(data.pairs, "pair"),
+        counted(data.steps_per_epoch, "step"),
+        counted(data.total_steps, "step")
     );
     for fate in fates([data.truncated, data.dropped_too_long, data.dropped_empty, data.dropped_identical]) {
         line += &format!(", {fate}");
@@ -103,7 +135,7 @@ fn data_line(data: &DataReport) -> String {
             data.validation_dropped_identical,
         ])
         .collect();
-        line += &format!(", {} validation pairs", data.validation_pairs);
+        line += &format!(", {}", counted(data.validation_pairs, "validation pair"));
         if !fates.is_empty() {
             line += &format!(" ({})", fates.join(", "));
         }
@@ -155,20 +187,6 @@ fn list(values: &HashMap<String, f64>, prefix: &str, shown: &[(&str, &str, usize
     parts.collect::<Vec<_>>().join("  ")
 }
 
-/// 12345678 -> 12,345,678
-#[must_use]
-pub fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,11 +223,15 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_grouped() {
-        assert_eq!(
-            (thousands(7), thousands(1234), thousands(12_345_678)),
-            ("7".into(), "1,234".into(), "12,345,678".into())
-        );
+    fn words_agree_with_the_numbers_before_them() {
+        let data = DataReport {
+            pairs: 1,
+            total_steps: 1,
+            steps_per_epoch: 1,
+            validation_pairs: 1,
+            ..Default::default()
+        };
+        assert_eq!(data_line(&data), "data     1 pair, 1 step per epoch, 1 step, 1 validation pair");
     }
 
     #[test]

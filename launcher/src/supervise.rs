@@ -23,7 +23,7 @@ use crate::children::{Child, Signals, outcomes};
 use crate::console::{Console, warn};
 pub use crate::fleet::Job;
 use crate::fleet::{Fleet, LEAVE, start_trainer};
-use crate::interrupt::Interrupt;
+use crate::interrupt::{self, Interrupt};
 use crate::processes::end;
 use crate::progress::Progress;
 use crate::restart::Reached;
@@ -52,14 +52,18 @@ pub async fn run(
     console.clear();
     let result = match over {
         Over::Ended(result) => result,
-        Over::Overdue => {
-            let late = format!("interrupted; the run had not ended {} s later", grace.as_secs());
+        Over::Overdue(signal) => {
+            let signal = interrupt::name(signal);
+            let late = format!(
+                "stopped by {signal}: the run had not ended {} s later, and was killed",
+                grace.as_secs()
+            );
             let hint = format!("{}; --grace-period gives it more time", how_to_go_on(job));
             Err(Fault::new(ErrorCode::Interrupted, late).hint(hint))
         }
         Over::Hurried => {
             at_once(&mut fleet, console).await;
-            let cut = "interrupted, without a checkpoint";
+            let cut = "stopped at once, without another checkpoint";
             return Err(Fault::new(ErrorCode::Interrupted, cut).hint(how_to_go_on(job)));
         }
     };
@@ -101,8 +105,8 @@ async fn at_once(fleet: &mut Fleet, console: &Console) {
 enum Over {
     /// It has ended by itself, or as it was asked to.
     Ended(Result<(), Fault>),
-    /// It was asked to end, and has not.
-    Overdue,
+    /// It was asked to end by this signal, and has not.
+    Overdue(i32),
     /// It is to be ended at once.
     Hurried,
 }
@@ -113,10 +117,11 @@ async fn until_over(
     (console, interrupt): (&Console, &mut Interrupt),
     grace: Duration,
 ) -> Over {
-    tokio::select! {
+    let signal = tokio::select! {
         result = &mut following => return Over::Ended(result),
-        signal = interrupt.wait() => coordinator.send(signal),
-    }
+        signal = interrupt.wait() => signal,
+    };
+    coordinator.send(signal);
     console.line(&format!(
         "stopping after the step in progress, with a checkpoint: waiting up to {} s for the coordinator and its trainers; \
          press Ctrl-C again to stop at once",
@@ -125,7 +130,7 @@ async fn until_over(
     tokio::select! {
         result = following => Over::Ended(result),
         _ = interrupt.wait() => Over::Hurried,
-        () = tokio::time::sleep(grace) => Over::Overdue,
+        () = tokio::time::sleep(grace) => Over::Overdue(signal),
     }
 }
 
@@ -168,7 +173,10 @@ async fn follow(
         Ok(Err(fault)) => return Err(own_words(&mut fleet.coordinator, fault).await),
         Err(_) => return Err(stopped(&fleet.coordinator, job, patience)),
     };
-    let mut progress = (Progress::new(console.clone()), Awaited::new(job, &fleet.trainers, patience));
+    let mut progress = (
+        Progress::new(console.clone(), Some(job.plot.clone())),
+        Awaited::new(job, &fleet.trainers, patience),
+    );
     let failure = tokio::select! {
         outcome = show(&mut events, &mut progress) => outcome,
         failed = first_failure(&mut fleet.trainers) => {

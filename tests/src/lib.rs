@@ -13,6 +13,7 @@ pub mod collector;
 pub mod processes;
 pub mod refusal;
 pub mod slurm;
+pub mod terminal;
 pub mod tools;
 
 use std::fmt::Write as _;

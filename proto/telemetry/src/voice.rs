@@ -3,7 +3,8 @@
 //! - V-1: nobody who speaks waits for whoever listens. A pipe that is not read or a terminal that stands still (Ctrl-S, a pager, a
 //!   hung ssh) stops no run and delays no signal.
 //! - V-2: what nobody reads is dropped, the oldest first, and once somebody reads again a line says how many lines that were.
-//! - V-3: the end of a process waits for its last words as long as they leave, and no longer than [`PATIENCE`].
+//! - V-3: lines stand above the picture at the bottom of a terminal, and nothing of an earlier picture is left.
+//! - V-4: the end of a process waits for its last words as long as they leave, and no longer than [`PATIENCE`].
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -12,7 +13,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use dyad_proto::plain;
+use dyad_proto::{agrees, counted, plain};
 
 use crate::LogFormat;
 use crate::logs::json_line;
@@ -52,12 +53,39 @@ struct State {
     left: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Words {
     text: Vec<u8>,
-    /// Lines that are lost with these words: their own, none for a picture of a bar, and those a notice tells of.
+    /// Lines that are lost with these words: their own, none for a picture, and those a notice tells of.
     lines: u64,
+    /// What the next picture takes the place of.
+    picture: bool,
 }
+
+impl Words {
+    fn lines(text: Vec<u8>, lines: u64) -> Self {
+        Self { text, lines, picture: false }
+    }
+
+    /// As they go to the stream, where a picture is up or not.
+    fn on_top_of(self, picture: bool) -> Vec<u8> {
+        let mut out = if picture { ERASE.to_vec() } else { Vec::new() };
+        match self.picture && !self.text.is_empty() {
+            true => {
+                [CLIPPED, self.text.as_slice(), PARKED].iter().for_each(|part| out.extend_from_slice(part))
+            }
+            false => out.extend(self.text),
+        }
+        out
+    }
+}
+
+/// From the cursor's row on, the terminal is empty. The cursor waits at the picture's first column: where a terminal that has become
+/// narrower breaks the picture over several rows, the cursor stays before all of it.
+const ERASE: &[u8] = b"\r\x1b[J";
+/// What does not fit is cut off, not wrapped: a terminal may become narrower while the picture is on its way.
+const CLIPPED: &[u8] = b"\x1b[?7l";
+const PARKED: &[u8] = b"\r\x1b[?7h";
 
 /// Standard error of this process.
 pub fn stderr() -> &'static Voice {
@@ -92,12 +120,12 @@ impl Voice {
     /// Says whole lines.
     pub fn say(&self, text: Vec<u8>) {
         let lines = text.iter().filter(|byte| **byte == b'\n').count() as u64;
-        self.shared.add(Words { text: cut(text), lines });
+        self.shared.add(Words::lines(cut(text), lines));
     }
 
-    /// Shows what the next picture takes the place of.
-    pub fn show(&self, picture: Vec<u8>) {
-        self.shared.add(Words { text: picture, lines: 0 });
+    /// Shows a line at the bottom of a terminal, no wider than that, until the next one takes its place; an empty one takes it away.
+    pub fn show(&self, picture: &str) {
+        self.shared.add(Words { text: picture.into(), lines: 0, picture: true });
     }
 
     /// Waits until all has left, while something leaves now and then, and no longer than `patience`. Says whether all has.
@@ -113,6 +141,11 @@ impl Shared {
 
     fn add(&self, words: Words) {
         let mut state = self.state();
+        // Of pictures that nobody has seen yet the last one is enough.
+        if words.picture && state.ahead.back().is_some_and(|last| last.picture) {
+            let unseen = state.ahead.pop_back().map_or(0, |unseen| unseen.text.len());
+            state.bytes -= unseen;
+        }
         state.bytes += words.text.len();
         state.ahead.push_back(words);
         // The last one stays, however long it is: it may be all that a process says.
@@ -151,7 +184,7 @@ impl Shared {
             let lines = std::mem::take(&mut state.dropped);
             let text = notice(lines);
             state.bytes += text.len();
-            state.ahead.push_front(Words { text, lines });
+            state.ahead.push_front(Words::lines(text, lines));
         }
         drop(state);
         self.changed.notify_all();
@@ -159,6 +192,7 @@ impl Shared {
 
     /// The thread of its own: lives as long as the process.
     fn write_to(&self, stream: &File) {
+        let mut picture = false;
         loop {
             let mut state = self.state();
             while state.ahead.is_empty() {
@@ -169,7 +203,8 @@ impl Shared {
             state.writing = true;
             drop(state);
             // A stream that is closed, or a full disk: these words are lost, the next ones may not be.
-            let _ = write_all(stream, &words.text);
+            let up = words.picture && !words.text.is_empty();
+            let _ = write_all(stream, &words.on_top_of(std::mem::replace(&mut picture, up)));
             self.written();
         }
     }
@@ -193,7 +228,8 @@ fn cut(text: Vec<u8>) -> Vec<u8> {
 }
 
 fn notice(dropped: u64) -> Vec<u8> {
-    let words = format!("{dropped} lines are left out here: nobody read them in time");
+    let (lines, are) = (counted(dropped, "line"), agrees(dropped, "is", "are"));
+    let words = format!("{lines} {are} left out here: nobody read in time");
     let line = match crate::last_words::format() {
         LogFormat::Text => words,
         LogFormat::Json => {
@@ -256,8 +292,8 @@ mod tests {
         let many = line(1000).repeat(2000);
         assert_eq!(cut(many.clone()), many);
         let shared = Shared::default();
-        shared.add(Words { text: b"before".to_vec(), lines: 1 });
-        shared.add(Words { text: many, lines: 2000 });
+        shared.add(Words::lines(b"before".to_vec(), 1));
+        shared.add(Words::lines(many, 2000));
         let state = shared.state();
         assert_eq!((state.ahead.len(), state.dropped), (1, 1));
     }
@@ -274,6 +310,24 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_goes_before_whatever_comes_next_and_only_the_last_one_is_kept() {
+        let shared = Shared::default();
+        let picture = |text: &str| Words { text: text.into(), lines: 0, picture: true };
+        for words in
+            [picture("1"), picture("2"), Words::lines(b"line\n".to_vec(), 1), picture("3"), picture("")]
+        {
+            shared.add(words);
+        }
+        let ahead: Vec<Words> = shared.state().ahead.drain(..).collect();
+        assert_eq!(ahead, [picture("2"), Words::lines(b"line\n".to_vec(), 1), picture("")]);
+        assert_eq!(shared.state().bytes, 6);
+        assert_eq!(picture("2").on_top_of(false), b"\x1b[?7l2\r\x1b[?7h");
+        assert_eq!(picture("").on_top_of(true), ERASE);
+        assert_eq!(Words::lines(b"line\n".to_vec(), 1).on_top_of(true), b"\r\x1b[Jline\n");
+        assert_eq!(Words::lines(b"line\n".to_vec(), 1).on_top_of(false), b"line\n");
+    }
+
+    #[test]
     fn a_pipe_that_nobody_reads_stops_nobody_and_what_was_dropped_is_counted() {
         let (reader, voice) = pipe();
         let line = "x".repeat(1023);
@@ -285,8 +339,8 @@ mod tests {
         let mut lines = io::BufRead::lines(io::BufReader::new(reader)).map_while(Result::ok);
         let (mut whole, mut left_out) = (0, 0);
         for text in lines.by_ref() {
-            match text.split_once(" lines are left out here") {
-                Some((count, _)) => left_out += count.parse::<usize>().unwrap(),
+            match text.split_once(" left out here") {
+                Some((words, _)) => left_out += words.split(' ').next().unwrap().parse::<usize>().unwrap(),
                 None if text == line => whole += 1,
                 None => {
                     assert_eq!(text, "the last words");
@@ -302,7 +356,7 @@ mod tests {
     fn a_notice_that_is_dropped_itself_gives_its_count_back() {
         let shared = Shared::default();
         let add = |count: usize| {
-            (0..count).for_each(|_| shared.add(Words { text: vec![b'x'; ROOM / 4], lines: 1 }));
+            (0..count).for_each(|_| shared.add(Words::lines(vec![b'x'; ROOM / 4], 1)));
         };
         add(6);
         assert_eq!(shared.state().dropped, 2);

@@ -1,0 +1,167 @@
+//! `metrics.svg` while the run goes on and after its end, however it ends. A thread of its own draws it: a disk that hangs delays neither
+//! the run nor its end.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use dyad_proto::Fault;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::{console, plot};
+
+/// Between two pictures of a run that goes on, at least.
+const PAUSE: Duration = Duration::from_secs(30);
+/// And so many times as long as the last one took to draw: the longer the run, the more there is to read.
+const SHARE: u32 = 100;
+/// Longest that the end of a run waits for its last picture.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The plot of one run; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LivePlot(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    output_dir: PathBuf,
+    state: Mutex<State>,
+    /// Whoever draws has it.
+    pen: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The folder has rows of this run. Until then what lies there is an earlier run's.
+    rows: bool,
+    /// When it may be drawn again.
+    next: Option<Instant>,
+    /// That it cannot be drawn is said once.
+    told: bool,
+}
+
+impl LivePlot {
+    /// In this folder.
+    #[must_use]
+    pub fn new(output_dir: &Path) -> Self {
+        let pen = Arc::new(Semaphore::new(1));
+        Self(Arc::new(Shared { output_dir: output_dir.to_owned(), state: Mutex::default(), pen }))
+    }
+
+    /// The run has another row: drawn at once the first time, and then now and then.
+    pub fn has_changed(&self) {
+        let mut state = self.0.state();
+        state.rows = true;
+        if state.next.is_some_and(|next| Instant::now() < next) {
+            return;
+        }
+        drop(state);
+        if let Ok(pen) = Arc::clone(&self.0.pen).try_acquire_owned() {
+            drop(self.draw(pen));
+        }
+    }
+
+    /// Draws what the run has come to; a complete run's rows are its own, whoever heard of them. Where the plot lies, if it was drawn.
+    pub async fn finish(&self, complete: bool) -> Option<PathBuf> {
+        if !complete && !self.0.state().rows {
+            return None;
+        }
+        let drawing = async {
+            // Whoever draws now may have read the rows before the last one was there.
+            let pen = Arc::clone(&self.0.pen).acquire_owned().await.ok()?;
+            self.draw(pen).await.ok()?
+        };
+        tokio::time::timeout(PATIENCE, drawing).await.ok().flatten()
+    }
+
+    /// On a thread that nobody has to wait for.
+    fn draw(&self, pen: OwnedSemaphorePermit) -> oneshot::Receiver<Option<PathBuf>> {
+        let (tell, told) = oneshot::channel();
+        let shared = Arc::clone(&self.0);
+        let draw = move || {
+            let began = Instant::now();
+            let drawn = plot::draw(&shared.output_dir);
+            let path = shared.drawn(drawn, began.elapsed());
+            drop(pen);
+            // Fails where nobody waits for it.
+            let _ = tell.send(path);
+        };
+        // Without a thread the pen comes back, and the plot waits for the next row.
+        let _ = std::thread::Builder::new().name("plot".into()).spawn(draw);
+        told
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drawn(&self, drawn: Result<Option<PathBuf>, Fault>, took: Duration) -> Option<PathBuf> {
+        let mut state = self.state();
+        state.next = Instant::now().checked_add(pause(took));
+        match drawn {
+            Ok(path) => path,
+            Err(fault) => {
+                if !std::mem::replace(&mut state.told, true) {
+                    console::warn(&fault.to_string());
+                }
+                None
+            }
+        }
+    }
+}
+
+/// After a picture that took so long.
+fn pause(took: Duration) -> Duration {
+    PAUSE.max(took.saturating_mul(SHARE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drawing_takes_a_hundredth_of_the_time_at_most() {
+        assert_eq!(pause(Duration::from_millis(20)), PAUSE);
+        assert_eq!(pause(Duration::from_secs(2)), Duration::from_secs(200));
+        assert_eq!(pause(Duration::MAX), Duration::MAX);
+    }
+
+    #[tokio::test]
+    async fn a_run_without_rows_leaves_an_earlier_ones_plot_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (rows, svg) = (dir.path().join("metrics.jsonl"), dir.path().join("metrics.svg"));
+        std::fs::write(&rows, "{\"step\":1,\"loss\":0.5}\n").unwrap();
+        std::fs::write(&svg, "an earlier run's").unwrap();
+        let plot = LivePlot::new(dir.path());
+        assert_eq!(plot.finish(false).await, None);
+        assert_eq!(std::fs::read_to_string(&svg).unwrap(), "an earlier run's");
+        plot.has_changed();
+        assert_eq!(plot.finish(false).await, Some(svg.clone()));
+        assert!(std::fs::read_to_string(&svg).unwrap().contains("<svg"));
+    }
+
+    #[tokio::test]
+    async fn the_last_picture_has_the_last_row_whenever_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = dir.path().join("metrics.jsonl");
+        std::fs::write(&rows, "{\"step\":1,\"loss\":0.5}\n").unwrap();
+        let plot = LivePlot::new(dir.path());
+        plot.has_changed();
+        std::fs::write(&rows, "{\"step\":1,\"loss\":0.5}\n{\"step\":40,\"loss\":0.5}\n").unwrap();
+        plot.has_changed();
+        let svg = std::fs::read_to_string(plot.finish(false).await.unwrap()).unwrap();
+        assert!(svg.contains("\n40\n"), "{svg}");
+    }
+
+    #[tokio::test]
+    async fn a_plot_that_cannot_be_written_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("metrics.jsonl"), "{\"step\":1,\"loss\":0.5}\n").unwrap();
+        std::fs::create_dir(dir.path().join("metrics.svg")).unwrap();
+        let plot = LivePlot::new(dir.path());
+        plot.has_changed();
+        assert_eq!(plot.finish(false).await, None);
+        assert!(plot.0.state().told);
+    }
+}
