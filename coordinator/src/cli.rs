@@ -10,7 +10,7 @@ use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::run_folder::{RUN_CONFIG, begun_by};
 use dyad_proto::security::{TLS_DIR, TOKEN_FILE};
-use dyad_proto::{Fault, RunConfig, files};
+use dyad_proto::{Fault, LAST_SCRAPE_SECONDS, RunConfig, files};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
@@ -108,6 +108,11 @@ pub struct Cli {
     /// Serve metrics for Prometheus on this address, under /metrics [default: not at all]
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics_listen: Option<String>,
+
+    /// How long to stay after the end of the run until somebody has scraped how it ended, where metrics have been scraped before. 0 waits
+    /// for nobody
+    #[arg(long, value_name = "SECONDS", default_value_t = LAST_SCRAPE_SECONDS, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub metrics_linger: u64,
 
     /// Trace the first three steps and then one in so many, where OTEL_EXPORTER_OTLP_ENDPOINT is set; slow and failed steps
     /// are always traced. 0 traces slow and failed steps alone

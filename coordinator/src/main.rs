@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use dyad_coordinator::cli::{Cli, Prepared, Task};
 use dyad_coordinator::health::Health;
-use dyad_coordinator::observe::{Observer, endpoint};
+use dyad_coordinator::observe::Observer;
+use dyad_coordinator::observe::endpoint::Endpoint;
 use dyad_coordinator::run::Run;
 use dyad_coordinator::server::{self, Port, Signals};
 use dyad_coordinator::wire::Guard;
 use dyad_proto::security::by_hand::Published;
 use dyad_proto::silence::{self, Silence};
-use dyad_proto::{ErrorCode, Fault, files, reading};
+use dyad_proto::{Fault, files, reading};
 use dyad_telemetry::{Logs, TARGET, Telemetry};
 use tokio::net::TcpListener;
 use tokio::time::MissedTickBehavior;
@@ -55,13 +56,14 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
             Task::Run(prepared) => *prepared,
             Task::Complete(model) => return complete(cli, &model, &mut signals, (guard, health)).await,
         };
-        let span = run_span();
-        let served = serve(cli, prepared, signals, (guard, health)).instrument(span.clone()).await;
-        // A stop that was asked for is no failure.
-        if let Err(fault) = &served
-            && fault.code != ErrorCode::Interrupted
-        {
-            dyad_telemetry::fail(&span, format!("{:?}", fault.code), &fault.message);
+        let (span, mut endpoint) = (run_span(), None);
+        let served = serve(cli, prepared, signals, (guard, health), &mut endpoint);
+        let served = served.instrument(span.clone()).await;
+        dyad_telemetry::conclude(&span, &served);
+        // The run is over, and its folder anybody's.
+        drop(span);
+        if let Some(endpoint) = endpoint {
+            endpoint.last_scrape(Duration::from_secs(cli.metrics_linger), server::hurried()).await;
         }
         served
     });
@@ -138,6 +140,7 @@ async fn serve(
     prepared: Prepared,
     signals: Signals,
     (mut guard, health): (Guard, Health),
+    endpoint: &mut Option<Endpoint>,
 ) -> Result<(), Fault> {
     let (listener, _published) = open(cli, &mut guard).await?;
     let metrics = match &cli.metrics_listen {
@@ -154,9 +157,7 @@ async fn serve(
     span.record("train.world_size", spec.world_size);
     let run = Run::new(spec, Instant::now());
     announce(address(&listener)?, metrics.as_ref().map(address).transpose()?)?;
-    if let Some((listener, metrics)) = metrics.zip(observer.metrics()) {
-        tokio::spawn(endpoint::serve(listener, metrics));
-    }
+    *endpoint = metrics.zip(observer.metrics()).map(|(listener, metrics)| Endpoint::open(listener, metrics));
     health.serving().await;
     let port = Port { listener, guard, health };
     server::serve(port, run, output, signals, (observer, cli.print_events)).await

@@ -245,6 +245,15 @@ impl Signals {
     }
 }
 
+/// Resolves when whoever has started this process wants it gone, once its run has ended. SIGQUIT does not say so: a launcher sends it to
+/// the coordinator of every run that has failed, to be sure of its end. Nor does what comes at once, the echo of the signal that ended
+/// the run.
+pub async fn hurried() {
+    let Ok(mut signals) = Signals::watch() else { return std::future::pending().await };
+    let since = Instant::now();
+    while signals.heard().await == "SIGQUIT" || since.elapsed() < TYPED {}
+}
+
 fn stopped(signal: &str) -> Fault {
     Fault::new(ErrorCode::Interrupted, format!("stopped by {signal}"))
 }

@@ -2,12 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
 use dyad_proto::security::Role;
 use dyad_proto::wire::coordinator_server::Coordinator;
+use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{CoordinatorMessage, RunEvent, TrainerMessage, WatchRunRequest};
 use dyad_telemetry::RpcCall;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -57,8 +59,8 @@ impl Coordinator for Service {
         let address = peer.as_ref().map(|peer| peer.address);
         self.inputs.send(Input::Connected(id, address, outbox)).await.map_err(gone)?;
         let call = RpcCall::server("dyad.v1.Coordinator/Train", request.metadata(), run_context());
-        tokio::spawn(forward((id, peer), request.into_inner(), self.inputs.clone(), call));
-        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing).map(Ok))))
+        tokio::spawn(forward((id, peer), request.into_inner(), self.inputs.clone(), call.clone()));
+        Ok(Response::new(answers(UnboundedReceiverStream::new(outgoing), call)))
     }
 
     async fn watch_run(
@@ -67,13 +69,27 @@ impl Coordinator for Service {
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         self.gate.admit(&request, Role::Launcher)?;
         let call = RpcCall::server("dyad.v1.Coordinator/WatchRun", request.metadata(), run_context());
-        let events = self.history.follow().map(move |event| {
-            // The call lasts as long as the stream.
-            let _ = &call;
-            Ok(event)
+        let told = call.clone();
+        let events = self.history.follow().inspect(move |event| {
+            // Whoever has heard this may leave before the stream is read to its end.
+            if matches!(event.body, Some(Happening::Ended(_))) {
+                told.ended(Code::Ok);
+            }
         });
-        Ok(Response::new(Box::pin(events)))
+        Ok(Response::new(answers(events, call)))
     }
+}
+
+/// The answers to a call, which ends well when they are all given. Whoever leaves before has given it up.
+fn answers<T: Send + 'static>(
+    answers: impl Stream<Item = T> + Send + 'static,
+    call: RpcCall,
+) -> ServerStream<T> {
+    let last = stream::poll_fn(move |_| {
+        call.ended(Code::Ok);
+        Poll::Ready(None)
+    });
+    Box::pin(answers.map(Ok).chain(last))
 }
 
 /// Carries a trainer's messages to the engine, and at last the news that its stream has ended, however it did.
@@ -81,7 +97,7 @@ async fn forward(
     (id, peer): (TrainerId, Option<Peer>),
     mut incoming: Streaming<TrainerMessage>,
     inputs: mpsc::Sender<Input>,
-    mut call: RpcCall,
+    call: RpcCall,
 ) {
     loop {
         let event = match incoming.message().await {
@@ -89,6 +105,7 @@ async fn forward(
             Ok(Some(_)) => continue,
             Ok(None) => break,
             Err(status) => {
+                // A trainer that was answered to the end breaks its side of the stream off, and the call has ended well by then.
                 call.ended(status.code());
                 // Otherwise the stream broke.
                 if is_unreadable(&status) {

@@ -4,28 +4,47 @@
 mod support;
 
 use dyad_coordinator::observe::endpoint::MOST;
-use dyad_proto::wire::Phase;
-use support::{Workspace, soon};
+use dyad_proto::ErrorCode;
+use dyad_proto::wire::trainer_message::Body as Up;
+use dyad_proto::wire::{GpuReading, Heartbeat, Phase};
+use support::{Coordinator, Workspace, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// The answer, without the label that names the run, which is random and the same everywhere.
 async fn scrape(address: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    answer
+    let Some((before, rest)) = answer.split_once("run=\"") else { return answer };
+    let run = format!("run=\"{}\"", rest.split('"').next().unwrap());
+    assert!(before.contains("\ndyad_coordinator_done "), "{answer}");
+    answer.replace(&format!("{{{run}}}"), "").replace(&format!("{run},"), "")
+}
+
+/// Trains a run of one trainer to its end, and returns once the coordinator serves nobody but scrapers.
+async fn train(coordinator: &Coordinator) {
+    coordinator.join("node0-cpu", 0).await.run().await;
+    let closed = async { while TcpStream::connect(&coordinator.address).await.is_ok() {} };
+    soon("the coordinator's own port to close", closed).await;
+}
+
+fn signal(coordinator: &Coordinator, name: &str) {
+    let kill = std::process::Command::new("kill").args([name, &coordinator.pid().to_string()]).status();
+    assert!(kill.unwrap().success());
 }
 
 #[tokio::test]
 async fn metrics_are_served_from_the_first_moment_on() {
     let work = Workspace::new(9, 0, "shuffle = false");
-    let coordinator = work.start(&["--world-size", "2", "--metrics-listen", "127.0.0.1:0"]).await;
+    let args = ["--world-size", "2", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "0"];
+    let coordinator = work.start(&args).await;
     let address = coordinator.metrics.clone().unwrap();
     let early = scrape(&address).await;
     assert!(early.contains(" 200 OK") && early.contains("application/openmetrics-text"), "{early}");
     assert!(early.contains("\ndyad_trainers 0\n") && early.contains("\ndyad_world_size 2\n"), "{early}");
-    assert!(!early.contains("\ndyad_loss{"), "nothing is known of a loss yet");
+    assert!(!early.contains("\ndyad_loss "), "nothing is known of a loss yet");
     assert!(early.ends_with("# EOF\n"));
 
     let mut first = coordinator.join("node0-cpu", 0).await;
@@ -45,7 +64,7 @@ async fn metrics_are_served_from_the_first_moment_on() {
     let text = soon("the step to be counted", counted).await;
     for line in [
         "dyad_trainers 2",
-        "dyad_step{} 1.0",
+        "dyad_step 1.0",
         "dyad_steps_total 1",
         "dyad_pairs_total 4",
         "dyad_planned_steps 2.0",
@@ -89,4 +108,161 @@ async fn connections_that_say_nothing_make_way_at_the_metrics_port() {
         let closed = soon("an idle connection to be closed", stream.read(&mut byte)).await;
         assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
     }
+}
+
+/// A scraper comes at its own times; what it has read last must not be a run that goes on.
+#[tokio::test]
+async fn the_metrics_stay_until_somebody_has_read_how_the_run_ended() {
+    let work = Workspace::new(9, 0, "");
+    let args = ["--world-size", "1", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "3600"];
+    let coordinator = work.start(&args).await;
+    let address = coordinator.metrics.clone().unwrap();
+    let early = scrape(&address).await;
+    let said = |text: &str, lines: [&str; 3]| {
+        for line in lines {
+            assert!(text.contains(&format!("\n{line}\n")), "no {line} in {text}");
+        }
+    };
+    let running =
+        ["dyad_coordinator_done 0", "dyad_coordinator_failed 0", "dyad_run_state{state=\"running\"} 1"];
+    said(&early, running);
+    train(&coordinator).await;
+    // A launcher sends this to the coordinator of a run that has failed, before it waits for its end.
+    signal(&coordinator, "-QUIT");
+    let late = scrape(&address).await;
+    let complete =
+        ["dyad_coordinator_done 1", "dyad_coordinator_failed 0", "dyad_run_state{state=\"complete\"} 1"];
+    said(&late, complete);
+    assert!(late.contains("\ndyad_step 2.0\n"), "{late}");
+    let ended = coordinator.end().await;
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+}
+
+/// Nobody reads these metrics, or nobody wants to wait: an hour would be longer than a test's patience.
+#[tokio::test]
+async fn nobody_waits_for_a_scrape_that_nobody_will_make() {
+    for (scraped, linger) in [(false, "3600"), (true, "0")] {
+        let work = Workspace::new(9, 0, "");
+        let args = ["--world-size", "1", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", linger];
+        let coordinator = work.start(&args).await;
+        if scraped {
+            scrape(&coordinator.metrics.clone().unwrap()).await;
+        }
+        train(&coordinator).await;
+        assert_eq!(coordinator.end().await.status, Some(0), "{scraped} {linger}");
+    }
+}
+
+#[tokio::test]
+async fn a_coordinator_that_waits_for_a_last_scrape_leaves_at_a_signal_and_has_left_its_folder_before() {
+    let work = Workspace::new(9, 0, "");
+    let args = ["--world-size", "1", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "3600"];
+    let coordinator = work.start(&args).await;
+    let metrics = coordinator.metrics.clone().unwrap();
+    scrape(&metrics).await;
+    train(&coordinator).await;
+    // Whoever comes next finds the folder free.
+    let next = work.start(&["--world-size", "1", "--overwrite"]).await;
+    signal(&next, "-INT");
+    assert_eq!(next.end().await.status, Some(130));
+    let pid = coordinator.pid().to_string();
+    let ended = coordinator.end();
+    let insisting = async {
+        // One may come before anybody listens for it.
+        loop {
+            let _ = std::process::Command::new("kill").args(["-TERM", &pid]).status();
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    let ended = tokio::select! {
+        ended = ended => ended,
+        () = insisting => unreachable!(),
+    };
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_run_that_failed_says_so_in_the_last_scrape() {
+    let work = Workspace::new(9, 0, "");
+    let args = ["--world-size", "1", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "3600"];
+    let coordinator = work.start(&args).await;
+    let address = coordinator.metrics.clone().unwrap();
+    scrape(&address).await;
+    let trainer = coordinator.join("node0-cpu", 0).await;
+    trainer.fail(ErrorCode::Failed, "out of luck");
+    let told = async {
+        loop {
+            let text = scrape(&address).await;
+            if text.contains("\ndyad_coordinator_done 1\n") {
+                return text;
+            }
+        }
+    };
+    let text = soon("the end of the run", told).await;
+    drop(trainer);
+    for line in [
+        "dyad_coordinator_failed 1",
+        "dyad_run_state{state=\"failed\"} 1",
+        "dyad_failures_total{reason=\"failed\"} 1",
+    ] {
+        assert!(text.contains(&format!("\n{line}\n")), "no {line} in {text}");
+    }
+    assert_eq!(coordinator.end().await.status, Some(1));
+}
+
+/// What the trainers' NVML says goes from a heartbeat to the panels; a trainer that says nothing, or is gone, has no number.
+#[tokio::test]
+async fn gpus_are_shown_by_rank_as_their_trainers_tell_and_the_dashboards_ask_for_what_is_shown() {
+    let work = Workspace::new(9, 0, "");
+    let args = ["--world-size", "2", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "0"];
+    let coordinator = work.start(&args).await;
+    let address = coordinator.metrics.clone().unwrap();
+    let mut first = coordinator.join("node0-gpu0", 0).await;
+    let mut second = coordinator.join("node1-cpu", 1).await;
+    tokio::join!(first.train_until(1), second.train_until(1));
+    let gpu = Some(GpuReading {
+        gpu: "GPU-5a1b".into(),
+        memory_used_bytes: Some(3 << 30),
+        memory_total_bytes: Some(80 << 30),
+        utilization_ratio: Some(0.97),
+        power_watts: Some(612.5),
+    });
+    first.send(Up::Heartbeat(Heartbeat { gpu, ..Heartbeat::default() }));
+    second.heartbeat(Phase::Training, 1);
+    let shown = async {
+        loop {
+            let text = scrape(&address).await;
+            if text.contains("\ndyad_gpu_power_watts{") {
+                return text;
+            }
+        }
+    };
+    let text = soon("the reading", shown).await;
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("dyad_gpu_")).collect();
+    let labels = "{rank=\"0\",gpu=\"GPU-5a1b\"}";
+    let expected = [
+        format!("dyad_gpu_memory_used_bytes{labels} {}.0", 3_u64 << 30),
+        format!("dyad_gpu_memory_total_bytes{labels} {}.0", 80_u64 << 30),
+        format!("dyad_gpu_utilization_ratio{labels} 0.97"),
+        format!("dyad_gpu_power_watts{labels} 612.5"),
+    ];
+    assert_eq!(lines, expected);
+
+    let dashboard = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../deploy/observability/grafana/dashboards/dyad-performance.json"
+    );
+    let dashboard = std::fs::read_to_string(dashboard).unwrap();
+    let asked: std::collections::BTreeSet<&str> = dashboard
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("dyad_gpu_"))
+        .collect();
+    assert_eq!(asked.len(), expected.len());
+    assert!(asked.iter().all(|name| text.contains(&format!("\n{name}{{"))), "{asked:?}");
+
+    first.heartbeat(Phase::Training, 1);
+    let gone = async { while scrape(&address).await.contains("\ndyad_gpu_") {} };
+    soon("the end of the readings", gone).await;
+    drop((first, second));
+    assert_eq!(coordinator.end().await.status, Some(1));
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
+use dyad_proto::LAST_SCRAPE_SECONDS;
 use dyad_telemetry::LogFormat;
 
 use crate::agent::serve::AgentOptions;
@@ -164,6 +165,11 @@ pub struct Options {
     /// Let the coordinator serve metrics for Prometheus on this address [default: not at all].
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics_listen: Option<String>,
+    /// How long the coordinator stays after the end of the run until somebody has scraped how it ended, where its metrics have been
+    /// scraped before: without that, Prometheus takes the end of a run for the death of its coordinator. A little more than the
+    /// interval of scrapes is enough; 0 waits for nobody.
+    #[arg(long, value_name = "SECONDS", default_value_t = LAST_SCRAPE_SECONDS, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub metrics_linger: u64,
     /// Trace the first three steps and one in so many, where OTEL_EXPORTER_OTLP_ENDPOINT is set; slow and failed ones always.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub trace_every: u64,

@@ -3,12 +3,11 @@
 use std::fmt::{Display, Write};
 use std::path::Path;
 
-use dyad_proto::{Fault, RunConfig, agrees, counted, pair_file, plain};
+use dyad_proto::{Fault, RunConfig, agrees, counted, pair_file, plain, thousands};
 
 use crate::look::{Pairs, Report};
 use crate::plan::Trainer;
 use crate::predict::shapes::Shape;
-use crate::progress::thousands;
 
 /// Text for standard output.
 pub fn describe(

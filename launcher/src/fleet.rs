@@ -53,6 +53,8 @@ pub struct Job<'a> {
     pub owner: Option<&'a Ownership>,
     /// Of the run's numbers.
     pub plot: &'a LivePlot,
+    /// How long the coordinator may wait after the run for a last scrape of its metrics.
+    pub last_scrape: Duration,
 }
 
 /// Everything that was started.
@@ -75,9 +77,13 @@ impl Fleet {
         self.trainers.iter_mut().chain([&mut self.coordinator])
     }
 
-    /// Gives everyone time to leave, then makes them.
-    pub async fn stop(&mut self) {
-        if tokio::time::timeout(LEAVE, self.ended()).await.is_err() {
+    /// Gives everyone time to leave, and the coordinator time for a last scrape; then makes them.
+    pub async fn stop(&mut self, last_scrape: Duration) {
+        let leaving = async {
+            tokio::time::timeout(LEAVE, all_ended(&mut self.trainers)).await?;
+            tokio::time::timeout(LEAVE + last_scrape, self.coordinator.ended()).await
+        };
+        if leaving.await.is_err() {
             self.signal(libc::SIGTERM);
             if tokio::time::timeout(LEAVE, self.ended()).await.is_err() {
                 self.kill().await;
@@ -97,9 +103,13 @@ impl Fleet {
 
     /// Returns when nobody is left.
     pub async fn ended(&mut self) {
-        for child in self.all() {
-            child.ended().await;
-        }
+        all_ended(self.all()).await;
+    }
+}
+
+async fn all_ended(children: impl IntoIterator<Item = &mut Child>) {
+    for child in children {
+        child.ended().await;
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`preflight`]: what can be checked before anything starts.
 //! - [`security`]: the run's own authority, certificates and join token.
 //! - [`supervise`], [`fleet`], [`children`]: processes that end together. [`allowance`]: how much they may say. [`processes`], [`programs`]: what each of them is.
+//! - `events`: what the coordinator tells of the run.
 //! - [`restart`]: whether a run that failed is started again.
 //! - [`hosts`], [`agent`], [`slurm`]: the same on other machines. [`doctor`]: whether they are fit for it.
 //! - [`console`], `live`, [`progress`], [`pace`], [`summary`], [`plot`], [`live_plot`]: what a person sees.
@@ -23,6 +24,7 @@ pub mod collapse;
 pub mod console;
 pub mod doctor;
 pub mod dry_run;
+mod events;
 pub mod fit;
 pub mod fleet;
 pub mod gpus;

@@ -27,13 +27,8 @@ use launcher::security::{Security, SecurityOptions};
 use launcher::summary::Samples;
 use launcher::supervise::Job;
 use launcher::{
-<<<<<<< HEAD
-    agent, doctor, dry_run, fit, hosts, kubernetes, look, node, plot, predict, preflight, quickstart,
-    security, slurm, summary, supervise,
-=======
-    agent, doctor, dry_run, fit, hosts, kubernetes, node, predict, preflight, security, slurm, summary,
-    supervise,
->>>>>>> bfb91d9 (The live line fits its terminal, plain logs say the time left, the plot is drawn while the run goes on)
+    agent, doctor, dry_run, fit, hosts, kubernetes, look, node, predict, preflight, quickstart, security,
+    slurm, summary, supervise,
 };
 use tracing::Instrument;
 
@@ -205,9 +200,8 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
         let mut reached = Reached::default();
         let attempt = Attempt { restarts: &restarts, reached: &mut reached };
         let files = (&config, config_file.0.as_path());
-        let trained = train((options, wanted, secured), files, &place, (&mut interrupt, attempt))
-            .instrument(launch_span())
-            .await;
+        let attempt = train((options, wanted, secured), files, &place, (&mut interrupt, attempt));
+        let trained = traced(attempt).await;
         match trained {
             Ok(()) => break,
             // A folder that was removed has nothing to go on from.
@@ -287,9 +281,9 @@ async fn launch_there(
         owner: owner.as_ref(),
         plot: &plot,
     };
-    train((options, wanted, secured), (config, &config_file.0), &place, (&mut *interrupt, attempt))
-        .instrument(launch_span())
-        .await?;
+    let files = (config, config_file.0.as_path());
+    let trained = train((options, wanted, secured), files, &place, (&mut *interrupt, attempt));
+    traced(trained).await?;
     if output_dir.join("final").is_dir() {
         return tell((options, config), &plot, &Machine::here(), (restarts, interrupt)).await;
     }
@@ -299,13 +293,15 @@ async fn launch_there(
     Ok(())
 }
 
-/// The span that the run is part of, below whatever started the launcher.
-fn launch_span() -> tracing::Span {
+/// One attempt at a run, in a span that everything of it is part of, below whatever started the launcher.
+async fn traced(attempt: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
     let span = tracing::info_span!(target: TARGET, "launch");
     if let Some(parent) = dyad_telemetry::environment() {
         dyad_telemetry::adopt(&span, &parent);
     }
-    span
+    let result = attempt.instrument(span.clone()).await;
+    dyad_telemetry::conclude(&span, &result);
+    result
 }
 
 /// Says it, and draws samples, which may take long, until somebody has had enough of that.
@@ -377,6 +373,9 @@ async fn train(
         log_format: options.log_format,
         owner: place.owner,
         plot: place.plot,
+        last_scrape: Duration::from_secs(
+            options.metrics_listen.as_ref().map_or(0, |_| options.metrics_linger),
+        ),
     };
     let grace = Duration::from_secs(options.grace_period);
     let result = tokio::select! {
@@ -395,7 +394,10 @@ async fn train(
 
 fn coordinator_flags(options: &Options, restarts: &Restarts) -> Vec<String> {
     let mut flags = vec![format!("--trace-every={}", options.trace_every)];
-    flags.extend(options.metrics_listen.iter().map(|address| format!("--metrics-listen={address}")));
+    if let Some(address) = &options.metrics_listen {
+        let seconds = options.metrics_linger;
+        flags.extend([format!("--metrics-listen={address}"), format!("--metrics-linger={seconds}")]);
+    }
     flags.extend(options.stall_timeout.iter().map(|seconds| format!("--stall-timeout={seconds}")));
     // Until the run has a row of its own, what lies in the folder is an earlier run's, and still to be removed.
     let overwrite = options.overwrite && !restarts.has_rows();

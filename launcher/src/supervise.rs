@@ -9,25 +9,20 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use dyad_proto::run_folder::{self, METRICS};
-use dyad_proto::security::client::root_cause;
 use dyad_proto::silence::{self, Silence};
-use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::run_event::Body;
-use dyad_proto::wire::{RunEvent, WatchRunRequest};
-use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES};
-use dyad_telemetry::RpcCall;
+use dyad_proto::{ErrorCode, Fault};
 use futures::StreamExt;
-use tonic::Streaming;
 
 use crate::children::{Child, Signals, outcomes};
 use crate::console::{Console, warn};
+use crate::events::Events;
 pub use crate::fleet::Job;
 use crate::fleet::{Fleet, LEAVE, start_trainer};
 use crate::interrupt::{self, Interrupt};
 use crate::processes::end;
 use crate::progress::Progress;
 use crate::restart::Reached;
-use crate::security::Security;
 
 /// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);
@@ -73,7 +68,7 @@ pub async fn run(
         show_last_lines(fault, &fleet, console);
     }
     tokio::select! {
-        () = fleet.stop() => {}
+        () = fleet.stop(job.last_scrape) => {}
         _ = interrupt.wait() => at_once(&mut fleet, console).await,
     }
     result.map_err(|fault| advised(fault, job))
@@ -160,15 +155,15 @@ async fn follow(
         Announced::Listening(address) => address,
         Announced::Complete(model) => {
             console.line(&format!("this run is complete: {model}"));
-            everyone_left(fleet).await;
+            everyone_left(fleet, Duration::ZERO).await;
             return Ok(());
         }
     };
     for trainer in job.trainers {
         fleet.trainers.push(start_trainer(job, trainer, &address, console).await?);
     }
-    let watching = tokio::time::timeout(silence::TICK * patience, watch(job.security, &address));
-    let (mut events, _call) = match watching.await {
+    let watching = tokio::time::timeout(silence::TICK * patience, Events::of(job.security, &address));
+    let mut events = match watching.await {
         Ok(Ok(events)) => events,
         Ok(Err(fault)) => return Err(own_words(&mut fleet.coordinator, fault).await),
         Err(_) => return Err(stopped(&fleet.coordinator, job, patience)),
@@ -189,7 +184,10 @@ async fn follow(
     *reached = progress.0.reached;
     match failure {
         Outcome::Complete => {
-            everyone_left(fleet).await;
+            if !job.last_scrape.is_zero() {
+                console.status("waiting until the last numbers have been scraped");
+            }
+            everyone_left(fleet, job.last_scrape).await;
             Ok(())
         }
         Outcome::Failed(fault) => Err(with_signal(fault, fleet).await),
@@ -270,14 +268,14 @@ impl Outcome {
 }
 
 /// Shows what happens. Time is counted in own ticks, so that a launcher that was stopped itself finds nobody silent.
-async fn show(events: &mut Streaming<RunEvent>, (progress, awaited): &mut (Progress, Awaited)) -> Outcome {
+async fn show(events: &mut Events, (progress, awaited): &mut (Progress, Awaited)) -> Outcome {
     let mut ticks = tokio::time::interval(silence::TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut silence = Silence::default();
     loop {
         let event = tokio::select! {
             biased;
-            event = events.message() => event,
+            event = events.next() => event,
             _ = ticks.tick() => {
                 if silence.lasts(awaited.patience) {
                     return Outcome::Standing;
@@ -289,7 +287,7 @@ async fn show(events: &mut Streaming<RunEvent>, (progress, awaited): &mut (Progr
             }
         };
         silence.broken();
-        let Ok(Some(event)) = event else { return Outcome::Silent };
+        let Some(event) = event else { return Outcome::Silent };
         match event.body {
             Some(Body::Ended(ended)) => {
                 return ended.failure.map_or(Outcome::Complete, |failure| Outcome::Failed(failure.into()));
@@ -332,11 +330,12 @@ async fn first_failure(trainers: &mut [Child]) -> Fault {
 }
 
 /// After a complete run every process leaves in good order. The model is there: one that dies on its way out, or does not find it,
-/// changes nothing of that.
-async fn everyone_left(fleet: &mut Fleet) {
-    if tokio::time::timeout(WAY_OUT, fleet.ended()).await.is_err() {
+/// changes nothing of that. The coordinator may wait for a last scrape first.
+async fn everyone_left(fleet: &mut Fleet, last_scrape: Duration) {
+    let way_out = WAY_OUT + last_scrape;
+    if tokio::time::timeout(way_out, fleet.ended()).await.is_err() {
         for child in fleet.all().filter(|child| !child.has_ended()) {
-            let late = WAY_OUT.as_secs();
+            let late = way_out.as_secs();
             warn(&format!(
                 "{} is still there {late} s after the run was complete, and is ended",
                 child.label
@@ -416,26 +415,6 @@ async fn announced(job: &Job<'_>, coordinator: &mut Child, patience: u32) -> Res
             return Err(own_words(coordinator, mute).await);
         }
     }
-}
-
-/// The run's events, and the call that brings them.
-async fn watch(security: &Security, address: &str) -> Result<(Streaming<RunEvent>, RpcCall), Fault> {
-    let failed = |reason: String| Fault::failed(format!("cannot follow the run at {address}: {reason}"));
-    let access = security.access(address)?;
-    let channel = access
-        .endpoint()?
-        .connect()
-        .await
-        .map_err(|error| access.refusal(&error).unwrap_or_else(|| failed(root_cause(&error))))?;
-    let mut client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let own = dyad_telemetry::context_of(&tracing::Span::current());
-    let call = RpcCall::client("dyad.v1.Coordinator/WatchRun", access.address(), own);
-    let mut request = access.request(WatchRunRequest {})?;
-    call.inject(request.metadata_mut());
-    let reply = client.watch_run(request).await;
-    reply
-        .map(|reply| (reply.into_inner(), call))
-        .map_err(|status| access.refusal(&status).unwrap_or_else(|| failed(status.message().to_owned())))
 }
 
 #[cfg(test)]

@@ -68,6 +68,10 @@ pub mod wire {
 /// Raised whenever the wire changes in a way that an older process would misread.
 pub const PROTOCOL_VERSION: u32 = 5;
 
+/// How long a coordinator waits, after its run, for one last scrape of its metrics, unless it is told otherwise: a little more than the
+/// 30 s that many installations of Prometheus leave between two.
+pub const LAST_SCRAPE_SECONDS: u64 = 35;
+
 /// Largest gRPC message either side accepts: a measure request of a few thousand long pairs fits.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 

@@ -74,6 +74,21 @@ fn ask_capability(index: usize) -> Result<(i32, i32), cudarc::driver::DriverErro
     ))
 }
 
+/// Where a GPU is on the bus, as NVML reads it: domain, bus, device and function.
+#[expect(unsafe_code, reason = "foreign functions of the CUDA driver")]
+pub fn pci_address(index: usize) -> Result<String, cudarc::driver::DriverError> {
+    use cudarc::driver::result::{device, init};
+    use cudarc::driver::sys::CUdevice_attribute as Attribute;
+    init()?;
+    let gpu = device::get(index as i32)?;
+    // SAFETY: the device is one that the driver has just named.
+    let ask = |attribute| unsafe { device::get_attribute(gpu, attribute) };
+    let domain = ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+    let bus = ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+    let slot = ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+    Ok(format!("{domain:08X}:{bus:02X}:{slot:02X}.0"))
+}
+
 /// Waits until the device has done all that it was given.
 pub fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {

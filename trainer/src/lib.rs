@@ -5,7 +5,7 @@
 //! - [`engine`], [`parameters`], [`layout`], [`flat`], [`optimizer`], [`schedule`]: what a step does with it.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
 //! - [`checkpoint`], [`generate`], [`load`]: models in and out.
-//! - [`profile`], [`timing`], [`trace`], [`utilisation`]: where the time goes.
+//! - [`profile`], [`timing`], [`trace`], [`utilisation`], [`gpu_meter`]: where the time goes, and what the GPU is at.
 //! - [`session`], [`feed`], [`start`], [`run`]: the coordinator's side of the process.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
@@ -26,6 +26,7 @@ pub mod flat;
 pub mod gate;
 pub mod generate;
 pub mod gpu;
+pub mod gpu_meter;
 pub mod head;
 pub mod layout;
 pub mod load;

@@ -23,12 +23,13 @@ use dyad_proto::{ErrorCode, Fault, MAX_MESSAGE_BYTES, MAX_REPORT_BYTES, PROTOCOL
 use dyad_telemetry::RpcCall;
 use tokio::sync::mpsc as async_mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
 use crate::comm::Communicator;
 use crate::comm::board::{Board, LocalBoard};
 use crate::connect::patiently;
 use crate::gate::{Gate, Milestone};
+use crate::gpu_meter;
 use crate::progress;
 use crate::signals::Told;
 use crate::trace;
@@ -145,8 +146,9 @@ impl Handle {
         self.shared.silence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn end_call(&self, code: tonic::Code) {
-        if let Some(mut call) = self.shared.call.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    /// What gRPC says of the end of the stream; a call that ends without a word was given up.
+    fn end_call(&self, code: Code) {
+        if let Some(call) = self.shared.call.lock().unwrap_or_else(PoisonError::into_inner).take() {
             call.ended(code);
         }
     }
@@ -154,7 +156,8 @@ impl Handle {
     fn heartbeat(&self) {
         let phase = self.shared.phase.load(Ordering::Relaxed);
         let step = self.shared.step.load(Ordering::Relaxed);
-        self.send(Sent::Heartbeat(Heartbeat { phase, step, progress: Some(progress::now()) }));
+        let (progress, gpu) = (Some(progress::now()), gpu_meter::last());
+        self.send(Sent::Heartbeat(Heartbeat { phase, step, progress, gpu }));
     }
 }
 
@@ -257,7 +260,6 @@ fn serve(
             Err(fault) => drop(report.send(Err(fault))),
         }
     });
-    handle.end_call(tonic::Code::Ok);
 }
 
 /// All ranks end together: the first signal asks the coordinator for that, the second ends this process.
@@ -269,7 +271,8 @@ async fn obey(mut told: Told, handle: &Handle) {
     while first.elapsed() < ECHO {
         told.next().await;
     }
-    leave(handle, &Fault::new(ErrorCode::Interrupted, "stopped at once by a second signal"));
+    let fault = Fault::new(ErrorCode::Interrupted, "stopped at once by a second signal");
+    leave(handle, &fault, Code::Cancelled);
 }
 
 async fn connect(
@@ -295,10 +298,12 @@ async fn connect(
     *handle.shared.call.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
     // The kernel opens connections also for a process that is stopped.
     let longest = patience.max(silence::TICK * silence::COORDINATOR);
-    let reply = tokio::time::timeout(longest, client.train(request))
-        .await
-        .map_err(|_| unreachable(format!("it does not answer for {} s", longest.as_secs())))?;
+    let reply = tokio::time::timeout(longest, client.train(request)).await.map_err(|_| {
+        handle.end_call(Code::DeadlineExceeded);
+        unreachable(format!("it does not answer for {} s", longest.as_secs()))
+    })?;
     let reply = reply.map_err(|status| {
+        handle.end_call(status.code());
         access.refusal(&status).unwrap_or_else(|| unreachable(status.message().to_owned()))
     })?;
     Ok(reply.into_inner())
@@ -314,6 +319,7 @@ async fn beat(handle: &Handle, coordinator: &str) {
         if handle.shared.closing.load(Ordering::SeqCst) {
             let since = *farewell.get_or_insert_with(tokio::time::Instant::now);
             if since.elapsed() > FAREWELL {
+                handle.end_call(Code::DeadlineExceeded);
                 return;
             }
             continue;
@@ -324,7 +330,7 @@ async fn beat(handle: &Handle, coordinator: &str) {
             told => told,
         };
         if handle.silence().lasts(limit) {
-            leave(handle, &silent(coordinator, limit));
+            leave(handle, &silent(coordinator, limit), Code::DeadlineExceeded);
         }
     }
 }
@@ -345,13 +351,17 @@ async fn receive(
         let echo = |reason: String| Fault::new(ErrorCode::Echo, reason);
         let message = stream.message().await;
         handle.silence().broken();
-        let end = match message.map(|message| message.and_then(|message| message.body)) {
+        let closing = handle.shared.closing.load(Ordering::SeqCst);
+        let (end, code) = match message.map(|message| message.and_then(|message| message.body)) {
             Ok(Some(Received::Beat(_))) => continue,
             Ok(Some(Received::Abort(abort))) => {
                 let cause =
                     abort.cause.map_or_else(|| echo("stopped by the coordinator".into()), Fault::from);
+                // A run that is stopped on request breaks no call.
+                let code = if cause.code == ErrorCode::Interrupted { Code::Ok } else { Code::Aborted };
                 // Turned away at the door, the cause is this trainer's own; a stop that was asked for is everybody's.
-                if welcome && cause.code != ErrorCode::Interrupted { echo(cause.to_string()) } else { cause }
+                let others = welcome && cause.code != ErrorCode::Interrupted;
+                (if others { echo(cause.to_string()) } else { cause }, code)
             }
             Ok(Some(Received::Hold(_))) => {
                 handle.send(Sent::Held(Held { works: handle.shared.gate.hold() }));
@@ -380,19 +390,23 @@ async fn receive(
                 let _ = deliver.send(body);
                 continue;
             }
-            Ok(None) => echo("the coordinator closed the connection".into()),
-            Err(status) => echo(format!("lost the coordinator: {}", status.message())),
+            Ok(None) => {
+                let code = if closing { Code::Ok } else { Code::Aborted };
+                (echo("the coordinator closed the connection".into()), code)
+            }
+            Err(status) => (echo(format!("lost the coordinator: {}", status.message())), status.code()),
         };
-        if handle.shared.closing.load(Ordering::SeqCst) {
+        if closing {
+            handle.end_call(code);
             return;
         }
-        leave(handle, &end);
+        leave(handle, &end, code);
     }
 }
 
-/// S-2. `_exit`, because libtorch's threads may be anywhere and destructors would wait for them.
+/// S-2, with what is to be said of the call. `_exit`, because libtorch's threads may be anywhere and destructors would wait for them.
 #[expect(unsafe_code, reason = "_exit")]
-fn leave(handle: &Handle, fault: &Fault) -> ! {
+fn leave(handle: &Handle, fault: &Fault, code: Code) -> ! {
     if let Some(communicator) =
         handle.shared.communicator.lock().unwrap_or_else(PoisonError::into_inner).take()
     {
@@ -405,7 +419,7 @@ fn leave(handle: &Handle, fault: &Fault) -> ! {
     }
     if let Some(spans) = dyad_telemetry::spans() {
         trace::fail(&fault.to_string());
-        handle.end_call(tonic::Code::Aborted);
+        handle.end_call(code);
         spans.flush(LAST_SPANS);
     }
     dyad_telemetry::voice::stderr().flush(dyad_telemetry::voice::PATIENCE);

@@ -25,6 +25,7 @@ use crate::device;
 use crate::engine::EngineError;
 use crate::facts;
 use crate::feed::{self, Files, Work};
+use crate::gpu_meter;
 use crate::layout::Sharding;
 use crate::load::{Among, Parts, Sources};
 use crate::loading;
@@ -69,6 +70,9 @@ pub fn start(
     received: mpsc::Receiver<Received>,
 ) -> Result<Option<(Started, Incoming)>, Fault> {
     let device = device::open(&identity.device)?;
+    if let Device::Cuda(index) = device {
+        gpu_meter::watch(index);
+    }
     let Some(Joined { config, place, run, resume_from }) = joined(&received)? else { return Ok(None) };
     let span = process_span(place, &run);
     let inside = span.clone().entered();

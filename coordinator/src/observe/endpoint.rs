@@ -2,12 +2,17 @@
 //!
 //! The port asks nobody who they are, so what it takes is bounded: [`MOST`] connections, of which the oldest makes way for whoever
 //! comes. A scrape takes milliseconds, and a scraper whose idle connection went opens another.
+//!
+//! A scraper reads at its own times, and most likely none of them lies between the end of the run and that of the process. What it has
+//! read last would then be a run that goes on, and what it finds next a port that is closed: a death. So the port stays open until the
+//! end has been read.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -17,7 +22,8 @@ use axum::routing::get;
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use super::metrics::Metrics;
 
@@ -25,6 +31,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// Open connections.
 pub const MOST: usize = 32;
+
+/// How long an answer may take to reach whoever asked, once the port closes.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// A port whose oldest connection makes way.
 struct Few {
@@ -35,8 +44,8 @@ struct Few {
 /// A connection that ends when it is to make way.
 struct Guest {
     stream: TcpStream,
-    /// Resolves then.
-    leave: oneshot::Receiver<()>,
+    /// Resolves then. None once the port is closed, where nobody is in the way of others any more.
+    leave: Option<oneshot::Receiver<()>>,
 }
 
 impl Listener for Few {
@@ -47,12 +56,15 @@ impl Listener for Few {
         // This accept waits out a machine without sockets.
         let (stream, address) = Listener::accept(&mut self.listener).await;
         self.open.retain(|guest| !guest.is_closed());
-        if self.open.len() >= MOST {
-            self.open.pop_front();
+        if self.open.len() >= MOST
+            && let Some(oldest) = self.open.pop_front()
+        {
+            // Fails only for one that has left.
+            let _ = oldest.send(());
         }
-        let (stay, leave) = oneshot::channel();
-        self.open.push_back(stay);
-        (Guest { stream, leave }, address)
+        let (ask, leave) = oneshot::channel();
+        self.open.push_back(ask);
+        (Guest { stream, leave: Some(leave) }, address)
     }
 
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
@@ -63,9 +75,17 @@ impl Listener for Few {
 impl Guest {
     /// Whether it may stay; whoever asks is woken when it may not.
     fn stays(&mut self, cx: &mut Context<'_>) -> std::io::Result<()> {
-        match Pin::new(&mut self.leave).poll(cx) {
+        let Some(leave) = &mut self.leave else { return Ok(()) };
+        match Pin::new(leave).poll(cx) {
             Poll::Pending => Ok(()),
-            Poll::Ready(_) => Err(std::io::ErrorKind::ConnectionAborted.into()),
+            Poll::Ready(Err(_)) => {
+                self.leave = None;
+                Ok(())
+            }
+            Poll::Ready(Ok(())) => {
+                self.leave = None;
+                Err(std::io::ErrorKind::ConnectionAborted.into())
+            }
         }
     }
 }
@@ -100,19 +120,85 @@ impl AsyncWrite for Guest {
     }
 }
 
-/// Serves until the process ends.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>) {
-    let routes = Router::new()
-        .route("/", get(|| async { "Dyad coordinator: see /metrics\n" }))
-        .route("/metrics", get(scrape))
-        .with_state(metrics);
-    if let Err(error) = axum::serve(Few { listener, open: VecDeque::new() }, routes).await {
-        tracing::warn!("metrics are no longer served: {error}");
+/// What scrapers have read so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Read {
+    anything: bool,
+    the_end: bool,
+}
+
+/// What is served, and what has been.
+#[derive(Clone)]
+struct Served {
+    metrics: Arc<Metrics>,
+    read: watch::Sender<Read>,
+}
+
+/// The port while it is served, which is until the process ends.
+#[derive(Debug)]
+pub struct Endpoint {
+    server: JoinHandle<()>,
+    /// Dropped when the port is to close.
+    stop: oneshot::Sender<()>,
+    metrics: Arc<Metrics>,
+    read: watch::Receiver<Read>,
+}
+
+impl Endpoint {
+    /// Serves from now on.
+    #[must_use]
+    pub fn open(listener: TcpListener, metrics: Arc<Metrics>) -> Self {
+        let (read, seen) = watch::channel(Read::default());
+        let routes = Router::new()
+            .route("/", get(|| async { "Dyad coordinator: see /metrics\n" }))
+            .route("/metrics", get(scrape))
+            .with_state(Served { metrics: metrics.clone(), read });
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopping = async {
+            // Its other end going away is the sign.
+            let _ = stopped.await;
+        };
+        let serving = axum::serve(Few { listener, open: VecDeque::new() }, routes);
+        let server = tokio::spawn(async move {
+            if let Err(error) = serving.with_graceful_shutdown(stopping).await {
+                tracing::warn!("metrics are no longer served: {error}");
+            }
+        });
+        Self { server, stop, metrics, read: seen }
+    }
+
+    /// After the run: closes the port once somebody has read how it ended, `patience` is over, or `hurry` resolves. Where nobody has
+    /// ever read anything, nobody is waited for; nor where the end of the run is not known.
+    pub async fn last_scrape(mut self, patience: Duration, hurry: impl Future<Output = ()>) {
+        let awaited = self.metrics.has_ended() && self.read.borrow().anything;
+        if awaited && !patience.is_zero() {
+            tracing::info!(
+                "the run has ended; up to {} s for a last scrape of its metrics",
+                patience.as_secs()
+            );
+            tokio::select! {
+                in_time = tokio::time::timeout(patience, self.read.wait_for(|read| read.the_end)) => {
+                    if in_time.is_err() {
+                        tracing::info!("nobody has scraped how the run ended");
+                    }
+                }
+                () = hurry => {}
+            }
+        }
+        drop(self.stop);
+        let _ = tokio::time::timeout(PARTING, self.server).await;
     }
 }
 
-async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
-    match metrics.encode() {
+async fn scrape(State(served): State<Served>) -> Response {
+    // Before it is written down: what ends meanwhile is for the next scrape.
+    let the_end = served.metrics.has_ended();
+    let text = served.metrics.encode();
+    served.read.send_modify(|read| {
+        read.anything = true;
+        read.the_end |= the_end;
+    });
+    match text {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

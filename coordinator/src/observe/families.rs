@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
+use dyad_proto::wire::ErrorCode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
@@ -48,7 +49,7 @@ const STEPS_ALONE: [Named; 4] = [
     ("step", "step", "Last optimizer step that is done"),
 ];
 
-fn added<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+pub(super) fn added<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
     given(registry, name, help, M::default())
 }
 
@@ -87,6 +88,54 @@ impl Rows {
                 gauges.get_or_create(&Labels::new()).set(value);
             }
         }
+    }
+}
+
+/// What a run is in; it is in one of them at a time.
+const STATES: [&str; 4] = ["running", "complete", "stopped", "failed"];
+
+/// Whether the run goes on. The first two lack the run's label: alerts ask what was last seen at an address, whichever run that was.
+pub(super) struct Life {
+    pub(super) done: Gauge,
+    failed: Gauge,
+    states: Family<Labels, Gauge>,
+    pub(super) last_progress: Gauges,
+}
+
+impl Life {
+    /// In the registry of the process, and in that of its run.
+    pub(super) fn new(process: &mut Registry, run: String) -> (Self, &mut Registry) {
+        let done = "1 once the run has ended, however it did, and its coordinator is about to leave";
+        let failed = "1 once the run has failed; to be stopped on request is no failure";
+        let (done, failed) =
+            (added(process, "coordinator_done", done), added(process, "coordinator_failed", failed));
+        let r = process.sub_registry_with_label(("run".into(), run.into()));
+        let states = added(r, "run_state", "1 for what the run is in: running, complete, stopped or failed");
+        let last = "When a rank last got on with its work, whatever that was";
+        let last_progress = added(r, "last_progress_timestamp_seconds", last);
+        let life = Self { done, failed, states, last_progress };
+        life.enter(STATES[0]);
+        (life, r)
+    }
+
+    fn enter(&self, now: &str) {
+        for state in STATES {
+            let shown = self.states.get_or_create_owned(&vec![("state", state.to_owned())]);
+            shown.set(i64::from(state == now));
+        }
+    }
+
+    /// The run has ended.
+    pub(super) fn end(&self, failure: Option<ErrorCode>) {
+        let (state, failed) = match failure {
+            None => (STATES[1], false),
+            Some(ErrorCode::Interrupted) => (STATES[2], false),
+            Some(_) => (STATES[3], true),
+        };
+        self.enter(state);
+        self.failed.set(failed.into());
+        // At last: who sees this sees all the rest as well.
+        self.done.set(1);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The run as numbers for Prometheus: base units, names that start with `dyad_`, labels that stay few.
 //!
-//! - P-1: no label grows with the length of a run. `rank` is bounded by the world size, `phase` by [`Phases`](super::families::Phases)
-//!   whatever trainers report, `reason` is a closed set.
+//! - P-1: no label grows with the length of a run. `run` is one, `rank` is bounded by the world size, `gpu` by one for each rank, `phase` by
+//!   [`Phases`](super::families::Phases) whatever trainers report; `reason` and `state` are closed sets.
 //! - P-2: what is not a finite number is shown as such in gauges, and never added to a sum: one NaN would stay for good.
 
 use std::collections::HashMap;
@@ -10,13 +10,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dyad_proto::wire::run_event::Body as Happening;
-use dyad_proto::wire::{CheckpointReport, DataReport, ErrorCode, Failure, ModelReport, RunEnded, StepReport};
+use dyad_proto::wire::{
+    CheckpointReport, DataReport, ErrorCode, Failure, Heartbeat, ModelReport, RunEnded, StepReport,
+};
 use dyad_proto::{RunConfig, plain};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::families::{Labels, Pace, Ranks, Rows, Safety};
+use super::families::{Labels, Life, Pace, Ranks, Rows, Safety};
+use super::gpus::Gpus;
 use crate::metrics::Row;
 
 /// Why runs fail: the closed set of error codes.
@@ -35,6 +38,8 @@ pub struct Metrics {
     pace: Pace,
     ranks: Ranks,
     safety: Safety,
+    life: Life,
+    gpus: Gpus,
     state: Mutex<State>,
 }
 
@@ -42,6 +47,8 @@ pub struct Metrics {
 #[derive(Debug, Default)]
 struct State {
     heard: HashMap<u32, Instant>,
+    /// Pieces of work that a rank has done.
+    work: HashMap<u32, u64>,
     peak_flops: HashMap<u32, f64>,
     /// Steps that a checkpoint is due after.
     checkpoints: Vec<u64>,
@@ -72,21 +79,26 @@ impl Metrics {
     #[must_use]
     pub fn new(run_id: &str, config: &RunConfig, world_size: u32) -> Self {
         let mut registry = Registry::with_prefix("dyad");
+        let (life, r) = Life::new(&mut registry, label(run_id));
+        let folder = std::path::absolute(&config.output_dir);
+        let folder = folder.map_or_else(|_| config.output_dir.clone(), |dir| dir.display().to_string());
+        let host = dyad_proto::files::of_kernel("/proc/sys/kernel/hostname").unwrap_or_default();
         let info: Labels = vec![
-            ("run_id", label(run_id)),
             ("training_method", format!("{:?}", config.training_method).to_lowercase()),
             ("model", label(&config.model)),
+            ("host", label(host.trim())),
+            ("output_dir", label(&folder)),
         ];
-        registry.register("run", "What runs here", Info::new(info));
-        let r = &mut registry;
+        r.register("run", "What runs here, and the folder that it writes", Info::new(info));
         let (steps, evaluations) = (Rows::of_steps(r), Rows::of_evaluations(r));
         let (pace, ranks, safety) = (Pace::new(r), Ranks::new(r), Safety::new(r));
+        let gpus = Gpus::new(r);
         ranks.world_size.set(i64::from(world_size));
         for (_, reason) in REASONS {
             // Rates of what has never happened must be 0, not absent.
             let _ = safety.failures.get_or_create(&vec![("reason", reason.to_owned())]);
         }
-        Self { registry, steps, evaluations, pace, ranks, safety, state: Mutex::default() }
+        Self { registry, steps, evaluations, pace, ranks, safety, life, gpus, state: Mutex::default() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -117,10 +129,23 @@ impl Metrics {
         self.state().heard.insert(rank, now);
     }
 
+    /// A rank says how far it is, and what its GPU is at.
+    pub fn beat(&self, rank: u32, beat: &Heartbeat) {
+        if let Some(progress) = &beat.progress {
+            let work = progress.marks.wrapping_add(progress.fed);
+            if self.state().work.insert(rank, work) != Some(work) {
+                self.life.last_progress.get_or_create(&Labels::new()).set(unix(SystemTime::now()));
+            }
+        }
+        self.gpus.show(rank, beat.gpu.as_ref());
+    }
+
     /// A rank's stream ended.
     pub fn left(&self, rank: u32) {
+        self.gpus.show(rank, None);
         let mut state = self.state();
         state.heard.remove(&rank);
+        state.work.remove(&rank);
         self.ranks.trainers.set(state.heard.len() as i64);
         // Under the lock: a scrape that is on its way must not show the rank again.
         self.ranks.heartbeat_age.remove(&rank_label(rank));
@@ -138,9 +163,20 @@ impl Metrics {
         match happening {
             Happening::Data(data) => self.planned(data),
             Happening::Checkpoint(report) => self.checkpoint(report),
-            Happening::Ended(RunEnded { failure: Some(failure) }) => self.failed(failure),
+            Happening::Ended(RunEnded { failure }) => {
+                if let Some(failure) = failure {
+                    self.failed(failure);
+                }
+                self.life.end(failure.as_ref().map(Failure::code));
+            }
             _ => {}
         }
+    }
+
+    /// Whether the numbers are those of a run that has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.life.done.get() == 1
     }
 
     fn planned(&self, data: &DataReport) {
@@ -266,11 +302,57 @@ mod tests {
         metrics.step(1, &step_row(&reports, context), &reports, trace);
     }
 
-    /// What stands behind a name and its labels.
+    /// What stands behind a name and its labels, that of the run excepted.
     fn value(metrics: &Metrics, name: &str) -> String {
-        let text = metrics.encode().unwrap();
+        let text = metrics.encode().unwrap().replace("run=\"run-1\",", "").replace("run=\"run-1\"", "");
         let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         found.unwrap_or_else(|| panic!("no {name} in {text}")).to_owned()
+    }
+
+    #[test]
+    fn a_run_is_in_one_state_and_the_end_is_told_with_its_reason() {
+        let states = |metrics: &Metrics| {
+            let state = |name| value(metrics, &format!("dyad_run_state{{state=\"{name}\"}}"));
+            ["running", "complete", "stopped", "failed"].map(state).join(" ")
+        };
+        let failure = |code: ErrorCode| Some(Failure { code: code.into(), ..Failure::default() });
+        for (failure, after) in [
+            (None, "0 1 0 0"),
+            (failure(ErrorCode::Interrupted), "0 0 1 0"),
+            (failure(ErrorCode::Unavailable), "0 0 0 1"),
+        ] {
+            let metrics = metrics();
+            let shown =
+                || ["done", "failed"].map(|name| value(&metrics, &format!("dyad_coordinator_{name}")));
+            assert_eq!((states(&metrics), shown()), ("1 0 0 0".into(), ["0", "0"].map(str::to_owned)));
+            assert!(!metrics.has_ended());
+            metrics.happens(&Happening::Ended(RunEnded { failure }));
+            let failed = after.rsplit(' ').next().unwrap();
+            assert_eq!((states(&metrics), shown()), (after.into(), ["1", failed].map(str::to_owned)));
+            assert!(metrics.has_ended());
+        }
+    }
+
+    /// Loading, evaluating and saving are progress as well, and take as long as they take.
+    #[test]
+    fn progress_is_work_that_is_done_and_not_a_heart_that_beats() {
+        use dyad_proto::wire::Progress;
+        let metrics = metrics();
+        let name = "dyad_last_progress_timestamp_seconds";
+        assert!(!metrics.encode().unwrap().contains(&format!("{name}{{")));
+        let beat = |marks, fed| {
+            let progress = Some(Progress { marks, fed, ..Progress::default() });
+            metrics.beat(0, &Heartbeat { progress, ..Heartbeat::default() });
+            let shown: f64 = value(&metrics, &format!("{name}{{}}")).parse().unwrap();
+            // The next progress is at another time than this.
+            metrics.life.last_progress.get_or_create(&Labels::new()).set(1.0);
+            shown
+        };
+        assert!(beat(0, 0) > 1.0);
+        assert_eq!(beat(0, 0), 1.0);
+        assert!(beat(1, 0) > 1.0);
+        assert!(beat(1, 1) > 1.0);
+        assert_eq!(beat(1, 1), 1.0);
     }
 
     /// A model's path and a phase's name are anybody's.
@@ -284,12 +366,15 @@ mod tests {
         };
         metrics.rank(0, &report);
         let text = metrics.encode().unwrap();
-        let model = r#"model="m\"x\\n\n\\u{1b}"}"#;
+        let model = r#"model="m\"x\\n\n\\u{1b}",host="#;
         assert!(
             text.lines().any(|line| line.starts_with("dyad_run_info{") && line.contains(model)),
             "{text}"
         );
-        assert!(text.contains(r#"dyad_phase_duration_seconds_count{phase="a\"b\\"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"dyad_phase_duration_seconds_count{run="run-1",phase="a\"b\\"} 1"#),
+            "{text}"
+        );
         assert_eq!(label("m/Llama 漢 7B"), "m/Llama 漢 7B");
     }
 
@@ -301,7 +386,7 @@ mod tests {
         assert_eq!(value(&metrics, "dyad_loss{}"), "NaN");
         step(&metrics, 6.0, None);
         assert_eq!(value(&metrics, "dyad_loss{}"), "1.5");
-        assert_eq!(value(&metrics, "dyad_step_duration_seconds_sum"), "1.0");
+        assert_eq!(value(&metrics, "dyad_step_duration_seconds_sum{}"), "1.0");
         assert!(metrics.encode().unwrap().ends_with("# EOF\n"));
     }
 
@@ -309,8 +394,8 @@ mod tests {
     fn counters_add_up_over_ranks_and_exemplars_name_the_trace() {
         let metrics = metrics();
         step(&metrics, 1.0, Some("0af7651916cd43dd8448eb211c80319c"));
-        assert_eq!(value(&metrics, "dyad_tokens_total"), "200");
-        assert_eq!(value(&metrics, "dyad_pairs_total"), "8");
+        assert_eq!(value(&metrics, "dyad_tokens_total{}"), "200");
+        assert_eq!(value(&metrics, "dyad_pairs_total{}"), "8");
         assert_eq!(value(&metrics, "dyad_collective_wait_seconds_total{rank=\"1\"}"), "0.1");
         assert_eq!(value(&metrics, "dyad_data_wait_seconds_total{rank=\"0\"}"), "0.25");
         assert_eq!(value(&metrics, "dyad_phase_duration_seconds_count{phase=\"fetch\"}"), "2");
@@ -329,7 +414,7 @@ mod tests {
         assert_eq!(value(&metrics, "dyad_loss{}"), "0.25");
         assert_eq!(value(&metrics, "dyad_eval_loss{}"), "1.5");
         assert_eq!(value(&metrics, "dyad_eval_reward_chosen{}"), "0.5");
-        assert_eq!(value(&metrics, "dyad_evaluations_total"), "1");
+        assert_eq!(value(&metrics, "dyad_evaluations_total{}"), "1");
     }
 
     #[test]
@@ -348,7 +433,7 @@ mod tests {
     #[test]
     fn a_checkpoint_is_due_from_the_step_that_it_follows_until_it_is_there() {
         let metrics = metrics();
-        let due = || value(&metrics, "dyad_checkpoint_due_timestamp_seconds");
+        let due = || value(&metrics, "dyad_checkpoint_due_timestamp_seconds{}");
         metrics.checkpoint_follows(1);
         assert_eq!(due(), "0.0");
         step(&metrics, 1.0, None);

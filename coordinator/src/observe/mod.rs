@@ -1,12 +1,13 @@
 //! What others can see of a run while it lasts: metrics for Prometheus, traces of steps. The engine tells it everything that
 //! happens; it changes nothing.
 //!
-//! - [`metrics`]: the numbers, by Prometheus's naming rules.
+//! - [`metrics`]: the numbers, by Prometheus's naming rules; `families` and `gpus`: what there is of them.
 //! - [`endpoint`]: `/metrics` over HTTP.
 //! - [`traces`]: one trace a step, for those that are worth keeping.
 
 pub mod endpoint;
 mod families;
+mod gpus;
 pub mod metrics;
 pub mod traces;
 
@@ -46,6 +47,8 @@ pub struct Observer {
     began: SystemTime,
     /// Ranks of connections.
     ranks: HashMap<TrainerId, u32>,
+    /// All ranks were told after which work to leave.
+    drained: bool,
 }
 
 impl Observer {
@@ -60,7 +63,7 @@ impl Observer {
         let traces = spans.map(|spans| StepTraces::new(spans.clone(), run, &spec.run_id, sampling));
         let metrics =
             with_metrics.then(|| Arc::new(Metrics::new(&spec.run_id, &spec.config, spec.world_size)));
-        Self { metrics, traces, began: SystemTime::now(), ranks: HashMap::new() }
+        Self { metrics, traces, began: SystemTime::now(), ranks: HashMap::new(), drained: false }
     }
 
     /// The numbers, for the endpoint.
@@ -76,8 +79,10 @@ impl Observer {
             Event::Message(id, message) => {
                 let Some(&rank) = self.ranks.get(id) else { return };
                 metrics.heard(rank, Instant::now());
-                if let Up::ModelReport(report) = message {
-                    metrics.model(rank, report);
+                match message {
+                    Up::ModelReport(report) => metrics.model(rank, report),
+                    Up::Heartbeat(beat) => metrics.beat(rank, beat),
+                    _ => {}
                 }
             }
             Event::Closed(id) => {
@@ -114,6 +119,7 @@ impl Observer {
                     step.traceparent = traces.assign(step.step, SystemTime::now());
                 }
             }
+            Down::Drain(_) => self.drained = true,
             _ => {}
         }
     }
@@ -126,9 +132,9 @@ impl Observer {
         let Some(traces) = &mut self.traces else { return };
         match happening {
             Happening::Data(_) => traces.prepared(self.began, SystemTime::now()),
-            // A stop that was asked for is no failure of the step that ranks were in.
+            // Of an end in order, what is assigned and not done was never begun.
             Happening::Ended(RunEnded { failure: Some(failure) })
-                if failure.code() != ErrorCode::Interrupted =>
+                if !(self.drained && failure.code() == ErrorCode::Interrupted) =>
             {
                 traces.fail(&failure.message, SystemTime::now());
             }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use dyad_proto::{ErrorCode, Fault};
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{SpanContext, Status, TraceContextExt};
 use opentelemetry::{Context, ContextGuard};
@@ -75,10 +76,19 @@ pub fn context_of(span: &tracing::Span) -> Option<SpanContext> {
     context.is_valid().then_some(context)
 }
 
-/// What a span of `tracing` stands for has failed. Without effect where traces are off.
-pub fn fail(span: &tracing::Span, kind: String, reason: &str) {
-    span.set_status(Status::error(reason.to_owned()));
-    span.set_attribute("error.type", kind);
+/// How a run ended that a span of `tracing` stands for. A run that was stopped on request has not failed. Without effect where traces are
+/// off.
+pub fn conclude<T>(span: &tracing::Span, ended: &Result<T, Fault>) {
+    let outcome = match ended {
+        Ok(_) => "complete",
+        Err(fault) if fault.code == ErrorCode::Interrupted => "stopped",
+        Err(fault) => {
+            span.set_status(Status::error(fault.message.clone()));
+            span.set_attribute("error.type", format!("{:?}", fault.code));
+            "failed"
+        }
+    };
+    span.set_attribute("train.outcome", outcome);
 }
 
 /// Makes a context this thread's current one until the guard goes: log lines then carry its ids.

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use command_line::command_line;
 pub use context::{
-    adopt, context_of, current, environment, extract, fail, headers, inject, parse, traceparent,
+    adopt, conclude, context_of, current, environment, extract, headers, inject, parse, traceparent,
 };
 pub use last_words::{format, last_words, read_last_words};
 pub use logs::{LogFormat, Logs};
