@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 use std::path::Path;
 
-use dyad_proto::{Fault, RunConfig, agrees, counted, pair_file, plain, thousands};
+use dyad_proto::{Fault, RunConfig, agrees, counted, grouped, pair_file, plain, thousands};
 
 use crate::look::{Pairs, Report};
 use crate::plan::Trainer;
@@ -50,8 +50,8 @@ pub fn describe(
 /// What the run starts from, as the trainer program has found it.
 fn start(report: &Report) -> String {
     let mut out = String::new();
-    let parameters = thousands(Shape::of("", &report.model).parameters() as u64);
-    let _ = write!(out, "model: {}, about {parameters} parameters", plain::line(&report.model.model_type));
+    let parameters = grouped(Shape::of("", &report.model).parameters() as u64, "parameter");
+    let _ = write!(out, "model: {}, about {parameters}", plain::line(&report.model.model_type));
     let _ = match report.trainable {
         Some(trainable) => writeln!(out, ", {} of them trainable", thousands(trainable)),
         None => writeln!(out),
@@ -68,8 +68,9 @@ fn start(report: &Report) -> String {
         let limit = report.max_seq_length.unwrap_or(0);
         let _ = writeln!(
             out,
-            "tensors, tokenizer and template fit together; the first pairs ({pairs}): longest {longest} of at most {limit} tokens, \
-             {truncated} cut, {dropped} left out"
+            "tensors, tokenizer and template fit together; the first pairs ({pairs}): longest {longest} of at most {}, \
+             {truncated} cut, {dropped} left out",
+            counted(limit as u64, "token")
         );
     }
     out
