@@ -21,10 +21,12 @@ pub struct Process {
 /// Has a process killed when the test's thread ends, also if that fails: what it started would slow the tests after it.
 #[expect(unsafe_code, reason = "prctl between fork and exec")]
 pub fn die_with_me(command: &mut Command) {
-    // SAFETY: one async-signal-safe call between fork and exec.
+    // SAFETY: two async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            // Tests of a closed terminal mean the same where they were started under nohup.
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
             Ok(())
         });
     }

@@ -147,7 +147,7 @@ fn a_resume_with_another_configuration_keeps_the_first() {
     assert!(output.status.success(), "{}", text(&output));
     assert!(fs::read(workspace.path("out/run.json")).unwrap() == first);
     let later = fs::read_to_string(workspace.path("out/run-from-6.json")).unwrap();
-    assert!(later.contains("\"max_steps\":9"), "{later}");
+    assert!(later.contains("\"max_steps\": 9"), "{later}");
 }
 
 #[test]
