@@ -289,7 +289,11 @@ fn a_rank_that_resumes_from_another_checkpoint_is_found_out() {
 fn trainers_of_two_builds_are_refused_by_name() {
     let workspace = two_hosts("");
     // A build that differs in nothing but a byte that nobody reads.
-    let other = workspace.path("trainer");
+    let folder = workspace.path("target/release");
+    fs::create_dir_all(&folder).unwrap();
+    // Where a trainer looks for libtorch from its own folder.
+    std::os::unix::fs::symlink(dyad_tests::root().join(".libtorch"), workspace.path(".libtorch")).unwrap();
+    let other = folder.join("trainer");
     let mut program = fs::read(dyad_tests::binary("trainer")).unwrap();
     program.push(0);
     fs::write(&other, program).unwrap();
