@@ -33,7 +33,7 @@ test: need-test build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, 
 	cargo test --release --workspace --no-fail-fast
 
 need-test:
-	@deploy/need.sh "make test" x86-64 cargo g++ python3 pip venv root ssh ssh-keygen ip apt-get dpkg-deb strip readelf space=20
+	@deploy/need.sh "make test" x86-64 cargo g++ python3 pip venv root ssh ssh-keygen ip apt-get dpkg-deb strip readelf
 
 image: ## Build the image dyad:cpu with docker, podman or buildah (VARIANT=cuda for GPUs).
 	@builder=$$(command -v docker || command -v podman || command -v buildah) || { echo "no docker, podman or buildah here" >&2; exit 2; }; \
@@ -94,7 +94,7 @@ clean: ## Remove what was built and trained; keeps libtorch and the Python envir
 	rm -rf quickstart-runs
 
 $(PARITY)/.done: tests/parity/requirements.txt
-	@deploy/need.sh "TRL in $(PARITY)" python3 pip venv space=8
+	@deploy/need.sh "TRL in $(PARITY)" python3 pip venv space=6
 	@echo "installing TRL $$(sed -n 's/^trl==//p' $<) into $(PARITY)/ (about 5 GB) …" >&2
 	@# Debian packs a venv's own pip apart; the system's pip installs into the environment as well.
 	@rm -rf $(PARITY) && python3 -m venv --without-pip $(PARITY)
