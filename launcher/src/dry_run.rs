@@ -3,9 +3,9 @@
 use std::fmt::{Display, Write};
 use std::path::Path;
 
+use dyad_families::{FirstPairs, Report};
 use dyad_proto::{Fault, RunConfig, agrees, counted, grouped, pair_file, plain, thousands};
 
-use crate::look::{Pairs, Report};
 use crate::plan::Trainer;
 use crate::predict::shapes::Shape;
 
@@ -64,7 +64,7 @@ fn start(report: &Report) -> String {
         );
     }
     if let Some(pairs) = &report.pairs {
-        let Pairs { pairs, longest, truncated, dropped, .. } = pairs;
+        let FirstPairs { pairs, longest, truncated, dropped, .. } = pairs;
         let limit = report.max_seq_length.unwrap_or(0);
         let _ = writeln!(
             out,

@@ -3,46 +3,12 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use dyad_families::Sizes;
+use dyad_families::{Report, Sizes};
 use dyad_proto::{ErrorCode, Fault, RunConfig};
 use serde::Deserialize;
 
 use crate::console;
 use crate::programs::{missing_hint, program};
-
-/// What was found of a run's start.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Report {
-    /// The model.
-    pub model: Sizes,
-    /// Weights that the run trains.
-    pub trainable: Option<u64>,
-    /// Hub ids that are still to be downloaded.
-    pub to_download: Vec<String>,
-    /// Most tokens of a sequence.
-    pub max_seq_length: Option<usize>,
-    /// The first pairs.
-    pub pairs: Option<Pairs>,
-}
-
-/// What became of the first pairs.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Pairs {
-    /// How many were turned into tokens.
-    pub pairs: usize,
-    /// Tokens of the longest sequence.
-    pub longest: usize,
-    /// Cut at `max_seq_length`.
-    pub truncated: usize,
-    /// Left out.
-    pub dropped: usize,
-    /// Mean tokens of the prompts that are not left out.
-    pub prompt: f64,
-    /// Mean tokens of their preferred answers.
-    pub chosen: f64,
-    /// Mean tokens of their other answers.
-    pub rejected: f64,
-}
 
 /// A hub id, or a model folder.
 pub fn model(name: &str) -> Result<Sizes, Fault> {

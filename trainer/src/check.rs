@@ -7,12 +7,11 @@ use dyad_data::adapter::{self, ADAPTER_CONFIG};
 use dyad_data::hub::{self, Found};
 use dyad_data::tokenize::{Rule, is_trainable, tokenize};
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_families::Sizes;
+use dyad_families::{FirstPairs, Report, Sizes};
 use dyad_proto::preference::PreferencePair;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::PairVerdict;
 use dyad_proto::{Fault, RunConfig, files, pair_file};
-use serde::Serialize;
 use tch::{Device, Kind};
 
 use crate::load::Sources;
@@ -24,40 +23,6 @@ use crate::model::{Model, ModelConfig};
 const PAIRS: usize = 16;
 /// Most bytes of those.
 const BYTES: u64 = 64 << 20;
-
-/// What was found; all of it can be trained.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// The model's sizes.
-    pub model: Sizes,
-    /// Weights that the run trains; None where the model is still to be downloaded.
-    pub trainable: Option<u64>,
-    /// Hub ids that a run would download first: of those only `config.json` was read.
-    pub to_download: Vec<String>,
-    /// Most tokens of a sequence; None where the model is still to be downloaded.
-    pub max_seq_length: Option<usize>,
-    /// What became of the first pairs; None where there is no tokenizer yet, or no training file.
-    pub pairs: Option<Looked>,
-}
-
-/// The first pairs of the training file.
-#[derive(Debug, Default, PartialEq, Serialize)]
-pub struct Looked {
-    /// How many were turned into tokens.
-    pub pairs: usize,
-    /// Tokens of the longest sequence, after cutting.
-    pub longest: usize,
-    /// Cut at `max_seq_length`.
-    pub truncated: usize,
-    /// Pairs that a run would leave out.
-    pub dropped: usize,
-    /// Mean tokens of the prompts of the others.
-    pub prompt: f64,
-    /// Mean tokens of their preferred answers.
-    pub chosen: f64,
-    /// Mean tokens of their other answers.
-    pub rejected: f64,
-}
 
 /// A model alone: a folder, or a hub id whose `config.json` is asked for.
 pub fn model(name: &str) -> Result<Sizes, Fault> {
@@ -158,13 +123,13 @@ fn trainable(config: &RunConfig, sources: &Sources) -> Result<u64, Fault> {
     Ok(layers.iter().flatten().map(|(_, tensor)| tensor.numel() as u64).sum())
 }
 
-fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Looked, Fault> {
+fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<FirstPairs, Fault> {
     let path = Path::new(&config.training_file);
     let text = beginning(path).map_err(|error| {
         Fault::input(format!("cannot read training_file {}: {error}", path.display()))
             .hint("`training_file` takes the path of a JSON Lines file of preference pairs")
     })?;
-    let mut looked = Looked::default();
+    let mut looked = FirstPairs::default();
     for record in pair_file::records("training_file", path, &text)? {
         let at = |fault: Fault| Fault {
             message: format!("{} line {}: {}", path.display(), record.line, fault.message),
@@ -186,8 +151,8 @@ fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Lo
         looked.rejected += tokens.rejected.len() as f64;
     }
     let kept = looked.pairs.saturating_sub(looked.dropped).max(1) as f64;
-    let Looked { prompt, chosen, rejected, .. } = looked;
-    Ok(Looked { prompt: prompt / kept, chosen: chosen / kept, rejected: rejected / kept, ..looked })
+    let FirstPairs { prompt, chosen, rejected, .. } = looked;
+    Ok(FirstPairs { prompt: prompt / kept, chosen: chosen / kept, rejected: rejected / kept, ..looked })
 }
 
 /// The first lines of a file.

@@ -5,6 +5,7 @@
 
 mod fields;
 mod refused;
+mod report;
 mod rope;
 
 use std::path::Path;
@@ -13,6 +14,7 @@ use dyad_proto::{Fault, counted, lfs};
 use serde::{Deserialize, Serialize};
 
 use self::fields::Fields;
+pub use self::report::{FirstPairs, Report};
 pub use self::rope::RopeScaling;
 
 /// Shape of a decoder-only language model.
