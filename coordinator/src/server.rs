@@ -19,7 +19,7 @@ use crate::observe::Observer;
 use crate::output_dir::Output;
 use crate::print::Printer;
 use crate::run::{Event, Run};
-use crate::service::Service;
+use crate::service::{OpenCalls, Service};
 use crate::watch::History;
 use crate::wire::Guard;
 use crate::wire::door::Door;
@@ -125,19 +125,22 @@ pub async fn tell_complete(
 struct Serving {
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     stop: oneshot::Sender<()>,
+    calls: OpenCalls,
     refusals: Refusals,
 }
 
 /// The port once nobody is let in any more.
 struct Draining {
     server: JoinHandle<Result<(), tonic::transport::Error>>,
+    calls: OpenCalls,
     refusals: Refusals,
 }
 
 impl Serving {
     fn open(port: Port, trainers: usize, inputs: mpsc::Sender<Input>, history: History) -> Self {
         let Port { listener, guard, health } = port;
-        let service = CoordinatorServer::new(Service::new(inputs, history, guard.gate))
+        let (service, calls) = Service::new(inputs, history, guard.gate);
+        let service = CoordinatorServer::new(service)
             .max_decoding_message_size(MAX_REPORT_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (stop, stopped) = oneshot::channel::<()>();
@@ -150,18 +153,23 @@ impl Serving {
         let server = Server::builder().max_concurrent_streams(CALLS).add_service(service);
         let server = server.add_service(health.answers(Welcome::Answered));
         let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopping));
-        Self { server, stop, refusals }
+        Self { server, stop, calls, refusals }
     }
 
     fn stop(self) -> Draining {
         drop(self.stop);
-        Draining { server: self.server, refusals: self.refusals }
+        Draining { server: self.server, calls: self.calls, refusals: self.refusals }
     }
 }
 
 impl Draining {
     async fn end(self) {
-        if tokio::time::timeout(DRAIN, self.server).await.is_err() {
+        let (server, calls) = (self.server, self.calls);
+        let drained = tokio::time::timeout(DRAIN, async {
+            let _ = server.await;
+            calls.end().await;
+        });
+        if drained.await.is_err() {
             tracing::warn!("streams were still open at the end");
         }
         self.refusals.close();

@@ -1,5 +1,6 @@
 //! The gRPC surface: decodes, hands over to the engine, encodes. No policy.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -31,14 +32,40 @@ pub struct Service {
     history: History,
     gate: Gate,
     connections: AtomicU64,
+    open: mpsc::Sender<Infallible>,
 }
 
 impl Service {
-    /// A service in front of the engine that reads `inputs`.
+    /// A service in front of the engine that reads `inputs`, and what waits for the end of its calls.
     #[must_use]
-    pub fn new(inputs: mpsc::Sender<Input>, history: History, gate: Gate) -> Self {
-        Self { inputs, history, gate, connections: AtomicU64::new(0) }
+    pub fn new(inputs: mpsc::Sender<Input>, history: History, gate: Gate) -> (Self, OpenCalls) {
+        let (open, calls) = mpsc::channel(1);
+        (Self { inputs, history, gate, connections: AtomicU64::new(0), open }, OpenCalls(calls))
     }
+
+    fn call<T>(&self, method: &'static str, request: &Request<T>) -> Call {
+        let rpc = RpcCall::server(method, request.metadata(), run_context());
+        Call { rpc, _open: self.open.clone() }
+    }
+}
+
+/// The calls of a service that are not over yet.
+#[derive(Debug)]
+pub struct OpenCalls(mpsc::Receiver<Infallible>);
+
+impl OpenCalls {
+    /// Returns once the service is gone and the span of its last call has been written. A connection may close before that: the task that
+    /// reads a trainer's stream has a copy of the call.
+    pub async fn end(mut self) {
+        self.0.recv().await;
+    }
+}
+
+/// A call that is being answered. The span goes first, then the mark that the call is open.
+#[derive(Clone)]
+struct Call {
+    rpc: RpcCall,
+    _open: mpsc::Sender<Infallible>,
 }
 
 #[tonic::async_trait]
@@ -58,7 +85,7 @@ impl Coordinator for Service {
         let gone = |_| Status::unavailable("the run has ended");
         let address = peer.as_ref().map(|peer| peer.address);
         self.inputs.send(Input::Connected(id, address, outbox)).await.map_err(gone)?;
-        let call = RpcCall::server("dyad.v1.Coordinator/Train", request.metadata(), run_context());
+        let call = self.call("dyad.v1.Coordinator/Train", &request);
         tokio::spawn(forward((id, peer), request.into_inner(), self.inputs.clone(), call.clone()));
         Ok(Response::new(answers(UnboundedReceiverStream::new(outgoing), call)))
     }
@@ -68,12 +95,12 @@ impl Coordinator for Service {
         request: Request<WatchRunRequest>,
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         self.gate.admit(&request, Role::Launcher)?;
-        let call = RpcCall::server("dyad.v1.Coordinator/WatchRun", request.metadata(), run_context());
+        let call = self.call("dyad.v1.Coordinator/WatchRun", &request);
         let told = call.clone();
         let events = self.history.follow().inspect(move |event| {
             // Whoever has heard this may leave before the stream is read to its end.
             if matches!(event.body, Some(Happening::Ended(_))) {
-                told.ended(Code::Ok);
+                told.rpc.ended(Code::Ok);
             }
         });
         Ok(Response::new(answers(events, call)))
@@ -83,10 +110,10 @@ impl Coordinator for Service {
 /// The answers to a call, which ends well when they are all given. Whoever leaves before has given it up.
 fn answers<T: Send + 'static>(
     answers: impl Stream<Item = T> + Send + 'static,
-    call: RpcCall,
+    call: Call,
 ) -> ServerStream<T> {
     let last = stream::poll_fn(move |_| {
-        call.ended(Code::Ok);
+        call.rpc.ended(Code::Ok);
         Poll::Ready(None)
     });
     Box::pin(answers.map(Ok).chain(last))
@@ -97,7 +124,7 @@ async fn forward(
     (id, peer): (TrainerId, Option<Peer>),
     mut incoming: Streaming<TrainerMessage>,
     inputs: mpsc::Sender<Input>,
-    call: RpcCall,
+    call: Call,
 ) {
     loop {
         let event = match incoming.message().await {
@@ -106,7 +133,7 @@ async fn forward(
             Ok(None) => break,
             Err(status) => {
                 // A trainer that was answered to the end breaks its side of the stream off, and the call has ended well by then.
-                call.ended(status.code());
+                call.rpc.ended(status.code());
                 // Otherwise the stream broke.
                 if is_unreadable(&status) {
                     let what = status.message().to_owned();
@@ -133,5 +160,24 @@ fn is_unreadable(status: &Status) -> bool {
         Code::Internal => std::error::Error::source(status).is_none(),
         Code::OutOfRange | Code::Unimplemented => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_waits_for_calls_whose_connection_is_closed_already() {
+        let (inputs, _events) = mpsc::channel(1);
+        let (service, calls) = Service::new(inputs, History::default(), Gate::default());
+        let call = service.call("dyad.v1.Coordinator/Train", &Request::new(()));
+        drop(service);
+        let mut end = Box::pin(calls.end());
+        assert!((&mut end).now_or_never().is_none());
+        drop(call);
+        assert!(end.now_or_never().is_some());
     }
 }
