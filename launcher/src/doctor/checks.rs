@@ -46,7 +46,7 @@ fn gather(check: &'static str, hint: &'static str, hosts: &[Looked], look: impl 
             .collect::<Vec<_>>()
             .join("; "),
     };
-    Row { check, state: worst, detail, hint: if worst == State::Ok { "" } else { hint } }
+    Row { check, state: worst, detail, hint: if worst == State::Ok { "" } else { hint }.into() }
 }
 
 /// The same, where different things are a failure.
@@ -61,7 +61,7 @@ fn equal(
         look(host).map_or_else(|| (State::Fail, missing()), |found| (State::Ok, found))
     });
     if hosts.iter().any(|host| look(host) != look(&hosts[0])) {
-        (row.state, row.hint) = (State::Fail, hint);
+        (row.state, row.hint) = (State::Fail, hint.into());
     }
     row
 }
@@ -107,7 +107,7 @@ fn libtorch(hosts: &[Looked]) -> Row {
         let nobody_knows = hosts.iter().all(|host| host.facts.libtorch.is_none());
         return if nobody_knows { Row::ok("libtorch", "the trainer finds it".into()) } else { row };
     }
-    Row { state: State::Fail, detail: broken.join("; "), hint, ..row }
+    Row { state: State::Fail, detail: broken.join("; "), hint: hint.into(), ..row }
 }
 
 /// What others may hold of a GPU that counts as free.
@@ -183,24 +183,37 @@ fn files(hosts: &[Looked]) -> Vec<Row> {
                 None => (State::Ok, String::new()),
             },
         ));
-        let result = |found: &Option<Result<String, String>>| match found {
-            Some(Ok(what)) => (State::Ok, what.clone()),
+        rows.push(model(hosts));
+        let hint = "the coordinator's host reads the pairs: the first, unless --coordinator-on here";
+        rows.push(gather("pairs", hint, first, |host| match &host.facts.pairs {
+            Some(Ok(path)) => (State::Ok, path.clone()),
             Some(Err(why)) => (State::Fail, why.clone()),
             None => (State::Ok, String::new()),
-        };
-        let hint =
-            "every host reads the model from the same path: copy it there, or use a shared file system";
-        rows.push(gather("model", hint, hosts, |host| result(&host.facts.model)));
-        let hint = "the coordinator's host reads the pairs: the first, unless --coordinator-on here";
-        rows.push(gather("pairs", hint, first, |host| result(&host.facts.pairs)));
+        }));
     }
     rows
+}
+
+/// If some hosts can start from the model, the others lack it. If none can, the model itself is wrong, and the trainer has said what to do.
+fn model(hosts: &[Looked]) -> Row {
+    let copy = "every host reads the model from the same path: copy it there, or use a shared file system";
+    let row = gather("model", copy, hosts, |host| match &host.facts.model {
+        Some(Ok(found)) => (State::Ok, found.clone()),
+        Some(Err(wrong)) => (State::Fail, wrong.message.clone()),
+        None => (State::Ok, String::new()),
+    });
+    let wrong: Vec<_> = hosts.iter().filter_map(|host| host.facts.model.as_ref()?.as_ref().err()).collect();
+    match wrong.first() {
+        Some(first) if wrong.len() == hosts.len() => Row { hint: first.hint.clone().into(), ..row },
+        _ => row,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use dyad_proto::ErrorCode;
 
+    use super::super::facts::Unusable;
     use super::super::row::table;
     use super::*;
     use crate::agent::machine::{Gpu, Hello};
@@ -225,6 +238,10 @@ mod tests {
             pairs: Some(Ok("/p".into())),
         };
         Looked { name: name.into(), facts, skew: (0.1, 0.2) }
+    }
+
+    fn unusable(message: &str) -> Unusable {
+        Unusable { message: message.into(), hint: "take another model".into() }
     }
 
     fn failing(hosts: &[Looked]) -> Vec<String> {
@@ -257,7 +274,7 @@ mod tests {
         hosts[1].facts.driver = Some("560.2".into());
         hosts[1].facts.gpus[1].used = 20 << 30;
         hosts[1].facts.shared_memory = Some((64 << 20, 0));
-        hosts[1].facts.model = Some(Err("/m holds no config.json that can be read".into()));
+        hosts[1].facts.model = Some(Err(unusable("/m holds no config.json that can be read")));
         hosts[1].skew = (-5.5, 0.5);
         hosts[0].facts.output = Some((3 << 30, None));
         hosts[0].facts.pairs = Some(Err("/p: gone".into()));
@@ -278,6 +295,17 @@ mod tests {
             ]
         );
         assert_eq!(table(&rows(&hosts)).1, Some(ErrorCode::InvalidInput));
+    }
+
+    #[test]
+    fn a_model_that_no_host_can_train_has_the_trainer_s_hint_and_one_that_is_missing_somewhere_is_to_be_copied() {
+        let mut hosts = [host("a", 0), host("b", 0)];
+        hosts[0].facts.model = Some(Err(unusable("model_type gemma is unknown")));
+        assert!(model(&hosts).hint.contains("copy it there"));
+        hosts[1].facts.model = hosts[0].facts.model.clone();
+        let row = model(&hosts);
+        assert_eq!((row.hint.as_ref(), row.detail.as_str()), ("take another model", "model_type gemma is unknown"));
+        assert_eq!(model(&hosts[..1]).hint, "take another model");
     }
 
     #[test]

@@ -31,10 +31,19 @@ pub struct Facts {
     pub shared_memory: Option<(u64, u64)>,
     /// Bytes free where the output folder is or will be, and why nothing can be written there.
     pub output: Option<(u64, Option<String>)>,
-    /// Model and tokenizer can be read; absent without a configuration.
-    pub model: Option<Result<String, String>>,
+    /// What a run would start from, or why it would not; absent without a configuration.
+    pub model: Option<Result<String, Unusable>>,
     /// Training and validation file can be read; absent without a configuration.
     pub pairs: Option<Result<String, String>>,
+}
+
+/// Why a run would not start from a model, in the trainer's words.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Unusable {
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it; may be empty.
+    pub hint: String,
 }
 
 impl Facts {
@@ -105,11 +114,9 @@ fn output(dir: &Path) -> (u64, Option<String>) {
 }
 
 /// As the trainers of a run would find it.
-fn model(config: &RunConfig) -> Result<String, String> {
-    let report = look::run(config).map_err(|fault| match fault.hint.is_empty() {
-        true => fault.to_string(),
-        false => format!("{fault}; {}", fault.hint),
-    })?;
+fn model(config: &RunConfig) -> Result<String, Unusable> {
+    let report =
+        look::run(config).map_err(|fault| Unusable { message: fault.to_string(), hint: fault.hint })?;
     let name =
         if config.model.is_empty() { config.from_checkpoint.as_deref() } else { Some(config.model.as_str()) };
     let found = format!("{} ({}", name.unwrap_or_default(), report.model.model_type);

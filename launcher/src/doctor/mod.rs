@@ -101,7 +101,8 @@ fn reached(check: &'static str, all: usize, missing: Vec<String>) -> Row {
         check,
         state: State::Unreachable,
         detail: missing.join("; "),
-        hint: "log in there once by hand, without a question being asked: a key for BatchMode, a known host key",
+        hint: "log in there once by hand, without a question being asked: a key for BatchMode, a known host key"
+            .into(),
     }
 }
 
@@ -131,7 +132,7 @@ async fn coordinator(agents: &[Agent], options: &DoctorOptions) -> Row {
             check: "coordinator",
             state: State::Unreachable,
             detail: fault.message,
-            hint: "open the ports between the hosts, or put a host first that all reach",
+            hint: "open the ports between the hosts, or put a host first that all reach".into(),
         },
     }
 }
@@ -152,7 +153,7 @@ async fn each_other(agents: &[Agent]) -> Row {
         check: "network",
         state: State::Unreachable,
         detail: blocked.join("; "),
-        hint: "trainers connect to each other on any port: open the ports between the hosts",
+        hint: "trainers connect to each other on any port: open the ports between the hosts".into(),
     }
 }
 

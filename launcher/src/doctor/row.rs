@@ -1,5 +1,6 @@
 //! Rows of the table: what a check comes to, and all of them as text. Pure.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use dyad_proto::ErrorCode;
@@ -14,7 +15,7 @@ pub struct Row {
     /// What was found.
     pub detail: String,
     /// What to do about it.
-    pub hint: &'static str,
+    pub hint: Cow<'static, str>,
 }
 
 /// How a check stands.
@@ -34,7 +35,7 @@ impl Row {
     /// A row without a hint.
     #[must_use]
     pub fn ok(check: &'static str, detail: String) -> Self {
-        Self { check, state: State::Ok, detail, hint: "" }
+        Self { check, state: State::Ok, detail, hint: "".into() }
     }
 }
 
@@ -69,8 +70,8 @@ mod tests {
 
     #[test]
     fn what_is_not_reached_counts_most() {
-        let unreachable = Row { check: "ssh", state: State::Unreachable, detail: "b".into(), hint: "x" };
-        let failed = Row { check: "disk", state: State::Fail, detail: String::new(), hint: "y" };
+        let unreachable = Row { check: "ssh", state: State::Unreachable, detail: "b".into(), hint: "x".into() };
+        let failed = Row { check: "disk", state: State::Fail, detail: String::new(), hint: "y".into() };
         assert_eq!(table(&[failed, unreachable]).1, Some(ErrorCode::Unavailable));
         assert_eq!(table(&[]).1, None);
     }

@@ -46,6 +46,12 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
     outcome
 }
 
+/// A run that was there and is gone has been deleted, which somebody wanted.
+fn deleted(name: &str) -> Fault {
+    Fault::new(ErrorCode::Interrupted, format!("run {name} was deleted while it was followed"))
+        .hint("`launcher kubernetes apply` of the same run goes on from its last checkpoint if the output was kept")
+}
+
 /// Resolves after so many seconds; never where there is no limit.
 async fn limit(seconds: Option<u64>) -> u64 {
     let Some(seconds) = seconds else { return std::future::pending().await };
@@ -72,12 +78,14 @@ struct Follower<'a> {
     failure: Option<Fault>,
     /// Shown last, so that a repeated state is not told again.
     told: String,
+    /// The run was there at an earlier look.
+    seen: bool,
 }
 
 impl<'a> Follower<'a> {
     fn new(cluster: &'a Cluster, console: Console) -> Self {
         let progress = Progress::new(console.clone(), None);
-        Self { cluster, console, reading: None, progress, failure: None, told: String::new() }
+        Self { cluster, console, reading: None, progress, failure: None, told: String::new(), seen: false }
     }
 
     async fn follow(&mut self) -> Result<(), Fault> {
@@ -108,7 +116,9 @@ impl<'a> Follower<'a> {
             Some(pod) => self.read(pod).await.is_ok(),
             None => false,
         };
+        let seen = std::mem::replace(&mut self.seen, !matches!(here, Phase::Absent));
         match here {
+            Phase::Absent if seen => Some(Err(deleted(&self.cluster.name))),
             Phase::Absent => Some(Err(status::absent(self.cluster))),
             Phase::Complete => {
                 self.console.clear();
