@@ -1,6 +1,6 @@
 //! What every rank says of itself, held against the other ranks and against the checkpoint. Pure.
 //!
-//! - B-1: no row is recorded of ranks that differ: a rank says what it is before it reports work, and a row needs all ranks.
+//! - CRD-B1: no row is recorded of ranks that differ: a rank says what it is before it reports work, and a row needs all ranks.
 
 use dyad_proto::Fault;
 use dyad_proto::fingerprint::{Change, Fingerprint, fact, fact_changes, may_differ_between_ranks};

@@ -1,7 +1,7 @@
 //! Who takes part in the run: admission, ranks, signs of life. Pure: time passes when it is told so.
 //!
-//! - a refused trainer never changes the roster.
-//! - ranks follow the launcher's order, whatever order the trainers joined in.
+//! - CRD-R1: a refused trainer never changes the roster.
+//! - CRD-R2: ranks follow the launcher's order, whatever order the trainers joined in.
 
 use std::collections::HashMap;
 use std::time::Duration;

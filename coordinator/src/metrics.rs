@@ -1,6 +1,6 @@
 //! From the sums of all ranks to one row of metrics, by TRL's names. Pure.
 //!
-//! M-1: a row is made of sums over ranks divided once by global counts; never a mean of means.
+//! CRD-Y1: a row is made of sums over ranks divided once by global counts; never a mean of means.
 
 use std::collections::HashMap;
 

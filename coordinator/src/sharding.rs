@@ -1,8 +1,8 @@
 //! Which pairs make up which step, and which rank takes which of them. Pure.
 //!
-//! - S-1: the global batch of a step depends on (dataset hash, kept ids, seed, step) only, never on the world size.
-//! - S-2: an epoch holds every kept id exactly once; its last batch may be smaller.
-//! - S-3: the ranks' shares of a batch are disjoint, complete, and in batch order.
+//! - CRD-S1: the global batch of a step depends on (dataset hash, kept ids, seed, step) only, never on the world size.
+//! - CRD-S2: an epoch holds every kept id exactly once; its last batch may be smaller.
+//! - CRD-S3: the ranks' shares of a batch are disjoint, complete, and in batch order.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -146,7 +146,7 @@ mod tests {
             prop_assert_eq!(split_over_ranks(&batch, world_size), expected);
         }
 
-        /// S-2: over one epoch each kept id is seen exactly once, for world sizes 1 to 8.
+        /// CRD-S2: over one epoch each kept id is seen exactly once, for world sizes 1 to 8.
         #[test]
         fn epoch_visits_every_kept_id_exactly_once(
             kept in proptest::collection::btree_set(0_u64..500, 1..80),
@@ -162,7 +162,7 @@ mod tests {
             prop_assert_eq!(seen, kept);
         }
 
-        /// S-1 and S-3: any number of ranks shares out the same batch, each rank in batch order.
+        /// CRD-S1 and CRD-S3: any number of ranks shares out the same batch, each rank in batch order.
         #[test]
         fn shares_are_the_batch_for_any_world_size(
             pairs in 1_u64..60, batch_size in 1_u32..20, seed: u64, step in 1_u64..30,

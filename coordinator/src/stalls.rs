@@ -1,7 +1,7 @@
 //! Which trainer stands still although its heart beats. Pure: time is what the coordinator itself has been awake for.
 //!
-//! - S-1: a trainer that waits for others is never blamed while one that they may wait for gets on.
-//! - S-2: a limit is never below [`FACTOR`] times the longest pause that the run has seen in that kind of work.
+//! - CRD-H1: a trainer that waits for others is never blamed while one that they may wait for gets on.
+//! - CRD-H2: a limit is never below [`FACTOR`] times the longest pause that the run has seen in that kind of work.
 //!
 //! Every rank begins the same collectives in the same order. So whoever has begun the fewest is behind, and whoever has begun more
 //! may wait for it, whatever its computing thread seems to do: on GPUs a wait looks like work.

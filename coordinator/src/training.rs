@@ -1,7 +1,7 @@
 //! The work stream of a run: what every rank is told to do next, and what their reports add up to. Pure.
 //!
-//! - T-1: every rank gets every work, in one order, even with no pair of its own: collectives need all of them.
-//! - T-2: no rank holds more than `WINDOW` works that it has not reported.
+//! - CRD-T1: every rank gets every work, in one order, even with no pair of its own: collectives need all of them.
+//! - CRD-T2: no rank holds more than `WINDOW` works that it has not reported.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -1,8 +1,8 @@
 //! What watchers see: what happened so far, then everything that happens, to any number of them.
 //!
-//! - W-1: what is kept in memory does not grow with the run: everything said once, and the last [`RECENT`] of steps, evaluations,
+//! - CRD-W1: what is kept in memory does not grow with the run: everything said once, and the last [`RECENT`] of steps, evaluations,
 //!   checkpoints, reference scores and the phases between them. Earlier steps and evaluations come from the metrics files.
-//! - W-2: a watcher that comes late, or is slow, is told how many events it does not get.
+//! - CRD-W2: a watcher that comes late, or is slow, is told how many events it does not get.
 
 mod rows;
 

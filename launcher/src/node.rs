@@ -1,8 +1,8 @@
 //! `launcher node`: the trainers of one node, where a scheduler (Kubernetes) has placed one such process per node.
 //!
-//! - N-1: the status is that of the first genuine failure; trainers that fell over somebody else's do not count.
-//! - N-2: when [`run`] returns, no trainer is left.
-//! - N-3: SIGTERM reaches every trainer, which then have the grace period to finish their step and save.
+//! - LNC-N1: the status is that of the first genuine failure; trainers that fell over somebody else's do not count.
+//! - LNC-N2: when [`run`] returns, no trainer is left.
+//! - LNC-N3: SIGTERM reaches every trainer, which then have the grace period to finish their step and save.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

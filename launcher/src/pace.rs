@@ -1,6 +1,6 @@
 //! How long the steps that are left will take, from how long those before them took. Pure.
 //!
-//! P-1: two means are known: that of the time in which this process heard of steps, which has in it whatever goes on between them, and what
+//! LNC-P1: two means are known: that of the time in which this process heard of steps, which has in it whatever goes on between them, and what
 //! the rows say of the last steps and of evaluations. The greater one counts: a watcher that comes late hears of a thousand steps at once,
 //! and a run may become slower.
 

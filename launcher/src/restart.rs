@@ -1,9 +1,9 @@
 //! Whether a run that failed is started again, as torchrun does it. Pure but for a look into the run's folder.
 //!
-//! - what would fail again is not tried again: bad input, a full disk, a loss that is no number, the same failure at the same step
+//! - LNC-R1: what would fail again is not tried again: bad input, a full disk, a loss that is no number, the same failure at the same step
 //!   three times.
-//! - who was told to stop is not started again.
-//! - the count starts afresh once the run has come to a later checkpoint than at the last failure.
+//! - LNC-R2: who was told to stop is not started again.
+//! - LNC-R3: the count starts afresh once the run has come to a later checkpoint than at the last failure.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! Runs a plan: starts coordinator and trainers, follows them, and stops everything when one fails.
 //!
-//! - L-1: the first genuine failure is the one that is reported; what fails because of it is not.
-//! - L-2: when [`run`] returns, no child is left.
-//! - L-3: one Ctrl-C ends the run within the grace period and [`LEAVE`], whatever the processes do.
+//! - LNC-L1: the first genuine failure is the one that is reported; what fails because of it is not.
+//! - LNC-L2: when [`run`] returns, no child is left.
+//! - LNC-L3: one Ctrl-C ends the run within the grace period and [`LEAVE`], whatever the processes do.
 
 use std::collections::HashMap;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! Writes files where somebody else may write as well: a shared output folder, `/tmp`.
 //!
-//! - S-1: no link is followed. A link, pipe or device in a file's place is an error that names it, or is replaced.
-//! - S-2: a file that has a second name elsewhere (a hard link) is replaced, and never written into.
+//! - PRO-S1: no link is followed. A link, pipe or device in a file's place is an error that names it, or is replaced.
+//! - PRO-S2: a file that has a second name elsewhere (a hard link) is replaced, and never written into.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};

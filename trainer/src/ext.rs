@@ -1,6 +1,7 @@
-//! Safe face of the C++ bridge in `ext/`: what tch 0.24 leaves out of libtorch.
+//! Safe wrappers around the C++ bridge in `ext/`, for what tch 0.24 leaves out of libtorch: autograd, AdamW, storage.
 //!
-//! Every raw call of this crate to the bridge is in this file or in `comm/gloo.rs`.
+//! The rest of the bridge is declared where it is used: `comm/gloo.rs`, `gpu.rs`, `head/tile.rs`, `model/{fused,product,varlen}.rs`,
+//! `profile/recorder.rs`.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};

@@ -4,7 +4,7 @@
 //! them on the host, the buffer's memory is taken away between uses; views, and graphs that autograd has built on them, stay
 //! valid and read what is brought back before the next use.
 //!
-//! - F-1: all ranks lend and fetch the same buffers in the same order, whatever pairs they have.
+//! - TRN-F1: all ranks lend and fetch the same buffers in the same order, whatever pairs they have.
 
 use std::cell::{OnceCell, RefCell};
 use std::fmt;

@@ -1,12 +1,13 @@
 //! Libraries of the trainer process.
 //!
 //! - [`model`], [`lora`], [`batch`], [`cost`], [`head`], [`loss`]: what a pass computes.
-//! - [`transfer`]: what goes between host and device.
-//! - [`engine`], [`parameters`], [`layout`], [`flat`], [`optimizer`], [`schedule`]: what a step does with it.
+//! - [`ext`], [`gpu`], [`device`], [`transfer`]: the C++ bridge, CUDA kernels, and copies between host and device.
+//! - [`engine`], [`parameters`], [`layout`], [`flat`], [`optimizer`], [`schedule`], [`memory`]: one optimizer step.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
-//! - [`checkpoint`], [`generate`], [`load`]: models in and out.
-//! - [`profile`], [`timing`], [`trace`], [`utilisation`], [`gpu_meter`]: where the time goes, and what the GPU is at.
-//! - [`session`], [`feed`], [`start`], [`run`]: the coordinator's side of the process.
+//! - [`load`], [`loading`], [`checkpoint`], [`generate`], [`check`], [`facts`]: models in and out, and what a start is held against.
+//! - [`profile`], [`timing`], [`trace`], [`utilisation`], [`gpu_meter`], [`progress`]: measurements.
+//! - [`connect`], [`session`], [`feed`], [`gate`], [`start`], [`run`], [`signals`], [`panics`]: the process, and its stream to the
+//!   coordinator.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

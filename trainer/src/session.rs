@@ -1,9 +1,9 @@
 //! The trainer's one stream to the coordinator, on a thread of its own.
 //!
-//! - S-1: heartbeats leave once a second whatever the computing thread does.
-//! - S-2: an abort, or the loss of the coordinator, ends the process at once, also in the middle of a collective.
-//! - S-3: a coordinator that says nothing for too long is lost (by own ticks: `dyad_proto::silence`).
-//! - S-4: a failure is on its way to the coordinator before the process ends.
+//! - TRN-S1: heartbeats leave once a second whatever the computing thread does.
+//! - TRN-S2: an abort, or the loss of the coordinator, ends the process at once, also in the middle of a collective.
+//! - TRN-S3: a coordinator that says nothing for too long is lost (by own ticks: `dyad_proto::silence`).
+//! - TRN-S4: a failure is on its way to the coordinator before the process ends.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -111,7 +111,7 @@ impl Handle {
         Arc::new(PostedBoard { handle: self.clone(), generation })
     }
 
-    /// Queues a message. A stream that is gone ends the process by S-2, so there is nothing to report here.
+    /// Queues a message. A stream that is gone ends the process by TRN-S2, so there is nothing to report here.
     pub fn send(&self, body: Sent) {
         let _ = self.outbound.send(TrainerMessage { body: Some(body) });
     }
@@ -135,7 +135,7 @@ impl Handle {
         progress::waiting(Waiting::Work, || self.shared.gate.begin())
     }
 
-    /// Waits until the coordinator has written the step's row, and returns the tokens trained on up to there; by S-2 the process ends
+    /// Waits until the coordinator has written the step's row, and returns the tokens trained on up to there; by TRN-S2 the process ends
     /// if that can no longer come.
     #[must_use]
     pub fn wait_recorded(&self, step: u64) -> u64 {
@@ -404,7 +404,7 @@ async fn receive(
     }
 }
 
-/// S-2, with what is to be said of the call. `_exit`, because libtorch's threads may be anywhere and destructors would wait for them.
+/// TRN-S2, with what is to be said of the call. `_exit`, because libtorch's threads may be anywhere and destructors would wait for them.
 #[expect(unsafe_code, reason = "_exit")]
 fn leave(handle: &Handle, fault: &Fault, code: Code) -> ! {
     if let Some(communicator) =

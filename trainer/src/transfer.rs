@@ -1,7 +1,9 @@
-//! Every copy between host and device of a training step goes through here, so that it can be seen: up without waiting, from
-//! pinned memory; down once, at the step's end.
+//! Every copy between host and device of a training step goes through here, so that it can be seen. Copies to the device do not wait:
+//! they come from pinned memory.
 //!
-//! - T-1: nothing but [`read`] makes the host wait for the device inside a step, and a step calls it once.
+//! - TRN-T1: nothing but [`read`] makes the host wait for the device inside a step. Once the passes have begun, a step calls it once, at its
+//!   end. Before them it is called for what ranks have to agree on: the number of micro-batches (`zero_stage` 2 and 3), and on several
+//!   GPUs the rows of the embedding that the step looks up.
 
 use tch::{Device, Tensor, kind::Element};
 

@@ -252,39 +252,92 @@ fn waits_once(events: &[Event]) {
     );
 }
 
-/// T-1: copies between host and device are not visible as operators on a machine without a device, so the step's sources
-/// are held to the functions of `transfer.rs`.
-#[test]
-fn nothing_in_the_step_copies_past_transfer() {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let step = [
-        "batch.rs",
-        "loss.rs",
-        "engine/mod.rs",
-        "engine/passes.rs",
-        "engine/tally.rs",
-        "engine/turns.rs",
-        "head/mod.rs",
-        "head/tile.rs",
-        "model/blocks.rs",
-        "model/llama.rs",
-        "model/varlen.rs",
-        "model/fused.rs",
-        "parameters/gradients.rs",
-    ];
-    for file in step {
-        let text = std::fs::read_to_string(sources.join(file)).unwrap();
-        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-        for copy in [
-            "from_slice(",
-            "to_device(Device::Cpu)",
-            "double_value(",
-            "int64_value(",
-            "values::<",
-            "values(&",
-            ".item(",
-        ] {
-            assert!(!code.contains(copy), "{file} has {copy}…): use transfer.rs");
+/// Calls that wait for the device, or copy from pageable memory.
+const COPIES: [&str; 7] = [
+    "from_slice(",
+    "to_device(Device::Cpu)",
+    "double_value(",
+    "int64_value(",
+    "values::<",
+    "values(&",
+    ".item(",
+];
+/// Files and calls that no step makes, with the reason. A folder ends with a slash.
+const OUTSIDE_STEPS: [(&str, &str); 12] = [
+    ("checkpoint/", "writes and restores checkpoints"),
+    ("comm/measure.rs", "times the link before the first step"),
+    ("flat.rs to_device(Device::Cpu)", "adopts weights when they are loaded"),
+    ("generate.rs", "generates text"),
+    ("loading.rs", "decides at the start who reads the weights"),
+    ("model/relay.rs", "loads weights"),
+    ("model/weights.rs", "loads weights"),
+    ("optimizer/eight_bit.rs from_slice(", "makes the optimizer's states before the first step"),
+    ("optimizer/mod.rs double_value(", "the branch for CPUs"),
+    ("parameters/planes.rs to_device(Device::Cpu)", "copies states for a checkpoint"),
+    ("start.rs", "agrees on bucket sizes before the first step"),
+    ("transfer.rs", "holds the copies that steps make"),
+];
+/// Where a step reads the device.
+const READS: [(&str, usize); 4] = [
+    // Evaluation; scoring with the reference model alone. Neither is an optimizer step.
+    ("engine/mod.rs", 2),
+    // The report, at the step's end.
+    ("engine/tally.rs", 1),
+    // Before the passes: how many micro-batches other ranks have.
+    ("engine/turns.rs", 1),
+    // Before the passes on several GPUs: which rows of the embedding other ranks look up.
+    ("parameters/rows.rs", 1),
+];
+
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root.clone()];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned();
+                files.push((path.strip_prefix(&root).unwrap().display().to_string(), code));
+            }
         }
     }
+    files
+}
+
+/// How often a function is called by its bare name.
+fn calls(code: &str, name: &str) -> usize {
+    let bare = |at: usize| !code[..at].ends_with(|before: char| before.is_alphanumeric() || "_.:".contains(before));
+    let called = |at: usize| code[at + name.len()..].starts_with(['(', ':']);
+    let definitions = code.matches(&format!("fn {name}")).count();
+    code.match_indices(name).filter(|(at, _)| bare(*at) && called(*at)).count() - definitions
+}
+
+/// Copies between host and device are not visible as operators on a machine without a device, so every file of the trainer is held to the
+/// functions of `transfer.rs` (TRN-T1), but for those that run outside steps.
+#[test]
+fn nothing_in_a_step_copies_or_waits_past_transfer() {
+    let (mut wrong, mut met) = (Vec::new(), Vec::new());
+    let mut reads = Vec::new();
+    for (file, code) in sources() {
+        for copy in COPIES.into_iter().filter(|copy| code.contains(copy)) {
+            let call = format!("{file} {copy}");
+            match OUTSIDE_STEPS.iter().find(|(outside, _)| call.starts_with(outside)) {
+                Some((outside, _)) => met.push(*outside),
+                None => wrong.push(call),
+            }
+        }
+        let imports = code.lines().any(|line| line.starts_with("use crate::transfer::") && line.contains("read"));
+        if imports {
+            reads.push((file, calls(&code, "read")));
+        }
+    }
+    assert!(wrong.is_empty(), "use transfer.rs: {wrong:#?}");
+    let stale: Vec<_> = OUTSIDE_STEPS.iter().filter(|(outside, _)| !met.contains(outside)).collect();
+    assert!(stale.is_empty(), "no longer needed: {stale:#?}");
+    reads.sort();
+    assert_eq!(reads, READS.map(|(file, calls)| (file.to_owned(), calls)));
 }

@@ -1,8 +1,8 @@
 //! The run as numbers for Prometheus: base units, names that start with `dyad_`, labels that stay few.
 //!
-//! - P-1: no label grows with the length of a run. `run` is one, `rank` is bounded by the world size, `gpu` by one for each rank, `phase` by
+//! - CRD-M1: no label grows with the length of a run. `run` is one, `rank` is bounded by the world size, `gpu` by one for each rank, `phase` by
 //!   [`Phases`](super::families::Phases) whatever trainers report; `reason` and `state` are closed sets.
-//! - P-2: what is not a finite number is shown as such in gauges, and never added to a sum: one NaN would stay for good.
+//! - CRD-M2: what is not a finite number is shown as such in gauges, and never added to a sum: one NaN would stay for good.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,5 +1,6 @@
-//! What others can see of a run while it lasts: metrics for Prometheus, traces of steps. The engine tells it everything that
-//! happens; it changes nothing.
+//! Metrics for Prometheus and traces of steps. The engine tells it every event and every message.
+//!
+//! It decides nothing about the run. It writes one thing: the trace context of a message that goes out ([`Observer::sends`]).
 //!
 //! - [`metrics`]: the numbers, by Prometheus's naming rules; `families` and `gpus`: what there is of them.
 //! - [`endpoint`]: `/metrics` over HTTP.

@@ -1,8 +1,8 @@
 //! Who is alive: what heartbeats say, what their absence says, and the coordinator's own.
 //!
-//! - V-1: time counts only as far as this process was awake to hear something: after a laptop's sleep, a stopped and continued run,
+//! - CRD-V1: time counts only as far as this process was awake to hear something: after a laptop's sleep, a stopped and continued run,
 //!   or a write that took a minute, nobody is blamed for a silence that nobody could have broken.
-//! - V-2: the coordinator's beats are commands of the run like all others. They stop when the loop stops that carries them out.
+//! - CRD-V2: the coordinator's beats are commands of the run like all others. They stop when the loop stops that carries them out.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ impl Watch {
         Self { last: now, since_beat: Duration::ZERO, silence, stalls: Stalls::new(stall_timeout) }
     }
 
-    /// How much time has passed since the last tick, by V-1.
+    /// How much time has passed since the last tick, by CRD-V1.
     fn pass(&mut self, now: Instant) -> Duration {
         let passed = now.saturating_duration_since(self.last).min(AWAKE);
         self.last = now;

@@ -1,9 +1,9 @@
 //! Accepts connections and finishes their TLS handshakes.
 //!
-//! - D-1: nobody waits for anybody else: each connection is greeted by a task of its own, which gives up after [`GREETING`].
-//! - D-2: open connections are bounded, and strangers are bounded apart: whoever has not yet made a call that was let in takes no
+//! - CRD-D1: nobody waits for anybody else: each connection is greeted by a task of its own, which gives up after [`GREETING`].
+//! - CRD-D2: open connections are bounded, and strangers are bounded apart: whoever has not yet made a call that was let in takes no
 //!   place from whoever has, and makes way for whoever comes.
-//! - D-3: whoever is turned away is in the log, with address and reason, or in a count there ([`refusals`](super::refusals)).
+//! - CRD-D3: whoever is turned away is in the log, with address and reason, or in a count there ([`refusals`](super::refusals)).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

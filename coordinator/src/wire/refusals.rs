@@ -1,7 +1,7 @@
 //! What the log says of those who are turned away: the first of a kind in full, the rest counted.
 //!
-//! - L-1: however often somebody knocks, a port writes at most [`KINDS`] lines in full and as many counts in a [`PERIOD`].
-//! - L-2: nobody is forgotten: what has no line of its own is in a count.
+//! - CRD-L1: however often somebody knocks, a port writes at most [`KINDS`] lines in full and as many counts in a [`PERIOD`].
+//! - CRD-L2: nobody is forgotten: what has no line of its own is in a count.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

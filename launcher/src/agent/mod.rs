@@ -1,7 +1,7 @@
 //! The node agent: `launcher agent` on each host starts and watches processes there for a launcher somewhere else.
 //!
-//! - when its standard input closes, or the launcher is silent for too long, everything that it started is killed.
-//! - its standard output holds protocol lines alone.
+//! - LNC-A1: when its standard input closes, or the launcher is silent for too long, everything that it started is killed.
+//! - LNC-A2: its standard output holds protocol lines alone.
 //!
 //! [`protocol`]: what is said. [`machine`]: what the host offers. [`ports`]: who reaches whom. [`serve`]: the agent itself.
 

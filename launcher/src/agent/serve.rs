@@ -62,7 +62,7 @@ async fn obey(silence: Duration) {
     agent.say(&Reply::Hello(Box::new(Hello::here())));
     tokio::select! {
         () = agent.listen_to(silence) => {}
-        // nobody listens to what the agent says.
+        // LNC-A1: nobody listens to what the agent says.
         () = write(said, lines) => {}
     }
     agent.kill_all();

@@ -1,8 +1,8 @@
 //! Where an axis begins and ends, where its ticks are and what stands at them. Pure.
 //!
-//! - ticks are 1, 2 or 5 times a power of ten apart, and lie where their labels say.
-//! - no two ticks have the same label.
-//! - steps are whole numbers, and so are their ticks.
+//! - LNC-T1: ticks are 1, 2 or 5 times a power of ten apart, and lie where their labels say.
+//! - LNC-T2: no two ticks have the same label.
+//! - LNC-T3: steps are whole numbers, and so are their ticks.
 
 use std::ops::Range;
 

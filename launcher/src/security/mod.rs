@@ -1,6 +1,6 @@
 //! Who may talk in a run: its own authority, a certificate for every process, and the join token. Made anew for each run.
 //!
-//! - K-1: private keys are in memory here, and in files that only this user can read while the launcher lives.
+//! - LNC-K1: private keys are in memory here, and in files that only this user can read while the launcher lives.
 
 pub mod run_secrets;
 pub mod secret_folder;

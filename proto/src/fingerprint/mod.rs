@@ -1,7 +1,7 @@
 //! What a run computes, kept in its checkpoints, and what a resume has changed of it. Pure.
 //!
-//! - P-1: a key or fact that decides a number and differs is refused by name.
-//! - P-2: what may be changed is listed, so that no change is silent.
+//! - PRO-P1: a key or fact that decides a number and differs is refused by name.
+//! - PRO-P2: what may be changed is listed, so that no change is silent.
 
 mod roles;
 

@@ -1,7 +1,7 @@
 //! What a process needs to talk to the others: over mutual TLS four files in one folder, which `DYAD_TLS_DIR` names; in plain text
 //! the join token, in a file that `DYAD_TOKEN_FILE` names.
 //!
-//! - W-1: keys and tokens lie in files of mode 0600 in a folder of mode 0700; never in arguments, environment or logs.
+//! - PRO-W1: keys and tokens lie in files of mode 0600 in a folder of mode 0700; never in arguments, environment or logs.
 
 pub mod by_hand;
 pub mod client;

@@ -3,7 +3,6 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider;
@@ -16,6 +15,7 @@ use opentelemetry_sdk::trace::{
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use crate::deadline::within;
 use crate::record::Spans;
 
 /// Name of the instrumentation scope.
@@ -83,18 +83,6 @@ impl Pipeline {
             let _ = provider.shutdown_with_timeout(limit);
         });
         self.runtime.shutdown_background();
-    }
-}
-
-/// Runs `work` on a thread and gives up on it after `limit`.
-pub(crate) fn within(limit: Duration, work: impl FnOnce() + Send + 'static) {
-    let (done, end) = mpsc::channel();
-    let thread = std::thread::Builder::new().name("telemetry-end".into()).spawn(move || {
-        work();
-        let _ = done.send(());
-    });
-    if thread.is_ok() {
-        let _ = end.recv_timeout(limit);
     }
 }
 

@@ -1,33 +1,18 @@
 //! What a process says last when it fails or was asked to stop: `error: …` or `stopped  …`, and `hint: …`, for people; one JSON object
 //! where log lines are such.
 
-use std::sync::OnceLock;
-
 use dyad_proto::{ErrorCode, Fault, called, plain};
 use serde_json::{Map, Value};
 
-use crate::logs::json_line;
-use crate::{LogFormat, voice};
+use crate::log_format::{LogFormat, json_line, process};
+use crate::voice;
 
 /// Only last words have it: by this the launcher tells them from other lines.
 const MARK: &str = "exit_status";
 
-static PROCESS: OnceLock<(&'static str, LogFormat)> = OnceLock::new();
-
-/// From now on last words look like this process's log lines.
-pub(crate) fn remember(service: &'static str, format: LogFormat) {
-    let _ = PROCESS.set((service, format));
-}
-
-/// How this process's log lines look.
-#[must_use]
-pub fn format() -> LogFormat {
-    PROCESS.get().map_or(LogFormat::Text, |(_, format)| *format)
-}
-
 /// Writes on standard error why this process ends without success, in the format of its log lines.
 pub fn last_words(fault: &Fault) {
-    let text = match PROCESS.get() {
+    let text = match process() {
         Some((service, LogFormat::Json)) => json(service, fault),
         Some((_, LogFormat::Text)) | None => called::commands(&fault.report()).into_owned(),
     };

@@ -8,15 +8,17 @@
 //!
 //! Lines leave by a [`voice`], which stops nobody. Rules that hold throughout:
 //!
-//! - O-1: training never waits for a collector. A full queue drops spans; the end of a process waits [`PATIENCE`] at most.
-//! - O-2: where traces are off, nothing is recorded.
+//! - TEL-O1: training never waits for a collector. A full queue drops spans; the end of a process waits [`PATIENCE`] at most.
+//! - TEL-O2: where traces are off, nothing is recorded.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod command_line;
 mod context;
+mod deadline;
 mod exporter;
 mod last_words;
+mod log_format;
 mod logs;
 mod record;
 mod rpc;
@@ -30,8 +32,9 @@ pub use command_line::command_line;
 pub use context::{
     adopt, conclude, context_of, current, environment, extract, headers, inject, parse, traceparent,
 };
-pub use last_words::{format, last_words, read_last_words};
-pub use logs::{LogFormat, Logs};
+pub use last_words::{last_words, read_last_words};
+pub use log_format::{LogFormat, format};
+pub use logs::Logs;
 pub use opentelemetry::trace::{SpanContext, SpanKind};
 pub use opentelemetry::{ContextGuard, KeyValue};
 pub use record::{Record, Spans};
@@ -72,7 +75,7 @@ impl Telemetry {
                 Err(reason) => (None, Some(reason)),
             },
         };
-        last_words::remember(service, logs.format);
+        log_format::remember(service, logs.format);
         logs::subscribe(logs, pipeline.as_ref().map(Pipeline::tracer));
         if let Some(reason) = trouble {
             tracing::warn!("no traces are sent: {reason}");

@@ -3,16 +3,12 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
-use clap::ValueEnum;
 use dyad_proto::plain;
-use opentelemetry::Context;
-use opentelemetry::trace::TraceContextExt;
 use opentelemetry_sdk::trace::SdkTracer;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
@@ -20,28 +16,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::TARGET;
+use crate::log_format::{LogFormat, json_line};
 use crate::voice::Lines;
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people
-    #[default]
-    Text,
-    /// One JSON object a line, with trace_id and span_id where traces are on
-    Json,
-}
-
-impl LogFormat {
-    /// As it is written on a command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        }
-    }
-}
 
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug)]
@@ -148,25 +124,6 @@ where
         let metadata = event.metadata();
         writeln!(writer, "{}", json_line(metadata.level().as_str(), metadata.target(), fields.0))
     }
-}
-
-/// A line as it is written now, without its end.
-pub(crate) fn json_line(level: &str, target: &str, fields: Map<String, Value>) -> String {
-    let mut time = String::new();
-    // Fails where nothing can be written into a string.
-    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
-    let mut line = Map::new();
-    line.insert("timestamp".into(), time.into());
-    line.insert("level".into(), level.into());
-    line.insert("fields".into(), Value::Object(fields));
-    line.insert("target".into(), target.into());
-    let context = Context::current();
-    let context = context.span().span_context().clone();
-    if context.is_valid() {
-        line.insert("trace_id".into(), context.trace_id().to_string().into());
-        line.insert("span_id".into(), context.span_id().to_string().into());
-    }
-    plain::json(&Value::Object(line).to_string()).into_owned()
 }
 
 /// Fields of an event as JSON.

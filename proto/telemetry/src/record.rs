@@ -108,7 +108,7 @@ impl Spans {
     /// Delivers what is queued, within `limit`: for a process that is about to end in a hurry.
     pub fn flush(&self, limit: Duration) {
         let processor = Arc::clone(&self.processor);
-        crate::exporter::within(limit, move || {
+        crate::deadline::within(limit, move || {
             let _ = processor.force_flush();
         });
     }

@@ -1,10 +1,10 @@
 //! How words leave a process: over a queue of bounded size, on a thread of their own.
 //!
-//! - V-1: nobody who speaks waits for whoever listens. A pipe that is not read or a terminal that stands still (Ctrl-S, a pager, a
+//! - TEL-V1: nobody who speaks waits for whoever listens. A pipe that is not read or a terminal that stands still (Ctrl-S, a pager, a
 //!   hung ssh) stops no run and delays no signal.
-//! - V-2: what nobody reads is dropped, the oldest first, and once somebody reads again a line says how many lines that were.
-//! - V-3: lines stand above the picture at the bottom of a terminal, and nothing of an earlier picture is left.
-//! - V-4: the end of a process waits for its last words as long as they leave, and no longer than [`PATIENCE`].
+//! - TEL-V2: what nobody reads is dropped, the oldest first, and once somebody reads again a line says how many lines that were.
+//! - TEL-V3: lines stand above the picture at the bottom of a terminal, and nothing of an earlier picture is left.
+//! - TEL-V4: the end of a process waits for its last words as long as they leave, and no longer than [`PATIENCE`].
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,8 +15,7 @@ use std::time::{Duration, Instant};
 
 use dyad_proto::{agrees, counted, plain};
 
-use crate::LogFormat;
-use crate::logs::json_line;
+use crate::log_format::{LogFormat, format, json_line};
 
 /// Bytes that wait at most, beside the words that came last.
 const ROOM: usize = 1 << 20;
@@ -230,7 +229,7 @@ fn cut(text: Vec<u8>) -> Vec<u8> {
 fn notice(dropped: u64) -> Vec<u8> {
     let (lines, are) = (counted(dropped, "line"), agrees(dropped, "is", "are"));
     let words = format!("{lines} {are} left out here: nobody read in time");
-    let line = match crate::last_words::format() {
+    let line = match format() {
         LogFormat::Text => words,
         LogFormat::Json => {
             let fields = [("message".to_owned(), words.into())];

@@ -1,7 +1,7 @@
 //! Families of models: `config.json` of a Hugging Face model, with the fields that change the mathematics, as transformers reads them.
 //! Trainer and launcher share it; nothing here knows of libtorch.
 //!
-//! - C-1: a field that changes what is computed is understood, or refused by name with its value.
+//! - FAM-C1: a field that changes what is computed is understood, or refused by name with its value.
 
 mod fields;
 mod refused;

@@ -1,9 +1,9 @@
 //! Model folders as they are written: weights and tokenizer that transformers and PEFT load as they are, optimizer state and
 //! cursor beside them.
 //!
-//! - K-1: a folder appears under its final name only when every file in it is complete and on disk.
-//! - K-3: a folder names size and checksum of every file in it, taken of what was to be written, not of what lies on the disk.
-//! - K-2: restoring a checkpoint brings back weights and moments bit for bit, whatever precision the weights are stored in.
+//! - TRN-K1: a folder appears under its final name only when every file in it is complete and on disk.
+//! - TRN-K3: a folder names size and checksum of every file in it, taken of what was to be written, not of what lies on the disk.
+//! - TRN-K2: restoring a checkpoint brings back weights and moments bit for bit, whatever precision the weights are stored in.
 
 mod files;
 pub mod load;

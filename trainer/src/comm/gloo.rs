@@ -1,6 +1,6 @@
 //! Gloo, the one inside libtorch, over the board on which ranks leave word for each other.
 //!
-//! - G-1: no rank listens anywhere but on the address that it was given, and to nobody once all are connected.
+//! - TRN-G1: no rank listens anywhere but on the address that it was given, and to nobody once all are connected.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -169,7 +169,7 @@ pub struct Gloo {
     world_size: usize,
 }
 
-// SAFETY: ProcessGroupGloo queues work under its own mutex and abort only closes sockets; C-1 keeps issuing to one thread.
+// SAFETY: ProcessGroupGloo queues work under its own mutex and abort only closes sockets; TRN-C1 keeps issuing to one thread.
 unsafe impl Send for Gloo {}
 // SAFETY: as above.
 unsafe impl Sync for Gloo {}

@@ -1,8 +1,8 @@
 //! Collectives between the trainers of one generation: Gloo on CPUs, NCCL on GPUs, one trait.
 //!
-//! - C-1: every rank issues the same collectives in the same order; one thread issues them.
-//! - C-2: a tensor handed to a collective is not touched until its [`Pending`] is waited for.
-//! - C-3: after [`Communicator::abort`] every collective, also one in flight, fails on this rank; the communicator is
+//! - TRN-C1: every rank issues the same collectives in the same order; one thread issues them.
+//! - TRN-C2: a tensor handed to a collective is not touched until its [`Pending`] is waited for.
+//! - TRN-C3: after [`Communicator::abort`] every collective, also one in flight, fails on this rank; the communicator is
 //!   never used again.
 
 pub mod board;

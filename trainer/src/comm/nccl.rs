@@ -133,7 +133,7 @@ impl Communicator for Nccl {
 
     fn all_reduce(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError> {
         let buffer = Buffer::of("ncclAllReduce", tensor)?;
-        // SAFETY: the buffer lives until the work is waited for (C-2); in place is allowed.
+        // SAFETY: the buffer lives until the work is waited for (TRN-C2); in place is allowed.
         self.start("ncclAllReduce", |raw, stream| unsafe {
             (self.api.all_reduce)(
                 buffer.data,

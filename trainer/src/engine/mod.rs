@@ -4,9 +4,9 @@
 //! its output. When the lowest unit of a bucket is done in the step's last micro-batch, the bucket's all-reduce starts while
 //! lower layers still compute. Embedding and head have their gradients in closed form.
 //!
-//! - E-1: the loss is a sum over pairs divided by the number of pairs of *all* ranks and micro-batches, so that neither the
+//! - TRN-E1: the loss is a sum over pairs divided by the number of pairs of *all* ranks and micro-batches, so that neither the
 //!   world size nor the split into micro-batches changes the step.
-//! - E-2: every rank issues the same collectives in the same order, also when it has fewer pairs than others, or none.
+//! - TRN-E2: every rank issues the same collectives in the same order, also when it has fewer pairs than others, or none.
 
 mod passes;
 mod tally;
@@ -178,7 +178,7 @@ impl Engine {
         let grad_norm = phases.measure("optimizer", || {
             self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
         })?;
-        // The step's only wait for the device.
+        // Waits for the device (TRN-T1).
         let found = phases.measure("report", || tally.read(&grad_norm));
         let sums = sums(&tally, &found.statistics, &share.pairs, self.settings.method);
         let (grad_norm, references) = (found.grad_norm, found.references);

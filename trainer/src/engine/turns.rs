@@ -57,7 +57,7 @@ impl Engine {
         let ranks = self.communicator.world_size() as i64;
         let all = Tensor::zeros([2 * ranks], (Kind::Int64, self.device()));
         self.communicator.all_gather(&all, &own)?.wait()?;
-        // The only wait before the step's end: how many micro-batches there are decides what the host does.
+        // The host has to know how many micro-batches there are before the passes begin.
         let all = read::<i64>(&all);
         let largest = |place: usize| all.iter().skip(place).step_by(2).copied().max().unwrap_or(0);
         Ok([largest(0), largest(1)])

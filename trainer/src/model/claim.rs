@@ -1,7 +1,7 @@
 //! What a model or adapter asks of its files, held against what is there: transformers' rules for names and tied heads.
 //!
-//! - W-1: every tensor that is there is used, or named: as unexpected in a model, as an error in an adapter.
-//! - W-2: a tensor that is asked for and not there is an error that says under which name it may be.
+//! - TRN-W1: every tensor that is there is used, or named: as unexpected in a model, as an error in an adapter.
+//! - TRN-W2: a tensor that is asked for and not there is an error that says under which name it may be.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

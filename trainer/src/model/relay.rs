@@ -1,7 +1,7 @@
 //! One rank reads a model's files and the others get the bytes from it.
 //!
-//! - all ranks open the same folders and ask for the same tensors in the same order.
-//! - bytes travel as they are stored, so that every rank converts what rank 0 read.
+//! - TRN-R1: all ranks open the same folders and ask for the same tensors in the same order.
+//! - TRN-R2: bytes travel as they are stored, so that every rank converts what rank 0 read.
 //!
 //! Tensors travel in buckets in the order in which models are loaded. While a rank converts one bucket the next is on its way,
 //! and rank 0 reads ahead of what it sends.

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Bucket, Parameters};
 use crate::comm::{CommError, Communicator, Pending, narrow};
 use crate::flat::part;
-use crate::transfer::values;
+use crate::transfer::{read, upload};
 
 /// Values of a packed set of rows.
 const BITS: usize = i64::BITS as usize;
@@ -73,8 +73,8 @@ impl Gradient {
         let mut places = vec![0_i64; shape[0] as usize];
         ids.iter().enumerate().for_each(|(place, &id)| places[id as usize] = place as i64);
         Self {
-            ids: Tensor::from_slice(ids).to_device(device),
-            places: Tensor::from_slice(&places).to_device(device),
+            ids: upload(ids, device),
+            places: upload(&places, device),
             sums: Tensor::zeros([ids.len() as i64, shape[1]], (Kind::Float, device)),
             reduction: None,
         }
@@ -87,7 +87,7 @@ impl Rows {
             Self::Here(gradient) => Ok(gradient),
             Self::Coming { own, all, pending } => {
                 pending.wait()?;
-                Ok(Gradient::new(&united(&values::<i64>(&all), own.numel()), shape, device))
+                Ok(Gradient::new(&united(&read::<i64>(&all), own.numel()), shape, device))
             }
         }
     }
@@ -109,11 +109,11 @@ impl Parameters {
         }
         let embedding = &self.units[0][0].leaf;
         let device = embedding.device();
-        let own = Tensor::from_slice(&packed(tokens, embedding.size()[0])).to_device(device);
+        let own = upload(&packed(tokens, embedding.size()[0]), device);
         let all = Tensor::zeros([communicator.world_size() as i64 * own.size()[0]], (Kind::Int64, device));
         let pending = communicator.all_gather(&all, &own)?;
         let coming = Rows::Coming { own, all, pending };
-        // A device that runs ahead of the host is waited for now, while it has nothing to do, and not amid the passes.
+        // A GPU is waited for now, while it has nothing to do, and not during the passes.
         self.rows = Some(match device.is_cuda() {
             true => Rows::Here(coming.here(&embedding.size(), device)?),
             false => coming,

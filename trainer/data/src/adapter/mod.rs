@@ -1,7 +1,7 @@
 //! PEFT adapter folders: what `adapter_config.json` says, which layers it adapts, with which rank and scale.
 //!
-//! - a field that changes what PEFT computes is understood, or refused by name.
-//! - patterns and names choose the layers that PEFT chooses. A regular expression that Rust would read otherwise than
+//! - DAT-A1: a field that changes what PEFT computes is understood, or refused by name.
+//! - DAT-A2: patterns and names choose the layers that PEFT chooses. A regular expression that Rust would read otherwise than
 //!   Python is refused.
 
 pub mod base;

@@ -1,8 +1,8 @@
 //! Asks the hub: what a repository holds, and for its files.
 //!
-//! - H-1: the token goes to the hub's own addresses over TLS (or to this machine), and nowhere else, whatever redirects say.
-//! - H-2: a body is read to the length that was announced for it, and no further.
-//! - H-3: a download that only takes long is waited for, one that brings next to nothing is given up.
+//! - DAT-H1: the token goes to the hub's own addresses over TLS (or to this machine), and nowhere else, whatever redirects say.
+//! - DAT-H2: a body is read to the length that was announced for it, and no further.
+//! - DAT-H3: a download that only takes long is waited for, one that brings next to nothing is given up.
 
 use std::fs::File;
 use std::io::{Read, Write};

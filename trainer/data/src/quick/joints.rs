@@ -1,6 +1,6 @@
 //! Where a text may be cut although no pre-tokenizer cuts it: between characters that no merge can bring together.
 //!
-//! - J-1: a BPE model with these cuts gives the ids that it gives without.
+//! - DAT-J1: a BPE model with these cuts gives the ids that it gives without.
 //!
 //! Why. A BPE model starts from one symbol a character (or one a byte, where a character is not in the vocabulary and
 //! `byte_fallback` is on) and merges neighbours, the lowest rank first and among equal ranks the leftmost, until none is left

@@ -1,8 +1,8 @@
 //! The ids that the `tokenizers` crate gives, sooner: words that were met before are looked up, and text that was encoded
 //! before is not encoded again.
 //!
-//! - equal to the plain pipeline, id by id. A tokenizer with a part that is not known here gets no quick encoder.
-//! - added tokens cut a text into pieces that are encoded on their own, so two texts that agree beyond the end of such
+//! - DAT-Q1: equal to the plain pipeline, id by id. A tokenizer with a part that is not known here gets no quick encoder.
+//! - DAT-Q2: added tokens cut a text into pieces that are encoded on their own, so two texts that agree beyond the end of such
 //!   a token have the same ids up to there.
 
 mod added;
@@ -56,7 +56,7 @@ impl Encoded {
         Self { ids, ..Self::default() }
     }
 
-    /// what a text can take from this one. A token is the same in both if all that could have made it another is.
+    /// DAT-Q2: what a text can take from this one. A token is the same in both if all that could have made it another is.
     fn shared(&self, text: &str) -> Vec<Mark> {
         let agree = self.text.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
         self.marks.iter().take_while(|mark| mark.decided <= agree).copied().collect()

@@ -1,7 +1,7 @@
 //! Chat templates as transformers renders them: jinja2 with Python's values, in the environment of
 //! `transformers.utils.chat_template_utils`.
 //!
-//! - T-1: what renders here renders to the same text there. What is not known here is an error that names it.
+//! - DAT-T1: what renders here renders to the same text there. What is not known here is an error that names it.
 //!
 //! There is no jinja2 in Rust of which this can be said: minijinja prints, joins, compares and divides by rules of its own,
 //! and nothing of that can be told from a template's text. `trainer/data/tests/templates.rs` holds it against jinja2 itself.
