@@ -14,13 +14,13 @@ use dyad_proto::{Fault, LAST_SCRAPE_SECONDS, RunConfig, files};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{Datasets, hex};
-use crate::facts::Then;
+use crate::run::dataset::{Datasets, hex};
+use crate::run::facts::Then;
 use crate::observe::traces::Sampling;
-use crate::output_dir::{self, Mode, Output, OutputPlan};
+use crate::files::output_dir::{self, Mode, Output, OutputPlan};
 use crate::run::RunSpec;
-use crate::same_run::Now;
-use crate::training::Start;
+use crate::run::same_run::Now;
+use crate::run::training::Start;
 
 /// Owns one Dyad run: checks its data, waits for its trainers, shards the pairs over them, writes the metrics.
 ///

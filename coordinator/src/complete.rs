@@ -42,7 +42,7 @@ mod tests {
     use dyad_proto::wire::{Finished, Hello};
 
     use super::*;
-    use crate::membership::TrainerId;
+    use crate::run::membership::TrainerId;
 
     #[tokio::test]
     async fn every_trainer_is_told_once_and_one_that_broke_off_is_waited_for() {

@@ -11,14 +11,14 @@ use dyad_proto::wire::{CoordinatorMessage, ErrorCode, EvaluationMetrics, KeepTra
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use crate::membership::TrainerId;
+use crate::run::membership::TrainerId;
 use crate::observe::Observer;
-use crate::output_dir::Output;
-use crate::reference_store::{self, ReferenceStore, Trouble};
-use crate::references::PairKey;
+use crate::files::output_dir::Output;
+use crate::files::reference_store::{self, ReferenceStore, Trouble};
+use crate::run::references::PairKey;
 use crate::run::{Command, Event, Run};
-use crate::schedule::Work;
-use crate::training::Done;
+use crate::run::schedule::Work;
+use crate::run::training::Done;
 use crate::watch::History;
 use crate::wire::refusals::Refusals;
 

@@ -14,7 +14,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::server;
+use crate::wire::listen;
 use crate::service::Service;
 use crate::wire::door::Door;
 use crate::wire::io::Peer;
@@ -57,7 +57,7 @@ impl Health {
         let health = Self(HealthReporter::new());
         health.set(ServingStatus::NotServing).await;
         let Some(address) = address else { return Ok(health) };
-        let listener = server::bind(address, "--health-listen").await?;
+        let listener = listen::bind(address, "--health-listen").await?;
         let bound: Option<SocketAddr> = listener.local_addr().ok();
         tracing::info!(address = bound.map(|address| address.to_string()), "health checks");
         let incoming = Door::new(listener, None, PROBES).open();

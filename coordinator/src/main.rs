@@ -14,7 +14,7 @@ use dyad_coordinator::observe::Observer;
 use dyad_coordinator::observe::endpoint::Endpoint;
 use dyad_coordinator::run::Run;
 use dyad_coordinator::server::{self, Port, Signals};
-use dyad_coordinator::wire::Guard;
+use dyad_coordinator::wire::{Guard, listen};
 use dyad_proto::security::by_hand::Published;
 use dyad_proto::silence::{self, Silence};
 use dyad_proto::{Fault, files, reading};
@@ -129,7 +129,7 @@ fn run_span() -> tracing::Span {
 
 /// The port, and what has to be held while it is open.
 async fn open(cli: &Cli, guard: &mut Guard) -> Result<(TcpListener, Option<Published>), Fault> {
-    let listener = server::bind(&cli.listen, "--listen").await?;
+    let listener = listen::bind(&cli.listen, "--listen").await?;
     guard.allows(address(&listener)?, cli.insecure)?;
     let published = guard.complete(address(&listener)?)?;
     Ok((listener, published))
@@ -144,7 +144,7 @@ async fn serve(
 ) -> Result<(), Fault> {
     let (listener, _published) = open(cli, &mut guard).await?;
     let metrics = match &cli.metrics_listen {
-        Some(address) => Some(server::bind(address, "--metrics-listen").await?),
+        Some(address) => Some(listen::bind(address, "--metrics-listen").await?),
         None => None,
     };
     // Held until nothing writes any more.

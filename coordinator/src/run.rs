@@ -1,11 +1,30 @@
 //! The run as a state machine: events in, commands out. Knows neither network nor file nor clock.
 //!
 //! Joining -> Measuring -> Training -> Finishing -> Ended; a failure leads from anywhere to Ended.
+//!
+//! - [`dataset`], [`measuring`], [`schedule`], [`sharding`]: the pairs, their lengths, how many steps, which pair goes to which rank.
+//! - [`membership`], [`stalls`], [`failure`], [`facts`]: who takes part, who hangs, whose failure it is, whether ranks agree.
+//! - [`training`], [`report`], [`references`], [`saving`], [`metrics_row`]: what every rank does next, and what its reports add up to.
+//! - [`same_run`]: whether a checkpoint belongs to this run.
 
+pub mod dataset;
 mod drain;
 mod ending;
+pub mod facts;
+pub mod failure;
 mod joining;
 mod liveness;
+pub mod measuring;
+pub mod membership;
+pub mod metrics_row;
+pub mod references;
+pub mod report;
+pub mod same_run;
+pub mod saving;
+pub mod schedule;
+pub mod sharding;
+pub mod stalls;
+pub mod training;
 mod working;
 
 use std::collections::HashMap;
@@ -18,13 +37,14 @@ use dyad_proto::wire::{CheckpointReport, Fact, Phase, RunStarted};
 use dyad_proto::{Fault, RunConfig};
 use serde_json::{Map, Value, json};
 
-use crate::dataset::Datasets;
-use crate::facts::{Facts, Then};
-use crate::failure::Blame;
-use crate::measuring::{Lengths, Measuring};
-use crate::membership::{Member, Roster, Standing, TrainerId};
-use crate::references::{Known, PairKey};
-use crate::training::{Done, Report, Start, Training};
+use crate::run::dataset::Datasets;
+use crate::run::facts::{Facts, Then};
+use crate::run::failure::Blame;
+use crate::run::measuring::{Lengths, Measuring};
+use crate::run::membership::{Member, Roster, Standing, TrainerId};
+use crate::run::references::{Known, PairKey};
+use crate::run::report::Report;
+use crate::run::training::{Done, Start, Training};
 
 /// How long the streams may take to close once the run has ended.
 pub const FAREWELL: Duration = Duration::from_secs(5);

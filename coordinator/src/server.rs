@@ -1,6 +1,5 @@
 //! Binds the port, serves one run on it until that has ended, and turns signals into the run's end.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_server::CoordinatorServer;
@@ -16,7 +15,7 @@ use crate::complete;
 use crate::engine::{Engine, Input};
 use crate::health::{Health, Welcome};
 use crate::observe::Observer;
-use crate::output_dir::Output;
+use crate::files::output_dir::Output;
 use crate::print::Printer;
 use crate::run::{Event, Run};
 use crate::service::{OpenCalls, Service};
@@ -36,25 +35,6 @@ const CALLS: u32 = 16;
 
 /// How long open streams may take to drain at the end: a watcher that reads nothing must not keep the process alive.
 const DRAIN: Duration = Duration::from_secs(2);
-
-/// Opens the port that `flag` asks for.
-pub async fn bind(address: &str, flag: &str) -> Result<TcpListener, Fault> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            Fault::unavailable(format!("cannot listen on {address}: address already in use")).hint(format!(
-                "another process holds that port; give {flag} another one, or port 0 for any that is free"
-            ))
-        }
-        kind => {
-            let code = match kind {
-                io::ErrorKind::InvalidInput => ErrorCode::InvalidInput,
-                _ => ErrorCode::Unavailable,
-            };
-            Fault::new(code, format!("cannot listen on {address}: {error}"))
-                .hint(format!("{flag} takes an address of this machine and a port, such as 127.0.0.1:0"))
-        }
-    })
-}
 
 /// An open port, who may use it, and what it tells probes.
 #[derive(Debug)]

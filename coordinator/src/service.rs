@@ -16,7 +16,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::engine::Input;
-use crate::membership::TrainerId;
+use crate::run::membership::TrainerId;
 use crate::observe::run_context;
 use crate::run::Event;
 use crate::watch::History;

@@ -5,9 +5,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use dyad_coordinator::membership::TrainerId;
+use dyad_coordinator::run::membership::TrainerId;
 use dyad_coordinator::run::{Command, Event, Run};
-use dyad_coordinator::training::GENERATION;
+use dyad_coordinator::run::training::GENERATION;
 use dyad_proto::PROTOCOL_VERSION;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{

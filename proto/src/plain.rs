@@ -34,6 +34,12 @@ pub fn quoted(text: &str) -> Cow<'_, str> {
     cut(text, QUOTED)
 }
 
+/// A name that a peer gave itself, for a message: at most 64 characters.
+#[must_use]
+pub fn peer_name(name: &str) -> String {
+    name.chars().take(64).flat_map(char::escape_default).collect()
+}
+
 /// With the line ends and tabs that it has.
 #[must_use]
 pub fn lines(text: &str) -> Cow<'_, str> {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
+use dyad_proto::plain;
 use dyad_proto::wire::ErrorCode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
@@ -12,8 +13,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
-use super::metrics::label;
-use crate::metrics::Row;
+use crate::run::metrics_row::Row;
+
+/// A value as OpenMetrics writes it, which the encoder does not see to. What a reader would act on is shown.
+pub(super) fn label(value: &str) -> String {
+    let lines = value.split('\n').map(|line| plain::line(line).replace('\\', "\\\\").replace('"', "\\\""));
+    lines.collect::<Vec<_>>().join("\\n")
+}
 
 /// Label names and values.
 pub(super) type Labels = Vec<(&'static str, String)>;

@@ -6,8 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use dyad_proto::wire::GpuReading;
 use prometheus_client::registry::Registry;
 
-use super::families::{Gauges, Labels, added};
-use super::metrics::label;
+use super::families::{Gauges, Labels, added, label};
 
 /// Longest name of a GPU that is shown; NVML's have 40 characters. It is the trainers' word, so it is bounded here.
 const NAME: usize = 64;

@@ -2,14 +2,14 @@
 //!
 //! It decides nothing about the run. It writes one thing: the trace context of a message that goes out ([`Observer::sends`]).
 //!
-//! - [`metrics`]: the numbers, by Prometheus's naming rules; `families` and `gpus`: what there is of them.
+//! - [`prometheus`]: the numbers, by Prometheus's naming rules; `families` and `gpus`: what there is of them.
 //! - [`endpoint`]: `/metrics` over HTTP.
 //! - [`traces`]: one trace a step, for those that are worth keeping.
 
 pub mod endpoint;
 mod families;
 mod gpus;
-pub mod metrics;
+pub mod prometheus;
 pub mod traces;
 
 use std::collections::HashMap;
@@ -22,12 +22,12 @@ use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{ErrorCode, RunEnded};
 use dyad_telemetry::SpanContext;
 
-use crate::membership::TrainerId;
+use crate::run::membership::TrainerId;
 use crate::run::{Event, RunSpec};
-use crate::schedule::Work;
-use crate::training::Done;
+use crate::run::schedule::Work;
+use crate::run::training::Done;
 
-use metrics::Metrics;
+use prometheus::Metrics;
 use traces::{Sampling, StepTraces};
 
 /// The run's span, for calls that arrive from elsewhere.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use dyad_proto::wire::StepReport;
 use dyad_telemetry::{KeyValue, Record, SpanContext, Spans, traceparent};
 
-use crate::metrics::Row;
+use crate::run::metrics_row::Row;
 
 /// Steps that the running median is taken over.
 const RECENT: usize = 64;

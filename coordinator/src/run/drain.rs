@@ -10,7 +10,7 @@ use dyad_proto::wire::{Drain, Hold};
 use dyad_proto::{ErrorCode, Fault, run_folder};
 
 use super::{Command, Run, Stage};
-use crate::training::Training;
+use crate::run::training::Training;
 
 /// A run on its way to an early end.
 #[derive(Debug)]

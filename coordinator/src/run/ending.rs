@@ -8,7 +8,7 @@ use dyad_proto::wire::{Abort, RunEnded};
 use dyad_proto::{ErrorCode, Fault};
 
 use super::{Command, FAREWELL, Run, Stage};
-use crate::membership::{Standing, TrainerId};
+use crate::run::membership::{Standing, TrainerId};
 
 impl Run {
     /// Of a member it is a failure; a stranger is told, and the run goes on.

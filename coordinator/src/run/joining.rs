@@ -1,8 +1,7 @@
 //! Until all are there and every pair is measured: who is admitted, who measures what, how the ranks meet.
 
-use dyad_proto::Fault;
+use dyad_proto::{Fault, plain, silence};
 use dyad_proto::run_config::ReferenceLogps as Mode;
-use dyad_proto::silence;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::trainer_message::Body as Up;
@@ -12,10 +11,10 @@ use dyad_proto::wire::{
 };
 
 use super::{Command, Run, Stage};
-use crate::measuring::{Lengths, Measuring};
-use crate::membership::{Member, TrainerId, shown};
-use crate::references::{Known, References};
-use crate::training::GENERATION;
+use crate::run::measuring::{Lengths, Measuring};
+use crate::run::membership::{Member, TrainerId};
+use crate::run::references::{Known, References};
+use crate::run::training::GENERATION;
 
 /// So often for each place a trainer that comes is told of.
 const ARRIVALS: u32 = 4;
@@ -32,7 +31,7 @@ impl Run {
         // What a refused trainer sends before it learns of that needs no second answer.
         let Up::Hello(hello) = message else { return self.commands.push(Command::Close(id)) };
         let admitted = if matches!(self.stage, Stage::Ended { .. }) {
-            Err(Fault::input(format!("trainer {} is refused: the run has ended", shown(&hello.name))))
+            Err(Fault::input(format!("trainer {} is refused: the run has ended", plain::peer_name(&hello.name))))
         } else {
             // Once the run has begun the roster is full, and admits nobody.
             self.roster.admit(id, &hello)

@@ -12,7 +12,7 @@ use dyad_proto::wire::{Beat, Heartbeat, Phase, PhaseChanged};
 use dyad_proto::{Fault, counted, silence};
 
 use super::{Command, Run, Stage};
-use crate::stalls::{Stall, Stalls};
+use crate::run::stalls::{Stall, Stalls};
 
 /// What passes between two ticks counts as no more than this.
 const AWAKE: Duration = Duration::from_secs(1);

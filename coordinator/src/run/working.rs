@@ -9,11 +9,12 @@ use dyad_proto::wire::{CheckpointReport, Finish, Recorded, ReferenceProgress, Ru
 use dyad_proto::{Fault, counted};
 
 use super::{Command, Run, Stage};
-use crate::measuring::{Lengths, data_report};
-use crate::membership::Standing;
-use crate::references::References;
-use crate::schedule::Work;
-use crate::training::{Done, KnownPairs, Report, Training};
+use crate::run::measuring::{Lengths, data_report};
+use crate::run::membership::Standing;
+use crate::run::references::References;
+use crate::run::schedule::Work;
+use crate::run::report::Report;
+use crate::run::training::{Done, KnownPairs, Training};
 
 impl Run {
     pub(super) fn start_training(

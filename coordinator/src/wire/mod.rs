@@ -4,6 +4,7 @@
 pub mod door;
 pub mod gate;
 pub mod io;
+pub mod listen;
 pub mod refusals;
 
 use std::net::SocketAddr;

@@ -9,9 +9,7 @@
 use std::time::Duration;
 
 use dyad_proto::wire::{Phase, Progress, Waiting};
-use dyad_proto::{agrees, counted};
-
-use crate::membership::shown;
+use dyad_proto::{agrees, counted, plain};
 
 /// A pause may be so many times the longest one that was seen.
 const FACTOR: u32 = 10;
@@ -118,7 +116,7 @@ impl Pulse {
     fn last_collective(&self) -> String {
         match self.said.as_ref().filter(|said| said.collectives > 0) {
             Some(said) => {
-                format!("its last collective was {}, number {}", shown(&said.collective), said.collectives)
+                format!("its last collective was {}, number {}", plain::peer_name(&said.collective), said.collectives)
             }
             None => "it has begun no collective".into(),
         }

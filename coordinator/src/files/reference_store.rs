@@ -11,7 +11,7 @@ use dyad_proto::{Fault, RunConfig, counted};
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
-use crate::references::{Known, PairKey};
+use crate::run::references::{Known, PairKey};
 
 /// Another run may be writing: how long to wait for it. Meanwhile the run stands still.
 const BUSY: std::time::Duration = std::time::Duration::from_secs(5);

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use dyad_proto::wire::{Heartbeat, Hello, Phase};
-use dyad_proto::{Fault, PROTOCOL_VERSION, counted};
+use dyad_proto::{Fault, PROTOCOL_VERSION, counted, plain};
 
-use crate::stalls::{Kind, Pulse, Stall, Stalls, Worker};
+use crate::run::stalls::{Kind, Pulse, Stall, Stalls, Worker};
 
 /// One connection; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,7 +119,7 @@ impl Roster {
     /// Lets a trainer in, or says why not.
     pub fn admit(&mut self, id: TrainerId, hello: &Hello) -> Result<(), Fault> {
         self.check(hello)
-            .map_err(|reason| Fault::input(format!("trainer {} is refused: {reason}", shown(&hello.name))))?;
+            .map_err(|reason| Fault::input(format!("trainer {} is refused: {reason}", plain::peer_name(&hello.name))))?;
         self.places.insert(id, self.members.len());
         self.members.push(Member {
             id,
@@ -260,12 +260,6 @@ impl Roster {
 /// These words go into logs and messages as they are. (A host may have no name.)
 fn is_plain(text: &str) -> bool {
     text.len() <= 256 && !text.chars().any(char::is_control)
-}
-
-/// A name that nobody has checked, for a message.
-#[must_use]
-pub fn shown(name: &str) -> String {
-    name.chars().take(64).flat_map(char::escape_default).collect()
 }
 
 fn kind(device: &str) -> &str {

@@ -6,7 +6,7 @@ use dyad_proto::Fault;
 use dyad_proto::fingerprint::{Change, Fingerprint, fact, fact_changes, may_differ_between_ranks};
 use dyad_proto::wire::Fact;
 
-use crate::membership::Member;
+use crate::run::membership::Member;
 
 /// Facts of all ranks, in the batches that they come in.
 #[derive(Debug)]
@@ -177,7 +177,7 @@ mod tests {
     use dyad_proto::wire::Hello;
 
     use super::*;
-    use crate::membership::{Roster, TrainerId};
+    use crate::run::membership::{Roster, TrainerId};
 
     fn members(count: u32) -> Vec<Member> {
         let mut roster = Roster::new(count as usize);

@@ -7,21 +7,19 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use dyad_proto::wire::coordinator_message::Body;
-use dyad_proto::wire::{
-    EvaluationAssignment, EvaluationReport, PreferenceSums, ReferenceAssignment, ReferenceReport, Split,
-    StepAssignment, StepReport,
-};
+use dyad_proto::wire::{EvaluationAssignment, ReferenceAssignment, Split, StepAssignment, StepReport};
 use dyad_proto::{Fault, MAX_MESSAGE_BYTES, RunConfig, counted};
 
 use prost::Message;
 
-use crate::dataset::{Dataset, Datasets};
-use crate::measuring::Lengths;
-use crate::metrics::{Row, StepContext, evaluation_row, step_row, total};
-use crate::references::{Known, PairKey, References};
-use crate::saving::Saving;
-use crate::schedule::{Schedule, Work};
-use crate::sharding::{DataOrder, batch_place, split_over_ranks};
+use crate::run::dataset::{Dataset, Datasets};
+use crate::run::measuring::Lengths;
+use crate::run::metrics_row::{Row, StepContext, evaluation_row, step_row, total};
+use crate::run::references::{Known, PairKey, References};
+use crate::run::report::Report;
+use crate::run::saving::Saving;
+use crate::run::schedule::{Schedule, Work};
+use crate::run::sharding::{DataOrder, batch_place, split_over_ranks};
 
 /// The only generation so far.
 pub const GENERATION: u64 = 1;
@@ -49,43 +47,6 @@ pub struct KnownPairs {
     pub validation: Lengths,
     /// What the reference model has said of them.
     pub references: References,
-}
-
-/// A rank's report on one work.
-#[derive(Clone, Debug)]
-pub enum Report {
-    /// On an optimizer step.
-    Step(StepReport),
-    /// On an evaluation.
-    Evaluation(EvaluationReport),
-    /// On a chunk of reference scores.
-    Reference(ReferenceReport),
-}
-
-impl Report {
-    fn work(&self) -> Work {
-        match self {
-            Self::Step(report) => Work::Step(report.step),
-            Self::Evaluation(report) => Work::Evaluation(report.step),
-            Self::Reference(report) => Work::Reference(report.chunk),
-        }
-    }
-
-    fn generation(&self) -> u64 {
-        match self {
-            Self::Step(report) => report.generation,
-            Self::Evaluation(report) => report.generation,
-            Self::Reference(report) => report.generation,
-        }
-    }
-
-    fn sums(&self) -> Option<&PreferenceSums> {
-        match self {
-            Self::Step(report) => report.sums.as_ref(),
-            Self::Evaluation(report) => report.sums.as_ref(),
-            Self::Reference(_) => None,
-        }
-    }
 }
 
 /// A work that was sent and is not reported by all.

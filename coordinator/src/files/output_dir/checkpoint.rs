@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::unusable;
-use crate::same_run::Identity;
+use crate::run::same_run::Identity;
 
 /// `dyad_state.json` of a checkpoint, as far as the coordinator reads it.
 #[derive(Clone, Debug, Deserialize)]

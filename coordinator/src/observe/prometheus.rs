@@ -13,14 +13,14 @@ use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{
     CheckpointReport, DataReport, ErrorCode, Failure, Heartbeat, ModelReport, RunEnded, StepReport,
 };
-use dyad_proto::{RunConfig, plain};
+use dyad_proto::RunConfig;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::families::{Labels, Life, Pace, Ranks, Rows, Safety};
+use super::families::{Labels, Life, Pace, Ranks, Rows, Safety, label};
 use super::gpus::Gpus;
-use crate::metrics::Row;
+use crate::run::metrics_row::Row;
 
 /// Why runs fail: the closed set of error codes.
 const REASONS: [(ErrorCode, &str); 4] = [
@@ -58,12 +58,6 @@ impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
     }
-}
-
-/// A value as OpenMetrics writes it, which the encoder does not see to. What a reader would act on is shown.
-pub(super) fn label(value: &str) -> String {
-    let lines = value.split('\n').map(|line| plain::line(line).replace('\\', "\\\\").replace('"', "\\\""));
-    lines.collect::<Vec<_>>().join("\\n")
 }
 
 fn rank_label(rank: u32) -> Labels {
@@ -277,7 +271,7 @@ mod tests {
     use dyad_proto::wire::{EvaluationReport, PreferenceSums};
 
     use super::*;
-    use crate::metrics::{StepContext, evaluation_row, step_row};
+    use crate::run::metrics_row::{StepContext, evaluation_row, step_row};
 
     fn metrics() -> Metrics {
         let config = r#"{"model":"m","training_file":"f","output_dir":"o"}"#;

@@ -9,9 +9,9 @@ use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{DataReport, MeasureReport, PairLength, PairVerdict, Split};
 use dyad_proto::{Fault, counted};
 
-use crate::dataset::{Dataset, Datasets};
-use crate::references::PairKey;
-use crate::sharding::Weighted;
+use crate::run::dataset::{Dataset, Datasets};
+use crate::run::references::PairKey;
+use crate::run::sharding::Weighted;
 
 /// Most pairs of one request.
 const CHUNK_PAIRS: usize = 512;
