@@ -12,7 +12,10 @@ fn killed(workspace: &Workspace, victim: &str, ready: &str, args: &[&str]) -> St
     let mut command = workspace.launcher(2, &[&["--max-restarts", "3"], args].concat());
     let launcher = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     wait_for(ready, || workspace.path(ready).exists().then_some(()));
-    let process = children(&launcher).into_iter().find(|process| process.command.contains(victim)).unwrap();
+    // Its log is there before it.
+    let process = wait_for(victim, || {
+        children(&launcher).into_iter().find(|process| process.command.contains(victim))
+    });
     kill_9(process.pid);
     let output = launcher.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", text(&output));

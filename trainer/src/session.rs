@@ -67,6 +67,8 @@ struct Shared {
     step: AtomicU64,
     communicator: Mutex<Option<Arc<dyn Communicator>>>,
     closing: AtomicBool,
+    /// This trainer has told the coordinator of a failure of its own.
+    failed: AtomicBool,
     gate: Gate,
     /// Own ticks since the coordinator was last heard.
     silence: Mutex<Silence>,
@@ -202,6 +204,7 @@ impl Session {
 
     /// Says why this trainer cannot go on and waits until the coordinator has heard it.
     pub fn fail(self, fault: Fault) {
+        self.handle.shared.failed.store(fault.code != ErrorCode::Interrupted, Ordering::SeqCst);
         self.close(Sent::Failure(fault.into()));
     }
 
@@ -391,7 +394,8 @@ async fn receive(
                 continue;
             }
             Ok(None) => {
-                let code = if closing { Code::Ok } else { Code::Aborted };
+                let well = closing && !handle.shared.failed.load(Ordering::SeqCst);
+                let code = if well { Code::Ok } else { Code::Aborted };
                 (echo("the coordinator closed the connection".into()), code)
             }
             Err(status) => (echo(format!("lost the coordinator: {}", status.message())), status.code()),
