@@ -14,11 +14,11 @@ use dyad_proto::{Fault, LAST_SCRAPE_SECONDS, RunConfig, files};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
+use crate::files::output_dir::{self, Mode, Output, OutputPlan};
+use crate::observe::traces::Sampling;
+use crate::run::RunSpec;
 use crate::run::dataset::{Datasets, hex};
 use crate::run::facts::Then;
-use crate::observe::traces::Sampling;
-use crate::files::output_dir::{self, Mode, Output, OutputPlan};
-use crate::run::RunSpec;
 use crate::run::same_run::Now;
 use crate::run::training::Start;
 

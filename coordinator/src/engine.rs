@@ -11,14 +11,14 @@ use dyad_proto::wire::{CoordinatorMessage, ErrorCode, EvaluationMetrics, KeepTra
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use crate::run::membership::TrainerId;
-use crate::observe::Observer;
 use crate::files::output_dir::Output;
 use crate::files::reference_store::{self, ReferenceStore, Trouble};
+use crate::observe::Observer;
+use crate::run::membership::TrainerId;
 use crate::run::references::PairKey;
-use crate::run::{Command, Event, Run};
 use crate::run::schedule::Work;
 use crate::run::training::Done;
+use crate::run::{Command, Event, Run};
 use crate::watch::History;
 use crate::wire::refusals::Refusals;
 

@@ -14,10 +14,10 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::wire::listen;
 use crate::service::Service;
 use crate::wire::door::Door;
 use crate::wire::io::Peer;
+use crate::wire::listen;
 
 /// Connections of probes at once.
 const PROBES: usize = 32;

@@ -13,9 +13,9 @@ use tracing::Instrument;
 
 use crate::complete;
 use crate::engine::{Engine, Input};
+use crate::files::output_dir::Output;
 use crate::health::{Health, Welcome};
 use crate::observe::Observer;
-use crate::files::output_dir::Output;
 use crate::print::Printer;
 use crate::run::{Event, Run};
 use crate::service::{OpenCalls, Service};

@@ -16,9 +16,9 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::engine::Input;
-use crate::run::membership::TrainerId;
 use crate::observe::run_context;
 use crate::run::Event;
+use crate::run::membership::TrainerId;
 use crate::watch::History;
 use crate::wire::gate::Gate;
 use crate::wire::io::Peer;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use dyad_coordinator::run::failure::ECHO_HOLD_BACK;
 use dyad_coordinator::run::membership::TrainerId;
-use dyad_coordinator::run::{Command, Event, FAREWELL, Run};
 use dyad_coordinator::run::training::GENERATION;
+use dyad_coordinator::run::{Command, Event, FAREWELL, Run};
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{

@@ -6,8 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use dyad_coordinator::run::membership::TrainerId;
-use dyad_coordinator::run::{Command, Event, Run};
 use dyad_coordinator::run::training::GENERATION;
+use dyad_coordinator::run::{Command, Event, Run};
 use dyad_proto::PROTOCOL_VERSION;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{

@@ -12,24 +12,26 @@ use dyad_proto::ownership::Ownership;
 use dyad_proto::{ErrorCode, Fault, RunConfig, files};
 use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
 use launcher::agent::machine::Hello;
-use launcher::cli::{Command, CommandLine, NumaBinding, Options};
-use launcher::console::{self, Console, print};
+use launcher::agent::run_files::{self, NextConfig};
+use launcher::cli::{Command, CommandLine};
 use launcher::hosts::options::HostOptions;
 use launcher::hosts::{Hosts, environment};
-use launcher::interrupt::Interrupt;
-use launcher::live_plot::LivePlot;
-use launcher::numa::{Topology, allowed_cores};
-use launcher::plan::{self, Machine, Trainer, trainers};
-use launcher::preflight::{Earlier, NextConfig};
+use launcher::placement::numa::{Topology, allowed_cores};
+use launcher::placement::trainers::{self, Machine, Trainer, trainers};
+use launcher::process::trainer_check;
 use launcher::quickstart::QuickstartOptions;
-use launcher::restart::{Reached, Restarts};
 use launcher::security::{Security, SecurityOptions};
-use launcher::summary::Samples;
-use launcher::supervise::Job;
-use launcher::{
-    agent, doctor, dry_run, fit, hosts, kubernetes, look, node, predict, preflight, quickstart, security,
-    slurm, summary, supervise,
-};
+use launcher::show::console::{self, Console, print};
+use launcher::show::live_plot::LivePlot;
+use launcher::show::reached::Reached;
+use launcher::show::summary;
+use launcher::show::summary::Samples;
+use launcher::train::interrupt::Interrupt;
+use launcher::train::options::{self, Earlier, NumaBinding, Options};
+use launcher::train::restart::Restarts;
+use launcher::train::supervise::Job;
+use launcher::train::{dry_run, fit, supervise};
+use launcher::{agent, doctor, hosts, kubernetes, node, predict, quickstart, security, slurm};
 use tracing::Instrument;
 
 /// How long hosts that a run has lost are tried again, and how often.
@@ -104,7 +106,7 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
     let Some((asked, transport)) = hosts::asked(wanted, options.nodes)? else {
         return launch_here(options, wanted, secured).await;
     };
-    let config = preflight::load(options, true)?;
+    let config = options::load(options, true)?;
     let mut interrupt = Interrupt::new()?;
     let mut restarts = Restarts::new(options.max_restarts);
     let transport = Arc::new(transport);
@@ -167,14 +169,15 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
         nodes => nodes.map_or(1, |nodes| nodes.max),
     };
     let mut trainers = trainers(nodes, options.gpus_per_node, &machine)?;
-    let (devices, idle) = plan::devices(&trainers, options.gpus_per_node, &[(String::new(), machine.gpus)]);
+    let (devices, idle) =
+        trainers::devices(&trainers, options.gpus_per_node, &[(String::new(), machine.gpus)]);
     idle.iter().for_each(|idle| console::warn(idle));
     if options.numa_binding == NumaBinding::Node {
         Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
     }
-    let config = preflight::load(options, false)?;
+    let config = options::load(options, false)?;
     let earlier = Earlier::of(options, Path::new(&config.output_dir))?;
-    if let Some(model) = preflight::complete(earlier, &config)? {
+    if let Some(model) = options::complete(earlier, &config)? {
         console::tell(&format!("this run is complete: {}\n", model.display())).await;
         return Ok(());
     }
@@ -182,15 +185,15 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
     let fresh = earlier == Earlier::Refused;
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
     if options.dry_run {
-        preflight::look(&config, true, fresh)?;
+        run_files::look(&config, true, fresh)?;
         let tls = security::describe(secured, listen, security::given())?;
-        let look = || look::run(&config);
+        let look = || trainer_check::run(&config);
         return print(&dry_run::describe(&config, &trainers, (&devices, &tls), look)?);
     }
     let mut interrupt = Interrupt::new()?;
     // Kept until this process ends: no other run comes in between two attempts of this one.
-    let owner = preflight::take(&config, fresh)?;
-    let config_file = NextConfig(preflight::write_config(&config)?);
+    let owner = run_files::take(&config, fresh)?;
+    let config_file = NextConfig(run_files::write_config(&config)?);
     let console = Console::new(options.verbose, options.log_format);
     console.line(&format!("devices  {devices}"));
     let plot = LivePlot::new(Path::new(&config.output_dir));
@@ -246,7 +249,7 @@ async fn launch_there(
     let trainers = hosts::plan::trainers(options.gpus_per_node, numa, &found)?;
     let here: Vec<(String, u32)> =
         found.iter().map(|(host, hello)| (host.name.clone(), hello.gpus)).collect();
-    let (devices, idle) = plan::devices(&trainers, options.gpus_per_node, &here);
+    let (devices, idle) = trainers::devices(&trainers, options.gpus_per_node, &here);
     idle.iter().for_each(|idle| console::warn(idle));
     let hellos: Vec<Hello> = found.into_iter().map(|(_, hello)| hello).collect();
     fit::check(options, config, &trainers, &hellos)?;
@@ -268,7 +271,7 @@ async fn launch_there(
     let config_file = NextConfig(config_file);
     // Logs are gathered on this machine, which may share no file system with the hosts.
     let output_dir = Path::new(&config.output_dir);
-    preflight::make_logs(output_dir)?;
+    run_files::make_logs(output_dir)?;
     let names: Vec<&str> = hosts.agents().iter().map(|agent| agent.host.name.as_str()).collect();
     let place = if hosts.coordinator_node().is_some() { names[0] } else { "this machine" };
     Console::new(false, options.log_format)

@@ -13,14 +13,13 @@ use dyad_telemetry::LogFormat;
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use crate::children::{Child, Output, Signals, outcomes};
-use crate::cli::Gpus;
-use crate::console::{Console, Speaker, warn};
-use crate::interrupt::Interrupt;
-use crate::numa::{Topology, allowed_cores};
-use crate::plan::{self, Machine, Node, Trainer};
-use crate::processes::keep_to;
-use crate::programs;
+use crate::hosts::child::{Child, Output, Signals, outcomes};
+use crate::placement::gpus::Gpus;
+use crate::placement::numa::{Topology, allowed_cores};
+use crate::placement::trainers::{self, Machine, Node, Trainer};
+use crate::process::os::keep_to;
+use crate::show::console::{Console, Speaker, warn};
+use crate::train::interrupt::Interrupt;
 
 /// How long the others may take to hear of a failure from the coordinator: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(10);
@@ -69,7 +68,7 @@ pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
     }
     let console = Console::new(true, LogFormat::Text);
     let (devices, idle) =
-        plan::devices(&trainers, Gpus::Count(options.gpus), &[(String::new(), machine.gpus)]);
+        trainers::devices(&trainers, Gpus::Count(options.gpus), &[(String::new(), machine.gpus)]);
     console.line(&format!("devices  {devices}"));
     idle.iter().for_each(|idle| warn(idle));
     let mut children = trainers
@@ -105,7 +104,7 @@ fn trainers(options: &NodeOptions, machine: &Machine) -> Result<Vec<Trainer>, Fa
 
 fn start(options: &NodeOptions, trainer: &Trainer, local: usize, console: &Console) -> Result<Child, Fault> {
     let (url, patience) = (&options.coordinator, options.wait_for_coordinator);
-    let mut command = programs::trainer(trainer, url, patience, local)?;
+    let mut command = trainers::command(trainer, url, patience, local)?;
     keep_to(&mut command, &trainer.cores);
     let file = options.logs.as_ref().map(|logs| logs.join(format!("{}.log", trainer.name)));
     // Whoever reads a pod's log knows the node.

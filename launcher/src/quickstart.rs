@@ -7,8 +7,8 @@ use clap::Args;
 use dyad_proto::{Fault, files, safe_file};
 use tokio::process::Command;
 
-use crate::processes::die_with_me;
-use crate::programs::program;
+use crate::process::os::die_with_me;
+use crate::process::programs::program;
 
 /// Files that it writes, as they stand in the source.
 const FILES: [(&str, &str); 4] = [

@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use dyad_proto::RunConfig;
-use launcher::agent::protocol::{Answer, Examine, Question, Reply, Request, decode, encode};
+use launcher::agent::facts::Examine;
+use launcher::agent::protocol::{Answer, Question, Reply, Request, decode, encode};
 
 /// A driver that does not answer, as `nvidia-smi` does not on a sick machine. An agent that waited along would count as lost.
 #[test]

@@ -13,7 +13,7 @@ fn drawn_now(workspace: &Workspace) -> String {
     std::fs::copy(workspace.path("out/metrics.jsonl"), dir.join("metrics.jsonl")).unwrap();
     // A run that was not to be evaluated has no such file.
     let _ = std::fs::copy(workspace.path("out/eval_metrics.jsonl"), dir.join("eval_metrics.jsonl"));
-    std::fs::read_to_string(launcher::plot::draw(&dir).unwrap().unwrap()).unwrap()
+    std::fs::read_to_string(launcher::show::plot::draw(&dir).unwrap().unwrap()).unwrap()
 }
 
 fn ended_by(end: impl Fn(&std::process::Child), status: i32) {

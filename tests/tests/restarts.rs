@@ -13,9 +13,8 @@ fn killed(workspace: &Workspace, victim: &str, ready: &str, args: &[&str]) -> St
     let launcher = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     wait_for(ready, || workspace.path(ready).exists().then_some(()));
     // Its log is there before it.
-    let process = wait_for(victim, || {
-        children(&launcher).into_iter().find(|process| process.command.contains(victim))
-    });
+    let process =
+        wait_for(victim, || children(&launcher).into_iter().find(|process| process.command.contains(victim)));
     kill_9(process.pid);
     let output = launcher.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", text(&output));

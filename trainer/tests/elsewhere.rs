@@ -310,7 +310,8 @@ fn sources() -> Vec<(String, String)> {
 
 /// How often a function is called by its bare name.
 fn calls(code: &str, name: &str) -> usize {
-    let bare = |at: usize| !code[..at].ends_with(|before: char| before.is_alphanumeric() || "_.:".contains(before));
+    let bare =
+        |at: usize| !code[..at].ends_with(|before: char| before.is_alphanumeric() || "_.:".contains(before));
     let called = |at: usize| code[at + name.len()..].starts_with(['(', ':']);
     let definitions = code.matches(&format!("fn {name}")).count();
     code.match_indices(name).filter(|(at, _)| bare(*at) && called(*at)).count() - definitions
@@ -330,7 +331,8 @@ fn nothing_in_a_step_copies_or_waits_past_transfer() {
                 None => wrong.push(call),
             }
         }
-        let imports = code.lines().any(|line| line.starts_with("use crate::transfer::") && line.contains("read"));
+        let imports =
+            code.lines().any(|line| line.starts_with("use crate::transfer::") && line.contains("read"));
         if imports {
             reads.push((file, calls(&code, "read")));
         }

@@ -22,9 +22,9 @@ use serde_json::Value;
 
 use self::aside::Aside;
 use self::rows::{Kept, MetricsFile, StagedRows};
+use crate::files::tensorboard::EventFile;
 use crate::run::metrics_row::Row;
 use crate::run::same_run::{Now, same_run};
-use crate::files::tensorboard::EventFile;
 
 /// What to do with the traces of an earlier run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

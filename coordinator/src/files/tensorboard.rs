@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use dyad_proto::{Fault, files, safe_file};
 use prost::Message;
 
-use crate::run::metrics_row::Row;
 use crate::files::output_dir::rows::{still_there, unwritten};
+use crate::run::metrics_row::Row;
 
 /// `tensorflow.Event`, as far as it is written here.
 #[derive(Clone, PartialEq, Message)]

@@ -23,9 +23,9 @@ use dyad_proto::wire::{ErrorCode, RunEnded};
 use dyad_telemetry::SpanContext;
 
 use crate::run::membership::TrainerId;
-use crate::run::{Event, RunSpec};
 use crate::run::schedule::Work;
 use crate::run::training::Done;
+use crate::run::{Event, RunSpec};
 
 use prometheus::Metrics;
 use traces::{Sampling, StepTraces};

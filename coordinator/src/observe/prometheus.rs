@@ -9,11 +9,11 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use dyad_proto::RunConfig;
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{
     CheckpointReport, DataReport, ErrorCode, Failure, Heartbeat, ModelReport, RunEnded, StepReport,
 };
-use dyad_proto::RunConfig;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;

@@ -1,6 +1,5 @@
 //! Until all are there and every pair is measured: who is admitted, who measures what, how the ranks meet.
 
-use dyad_proto::{Fault, plain, silence};
 use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as Happening;
@@ -9,6 +8,7 @@ use dyad_proto::wire::{
     Abort, Assignment, BootstrapOffer, CommunicatorReady, Fact, MeasureReport, MeasureRequest, Posting,
     Split, TrainerArrived, TrainerJoined, Welcome,
 };
+use dyad_proto::{Fault, plain, silence};
 
 use super::{Command, Run, Stage};
 use crate::run::measuring::{Lengths, Measuring};
@@ -31,7 +31,10 @@ impl Run {
         // What a refused trainer sends before it learns of that needs no second answer.
         let Up::Hello(hello) = message else { return self.commands.push(Command::Close(id)) };
         let admitted = if matches!(self.stage, Stage::Ended { .. }) {
-            Err(Fault::input(format!("trainer {} is refused: the run has ended", plain::peer_name(&hello.name))))
+            Err(Fault::input(format!(
+                "trainer {} is refused: the run has ended",
+                plain::peer_name(&hello.name)
+            )))
         } else {
             // Once the run has begun the roster is full, and admits nobody.
             self.roster.admit(id, &hello)

@@ -118,8 +118,9 @@ impl Roster {
 
     /// Lets a trainer in, or says why not.
     pub fn admit(&mut self, id: TrainerId, hello: &Hello) -> Result<(), Fault> {
-        self.check(hello)
-            .map_err(|reason| Fault::input(format!("trainer {} is refused: {reason}", plain::peer_name(&hello.name))))?;
+        self.check(hello).map_err(|reason| {
+            Fault::input(format!("trainer {} is refused: {reason}", plain::peer_name(&hello.name)))
+        })?;
         self.places.insert(id, self.members.len());
         self.members.push(Member {
             id,

@@ -6,8 +6,8 @@ use dyad_proto::counted;
 use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::{Pair, PairReference, ReferenceLogps, Split};
 
-use crate::run::schedule::Work;
 use crate::run::report::Report;
+use crate::run::schedule::Work;
 
 /// Pairs of one chunk of scoring before the first step.
 const CHUNK_PAIRS: usize = 256;

@@ -116,7 +116,11 @@ impl Pulse {
     fn last_collective(&self) -> String {
         match self.said.as_ref().filter(|said| said.collectives > 0) {
             Some(said) => {
-                format!("its last collective was {}, number {}", plain::peer_name(&said.collective), said.collectives)
+                format!(
+                    "its last collective was {}, number {}",
+                    plain::peer_name(&said.collective),
+                    said.collectives
+                )
             }
             None => "it has begun no collective".into(),
         }

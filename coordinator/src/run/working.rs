@@ -12,8 +12,8 @@ use super::{Command, Run, Stage};
 use crate::run::measuring::{Lengths, data_report};
 use crate::run::membership::Standing;
 use crate::run::references::References;
-use crate::run::schedule::Work;
 use crate::run::report::Report;
+use crate::run::schedule::Work;
 use crate::run::training::{Done, KnownPairs, Training};
 
 impl Run {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use dyad_coordinator::run::RunSpec;
 use dyad_coordinator::run::dataset::Datasets;
 use dyad_coordinator::run::membership::TrainerId;
-use dyad_coordinator::run::RunSpec;
 use dyad_coordinator::run::training::Start;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{Hello, MeasureReport, PairLength, PairVerdict};

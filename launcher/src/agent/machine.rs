@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::numa::{Topology, allowed_cores};
-use crate::plan::Machine;
+use crate::placement::numa::{Topology, allowed_cores};
+use crate::placement::trainers::Machine;
 
 /// The agent's first words.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,9 @@
 //!
 //! [`protocol`]: what is said. [`machine`]: what the host offers. [`ports`]: who reaches whom. [`serve`]: the agent itself.
 
+pub mod facts;
 pub mod machine;
 pub mod ports;
 pub mod protocol;
+pub mod run_files;
 pub mod serve;

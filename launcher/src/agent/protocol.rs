@@ -4,8 +4,8 @@ use dyad_proto::security::Proof;
 use dyad_proto::wire::Failure;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::facts::{Examine, Facts};
 use crate::agent::machine::Hello;
-use crate::doctor::facts::Facts;
 
 /// From the launcher.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,13 +79,6 @@ pub struct Prepare {
     pub coordinator: bool,
     /// An earlier run in the output folder is in the way.
     pub fresh: bool,
-}
-
-/// What `launcher doctor` wants to know of a host beside what is always looked at.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Examine {
-    /// Of the run that is planned, if any.
-    pub config_json: Option<String>,
 }
 
 /// From the agent.

@@ -16,14 +16,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use crate::agent::facts::Facts;
 use crate::agent::machine::Hello;
 use crate::agent::ports::{open, reach};
 use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, decode, encode};
-use crate::children::LINES;
-use crate::doctor::facts::Facts;
-use crate::preflight;
-use crate::processes::{die_with_me, each_line, hand_over, keep_to, raw_status};
-use crate::programs::program;
+use crate::agent::run_files;
+use crate::process::end::LINES;
+use crate::process::os::{die_with_me, each_line, hand_over, keep_to, raw_status};
+use crate::process::programs::program;
 use crate::security::secret_folder::SecretFolder;
 
 /// Options of `launcher agent`.
@@ -269,12 +269,12 @@ fn reply(ask: u64, answer: Result<Answer, Fault>) -> Reply {
 fn prepared(prepare: &Prepare, owned: bool) -> Result<(Answer, Option<Ownership>), Fault> {
     let config = RunConfig::from_json(&prepare.config_json)?;
     if !prepare.coordinator {
-        preflight::look(&config, false, prepare.fresh)?;
+        run_files::look(&config, false, prepare.fresh)?;
         return Ok((Answer::Done, None));
     }
     let owner = match owned {
-        true => preflight::look(&config, true, prepare.fresh).map(|()| None)?,
-        false => Some(preflight::take(&config, prepare.fresh)?),
+        true => run_files::look(&config, true, prepare.fresh).map(|()| None)?,
+        false => Some(run_files::take(&config, prepare.fresh)?),
     };
-    Ok((Answer::Written(preflight::write_config(&config)?.display().to_string()), owner))
+    Ok((Answer::Written(run_files::write_config(&config)?.display().to_string()), owner))
 }

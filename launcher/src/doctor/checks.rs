@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::facts::Facts;
 use super::row::{Row, State};
+use crate::agent::facts::Facts;
 
 /// A machine that was looked at: its name, its facts, the seconds that its clock is ahead and how well that is known.
 #[derive(Clone, Debug)]
@@ -213,9 +213,9 @@ fn model(hosts: &[Looked]) -> Row {
 mod tests {
     use dyad_proto::ErrorCode;
 
-    use super::super::facts::Unusable;
     use super::super::row::table;
     use super::*;
+    use crate::agent::facts::Unusable;
     use crate::agent::machine::{Gpu, Hello};
 
     fn host(name: &str, gpus: u32) -> Looked {
@@ -298,13 +298,17 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_no_host_can_train_has_the_trainer_s_hint_and_one_that_is_missing_somewhere_is_to_be_copied() {
+    fn a_model_that_no_host_can_train_has_the_trainer_s_hint_and_one_that_is_missing_somewhere_is_to_be_copied()
+     {
         let mut hosts = [host("a", 0), host("b", 0)];
         hosts[0].facts.model = Some(Err(unusable("model_type gemma is unknown")));
         assert!(model(&hosts).hint.contains("copy it there"));
         hosts[1].facts.model = hosts[0].facts.model.clone();
         let row = model(&hosts);
-        assert_eq!((row.hint.as_ref(), row.detail.as_str()), ("take another model", "model_type gemma is unknown"));
+        assert_eq!(
+            (row.hint.as_ref(), row.detail.as_str()),
+            ("take another model", "model_type gemma is unknown")
+        );
         assert_eq!(model(&hosts[..1]).hint, "take another model");
     }
 

@@ -3,7 +3,6 @@
 //! [`facts`]: what is seen on one machine. [`checks`]: what is made of it, purely, as a table of [`row`]s.
 
 pub mod checks;
-pub mod facts;
 pub mod row;
 
 use std::net::SocketAddr;
@@ -12,16 +11,17 @@ use std::path::PathBuf;
 use clap::Args;
 use dyad_proto::{Fault, RunConfig, agrees, counted};
 
-use crate::agent::protocol::{Answer, Examine, Question};
-use crate::console;
+use crate::agent::facts::Examine;
+use crate::agent::facts::Facts;
+use crate::agent::protocol::{Answer, Question};
 use crate::hosts::connection::Agent;
 use crate::hosts::hostfile::{Host, Nodes};
 use crate::hosts::options::HostOptions;
 use crate::hosts::transport::Transport;
 use crate::hosts::{Hosts, address, asked};
-use crate::preflight;
+use crate::show::console;
+use crate::train::options;
 use checks::Looked;
-use facts::Facts;
 use row::{Row, State};
 
 /// Options of `launcher doctor`.
@@ -68,7 +68,7 @@ pub async fn run(options: &DoctorOptions) -> Result<(), Fault> {
 fn config_json(options: &DoctorOptions, elsewhere: bool) -> Result<Option<String>, Fault> {
     let Some(config) = &options.config else { return Ok(None) };
     let config = RunConfig::load(config, &options.overrides)?;
-    preflight::absolute(config, elsewhere)?.to_json().map(Some)
+    options::absolute(config, elsewhere)?.to_json().map(Some)
 }
 
 async fn look(options: &DoctorOptions, hosts: &[Host], transport: &Transport) -> Result<Vec<Row>, Fault> {
@@ -101,8 +101,9 @@ fn reached(check: &'static str, all: usize, missing: Vec<String>) -> Row {
         check,
         state: State::Unreachable,
         detail: missing.join("; "),
-        hint: "log in there once by hand, without a question being asked: a key for BatchMode, a known host key"
-            .into(),
+        hint:
+            "log in there once by hand, without a question being asked: a key for BatchMode, a known host key"
+                .into(),
     }
 }
 

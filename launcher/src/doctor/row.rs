@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn what_is_not_reached_counts_most() {
-        let unreachable = Row { check: "ssh", state: State::Unreachable, detail: "b".into(), hint: "x".into() };
+        let unreachable =
+            Row { check: "ssh", state: State::Unreachable, detail: "b".into(), hint: "x".into() };
         let failed = Row { check: "disk", state: State::Fail, detail: String::new(), hint: "y".into() };
         assert_eq!(table(&[failed, unreachable]).1, Some(ErrorCode::Unavailable));
         assert_eq!(table(&[]).1, None);

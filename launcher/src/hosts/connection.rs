@@ -14,10 +14,10 @@ use tokio::task::JoinHandle;
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::{Answer, Question, Reply, Request, Start, decode, encode};
-use crate::children::{End, LINES};
 use crate::hosts::greeting::{hello, last_words, same_version, start, unreachable};
 use crate::hosts::hostfile::Host;
 use crate::hosts::transport::Transport;
+use crate::process::end::{End, LINES};
 
 /// How long a host may take from the first packet to the agent's first words: a busy login node, a cold file system.
 const HELLO: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use crate::agent::machine::Hello;
 use crate::agent::protocol::{Reply, decode};
 use crate::hosts::hostfile::Host;
 use crate::hosts::transport::Transport;
-use crate::processes::die_with_me;
+use crate::process::os::die_with_me;
 
 /// Starts what leads to the host.
 pub(super) fn start(host: &Host, transport: &Transport, line: &str) -> Result<Child, Fault> {

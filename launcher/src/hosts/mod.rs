@@ -5,6 +5,7 @@
 //! - [`address`]: where the coordinator listens.
 
 pub mod address;
+pub mod child;
 pub mod connection;
 pub mod environment;
 mod greeting;
@@ -12,6 +13,8 @@ pub mod hostfile;
 pub mod options;
 pub mod plan;
 pub mod push;
+pub mod slurm_allocation;
+pub mod slurm_nodelist;
 pub mod transport;
 
 use std::net::SocketAddr;
@@ -24,8 +27,8 @@ use dyad_proto::{Fault, RunConfig, counted};
 
 use crate::agent::machine::Hello;
 use crate::agent::protocol::{Answer, Prepare, Question};
-use crate::programs::own_folder;
-use crate::slurm::allocation::Allocation;
+use crate::hosts::slurm_allocation::Allocation;
+use crate::process::programs::own_folder;
 use connection::Agent;
 use hostfile::{Host, Nodes};
 use options::{CoordinatorOn, HostOptions};
@@ -161,8 +164,8 @@ impl Hosts {
                 other => Err(self.agents[node].unexpected(&other)),
             },
             None => {
-                let owner = crate::preflight::take(config, fresh)?;
-                Ok((crate::preflight::write_config(config)?, Some(owner)))
+                let owner = crate::agent::run_files::take(config, fresh)?;
+                Ok((crate::agent::run_files::write_config(config)?, Some(owner)))
             }
         }
     }

@@ -3,9 +3,9 @@
 use dyad_proto::Fault;
 
 use crate::agent::machine::Hello;
-use crate::cli::Gpus;
 use crate::hosts::hostfile::Host;
-use crate::plan::{Node, Trainer, asked_for, trusted};
+use crate::placement::gpus::Gpus;
+use crate::placement::trainers::{Node, Trainer, asked_for, trusted};
 
 /// Trainers of all hosts, in the order of the hosts: one per GPU, or as many CPU trainers as the host has slots (one where
 /// nothing is said).

@@ -1,7 +1,6 @@
 //! `--push`: binaries and libtorch on a host, in folders of ~/.cache/dyad that are named after what they hold. What is there
 //! already is not sent again, and a folder appears under its name only once it is complete.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -11,8 +10,8 @@ use tokio::process::Command;
 
 use crate::hosts::hostfile::Host;
 use crate::hosts::transport::{Transport, quoted};
-use crate::processes::die_with_me;
-use crate::programs::{missing_hint, own_folder};
+use crate::process::os::die_with_me;
+use crate::process::programs::{add_file, libtorch_stamp, own_folder, short};
 
 const PROGRAMS: [&str; 3] = ["launcher", "coordinator", "trainer"];
 
@@ -107,41 +106,6 @@ fn take(name: &str, then: &str) -> String {
          mv -T $new {name} 2>/dev/null || test -d {name}"
     );
     format!("sh -c {}", quoted(&script))
-}
-
-fn add_file(hash: &mut Sha256, path: &Path) -> Result<(), Fault> {
-    let failed = |error: std::io::Error| {
-        Fault::failed(format!("cannot read {}: {error}", path.display())).hint(missing_hint())
-    };
-    let mut file = dyad_proto::files::open(path).map_err(failed)?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(failed)? {
-            0 => return Ok(()),
-            read => hash.update(&buffer[..read]),
-        }
-    }
-}
-
-/// The first twelve digits of a hash.
-fn short(digest: &[u8]) -> String {
-    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Which set of libtorch a folder holds, and the stamp that its installation left.
-#[must_use]
-pub fn libtorch_stamp(folder: &Path) -> Option<(&'static str, String)> {
-    let stamp =
-        |set| Some((set, dyad_proto::files::read_to_string(&folder.join(format!(".installed-{set}"))).ok()?));
-    ["cuda", "cpu"].into_iter().find_map(stamp)
-}
-
-/// SHA-256 of a program beside this one, shortened; `None` where it cannot be read.
-#[must_use]
-pub fn program_hash(folder: &Path, name: &str) -> Option<String> {
-    let mut hash = Sha256::new();
-    add_file(&mut hash, &folder.join(name)).ok()?;
-    Some(short(&hash.finalize()))
 }
 
 /// Runs a line on the host, with another command's output as its input; what it printed.

@@ -30,7 +30,7 @@ pub mod workload;
 
 use dyad_proto::Fault;
 
-use crate::console::{print, warn};
+use crate::show::console::{print, warn};
 use cli::KubernetesCommand;
 
 /// Does what the command line says.

@@ -10,7 +10,7 @@ use super::cluster::Cluster;
 use super::events::event;
 use super::print;
 use super::state::{Phase, coordinator, phase, pod_lines, workload_lines};
-use crate::progress::step_line;
+use crate::show::progress::step_line;
 
 /// Lines of the coordinator's log that are looked at: its last step is among them.
 const TAIL: i64 = 200;

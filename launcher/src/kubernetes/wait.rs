@@ -17,9 +17,9 @@ use super::cluster::Cluster;
 use super::events::event;
 use super::state::{Phase, container_state, coordinator, phase, pod_lines, workload_lines};
 use super::status;
-use crate::console::{Console, Speaker};
-use crate::interrupt::Interrupt;
-use crate::progress::Progress;
+use crate::show::console::{Console, Speaker};
+use crate::show::progress::Progress;
+use crate::train::interrupt::Interrupt;
 
 /// Between two looks at the workload.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -48,8 +48,9 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
 
 /// A run that was there and is gone has been deleted, which somebody wanted.
 fn deleted(name: &str) -> Fault {
-    Fault::new(ErrorCode::Interrupted, format!("run {name} was deleted while it was followed"))
-        .hint("`launcher kubernetes apply` of the same run goes on from its last checkpoint if the output was kept")
+    Fault::new(ErrorCode::Interrupted, format!("run {name} was deleted while it was followed")).hint(
+        "`launcher kubernetes apply` of the same run goes on from its last checkpoint if the output was kept",
+    )
 }
 
 /// Resolves after so many seconds; never where there is no limit.

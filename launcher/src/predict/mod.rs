@@ -20,8 +20,8 @@ use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReduceDtype, Refere
 use dyad_proto::{Fault, RunConfig, pair_file};
 
 use crate::agent::machine::Hello;
-use crate::console;
-use crate::look;
+use crate::process::trainer_check;
+use crate::show::console;
 use machine::{A100, GIB, H100, H200, Machine, Network, cpu};
 use memory::{as_flags, fits, gib, memory, remedy};
 use options::{Gpu, PlanOptions};
@@ -126,7 +126,7 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<Known, Fault> {
     if Shape::is_size(model) {
         return Ok(Known { shape: Shape::find(model)?, pairs, pair: None });
     }
-    let report = look::run(config)?;
+    let report = trainer_check::run(config)?;
     let mean = report.pairs.filter(|looked| looked.pairs > looked.dropped);
     let pair =
         mean.map(|looked| Pair { prompt: looked.prompt, chosen: looked.chosen, rejected: looked.rejected });

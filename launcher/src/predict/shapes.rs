@@ -5,7 +5,7 @@ use std::path::Path;
 use dyad_families::{ModelConfig, Sizes};
 use dyad_proto::Fault;
 
-use crate::look;
+use crate::process::trainer_check;
 
 /// Sizes of a Llama-like model. All counts are `f64`: they only ever enter products.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,7 +63,7 @@ impl Shape {
         }
         let found = match dir.is_dir() {
             true => ModelConfig::load(dir).map(|config| Sizes::from(&config)),
-            false => look::model(model),
+            false => trainer_check::model(model),
         };
         let found = found.map_err(|fault| {
             let sizes = "--model also takes a size, such as 8B";

@@ -1,78 +1,18 @@
-//! Slurm: runs inside an allocation, and batch scripts that make one.
-//!
-//! [`nodelist`], [`allocation`]: where a run goes. [`script`]: `launcher slurm`. The agents are steps that `srun` starts
-//! ([`crate::hosts::transport`]).
+//! `launcher slurm`: batch scripts. Inside an allocation, [`crate::hosts::slurm_allocation`] finds the nodes, and the agents are steps that
+//! `srun` starts ([`crate::hosts::transport`]).
 
-pub mod allocation;
-pub mod nodelist;
+pub mod options;
 pub mod script;
 
-use std::path::PathBuf;
 use std::process::Stdio;
 
-use clap::Args;
 use dyad_proto::{Fault, RunConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::console::{print, warn};
-use crate::hosts::hostfile::Nodes;
-use crate::programs::own_folder;
-
-/// Options of `launcher slurm`.
-#[derive(Args, Clone, Debug)]
-#[command(after_help = "Examples:
-  launcher slurm --nodes 4 --gpus-per-node 8 --partition gpu --time 12:00:00 --config run.toml > run.sbatch
-  launcher slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 --config run.toml --submit -- --set n_epochs=2
-
-Before the time limit, and when Slurm preempts the job, the run writes a checkpoint and ends; queued again it goes on from there.")]
-pub struct SlurmOptions {
-    /// Nodes of the job.
-    #[arg(long, value_name = "N|MIN:MAX")]
-    pub nodes: Nodes,
-    /// Run configuration (TOML).
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
-    /// Override one key of the configuration; may be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub overrides: Vec<String>,
-    /// GPUs of each node. 0 trains on CPUs; without it, trainers use the GPUs that other options of sbatch have given to the job.
-    #[arg(long, value_name = "G", value_parser = clap::value_parser!(u32).range(0..=64))]
-    pub gpus_per_node: Option<u32>,
-    /// Cores of each node.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub cpus_per_task: Option<u32>,
-    /// Submit the script with sbatch instead of printing it.
-    #[arg(long)]
-    pub submit: bool,
-    /// Partition.
-    #[arg(long, value_name = "NAME")]
-    pub partition: Option<String>,
-    /// Account.
-    #[arg(long, value_name = "NAME")]
-    pub account: Option<String>,
-    /// Quality of service.
-    #[arg(long, value_name = "NAME")]
-    pub qos: Option<String>,
-    /// Features of the nodes.
-    #[arg(long, value_name = "LIST")]
-    pub constraint: Option<String>,
-    /// Time limit, as sbatch takes it.
-    #[arg(long, value_name = "TIME")]
-    pub time: Option<String>,
-    /// Name of the job.
-    #[arg(long, default_value = "dyad", value_name = "NAME")]
-    pub job_name: String,
-    /// Seconds before the time limit at which the checkpoint is begun.
-    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(10..=65_535))]
-    pub checkpoint_before: u32,
-    /// Any other option of sbatch, such as --sbatch=--mem=0; may be repeated.
-    #[arg(long = "sbatch", value_name = "OPTION", allow_hyphen_values = true)]
-    pub extra: Vec<String>,
-    /// Options for the launcher in the job.
-    #[arg(last = true, value_name = "LAUNCHER OPTIONS")]
-    pub launcher: Vec<String>,
-}
+use crate::process::programs::own_folder;
+use crate::show::console::{print, warn};
+use crate::slurm::options::SlurmOptions;
 
 /// Prints or submits the script.
 pub async fn run(options: &SlurmOptions) -> Result<(), Fault> {

@@ -8,7 +8,7 @@ use dyad_proto::Fault;
 
 use crate::cli::CommandLine;
 use crate::hosts::transport::quoted;
-use crate::slurm::SlurmOptions;
+use crate::slurm::options::SlurmOptions;
 
 /// The script's text.
 pub fn write(options: &SlurmOptions, folder: &Path, launcher: &Path) -> Result<String, Fault> {

@@ -5,14 +5,14 @@ use std::path::Path;
 use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::machine::Hello;
-use crate::cli::Options;
-use crate::console::warn;
-use crate::plan::Trainer;
+use crate::placement::trainers::Trainer;
 use crate::predict::machine::{H100, Machine, Network, cpu};
 use crate::predict::memory::{Key, fits, gib, memory, remedy};
 use crate::predict::shapes::Shape;
 use crate::predict::work::Setup;
 use crate::predict::{self, Place, USUAL_PAIR};
+use crate::show::console::warn;
+use crate::train::options::Options;
 
 /// Refuses a run that cannot fit its GPUs; warns of one that is likely not to fit the RAM. Says nothing where the model's sizes or
 /// the memory are not known here.

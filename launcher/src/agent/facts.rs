@@ -1,4 +1,4 @@
-//! What `launcher doctor` sees on one machine.
+//! What an agent finds out about its machine for `launcher doctor`.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,10 +7,15 @@ use dyad_proto::RunConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::machine::{Gpu, Hello, nvidia_smi};
-use crate::agent::protocol::Examine;
-use crate::hosts::push::{libtorch_stamp, program_hash};
-use crate::look;
-use crate::programs::own_folder;
+use crate::process::programs::{libtorch_stamp, own_folder, program_hash};
+use crate::process::trainer_check;
+
+/// What `launcher doctor` wants to know of a host beside what is always looked at.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Examine {
+    /// Of the run that is planned, if any.
+    pub config_json: Option<String>,
+}
 
 /// One machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -115,8 +120,8 @@ fn output(dir: &Path) -> (u64, Option<String>) {
 
 /// As the trainers of a run would find it.
 fn model(config: &RunConfig) -> Result<String, Unusable> {
-    let report =
-        look::run(config).map_err(|fault| Unusable { message: fault.to_string(), hint: fault.hint })?;
+    let report = trainer_check::run(config)
+        .map_err(|fault| Unusable { message: fault.to_string(), hint: fault.hint })?;
     let name =
         if config.model.is_empty() { config.from_checkpoint.as_deref() } else { Some(config.model.as_str()) };
     let found = format!("{} ({}", name.unwrap_or_default(), report.model.model_type);

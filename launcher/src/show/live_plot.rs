@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dyad_proto::Fault;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::{console, plot};
+use crate::show::{console, plot};
 
 /// Between two pictures of a run that goes on, at least.
 const PAUSE: Duration = Duration::from_secs(30);

@@ -1,16 +1,10 @@
-//! Dyad's own programs: where they are, and how a trainer is called.
+//! Dyad's own programs and libtorch: where they are, and which build they are of.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use dyad_proto::{Fault, called};
-use tokio::process::Command;
-
-use crate::plan::Trainer;
-
-/// oneDNN compiles about 25 kernels for every new number of tokens, two MiB each, and keeps 1024. A few steps' worth is
-/// enough, as the next step has another number anyway.
-const KERNEL_CACHE: (&str, &str) = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64");
+use sha2::{Digest, Sha256};
 
 /// Folder of this program.
 pub fn own_folder() -> Result<PathBuf, Fault> {
@@ -49,24 +43,39 @@ fn is_checkout(folder: &Path) -> bool {
     folder.ends_with("target/release") && root.join("Makefile").is_file() && root.join("Cargo.toml").is_file()
 }
 
-/// How a trainer is called, whoever starts it. `beside`: how many trainers its machine has.
-pub fn trainer(
-    trainer: &Trainer,
-    coordinator: &str,
-    connect_timeout: u64,
-    beside: usize,
-) -> Result<Command, Fault> {
-    let mut command = Command::new(program("trainer")?);
-    command.args(["run", "--coordinator", coordinator, "--name", &trainer.name]);
-    command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
-    command.args(["--connect-timeout", &connect_timeout.to_string()]);
-    let threads = trainer.threads.to_string();
-    // Every thread pool of the process keeps to its share of the cores.
-    command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
-    if std::env::var_os(KERNEL_CACHE.0).is_none() {
-        command.env(KERNEL_CACHE.0, KERNEL_CACHE.1);
+/// Adds a file's bytes to a hash.
+pub fn add_file(hash: &mut Sha256, path: &Path) -> Result<(), Fault> {
+    let failed = |error: std::io::Error| {
+        Fault::failed(format!("cannot read {}: {error}", path.display())).hint(missing_hint())
+    };
+    let mut file = dyad_proto::files::open(path).map_err(failed)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(failed)? {
+            0 => return Ok(()),
+            read => hash.update(&buffer[..read]),
+        }
     }
-    // torchrun's name.
-    command.env("LOCAL_WORLD_SIZE", beside.to_string()).stdout(Stdio::null());
-    Ok(command)
+}
+
+/// The first twelve digits of a hash.
+#[must_use]
+pub fn short(digest: &[u8]) -> String {
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Which set of libtorch a folder holds, and the stamp that its installation left.
+#[must_use]
+pub fn libtorch_stamp(folder: &Path) -> Option<(&'static str, String)> {
+    let stamp =
+        |set| Some((set, dyad_proto::files::read_to_string(&folder.join(format!(".installed-{set}"))).ok()?));
+    ["cuda", "cpu"].into_iter().find_map(stamp)
+}
+
+/// SHA-256 of a program beside this one, shortened; `None` where it cannot be read.
+#[must_use]
+pub fn program_hash(folder: &Path, name: &str) -> Option<String> {
+    let mut hash = Sha256::new();
+    add_file(&mut hash, &folder.join(name)).ok()?;
+    Some(short(&hash.finalize()))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use dyad_families::{FirstPairs, Report};
 use dyad_proto::{Fault, RunConfig, agrees, counted, grouped, pair_file, plain, thousands};
 
-use crate::plan::Trainer;
+use crate::placement::trainers::Trainer;
 use crate::predict::shapes::Shape;
 
 /// Text for standard output.

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use dyad_proto::{Fault, called, plain};
 use dyad_telemetry::{LogFormat, voice};
 
-use crate::collapse::Collapse;
-pub use crate::collapse::Speaker;
-use crate::live::{self, Count, Passed, View};
+use crate::show::collapse::Collapse;
+pub use crate::show::collapse::Speaker;
+use crate::show::live::{self, Count, Passed, View};
 
 /// Lines between two progress reports are spaced so that a run prints about this many.
 const PLAIN_REPORTS: u64 = 20;

@@ -10,14 +10,14 @@ use dyad_proto::security::Proof;
 use dyad_telemetry::LogFormat;
 use tokio::process::Command;
 
-use crate::children::{Child, Output, log_file};
-use crate::console::{Console, Speaker};
 use crate::hosts::Hosts;
-use crate::live_plot::LivePlot;
-use crate::plan::Trainer;
-use crate::processes::{hand_over, keep_to};
-use crate::programs::{self, program};
+use crate::hosts::child::{Child, Output, log_file};
+use crate::placement::trainers::{self, Trainer};
+use crate::process::os::{hand_over, keep_to};
+use crate::process::programs::program;
 use crate::security::Security;
+use crate::show::console::{Console, Speaker};
+use crate::show::live_plot::LivePlot;
 
 /// How long processes may take to leave on their own before they are made to.
 pub const LEAVE: Duration = Duration::from_secs(5);
@@ -138,7 +138,7 @@ pub async fn start_trainer(
     let beside = |other: &&Trainer| job.hosts.is_none() || other.node == trainer.node;
     let beside = job.trainers.iter().filter(beside).count();
     let url = job.security.url(address);
-    let mut command = programs::trainer(trainer, &url, job.connect_timeout, beside)?;
+    let mut command = trainers::command(trainer, &url, job.connect_timeout, beside)?;
     if job.profile {
         command.arg("--profile").arg(job.output_dir.join("profile"));
     }

@@ -8,9 +8,9 @@ use std::process::Stdio;
 use dyad_proto::{Fault, RunConfig, counted, grouped, plain};
 use tokio::process::Command;
 
-use crate::processes::die_with_me;
-use crate::programs::program;
-use crate::rows::{self, Row};
+use crate::process::os::die_with_me;
+use crate::process::programs::program;
+use crate::show::rows::{self, Row};
 
 /// How many samples to show, and how they are made.
 #[derive(Clone, Copy, Debug)]

@@ -7,10 +7,10 @@ use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{DataReport, Phase};
 use dyad_proto::{agrees, counted, grouped, thousands};
 
-use crate::console::Console;
-use crate::live_plot::LivePlot;
-use crate::pace::Pace;
-use crate::restart::Reached;
+use crate::show::console::Console;
+use crate::show::live_plot::LivePlot;
+use crate::show::pace::Pace;
+use crate::show::reached::Reached;
 
 /// Follows one run.
 #[derive(Debug)]

@@ -5,51 +5,14 @@
 //! - LNC-R2: who was told to stop is not started again.
 //! - LNC-R3: the count starts afresh once the run has come to a later checkpoint than at the last failure.
 
-use std::path::Path;
-
-use dyad_proto::run_folder::{checkpoint_step, newest_checkpoint};
-use dyad_proto::wire::run_event::Body;
 use dyad_proto::{ErrorCode, Fault, counted};
+
+use crate::show::reached::Reached;
 
 /// As often the same failure at the same step ends the run.
 const SAME: u32 = 3;
 /// How the system says that there is no room, where whoever passes it on does not know what it says.
 const FULL: [&str; 3] = ["No space left on device", "Disk quota exceeded", "File too large"];
-
-/// How far an attempt came.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reached {
-    /// The last step that was done.
-    pub step: u64,
-    /// The run has rows of its own: what `--overwrite` was to remove is gone.
-    pub rows: bool,
-    /// Step of the newest checkpoint.
-    pub saved: Option<u64>,
-}
-
-impl Reached {
-    /// Takes note of an event of the run.
-    pub fn note(&mut self, event: &Body) {
-        match event {
-            Body::Data(data) if data.start_step > 0 => {
-                self.step = data.start_step;
-                self.saved = self.saved.max(Some(data.start_step));
-            }
-            Body::Step(step) => (self.step, self.rows) = (step.step, true),
-            Body::Evaluation(_) => self.rows = true,
-            Body::Checkpoint(saved) => self.saved = self.saved.max(Some(saved.step)),
-            _ => {}
-        }
-    }
-
-    /// Takes note of a checkpoint that lies in the run's folder, told of or not. Before the first row those of an earlier run lie there.
-    pub fn look(&mut self, output_dir: &Path) {
-        if self.rows {
-            let newest = newest_checkpoint(output_dir);
-            self.saved = self.saved.max(newest.as_deref().and_then(checkpoint_step));
-        }
-    }
-}
 
 /// What the attempts so far have come to.
 #[derive(Debug)]
@@ -149,6 +112,8 @@ fn is_worth_another(fault: &Fault, reached: &Reached) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use dyad_proto::wire::run_event::Body;
+
     use super::*;
 
     fn at(step: u64, saved: Option<u64>) -> Reached {

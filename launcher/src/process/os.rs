@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
-use crate::allowance::LONGEST_LINE;
+use crate::process::log_allowance::LONGEST_LINE;
 
 /// Keeps the process that the command starts, and all its threads, to some cores.
 #[expect(unsafe_code, reason = "sched_setaffinity between fork and exec")]

@@ -14,14 +14,13 @@ use tokio::process::Command;
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::protocol::Start;
-use crate::allowance::{Allowance, LeftOut};
-use crate::console::{Console, Speaker};
 use crate::hosts::connection::{Agent, Remote};
-use crate::processes::{die_with_me, each_line, end, raw_status};
-use crate::programs::missing_hint;
+use crate::process::end::{End, LINES};
+use crate::process::log_allowance::{Allowance, LeftOut};
+use crate::process::os::{die_with_me, each_line, end, raw_status};
+use crate::process::programs::missing_hint;
+use crate::show::console::{Console, Speaker};
 
-/// Lines on their way from a process to its log. A process that writes faster waits: nothing piles up here.
-pub const LINES: usize = 256;
 /// Lines of a process that are shown again when it was the first to fail.
 const TAIL: usize = 10;
 
@@ -37,15 +36,6 @@ pub struct Child {
     log: Option<PathBuf>,
     /// Writes the log; gone once the process has ended.
     writer: Option<tokio::task::JoinHandle<()>>,
-}
-
-/// How a process ended.
-#[derive(Clone, Debug)]
-pub enum End {
-    /// With this status, as wait(2) has it.
-    Status(i32),
-    /// Nobody knows: its host is lost, or it could not be started there.
-    Lost(Fault),
 }
 
 /// Sends signals to a process as long as it runs; cheap to clone.

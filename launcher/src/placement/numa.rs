@@ -5,15 +5,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Trainer;
-
 /// Nodes of memory with their cores, and the node that each GPU hangs on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
     /// Cores of each node that this process may use; nodes without any are left out.
-    nodes: Vec<Vec<usize>>,
+    pub(super) nodes: Vec<Vec<usize>>,
     /// Cores near each GPU, in CUDA's order by bus; empty where nobody knows.
-    gpus: Vec<Vec<usize>>,
+    pub(super) gpus: Vec<Vec<usize>>,
 }
 
 impl Topology {
@@ -41,26 +39,6 @@ impl Topology {
             node.map_or_else(Vec::new, cores)
         };
         Self { gpus: buses.iter().map(near).collect(), nodes }
-    }
-
-    /// Keeps each trainer to cores near its memory: those near its GPU, or an equal share of the nodes. Nothing to do where
-    /// there is one node.
-    pub fn bind(&self, trainers: &mut [Trainer]) {
-        let (nodes, count) = (self.nodes.len(), trainers.len());
-        if nodes < 2 {
-            return;
-        }
-        for (index, trainer) in trainers.iter_mut().enumerate() {
-            let gpu = trainer.device.strip_prefix("cuda:").and_then(|gpu| gpu.parse::<usize>().ok());
-            trainer.cores = match gpu {
-                Some(gpu) => self.gpus.get(gpu).cloned().unwrap_or_default(),
-                None => {
-                    let first = index * nodes / count;
-                    let end = ((index + 1) * nodes / count).max(first + 1);
-                    self.nodes[first..end].concat()
-                }
-            };
-        }
     }
 }
 
@@ -90,8 +68,8 @@ fn parse_list(text: &str) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Gpus;
-    use crate::plan::{Machine, trainers};
+    use crate::placement::gpus::Gpus;
+    use crate::placement::trainers::{Machine, trainers};
 
     fn bound(nodes: &[&[usize]], count: u32) -> Vec<Vec<usize>> {
         let topology =
@@ -142,7 +120,7 @@ mod tests {
         let core = *allowed_cores().last().unwrap();
         let mut command = tokio::process::Command::new("cat");
         command.arg("/proc/self/status");
-        crate::processes::keep_to(&mut command, &[core]);
+        crate::process::os::keep_to(&mut command, &[core]);
         let status = command.output().await.unwrap().stdout;
         let status = String::from_utf8_lossy(&status).into_owned();
         let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();

@@ -4,6 +4,7 @@
 //! so that no run computes on fewer devices than its owner asked for, or on none.
 
 use std::path::Path;
+use std::str::FromStr;
 
 use dyad_proto::counted;
 
@@ -116,6 +117,26 @@ fn device_files(folder: &Path) -> u32 {
     let of_a_gpu =
         |name: &String| name.strip_prefix("nvidia").is_some_and(|number| number.parse::<u32>().is_ok());
     names.filter(of_a_gpu).count() as u32
+}
+
+/// GPUs per node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gpus {
+    /// All that the machine has, shared out over the nodes.
+    Auto,
+    /// Exactly so many.
+    Count(u32),
+}
+
+impl FromStr for Gpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number.parse().map(Self::Count).map_err(|_| "expected a number or auto".into()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use dyad_proto::Fault;
 
-use crate::slurm::nodelist::expand;
+use crate::hosts::slurm_nodelist::expand;
 
 /// Nodes of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,11 +2,18 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::process::Stdio;
 
 use dyad_proto::{Fault, agrees, counted};
+use tokio::process::Command;
 
-use crate::cli::Gpus;
-use crate::gpus::{self, Present};
+use crate::placement::gpus::{self, Gpus, Present};
+use crate::placement::numa::Topology;
+use crate::process::programs::program;
+
+/// oneDNN compiles about 25 kernels for every new number of tokens, two MiB each, and keeps 1024. A few steps' worth is
+/// enough, as the next step has another number anyway.
+const KERNEL_CACHE: (&str, &str) = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64");
 
 /// What the machine offers.
 #[derive(Clone, Debug, Default)]
@@ -172,6 +179,50 @@ impl Node<'_> {
             cores: Vec::new(),
         };
         places.into_iter().enumerate().map(trainer).collect()
+    }
+}
+
+/// How a trainer is called, whoever starts it. `beside`: how many trainers its machine has.
+pub fn command(
+    trainer: &Trainer,
+    coordinator: &str,
+    connect_timeout: u64,
+    beside: usize,
+) -> Result<Command, Fault> {
+    let mut command = Command::new(program("trainer")?);
+    command.args(["run", "--coordinator", coordinator, "--name", &trainer.name]);
+    command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
+    command.args(["--connect-timeout", &connect_timeout.to_string()]);
+    let threads = trainer.threads.to_string();
+    // Every thread pool of the process keeps to its share of the cores.
+    command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
+    if std::env::var_os(KERNEL_CACHE.0).is_none() {
+        command.env(KERNEL_CACHE.0, KERNEL_CACHE.1);
+    }
+    // torchrun's name.
+    command.env("LOCAL_WORLD_SIZE", beside.to_string()).stdout(Stdio::null());
+    Ok(command)
+}
+
+impl Topology {
+    /// Keeps each trainer to cores near its memory: those near its GPU, or an equal share of the nodes. Nothing to do where
+    /// there is one node.
+    pub fn bind(&self, trainers: &mut [Trainer]) {
+        let (nodes, count) = (self.nodes.len(), trainers.len());
+        if nodes < 2 {
+            return;
+        }
+        for (index, trainer) in trainers.iter_mut().enumerate() {
+            let gpu = trainer.device.strip_prefix("cuda:").and_then(|gpu| gpu.parse::<usize>().ok());
+            trainer.cores = match gpu {
+                Some(gpu) => self.gpus.get(gpu).cloned().unwrap_or_default(),
+                None => {
+                    let first = index * nodes / count;
+                    let end = ((index + 1) * nodes / count).max(first + 1);
+                    self.nodes[first..end].concat()
+                }
+            };
+        }
     }
 }
 

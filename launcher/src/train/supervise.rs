@@ -14,15 +14,15 @@ use dyad_proto::wire::run_event::Body;
 use dyad_proto::{ErrorCode, Fault};
 use futures::StreamExt;
 
-use crate::children::{Child, Signals, outcomes};
-use crate::console::{Console, warn};
-use crate::events::Events;
-pub use crate::fleet::Job;
-use crate::fleet::{Fleet, LEAVE, start_trainer};
-use crate::interrupt::{self, Interrupt};
-use crate::processes::end;
-use crate::progress::Progress;
-use crate::restart::Reached;
+use crate::hosts::child::{Child, Signals, outcomes};
+use crate::process::os::end;
+use crate::show::console::{Console, warn};
+use crate::show::progress::Progress;
+use crate::show::reached::Reached;
+use crate::train::events::Events;
+pub use crate::train::fleet::Job;
+use crate::train::fleet::{Fleet, LEAVE, start_trainer};
+use crate::train::interrupt::{self, Interrupt};
 
 /// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);

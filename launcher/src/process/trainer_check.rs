@@ -7,8 +7,8 @@ use dyad_families::{Report, Sizes};
 use dyad_proto::{ErrorCode, Fault, RunConfig};
 use serde::Deserialize;
 
-use crate::console;
-use crate::programs::{missing_hint, program};
+use crate::process::programs::{missing_hint, program};
+use crate::show::console;
 
 /// A hub id, or a model folder.
 pub fn model(name: &str) -> Result<Sizes, Fault> {

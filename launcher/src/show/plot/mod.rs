@@ -13,7 +13,7 @@ use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::rows::{Row, read, series};
+use crate::show::rows::{Row, read, series};
 use axis::Axis;
 use thin::thin;
 

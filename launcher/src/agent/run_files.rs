@@ -1,0 +1,108 @@
+//! The files that a run names, on the machine where it would run: checked before anything starts.
+
+use std::path::{Path, PathBuf};
+
+use dyad_proto::inputs::refuse_entangled;
+use dyad_proto::ownership::Ownership;
+use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, refuse_obstacles, traces};
+use dyad_proto::{Fault, RunConfig, files, safe_file};
+
+use crate::process::programs::program;
+
+/// Takes the output folder, which only one run may write into, and looks at everything that the configuration names. A folder that is
+/// not there yet is only made once all else is right.
+pub fn take(config: &RunConfig, fresh: bool) -> Result<Ownership, Fault> {
+    let dir = Path::new(&config.output_dir);
+    let owner = dir.is_dir().then(|| Ownership::take(dir)).transpose()?;
+    look(config, true, fresh)?;
+    owner.map_or_else(|| Ownership::take(dir), Ok)
+}
+
+/// Looks on this machine at everything that the configuration names: the model, and where the coordinator runs (`files`) the pairs
+/// and the output folder, in which an earlier run is in the way of a fresh one.
+pub fn look(config: &RunConfig, files: bool, fresh: bool) -> Result<(), Fault> {
+    for (key, model) in [("model", Some(&config.model)), ("from_checkpoint", config.from_checkpoint.as_ref())]
+    {
+        let Some(model) = model else { continue };
+        let dir = Path::new(model);
+        if dir.exists() || dir.is_absolute() {
+            model_folder(key, dir)?;
+        }
+    }
+    if files {
+        readable_files(config)?;
+        // Before anything is written: a refused start must not replace the earlier run's configuration and logs.
+        refuse_entangled(config, Path::new(""))?;
+        let output_dir = Path::new(&config.output_dir);
+        if let Some(what) = files::obstacle(output_dir) {
+            return Err(unwritable(output_dir, what));
+        }
+        if fresh && output_dir.is_dir() {
+            let traces = traces(output_dir).map_err(|error| unwritable(output_dir, error))?;
+            refuse_earlier_run(output_dir, &traces)?;
+        }
+    }
+    for name in ["coordinator", "trainer"] {
+        program(name)?;
+    }
+    Ok(())
+}
+
+/// The files of pairs, by the names that the configuration gives them.
+pub fn readable_files(config: &RunConfig) -> Result<(), Fault> {
+    readable("training_file", &config.training_file)?;
+    config.validation_file.as_ref().map_or(Ok(()), |path| readable("validation_file", path))
+}
+
+fn readable(key: &str, path: &str) -> Result<(), Fault> {
+    let cannot = |why: String| Fault::input(format!("cannot read {key} {path}: {why}"));
+    if ["/dev/fd/", "/dev/std", "/proc/self/"].iter().any(|start| path.starts_with(start)) {
+        // The coordinator is another process, with other streams.
+        return Err(cannot("it is a stream of this process".into()).hint("write the pairs into a file first"));
+    }
+    files::open(Path::new(path)).map(drop).map_err(|error| {
+        cannot(error.to_string())
+            .hint("paths in the configuration are relative to the folder that the launcher is started in")
+    })
+}
+
+fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {
+    let has = |name: &str| dir.join(name).is_file();
+    if has("config.json") || has("adapter_config.json") {
+        return Ok(());
+    }
+    Err(Fault::input(format!("{key} {} holds no config.json", dir.display()))
+        .hint("expected a Hugging Face model folder; transformers' save_pretrained writes one"))
+}
+
+/// Makes the output folder and writes the checked configuration into it, for the coordinator to read.
+pub fn write_config(config: &RunConfig) -> Result<PathBuf, Fault> {
+    let dir = Path::new(&config.output_dir);
+    make_logs(dir)?;
+    let path = dir.join(NEXT_RUN_CONFIG);
+    safe_file::write(&path, (config.to_json()? + "\n").as_bytes())
+        .map_err(|error| unwritable(&path, error))?;
+    Ok(path)
+}
+
+/// What [`write_config`] wrote, which goes when the run is over: by then it is `run.json`, or the run was none.
+#[derive(Debug)]
+pub struct NextConfig(pub PathBuf);
+
+impl Drop for NextConfig {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Makes the folder of logs.
+pub fn make_logs(output_dir: &Path) -> Result<(), Fault> {
+    refuse_obstacles(output_dir)?;
+    let logs = output_dir.join("logs");
+    safe_file::folder(&logs).map_err(|error| unwritable(&logs, error))
+}
+
+fn unwritable(path: &Path, error: impl std::fmt::Display) -> Fault {
+    Fault::input(format!("cannot write output_dir {}: {error}", path.display()))
+        .hint("choose a folder that you may write to")
+}

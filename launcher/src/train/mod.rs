@@ -1,0 +1,10 @@
+//! A run from its options to its end.
+
+pub mod dry_run;
+pub mod events;
+pub mod fit;
+pub mod fleet;
+pub mod interrupt;
+pub mod options;
+pub mod restart;
+pub mod supervise;

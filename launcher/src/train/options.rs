@@ -1,0 +1,215 @@
+//! Options of a run, and the configuration that they come to.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use dyad_proto::inputs::refuse_entangled;
+use dyad_proto::run_folder::begun_by;
+use dyad_proto::{Fault, LAST_SCRAPE_SECONDS, RunConfig, finished, pair_file};
+use dyad_telemetry::LogFormat;
+use sha2::{Digest, Sha256};
+
+use crate::agent::run_files::readable_files;
+use crate::hosts::hostfile::Nodes;
+use crate::placement::gpus::Gpus;
+
+/// Options of a run.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Nodes to run; each node runs one trainer per GPU, or one CPU trainer. Without hosts all are on this machine (default 1) and
+    /// share its GPUs, of which there must be one for each; with hosts, the first N of them (default all). MIN:MAX starts on MAX hosts, or as many as there are, at least MIN; a run does
+    /// not change its size yet.
+    #[arg(long, value_name = "N|MIN:MAX")]
+    pub nodes: Option<Nodes>,
+    /// GPUs that each node uses: a number, or auto for all that CUDA_VISIBLE_DEVICES leaves, or the CPU where the machine has none.
+    /// 0 trains on the CPU.
+    #[arg(long, default_value = "auto", value_name = "G|auto")]
+    pub gpus_per_node: Gpus,
+    /// Run configuration (TOML); see docs/config.md for every key.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Override one key of the configuration; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Continue from the last complete checkpoint in `output_dir`.
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+    /// Delete the metrics and checkpoints of an earlier run in `output_dir`.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Continue from the last complete checkpoint in `output_dir`; where there is none, start (again). A run that is complete stays as it
+    /// is. For schedulers that start a job again.
+    #[arg(long)]
+    pub auto_resume: bool,
+    /// The scheduler's job, with --auto-resume: only a run that this job has begun is gone on with. Until then everything is as without
+    /// --auto-resume, --overwrite or --resume beside it included.
+    #[arg(long, value_name = "ID", requires = "auto_resume")]
+    pub job: Option<String>,
+    /// Check everything and print what would be started; start nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Show so many sample answers before and after training (needs `validation_file`).
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub samples: usize,
+    /// Longest sample answer, in tokens.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub max_new_tokens: usize,
+    /// Address that the coordinator listens on; port 0 takes a free one. By default 127.0.0.1:0, and with hosts an address that all
+    /// of them reach.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// How long a trainer tries to reach the coordinator.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub connect_timeout: u64,
+    /// How long a run that was told to end (Ctrl-C, SIGTERM) may take to finish its step and save, before it is stopped.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub grace_period: u64,
+    /// How often a run that lost a process or host goes on from its last checkpoint, or begins anew where there is none. The count
+    /// starts afresh with every later checkpoint. Bad input, a full disk, a signal, and the same failure at the same step three times
+    /// end the run. 0 never starts it again.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub max_restarts: u32,
+    /// How long a trainer may stand still although its heart beats, whatever it is doing; also shortens how long it, or the
+    /// coordinator, may be silent. By default its phase says how long, 5 to 20 minutes, and longer where a run's own pauses are long.
+    /// 0 sets no limit.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=604_800))]
+    pub stall_timeout: Option<u64>,
+    /// Start although the run does not fit the memory by estimate.
+    #[arg(long)]
+    pub no_memory_check: bool,
+    /// Record a few steps of every trainer: a Chrome trace and a table each, in `output_dir/profile`.
+    #[arg(long)]
+    pub profile: bool,
+    /// Keep each trainer to the cores of its memory node, or of its GPU's; matters on machines with several nodes only.
+    #[arg(long, value_enum, default_value_t = NumaBinding::Node, value_name = "node|none")]
+    pub numa_binding: NumaBinding,
+    /// Show every log line of every process.
+    #[arg(long)]
+    pub verbose: bool,
+    /// How log lines of all processes look, here and in `output_dir/logs`.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// Let the coordinator serve metrics for Prometheus on this address [default: not at all].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
+    /// How long the coordinator stays after the end of the run until somebody has scraped how it ended, where its metrics have been
+    /// scraped before: without that, Prometheus takes the end of a run for the death of its coordinator. A little more than the
+    /// interval of scrapes is enough; 0 waits for nobody.
+    #[arg(long, value_name = "SECONDS", default_value_t = LAST_SCRAPE_SECONDS, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub metrics_linger: u64,
+    /// Trace the first three steps and one in so many, where OTEL_EXPORTER_OTLP_ENDPOINT is set; slow and failed ones always.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub trace_every: u64,
+}
+
+/// Whether trainers keep to the cores near their memory; torchrun's flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NumaBinding {
+    /// To those of a node, or of as many as there are for each trainer.
+    Node,
+    /// To none.
+    None,
+}
+
+/// The run's configuration with absolute paths. With `elsewhere` the paths are those of other hosts, and nothing is looked at.
+pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {
+    let config = RunConfig::load(&options.config, &options.overrides)?;
+    if options.samples > 0 && config.validation_file.is_none() {
+        return Err(Fault::input("--samples needs validation_file: its prompts are answered")
+            .hint("add `validation_file = \"…\"` to the configuration, or leave out --samples"));
+    }
+    if !elsewhere {
+        refuse_entangled(&config, &options.config)?;
+        // By the names that the user gave.
+        readable_files(&config)?;
+    }
+    absolute(config, elsewhere)
+}
+
+/// The same, of a configuration that was read, without looking at what it names.
+pub fn absolute(mut config: RunConfig, elsewhere: bool) -> Result<RunConfig, Fault> {
+    let here =
+        std::env::current_dir().map_err(|error| Fault::failed(format!("no working directory: {error}")))?;
+    let here = here.to_str().ok_or_else(|| {
+        Fault::input(format!("the working directory {} is not named in UTF-8", here.display()))
+            .hint("start the launcher in another folder")
+    })?;
+    let absolute = |path: &str| absolute_path(Path::new(here), path);
+    config.training_file = absolute(&config.training_file);
+    config.validation_file = config.validation_file.map(|path| absolute(&path));
+    for model in [Some(&mut config.model), config.from_checkpoint.as_mut()].into_iter().flatten() {
+        // Anything else may be the name of a model on the hub.
+        if Path::new(model.as_str()).exists() || (elsewhere && model.starts_with(['.', '/'])) {
+            *model = absolute(model);
+        }
+    }
+    config.output_dir = absolute(&config.output_dir);
+    Ok(config)
+}
+
+/// Without `.` and slashes that change nothing, so that a path is always shown and compared in one form.
+fn absolute_path(here: &Path, path: &str) -> String {
+    here.join(path).components().collect::<PathBuf>().to_string_lossy().into_owned()
+}
+
+/// What is to become of an earlier run in the output folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// There must be none.
+    Refused,
+    /// It goes.
+    Removed,
+    /// It goes on.
+    Resumed,
+    /// It goes on where there is something to go on from, or is tried again.
+    Tried,
+}
+
+impl Earlier {
+    /// As the options have it; what a job of a scheduler has begun, the same job goes on with.
+    pub fn of(options: &Options, output_dir: &Path) -> Result<Self, Fault> {
+        if options.auto_resume && options.job.is_none() && (options.resume || options.overwrite) {
+            return Err(Fault::input("--auto-resume beside --resume or --overwrite needs --job")
+                .hint("give --job ID, by which what this job has begun is told from what lay there before"));
+        }
+        let own = options.job.as_ref().is_none_or(|job| begun_by(output_dir, job));
+        Ok(match (options.resume, options.overwrite) {
+            _ if options.auto_resume && own => Self::Tried,
+            (true, _) => Self::Resumed,
+            (_, true) => Self::Removed,
+            _ => Self::Refused,
+        })
+    }
+}
+
+/// The finished model of a run that goes on and has nothing left to do. Nothing is written.
+pub fn complete(earlier: Earlier, config: &RunConfig) -> Result<Option<PathBuf>, Fault> {
+    if matches!(earlier, Earlier::Refused | Earlier::Removed) {
+        return Ok(None);
+    }
+    let file = &config.training_file;
+    let sha256 = || {
+        let text = pair_file::read("training_file", Path::new(file))?;
+        Ok(Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    finished::complete(Path::new(&config.output_dir), config, &sha256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_have_one_form() {
+        let here = Path::new("/home/ada");
+        for (path, expected) in [
+            (".", "/home/ada"),
+            ("./runs//1/", "/home/ada/runs/1"),
+            ("/data/./x/", "/data/x"),
+            // What `..` means depends on links: it is left to the file system.
+            ("../x", "/home/ada/../x"),
+        ] {
+            assert_eq!(absolute_path(here, path), expected, "{path}");
+        }
+    }
+}
