@@ -234,7 +234,7 @@ fn an_early_end_waits_for_the_furthest_rank_and_no_further() {
     let fault = bench.failure().unwrap();
     assert_eq!(fault.code, ErrorCode::Interrupted);
     assert_eq!(fault.message, "stopped by SIGTERM after step 2; the checkpoint is out/checkpoint-2");
-    assert_eq!(fault.hint, "continue with --resume from checkpoint-2");
+    assert_eq!(fault.hint, "the same command with --resume goes on from checkpoint-2");
 }
 
 #[test]
@@ -367,7 +367,7 @@ fn the_hint_of_a_failure_knows_whether_there_is_a_checkpoint() {
     let saved = CheckpointReport { step: 1, path: "out/checkpoint-1".into(), r#final: false, seconds: 0.5 };
     bench.send(A, Up::CheckpointReport(saved));
     bench.run.handle(bench.now, Event::Fault(Fault::failed("gone")));
-    assert_eq!(bench.failure().unwrap().hint, "continue with --resume from checkpoint-1");
+    assert_eq!(bench.failure().unwrap().hint, "the same command with --resume goes on from checkpoint-1");
     let mut bench = trained();
     bench.run.handle(bench.now, Event::Fault(Fault::input("wrong").hint("look")));
     assert_eq!(bench.failure().unwrap().hint, "look", "the same input would fail again");

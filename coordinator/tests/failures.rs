@@ -174,7 +174,9 @@ async fn run_without_a_single_kept_pair_is_refused() {
     }));
     let cause = trainer.aborted().await;
     assert!(
-        cause.message.ends_with("train.jsonl is left: 4 are too long (their prompts fill max_seq_length)"),
+        cause
+            .message
+            .ends_with("train.jsonl is left: 4 pairs are too long (their prompts fill max_seq_length)"),
         "{cause:?}"
     );
     drop(trainer);

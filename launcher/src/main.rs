@@ -338,7 +338,9 @@ async fn say(
     // The model is there: a plot or sample that fails must not make the run look failed.
     let plot = plot.finish(true).await;
     let again = restarts.summary().map(|again| format!("restarts {again}\n")).unwrap_or_default();
-    console::tell(&format!("\n{again}{}", summary::table(output_dir, plot.as_deref()))).await;
+    let profile = options.profile.then(|| output_dir.join("profile")).filter(|folder| folder.is_dir());
+    let table = summary::table(output_dir, plot.as_deref(), profile.as_deref());
+    console::tell(&format!("\n{again}{table}")).await;
     let wanted =
         Samples { count: options.samples, max_new_tokens: options.max_new_tokens, threads: machine.cores };
     let samples = summary::samples(config, wanted).await.unwrap_or_else(warn);

@@ -40,7 +40,7 @@ const MODEL: [&str; 14] = [
 #[derive(Args, Clone, Debug)]
 #[command(
     after_help = "It makes a small Llama with random weights and its own tokenizer, trains it on 400 shipped pairs, first
-supervised, then with DPO from there, and shows answers to questions that it has not seen. It takes about a minute on two cores."
+supervised, then with DPO from there, and shows answers to questions that it has not seen. It takes one to two minutes on two cores."
 )]
 pub struct QuickstartOptions {
     /// Folder for all that it writes: pairs, configurations, model and runs. Runs of an earlier quickstart there are replaced

@@ -252,7 +252,11 @@ mod tests {
         std::fs::write(dir.path().join("checkpoint-3").join(STATE), "{}").unwrap();
         let fault = asked(dir.path(), &config()).unwrap_err();
         assert!(fault.message.ends_with("is damaged: dyad_manifest.json is missing"), "{fault}");
-        assert!(fault.hint.ends_with("then continue with --resume from checkpoint-3"), "{}", fault.hint);
+        assert!(
+            fault.hint.ends_with("then the same command with --resume goes on from checkpoint-3"),
+            "{}",
+            fault.hint
+        );
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub fn refuse_entangled(config: &RunConfig, config_file: &Path) -> Result<(), Fa
     for (key, model) in models(config) {
         refuse_inside_model(output_dir, key, &model)?;
     }
+    refuse_inside_any_model(output_dir)?;
     // A folder that is not there holds nothing.
     let Ok(real) = output_dir.canonicalize() else { return Ok(()) };
     for (key, path) in inputs(config, config_file) {
@@ -50,6 +51,30 @@ fn refuse_inside_model(output_dir: &Path, key: &str, model: &Path) -> Result<(),
         model.display()
     ))
     .hint("choose an output_dir outside the model's folder, which a run only reads"))
+}
+
+/// Refuses a model's folder that the configuration does not name. A run's own `final/` lies in its output folder, not around it.
+fn refuse_inside_any_model(output_dir: &Path) -> Result<(), Fault> {
+    let target = real(output_dir);
+    let Some(folder) = target.ancestors().find(|folder| is_model(folder)) else { return Ok(()) };
+    let relation = if folder == target { "is" } else { "lies in" };
+    Err(Fault::input(format!(
+        "output_dir {} {relation} the folder of a model, {}",
+        output_dir.display(),
+        folder.display()
+    ))
+    .hint("choose an output_dir outside of models; a run's files would be mixed with the model's"))
+}
+
+/// Whether a folder holds a model or an adapter as transformers and PEFT save them.
+fn is_model(folder: &Path) -> bool {
+    let weights = || {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.path())
+            .any(|path| path.extension().is_some_and(|name| name == "safetensors"))
+    };
+    ["config.json", "adapter_config.json"].iter().any(|name| folder.join(name).is_file()) && weights()
 }
 
 /// Model folders on this machine, with the keys that name them.

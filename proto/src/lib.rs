@@ -30,6 +30,7 @@ pub mod fingerprint;
 pub mod finished;
 pub mod folder;
 pub mod inputs;
+pub mod left_out;
 pub mod lfs;
 pub mod manifest;
 pub mod ownership;

@@ -184,7 +184,7 @@ pub fn begun_by(dir: &Path, job: &str) -> bool {
 #[must_use]
 pub fn how_to_go_on(checkpoint: Option<&Path>) -> String {
     match checkpoint {
-        Some(checkpoint) => format!("continue with --resume from {}", name(checkpoint)),
+        Some(checkpoint) => format!("the same command with --resume goes on from {}", name(checkpoint)),
         None => "no checkpoint was written yet: start again with --overwrite; the key save_minutes says how often one is".into(),
     }
 }
@@ -198,6 +198,14 @@ pub fn how_to_go_on_in(dir: &Path) -> String {
         }
         checkpoint => how_to_go_on(checkpoint.as_deref()),
     }
+}
+
+/// A hint for somebody who has named a run's folder where a model's is wanted; `None` for any other folder.
+#[must_use]
+pub fn model_hint(dir: &Path) -> Option<String> {
+    let model = dir.join(FINAL);
+    (dir.join(RUN_CONFIG).is_file() && model.is_dir())
+        .then(|| format!("this is the folder of a run; its model is {}", model.display()))
 }
 
 /// The step of a folder named `checkpoint-N`, exactly as Dyad writes it.
@@ -378,7 +386,7 @@ mod tests {
         let advice = how_to_go_on_in(dir.path());
         assert!(advice.contains("--resume") && !advice.contains("--overwrite"), "{advice}");
         write(dir.path(), "checkpoint-3/dyad_state.json");
-        assert_eq!(how_to_go_on_in(dir.path()), "continue with --resume from checkpoint-3");
+        assert_eq!(how_to_go_on_in(dir.path()), "the same command with --resume goes on from checkpoint-3");
     }
 
     #[test]

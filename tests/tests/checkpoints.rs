@@ -230,7 +230,10 @@ fn a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole() {
     assert!(error.contains("cannot write") && error.contains("No space left on device"), "{text}");
     let left = workspace.path("left");
     let last = checkpoints(&left).iter().map(|name| name[11..].parse::<u64>().unwrap()).max().unwrap();
-    assert!(text.contains(&format!("continue with --resume from checkpoint-{last}")), "{text}");
+    assert!(
+        text.contains(&format!("the same command with --resume goes on from checkpoint-{last}")),
+        "{text}"
+    );
     assert!(names(&left).iter().all(|name| !name.starts_with(".tmp-")), "{:?}", names(&left));
     // Whole: with more room the run goes on from there, and every row up to there is in place.
     let end = format!("max_steps={}", last + 1);

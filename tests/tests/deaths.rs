@@ -233,7 +233,7 @@ fn drained_by(config: &str, signal: &str, tell: impl Fn(&Child, &[Process])) {
         assert!(log.contains("\nstopped  ") && !log.contains("error:"), "{process}: {log}");
     }
     assert!(line.contains(&format!("after step {steps}; the checkpoint is ")), "{error}");
-    let hint = format!("hint: continue with --resume from checkpoint-{steps}");
+    let hint = format!("hint: the same command with --resume goes on from checkpoint-{steps}");
     assert!(error.lines().any(|line| line == hint), "{error}");
 
     let output = workspace.launch(2, &["--resume", "--set", &format!("max_steps={}", steps + 1)]);

@@ -153,7 +153,7 @@ fn a_complete_run_whose_model_is_damaged_says_so_and_can_make_it_again() {
     let whole = fs::read(&model).unwrap();
     fs::write(&model, "").unwrap();
     let message = ["this run is complete, but its model", "is damaged: model.safetensors has 0 bytes"];
-    refused(&workspace, &["--resume"], &message, "continue with --resume from checkpoint-2");
+    refused(&workspace, &["--resume"], &message, "the same command with --resume goes on from checkpoint-2");
     fs::rename(workspace.path("out/final"), workspace.path("out/broken")).unwrap();
     let output = workspace.launch(1, &["--resume"]);
     assert!(output.status.success(), "{}", text(&output));

@@ -42,7 +42,7 @@ fn a_file_of_nothing_but_equal_sides_says_why_nothing_is_left() {
     for key in ["training_file", "validation_file"] {
         let args = ["--set", &format!("{key}=equal.jsonl")];
         let message =
-            [&format!("no pair of {key}"), "equal.jsonl is left: 2 have the same tokens on both sides"];
+            [&format!("no pair of {key}"), "equal.jsonl is left: 2 pairs have the same tokens on both sides"];
         invalid(&workspace, &args, &message, "max_seq_length");
     }
 }

@@ -52,7 +52,7 @@ fn stops(workspace: &Workspace, terminal: Terminal, mut launcher: Child) {
     let step = workspace.steps_so_far();
     let checkpoint = workspace.path(&format!("out/checkpoint-{step}"));
     let stopped = format!("stopped  by SIGINT after step {step}; the checkpoint is {}", checkpoint.display());
-    let hint = format!("hint: continue with --resume from checkpoint-{step}");
+    let hint = format!("hint: the same command with --resume goes on from checkpoint-{step}");
     assert_eq!(screen.lines[screen.lines.len() - 2..], [stopped, hint]);
     assert!(!screen.lines.iter().any(|line| line.contains("error")), "{screen:?}");
     let devices = screen.lines.iter().find(|line| line.starts_with("devices  ")).unwrap();

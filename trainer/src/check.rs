@@ -11,7 +11,7 @@ use dyad_families::{FirstPairs, Report, Sizes};
 use dyad_proto::preference::PreferencePair;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::PairVerdict;
-use dyad_proto::{Fault, RunConfig, files, pair_file};
+use dyad_proto::{Fault, RunConfig, files, left_out, pair_file};
 use tch::{Device, Kind};
 
 use crate::load::Sources;
@@ -63,7 +63,14 @@ pub fn run(config: &RunConfig) -> Result<Report, Fault> {
         }
         None => model(&config.model)?,
     };
-    Ok(Report { model: sizes, trainable: None, to_download, max_seq_length: None, pairs: None })
+    Ok(Report {
+        model: sizes,
+        parameters: None,
+        trainable: None,
+        to_download,
+        max_seq_length: None,
+        pairs: None,
+    })
 }
 
 /// What the configuration names as a start, directly or by an adapter, and at which revision.
@@ -96,12 +103,13 @@ fn local(config: &RunConfig) -> Result<Report, Fault> {
         preferred_only: config.training_method == TrainingMethod::Sft,
         embedding_rows: u32::try_from(model_config.vocab_size).unwrap_or(0),
     };
-    let trainable = trainable(config, &sources)?;
+    let (parameters, trainable) = weights(config, &sources)?;
     // On the hosts of a run only the coordinator's has the pairs.
     let pairs =
         Path::new(&config.training_file).exists().then(|| pairs(config, &tokenizer, rule)).transpose()?;
     Ok(Report {
         model: Sizes::from(&model_config),
+        parameters: Some(parameters),
         trainable: Some(trainable),
         to_download: Vec::new(),
         max_seq_length: Some(rule.max_len),
@@ -109,27 +117,30 @@ fn local(config: &RunConfig) -> Result<Report, Fault> {
     })
 }
 
-/// Finds every tensor of model and adapter, and holds its shape against the configuration.
-fn trainable(config: &RunConfig, sources: &Sources) -> Result<u64, Fault> {
+/// Finds every tensor of model and adapter, and holds its shape against the configuration. How many weights there are, and how many of
+/// them the run trains.
+fn weights(config: &RunConfig, sources: &Sources) -> Result<(u64, u64), Fault> {
     let place = Place { device: Device::Cpu, kind: Kind::Float };
     let reading = Reading { shapes_alone: true, ..Reading::default() };
     let mut model = Model::load_units(&sources.base, place, &reading, &mut |_, _| {})?;
+    let all = model.parameter_count();
     if !config.lora {
-        return Ok(model.parameter_count());
+        return Ok((all, all));
     }
     let adapters = lora::Adapters::of_run(config, sources.adapter.as_deref(), &mut model)?;
     lora::attach(&mut model, &adapters, 0, &reading)?;
     let layers = lora::named_tensors(&mut model);
-    Ok(layers.iter().flatten().map(|(_, tensor)| tensor.numel() as u64).sum())
+    Ok((all, layers.iter().flatten().map(|(_, tensor)| tensor.numel() as u64).sum()))
 }
 
 fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<FirstPairs, Fault> {
     let path = Path::new(&config.training_file);
-    let text = beginning(path).map_err(|error| {
+    let (text, whole) = beginning(path).map_err(|error| {
         Fault::input(format!("cannot read training_file {}: {error}", path.display()))
             .hint("`training_file` takes the path of a JSON Lines file of preference pairs")
     })?;
     let mut looked = FirstPairs::default();
+    let mut verdicts = Vec::new();
     for record in pair_file::records("training_file", path, &text)? {
         let at = |fault: Fault| Fault {
             message: format!("{} line {}: {}", path.display(), record.line, fault.message),
@@ -138,6 +149,7 @@ fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Fi
         let pair = PreferencePair::parse(&text[record.place.clone()])
             .map_err(|error| at(Fault::input(error.to_string())))?;
         let (verdict, tokens) = tokenize(tokenizer, &pair, rule).map_err(at)?;
+        verdicts.push(verdict);
         looked.pairs += 1;
         looked.truncated += usize::from(verdict == PairVerdict::Truncated);
         if !is_trainable(verdict) {
@@ -150,22 +162,28 @@ fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Fi
         looked.chosen += tokens.chosen.len() as f64;
         looked.rejected += tokens.rejected.len() as f64;
     }
+    if whole && looked.dropped == looked.pairs {
+        let count = |one| verdicts.iter().filter(|verdict| **verdict == one).count() as u64;
+        return Err(left_out::none_is_left("training_file", &config.training_file, &count));
+    }
     let kept = looked.pairs.saturating_sub(looked.dropped).max(1) as f64;
     let FirstPairs { prompt, chosen, rejected, .. } = looked;
     Ok(FirstPairs { prompt: prompt / kept, chosen: chosen / kept, rejected: rejected / kept, ..looked })
 }
 
-/// The first lines of a file.
-fn beginning(path: &Path) -> io::Result<String> {
-    let mut reader = BufReader::new(files::open(path)?.take(BYTES));
+/// The first lines of a file, and whether they are all of it.
+fn beginning(path: &Path) -> io::Result<(String, bool)> {
+    let file = files::open(path)?;
+    let length = file.metadata()?.len();
+    let mut reader = BufReader::new(file.take(BYTES));
     let mut text = String::new();
     let mut pairs = 0;
     while pairs < PAIRS {
         let start = text.len();
         if reader.read_line(&mut text)? == 0 {
-            break;
+            return Ok((text, length <= BYTES));
         }
         pairs += usize::from(!text[start..].trim().is_empty());
     }
-    Ok(text)
+    Ok((text, false))
 }

@@ -107,6 +107,12 @@ pub fn compute_kind(dtype: Dtype, device: Device) -> Kind {
     }
 }
 
+/// The configuration's name for a precision of passes.
+#[must_use]
+pub fn precision(kind: Kind) -> &'static str {
+    if kind == Kind::BFloat16 { "bfloat16" } else { "float32" }
+}
+
 fn cpu_has_bfloat16() -> bool {
     let info = dyad_proto::files::of_kernel("/proc/cpuinfo").unwrap_or_default();
     let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();

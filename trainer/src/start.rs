@@ -151,6 +151,7 @@ fn report(handle: &Handle, parts: &mut Parts, began: Instant, reference_key: Str
         load_seconds: began.elapsed().as_secs_f64(),
         reference_key,
         peak_flops: peak_flops(parts.policy.place),
+        precision: device::precision(parts.policy.place.kind).into(),
     }));
 }
 

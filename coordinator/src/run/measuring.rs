@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{DataReport, MeasureReport, PairLength, PairVerdict, Split};
-use dyad_proto::{Fault, counted};
+use dyad_proto::{Fault, counted, left_out};
 
 use crate::run::dataset::{Dataset, Datasets};
 use crate::run::references::PairKey;
@@ -77,19 +77,7 @@ impl Lengths {
         if !self.kept().is_empty() {
             return Ok(());
         }
-        let fates = [
-            (PairVerdict::DroppedTooLong, "are too long (their prompts fill max_seq_length)"),
-            (PairVerdict::DroppedEmpty, "have a side without tokens"),
-            (PairVerdict::DroppedIdentical, "have the same tokens on both sides (up to max_seq_length)"),
-        ];
-        let counts = fates.map(|(verdict, what)| (self.count(verdict), what));
-        let counts: Vec<String> = counts
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect();
-        Err(Fault::input(format!("no pair of {key} {} is left: {}", file.path(), counts.join(", ")))
-            .hint("raise max_seq_length, or use pairs that are shorter and differ"))
+        Err(left_out::none_is_left(key, file.path(), &|verdict| self.count(verdict)))
     }
 
     /// Tokens that end an answer, where no whole preferred output ends with one of them: the model would not learn to stop.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
-use dyad_proto::run_folder::{NEXT_RUN_CONFIG, refuse_earlier_run, refuse_obstacles, traces};
+use dyad_proto::run_folder::{NEXT_RUN_CONFIG, model_hint, refuse_earlier_run, refuse_obstacles, traces};
 use dyad_proto::{Fault, RunConfig, files, safe_file};
 
 use crate::process::programs::program;
@@ -71,8 +71,10 @@ fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {
     if has("config.json") || has("adapter_config.json") {
         return Ok(());
     }
-    Err(Fault::input(format!("{key} {} holds no config.json", dir.display()))
-        .hint("expected a Hugging Face model folder; transformers' save_pretrained writes one"))
+    let hint = model_hint(dir).unwrap_or_else(|| {
+        "expected a Hugging Face model folder; transformers' save_pretrained writes one".into()
+    });
+    Err(Fault::input(format!("{key} {} holds no config.json", dir.display())).hint(hint))
 }
 
 /// Makes the output folder and writes the checked configuration into it, for the coordinator to read.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{DataReport, Phase};
-use dyad_proto::{agrees, counted, grouped, thousands};
+use dyad_proto::{agrees, counted, grouped, plain, thousands};
 
 use crate::show::console::Console;
 use crate::show::live_plot::LivePlot;
@@ -62,10 +62,11 @@ impl Progress {
                 }
             }
             Body::Model(model) => self.console.line(&format!(
-                "model    {} with {}, {} trainable",
+                "model    {} with {}, {} trainable, computed in {}",
                 model.architecture,
                 grouped(model.parameters, "parameter"),
-                thousands(model.trainable_parameters)
+                thousands(model.trainable_parameters),
+                plain::line(&model.precision)
             )),
             Body::Data(data) => {
                 self.total = data.total_steps;

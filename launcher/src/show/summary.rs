@@ -25,7 +25,7 @@ pub struct Samples {
 
 /// Numbers of the run, from its metrics files.
 #[must_use]
-pub fn table(output_dir: &Path, plot: Option<&Path>) -> String {
+pub fn table(output_dir: &Path, plot: Option<&Path>, profile: Option<&Path>) -> String {
     let steps = rows::read(&output_dir.join("metrics.jsonl"));
     let evaluations = rows::read(&output_dir.join("eval_metrics.jsonl"));
     let mut out = String::new();
@@ -41,8 +41,9 @@ pub fn table(output_dir: &Path, plot: Option<&Path>) -> String {
         out += &before_and_after(first, last);
     }
     let _ = writeln!(out, "model    {}", plain::line(&output_dir.join("final").to_string_lossy()));
-    if let Some(plot) = plot {
-        let _ = writeln!(out, "plot     {}", plain::line(&plot.to_string_lossy()));
+    let others = [("plot    ", plot), ("profile ", profile)];
+    for (name, path) in others.into_iter().filter_map(|(name, path)| Some((name, path?))) {
+        let _ = writeln!(out, "{name} {}", plain::line(&path.to_string_lossy()));
     }
     out
 }
@@ -141,8 +142,9 @@ mod tests {
             "{\"step\":9,\"num_tokens\":1200,\"step_seconds\":61.5}\n",
         )
         .unwrap();
-        let table = table(dir.path(), None);
+        let table = table(dir.path(), None, Some(Path::new("runs/a/profile")));
         assert!(table.contains("trained  9 steps, 1,200 tokens in 1 min 1 s"), "{table}");
         assert!(table.contains("reward accuracy         0.5000    0.9500"), "{table}");
+        assert!(table.ends_with("\nprofile  runs/a/profile\n"), "{table}");
     }
 }

@@ -50,8 +50,12 @@ pub fn describe(
 /// What the run starts from, as the trainer program has found it.
 fn start(report: &Report) -> String {
     let mut out = String::new();
-    let parameters = grouped(Shape::of("", &report.model).parameters() as u64, "parameter");
-    let _ = write!(out, "model: {}, about {parameters}", plain::line(&report.model.model_type));
+    let parameters = match report.parameters {
+        Some(parameters) => grouped(parameters, "parameter"),
+        // Matrices alone.
+        None => format!("about {}", short(Shape::of("", &report.model).parameters())),
+    };
+    let _ = write!(out, "model: {}, {parameters}", plain::line(&report.model.model_type));
     let _ = match report.trainable {
         Some(trainable) => writeln!(out, ", {} of them trainable", thousands(trainable)),
         None => writeln!(out),
@@ -74,6 +78,14 @@ fn start(report: &Report) -> String {
         );
     }
     out
+}
+
+/// `about 1.5 B parameters`.
+fn short(parameters: f64) -> String {
+    match parameters {
+        billions if billions >= 1e9 => format!("{:.1} B parameters", billions / 1e9),
+        others => format!("{:.1} M parameters", others / 1e6),
+    }
 }
 
 /// The same for a run on other hosts, whose files are not here.

@@ -87,9 +87,10 @@ pub fn judge(config: &RunConfig, shape: &Shape, devices: &Devices) -> Verdict {
     let parts = named.map(|(name, bytes)| format!("{name} {}", gib(*bytes))).collect::<Vec<_>>().join(", ");
     let what = if devices.gpu { "the smallest GPU has" } else { "free for each are" };
     let message = format!(
-        "the run does not fit: a trainer needs about {}, {what} {} ({parts})",
+        "the run does not fit: a trainer needs about {}, {what} {}{}",
         gib(memory(&setup).total()),
-        gib(share)
+        gib(share),
+        if parts.is_empty() { String::new() } else { format!(" ({parts})") }
     );
     if !devices.gpu {
         return Verdict::Tight(message);

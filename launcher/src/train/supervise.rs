@@ -185,7 +185,10 @@ async fn follow(
     match failure {
         Outcome::Complete => {
             if !job.last_scrape.is_zero() {
-                console.status("waiting until the last numbers have been scraped");
+                console.line(&format!(
+                    "complete, and waiting up to {} s until Prometheus has read how the run ended; Ctrl-C ends the wait",
+                    job.last_scrape.as_secs()
+                ));
             }
             everyone_left(fleet, job.last_scrape).await;
             Ok(())

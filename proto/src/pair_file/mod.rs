@@ -179,12 +179,30 @@ pub fn records(key: &str, path: &Path, text: &str) -> Result<Vec<Record>, Fault>
             }
             let bad = whole.bad_lines;
             let more = if bad > 1 { format!(" (the first of {bad} bad lines)") } else { String::new() };
-            Err(Fault::input(format!("{} line {line}: {error}{more}", path.display())).hint(EXPECTED))
+            let first = text.lines().nth(line as usize - 1).unwrap_or_default();
+            let hint = conversion(first).unwrap_or(EXPECTED);
+            Err(Fault::input(format!("{} line {line}: {error}{more}", path.display())).hint(hint))
         }
         None if whole.records.is_empty() => {
             Err(Fault::input(format!("{key} {} holds no preference pairs", path.display())).hint(EXPECTED))
         }
         None => Ok(whole.records),
+    }
+}
+
+/// A command that converts TRL's form, `prompt` with `chosen` and `rejected`, each a text or a list of messages.
+const CONVERSION: &str = r#"this is TRL's form; convert it: python3 -c 'import json,sys; m=lambda role,x: x if isinstance(x,list) else [{"role":role,"content":x}]; [print(json.dumps({"input":{"messages":m("user",r["prompt"])},"preferred_output":m("assistant",r["chosen"]),"non_preferred_output":m("assistant",r["rejected"])})) for r in map(json.loads,sys.stdin)]' < OLD.jsonl > NEW.jsonl"#;
+/// The same where the prompt is the beginning of both conversations.
+const CONVERSION_OF_CONVERSATIONS: &str = r#"this is TRL's form with the prompt inside; convert it: python3 -c 'import json,sys; [print(json.dumps({"input":{"messages":r["chosen"][:-1]},"preferred_output":r["chosen"][-1:],"non_preferred_output":r["rejected"][-1:]})) for r in map(json.loads,sys.stdin)]' < OLD.jsonl > NEW.jsonl"#;
+
+/// How to convert a file whose records look like this one.
+fn conversion(record: &str) -> Option<&'static str> {
+    let record: serde_json::Value = serde_json::from_str(record.trim_start_matches(blank)).ok()?;
+    let (chosen, rejected) = (record.get("chosen")?, record.get("rejected")?);
+    let conversations = chosen.is_array() && rejected.is_array();
+    match record.get("prompt") {
+        Some(_) => Some(CONVERSION),
+        None => conversations.then_some(CONVERSION_OF_CONVERSATIONS),
     }
 }
 

@@ -22,7 +22,7 @@ pub use self::choices::{
 pub use self::lora_modules::LoraModules;
 pub use self::paths::expand;
 pub use self::read::RECORD;
-use self::read::{KEYS, at, from_table, known, parse_override, table_of};
+use self::read::{KEYS, at, from_table, known, parse_override, table_of, without_sections};
 use crate::{Fault, files};
 
 /// Everything that decides what a run computes.
@@ -219,8 +219,8 @@ impl RunConfig {
     /// Parses TOML text, or the JSON of a `run.json`; `source` names it in errors.
     pub fn from_toml(text: &str, source: &str, overrides: &[String]) -> Result<Self, Fault> {
         let mut table = table_of(text, source)?;
-        for key in table.keys() {
-            known(key).map_err(|fault| at(fault, source, text, key))?;
+        for (key, value) in &table {
+            known(key).map_err(|fault| at(without_sections(fault, value), source, text, key))?;
         }
         for item in overrides {
             let (key, value) = parse_override(item)?;

@@ -63,7 +63,7 @@ pub(super) fn table_of(text: &str, source: &str) -> Result<toml::Table, Fault> {
     text.parse().map_err(|error: toml::de::Error| {
         let line = error.span().map_or(1, |span| line_of(text, span.start));
         Fault::input(format!("{source} line {line}: {}", error.message().trim()))
-            .hint("the file must be valid TOML, or a run.json")
+            .hint("the file must be valid TOML, or a run.json; a text stands in quotes: key = \"text\"")
     })
 }
 
@@ -98,6 +98,16 @@ pub(super) fn known(key: &str) -> Result<(), Fault> {
         }
         _ => fault.hint(format!("known keys: {}", KEYS.join(", "))),
     })
+}
+
+/// Other trainers' files have sections.
+pub(super) fn without_sections(fault: Fault, value: &toml::Value) -> Fault {
+    match value {
+        toml::Value::Table(_) => {
+            fault.hint("a configuration has no sections: write the keys without [brackets] above them")
+        }
+        _ => fault,
+    }
 }
 
 pub(super) fn at(fault: Fault, source: &str, text: &str, key: &str) -> Fault {

@@ -3,17 +3,22 @@
 use std::io::Write;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use dyad_proto::called;
 
-/// As [`Parser::parse`]; help and errors call commands as they are called here.
+/// As [`Parser::parse`], with hints for frequent mistakes; help and errors call commands as they are called here.
 #[must_use]
 pub fn command_line<T: Parser>() -> T {
     let refused = match T::try_parse() {
         Ok(line) => return line,
-        Err(refused) if called::by_pip() => refused,
-        Err(refused) => refused.exit(),
+        Err(refused) => refused,
     };
-    let text = refused.render().to_string();
+    let hint = word(&refused).and_then(|word| hint(T::command().get_name(), word));
+    if hint.is_none() && !called::by_pip() {
+        refused.exit();
+    }
+    let mut text = refused.render().to_string();
+    text.extend(hint.map(|hint| format!("\nhint: {hint}\n")));
     let text = called::commands(&text);
     // Nothing is left to do when nobody reads it.
     let _ = match refused.use_stderr() {
@@ -21,4 +26,51 @@ pub fn command_line<T: Parser>() -> T {
         false => std::io::stdout().write_all(text.as_bytes()),
     };
     std::process::exit(refused.exit_code())
+}
+
+/// The word that was taken for a command, where no command was meant or known.
+fn word(refused: &clap::Error) -> Option<&str> {
+    let kind = match refused.kind() {
+        ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
+        ErrorKind::ArgumentConflict => ContextKind::InvalidArg,
+        ErrorKind::UnknownArgument => ContextKind::InvalidArg,
+        _ => return None,
+    };
+    match refused.get(kind)? {
+        ContextValue::String(word) => Some(word),
+        _ => None,
+    }
+}
+
+fn hint(program: &str, word: &str) -> Option<String> {
+    // A conflict shows the word in quotes.
+    let word = word.split('\'').nth(1).unwrap_or(word);
+    match word {
+        _ if program != "launcher" => None,
+        file if file.ends_with(".toml") || file.ends_with(".json") => {
+            Some(format!("give the configuration by its option: --config {file}"))
+        }
+        folder if folder.starts_with("checkpoint-") => {
+            Some("--resume takes no value: it goes on from the last checkpoint that is whole".into())
+        }
+        "generate" | "new-model" | "check" => {
+            Some(format!("that is a command of the trainer: `trainer {word}`"))
+        }
+        "train" | "run" => Some("a run needs no command: `launcher --config run.toml`".into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_without_its_option_and_commands_of_the_trainer_are_recognised() {
+        let hint = |word| hint("launcher", word);
+        assert!(hint("run.toml").unwrap().ends_with("--config run.toml"));
+        assert!(hint("generate").unwrap().contains("trainer generate"));
+        assert!(hint("subcommand 'checkpoint-11'").unwrap().contains("--resume takes no value"));
+        assert_eq!(hint("doctor"), None);
+    }
 }

@@ -142,8 +142,10 @@ impl ModelConfig {
     pub fn load(dir: &Path) -> Result<Self, Fault> {
         let path = dir.join("config.json");
         let text = dyad_proto::files::read_to_string(&path).map_err(|error| {
-            Fault::input(format!("cannot read {}: {error}", path.display()))
-                .hint("`model` must name a Hugging Face model folder with config.json, or a hub id")
+            let hint = dyad_proto::run_folder::model_hint(dir).unwrap_or_else(|| {
+                "`model` must name a Hugging Face model folder with config.json, or a hub id".into()
+            });
+            Fault::input(format!("cannot read {}: {error}", path.display())).hint(hint)
         })?;
         lfs::refuse_pointer(&path, text.as_bytes())?;
         Self::parse(&text)

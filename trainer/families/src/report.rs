@@ -9,6 +9,8 @@ use crate::Sizes;
 pub struct Report {
     /// The model's sizes.
     pub model: Sizes,
+    /// Weights of the model; None where it is still to be downloaded.
+    pub parameters: Option<u64>,
     /// Weights that the run trains; None where the model is still to be downloaded.
     pub trainable: Option<u64>,
     /// Hub ids that a run would download first: of those only `config.json` was read.
