@@ -125,8 +125,9 @@ fn defined_in<'a>(
 ) -> Option<&'a String> {
     // A name may be passed on several times, and never as itself.
     for _ in 0..8 {
-        let Some((length, target)) =
-            (1..=path.len()).rev().find_map(|length| exports.get(&path[..length]).map(|target| (length, target)))
+        let Some((length, target)) = (1..=path.len())
+            .rev()
+            .find_map(|length| exports.get(&path[..length]).map(|target| (length, target)))
         else {
             break;
         };
@@ -142,7 +143,9 @@ fn defined_in<'a>(
 fn paths(code: &str, own: &[String]) -> Vec<Module> {
     let children: BTreeSet<&str> = code
         .lines()
-        .filter_map(|line| line.trim().trim_start_matches("pub ").trim_start_matches("pub(crate) ").strip_prefix("mod "))
+        .filter_map(|line| {
+            line.trim().trim_start_matches("pub ").trim_start_matches("pub(crate) ").strip_prefix("mod ")
+        })
         .filter_map(|rest| rest.strip_suffix(';'))
         .collect();
     let mut found = Vec::new();
@@ -153,7 +156,8 @@ fn paths(code: &str, own: &[String]) -> Vec<Module> {
         }
         let rest = &code[at..];
         let first = &rest[..rest.find(|c| !word(c)).unwrap_or(rest.len())];
-        if rest[first.len()..].starts_with("::") && (["crate", "super", "self"].contains(&first) || children.contains(first))
+        if rest[first.len()..].starts_with("::")
+            && (["crate", "super", "self"].contains(&first) || children.contains(first))
         {
             tree(rest, own.to_vec(), &mut found);
         }
@@ -200,7 +204,8 @@ mod tests {
 
     #[test]
     fn use_trees_and_plain_paths_are_taken_apart() {
-        let code = "mod child;\nuse crate::a::{b::{C, d}, E};\nuse super::f;\nfn g() { child::h(); crate::i::j() }";
+        let code =
+            "mod child;\nuse crate::a::{b::{C, d}, E};\nuse super::f;\nfn g() { child::h(); crate::i::j() }";
         let own = ["x".to_owned(), "y".to_owned()];
         let found: Vec<String> = paths(code, &own).iter().map(|path| path.join("::")).collect();
         assert_eq!(found, ["a::b::C", "a::b::d", "a::E", "x::f", "x::y::child::h", "i::j"]);

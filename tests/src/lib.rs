@@ -10,6 +10,7 @@ pub mod apart;
 pub mod clock;
 pub mod cluster;
 pub mod collector;
+pub mod imports;
 pub mod processes;
 pub mod refusal;
 pub mod slurm;

@@ -1,0 +1,18 @@
+//! Files of a crate import each other in one direction only, so that each can be read without those above it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot read the sources has failed")]
+
+use dyad_tests::imports::Imports;
+use dyad_tests::root;
+
+/// Crates without circles. `trainer` and `trainer/data` are still to come.
+const LAYERED: [&str; 5] = ["proto", "proto/telemetry", "coordinator", "launcher", "trainer/families"];
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    for name in LAYERED {
+        let imports = Imports::read(&root().join(name).join("src")).unwrap();
+        let counted: usize = imports.edges.values().map(std::collections::BTreeSet::len).sum();
+        assert!(counted >= imports.edges.len() / 2, "{name}: only {counted} imports were found");
+        assert!(imports.circles().is_empty(), "{name}: {:#?}", imports.circles());
+    }
+}
