@@ -278,6 +278,21 @@ mod tests {
     }
 
     #[test]
+    fn an_output_folder_in_the_folder_of_any_model_is_refused() {
+        let place = Place::new();
+        let other = place.path("other/final");
+        std::fs::create_dir_all(&other).unwrap();
+        let output = |name: &str| place.refused(|config| config.output_dir = place.text(name));
+        // A config.json alone is no model.
+        std::fs::write(other.join("config.json"), "{}").unwrap();
+        assert_eq!(output("other/final"), None);
+        std::fs::write(other.join("model.safetensors"), "").unwrap();
+        assert!(output("other/final").unwrap().contains(" is the folder of a model, "));
+        assert!(output("other/final/runs/1").unwrap().contains(" lies in the folder of a model, "));
+        assert_eq!(output("other"), None);
+    }
+
+    #[test]
     fn files_of_a_model_that_are_links_and_the_base_of_an_adapter_count() {
         let place = Place::new();
         std::fs::create_dir(place.path("linked")).unwrap();

@@ -151,7 +151,8 @@ fn paths(code: &str, own: &[String]) -> Vec<Module> {
     let mut found = Vec::new();
     let word = |c: char| c.is_alphanumeric() || c == '_';
     for (at, _) in code.match_indices(word) {
-        if code[..at].ends_with(|c: char| word(c) || c == ':') {
+        // The middle of a path or word, or how far something is visible.
+        if code[..at].ends_with(|c: char| word(c) || c == ':') || code[..at].ends_with("pub(in ") {
             continue;
         }
         let rest = &code[at..];

@@ -349,3 +349,47 @@ fn a_dry_run_checks_every_line() {
         "`preferred_output`",
     );
 }
+
+/// The hint is a command; what it makes is trained on.
+#[test]
+fn data_in_the_form_of_trl_is_refused_with_a_command_that_converts_it() {
+    let said = |role: &str, text: &str| json!({ "role": role, "content": text });
+    let texts = json!({ "prompt": "Why?", "chosen": "Because of it.", "rejected": "No." });
+    let messages = json!({
+        "prompt": [said("user", "Why?")],
+        "chosen": [said("assistant", "Because of it.")],
+        "rejected": [said("assistant", "No.")],
+    });
+    let conversations = json!({
+        "chosen": [said("user", "Why?"), said("assistant", "Because of it.")],
+        "rejected": [said("user", "Why?"), said("assistant", "No.")],
+    });
+    for record in [texts, messages, conversations] {
+        let workspace = Workspace::with_model(4, "max_steps = 1\n");
+        workspace.write("pairs.jsonl", &format!("{record}\n").repeat(3));
+        let said = refused(&workspace, &[]);
+        let (_, command) = said.hint.split_once("convert it: ").unwrap();
+        let command = command.replace("OLD.jsonl", "pairs.jsonl").replace("NEW.jsonl", "converted.jsonl");
+        let mut shell = std::process::Command::new("sh");
+        assert!(shell.current_dir(workspace.path(".")).args(["-c", &command]).status().unwrap().success());
+        let rows = workspace.train(1, "out", &["--set", "training_file=converted.jsonl"]);
+        assert_eq!(rows.len(), 1, "{record}");
+    }
+}
+
+#[test]
+fn the_folder_of_a_run_given_as_a_model_names_that_runs_model() {
+    let workspace = Workspace::with_model(4, "max_steps = 1\n");
+    workspace.train(1, "first", &[]);
+    invalid(&workspace, &["--set", "model=first"], &["first holds no config.json"], "/first/final");
+}
+
+#[test]
+fn a_word_that_is_no_command_says_what_was_meant() {
+    for (word, hint) in [("run.toml", "--config run.toml"), ("generate", "`trainer generate`")] {
+        let output = std::process::Command::new(dyad_tests::binary("launcher")).arg(word).output().unwrap();
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("hint: ") && said.contains(hint), "{said}");
+    }
+}

@@ -63,6 +63,14 @@ fn every_check_refuses_what_the_run_refuses() {
 }
 
 #[test]
+fn a_file_of_which_no_pair_is_left_is_refused_before_the_run() {
+    let workspace = Workspace::with_model(4, "max_steps = 1\n");
+    let same = dyad_tests::pair("Why?", "Because.", "Because.");
+    workspace.write("pairs.jsonl", &format!("{same}\n"));
+    refused_everywhere(&workspace, &[], "1 pair has the same tokens on both sides");
+}
+
+#[test]
 fn a_misspelt_folder_is_not_looked_up_on_the_hub() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     std::fs::create_dir(workspace.path("models")).unwrap();

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use super::error::TemplateError;
-use super::functions::Function;
 use super::text::boundaries;
+use super::value::function::Function;
 use super::value::{Outcome, Value, find, markup};
 
 const OF_STR: [&str; 47] = [

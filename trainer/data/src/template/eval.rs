@@ -6,9 +6,10 @@ use std::rc::Rc;
 use super::access::{attribute, item, slice};
 use super::ast::*;
 use super::error::{Cause, TemplateError};
-use super::frame::Frame;
-use super::functions::{self, Args, Function};
+use super::functions::{self, Args};
 use super::render::Renderer;
+use super::value::frame::Frame;
+use super::value::function::Function;
 use super::value::{Outcome, Pairs, Value, put};
 use super::{filters, math, methods, tests};
 

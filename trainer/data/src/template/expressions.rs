@@ -3,15 +3,7 @@
 use super::ast::*;
 use super::error::TemplateError;
 use super::lexer::Tok;
-use super::parser::{DEEPEST, Parse, Parser, too_deep};
-
-/// What ends a tuple beside the end of a tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    Tag,
-    In,
-    Recursive,
-}
+use super::parser::{DEEPEST, End, Parse, Parser, too_deep};
 
 fn boxed(line: u32, kind: ExprKind) -> Box<Expr> {
     Box::new(Expr { line, kind, depth: 1 })

@@ -8,8 +8,6 @@ use super::text::{self, is_space};
 use super::value::{Number, Outcome, Value};
 use super::{access, format, json};
 
-pub(super) use super::sequences::sort_by;
-
 pub(super) const NAMES: [&str; 46] = [
     "abs",
     "attr",
@@ -64,6 +62,9 @@ pub(super) const REFUSED: [&str; 8] =
     ["filesizeformat", "pprint", "random", "striptags", "urlencode", "urlize", "wordwrap", "xmlattr"];
 
 pub(super) fn call(name: &str, value: &Value, args: Args) -> Outcome<Value> {
+    if name == "map" {
+        return map(value, args);
+    }
     if sequences::NAMES.contains(&name) {
         return sequences::call(name, value, args);
     }
@@ -119,6 +120,20 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Outcome<Value> {
             plain(name, value, &soft)
         }
     }
+}
+
+fn map(value: &Value, mut args: Args) -> Outcome<Value> {
+    if !value.truth() {
+        return Ok(Value::iterator(Vec::new()));
+    }
+    let items = value.items()?;
+    if let Some(mapped) = sequences::map_attribute(&items, &args) {
+        return mapped;
+    }
+    let name = sequences::text_argument(&mut args, "map")?;
+    sequences::known(&name, &NAMES, "filter")?;
+    let mapped = items.iter().map(|item| call(&name, item, args.clone()));
+    Ok(Value::iterator(mapped.collect::<Outcome<_>>()?))
 }
 
 /// Filters without arguments.

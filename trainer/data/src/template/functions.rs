@@ -2,13 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use dyad_proto::counted;
 
-use super::ast::{For, Macro};
 use super::error::TemplateError;
-use super::frame::Frame;
+use super::value::function::{Function, Loop};
 use super::value::{Outcome, Pairs, Value, put};
 
 /// Functions that every template knows.
@@ -17,36 +15,6 @@ pub(super) const GLOBALS: [&str; 8] =
 
 /// The most numbers that a range may have in the sandbox.
 const LONGEST_RANGE: i64 = 100_000;
-
-#[derive(Clone, Debug)]
-pub(super) enum Function {
-    Global(&'static str),
-    /// A method and what it belongs to.
-    Method(Rc<(Value, String)>),
-    Macro(Rc<Closure>),
-    Loop(Rc<Loop>),
-    Cycler(Rc<(Vec<Value>, Cell<usize>)>),
-    Joiner(Rc<(Rc<str>, Cell<bool>)>),
-}
-
-/// A macro and where it was defined.
-#[derive(Debug)]
-pub(super) struct Closure {
-    pub(super) function: Arc<Macro>,
-    pub(super) frame: Rc<Frame>,
-}
-
-/// A loop that runs.
-#[derive(Debug)]
-pub(super) struct Loop {
-    pub(super) each: Arc<For>,
-    /// Where the loop stands.
-    pub(super) frame: Rc<Frame>,
-    pub(super) items: Rc<[Value]>,
-    pub(super) index: Cell<usize>,
-    pub(super) depth: i64,
-    pub(super) changed: RefCell<Option<Value>>,
-}
 
 impl Loop {
     /// `loop.name`

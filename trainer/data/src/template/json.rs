@@ -55,7 +55,7 @@ fn write(value: &Value, style: &Style, depth: usize, out: &mut String) -> Outcom
             let mut order: Vec<usize> = (0..pairs.len()).collect();
             if style.sorted {
                 let keys: Vec<Value> = pairs.iter().map(|(key, _)| key.clone()).collect();
-                super::filters::sort_by(&mut order, &keys)?;
+                super::sequences::sort_by(&mut order, &keys)?;
             }
             out.push('{');
             for (at, &index) in order.iter().enumerate() {

@@ -13,7 +13,6 @@ mod eval;
 mod expressions;
 mod filters;
 mod format;
-mod frame;
 mod functions;
 mod json;
 mod lexer;
@@ -65,7 +64,7 @@ impl Template {
         let value = |(at, name): (usize, &String)| {
             let given = context.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.value());
             given.or_else(|| {
-                self.globals[at].map(|global| Value::Function(functions::Function::Global(global)))
+                self.globals[at].map(|global| Value::Function(value::function::Function::Global(global)))
             })
         };
         let renderer = Renderer {

@@ -4,9 +4,16 @@ use std::collections::{HashMap, HashSet};
 
 use super::ast::*;
 use super::error::TemplateError;
-use super::expressions::End;
 use super::lexer::{Tok, Token, tokens};
 use super::scope;
+
+/// What ends a tuple beside the end of a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Tag,
+    In,
+    Recursive,
+}
 
 /// A template that has been read.
 #[derive(Debug)]

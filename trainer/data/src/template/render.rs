@@ -8,11 +8,12 @@ use dyad_proto::counted;
 
 use super::ast::*;
 use super::error::TemplateError;
-use super::frame::Frame;
-use super::functions::{Args, Closure, Function, Loop};
+use super::functions::Args;
 use super::nesting::{MOST_DEEP, MOST_NAMESPACES, Nesting};
 use super::parser::Parsed;
 use super::strftime::Moment;
+use super::value::frame::Frame;
+use super::value::function::{Closure, Function, Loop};
 use super::value::{Outcome, Value};
 
 /// Calls within calls; jinja2 stops at Python's limit, which is near this.

@@ -6,7 +6,7 @@ use super::access::item;
 use super::error::TemplateError;
 use super::functions::Args;
 use super::value::{Outcome, Value};
-use super::{filters, math, methods, tests};
+use super::{math, methods, tests};
 
 pub(super) const NAMES: [&str; 22] = [
     "batch",
@@ -35,7 +35,6 @@ pub(super) const NAMES: [&str; 22] = [
 
 pub(super) fn call(name: &str, value: &Value, args: Args) -> Outcome<Value> {
     match name {
-        "map" => map(value, args),
         "select" | "reject" => select(value, args, name == "select", false),
         "selectattr" | "rejectattr" => select(value, args, name == "selectattr", true),
         "join" => join(value, args),
@@ -133,31 +132,26 @@ fn part(word: &str) -> Value {
     word.parse().ok().filter(|_| is_index).map_or_else(|| Value::from(word), Value::Int)
 }
 
-fn text_argument(args: &mut Args, what: &str) -> Outcome<std::rc::Rc<str>> {
+pub(super) fn text_argument(args: &mut Args, what: &str) -> Outcome<std::rc::Rc<str>> {
     if args.positional.is_empty() {
         return Err(TemplateError::failed(format!("{what} needs an argument")));
     }
     args.positional.remove(0).as_str().cloned()
 }
 
-fn map(value: &Value, mut args: Args) -> Outcome<Value> {
-    if !value.truth() {
-        return Ok(Value::iterator(Vec::new()));
-    }
-    let items = value.items()?;
-    if args.positional.is_empty() && args.named.iter().any(|(name, _)| &**name == "attribute") {
-        let [attribute, default] = args.bind("map", ["attribute", "default"], 0)?;
+/// `map` with an attribute; `None` where it names a filter.
+pub(super) fn map_attribute(items: &[Value], args: &Args) -> Option<Outcome<Value>> {
+    let by_attribute =
+        args.positional.is_empty() && args.named.iter().any(|(name, _)| &**name == "attribute");
+    by_attribute.then(|| {
+        let [attribute, default] = args.clone().bind("map", ["attribute", "default"], 0)?;
         let mut path = Path::of(attribute.as_ref());
         path.default = default.filter(|default| !matches!(default, Value::None));
-        return Ok(Value::iterator(items.iter().map(|item| path.get(item)).collect::<Outcome<_>>()?));
-    }
-    let name = text_argument(&mut args, "map")?;
-    known(&name, &filters::NAMES, "filter")?;
-    let mapped = items.iter().map(|item| filters::call(&name, item, args.clone()));
-    Ok(Value::iterator(mapped.collect::<Outcome<_>>()?))
+        Ok(Value::iterator(items.iter().map(|item| path.get(item)).collect::<Outcome<_>>()?))
+    })
 }
 
-fn known(name: &str, names: &[&str], what: &str) -> Outcome<()> {
+pub(super) fn known(name: &str, names: &[&str], what: &str) -> Outcome<()> {
     match names.contains(&name) {
         true => Ok(()),
         false => Err(TemplateError::unsupported(format!("the {what} '{name}'"))),

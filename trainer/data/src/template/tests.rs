@@ -103,7 +103,7 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Outcome<bool> {
         },
         "iterable" => value.length().is_some() || matches!(value, Value::Iterator(_)),
         "callable" => match value {
-            Value::Function(super::functions::Function::Cycler(_)) => false,
+            Value::Function(super::value::function::Function::Cycler(_)) => false,
             Value::Undefined(_) => true,
             _ => matches!(value, Value::Function(_)),
         },

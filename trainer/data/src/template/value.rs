@@ -1,11 +1,14 @@
 //! Python's values, as far as templates meet them. Nothing but a namespace can change: transformers' sandbox forbids the rest.
 
+pub(super) mod frame;
+pub(super) mod function;
+
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
 use std::rc::Rc;
 
+use self::function::Function;
 use super::error::TemplateError;
-use super::functions::Function;
 use super::text;
 
 pub(super) type Outcome<T> = Result<T, TemplateError>;

@@ -3,24 +3,24 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::ast::{Name, Scope};
-use super::value::Value;
+use super::Value;
+use crate::template::ast::{Name, Scope};
 
 /// One scope that runs. A name without a value is undefined here, whatever is outside.
 #[derive(Debug, Default)]
-pub(super) struct Frame {
+pub(in crate::template) struct Frame {
     names: RefCell<Vec<(Name, Option<Value>)>>,
     outer: Option<Rc<Frame>>,
 }
 
 impl Frame {
-    pub(super) fn new(outer: Option<&Rc<Frame>>, scope: Option<&Scope>) -> Rc<Self> {
+    pub(in crate::template) fn new(outer: Option<&Rc<Frame>>, scope: Option<&Scope>) -> Rc<Self> {
         let unset = scope.map_or(&[] as &[Name], |scope| &scope.unset);
         let names = unset.iter().map(|&name| (name, None)).collect();
         Rc::new(Self { names: RefCell::new(names), outer: outer.cloned() })
     }
 
-    pub(super) fn set(&self, name: Name, value: Option<Value>) {
+    pub(in crate::template) fn set(&self, name: Name, value: Option<Value>) {
         let mut names = self.names.borrow_mut();
         match names.iter_mut().find(|(known, _)| *known == name) {
             Some((_, old)) => *old = value,
@@ -29,7 +29,7 @@ impl Frame {
     }
 
     /// `None`: no scope knows the name.
-    pub(super) fn get(&self, name: Name) -> Option<Option<Value>> {
+    pub(in crate::template) fn get(&self, name: Name) -> Option<Option<Value>> {
         let mut frame = self;
         loop {
             if let Some((_, value)) = frame.names.borrow().iter().find(|(known, _)| *known == name) {
