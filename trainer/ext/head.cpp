@@ -23,12 +23,12 @@ extern "C" {
 // probability is above what was to be (softmax - onehot), in place. With a reference's logits, also its log-probabilities and
 // each row's KL(policy || reference). All tensors are contiguous and on the CPU: logits `[rows, columns]` of one kind, float32
 // or bfloat16; int64 targets, float64 log-probabilities and float32 divergences `[rows]`. `reference`, `reference_logps` and
-// `kl` are null together. `elsewhere` takes the GPU's kernel, in bfloat16.
+// `kl` are null together. `gpu_path` takes the GPU's kernel, in bfloat16.
 dyad_error dyad_head_score(at::Tensor* policy, at::Tensor* reference, at::Tensor* targets, at::Tensor* logps,
-                           at::Tensor* reference_logps, at::Tensor* kl, bool keep, bool elsewhere) {
+                           at::Tensor* reference_logps, at::Tensor* kl, bool keep, bool gpu_path) {
   return guarded([&] {
     RECORD_FUNCTION("dyad::head_score", std::vector<c10::IValue>{*policy});
-    if (elsewhere) return dyad::head_score(*policy, reference, *targets, *logps, reference_logps, kl, keep);
+    if (gpu_path) return dyad::head_score(*policy, reference, *targets, *logps, reference_logps, kl, keep);
     by_kind(*policy, [&](auto* kind) {
       using T = std::remove_pointer_t<decltype(kind)>;
       dyad::Tile<T> tile{data<T>(*policy),

@@ -13,21 +13,11 @@ use dyad_proto::RunConfig;
 use dyad_proto::run_config::TrainingMethod;
 use tch::{Device, Tensor};
 
+use crate::backend::takes_gpu_path;
 use crate::model::blocks::Rotary;
-use crate::model::fused::elsewhere;
+use crate::model::segment::Segment;
 use crate::model::varlen::{Gathered, Runs, Varlen};
 use crate::transfer::{Pack, narrow_view};
-
-/// A run of packed tokens that attends only to itself: a prompt, then branches that each continue the prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// First token in the packed row.
-    pub start: i64,
-    /// Prompt length.
-    pub prompt: i64,
-    /// Length of each branch, in order after the prompt.
-    pub branches: Vec<i64>,
-}
 
 /// Which completions a pass scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +184,7 @@ impl<'a> Builder<'a> {
             |placed: &[Placed<'_>]| placed.iter().map(|placed| placed.output.tokens.len() as i64).sum();
         let rows_per_pair = of_pair.map(rows_of).collect();
         let lists = [self.tokens, self.positions, rows, targets, sequences];
-        let runs = (elsewhere(device) && !self.segments.is_empty()).then(|| Runs::of(&self.segments));
+        let runs = (takes_gpu_path(device) && !self.segments.is_empty()).then(|| Runs::of(&self.segments));
         let ([tokens, positions, rows, targets, sequences], varlen) = upload(lists, runs, device);
         MicroBatch {
             tokens,

@@ -1,7 +1,5 @@
 //! Where the passes run, and in which precision.
 
-use std::sync::{Mutex, PoisonError};
-
 use dyad_proto::run_config::Dtype;
 use dyad_proto::{Fault, agrees, counted};
 use tch::{Cuda, Device, Kind};
@@ -43,35 +41,6 @@ fn load_cuda_back_end() -> Result<(), Fault> {
         Err(error) => Err(Fault::input(format!("cannot load libtorch's CUDA back end: {error}"))
             .hint("install it with deploy/install-libtorch.sh --cuda, or train on the CPU")),
     }
-}
-
-/// Compute capability of a GPU, e.g. (9, 0); asked of the driver once.
-pub fn capability(index: usize) -> Result<(i32, i32), Fault> {
-    static KNOWN: Mutex<Vec<(usize, (i32, i32))>> = Mutex::new(Vec::new());
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(&(_, capability)) = known.iter().find(|(known, _)| *known == index) {
-        return Ok(capability);
-    }
-    let capability = ask_capability(index).map_err(|error| {
-        Fault::failed(format!("cannot tell the generation of cuda:{index}: {error}"))
-            .hint("check nvidia-smi and the driver")
-    })?;
-    known.push((index, capability));
-    Ok(capability)
-}
-
-#[expect(unsafe_code, reason = "foreign functions of the CUDA driver")]
-fn ask_capability(index: usize) -> Result<(i32, i32), cudarc::driver::DriverError> {
-    use cudarc::driver::result::{device, init};
-    use cudarc::driver::sys::CUdevice_attribute as Attribute;
-    init()?;
-    let gpu = device::get(index as i32)?;
-    // SAFETY: the device is one that the driver has just named.
-    let ask = |attribute| unsafe { device::get_attribute(gpu, attribute) };
-    Ok((
-        ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-        ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-    ))
 }
 
 /// Where a GPU is on the bus, as NVML reads it: domain, bus, device and function.

@@ -11,7 +11,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tch::Device;
 
-use crate::device::{capability, compute_kind};
+use crate::device::compute_kind;
+use crate::gpu::capability;
 use crate::load::Sources;
 use crate::lora;
 use crate::model::Model;

@@ -9,10 +9,10 @@ use dyad_proto::preference::Message;
 use dyad_proto::{Fault, lfs};
 use tch::Tensor;
 
-use crate::batch::Segment;
 use crate::lora;
 use crate::model::Model;
 use crate::model::blocks::Pass;
+use crate::model::segment::Segment;
 use crate::model::weights::Place;
 use crate::transfer::values;
 

@@ -4,17 +4,17 @@
 
 use std::ffi::{CString, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Mutex, Once, PoisonError};
 
 use cudarc::driver::result::{ctx, device, module, primary_ctx};
 use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
+use dyad_proto::Fault;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-use crate::device::capability;
+use crate::backend::{made, takes_gpu_path};
 use crate::ext::RawError;
-use crate::model::fused::{elsewhere, made};
 
 const SOURCE: &str = include_str!("../ext/kernels.cu");
 /// In the order of `Kernel` in `ext/gpu.cpp`.
@@ -123,7 +123,7 @@ pub fn serves_kind(kind: Kind) -> bool {
 #[must_use]
 pub fn serves(tensors: &[&Tensor], run: i64) -> bool {
     let fits = |tensor: &&Tensor| {
-        elsewhere(tensor.device())
+        takes_gpu_path(tensor.device())
             && serves_kind(tensor.kind())
             && tensor.size().last().is_some_and(|width| width % run == 0)
     };
@@ -133,7 +133,7 @@ pub fn serves(tensors: &[&Tensor], run: i64) -> bool {
 /// Whether the head's kernel serves logits of this projection, `[vocab, hidden]`.
 #[must_use]
 pub fn serves_logits_of(weight: &Tensor) -> bool {
-    elsewhere(weight.device()) && serves_kind(weight.kind()) && weight.size()[0] % VECTOR == 0
+    takes_gpu_path(weight.device()) && serves_kind(weight.kind()) && weight.size()[0] % VECTOR == 0
 }
 
 /// `silu(gate) * up`, where the kernels serve.
@@ -159,4 +159,33 @@ pub fn rotate(x: &Tensor, cosines: &Tensor, sines: &Tensor) -> Option<Tensor> {
     }
     // SAFETY: three live tensors of matching sizes that are served, and a place for the result.
     Some(made(|out| unsafe { dyad_gpu_rotate(x.as_ptr(), cosines.as_ptr(), sines.as_ptr(), out) }))
+}
+
+/// Compute capability of a GPU, e.g. (9, 0); asked of the driver once.
+pub fn capability(index: usize) -> Result<(i32, i32), Fault> {
+    static KNOWN: Mutex<Vec<(usize, (i32, i32))>> = Mutex::new(Vec::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(&(_, capability)) = known.iter().find(|(known, _)| *known == index) {
+        return Ok(capability);
+    }
+    let capability = ask_capability(index).map_err(|error| {
+        Fault::failed(format!("cannot tell the generation of cuda:{index}: {error}"))
+            .hint("check nvidia-smi and the driver")
+    })?;
+    known.push((index, capability));
+    Ok(capability)
+}
+
+#[expect(unsafe_code, reason = "foreign functions of the CUDA driver")]
+fn ask_capability(index: usize) -> Result<(i32, i32), cudarc::driver::DriverError> {
+    use cudarc::driver::result::{device, init};
+    use cudarc::driver::sys::CUdevice_attribute as Attribute;
+    init()?;
+    let gpu = device::get(index as i32)?;
+    // SAFETY: the device is one that the driver has just named.
+    let ask = |attribute| unsafe { device::get_attribute(gpu, attribute) };
+    Ok((
+        ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    ))
 }

@@ -1,7 +1,7 @@
 //! Libraries of the trainer process.
 //!
 //! - [`model`], [`lora`], [`batch`], [`cost`], [`head`], [`loss`]: what a pass computes.
-//! - [`ext`], [`gpu`], [`device`], [`transfer`]: the C++ bridge, CUDA kernels, and copies between host and device.
+//! - [`backend`], [`ext`], [`gpu`], [`device`], [`transfer`]: the C++ bridge, CUDA kernels, and copies between host and device.
 //! - [`engine`], [`parameters`], [`layout`], [`flat`], [`optimizer`], [`schedule`], [`memory`]: one optimizer step.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
 //! - [`load`], [`loading`], [`checkpoint`], [`generate`], [`check`], [`facts`]: models in and out, and what a start is held against.
@@ -11,6 +11,7 @@
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+pub mod backend;
 pub mod batch;
 pub mod check;
 pub mod checkpoint;
@@ -20,6 +21,7 @@ pub mod connect;
 pub mod cost;
 pub mod device;
 pub mod engine;
+pub mod error;
 pub mod ext;
 pub mod facts;
 pub mod feed;

@@ -8,7 +8,7 @@ use dyad_proto::{Fault, RunConfig};
 use tch::{Device, Kind, Tensor};
 
 use crate::comm::{CommError, Communicator};
-use crate::engine::EngineError;
+use crate::error::EngineError;
 use crate::load::Sources;
 use crate::model::relay::Relay;
 use crate::model::weights::{Digested, Reading, Weights};

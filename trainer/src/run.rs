@@ -19,7 +19,8 @@ use dyad_telemetry::TARGET;
 use tch::Device;
 
 use crate::checkpoint::{State, load::restore, rotate::rotate, save::Saver};
-use crate::engine::{Engine, EngineError, Share};
+use crate::engine::{Engine, Share};
+use crate::error::EngineError;
 use crate::ext::cuda_peak_bytes;
 use crate::facts::of_checkpoint;
 use crate::feed::{Step, Work};

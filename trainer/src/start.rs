@@ -22,7 +22,7 @@ use crate::comm::measure::{USUAL_BUCKET, measure};
 use crate::comm::{Communicator, narrow};
 use crate::cost::PassCost;
 use crate::device;
-use crate::engine::EngineError;
+use crate::error::EngineError;
 use crate::facts;
 use crate::feed::{self, Files, Work};
 use crate::gpu_meter;

@@ -1,5 +1,5 @@
 //! What needs a GPU: `make test-gpu`. Ignored elsewhere, but for finding NCCL. `communicator.rs` has NCCL's collectives,
-//! `elsewhere.rs` what can be shown of this path without a GPU.
+//! `gpu_path.rs` what can be shown of this path without a GPU.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 #![expect(unsafe_code, reason = "loads a library")]
 

@@ -8,7 +8,8 @@ use dyad_data::adapter::ADAPTER_WEIGHTS;
 
 use super::OPTIMIZER_FILE;
 use crate::model::weights::{Digested, Weights};
-use crate::parameters::{MASTER, Parameters};
+use crate::optimizer::states::MASTER;
+use crate::parameters::Parameters;
 use dyad_proto::Fault;
 
 /// Overwrites this rank's part of masters and moments, then the tensors that the model computes with. A checkpoint is taken whole, and

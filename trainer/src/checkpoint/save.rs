@@ -14,7 +14,8 @@ use super::{OPTIMIZER_FILE, STATE_FILE, State, cannot_write};
 use crate::lora::Adapters;
 use crate::model::weights::{Place, Reading};
 use crate::model::{Model, listed};
-use crate::parameters::{Kept, MASTER};
+use crate::optimizer::states::MASTER;
+use crate::parameters::Kept;
 
 /// What stays the same over a run: where files come from and how weights are stored.
 #[derive(Clone, Debug)]

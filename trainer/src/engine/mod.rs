@@ -15,17 +15,17 @@ mod turns;
 use std::sync::Arc;
 
 use dyad_data::tokenize::Tokenized;
+use dyad_proto::RunConfig;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
-use dyad_proto::{ErrorCode, Fault, RunConfig};
 use tch::{Device, Kind, Tensor};
 
 use self::passes::MicroStep;
 use self::tally::{Tally, by_pair, sums};
 use self::turns::Turn;
 use crate::batch::{Layout, MicroBatch, TokenCounts};
-use crate::comm::{CommError, Communicator};
-use crate::ext::TorchError;
+use crate::comm::Communicator;
+use crate::error::EngineError;
 use crate::head::{Scorer, score_batch, sequence_logps};
 use crate::loss::{Objective, STATISTICS};
 use crate::memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
@@ -102,30 +102,6 @@ pub struct StepResult {
     pub tokens: TokenCounts,
     /// What the reference model said of each pair, where it was asked and the run keeps it; empty where it does not.
     pub references: Vec<Option<ReferenceLogps>>,
-}
-
-/// A step failed in libtorch or between the ranks.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// libtorch refused.
-    #[error("libtorch: {0}")]
-    Torch(#[from] TorchError),
-    /// The reference model has been freed, and a pair came without its scores.
-    #[error("a pair came without reference log-probabilities after the reference model was freed")]
-    NoReference,
-    /// A collective broke; the cause is most likely elsewhere.
-    #[error(transparent)]
-    Communicator(#[from] CommError),
-}
-
-impl From<EngineError> for Fault {
-    fn from(error: EngineError) -> Self {
-        match error {
-            EngineError::Torch(_) | EngineError::NoReference => Self::failed(error.to_string()),
-            EngineError::Communicator(_) => Self::new(ErrorCode::Echo, error.to_string())
-                .hint("another trainer went away, or the network between the hosts broke"),
-        }
-    }
 }
 
 impl Engine {

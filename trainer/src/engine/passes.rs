@@ -4,9 +4,10 @@ use dyad_data::tokenize::Tokenized;
 use dyad_proto::wire::ReferenceLogps;
 use tch::Tensor;
 
+use super::Engine;
 use super::tally::{ReferenceSide, Tally};
-use super::{Engine, EngineError};
 use crate::batch::{MicroBatch, TokenCounts};
+use crate::error::EngineError;
 use crate::ext::{grad, grad_into};
 use crate::flat::Lent;
 use crate::head::{HeadGradients, Scorer, Scores, score_batch};

@@ -5,8 +5,9 @@ use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
 use tch::{Kind, Tensor};
 
-use super::{Engine, EngineError};
+use super::Engine;
 use crate::batch::{MicroBatch, TokenCounts};
+use crate::error::EngineError;
 use crate::head::{Reference, Scorer, Scores};
 use crate::loss::STATISTICS;
 use crate::transfer::{read, upload};

@@ -4,9 +4,10 @@
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
+use crate::backend::takes_gpu_path;
 use crate::ext::{RawError, check};
 use crate::gpu;
-use crate::model::fused::{elsewhere, serves};
+use crate::model::fused::serves;
 
 unsafe extern "C" {
     fn dyad_head_score(
@@ -17,7 +18,7 @@ unsafe extern "C" {
         reference_logps: *const C_tensor,
         kl: *const C_tensor,
         keep: bool,
-        elsewhere: bool,
+        gpu_path: bool,
     ) -> RawError;
 }
 
@@ -73,7 +74,7 @@ fn fused_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep
             reference_logps.cast(),
             kl.cast(),
             keep,
-            elsewhere(policy.device()),
+            takes_gpu_path(policy.device()),
         ))
     };
     accept(scored);

@@ -82,7 +82,7 @@ pub fn judge(kind: Kind, head_dim: i64, capability: Capability) -> Result<Verdic
 /// Says once which kernel the passes will take; nothing to say on the CPU.
 pub fn announce(config: &ModelConfig, place: Place) -> Result<(), Fault> {
     let Device::Cuda(index) = place.device else { return Ok(()) };
-    let capability = crate::device::capability(index)?;
+    let capability = crate::gpu::capability(index)?;
     match judge(place.kind, config.head_dim, capability)? {
         Verdict::Fine(kernel) => tracing::info!(kernel = kernel.name(), ?capability, "attention"),
         Verdict::Slow(kernel, why) => {
@@ -97,7 +97,7 @@ pub fn announce(config: &ModelConfig, place: Place) -> Result<(), Fault> {
 pub fn kernel_on(device: Device, kind: Kind, head_dim: i64) -> Kernel {
     // A device whose generation cannot be told was announced with an error; on the CPU only tests come here.
     let capability = match device {
-        Device::Cuda(index) => crate::device::capability(index).unwrap_or_default(),
+        Device::Cuda(index) => crate::gpu::capability(index).unwrap_or_default(),
         _ => (9, 0),
     };
     choose(kind, head_dim, capability)

@@ -6,9 +6,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::attention::kernel_on;
+use super::segment::Segment;
 use super::varlen::Varlen;
 use super::{fused, product};
-use crate::batch::Segment;
 use crate::gpu;
 use crate::transfer::upload;
 use dyad_families::{ModelConfig, RopeScaling};
@@ -54,8 +54,10 @@ impl Linear {
     /// Layers of one input: `[tokens, in]` -> `[tokens, out]` each.
     pub fn forward_all<const N: usize>(layers: [&Self; N], x: &Tensor, pass: &Pass<'_>) -> [Tensor; N] {
         let ours = layers.iter().all(|layer| layer.takes_our_products(x));
-        match (ours || fused::elsewhere(x.device())) && !layers.iter().any(|layer| layer.drops(pass)) {
-            true => fused::linears(x, layers, None, ours),
+        match (ours || crate::backend::takes_gpu_path(x.device()))
+            && !layers.iter().any(|layer| layer.drops(pass))
+        {
+            true => fused::linears(x, layers.map(Self::args), None, ours),
             false => layers.map(|layer| layer.composed(x, pass)),
         }
     }
@@ -65,8 +67,14 @@ impl Linear {
         if self.bias.is_some() || self.drops(pass) || !self.takes_our_products(x) {
             return hidden + self.forward(x, pass);
         }
-        let [sum] = fused::linears(x, [self], Some(hidden), true);
+        let [sum] = fused::linears(x, [self.args()], Some(hidden), true);
         sum
+    }
+
+    fn args(&self) -> fused::LinearArgs<'_> {
+        let adapter = self.adapter.as_ref();
+        let adapter = adapter.map(|one| fused::AdapterArgs { a: &one.a, b: &one.b, scale: one.scale });
+        fused::LinearArgs { weight: &self.weight, bias: self.bias.as_ref(), adapter }
     }
 
     fn takes_our_products(&self, x: &Tensor) -> bool {
@@ -130,7 +138,7 @@ impl Rotary {
     pub fn new(config: &ModelConfig, positions: &Tensor, kind: Kind) -> Self {
         let inv_freq = upload(&inverse_frequencies(config), positions.device());
         let half = positions.to_kind(Kind::Float).unsqueeze(1) * inv_freq.unsqueeze(0);
-        let signed = fused::elsewhere(positions.device());
+        let signed = crate::backend::takes_gpu_path(positions.device());
         // Sines are odd, cosines even: angles turned round give the first half its sign.
         let first = if signed { -&half } else { half.shallow_clone() };
         let angles = Tensor::cat(&[&first, &half], 1).unsqueeze(1);

@@ -2,13 +2,11 @@
 //! on the CPU in float32 or bfloat16 the operators that [`super::blocks`] composes do the same.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
-use std::cell::Cell;
-
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-use super::blocks::Linear;
-use crate::batch::Segment;
+use super::segment::Segment;
+use crate::backend::{made, takes_gpu_path};
 use crate::ext::{RawError, TorchError, check};
 
 unsafe extern "C" {
@@ -75,40 +73,12 @@ fn pointer(tensor: Option<&Tensor>) -> *const C_tensor {
     tensor.map_or(std::ptr::null(), |tensor| tensor.as_ptr())
 }
 
-thread_local! {
-    static ELSEWHERE: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Does work on the CPU as other devices do it, on this thread: how tests reach what GPUs run.
-pub fn as_elsewhere<T>(work: impl FnOnce() -> T) -> T {
-    let before = ELSEWHERE.replace(true);
-    let result = work();
-    ELSEWHERE.set(before);
-    result
-}
-
-/// Whether a device is served by libtorch's operators rather than by these kernels.
-#[must_use]
-pub fn elsewhere(device: Device) -> bool {
-    device != Device::Cpu || ELSEWHERE.get()
-}
-
 /// Whether these kernels serve such tensors.
 #[must_use]
 pub fn serves(tensors: &[&Tensor]) -> bool {
     let kind = tensors.first().map(|tensor| tensor.kind());
     matches!(kind, Some(Kind::Float | Kind::BFloat16))
-        && tensors.iter().all(|tensor| !elsewhere(tensor.device()) && Some(tensor.kind()) == kind)
-}
-
-/// The new tensor that a kernel made. A refusal is a bug of the caller's, as with tch's own operators.
-pub(crate) fn made(kernel: impl FnOnce(*mut *mut C_tensor) -> RawError) -> Tensor {
-    let mut raw = std::ptr::null_mut();
-    if let Err(error) = check(kernel(&raw mut raw)) {
-        panic!("fused kernel: {error}");
-    }
-    // SAFETY: on success the kernel has left a fresh tensor that we own.
-    unsafe { Tensor::from_ptr(raw) }
+        && tensors.iter().all(|tensor| !takes_gpu_path(tensor.device()) && Some(tensor.kind()) == kind)
 }
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, and `x` again, for what goes on beside the norm.
@@ -135,26 +105,48 @@ pub fn rotate_half(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     made(|out| unsafe { dyad_rotate_half(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
 }
 
+/// One linear layer as the bridge takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearArgs<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Tensor,
+    /// `[out]`.
+    pub bias: Option<&'a Tensor>,
+    /// The adapter beside it.
+    pub adapter: Option<AdapterArgs<'a>>,
+}
+
+/// A low-rank update as the bridge takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterArgs<'a> {
+    /// `[rank, in]`.
+    pub a: &'a Tensor,
+    /// `[out, rank]`.
+    pub b: &'a Tensor,
+    /// `lora_alpha / lora_r`.
+    pub scale: f64,
+}
+
 /// Linear layers of one input `[tokens, in]`, adapters included, on any device: `[tokens, out]` each. `ours` takes the
 /// bridge's own products, which must serve all matrices; they alone add to `onto`, `[tokens, out]`, in layers without a bias.
 pub fn linears<const N: usize>(
     x: &Tensor,
-    layers: [&Linear; N],
+    layers: [LinearArgs<'_>; N],
     onto: Option<&Tensor>,
     ours: bool,
 ) -> [Tensor; N] {
     let raw = layers.map(|layer| {
-        let adapter = layer.adapter.as_ref();
+        let adapter = layer.adapter;
         assert!(
             onto.is_none() || (ours && layer.bias.is_none()),
             "only products of ours add, and no bias too"
         );
         RawLinear {
             onto: pointer(onto),
-            a: pointer(adapter.map(|adapter| &adapter.a)),
-            b: pointer(adapter.map(|adapter| &adapter.b)),
+            a: pointer(adapter.map(|adapter| adapter.a)),
+            b: pointer(adapter.map(|adapter| adapter.b)),
             scale: adapter.map_or(0.0, |adapter| adapter.scale),
-            ..RawLinear::plain(&layer.weight, layer.bias.as_ref())
+            ..RawLinear::plain(layer.weight, layer.bias)
         }
     });
     run(x, &raw, ours)
@@ -197,7 +189,7 @@ pub fn kernel_threads() -> Result<usize, TorchError> {
 pub fn accumulate(total: &Tensor, part: &Tensor) {
     let narrow = total.kind() == Kind::Float && part.kind() == Kind::BFloat16;
     let plain = total.size() == part.size() && total.is_contiguous() && part.is_contiguous();
-    if !narrow || !plain || elsewhere(total.device()) || elsewhere(part.device()) {
+    if !narrow || !plain || takes_gpu_path(total.device()) || takes_gpu_path(part.device()) {
         let mut total = total.shallow_clone();
         tch::no_grad(|| total += part);
         return;

@@ -12,6 +12,7 @@ pub mod llama;
 pub mod product;
 pub mod qwen2;
 pub mod relay;
+pub mod segment;
 #[cfg(test)]
 mod test_files;
 pub mod varlen;

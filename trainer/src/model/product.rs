@@ -5,7 +5,8 @@
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-use super::fused::{self, accumulate, elsewhere, made};
+use super::fused::{self, accumulate};
+use crate::backend::{made, takes_gpu_path};
 use crate::ext::{RawError, check};
 
 unsafe extern "C" {
@@ -33,7 +34,7 @@ fn serves(matrices: &[&Tensor]) -> bool {
     let even =
         |matrix: &Tensor| kind == Kind::Float || matrix.size().last().is_some_and(|width| width % 2 == 0);
     let fits = |matrix: &&Tensor| {
-        matrix.dim() == 2 && matrix.kind() == kind && !elsewhere(matrix.device()) && matrix.numel() > 0
+        matrix.dim() == 2 && matrix.kind() == kind && !takes_gpu_path(matrix.device()) && matrix.numel() > 0
     };
     matrices.iter().all(|matrix| fits(matrix) && even(matrix)) && serves_kind(kind)
 }
@@ -100,8 +101,8 @@ mod tests {
     use tch::Device;
 
     use super::*;
+    use crate::backend::as_on_gpu;
     use crate::ext::{grad, grad_into};
-    use crate::model::fused::as_elsewhere;
 
     /// Rows, inputs and outputs: less than a block, several blocks and panels with rests, more terms than are kept at once,
     /// more columns than rows.
@@ -157,7 +158,7 @@ mod tests {
             let inputs = [w, x, bias];
             let output_grad = random(&[37, 100], kind);
             let forward = || project(x, w, Some(bias));
-            let expected = as_elsewhere(|| grad(&[&forward()], &[&output_grad], &inputs).unwrap());
+            let expected = as_on_gpu(|| grad(&[&forward()], &[&output_grad], &inputs).unwrap());
             let handed_out = grad(&[&forward()], &[&output_grad], &inputs).unwrap();
             let sink = w.ones_like().to_kind(Kind::Float).detach();
             let added = grad_into(&[&forward()], &[&output_grad], &inputs, &[&sink]).unwrap();

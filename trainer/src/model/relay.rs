@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::files::Files;
 use crate::comm::{CommError, Communicator, Pending};
-use crate::engine::EngineError;
+use crate::error::EngineError;
 use crate::transfer::values;
 
 /// The rank that reads.

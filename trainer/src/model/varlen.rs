@@ -10,7 +10,7 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 use super::attention::Kernel;
-use crate::batch::Segment;
+use super::segment::Segment;
 use crate::ext::{RawError, check};
 
 /// Runs of a packed row, by where they begin.

@@ -2,13 +2,14 @@
 
 pub mod eight_bit;
 pub mod states;
+pub mod update;
 
 use dyad_proto::RunConfig;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::engine::EngineError;
+use self::update::{Clip, Update};
+use crate::error::EngineError;
 use crate::ext::AdamHyper;
-use crate::model::fused::elsewhere;
 use crate::parameters::Parameters;
 use crate::progress;
 
@@ -48,49 +49,13 @@ impl Optimizer {
     }
 }
 
-/// How gradients are scaled to the largest norm that they may have.
-#[derive(Debug)]
-pub enum Clip {
-    /// By a factor that the host knows, at most one: where reading the norm waits for nothing.
-    Known(f64),
-    /// By a divisor that only the device knows, float32. `[1]`
-    OnDevice(Tensor),
-}
-
-impl Clip {
-    fn new(norm: &Tensor, largest: f64) -> Self {
-        // The same guard against division by zero as torch's clip_grad_norm_.
-        const GUARD: f64 = 1e-6;
-        if largest <= 0.0 {
-            Self::Known(1.0)
-        } else if elsewhere(norm.device()) {
-            Self::OnDevice(((norm + GUARD) / largest).clamp_min(1.0).to_kind(Kind::Float))
-        } else {
-            Self::Known((largest / (norm.double_value(&[0]) + GUARD)).min(1.0))
-        }
-    }
-}
-
-/// What an optimizer step is made of.
-#[derive(Debug)]
-pub struct Update<'a> {
-    /// Of this rank's own part, before clipping.
-    pub grad: Tensor,
-    /// How it is clipped.
-    pub clip: &'a Clip,
-    /// Counted from 1.
-    pub step: u64,
-    /// Of the whole step.
-    pub hyper: AdamHyper,
-}
-
 #[cfg(test)]
 mod tests {
     use dyad_proto::run_config::Optim;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
-    use crate::model::fused::as_elsewhere;
+    use crate::backend::as_on_gpu;
     use crate::parameters::{Keeping, tests::keeping};
 
     fn parameters(keeping: Keeping) -> (Tensor, Parameters) {
@@ -129,7 +94,7 @@ mod tests {
                 all.extend(planes.iter().map(|plane| plane.values.to_kind(Kind::Float)));
                 all
             };
-            for (ours, theirs) in stepped().iter().zip(as_elsewhere(stepped)) {
+            for (ours, theirs) in stepped().iter().zip(as_on_gpu(stepped)) {
                 let worst = (ours - theirs).abs().max().double_value(&[]);
                 assert!(worst < 1e-6, "{kind:?} {optim:?}: differs by {worst}");
             }
@@ -163,7 +128,7 @@ mod tests {
                 }
                 tensor
             };
-            let worst = (stepped() - as_elsewhere(stepped)).abs().max().double_value(&[]);
+            let worst = (stepped() - as_on_gpu(stepped)).abs().max().double_value(&[]);
             assert!(worst < 1e-5, "{optim:?}, at most {largest}: differs by {worst}");
         }
     }

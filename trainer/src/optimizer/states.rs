@@ -6,11 +6,13 @@ use dyad_proto::run_config::Optim;
 use tch::{Kind, Tensor};
 
 use super::eight_bit::{self, BLOCK};
-use super::{Clip, Update};
+use super::update::{Clip, Update};
+use crate::backend::takes_gpu_path;
 use crate::ext::{AdamHyper, AdamSlot, Passing, TorchError, adamw_in_one_pass, fused_adamw};
 use crate::flat::part;
-use crate::model::fused::elsewhere;
-use crate::parameters::MASTER;
+
+/// The suffix of the float32 weights themselves.
+pub const MASTER: &str = "master";
 
 /// Float32 masters and AdamW's two moments.
 #[derive(Debug)]
@@ -72,7 +74,7 @@ impl States {
         else {
             return Ok(false);
         };
-        if elsewhere(self.master.device()) || elsewhere(update.grad.device()) {
+        if takes_gpu_path(self.master.device()) || takes_gpu_path(update.grad.device()) {
             return Ok(false);
         }
         for (range, hyper) in self.ranges(update.hyper) {

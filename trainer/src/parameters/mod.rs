@@ -12,14 +12,14 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use dyad_proto::run_config::Optim;
-pub use planes::{Kept, MASTER, Source};
+pub use planes::{Kept, Source};
 use tch::{Device, Kind, Tensor};
 
 use crate::comm::Pending;
 use crate::ext::lendable_zeros;
 use crate::flat::{Flat, Link, Residence, part};
 use crate::layout::{Layout, Sharding, bucket_ranges};
-use crate::optimizer::states::States;
+use crate::optimizer::states::{MASTER, States};
 
 /// A parameter: its tensor in the passes' precision and its place in the bucket's gradient.
 #[derive(Debug)]

@@ -5,11 +5,11 @@ use tch::{Device, Tensor};
 
 use super::{Bucket, Parameters};
 use crate::comm::CommError;
-use crate::engine::EngineError;
+use crate::error::EngineError;
 use crate::flat::part;
 use crate::layout::{ALIGN, Slot};
-use crate::optimizer::Update;
-use crate::optimizer::states::Plane;
+use crate::optimizer::states::{MASTER, Plane};
+use crate::optimizer::update::Update;
 
 /// A whole tensor with its checkpoint name, e.g. `model.norm.weight` and `exp_avg`.
 #[derive(Debug)]
@@ -24,9 +24,6 @@ pub struct Kept {
 
 /// Finds a tensor by its parameter's name, suffix and shape.
 pub type Source<'a> = &'a dyn Fn(&str, &'static str, &[i64]) -> Result<Tensor, Fault>;
-
-/// The suffix of the float32 weights themselves.
-pub const MASTER: &str = "master";
 
 impl Parameters {
     /// Masters, and moments if asked for. Every rank must call this; those beyond rank 0 get nothing where it takes a gather.

@@ -1,10 +1,10 @@
 //! Attention in one call a layer, held against the definition in float64.
 
 use tch::{Device, Kind, Tensor};
-use trainer::batch::Segment;
 use trainer::ext::grad;
 use trainer::model::attention::Kernel;
 use trainer::model::blocks::composed_attention;
+use trainer::model::segment::Segment;
 use trainer::model::varlen::{Gathered, Runs, Varlen};
 
 /// A segment whose branches follow its prompt.

@@ -19,7 +19,7 @@ use support::{engine, new_model};
 use tch::{Device, Kind, Tensor};
 use trainer::batch::{Layout, MicroBatch};
 use trainer::engine::Engine;
-use trainer::model::fused::as_elsewhere;
+use trainer::model::crate::backend::as_on_gpu;
 use trainer::profile::recorder::{self, Event};
 use trainer::transfer::READ;
 
@@ -63,7 +63,7 @@ fn a_step_gives_the_same_numbers_there() {
             config.reference_logps = ReferenceLogps::Cache;
         };
         let here = two_steps(&mut engine(dir.path(), change));
-        let there = as_elsewhere(|| two_steps(&mut engine(dir.path(), change)));
+        let there = as_on_gpu(|| two_steps(&mut engine(dir.path(), change)));
         let wrong = differences(&here, &there, tolerance);
         assert!(wrong.is_empty(), "{dtype:?}, lora {lora}: {wrong:#?}");
     }
@@ -80,7 +80,7 @@ fn attention_in_one_call_equals_segment_by_segment() {
 #[test]
 fn kernels_equal_their_definition() {
     stand_in();
-    as_elsewhere(|| {
+    as_on_gpu(|| {
         work_between_products_equals_its_definition(Device::Cpu);
         the_head_scores_as_float32(Device::Cpu);
         assert!(trainer::gpu::serves_kind(Kind::BFloat16));
@@ -92,7 +92,7 @@ fn kernels_equal_their_definition() {
 fn a_micro_batch_brings_its_runs_along() {
     let pairs = pairs();
     let pairs: Vec<&Tokenized> = pairs.iter().collect();
-    let batch = as_elsewhere(|| MicroBatch::pack(&pairs, Layout::SharedPairs, Device::Cpu));
+    let batch = as_on_gpu(|| MicroBatch::pack(&pairs, Layout::SharedPairs, Device::Cpu));
     let (sent, runs) = (batch.varlen.unwrap(), trainer::model::varlen::Runs::of(&batch.segments));
     let list = |tensor: &Tensor| Vec::<i64>::try_from(&tensor.to_kind(Kind::Int64)).unwrap();
     assert_eq!(sent.queries.kind(), Kind::Int);
@@ -113,7 +113,7 @@ fn a_micro_batch_brings_its_runs_along() {
 
 /// Events of the second step, which has two micro-batches.
 fn recorded(engine: &mut Engine) -> Vec<Event> {
-    as_elsewhere(|| {
+    as_on_gpu(|| {
         engine.train_step(&share(1)).unwrap();
         recorder::start(false, false).unwrap();
         engine.train_step(&share(2)).unwrap();

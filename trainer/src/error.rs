@@ -1,0 +1,30 @@
+//! Why a step cannot go on.
+
+use dyad_proto::{ErrorCode, Fault};
+
+use crate::comm::CommError;
+use crate::ext::TorchError;
+
+/// A step failed in libtorch or between the ranks.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// libtorch refused.
+    #[error("libtorch: {0}")]
+    Torch(#[from] TorchError),
+    /// The reference model has been freed, and a pair came without its scores.
+    #[error("a pair came without reference log-probabilities after the reference model was freed")]
+    NoReference,
+    /// A collective broke; the cause is most likely elsewhere.
+    #[error(transparent)]
+    Communicator(#[from] CommError),
+}
+
+impl From<EngineError> for Fault {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Torch(_) | EngineError::NoReference => Self::failed(error.to_string()),
+            EngineError::Communicator(_) => Self::new(ErrorCode::Echo, error.to_string())
+                .hint("another trainer went away, or the network between the hosts broke"),
+        }
+    }
+}
