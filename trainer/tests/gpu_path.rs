@@ -17,9 +17,9 @@ use support::kernels::{the_head_scores_as_float32, work_between_products_equals_
 use support::steps::{differences, pairs, share, two_steps};
 use support::{engine, new_model};
 use tch::{Device, Kind, Tensor};
+use trainer::backend::as_on_gpu;
 use trainer::batch::{Layout, MicroBatch};
 use trainer::engine::Engine;
-use trainer::model::crate::backend::as_on_gpu;
 use trainer::profile::recorder::{self, Event};
 use trainer::transfer::READ;
 
