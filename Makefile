@@ -6,7 +6,7 @@ OBSERVABILITY := .tools/observability
 CARGO_DENY_VERSION := 0.20.2
 VARIANT := cpu
 
-.PHONY: help build cuda quickstart wheel test image test-image test-gpu test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-telemetry bench-links root clean need-test need-image need-gpu need-kubernetes need-lint
+.PHONY: help build cuda quickstart wheel test test-quick image test-image test-gpu test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-telemetry bench-links root clean need-test need-image need-gpu need-kubernetes need-lint
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ wheel: build ## Build the Python wheel into target/wheel from the programs; `pip
 test: need-test build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
 	@tests/install-tools.sh
 	cargo test --release --workspace --no-fail-fast
+
+test-quick: build ## Unit tests and those of pure decisions: no TRL, no root, no network; under two minutes after a build.
+	cargo test --release --workspace --no-fail-fast --lib --test decisions --test decode --test templates --test layers --test words
 
 need-test:
 	@deploy/need.sh "make test" x86-64 cargo g++ python3 pip venv root ssh ssh-keygen ip apt-get dpkg-deb strip readelf

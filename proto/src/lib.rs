@@ -29,6 +29,7 @@ pub mod files;
 pub mod fingerprint;
 pub mod finished;
 pub mod folder;
+pub mod host_memory;
 pub mod inputs;
 pub mod left_out;
 pub mod lfs;

@@ -77,24 +77,8 @@ pub fn kept_layers(
 pub fn free_bytes(device: Device, ranks_here: u64) -> Option<u64> {
     match device {
         Device::Cuda(index) => cuda_free_bytes(index).ok(),
-        _ => Some(free_host_bytes()? / ranks_here.max(1)),
+        _ => Some(dyad_proto::host_memory::free()? / ranks_here.max(1)),
     }
-}
-
-fn free_host_bytes() -> Option<u64> {
-    let info = dyad_proto::files::of_kernel("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = line.split_whitespace().next()?.parse::<u64>().ok()? * 1024;
-    Some(free_in_group().map_or(available, |group| group.min(available)))
-}
-
-/// What the control group leaves, as in a container.
-fn free_in_group() -> Option<u64> {
-    let read = |name: &str| {
-        let text = dyad_proto::files::of_kernel(format!("/sys/fs/cgroup/{name}")).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
 }
 
 /// Ranks on this host, by torchrun's variable.

@@ -76,7 +76,7 @@ impl Hello {
             } else {
                 Vec::new()
             },
-            free_memory: free_memory(),
+            free_memory: dyad_proto::host_memory::free().unwrap_or(0),
             topology: Topology::read(Path::new("/"), &allowed_cores()),
             addresses: likeliest_first(interfaces(), server),
             launcher_address: client,
@@ -102,14 +102,6 @@ pub fn clock() -> f64 {
 pub fn interfaces() -> Vec<Interface> {
     let all = if_addrs::get_if_addrs().unwrap_or_default();
     all.into_iter().map(|found| Interface { address: found.ip(), name: found.name }).collect()
-}
-
-/// Bytes of memory that can be had without swapping.
-#[must_use]
-pub fn free_memory() -> u64 {
-    let text = dyad_proto::files::of_kernel("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
 /// All GPUs of this host; none where nvidia-smi is missing.

@@ -1,0 +1,121 @@
+//! How much memory of this host a process may still take: what the kernel can give, and what the control groups around the process leave
+//! (containers, Slurm, systemd).
+
+use std::path::{Path, PathBuf};
+
+use crate::files;
+
+/// A limit above this is none: control groups of version 1 write "no limit" as a number near 2^63.
+const NO_LIMIT: u64 = 1 << 60;
+
+/// Bytes that may still be taken without swapping; `None` where the system does not say.
+#[must_use]
+pub fn free() -> Option<u64> {
+    free_below(Path::new("/"))
+}
+
+/// The same by the files below `root`.
+fn free_below(root: &Path) -> Option<u64> {
+    let info = files::of_kernel(root.join("proc/meminfo")).ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = line.split_whitespace().next()?.parse::<u64>().ok()? << 10;
+    let groups = groups(root).into_iter().filter_map(|group| group.free());
+    Some(groups.fold(available, u64::min))
+}
+
+/// A control group that limits memory, of either version.
+struct Group {
+    folder: PathBuf,
+    limit: &'static str,
+    usage: &'static str,
+    cache: &'static str,
+}
+
+impl Group {
+    /// The limit without what is in use. Cached file contents do not count as used: the kernel drops them first.
+    fn free(&self) -> Option<u64> {
+        let read = |name: &str| files::of_kernel(self.folder.join(name)).ok();
+        let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+        let limit = number(self.limit).filter(|limit| *limit < NO_LIMIT)?;
+        let stat = read("memory.stat").unwrap_or_default();
+        let cache = stat.lines().find_map(|line| line.strip_prefix(self.cache)?.trim().parse::<u64>().ok());
+        let used = number(self.usage)?.saturating_sub(cache.unwrap_or(0));
+        Some(limit.saturating_sub(used))
+    }
+}
+
+/// The process's own groups and those around them. In a container the innermost is at the root of what is mounted there.
+fn groups(root: &Path) -> Vec<Group> {
+    let own = files::of_kernel(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mut groups = Vec::new();
+    for line in own.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let (mount, limit, usage, cache) = match controllers {
+            "" => ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "),
+            list if list.split(',').any(|name| name == "memory") => (
+                "sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file ",
+            ),
+            _ => continue,
+        };
+        let mount = root.join(mount);
+        let inner = mount.join(path.trim_start_matches('/'));
+        let around = inner.ancestors().take_while(|folder| folder.starts_with(&mount));
+        groups.extend(around.map(|folder| Group { folder: folder.to_owned(), limit, usage, cache }));
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let meminfo = ("proc/meminfo", "MemTotal: 9 kB\nMemAvailable:    8388608 kB\n");
+        for (name, text) in files.iter().chain([&meminfo]) {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_host_without_limits_has_what_the_kernel_can_give() {
+        let root = host(&[
+            ("proc/self/cgroup", "0::/user.slice\n"),
+            ("sys/fs/cgroup/user.slice/memory.max", "max\n"),
+        ]);
+        assert_eq!(free_below(root.path()), Some(8 << 30));
+        assert!(free().is_some_and(|bytes| bytes > 1 << 20));
+        assert_eq!(free_below(Path::new("/nowhere")), None);
+    }
+
+    #[test]
+    fn a_container_has_what_its_limit_leaves_and_cached_files_count_as_free() {
+        let root = host(&[
+            ("proc/self/cgroup", "0::/\n"),
+            ("sys/fs/cgroup/memory.max", "4294967296\n"),
+            ("sys/fs/cgroup/memory.current", "3221225472\n"),
+            ("sys/fs/cgroup/memory.stat", "anon 5\ninactive_file 1073741824\n"),
+        ]);
+        assert_eq!(free_below(root.path()), Some(2 << 30));
+    }
+
+    #[test]
+    fn the_tightest_of_the_groups_around_a_job_counts_in_both_versions() {
+        let job = "sys/fs/cgroup/memory/slurm/job_5/memory.limit_in_bytes";
+        let root = host(&[
+            ("proc/self/cgroup", "5:cpuset:/x\n4:memory:/slurm/job_5/step_0\n0::/\n"),
+            ("sys/fs/cgroup/memory/slurm/job_5/step_0/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("sys/fs/cgroup/memory/slurm/job_5/step_0/memory.usage_in_bytes", "0\n"),
+            (job, "2147483648\n"),
+            ("sys/fs/cgroup/memory/slurm/job_5/memory.usage_in_bytes", "1073741824\n"),
+        ]);
+        assert_eq!(free_below(root.path()), Some(1 << 30));
+    }
+}
