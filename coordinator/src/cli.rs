@@ -129,7 +129,7 @@ Exit status:
   130  stopped by SIGINT, SIGTERM or SIGHUP: after the step in progress and with a checkpoint; at once when it is sent again, or by SIGQUIT
 
 Environment:
-  RUST_LOG  which log lines are written, such as `debug` or `dyad_coordinator=trace` [default: info]
+  DYAD_LOG  which log lines are written, such as `debug` or `dyad_coordinator=trace` [default: info]
   OTEL_*    where traces go: OTEL_EXPORTER_OTLP_ENDPOINT and the rest of the standard [default: nowhere]";
 
 /// Steps that are traced before one in so many is.

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     // Held until the exit status is known: what happened last leaves the process too.
     let _telemetry = Telemetry::start(
         "coordinator",
-        Logs { format: cli.log_format, variable: "RUST_LOG", default: "info" },
+        Logs { format: cli.log_format, variable: "DYAD_LOG", default: "info" },
     );
     match coordinate(&cli) {
         Ok(()) => ExitCode::SUCCESS,

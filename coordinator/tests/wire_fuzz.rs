@@ -272,7 +272,7 @@ async fn a_coordinators_port_survives_every_message() {
     let work = Workspace::new(4, 0, "");
     let mut command = work.command(&["--world-size", "1"]);
     // A line for each of them would fill the pipe.
-    command.env("RUST_LOG", "error");
+    command.env("DYAD_LOG", "error");
     let coordinator = work.start_as(command, None).await;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let strategy = vec(bytes().prop_filter("a trainer", |bytes| !is_welcome(bytes)), 1..4);

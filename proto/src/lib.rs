@@ -34,6 +34,7 @@ pub mod inputs;
 pub mod left_out;
 pub mod lfs;
 pub mod manifest;
+pub mod names;
 pub mod ownership;
 pub mod pair_file;
 pub mod plain;

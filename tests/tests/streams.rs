@@ -21,7 +21,7 @@ fn a_pipe_that_nobody_reads_stops_no_run_and_no_signal() {
     let workspace = Workspace::with_model(16, "max_steps = 1000000\n");
     let (_unread, pipe): (PipeReader, PipeWriter) = std::io::pipe().unwrap();
     let mut command = workspace.launcher(2, &["--verbose"]);
-    command.env("RUST_LOG", "trace").env("DYAD_LOG", "trace");
+    command.env("DYAD_LOG", "trace");
     command.stdout(Stdio::from(pipe.try_clone().unwrap())).stderr(Stdio::from(pipe.try_clone().unwrap()));
     let mut launcher = command.spawn().unwrap();
     wait_for("a full pipe", || is_full(&pipe).then_some(()));

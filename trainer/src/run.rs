@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::fingerprint::{Fingerprint, as_map};
+use dyad_proto::names::phase;
 use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
@@ -206,7 +207,7 @@ impl Trainer {
         };
         self.profiled(Profile::before_step);
         let mut result = self.engine.train_step(&share)?;
-        result.phases.add("fetch", waited.as_secs_f64());
+        result.phases.add(phase::FETCH, waited.as_secs_f64());
         let step_seconds = start.elapsed().as_secs_f64();
         self.profiled(|profile| profile.after_step(result.tokens));
         tracing::debug!(step = step.step, phases = ?result.phases, "step");

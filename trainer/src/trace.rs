@@ -4,6 +4,7 @@
 //! spans leave when the step is done; otherwise the last few steps stay here, and leave when the coordinator finds that one of
 //! them was slow, or when it fails. What is recorded costs two readings of the clock and an uncontended lock.
 
+use dyad_proto::names::phase;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -110,7 +111,7 @@ pub fn begin(beginning: &Beginning<'_>) -> Option<ContextGuard> {
     let now = SystemTime::now();
     let start = now - beginning.waited;
     let context = spans.child(&parent);
-    let fetch = Part { name: "fetch", within: None, start, end: Some(now), attributes: Vec::new() };
+    let fetch = Part { name: phase::FETCH, within: None, start, end: Some(now), attributes: Vec::new() };
     let attributes = vec![
         KeyValue::new("train.step", beginning.step as i64),
         KeyValue::new("train.rank", i64::from(beginning.rank)),

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use dyad_proto::fingerprint::Fingerprint;
 use dyad_proto::folder::Folder;
+use dyad_proto::names::metric;
 use dyad_proto::run_folder::{
     EVALUATION_METRICS, FINAL, METRICS, TENSORBOARD, checkpoint_step, finished_name, is_unfinished,
     refuse_earlier_run, refuse_foreign, refuse_obstacles, traces,
@@ -133,7 +134,7 @@ impl OutputPlan {
     pub fn start(self, config_json: String) -> Result<Output, Fault> {
         self.remove.iter().filter(|path| is_unfinished(path)).try_for_each(|path| remove(path))?;
         let evaluations = Kept::read(&self.folder.path().join(EVALUATION_METRICS), self.step())?;
-        let last = evaluations.last.as_ref().and_then(|row| row.get("step")?.as_u64());
+        let last = evaluations.last.as_ref().and_then(|row| row.get(metric::STEP)?.as_u64());
         let evaluated = self.resume.is_some() && last == Some(self.step());
         Ok(Output { config_json, record: None, files: None, evaluated, plan: self })
     }
@@ -271,7 +272,7 @@ fn resume_point(dir: &Path, now: &Now) -> Result<ResumePoint, Fault> {
     if let Some(torn) = Kept::read(&evaluations, step)?.torn() {
         tracing::warn!("{} {torn}: the run goes on without them", evaluations.display());
     }
-    let last = || rows.last.as_ref().and_then(|row| row.get("num_tokens").and_then(Value::as_u64));
+    let last = || rows.last.as_ref().and_then(|row| row.get(metric::NUM_TOKENS).and_then(Value::as_u64));
     let num_tokens = state.num_tokens.or_else(last).unwrap_or(0);
     Ok(ResumePoint { step, num_tokens, path, then: state.identity.fingerprint })
 }

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dyad_proto::names::metric;
 use dyad_proto::{Fault, files, safe_file};
 use prost::Message;
 
@@ -103,8 +104,8 @@ impl EventFile {
 
     /// Adds a row of either metrics file, under the step that it names.
     pub fn add(&mut self, row: &Row) -> Result<(), Fault> {
-        let step = row.get("step").unwrap_or_default() as i64;
-        let values = row.iter().filter(|(key, _)| *key != "step");
+        let step = row.get(metric::STEP).unwrap_or_default() as i64;
+        let values = row.iter().filter(|(key, _)| *key != metric::STEP);
         let value =
             values.map(|(key, value)| Value { tag: tag(key), simple_value: Some(value as f32) }).collect();
         let mut records = Vec::new();
@@ -133,7 +134,7 @@ fn file_name(now: Duration) -> String {
 
 /// `loss` is `train/loss`, `eval_loss` is `eval/loss`.
 fn tag(key: &str) -> String {
-    key.strip_prefix("eval_").map_or_else(|| format!("train/{key}"), |key| format!("eval/{key}"))
+    key.strip_prefix(metric::EVAL).map_or_else(|| format!("train/{key}"), |key| format!("eval/{key}"))
 }
 
 /// Length and data, each with its checksum.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
+use dyad_proto::names::metric;
 use dyad_proto::plain;
 use dyad_proto::wire::ErrorCode;
 use prometheus_client::metrics::counter::Counter;
@@ -33,26 +34,30 @@ type Named = (&'static str, &'static str, &'static str);
 
 /// What rows of steps and of evaluations say; the latter put `eval_` before it.
 const BOTH: [Named; 8] = [
-    ("loss", "loss", "Loss of the last step"),
+    (metric::LOSS, "loss", "Loss of the last step"),
     (
-        "rewards/accuracies",
+        metric::REWARDS_ACCURACIES,
         "reward_accuracy_ratio",
         "Share of pairs whose chosen answer has the higher reward",
     ),
-    ("rewards/margins", "reward_margin", "Mean reward of chosen minus rejected answers"),
-    ("rewards/chosen", "reward_chosen", "Mean reward of chosen answers"),
-    ("rewards/rejected", "reward_rejected", "Mean reward of rejected answers"),
-    ("logps/chosen", "logps_chosen", "Mean log-probability of chosen answers under the policy, nats"),
-    ("logps/rejected", "logps_rejected", "Mean log-probability of rejected answers under the policy, nats"),
-    ("kl", "kl_nats", "KL divergence of policy and reference per completion token"),
+    (metric::REWARDS_MARGINS, "reward_margin", "Mean reward of chosen minus rejected answers"),
+    (metric::REWARDS_CHOSEN, "reward_chosen", "Mean reward of chosen answers"),
+    (metric::REWARDS_REJECTED, "reward_rejected", "Mean reward of rejected answers"),
+    (metric::LOGPS_CHOSEN, "logps_chosen", "Mean log-probability of chosen answers under the policy, nats"),
+    (
+        metric::LOGPS_REJECTED,
+        "logps_rejected",
+        "Mean log-probability of rejected answers under the policy, nats",
+    ),
+    (metric::KL, "kl_nats", "KL divergence of policy and reference per completion token"),
 ];
 
 /// What rows of steps say beside that.
 const STEPS_ALONE: [Named; 4] = [
-    ("grad_norm", "gradient_norm", "Global gradient norm before clipping"),
-    ("learning_rate", "learning_rate", "Learning rate of the last step"),
-    ("epoch", "epoch", "Passes over the training data"),
-    ("step", "step", "Last optimizer step that is done"),
+    (metric::GRAD_NORM, "gradient_norm", "Global gradient norm before clipping"),
+    (metric::LEARNING_RATE, "learning_rate", "Learning rate of the last step"),
+    (metric::EPOCH, "epoch", "Passes over the training data"),
+    (metric::STEP, "step", "Last optimizer step that is done"),
 ];
 
 pub(super) fn added<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
@@ -82,7 +87,7 @@ impl Rows {
     pub(super) fn of_evaluations(r: &mut Registry) -> Self {
         let gauges = |(key, name, _): Named| {
             let help = format!("As {name}, of the last evaluation");
-            (format!("eval_{key}"), added(r, &format!("eval_{name}"), &help))
+            (format!("{}{key}", metric::EVAL), added(r, &format!("eval_{name}"), &help))
         };
         Self(BOTH.map(gauges).into())
     }

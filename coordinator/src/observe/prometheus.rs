@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dyad_proto::RunConfig;
+use dyad_proto::names::{metric, phase};
 use dyad_proto::wire::run_event::Body as Happening;
 use dyad_proto::wire::{
     CheckpointReport, DataReport, ErrorCode, Failure, Heartbeat, ModelReport, RunEnded, StepReport,
@@ -195,7 +196,7 @@ impl Metrics {
             self.pace.pairs.inc_by(sums.pairs);
         }
         self.pace.last_step.get_or_create(&Labels::new()).set(unix(now));
-        if let Some(seconds) = row.get("step_seconds").filter(|seconds| seconds.is_finite()) {
+        if let Some(seconds) = row.get(metric::STEP_SECONDS).filter(|seconds| seconds.is_finite()) {
             let exemplar = trace_id.map(|id| vec![("trace_id", label(id))]);
             self.pace.step_duration.observe(seconds, exemplar, Some(now));
             self.utilise(seconds, reports);
@@ -226,11 +227,11 @@ impl Metrics {
         for (phase, &seconds) in report.phase_seconds.iter().filter(|(_, seconds)| is_time(**seconds)) {
             self.ranks.phases.observe(phase, seconds);
         }
-        let phase =
+        let spent =
             |name| report.phase_seconds.get(name).copied().filter(|seconds| is_time(*seconds)).unwrap_or(0.0);
-        self.ranks.collective_wait.get_or_create(&label).inc_by(phase("all_reduce_wait"));
-        self.ranks.data_wait.get_or_create(&label).inc_by(phase("fetch"));
-        let busy = report.step_seconds - phase("all_reduce_wait");
+        self.ranks.collective_wait.get_or_create(&label).inc_by(spent(phase::ALL_REDUCE_WAIT));
+        self.ranks.data_wait.get_or_create(&label).inc_by(spent(phase::FETCH));
+        let busy = report.step_seconds - spent(phase::ALL_REDUCE_WAIT);
         self.ranks.busy.get_or_create(&label).inc_by(if is_time(busy) { busy } else { 0.0 });
         self.ranks.memory.get_or_create(&label).set(report.peak_memory_bytes as f64);
     }

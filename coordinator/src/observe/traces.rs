@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dyad_proto::names::metric;
 use dyad_proto::wire::StepReport;
 use dyad_telemetry::{KeyValue, Record, SpanContext, Spans, traceparent};
 
@@ -135,7 +136,7 @@ impl StepTraces {
 
     /// A step is done by all ranks; its row was written since `recording`.
     pub fn done(&mut self, step: u64, row: &Row, reports: &[StepReport], recording: SystemTime) -> Verdict {
-        let slow = self.recent.is_slow(row.get("step_seconds").unwrap_or_default());
+        let slow = self.recent.is_slow(row.get(metric::STEP_SECONDS).unwrap_or_default());
         let before = std::mem::replace(&mut self.last_done, recording);
         let Some(mut open) = self.open.remove(&step) else { return Verdict::default() };
         open.begun = open.begun.max(before);
@@ -185,14 +186,14 @@ impl StepTraces {
 /// The numbers of a row that say what the step was like.
 fn numbers(row: &Row) -> impl Iterator<Item = KeyValue> {
     const SHOWN: [(&str, &str); 8] = [
-        ("epoch", "train.epoch"),
-        ("loss", "train.loss"),
-        ("grad_norm", "train.grad_norm"),
-        ("learning_rate", "train.learning_rate"),
-        ("step_seconds", "train.step.duration"),
-        ("rewards/accuracies", "dpo.reward.accuracy"),
-        ("rewards/margins", "dpo.reward.margin"),
-        ("kl", "dpo.kl"),
+        (metric::EPOCH, "train.epoch"),
+        (metric::LOSS, "train.loss"),
+        (metric::GRAD_NORM, "train.grad_norm"),
+        (metric::LEARNING_RATE, "train.learning_rate"),
+        (metric::STEP_SECONDS, "train.step.duration"),
+        (metric::REWARDS_ACCURACIES, "dpo.reward.accuracy"),
+        (metric::REWARDS_MARGINS, "dpo.reward.margin"),
+        (metric::KL, "dpo.kl"),
     ];
     SHOWN.into_iter().filter_map(|(key, name)| Some(KeyValue::new(name, row.get(key)?)))
 }

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use dyad_proto::names::metric;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{EvaluationReport, PreferenceSums, StepReport};
 use serde_json::{Map, Value};
@@ -13,7 +14,7 @@ use serde_json::{Map, Value};
 pub struct Row(Vec<(String, f64)>);
 
 /// Counts of tokens, steps and bytes: written without a decimal point.
-const WHOLE_NUMBERS: [&str; 3] = ["step", "num_tokens", "peak_memory_bytes"];
+const WHOLE_NUMBERS: [&str; 3] = [metric::STEP, metric::NUM_TOKENS, metric::PEAK_MEMORY_BYTES];
 
 impl Row {
     /// The row as one line of JSON, without the line end. What is not finite becomes `null`.
@@ -103,18 +104,18 @@ pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
     let sums = total(reports.iter().filter_map(|report| report.sums.as_ref()));
     let first = reports.first().cloned().unwrap_or_default();
     let seconds = slowest(reports.iter().map(|report| report.step_seconds));
-    let mut row = Row(vec![("step".into(), first.step as f64), ("epoch".into(), context.epoch)]);
-    row.push("loss", loss(&sums, context.method));
-    row.push("grad_norm", first.grad_norm);
-    row.push("learning_rate", first.learning_rate);
+    let mut row = Row(vec![(metric::STEP.into(), first.step as f64), (metric::EPOCH.into(), context.epoch)]);
+    row.push(metric::LOSS, loss(&sums, context.method));
+    row.push(metric::GRAD_NORM, first.grad_norm);
+    row.push(metric::LEARNING_RATE, first.learning_rate);
     push_preferences(&mut row, &sums, context.method, "");
-    row.push("num_tokens", (context.tokens_before + sums.tokens) as f64);
-    row.push("step_seconds", seconds);
-    row.push("tokens_per_second", sums.tokens as f64 / seconds);
-    row.push("pairs_per_second", sums.pairs as f64 / seconds);
+    row.push(metric::NUM_TOKENS, (context.tokens_before + sums.tokens) as f64);
+    row.push(metric::STEP_SECONDS, seconds);
+    row.push(metric::TOKENS_PER_SECOND, sums.tokens as f64 / seconds);
+    row.push(metric::PAIRS_PER_SECOND, sums.pairs as f64 / seconds);
     // The rank that has most: it is the one that runs out first.
     let peak = reports.iter().map(|report| report.peak_memory_bytes).max().unwrap_or(0);
-    row.push("peak_memory_bytes", peak as f64);
+    row.push(metric::PEAK_MEMORY_BYTES, peak as f64);
     row
 }
 
@@ -123,13 +124,16 @@ pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
 pub fn evaluation_row(reports: &[EvaluationReport], method: TrainingMethod) -> Row {
     let sums = total(reports.iter().filter_map(|report| report.sums.as_ref()));
     let step = reports.first().map_or(0, |report| report.step);
-    let mut row = Row(vec![("step".into(), step as f64)]);
-    row.push("eval_loss", loss(&sums, method));
-    push_preferences(&mut row, &sums, method, "eval_");
+    let mut row = Row(vec![(metric::STEP.into(), step as f64)]);
+    row.push(format!("{}{}", metric::EVAL, metric::LOSS), loss(&sums, method));
+    push_preferences(&mut row, &sums, method, metric::EVAL);
     if method == TrainingMethod::Dpo {
-        row.push("eval_logps/accuracies", sums.logps_correct as f64 / sums.pairs as f64);
+        row.push(
+            format!("{}{}", metric::EVAL, metric::LOGPS_ACCURACIES),
+            sums.logps_correct as f64 / sums.pairs as f64,
+        );
     }
-    row.push("eval_seconds", slowest(reports.iter().map(|report| report.seconds)));
+    row.push(metric::EVAL_SECONDS, slowest(reports.iter().map(|report| report.seconds)));
     row
 }
 
@@ -143,16 +147,16 @@ fn loss(sums: &PreferenceSums, method: TrainingMethod) -> f64 {
 
 fn push_preferences(row: &mut Row, sums: &PreferenceSums, method: TrainingMethod, prefix: &str) {
     let pairs = sums.pairs as f64;
-    let chosen = ("logps/chosen", sums.logps_chosen / pairs);
+    let chosen = (metric::LOGPS_CHOSEN, sums.logps_chosen / pairs);
     let values = match method {
         TrainingMethod::Sft => vec![chosen],
         TrainingMethod::Dpo => vec![
-            ("rewards/chosen", sums.rewards_chosen / pairs),
-            ("rewards/rejected", sums.rewards_rejected / pairs),
-            ("rewards/accuracies", sums.rewards_correct as f64 / pairs),
-            ("rewards/margins", (sums.rewards_chosen - sums.rewards_rejected) / pairs),
+            (metric::REWARDS_CHOSEN, sums.rewards_chosen / pairs),
+            (metric::REWARDS_REJECTED, sums.rewards_rejected / pairs),
+            (metric::REWARDS_ACCURACIES, sums.rewards_correct as f64 / pairs),
+            (metric::REWARDS_MARGINS, (sums.rewards_chosen - sums.rewards_rejected) / pairs),
             chosen,
-            ("logps/rejected", sums.logps_rejected / pairs),
+            (metric::LOGPS_REJECTED, sums.logps_rejected / pairs),
         ],
     };
     for (key, value) in values {
@@ -160,7 +164,7 @@ fn push_preferences(row: &mut Row, sums: &PreferenceSums, method: TrainingMethod
     }
     // Where reference log-probabilities were known, nobody saw the reference's whole distribution.
     if method == TrainingMethod::Dpo && sums.kl_tokens > 0 {
-        row.push(format!("{prefix}kl"), sums.kl / sums.kl_tokens as f64);
+        row.push(format!("{prefix}{}", metric::KL), sums.kl / sums.kl_tokens as f64);
     }
 }
 

@@ -3,8 +3,7 @@
 use dyad_proto::Fault;
 
 /// Names, and beginnings of names, that are passed on: what tunes or watches a run, and nothing that belongs to one machine.
-const NAMES: [&str; 6] =
-    ["DYAD_LOG", "RUST_LOG", "TRACEPARENT", "TRACESTATE", "MALLOC_CONF", "TRANSFORMERS_OFFLINE"];
+const NAMES: [&str; 5] = ["DYAD_LOG", "TRACEPARENT", "TRACESTATE", "MALLOC_CONF", "TRANSFORMERS_OFFLINE"];
 const FAMILIES: [&str; 5] = ["OTEL_", "NCCL_", "GLOO_", "HF_", "HUGGING"];
 
 /// What to set, in order; a later one counts more.

@@ -20,7 +20,7 @@ pub struct HostOptions {
     #[arg(long, value_enum, default_value_t = CoordinatorOn::First, value_name = "first|here")]
     pub coordinator_on: CoordinatorOn,
     /// Set a variable in every process of the run, here and on other hosts; without a value it is taken from here. May be
-    /// repeated. OTEL_*, NCCL_*, GLOO_*, HF_*, DYAD_LOG and RUST_LOG are passed on by themselves.
+    /// repeated. OTEL_*, NCCL_*, GLOO_*, HF_* and DYAD_LOG are passed on by themselves.
     #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = variable)]
     pub env: Vec<(String, Option<String>)>,
     /// Copy the binaries and libtorch to every host that lacks them, into ~/.cache/dyad; by default each host has them under the

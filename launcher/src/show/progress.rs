@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use dyad_proto::names::metric;
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{DataReport, Phase};
 use dyad_proto::{agrees, counted, grouped, plain, thousands};
@@ -84,12 +85,12 @@ impl Progress {
                 grouped(progress.total, "pair")
             )),
             Body::Step(step) => {
-                self.pace.step(seconds(&step.values, "step_seconds"));
+                self.pace.step(seconds(&step.values, metric::STEP_SECONDS));
                 let left = self.pace.left(self.total.saturating_sub(step.step), self.counted_from.elapsed());
                 self.console.step(step.step, self.total, left, &step_line(&step.values));
             }
             Body::Evaluation(evaluation) => {
-                self.pace.evaluation(seconds(&evaluation.values, "eval_seconds"));
+                self.pace.evaluation(seconds(&evaluation.values, metric::EVAL_SECONDS));
                 self.console.line(&format!(
                     "eval     step {}: {}",
                     evaluation.step,
@@ -162,23 +163,23 @@ fn fates(counts: [u64; 4]) -> impl Iterator<Item = String> {
 /// Loss, then what the method has beside it.
 pub(crate) fn step_line(values: &HashMap<String, f64>) -> String {
     let shown = [
-        ("loss", "loss", 4),
-        ("rewards/accuracies", "accuracy", 2),
-        ("rewards/margins", "margin", 3),
-        ("kl", "kl", 4),
-        ("pairs_per_second", "pairs/s", 1),
+        (metric::LOSS, "loss", 4),
+        (metric::REWARDS_ACCURACIES, "accuracy", 2),
+        (metric::REWARDS_MARGINS, "margin", 3),
+        (metric::KL, "kl", 4),
+        (metric::PAIRS_PER_SECOND, "pairs/s", 1),
     ];
     list(values, "", &shown)
 }
 
 fn evaluation_line(values: &HashMap<String, f64>) -> String {
     let shown = [
-        ("loss", "loss", 4),
-        ("rewards/accuracies", "accuracy", 3),
-        ("rewards/margins", "margin", 3),
-        ("kl", "kl", 4),
+        (metric::LOSS, "loss", 4),
+        (metric::REWARDS_ACCURACIES, "accuracy", 3),
+        (metric::REWARDS_MARGINS, "margin", 3),
+        (metric::KL, "kl", 4),
     ];
-    list(values, "eval_", &shown)
+    list(values, metric::EVAL, &shown)
 }
 
 fn list(values: &HashMap<String, f64>, prefix: &str, shown: &[(&str, &str, usize)]) -> String {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use dyad_proto::names::metric;
 use dyad_proto::{Fault, RunConfig, counted, grouped, plain};
 use tokio::process::Command;
 
@@ -30,9 +31,10 @@ pub fn table(output_dir: &Path, plot: Option<&Path>, profile: Option<&Path>) -> 
     let evaluations = rows::read(&output_dir.join("eval_metrics.jsonl"));
     let mut out = String::new();
     if let Some(last) = steps.last() {
-        let seconds: f64 = steps.iter().filter_map(|row| row.get("step_seconds")).sum();
+        let seconds: f64 = steps.iter().filter_map(|row| row.get(metric::STEP_SECONDS)).sum();
         let get = |name: &str| last.get(name).copied().unwrap_or_default();
-        let (steps, tokens) = (counted(get("step"), "step"), grouped(get("num_tokens") as u64, "token"));
+        let (steps, tokens) =
+            (counted(get(metric::STEP), "step"), grouped(get(metric::NUM_TOKENS) as u64, "token"));
         let _ = writeln!(out, "trained  {steps}, {tokens} in {}", duration(seconds));
     }
     if let (Some(first), Some(last)) =
@@ -50,17 +52,18 @@ pub fn table(output_dir: &Path, plot: Option<&Path>, profile: Option<&Path>) -> 
 
 fn before_and_after(first: &Row, last: &Row) -> String {
     let shown = [
-        ("eval_loss", "loss"),
-        ("eval_rewards/accuracies", "reward accuracy"),
-        ("eval_rewards/margins", "reward margin"),
-        ("eval_logps/accuracies", "log-prob accuracy"),
-        ("eval_logps/chosen", "log-prob, preferred"),
-        ("eval_logps/rejected", "log-prob, other"),
-        ("eval_kl", "KL from reference"),
+        (metric::LOSS, "loss"),
+        (metric::REWARDS_ACCURACIES, "reward accuracy"),
+        (metric::REWARDS_MARGINS, "reward margin"),
+        (metric::LOGPS_ACCURACIES, "log-prob accuracy"),
+        (metric::LOGPS_CHOSEN, "log-prob, preferred"),
+        (metric::LOGPS_REJECTED, "log-prob, other"),
+        (metric::KL, "KL from reference"),
     ];
     let mut out = format!("{:22}{:>10}{:>10}\n", "held-out pairs", "before", "after");
     for (key, label) in shown {
-        if let (Some(before), Some(after)) = (first.get(key), last.get(key)) {
+        let key = format!("{}{key}", metric::EVAL);
+        if let (Some(before), Some(after)) = (first.get(&key), last.get(&key)) {
             let _ = writeln!(out, "  {label:20}{before:>10.4}{after:>10.4}");
         }
     }

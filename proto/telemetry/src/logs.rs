@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_filter_that_cannot_be_read_is_named_and_the_default_taken() {
-        let logs = Logs { format: LogFormat::Text, variable: "RUST_LOG", default: "info" };
+        let logs = Logs { format: LogFormat::Text, variable: "DYAD_LOG", default: "info" };
         let chosen = |value: Option<&str>| {
             let (filter, trouble) = filter(logs, value.map(str::to_owned));
             (filter.to_string(), trouble)
@@ -185,6 +185,6 @@ mod tests {
         assert_eq!(chosen(Some("debug")), ("debug".into(), None));
         let (filter, trouble) = chosen(Some("dyad=loud"));
         let trouble = trouble.unwrap();
-        assert!(filter == "info" && trouble.starts_with("RUST_LOG \"dyad=loud\" is ignored"), "{trouble}");
+        assert!(filter == "info" && trouble.starts_with("DYAD_LOG \"dyad=loud\" is ignored"), "{trouble}");
     }
 }

@@ -32,7 +32,7 @@ impl Coordinator {
         .unwrap();
         let mut command = Command::new(binary("coordinator"));
         command.arg("--config").arg(&run).args(["--overwrite", "--world-size", &trainers.to_string()]);
-        command.env("RUST_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped());
+        command.env("DYAD_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped());
         let start = Instant::now();
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
+use dyad_proto::names::phase;
 use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
 use tch::{Device, Kind, Tensor};
@@ -150,7 +151,7 @@ impl Engine {
             };
             self.micro_step(&work, &mut phases, &mut tally)?;
         }
-        phases.measure("all_reduce_wait", || self.parameters.finish_step())?;
+        phases.measure(phase::ALL_REDUCE_WAIT, || self.parameters.finish_step())?;
         let grad_norm = phases.measure("optimizer", || {
             self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
         })?;

@@ -1,5 +1,6 @@
 //! The profile as a person reads it.
 
+use dyad_proto::names::phase;
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -63,7 +64,7 @@ impl Report {
             self.summary.flops() * 1e-9,
             100.0 * self.roofline_share()
         );
-        let waited = self.summary.phases.iter().find(|phase| phase.name == "all_reduce_wait");
+        let waited = self.summary.phases.iter().find(|phase| phase.name == phase::ALL_REDUCE_WAIT);
         let _ = writeln!(
             out,
             "communication       in flight for {:.4} s, of which the step waited {:.4} s",

@@ -7,6 +7,7 @@ mod thin;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use dyad_proto::names::metric;
 use dyad_proto::{Fault, safe_file};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
@@ -75,14 +76,14 @@ fn panels(steps: &[Row], evaluations: &[Row]) -> Vec<Panel> {
         ]
     };
     let panels: [(&str, Vec<Curve>, &[f64]); 8] = [
-        ("loss", both("loss"), &[]),
-        ("reward accuracy", both("rewards/accuracies"), &[0.0, 1.0]),
-        ("rewards", sides("rewards/chosen", "rewards/rejected"), &[]),
-        ("reward margin", both("rewards/margins"), &[]),
-        ("log-probability of a completion (nats)", sides("logps/chosen", "logps/rejected"), &[]),
-        ("KL divergence from the reference (nats per token)", both("kl"), &[]),
-        ("gradient norm before clipping", vec![trained("training", "grad_norm")], &[]),
-        ("learning rate", vec![trained("training", "learning_rate")], &[]),
+        ("loss", both(metric::LOSS), &[]),
+        ("reward accuracy", both(metric::REWARDS_ACCURACIES), &[0.0, 1.0]),
+        ("rewards", sides(metric::REWARDS_CHOSEN, metric::REWARDS_REJECTED), &[]),
+        ("reward margin", both(metric::REWARDS_MARGINS), &[]),
+        ("log-probability of a completion (nats)", sides(metric::LOGPS_CHOSEN, metric::LOGPS_REJECTED), &[]),
+        ("KL divergence from the reference (nats per token)", both(metric::KL), &[]),
+        ("gradient norm before clipping", vec![trained("training", metric::GRAD_NORM)], &[]),
+        ("learning rate", vec![trained("training", metric::LEARNING_RATE)], &[]),
     ];
     let panels = panels.into_iter().map(|(title, mut curves, shows)| {
         curves.retain(|curve| !curve.points.is_empty());

@@ -1,0 +1,53 @@
+//! Names that several programs write or read: metrics of a run, by TRL's names, and phases of a step.
+
+/// Keys of `metrics.jsonl`. Those of `eval_metrics.jsonl` have [`EVAL`](metric::EVAL) before them.
+pub mod metric {
+    /// Before a key of an evaluation.
+    pub const EVAL: &str = "eval_";
+    /// Optimizer steps done.
+    pub const STEP: &str = "step";
+    /// Passes over the training data.
+    pub const EPOCH: &str = "epoch";
+    /// Mean loss: over pairs (DPO, nats), or over completion tokens (SFT, nats).
+    pub const LOSS: &str = "loss";
+    /// Global norm of the gradients before clipping.
+    pub const GRAD_NORM: &str = "grad_norm";
+    /// Of the step.
+    pub const LEARNING_RATE: &str = "learning_rate";
+    /// Mean reward of chosen completions, beta times nats.
+    pub const REWARDS_CHOSEN: &str = "rewards/chosen";
+    /// Mean reward of rejected completions.
+    pub const REWARDS_REJECTED: &str = "rewards/rejected";
+    /// Share of pairs whose chosen completion has the higher reward.
+    pub const REWARDS_ACCURACIES: &str = "rewards/accuracies";
+    /// Mean difference of the two rewards.
+    pub const REWARDS_MARGINS: &str = "rewards/margins";
+    /// Mean log-probability of chosen completions, nats.
+    pub const LOGPS_CHOSEN: &str = "logps/chosen";
+    /// Mean log-probability of rejected completions, nats.
+    pub const LOGPS_REJECTED: &str = "logps/rejected";
+    /// Share of pairs whose chosen completion is the likelier one.
+    pub const LOGPS_ACCURACIES: &str = "logps/accuracies";
+    /// KL divergence of policy and reference per completion token, nats.
+    pub const KL: &str = "kl";
+    /// Tokens trained on so far.
+    pub const NUM_TOKENS: &str = "num_tokens";
+    /// Seconds of the slowest rank.
+    pub const STEP_SECONDS: &str = "step_seconds";
+    /// Seconds of an evaluation, of the slowest rank; without a prefix before it.
+    pub const EVAL_SECONDS: &str = "eval_seconds";
+    /// Tokens of all ranks per second.
+    pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
+    /// Pairs of all ranks per second.
+    pub const PAIRS_PER_SECOND: &str = "pairs_per_second";
+    /// Bytes of the rank that has taken most.
+    pub const PEAK_MEMORY_BYTES: &str = "peak_memory_bytes";
+}
+
+/// Phases of a step that a trainer reports and others look up.
+pub mod phase {
+    /// Waiting for the next step's tokens.
+    pub const FETCH: &str = "fetch";
+    /// Waiting for gradients that other ranks have not sent yet.
+    pub const ALL_REDUCE_WAIT: &str = "all_reduce_wait";
+}
