@@ -33,7 +33,7 @@ test: need-test build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, 
 	cargo test --release --workspace --no-fail-fast
 
 test-quick: build ## Unit tests and those of pure decisions: no TRL, no root, no network; under two minutes after a build.
-	cargo test --release --workspace --no-fail-fast --lib --test decisions --test decode --test templates --test layers --test words
+	cargo test --release --workspace --no-fail-fast --lib --test decisions --test decode --test templates --test layers --test links --test words
 
 need-test:
 	@deploy/need.sh "make test" x86-64 cargo g++ python3 pip venv root ssh ssh-keygen ip apt-get dpkg-deb strip readelf

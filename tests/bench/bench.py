@@ -8,7 +8,7 @@ larger batches and more layers.
 Runs take turns, round by round, so that what the machine does beside them meets all of them; TRL as it comes, the slowest by far,
 runs in the first round alone. The first step of every run is warm-up and not counted; a run's figure is the median of its others,
 the table's the median of the rounds. What sharing brings is measured in twice as many rounds. Memory is the largest resident
-set of each process, summed over the processes of the run. --record adds the tables to docs/benchmarks.md.
+set of each process, summed over the processes of the run. --record adds the tables to docs/lab/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--record", action="store_true", help="add the tables to docs/benchmarks.md")
+    parser.add_argument("--record", action="store_true", help="add the tables to docs/lab/benchmarks.md")
     args = parser.parse_args()
     # The environment's own interpreter is a link; resolving it would lose the environment.
     args.python = str(Path(args.python).absolute())
@@ -337,7 +337,7 @@ def main() -> None:
     if args.record:
         versions = [line for line in (ROOT / "tests/parity/requirements.txt").read_text().split() if line.startswith(("trl==", "torch=="))]
         heading = f"\n## {datetime.date.today()}, {cpu_name()}, {args.threads} threads, batch {args.batch_size}\n\n"
-        with (ROOT / "docs/benchmarks.md").open("a") as file:
+        with (ROOT / "docs/lab/benchmarks.md").open("a") as file:
             file.write(heading + f"Peers: {', '.join(versions)}.\n\n" + table)
 
 

@@ -335,7 +335,7 @@ def main() -> None:
     parser.add_argument("--skip-trl", action="store_true", help="measure Dyad alone")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16",
                         help="precision of Dyad's passes; float32 only with --skip-trl (TRL's side is in bfloat16)")
-    parser.add_argument("--record", action="store_true", help="add the table to docs/benchmarks.md")
+    parser.add_argument("--record", action="store_true", help="add the table to docs/lab/benchmarks.md")
     args = parser.parse_args()
     if args.dtype != "bfloat16" and not args.skip_trl:
         fail("TRL's side of the table is in bfloat16", "add --skip-trl")
@@ -355,7 +355,7 @@ def main() -> None:
     if args.record:
         versions = [line for line in (ROOT / "tests/parity/requirements.txt").read_text().split() if line.startswith(("trl==", "torch==", "peft=="))]
         heading = f"\n## {datetime.date.today()}, {name}, GPU table\n\nPeak {args.peak / 1e12:.1f} TFLOP/s ({source}). Peers: {', '.join(versions)}.\n\n"
-        with (ROOT / "docs/benchmarks.md").open("a") as file:
+        with (ROOT / "docs/lab/benchmarks.md").open("a") as file:
             file.write(heading + table)
 
 

@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--how", choices=["auto", "netem", "tun"], default="auto")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--record", action="store_true", help="add the table to docs/benchmarks.md")
+    parser.add_argument("--record", action="store_true", help="add the table to docs/lab/benchmarks.md")
     args = parser.parse_args()
     links.need_root()
     case = workload(args)
@@ -190,7 +190,7 @@ def main() -> None:
     if args.record:
         cores = len(os.sched_getaffinity(0))
         heading = f"\n### {datetime.date.today()}, {cpu_name()}, {cores} cores for all ranks, batch {args.batch_size}\n\n"
-        with (ROOT / "docs/benchmarks.md").open("a") as file:
+        with (ROOT / "docs/lab/benchmarks.md").open("a") as file:
             file.write(heading + "\n".join([HEADER, *rows]) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What a step has to compute, and what a device can: the formulas of docs/benchmarks.md, and nothing measured but the peak of a
+"""What a step has to compute, and what a device can: the formulas of docs/lab/benchmarks.md, and nothing measured but the peak of a
 device that the table does not know."""
 
 from __future__ import annotations

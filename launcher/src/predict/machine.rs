@@ -1,6 +1,6 @@
 //! Every constant of the prediction, with where it comes from.
 //!
-//! *Published*: a vendor's or benchmark's number. *Measured*: by this project, on CPUs, one H100 or one H200 (docs/benchmarks.md).
+//! *Published*: a vendor's or benchmark's number. *Measured*: by this project, on CPUs, one H100 or one H200 (docs/lab/benchmarks.md).
 //! *Derived*: computed from such numbers. *Assumed*: nothing better is known.
 
 /// GiB in bytes.
@@ -119,7 +119,7 @@ pub const GPU_ELEMENTWISE: f64 = 1.3;
 /// Measured: an 8B LoRA step on an H200 takes 1.69 s, of which the parts modelled here make 1.35: products of a step run at 0.8
 /// of the rate of a single large one.
 pub const GPU_ACHIEVED: f64 = 0.8;
-/// Measured: a float32 step runs at 80 % of the roofline of matrix products (docs/performance.md), where the parts modelled
+/// Measured: a float32 step runs at 80 % of the roofline of matrix products (docs/lab/performance.md), where the parts modelled
 /// here alone would make it 92 %.
 pub const CPU_ACHIEVED: f64 = 0.87;
 /// Published: 3 to 5 us between small kernels.

@@ -251,7 +251,7 @@ mod tests {
         assert!((more(8.0) - 2.0).abs() < 1e-9);
     }
 
-    /// Peaks that libtorch's allocator named on an H200 (docs/benchmarks.md), 8B, LoRA: nothing and all computed again. 6 %: pairs
+    /// Peaks that libtorch's allocator named on an H200 (docs/lab/benchmarks.md), 8B, LoRA: nothing and all computed again. 6 %: pairs
     /// differ in length. The CUDA context is no tensor.
     #[test]
     fn peaks_on_a_gpu_are_predicted() {

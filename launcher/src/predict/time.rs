@@ -252,7 +252,7 @@ mod tests {
     }
 
     /// The only end-to-end check there is. Measured on 2 cores at 165 GFLOP/s in float32: 1.4 pairs per second
-    /// (docs/benchmarks.md has 1.33), 2.63 GiB. 35 %, of which 22 % are used: the model knows nothing of products
+    /// (docs/lab/benchmarks.md has 1.33), 2.63 GiB. 35 %, of which 22 % are used: the model knows nothing of products
     /// too small for their best rate. The share of the roofline that the model assumes was measured on this workload too, so
     /// this checks what is counted, not that share.
     #[test]
@@ -281,7 +281,7 @@ mod tests {
         assert!((gain / 1.39 - 1.0).abs() < 0.1, "{gain}");
     }
 
-    /// Pairs per second on one H200 (docs/benchmarks.md), 8B: LoRA; LoRA in micro-batches of 16k, also with everything computed again;
+    /// Pairs per second on one H200 (docs/lab/benchmarks.md), 8B: LoRA; LoRA in micro-batches of 16k, also with everything computed again;
     /// full fine-tuning with 8-bit moments. 12 %: the first is what the achieved share was taken from; the next two were measured before
     /// adapters were put before the layer they adapt, the last with a third of the layers computed again.
     #[test]
