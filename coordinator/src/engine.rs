@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use dyad_proto::Fault;
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::{CoordinatorMessage, ErrorCode, EvaluationMetrics, KeepTrace, StepMetrics};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -156,13 +156,13 @@ impl Engine {
         }
     }
 
-    fn emit(&mut self, happening: Happening) {
+    fn emit(&mut self, happening: EventBody) {
         self.observer.happens(&happening);
         match &happening {
-            Happening::Joined(joined) => {
+            EventBody::Joined(joined) => {
                 tracing::info!(rank = joined.rank, name = joined.name, "trainer joined")
             }
-            Happening::Data(data) => tracing::info!(
+            EventBody::Data(data) => tracing::info!(
                 pairs = data.pairs,
                 truncated = data.truncated,
                 dropped_too_long = data.dropped_too_long,
@@ -177,10 +177,10 @@ impl Engine {
                 start_step = data.start_step,
                 "data measured"
             ),
-            Happening::Checkpoint(report) => {
+            EventBody::Checkpoint(report) => {
                 tracing::info!(step = report.step, path = report.path, "checkpoint written")
             }
-            Happening::Ended(ended) => {
+            EventBody::Ended(ended) => {
                 let failure = ended.failure.as_ref().map(|failure| failure.code());
                 let failed = failure.is_some_and(|code| code != ErrorCode::Interrupted);
                 tracing::info!(failed, "run ended");
@@ -203,12 +203,12 @@ impl Engine {
         match done.work {
             Work::Step(step) => {
                 self.output.step(row, done.durable)?;
-                self.emit(Happening::Step(StepMetrics { step, values }));
+                self.emit(EventBody::Step(StepMetrics { step, values }));
             }
             Work::Evaluation(step) => {
                 self.output.evaluation(row)?;
                 values.remove("step");
-                self.emit(Happening::Evaluation(EvaluationMetrics { step, values }));
+                self.emit(EventBody::Evaluation(EvaluationMetrics { step, values }));
             }
             Work::Reference(_) => {}
         }

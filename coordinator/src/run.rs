@@ -31,7 +31,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{CheckpointReport, Fact, Phase, RunStarted};
 use dyad_proto::{Fault, RunConfig};
@@ -76,7 +76,7 @@ pub enum Command {
     /// End the stream to a trainer.
     Close(TrainerId),
     /// Tell the watchers.
-    Emit(Happening),
+    Emit(EventBody),
     /// Write a finished work's row, then tell the watchers.
     Record(Done),
     /// Bring all rows to the disk.
@@ -193,7 +193,7 @@ impl Run {
             trained: false,
             postings: HashMap::new(),
             saved: None,
-            commands: vec![Command::Emit(Happening::Started(started))],
+            commands: vec![Command::Emit(EventBody::Started(started))],
             spec,
         }
     }
@@ -233,7 +233,7 @@ impl Run {
             Event::Tick => self.tick(now),
         };
         if let Err(fault) = handled
-            && let Some(cause) = self.blame.accuse(now, fault)
+            && let Some(cause) = self.blame.suspect(now, fault)
         {
             match own {
                 true => self.end(now, Some(cause)),
@@ -279,7 +279,7 @@ impl Run {
         }
     }
 
-    fn emit(&mut self, happening: Happening) {
+    fn emit(&mut self, happening: EventBody) {
         self.commands.push(Command::Emit(happening));
     }
 
@@ -298,7 +298,7 @@ impl Run {
             Up::Posting(posting) => return self.posted(place, posting),
             Up::ModelReport(report) if place == 0 => {
                 self.reference_key = Some(report.reference_key.clone());
-                self.emit(Happening::Model(report));
+                self.emit(EventBody::Model(report));
                 return self.recall();
             }
             Up::ModelReport(_) => {}

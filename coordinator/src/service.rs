@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use dyad_proto::security::Role;
 use dyad_proto::wire::coordinator_server::Coordinator;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::{CoordinatorMessage, RunEvent, TrainerMessage, WatchRunRequest};
 use dyad_telemetry::RpcCall;
 use futures::{Stream, StreamExt, stream};
@@ -99,7 +99,7 @@ impl Coordinator for Service {
         let told = call.clone();
         let events = self.history.follow().inspect(move |event| {
             // Whoever has heard this may leave before the stream is read to its end.
-            if matches!(event.body, Some(Happening::Ended(_))) {
+            if matches!(event.body, Some(EventBody::Ended(_))) {
                 told.rpc.ended(Code::Ok);
             }
         });

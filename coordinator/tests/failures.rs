@@ -3,7 +3,7 @@
 mod support;
 
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{self, Finished, Hello, MeasureReport, PairLength, PairVerdict, Split};
 use dyad_proto::{ErrorCode, PROTOCOL_VERSION};
@@ -39,7 +39,7 @@ async fn death_of_a_trainer_names_it_and_stops_the_others() {
     assert!(ended.report().starts_with(&format!("error: {expected}")), "{}", ended.stderr);
     assert!(ended.report().contains("\n\nhint: "), "{}", ended.stderr);
     let last = events.await.unwrap().pop().unwrap().body.unwrap();
-    assert!(matches!(last, Happening::Ended(end) if end.failure == Some(cause)));
+    assert!(matches!(last, EventBody::Ended(end) if end.failure == Some(cause)));
 }
 
 /// Rank 0 notices the broken communicator first; the cause is still rank 1.

@@ -7,25 +7,25 @@ use std::collections::BTreeMap;
 
 use dyad_coordinator::watch::RECENT;
 use dyad_proto::manifest::Manifest;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::{Phase, RunEvent};
 use serde_json::Value;
 use support::{Workspace, ids};
 
 fn kinds(events: &[RunEvent]) -> String {
     let kind = |event: &RunEvent| match event.body.as_ref().unwrap() {
-        Happening::Started(_) => "started".to_owned(),
-        Happening::Arrived(arrived) => format!("arrived:{}", arrived.name),
-        Happening::Joined(joined) => format!("joined:{}", joined.rank),
-        Happening::Data(data) => format!("data:{}", data.pairs),
-        Happening::Step(step) => format!("step:{}", step.step),
-        Happening::Evaluation(evaluation) => format!("eval:{}", evaluation.step),
-        Happening::Checkpoint(_) => "checkpoint".to_owned(),
-        Happening::Ended(_) => "ended".to_owned(),
-        Happening::Phase(phase) => format!("{:?}", phase.phase()),
-        Happening::Model(_) => "model".to_owned(),
-        Happening::Reference(scored) => format!("scored:{}", scored.pairs),
-        Happening::Beat(_) | Happening::Skipped(_) => "unexpected".to_owned(),
+        EventBody::Started(_) => "started".to_owned(),
+        EventBody::Arrived(arrived) => format!("arrived:{}", arrived.name),
+        EventBody::Joined(joined) => format!("joined:{}", joined.rank),
+        EventBody::Data(data) => format!("data:{}", data.pairs),
+        EventBody::Step(step) => format!("step:{}", step.step),
+        EventBody::Evaluation(evaluation) => format!("eval:{}", evaluation.step),
+        EventBody::Checkpoint(_) => "checkpoint".to_owned(),
+        EventBody::Ended(_) => "ended".to_owned(),
+        EventBody::Phase(phase) => format!("{:?}", phase.phase()),
+        EventBody::Model(_) => "model".to_owned(),
+        EventBody::Reference(scored) => format!("scored:{}", scored.pairs),
+        EventBody::Beat(_) | EventBody::Skipped(_) => "unexpected".to_owned(),
     };
     let unordered = |kind: &String| !kind.starts_with(char::is_uppercase);
     events.iter().map(kind).filter(unordered).collect::<Vec<_>>().join(" ")
@@ -63,7 +63,7 @@ async fn one_trainer_trains_every_kept_pair_once() {
         "started arrived:node0-cpu joined:0 data:9 eval:0 step:1 eval:1 step:2 eval:2 checkpoint ended"
     );
     let step = events.iter().find_map(|event| match event.body.as_ref().unwrap() {
-        Happening::Step(step) => Some(&step.values),
+        EventBody::Step(step) => Some(&step.values),
         _ => None,
     });
     let row = rows[0].as_object().unwrap();
@@ -190,7 +190,7 @@ async fn watchers_hear_of_phases() {
         .unwrap()
         .iter()
         .filter_map(|event| match event.body.as_ref().unwrap() {
-            Happening::Phase(phase) => Some(phase.phase()),
+            EventBody::Phase(phase) => Some(phase.phase()),
             _ => None,
         })
         .collect();
@@ -235,17 +235,17 @@ async fn a_late_watcher_of_a_long_run_gets_every_step() {
     let late = coordinator.watched().await;
     drop(trainer);
     let events = late.await.unwrap();
-    let count = |is: fn(&Happening) -> bool| {
+    let count = |is: fn(&EventBody) -> bool| {
         events.iter().filter(|event| event.body.as_ref().is_some_and(is)).count()
     };
     assert_eq!(
-        count(|body| matches!(body, Happening::Started(_) | Happening::Joined(_) | Happening::Data(_))),
+        count(|body| matches!(body, EventBody::Started(_) | EventBody::Joined(_) | EventBody::Data(_))),
         3
     );
     let seen: Vec<(u64, Option<f64>)> = events
         .iter()
         .filter_map(|event| match &event.body {
-            Some(Happening::Step(step)) => Some((step.step, step.values.get("loss").copied())),
+            Some(EventBody::Step(step)) => Some((step.step, step.values.get("loss").copied())),
             _ => None,
         })
         .collect();
@@ -253,6 +253,6 @@ async fn a_late_watcher_of_a_long_run_gets_every_step() {
     assert!(rows.len() > RECENT, "{}", rows.len());
     let losses = column(&rows, "loss").into_iter().map(Some);
     assert_eq!(seen, (1..=rows.len() as u64).zip(losses).collect::<Vec<_>>());
-    assert_eq!(count(|body| matches!(body, Happening::Skipped(_))), 0);
+    assert_eq!(count(|body| matches!(body, EventBody::Skipped(_))), 0);
     coordinator.end().await;
 }

@@ -51,7 +51,7 @@ pub struct CommandLine {
     /// What to do instead of a run.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// The run; absent only beside a command.
+    /// Options of a training run; `None` if a subcommand was given.
     #[command(flatten)]
     pub options: Option<Options>,
     /// Where the run goes. Not a part of [`Options`]: clap cannot tell whether a group is there that has groups of its own.

@@ -181,7 +181,7 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
         console::tell(&format!("this run is complete: {}\n", model.display())).await;
         return Ok(());
     }
-    fit::check(options, &config, &trainers, &[Hello::here()])?;
+    fit::check(options, &config, &trainers, &[Hello::of_this_machine()])?;
     let fresh = earlier == Earlier::Refused;
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
     if options.dry_run {

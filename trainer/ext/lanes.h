@@ -32,7 +32,7 @@ DYAD_INLINE Lanes lanes_at(const float* from) {
   return values;
 }
 
-// Of two the larger, or smaller; where the first is no number, the second, so that a second that is none stays.
+// Maximum and minimum. If `a` is NaN they return `b`, so a NaN in `b` propagates.
 DYAD_INLINE Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
 DYAD_INLINE Lanes smaller(Lanes a, Lanes b) { return a < b ? a : b; }
 

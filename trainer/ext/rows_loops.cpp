@@ -32,7 +32,7 @@ void norm_row_backward(NormBackward<T> of, float* dw, Norm norm) {
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < norm.columns; ++i) sum += widen(of.dy[i]) * widen(of.w[i]) * widen(of.x[i]);
   float mean = sum * scale / static_cast<float>(norm.columns);
-  // What is beside is added where it is: a missing one would make a loop of its own.
+  // Add the residual in the same loop: a separate one would read the row twice. Without a residual, `x` stands in for it.
   const T* beside = of.beside == nullptr ? of.x : of.beside;
   float has = of.beside == nullptr ? 0.0f : 1.0f;
 #pragma omp simd

@@ -176,7 +176,7 @@ pub fn fused_adamw(
 
 /// What a step on the CPU does beside, while the values are at hand.
 #[derive(Clone, Copy, Debug)]
-pub struct Passing<'a> {
+pub struct AdamPass<'a> {
     /// Gradients are multiplied by this first.
     pub scale: f64,
     /// Gets the new parameters, bfloat16.
@@ -188,7 +188,7 @@ pub struct Passing<'a> {
 /// One AdamW step in place and on the CPU, in one pass over memory; `step` counts from 1.
 pub fn adamw_in_one_pass(
     slot: &AdamSlot<'_>,
-    passing: Passing<'_>,
+    adam_pass: AdamPass<'_>,
     step: u64,
     hyper: AdamHyper,
 ) -> Result<(), TorchError> {
@@ -198,9 +198,9 @@ pub fn adamw_in_one_pass(
         here && tensor.kind() == kind && tensor.numel() == slot.parameter.numel()
     };
     assert!(wide.into_iter().all(|tensor| fits(tensor, Kind::Float)));
-    assert!(passing.published.is_none_or(|tensor| fits(tensor, Kind::BFloat16)));
+    assert!(adam_pass.published.is_none_or(|tensor| fits(tensor, Kind::BFloat16)));
     let AdamHyper { learning_rate, beta1, beta2, weight_decay, eps } = hyper;
-    let values = [learning_rate, beta1, beta2, weight_decay, eps, step as f64, passing.scale];
+    let values = [learning_rate, beta1, beta2, weight_decay, eps, step as f64, adam_pass.scale];
     // SAFETY: live, contiguous CPU tensors of one length and of the kinds that the bridge asks for, and seven doubles.
     unsafe {
         check(dyad_adamw(
@@ -208,8 +208,8 @@ pub fn adamw_in_one_pass(
             slot.gradient.as_ptr(),
             slot.exp_avg.as_ptr(),
             slot.exp_avg_sq.as_ptr(),
-            passing.published.map_or(std::ptr::null(), |tensor| tensor.as_ptr()),
-            passing.clears,
+            adam_pass.published.map_or(std::ptr::null(), |tensor| tensor.as_ptr()),
+            adam_pass.clears,
             values.as_ptr(),
         ))
     }
@@ -240,7 +240,7 @@ pub fn adamw_8bit(
 }
 
 /// A tensor of zeros whose memory is meant to be taken away and given back. `[length]`
-pub fn lendable_zeros(length: i64, kind: Kind, device: Device) -> Tensor {
+pub fn releasable_zeros(length: i64, kind: Kind, device: Device) -> Tensor {
     let like = Tensor::empty([0], (kind, device));
     let mut raw = std::ptr::null_mut();
     // SAFETY: a live tensor to imitate, and a place for the new one.
@@ -324,7 +324,7 @@ mod tests {
     /// Views and saved graphs outlive the memory: what sharded weights rest on.
     #[test]
     fn a_graph_survives_its_weights_memory() {
-        let mut flat = lendable_zeros(3, Kind::Float, Device::Cpu);
+        let mut flat = releasable_zeros(3, Kind::Float, Device::Cpu);
         flat.copy_(&Tensor::from_slice(&[2.0f32, 3.0, 5.0]));
         let weight = flat.narrow(0, 1, 2).view([2, 1]).detach().set_requires_grad(true);
         let x = Tensor::from_slice(&[1.0f32, 10.0]).view([1, 2]).set_requires_grad(true);

@@ -2,11 +2,11 @@
 //!
 //! - [`model`], [`lora`], [`batch`], [`cost`], [`head`], [`loss`]: what a pass computes.
 //! - [`backend`], [`ext`], [`gpu`], [`device`], [`transfer`]: the C++ bridge, CUDA kernels, and copies between host and device.
-//! - [`engine`], [`parameters`], [`layout`], [`flat`], [`optimizer`], [`schedule`], [`memory`]: one optimizer step.
+//! - [`engine`], [`parameters`], [`layout`], [`unit_weights`], [`optimizer`], [`schedule`], [`memory`]: one optimizer step.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
 //! - [`load`], [`loading`], [`checkpoint`], [`generate`], [`check`], [`facts`]: models in and out, and what a start is held against.
 //! - [`profile`], [`timing`], [`trace`], [`utilisation`], [`gpu_meter`], [`progress`]: measurements.
-//! - [`connect`], [`session`], [`feed`], [`gate`], [`start`], [`run`], [`signals`], [`panics`]: the process, and its stream to the
+//! - [`connect`], [`session`], [`feed`], [`early_end`], [`start`], [`run`], [`signals`], [`panics`]: the process, and its stream to the
 //!   coordinator.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
@@ -20,13 +20,12 @@ pub mod comm;
 pub mod connect;
 pub mod cost;
 pub mod device;
+pub mod early_end;
 pub mod engine;
 pub mod error;
 pub mod ext;
 pub mod facts;
 pub mod feed;
-pub mod flat;
-pub mod gate;
 pub mod generate;
 pub mod gpu;
 pub mod gpu_meter;
@@ -52,4 +51,5 @@ pub mod start;
 pub mod timing;
 pub mod trace;
 pub mod transfer;
+pub mod unit_weights;
 pub mod utilisation;

@@ -16,13 +16,13 @@ use crate::checkpoint::save::{SavedAdapter, Saver};
 use crate::comm::measure::USUAL_BUCKET;
 use crate::comm::narrow;
 use crate::device::compute_kind;
-use crate::flat::{Flat, Keep, Link};
 use crate::layout::{Layout, Sharding};
 use crate::lora::{self, Adapters};
 use crate::model::attention::announce;
 use crate::model::weights::{Digested, Place, Reading};
 use crate::model::{Model, ModelConfig, listed, stored_kind};
 use crate::parameters::{Keeping, Named, Parameters};
+use crate::unit_weights::{Keep, Link, UnitWeights};
 
 /// Local folders that a run starts from.
 #[derive(Clone, Debug)]
@@ -141,7 +141,7 @@ pub struct Among {
 
 impl Among {
     /// One rank alone.
-    pub const NOBODY: Self = Self { sharding: Sharding::NONE, bucket_bytes: USUAL_BUCKET };
+    pub const ONE_RANK: Self = Self { sharding: Sharding::NONE, bucket_bytes: USUAL_BUCKET };
 }
 
 /// Models and parameters.
@@ -294,7 +294,10 @@ fn base((sources, reading): Origin<'_>, place: Place, keeping: &Keeping) -> Resu
         let sizes: Vec<(i64, bool)> =
             tensors.iter().map(|tensor| (tensor.numel() as i64, tensor.dim() > 1)).collect();
         let layout = Layout::new(&sizes, keeping.sharding);
-        flats.push((unit, Flat::adopt(&mut tensors, layout, place.kind, keeping.sharding, &keeping.link)));
+        flats.push((
+            unit,
+            UnitWeights::adopt(&mut tensors, layout, place.kind, keeping.sharding, &keeping.link),
+        ));
     };
     let mut model = Model::load_units(&sources.base, place, reading, &mut take)?;
     for (unit, flat) in flats {

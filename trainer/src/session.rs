@@ -28,7 +28,7 @@ use tonic::{Code, Streaming};
 use crate::comm::Communicator;
 use crate::comm::board::{Board, LocalBoard};
 use crate::connect::patiently;
-use crate::gate::{Gate, Milestone};
+use crate::early_end::{Gate, Watermark};
 use crate::gpu_meter;
 use crate::progress;
 use crate::signals::Told;
@@ -74,7 +74,7 @@ struct Shared {
     silence: Mutex<Silence>,
     /// How many there may be; 0 before it has said so.
     silence_limit: AtomicU32,
-    recorded: Milestone,
+    recorded: Watermark,
     /// What ranks have told each other to connect.
     board: LocalBoard,
     /// The stream, as traces see it.

@@ -266,25 +266,25 @@ const COPIES: [&str; 7] = [
 const OUTSIDE_STEPS: [(&str, &str); 12] = [
     ("checkpoint/", "writes and restores checkpoints"),
     ("comm/measure.rs", "times the link before the first step"),
-    ("flat.rs to_device(Device::Cpu)", "adopts weights when they are loaded"),
+    ("unit_weights.rs to_device(Device::Cpu)", "adopts weights when they are loaded"),
     ("generate.rs", "generates text"),
     ("loading.rs", "decides at the start who reads the weights"),
     ("model/relay.rs", "loads weights"),
     ("model/weights.rs", "loads weights"),
     ("optimizer/eight_bit.rs from_slice(", "makes the optimizer's states before the first step"),
     ("optimizer/mod.rs double_value(", "the branch for CPUs"),
-    ("parameters/planes.rs to_device(Device::Cpu)", "copies states for a checkpoint"),
+    ("parameters/state_tensors.rs to_device(Device::Cpu)", "copies states for a checkpoint"),
     ("start.rs", "agrees on bucket sizes before the first step"),
     ("transfer.rs", "holds the copies that steps make"),
 ];
 /// Where a step reads the device.
 const READS: [(&str, usize); 4] = [
+    // Before the passes: how many micro-batches other ranks have.
+    ("engine/micro_steps.rs", 1),
     // Evaluation; scoring with the reference model alone. Neither is an optimizer step.
     ("engine/mod.rs", 2),
     // The report, at the step's end.
-    ("engine/tally.rs", 1),
-    // Before the passes: how many micro-batches other ranks have.
-    ("engine/turns.rs", 1),
+    ("engine/step_statistics.rs", 1),
     // Before the passes on several GPUs: which rows of the embedding other ranks look up.
     ("parameters/rows.rs", 1),
 ];

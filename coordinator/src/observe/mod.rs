@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{ErrorCode, RunEnded};
 use dyad_telemetry::SpanContext;
@@ -126,15 +126,15 @@ impl Observer {
     }
 
     /// Something was told to the watchers.
-    pub fn happens(&mut self, happening: &Happening) {
+    pub fn happens(&mut self, happening: &EventBody) {
         if let Some(metrics) = &self.metrics {
             metrics.happens(happening);
         }
         let Some(traces) = &mut self.traces else { return };
         match happening {
-            Happening::Data(_) => traces.prepared(self.began, SystemTime::now()),
+            EventBody::Data(_) => traces.prepared(self.began, SystemTime::now()),
             // Of an end in order, what is assigned and not done was never begun.
-            Happening::Ended(RunEnded { failure: Some(failure) })
+            EventBody::Ended(RunEnded { failure: Some(failure) })
                 if !(self.drained && failure.code() == ErrorCode::Interrupted) =>
             {
                 traces.fail(&failure.message, SystemTime::now());

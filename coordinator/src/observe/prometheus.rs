@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dyad_proto::RunConfig;
 use dyad_proto::names::{metric, phase};
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::{
     CheckpointReport, DataReport, ErrorCode, Failure, Heartbeat, ModelReport, RunEnded, StepReport,
 };
@@ -154,11 +154,11 @@ impl Metrics {
     }
 
     /// Something was told to the watchers.
-    pub fn happens(&self, happening: &Happening) {
+    pub fn happens(&self, happening: &EventBody) {
         match happening {
-            Happening::Data(data) => self.planned(data),
-            Happening::Checkpoint(report) => self.checkpoint(report),
-            Happening::Ended(RunEnded { failure }) => {
+            EventBody::Data(data) => self.planned(data),
+            EventBody::Checkpoint(report) => self.checkpoint(report),
+            EventBody::Ended(RunEnded { failure }) => {
                 if let Some(failure) = failure {
                     self.failed(failure);
                 }
@@ -321,7 +321,7 @@ mod tests {
                 || ["done", "failed"].map(|name| value(&metrics, &format!("dyad_coordinator_{name}")));
             assert_eq!((states(&metrics), shown()), ("1 0 0 0".into(), ["0", "0"].map(str::to_owned)));
             assert!(!metrics.has_ended());
-            metrics.happens(&Happening::Ended(RunEnded { failure }));
+            metrics.happens(&EventBody::Ended(RunEnded { failure }));
             let failed = after.rsplit(' ').next().unwrap();
             assert_eq!((states(&metrics), shown()), (after.into(), ["1", failed].map(str::to_owned)));
             assert!(metrics.has_ended());

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::{Abort, RunEnded};
 use dyad_proto::{ErrorCode, Fault};
 
@@ -11,7 +11,7 @@ use super::{Command, FAREWELL, Run, Stage};
 use crate::run::membership::{Standing, TrainerId};
 
 impl Run {
-    /// Of a member it is a failure; a stranger is told, and the run goes on.
+    /// A member's error fails the run. An unknown peer only gets the error back.
     pub(super) fn unreadable(&mut self, id: TrainerId, what: &str) -> Result<(), Fault> {
         let what = format!("sent what cannot be read: {what}");
         if let Some(place) = self.roster.place(id) {
@@ -46,7 +46,7 @@ impl Run {
             return;
         }
         let failure = failure.map(|fault| self.advised(fault));
-        self.emit(Happening::Ended(RunEnded { failure: failure.clone().map(Into::into) }));
+        self.emit(EventBody::Ended(RunEnded { failure: failure.clone().map(Into::into) }));
         for member in self.roster.members().iter().filter(|member| member.connected) {
             if let (Some(cause), Standing::Active) = (&failure, member.standing) {
                 let abort = Abort { cause: Some(cause.clone().into()) };

@@ -19,7 +19,7 @@ pub struct Blame {
 
 impl Blame {
     /// Takes a failure; returns it when it is genuine. The first echo is kept for later.
-    pub fn accuse(&mut self, now: Instant, fault: Fault) -> Option<Fault> {
+    pub fn suspect(&mut self, now: Instant, fault: Fault) -> Option<Fault> {
         if fault.code == ErrorCode::Echo {
             self.echo.get_or_insert((now + ECHO_HOLD_BACK, fault));
             return None;
@@ -43,9 +43,9 @@ mod tests {
     fn genuine_cause_wins_at_once_even_after_an_echo() {
         let now = Instant::now();
         let mut blame = Blame::default();
-        assert_eq!(blame.accuse(now, Fault::new(ErrorCode::Echo, "connection reset by peer")), None);
+        assert_eq!(blame.suspect(now, Fault::new(ErrorCode::Echo, "connection reset by peer")), None);
         let genuine = Fault::failed("out of memory");
-        assert_eq!(blame.accuse(now, genuine.clone()), Some(genuine));
+        assert_eq!(blame.suspect(now, genuine.clone()), Some(genuine));
     }
 
     #[test]
@@ -53,8 +53,8 @@ mod tests {
         let now = Instant::now();
         let mut blame = Blame::default();
         assert_eq!(blame.overdue(now + ECHO_HOLD_BACK), None);
-        blame.accuse(now, Fault::new(ErrorCode::Echo, "first"));
-        blame.accuse(now + ECHO_HOLD_BACK / 2, Fault::new(ErrorCode::Echo, "second"));
+        blame.suspect(now, Fault::new(ErrorCode::Echo, "first"));
+        blame.suspect(now + ECHO_HOLD_BACK / 2, Fault::new(ErrorCode::Echo, "second"));
         assert_eq!(blame.overdue(now + ECHO_HOLD_BACK - Duration::from_millis(1)), None);
         assert_eq!(blame.overdue(now + ECHO_HOLD_BACK), Some(Fault::failed("first")));
     }

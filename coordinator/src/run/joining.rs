@@ -2,7 +2,7 @@
 
 use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
     Abort, Assignment, BootstrapOffer, CommunicatorReady, Fact, MeasureReport, MeasureRequest, Posting,
@@ -55,7 +55,7 @@ impl Run {
         // Who comes and goes without end is not told of without end.
         self.arrivals = self.arrivals.saturating_add(1);
         if self.arrivals <= self.spec.world_size.saturating_mul(ARRIVALS) {
-            self.emit(Happening::Arrived(TrainerArrived { name }));
+            self.emit(EventBody::Arrived(TrainerArrived { name }));
         }
         let welcome = Welcome {
             run_id: self.spec.run_id.clone(),
@@ -76,7 +76,7 @@ impl Run {
         for (place, member) in self.roster.members().to_vec().into_iter().enumerate() {
             let Member { name, device, host, .. } = member;
             let rank = place as u32;
-            self.emit(Happening::Joined(TrainerJoined { name, rank, device, host }));
+            self.emit(EventBody::Joined(TrainerJoined { name, rank, device, host }));
             self.send(place, Down::Assignment(Assignment { generation: GENERATION, rank, world_size }));
             self.ask(place, &mut measuring);
         }

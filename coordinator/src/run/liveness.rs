@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::{Beat, Heartbeat, Phase, PhaseChanged};
 use dyad_proto::{Fault, counted, silence};
 
@@ -108,7 +108,7 @@ impl Run {
         let slowest = self.roster.slowest_phase().min(Phase::Training);
         if slowest > self.phase {
             self.phase = slowest;
-            self.emit(Happening::Phase(PhaseChanged { phase: slowest.into() }));
+            self.emit(EventBody::Phase(PhaseChanged { phase: slowest.into() }));
         }
     }
 

@@ -124,7 +124,7 @@ impl References {
         for reference in scored {
             let (id, Some(logps)) = (reference.id, reference.logps) else { continue };
             let key = key(split, id).ok_or_else(|| format!("scored pair {id}, which there is not"))?;
-            // What is no number is not worth keeping; the step itself will fail of it.
+            // Skip NaN: the step that produced it will fail.
             let finite = logps.chosen.is_finite() && logps.rejected.is_finite();
             if finite && self.known.insert((split, id), logps).is_none() {
                 new.push(Known { key, logps });

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use dyad_proto::finished::fewer;
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::{CheckpointReport, Finish, Recorded, ReferenceProgress, RunPlan};
 use dyad_proto::{Fault, counted};
 
@@ -53,7 +53,7 @@ impl Run {
                 plan.total_steps,
             ));
         }
-        self.emit(Happening::Data(report));
+        self.emit(EventBody::Data(report));
         self.send_all(&Down::RunPlan(plan));
         self.work(Box::new(training))
     }
@@ -107,7 +107,7 @@ impl Run {
         self.record(done, durable)?;
         if scored {
             let (pairs, total) = training.reference_progress();
-            self.emit(Happening::Reference(ReferenceProgress { pairs, total }));
+            self.emit(EventBody::Reference(ReferenceProgress { pairs, total }));
         }
         Ok(())
     }
@@ -145,7 +145,7 @@ impl Run {
             return Err(self.violation(place, "reported a checkpoint, which only rank 0 writes"));
         }
         self.saved = Some(report.clone());
-        self.emit(Happening::Checkpoint(report));
+        self.emit(EventBody::Checkpoint(report));
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use dyad_proto::security::client::Access;
 use dyad_proto::security::{Material, Proof, TLS_DIR, TOKEN_FILE};
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Down;
-use dyad_proto::wire::run_event::Body as Happening;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
     BootstrapOffer, CheckpointReport, CoordinatorMessage, EvaluationReport, Failure, Finished, Heartbeat,
@@ -128,7 +128,7 @@ async fn watching(access: &Access) -> tonic::Streaming<RunEvent> {
 }
 
 async fn collected(events: tonic::Streaming<RunEvent>) -> Vec<RunEvent> {
-    let told = |event: RunEvent| (!matches!(event.body, Some(Happening::Beat(_)))).then_some(event);
+    let told = |event: RunEvent| (!matches!(event.body, Some(EventBody::Beat(_)))).then_some(event);
     let events = events.filter_map(|event| std::future::ready(told(event.unwrap())));
     soon("the run's last event", events.collect()).await
 }
@@ -225,7 +225,7 @@ impl Coordinator {
     pub async fn recorded(&self, step: u64) {
         let call = self.launchers.request(WatchRunRequest {}).unwrap();
         let mut events = client(&self.launchers).await.watch_run(call).await.unwrap().into_inner();
-        let is_it = |event: &RunEvent| matches!(&event.body, Some(Happening::Step(row)) if row.step == step);
+        let is_it = |event: &RunEvent| matches!(&event.body, Some(EventBody::Step(row)) if row.step == step);
         while !is_it(&soon("a row", events.message()).await.unwrap().unwrap()) {}
     }
 

@@ -59,7 +59,7 @@ impl Facts {
         let config = examine.config_json.as_ref().and_then(|json| RunConfig::from_json(json).ok());
         let programs = ["launcher", "coordinator", "trainer"];
         Self {
-            hello: Hello::here(),
+            hello: Hello::of_this_machine(),
             programs: programs.map(|name| (name.to_owned(), program_hash(&folder, name))).to_vec(),
             libtorch: libtorch(&folder),
             trainer_starts: starts(&folder.join("trainer")),

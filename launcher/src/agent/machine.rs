@@ -61,7 +61,7 @@ pub struct Gpu {
 impl Hello {
     /// Looks at this host.
     #[must_use]
-    pub fn here() -> Self {
+    pub fn of_this_machine() -> Self {
         let Machine { cores, gpus, gpu_trouble } = Machine::here();
         let ssh = std::env::var("SSH_CONNECTION").unwrap_or_default();
         let (client, server) = ssh_ends(&ssh);

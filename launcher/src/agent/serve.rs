@@ -59,7 +59,7 @@ async fn obey(silence: Duration) {
     let (news, lines) = mpsc::channel(LINES);
     let mut agent =
         Agent { say, news, processes: Rc::default(), listener: None, keys: None, owner: Rc::default() };
-    agent.say(&Reply::Hello(Box::new(Hello::here())));
+    agent.say(&Reply::Hello(Box::new(Hello::of_this_machine())));
     tokio::select! {
         () = agent.listen_to(silence) => {}
         // LNC-A1: nobody listens to what the agent says.

@@ -221,7 +221,7 @@ impl Child {
         let code = status.code().and_then(ErrorCode::of_exit_status).unwrap_or(ErrorCode::Failed);
         Some(match error {
             Some(message) => Fault::new(code, message).hint(hint),
-            // A trainer that falls over somebody else's failure leaves at once and without a word.
+            // A trainer that fails because another process failed exits with status 4 and prints nothing.
             None if code == ErrorCode::Echo => Fault::new(code, "stopped because another process failed")
                 .hint("the coordinator's log names it"),
             // It was told to end before it could listen for that.

@@ -95,7 +95,7 @@ impl Agent {
             return Err(Fault::failed(format!("host {host}: {} has no pipes", transport.name())));
         };
         let mut lines = BufReader::new(stdout).lines();
-        let hello = first_words((host, transport), &mut lines, &mut process, &mut stderr).await?;
+        let hello = handshake((host, transport), &mut lines, &mut process, &mut stderr).await?;
         same_version(host, &hello)?;
         let ended = crate::agent::machine::clock();
         let skew = (hello.clock - f64::midpoint(began, ended), (ended - began) / 2.0);
@@ -206,7 +206,7 @@ impl State {
 }
 
 /// What an agent says first, or why it says nothing.
-async fn first_words(
+async fn handshake(
     (host, transport): (&Host, &Transport),
     lines: &mut Lines<BufReader<ChildStdout>>,
     process: &mut Child,

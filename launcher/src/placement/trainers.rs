@@ -97,7 +97,7 @@ pub fn trainers(nodes: u32, gpus: Gpus, machine: &Machine) -> Result<Vec<Trainer
         return Err(Fault::input(format!("--nodes {nodes}: this machine has {here}, and every node needs one"))
             .hint("without --nodes every GPU of this machine is used; --gpus-per-node 0 trains on the CPU; --hosts names other machines"));
     }
-    // No product of what was asked for: it may be larger than any number here.
+    // Do not multiply user input: it may overflow.
     if per_node > machine.gpus / nodes {
         let wanted = u64::from(nodes) * u64::from(per_node);
         return Err(Fault::input(format!("{}, this machine has {}", asked_for(wanted), machine.gpus))
@@ -146,7 +146,7 @@ pub fn devices(trainers: &[Trainer], gpus: Gpus, here: &[(String, u32)]) -> (Str
     (format!("{trainers_are} on {}", gpus::count(on_gpus)), idle)
 }
 
-/// Where trainers run, whoever has found it out.
+/// Where trainers run, from the hostfile or from Slurm.
 #[derive(Clone, Copy, Debug)]
 pub struct Node<'a> {
     /// Begins the names of its trainers.

@@ -47,7 +47,7 @@ pub struct Plan {
 /// Plans a run.
 pub fn plan(options: &PlanOptions) -> Result<Plan, Fault> {
     let config = options.run()?;
-    let (here, gpus) = (Hello::here(), options.gpus);
+    let (here, gpus) = (Hello::of_this_machine(), options.gpus);
     let gpus = match gpus {
         Some(gpus) => gpus,
         None if options.gpu == Gpu::Cpu => 1,

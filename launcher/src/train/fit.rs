@@ -102,7 +102,7 @@ pub fn judge(config: &RunConfig, shape: &Shape, devices: &Devices) -> Verdict {
     Verdict::TooLarge(Fault::input(message).hint(hint + " (--no-memory-check starts it all the same)"))
 }
 
-/// The least that the run needs: what is chosen at run time is taken at its most sparing. Lengths are not known yet.
+/// A lower bound: assumes the most memory-saving choice for every automatic setting. Lengths are not known yet.
 fn setup(config: &RunConfig, shape: &Shape, devices: &Devices, bytes: f64) -> Setup {
     let on = if devices.gpu { H100 } else { cpu(1e11) };
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);

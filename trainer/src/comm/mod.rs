@@ -56,8 +56,7 @@ pub trait Communicator: Send + Sync + fmt::Debug {
     /// Number of places.
     fn world_size(&self) -> usize;
 
-    /// Bytes of what travels at once, where a larger tensor goes in pieces, several of them in flight: nothing is gained by
-    /// sums of more. `None` where a tensor travels whole.
+    /// Bytes of one piece of a collective; several are in flight. Larger buckets gain nothing. `None` if a tensor travels whole.
     fn piece_bytes(&self) -> Option<i64> {
         None
     }

@@ -25,7 +25,7 @@ use super::{CommError, Communicator, Pending};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Between two looks at a communicator that is being made; NCCL offers no way to be told.
 const POLL: Duration = Duration::from_millis(2);
-/// For so long a look follows the last at once: a collective is taken in within a fraction of it.
+/// Busy-poll for this long before sleeping: NCCL accepts a collective within a fraction of it.
 const SOON: Duration = Duration::from_millis(1);
 /// An abort that takes longer is left to the end of the process.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(10);

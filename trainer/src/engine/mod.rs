@@ -8,9 +8,9 @@
 //!   world size nor the split into micro-batches changes the step.
 //! - TRN-E2: every rank issues the same collectives in the same order, also when it has fewer pairs than others, or none.
 
+mod micro_steps;
 mod passes;
-mod tally;
-mod turns;
+mod step_statistics;
 
 use std::sync::Arc;
 
@@ -21,9 +21,9 @@ use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
 use tch::{Device, Kind, Tensor};
 
+use self::micro_steps::MicroBatchPairs;
 use self::passes::MicroStep;
-use self::tally::{Tally, by_pair, sums};
-use self::turns::Turn;
+use self::step_statistics::{StepStatistics, by_pair, sums};
 use crate::batch::{Layout, MicroBatch, TokenCounts};
 use crate::comm::Communicator;
 use crate::error::EngineError;
@@ -61,7 +61,7 @@ struct Settings {
     layout: Layout,
     micro_batch_tokens: usize,
     /// Layers from this one up keep what they have computed; those below compute it again.
-    keeps_from: usize,
+    first_uncheckpointed_layer: usize,
     seed: u64,
     dropout: bool,
     /// What the reference model says outlives the step.
@@ -70,7 +70,7 @@ struct Settings {
     compares_with_known: bool,
 }
 
-/// Micro-batches of a forward pass alone are so many times larger.
+/// How many times larger a forward-only micro-batch may be.
 const REFERENCE_BATCH: usize = 4;
 
 /// This rank's share of a step.
@@ -122,7 +122,11 @@ impl Engine {
             beta: config.dpo_beta,
             layout: Layout::of(config),
             micro_batch_tokens: config.micro_batch_tokens as usize,
-            keeps_from: keeps_from(config, &policy, communicator.world_size()),
+            first_uncheckpointed_layer: first_uncheckpointed_layer(
+                config,
+                &policy,
+                communicator.world_size(),
+            ),
             seed: config.random_seed,
             dropout: config.lora && config.lora_dropout() > 0.0,
             keeps_references: config.keeps_references(),
@@ -135,31 +139,31 @@ impl Engine {
     pub fn train_step(&mut self, share: &Share) -> Result<StepResult, EngineError> {
         let _span = Span::enter(STEP);
         let mut phases = Phases::default();
-        let mut tally = self.no_tally();
+        let mut totals = self.no_statistics();
         phases.measure("zero_grad", || self.parameters.begin_step());
         self.parameters.announce_rows(share.pairs.iter().flat_map(Tokenized::tokens))?;
         let budget = self.settings.micro_batch_tokens;
         let plan = self.plan(&share.pairs, &share.references, budget)?;
-        for (index, turn) in plan.turns.iter().enumerate() {
+        for (index, micro_batch) in plan.micro_batches.iter().enumerate() {
             let work = MicroStep {
-                pairs: &turn.pairs,
-                known: turn.known,
+                pairs: &micro_batch.pairs,
+                known: micro_batch.known,
                 objective: self.objective(share),
                 visits_reference: plan.visits_reference,
-                last: index + 1 == plan.turns.len(),
+                last: index + 1 == plan.micro_batches.len(),
                 masks: self.masks(share.step, index),
             };
-            self.micro_step(&work, &mut phases, &mut tally)?;
+            self.micro_step(&work, &mut phases, &mut totals)?;
         }
         phases.measure(phase::ALL_REDUCE_WAIT, || self.parameters.finish_step())?;
         let grad_norm = phases.measure("optimizer", || {
             self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
         })?;
         // Waits for the device (TRN-T1).
-        let found = phases.measure("report", || tally.read(&grad_norm));
-        let sums = sums(&tally, &found.statistics, &share.pairs, self.settings.method);
+        let found = phases.measure("report", || totals.read(&grad_norm));
+        let sums = sums(&totals, &found.statistics, &share.pairs, self.settings.method);
         let (grad_norm, references) = (found.grad_norm, found.references);
-        Ok(StepResult { sums, grad_norm, phases, tokens: tally.tokens, references })
+        Ok(StepResult { sums, grad_norm, phases, tokens: totals.tokens, references })
     }
 
     /// Scores pairs without learning from them.
@@ -168,19 +172,19 @@ impl Engine {
         pairs: &[Tokenized],
         references: &[Option<ReferenceLogps>],
     ) -> Result<PreferenceSums, EngineError> {
-        let mut tally = self.no_tally();
+        let mut totals = self.no_statistics();
         let plan = self.plan(pairs, references, self.settings.micro_batch_tokens)?;
-        for Turn { pairs, known } in &plan.turns {
+        for MicroBatchPairs { pairs, known } in &plan.micro_batches {
             let batch = MicroBatch::pack(pairs, self.settings.layout, self.device());
             let reference = self.reference_side(&batch, known, plan.visits_reference)?;
             let rows = self.policy.score_rows(&batch)?;
-            let _heads = self.lend_heads(plan.visits_reference)?;
+            let _heads = self.gather_heads(plan.visits_reference)?;
             let policy = Scorer { rows: &rows, weight: self.policy.head() };
             let objective = self.objective_of(1.0, 1.0);
             let scores = score_batch(&batch, objective, policy, self.scored_by(&reference), None);
-            tally.add(&scores, &reference, pairs);
+            totals.add(&scores, &reference, pairs);
         }
-        Ok(sums(&tally, &read(&tally.statistics), pairs, self.settings.method))
+        Ok(sums(&totals, &read(&totals.statistics), pairs, self.settings.method))
     }
 
     /// What the reference model says of pairs, before it is freed.
@@ -189,10 +193,10 @@ impl Engine {
         let mut references = Vec::new();
         // Nothing is kept for a backward pass, so larger micro-batches fit.
         let budget = REFERENCE_BATCH * self.settings.micro_batch_tokens;
-        for turn in self.plan(pairs, &vec![None; pairs.len()], budget)?.turns {
-            let batch = MicroBatch::pack(&turn.pairs, self.settings.layout, self.device());
+        for micro_batch in self.plan(pairs, &vec![None; pairs.len()], budget)?.micro_batches {
+            let batch = MicroBatch::pack(&micro_batch.pairs, self.settings.layout, self.device());
             let rows = model.score_rows(&batch)?;
-            let _head = model.lend_head()?;
+            let _head = model.gather_head()?;
             let logps = sequence_logps(&batch, Scorer { rows: &rows, weight: model.head() });
             references.extend(by_pair(&read(&logps)));
         }
@@ -215,9 +219,9 @@ impl Engine {
         self.policy.place.device
     }
 
-    fn no_tally(&self) -> Tally {
+    fn no_statistics(&self) -> StepStatistics {
         let statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, self.device()));
-        Tally { statistics, kl_tokens: 0, tokens: TokenCounts::default(), references: Vec::new() }
+        StepStatistics { statistics, kl_tokens: 0, tokens: TokenCounts::default(), references: Vec::new() }
     }
 
     fn objective(&self, share: &Share) -> Objective {
@@ -237,7 +241,7 @@ impl Engine {
 }
 
 /// The lowest layer that keeps what it has computed.
-fn keeps_from(config: &RunConfig, policy: &Model, world_size: usize) -> usize {
+fn first_uncheckpointed_layer(config: &RunConfig, policy: &Model, world_size: usize) -> usize {
     let (place, layers) = (policy.place, policy.layers.len());
     let layer = LayerBytes::new(&policy.config, place, u64::from(config.micro_batch_tokens));
     let free = free_bytes(place.device, ranks_here(world_size));

@@ -5,16 +5,16 @@ use dyad_proto::wire::ReferenceLogps;
 use tch::Tensor;
 
 use super::Engine;
-use super::tally::{ReferenceSide, Tally};
+use super::step_statistics::{ReferenceSide, StepStatistics};
 use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
 use crate::ext::{grad, grad_into};
-use crate::flat::Lent;
 use crate::head::{HeadGradients, Scorer, Scores, score_batch};
 use crate::loss::Objective;
 use crate::model::blocks::Pass;
 use crate::model::fused::accumulate;
 use crate::timing::Phases;
+use crate::unit_weights::GatheredWeights;
 
 /// One micro-batch of a step.
 pub(super) struct MicroStep<'a> {
@@ -38,9 +38,9 @@ struct Tape {
     /// Output of the last layer.
     last: Tensor,
     /// The embedding's weights, where it is the head.
-    head: Option<Lent>,
+    head: Option<GatheredWeights>,
     /// The last layer's weights: the walk back begins with them.
-    top_layer: Option<Lent>,
+    top_layer: Option<GatheredWeights>,
 }
 
 impl Engine {
@@ -49,7 +49,7 @@ impl Engine {
         &mut self,
         work: &MicroStep<'_>,
         phases: &mut Phases,
-        tally: &mut Tally,
+        totals: &mut StepStatistics,
     ) -> Result<(), EngineError> {
         let batch = MicroBatch::pack(work.pairs, self.settings.layout, self.device());
         let reference = phases.measure("forward_reference", || {
@@ -59,11 +59,11 @@ impl Engine {
         let (scores, last_grad) =
             phases.measure("head", || self.head(&batch, work, &tape.last, &reference))?;
         tape.head = None;
-        tally.add(&scores, &reference, work.pairs);
+        totals.add(&scores, &reference, work.pairs);
         if self.settings.keeps_references {
-            tally.keep_references(scores.reference_logps, work.pairs.len());
+            totals.keep_references(scores.reference_logps, work.pairs.len());
         }
-        tally.tokens += TokenCounts::of(work.pairs, self.settings.layout);
+        totals.tokens += TokenCounts::of(work.pairs, self.settings.layout);
         phases.measure("backward", || self.backward(&batch, work, tape, last_grad))
     }
 
@@ -78,17 +78,17 @@ impl Engine {
     fn forward(&self, batch: &MicroBatch, masks: Option<u64>) -> Result<Tape, EngineError> {
         let pass = self.policy.pass(batch, true);
         let residence = &self.policy.residence;
-        let embedding = residence.lend(0, Some(1))?;
+        let embedding = residence.gather_unit(0, Some(1))?;
         let mut hidden = self.policy.embed(&batch.tokens);
         let head = (self.policy.head_unit() == 0).then_some(embedding);
         let (layers, mut top_layer) = (self.policy.layers.len(), None);
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         for index in 0..layers {
-            let weights = residence.lend(index + 1, Some(index + 2))?;
+            let weights = residence.gather_unit(index + 1, Some(index + 2))?;
             // Below the lowest trainable unit nobody asks for a gradient.
             let needs_grad = (0..=index).any(|unit| self.trains(unit));
             let input = hidden.detach().set_requires_grad(needs_grad);
-            let kept = index >= self.settings.keeps_from && !batch.is_empty();
+            let kept = index >= self.settings.first_uncheckpointed_layer && !batch.is_empty();
             let output = match (kept, batch.is_empty()) {
                 (_, true) => input.shallow_clone(),
                 (true, _) => self.layer(index, &input, &pass, masks),
@@ -110,7 +110,7 @@ impl Engine {
         last: &Tensor,
         reference: &ReferenceSide,
     ) -> Result<(Scores, Tensor), EngineError> {
-        let _heads = self.lend_heads(work.visits_reference)?;
+        let _heads = self.gather_heads(work.visits_reference)?;
         let (top, head_unit) = (self.policy.top_unit(), self.policy.head_unit());
         self.parameters.open(top)?;
         self.parameters.open(head_unit)?;
@@ -154,7 +154,7 @@ impl Engine {
                 && let Some(gradient) =
                     output_grad.take().filter(|_| input.requires_grad() || self.trains(index + 1))
             {
-                let _weights = self.policy.residence.lend(index + 1, (index > 0).then_some(index))?;
+                let _weights = self.policy.residence.gather_unit(index + 1, (index > 0).then_some(index))?;
                 self.parameters.open(index + 1)?;
                 output_grad = match batch.is_empty() {
                     true => Some(gradient),

@@ -100,12 +100,12 @@ impl Linear {
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in float32.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    rms_norm_beside(x, weight, eps).0
+    rms_norm_with_residual(x, weight, eps).0
 }
 
 /// The same, and `x` for what goes on beside the norm: the gradients of both come together in the norm's kernel, where there is
 /// one.
-pub fn rms_norm_beside(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
+pub fn rms_norm_with_residual(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
     if fused::serves(&[x, weight]) {
         return fused::rms_norm(x, weight, eps);
     }
@@ -358,7 +358,7 @@ mod tests {
             let [x, weight] = &inputs;
             agree(&inputs, || rms_norm(x, weight, 1e-5), || composed_rms_norm(x, weight, 1e-5));
             let beside = || {
-                let (normed, x) = rms_norm_beside(x, weight, 1e-5);
+                let (normed, x) = rms_norm_with_residual(x, weight, 1e-5);
                 normed * 3 + x
             };
             agree(&inputs, beside, || composed_rms_norm(x, weight, 1e-5) * 3 + x);
@@ -458,7 +458,7 @@ mod tests {
         }
     }
 
-    /// One, two and three branches, no prompt, no branch, a branch of no token, several tiles; keys shared by groups of queries; heads that fill no
+    /// One, two and three branches, no prompt, no branch, an empty branch, several tiles; keys shared by groups of queries; heads that fill no
     /// panel, and more than one.
     #[test]
     fn fused_attention_equals_its_composition() {

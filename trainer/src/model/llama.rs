@@ -6,7 +6,7 @@
 use dyad_proto::Fault;
 use tch::Tensor;
 
-use super::blocks::{Attention, Linear, Mlp, Pass, rms_norm_beside};
+use super::blocks::{Attention, Linear, Mlp, Pass, rms_norm_with_residual};
 use super::{DecoderLayer, LayerSource, ModelConfig, Part};
 
 /// Which projections carry a bias.
@@ -91,9 +91,10 @@ impl LlamaLayer {
 
 impl DecoderLayer for LlamaLayer {
     fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let (normed, hidden) = rms_norm_beside(hidden, &self.input_layernorm, self.rms_norm_eps);
+        let (normed, hidden) = rms_norm_with_residual(hidden, &self.input_layernorm, self.rms_norm_eps);
         let hidden = self.self_attn.forward_onto(&hidden, &normed, pass);
-        let (normed, hidden) = rms_norm_beside(&hidden, &self.post_attention_layernorm, self.rms_norm_eps);
+        let (normed, hidden) =
+            rms_norm_with_residual(&hidden, &self.post_attention_layernorm, self.rms_norm_eps);
         self.mlp.forward_onto(&hidden, &normed, pass)
     }
 

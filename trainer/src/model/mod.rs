@@ -31,8 +31,8 @@ use weights::{Place, Reading, Wanted, Weights};
 
 use crate::batch::MicroBatch;
 use crate::comm::CommError;
-use crate::flat::{Keep, Lent, Residence};
 use crate::parameters::Named;
+use crate::unit_weights::{GatheredWeights, Keep, Residence};
 
 /// One decoder layer of any family.
 pub trait DecoderLayer: fmt::Debug {
@@ -139,9 +139,9 @@ impl Model {
     }
 
     /// Weights of final norm and head, there until dropped.
-    pub fn lend_head(&self) -> Result<(Lent, Lent), CommError> {
-        let top = self.residence.lend(self.top_unit(), Some(self.head_unit()))?;
-        Ok((top, self.residence.lend(self.head_unit(), None)?))
+    pub fn gather_head(&self) -> Result<(GatheredWeights, GatheredWeights), CommError> {
+        let top = self.residence.gather_unit(self.top_unit(), Some(self.head_unit()))?;
+        Ok((top, self.residence.gather_unit(self.head_unit(), None)?))
     }
 
     /// The projection to the vocabulary, `[vocab, hidden]`.
@@ -223,7 +223,7 @@ impl Model {
     pub fn score_rows(&self, batch: &MicroBatch) -> Result<Tensor, CommError> {
         tch::no_grad(|| {
             let hidden = self.hidden_states(&batch.tokens, &self.pass(batch, false))?;
-            let _top = self.residence.lend(self.top_unit(), None)?;
+            let _top = self.residence.gather_unit(self.top_unit(), None)?;
             Ok(self.normed_rows(&hidden, &batch.rows))
         })
     }
@@ -231,11 +231,11 @@ impl Model {
     /// Output of the last layer, with no graph kept: `[tokens, hidden]`. Without tokens, only takes part in bringing weights.
     pub fn hidden_states(&self, tokens: &Tensor, pass: &Pass<'_>) -> Result<Tensor, CommError> {
         tch::no_grad(|| {
-            let embedding = self.residence.lend(0, Some(1))?;
+            let embedding = self.residence.gather_unit(0, Some(1))?;
             let mut hidden = self.embed(tokens);
             drop(embedding);
             for (index, layer) in self.layers.iter().enumerate() {
-                let _weights = self.residence.lend(index + 1, Some(index + 2))?;
+                let _weights = self.residence.gather_unit(index + 1, Some(index + 2))?;
                 if !pass.segments.is_empty() {
                     hidden = layer.forward(&hidden, pass);
                 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use crate::ext::{AdamHyper, AdamSlot, TorchError, adamw_8bit, fused_adamw};
-use crate::flat::part;
+use crate::unit_weights::part;
 
 /// Values that share a scale.
 pub const BLOCK: i64 = 256;

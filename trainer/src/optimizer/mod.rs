@@ -65,8 +65,13 @@ mod tests {
     }
 
     fn first_moment(parameters: &Parameters) -> f64 {
-        let planes = parameters.buckets[0].states.planes();
-        planes.iter().find(|plane| plane.suffix == "exp_avg").unwrap().values.double_value(&[0])
+        let state_tensors = parameters.buckets[0].states.state_tensors();
+        state_tensors
+            .iter()
+            .find(|state_tensor| state_tensor.suffix == "exp_avg")
+            .unwrap()
+            .values
+            .double_value(&[0])
     }
 
     /// In one pass or by libtorch's operators, in both precisions: the same masters, moments and weights, and no gradient left
@@ -89,9 +94,9 @@ mod tests {
                     grad += values() * (step as f64 - 2.5);
                     let _ = optimizer.step(&mut parameters, step, 0.01).unwrap();
                 }
-                let planes = parameters.buckets[0].states.planes();
+                let state_tensors = parameters.buckets[0].states.state_tensors();
                 let mut all = vec![tensor.to_kind(Kind::Float)];
-                all.extend(planes.iter().map(|plane| plane.values.to_kind(Kind::Float)));
+                all.extend(state_tensors.iter().map(|state_tensor| state_tensor.values.to_kind(Kind::Float)));
                 all
             };
             for (ours, theirs) in stepped().iter().zip(as_on_gpu(stepped)) {

@@ -8,8 +8,8 @@ use tch::{Kind, Tensor};
 use super::eight_bit::{self, BLOCK};
 use super::update::{Clip, Update};
 use crate::backend::takes_gpu_path;
-use crate::ext::{AdamHyper, AdamSlot, Passing, TorchError, adamw_in_one_pass, fused_adamw};
-use crate::flat::part;
+use crate::ext::{AdamHyper, AdamPass, AdamSlot, TorchError, adamw_in_one_pass, fused_adamw};
+use crate::unit_weights::part;
 
 /// The suffix of the float32 weights themselves.
 pub const MASTER: &str = "master";
@@ -32,7 +32,7 @@ enum Moments {
 
 /// One tensor of the states, `per` parameters to a value.
 #[derive(Debug)]
-pub struct Plane<'a> {
+pub struct StateTensor<'a> {
     /// Its name in checkpoints, after the parameter's.
     pub suffix: &'static str,
     /// `[values / per]`.
@@ -86,8 +86,8 @@ impl States {
                 exp_avg_sq: &cut(exp_avg_sq),
             };
             let published = published.map(cut);
-            let passing = Passing { scale, published: published.as_ref(), clears };
-            adamw_in_one_pass(&slot, passing, update.step, hyper)?;
+            let adam_pass = AdamPass { scale, published: published.as_ref(), clears };
+            adamw_in_one_pass(&slot, adam_pass, update.step, hyper)?;
         }
         Ok(true)
     }
@@ -130,20 +130,21 @@ impl States {
 
     /// Every tensor, as checkpoints name them.
     #[must_use]
-    pub fn planes(&self) -> Vec<Plane<'_>> {
-        let plane = |suffix, values, per| Plane { suffix, values, per };
-        let mut planes = vec![plane(MASTER, &self.master, 1)];
+    pub fn state_tensors(&self) -> Vec<StateTensor<'_>> {
+        let state_tensor = |suffix, values, per| StateTensor { suffix, values, per };
+        let mut state_tensors = vec![state_tensor(MASTER, &self.master, 1)];
         match &self.moments {
             Moments::Wide { exp_avg, exp_avg_sq } => {
-                planes.extend([plane("exp_avg", exp_avg, 1), plane("exp_avg_sq", exp_avg_sq, 1)]);
+                state_tensors
+                    .extend([state_tensor("exp_avg", exp_avg, 1), state_tensor("exp_avg_sq", exp_avg_sq, 1)]);
             }
-            Moments::EightBit(eight_bit::Moments { exp_avg, exp_avg_sq }) => planes.extend([
-                plane("exp_avg_8bit", &exp_avg.codes, 1),
-                plane("exp_avg_absmax", &exp_avg.absmax, BLOCK),
-                plane("exp_avg_sq_8bit", &exp_avg_sq.codes, 1),
-                plane("exp_avg_sq_absmax", &exp_avg_sq.absmax, BLOCK),
+            Moments::EightBit(eight_bit::Moments { exp_avg, exp_avg_sq }) => state_tensors.extend([
+                state_tensor("exp_avg_8bit", &exp_avg.codes, 1),
+                state_tensor("exp_avg_absmax", &exp_avg.absmax, BLOCK),
+                state_tensor("exp_avg_sq_8bit", &exp_avg_sq.codes, 1),
+                state_tensor("exp_avg_sq_absmax", &exp_avg_sq.absmax, BLOCK),
             ]),
         }
-        planes
+        state_tensors
     }
 }

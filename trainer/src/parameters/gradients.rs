@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 use super::{Bucket, Parameters};
 use crate::comm::{CommError, Pending, narrow};
 use crate::ext::{allocate_memory, release_memory};
-use crate::flat::part;
 use crate::trace;
+use crate::unit_weights::part;
 
 /// Whole gradients that may wait for their reduction at once, where ranks keep only parts.
 const IN_FLIGHT: usize = 2;

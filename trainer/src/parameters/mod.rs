@@ -4,22 +4,22 @@
 //! run of units; walking backward through the units, a bucket's gradient is complete when its lowest unit is done, and its
 //! reduction starts there while lower units still compute. With sharding each rank updates its own part of every bucket.
 
+mod checkpoint_view;
 mod gradients;
-mod planes;
 mod rows;
 
 use std::ops::Range;
 use std::rc::Rc;
 
+pub use checkpoint_view::{Kept, Source};
 use dyad_proto::run_config::Optim;
-pub use planes::{Kept, Source};
 use tch::{Device, Kind, Tensor};
 
 use crate::comm::Pending;
-use crate::ext::lendable_zeros;
-use crate::flat::{Flat, Link, Residence, part};
+use crate::ext::releasable_zeros;
 use crate::layout::{Layout, Sharding, bucket_ranges};
 use crate::optimizer::states::{MASTER, States};
+use crate::unit_weights::{Link, Residence, UnitWeights, part};
 
 /// A parameter: its tensor in the passes' precision and its place in the bucket's gradient.
 #[derive(Debug)]
@@ -36,10 +36,10 @@ pub struct Parameter {
 pub struct Bucket {
     /// Units it covers.
     pub units: Range<usize>,
-    /// Flat float32 gradient of all parameters.
+    /// UnitWeights float32 gradient of all parameters.
     pub grad: Tensor,
     /// What the model computes with.
-    pub(crate) weights: Rc<Flat>,
+    pub(crate) weights: Rc<UnitWeights>,
     /// Float32 masters and moments of this rank's own part.
     pub(crate) states: States,
     /// The masters are the weights themselves.
@@ -153,9 +153,9 @@ impl Parameters {
             copied_part(&tensors, &layout, &own, state_device)
         });
         let mut tensors: Vec<&mut Tensor> = named.iter_mut().map(|(_, _, tensor)| &mut **tensor).collect();
-        let weights = Rc::new(Flat::adopt(&mut tensors, layout.clone(), *compute, *sharding, link));
+        let weights = Rc::new(UnitWeights::adopt(&mut tensors, layout.clone(), *compute, *sharding, link));
         let grad = match sharding.of_gradients() {
-            true => lendable_zeros(layout.len, Kind::Float, device),
+            true => releasable_zeros(layout.len, Kind::Float, device),
             false => Tensor::zeros([layout.len], (Kind::Float, device)),
         };
         for ((unit, name, tensor), slot) in named.into_iter().zip(&layout.slots) {
@@ -216,9 +216,10 @@ impl Parameters {
         for bucket in &self.buckets {
             sum.weights += bucket.weights.resident_bytes();
             sum.gradients += bytes(bucket.total.as_ref().unwrap_or(&bucket.grad));
-            let planes = bucket.states.planes().into_iter();
-            let apart = planes.filter(|plane| plane.suffix != MASTER || !bucket.masters_are_weights);
-            sum.optimizer += apart.map(|plane| bytes(plane.values)).sum::<u64>();
+            let state_tensors = bucket.states.state_tensors().into_iter();
+            let apart = state_tensors
+                .filter(|state_tensor| state_tensor.suffix != MASTER || !bucket.masters_are_weights);
+            sum.optimizer += apart.map(|state_tensor| bytes(state_tensor.values)).sum::<u64>();
         }
         sum
     }

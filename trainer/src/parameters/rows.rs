@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Bucket, Parameters};
 use crate::comm::{CommError, Communicator, Pending, narrow};
-use crate::flat::part;
 use crate::transfer::{read, upload};
+use crate::unit_weights::part;
 
 /// Values of a packed set of rows.
 const BITS: usize = i64::BITS as usize;

@@ -24,7 +24,7 @@ pub mod table;
 
 /// Steps that are recorded.
 const COUNT: u64 = 3;
-/// First one of a process that has so many: earlier ones touch memory first, each that has more tokens than those before.
+/// First step worth profiling: earlier steps still allocate memory.
 const SETTLED: u64 = 5;
 /// First one of a shorter process.
 const EARLIEST: u64 = 2;

@@ -60,7 +60,7 @@ pub(crate) fn parts_on(
     };
     change(&mut config);
     let sources = Sources::resolve(&config).unwrap();
-    let parts = Parts::load(&config, &sources, device, Among::NOBODY).unwrap();
+    let parts = Parts::load(&config, &sources, device, Among::ONE_RANK).unwrap();
     (config, parts)
 }
 

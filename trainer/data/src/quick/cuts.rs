@@ -202,7 +202,7 @@ fn regex(split: &Split) -> Option<Spans> {
     Some(Spans::Regex { regex: SysRegex::new(regex).ok()?, invert: split.invert })
 }
 
-/// Spaces written by a letter, one before the text if there is none.
+/// SentencePiece: spaces become `by` (`▁`), with one prepended if the text has none in front.
 fn spaces(text: &str, by: char, scheme: PrependScheme, first: bool) -> Cow<'_, str> {
     let mut written = Cow::Borrowed(text);
     if text.contains(' ') {

@@ -143,7 +143,7 @@ pub(super) fn config() -> ncclConfig_t {
     }
 }
 
-/// An error of NCCL's as one of ours; a call that is still being taken in is none.
+/// Converts an NCCL status. `ncclInProgress` is not an error.
 pub(super) fn checked(operation: &'static str, result: ncclResult_t) -> Result<(), CommError> {
     match result {
         ncclResult_t::ncclSuccess | ncclResult_t::ncclInProgress => Ok(()),

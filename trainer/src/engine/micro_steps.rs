@@ -6,21 +6,21 @@ use dyad_proto::wire::ReferenceLogps;
 use tch::{Kind, Tensor};
 
 use super::Engine;
-use crate::batch::micro_batches;
+use crate::batch;
 use crate::comm::CommError;
-use crate::flat::Lent;
 use crate::transfer::{read, upload};
+use crate::unit_weights::GatheredWeights;
 
 /// What all ranks do together.
 pub(super) struct Plan<'a> {
     /// At least one; those that this rank has no pairs for are empty.
-    pub(super) turns: Vec<Turn<'a>>,
+    pub(super) micro_batches: Vec<MicroBatchPairs<'a>>,
     /// Some rank asks the reference model.
     pub(super) visits_reference: bool,
 }
 
 /// One micro-batch.
-pub(super) struct Turn<'a> {
+pub(super) struct MicroBatchPairs<'a> {
     pub(super) pairs: Vec<&'a Tokenized>,
     /// What the reference model says of each, where that is known.
     pub(super) known: &'a [Option<ReferenceLogps>],
@@ -34,17 +34,18 @@ impl Engine {
         budget: usize,
     ) -> Result<Plan<'a>, CommError> {
         let mut rest = references;
-        let mut turns: Vec<Turn<'_>> = Vec::new();
-        for pairs in micro_batches(pairs, self.settings.layout, budget) {
+        let mut micro_batches: Vec<MicroBatchPairs<'_>> = Vec::new();
+        for pairs in batch::micro_batches(pairs, self.settings.layout, budget) {
             let (known, later) = rest.split_at(pairs.len());
             rest = later;
-            turns.push(Turn { pairs, known });
+            micro_batches.push(MicroBatchPairs { pairs, known });
         }
-        let known = |turn: &Turn<'_>| turn.known.iter().all(Option::is_some);
-        let asks = self.settings.method == TrainingMethod::Dpo && !turns.iter().all(known);
-        let [count, asks] = self.agree([turns.len() as i64, i64::from(asks)])?;
-        turns.resize_with(count.max(1) as usize, || Turn { pairs: Vec::new(), known: &[] });
-        Ok(Plan { turns, visits_reference: asks > 0 && self.reference.is_some() })
+        let known = |micro_batch: &MicroBatchPairs<'_>| micro_batch.known.iter().all(Option::is_some);
+        let asks = self.settings.method == TrainingMethod::Dpo && !micro_batches.iter().all(known);
+        let [count, asks] = self.agree([micro_batches.len() as i64, i64::from(asks)])?;
+        micro_batches
+            .resize_with(count.max(1) as usize, || MicroBatchPairs { pairs: Vec::new(), known: &[] });
+        Ok(Plan { micro_batches, visits_reference: asks > 0 && self.reference.is_some() })
     }
 
     /// The largest of every rank's values, where ranks have to do the same.
@@ -64,10 +65,13 @@ impl Engine {
     }
 
     /// Heads of both models, there until dropped.
-    pub(super) fn lend_heads(&self, with_reference: bool) -> Result<Vec<(Lent, Lent)>, CommError> {
-        let mut lent = vec![self.policy.lend_head()?];
+    pub(super) fn gather_heads(
+        &self,
+        with_reference: bool,
+    ) -> Result<Vec<(GatheredWeights, GatheredWeights)>, CommError> {
+        let mut lent = vec![self.policy.gather_head()?];
         if let (true, Some(model)) = (with_reference, &self.reference) {
-            lent.push(model.lend_head()?);
+            lent.push(model.gather_head()?);
         }
         Ok(lent)
     }

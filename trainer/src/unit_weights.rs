@@ -1,6 +1,6 @@
 //! Weights in flat buffers that are whole only while somebody computes with them.
 //!
-//! The model's tensors are views of [`Flat::whole`]. Where a rank keeps only its part of the weights (ZeRO stage 3), or keeps
+//! The model's tensors are views of [`UnitWeights::whole`]. Where a rank keeps only its part of the weights (ZeRO stage 3), or keeps
 //! them on the host, the buffer's memory is taken away between uses; views, and graphs that autograd has built on them, stay
 //! valid and read what is brought back before the next use.
 //!
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use crate::comm::{CommError, Communicator, Pending};
-use crate::ext::{allocate_memory, lendable_zeros, release_memory};
+use crate::ext::{allocate_memory, releasable_zeros, release_memory};
 use crate::layout::{Layout, Sharding};
 use crate::progress;
 
@@ -37,7 +37,7 @@ impl Link {
 }
 
 /// One buffer of weights in the passes' precision.
-pub struct Flat {
+pub struct UnitWeights {
     whole: Tensor,
     layout: Layout,
     home: Home,
@@ -67,9 +67,9 @@ struct State {
     coming: Option<Box<dyn Pending>>,
 }
 
-impl fmt::Debug for Flat {
+impl fmt::Debug for UnitWeights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flat")
+        f.debug_struct("UnitWeights")
             .field("len", &self.layout.len)
             .field("home", &self.home)
             .finish_non_exhaustive()
@@ -85,7 +85,7 @@ pub enum Keep {
     Host,
 }
 
-impl Flat {
+impl UnitWeights {
     /// Moves tensors into a buffer of kind `kind` and puts views of it in their place.
     pub fn adopt(
         tensors: &mut [&mut Tensor],
@@ -96,7 +96,7 @@ impl Flat {
     ) -> Self {
         let device = tensors.first().map_or(Device::Cpu, |tensor| tensor.device());
         let whole = match sharding.of_weights() {
-            true => lendable_zeros(layout.len, kind, device),
+            true => releasable_zeros(layout.len, kind, device),
             false => Tensor::zeros([layout.len], (kind, device)),
         };
         for (tensor, slot) in tensors.iter_mut().zip(&layout.slots) {
@@ -114,7 +114,7 @@ impl Flat {
     /// A frozen buffer of the same values for the same tensors of another model.
     #[must_use]
     pub fn copy_for(&self, tensors: &mut [&mut Tensor], keep: Keep) -> Self {
-        let mut whole = lendable_zeros(self.layout.len, self.whole.kind(), self.whole.device());
+        let mut whole = releasable_zeros(self.layout.len, self.whole.kind(), self.whole.device());
         for (tensor, slot) in tensors.iter_mut().zip(&self.layout.slots) {
             **tensor = whole.narrow(0, slot.offset, slot.len).view(tensor.size().as_slice());
         }
@@ -137,7 +137,7 @@ impl Flat {
     fn at_home(whole: Tensor, home: Home, layout: Layout, sharding: Sharding, link: &Link) -> Self {
         let state = RefCell::new(State { here: true, ..State::default() });
         let flat = Self { whole, layout, home, sharding, link: link.clone(), state };
-        flat.retire();
+        flat.release();
         flat
     }
 
@@ -156,8 +156,8 @@ impl Flat {
     }
 
     /// This rank has changed its own values: sends them to the others, and has theirs come.
-    pub fn spread(&self) -> Result<(), CommError> {
-        self.arrive()?;
+    pub fn scatter(&self) -> Result<(), CommError> {
+        self.wait()?;
         if !self.sharding.of_states() || matches!(self.home, Home::Part(_)) {
             return Ok(());
         }
@@ -188,13 +188,13 @@ impl Flat {
     }
 
     /// Waits for what is on its way.
-    pub fn arrive(&self) -> Result<(), CommError> {
+    pub fn wait(&self) -> Result<(), CommError> {
         let coming = self.state.borrow_mut().coming.take();
         coming.map_or(Ok(()), Pending::wait)
     }
 
     /// Takes the memory away, unless somebody computes with it or the weights have no other home.
-    fn retire(&self) {
+    fn release(&self) {
         let mut state = self.state.borrow_mut();
         if state.lent == 0 && state.here && !matches!(self.home, Home::Here) {
             release_memory(&self.whole);
@@ -220,20 +220,20 @@ pub fn part(flat: &Tensor, range: Range<i64>) -> Tensor {
 
 /// Buffers that are whole until this is dropped.
 #[derive(Debug, Default)]
-pub struct Lent(Vec<Rc<Flat>>);
+pub struct GatheredWeights(Vec<Rc<UnitWeights>>);
 
-impl Drop for Lent {
+impl Drop for GatheredWeights {
     fn drop(&mut self) {
         for flat in &self.0 {
             flat.state.borrow_mut().lent -= 1;
-            flat.retire();
+            flat.release();
         }
     }
 }
 
 /// Buffers behind each unit of a model; a unit without any is always there.
 #[derive(Clone, Debug, Default)]
-pub struct Residence(Vec<Vec<Rc<Flat>>>);
+pub struct Residence(Vec<Vec<Rc<UnitWeights>>>);
 
 impl Residence {
     /// No buffers for so many units.
@@ -243,20 +243,20 @@ impl Residence {
     }
 
     /// Puts a buffer behind a unit.
-    pub fn add(&mut self, unit: usize, flat: &Rc<Flat>) {
+    pub fn add(&mut self, unit: usize, flat: &Rc<UnitWeights>) {
         self.0[unit].push(Rc::clone(flat));
     }
 
     /// The buffers of a unit.
     #[must_use]
-    pub fn unit(&self, unit: usize) -> &[Rc<Flat>] {
+    pub fn unit(&self, unit: usize) -> &[Rc<UnitWeights>] {
         self.0.get(unit).map_or(&[], Vec::as_slice)
     }
 
     /// Every buffer once, with the units that it is behind.
     #[must_use]
-    pub fn flats(&self) -> Vec<(Rc<Flat>, Vec<usize>)> {
-        let mut flats: Vec<(Rc<Flat>, Vec<usize>)> = Vec::new();
+    pub fn flats(&self) -> Vec<(Rc<UnitWeights>, Vec<usize>)> {
+        let mut flats: Vec<(Rc<UnitWeights>, Vec<usize>)> = Vec::new();
         for (unit, flat) in
             self.0.iter().enumerate().flat_map(|(unit, flats)| flats.iter().map(move |flat| (unit, flat)))
         {
@@ -269,10 +269,10 @@ impl Residence {
     }
 
     /// Waits until a unit's weights are there, for as long as the result lives; starts to bring those of `next` meanwhile.
-    pub fn lend(&self, unit: usize, next: Option<usize>) -> Result<Lent, CommError> {
+    pub fn gather_unit(&self, unit: usize, next: Option<usize>) -> Result<GatheredWeights, CommError> {
         // Every pass borrows every unit.
         progress::advance();
-        let mut lent = Lent::default();
+        let mut lent = GatheredWeights::default();
         for flat in self.unit(unit) {
             flat.fetch()?;
             flat.state.borrow_mut().lent += 1;
@@ -281,7 +281,7 @@ impl Residence {
         for flat in next.into_iter().flat_map(|next| self.unit(next)) {
             flat.fetch()?;
         }
-        lent.0.iter().try_for_each(|flat| flat.arrive())?;
+        lent.0.iter().try_for_each(|flat| flat.wait())?;
         Ok(lent)
     }
 }

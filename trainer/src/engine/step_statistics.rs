@@ -60,7 +60,7 @@ impl Engine {
 
 /// What the micro-batches of a step add up to.
 #[derive(Debug)]
-pub(super) struct Tally {
+pub(super) struct StepStatistics {
     /// Sums of [`crate::loss`].
     pub(super) statistics: Tensor,
     /// Completion tokens that the reference model was run on.
@@ -70,7 +70,7 @@ pub(super) struct Tally {
     pub(super) references: Vec<(usize, Option<Tensor>)>,
 }
 
-impl Tally {
+impl StepStatistics {
     pub(super) fn add(&mut self, scores: &Scores, reference: &ReferenceSide, pairs: &[&Tokenized]) {
         // On the device alone: a step waits for it once, at its end.
         self.statistics += &scores.statistics;
@@ -120,7 +120,7 @@ pub(super) fn by_pair(values: &[f64]) -> Vec<ReferenceLogps> {
 
 /// What the device has added up, with what the host knows.
 pub(super) fn sums(
-    tally: &Tally,
+    totals: &StepStatistics,
     values: &[f64],
     pairs: &[Tokenized],
     method: TrainingMethod,
@@ -148,7 +148,7 @@ pub(super) fn sums(
         kl: value(7),
         completion_tokens,
         tokens,
-        kl_tokens: tally.kl_tokens,
+        kl_tokens: totals.kl_tokens,
     }
 }
 
@@ -162,16 +162,16 @@ mod tests {
     #[test]
     fn what_a_step_found_is_read_at_once() {
         let values = |values: &[f64]| upload(values, Device::Cpu);
-        let mut tally = Tally {
+        let mut totals = StepStatistics {
             statistics: values(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]),
             kl_tokens: 0,
             tokens: TokenCounts::default(),
             references: Vec::new(),
         };
-        tally.keep_references(Some(values(&[-1.0, -2.0, -3.0, -4.0])), 2);
-        tally.keep_references(None, 1);
-        tally.keep_references(Some(values(&[-5.0, -6.0])), 1);
-        let found = tally.read(&values(&[9.0]));
+        totals.keep_references(Some(values(&[-1.0, -2.0, -3.0, -4.0])), 2);
+        totals.keep_references(None, 1);
+        totals.keep_references(Some(values(&[-5.0, -6.0])), 1);
+        let found = totals.read(&values(&[9.0]));
         assert_eq!((found.statistics.len(), found.statistics[7], found.grad_norm), (8, 7.0, 9.0));
         let logps = |chosen, rejected| Some(ReferenceLogps { chosen, rejected });
         assert_eq!(found.references, [logps(-1.0, -2.0), logps(-3.0, -4.0), None, logps(-5.0, -6.0)]);

@@ -6,10 +6,10 @@ use tch::{Device, Tensor};
 use super::{Bucket, Parameters};
 use crate::comm::CommError;
 use crate::error::EngineError;
-use crate::flat::part;
 use crate::layout::{ALIGN, Slot};
-use crate::optimizer::states::{MASTER, Plane};
+use crate::optimizer::states::{MASTER, StateTensor};
 use crate::optimizer::update::Update;
+use crate::unit_weights::part;
 
 /// A whole tensor with its checkpoint name, e.g. `model.norm.weight` and `exp_avg`.
 #[derive(Debug)]
@@ -30,23 +30,23 @@ impl Parameters {
     pub fn collect(&self, moments: bool) -> Result<Vec<Kept>, CommError> {
         let mut kept = Vec::new();
         for bucket in self.buckets.iter().rev() {
-            for plane in bucket.states.planes() {
-                if moments || plane.suffix == MASTER {
-                    kept.extend(self.whole(bucket, &plane)?);
+            for state_tensor in bucket.states.state_tensors() {
+                if moments || state_tensor.suffix == MASTER {
+                    kept.extend(self.whole(bucket, &state_tensor)?);
                 }
             }
         }
         Ok(kept)
     }
 
-    fn whole(&self, bucket: &Bucket, plane: &Plane<'_>) -> Result<Vec<Kept>, CommError> {
+    fn whole(&self, bucket: &Bucket, state_tensor: &StateTensor<'_>) -> Result<Vec<Kept>, CommError> {
         let layout = bucket.weights.layout();
         let whole = match self.keeping.sharding.of_states() {
-            false => plane.values.shallow_clone(),
+            false => state_tensor.values.shallow_clone(),
             true => {
                 let communicator = self.keeping.link.communicator()?;
-                let own = plane.values.to_device(bucket.grad.device());
-                let whole = Tensor::empty([layout.len / plane.per], (own.kind(), own.device()));
+                let own = state_tensor.values.to_device(bucket.grad.device());
+                let whole = Tensor::empty([layout.len / state_tensor.per], (own.kind(), own.device()));
                 communicator.all_gather(&whole, &own)?.wait()?;
                 if communicator.rank() != 0 {
                     return Ok(Vec::new());
@@ -56,10 +56,14 @@ impl Parameters {
         };
         let parameters = self.units[bucket.units.clone()].iter().flatten();
         let kept = |(parameter, slot): (&super::Parameter, &Slot)| {
-            let place = scaled(*slot, plane.per);
+            let place = scaled(*slot, state_tensor.per);
             let flat = whole.narrow(0, place.offset, place.len);
-            let shape = shape(&parameter.leaf, plane);
-            Kept { name: parameter.name.clone(), suffix: plane.suffix, tensor: flat.view(shape.as_slice()) }
+            let shape = shape(&parameter.leaf, state_tensor);
+            Kept {
+                name: parameter.name.clone(),
+                suffix: state_tensor.suffix,
+                tensor: flat.view(shape.as_slice()),
+            }
         };
         Ok(parameters.zip(&layout.slots).map(kept).collect())
     }
@@ -70,12 +74,13 @@ impl Parameters {
             let own = self.keeping.sharding.own(bucket.weights.layout().len);
             let parameters = self.units[bucket.units.clone()].iter().flatten();
             for (parameter, slot) in parameters.zip(&bucket.weights.layout().slots) {
-                for plane in bucket.states.planes() {
-                    let tensor = source(&parameter.name, plane.suffix, &shape(&parameter.leaf, &plane))?;
-                    let own = own.start / plane.per..own.end / plane.per;
-                    if let Some((from, to)) = scaled(*slot, plane.per).overlap(&own) {
-                        let values = part(&tensor.flatten(0, -1), from).to_kind(plane.values.kind());
-                        tch::no_grad(|| part(plane.values, to).copy_(&values));
+                for state_tensor in bucket.states.state_tensors() {
+                    let tensor =
+                        source(&parameter.name, state_tensor.suffix, &shape(&parameter.leaf, &state_tensor))?;
+                    let own = own.start / state_tensor.per..own.end / state_tensor.per;
+                    if let Some((from, to)) = scaled(*slot, state_tensor.per).overlap(&own) {
+                        let values = part(&tensor.flatten(0, -1), from).to_kind(state_tensor.values.kind());
+                        tch::no_grad(|| part(state_tensor.values, to).copy_(&values));
                     }
                 }
             }
@@ -93,24 +98,24 @@ impl Parameters {
 impl Bucket {
     /// Takes an optimizer step and brings what it gives to the weights that the model computes with.
     pub(crate) fn step(&mut self, update: &Update<'_>) -> Result<(), EngineError> {
-        self.weights.arrive()?;
+        self.weights.wait()?;
         let published = (!self.masters_are_weights).then(|| self.weights.own());
         // A part of a gradient is forgotten with the rest of it, when the next step begins.
         let clears = self.total.is_some() || update.grad.numel() == self.grad.numel();
         if self.states.update_in_one_pass(update, published.as_ref(), clears)? {
             self.cleared = clears;
-            return Ok(self.weights.spread()?);
+            return Ok(self.weights.scatter()?);
         }
         self.states.update(update)?;
         Ok(self.publish()?)
     }
 
     pub(crate) fn publish(&self) -> Result<(), CommError> {
-        self.weights.arrive()?;
+        self.weights.wait()?;
         if !self.masters_are_weights {
             tch::no_grad(|| self.weights.own().copy_(&self.states.master));
         }
-        self.weights.spread()
+        self.weights.scatter()
     }
 }
 
@@ -118,8 +123,8 @@ fn scaled(slot: Slot, per: i64) -> Slot {
     Slot { offset: slot.offset / per, len: (slot.len + per - 1) / per }
 }
 
-fn shape(leaf: &Tensor, plane: &Plane<'_>) -> Vec<i64> {
-    match plane.per {
+fn shape(leaf: &Tensor, state_tensor: &StateTensor<'_>) -> Vec<i64> {
+    match state_tensor.per {
         1 => leaf.size(),
         per => vec![(leaf.numel() as i64 + per - 1) / per],
     }

@@ -54,12 +54,12 @@ impl Gate {
 
 /// How far something has got elsewhere, and what was said of it there; others wait for it.
 #[derive(Debug, Default)]
-pub struct Milestone {
+pub struct Watermark {
     reached: Mutex<(u64, u64)>,
     changed: Condvar,
 }
 
-impl Milestone {
+impl Watermark {
     /// It has got this far, and has this to say.
     pub fn reach(&self, step: u64, said: u64) {
         let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_milestone_lets_through_who_waits_for_what_is_reached_and_no_other() {
-        let milestone = Arc::new(Milestone::default());
+        let milestone = Arc::new(Watermark::default());
         milestone.reach(3, 30);
         milestone.reach(2, 20);
         assert_eq!(milestone.wait(3), 30);
