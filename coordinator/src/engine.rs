@@ -53,12 +53,7 @@ pub struct Engine {
 impl Engine {
     /// An engine at rest.
     #[must_use]
-    pub fn new(
-        run: Run,
-        output: Output,
-        history: History,
-        (observer, refusals): (Observer, Refusals),
-    ) -> Self {
+    pub fn new(run: Run, output: Output, history: History, observer: Observer, refusals: Refusals) -> Self {
         Self { run, output, history, outboxes: HashMap::new(), store: None, observer, refusals }
     }
 

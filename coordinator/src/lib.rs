@@ -7,7 +7,7 @@
 //! - [`engine`]: owns the state machine; hands it events and carries out its commands. [`complete`] takes its place where a run is
 //!   complete already.
 //! - [`server`], [`service`], [`health`], [`watch`], [`print`]: gRPC, and the events of a run for watchers and logs.
-//! - [`cli`]: flags.
+//! - [`cli`] reads flags.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

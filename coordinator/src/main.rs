@@ -54,10 +54,10 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
         let health = Health::listen(cli.health_listen.as_deref()).await?;
         let prepared = match prepare(cli.clone(), &mut signals).await? {
             Task::Run(prepared) => *prepared,
-            Task::Complete(model) => return complete(cli, &model, &mut signals, (guard, health)).await,
+            Task::Complete(model) => return complete(cli, &model, &mut signals, guard, health).await,
         };
         let (span, mut endpoint) = (run_span(), None);
-        let served = serve(cli, prepared, signals, (guard, health), &mut endpoint);
+        let served = serve(cli, prepared, signals, guard, health, &mut endpoint);
         let served = served.instrument(span.clone()).await;
         dyad_telemetry::conclude(&span, &served);
         // The run is over, and its folder anybody's.
@@ -139,7 +139,8 @@ async fn serve(
     cli: &Cli,
     prepared: Prepared,
     signals: Signals,
-    (mut guard, health): (Guard, Health),
+    mut guard: Guard,
+    health: Health,
     endpoint: &mut Option<Endpoint>,
 ) -> Result<(), Fault> {
     let (listener, _published) = open(cli, &mut guard).await?;
@@ -160,7 +161,7 @@ async fn serve(
     *endpoint = metrics.zip(observer.metrics()).map(|(listener, metrics)| Endpoint::open(listener, metrics));
     health.serving().await;
     let port = Port { listener, guard, health };
-    server::serve(port, run, output, signals, (observer, cli.print_events)).await
+    server::serve(port, run, output, signals, observer, cli.print_events).await
 }
 
 fn address(listener: &TcpListener) -> Result<SocketAddr, Fault> {
@@ -183,7 +184,8 @@ async fn complete(
     cli: &Cli,
     model: &Path,
     signals: &mut Signals,
-    (mut guard, health): (Guard, Health),
+    mut guard: Guard,
+    health: Health,
 ) -> Result<(), Fault> {
     tracing::info!("this run is complete: {}", model.display());
     if let Err(fault) = say(&serde_json::json!({ "complete": model })) {

@@ -53,7 +53,8 @@ pub async fn serve(
     run: Run,
     output: Output,
     signals: Signals,
-    (observer, print_events): (Observer, bool),
+    observer: Observer,
+    print_events: bool,
 ) -> Result<(), Fault> {
     let (inputs, events) = mpsc::channel(INPUTS);
     tokio::spawn(signals.forward(inputs.clone()));
@@ -61,7 +62,7 @@ pub async fn serve(
     let printed = print_events.then(|| Printer::start(history.follow()));
     let mut serving = Serving::open(port, run.world_size(), inputs, history.clone());
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
-    let engine = Engine::new(run, output, history, (observer, serving.refusals.clone())).run(events);
+    let engine = Engine::new(run, output, history, observer, serving.refusals.clone()).run(events);
     let engine = tokio::spawn(engine.in_current_span());
     let outcome = tokio::select! {
         outcome = engine => outcome

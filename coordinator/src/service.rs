@@ -86,7 +86,7 @@ impl Coordinator for Service {
         let address = peer.as_ref().map(|peer| peer.address);
         self.inputs.send(Input::Connected(id, address, outbox)).await.map_err(gone)?;
         let call = self.call("dyad.v1.Coordinator/Train", &request);
-        tokio::spawn(forward((id, peer), request.into_inner(), self.inputs.clone(), call.clone()));
+        tokio::spawn(forward(id, peer, request.into_inner(), self.inputs.clone(), call.clone()));
         Ok(Response::new(answers(UnboundedReceiverStream::new(outgoing), call)))
     }
 
@@ -121,7 +121,8 @@ fn answers<T: Send + 'static>(
 
 /// Carries a trainer's messages to the engine, and at last the news that its stream has ended, however it did.
 async fn forward(
-    (id, peer): (TrainerId, Option<Peer>),
+    id: TrainerId,
+    peer: Option<Peer>,
     mut incoming: Streaming<TrainerMessage>,
     inputs: mpsc::Sender<Input>,
     call: Call,

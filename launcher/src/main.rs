@@ -77,7 +77,9 @@ async fn act(line: CommandLine) -> Result<(), Fault> {
         (Some(Command::Doctor(options)), _) => doctor::run(&options).await,
         (Some(Command::Slurm(options)), _) => slurm::run(&options).await,
         (Some(Command::Quickstart(options)), _) => start_quickly(&options).await,
-        (None, Some(options)) => launch(&options, (&line.hosts, line.security)).await,
+        (None, Some(options)) => {
+            launch(Request { options: &options, hosts: &line.hosts, security: line.security }).await
+        }
         (None, None) => Err(Fault::input("nothing to do").hint("give --config FILE, or see --help")),
     }
 }
@@ -97,14 +99,26 @@ async fn start_quickly(options: &QuickstartOptions) -> Result<(), Fault> {
             .map_err(|error| Fault::failed(format!("the quickstart's own command is wrong: {error}")))?;
         let options = line.options.ok_or_else(|| Fault::failed("the quickstart's own command is no run"))?;
         // Each run is as large as a task of its own.
-        Box::pin(launch(&options, (&line.hosts, line.security))).await?;
+        let request = Request { options: &options, hosts: &line.hosts, security: line.security };
+        Box::pin(launch(request)).await?;
     }
     Ok(())
 }
 
-async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOptions)) -> Result<(), Fault> {
-    let Some((asked, transport)) = hosts::asked(wanted, options.nodes)? else {
-        return launch_here(options, wanted, secured).await;
+/// What the command line asks for.
+#[derive(Clone, Copy)]
+struct Request<'a> {
+    options: &'a Options,
+    /// Where the run goes.
+    hosts: &'a HostOptions,
+    /// Who may talk to whom.
+    security: SecurityOptions,
+}
+
+async fn launch(request: Request<'_>) -> Result<(), Fault> {
+    let options = request.options;
+    let Some((asked, transport)) = hosts::asked(request.hosts, options.nodes)? else {
+        return launch_here(request).await;
     };
     let config = options::load(options, true)?;
     let mut interrupt = Interrupt::new()?;
@@ -114,13 +128,11 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
     let mut deadline = None;
     loop {
         let mut reached = Reached::default();
-        let connecting = Hosts::connect(&asked, &transport, wanted);
-        let result = match unless((&mut interrupt, &restarts), "connecting to the hosts", connecting).await {
+        let connecting = Hosts::connect(&asked, &transport, request.hosts);
+        let result = match unless(&mut interrupt, &restarts, "connecting to the hosts", connecting).await {
             Ok(hosts) => {
                 let attempt = Attempt { restarts: &restarts, reached: &mut reached };
-                let result =
-                    launch_there((options, wanted, secured), &config, &hosts, (&mut interrupt, attempt))
-                        .await;
+                let result = launch_there(request, &config, &hosts, &mut interrupt, attempt).await;
                 hosts.close().await;
                 result
             }
@@ -136,7 +148,7 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
                 tokio::time::sleep(PAUSE).await;
                 Ok(())
             };
-            unless((&mut interrupt, &restarts), "waiting for a lost host", pausing).await?;
+            unless(&mut interrupt, &restarts, "waiting for a lost host", pausing).await?;
             continue;
         }
         let line = restarts.after(fault, &reached)?;
@@ -147,7 +159,8 @@ async fn launch(options: &Options, (wanted, secured): (&HostOptions, SecurityOpt
 
 /// Before anything is started: Ctrl-C ends what the launcher waits for.
 async fn unless<T>(
-    (interrupt, restarts): (&mut Interrupt, &Restarts),
+    interrupt: &mut Interrupt,
+    restarts: &Restarts,
     doing: &str,
     work: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
@@ -161,7 +174,8 @@ async fn unless<T>(
     }
 }
 
-async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityOptions) -> Result<(), Fault> {
+async fn launch_here(request: Request<'_>) -> Result<(), Fault> {
+    let options = request.options;
     let machine = Machine::here();
     // Of a range as many as there are, which is this machine.
     let nodes = match options.nodes {
@@ -186,9 +200,9 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
     if options.dry_run {
         run_files::look(&config, true, fresh)?;
-        let tls = security::describe(secured, listen, security::given())?;
+        let tls = security::describe(request.security, listen, security::given())?;
         let look = || trainer_check::run(&config);
-        return print(&dry_run::describe(&config, &trainers, (&devices, &tls), look)?);
+        return print(&dry_run::describe(&config, &trainers, &devices, &tls, look)?);
     }
     let mut interrupt = Interrupt::new()?;
     // Kept until this process ends: no other run comes in between two attempts of this one.
@@ -202,8 +216,7 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
     loop {
         let mut reached = Reached::default();
         let attempt = Attempt { restarts: &restarts, reached: &mut reached };
-        let files = (&config, config_file.0.as_path());
-        let attempt = train((options, wanted, secured), files, &place, (&mut interrupt, attempt));
+        let attempt = train(request, &config, &config_file.0, &place, &mut interrupt, attempt);
         let trained = traced(attempt).await;
         match trained {
             Ok(()) => break,
@@ -218,7 +231,7 @@ async fn launch_here(options: &Options, wanted: &HostOptions, secured: SecurityO
             }
         }
     }
-    tell((options, &config), &plot, &machine, (&restarts, &mut interrupt)).await
+    tell(options, &config, &plot, &machine, &restarts, &mut interrupt).await
 }
 
 /// One of possibly several starts of a run.
@@ -239,11 +252,13 @@ struct Place<'a> {
 }
 
 async fn launch_there(
-    (options, wanted, secured): (&Options, &HostOptions, SecurityOptions),
+    request: Request<'_>,
     config: &RunConfig,
     hosts: &Hosts,
-    (interrupt, attempt): (&mut Interrupt, Attempt<'_>),
+    interrupt: &mut Interrupt,
+    attempt: Attempt<'_>,
 ) -> Result<(), Fault> {
+    let options = request.options;
     let found = hosts.found();
     let numa = options.numa_binding == NumaBinding::Node;
     let trainers = hosts::plan::trainers(options.gpus_per_node, numa, &found)?;
@@ -255,11 +270,11 @@ async fn launch_there(
     fit::check(options, config, &trainers, &hellos)?;
     let restarts = attempt.restarts;
     let listening = hosts.listen(options.listen.as_deref());
-    let listen = unless((interrupt, restarts), "the hosts tried to reach each other", listening).await?;
+    let listen = unless(interrupt, restarts, "the hosts tried to reach each other", listening).await?;
     if options.dry_run {
-        let tls = security::describe(secured, &listen, security::given())?;
+        let tls = security::describe(request.security, &listen, security::given())?;
         let on_first = hosts.coordinator_node().is_some();
-        return print(&dry_run::describe_hosts(config, &trainers, (&listen, &devices, &tls), on_first));
+        return print(&dry_run::describe_hosts(config, &trainers, &listen, &devices, &tls, on_first));
     }
     // Whether the job has begun what lies on the hosts is not known here: the coordinator looks.
     let fresh = Earlier::of(options, Path::new(&config.output_dir))? == Earlier::Refused
@@ -267,7 +282,7 @@ async fn launch_there(
         && restarts.total() == 0;
     let preparing = hosts.prepare(config, fresh);
     let (config_file, owner) =
-        unless((interrupt, restarts), "the hosts looked at the run's files", preparing).await?;
+        unless(interrupt, restarts, "the hosts looked at the run's files", preparing).await?;
     let config_file = NextConfig(config_file);
     // Logs are gathered on this machine, which may share no file system with the hosts.
     let output_dir = Path::new(&config.output_dir);
@@ -284,11 +299,10 @@ async fn launch_there(
         owner: owner.as_ref(),
         plot: &plot,
     };
-    let files = (config, config_file.0.as_path());
-    let trained = train((options, wanted, secured), files, &place, (&mut *interrupt, attempt));
+    let trained = train(request, config, &config_file.0, &place, interrupt, attempt);
     traced(trained).await?;
     if output_dir.join("final").is_dir() {
-        return tell((options, config), &plot, &Machine::here(), (restarts, interrupt)).await;
+        return tell(options, config, &plot, &Machine::here(), restarts, interrupt).await;
     }
     let host = &hosts.agent(0).host;
     let again = restarts.summary().map(|again| format!("restarts {again}\n")).unwrap_or_default();
@@ -309,13 +323,15 @@ async fn traced(attempt: impl Future<Output = Result<(), Fault>>) -> Result<(), 
 
 /// Says it, and draws samples, which may take long, until somebody has had enough of that.
 async fn tell(
-    (options, config): (&Options, &RunConfig),
+    options: &Options,
+    config: &RunConfig,
     plot: &LivePlot,
     machine: &Machine,
-    (restarts, interrupt): (&Restarts, &mut Interrupt),
+    restarts: &Restarts,
+    interrupt: &mut Interrupt,
 ) -> Result<(), Fault> {
     let signal = tokio::select! {
-        () = say((options, config), plot, machine, restarts) => return Ok(()),
+        () = say(options, config, plot, machine, restarts) => return Ok(()),
         signal = interrupt.wait() => signal,
     };
     // A scheduler asks for an end, and the run has come to its own. A person learns that not all was shown.
@@ -328,12 +344,7 @@ async fn tell(
 }
 
 /// What there is to say of a complete run.
-async fn say(
-    (options, config): (&Options, &RunConfig),
-    plot: &LivePlot,
-    machine: &Machine,
-    restarts: &Restarts,
-) {
+async fn say(options: &Options, config: &RunConfig, plot: &LivePlot, machine: &Machine, restarts: &Restarts) {
     let output_dir = Path::new(&config.output_dir);
     // The model is there: a plot or sample that fails must not make the run look failed.
     let plot = plot.finish(true).await;
@@ -355,13 +366,16 @@ fn warn<T: Default>(fault: Fault) -> T {
 }
 
 async fn train(
-    (options, wanted, secured): (&Options, &HostOptions, SecurityOptions),
-    (config, config_file): (&RunConfig, &Path),
+    request: Request<'_>,
+    config: &RunConfig,
+    config_file: &Path,
     place: &Place<'_>,
-    (interrupt, attempt): (&mut Interrupt, Attempt<'_>),
+    interrupt: &mut Interrupt,
+    attempt: Attempt<'_>,
 ) -> Result<(), Fault> {
-    let security = Security::new(secured, place.listen, security::given())?;
-    let environment = environment::chosen(&wanted.env, &environment::here())?;
+    let options = request.options;
+    let security = Security::new(request.security, place.listen, security::given())?;
+    let environment = environment::chosen(&request.hosts.env, &environment::here())?;
     let console = Console::new(options.verbose, options.log_format);
     let job = Job {
         config_file,
@@ -384,7 +398,7 @@ async fn train(
     };
     let grace = Duration::from_secs(options.grace_period);
     let result = tokio::select! {
-        result = supervise::run(&job, &console, interrupt, (grace, attempt.reached)) => result,
+        result = supervise::run(&job, &console, interrupt, grace, attempt.reached) => result,
         () = console.clone().show_held() => Ok(()),
     };
     if result.is_err() {

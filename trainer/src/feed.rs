@@ -78,7 +78,8 @@ pub struct Step {
 pub fn start(
     received: mpsc::Receiver<Received>,
     tokenizer: ChatTokenizer,
-    (rule, cost): (Rule, PassCost),
+    rule: Rule,
+    cost: PassCost,
     files: Files,
     handle: Handle,
 ) -> Result<mpsc::Receiver<Result<Work, Fault>>, Fault> {

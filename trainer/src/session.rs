@@ -185,7 +185,7 @@ impl Session {
         let (patience, worker) = (identity.connect_timeout, handle.clone());
         let thread = std::thread::Builder::new()
             .name("session".into())
-            .spawn(move || serve((&access, patience), worker, to_send, &deliver, &report))
+            .spawn(move || serve(&access, patience, worker, to_send, &deliver, &report))
             .map_err(|error| Fault::failed(format!("cannot start a thread: {error}")))?;
         connected.recv().unwrap_or_else(|_| Err(Fault::failed("the session thread ended early")))?;
         Ok((Self { handle, thread }, received))
@@ -231,7 +231,8 @@ fn hello(identity: &Identity) -> Hello {
 }
 
 fn serve(
-    (access, patience): (&Access, Duration),
+    access: &Access,
+    patience: Duration,
     handle: Handle,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
     deliver: &mpsc::Sender<Received>,
@@ -248,7 +249,7 @@ fn serve(
     runtime.block_on(async {
         let mut told = Told::listen();
         let connected = tokio::select! {
-            connected = connect((access, patience), &handle, to_send) => connected,
+            connected = connect(access, patience, &handle, to_send) => connected,
             () = told.next() => Err(Fault::new(ErrorCode::Interrupted, "stopped before the coordinator was there")),
         };
         match connected {
@@ -279,7 +280,8 @@ async fn obey(mut told: Told, handle: &Handle) {
 }
 
 async fn connect(
-    (access, patience): (&Access, Duration),
+    access: &Access,
+    patience: Duration,
     handle: &Handle,
     to_send: async_mpsc::UnboundedReceiver<TrainerMessage>,
 ) -> Result<Streaming<dyad_proto::wire::CoordinatorMessage>, Fault> {

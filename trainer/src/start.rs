@@ -89,7 +89,7 @@ pub fn start(
     let mut facts = facts::of_files(&config, &sources, device, rule.max_len)?;
     handle.send(Sent::Facts(Facts { facts: facts.clone() }));
     let cost = PassCost::new(&model, Layout::of(&config));
-    let work = feed::start(received, tokenizer, (rule, cost), Files::of(&config), handle.clone())?;
+    let work = feed::start(received, tokenizer, rule, cost, Files::of(&config), handle.clone())?;
     handle.enter(Phase::Rendezvous, 0);
     let connecting = tracing::info_span!(target: TARGET, "rendezvous").entered();
     let mut backlog = VecDeque::new();

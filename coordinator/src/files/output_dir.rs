@@ -151,7 +151,7 @@ impl OutputPlan {
         self.folder.still_there()?;
         refuse_obstacles(dir)?;
         let resumed = self.resume.as_ref().map(|resume| resume.step);
-        let config = records::staged(dir, (config_json, record), resumed)?;
+        let config = records::staged(dir, config_json, record, resumed)?;
         let (metrics, evaluations) = (self.rows(METRICS)?, self.rows(EVALUATION_METRICS)?);
         let board = EventFile::create(&dir.join(TENSORBOARD), self.step())?;
         let job = || records::keep_job(dir, self.job.as_deref(), self.resume.is_some());
@@ -262,7 +262,7 @@ fn unusable(path: &Path, error: impl std::fmt::Display) -> Fault {
 
 fn resume_point(dir: &Path, now: &Now) -> Result<ResumePoint, Fault> {
     let checkpoint::Checkpoint { path, state } = checkpoint::newest(dir)?;
-    same_run(&path, (state.step, &state.identity), now)?.iter().for_each(|line| tracing::warn!("{line}"));
+    same_run(&path, state.step, &state.identity, now)?.iter().for_each(|line| tracing::warn!("{line}"));
     let step = state.step;
     let rows = Kept::read(&dir.join(METRICS), step)?;
     if let Some(holes) = rows.holes(step) {

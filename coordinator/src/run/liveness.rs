@@ -99,7 +99,7 @@ impl Run {
 
     pub(super) fn heartbeat(&mut self, place: usize, beat: Heartbeat) {
         let first = self.first_step();
-        let before = self.roster.beat(place, beat, (&mut self.watch.stalls, first));
+        let before = self.roster.beat(place, beat, &mut self.watch.stalls, first);
         // Most beats say what the last one said, and nobody need be looked at.
         if before == self.roster.members()[place].phase || self.phase >= Phase::Training {
             return;

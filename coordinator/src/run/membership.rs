@@ -216,7 +216,7 @@ impl Roster {
     }
 
     /// A trainer says where it is and how far; `first` is the run's first step. Returns the phase before.
-    pub fn beat(&mut self, place: usize, beat: Heartbeat, (stalls, first): (&mut Stalls, u64)) -> Phase {
+    pub fn beat(&mut self, place: usize, beat: Heartbeat, stalls: &mut Stalls, first: u64) -> Phase {
         let all = Stalls::all_still(self.workers(first));
         let member = &mut self.members[place];
         let kind = Kind::of(member.phase, member.step, first);
@@ -225,7 +225,7 @@ impl Roster {
         let before = std::mem::replace(&mut member.phase, phase);
         member.step = step;
         if let Some(progress) = beat.progress {
-            stalls.hear(&mut member.pulse, kind, (progress, moved), all);
+            stalls.hear(&mut member.pulse, kind, progress, moved, all);
         }
         before
     }

@@ -37,7 +37,7 @@ pub struct Now {
 }
 
 /// Refuses another run by the first thing that differs; else says what there is to be said.
-pub fn same_run(path: &Path, (step, then): (u64, &Identity), now: &Now) -> Result<Vec<String>, Fault> {
+pub fn same_run(path: &Path, step: u64, then: &Identity, now: &Now) -> Result<Vec<String>, Fault> {
     let deliberate = changes(then, now).map_err(|change| {
         Fault::input(format!("cannot resume from {}: {change}", path.display()))
             .hint("resume with the data and config of that run, or start anew with --overwrite")
@@ -130,7 +130,7 @@ mod tests {
     }
 
     fn words(then: &Identity, now: &Now) -> Result<Vec<String>, Fault> {
-        same_run(Path::new("out/checkpoint-4"), (4, then), now)
+        same_run(Path::new("out/checkpoint-4"), 4, then, now)
     }
 
     #[test]

@@ -177,13 +177,7 @@ impl Stalls {
 
     /// A trainer says how far it is; `moved` when it is in another phase or step than before. What it was doing until now tells how
     /// long a healthy pause is; `all` is how long every trainer has stood still.
-    pub fn hear(
-        &mut self,
-        pulse: &mut Pulse,
-        kind: Kind,
-        (progress, moved): (Progress, bool),
-        all: Duration,
-    ) {
+    pub fn hear(&mut self, pulse: &mut Pulse, kind: Kind, progress: Progress, moved: bool, all: Duration) {
         let (still, unfed, waiting) = (pulse.still, pulse.unfed, pulse.waiting());
         let feeding = pulse.feeds();
         pulse.hear(progress, moved);
@@ -312,7 +306,7 @@ mod tests {
 
         fn says(&mut self, rank: usize, progress: Progress) {
             let all = Stalls::all_still(self.workers().into_iter());
-            self.stalls.hear(&mut self.pulses[rank], self.kind, (progress, false), all);
+            self.stalls.hear(&mut self.pulses[rank], self.kind, progress, false, all);
         }
 
         fn passes(&mut self, time: Duration) {

@@ -111,7 +111,8 @@ impl Training {
         world_size: usize,
         sha256: &str,
         known: KnownPairs,
-        (start, now): (Start, Instant),
+        start: Start,
+        now: Instant,
     ) -> Self {
         let KnownPairs { train, validation, mut references } = known;
         let order = DataOrder {
@@ -311,7 +312,7 @@ impl Training {
     fn complete(&mut self, pending: Pending) -> Result<Done, String> {
         let reports: Vec<Report> = pending.reports.into_iter().flatten().collect();
         let Self { references, lengths, validation, .. } = self;
-        let key = |split, id| pair_key((lengths, validation), split, id);
+        let key = |split, id| pair_key(lengths, validation, split, id);
         let references = references.learn(pending.work, &reports, key)?;
         if matches!(pending.work, Work::Reference(_)) {
             let (work, num_tokens) = (pending.work, self.num_tokens);
@@ -357,7 +358,7 @@ const WEIGHED_STEPS: usize = 100_000;
 const AROUND_PAIR: usize = 64;
 
 /// A record of either file and its tokens.
-pub(crate) fn pair_key((train, validation): (&Lengths, &Lengths), split: Split, id: u64) -> Option<PairKey> {
+pub(crate) fn pair_key(train: &Lengths, validation: &Lengths, split: Split, id: u64) -> Option<PairKey> {
     if split == Split::Validation { validation.key(split, id) } else { train.key(split, id) }
 }
 

@@ -28,7 +28,7 @@ impl Run {
         let world_size = spec.world_size as usize;
         let (train, validation) = lengths;
         let known = KnownPairs { train, validation, references };
-        let mut training = Training::new(&spec.config, world_size, sha256, known, (spec.start, self.now));
+        let mut training = Training::new(&spec.config, world_size, sha256, known, spec.start, self.now);
         training.check_sizes(&spec.data)?;
         report.total_steps = training.schedule().total_steps;
         report.steps_per_epoch = training.schedule().steps_per_epoch;

@@ -86,8 +86,8 @@ impl Door {
             match accepted {
                 Ok((stream, address)) => {
                     self.make_room(&mut strangers);
-                    let known = (self.refusals.clone(), Arc::clone(&open));
-                    let guest = Guest { address, known, deliver: deliver.clone() };
+                    let (refusals, open) = (self.refusals.clone(), Arc::clone(&open));
+                    let guest = Guest { address, refusals, open, deliver: deliver.clone() };
                     let task = tokio::spawn(guest.receive(stream, self.tls.clone()));
                     strangers.push_back((task.abort_handle(), address));
                 }
@@ -116,7 +116,9 @@ impl Door {
 /// A connection on its way in.
 struct Guest {
     address: SocketAddr,
-    known: (Refusals, Arc<Semaphore>),
+    refusals: Refusals,
+    /// Places for connections that have made a call.
+    open: Arc<Semaphore>,
     deliver: mpsc::Sender<Connection>,
 }
 
@@ -128,9 +130,9 @@ impl Guest {
             greeting.unwrap_or_else(|_| Err(format!("no handshake within {} s", GREETING.as_secs())));
         let (bytes, roles) = match greeting {
             Ok(greeted) => greeted,
-            Err(reason) => return self.known.0.note(CONNECTION, Some(self.address), &reason),
+            Err(reason) => return self.refusals.note(CONNECTION, Some(self.address), &reason),
         };
-        let peer = Peer::new(self.address, roles, self.known);
+        let peer = Peer::new(self.address, roles, self.refusals, self.open);
         let (_host, makes_way) = oneshot::channel();
         let standing = Arc::clone(&peer.standing);
         // Fails only when the run has ended; the connection then settles by being dropped.

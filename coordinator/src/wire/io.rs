@@ -114,7 +114,8 @@ impl Peer {
     pub fn new(
         address: SocketAddr,
         roles: Option<Vec<Role>>,
-        (refusals, places): (Refusals, Arc<Semaphore>),
+        refusals: Refusals,
+        places: Arc<Semaphore>,
     ) -> Self {
         let (place, settled) = (Mutex::new(None), Notify::new());
         let standing = Standing { reached: AtomicU8::new(NO_CALL), places, place, settled };
@@ -285,7 +286,7 @@ mod tests {
     }
 
     fn stranger(places: &Arc<Semaphore>) -> Peer {
-        Peer::new("127.0.0.1:1".parse().unwrap(), None, (Refusals::default(), Arc::clone(places)))
+        Peer::new("127.0.0.1:1".parse().unwrap(), None, Refusals::default(), Arc::clone(places))
     }
 
     #[tokio::test]

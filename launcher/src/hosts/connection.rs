@@ -95,7 +95,7 @@ impl Agent {
             return Err(Fault::failed(format!("host {host}: {} has no pipes", transport.name())));
         };
         let mut lines = BufReader::new(stdout).lines();
-        let hello = handshake((host, transport), &mut lines, &mut process, &mut stderr).await?;
+        let hello = handshake(host, transport, &mut lines, &mut process, &mut stderr).await?;
         same_version(host, &hello)?;
         let ended = crate::agent::machine::clock();
         let skew = (hello.clock - f64::midpoint(began, ended), (ended - began) / 2.0);
@@ -207,7 +207,8 @@ impl State {
 
 /// What an agent says first, or why it says nothing.
 async fn handshake(
-    (host, transport): (&Host, &Transport),
+    host: &Host,
+    transport: &Transport,
     lines: &mut Lines<BufReader<ChildStdout>>,
     process: &mut Child,
     stderr: &mut JoinHandle<Vec<String>>,

@@ -13,7 +13,7 @@ pub fn trainers(gpus: Gpus, numa: bool, hosts: &[(Host, Hello)]) -> Result<Vec<T
     let mut all: Vec<Trainer> = Vec::new();
     for (node, (host, hello)) in hosts.iter().enumerate() {
         let first = all.len();
-        all.extend(of_host(gpus, node, first, (host, hello))?);
+        all.extend(of_host(gpus, node, first, host, hello)?);
         if numa {
             hello.topology.bind(&mut all[first..]);
         }
@@ -32,12 +32,7 @@ pub fn trainers(gpus: Gpus, numa: bool, hosts: &[(Host, Hello)]) -> Result<Vec<T
     Ok(all)
 }
 
-fn of_host(
-    gpus: Gpus,
-    node: usize,
-    first: usize,
-    (host, hello): (&Host, &Hello),
-) -> Result<Vec<Trainer>, Fault> {
+fn of_host(gpus: Gpus, node: usize, first: usize, host: &Host, hello: &Hello) -> Result<Vec<Trainer>, Fault> {
     trusted(hello.gpu_trouble.as_deref(), gpus)
         .map_err(|fault| Fault { message: format!("host {host}: {}", fault.message), ..fault })?;
     let wanted = match gpus {

@@ -13,7 +13,8 @@ use crate::predict::shapes::Shape;
 pub fn describe(
     config: &RunConfig,
     trainers: &[Trainer],
-    (devices, tls): (&str, &str),
+    devices: &str,
+    tls: &str,
     look: impl FnOnce() -> Result<Report, Fault>,
 ) -> Result<String, Fault> {
     let count = |key: &str, path: &str| -> Result<u64, Fault> {
@@ -93,7 +94,9 @@ fn short(parameters: f64) -> String {
 pub fn describe_hosts(
     config: &RunConfig,
     trainers: &[Trainer],
-    (listen, devices, tls): (&str, &str, &str),
+    listen: &str,
+    devices: &str,
+    tls: &str,
     on_first: bool,
 ) -> String {
     let place = if on_first { "the first host" } else { "this machine" };

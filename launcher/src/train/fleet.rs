@@ -124,7 +124,7 @@ async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fa
     let speaker = Speaker { node: "coordinator".into(), rank: None };
     let node = job.hosts.and_then(Hosts::coordinator_node);
     let keys = Keys { of: "coordinator", proof: job.security.coordinator()? };
-    start(job, node, ("coordinator", keys), (command, &[]), (speaker, console)).await
+    start(job, node, "coordinator", keys, command, &[], output(job, "coordinator", speaker, console)).await
 }
 
 /// Starts a trainer that finds the coordinator at an address.
@@ -148,7 +148,8 @@ pub async fn start_trainer(
         .map_or_else(|| format!("node{}", trainer.node), |hosts| hosts.agent(trainer.node).host.name.clone());
     let speaker = Speaker { node: host, rank: Some(trainer.launch_index) };
     let keys = Keys { of: &trainer.name, proof: job.security.trainer(&trainer.name)? };
-    start(job, node, (&trainer.label(), keys), (command, &trainer.cores), (speaker, console)).await
+    let output = output(job, &trainer.name, speaker, console);
+    start(job, node, &trainer.label(), keys, command, &trainer.cores, output).await
 }
 
 /// What a process shows to the others, and the process's name.
@@ -157,20 +158,25 @@ struct Keys<'a> {
     proof: Proof,
 }
 
+/// Where the lines of a process go; `name` is that of its log.
+fn output(job: &Job<'_>, name: &str, speaker: Speaker, console: &Console) -> Output {
+    Output { file: Some(log_file(job.output_dir, name)), console: console.clone(), speaker }
+}
+
 /// Starts a program on a node, or on this machine.
 async fn start(
     job: &Job<'_>,
     node: Option<usize>,
-    (label, keys): (&str, Keys<'_>),
-    (mut command, cores): (Command, &[usize]),
-    (speaker, console): (Speaker, &Console),
+    label: &str,
+    keys: Keys<'_>,
+    mut command: Command,
+    cores: &[usize],
+    output: Output,
 ) -> Result<Child, Fault> {
     command.args(["--log-format", job.log_format.name()]);
     command.envs(job.environment.iter().map(|(name, value)| (name, value)));
     // After the environment, which may hold the launcher's own parent.
     command.envs(trace_parent());
-    let file = Some(log_file(job.output_dir, keys.of));
-    let output = Output { file, console: console.clone(), speaker };
     match job.hosts.zip(node) {
         Some((hosts, node)) => {
             let agent = hosts.agent(node);

@@ -36,13 +36,14 @@ pub async fn run(
     job: &Job<'_>,
     console: &Console,
     interrupt: &mut Interrupt,
-    (grace, reached): (Duration, &mut Reached),
+    grace: Duration,
+    reached: &mut Reached,
 ) -> Result<(), Fault> {
     let mut fleet = Fleet::start(job, console).await?;
     let coordinator = fleet.coordinator.signals();
     let over = {
         let following = std::pin::pin!(follow(job, console, &mut fleet, reached));
-        until_over(following, &coordinator, (console, interrupt), grace).await
+        until_over(following, &coordinator, console, interrupt, grace).await
     };
     console.clear();
     let result = match over {
@@ -109,7 +110,8 @@ enum Over {
 async fn until_over(
     mut following: Pin<&mut impl Future<Output = Result<(), Fault>>>,
     coordinator: &Signals,
-    (console, interrupt): (&Console, &mut Interrupt),
+    console: &Console,
+    interrupt: &mut Interrupt,
     grace: Duration,
 ) -> Over {
     let signal = tokio::select! {

@@ -58,7 +58,7 @@ fn adapter(dir: &Path, files: Files, names: &[String]) -> Result<Claimed, Fault>
         Some((name.clone(), stored.clone()))
     };
     let index: HashMap<String, Stored> = names.iter().filter_map(stored).collect();
-    refuse_missing((dir, "adapter_config.json"), &files, names, &index)?;
+    refuse_missing(dir, "adapter_config.json", &files, names, &index)?;
     let unused = unused(&files, &index, None);
     if !unused.is_empty() {
         return Err(Fault::input(format!(
@@ -90,7 +90,7 @@ fn model(dir: &Path, files: Files, names: &[String], tied: bool) -> Result<Claim
             }
         }
     }
-    refuse_missing((dir, "config.json"), &files, names, &index)?;
+    refuse_missing(dir, "config.json", &files, names, &index)?;
     let unexpected: Vec<&str> =
         unused(&files, &index, spare.as_ref()).into_iter().filter(|name| !passed_over(name)).collect();
     if !unexpected.is_empty() {
@@ -134,7 +134,8 @@ fn unused<'a>(files: &'a Files, index: &HashMap<String, Stored>, spare: Option<&
 }
 
 fn refuse_missing(
-    (dir, config): (&Path, &str),
+    dir: &Path,
+    config: &str,
     files: &Files,
     names: &[String],
     index: &HashMap<String, Stored>,

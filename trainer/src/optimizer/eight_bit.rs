@@ -140,11 +140,13 @@ impl Moments {
     pub fn update(
         &mut self,
         range: Range<i64>,
-        (parameter, gradient): (&Tensor, &Tensor),
-        (step, hyper): (u64, AdamHyper),
+        parameter: &Tensor,
+        gradient: &Tensor,
+        step: u64,
+        hyper: AdamHyper,
     ) -> Result<(), TorchError> {
         if parameter.device() != Device::Cpu {
-            return self.composed(range, (parameter, gradient), (step, hyper));
+            return self.composed(range, parameter, gradient, step, hyper);
         }
         let block = blocks(&range);
         let (first, second) = (&self.exp_avg, &self.exp_avg_sq);
@@ -167,8 +169,10 @@ impl Moments {
     fn composed(
         &mut self,
         range: Range<i64>,
-        (parameter, gradient): (&Tensor, &Tensor),
-        (step, hyper): (u64, AdamHyper),
+        parameter: &Tensor,
+        gradient: &Tensor,
+        step: u64,
+        hyper: AdamHyper,
     ) -> Result<(), TorchError> {
         let step = &Tensor::full([], step as f64, (Kind::Float, parameter.device()));
         tch::no_grad(|| {
@@ -239,8 +243,8 @@ mod tests {
             // Magnitudes over several decades, and zeros.
             let gradient = Tensor::randn([len], options) * Tensor::randn([len], options).exp();
             let gradient = &gradient * gradient.gt(-0.5).to_kind(Kind::Float);
-            a.update(0..len, (&kernel, &gradient), (step, hyper)).unwrap();
-            b.composed(0..len, (&composed, &gradient), (step, hyper)).unwrap();
+            a.update(0..len, &kernel, &gradient, step, hyper).unwrap();
+            b.composed(0..len, &composed, &gradient, step, hyper).unwrap();
             for (ours, theirs) in [(&a.exp_avg, &b.exp_avg), (&a.exp_avg_sq, &b.exp_avg_sq)] {
                 let other = (ours.codes.to_kind(Kind::Int) - theirs.codes.to_kind(Kind::Int)).abs();
                 assert!(other.max().int64_value(&[]) <= 1);

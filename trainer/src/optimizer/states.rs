@@ -121,7 +121,7 @@ impl States {
                     fused_adamw(&[slot], &count, divisor, hyper)?;
                 }
                 Moments::EightBit(moments) => {
-                    moments.update(range, (&parameter, &gradient), (update.step, hyper))?;
+                    moments.update(range, &parameter, &gradient, update.step, hyper)?;
                 }
             }
         }

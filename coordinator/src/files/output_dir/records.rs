@@ -13,7 +13,8 @@ use super::unusable;
 /// The configuration, ready to be put where it can be read later; none where it is recorded already.
 pub(super) fn staged(
     dir: &Path,
-    (config_json, record): (&str, Option<&Value>),
+    config_json: &str,
+    record: Option<&Value>,
     resumed: Option<u64>,
 ) -> Result<Option<Staged>, Fault> {
     let Some(path) = place(dir, config_json, resumed) else { return Ok(None) };
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     fn keep(dir: &Path, config_json: &str, resumed: Option<u64>) -> Result<(), Fault> {
-        let staged = staged(dir, (config_json, None), resumed)?;
+        let staged = staged(dir, config_json, None, resumed)?;
         staged.map_or(Ok(()), |staged| staged.place().map(drop).map_err(|error| unusable(dir, &error)))
     }
 
@@ -107,7 +108,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let record = serde_json::json!({ "command": ["launcher", "--config", "run.toml"] });
         let put = |record: &Value, resumed| {
-            let staged = staged(dir.path(), ("{\"n_epochs\":1}", Some(record)), resumed).unwrap();
+            let staged = staged(dir.path(), "{\"n_epochs\":1}", Some(record), resumed).unwrap();
             staged.map(|staged| staged.place().unwrap()).is_some()
         };
         assert!(put(&record, None));

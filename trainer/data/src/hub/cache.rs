@@ -34,7 +34,7 @@ pub(super) struct Repository {
 }
 
 impl Repository {
-    pub(super) fn new(cache: &Path, (model, revision): (&str, &str)) -> Self {
+    pub(super) fn new(cache: &Path, model: &str, revision: &str) -> Self {
         let name = format!("models--{}", model.replace('/', "--"));
         let revision = revision.to_owned();
         Self { dir: cache.join(&name), locks: cache.join(".locks").join(name), revision }
@@ -100,7 +100,7 @@ impl Repository {
             };
             // Only of what has a checksum is it known in the end that beginning and rest belong together.
             let goes_on = locked && sha256(&file.etag).is_some();
-            let fetched = fetched(&scratch, goes_on, (name, file), fetch);
+            let fetched = fetched(&scratch, goes_on, name, file, fetch);
             let placed = fetched.and_then(|()| fs::rename(&scratch, &blob).map_err(failed));
             match &placed {
                 Err(Trouble::Unanswered(_) | Trouble::Slow(_)) if goes_on => {}
@@ -170,7 +170,8 @@ fn take(lock: &File, partial: &Path) -> bool {
 fn fetched(
     scratch: &Path,
     goes_on: bool,
-    (name, file): (&str, &Description),
+    name: &str,
+    file: &Description,
     fetch: &mut Fetch<'_>,
 ) -> Result<(), Trouble> {
     let failed = |error: io::Error| Trouble::Wrong(format!("cannot keep {name} in the cache: {error}"));
@@ -243,7 +244,7 @@ mod tests {
     #[test]
     fn the_layout_is_huggingface_hubs() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), ("org/name", "main"));
+        let repository = Repository::new(dir.path(), "org/name", "main");
         keep(&repository, "config.json", "tag", b"{}").unwrap();
         assert!(repository.complete().is_err(), "no branch points there yet");
         let folder = repository.point_to("c0ffee").unwrap();
@@ -260,7 +261,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let commit = "0123456789abcdef0123456789abcdef01234567";
         for (revision, reference) in [("main", true), ("refs/pr/1", true), (commit, false)] {
-            let repository = Repository::new(dir.path(), ("org/name", revision));
+            let repository = Repository::new(dir.path(), "org/name", revision);
             assert!(repository.complete().is_err(), "{revision}");
             let folder = repository.point_to(commit).unwrap();
             fs::write(folder.join("config.json"), "{}").unwrap();
@@ -274,7 +275,7 @@ mod tests {
     #[test]
     fn a_content_that_is_not_what_its_tag_says_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), ("name", "main"));
+        let repository = Repository::new(dir.path(), "name", "main");
         let right = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let trouble = keep(&repository, "model.safetensors", right, b"other").unwrap_err();
         assert!(matches!(trouble, Trouble::Wrong(what) if what.contains("SHA-256")));
@@ -286,7 +287,7 @@ mod tests {
     #[test]
     fn a_download_that_broke_off_goes_on_and_a_damaged_beginning_is_fetched_again() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), ("name", "main"));
+        let repository = Repository::new(dir.path(), "name", "main");
         let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let blobs = dir.path().join("models--name/blobs");
         let partial = blobs.join(format!("{hello}.incomplete"));
@@ -333,7 +334,7 @@ mod tests {
     #[test]
     fn half_a_model_is_not_taken_for_one() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), ("name", "main"));
+        let repository = Repository::new(dir.path(), "name", "main");
         keep(&repository, "config.json", "a", b"{}").unwrap();
         keep(
             &repository,

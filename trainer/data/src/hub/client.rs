@@ -132,7 +132,8 @@ impl<'a> Client<'a> {
     /// HEAD has, also from servers that know no HEAD.
     pub(super) fn describe(
         &self,
-        (model, revision): (&str, &str),
+        model: &str,
+        revision: &str,
         commit: &str,
         name: &str,
     ) -> Result<Description, Trouble> {
@@ -167,7 +168,7 @@ impl<'a> Client<'a> {
         let (mut done, mut most, mut left) = (kept, kept, RETRIES);
         let mut pace = Pace::new(Instant::now());
         while done < file.size {
-            let broke = match self.fetch_from(file, (&mut done, &mut pace), to) {
+            let broke = match self.fetch_from(file, &mut done, &mut pace, to) {
                 Err(Trouble::Unanswered(why)) => why,
                 other => {
                     other?;
@@ -189,7 +190,8 @@ impl<'a> Client<'a> {
     fn fetch_from(
         &self,
         file: &Description,
-        (done, pace): (&mut u64, &mut Pace),
+        done: &mut u64,
+        pace: &mut Pace,
         to: &mut File,
     ) -> Result<(), Trouble> {
         let failed = |error: std::io::Error| Trouble::wrong(format!("cannot write it: {error}"));

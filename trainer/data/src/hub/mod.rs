@@ -54,11 +54,11 @@ pub fn resolve_at(model: &str, revision: &str) -> Result<PathBuf, Fault> {
     }
     plain(revision)?;
     let settings = Settings::from_environment()?;
-    let repository = Repository::new(&settings.cache, (model, revision));
+    let repository = Repository::new(&settings.cache, model, revision);
     if let Some(variable) = settings.offline {
         return repository.complete().map_err(|missing| offline(model, &missing, variable));
     }
-    match download((model, revision), &settings, &repository)? {
+    match download(model, revision, &settings, &repository)? {
         Ok(folder) => Ok(folder),
         // As huggingface_hub does: what is there serves while the hub does not.
         Err(why) => match repository.complete() {
@@ -90,7 +90,7 @@ pub fn find(model: &str, revision: &str) -> Result<Found, Fault> {
     }
     plain(revision)?;
     let settings = Settings::from_environment()?;
-    let repository = Repository::new(&settings.cache, (model, revision));
+    let repository = Repository::new(&settings.cache, model, revision);
     let missing = match repository.complete() {
         Ok(folder) => return Ok(Found::Here(folder)),
         Err(missing) => missing,
@@ -109,7 +109,7 @@ pub fn find(model: &str, revision: &str) -> Result<Found, Fault> {
         if !has("config.json") {
             return Ok(Ok(Found::Remote { config_json: String::new() }));
         }
-        let file = client.describe((model, revision), &listing.sha, "config.json")?;
+        let file = client.describe(model, revision, &listing.sha, "config.json")?;
         let fetch = &mut |to: &mut std::fs::File, kept| client.fetch(&file, to, kept);
         repository.keep(&listing.sha, "config.json", &file, fetch)?;
         let config_json = repository.text(&listing.sha, "config.json")?;
@@ -185,13 +185,14 @@ fn wrong_answer(model: &str, what: &str) -> Fault {
 
 /// Brings the cache up to date; the inner error says why the hub did not help.
 fn download(
-    (model, revision): (&str, &str),
+    model: &str,
+    revision: &str,
     settings: &Settings,
     repository: &Repository,
 ) -> Result<Result<PathBuf, String>, Fault> {
     let client = Client::new(settings)?;
     let listing = client.list(model, revision);
-    match listing.and_then(|listing| take((model, revision), &client, repository, &listing)) {
+    match listing.and_then(|listing| take(model, revision, &client, repository, &listing)) {
         Ok(folder) => Ok(Ok(folder)),
         Err(Trouble::Unanswered(why) | Trouble::Slow(why)) => Ok(Err(why)),
         Err(Trouble::Beyond) => Ok(Err("a file is shorter than it said".into())),
@@ -200,7 +201,8 @@ fn download(
 }
 
 fn take(
-    id: (&str, &str),
+    model: &str,
+    revision: &str,
     client: &Client<'_>,
     repository: &Repository,
     listing: &Listing,
@@ -211,7 +213,7 @@ fn take(
     for name in listing.files().filter(|name| wanted(name)) {
         alive::advance();
         if !repository.has(&listing.sha, name) {
-            let file = client.describe(id, &listing.sha, name)?;
+            let file = client.describe(model, revision, &listing.sha, name)?;
             repository.keep(&listing.sha, name, &file, &mut |to, kept| client.fetch(&file, to, kept))?;
         }
     }
