@@ -304,7 +304,7 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn a_refused_run_does_not_stand_in_the_way_of_the_next() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     invalid(&workspace, &["--set", "model=./modle"], &["no model folder at ./modle"], "config.json");
-    invalid(&workspace, &["--set", "max_seq_length=3"], &["8 are too long"], "max_seq_length");
+    invalid(&workspace, &["--set", "max_seq_length=3"], &["8 pairs are too long"], "max_seq_length");
     assert_eq!(workspace.train(1, "out", &[]).len(), 1);
 }
 
@@ -317,7 +317,7 @@ fn nothing_to_resume() {
 #[test]
 fn pairs_that_are_all_too_long() {
     let workspace = Workspace::with_model(4, "");
-    invalid(&workspace, &["--set", "max_seq_length=3"], &["no pair of", "4 are too long"], "max_seq_length");
+    invalid(&workspace, &["--set", "max_seq_length=3"], &["no pair of", "4 pairs are too long"], "max_seq_length");
 }
 
 #[test]
