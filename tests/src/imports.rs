@@ -94,7 +94,12 @@ fn module(file: &str) -> Module {
 
 /// Without comments, texts and unit tests.
 fn code_of(text: &str) -> String {
-    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let mut marks = text.match_indices("\n#[cfg(test)]\n");
+    let tests = marks.find(|(at, mark)| {
+        let line = text[at + mark.len()..].lines().next().unwrap_or_default();
+        line.contains("mod ") && line.ends_with('{')
+    });
+    let text = &text[..tests.map_or(text.len(), |(at, _)| at)];
     let lines = text.lines().map(|line| match line.find("//") {
         Some(at) if !line[..at].contains('"') => &line[..at],
         _ => line,

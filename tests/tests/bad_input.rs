@@ -317,7 +317,12 @@ fn nothing_to_resume() {
 #[test]
 fn pairs_that_are_all_too_long() {
     let workspace = Workspace::with_model(4, "");
-    invalid(&workspace, &["--set", "max_seq_length=3"], &["no pair of", "4 pairs are too long"], "max_seq_length");
+    invalid(
+        &workspace,
+        &["--set", "max_seq_length=3"],
+        &["no pair of", "4 pairs are too long"],
+        "max_seq_length",
+    );
 }
 
 #[test]

@@ -105,8 +105,12 @@ fn a_dry_run_says_what_was_looked_at() {
     let output = launcher(&workspace, &["--config", "run.toml", "--dry-run", "--gpus-per-node", "0"]);
     let said = text(&output);
     assert!(output.status.success(), "{said}");
-    for part in ["model: llama, 28,832 parameters, ", "of them trainable", "the first pairs (16): longest ", "0 left out"]
-    {
+    for part in [
+        "model: llama, 28,832 parameters, ",
+        "of them trainable",
+        "the first pairs (16): longest ",
+        "0 left out",
+    ] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
     assert!(!workspace.path("out").exists());

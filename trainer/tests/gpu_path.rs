@@ -272,8 +272,8 @@ const OUTSIDE_STEPS: [(&str, &str); 12] = [
     ("model/relay.rs", "loads weights"),
     ("model/weights.rs", "loads weights"),
     ("optimizer/eight_bit.rs from_slice(", "makes the optimizer's states before the first step"),
-    ("optimizer/mod.rs double_value(", "the branch for CPUs"),
-    ("parameters/state_tensors.rs to_device(Device::Cpu)", "copies states for a checkpoint"),
+    ("optimizer/update.rs double_value(", "the branch for CPUs"),
+    ("parameters/checkpoint_view.rs to_device(Device::Cpu)", "copies states for a checkpoint"),
     ("start.rs", "agrees on bucket sizes before the first step"),
     ("transfer.rs", "holds the copies that steps make"),
 ];
@@ -300,12 +300,22 @@ fn sources() -> Vec<(String, String)> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = std::fs::read_to_string(&path).unwrap();
-                let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned();
+                let code = before_tests(&text).to_owned();
                 files.push((path.strip_prefix(&root).unwrap().display().to_string(), code));
             }
         }
     }
     files
+}
+
+/// A file's text without its unit tests, which stand at its end.
+fn before_tests(text: &str) -> &str {
+    let mut marks = text.match_indices("\n#[cfg(test)]\n");
+    let tests = marks.find(|(at, mark)| {
+        let line = text[at + mark.len()..].lines().next().unwrap_or_default();
+        line.contains("mod ") && line.ends_with('{')
+    });
+    &text[..tests.map_or(text.len(), |(at, _)| at)]
 }
 
 /// How often a function is called by its bare name.
