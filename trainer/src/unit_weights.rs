@@ -4,7 +4,7 @@
 //! them on the host, the buffer's memory is taken away between uses; views, and graphs that autograd has built on them, stay
 //! valid and read what is brought back before the next use.
 //!
-//! - TRN-F1: all ranks lend and fetch the same buffers in the same order, whatever pairs they have.
+//! - TRN-F1: all ranks gather the same buffers in the same order, whatever pairs they have.
 
 use std::cell::{OnceCell, RefCell};
 use std::fmt;
@@ -60,7 +60,7 @@ enum Home {
 #[derive(Default)]
 struct State {
     /// Uses that have not ended.
-    lent: usize,
+    uses: usize,
     /// `whole` has memory.
     here: bool,
     /// Being gathered.
@@ -196,7 +196,7 @@ impl UnitWeights {
     /// Takes the memory away, unless somebody computes with it or the weights have no other home.
     fn release(&self) {
         let mut state = self.state.borrow_mut();
-        if state.lent == 0 && state.here && !matches!(self.home, Home::Here) {
+        if state.uses == 0 && state.here && !matches!(self.home, Home::Here) {
             release_memory(&self.whole);
             state.here = false;
         }
@@ -225,7 +225,7 @@ pub struct GatheredWeights(Vec<Rc<UnitWeights>>);
 impl Drop for GatheredWeights {
     fn drop(&mut self) {
         for flat in &self.0 {
-            flat.state.borrow_mut().lent -= 1;
+            flat.state.borrow_mut().uses -= 1;
             flat.release();
         }
     }
@@ -272,16 +272,16 @@ impl Residence {
     pub fn gather_unit(&self, unit: usize, next: Option<usize>) -> Result<GatheredWeights, CommError> {
         // Every pass borrows every unit.
         progress::advance();
-        let mut lent = GatheredWeights::default();
+        let mut gathered = GatheredWeights::default();
         for flat in self.unit(unit) {
             flat.fetch()?;
-            flat.state.borrow_mut().lent += 1;
-            lent.0.push(Rc::clone(flat));
+            flat.state.borrow_mut().uses += 1;
+            gathered.0.push(Rc::clone(flat));
         }
         for flat in next.into_iter().flat_map(|next| self.unit(next)) {
             flat.fetch()?;
         }
-        lent.0.iter().try_for_each(|flat| flat.wait())?;
-        Ok(lent)
+        gathered.0.iter().try_for_each(|flat| flat.wait())?;
+        Ok(gathered)
     }
 }

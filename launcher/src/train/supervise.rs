@@ -188,7 +188,7 @@ async fn follow(
         Outcome::Complete => {
             if !job.last_scrape.is_zero() {
                 console.line(&format!(
-                    "complete, and waiting up to {} s until Prometheus has read how the run ended; Ctrl-C ends the wait",
+                    "complete; if Prometheus has been reading the metrics, it has up to {} s to read how the run ended; Ctrl-C ends the wait",
                     job.last_scrape.as_secs()
                 ));
             }

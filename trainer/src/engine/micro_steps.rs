@@ -69,10 +69,10 @@ impl Engine {
         &self,
         with_reference: bool,
     ) -> Result<Vec<(GatheredWeights, GatheredWeights)>, CommError> {
-        let mut lent = vec![self.policy.gather_head()?];
+        let mut gathered = vec![self.policy.gather_head()?];
         if let (true, Some(model)) = (with_reference, &self.reference) {
-            lent.push(model.gather_head()?);
+            gathered.push(model.gather_head()?);
         }
-        Ok(lent)
+        Ok(gathered)
     }
 }

@@ -36,7 +36,7 @@ pub struct Parameter {
 pub struct Bucket {
     /// Units it covers.
     pub units: Range<usize>,
-    /// UnitWeights float32 gradient of all parameters.
+    /// Flat float32 gradient of all parameters.
     pub grad: Tensor,
     /// What the model computes with.
     pub(crate) weights: Rc<UnitWeights>,
