@@ -222,6 +222,7 @@ impl Cli {
         let start = Start {
             step: resume.as_ref().map_or(0, |resume| resume.step),
             num_tokens: resume.as_ref().map_or(0, |resume| resume.num_tokens),
+            evaluations: resume.as_ref().map_or(0, |resume| resume.evaluations),
             evaluated: output.evaluated,
         };
         let spec = RunSpec {

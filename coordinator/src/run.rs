@@ -285,8 +285,7 @@ impl Run {
 
     fn message(&mut self, now: Instant, id: TrainerId, message: Up) -> Result<(), Fault> {
         let Some(place) = self.roster.place(id) else {
-            self.stranger(id, message);
-            return Ok(());
+            return self.stranger(id, message);
         };
         self.roster.heard(place);
         if matches!(self.stage, Stage::Ended { .. }) {

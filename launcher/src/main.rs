@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use dyad_proto::folder::Folder;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::{ErrorCode, Fault, RunConfig, files};
 use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
@@ -212,6 +213,8 @@ async fn launch_here(request: Request<'_>) -> Result<(), Fault> {
     console.line(&format!("devices  {devices}"));
     let plot = LivePlot::new(Path::new(&config.output_dir));
     let place = Place { trainers: &trainers, hosts: None, listen, owner: Some(&owner), plot: &plot };
+    let folder = Folder::seen(Path::new(&config.output_dir));
+    let folder = folder.unwrap_or_else(|_| Folder::unseen(Path::new(&config.output_dir)));
     let mut restarts = Restarts::new(options.max_restarts);
     loop {
         let mut reached = Reached::default();
@@ -220,8 +223,8 @@ async fn launch_here(request: Request<'_>) -> Result<(), Fault> {
         let trained = traced(attempt).await;
         match trained {
             Ok(()) => break,
-            // A folder that was removed has nothing to go on from.
-            Err(fault) if interrupt.came() || !Path::new(&config.output_dir).is_dir() => {
+            // A folder that was removed or replaced has nothing to go on from.
+            Err(fault) if interrupt.came() || folder.still_there().is_err() => {
                 return Err(restarts.stopped(fault));
             }
             Err(fault) => {

@@ -59,3 +59,28 @@ fn an_agent_that_waits_for_a_driver_still_answers() {
     drop(stdin);
     assert!(agent.wait().unwrap().success());
 }
+
+/// A port is open while its addresses are tried, and not for the whole run.
+#[test]
+fn a_port_that_was_opened_to_be_tried_is_closed_again() {
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_launcher"));
+    let mut agent = agent.arg("agent").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = agent.stdin.take().unwrap();
+    let mut replies = BufReader::new(agent.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok)
+        .filter_map(|line| decode::<Reply>(&line));
+    assert!(matches!(replies.next(), Some(Reply::Hello(_))));
+    stdin.write_all(encode(&Request::Ask { ask: 1, question: Question::Listen }).as_bytes()).unwrap();
+    let port = match replies.next() {
+        Some(Reply::Answer { ask: 1, answer: Answer::Listening(port) }) => port,
+        other => panic!("{other:?}"),
+    };
+    let connects = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+    assert!(connects());
+    stdin.write_all(encode(&Request::Ask { ask: 2, question: Question::StopListening }).as_bytes()).unwrap();
+    assert!(matches!(replies.next(), Some(Reply::Answer { ask: 2, answer: Answer::Done })));
+    assert!(!connects());
+    drop(stdin);
+    assert!(agent.wait().unwrap().success());
+}

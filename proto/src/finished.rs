@@ -112,10 +112,10 @@ impl Finished {
         Some(Self { step, fingerprint: Fingerprint { steps_per_epoch, ..Fingerprint::default() } })
     }
 
-    /// All files are there, and as long as they were. Reading every byte of a large model would take minutes; whoever loads it does.
+    /// All files are there, with the bytes that were written.
     fn whole(&self, model: &Path) -> Result<(), Damage> {
         match Manifest::read(model)? {
-            Some(manifest) => manifest.verify_sizes(model),
+            Some(manifest) => manifest.verify(model),
             // Earlier versions wrote none.
             None if self.fingerprint.is_of_this_version() => Err(Damage::new(MANIFEST, "is missing")),
             None => Ok(()),

@@ -42,7 +42,8 @@ impl Folder {
         }
         let what = if found.is_none() { "was removed or moved" } else { "was replaced by another folder" };
         Err(Fault::failed(format!("output_dir {} {what} while the run was using it", self.path.display()))
-            .hint("leave output_dir alone while a run writes to it"))
+            .hint("leave output_dir alone while a run writes to it")
+            .lasting())
     }
 }
 

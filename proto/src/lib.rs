@@ -2,10 +2,9 @@
 //!
 //! - [`wire`]: generated from `proto/dyad/v1/dyad.proto`; the only types that cross process borders.
 //! - [`run_config`]: one file, one check; the launcher reads it, the coordinator keeps it, trainers get it at join.
-//! - [`preference`]: one preference pair as a line of JSON, with every rule a line must keep.
+//! - [`pairs`]: preference pairs, the forms of data that say them, and the files that hold them.
 //! - [`ownership`]: one run at a time in an output folder.
 //! - [`inputs`]: what a run reads must not lie where it writes.
-//! - [`pair_file`]: a file of them.
 //! - [`files`]: regular files, and nothing that has no end.
 //! - [`folder`]: the output folder, told from another one that took its place.
 //! - [`run_folder`]: what a run leaves in its output folder.
@@ -36,9 +35,8 @@ pub mod lfs;
 pub mod manifest;
 pub mod names;
 pub mod ownership;
-pub mod pair_file;
+pub mod pairs;
 pub mod plain;
-pub mod preference;
 pub mod reading;
 pub mod removal;
 pub mod run_config;
@@ -69,7 +67,7 @@ pub mod wire {
 }
 
 /// Raised whenever the wire changes in a way that an older process would misread.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// How long a coordinator waits, after its run, for one last scrape of its metrics, unless it is told otherwise: a little more than the
 /// 30 s that many installations of Prometheus leave between two.

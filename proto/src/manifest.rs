@@ -14,8 +14,8 @@ use std::path::{Component, Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::run_folder::MANIFEST;
-use crate::{counted, files, reading};
+use crate::run_folder::{MANIFEST, OPTIMIZER};
+use crate::{Fault, counted, files, reading};
 
 /// What a thread reads at a time.
 const CHUNK: u64 = 4 << 20;
@@ -62,6 +62,65 @@ impl Sum {
         let sums = chunks.map_init(|| vec![0; CHUNK as usize], |buffer, index| chunk(buffer, index * CHUNK));
         sums.try_reduce(|| Self::EMPTY, |sum, next| Ok(sum.then(next)))
     }
+
+    /// What is wrong with a file that should have this sum. Without `bytes` only its size is looked at.
+    fn find_damage(&self, path: &Path, bytes: bool) -> Option<String> {
+        let found = match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some("is missing".into()),
+            Err(error) => return Some(format!("cannot be read: {error}")),
+            Ok(found) => found.len(),
+        };
+        if found != self.bytes {
+            return Some(format!("has {}, not {}", counted(found, "byte"), self.bytes));
+        }
+        if !bytes {
+            return None;
+        }
+        match Self::of_file(path) {
+            Err(error) => Some(format!("cannot be read: {error}")),
+            Ok(found) if found != *self => Some("has other bytes than were written".into()),
+            Ok(_) => None,
+        }
+    }
+}
+
+/// Holds the model or adapter in a folder against what the run that wrote it noted down. Damaged weights are an error. Other files are
+/// edited on purpose now and then: what changed is named in the sentence that is returned. A folder of somebody else passes.
+/// Without `bytes` only sizes are compared.
+pub fn check_start(dir: &Path, bytes: bool) -> Result<Option<String>, Fault> {
+    let unusable = |damage: &Damage| {
+        Fault::input(format!("{} is damaged: {damage}", dir.display())).hint(format!(
+            "copy it again, or train it again; if it was changed on purpose, remove {MANIFEST} from it"
+        ))
+    };
+    let Some(files) = noted(dir).map_err(|damage| unusable(&damage))? else { return Ok(None) };
+    let mut edited = Vec::new();
+    for (file, sum) in files.iter().filter(|(file, _)| !OPTIMIZER.eq(*file)) {
+        let damage = match sum.find_damage(&dir.join(file), bytes) {
+            Some(what) => Damage::new(file, what),
+            None => continue,
+        };
+        if file.ends_with(".safetensors") {
+            return Err(unusable(&damage));
+        }
+        edited.push(damage.to_string());
+    }
+    let path = dir.display();
+    Ok((!edited.is_empty()).then(|| format!("{path} is not as the run left it: {}", edited.join(", "))))
+}
+
+/// Files of a folder that its manifest names, or that of the folder around it, as for `final/merged`.
+fn noted(dir: &Path) -> Result<Option<BTreeMap<String, Sum>>, Damage> {
+    if let Some(manifest) = Manifest::read(dir)? {
+        let own = manifest.files.into_iter().filter(|(file, _)| !file.contains('/'));
+        return Ok(Some(own.collect()));
+    }
+    let (Some(around), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(None) };
+    let Some(manifest) = Manifest::read(around)? else { return Ok(None) };
+    let prefix = format!("{}/", name.to_string_lossy());
+    let own = |(file, sum): (String, Sum)| Some((file.strip_prefix(&prefix)?.to_owned(), sum));
+    let own: BTreeMap<String, Sum> = manifest.files.into_iter().filter_map(own).collect();
+    Ok((!own.is_empty()).then_some(own))
 }
 
 /// Every file below a folder but the manifest itself, by its path from there.
@@ -125,32 +184,20 @@ impl Manifest {
 
     /// Compares the size of every file with what it was, which costs nothing.
     pub fn verify_sizes(&self, dir: &Path) -> Result<(), Damage> {
-        for (file, sum) in &self.files {
-            let unreadable = |error: io::Error| match error.kind() {
-                io::ErrorKind::NotFound => Damage::new(file, "is missing"),
-                _ => Damage::new(file, format!("cannot be read: {error}")),
-            };
-            let found = fs::metadata(dir.join(file)).map_err(unreadable)?.len();
-            if found != sum.bytes {
-                return Err(Damage::new(file, format!("has {}, not {}", counted(found, "byte"), sum.bytes)));
-            }
-        }
-        Ok(())
+        self.find_damage(dir, false)
+    }
+
+    fn find_damage(&self, dir: &Path, bytes: bool) -> Result<(), Damage> {
+        let damage = |(file, sum): (&String, &Sum)| {
+            sum.find_damage(&dir.join(file), bytes).map(|what| Damage::new(file, what))
+        };
+        self.files.iter().find_map(damage).map_or(Ok(()), Err)
     }
 
     /// Compares every file with what it was: first all sizes, then all bytes.
     pub fn verify(&self, dir: &Path) -> Result<(), Damage> {
         self.verify_sizes(dir)?;
-        for (file, sum) in &self.files {
-            match Sum::of_file(&dir.join(file)) {
-                Err(error) => return Err(Damage::new(file, format!("cannot be read: {error}"))),
-                Ok(found) if found != *sum => {
-                    return Err(Damage::new(file, "has other bytes than were written"));
-                }
-                Ok(_) => {}
-            }
-        }
-        Ok(())
+        self.find_damage(dir, true)
     }
 
     /// Whether the folder holds anything else.
@@ -250,6 +297,35 @@ mod tests {
         assert_eq!((read.verify(dir.path()), &read), (Ok(()), &manifest));
         assert_eq!(read.bytes(), 2 * CHUNK + 9);
         assert!(read.contains("below/small") && !read.contains(MANIFEST));
+    }
+
+    #[test]
+    fn a_start_with_damaged_weights_is_refused_and_an_edited_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("final");
+        fs::create_dir_all(model.join("merged")).unwrap();
+        for file in ["model.safetensors", "merged/model.safetensors", "config.json", OPTIMIZER] {
+            fs::write(model.join(file), "12345678").unwrap();
+        }
+        assert_eq!(check_start(&model, true), Ok(None), "a folder of somebody else");
+        Manifest::of(&model, &BTreeMap::new()).unwrap().write(&model).unwrap();
+        let merged = model.join("merged");
+        fs::remove_file(model.join(OPTIMIZER)).unwrap();
+        assert_eq!((check_start(&model, true), check_start(&merged, true)), (Ok(None), Ok(None)));
+        fs::write(model.join("config.json"), "edited").unwrap();
+        let said = check_start(&model, true).unwrap().unwrap();
+        assert!(said.ends_with("is not as the run left it: config.json has 6 bytes, not 8"), "{said}");
+        for (folder, file) in [(&model, "final"), (&merged, "merged")] {
+            fs::write(folder.join("model.safetensors"), "12345679").unwrap();
+            assert!(check_start(folder, false).is_ok());
+            let fault = check_start(folder, true).unwrap_err();
+            assert!(
+                fault.message.contains(&format!("{file} is damaged: model.safetensors has other bytes")),
+                "{fault}"
+            );
+            fs::write(folder.join("model.safetensors"), "short").unwrap();
+            assert!(check_start(folder, false).is_err());
+        }
     }
 
     #[test]

@@ -4,12 +4,13 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use dyad_proto::preference::PreferencePair;
 use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::pair::Content;
 use dyad_proto::wire::{
-    Abort, Assignment, CommunicatorReady, CoordinatorMessage, Drain, EvaluationAssignment, Failure, Finish,
-    Hold, KeepTrace, MeasureReport, MeasureRequest, Pair, PairLength, ReferenceAssignment, ReferenceLogps,
-    RunEvent, RunPlan, StepAssignment, TrainerMessage, WatchRunRequest, Welcome, trainer_message,
+    Abort, Assignment, ChatMessage, CommunicatorReady, Conversation, CoordinatorMessage, Drain,
+    EvaluationAssignment, Failure, Finish, Hold, KeepTrace, MeasureReport, MeasureRequest, Pair, PairLength,
+    PlainText, ReferenceAssignment, ReferenceLogps, RunEvent, RunPlan, StepAssignment, TrainerMessage,
+    WatchRunRequest, Welcome, trainer_message,
 };
 use dyad_proto::{Fault, RunConfig};
 use proptest::collection::vec;
@@ -69,11 +70,22 @@ fn pair() -> impl Strategy<Value = Pair> {
     let reference = proptest::option::of(
         (any::<f64>(), any::<f64>()).prop_map(|(chosen, rejected)| ReferenceLogps { chosen, rejected }),
     );
-    let json = prop_oneof![
-        ".{0,60}",
-        Just(r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[]}"#.to_owned()),
-    ];
-    (any::<u64>(), json, reference).prop_map(|(id, json, reference)| Pair { id, json, reference, line: id })
+    let message = || (0..6_i32, ".{0,20}").prop_map(|(role, content)| ChatMessage { role, content });
+    let conversation = (vec(message(), 0..3), proptest::option::of(message()), message()).prop_map(
+        |(messages, preferred, non_preferred)| {
+            let non_preferred = Some(non_preferred);
+            Content::Conversation(Conversation { messages, preferred, non_preferred })
+        },
+    );
+    let text = (".{0,20}", ".{0,20}", ".{0,20}")
+        .prop_map(|(prompt, chosen, rejected)| Content::Text(PlainText { prompt, chosen, rejected }));
+    let content = proptest::option::of(prop_oneof![conversation, text]);
+    (any::<u64>(), content, reference).prop_map(|(id, content, reference)| Pair {
+        id,
+        content,
+        reference,
+        line: id,
+    })
 }
 
 fn down() -> impl Strategy<Value = Down> {
@@ -149,7 +161,7 @@ fn take(body: Down) {
         Down::Recorded(_) | Down::Posting(_) | Down::Beat(_) => return,
     };
     for pair in pairs {
-        let _ = (PreferencePair::check(&pair.json), PreferencePair::parse(&pair.json));
+        let _ = pair.into_pair();
     }
 }
 

@@ -53,11 +53,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def as_dpo_row(pair: Pair) -> dict[str, Any]:
-    """The pair in the conversational columns of TRL's `DPOTrainer`."""
+    """The pair in the columns of TRL's `DPOTrainer`; a file in TRL's form has them already."""
+    if "chosen" in pair:
+        return pair
     return {
         "prompt": pair["input"]["messages"],
         "chosen": pair["preferred_output"],
         "rejected": pair["non_preferred_output"],
+    }
+
+
+def as_plain_text(pair: Pair) -> dict[str, Any]:
+    """The pair in TRL's columns of plain text: its last question, and both outputs."""
+    prompt = pair["input"]["messages"][-1]["content"]
+    return {
+        "prompt": prompt,
+        "chosen": " " + pair["preferred_output"][0]["content"],
+        "rejected": " " + pair["non_preferred_output"][0]["content"],
     }
 
 

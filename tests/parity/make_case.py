@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,18 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from cases import CHATML, LLAMA3, SPECIAL_TOKENS, Pair, make_pair, save_model, save_tokenizer, write_pairs
+from cases import (
+    CHATML,
+    LLAMA3,
+    SPECIAL_TOKENS,
+    Pair,
+    as_dpo_row,
+    as_plain_text,
+    make_pair,
+    save_model,
+    save_tokenizer,
+    write_pairs,
+)
 
 VOCAB_SIZE = 448
 INITIALIZER_RANGE = 0.12
@@ -82,6 +94,8 @@ class Case:
     template_file: bool = True
     max_shard_size: str = "5GB"
     old_config: bool = False
+    form: Callable[[Pair], dict[str, Any]] = lambda pair: pair
+    """How the training file says a pair."""
     run: dict[str, Any] = field(default_factory=dict)
 
 
@@ -96,6 +110,13 @@ CASES = {
     "qwen2": Case(**QWEN2, run={"lr_scheduler_type": "cosine", "max_grad_norm": 5.0}),
     "llama-lora": Case(**LLAMA, run=LORA),
     "qwen2-lora": Case(**QWEN2, run=LORA),
+    # As many log-probabilities as tokens stand behind a pair's loss: norms are small.
+    "llama-ipo": Case(**LLAMA, form=as_dpo_row, run={"loss_type": "ipo", "max_grad_norm": 3.0}),
+    "qwen2-lora-simpo": Case(
+        **QWEN2,
+        form=as_plain_text,
+        run=LORA | {"loss_type": "simpo", "dpo_beta": 2.0, "simpo_gamma": 0.8, "max_grad_norm": 1.0},
+    ),
     "llama-sft": Case(**LLAMA, run={"training_method": "sft", "max_grad_norm": 3.2}),
 }
 
@@ -197,7 +218,7 @@ def write_case(name: str, out: Path) -> None:
     if case.old_config:
         use_old_config(out / "model" / "config.json")
     save_tokenizer(tokenizer, out / "model", case.template, case.template_file)
-    write_pairs(out / "pairs.jsonl", [pair(rng, index) for index in range(N_PAIRS)])
+    write_pairs(out / "pairs.jsonl", [case.form(pair(rng, index)) for index in range(N_PAIRS)])
     if run.get("lora"):
         write_adapter(out / "model", run, out / "adapter")
     (out / "case.json").write_text(json.dumps({"name": name, "run": run}, indent=2) + "\n")

@@ -23,6 +23,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.cpo import CPOTrainer
 from trl.trainer.utils import use_adapter
 
 from cases import as_dpo_row, as_sft_row, read_rows
@@ -65,6 +66,31 @@ class DPOTrainerWithKL(DPOTrainer):
         with adapter:
             base = log_probs(reference)
         return (policy.exp() * (policy - base)).sum(-1).mean().item()
+
+
+class SimPOTrainer(DPOTrainer):
+    """The batches of `DPOTrainer` under the SimPO loss of TRL's `CPOTrainer`, which tokenises pairs by rules of its own."""
+
+    loss_type, label_smoothing, alpha = "simpo", 0.0, 0.0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """`CPOTrainer.get_batch_logps` and `CPOTrainer.cpo_loss`, with `cpo_alpha` 0."""
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        chosen, rejected = CPOTrainer.get_batch_logps(logits, labels, average_log_prob=True).chunk(2)
+        losses, chosen_rewards, rejected_rewards = CPOTrainer.cpo_loss(self, chosen, rejected)
+        self._total_train_tokens += inputs["attention_mask"].sum().item()
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        for name, values in {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+        }.items():
+            self._metrics["train"][name].append(values.detach().mean().item())
+        return losses.mean()
 
 
 def training_arguments(run: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -114,8 +140,12 @@ def make_trainer(case_dir: Path, run: dict[str, Any], out: Path, log: StepLog) -
     if run["training_method"] == "sft":
         config = SFTConfig(**arguments, completion_only_loss=True, packing=False)
         return SFTTrainer(args=config, train_dataset=Dataset.from_list([as_sft_row(pair) for pair in pairs]), **shared)
-    config = DPOConfig(**arguments, beta=run["dpo_beta"], loss_type=[run["loss_type"]])
     rows = Dataset.from_list([as_dpo_row(pair) for pair in pairs])
+    if run["loss_type"] == "simpo":
+        trainer = SimPOTrainer(args=DPOConfig(**arguments, beta=run["dpo_beta"]), train_dataset=rows, **shared)
+        trainer.simpo_gamma = run["simpo_gamma"]
+        return trainer
+    config = DPOConfig(**arguments, beta=run["dpo_beta"], loss_type=[run["loss_type"]])
     return DPOTrainerWithKL(args=config, train_dataset=rows, **shared)
 
 

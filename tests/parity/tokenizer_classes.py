@@ -1,6 +1,6 @@
 """Tokenizer folders of many kinds, and what transformers' AutoTokenizer makes of texts with each.
 
-    tokenizer_classes.py DIR     writes a folder per case, and DIR/tokenizers.json: {name: {"ids": [ids of each text], "special": text}};
+    tokenizer_classes.py DIR     writes a folder per case, and DIR/tokenizers.json: {name: {"ids": [ids of each text], "special": text, "plain": [ids with the special tokens that are added]}};
                           of cases that Dyad refuses {"refused": words of the error}
     tokenizer_classes.py classes prints the classes of transformers that rebuild a tokenizer, or are none of the fast ones
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 from transformers.models.auto import tokenization_auto
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -134,6 +134,18 @@ def cases() -> dict[str, Json]:
         lists = {"added_tokens_decoder": {"0": token("<|endoftext|>", special=True, normalized=False), "700": token("<tool>", rstrip=True)}}
         case(f"{label}-family-qwen2-llama", tokenizer, "qwen2", tokenizer_class="LlamaTokenizerFast", **lists)
         case(f"{label}-gpt2-decoder", tokenizer, tokenizer_class="GPT2Tokenizer", mask_token="<mask>", **lists)
+    around = processors.TemplateProcessing(single="<s>:0 $A:0 </s>:0", pair="<s>:0 $A:0 $B:1", special_tokens=[("<s>", 1), ("</s>", 2)])
+    bert = processors.BertProcessing(("</s>", 2), ("<s>", 1))
+    chain = processors.Sequence([processors.ByteLevel(trim_offsets=True), around])
+    for label, processor in [("template", around), ("bert", bert), ("sequence", chain), ("bytes", processors.ByteLevel())]:
+        adding = copy.deepcopy(spm)
+        adding.post_processor = processor
+        for class_name in ("LlamaTokenizer", "TokenizersBackend"):
+            for flags in ({}, {"add_bos_token": True}, {"add_eos_token": True}, {"add_bos_token": False}, {"add_bos_token": None, "add_eos_token": True}):
+                flag = "-".join(f"{key[4:7]}{value}" for key, value in flags.items())
+                keys = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": class_name}
+                case(f"adds-{label}-{class_name[:4]}-{flag}", adding, **keys, **flags)
+    case("adds-without-bos", spm, tokenizer_class="TokenizersBackend", add_bos_token=True)
     named = {"boi": "Hello", "own_token": "<own>"}
     listed = ["<mask>", "<tool>"]
     for label, keys, special_map in [
@@ -202,7 +214,8 @@ def main(target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(target / name))
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
         special = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-        result[name] = {"ids": ids, "special": special}
+        plain = [tokenizer(text)["input_ids"] for text in TEXTS]
+        result[name] = {"ids": ids, "special": special, "plain": plain}
     (target / "tokenizers.json").write_text(json.dumps({"texts": TEXTS, "cases": result}))
 
 

@@ -1,7 +1,7 @@
 //! A terminal: the kernel's pseudo-terminal and, behind it, an emulator that does with what is written what a real one does.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -51,6 +51,11 @@ fn window(columns: usize) -> libc::winsize {
 }
 
 impl Terminal {
+    /// Ctrl-S: the terminal takes nothing that a program writes.
+    pub fn stop_output(&mut self) {
+        self.master.write_all(b"\x13").unwrap();
+    }
+
     /// Starts a program whose output streams are a terminal of this width.
     pub fn run(mut command: Command, columns: usize, narrowing: Narrowing) -> (Self, Child) {
         let (master, slave) = open(columns);

@@ -355,33 +355,6 @@ fn a_dry_run_checks_every_line() {
     );
 }
 
-/// The hint is a command; what it makes is trained on.
-#[test]
-fn data_in_the_form_of_trl_is_refused_with_a_command_that_converts_it() {
-    let said = |role: &str, text: &str| json!({ "role": role, "content": text });
-    let texts = json!({ "prompt": "Why?", "chosen": "Because of it.", "rejected": "No." });
-    let messages = json!({
-        "prompt": [said("user", "Why?")],
-        "chosen": [said("assistant", "Because of it.")],
-        "rejected": [said("assistant", "No.")],
-    });
-    let conversations = json!({
-        "chosen": [said("user", "Why?"), said("assistant", "Because of it.")],
-        "rejected": [said("user", "Why?"), said("assistant", "No.")],
-    });
-    for record in [texts, messages, conversations] {
-        let workspace = Workspace::with_model(4, "max_steps = 1\n");
-        workspace.write("pairs.jsonl", &format!("{record}\n").repeat(3));
-        let said = refused(&workspace, &[]);
-        let (_, command) = said.hint.split_once("convert it: ").unwrap();
-        let command = command.replace("OLD.jsonl", "pairs.jsonl").replace("NEW.jsonl", "converted.jsonl");
-        let mut shell = std::process::Command::new("sh");
-        assert!(shell.current_dir(workspace.path(".")).args(["-c", &command]).status().unwrap().success());
-        let rows = workspace.train(1, "out", &["--set", "training_file=converted.jsonl"]);
-        assert_eq!(rows.len(), 1, "{record}");
-    }
-}
-
 #[test]
 fn the_folder_of_a_run_given_as_a_model_names_that_runs_model() {
     let workspace = Workspace::with_model(4, "max_steps = 1\n");

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use dyad_tests::processes::outcome;
+use dyad_tests::processes::{outcome, wait_for};
 use dyad_tests::{CURVE, Workspace, assert_same_curve, binary, number, text};
 
 /// Eight steps with checkpoints 2, 4 and 6 in `whole/`.
@@ -258,4 +258,54 @@ fn overwriting_spares_what_the_user_put_there() {
     for name in own {
         assert_eq!(fs::read_to_string(workspace.path("whole").join(name)).unwrap(), "precious", "{name}");
     }
+}
+
+#[test]
+fn rows_of_evaluations_that_are_lost_are_counted_at_a_resume() {
+    let config = "n_checkpoints = 2\nmax_steps = 8\nn_evals = 4\nvalidation_file = \"pairs.jsonl\"\n";
+    let workspace = Workspace::with_model(32, config);
+    workspace.train(1, "whole", &[]);
+    let rows = fs::read_to_string(workspace.path("whole/eval_metrics.jsonl")).unwrap();
+    // Before the first step, then after steps 2, 4, 6 and 8; checkpoint-4 comes before the evaluation of its step.
+    assert_eq!(rows.lines().count(), 5);
+    for (name, kept, lost) in
+        [("none", "", 2), ("one", rows.lines().next().unwrap(), 1), ("all", rows.trim_end(), 0)]
+    {
+        let target = interrupted(&workspace, name);
+        let kept = if kept.is_empty() { String::new() } else { format!("{kept}\n") };
+        fs::write(workspace.path(name).join("eval_metrics.jsonl"), kept).unwrap();
+        let output = workspace.launch(1, &["--resume", "--set", &target]);
+        let said = text(&output);
+        assert!(output.status.success(), "{said}");
+        let line = format!("lacks {lost} row");
+        assert_eq!(said.contains(&line), lost > 0, "{name}: {said}");
+    }
+}
+
+/// Restarting would go on without the rows that somebody removed.
+#[test]
+fn metrics_that_are_removed_under_a_run_end_it_for_good() {
+    let workspace = Workspace::with_model(16, "max_steps = 100000\nsave_steps = 2\n");
+    let mut command = workspace.launcher(1, &["--max-restarts", "3"]);
+    let mut launcher = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    wait_for("a checkpoint", || workspace.path("out/checkpoint-2").exists().then_some(()));
+    fs::remove_file(workspace.path("out/metrics.jsonl")).unwrap();
+    let (status, said) = outcome(&mut launcher);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("metrics.jsonl was removed or moved while the run was writing it"), "{said}");
+    assert!(!said.contains("restart  "), "{said}");
+}
+
+#[test]
+fn an_output_folder_that_is_replaced_under_a_run_is_named_whatever_restarts_are_left() {
+    let workspace = Workspace::with_model(16, "max_steps = 100000\nsave_steps = 2\n");
+    let mut command = workspace.launcher(1, &["--max-restarts", "3"]);
+    let mut launcher = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    wait_for("a checkpoint", || workspace.path("out/checkpoint-2").exists().then_some(()));
+    fs::rename(workspace.path("out"), workspace.path("moved")).unwrap();
+    fs::create_dir(workspace.path("out")).unwrap();
+    let (status, said) = outcome(&mut launcher);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("while the run was") && !said.contains("restart  "), "{said}");
+    assert!(names(&workspace.path("out")).is_empty(), "{:?}", names(&workspace.path("out")));
 }

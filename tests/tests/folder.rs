@@ -31,7 +31,7 @@ fn a_second_run_in_one_folder_is_refused_and_told_who_has_it() {
     let began = |text: &str| text.lines().next().unwrap_or_default().to_owned();
     let first_line = began(&std::fs::read_to_string(&log).unwrap());
     let owner = format!("(pid {} on host ", first.id());
-    for args in [&["--set", "max_steps=1"][..], &["--resume"], &["--overwrite"]] {
+    for args in [&["--set", "max_steps=1"][..], &["--resume"], &["--overwrite"], &["--auto-resume"]] {
         let output = workspace.launch(1, args);
         let said = text(&output);
         assert_eq!(output.status.code(), Some(3), "{args:?}: {said}");

@@ -204,3 +204,26 @@ fn a_line_that_cannot_be_sent_is_refused_by_its_number() {
         "one JSON object",
     );
 }
+
+/// A model that never sees the end of an answer does not learn to stop.
+#[test]
+fn outputs_without_a_stop_token_are_told_once_with_the_tokens_that_would_end_them() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\n");
+    let warning = "no preferred output ends with a token that ends an answer";
+    let said = |name: &str| {
+        let output = workspace.launch(2, &["--set", &format!("output_dir={name}")]);
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    assert!(!said("ends").contains(warning));
+    let config = fs::read_to_string(workspace.path("model/generation_config.json")).unwrap();
+    // Another token ends an answer, by the file that those who serve the model read.
+    workspace.write("model/generation_config.json", r#"{"eos_token_id": 0}"#);
+    let other = said("other");
+    assert_eq!(other.matches(warning).count(), 1, "{other}");
+    assert!(other.contains("<|endoftext|>"), "{other}");
+    workspace.write("model/generation_config.json", &config);
+    workspace.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}");
+    let endless = said("endless");
+    assert_eq!(endless.matches(warning).count(), 1, "{endless}");
+}

@@ -84,6 +84,20 @@ fn qwen2_lora_equals_trl_and_its_merged_model_loads() {
     );
 }
 
+/// The pairs are in TRL's form, as messages.
+#[test]
+fn ipo_equals_trl() {
+    equals_trl("llama-ipo");
+}
+
+/// The pairs are in TRL's form, as plain text.
+#[test]
+fn simpo_on_adapters_and_plain_text_equals_trl() {
+    let workspace = equals_trl("qwen2-lora-simpo");
+    let rows = workspace.rows("world1/metrics.jsonl");
+    assert!(rows.iter().all(|row| !row.contains_key("kl")), "no reference model was computed");
+}
+
 #[test]
 fn supervised_fine_tuning_equals_trl() {
     equals_trl("llama-sft");

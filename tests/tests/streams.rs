@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::process::Stdio;
 
 use dyad_tests::processes::{terminate, wait_for};
+use dyad_tests::terminal::{Narrowing, Terminal};
 use dyad_tests::{Workspace, text};
 
 /// Whether the pipe takes no more.
@@ -68,4 +69,45 @@ fn where_log_lines_are_json_every_line_is() {
     let odd: Vec<&str> =
         said.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_err()).collect();
     assert!(odd.is_empty(), "{odd:?}");
+}
+
+/// What a login shell, a cron job or a container leaves in the environment, or does not.
+#[test]
+fn an_environment_with_little_or_nothing_in_it_trains() {
+    let workspace = Workspace::with_model(
+        8,
+        "max_steps = 1\nreference_logps = \"cache\"\nreference_cache = \"kept.sqlite\"\n",
+    );
+    let variables: [&[(&str, &str)]; 4] =
+        [&[("TERM", "dumb")], &[("LC_ALL", "C")], &[("LANG", "tr_TR.UTF-8"), ("TERM", "")], &[]];
+    for (index, variables) in variables.into_iter().enumerate() {
+        let mut command = workspace.launcher(2, &["--set", &format!("output_dir=out{index}")]);
+        let output = command.env_clear().envs(variables.iter().copied()).output().unwrap();
+        assert!(output.status.success(), "{variables:?}: {}", text(&output));
+        assert!(text(&output).contains("final"), "{variables:?}: {}", text(&output));
+    }
+}
+
+/// Without HOME there is no cache folder of the user's.
+#[test]
+fn reference_scores_are_kept_with_the_run_where_there_is_no_home() {
+    let workspace = Workspace::with_model(8, "max_steps = 1\nreference_logps = \"cache\"\n");
+    let output = workspace.launcher(1, &[]).env_clear().output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(workspace.path("out/reference.sqlite").exists());
+}
+
+/// Ctrl-S: the terminal takes nothing more, and the run goes on and obeys.
+#[test]
+fn a_terminal_that_is_stopped_stops_no_run_and_no_signal() {
+    let workspace = Workspace::with_model(16, "max_steps = 1000000\n");
+    let (mut terminal, mut launcher) =
+        Terminal::run(workspace.launcher(1, &["--verbose"]), 80, Narrowing::Reflows);
+    workspace.wait_for_a_step();
+    terminal.stop_output();
+    let before = workspace.steps_so_far();
+    wait_for("more steps", || (workspace.steps_so_far() > before + 100).then_some(()));
+    terminate(launcher.id() as i32);
+    let ended = wait_for("the end of the run", || launcher.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(130));
 }

@@ -10,7 +10,6 @@ use std::collections::HashMap;
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
-use dyad_proto::run_config::TrainingMethod;
 use tch::{Device, Tensor};
 
 use crate::backend::takes_gpu_path;
@@ -34,10 +33,10 @@ impl Layout {
     /// What a run asks for.
     #[must_use]
     pub fn of(config: &RunConfig) -> Self {
-        match (config.training_method, config.prefix_sharing) {
-            (TrainingMethod::Sft, _) => Self::ChosenOnly,
-            (TrainingMethod::Dpo, true) => Self::SharedPairs,
-            (TrainingMethod::Dpo, false) => Self::SeparatePairs,
+        match (config.objective().scores_both_outputs(), config.prefix_sharing) {
+            (false, _) => Self::ChosenOnly,
+            (true, true) => Self::SharedPairs,
+            (true, false) => Self::SeparatePairs,
         }
     }
 }
@@ -65,6 +64,8 @@ pub struct MicroBatch {
     pub targets: Tensor,
     /// `[rows]`.
     pub sequences: Tensor,
+    /// Completion tokens of each sequence. `[sequences]`
+    pub lengths: Tensor,
     /// Rows of each pair, in order: the head works on whole pairs.
     pub rows_per_pair: Vec<i64>,
     /// 2 for both sides, 1 for the chosen side alone.
@@ -171,6 +172,7 @@ impl<'a> Builder<'a> {
     fn finish(mut self, device: Device, sequences_per_pair: i64) -> MicroBatch {
         self.placed.sort_by_key(|placed| placed.output.sequence);
         let (mut rows, mut targets, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+        let lengths = self.placed.iter().map(|placed| placed.output.tokens.len() as i64).collect();
         for Placed { output, prompt_end, first } in &self.placed {
             for (offset, &target) in output.tokens.iter().enumerate() {
                 // The last prompt token predicts the first token of every answer; later tokens follow their own answer.
@@ -183,9 +185,9 @@ impl<'a> Builder<'a> {
         let rows_of =
             |placed: &[Placed<'_>]| placed.iter().map(|placed| placed.output.tokens.len() as i64).sum();
         let rows_per_pair = of_pair.map(rows_of).collect();
-        let lists = [self.tokens, self.positions, rows, targets, sequences];
+        let lists = [self.tokens, self.positions, rows, targets, sequences, lengths];
         let runs = (takes_gpu_path(device) && !self.segments.is_empty()).then(|| Runs::of(&self.segments));
-        let ([tokens, positions, rows, targets, sequences], varlen) = upload(lists, runs, device);
+        let ([tokens, positions, rows, targets, sequences, lengths], varlen) = upload(lists, runs, device);
         MicroBatch {
             tokens,
             positions,
@@ -195,6 +197,7 @@ impl<'a> Builder<'a> {
             rows,
             targets,
             sequences,
+            lengths,
             rows_per_pair,
             sequences_per_pair,
         }
@@ -202,7 +205,7 @@ impl<'a> Builder<'a> {
 }
 
 /// Everything that a device needs of a micro-batch, in one copy.
-fn upload(lists: [Vec<i64>; 5], runs: Option<Runs>, device: Device) -> ([Tensor; 5], Option<Varlen>) {
+fn upload(lists: [Vec<i64>; 6], runs: Option<Runs>, device: Device) -> ([Tensor; 6], Option<Varlen>) {
     let mut pack = Pack::default();
     lists.into_iter().for_each(|list| pack.add(list));
     if let Some(runs) = &runs {
@@ -215,7 +218,7 @@ fn upload(lists: [Vec<i64>; 5], runs: Option<Runs>, device: Device) -> ([Tensor;
     }
     let mut sent = pack.upload(device).into_iter();
     let mut next = || sent.next().unwrap_or_default();
-    let lists = [next(), next(), next(), next(), next()];
+    let lists = [next(), next(), next(), next(), next(), next()];
     let varlen = runs.map(|runs| Varlen {
         queries: narrow_view(&next(), runs.queries.len()),
         keys: narrow_view(&next(), runs.keys.len()),
@@ -364,6 +367,7 @@ mod tests {
         assert_eq!(list(&batch.rows), [2, 3, 2, 5, 6]);
         assert_eq!(list(&batch.targets), [4, 5, 6, 7, 8]);
         assert_eq!(list(&batch.sequences), [0, 0, 1, 1, 1]);
+        assert_eq!(list(&batch.lengths), [2, 3]);
         assert_eq!(batch.segments, [Segment { start: 0, prompt: 3, branches: vec![2, 3] }]);
     }
 

@@ -3,15 +3,14 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use dyad_data::adapter::{self, ADAPTER_CONFIG};
+use dyad_data::adapter;
 use dyad_data::hub::{self, Found};
 use dyad_data::tokenize::{Rule, is_trainable, tokenize};
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_families::{FirstPairs, Report, Sizes};
-use dyad_proto::preference::PreferencePair;
-use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::pairs::open;
 use dyad_proto::wire::PairVerdict;
-use dyad_proto::{Fault, RunConfig, files, left_out, pair_file};
+use dyad_proto::{Fault, RunConfig, files, left_out};
 use tch::{Device, Kind};
 
 use crate::load::Sources;
@@ -42,7 +41,7 @@ fn of_hub(name: &str, config_json: &str) -> Result<ModelConfig, Fault> {
 /// All of a run. Errors are those with which its trainers would end.
 pub fn run(config: &RunConfig) -> Result<Report, Fault> {
     let mut remote = Vec::new();
-    for (name, revision) in named(config) {
+    for (name, revision) in named(config)? {
         if let Found::Remote { config_json } = hub::find(&name, &revision)? {
             // An adapter on the hub has no config.json: its base has.
             let read = config_json.is_empty().then_some(Ok(None));
@@ -74,19 +73,19 @@ pub fn run(config: &RunConfig) -> Result<Report, Fault> {
 }
 
 /// What the configuration names as a start, directly or by an adapter, and at which revision.
-fn named(config: &RunConfig) -> Vec<(String, String)> {
+fn named(config: &RunConfig) -> Result<Vec<(String, String)>, Fault> {
     let main = || hub::MAIN.to_owned();
     let mut names: Vec<(String, String)> =
         config.from_checkpoint.iter().map(|start| (start.clone(), main())).collect();
     if !config.model.is_empty() {
         names.push((config.model.clone(), config.model_revision.clone().unwrap_or_else(main)));
     } else if let Some(start) = config.from_checkpoint.as_deref().map(Path::new)
-        && start.join(ADAPTER_CONFIG).is_file()
+        && adapter::is_adapter(start)
     {
-        let revision = adapter::base_revision_of(start).unwrap_or_else(main);
-        names.extend(adapter::base_of(start).map(|base| (base, revision)));
+        let base = adapter::Base::required(start)?;
+        names.push((base.name, base.revision.unwrap_or_else(main)));
     }
-    names
+    Ok(names)
 }
 
 fn local(config: &RunConfig) -> Result<Report, Fault> {
@@ -95,12 +94,13 @@ fn local(config: &RunConfig) -> Result<Report, Fault> {
         Found::Here(dir) => Ok(dir),
         Found::Remote { .. } => Err(Fault::failed(format!("{name} is not here"))),
     })?;
+    sources.check_sums(false)?;
     let model_config = ModelConfig::load(&sources.base)?;
     model_config.refuse_dropout()?;
     let tokenizer = ChatTokenizer::load(sources.tokenizer(), &sources.base, config.template_date()?)?;
     let rule = Rule {
         max_len: sources.max_seq_length(config)?,
-        preferred_only: config.training_method == TrainingMethod::Sft,
+        preferred_only: !config.objective().scores_both_outputs(),
         embedding_rows: u32::try_from(model_config.vocab_size).unwrap_or(0),
     };
     let (parameters, trainable) = weights(config, &sources)?;
@@ -141,14 +141,11 @@ fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Fi
     })?;
     let mut looked = FirstPairs::default();
     let mut verdicts = Vec::new();
-    for record in pair_file::records("training_file", path, &text)? {
-        let at = |fault: Fault| Fault {
-            message: format!("{} line {}: {}", path.display(), record.line, fault.message),
-            ..fault
-        };
-        let pair = PreferencePair::parse(&text[record.place.clone()])
-            .map_err(|error| at(Fault::input(error.to_string())))?;
-        let (verdict, tokens) = tokenize(tokenizer, &pair, rule).map_err(at)?;
+    let source = open::beginning("training_file", path, text)?;
+    for id in 0..source.len() as u64 {
+        let at =
+            |fault: Fault| Fault { message: format!("{}: {}", source.place(id), fault.message), ..fault };
+        let (verdict, tokens) = tokenize(tokenizer, &source.pair(id)?, rule).map_err(at)?;
         verdicts.push(verdict);
         looked.pairs += 1;
         looked.truncated += usize::from(verdict == PairVerdict::Truncated);
@@ -162,6 +159,7 @@ fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Fi
         looked.chosen += tokens.chosen.len() as f64;
         looked.rejected += tokens.rejected.len() as f64;
     }
+    looked.notes = open::notes("training_file", &*source);
     if whole && looked.dropped == looked.pairs {
         let count = |one| verdicts.iter().filter(|verdict| **verdict == one).count() as u64;
         return Err(left_out::none_is_left("training_file", &config.training_file, &count));

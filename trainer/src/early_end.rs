@@ -52,26 +52,37 @@ impl Gate {
     }
 }
 
-/// How far something has got elsewhere, and what was said of it there; others wait for it.
+/// What the coordinator had written of the run when it recorded a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Recorded {
+    /// Optimizer steps.
+    pub step: u64,
+    /// Tokens trained on.
+    pub num_tokens: u64,
+    /// Rows of evaluations before the step.
+    pub evaluations: u64,
+}
+
+/// The last step that was recorded; a thread waits for a later one.
 #[derive(Debug, Default)]
 pub struct Watermark {
-    reached: Mutex<(u64, u64)>,
+    reached: Mutex<Recorded>,
     changed: Condvar,
 }
 
 impl Watermark {
-    /// It has got this far, and has this to say.
-    pub fn reach(&self, step: u64, said: u64) {
+    /// This was recorded.
+    pub fn reach(&self, recorded: Recorded) {
         let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
-        *reached = (*reached).max((step, said));
+        *reached = (*reached).max(recorded);
         self.changed.notify_all();
     }
 
-    /// Returns what was said last once it has got as far as `step`.
-    pub fn wait(&self, step: u64) -> u64 {
+    /// Returns what was recorded last, once that is `step` or a later one.
+    pub fn wait(&self, step: u64) -> Recorded {
         let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_while(reached, |(reached, _)| *reached < step);
-        waited.unwrap_or_else(PoisonError::into_inner).1
+        let waited = self.changed.wait_while(reached, |reached| reached.step < step);
+        *waited.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -96,21 +107,22 @@ mod tests {
     }
 
     #[test]
-    fn a_milestone_lets_through_who_waits_for_what_is_reached_and_no_other() {
+    fn waiters_wake_only_for_steps_that_were_recorded() {
+        let recorded = |step| Recorded { step, num_tokens: 10 * step, evaluations: 1 };
         let milestone = Arc::new(Watermark::default());
-        milestone.reach(3, 30);
-        milestone.reach(2, 20);
-        assert_eq!(milestone.wait(3), 30);
+        milestone.reach(recorded(3));
+        milestone.reach(recorded(2));
+        assert_eq!(milestone.wait(3), recorded(3));
         let (passed, order) = std::sync::mpsc::channel();
         let later = std::thread::spawn({
             let (milestone, passed) = (Arc::clone(&milestone), passed.clone());
             move || {
-                assert_eq!(milestone.wait(4), 40);
+                assert_eq!(milestone.wait(4).num_tokens, 40);
                 passed.send("waiting").unwrap();
             }
         });
         passed.send("reaching").unwrap();
-        milestone.reach(4, 40);
+        milestone.reach(recorded(4));
         later.join().unwrap();
         assert_eq!((order.recv(), order.recv()), (Ok("reaching"), Ok("waiting")));
     }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use dyad_data::adapter::{self, ADAPTER_CONFIG, base};
+use dyad_data::adapter::{self, Base, base};
 use dyad_data::hub;
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::preference::Message;
-use dyad_proto::{Fault, lfs};
+use dyad_proto::pairs::Message;
+use dyad_proto::{Fault, lfs, manifest};
 use tch::Tensor;
 
 use crate::lora;
@@ -16,9 +16,21 @@ use crate::model::segment::Segment;
 use crate::model::weights::Place;
 use crate::transfer::values;
 
-/// Ids of a conversation with the opening of the answer, all of which the model knows.
-pub fn prompt(tokenizer: &ChatTokenizer, conversation: &[Message], model: &Model) -> Result<Vec<u32>, Fault> {
-    let ids = tokenizer.encode(&tokenizer.render(conversation, true)?)?;
+/// What is to be completed.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// A conversation: the chat template makes text of it, with the opening of the answer.
+    Messages(Vec<Message>),
+    /// Text that stands for itself.
+    Text(String),
+}
+
+/// Ids of a prompt, all of which the model knows.
+pub fn prompt(tokenizer: &ChatTokenizer, prompt: &Prompt, model: &Model) -> Result<Vec<u32>, Fault> {
+    let ids = match prompt {
+        Prompt::Messages(conversation) => tokenizer.encode(&tokenizer.render(conversation, true)?)?,
+        Prompt::Text(text) => tokenizer.encode_plain(text)?,
+    };
     tokenizer.check_known(ids.iter().copied(), u32::try_from(model.config.vocab_size).unwrap_or(0))?;
     Ok(ids)
 }
@@ -75,17 +87,23 @@ fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Result<Vec<u32>, Fault
     Ok(values::<i64>(&logits.argmax(-1, false)).into_iter().map(|id| id as u32).collect())
 }
 
+/// A folder that a run of Dyad wrote must be as it was written.
+fn check_sums(dir: &Path) -> Result<(), Fault> {
+    manifest::check_start(dir, true)?.iter().for_each(|line| tracing::warn!("{line}"));
+    Ok(())
+}
+
 /// The model of a folder: whole, or an adapter over the base that it names; and the folder of the whole model.
 pub fn load(dir: &Path, place: Place) -> Result<(Model, PathBuf), Fault> {
     lfs::refuse_pointers_in(dir)?;
-    if !dir.join(ADAPTER_CONFIG).is_file() {
+    check_sums(dir)?;
+    if !adapter::is_adapter(dir) {
         return Ok((Model::load(dir, place)?, dir.to_owned()));
     }
-    let base = adapter::base_of(dir)
-        .ok_or_else(|| Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display())))?;
-    let revision = adapter::base_revision_of(dir);
+    let Base { name: base, revision } = Base::required(dir)?;
     let base_dir = hub::resolve_at(&base, revision.as_deref().unwrap_or(hub::MAIN))?;
     lfs::refuse_pointers_in(&base_dir)?;
+    check_sums(&base_dir)?;
     let mut model = Model::load(&base_dir, place)?;
     let adapters = lora::attach_folder(&mut model, dir)?;
     if let Some(warning) = base::mismatch(adapters.base(), &base, &base_dir) {

@@ -1,6 +1,6 @@
 //! Libraries of the trainer process.
 //!
-//! - [`model`], [`lora`], [`batch`], [`cost`], [`head`], [`loss`]: what a pass computes.
+//! - [`model`], [`lora`], [`batch`], [`cost`], [`objective`]: what a pass computes.
 //! - [`backend`], [`ext`], [`gpu`], [`device`], [`transfer`]: the C++ bridge, CUDA kernels, and copies between host and device.
 //! - [`engine`], [`parameters`], [`layout`], [`unit_weights`], [`optimizer`], [`schedule`], [`memory`]: one optimizer step.
 //! - [`comm`], [`rendezvous`]: collectives between ranks.
@@ -29,14 +29,13 @@ pub mod feed;
 pub mod generate;
 pub mod gpu;
 pub mod gpu_meter;
-pub mod head;
 pub mod layout;
 pub mod load;
 pub mod loading;
 pub mod lora;
-pub mod loss;
 pub mod memory;
 pub mod model;
+pub mod objective;
 pub mod optimizer;
 pub mod panics;
 pub mod parameters;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use dyad_data::adapter::{self, ADAPTER_CONFIG};
+use dyad_data::files::is_there;
 use dyad_data::hub;
 use dyad_data::tokenizer::class_without_model;
-use dyad_proto::run_config::TrainingMethod;
-use dyad_proto::{Fault, RunConfig, lfs};
+use dyad_proto::{Fault, RunConfig, lfs, manifest};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Home;
@@ -48,7 +48,7 @@ impl Sources {
     ) -> Result<Self, Fault> {
         let revision = config.model_revision.as_deref().unwrap_or(hub::MAIN);
         let start = config.from_checkpoint.as_deref().map(|start| find(start, hub::MAIN)).transpose()?;
-        let adapter = start.clone().filter(|dir| dir.join(ADAPTER_CONFIG).is_file());
+        let adapter = start.clone().filter(|dir| adapter::is_adapter(dir));
         if let (Some(dir), false) = (&adapter, config.lora) {
             return Err(Fault::input(format!(
                 "from_checkpoint {} is an adapter, but lora is false",
@@ -59,13 +59,13 @@ impl Sources {
         let model = match (config.model.is_empty(), &adapter, &start) {
             (false, ..) | (true, None, None) => find(&config.model, revision)?,
             (true, Some(dir), _) => {
-                let revision = adapter::base_revision_of(dir);
-                find(&base_of(dir)?, revision.as_deref().unwrap_or(hub::MAIN))?
+                let base = adapter::Base::required(dir)?;
+                find(&base.name, base.revision.as_deref().unwrap_or(hub::MAIN))?
             }
             (true, None, Some(dir)) => dir.clone(),
         };
-        if model.join(ADAPTER_CONFIG).is_file() {
-            if model.join("config.json").is_file() {
+        if adapter::is_adapter(&model) {
+            if is_there(&model.join("config.json")) {
                 return Err(Fault::input(format!(
                     "{} holds a whole model (config.json) and an adapter ({ADAPTER_CONFIG})",
                     model.display()
@@ -85,10 +85,18 @@ impl Sources {
         Ok(Self { base, adapter, companions })
     }
 
+    /// Holds folders that a run of Dyad wrote against their checksums; returns what was edited since. Without `bytes` only sizes are
+    /// compared.
+    pub fn check_sums(&self, bytes: bool) -> Result<Vec<String>, Fault> {
+        let folders = [Some(&self.base), self.adapter.as_ref()];
+        let checked = folders.into_iter().flatten().map(|dir| manifest::check_start(dir, bytes));
+        Ok(checked.collect::<Result<Vec<_>, Fault>>()?.into_iter().flatten().collect())
+    }
+
     /// Folder of the tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &Path {
-        self.companions.iter().find(|dir| dir.join("tokenizer.json").is_file()).unwrap_or(&self.base)
+        self.companions.iter().find(|dir| is_there(&dir.join("tokenizer.json"))).unwrap_or(&self.base)
     }
 
     /// Most tokens of a sequence: what the run asks for, else what the model was made for.
@@ -108,8 +116,8 @@ impl Sources {
 
 /// Template and special tokens count with the tokenizer that they lie beside.
 fn warn_of_half_a_tokenizer(dir: &Path) {
-    let there = |name: &&&str| dir.join(name).is_file();
-    if dir.join("tokenizer.json").is_file() {
+    let there = |name: &&&str| is_there(&dir.join(name));
+    if is_there(&dir.join("tokenizer.json")) {
         return;
     }
     let found: Vec<&str> = hub::TOKENIZER_COMPANIONS.iter().filter(there).copied().collect();
@@ -120,14 +128,6 @@ fn warn_of_half_a_tokenizer(dir: &Path) {
             listed(&found)
         );
     }
-}
-
-/// The base that an adapter names.
-fn base_of(dir: &Path) -> Result<String, Fault> {
-    adapter::base_of(dir).ok_or_else(|| {
-        Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display()))
-            .hint("name the base model in `model`")
-    })
 }
 
 /// What the ranks have agreed on.
@@ -172,7 +172,7 @@ impl Parts {
         reading: &Reading,
     ) -> Result<Self, Fault> {
         let place = Place { device, kind: compute_kind(config.dtype, device) };
-        let compares = config.training_method == TrainingMethod::Dpo;
+        let compares = config.objective().needs_reference();
         let keeping = Keeping {
             compute: place.kind,
             sharding,
@@ -276,7 +276,7 @@ fn adapters(
 /// What the model under the adapters is called.
 fn base_name(config: &RunConfig, sources: &Sources) -> String {
     let named = match &sources.adapter {
-        Some(dir) if config.model.is_empty() => adapter::base_of(dir),
+        Some(dir) if config.model.is_empty() => adapter::Base::of(dir).ok().flatten().map(|base| base.name),
         Some(_) => Some(config.model.clone()),
         None => config.from_checkpoint.is_none().then(|| config.model.clone()),
     };

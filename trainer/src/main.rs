@@ -9,11 +9,11 @@ use std::process::ExitCode;
 
 use dyad_data::new_model;
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::preference::{Message, Role};
-use dyad_proto::{Fault, RunConfig, files, pair_file, plain};
+use dyad_proto::pairs::{Message, PreferencePair, Role, open};
+use dyad_proto::{Fault, RunConfig, files, plain};
 use dyad_telemetry::{LogFormat, Logs, Telemetry};
 use trainer::cli::{CheckOptions, Cli, Command, GenerateOptions, RunOptions};
-use trainer::generate::prompt;
+use trainer::generate::{Prompt, prompt};
 use trainer::session::Identity;
 
 /// Bytes of a prompt from standard input: far more than a model reads.
@@ -90,16 +90,22 @@ fn look(options: &CheckOptions) -> Result<(), Fault> {
 
 /// A conversation to answer.
 struct Asked {
-    messages: Vec<Message>,
+    prompt: Prompt,
     /// Where it stands, for errors.
     place: String,
 }
 
 fn conversations(options: &GenerateOptions) -> Result<Vec<Asked>, Fault> {
     if let Some(path) = &options.pairs {
-        let pairs = pair_file::pairs("--pairs", path)?.into_iter().take(options.limit);
-        let place = |line: u64| format!("{} line {line}", path.display());
-        return Ok(pairs.map(|(line, pair)| Asked { messages: pair.messages, place: place(line) }).collect());
+        let source = open::whole("--pairs", path)?;
+        let asked = |id| {
+            let prompt = match source.pair(id)? {
+                PreferencePair::Conversation(pair) => Prompt::Messages(pair.messages),
+                PreferencePair::Text(pair) => Prompt::Text(pair.prompt),
+            };
+            Ok(Asked { prompt, place: source.place(id) })
+        };
+        return (0..source.len().min(options.limit) as u64).map(asked).collect();
     }
     let alone = ["-".to_owned()];
     let prompts = if options.prompt.is_empty() { &alone[..] } else { &options.prompt };
@@ -110,7 +116,7 @@ fn conversations(options: &GenerateOptions) -> Result<Vec<Asked>, Fault> {
             return Err(Fault::input(format!("{place} is empty"))
                 .hint("give --prompt TEXT or --pairs FILE, or write a prompt to standard input"));
         }
-        Ok(Asked { messages: vec![Message { role: Role::User, content }], place })
+        Ok(Asked { prompt: Prompt::Messages(vec![Message { role: Role::User, content }]), place })
     };
     prompts.iter().enumerate().map(asked).collect()
 }
@@ -138,11 +144,11 @@ fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     let mut config = RunConfig { template_date: options.template_date.clone(), ..RunConfig::default() };
     config.fill_template_date();
     // An adapter's folder need not have one.
-    let own = options.model.join("tokenizer.json").is_file();
+    let own = dyad_data::files::is_there(&options.model.join("tokenizer.json"));
     let folder = if own { &options.model } else { &base };
     let tokenizer = ChatTokenizer::load(folder, &base, config.template_date()?)?;
     let prompt = |asked: &Asked| {
-        prompt(&tokenizer, &asked.messages, &model)
+        prompt(&tokenizer, &asked.prompt, &model)
             .map_err(|fault| Fault { message: format!("{}: {}", asked.place, fault.message), ..fault })
     };
     let answers = trainer::panics::caught(|| {
@@ -151,7 +157,10 @@ fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     })?;
     let mut out = std::io::stdout().lock();
     for (asked, completion) in asked.iter().zip(answers) {
-        let prompt = asked.messages.last().map(|message| message.content.as_str()).unwrap_or_default();
+        let prompt = match &asked.prompt {
+            Prompt::Messages(messages) => messages.last().map_or("", |message| &message.content),
+            Prompt::Text(text) => text,
+        };
         let line = serde_json::json!({ "prompt": prompt, "completion": completion }).to_string();
         writeln!(out, "{}", plain::json(&line))
             .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))?;

@@ -123,6 +123,7 @@ impl Trainer {
             world_size: place.world_size,
             bucket_bytes,
             num_tokens: 0,
+            evaluations: 0,
             rotates: false,
             fingerprint: Fingerprint {
                 dataset_sha256: plan.dataset_sha256,

@@ -28,7 +28,7 @@ use tonic::{Code, Streaming};
 use crate::comm::Communicator;
 use crate::comm::board::{Board, LocalBoard};
 use crate::connect::patiently;
-use crate::early_end::{Gate, Watermark};
+use crate::early_end::{Gate, Recorded, Watermark};
 use crate::gpu_meter;
 use crate::progress;
 use crate::signals::Told;
@@ -140,7 +140,7 @@ impl Handle {
     /// Waits until the coordinator has written the step's row, and returns the tokens trained on up to there; by TRN-S2 the process ends
     /// if that can no longer come.
     #[must_use]
-    pub fn wait_recorded(&self, step: u64) -> u64 {
+    pub fn wait_recorded(&self, step: u64) -> Recorded {
         progress::waiting(Waiting::Row, || self.shared.recorded.wait(step))
     }
 
@@ -381,7 +381,8 @@ async fn receive(
                 continue;
             }
             Ok(Some(Received::Recorded(recorded))) => {
-                handle.shared.recorded.reach(recorded.step, recorded.num_tokens);
+                let dyad_proto::wire::Recorded { step, num_tokens, evaluations } = recorded;
+                handle.shared.recorded.reach(Recorded { step, num_tokens, evaluations });
                 continue;
             }
             Ok(Some(body)) => {

@@ -8,7 +8,6 @@ use std::time::Instant;
 use dyad_data::reference_key::ReferenceModel;
 use dyad_data::tokenize::Rule;
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{Assignment, BootstrapOffer, Fact, Facts, ModelReport, Phase, RunPlan, Waiting};
@@ -80,8 +79,11 @@ pub fn start(
     // Before anything is loaded, which takes its time.
     let home = (place.rank == 0).then(|| Home::settled(Path::new(&config.output_dir))).transpose()?;
     let sources = Sources::resolve(&config)?;
+    // One rank reads every byte: ranks whose weights differ from its are found out when they compare.
+    let edited = sources.check_sums(place.rank == 0)?;
+    edited.iter().filter(|_| place.rank == 0).for_each(|line| tracing::warn!("{line}"));
     let tokenizer = ChatTokenizer::load(sources.tokenizer(), &sources.base, config.template_date()?)?;
-    let preferred_only = config.training_method == TrainingMethod::Sft;
+    let preferred_only = !config.objective().scores_both_outputs();
     let model = ModelConfig::load(&sources.base)?;
     let embedding_rows = u32::try_from(model.vocab_size).unwrap_or(0);
     let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only, embedding_rows };

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
-use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::{PairLength, ReferenceLogps};
 use tch::Kind;
 
@@ -34,7 +33,7 @@ impl ModelFlops {
             cost: PassCost::new(model, Layout::of(config)),
             // Backward, the gradients of inputs and of weights take a forward pass each; adapters have next to no weights.
             policy: if config.lora { 2.0 } else { 3.0 },
-            asks_reference: config.training_method == TrainingMethod::Dpo,
+            asks_reference: config.objective().needs_reference(),
         }
     }
 

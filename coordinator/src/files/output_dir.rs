@@ -49,6 +49,8 @@ pub struct ResumePoint {
     pub path: PathBuf,
     /// Tokens trained on.
     pub num_tokens: u64,
+    /// Evaluations that have a row.
+    pub evaluations: u64,
     /// What the run computed when the checkpoint was made.
     pub then: Fingerprint,
 }
@@ -82,6 +84,14 @@ struct Files {
     metrics: MetricsFile,
     evaluations: MetricsFile,
     board: EventFile,
+}
+
+impl Files {
+    /// Returns once all rows are on the disk.
+    fn persist(&self) -> Result<(), Fault> {
+        self.metrics.persist()?;
+        self.evaluations.persist()
+    }
 }
 
 /// Checks that the folder can be written and used as `mode` says.
@@ -213,7 +223,7 @@ impl Output {
         let files = self.files()?;
         files.metrics.append(&row.to_json())?;
         if durable {
-            files.metrics.persist()?;
+            files.persist()?;
         }
         files.board.add(row)
     }
@@ -227,7 +237,7 @@ impl Output {
 
     /// Returns once all rows are on the disk.
     pub fn persist(&self) -> Result<(), Fault> {
-        self.files.as_ref().map_or(Ok(()), |files| files.metrics.persist())
+        self.files.as_ref().map_or(Ok(()), Files::persist)
     }
 
     fn files(&mut self) -> Result<&mut Files, Fault> {
@@ -269,12 +279,14 @@ fn resume_point(dir: &Path, now: &Now) -> Result<ResumePoint, Fault> {
         tracing::warn!("{} {holes}: the run goes on without", dir.join(METRICS).display());
     }
     let evaluations = dir.join(EVALUATION_METRICS);
-    if let Some(torn) = Kept::read(&evaluations, step)?.torn() {
-        tracing::warn!("{} {torn}: the run goes on without them", evaluations.display());
+    let kept = Kept::read(&evaluations, step)?;
+    let lost = kept.lost_before(step, state.evaluations.unwrap_or(0));
+    for what in kept.torn().into_iter().chain(lost) {
+        tracing::warn!("{} {what}: the run goes on without", evaluations.display());
     }
     let last = || rows.last.as_ref().and_then(|row| row.get(metric::NUM_TOKENS).and_then(Value::as_u64));
     let num_tokens = state.num_tokens.or_else(last).unwrap_or(0);
-    Ok(ResumePoint { step, num_tokens, path, then: state.identity.fingerprint })
+    Ok(ResumePoint { step, num_tokens, evaluations: kept.rows(), path, then: state.identity.fingerprint })
 }
 
 #[cfg(test)]

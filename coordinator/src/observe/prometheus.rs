@@ -268,7 +268,7 @@ fn is_time(seconds: f64) -> bool {
 mod tests {
     use std::collections::HashMap;
 
-    use dyad_proto::run_config::TrainingMethod;
+    use dyad_proto::run_config::{LossType, Objective};
     use dyad_proto::wire::{EvaluationReport, PreferenceSums};
 
     use super::*;
@@ -293,7 +293,8 @@ mod tests {
             ..StepReport::default()
         };
         let reports = [report(0), report(1)];
-        let context = StepContext { method: TrainingMethod::Dpo, epoch: 0.5, tokens_before: 0 };
+        let context =
+            StepContext { objective: Objective::Preference(LossType::Sigmoid), epoch: 0.5, tokens_before: 0 };
         metrics.step(1, &step_row(&reports, context), &reports, trace);
     }
 
@@ -405,7 +406,7 @@ mod tests {
         step(&metrics, 1.0, None);
         let sums = PreferenceSums { pairs: 2, loss: 3.0, rewards_chosen: 1.0, ..PreferenceSums::default() };
         let report = EvaluationReport { sums: Some(sums), ..EvaluationReport::default() };
-        metrics.evaluation(&evaluation_row(&[report], TrainingMethod::Dpo));
+        metrics.evaluation(&evaluation_row(&[report], Objective::Preference(LossType::Sigmoid)));
         assert_eq!(value(&metrics, "dyad_loss{}"), "0.25");
         assert_eq!(value(&metrics, "dyad_eval_loss{}"), "1.5");
         assert_eq!(value(&metrics, "dyad_eval_reward_chosen{}"), "0.5");

@@ -1,29 +1,24 @@
-//! A JSON Lines file of preference pairs in memory: every line checked, addressed by record id, identified by hash.
+//! The files of a run: preference pairs by number, identified by hash.
 
 use std::path::Path;
 
-use dyad_proto::pair_file::{self, Record};
+use dyad_proto::pairs::open;
+use dyad_proto::pairs::source::PairSource;
 use dyad_proto::{Fault, RunConfig, reading, wire};
 use sha2::{Digest, Sha256};
 
-/// All pairs of one file. Two equal lines are two records.
+/// All pairs of one file.
 #[derive(Debug)]
 pub struct Dataset {
-    /// The file, as people know it.
-    path: String,
-    text: String,
-    /// Where record `id` lies in `text`; blank lines are no records.
-    records: Vec<Record>,
+    source: Box<dyn PairSource>,
     sha256: String,
 }
 
 impl Dataset {
     /// Reads and checks a whole file; `key` is the config key that named it.
     pub fn load(key: &str, path: &Path) -> Result<Self, Fault> {
-        let text = pair_file::read(key, path)?;
-        let (sha256, records) =
-            rayon::join(|| sha256(text.as_bytes()), || pair_file::records(key, path, &text));
-        Ok(Self { path: path.display().to_string(), records: records?, text, sha256 })
+        let (source, sha256) = open::whole_beside(key, path, sha256)?;
+        Ok(Self { source, sha256 })
     }
 
     /// SHA-256 of the file's bytes, lower-case hex.
@@ -35,37 +30,30 @@ impl Dataset {
     /// How many records there are; ids run from 0 to one below.
     #[must_use]
     pub fn records(&self) -> usize {
-        self.records.len()
+        self.source.len()
     }
 
-    /// Bytes of each record's JSON, by id.
+    /// Bytes of each record, by id.
     pub fn record_bytes(&self) -> impl Iterator<Item = usize> + '_ {
-        self.records.iter().map(|record| record.place.len())
-    }
-
-    /// One record's JSON.
-    #[must_use]
-    pub fn json(&self, id: u64) -> &str {
-        &self.text[self.records[id as usize].place.clone()]
+        (0..self.source.len() as u64).map(|id| self.source.bytes(id))
     }
 
     /// The file.
     #[must_use]
     pub fn path(&self) -> &str {
-        &self.path
+        self.source.path()
     }
 
     /// One record's place, as people find it.
     #[must_use]
     pub fn place(&self, id: u64) -> String {
-        format!("{} line {}", self.path, self.records[id as usize].line)
+        self.source.place(id)
     }
 
     /// One record as it goes over the wire.
-    #[must_use]
-    pub fn pair(&self, id: u64) -> wire::Pair {
-        let line = self.records[id as usize].line;
-        wire::Pair { id, json: self.json(id).to_owned(), reference: None, line }
+    pub fn pair(&self, id: u64) -> Result<wire::Pair, Fault> {
+        let content = self.source.pair(id)?.into();
+        Ok(wire::Pair { id, content: Some(content), reference: None, line: self.source.line(id) })
     }
 }
 
@@ -105,9 +93,21 @@ impl Datasets {
     }
 
     /// Pairs by id.
+    pub fn pairs(
+        &self,
+        split: wire::Split,
+        ids: impl IntoIterator<Item = u64>,
+    ) -> Result<Vec<wire::Pair>, Fault> {
+        self.of(split)
+            .map_or_else(|| Ok(Vec::new()), |dataset| ids.into_iter().map(|id| dataset.pair(id)).collect())
+    }
+
+    /// What a user should know of how the files are read, a sentence each.
     #[must_use]
-    pub fn pairs(&self, split: wire::Split, ids: impl IntoIterator<Item = u64>) -> Vec<wire::Pair> {
-        self.of(split).map_or_else(Vec::new, |dataset| ids.into_iter().map(|id| dataset.pair(id)).collect())
+    pub fn notes(&self) -> Vec<String> {
+        let of = |key, dataset: &Dataset| open::notes(key, &*dataset.source);
+        let validation = self.validation.as_ref().map(|dataset| of("validation_file", dataset));
+        [of("training_file", &self.train), validation.unwrap_or_default()].concat()
     }
 }
 
@@ -150,7 +150,8 @@ mod tests {
         let data = load(format!("{GOOD}\n\n  {GOOD}\r\n{GOOD}")).unwrap();
         assert_eq!(data.records(), 3);
         for (id, line) in [(0, 1), (1, 3), (2, 4)] {
-            assert_eq!(data.pair(id), wire::Pair { id, json: GOOD.into(), reference: None, line });
+            let content = Some(dyad_proto::pairs::forms::parse(GOOD).unwrap().into());
+            assert_eq!(data.pair(id), Ok(wire::Pair { id, content, reference: None, line }));
         }
         assert!(data.place(1).ends_with("pairs.jsonl line 3"));
         assert_eq!(data.record_bytes().collect::<Vec<_>>(), [GOOD.len(); 3]);

@@ -27,9 +27,12 @@ const POSTING_BYTES: usize = 1 << 20;
 
 impl Run {
     /// A message on a connection that belongs to no member.
-    pub(super) fn stranger(&mut self, id: TrainerId, message: Up) {
-        // What a refused trainer sends before it learns of that needs no second answer.
-        let Up::Hello(hello) = message else { return self.commands.push(Command::Close(id)) };
+    pub(super) fn stranger(&mut self, id: TrainerId, message: Up) -> Result<(), Fault> {
+        let Up::Hello(hello) = message else {
+            // What a refused trainer sends before it learns of that needs no second answer.
+            self.commands.push(Command::Close(id));
+            return Ok(());
+        };
         let admitted = if matches!(self.stage, Stage::Ended { .. }) {
             Err(Fault::input(format!(
                 "trainer {} is refused: the run has ended",
@@ -40,7 +43,7 @@ impl Run {
             self.roster.admit(id, &hello)
         };
         match admitted {
-            Ok(()) => self.joined(id, hello.name),
+            Ok(()) => return self.joined(id, hello.name),
             Err(refusal) => {
                 let refusal = refusal.from_origin("coordinator");
                 self.commands.push(Command::Refused(id, refusal.message.clone()));
@@ -49,9 +52,10 @@ impl Run {
                 self.commands.push(Command::Close(id));
             }
         }
+        Ok(())
     }
 
-    fn joined(&mut self, id: TrainerId, name: String) {
+    fn joined(&mut self, id: TrainerId, name: String) -> Result<(), Fault> {
         // Who comes and goes without end is not told of without end.
         self.arrivals = self.arrivals.saturating_add(1);
         if self.arrivals <= self.spec.world_size.saturating_mul(ARRIVALS) {
@@ -68,7 +72,7 @@ impl Run {
         };
         self.commands.push(Command::Send(id, Down::Welcome(welcome)));
         if !self.roster.is_full() {
-            return;
+            return Ok(());
         }
         self.roster.assign_ranks();
         let world_size = self.spec.world_size;
@@ -78,16 +82,18 @@ impl Run {
             let rank = place as u32;
             self.emit(EventBody::Joined(TrainerJoined { name, rank, device, host }));
             self.send(place, Down::Assignment(Assignment { generation: GENERATION, rank, world_size }));
-            self.ask(place, &mut measuring);
+            self.ask(place, &mut measuring)?;
         }
         self.stage = Stage::Measuring(Box::new(measuring));
+        Ok(())
     }
 
-    fn ask(&mut self, place: usize, measuring: &mut Measuring) {
+    fn ask(&mut self, place: usize, measuring: &mut Measuring) -> Result<(), Fault> {
         while let Some(chunk) = measuring.next_request(place) {
-            let pairs = self.spec.data.pairs(chunk.split, chunk.ids);
+            let pairs = self.spec.data.pairs(chunk.split, chunk.ids)?;
             self.send(place, Down::MeasureRequest(MeasureRequest { split: chunk.split.into(), pairs }));
         }
+        Ok(())
     }
 
     /// Ends the run where ranks differ from each other, or from the checkpoint.
@@ -142,7 +148,7 @@ impl Run {
             return Err(self.violation(place, "sent a measure report out of turn"));
         };
         measuring.record(place, report).map_err(|what| self.violation(place, &what))?;
-        self.ask(place, &mut measuring);
+        self.ask(place, &mut measuring)?;
         match measuring.finished() {
             Some(lengths) => self.measured_all(lengths),
             None => {

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::run_config::Objective;
 use dyad_proto::wire::{DataReport, MeasureReport, PairLength, PairVerdict, Split};
 use dyad_proto::{Fault, counted, left_out};
 
@@ -99,10 +99,10 @@ impl Lengths {
 
     /// What a rank computes on each of these pairs.
     #[must_use]
-    pub fn weigh(&self, ids: &[u64], method: TrainingMethod) -> Vec<Weighted> {
+    pub fn weigh(&self, ids: &[u64], objective: Objective) -> Vec<Weighted> {
         let weigh = |&id: &u64| {
             let length = &self.pairs[id as usize];
-            let rejected = if method == TrainingMethod::Dpo { length.rejected_tokens } else { 0 };
+            let rejected = if objective.scores_both_outputs() { length.rejected_tokens } else { 0 };
             let tokens = [length.prompt_tokens, length.chosen_tokens, rejected];
             let tokens = tokens.into_iter().map(u64::from).sum();
             Weighted { id, cost: if length.cost > 0 { length.cost } else { tokens } }
@@ -248,6 +248,8 @@ fn chunk(split: Split, record_bytes: impl Iterator<Item = usize>, most_pairs: u6
 
 #[cfg(test)]
 mod tests {
+    use dyad_proto::run_config::LossType;
+
     use super::*;
 
     fn measuring(chunks: Vec<Vec<Chunk>>, records: usize) -> Measuring {
@@ -323,8 +325,9 @@ mod tests {
         assert_eq!(lengths.kept(), [0, 1, 4, 5]);
         assert_eq!((lengths.records(), lengths.count(PairVerdict::DroppedTooLong)), (7, 2));
         assert_eq!(lengths.chosen_tokens(&[0, 4]), 10);
-        let tokens = |method| lengths.weigh(&[4], method)[0].cost;
-        assert_eq!((tokens(TrainingMethod::Dpo), tokens(TrainingMethod::Sft)), (22, 15));
+        let tokens = |objective| lengths.weigh(&[4], objective)[0].cost;
+        let dpo = Objective::Preference(LossType::Sigmoid);
+        assert_eq!((tokens(dpo), tokens(Objective::Likelihood)), (22, 15));
     }
 
     /// Reports come in any order; people begin at the top of their file.

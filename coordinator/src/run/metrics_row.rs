@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use dyad_proto::names::metric;
-use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::run_config::Objective;
 use dyad_proto::wire::{EvaluationReport, PreferenceSums, StepReport};
 use serde_json::{Map, Value};
 
@@ -91,7 +91,7 @@ pub fn total<'a>(sums: impl IntoIterator<Item = &'a PreferenceSums>) -> Preferen
 #[derive(Clone, Copy, Debug)]
 pub struct StepContext {
     /// Decides which keys there are and what the loss is divided by.
-    pub method: TrainingMethod,
+    pub objective: Objective,
     /// Passes over the data done after this step.
     pub epoch: f64,
     /// Tokens trained on before this step.
@@ -105,10 +105,10 @@ pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
     let first = reports.first().cloned().unwrap_or_default();
     let seconds = slowest(reports.iter().map(|report| report.step_seconds));
     let mut row = Row(vec![(metric::STEP.into(), first.step as f64), (metric::EPOCH.into(), context.epoch)]);
-    row.push(metric::LOSS, loss(&sums, context.method));
+    row.push(metric::LOSS, loss(&sums, context.objective));
     row.push(metric::GRAD_NORM, first.grad_norm);
     row.push(metric::LEARNING_RATE, first.learning_rate);
-    push_preferences(&mut row, &sums, context.method, "");
+    push_preferences(&mut row, &sums, context.objective, "");
     row.push(metric::NUM_TOKENS, (context.tokens_before + sums.tokens) as f64);
     row.push(metric::STEP_SECONDS, seconds);
     row.push(metric::TOKENS_PER_SECOND, sums.tokens as f64 / seconds);
@@ -121,13 +121,13 @@ pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
 
 /// The row of one evaluation; one report a rank, in rank order.
 #[must_use]
-pub fn evaluation_row(reports: &[EvaluationReport], method: TrainingMethod) -> Row {
+pub fn evaluation_row(reports: &[EvaluationReport], objective: Objective) -> Row {
     let sums = total(reports.iter().filter_map(|report| report.sums.as_ref()));
     let step = reports.first().map_or(0, |report| report.step);
     let mut row = Row(vec![(metric::STEP.into(), step as f64)]);
-    row.push(format!("{}{}", metric::EVAL, metric::LOSS), loss(&sums, method));
-    push_preferences(&mut row, &sums, method, metric::EVAL);
-    if method == TrainingMethod::Dpo {
+    row.push(format!("{}{}", metric::EVAL, metric::LOSS), loss(&sums, objective));
+    push_preferences(&mut row, &sums, objective, metric::EVAL);
+    if objective.scores_both_outputs() {
         row.push(
             format!("{}{}", metric::EVAL, metric::LOGPS_ACCURACIES),
             sums.logps_correct as f64 / sums.pairs as f64,
@@ -137,20 +137,18 @@ pub fn evaluation_row(reports: &[EvaluationReport], method: TrainingMethod) -> R
     row
 }
 
-/// DPO: mean over pairs. SFT: mean over completion tokens.
-fn loss(sums: &PreferenceSums, method: TrainingMethod) -> f64 {
-    match method {
-        TrainingMethod::Dpo => sums.loss / sums.pairs as f64,
-        TrainingMethod::Sft => sums.loss / sums.completion_tokens as f64,
-    }
+/// Mean over pairs or over completion tokens.
+fn loss(sums: &PreferenceSums, objective: Objective) -> f64 {
+    let count = if objective.is_per_token() { sums.completion_tokens } else { sums.pairs };
+    sums.loss / count as f64
 }
 
-fn push_preferences(row: &mut Row, sums: &PreferenceSums, method: TrainingMethod, prefix: &str) {
+fn push_preferences(row: &mut Row, sums: &PreferenceSums, objective: Objective, prefix: &str) {
     let pairs = sums.pairs as f64;
     let chosen = (metric::LOGPS_CHOSEN, sums.logps_chosen / pairs);
-    let values = match method {
-        TrainingMethod::Sft => vec![chosen],
-        TrainingMethod::Dpo => vec![
+    let values = match objective.scores_both_outputs() {
+        false => vec![chosen],
+        true => vec![
             (metric::REWARDS_CHOSEN, sums.rewards_chosen / pairs),
             (metric::REWARDS_REJECTED, sums.rewards_rejected / pairs),
             (metric::REWARDS_ACCURACIES, sums.rewards_correct as f64 / pairs),
@@ -163,7 +161,7 @@ fn push_preferences(row: &mut Row, sums: &PreferenceSums, method: TrainingMethod
         row.push(format!("{prefix}{key}"), value);
     }
     // Where reference log-probabilities were known, nobody saw the reference's whole distribution.
-    if method == TrainingMethod::Dpo && sums.kl_tokens > 0 {
+    if objective.needs_reference() && sums.kl_tokens > 0 {
         row.push(format!("{prefix}{}", metric::KL), sums.kl / sums.kl_tokens as f64);
     }
 }
@@ -174,6 +172,8 @@ fn slowest(seconds: impl Iterator<Item = f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use dyad_proto::run_config::LossType;
+
     use super::*;
 
     fn reports() -> [StepReport; 2] {
@@ -217,7 +217,8 @@ mod tests {
         [report(small, 0.5), report(large, 2.0)]
     }
 
-    const DPO: StepContext = StepContext { method: TrainingMethod::Dpo, epoch: 0.5, tokens_before: 1000 };
+    const SIGMOID: Objective = Objective::Preference(LossType::Sigmoid);
+    const DPO: StepContext = StepContext { objective: SIGMOID, epoch: 0.5, tokens_before: 1000 };
 
     /// Ranks hold 1 and 3 pairs: a mean of the ranks' means would give loss 0.5, not 0.3.
     #[test]
@@ -258,7 +259,7 @@ mod tests {
 
     #[test]
     fn fine_tuning_divides_by_tokens_and_has_no_preference_keys() {
-        let row = step_row(&reports(), StepContext { method: TrainingMethod::Sft, ..DPO });
+        let row = step_row(&reports(), StepContext { objective: Objective::Likelihood, ..DPO });
         assert!((row.get("loss").unwrap() - 0.012).abs() < 1e-12);
         assert_eq!(row.get("logps/chosen"), Some(-15.0));
         for absent in ["rewards/chosen", "rewards/margins", "logps/rejected", "kl"] {
@@ -274,13 +275,13 @@ mod tests {
             seconds: report.step_seconds,
             ..EvaluationReport::default()
         });
-        let row = evaluation_row(&reports, TrainingMethod::Dpo);
+        let row = evaluation_row(&reports, SIGMOID);
         assert!((row.get("eval_loss").unwrap() - 0.3).abs() < 1e-12);
         assert_eq!(row.get("eval_logps/accuracies"), Some(0.5));
         assert_eq!(row.get("eval_rewards/accuracies"), Some(0.75));
         assert_eq!(row.get("eval_seconds"), Some(2.0));
         assert!(row.values().keys().all(|key| key == "step" || key.starts_with("eval_")));
-        assert_eq!(evaluation_row(&reports, TrainingMethod::Sft).values().len(), 4);
+        assert_eq!(evaluation_row(&reports, Objective::Likelihood).values().len(), 4);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Start {
     pub step: u64,
     /// Tokens trained on.
     pub num_tokens: u64,
+    /// Evaluations that have a row.
+    pub evaluations: u64,
     /// The evaluation due right there was done.
     pub evaluated: bool,
 }
@@ -76,6 +78,8 @@ pub struct Done {
     pub reports: Vec<StepReport>,
     /// Tokens trained on so far.
     pub num_tokens: u64,
+    /// Evaluations so far.
+    pub evaluations: u64,
     /// A checkpoint follows: the row must outlive what may happen to the machine.
     pub durable: bool,
 }
@@ -101,6 +105,7 @@ pub struct Training {
     /// Validation pairs by rank, the same at each evaluation.
     evaluation_shares: Vec<Vec<u64>>,
     num_tokens: u64,
+    evaluations: u64,
 }
 
 impl Training {
@@ -123,7 +128,7 @@ impl Training {
         };
         let schedule = Schedule::new(config, order.kept.len());
         references.plan(&order.kept, &validation.kept());
-        let evaluated = validation.weigh(&validation.kept(), config.training_method);
+        let evaluated = validation.weigh(&validation.kept(), config.objective());
         Self {
             upcoming: schedule.first(start.step, start.evaluated),
             schedule,
@@ -137,6 +142,7 @@ impl Training {
             validation,
             evaluation_shares: split_over_ranks(&evaluated, world_size),
             num_tokens: start.num_tokens,
+            evaluations: start.evaluations,
             config: config.clone(),
             world_size,
         }
@@ -173,9 +179,9 @@ impl Training {
         }
         let Some(work) = self.next_work() else { return Ok(None) };
         let (pairs, messages) = match work {
-            Work::Reference(chunk) => self.reference(chunk, data),
-            Work::Step(step) => self.step(step, data, now),
-            Work::Evaluation(step) => self.evaluation(step, data),
+            Work::Reference(chunk) => self.reference(chunk, data)?,
+            Work::Step(step) => self.step(step, data, now)?,
+            Work::Evaluation(step) => self.evaluation(step, data)?,
         };
         messages.iter().try_for_each(|message| check_size(work, message))?;
         let (reports, missing) = (vec![None; self.world_size], self.world_size);
@@ -198,14 +204,15 @@ impl Training {
         Some(work)
     }
 
-    fn reference(&self, chunk: u64, data: &Datasets) -> (u64, Vec<Body>) {
+    fn reference(&self, chunk: u64, data: &Datasets) -> Result<(u64, Vec<Body>), Fault> {
         let (split, ids) = self.references.chunk(chunk);
         let share = |rank| ids.iter().skip(rank).step_by(self.world_size).copied();
         let assignment = |rank| {
-            let pairs = data.pairs(split, share(rank));
-            Body::Reference(ReferenceAssignment { generation: GENERATION, chunk, pairs, split: split.into() })
+            let pairs = data.pairs(split, share(rank))?;
+            let split = split.into();
+            Ok(Body::Reference(ReferenceAssignment { generation: GENERATION, chunk, pairs, split }))
         };
-        (ids.len() as u64, (0..self.world_size).map(assignment).collect())
+        Ok((ids.len() as u64, (0..self.world_size).map(assignment).collect::<Result<_, Fault>>()?))
     }
 
     /// Ids of a step's pairs, and the same by rank.
@@ -215,7 +222,7 @@ impl Training {
             self.epoch = (epoch, self.order.epoch(epoch));
         }
         let batch = &self.epoch.1[places];
-        let weighed = self.lengths.weigh(batch, self.config.training_method);
+        let weighed = self.lengths.weigh(batch, self.config.objective());
         (batch, split_over_ranks(&weighed, self.world_size))
     }
 
@@ -246,24 +253,26 @@ impl Training {
         Ok(())
     }
 
-    fn step(&mut self, step: u64, data: &Datasets, now: Instant) -> (u64, Vec<Body>) {
+    fn step(&mut self, step: u64, data: &Datasets, now: Instant) -> Result<(u64, Vec<Body>), Fault> {
         let (checkpoint, rotates) = self.checkpoint(step, now);
         let (batch, shares) = self.shares(step);
         let (batch, global_pairs) = (batch.to_vec(), batch.len() as u64);
         let global_chosen_tokens = self.lengths.chosen_tokens(&batch);
-        let assignment = |share| StepAssignment {
-            generation: GENERATION,
-            step,
-            epoch: self.schedule.epoch(step),
-            pairs: self.references.attach(Split::Train, data.pairs(Split::Train, share)),
-            global_pairs,
-            global_chosen_tokens,
-            checkpoint,
-            rotates,
-            // The observer knows it.
-            traceparent: String::new(),
+        let assignment = |share| {
+            Ok(Body::Step(StepAssignment {
+                generation: GENERATION,
+                step,
+                epoch: self.schedule.epoch(step),
+                pairs: self.references.attach(Split::Train, data.pairs(Split::Train, share)?),
+                global_pairs,
+                global_chosen_tokens,
+                checkpoint,
+                rotates,
+                // The observer knows it.
+                traceparent: String::new(),
+            }))
         };
-        (global_pairs, shares.into_iter().map(|share| Body::Step(assignment(share))).collect())
+        Ok((global_pairs, shares.into_iter().map(assignment).collect::<Result<_, Fault>>()?))
     }
 
     /// Whether the step is saved, and whether for its time alone.
@@ -277,14 +286,14 @@ impl Training {
         (asked || rotates, rotates)
     }
 
-    fn evaluation(&self, step: u64, data: &Datasets) -> (u64, Vec<Body>) {
+    fn evaluation(&self, step: u64, data: &Datasets) -> Result<(u64, Vec<Body>), Fault> {
         let assignment = |share: &Vec<u64>| {
-            let pairs = data.pairs(Split::Validation, share.iter().copied());
+            let pairs = data.pairs(Split::Validation, share.iter().copied())?;
             let pairs = self.references.attach(Split::Validation, pairs);
-            Body::Evaluation(EvaluationAssignment { generation: GENERATION, step, pairs })
+            Ok(Body::Evaluation(EvaluationAssignment { generation: GENERATION, step, pairs }))
         };
         let pairs = self.evaluation_shares.iter().map(|share| share.len() as u64).sum();
-        (pairs, self.evaluation_shares.iter().map(assignment).collect())
+        Ok((pairs, self.evaluation_shares.iter().map(assignment).collect::<Result<_, Fault>>()?))
     }
 
     /// Takes a report and returns what it completes; the error says how it breaks the protocol.
@@ -315,8 +324,15 @@ impl Training {
         let key = |split, id| pair_key(lengths, validation, split, id);
         let references = references.learn(pending.work, &reports, key)?;
         if matches!(pending.work, Work::Reference(_)) {
-            let (work, num_tokens) = (pending.work, self.num_tokens);
-            return Ok(Done { work, row: None, references, reports: Vec::new(), num_tokens, durable: false });
+            return Ok(Done {
+                work: pending.work,
+                row: None,
+                references,
+                reports: Vec::new(),
+                num_tokens: self.num_tokens,
+                evaluations: self.evaluations,
+                durable: false,
+            });
         }
         let sums = total(reports.iter().filter_map(Report::sums));
         if sums.pairs != pending.pairs {
@@ -335,19 +351,27 @@ impl Training {
                 Report::Reference(_) => {}
             }
         }
-        let method = self.config.training_method;
+        let objective = self.config.objective();
         let row = match pending.work {
-            Work::Evaluation(_) | Work::Reference(_) => evaluation_row(&evaluations, method),
+            Work::Evaluation(_) | Work::Reference(_) => evaluation_row(&evaluations, objective),
             Work::Step(step) => {
                 let epoch = self.schedule.epoch(step);
-                step_row(&steps, StepContext { method, epoch, tokens_before: self.num_tokens })
+                step_row(&steps, StepContext { objective, epoch, tokens_before: self.num_tokens })
             }
         };
-        if matches!(pending.work, Work::Step(_)) {
-            self.num_tokens += sums.tokens;
+        match pending.work {
+            Work::Step(_) => self.num_tokens += sums.tokens,
+            Work::Evaluation(_) | Work::Reference(_) => self.evaluations += 1,
         }
-        let (num_tokens, durable) = (self.num_tokens, pending.saved);
-        Ok(Done { work: pending.work, row: Some(row), references, reports: steps, num_tokens, durable })
+        Ok(Done {
+            work: pending.work,
+            row: Some(row),
+            references,
+            reports: steps,
+            num_tokens: self.num_tokens,
+            evaluations: self.evaluations,
+            durable: pending.saved,
+        })
     }
 }
 

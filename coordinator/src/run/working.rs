@@ -24,6 +24,7 @@ impl Run {
     ) -> Result<(), Fault> {
         let spec = &self.spec;
         let mut report = data_report(&lengths);
+        report.notes = spec.data.notes();
         let sha256 = spec.data.train.sha256();
         let world_size = spec.world_size as usize;
         let (train, validation) = lengths;
@@ -117,11 +118,11 @@ impl Run {
         for mut done in done {
             done.durable |= durable;
             self.begins_well(&done)?;
-            let (work, num_tokens) = (done.work, done.num_tokens);
+            let Done { work, num_tokens, evaluations, .. } = done;
             self.commands.push(Command::Record(done));
             if let Work::Step(step) = work {
                 self.trained = true;
-                self.send(0, Down::Recorded(Recorded { step, num_tokens }));
+                self.send(0, Down::Recorded(Recorded { step, num_tokens, evaluations }));
             }
         }
         Ok(())

@@ -59,8 +59,10 @@ pub enum Question {
         /// What it shows.
         proof: Proof,
     },
-    /// Open a port on all addresses until the agent ends or is asked again.
+    /// Open a port on all addresses until the agent is told to close it.
     Listen,
+    /// Close that port.
+    StopListening,
     /// Try to connect to each address.
     Reach {
         /// `host:port`.

@@ -186,6 +186,7 @@ impl Agent {
                 self.say(&reply(ask, kept));
             }
             Question::Listen => self.open_port(ask),
+            Question::StopListening => self.close_port(ask),
             Question::Reach { addresses } => {
                 self.later(ask, async move { Ok(Answer::Reached(reach(&addresses).await)) });
             }
@@ -212,6 +213,19 @@ impl Agent {
         let say = self.say.clone();
         tokio::task::spawn_local(async move {
             let _ = say.send(encode(&reply(ask, answer.await)));
+        });
+    }
+
+    /// Nobody needs the port once its addresses were tried: it must not stay open for the whole run.
+    fn close_port(&mut self, ask: u64) {
+        let (before, say) = (self.listener.take(), self.say.clone());
+        tokio::task::spawn_local(async move {
+            if let Some(before) = before {
+                before.abort();
+                // The socket is closed once the task has gone.
+                let _ = before.await;
+            }
+            let _ = say.send(encode(&reply(ask, Ok(Answer::Done))));
         });
     }
 

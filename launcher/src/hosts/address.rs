@@ -33,6 +33,7 @@ async fn on_first(agents: &[Agent]) -> Result<IpAddr, Fault> {
     let mut verdicts = ask_all(others, &addresses).await?;
     // Progress is followed from here.
     verdicts.push(("this machine".into(), reach(&addresses).await));
+    first.ask(Question::StopListening).await?;
     choose(&format!("host {}", first.host), &candidates, &verdicts)
 }
 

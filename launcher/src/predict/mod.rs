@@ -16,8 +16,9 @@ pub mod work;
 
 use std::path::Path;
 
-use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReduceDtype, ReferenceLogps, TrainingMethod};
-use dyad_proto::{Fault, RunConfig, pair_file};
+use dyad_proto::pairs::open;
+use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReduceDtype, ReferenceLogps};
+use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::machine::Hello;
 use crate::process::trainer_check;
@@ -121,8 +122,7 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<Known, Fault> {
         ));
         return Ok(Known { shape: Shape::find(model)?, pairs: None, pair: None });
     }
-    let records = pair_file::records("training_file", file, &pair_file::read("training_file", file)?)?;
-    let pairs = Some(records.len() as f64);
+    let pairs = Some(open::whole("training_file", file)?.len() as f64);
     if Shape::is_size(model) {
         return Ok(Known { shape: Shape::find(model)?, pairs, pair: None });
     }
@@ -136,16 +136,17 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<Known, Fault> {
 /// What a configuration comes to on some machines.
 #[must_use]
 pub fn setup(config: &RunConfig, shape: &Shape, place: &Place, pair: Pair) -> Setup {
-    let supervised = config.training_method == TrainingMethod::Sft;
+    let objective = config.objective();
+    let one_output = !objective.scores_both_outputs();
     Setup {
         shape: shape.clone(),
         machine: place.machine,
         gpus: place.gpus.into(),
         gpus_per_node: place.gpus_per_node.into(),
         network: place.network,
-        pair: if supervised { Pair { rejected: 0.0, ..pair } } else { pair },
+        pair: if one_output { Pair { rejected: 0.0, ..pair } } else { pair },
         // Of one sequence nothing is computed twice.
-        sharing: config.prefix_sharing || supervised,
+        sharing: config.prefix_sharing || one_output,
         batch: config.batch_size.into(),
         micro_batch_tokens: config.micro_batch_tokens.into(),
         method: if config.lora { Method::Lora(config.lora_r().into()) } else { Method::Full },
@@ -157,7 +158,7 @@ pub fn setup(config: &RunConfig, shape: &Shape, place: &Place, pair: Pair) -> Se
         offload_reference: config.offload_reference,
         checkpointing: config.activation_checkpointing != ActivationCheckpointing::None,
         reference: match config.reference_logps {
-            _ if supervised => Reference::None,
+            _ if !objective.needs_reference() => Reference::None,
             ReferenceLogps::Compute => Reference::Compute,
             ReferenceLogps::Cache => Reference::Cache,
             ReferenceLogps::Precompute => Reference::Precompute,

@@ -71,6 +71,9 @@ impl Progress {
             )),
             Body::Data(data) => {
                 self.total = data.total_steps;
+                data.notes
+                    .iter()
+                    .for_each(|note| self.console.line(&format!("data     {}", plain::line(note))));
                 self.console.line(&data_line(data));
                 self.counted_from = Instant::now();
                 self.console.count(data.start_step, data.total_steps);

@@ -4,7 +4,8 @@ use std::fmt::{Display, Write};
 use std::path::Path;
 
 use dyad_families::{FirstPairs, Report};
-use dyad_proto::{Fault, RunConfig, agrees, counted, grouped, pair_file, plain, thousands};
+use dyad_proto::pairs::open;
+use dyad_proto::{Fault, RunConfig, agrees, counted, grouped, plain, thousands};
 
 use crate::placement::trainers::Trainer;
 use crate::predict::shapes::Shape;
@@ -19,7 +20,7 @@ pub fn describe(
 ) -> Result<String, Fault> {
     let count = |key: &str, path: &str| -> Result<u64, Fault> {
         let path = Path::new(path);
-        Ok(pair_file::records(key, path, &pair_file::read(key, path)?)?.len() as u64)
+        Ok(open::whole(key, path)?.len() as u64)
     };
     let pairs = count("training_file", &config.training_file)?;
     let held_out = config.validation_file.as_ref().map(|path| count("validation_file", path)).transpose()?;
@@ -69,7 +70,8 @@ fn start(report: &Report) -> String {
         );
     }
     if let Some(pairs) = &report.pairs {
-        let FirstPairs { pairs, longest, truncated, dropped, .. } = pairs;
+        let FirstPairs { pairs, longest, truncated, dropped, notes, .. } = pairs;
+        notes.iter().for_each(|note| out += &format!("{}\n", plain::line(note)));
         let limit = report.max_seq_length.unwrap_or(0);
         let _ = writeln!(
             out,

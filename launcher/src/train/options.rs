@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dyad_proto::inputs::refuse_entangled;
+use dyad_proto::pairs::json_lines;
 use dyad_proto::run_folder::begun_by;
-use dyad_proto::{Fault, LAST_SCRAPE_SECONDS, RunConfig, finished, pair_file};
+use dyad_proto::{Fault, LAST_SCRAPE_SECONDS, RunConfig, finished};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
@@ -189,7 +190,7 @@ pub fn complete(earlier: Earlier, config: &RunConfig) -> Result<Option<PathBuf>,
     }
     let file = &config.training_file;
     let sha256 = || {
-        let text = pair_file::read("training_file", Path::new(file))?;
+        let text = json_lines::read("training_file", Path::new(file))?;
         Ok(Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect())
     };
     finished::complete(Path::new(&config.output_dir), config, &sha256)

@@ -23,8 +23,16 @@ pub struct Restarts {
     /// In all.
     total: u32,
     reached: Reached,
-    /// The last failure, its step, and how often it has come.
-    last: Option<(String, u64, u32)>,
+    last: Option<LastFailure>,
+}
+
+/// The failure of the last attempt.
+#[derive(Debug)]
+struct LastFailure {
+    said: String,
+    step: u64,
+    /// How often it has come at that step.
+    count: u32,
 }
 
 impl Restarts {
@@ -49,8 +57,8 @@ impl Restarts {
     /// For the summary: how often the run was started again, and why the last time.
     #[must_use]
     pub fn summary(&self) -> Option<String> {
-        let (cause, ..) = self.last.as_ref().filter(|_| self.total > 0)?;
-        Some(format!("{}, the last one after: {cause}", self.total))
+        let last = self.last.as_ref().filter(|_| self.total > 0)?;
+        Some(format!("{}, the last one after: {}", self.total, last.said))
     }
 
     /// What a run ends with that was told to stop.
@@ -66,13 +74,13 @@ impl Restarts {
         self.reached.rows |= reached.rows;
         let said = fault.to_string();
         let before = match &self.last {
-            Some((last, step, count)) if *last == said && *step == reached.step => *count,
+            Some(last) if is_same(&last.said, &said) && last.step == reached.step => last.count,
             _ => 0,
         };
         if !is_worth_another(&fault, reached) {
             return Err(self.ends(fault, ""));
         }
-        self.last = Some((said.clone(), reached.step, before + 1));
+        self.last = Some(LastFailure { said: said.clone(), step: reached.step, count: before + 1 });
         if before + 1 >= SAME {
             let why = format!("the same failure at step {} for the {SAME}rd time", reached.step);
             return Err(self.ends(fault, &why));
@@ -101,6 +109,25 @@ impl Restarts {
         }
         Fault { message: format!("{} ({})", fault.message, words.join(", ")), ..fault }
     }
+}
+
+/// Two reports of one failure differ in numbers alone: process ids, ports, seconds and losses change from one attempt to the next. The rank
+/// says which trainer it was.
+fn is_same(one: &str, other: &str) -> bool {
+    let words = |said: &str| -> Vec<String> {
+        let mut words: Vec<String> = Vec::new();
+        for word in said.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty()) {
+            let number = word.contains(|letter: char| letter.is_ascii_digit());
+            let of_a_rank = words.last().is_some_and(|last| last == "rank");
+            let word = if number && !of_a_rank { "#" } else { word };
+            // An address or a fraction is one number.
+            if word != "#" || words.last().is_none_or(|last| last != "#") {
+                words.push(word.to_owned());
+            }
+        }
+        words
+    };
+    words(one) == words(other)
 }
 
 /// A process or host that is gone may be there again. What failed with words of its own before the first row of this attempt would
@@ -173,6 +200,33 @@ mod tests {
             assert!(elsewhere.after(died(1), &at(step, Some(5))).is_ok());
         }
         assert!(elsewhere.summary().unwrap().starts_with("5, the last one after: trainer rank 1"));
+    }
+
+    /// Process ids, ports and seconds change at each restart.
+    #[test]
+    fn a_failure_is_the_same_whatever_its_numbers_are() {
+        let stall = |pid: u32, seconds: u32| {
+            Fault::lost(format!(
+                "trainer rank 1 (node0-cpu), pid {pid} on h, stands still although its heart beats: no progress for {seconds} s during \
+                 the optimizer step; it waits for collective {pid}"
+            ))
+        };
+        let mut restarts = Restarts::new(9);
+        assert!(restarts.after(stall(101, 300), &at(7, Some(5))).is_ok());
+        assert!(restarts.after(stall(2202, 301), &at(7, Some(5))).is_ok());
+        let end = restarts.after(stall(30303, 300), &at(7, Some(5))).unwrap_err();
+        assert!(
+            end.message.ends_with("(the same failure at step 7 for the 3rd time, after 2 restarts)"),
+            "{end}"
+        );
+        for (one, other, same) in [
+            ("cannot connect to 10.0.0.1:4711", "cannot connect to 10.0.0.2:99", true),
+            ("step 8: the loss is 1e30", "step 8: the loss is 2.5e31", true),
+            ("trainer rank 1 died", "trainer rank 2 died", false),
+            ("trainer rank 1 died", "trainer rank 1 left", false),
+        ] {
+            assert_eq!(is_same(one, other), same, "{one}; {other}");
+        }
     }
 
     #[test]

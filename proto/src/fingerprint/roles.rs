@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::RunConfig;
-use crate::run_config::TrainingMethod;
+use crate::run_config::{LossType, Objective};
 
 /// What it means that a key has another value than in the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,7 @@ pub const ROLES: &[(&str, Role)] = &[
     ("merge_adapter", Role::Deliberate),
     ("loss_type", Role::Computes),
     ("dpo_beta", Role::Computes),
+    ("simpo_gamma", Role::Computes),
     ("reference_logps", Role::Computes),
     ("reference_cache", Role::DoesNotMatter),
     ("n_checkpoints", Role::Deliberate),
@@ -77,7 +78,9 @@ pub const ROLES: &[(&str, Role)] = &[
 pub(super) fn is_read(key: &str, config: &RunConfig) -> bool {
     match key {
         "lora_r" | "lora_alpha" | "lora_dropout" | "lora_trainable_modules" => config.lora,
-        "loss_type" | "dpo_beta" | "reference_logps" => config.training_method == TrainingMethod::Dpo,
+        "loss_type" | "dpo_beta" => config.objective().scores_both_outputs(),
+        "simpo_gamma" => config.objective() == Objective::Preference(LossType::Simpo),
+        "reference_logps" => config.objective().needs_reference(),
         _ => true,
     }
 }

@@ -1,6 +1,7 @@
 //! Every key has a role, and every change of one that computes is found.
 
 use super::*;
+use crate::run_config::LossType;
 
 fn config() -> RunConfig {
     RunConfig { model: "m".into(), training_file: "t".into(), output_dir: "o".into(), ..RunConfig::default() }
@@ -29,8 +30,11 @@ fn reads_all() -> RunConfig {
 
 #[test]
 fn each_key_is_refused_listed_or_left_alone_as_its_role_says() {
-    let now = reads_all();
     for &(key, role) in ROLES {
+        let now = match key {
+            "simpo_gamma" => RunConfig { loss_type: LossType::Simpo, simpo_gamma: Some(0.7), ..reads_all() },
+            _ => reads_all(),
+        };
         let mut then = as_map(&now);
         then[key] = other(&then[key]);
         let found = config_changes(&then, &now);

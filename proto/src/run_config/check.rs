@@ -1,6 +1,6 @@
 //! Every rule that a configuration must keep.
 
-use super::{ReferenceLogps, RunConfig, TrainingMethod};
+use super::RunConfig;
 use crate::Fault;
 
 impl RunConfig {
@@ -32,28 +32,8 @@ impl RunConfig {
         }
         self.lora_modules()?;
         self.template_date.as_deref().map_or(Ok(()), |date| super::parse_date(date).map(drop))?;
-        if self.keeps_references() && self.training_method == TrainingMethod::Sft {
-            return Err(Fault::input(
-                "reference_logps is set, but supervised fine-tuning has no reference model",
-            )
-            .hint("remove reference_logps, or set training_method = \"dpo\""));
-        }
-        if self.offload_reference {
-            self.check_offload()?;
-        }
+        self.check_objective()?;
         self.check_ranges()
-    }
-
-    fn check_offload(&self) -> Result<(), Fault> {
-        let why = match (self.training_method, self.reference_logps, self.lora) {
-            (TrainingMethod::Sft, ..) => "supervised fine-tuning has no reference model",
-            (_, ReferenceLogps::Precompute, _) => {
-                "reference_logps = \"precompute\" frees the reference model"
-            }
-            (_, _, true) => "with lora the reference is the base model itself",
-            _ => return Ok(()),
-        };
-        Err(Fault::input(format!("offload_reference is set, but {why}")).hint("remove offload_reference"))
     }
 
     /// What is allowed is far more than anybody uses; what is not is a slip of the pen, and some of it would end in memory that
@@ -89,6 +69,7 @@ impl RunConfig {
             ("max_grad_norm", self.max_grad_norm, 1e-6, 1e30),
             ("min_lr_ratio", self.min_lr_ratio, 0.0, 1.0),
             ("warmup_ratio", self.warmup_ratio, 0.0, 1.0),
+            ("simpo_gamma", self.simpo_gamma(), 1e-6, 1000.0),
             // A year.
             ("save_minutes", self.save_minutes, 1e-9, 525_600.0),
         ];

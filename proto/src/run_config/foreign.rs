@@ -228,13 +228,13 @@ const KEYS: [(&[&str], &str, &str); 52] = [
             "label_smoothing",
             "dpo_label_smoothing",
             "rpo_alpha",
-            "simpo_gamma",
+            "cpo_alpha",
             "dpo_normalize_logratios_by_length",
             "reference_free",
             "sync_ref_model",
         ],
         "",
-        "leave it out: only the sigmoid loss of DPO is trained",
+        "leave it out: the losses are loss_type = \"sigmoid\", \"ipo\" and \"simpo\", each without additions",
     ),
     (
         &[

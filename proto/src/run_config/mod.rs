@@ -7,6 +7,7 @@ mod check;
 mod choices;
 mod foreign;
 mod lora_modules;
+mod objective;
 mod paths;
 mod read;
 
@@ -20,6 +21,7 @@ pub use self::choices::{
     ReferenceLogps, TrainingMethod,
 };
 pub use self::lora_modules::LoraModules;
+pub use self::objective::Objective;
 pub use self::paths::expand;
 pub use self::read::RECORD;
 use self::read::{KEYS, at, from_table, known, parse_override, table_of, without_sections};
@@ -89,6 +91,8 @@ pub struct RunConfig {
     pub loss_type: LossType,
     /// Strength of the pull towards the reference model.
     pub dpo_beta: f64,
+    /// Margin that SimPO asks for between the rewards of the two outputs. Absent: 0.5.
+    pub simpo_gamma: Option<f64>,
     /// How DPO comes by the reference model's log-probabilities.
     pub reference_logps: ReferenceLogps,
     /// File that keeps reference log-probabilities across runs. Absent: in the user's cache folder.
@@ -155,6 +159,7 @@ impl Default for RunConfig {
             merge_adapter: false,
             loss_type: LossType::Sigmoid,
             dpo_beta: 0.1,
+            simpo_gamma: None,
             reference_logps: ReferenceLogps::Compute,
             reference_cache: None,
             n_checkpoints: 1,

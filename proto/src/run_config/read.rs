@@ -4,7 +4,7 @@ use super::RunConfig;
 use super::foreign::instead_of;
 use crate::Fault;
 
-pub(super) const KEYS: [&str; 45] = [
+pub(super) const KEYS: [&str; 46] = [
     "model",
     "model_revision",
     "training_file",
@@ -35,6 +35,7 @@ pub(super) const KEYS: [&str; 45] = [
     "merge_adapter",
     "loss_type",
     "dpo_beta",
+    "simpo_gamma",
     "reference_logps",
     "reference_cache",
     "n_checkpoints",

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use dyad_data::new_model::{NewModelOptions, create};
-use dyad_proto::preference::PreferencePair;
+use dyad_proto::pairs::forms;
 use serde_json::{Value, json};
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -208,11 +208,7 @@ fn train(base: Base, out: &Path, texts: &Path) {
 
 fn contents(texts: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(texts).unwrap();
-    let pairs = text.lines().map(|line| PreferencePair::parse(line).unwrap());
-    pairs
-        .flat_map(|pair| pair.messages.into_iter().chain([pair.preferred, pair.non_preferred]))
-        .map(|message| message.content)
-        .collect()
+    text.lines().flat_map(|line| forms::parse(line).unwrap().into_texts()).collect()
 }
 
 fn special(tokens: &[String]) -> Vec<AddedToken> {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use dyad_data::tokenize::{Rule, tokenize};
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::preference::PreferencePair;
+use dyad_proto::pairs::forms;
 
 use crate::families::{FAMILIES, folder};
 use crate::text::Writer;
@@ -32,7 +32,7 @@ fn one(folder: &Path, lines: &[String], seconds: f64) -> String {
     let (start, before) = (Instant::now(), cpu_seconds(stat));
     let (mut tokens, mut pairs) = (0, 0);
     for line in lines.iter().cycle() {
-        let pair = PreferencePair::parse(line).unwrap();
+        let pair = forms::parse(line).unwrap();
         let (_, pair) = tokenize(&tokenizer, &pair, RULE).unwrap();
         tokens += pair.prompt.len() + pair.chosen.len() + pair.rejected.len();
         pairs += 1;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use dyad_proto::security::client::Access;
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
 use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::pair::Content;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
     BootstrapOffer, Finished, Heartbeat, Hello, MeasureReport, Pair, PairLength, PairVerdict, Phase,
@@ -148,14 +149,18 @@ impl Trainer {
 }
 
 fn length(pair: &Pair) -> PairLength {
-    let tokens = |bytes: usize| (bytes / 8) as u32;
+    let text: usize = match &pair.content {
+        Some(Content::Conversation(said)) => said.messages.iter().map(|message| message.content.len()).sum(),
+        Some(Content::Text(text)) => text.prompt.len(),
+        None => 0,
+    };
     PairLength {
         id: pair.id,
         verdict: PairVerdict::Kept.into(),
-        prompt_tokens: tokens(pair.json.len()),
+        prompt_tokens: (text / 4) as u32,
         chosen_tokens: 65,
         rejected_tokens: 65,
-        cost: 1000 * pair.json.len() as u64,
+        cost: 1000 * text as u64,
         tokens_hash_high: 0,
         tokens_hash_low: pair.id,
         ..PairLength::default()

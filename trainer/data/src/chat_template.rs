@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dyad_proto::Fault;
-use dyad_proto::preference::{Message, Role};
+use dyad_proto::pairs::{Message, Role};
 use serde_json::{Map, Value};
 
 use crate::files;

@@ -8,6 +8,12 @@ use serde_json::{Map, Value};
 
 use dyad_proto::lfs::refuse_pointer;
 
+/// Whether anything has this name, be it a link to nowhere: whoever reads it then says what is wrong with it.
+#[must_use]
+pub fn is_there(path: &Path) -> bool {
+    !path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
 /// Text of a file, if there is one.
 pub fn text(path: &Path) -> Result<Option<String>, Fault> {
     let bytes = match dyad_proto::files::read(path) {

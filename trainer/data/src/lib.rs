@@ -16,6 +16,7 @@ mod chat_template;
 pub mod files;
 pub mod hub;
 pub mod new_model;
+mod plain_text;
 mod quick;
 pub mod reference_key;
 mod special;

@@ -5,7 +5,8 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-use dyad_proto::{Fault, counted, pair_file};
+use dyad_proto::pairs::open;
+use dyad_proto::{Fault, counted};
 use serde_json::json;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -182,13 +183,14 @@ fn write_json(dir: &Path, name: &str, value: &serde_json::Value) -> Result<(), F
 }
 
 fn texts(path: &Path) -> Result<Vec<String>, Fault> {
-    let pairs = pair_file::pairs("--texts", path)?;
-    let messages = pairs
-        .into_iter()
-        .flat_map(|(_, pair)| pair.messages.into_iter().chain([pair.preferred, pair.non_preferred]));
-    let contents = messages.map(|message| message.content);
+    let source = open::whole("--texts", path)?;
+    let mut texts = Vec::new();
+    for id in 0..source.len() as u64 {
+        texts.extend(source.pair(id)?.into_texts());
+    }
     // The template's own words must be in the vocabulary too.
-    Ok(contents.chain(["system\n", "user\n", "assistant\n"].map(str::to_owned)).collect())
+    texts.extend(["system\n", "user\n", "assistant\n"].map(str::to_owned));
+    Ok(texts)
 }
 
 fn train_tokenizer(texts: &[String], options: &NewModelOptions) -> Result<Tokenizer, Fault> {
@@ -262,7 +264,7 @@ fn model_config(
 
 #[cfg(test)]
 mod tests {
-    use dyad_proto::preference::PreferencePair;
+    use dyad_proto::pairs::forms;
 
     use super::*;
     use crate::tokenize::{Rule, tokenize};
@@ -296,7 +298,7 @@ mod tests {
         create(&options).unwrap();
         let tokenizer =
             ChatTokenizer::load(&options.out, &options.out, chrono::NaiveDateTime::default()).unwrap();
-        let pair = PreferencePair::parse(LINE).unwrap();
+        let pair = forms::parse(LINE).unwrap();
         let (_, tokens) = tokenize(
             &tokenizer,
             &pair,

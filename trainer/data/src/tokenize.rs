@@ -1,8 +1,9 @@
-//! One pair becomes prompt, chosen and rejected ids, by TRL's rule: render the prompt and both full conversations, tokenise
+//! One pair becomes prompt, chosen and rejected ids, by TRL's rule: render the prompt and both full conversations (plain text stands
+//! for itself, with the end-of-sequence token after both outputs), tokenise
 //! each once, split at their common token prefix. Templates and tokenizers that treat the prompt's end differently alone
 //! and in full therefore never shift the completion.
 
-use dyad_proto::preference::PreferencePair;
+use dyad_proto::pairs::{Conversation, PlainText, PreferencePair};
 use dyad_proto::wire::{Pair, PairLength, PairVerdict};
 use dyad_proto::{ErrorCode, Fault};
 use rayon::prelude::*;
@@ -62,23 +63,54 @@ pub fn tokenize(
     pair: &PreferencePair,
     rule: Rule,
 ) -> Result<(PairVerdict, Tokenized), Fault> {
-    let render = |answer| tokenizer.render_answered(&pair.messages, answer);
-    let prompt = tokenizer.encode_like(tokenizer.render(&pair.messages, true)?, None)?;
-    let chosen = tokenizer.encode_like(render(&pair.preferred)?, Some(&prompt))?;
-    let mut rejected = Vec::new();
-    let (prompt, mut shared) = (&prompt.ids, common_prefix(&prompt.ids, &chosen.ids));
-    if !rule.preferred_only {
-        rejected = tokenizer.encode_like(render(&pair.non_preferred)?, Some(&chosen))?.ids;
-        shared = shared.min(common_prefix(prompt, &rejected));
+    let Sequences { prompt, chosen, rejected } = match pair {
+        PreferencePair::Conversation(pair) => of_conversation(tokenizer, pair, rule)?,
+        PreferencePair::Text(pair) => of_text(tokenizer, pair, rule)?,
+    };
+    let mut shared = common_prefix(&prompt, &chosen);
+    if let Some(rejected) = &rejected {
+        shared = shared.min(common_prefix(&prompt, rejected));
     }
     let rest = |full: &[u32]| full.get(shared..).unwrap_or_default().to_vec();
-    let tokenized =
-        Tokenized { prompt: prompt[..shared].to_vec(), chosen: rest(&chosen.ids), rejected: rest(&rejected) };
+    let rejected = rejected.map_or_else(Vec::new, |rejected| rest(&rejected));
+    let tokenized = Tokenized { prompt: prompt[..shared].to_vec(), chosen: rest(&chosen), rejected };
     let (verdict, tokenized) = truncate(tokenized, rule);
     if is_trainable(verdict) {
         tokenizer.check_known(tokenized.tokens(), rule.embedding_rows)?;
     }
     Ok((verdict, tokenized))
+}
+
+/// Ids of whole texts: the prompt, and each output behind it.
+struct Sequences {
+    prompt: Vec<u32>,
+    chosen: Vec<u32>,
+    /// `None` where the run leaves it out.
+    rejected: Option<Vec<u32>>,
+}
+
+fn of_conversation(tokenizer: &ChatTokenizer, pair: &Conversation, rule: Rule) -> Result<Sequences, Fault> {
+    let render = |answer| tokenizer.render_answered(&pair.messages, answer);
+    let prompt = tokenizer.encode_like(tokenizer.render(&pair.messages, true)?, None)?;
+    let chosen = tokenizer.encode_like(render(&pair.preferred)?, Some(&prompt))?;
+    let rejected = match rule.preferred_only {
+        true => None,
+        false => Some(tokenizer.encode_like(render(&pair.non_preferred)?, Some(&chosen))?.ids),
+    };
+    Ok(Sequences { prompt: prompt.ids, chosen: chosen.ids, rejected })
+}
+
+fn of_text(tokenizer: &ChatTokenizer, pair: &PlainText, rule: Rule) -> Result<Sequences, Fault> {
+    let eos = tokenizer.eos_token()?;
+    let whole = |output: &str| {
+        let end = if output.ends_with(eos) { "" } else { eos };
+        tokenizer.encode_plain(&[&pair.prompt, output, end].concat())
+    };
+    Ok(Sequences {
+        prompt: tokenizer.encode_plain(&pair.prompt)?,
+        chosen: whole(&pair.chosen)?,
+        rejected: (!rule.preferred_only).then(|| whole(&pair.rejected)).transpose()?,
+    })
 }
 
 /// Pairs of this verdict are computed on.
@@ -112,12 +144,9 @@ fn truncate(mut pair: Tokenized, rule: Rule) -> (PairVerdict, Tokenized) {
 /// What became of a pair: its tokens, or why it cannot become tokens of this model.
 type Outcome = Result<(PairVerdict, Tokenized), Fault>;
 
-/// Parses and tokenises pairs from the wire, all cores at once, in order.
+/// Tokenises pairs from the wire, all cores at once, in order.
 fn outcomes(tokenizer: &ChatTokenizer, pairs: &[Pair], rule: Rule) -> Vec<Outcome> {
-    let outcome = |pair: &Pair| {
-        let parsed = PreferencePair::parse(&pair.json).map_err(|error| Fault::input(error.to_string()))?;
-        tokenize(tokenizer, &parsed, rule)
-    };
+    let outcome = |pair: &Pair| tokenize(tokenizer, &pair.clone().into_pair()?, rule);
     pairs.par_iter().map(outcome).collect()
 }
 

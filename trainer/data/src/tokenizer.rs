@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use chrono::NaiveDateTime;
-use dyad_proto::preference::Message;
+use dyad_proto::pairs::Message;
 use dyad_proto::{Fault, counted, plain};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use crate::chat_template::ChatTemplate;
 use crate::files;
+use crate::plain_text::Around;
 use crate::quick::{Encoded, QuickEncoder};
 use crate::special::SpecialTokens;
 use crate::template::Moment;
@@ -23,6 +24,9 @@ pub struct ChatTokenizer {
     quick: Option<QuickEncoder>,
     template: ChatTemplate,
     stop_ids: Vec<u32>,
+    /// What plain text gets; `None` where that is not known.
+    around: Option<Around>,
+    eos_token: Option<String>,
 }
 
 impl ChatTokenizer {
@@ -54,6 +58,8 @@ impl ChatTokenizer {
         Ok(Self {
             quick: QuickEncoder::of(&tokenizer),
             template: ChatTemplate::load(dir, &config, &special, Moment(now))?,
+            around: Around::of(&tokenizer),
+            eos_token: special.text("eos_token").map(str::to_owned),
             tokenizer,
             stop_ids,
         })
@@ -72,6 +78,23 @@ impl ChatTokenizer {
     /// Ids of rendered text. The template holds every special token: none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Fault> {
         Ok(self.encode_like(text.to_owned(), None)?.ids)
+    }
+
+    /// Ids of a text that no chat template was applied to, with the special tokens that the tokenizer adds.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, Fault> {
+        let around = self.around.as_ref().ok_or_else(|| {
+            Fault::input("the tokenizer's post_processor changes more than both ends of a text: plain text is not supported with it")
+                .hint("write prompt, chosen and rejected as lists of messages")
+        })?;
+        Ok(around.put(&self.encode(text)?))
+    }
+
+    /// The text that ends a completion of plain text.
+    pub fn eos_token(&self) -> Result<&str, Fault> {
+        self.eos_token.as_deref().ok_or_else(|| {
+            Fault::input("the tokenizer has no eos_token, which ends the outputs of plain-text pairs")
+                .hint("set eos_token in tokenizer_config.json, or write prompt, chosen and rejected as lists of messages")
+        })
     }
 
     /// The same; `like` is a text that probably starts alike, and spares encoding what both start with.

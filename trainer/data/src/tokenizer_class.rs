@@ -194,7 +194,8 @@ impl Declared<'_> {
             )
         });
         let rebuilt = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "post_processor": null,
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "post_processor": json.get("post_processor").cloned().unwrap_or_default(),
             "model": self.model(class, json)?,
             "normalizer": frame.normalizer, "pre_tokenizer": frame.pre_tokenizer, "decoder": frame.decoder,
         });

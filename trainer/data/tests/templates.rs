@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::preference::{Message, Role};
+use dyad_proto::pairs::{Message, Role};
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates")

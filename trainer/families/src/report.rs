@@ -38,4 +38,6 @@ pub struct FirstPairs {
     pub chosen: f64,
     /// Mean tokens of their other answers.
     pub rejected: f64,
+    /// What there is to say of the file's form, a sentence each.
+    pub notes: Vec<String>,
 }

@@ -89,11 +89,12 @@ fn sync(dir: &Path) -> io::Result<()> {
     dyad_proto::files::sync_folder(dir)
 }
 
-/// Copies the model's configuration (the first source that has a file gives it), and the tokenizer's files, all of them from
+/// Copies the model's configuration, all of it from the folder whose weights are the start, and the tokenizer's files, all of them from
 /// the folder whose tokenizer the run reads: a template of another folder would make other tokens of the same text.
-pub(super) fn copy_companions(sources: &[&Path], tokenizer: &Path, target: &Path) -> Result<(), Fault> {
+pub(super) fn copy_companions(model: &Path, tokenizer: &Path, target: &Path) -> Result<(), Fault> {
     for name in MODEL_COMPANIONS {
-        if let Some(source) = sources.iter().map(|dir| dir.join(name)).find(|path| path.is_file()) {
+        let source = model.join(name);
+        if source.is_file() {
             copy(&source, &target.join(name))?;
         }
     }

@@ -43,6 +43,9 @@ pub struct State {
     /// Tokens trained on.
     #[serde(default)]
     pub num_tokens: u64,
+    /// Rows of evaluations before this step.
+    #[serde(default)]
+    pub evaluations: u64,
     /// Written for its time or at an early end: it goes once there are newer ones.
     #[serde(default)]
     pub rotates: bool,

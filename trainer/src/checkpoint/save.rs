@@ -11,6 +11,7 @@ use tch::{Device, Kind};
 use super::files::{self, Home, Sums};
 use super::tensors::{NamedStored, Stored, Written, write_file, write_model};
 use super::{OPTIMIZER_FILE, STATE_FILE, State, cannot_write};
+use crate::early_end::Recorded;
 use crate::lora::Adapters;
 use crate::model::weights::{Place, Reading};
 use crate::model::{Model, listed};
@@ -50,19 +51,19 @@ pub struct SavedAdapter {
 }
 
 impl Saver {
-    /// `checkpoint-N/`: all that a resume needs, from masters and moments. It appears once `recorded` has returned the tokens trained
-    /// on.
+    /// `checkpoint-N/`: all that a resume needs, from masters and moments. It appears once `recorded` has returned.
     pub fn checkpoint(
         &self,
         kept: &[Kept],
         state: &State,
-        recorded: impl FnOnce() -> u64,
+        recorded: impl FnOnce() -> Recorded,
     ) -> Result<PathBuf, Fault> {
         self.home.write(&format!("checkpoint-{}", state.step), |dir| {
             let weights = self.weights(dir, kept)?;
             let written = weights.and(write_file(&dir.join(OPTIMIZER_FILE), &self.optimizer_tensors(kept))?);
             let sums = self.finite(state.step, written)?;
-            write_json(&dir.join(STATE_FILE), &State { num_tokens: recorded(), ..state.clone() })?;
+            let Recorded { num_tokens, evaluations, .. } = recorded();
+            write_json(&dir.join(STATE_FILE), &State { num_tokens, evaluations, ..state.clone() })?;
             Ok(sums)
         })
     }
@@ -97,8 +98,7 @@ impl Saver {
     }
 
     fn weights(&self, dir: &Path, kept: &[Kept]) -> Result<Written, Fault> {
-        let sources: Vec<&Path> = self.sources.iter().map(PathBuf::as_path).collect();
-        files::copy_companions(&sources, &self.tokenizer, dir)?;
+        files::copy_companions(&self.base, &self.tokenizer, dir)?;
         let trained = |kind: Kind| -> NamedStored {
             masters(kept).map(|one| (one.name.clone(), Stored::new(&one.tensor, kind))).collect()
         };
@@ -127,7 +127,7 @@ impl Saver {
     fn merged(&self, dir: &Path, adapters: &Adapters, kept: &[Kept]) -> Result<Written, Fault> {
         std::fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
         // The merged model is the base in all but its weights, whatever lies beside the adapter.
-        files::copy_companions(&[&self.base], &self.tokenizer, dir)?;
+        files::copy_companions(&self.base, &self.tokenizer, dir)?;
         // From the source, not from the passes: its weights may be wider than theirs, and whole on no rank.
         let place = Place { device: Device::Cpu, kind: Kind::Float };
         let again = Reading { again: true, ..Reading::default() };

@@ -1,7 +1,6 @@
 //! A rank's pairs as micro-batches, as many on every rank where ranks wait for each other in each of them.
 
 use dyad_data::tokenize::Tokenized;
-use dyad_proto::run_config::TrainingMethod;
 use dyad_proto::wire::ReferenceLogps;
 use tch::{Kind, Tensor};
 
@@ -41,7 +40,7 @@ impl Engine {
             micro_batches.push(MicroBatchPairs { pairs, known });
         }
         let known = |micro_batch: &MicroBatchPairs<'_>| micro_batch.known.iter().all(Option::is_some);
-        let asks = self.settings.method == TrainingMethod::Dpo && !micro_batches.iter().all(known);
+        let asks = self.settings.objective.needs_reference() && !micro_batches.iter().all(known);
         let [count, asks] = self.agree([micro_batches.len() as i64, i64::from(asks)])?;
         micro_batches
             .resize_with(count.max(1) as usize, || MicroBatchPairs { pairs: Vec::new(), known: &[] });

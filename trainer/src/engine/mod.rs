@@ -17,9 +17,9 @@ use std::sync::Arc;
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::names::phase;
-use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::run_config::Objective;
 use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
 use self::micro_steps::MicroBatchPairs;
 use self::passes::MicroStep;
@@ -27,10 +27,11 @@ use self::step_statistics::{StepStatistics, by_pair, sums};
 use crate::batch::{Layout, MicroBatch, TokenCounts};
 use crate::comm::Communicator;
 use crate::error::EngineError;
-use crate::head::{Scorer, score_batch, sequence_logps};
-use crate::loss::{Objective, STATISTICS};
 use crate::memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
 use crate::model::Model;
+use crate::objective::StepObjective;
+use crate::objective::head::{Scorer, score_batch, sequence_logps};
+use crate::objective::statistics::{DeviceSums, HostSums};
 use crate::optimizer::Optimizer;
 use crate::parameters::Parameters;
 use crate::profile::recorder::Span;
@@ -55,9 +56,9 @@ pub struct Engine {
 /// What the engine needs of the run's configuration.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
-    method: TrainingMethod,
-    loss_type: dyad_proto::run_config::LossType,
-    beta: f64,
+    objective: Objective,
+    /// The objective with what its loss reads; each step puts in its divisor.
+    evaluation: StepObjective,
     layout: Layout,
     micro_batch_tokens: usize,
     /// Layers from this one up keep what they have computed; those below compute it again.
@@ -117,9 +118,8 @@ impl Engine {
     ) -> Self {
         parameters.link().connect(Arc::clone(&communicator));
         let settings = Settings {
-            method: config.training_method,
-            loss_type: config.loss_type,
-            beta: config.dpo_beta,
+            objective: config.objective(),
+            evaluation: StepObjective::of(config),
             layout: Layout::of(config),
             micro_batch_tokens: config.micro_batch_tokens as usize,
             first_uncheckpointed_layer: first_uncheckpointed_layer(
@@ -161,7 +161,7 @@ impl Engine {
         })?;
         // Waits for the device (TRN-T1).
         let found = phases.measure("report", || totals.read(&grad_norm));
-        let sums = sums(&totals, &found.statistics, &share.pairs, self.settings.method);
+        let sums = sums(&totals, &found.sums, &share.pairs, self.settings.objective);
         let (grad_norm, references) = (found.grad_norm, found.references);
         Ok(StepResult { sums, grad_norm, phases, tokens: totals.tokens, references })
     }
@@ -180,11 +180,12 @@ impl Engine {
             let rows = self.policy.score_rows(&batch)?;
             let _heads = self.gather_heads(plan.visits_reference)?;
             let policy = Scorer { rows: &rows, weight: self.policy.head() };
-            let objective = self.objective_of(1.0, 1.0);
+            let objective = self.settings.evaluation;
             let scores = score_batch(&batch, objective, policy, self.scored_by(&reference), None);
             totals.add(&scores, &reference, pairs);
         }
-        Ok(sums(&totals, &read(&totals.statistics), pairs, self.settings.method))
+        let found = HostSums::of(&read::<f64>(totals.sums.tensor()));
+        Ok(sums(&totals, &found, pairs, self.settings.objective))
     }
 
     /// What the reference model says of pairs, before it is freed.
@@ -206,7 +207,7 @@ impl Engine {
     /// Frees the reference model; from here on every pair must come with its scores.
     pub fn release_reference(&mut self) {
         self.reference = None;
-        self.settings.compares_with_known = self.settings.method == TrainingMethod::Dpo;
+        self.settings.compares_with_known = self.settings.objective.needs_reference();
     }
 
     /// What dropout draws from in a micro-batch: the same after a resume, another on each rank.
@@ -220,23 +221,14 @@ impl Engine {
     }
 
     fn no_statistics(&self) -> StepStatistics {
-        let statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, self.device()));
-        StepStatistics { statistics, kl_tokens: 0, tokens: TokenCounts::default(), references: Vec::new() }
+        let sums = DeviceSums::zeros(self.device());
+        StepStatistics { sums, kl_tokens: 0, tokens: TokenCounts::default(), references: Vec::new() }
     }
 
-    fn objective(&self, share: &Share) -> Objective {
-        self.objective_of(share.global_pairs as f64, share.global_chosen_tokens as f64)
-    }
-
-    fn objective_of(&self, global_pairs: f64, global_tokens: f64) -> Objective {
-        match self.settings.method {
-            TrainingMethod::Dpo => Objective::Preference {
-                loss_type: self.settings.loss_type,
-                beta: self.settings.beta,
-                global_pairs,
-            },
-            TrainingMethod::Sft => Objective::Likelihood { global_tokens },
-        }
+    fn objective(&self, share: &Share) -> StepObjective {
+        let per_token = self.settings.objective.is_per_token();
+        let divisor = if per_token { share.global_chosen_tokens } else { share.global_pairs };
+        StepObjective { divisor: divisor as f64, ..self.settings.evaluation }
     }
 }
 

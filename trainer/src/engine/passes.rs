@@ -9,10 +9,10 @@ use super::step_statistics::{ReferenceSide, StepStatistics};
 use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
 use crate::ext::{grad, grad_into};
-use crate::head::{HeadGradients, Scorer, Scores, score_batch};
-use crate::loss::Objective;
 use crate::model::blocks::Pass;
 use crate::model::fused::accumulate;
+use crate::objective::StepObjective;
+use crate::objective::head::{HeadGradients, Scorer, Scores, score_batch};
 use crate::timing::Phases;
 use crate::unit_weights::GatheredWeights;
 
@@ -20,7 +20,7 @@ use crate::unit_weights::GatheredWeights;
 pub(super) struct MicroStep<'a> {
     pub(super) pairs: &'a [&'a Tokenized],
     pub(super) known: &'a [Option<ReferenceLogps>],
-    pub(super) objective: Objective,
+    pub(super) objective: StepObjective,
     /// Some rank asks the reference model in this step.
     pub(super) visits_reference: bool,
     /// The step's last one.

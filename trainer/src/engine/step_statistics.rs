@@ -1,15 +1,15 @@
 //! What the micro-batches of a step are compared with, and what they add up to.
 
 use dyad_data::tokenize::Tokenized;
-use dyad_proto::run_config::TrainingMethod;
+use dyad_proto::run_config::Objective;
 use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
 use tch::{Kind, Tensor};
 
 use super::Engine;
 use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
-use crate::head::{Reference, Scorer, Scores};
-use crate::loss::STATISTICS;
+use crate::objective::head::{Reference, Scorer, Scores};
+use crate::objective::statistics::{DeviceSums, HostSums, Statistic};
 use crate::transfer::{read, upload};
 
 /// What a micro-batch is compared with.
@@ -32,7 +32,7 @@ impl Engine {
     ) -> Result<ReferenceSide, EngineError> {
         let all: Option<Vec<ReferenceLogps>> = known.iter().copied().collect();
         match (all, &self.reference) {
-            (Some(known), model) if self.settings.method == TrainingMethod::Dpo => {
+            (Some(known), model) if self.settings.objective.needs_reference() => {
                 if let (Some(model), true) = (model, visits_reference) {
                     // Another rank asks: bring it this rank's part of the weights.
                     let _ = model.score_rows(&MicroBatch::pack(&[], self.settings.layout, self.device()))?;
@@ -61,8 +61,7 @@ impl Engine {
 /// What the micro-batches of a step add up to.
 #[derive(Debug)]
 pub(super) struct StepStatistics {
-    /// Sums of [`crate::loss`].
-    pub(super) statistics: Tensor,
+    pub(super) sums: DeviceSums,
     /// Completion tokens that the reference model was run on.
     pub(super) kl_tokens: u64,
     pub(super) tokens: TokenCounts,
@@ -73,7 +72,7 @@ pub(super) struct StepStatistics {
 impl StepStatistics {
     pub(super) fn add(&mut self, scores: &Scores, reference: &ReferenceSide, pairs: &[&Tokenized]) {
         // On the device alone: a step waits for it once, at its end.
-        self.statistics += &scores.statistics;
+        self.sums.add(&scores.statistics);
         if matches!(reference, ReferenceSide::Rows(_)) {
             self.kl_tokens +=
                 pairs.iter().map(|pair| (pair.chosen.len() + pair.rejected.len()) as u64).sum::<u64>();
@@ -87,26 +86,30 @@ impl StepStatistics {
 
     /// Waits for the device, once, and reads what it has added up.
     pub(super) fn read(&self, grad_norm: &Tensor) -> Found {
-        let device = self.statistics.device();
+        let sums = self.sums.tensor();
+        let device = sums.device();
         let grad_norm = grad_norm.to_device(device).to_kind(Kind::Double).view([1]);
         let logps = self.references.iter().filter_map(|(_, logps)| logps.as_ref());
-        let everything: Vec<&Tensor> = [&self.statistics, &grad_norm].into_iter().chain(logps).collect();
+        let everything: Vec<&Tensor> = [sums, &grad_norm].into_iter().chain(logps).collect();
         let mut values = read(&Tensor::cat(&everything, 0)).into_iter();
-        let statistics = values.by_ref().take(STATISTICS).collect();
+        let sums: Vec<f64> = values.by_ref().take(Statistic::COUNT).collect();
         let grad_norm = values.next().unwrap_or(f64::NAN);
         let mut said = by_pair(&values.collect::<Vec<f64>>()).into_iter();
         let of_batch = |(pairs, logps): &(usize, Option<Tensor>)| -> Vec<Option<ReferenceLogps>> {
             (0..*pairs).map(|_| logps.as_ref().and_then(|_| said.next())).collect()
         };
-        Found { statistics, grad_norm, references: self.references.iter().flat_map(of_batch).collect() }
+        Found {
+            sums: HostSums::of(&sums),
+            grad_norm,
+            references: self.references.iter().flat_map(of_batch).collect(),
+        }
     }
 }
 
 /// What a step's passes came to, on the host.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// The sums of [`crate::loss`].
-    pub(super) statistics: Vec<f64>,
+    pub(super) sums: HostSums,
     pub(super) grad_norm: f64,
     /// What the reference model said of each pair, where it was asked and the run keeps it.
     pub(super) references: Vec<Option<ReferenceLogps>>,
@@ -121,31 +124,28 @@ pub(super) fn by_pair(values: &[f64]) -> Vec<ReferenceLogps> {
 /// What the device has added up, with what the host knows.
 pub(super) fn sums(
     totals: &StepStatistics,
-    values: &[f64],
+    values: &HostSums,
     pairs: &[Tokenized],
-    method: TrainingMethod,
+    objective: Objective,
 ) -> PreferenceSums {
-    let value = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
     let count = |lengths: &dyn Fn(&Tokenized) -> usize| pairs.iter().map(lengths).sum::<usize>() as u64;
-    let (completion_tokens, tokens) = match method {
-        TrainingMethod::Dpo => (
+    let (completion_tokens, tokens) = match objective.scores_both_outputs() {
+        true => (
             count(&|pair| pair.chosen.len() + pair.rejected.len()),
             count(&|pair| 2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len()),
         ),
-        TrainingMethod::Sft => {
-            (count(&|pair| pair.chosen.len()), count(&|pair| pair.prompt.len() + pair.chosen.len()))
-        }
+        false => (count(&|pair| pair.chosen.len()), count(&|pair| pair.prompt.len() + pair.chosen.len())),
     };
     PreferenceSums {
         pairs: pairs.len() as u64,
-        loss: value(0),
-        rewards_chosen: value(1),
-        rewards_rejected: value(2),
-        rewards_correct: value(3) as u64,
-        logps_chosen: value(4),
-        logps_rejected: value(5),
-        logps_correct: value(6) as u64,
-        kl: value(7),
+        loss: values.get(Statistic::Loss),
+        rewards_chosen: values.get(Statistic::RewardsChosen),
+        rewards_rejected: values.get(Statistic::RewardsRejected),
+        rewards_correct: values.get(Statistic::RewardsCorrect) as u64,
+        logps_chosen: values.get(Statistic::LogpsChosen),
+        logps_rejected: values.get(Statistic::LogpsRejected),
+        logps_correct: values.get(Statistic::LogpsCorrect) as u64,
+        kl: values.get(Statistic::Kl),
         completion_tokens,
         tokens,
         kl_tokens: totals.kl_tokens,
@@ -163,7 +163,7 @@ mod tests {
     fn what_a_step_found_is_read_at_once() {
         let values = |values: &[f64]| upload(values, Device::Cpu);
         let mut totals = StepStatistics {
-            statistics: values(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]),
+            sums: DeviceSums::of(&[(Statistic::Kl, Tensor::from(7.0))], Device::Cpu),
             kl_tokens: 0,
             tokens: TokenCounts::default(),
             references: Vec::new(),
@@ -172,7 +172,7 @@ mod tests {
         totals.keep_references(None, 1);
         totals.keep_references(Some(values(&[-5.0, -6.0])), 1);
         let found = totals.read(&values(&[9.0]));
-        assert_eq!((found.statistics.len(), found.statistics[7], found.grad_norm), (8, 7.0, 9.0));
+        assert_eq!((found.sums.get(Statistic::Kl), found.grad_norm), (7.0, 9.0));
         let logps = |chosen, rejected| Some(ReferenceLogps { chosen, rejected });
         assert_eq!(found.references, [logps(-1.0, -2.0), logps(-3.0, -4.0), None, logps(-5.0, -6.0)]);
     }

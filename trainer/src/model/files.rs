@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use dyad_data::adapter::ADAPTER_WEIGHTS;
+use dyad_data::files::is_there;
 use dyad_proto::{Fault, lfs};
 use memmap2::Mmap;
 use safetensors::tensor::TensorInfo;
@@ -58,10 +59,10 @@ impl Files {
 
     /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     pub(super) fn of_model(dir: &Path) -> Result<Self, Fault> {
-        if dir.join(SINGLE).is_file() {
+        if is_there(&dir.join(SINGLE)) {
             return Self::open(vec![dir.join(SINGLE)]);
         }
-        if !dir.join(INDEX).is_file() {
+        if !is_there(&dir.join(INDEX)) {
             return Err(no_weights(dir));
         }
         let map = weight_map(&dir.join(INDEX))?;

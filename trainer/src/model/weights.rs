@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use dyad_data::adapter::ADAPTER_WEIGHTS;
+use dyad_data::files::is_there;
 use dyad_proto::Fault;
 use tch::{Device, Kind, Tensor};
 
@@ -198,7 +199,7 @@ impl Weights {
 /// The weights of an adapter folder.
 fn adapter_file(dir: &Path) -> Result<PathBuf, Fault> {
     let path = dir.join(ADAPTER_WEIGHTS);
-    if path.is_file() {
+    if is_there(&path) {
         return Ok(path);
     }
     let fault = Fault::input(format!("no {ADAPTER_WEIGHTS} in {}", dir.display()));

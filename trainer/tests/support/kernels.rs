@@ -3,9 +3,9 @@
 use tch::{Device, Kind, Tensor};
 use trainer::ext::grad;
 use trainer::gpu;
-use trainer::head::tile;
 use trainer::model::blocks::rms_norm;
 use trainer::model::fused::rotate_half;
+use trainer::objective::head::tile;
 
 fn random(size: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind)

@@ -19,6 +19,8 @@ pub(super) struct CheckpointState {
     pub(super) step: u64,
     /// Tokens trained on; unknown to checkpoints of earlier versions.
     pub(super) num_tokens: Option<u64>,
+    /// Rows of evaluations before that step; unknown to checkpoints of earlier versions.
+    pub(super) evaluations: Option<u64>,
     #[serde(flatten)]
     pub(super) identity: Identity,
 }

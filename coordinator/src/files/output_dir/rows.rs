@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use dyad_proto::{Fault, files, noun, safe_file::Staged};
+use dyad_proto::{Fault, counted, files, noun, safe_file::Staged};
 use serde_json::Value;
 
 use super::unusable;
@@ -65,6 +65,18 @@ impl Kept {
         }
         let steps = (!holes.is_empty()).then(|| lacks(&holes));
         [steps, self.torn()].into_iter().flatten().reduce(|steps, torn| format!("{steps}; {torn}"))
+    }
+
+    /// How many rows there are.
+    pub(super) fn rows(&self) -> u64 {
+        self.steps.len() as u64
+    }
+
+    /// What is missing of so many rows of steps before `step`, in words.
+    pub(super) fn lost_before(&self, step: u64, expected: u64) -> Option<String> {
+        let found = self.steps.range(..step).count() as u64;
+        let lost = expected.saturating_sub(found);
+        (lost > 0).then(|| format!("lacks {} of {expected} before step {step}", counted(lost, "row")))
     }
 
     /// Lines that are no rows, in words.
@@ -147,7 +159,8 @@ pub(crate) fn still_there(path: &Path, file: &File, bytes: u64) -> Result<(), Fa
         _ => return Ok(()),
     };
     Err(Fault::failed(format!("{} {what} while the run was writing it", path.display()))
-        .hint("leave output_dir alone while a run writes to it"))
+        .hint("leave output_dir alone while a run writes to it")
+        .lasting())
 }
 
 pub(crate) fn unwritten(path: &Path, error: &io::Error) -> Fault {
@@ -165,6 +178,14 @@ mod tests {
 
     fn rows(steps: impl IntoIterator<Item = u64>) -> String {
         steps.into_iter().map(|step| format!("{{\"step\":{step}}}\n")).collect()
+    }
+
+    #[test]
+    fn rows_of_evaluations_that_are_gone_are_counted() {
+        let lost = |text: &str, expected| Kept::of(text, 6).lost_before(6, expected);
+        assert_eq!(lost(&rows([0, 3, 6]), 2), None);
+        assert_eq!(lost(&rows([3, 6]), 2).unwrap(), "lacks 1 row of 2 before step 6");
+        assert_eq!(lost("", 2).unwrap(), "lacks 2 rows of 2 before step 6");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use dyad_proto::Fault;
 use serde_json::{Map, Value};
 
 use self::targets::{Exclude, Layers, Patterns, Targets};
+use crate::files;
 
 /// File that makes a folder a PEFT adapter.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -104,24 +105,47 @@ impl AdapterConfig {
     }
 }
 
-/// The model that an adapter folder names as its base. None where the folder is no adapter, or names none.
-#[must_use]
-pub fn base_of(dir: &Path) -> Option<String> {
-    let fields = read(&dir.join(ADAPTER_CONFIG)).ok()?;
-    let base = fields.get("base_model_name_or_path")?.as_str()?.trim();
-    (!base.is_empty()).then(|| base.to_owned())
+/// The model that an adapter was trained on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// Folder or hub id.
+    pub name: String,
+    /// Branch, tag or commit, where the adapter names one.
+    pub revision: Option<String>,
 }
 
-/// The revision of that model which the adapter was trained on, where its folder names one.
+impl Base {
+    /// What an adapter folder names as its base; `None` where it names none.
+    pub fn of(dir: &Path) -> Result<Option<Self>, Fault> {
+        let fields = read(&dir.join(ADAPTER_CONFIG))?;
+        let text = |name: &str| {
+            let text = fields.get(name).and_then(Value::as_str).map(str::trim);
+            text.filter(|text| !text.is_empty()).map(str::to_owned)
+        };
+        Ok(text("base_model_name_or_path").map(|name| Self { name, revision: text("revision") }))
+    }
+
+    /// The same, where there must be one.
+    pub fn required(dir: &Path) -> Result<Self, Fault> {
+        Self::of(dir)?.ok_or_else(|| {
+            Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display()))
+                .hint("name the base model in `model`, or in base_model_name_or_path of that file")
+        })
+    }
+}
+
+/// Whether a folder holds an adapter.
 #[must_use]
-pub fn base_revision_of(dir: &Path) -> Option<String> {
-    let fields = read(&dir.join(ADAPTER_CONFIG)).ok()?;
-    fields.get("revision")?.as_str().filter(|revision| !revision.is_empty()).map(str::to_owned)
+pub fn is_adapter(dir: &Path) -> bool {
+    files::is_there(&dir.join(ADAPTER_CONFIG))
 }
 
 fn read(path: &Path) -> Result<Map<String, Value>, Fault> {
     let text = dyad_proto::files::read_to_string(path)
-        .map_err(|error| Fault::input(format!("cannot read {}: {error}", path.display())))?;
+        .map_err(|error| {
+            Fault::input(format!("cannot read {}: {error}", path.display()))
+                .hint("make it a file that this user may read")
+        })?;
     dyad_proto::lfs::refuse_pointer(path, text.as_bytes())?;
     serde_json::from_str(&text).map_err(|error| {
         Fault::input(format!("{}: {error}", path.display())).hint("expected a PEFT adapter's JSON object")
@@ -137,14 +161,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let base = |text: &str| {
             std::fs::write(dir.path().join(ADAPTER_CONFIG), text).unwrap();
-            base_of(dir.path())
+            Base::of(dir.path()).map_err(|fault| fault.message)
         };
-        assert_eq!(base(r#"{"base_model_name_or_path": "org/name"}"#).as_deref(), Some("org/name"));
-        for nothing in
-            [r#"{"base_model_name_or_path": null}"#, r#"{"base_model_name_or_path": " "}"#, "{}", "["]
-        {
-            assert_eq!(base(nothing), None, "{nothing}");
+        let named = |name: &str, revision: Option<&str>| {
+            Ok(Some(Base { name: name.to_owned(), revision: revision.map(str::to_owned) }))
+        };
+        assert_eq!(base(r#"{"base_model_name_or_path": "org/name"}"#), named("org/name", None));
+        assert_eq!(base(r#"{"base_model_name_or_path": "a", "revision": "b"}"#), named("a", Some("b")));
+        for nothing in [r#"{"base_model_name_or_path": null}"#, r#"{"base_model_name_or_path": " "}"#, "{}"] {
+            assert_eq!(base(nothing), Ok(None), "{nothing}");
         }
-        assert_eq!(base_of(&dir.path().join("elsewhere")), None);
+        // What cannot be read is an error of its own, not an adapter without a base.
+        assert!(base("[").unwrap_err().contains("adapter_config.json: "));
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
+        assert!(base(pointer).unwrap_err().contains("is a Git LFS pointer"));
+        assert!(Base::of(&dir.path().join("elsewhere")).unwrap_err().message.starts_with("cannot read "));
+        std::fs::write(dir.path().join(ADAPTER_CONFIG), "{}").unwrap();
+        assert!(Base::required(dir.path()).unwrap_err().message.ends_with("names no base model"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dyad_proto::preference::{Message, PreferencePair, Role};
+use dyad_proto::pairs::{Conversation, Message, PreferencePair, Role};
 use proptest::prelude::*;
 use serde_json::json;
 use tokenizers::Tokenizer;
@@ -43,11 +43,11 @@ fn text() -> impl Strategy<Value = String> {
     proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
 }
 
-fn pair() -> impl Strategy<Value = PreferencePair> {
+fn pair() -> impl Strategy<Value = Conversation> {
     let role = prop::sample::select(vec![Role::System, Role::User, Role::Tool, Role::Assistant]);
     let turns = proptest::collection::vec((role, text()), 1..4);
     let answer = |content| Message { role: Role::Assistant, content };
-    (turns, text(), text(), text()).prop_map(move |(turns, start, chosen, rejected)| PreferencePair {
+    (turns, text(), text(), text()).prop_map(move |(turns, start, chosen, rejected)| Conversation {
         messages: turns.into_iter().map(|(role, content)| Message { role, content }).collect(),
         preferred: answer(format!("{start}{chosen}")),
         non_preferred: answer(format!("{start}{rejected}")),
@@ -94,7 +94,7 @@ fn folders(dir: &Path) -> Vec<std::path::PathBuf> {
 }
 
 /// TRL's rule, with nothing reused: of `rendering` only the texts are taken.
-fn by_the_rule(tokenizer: &Tokenizer, rendering: &ChatTokenizer, pair: &PreferencePair) -> [Vec<u32>; 3] {
+fn by_the_rule(tokenizer: &Tokenizer, rendering: &ChatTokenizer, pair: &Conversation) -> [Vec<u32>; 3] {
     let encode = |answer: Option<&Message>| {
         let text = match answer {
             None => rendering.render(&pair.messages, true),
@@ -126,7 +126,7 @@ fn pairs_are_those_of_the_rule_for_every_family_and_template() {
     proptest!(ProptestConfig::with_cases(300), |(pair in pair())| {
         for (quick, plain) in &cases {
             let [prompt, chosen, rejected] = by_the_rule(plain, quick, &pair);
-            let (_, found) = tokenize(quick, &pair, rule).unwrap();
+            let (_, found) = tokenize(quick, &PreferencePair::Conversation(pair.clone()), rule).unwrap();
             prop_assert_eq!((found.prompt, found.chosen, found.rejected), (prompt, chosen, rejected));
         }
     });

@@ -9,7 +9,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{Message, PreferencePair, Role};
+use crate::pairs::{Conversation, Message, PreferencePair, Role};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,11 +90,11 @@ fn answer(turn: Turn<'_>) -> Option<Cow<'_, str>> {
 impl From<QuickPair<'_>> for PreferencePair {
     fn from(pair: QuickPair<'_>) -> Self {
         let message = |role, content: Cow<'_, str>| Message { role, content: content.into_owned() };
-        Self {
+        Self::Conversation(Conversation {
             messages: pair.messages.into_iter().map(|(role, content)| message(role, content)).collect(),
             preferred: message(Role::Assistant, pair.preferred),
             non_preferred: message(Role::Assistant, pair.non_preferred),
-        }
+        })
     }
 }
 
@@ -102,6 +102,7 @@ impl From<QuickPair<'_>> for PreferencePair {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::by_the_rules;
     use super::*;
 
     const PIECES: [&str; 34] = [
@@ -173,7 +174,7 @@ mod tests {
         let line = good();
         assert_eq!(tokens(&line).concat(), line);
         let quick = PreferencePair::from(QuickPair::read(&line).unwrap());
-        assert_eq!(Ok(quick), PreferencePair::parse_by_the_rules(&line));
+        assert_eq!(Ok(quick), by_the_rules(&line));
     }
 
     proptest! {
@@ -194,7 +195,7 @@ mod tests {
             }
             let line = tokens.concat();
             if let Some(quick) = QuickPair::read(&line) {
-                prop_assert_eq!(Ok(quick.into()), PreferencePair::parse_by_the_rules(&line), "{}", line);
+                prop_assert_eq!(Ok(quick.into()), by_the_rules(&line), "{}", line);
             }
         }
     }

@@ -1,7 +1,5 @@
 //! A JSON Lines file of preference pairs: every line checked, every bad one counted, the first one named.
 
-mod format;
-
 use std::fs::Metadata;
 use std::io;
 use std::ops::Range;
@@ -11,11 +9,89 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use crate::preference::{PreferencePair, RecordError};
+use super::format::{self, blank};
+use super::forms::{Form, PassedOver};
+use super::source::PairSource;
+use super::{PreferencePair, RecordError};
 use crate::{Fault, MAX_PAIR_BYTES, counted, files, reading};
 
-const EXPECTED: &str =
-    "each line is one JSON object with `input`, `preferred_output` and `non_preferred_output`";
+const EXPECTED: &str = "each line is one JSON object, with `input`, `preferred_output` and `non_preferred_output` \
+    or with TRL's `prompt`, `chosen` and `rejected` (docs/data.md)";
+
+/// A file in memory.
+#[derive(Debug)]
+pub struct JsonLines {
+    path: String,
+    text: String,
+    /// Blank lines are no records.
+    records: Vec<Record>,
+    form: &'static Form,
+    passed_over: Vec<String>,
+}
+
+impl JsonLines {
+    /// Reads and checks a whole file; `key` names it in errors, e.g. `training_file`.
+    pub fn load(key: &str, path: &Path) -> Result<Self, Fault> {
+        Self::of_text(key, path, read(key, path)?)
+    }
+
+    /// Checks the text of a file, or of its beginning. Uses all cores. No record at all is an error, too.
+    pub fn of_text(key: &str, path: &Path, text: String) -> Result<Self, Fault> {
+        let Checked { records, form, passed_over } = check_text(key, path, &text)?;
+        let passed_over = passed_over.into_iter().collect();
+        Ok(Self { path: path.display().to_string(), text, records, form, passed_over })
+    }
+
+    /// The same, while `beside` does something else with the text.
+    pub fn load_beside<T: Send>(
+        key: &str,
+        path: &Path,
+        beside: impl FnOnce(&str) -> T + Send,
+    ) -> Result<(Self, T), Fault> {
+        let text = read(key, path)?;
+        let (other, checked) = rayon::join(|| beside(&text), || check_text(key, path, &text));
+        let Checked { records, form, passed_over } = checked?;
+        let passed_over = passed_over.into_iter().collect();
+        Ok((Self { path: path.display().to_string(), text, records, form, passed_over }, other))
+    }
+
+    fn line_of(&self, id: u64) -> &str {
+        self.records.get(id as usize).map_or("", |record| &self.text[record.place.clone()])
+    }
+}
+
+impl PairSource for JsonLines {
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    fn form(&self) -> &'static Form {
+        self.form
+    }
+
+    fn passed_over(&self) -> &[String] {
+        &self.passed_over
+    }
+
+    fn bytes(&self, id: u64) -> usize {
+        self.line_of(id).len()
+    }
+
+    fn line(&self, id: u64) -> u64 {
+        self.records.get(id as usize).map_or(0, |record| record.line)
+    }
+
+    fn pair(&self, id: u64) -> Result<PreferencePair, Fault> {
+        // Every line was checked.
+        self.form
+            .parse(self.line_of(id))
+            .map_err(|error| Fault::failed(format!("{}: {error}", self.place(id))))
+    }
+}
 
 /// Reads a whole file; `key` names it in errors, e.g. `training_file`.
 pub fn read(key: &str, path: &Path) -> Result<String, Fault> {
@@ -75,12 +151,6 @@ pub struct Record {
     pub line: u64,
 }
 
-/// What stands before the JSON of a line and is no part of it. Editors on Windows put a byte order mark before a file's first
-/// line; files that were put together have it inside.
-fn blank(letter: char) -> bool {
-    letter.is_whitespace() || letter == '\u{feff}'
-}
-
 /// What is found in whole lines of a text.
 #[derive(Debug, Default)]
 struct Part {
@@ -89,11 +159,12 @@ struct Part {
     bad_lines: usize,
     /// Number of the first bad line, from 1 on, and what is wrong with it.
     first_bad: Option<(u64, RecordError)>,
+    passed_over: PassedOver,
 }
 
 impl Part {
     /// Checks the lines between two places of the text.
-    fn read(text: &str, place: Range<usize>) -> Self {
+    fn read(form: &Form, text: &str, place: Range<usize>) -> Self {
         reading::goes_on();
         let mut part = Self::default();
         let mut start = place.start;
@@ -106,7 +177,7 @@ impl Part {
             if record.is_empty() {
                 continue;
             }
-            match check(record) {
+            match check(form, record, &mut part.passed_over) {
                 Ok(()) => {
                     let place = offset..offset + record.len();
                     part.records.push(Record { place, line: part.lines });
@@ -128,13 +199,14 @@ impl Part {
         self.bad_lines += next.bad_lines;
         let first = next.first_bad.map(|(line, error)| (self.lines + line, error));
         self.first_bad = self.first_bad.or(first);
+        self.passed_over.extend(next.passed_over);
         self.lines += next.lines;
         self
     }
 }
 
 /// Every rule that a line must keep.
-fn check(record: &str) -> Result<(), RecordError> {
+fn check(form: &Form, record: &str, passed_over: &mut PassedOver) -> Result<(), RecordError> {
     if record.len() > MAX_PAIR_BYTES {
         return Err(RecordError {
             field: "record".into(),
@@ -144,7 +216,7 @@ fn check(record: &str) -> Result<(), RecordError> {
             ),
         });
     }
-    PreferencePair::check(record).map_err(|error| match record.contains('\0') {
+    form.check(record, passed_over).map_err(|error| match record.contains('\0') {
         true => RecordError {
             field: "record".into(),
             problem: "holds NUL bytes; was the file cut off while it was written or copied?".into(),
@@ -166,9 +238,25 @@ fn parts(text: &str, bytes: usize) -> Vec<Range<usize>> {
     parts
 }
 
+/// What was found in a text.
+#[derive(Debug)]
+struct Checked {
+    records: Vec<Record>,
+    form: &'static Form,
+    passed_over: PassedOver,
+}
+
+/// The form of the first line that is not blank.
+fn form_of(text: &str) -> &'static Form {
+    let mut lines = text.split('\n').map(|line| line.trim_start_matches(blank).trim_end());
+    Form::of(lines.find(|line| !line.is_empty()).unwrap_or_default())
+}
+
 /// Where each record lies in the text; blank lines are no records. No record at all is an error, too. Uses all cores.
-pub fn records(key: &str, path: &Path, text: &str) -> Result<Vec<Record>, Fault> {
-    let parts: Vec<Part> = parts(text, PART).into_par_iter().map(|place| Part::read(text, place)).collect();
+fn check_text(key: &str, path: &Path, text: &str) -> Result<Checked, Fault> {
+    let form = form_of(text);
+    let read = |place| Part::read(form, text, place);
+    let parts: Vec<Part> = parts(text, PART).into_par_iter().map(read).collect();
     let whole = parts.into_iter().fold(Part::default(), Part::join);
     match whole.first_bad {
         Some((line, error)) => {
@@ -179,44 +267,21 @@ pub fn records(key: &str, path: &Path, text: &str) -> Result<Vec<Record>, Fault>
             }
             let bad = whole.bad_lines;
             let more = if bad > 1 { format!(" (the first of {bad} bad lines)") } else { String::new() };
-            let first = text.lines().nth(line as usize - 1).unwrap_or_default();
-            let hint = conversion(first).unwrap_or(EXPECTED);
-            Err(Fault::input(format!("{} line {line}: {error}{more}", path.display())).hint(hint))
+            let first = text.split('\n').nth(line as usize - 1).unwrap_or_default();
+            let fault = Fault::input(format!("{} line {line}: {error}{more}", path.display()));
+            Err(match Form::recognised(first.trim_start_matches(blank)) {
+                Some(other) if other.name != form.name => fault.hint(format!(
+                    "all lines of a file have the same fields: the first line has {} ({} form), this one {} ({} form)",
+                    form.fields, form.name, other.fields, other.name
+                )),
+                _ => fault.hint(EXPECTED),
+            })
         }
         None if whole.records.is_empty() => {
             Err(Fault::input(format!("{key} {} holds no preference pairs", path.display())).hint(EXPECTED))
         }
-        None => Ok(whole.records),
+        None => Ok(Checked { records: whole.records, form, passed_over: whole.passed_over }),
     }
-}
-
-/// A command that converts TRL's form, `prompt` with `chosen` and `rejected`, each a text or a list of messages.
-const CONVERSION: &str = r#"this is TRL's form; convert it: python3 -c 'import json,sys; m=lambda role,x: x if isinstance(x,list) else [{"role":role,"content":x}]; [print(json.dumps({"input":{"messages":m("user",r["prompt"])},"preferred_output":m("assistant",r["chosen"]),"non_preferred_output":m("assistant",r["rejected"])})) for r in map(json.loads,sys.stdin)]' < OLD.jsonl > NEW.jsonl"#;
-/// The same where the prompt is the beginning of both conversations.
-const CONVERSION_OF_CONVERSATIONS: &str = r#"this is TRL's form with the prompt inside; convert it: python3 -c 'import json,sys; [print(json.dumps({"input":{"messages":r["chosen"][:-1]},"preferred_output":r["chosen"][-1:],"non_preferred_output":r["rejected"][-1:]})) for r in map(json.loads,sys.stdin)]' < OLD.jsonl > NEW.jsonl"#;
-
-/// How to convert a file whose records look like this one.
-fn conversion(record: &str) -> Option<&'static str> {
-    let record: serde_json::Value = serde_json::from_str(record.trim_start_matches(blank)).ok()?;
-    let (chosen, rejected) = (record.get("chosen")?, record.get("rejected")?);
-    let conversations = chosen.is_array() && rejected.is_array();
-    match record.get("prompt") {
-        Some(_) => Some(CONVERSION),
-        None => conversations.then_some(CONVERSION_OF_CONVERSATIONS),
-    }
-}
-
-/// The pairs of a small file, each with its line.
-pub fn pairs(key: &str, path: &Path) -> Result<Vec<(u64, PreferencePair)>, Fault> {
-    let text = read(key, path)?;
-    let parse = |record: Record| {
-        let pair = PreferencePair::parse(&text[record.place]);
-        let pair = pair.map_err(|error| {
-            Fault::input(format!("{} line {}: {error}", path.display(), record.line)).hint(EXPECTED)
-        })?;
-        Ok((record.line, pair))
-    };
-    records(key, path, &text)?.into_iter().map(parse).collect()
 }
 
 #[cfg(test)]
@@ -226,7 +291,7 @@ mod tests {
     const GOOD: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
 
     fn found(text: &str) -> Result<Vec<Record>, Fault> {
-        records("training_file", Path::new("train.jsonl"), text)
+        check_text("training_file", Path::new("train.jsonl"), text).map(|checked| checked.records)
     }
 
     #[test]
@@ -249,13 +314,44 @@ mod tests {
             format!("7\n{GOOD}\n\n"),
         ];
         for text in texts {
-            let whole = Part::read(&text, 0..text.len());
+            let whole = Part::read(form_of(&text), &text, 0..text.len());
             for bytes in [1, 3, GOOD.len(), 2 * GOOD.len(), 1 << 20] {
-                let read = parts(&text, bytes).into_iter().map(|place| Part::read(&text, place));
+                let read =
+                    parts(&text, bytes).into_iter().map(|place| Part::read(form_of(&text), &text, place));
                 let joined = read.fold(Part::default(), Part::join);
                 assert_eq!(format!("{joined:?}"), format!("{whole:?}"), "parts of {bytes} bytes");
             }
         }
+    }
+
+    #[test]
+    fn a_line_of_another_form_is_told_so() {
+        let trl = r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#;
+        assert_eq!(found(&format!("{trl}\n{trl}\n")).unwrap().len(), 2);
+        for (text, field) in
+            [(format!("{GOOD}\n{trl}\n"), "unknown field `prompt`"), (format!("{trl}\n{GOOD}\n"), "missing")]
+        {
+            let fault = found(&text).unwrap_err();
+            assert!(
+                fault.message.starts_with("train.jsonl line 2: ") && fault.message.contains(field),
+                "{fault}"
+            );
+            assert!(fault.hint.starts_with("all lines of a file have the same fields"), "{}", fault.hint);
+        }
+    }
+
+    #[test]
+    fn columns_that_are_passed_over_are_kept_by_name() {
+        let lines: String = ["id", "score"]
+            .map(|name| {
+                format!("{{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\", \"{name}\": 1}}\n")
+            })
+            .concat();
+        let source = JsonLines::of_text("training_file", Path::new("train.jsonl"), lines).unwrap();
+        assert_eq!(
+            (source.passed_over(), source.form().name),
+            (&["id".to_owned(), "score".to_owned()][..], "TRL")
+        );
     }
 
     #[test]

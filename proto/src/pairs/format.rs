@@ -51,6 +51,12 @@ const BEGINNINGS: [(&[u8], Format); 15] = [
     ),
 ];
 
+/// What stands before the JSON of a line and is no part of it. Editors on Windows put a byte order mark before a file's first
+/// line; files that were put together have it inside.
+pub(super) fn blank(letter: char) -> bool {
+    letter.is_whitespace() || letter == '\u{feff}'
+}
+
 /// By the file's first bytes.
 pub(super) fn of_bytes(bytes: &[u8]) -> Option<Format> {
     let begins = |(start, _): &&(&[u8], Format)| bytes.starts_with(start);
@@ -67,7 +73,7 @@ pub(super) fn of_bytes(bytes: &[u8]) -> Option<Format> {
 
 /// By a text that has bad lines.
 pub(super) fn of_text(text: &str) -> Option<Format> {
-    let text = text.trim_start_matches(super::blank);
+    let text = text.trim_start_matches(blank);
     let mut marks = text.chars().filter(|letter| !letter.is_whitespace());
     match (marks.next(), marks.next()) {
         (Some('['), Some('{')) => {

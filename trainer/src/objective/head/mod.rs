@@ -10,8 +10,10 @@ pub mod tile;
 
 use tch::{Device, Kind, Tensor};
 
+use super::StepObjective;
+use super::logps::SequenceLogps;
+use super::statistics::{DeviceSums, Statistic};
 use crate::batch::MicroBatch;
-use crate::loss::{Objective, STATISTICS, score};
 use crate::model::product;
 
 /// Most bytes of one tile of logits. Two of them live at once, where no kernel serves up to four.
@@ -64,8 +66,8 @@ pub enum Reference<'a> {
 /// What scoring a micro-batch finds.
 #[derive(Debug)]
 pub struct Scores {
-    /// The sums of [`crate::loss`]. `[8]`, float64
-    pub statistics: Tensor,
+    /// Sums over the micro-batch.
+    pub statistics: DeviceSums,
     /// Where a reference model was at hand. `[sequences]`, float64
     pub reference_logps: Option<Tensor>,
 }
@@ -74,7 +76,7 @@ impl Scores {
     /// Of no pairs.
     #[must_use]
     pub fn none(device: Device) -> Self {
-        Self { statistics: Tensor::zeros([STATISTICS as i64], (Kind::Double, device)), reference_logps: None }
+        Self { statistics: DeviceSums::zeros(device), reference_logps: None }
     }
 }
 
@@ -99,19 +101,19 @@ pub fn sequence_logps(batch: &MicroBatch, scorer: Scorer<'_>) -> Tensor {
 /// Scores a micro-batch; fills `gradients` when it is a training pass.
 pub fn score_batch(
     batch: &MicroBatch,
-    objective: Objective,
+    objective: StepObjective,
     policy: Scorer<'_>,
     reference: Reference<'_>,
     mut gradients: Option<&mut HeadGradients<'_>>,
 ) -> Scores {
     tch::no_grad(|| {
-        let mut statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, policy.rows.device()));
+        let mut statistics = DeviceSums::zeros(policy.rows.device());
         let mut reference_logps = Vec::new();
         let tile_rows = tile_rows(policy.weight);
         for group in groups(&batch.rows_per_pair, tile_rows) {
             let group = Group { batch, span: group, tile_rows, policy, reference };
             let scored = group.run(objective, gradients.as_deref_mut());
-            statistics += scored.statistics;
+            statistics.add(&scored.statistics);
             reference_logps.extend(scored.reference_logps);
         }
         let reference_logps = (!reference_logps.is_empty()).then(|| Tensor::cat(&reference_logps, 0));
@@ -160,15 +162,17 @@ struct Sums {
 }
 
 impl Group<'_> {
-    fn run(&self, objective: Objective, mut gradients: Option<&mut HeadGradients<'_>>) -> Scores {
+    fn run(&self, objective: StepObjective, mut gradients: Option<&mut HeadGradients<'_>>) -> Scores {
         let sequences = self.local_sequences();
         let sums = self.first_pass(&sequences, gradients.as_deref_mut());
         let known = match self.reference {
-            Reference::Known(logps) => Some(logps.narrow(0, self.first_sequence(), self.sequence_count())),
+            Reference::Known(logps) => Some(self.of_sequences(logps)),
             Reference::Absent | Reference::Model(_) => None,
         };
         let reference = known.as_ref().or(sums.reference_logps.as_ref());
-        let scored = tch::with_grad(|| score(objective, &sums.logps, reference));
+        let lengths = self.of_sequences(&self.batch.lengths);
+        let logps = SequenceLogps { policy: &sums.logps, reference, lengths: &lengths };
+        let mut scored = tch::with_grad(|| objective.score(&logps));
         if let Some(gradients) = gradients {
             let coefficients = scored.gradient.index_select(0, &sequences);
             match gradients.weight {
@@ -179,11 +183,9 @@ impl Group<'_> {
                 }
             }
         }
-        let kl = Tensor::cat(
-            &[Tensor::zeros([STATISTICS as i64 - 1], (Kind::Double, sums.kl.device())), sums.kl.view([1])],
-            0,
-        );
-        Scores { statistics: scored.statistics + kl, reference_logps: sums.reference_logps }
+        let device = sums.kl.device();
+        scored.statistics.add(&DeviceSums::of(&[(Statistic::Kl, sums.kl)], device));
+        Scores { statistics: scored.statistics, reference_logps: sums.reference_logps }
     }
 
     /// Sequence of each row, counted from the group's first.
@@ -251,6 +253,11 @@ impl Group<'_> {
         }
     }
 
+    /// This group's part of a list of the batch's sequences.
+    fn of_sequences(&self, all: &Tensor) -> Tensor {
+        all.narrow(0, self.first_sequence(), self.sequence_count())
+    }
+
     /// Sequences in the group, known on the host: no device is asked.
     fn sequence_count(&self) -> i64 {
         self.sequences_before(self.span.start + self.span.len) - self.first_sequence()
@@ -295,16 +302,22 @@ fn scaled(rows: &Tensor, a: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use dyad_data::tokenize::Tokenized;
-    use dyad_proto::run_config::LossType;
+    use dyad_proto::run_config::{LossType, Objective};
 
     use super::*;
     use crate::batch::Layout;
+    use crate::objective::LossOptions;
 
     const VOCAB: i64 = 11;
 
     fn batch() -> MicroBatch {
         let pair = |n: u32| Tokenized { prompt: vec![1, 2], chosen: vec![n, 4, 5], rejected: vec![6, n] };
         MicroBatch::pack(&[&pair(3), &pair(7), &pair(9)], Layout::SharedPairs, Device::Cpu)
+    }
+
+    fn dpo(beta: f64, divisor: f64) -> StepObjective {
+        let options = LossOptions { beta, simpo_gamma: 0.0 };
+        StepObjective { objective: Objective::Preference(LossType::Sigmoid), options, divisor }
     }
 
     fn close(a: &Tensor, b: &Tensor) {
@@ -320,7 +333,7 @@ mod tests {
         let options = (Kind::Float, Device::Cpu);
         let rows = Tensor::randn([batch.rows.size()[0], 4], options);
         let (weight, other) = (Tensor::randn([VOCAB, 4], options), Tensor::randn([VOCAB, 4], options));
-        let objective = Objective::Preference { loss_type: LossType::Sigmoid, beta: 0.3, global_pairs: 5.0 };
+        let objective = dpo(0.3, 5.0);
 
         let (leaf_rows, leaf_weight) =
             (rows.copy().set_requires_grad(true), weight.copy().set_requires_grad(true));
@@ -340,20 +353,20 @@ mod tests {
             let weight_gradient = Tensor::zeros([VOCAB, 4], options);
             let weight_target = (!frozen).then_some(&weight_gradient);
             let mut gradients = HeadGradients { rows: rows.zeros_like(), weight: weight_target };
-            let mut statistics = Tensor::zeros([STATISTICS as i64], (Kind::Double, Device::Cpu));
+            let mut statistics = DeviceSums::zeros(Device::Cpu);
             tch::no_grad(|| {
                 for span in groups(&batch.rows_per_pair, tile_rows) {
                     let policy = Scorer { rows: &rows, weight: &weight };
                     let reference = Reference::Model(Scorer { rows: &rows, weight: &other });
                     let group = Group { batch: &batch, span, tile_rows, policy, reference };
-                    statistics += group.run(objective, Some(&mut gradients)).statistics;
+                    statistics.add(&group.run(objective, Some(&mut gradients)).statistics);
                 }
             });
             close(&gradients.rows, &expected[0]);
             if !frozen {
                 close(&weight_gradient, &expected[1]);
             }
-            close(&statistics.select(0, 0), &loss);
+            close(&statistics.tensor().select(0, Statistic::Loss as i64), &loss);
         }
     }
 
@@ -363,11 +376,14 @@ mod tests {
         let batch = batch();
         let rows = Tensor::randn([batch.rows.size()[0], 4], (Kind::Float, Device::Cpu));
         let weight = Tensor::randn([VOCAB, 4], (Kind::Float, Device::Cpu));
-        let objective = Objective::Preference { loss_type: LossType::Sigmoid, beta: 0.1, global_pairs: 3.0 };
+        let objective = dpo(0.1, 3.0);
         let policy = Scorer { rows: &rows, weight: &weight };
         let kl = |reference: &Tensor| {
             let reference = Reference::Model(Scorer { rows: &rows, weight: reference });
-            score_batch(&batch, objective, policy, reference, None).statistics.double_value(&[7])
+            score_batch(&batch, objective, policy, reference, None)
+                .statistics
+                .tensor()
+                .double_value(&[Statistic::Kl as i64])
         };
         assert_eq!(kl(&weight), 0.0);
         assert!(kl(&(&weight * 1.5)) > 0.0);
@@ -381,7 +397,7 @@ mod tests {
         let options = (Kind::Float, Device::Cpu);
         let rows = Tensor::randn([batch.rows.size()[0], 4], options);
         let (weight, other) = (Tensor::randn([VOCAB, 4], options), Tensor::randn([VOCAB, 4], options));
-        let objective = Objective::Preference { loss_type: LossType::Sigmoid, beta: 0.3, global_pairs: 3.0 };
+        let objective = dpo(0.3, 3.0);
         let (policy, model) =
             (Scorer { rows: &rows, weight: &weight }, Scorer { rows: &rows, weight: &other });
         let computed = score_batch(&batch, objective, policy, Reference::Model(model), None);
@@ -389,7 +405,8 @@ mod tests {
         close(&known, computed.reference_logps.as_ref().unwrap());
         let recalled = score_batch(&batch, objective, policy, Reference::Known(&known), None);
         assert!(recalled.reference_logps.is_none());
-        close(&recalled.statistics.narrow(0, 0, 7), &computed.statistics.narrow(0, 0, 7));
-        assert_eq!(recalled.statistics.double_value(&[7]), 0.0);
+        let others = |scores: &Scores| scores.statistics.tensor().narrow(0, 0, Statistic::Kl as i64);
+        close(&others(&recalled), &others(&computed));
+        assert_eq!(recalled.statistics.tensor().double_value(&[Statistic::Kl as i64]), 0.0);
     }
 }

@@ -1,0 +1,144 @@
+//! What a run minimises, and what follows from it. The only place that knows training methods and losses apart.
+
+use super::{LossType, ReferenceLogps, RunConfig, TrainingMethod};
+use crate::Fault;
+
+/// What a run minimises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// A preference loss: a mean over pairs, each a function of the log-probabilities of both outputs.
+    Preference(LossType),
+    /// Negative log-likelihood of the preferred outputs (supervised fine-tuning): a mean over their tokens.
+    Likelihood,
+}
+
+impl Objective {
+    /// The non-preferred output is computed on as well.
+    #[must_use]
+    pub const fn scores_both_outputs(self) -> bool {
+        matches!(self, Self::Preference(_))
+    }
+
+    /// Outputs of a pair that are computed on.
+    #[must_use]
+    pub const fn outputs_per_pair(self) -> usize {
+        if self.scores_both_outputs() { 2 } else { 1 }
+    }
+
+    /// The loss compares the policy with a reference model.
+    #[must_use]
+    pub const fn needs_reference(self) -> bool {
+        match self {
+            Self::Preference(LossType::Sigmoid | LossType::Ipo) => true,
+            Self::Preference(LossType::Simpo) | Self::Likelihood => false,
+        }
+    }
+
+    /// The loss is a mean over completion tokens instead of pairs.
+    #[must_use]
+    pub const fn is_per_token(self) -> bool {
+        matches!(self, Self::Likelihood)
+    }
+
+    /// Follows "reference_logps is set, but".
+    const fn why_no_reference(self) -> &'static str {
+        match self {
+            Self::Likelihood => "supervised fine-tuning has no reference model",
+            Self::Preference(_) => "loss_type = \"simpo\" has no reference model",
+        }
+    }
+}
+
+/// SimPO's margin where the configuration has none, as in TRL's `CPOConfig`.
+const SIMPO_GAMMA: f64 = 0.5;
+
+impl RunConfig {
+    /// What the run minimises.
+    #[must_use]
+    pub fn objective(&self) -> Objective {
+        match self.training_method {
+            TrainingMethod::Dpo => Objective::Preference(self.loss_type),
+            TrainingMethod::Sft => Objective::Likelihood,
+        }
+    }
+
+    /// Target margin of SimPO.
+    #[must_use]
+    pub fn simpo_gamma(&self) -> f64 {
+        self.simpo_gamma.unwrap_or(SIMPO_GAMMA)
+    }
+
+    /// Keys that say something of a reference model or of a loss that the run does not have.
+    pub(super) fn check_objective(&self) -> Result<(), Fault> {
+        let objective = self.objective();
+        if self.keeps_references() && !objective.needs_reference() {
+            let why = objective.why_no_reference();
+            return Err(Fault::input(format!("reference_logps is set, but {why}")).hint(
+                "remove reference_logps, or train with training_method = \"dpo\" and a loss that has a reference model",
+            ));
+        }
+        if self.offload_reference {
+            self.check_offload()?;
+        }
+        if self.simpo_gamma.is_some() && objective != Objective::Preference(LossType::Simpo) {
+            return Err(Fault::input("simpo_gamma is set, but the loss is not SimPO")
+                .hint("set loss_type = \"simpo\", or remove simpo_gamma"));
+        }
+        Ok(())
+    }
+
+    fn check_offload(&self) -> Result<(), Fault> {
+        let objective = self.objective();
+        let why = match (objective.needs_reference(), self.reference_logps, self.lora) {
+            (false, ..) => objective.why_no_reference(),
+            (_, ReferenceLogps::Precompute, _) => {
+                "reference_logps = \"precompute\" frees the reference model"
+            }
+            (_, _, true) => "with lora the reference is the base model itself",
+            _ => return Ok(()),
+        };
+        Err(Fault::input(format!("offload_reference is set, but {why}")).hint("remove offload_reference"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(keys: &str) -> Result<RunConfig, Fault> {
+        let good = "model = \"m\"\ntraining_file = \"t\"\noutput_dir = \"o\"\n";
+        RunConfig::from_toml(&format!("{good}{keys}\n"), "run.toml", &[])
+    }
+
+    #[test]
+    fn simpo_and_fine_tuning_have_no_reference() {
+        let needs = |keys: &str| checked(keys).unwrap().objective().needs_reference();
+        assert!(needs("") && needs("loss_type = \"ipo\""));
+        assert!(!needs("loss_type = \"simpo\"") && !needs("training_method = \"sft\""));
+    }
+
+    #[test]
+    fn keys_of_a_reference_that_the_run_has_not_are_refused() {
+        for method in ["loss_type = \"simpo\"", "training_method = \"sft\""] {
+            for key in ["reference_logps = \"precompute\"", "offload_reference = true"] {
+                let fault = checked(&format!("{method}\n{key}")).unwrap_err();
+                assert!(fault.message.contains("no reference model"), "{fault}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_margin_belongs_to_simpo() {
+        assert_eq!(checked("loss_type = \"simpo\"").unwrap().simpo_gamma(), 0.5);
+        assert_eq!(checked("loss_type = \"simpo\"\nsimpo_gamma = 0").unwrap().simpo_gamma(), 0.0);
+        for keys in [
+            "simpo_gamma = 1",
+            "loss_type = \"ipo\"\nsimpo_gamma = 1",
+            "training_method = \"sft\"\nsimpo_gamma = 1",
+        ] {
+            assert!(checked(keys).unwrap_err().message.starts_with("simpo_gamma is set"), "{keys}");
+        }
+        let fault = checked("loss_type = \"simpo\"\nsimpo_gamma = -1").unwrap_err();
+        assert!(fault.message.starts_with("config key `simpo_gamma`: expected"), "{fault}");
+    }
+}
