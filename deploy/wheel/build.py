@@ -64,7 +64,7 @@ def place(source, target):
     target.chmod(0o755)
     old_enough(target)
     if source.name == "trainer" and RUN_PATH not in run_path(target):
-        fail(f"the trainer does not look for libtorch in {RUN_PATH}", "see trainer/build.rs")
+        fail(f"the trainer does not look for libtorch in {RUN_PATH}", "see trainer/torch/build/main.rs")
 
 
 def build_paths():

@@ -5,8 +5,17 @@ use dyad_tests::imports::Imports;
 use dyad_tests::root;
 
 /// All crates but the tests.
-const LAYERED: [&str; 7] =
-    ["proto", "proto/telemetry", "coordinator", "launcher", "trainer", "trainer/data", "trainer/families"];
+const LAYERED: [&str; 9] = [
+    "proto",
+    "proto/telemetry",
+    "coordinator",
+    "launcher",
+    "trainer",
+    "trainer/data",
+    "trainer/families",
+    "trainer/torch",
+    "trainer/torch/testing",
+];
 
 #[test]
 fn no_files_import_each_other_in_a_circle() {

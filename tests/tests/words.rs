@@ -91,6 +91,7 @@ fn no_noun_is_in_the_plural_behind_a_count_that_may_be_one() {
         "trainer/src",
         "trainer/data/src",
         "trainer/families/src",
+        "trainer/torch/src",
         "launcher/src",
     ] {
         sources(&dyad_tests::root().join(folder), &mut files);

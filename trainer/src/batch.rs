@@ -12,11 +12,11 @@ use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
 use tch::{Device, Tensor};
 
-use crate::backend::takes_gpu_path;
 use crate::model::blocks::Rotary;
-use crate::model::segment::Segment;
-use crate::model::varlen::{Gathered, Runs, Varlen};
-use crate::transfer::{Pack, narrow_view};
+use dyad_torch::backend::on_gpu_path;
+use dyad_torch::ops::flash_attention::{Gathered, Runs, Varlen};
+use dyad_torch::ops::segment::Segment;
+use dyad_torch::transfer::{Pack, narrow_view};
 
 /// Which completions a pass scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,7 +186,7 @@ impl<'a> Builder<'a> {
             |placed: &[Placed<'_>]| placed.iter().map(|placed| placed.output.tokens.len() as i64).sum();
         let rows_per_pair = of_pair.map(rows_of).collect();
         let lists = [self.tokens, self.positions, rows, targets, sequences, lengths];
-        let runs = (takes_gpu_path(device) && !self.segments.is_empty()).then(|| Runs::of(&self.segments));
+        let runs = (on_gpu_path(device) && !self.segments.is_empty()).then(|| Runs::of(&self.segments));
         let ([tokens, positions, rows, targets, sequences, lengths], varlen) = upload(lists, runs, device);
         MicroBatch {
             tokens,

@@ -15,8 +15,9 @@ use tch::{Device, Kind};
 
 use crate::load::Sources;
 use crate::lora;
-use crate::model::weights::{Place, Reading};
+use crate::model::weights::Reading;
 use crate::model::{Model, ModelConfig};
+use dyad_torch::place::Place;
 
 /// Pairs that are turned into tokens: enough to meet the template and the vocabulary, few enough to take no time.
 const PAIRS: usize = 16;

@@ -2,8 +2,8 @@
 
 use dyad_proto::{ErrorCode, Fault};
 
-use crate::comm::CommError;
-use crate::ext::TorchError;
+use dyad_torch::comm::CommError;
+use dyad_torch::error::TorchError;
 
 /// A step failed in libtorch or between the ranks.
 #[derive(Debug, thiserror::Error)]

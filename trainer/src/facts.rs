@@ -11,12 +11,12 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tch::Device;
 
-use crate::device::compute_kind;
-use crate::gpu::capability;
 use crate::load::Sources;
 use crate::lora;
 use crate::model::Model;
 use crate::model::weights::Digested;
+use dyad_torch::device::compute_kind;
+use dyad_torch::gpu::capability;
 
 /// Read as a whole.
 const TOKENIZER_FILES: [&str; 1] = ["chat_template.jinja"];

@@ -12,9 +12,9 @@ use tch::Tensor;
 use crate::lora;
 use crate::model::Model;
 use crate::model::blocks::Pass;
-use crate::model::segment::Segment;
-use crate::model::weights::Place;
-use crate::transfer::values;
+use dyad_torch::ops::segment::Segment;
+use dyad_torch::place::Place;
+use dyad_torch::transfer::values;
 
 /// What is to be completed.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use dyad_proto::wire::GpuReading;
 use nvml_wrapper::{Device, Nvml};
 
-use crate::device::pci_address;
+use dyad_torch::device::pci_address;
 
 /// By this name the driver installs it; the name without a number comes with a kit for developers.
 const LIBRARY: &str = "libnvidia-ml.so.1";

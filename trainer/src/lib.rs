@@ -1,33 +1,27 @@
 //! Libraries of the trainer process.
 //!
 //! - [`model`], [`lora`], [`batch`], [`cost`], [`objective`]: what a pass computes.
-//! - [`backend`], [`ext`], [`gpu`], [`device`], [`transfer`]: the C++ bridge, CUDA kernels, and copies between host and device.
 //! - [`engine`], [`parameters`], [`layout`], [`unit_weights`], [`optimizer`], [`schedule`], [`memory`]: one optimizer step.
-//! - [`comm`], [`rendezvous`]: collectives between ranks.
+//! - [`rendezvous`]: how ranks meet. Everything of libtorch beyond tch, collectives included, is in `dyad_torch`.
 //! - [`load`], [`loading`], [`checkpoint`], [`generate`], [`check`], [`facts`]: models in and out, and what a start is held against.
 //! - [`profile`], [`timing`], [`trace`], [`utilisation`], [`gpu_meter`], [`progress`]: measurements.
-//! - [`connect`], [`session`], [`feed`], [`early_end`], [`start`], [`run`], [`signals`], [`panics`]: the process, and its stream to the
+//! - [`connect`], [`session`], [`feed`], [`early_end`], [`start`], [`run`], [`signals`]: the process, and its stream to the
 //!   coordinator.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-pub mod backend;
 pub mod batch;
 pub mod check;
 pub mod checkpoint;
 pub mod cli;
-pub mod comm;
 pub mod connect;
 pub mod cost;
-pub mod device;
 pub mod early_end;
 pub mod engine;
 pub mod error;
-pub mod ext;
 pub mod facts;
 pub mod feed;
 pub mod generate;
-pub mod gpu;
 pub mod gpu_meter;
 pub mod layout;
 pub mod load;
@@ -37,7 +31,6 @@ pub mod memory;
 pub mod model;
 pub mod objective;
 pub mod optimizer;
-pub mod panics;
 pub mod parameters;
 pub mod profile;
 pub mod progress;
@@ -49,6 +42,5 @@ pub mod signals;
 pub mod start;
 pub mod timing;
 pub mod trace;
-pub mod transfer;
 pub mod unit_weights;
 pub mod utilisation;

@@ -13,16 +13,17 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Home;
 use crate::checkpoint::save::{SavedAdapter, Saver};
-use crate::comm::measure::USUAL_BUCKET;
-use crate::comm::narrow;
-use crate::device::compute_kind;
 use crate::layout::{Layout, Sharding};
 use crate::lora::{self, Adapters};
-use crate::model::attention::announce;
-use crate::model::weights::{Digested, Place, Reading};
+use crate::model::weights::{Digested, Reading};
 use crate::model::{Model, ModelConfig, listed, stored_kind};
 use crate::parameters::{Keeping, Named, Parameters};
 use crate::unit_weights::{Keep, Link, UnitWeights};
+use dyad_torch::comm::measure::USUAL_BUCKET;
+use dyad_torch::comm::narrow;
+use dyad_torch::device::compute_kind;
+use dyad_torch::ops::attention_kernel::announce;
+use dyad_torch::place::Place;
 
 /// Local folders that a run starts from.
 #[derive(Clone, Debug)]
@@ -190,7 +191,7 @@ impl Parts {
             }
         };
         policy.config.refuse_dropout()?;
-        announce(&policy.config, place)?;
+        announce(policy.config.head_dim, place)?;
         let saver = Saver {
             home: Home::new(Path::new(&config.output_dir)),
             sources: sources.companions.clone(),

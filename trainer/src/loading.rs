@@ -7,12 +7,12 @@ use dyad_proto::run_config::ModelLoading;
 use dyad_proto::{Fault, RunConfig};
 use tch::{Device, Kind, Tensor};
 
-use crate::comm::{CommError, Communicator};
 use crate::error::EngineError;
 use crate::load::Sources;
 use crate::model::relay::Relay;
 use crate::model::weights::{Digested, Reading, Weights};
-use crate::transfer::values;
+use dyad_torch::comm::{CommError, Communicator};
+use dyad_torch::transfer::values;
 
 /// File systems that other hosts serve, as the kernel's mount table names them.
 const REMOTE: [&str; 14] = [

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     };
     // Held until the exit status is known: what happened last leaves the process too.
     let _telemetry = Telemetry::start("trainer", Logs { format, variable: "DYAD_LOG", default: "info" });
-    trainer::panics::silence();
+    dyad_torch::panics::silence();
     let result = match command {
         Command::Run(options) => run(options),
         Command::NewModel(command) => new_model::create_stored(&command.model, &command.storage),
@@ -79,7 +79,7 @@ fn look(options: &CheckOptions) -> Result<(), Fault> {
                 false => RunConfig::load(path, &[])?,
             };
             config.fill_template_date();
-            serde_json::to_value(trainer::panics::caught(|| trainer::check::run(&config))?)
+            serde_json::to_value(dyad_torch::panics::caught(|| trainer::check::run(&config))?)
         }
         (None, None) => return Err(Fault::input("nothing to look at").hint("give --config or --model")),
     };
@@ -151,7 +151,7 @@ fn generate(options: &GenerateOptions) -> Result<(), Fault> {
         prompt(&tokenizer, &asked.prompt, &model)
             .map_err(|fault| Fault { message: format!("{}: {}", asked.place, fault.message), ..fault })
     };
-    let answers = trainer::panics::caught(|| {
+    let answers = dyad_torch::panics::caught(|| {
         let prompts = asked.iter().map(prompt).collect::<Result<_, _>>()?;
         trainer::generate::complete(&model, &tokenizer, prompts, options.max_new_tokens)
     })?;

@@ -3,10 +3,10 @@
 use dyad_proto::run_config::ActivationCheckpointing;
 use tch::Device;
 
-use crate::ext::cuda_free_bytes;
-use crate::gpu;
 use crate::model::ModelConfig;
-use crate::model::weights::Place;
+use dyad_torch::backend::has_gpu_kernels;
+use dyad_torch::device::cuda_free_bytes;
+use dyad_torch::place::Place;
 
 /// Share of the free memory that activations may take; the rest is for what is not counted here.
 const SHARE: f64 = 0.8;
@@ -38,7 +38,7 @@ impl LayerBytes {
         // Both norms' input and output; queries and attention's output; keys and values; gate, up and their product.
         let fused = 4 * hidden + 2 * query + 2 * key + 3 * ffn;
         // On a GPU attention keeps keys and values that were copied, and a SwiGLU without our kernel silu(gate) as well.
-        let composed = if gpu::serves_kind(place.kind) { 0 } else { ffn };
+        let composed = if has_gpu_kernels(place.kind) { 0 } else { ffn };
         let (values, head) = match place.device.is_cuda() {
             true => (fused + composed + 2 * key, GPU_HEAD_BYTES),
             false => (fused, HEAD_BYTES),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering}
 use dyad_proto::wire::{Progress, Waiting};
 use tch::Tensor;
 
-use crate::comm::{CommError, Communicator, Pending};
+use dyad_torch::comm::{CommError, Communicator, Pending};
 
 static MARKS: AtomicU64 = AtomicU64::new(0);
 static WAITING: AtomicI32 = AtomicI32::new(0);

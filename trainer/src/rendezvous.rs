@@ -7,11 +7,11 @@ use dyad_proto::wire::{Assignment, CommunicatorReady};
 use dyad_proto::{ErrorCode, Fault};
 use tch::Device;
 
-use crate::comm::board::Board;
-use crate::comm::gloo::{Gloo, GlooOptions};
-use crate::comm::nccl::{Nccl, UniqueId};
-use crate::comm::{CommError, Communicator};
 use crate::progress::{self, Counted};
+use dyad_torch::comm::board::Board;
+use dyad_torch::comm::gloo::{Gloo, GlooOptions};
+use dyad_torch::comm::nccl::{Nccl, UniqueId};
+use dyad_torch::comm::{CommError, Communicator};
 
 /// This rank's side of the rendezvous.
 #[derive(Debug)]

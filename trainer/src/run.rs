@@ -22,12 +22,10 @@ use tch::Device;
 use crate::checkpoint::{State, load::restore, rotate::rotate, save::Saver};
 use crate::engine::{Engine, Share};
 use crate::error::EngineError;
-use crate::ext::cuda_peak_bytes;
 use crate::facts::of_checkpoint;
 use crate::feed::{Step, Work};
 use crate::load::Parts;
 use crate::model::Model;
-use crate::model::fused::kernel_threads;
 use crate::model::weights::Digested;
 use crate::parameters::Parameters;
 use crate::profile::Profile;
@@ -38,13 +36,15 @@ use crate::start::{Incoming, Started, next, start};
 use crate::timing::peak_resident_bytes;
 use crate::trace::{self, Beginning};
 use crate::utilisation::ModelFlops;
+use dyad_torch::device::cuda_peak_bytes;
+use dyad_torch::ops::layer::kernel_threads;
 
 /// Joins the run at the coordinator and trains until it is over; profiles a few steps where a folder for that is given.
 pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
     dyad_data::alive::tell(progress::advance);
     let (session, received) = Session::open(identity)?;
     let handle = session.handle();
-    match crate::panics::caught(|| work(identity, &handle, received, profile)) {
+    match dyad_torch::panics::caught(|| work(identity, &handle, received, profile)) {
         Ok(end) => {
             session.finish();
             match end {
@@ -393,10 +393,7 @@ fn scored(ids: &[u64], references: &[Option<ReferenceLogps>]) -> Vec<PairReferen
 
 /// Loads a model for inference alone.
 pub fn load_for_inference(dir: &Path) -> Result<(Model, PathBuf), Fault> {
-    crate::panics::caught(|| {
-        crate::generate::load(
-            dir,
-            crate::model::weights::Place { device: Device::Cpu, kind: tch::Kind::Float },
-        )
+    dyad_torch::panics::caught(|| {
+        crate::generate::load(dir, dyad_torch::place::Place { device: Device::Cpu, kind: tch::Kind::Float })
     })
 }

@@ -25,14 +25,14 @@ use tokio::sync::mpsc as async_mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Streaming};
 
-use crate::comm::Communicator;
-use crate::comm::board::{Board, LocalBoard};
 use crate::connect::patiently;
 use crate::early_end::{Gate, Recorded, Watermark};
 use crate::gpu_meter;
 use crate::progress;
 use crate::signals::Told;
 use crate::trace;
+use dyad_torch::comm::Communicator;
+use dyad_torch::comm::board::{Board, LocalBoard};
 
 /// A scheduler may signal a process more than once for one wish.
 const ECHO: Duration = Duration::from_secs(5);

@@ -17,10 +17,7 @@ use tch::{Device, Tensor};
 
 use crate::batch::Layout;
 use crate::checkpoint::{Home, State};
-use crate::comm::measure::{USUAL_BUCKET, measure};
-use crate::comm::{Communicator, narrow};
 use crate::cost::PassCost;
-use crate::device;
 use crate::error::EngineError;
 use crate::facts;
 use crate::feed::{self, Files, Work};
@@ -33,6 +30,9 @@ use crate::progress;
 use crate::rendezvous::Rendezvous;
 use crate::session::{Handle, Identity};
 use crate::utilisation::peak_flops;
+use dyad_torch::comm::measure::{USUAL_BUCKET, measure};
+use dyad_torch::comm::{Communicator, narrow};
+use dyad_torch::device;
 
 /// Work as it comes, ready to compute.
 pub type Incoming = mpsc::Receiver<Result<Work, Fault>>;

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use crate::profile::recorder::Span;
 use crate::progress;
 use crate::trace;
+use dyad_torch::recorder::Span;
 
 /// Seconds by phase; a phase entered twice adds up.
 #[derive(Clone, Debug, Default)]

@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::comm::{CommError, Communicator, Pending};
-use crate::ext::{allocate_memory, releasable_zeros, release_memory};
 use crate::layout::{Layout, Sharding};
 use crate::progress;
+use dyad_torch::comm::{CommError, Communicator, Pending};
+use dyad_torch::storage::{allocate_memory, releasable_zeros, release_memory};
 
 /// The ranks, once they are connected. Models are loaded before.
 #[derive(Clone, Debug, Default)]

@@ -13,7 +13,7 @@ use tch::Kind;
 use crate::batch::Layout;
 use crate::cost::PassCost;
 use crate::model::ModelConfig;
-use crate::model::weights::Place;
+use dyad_torch::place::Place;
 
 /// Operations of a run's steps.
 #[derive(Clone, Copy, Debug)]

@@ -6,12 +6,12 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
+use dyad_torch::comm::board::LocalBoard;
+use dyad_torch::comm::gloo::{Gloo, GlooOptions};
+use dyad_torch::comm::measure::measure;
+use dyad_torch::comm::nccl::{Nccl, UniqueId};
+use dyad_torch::comm::{CommError, Communicator, narrow};
 use tch::{Device, Kind, Tensor};
-use trainer::comm::board::LocalBoard;
-use trainer::comm::gloo::{Gloo, GlooOptions};
-use trainer::comm::measure::measure;
-use trainer::comm::nccl::{Nccl, UniqueId};
-use trainer::comm::{CommError, Communicator, narrow};
 
 /// A collective that has not ended after this long never will.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -248,7 +248,7 @@ fn a_peer_that_leaves_fails_the_others_collective() {
 /// The NCCL half needs a GPU. Without one, what is asked for fails clearly instead.
 #[test]
 fn nccl_conforms_where_a_gpu_is_and_says_what_is_missing_elsewhere() {
-    match trainer::device::open("cuda:0") {
+    match dyad_torch::device::open("cuda:0") {
         Ok(device) => {
             let comm = Nccl::connect(&UniqueId::new().unwrap(), 0, 1, 0).unwrap();
             conforms(&comm, device);

@@ -12,20 +12,19 @@ use std::sync::Arc;
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::{ActivationCheckpointing, Dtype, Optim, ReferenceLogps};
+use dyad_torch::comm::nccl::{Nccl, UniqueId};
+use dyad_torch::recorder::{self, Event};
+use dyad_torch::transfer::READ;
 use support::attention::one_call_equals_segments;
 use support::kernels::{the_head_scores_as_float32, work_between_products_equals_its_definition};
 use support::steps::{differences, share, two_steps};
 use support::{engine, engine_of, new_model, parts_on, widen_vocabulary};
 use tch::{Device, Kind};
-use trainer::comm::nccl::{Nccl, UniqueId};
 use trainer::engine::{Engine, Share};
-use trainer::gpu;
-use trainer::profile::recorder::{self, Event};
-use trainer::transfer::READ;
 
 /// To be called before anything else: libtorch looks for CUDA once, when it first has something to compute.
 fn device() -> Device {
-    trainer::device::open("cuda:0").unwrap()
+    dyad_torch::device::open("cuda:0").unwrap()
 }
 
 /// NCCL where `make cuda` or `make test` has put it.
@@ -57,7 +56,7 @@ fn kernels_compile_for_the_first_generation_that_they_serve() {
     let packages = shipped_nccl().ancestors().nth(3).unwrap().join("cu13/lib/libnvrtc.so.13");
     // SAFETY: NVRTC's initialisers touch no state of ours.
     std::mem::forget(unsafe { libloading::Library::new(packages) }.unwrap());
-    let kernels = trainer::gpu::compile().unwrap().to_src();
+    let kernels = dyad_torch::gpu::compile().unwrap().to_src();
     assert!(kernels.contains("gpu_head") && kernels.contains(".target sm_80"), "{kernels}");
 }
 
@@ -122,7 +121,7 @@ fn kernels_equal_their_definition() {
     let device = device();
     work_between_products_equals_its_definition(device);
     the_head_scores_as_float32(device);
-    assert!(gpu::serves_kind(Kind::BFloat16), "our own kernels are not there");
+    assert!(dyad_torch::backend::has_gpu_kernels(Kind::BFloat16), "our own kernels are not there");
 }
 
 /// One test, because the profiler is one for the process: the second step, with all that the GPU did.

@@ -1,45 +1,25 @@
-//! What GPUs run, run here: the path of other devices with plain CPU kernels (`ext/stand_in.cpp`) behind the operators that
-//! libtorch has on CUDA alone, and our own GPU kernels compiled for the host (`ext/kernels_host.cpp`). Shows which operators are called, with which arguments, how often, and that the numbers are
-//! those of the CPU path. It does not show that CUDA's own kernels work.
+//! What GPUs run, run here (`dyad_torch_testing`): plain CPU kernels behind the operators that libtorch has on CUDA devices alone, and the
+//! bridge's kernels for GPUs compiled for the host. Shows which operators are called, with which arguments, how often, and that the
+//! numbers are those of the CPU path. It does not show that CUDA's own kernels work.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
-#![expect(unsafe_code, reason = "a foreign function of the bridge")]
 
 mod support;
 
-use std::ffi::c_char;
 use std::path::Path;
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::{Dtype, ReferenceLogps};
+use dyad_torch::backend::as_on_gpu;
+use dyad_torch::recorder::{self, Event};
+use dyad_torch::transfer::READ;
 use support::attention::one_call_equals_segments;
 use support::kernels::{the_head_scores_as_float32, work_between_products_equals_its_definition};
 use support::steps::{differences, pairs, share, two_steps};
 use support::{engine, new_model};
 use tch::{Device, Kind, Tensor};
-use trainer::backend::as_on_gpu;
 use trainer::batch::{Layout, MicroBatch};
 use trainer::engine::Engine;
-use trainer::profile::recorder::{self, Event};
-use trainer::transfer::READ;
-
-unsafe extern "C" {
-    fn dyad_stand_in_kernels() -> *mut c_char;
-    fn dyad_host_kernels();
-}
-
-fn stand_in() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: registers kernels; a message is NUL-terminated, and may leak in a test that fails.
-        let message = unsafe { dyad_stand_in_kernels() };
-        // SAFETY: as above.
-        let text = |message| unsafe { std::ffi::CStr::from_ptr(message) }.to_string_lossy().into_owned();
-        assert!(message.is_null(), "{}", text(message));
-        // SAFETY: nothing is computed yet.
-        unsafe { dyad_host_kernels() };
-    });
-}
 
 /// A llama with two query heads to a key head.
 fn model(dir: &Path, layers: usize) {
@@ -48,7 +28,7 @@ fn model(dir: &Path, layers: usize) {
 
 #[test]
 fn a_step_gives_the_same_numbers_there() {
-    stand_in();
+    dyad_torch_testing::install();
     let dir = tempfile::tempdir().unwrap();
     model(dir.path(), 2);
     // Bfloat16 keeps eight bits of everything.
@@ -72,18 +52,18 @@ fn a_step_gives_the_same_numbers_there() {
 /// In one call a layer, as GPUs do it.
 #[test]
 fn attention_in_one_call_equals_segment_by_segment() {
-    stand_in();
+    dyad_torch_testing::install();
     one_call_equals_segments(Device::Cpu, &[16]);
 }
 
 /// Our own GPU kernels, on the host.
 #[test]
 fn kernels_equal_their_definition() {
-    stand_in();
+    dyad_torch_testing::install();
     as_on_gpu(|| {
         work_between_products_equals_its_definition(Device::Cpu);
         the_head_scores_as_float32(Device::Cpu);
-        assert!(trainer::gpu::serves_kind(Kind::BFloat16));
+        assert!(dyad_torch::backend::has_gpu_kernels(Kind::BFloat16));
     });
 }
 
@@ -93,7 +73,7 @@ fn a_micro_batch_brings_its_runs_along() {
     let pairs = pairs();
     let pairs: Vec<&Tokenized> = pairs.iter().collect();
     let batch = as_on_gpu(|| MicroBatch::pack(&pairs, Layout::SharedPairs, Device::Cpu));
-    let (sent, runs) = (batch.varlen.unwrap(), trainer::model::varlen::Runs::of(&batch.segments));
+    let (sent, runs) = (batch.varlen.unwrap(), dyad_torch::ops::flash_attention::Runs::of(&batch.segments));
     let list = |tensor: &Tensor| Vec::<i64>::try_from(&tensor.to_kind(Kind::Int64)).unwrap();
     assert_eq!(sent.queries.kind(), Kind::Int);
     assert_eq!(list(&sent.queries), runs.queries.iter().map(|&at| i64::from(at)).collect::<Vec<_>>());
@@ -201,7 +181,7 @@ fn launches(events: &[Event]) -> std::collections::BTreeMap<&str, usize> {
 /// One test, because the profiler is one for the process.
 #[test]
 fn a_step_is_launched_in_few_kernels_and_waited_for_once() {
-    stand_in();
+    dyad_torch_testing::install();
     // (LoRA, kernels of one layer forward, in the reference and backward)
     for (lora, ceiling) in [(false, 69), (true, 123)] {
         let mut counts = Vec::new();
@@ -263,19 +243,20 @@ const COPIES: [&str; 7] = [
     ".item(",
 ];
 /// Files and calls that no step makes, with the reason. A folder ends with a slash.
-const OUTSIDE_STEPS: [(&str, &str); 12] = [
+const OUTSIDE_STEPS: [(&str, &str); 13] = [
     ("checkpoint/", "writes and restores checkpoints"),
-    ("comm/measure.rs", "times the link before the first step"),
+    ("torch/comm/measure.rs", "times the link before the first step"),
     ("unit_weights.rs to_device(Device::Cpu)", "adopts weights when they are loaded"),
     ("generate.rs", "generates text"),
     ("loading.rs", "decides at the start who reads the weights"),
     ("model/relay.rs", "loads weights"),
     ("model/weights.rs", "loads weights"),
+    ("objective/tests.rs", "unit tests"),
     ("optimizer/eight_bit.rs from_slice(", "makes the optimizer's states before the first step"),
     ("optimizer/update.rs double_value(", "the branch for CPUs"),
     ("parameters/checkpoint_view.rs to_device(Device::Cpu)", "copies states for a checkpoint"),
     ("start.rs", "agrees on bucket sizes before the first step"),
-    ("transfer.rs", "holds the copies that steps make"),
+    ("torch/transfer.rs", "holds the copies that steps make"),
 ];
 /// Where a step reads the device.
 const READS: [(&str, usize); 4] = [
@@ -290,8 +271,14 @@ const READS: [(&str, usize); 4] = [
 ];
 
 fn sources() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut folders = vec![root.clone()];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = sources_below(&root.join("src"), "");
+    files.extend(sources_below(&root.join("torch/src"), "torch/"));
+    files
+}
+
+fn sources_below(root: &Path, prefix: &str) -> Vec<(String, String)> {
+    let mut folders = vec![root.to_owned()];
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -301,7 +288,8 @@ fn sources() -> Vec<(String, String)> {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let code = before_tests(&text).to_owned();
-                files.push((path.strip_prefix(&root).unwrap().display().to_string(), code));
+                let name = path.strip_prefix(root).unwrap().display().to_string();
+                files.push((format!("{prefix}{name}"), code));
             }
         }
     }
@@ -316,6 +304,10 @@ fn before_tests(text: &str) -> &str {
         line.contains("mod ") && line.ends_with('{')
     });
     &text[..tests.map_or(text.len(), |(at, _)| at)]
+}
+
+fn is_import_of_transfer(line: &str) -> bool {
+    ["use dyad_torch::transfer::", "use crate::transfer::"].iter().any(|start| line.starts_with(start))
 }
 
 /// How often a function is called by its bare name.
@@ -341,8 +333,7 @@ fn nothing_in_a_step_copies_or_waits_past_transfer() {
                 None => wrong.push(call),
             }
         }
-        let imports =
-            code.lines().any(|line| line.starts_with("use crate::transfer::") && line.contains("read"));
+        let imports = code.lines().any(|line| is_import_of_transfer(line) && line.contains("read"));
         if imports {
             reads.push((file, calls(&code, "read")));
         }

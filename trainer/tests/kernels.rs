@@ -5,10 +5,10 @@ mod support;
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::run_config::Dtype;
+use dyad_torch::ops::product;
 use support::{engine, new_model};
 use tch::Kind;
 use trainer::engine::Share;
-use trainer::model::product;
 use trainer::timing::peak_resident_bytes;
 
 fn share(step: u32, length: u32) -> Share {
@@ -28,7 +28,7 @@ fn share(step: u32, length: u32) -> Share {
 /// these steps, on CPUs without tiles still. In a process of its own, because its memory is what is measured.
 #[test]
 fn memory_does_not_grow_with_every_new_number_of_tokens() {
-    if !product::serves_kind(Kind::BFloat16) {
+    if !dyad_torch::backend::has_products(Kind::BFloat16) {
         eprintln!("not tested: libtorch's own products serve bfloat16 on this CPU");
         return;
     }

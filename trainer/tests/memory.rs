@@ -6,9 +6,9 @@ mod support;
 use std::path::Path;
 
 use dyad_data::tokenize::Tokenized;
+use dyad_torch::recorder;
 use support::{engine, new_model, widen_vocabulary};
 use trainer::engine::{Engine, Share};
-use trainer::profile::recorder;
 
 const VOCAB: i64 = 256_000;
 const HIDDEN: usize = 16;

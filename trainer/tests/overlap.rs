@@ -6,9 +6,9 @@ mod support;
 use std::sync::{Arc, Mutex};
 
 use dyad_data::tokenize::Tokenized;
+use dyad_torch::comm::{CommError, Communicator, Pending};
 use support::{engine_of, new_model, parts};
 use tch::{Kind, Tensor};
-use trainer::comm::{CommError, Communicator, Pending};
 use trainer::engine::{Engine, Share};
 
 /// Stands for a second rank that adds nothing, and keeps what it sees.

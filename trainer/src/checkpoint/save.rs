@@ -13,10 +13,11 @@ use super::tensors::{NamedStored, Stored, Written, write_file, write_model};
 use super::{OPTIMIZER_FILE, STATE_FILE, State, cannot_write};
 use crate::early_end::Recorded;
 use crate::lora::Adapters;
-use crate::model::weights::{Place, Reading};
+use crate::model::weights::Reading;
 use crate::model::{Model, listed};
 use crate::optimizer::states::MASTER;
 use crate::parameters::Kept;
+use dyad_torch::place::Place;
 
 /// What stays the same over a run: where files come from and how weights are stored.
 #[derive(Clone, Debug)]

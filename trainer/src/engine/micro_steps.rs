@@ -6,9 +6,9 @@ use tch::{Kind, Tensor};
 
 use super::Engine;
 use crate::batch;
-use crate::comm::CommError;
-use crate::transfer::{read, upload};
 use crate::unit_weights::GatheredWeights;
+use dyad_torch::comm::CommError;
+use dyad_torch::transfer::{read, upload};
 
 /// What all ranks do together.
 pub(super) struct Plan<'a> {

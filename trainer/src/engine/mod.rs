@@ -25,7 +25,6 @@ use self::micro_steps::MicroBatchPairs;
 use self::passes::MicroStep;
 use self::step_statistics::{StepStatistics, by_pair, sums};
 use crate::batch::{Layout, MicroBatch, TokenCounts};
-use crate::comm::Communicator;
 use crate::error::EngineError;
 use crate::memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
 use crate::model::Model;
@@ -34,10 +33,11 @@ use crate::objective::head::{Scorer, score_batch, sequence_logps};
 use crate::objective::statistics::{DeviceSums, HostSums};
 use crate::optimizer::Optimizer;
 use crate::parameters::Parameters;
-use crate::profile::recorder::Span;
 use crate::profile::summary::STEP;
 use crate::timing::Phases;
-use crate::transfer::read;
+use dyad_torch::comm::Communicator;
+use dyad_torch::recorder::Span;
+use dyad_torch::transfer::read;
 
 /// Everything that trains on this rank.
 #[derive(Debug)]

@@ -8,13 +8,13 @@ use super::Engine;
 use super::step_statistics::{ReferenceSide, StepStatistics};
 use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
-use crate::ext::{grad, grad_into};
 use crate::model::blocks::Pass;
-use crate::model::fused::accumulate;
 use crate::objective::StepObjective;
 use crate::objective::head::{HeadGradients, Scorer, Scores, score_batch};
 use crate::timing::Phases;
 use crate::unit_weights::GatheredWeights;
+use dyad_torch::autograd::{grad, grad_into};
+use dyad_torch::ops::layer::accumulate;
 
 /// One micro-batch of a step.
 pub(super) struct MicroStep<'a> {

@@ -10,7 +10,7 @@ use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
 use crate::objective::head::{Reference, Scorer, Scores};
 use crate::objective::statistics::{DeviceSums, HostSums, Statistic};
-use crate::transfer::{read, upload};
+use dyad_torch::transfer::{read, upload};
 
 /// What a micro-batch is compared with.
 #[derive(Debug)]

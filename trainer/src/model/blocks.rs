@@ -3,15 +3,15 @@
 //!
 //! Hidden states are packed: `[tokens, width]` with no batch axis and no padding; [`Segment`]s say which tokens see which.
 
+use dyad_torch::ops::attention_kernel::kernel_on;
+use dyad_torch::ops::flash_attention::Varlen;
+use dyad_torch::ops::segment::Segment;
+use dyad_torch::ops::{layer, product};
 use tch::{Device, Kind, Tensor};
 
-use super::attention::kernel_on;
-use super::segment::Segment;
-use super::varlen::Varlen;
-use super::{fused, product};
-use crate::gpu;
-use crate::transfer::upload;
 use dyad_families::{ModelConfig, RopeScaling};
+use dyad_torch::backend::{Backend, on_gpu_path};
+use dyad_torch::transfer::upload;
 
 /// A low-rank update `scale * B(A(x))` beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685).
 #[derive(Debug)]
@@ -53,31 +53,29 @@ impl Linear {
 
     /// Layers of one input: `[tokens, in]` -> `[tokens, out]` each.
     pub fn forward_all<const N: usize>(layers: [&Self; N], x: &Tensor, pass: &Pass<'_>) -> [Tensor; N] {
-        let ours = layers.iter().all(|layer| layer.takes_our_products(x));
-        match (ours || crate::backend::takes_gpu_path(x.device()))
-            && !layers.iter().any(|layer| layer.drops(pass))
-        {
-            true => fused::linears(x, layers.map(Self::args), None, ours),
+        let own_products = layers.iter().all(|layer| layer.takes_own_products(x));
+        match (own_products || on_gpu_path(x.device())) && !layers.iter().any(|layer| layer.drops(pass)) {
+            true => layer::linears(x, layers.map(Self::args), None, own_products),
             false => layers.map(|layer| layer.composed(x, pass)),
         }
     }
 
     /// `hidden + forward(x)`: `[tokens, out]` and `[tokens, in]` -> `[tokens, out]`.
     pub fn forward_onto(&self, hidden: &Tensor, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        if self.bias.is_some() || self.drops(pass) || !self.takes_our_products(x) {
+        if self.bias.is_some() || self.drops(pass) || !self.takes_own_products(x) {
             return hidden + self.forward(x, pass);
         }
-        let [sum] = fused::linears(x, [self.args()], Some(hidden), true);
+        let [sum] = layer::linears(x, [self.args()], Some(hidden), true);
         sum
     }
 
-    fn args(&self) -> fused::LinearArgs<'_> {
+    fn args(&self) -> layer::LinearArgs<'_> {
         let adapter = self.adapter.as_ref();
-        let adapter = adapter.map(|one| fused::AdapterArgs { a: &one.a, b: &one.b, scale: one.scale });
-        fused::LinearArgs { weight: &self.weight, bias: self.bias.as_ref(), adapter }
+        let adapter = adapter.map(|one| layer::AdapterArgs { a: &one.a, b: &one.b, scale: one.scale });
+        layer::LinearArgs { weight: &self.weight, bias: self.bias.as_ref(), adapter }
     }
 
-    fn takes_our_products(&self, x: &Tensor) -> bool {
+    fn takes_own_products(&self, x: &Tensor) -> bool {
         let adapter = self.adapter.iter().flat_map(|adapter| [&adapter.a, &adapter.b]);
         adapter.chain([&self.weight]).all(|weight| product::projects(x, weight, self.bias.as_ref()))
     }
@@ -98,22 +96,6 @@ impl Linear {
     }
 }
 
-/// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in float32.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    rms_norm_with_residual(x, weight, eps).0
-}
-
-/// The same, and `x` for what goes on beside the norm: the gradients of both come together in the norm's kernel, where there is
-/// one.
-pub fn rms_norm_with_residual(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
-    if fused::serves(&[x, weight]) {
-        return fused::rms_norm(x, weight, eps);
-    }
-    // One launch each way on a GPU.
-    let normed = x.internal_fused_rms_norm(weight.size().as_slice(), Some(weight), eps).0;
-    (normed, x.shallow_clone())
-}
-
 /// What both kernels are held against: cast back before the weight is applied, as Llama does it.
 #[cfg(test)]
 fn composed_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
@@ -128,7 +110,7 @@ fn composed_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 pub struct Rotary {
     cos: Tensor,
     sin: Tensor,
-    /// Sines are negative in their first half, as [`fused::rotate_half`] takes them: elsewhere than on the CPU.
+    /// Sines are negative in their first half, as [`layer::rotate_signed`] takes them: on GPUs.
     signed: bool,
 }
 
@@ -138,7 +120,7 @@ impl Rotary {
     pub fn new(config: &ModelConfig, positions: &Tensor, kind: Kind) -> Self {
         let inv_freq = upload(&inverse_frequencies(config), positions.device());
         let half = positions.to_kind(Kind::Float).unsqueeze(1) * inv_freq.unsqueeze(0);
-        let signed = crate::backend::takes_gpu_path(positions.device());
+        let signed = on_gpu_path(positions.device());
         // Sines are odd, cosines even: angles turned round give the first half its sign.
         let first = if signed { -&half } else { half.shallow_clone() };
         let angles = Tensor::cat(&[&first, &half], 1).unsqueeze(1);
@@ -148,10 +130,9 @@ impl Rotary {
     /// Rotates `[tokens, heads, head_dim]`.
     fn apply(&self, x: &Tensor) -> Tensor {
         if !self.signed {
-            return fused::rotate(x, &self.cos, &self.sin);
+            return layer::rotate(x, &self.cos, &self.sin);
         }
-        let rotated = gpu::rotate(x, &self.cos, &self.sin);
-        rotated.unwrap_or_else(|| fused::rotate_half(x, &self.cos, &self.sin))
+        layer::rotate_signed(x, &self.cos, &self.sin)
     }
 
     #[cfg(test)]
@@ -245,8 +226,8 @@ impl Attention {
 /// Causal attention inside each segment: the first branch follows the prompt; every further branch sees the prompt and
 /// itself, not its siblings. `[tokens, heads, head_dim]` throughout.
 fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass<'_>) -> Tensor {
-    if fused::serves(&[q, k, v]) {
-        return fused::segmented_attention(q, k, v, pass.segments);
+    if Backend::of(&[q, k, v], 1) == Backend::Cpu {
+        return layer::segmented_attention(q, k, v, pass.segments);
     }
     let kernel = || kernel_on(q.device(), q.kind(), q.size()[2]);
     let in_one_call = pass.varlen.and_then(|varlen| varlen.attention(q, k, v, kernel()));
@@ -289,14 +270,6 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
         .transpose(0, 1)
 }
 
-/// `silu(gate) * up`.
-fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
-    if fused::serves(&[gate, up]) {
-        return fused::swiglu(gate, up);
-    }
-    gpu::swiglu(gate, up).unwrap_or_else(|| gate.silu() * up)
-}
-
 /// `down(silu(gate(x)) * up(x))`.
 #[derive(Debug)]
 pub struct Mlp {
@@ -312,14 +285,14 @@ impl Mlp {
     /// The MLP of the normed `x`, added to what it was normed from: `[tokens, hidden]` throughout.
     pub fn forward_onto(&self, hidden: &Tensor, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, pass);
-        self.down_proj.forward_onto(hidden, &swiglu(&gate, &up), pass)
+        self.down_proj.forward_onto(hidden, &layer::swiglu(&gate, &up), pass)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ext::grad;
+    use dyad_torch::autograd::grad;
 
     fn leaf(size: &[i64], kind: Kind) -> Tensor {
         Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind).set_requires_grad(true)
@@ -356,9 +329,9 @@ mod tests {
         for (kind, columns) in KINDS.into_iter().flat_map(|kind| [(kind, 7), (kind, 64), (kind, 100)]) {
             let inputs = [leaf(&[37, columns], kind), leaf(&[columns], kind)];
             let [x, weight] = &inputs;
-            agree(&inputs, || rms_norm(x, weight, 1e-5), || composed_rms_norm(x, weight, 1e-5));
+            agree(&inputs, || layer::rms_norm(x, weight, 1e-5), || composed_rms_norm(x, weight, 1e-5));
             let beside = || {
-                let (normed, x) = rms_norm_with_residual(x, weight, 1e-5);
+                let (normed, x) = layer::rms_norm_with_residual(x, weight, 1e-5);
                 normed * 3 + x
             };
             agree(&inputs, beside, || composed_rms_norm(x, weight, 1e-5) * 3 + x);
@@ -384,11 +357,11 @@ mod tests {
         for kind in KINDS {
             let inputs = [leaf(&[23, 41], kind), leaf(&[23, 41], kind)];
             let [gate, up] = &inputs;
-            agree(&inputs, || swiglu(gate, up), || gate.silu() * up);
+            agree(&inputs, || layer::swiglu(gate, up), || gate.silu() * up);
         }
         // Far out, where the exponential would overflow.
         let far = Tensor::from_slice(&[-200.0f32, -90.0, 90.0, 200.0, f32::NAN]);
-        let values: Vec<f32> = swiglu(&far, &far.ones_like()).try_into().unwrap();
+        let values: Vec<f32> = layer::swiglu(&far, &far.ones_like()).try_into().unwrap();
         assert!(values[0].abs() < 1e-30 && values[1].abs() < 1e-30 && values[2..4] == [90.0, 200.0]);
         assert!(values[4].is_nan());
     }
@@ -452,7 +425,7 @@ mod tests {
             let (q, k, v) = (tensor(), tensor(), tensor());
             let _ = q.narrow(0, 65, 1).fill_(none);
             let out =
-                fused::segmented_attention(&q, &k, &v, &segments).flatten(1, -1).isnan().any_dim(1, false);
+                layer::segmented_attention(&q, &k, &v, &segments).flatten(1, -1).isnan().any_dim(1, false);
             let rows: Vec<i64> = out.nonzero().view([-1]).try_into().unwrap();
             assert_eq!(rows, [65], "{kind:?}");
         }
@@ -484,7 +457,7 @@ mod tests {
             let [q, k, v] = &inputs;
             agree(
                 &inputs,
-                || fused::segmented_attention(q, k, v, &segments),
+                || layer::segmented_attention(q, k, v, &segments),
                 || composed_attention(q, k, v, &segments),
             );
         }

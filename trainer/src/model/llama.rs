@@ -4,9 +4,10 @@
 //! [`LlamaLayer`] also serves families that differ from Llama only in which projections have a bias.
 
 use dyad_proto::Fault;
+use dyad_torch::ops::layer::rms_norm_with_residual;
 use tch::Tensor;
 
-use super::blocks::{Attention, Linear, Mlp, Pass, rms_norm_with_residual};
+use super::blocks::{Attention, Linear, Mlp, Pass};
 use super::{DecoderLayer, LayerSource, ModelConfig, Part};
 
 /// Which projections carry a bias.

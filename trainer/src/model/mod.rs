@@ -3,36 +3,33 @@
 //! A family is one file that implements [`DecoderLayer`] and appears in [`load_layer`]; everything else (embedding, final
 //! norm, head, adapters, gradients, checkpoints) works through that trait and the Hugging Face names it reports.
 
-pub mod attention;
 pub mod blocks;
 mod claim;
 mod files;
-pub mod fused;
 pub mod llama;
-pub mod product;
 pub mod qwen2;
 pub mod relay;
-pub mod segment;
 #[cfg(test)]
 mod test_files;
-pub mod varlen;
 pub mod weights;
 
+use dyad_torch::ops::layer::rms_norm;
+use dyad_torch::place::Place;
 use std::fmt;
 use std::path::Path;
 use std::rc::Rc;
 
-use blocks::{Linear, Pass, Rotary, rms_norm};
+use blocks::{Linear, Pass, Rotary};
 pub(crate) use claim::listed;
 pub use dyad_families::ModelConfig;
 use dyad_proto::Fault;
 use tch::{Kind, Tensor};
-use weights::{Place, Reading, Wanted, Weights};
+use weights::{Reading, Wanted, Weights};
 
 use crate::batch::MicroBatch;
-use crate::comm::CommError;
 use crate::parameters::Named;
 use crate::unit_weights::{GatheredWeights, Keep, Residence};
+use dyad_torch::comm::CommError;
 
 /// One decoder layer of any family.
 pub trait DecoderLayer: fmt::Debug {

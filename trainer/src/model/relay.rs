@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::files::Files;
-use crate::comm::{CommError, Communicator, Pending};
 use crate::error::EngineError;
-use crate::transfer::values;
+use dyad_torch::comm::{CommError, Communicator, Pending};
+use dyad_torch::transfer::values;
 
 /// The rank that reads.
 pub(super) const READER: usize = 0;

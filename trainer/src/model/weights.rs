@@ -1,5 +1,6 @@
 //! Tensors of a Hugging Face model folder, by name, from one or many safetensors files, mapped rather than read.
 
+use dyad_torch::place::Place;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -239,15 +240,6 @@ pub(crate) fn is_finite(tensor: &Tensor) -> bool {
         sum.is_finite() || piece.isfinite().all().int64_value(&[]) != 0
     };
     (0..flat.numel() as i64).step_by(PIECE as usize).all(of_piece)
-}
-
-/// Where and in which precision a tensor lives.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// Device.
-    pub device: Device,
-    /// Precision.
-    pub kind: Kind,
 }
 
 #[cfg(test)]

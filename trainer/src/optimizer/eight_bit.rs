@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::ext::{AdamHyper, AdamSlot, TorchError, adamw_8bit, fused_adamw};
 use crate::unit_weights::part;
+use dyad_torch::adamw::{AdamHyper, AdamSlot, adamw_8bit, fused_adamw};
+use dyad_torch::error::TorchError;
 
 /// Values that share a scale.
 pub const BLOCK: i64 = 256;

@@ -9,9 +9,9 @@ use tch::Tensor;
 
 use self::update::{Clip, Update};
 use crate::error::EngineError;
-use crate::ext::AdamHyper;
 use crate::parameters::Parameters;
 use crate::progress;
+use dyad_torch::adamw::AdamHyper;
 
 /// AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with betas 0.9 and 0.999, eps 1e-8.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +55,8 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::backend::as_on_gpu;
     use crate::parameters::{Keeping, tests::keeping};
+    use dyad_torch::backend::as_on_gpu;
 
     fn parameters(keeping: Keeping) -> (Tensor, Parameters) {
         let mut tensor = Tensor::ones([2, 2], (Kind::Float, Device::Cpu));

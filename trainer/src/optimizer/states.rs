@@ -7,9 +7,10 @@ use tch::{Kind, Tensor};
 
 use super::eight_bit::{self, BLOCK};
 use super::update::{Clip, Update};
-use crate::backend::takes_gpu_path;
-use crate::ext::{AdamHyper, AdamPass, AdamSlot, TorchError, adamw_in_one_pass, fused_adamw};
 use crate::unit_weights::part;
+use dyad_torch::adamw::{AdamHyper, AdamPass, AdamSlot, adamw_in_one_pass, fused_adamw};
+use dyad_torch::backend::on_gpu_path;
+use dyad_torch::error::TorchError;
 
 /// The suffix of the float32 weights themselves.
 pub const MASTER: &str = "master";
@@ -74,7 +75,7 @@ impl States {
         else {
             return Ok(false);
         };
-        if takes_gpu_path(self.master.device()) || takes_gpu_path(update.grad.device()) {
+        if on_gpu_path(self.master.device()) || on_gpu_path(update.grad.device()) {
             return Ok(false);
         }
         for (range, hyper) in self.ranges(update.hyper) {

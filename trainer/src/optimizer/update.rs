@@ -2,8 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use crate::backend::takes_gpu_path;
-use crate::ext::AdamHyper;
+use dyad_torch::adamw::AdamHyper;
+use dyad_torch::backend::on_gpu_path;
 
 /// How gradients are scaled to the largest norm that they may have.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Clip {
         const GUARD: f64 = 1e-6;
         if largest <= 0.0 {
             Self::Known(1.0)
-        } else if takes_gpu_path(norm.device()) {
+        } else if on_gpu_path(norm.device()) {
             Self::OnDevice(((norm + GUARD) / largest).clamp_min(1.0).to_kind(Kind::Float))
         } else {
             Self::Known((largest / (norm.double_value(&[0]) + GUARD)).min(1.0))

@@ -4,12 +4,12 @@ use dyad_proto::Fault;
 use tch::{Device, Tensor};
 
 use super::{Bucket, Parameters};
-use crate::comm::CommError;
 use crate::error::EngineError;
 use crate::layout::{ALIGN, Slot};
 use crate::optimizer::states::{MASTER, StateTensor};
 use crate::optimizer::update::Update;
 use crate::unit_weights::part;
+use dyad_torch::comm::CommError;
 
 /// A whole tensor with its checkpoint name, e.g. `model.norm.weight` and `exp_avg`.
 #[derive(Debug)]

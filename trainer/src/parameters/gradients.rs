@@ -3,10 +3,10 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Bucket, Parameters};
-use crate::comm::{CommError, Pending, narrow};
-use crate::ext::{allocate_memory, release_memory};
 use crate::trace;
 use crate::unit_weights::part;
+use dyad_torch::comm::{CommError, Pending, narrow};
+use dyad_torch::storage::{allocate_memory, release_memory};
 
 /// Whole gradients that may wait for their reduction at once, where ranks keep only parts.
 const IN_FLIGHT: usize = 2;

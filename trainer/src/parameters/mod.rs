@@ -15,11 +15,11 @@ pub use checkpoint_view::{Kept, Source};
 use dyad_proto::run_config::Optim;
 use tch::{Device, Kind, Tensor};
 
-use crate::comm::Pending;
-use crate::ext::releasable_zeros;
 use crate::layout::{Layout, Sharding, bucket_ranges};
 use crate::optimizer::states::{MASTER, States};
 use crate::unit_weights::{Link, Residence, UnitWeights, part};
+use dyad_torch::comm::Pending;
+use dyad_torch::storage::releasable_zeros;
 
 /// A parameter: its tensor in the passes' precision and its place in the bucket's gradient.
 #[derive(Debug)]

@@ -7,9 +7,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Bucket, Parameters};
-use crate::comm::{CommError, Communicator, Pending, narrow};
-use crate::transfer::{read, upload};
 use crate::unit_weights::part;
+use dyad_torch::comm::{CommError, Communicator, Pending, narrow};
+use dyad_torch::transfer::{read, upload};
 
 /// Values of a packed set of rows.
 const BITS: usize = i64::BITS as usize;

@@ -1,6 +1,6 @@
 //! What an operator is for, and what it costs at least: floating-point operations and bytes, from its name and shapes.
 
-use super::recorder::Event;
+use dyad_torch::recorder::Event;
 
 /// What an operator is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -143,7 +143,7 @@ pub fn plain_name(name: &str) -> &str {
     counted(name).map_or(name, |(plain, _)| plain)
 }
 
-/// Attention over runs says in its name what it has to compute (`ext/varlen.cpp`): no shape tells.
+/// Attention over runs says in its name what it has to compute (`cpp/gpu/varlen.cpp`): no shape tells.
 fn counted(name: &str) -> Option<(&str, f64)> {
     let (plain, operations) = name.strip_prefix("dyad::").and(name.rsplit_once(' '))?;
     Some((plain, operations.parse().ok()?))

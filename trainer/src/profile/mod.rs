@@ -6,6 +6,7 @@
 //! - [`roofline`]: what the machine can do.
 //! - [`table`]: what a person reads.
 
+use dyad_torch::recorder;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -14,10 +15,9 @@ use roofline::Roofline;
 use tch::{Device, Kind};
 
 use crate::batch::TokenCounts;
-use crate::ext::TorchError;
+use dyad_torch::error::TorchError;
 
 pub mod cost;
-pub mod recorder;
 pub mod roofline;
 pub mod summary;
 pub mod table;

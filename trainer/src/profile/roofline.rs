@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::device::synchronize;
+use dyad_torch::device::synchronize;
 
 /// Edge of the matrices: large enough for the best rate.
 const EDGE: i64 = 2048;

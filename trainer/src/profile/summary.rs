@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::cost::{Class, bytes, flops, plain_name};
-use super::recorder::Event;
+use dyad_torch::recorder::Event;
 
 /// Span around a whole optimizer step.
 pub const STEP: &str = "step";

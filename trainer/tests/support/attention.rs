@@ -1,11 +1,11 @@
 //! Attention in one call a layer, held against the definition in float64.
 
+use dyad_torch::autograd::grad;
+use dyad_torch::ops::attention_kernel::Kernel;
+use dyad_torch::ops::flash_attention::{Gathered, Runs, Varlen};
+use dyad_torch::ops::segment::Segment;
 use tch::{Device, Kind, Tensor};
-use trainer::ext::grad;
-use trainer::model::attention::Kernel;
 use trainer::model::blocks::composed_attention;
-use trainer::model::segment::Segment;
-use trainer::model::varlen::{Gathered, Runs, Varlen};
 
 /// A segment whose branches follow its prompt.
 fn segment(start: i64, prompt: i64, branches: &[i64]) -> Segment {

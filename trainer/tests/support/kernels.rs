@@ -1,11 +1,9 @@
 //! What surrounds matrix products on a GPU, held against its definition in wider numbers on the CPU.
 
+use dyad_torch::autograd::grad;
+use dyad_torch::ops::head_tile;
+use dyad_torch::ops::layer::{self, rms_norm, rotate_half};
 use tch::{Device, Kind, Tensor};
-use trainer::ext::grad;
-use trainer::gpu;
-use trainer::model::blocks::rms_norm;
-use trainer::model::fused::rotate_half;
-use trainer::objective::head::tile;
 
 fn random(size: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind)
@@ -63,13 +61,11 @@ pub(crate) fn work_between_products_equals_its_definition(device: Device) {
                 _ => kernel(x, &there(&cos), &there(&sin)),
             }
         };
-        let own = |x: &Tensor, cos: &Tensor, sin: &Tensor| {
-            gpu::rotate(x, cos, sin).unwrap_or_else(|| rotate_half(x, cos, sin))
-        };
+        let own = |x: &Tensor, cos: &Tensor, sin: &Tensor| layer::rotate_signed(x, cos, sin);
         let x = || [random(&[9, 4, 64], kind)];
         equal_there(device, "rotation", &x(), tolerance, |x| turned(&x[0], &rotate_half));
         equal_there(device, "own rotation", &x(), tolerance, |x| turned(&x[0], &own));
-        let swiglu = |x: &[Tensor]| gpu::swiglu(&x[0], &x[1]).unwrap_or_else(|| x[0].silu() * &x[1]);
+        let swiglu = |x: &[Tensor]| layer::swiglu(&x[0], &x[1]);
         equal_there(
             device,
             "SwiGLU",
@@ -87,8 +83,8 @@ pub(crate) fn the_head_scores_as_float32(device: Device) {
         let targets = Tensor::randint(1008, [19], (Kind::Int64, Device::Cpu));
         let here =
             // Errors take the place of the policy's logits.
-            tile::score(policy.to_kind(Kind::Float).copy(), Some(reference.to_kind(Kind::Float)), &targets, true);
-        let there = tile::score(
+            head_tile::score(policy.to_kind(Kind::Float).copy(), Some(reference.to_kind(Kind::Float)), &targets, true);
+        let there = head_tile::score(
             policy.to_device(device),
             Some(reference.to_device(device)),
             &targets.to_device(device),

@@ -141,11 +141,10 @@ pub fn is_adapter(dir: &Path) -> bool {
 }
 
 fn read(path: &Path) -> Result<Map<String, Value>, Fault> {
-    let text = dyad_proto::files::read_to_string(path)
-        .map_err(|error| {
-            Fault::input(format!("cannot read {}: {error}", path.display()))
-                .hint("make it a file that this user may read")
-        })?;
+    let text = dyad_proto::files::read_to_string(path).map_err(|error| {
+        Fault::input(format!("cannot read {}: {error}", path.display()))
+            .hint("make it a file that this user may read")
+    })?;
     dyad_proto::lfs::refuse_pointer(path, text.as_bytes())?;
     serde_json::from_str(&text).map_err(|error| {
         Fault::input(format!("{}: {error}", path.display())).hint("expected a PEFT adapter's JSON object")

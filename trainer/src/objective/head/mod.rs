@@ -6,15 +6,14 @@
 //! from the same logits. Of a longer one, a frozen head needs no second pass either; a trained one computes the logits again.
 //! Log-sum-exps are float32 whatever the precision of the passes, sums over tokens float64.
 
-pub mod tile;
-
 use tch::{Device, Kind, Tensor};
 
 use super::StepObjective;
 use super::logps::SequenceLogps;
 use super::statistics::{DeviceSums, Statistic};
 use crate::batch::MicroBatch;
-use crate::model::product;
+use dyad_torch::backend::Backend;
+use dyad_torch::ops::{head_tile, product};
 
 /// Most bytes of one tile of logits. Two of them live at once, where no kernel serves up to four.
 const TILE_BYTES: i64 = 96 << 20;
@@ -123,7 +122,11 @@ pub fn score_batch(
 
 fn tile_rows(weight: &Tensor) -> i64 {
     // Fused kernels work on logits as they come; the composed ones widen them first.
-    let width = if tile::serves_logits_of(weight) { weight.kind().elt_size_in_bytes() as i64 } else { 4 };
+    let width = if Backend::of_logits(weight) != Backend::Torch {
+        weight.kind().elt_size_in_bytes() as i64
+    } else {
+        4
+    };
     let bytes = if weight.device().is_cuda() { GPU_TILE_BYTES } else { TILE_BYTES };
     (bytes / (width * weight.size()[0])).max(1)
 }
@@ -216,7 +219,7 @@ impl Group<'_> {
         for tile in tiles {
             let targets = self.targets(tile);
             let reference = self.reference_model().map(|reference| reference.logits(tile));
-            let scored = tile::score(self.policy.logits(tile), reference, &targets, keep);
+            let scored = head_tile::score(self.policy.logits(tile), reference, &targets, keep);
             logps.push(scored.logps);
             reference_logps.extend(scored.reference_logps);
             kl += scored.kl;
@@ -281,7 +284,7 @@ impl Group<'_> {
         for tile in self.tiles() {
             let errors = kept.take().or_else(|| {
                 // Scored a second time for its errors alone.
-                tile::score(self.policy.logits(tile), None, &self.targets(tile), true).errors
+                head_tile::score(self.policy.logits(tile), None, &self.targets(tile), true).errors
             });
             let Some(errors) = errors.map(|errors| errors.to_kind(self.policy.weight.kind())) else {
                 continue;

@@ -1,0 +1,142 @@
+//! Where the passes run, and in which precision.
+
+use std::ffi::{c_int, c_void};
+
+use dyad_proto::run_config::Dtype;
+use dyad_proto::{Fault, agrees, counted};
+use tch::{Cuda, Device, Kind};
+
+use crate::error::{TorchError, check};
+use crate::ffi::{dyad_cuda_current_stream, dyad_cuda_free_bytes, dyad_cuda_peak_bytes};
+
+/// Turns `cpu` or `cuda:N` into a device that works, loading libtorch's CUDA back end when it is asked for: before anything is
+/// computed, because libtorch looks for that back end once.
+pub fn open(name: &str) -> Result<Device, Fault> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let index =
+        name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()).ok_or_else(|| {
+            Fault::input(format!("unknown device \"{name}\""))
+                .hint("expected cpu or cuda:N, for example cuda:0")
+        })?;
+    load_cuda_back_end()?;
+    let count = Cuda::device_count().max(0) as usize;
+    if index >= count {
+        let (devices, are) = (counted(count, "CUDA device"), agrees(count, "is", "are"));
+        return Err(Fault::input(format!("device {name} does not exist: {devices} {are} visible"))
+            .hint("check nvidia-smi and CUDA_VISIBLE_DEVICES"));
+    }
+    crate::gpu::prepare(index);
+    Ok(Device::Cuda(index))
+}
+
+/// The linker leaves libtorch_cuda out of the binary; loading it registers the CUDA back end, so that one binary serves both.
+#[expect(unsafe_code, reason = "dlopen")]
+fn load_cuda_back_end() -> Result<(), Fault> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: libtorch_cuda's initialisers only register kernels and touch no state of ours.
+    let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+    match library {
+        Ok(library) => {
+            // Never unloaded: kernels stay registered for the life of the process.
+            std::mem::forget(library);
+            Ok(())
+        }
+        Err(error) => Err(Fault::input(format!("cannot load libtorch's CUDA back end: {error}"))
+            .hint("install it with deploy/install-libtorch.sh --cuda, or train on the CPU")),
+    }
+}
+
+/// Where a GPU is on the bus, as NVML reads it: domain, bus, device and function.
+#[expect(unsafe_code, reason = "foreign functions of the CUDA driver")]
+pub fn pci_address(index: usize) -> Result<String, cudarc::driver::DriverError> {
+    use cudarc::driver::result::{device, init};
+    use cudarc::driver::sys::CUdevice_attribute as Attribute;
+    init()?;
+    let gpu = device::get(index as i32)?;
+    // SAFETY: the device is one that the driver has just named.
+    let ask = |attribute| unsafe { device::get_attribute(gpu, attribute) };
+    let domain = ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+    let bus = ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+    let slot = ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+    Ok(format!("{domain:08X}:{bus:02X}:{slot:02X}.0"))
+}
+
+/// Waits until the device has done all that it was given.
+pub fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}
+
+/// Precision of the passes. `auto` is bfloat16 on CUDA devices and on CPUs that multiply bfloat16 in tiles (AMX). Without those a bfloat16
+/// step is slower than a float32 one: 1.6 times on a Xeon with AVX512_BF16.
+#[must_use]
+pub fn compute_kind(dtype: Dtype, device: Device) -> Kind {
+    match dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Bfloat16 => Kind::BFloat16,
+        Dtype::Auto if device.is_cuda() || cpu_multiplies_bfloat16() => Kind::BFloat16,
+        Dtype::Auto => Kind::Float,
+    }
+}
+
+/// The configuration's name for a precision of passes.
+#[must_use]
+pub fn precision(kind: Kind) -> &'static str {
+    if kind == Kind::BFloat16 { "bfloat16" } else { "float32" }
+}
+
+fn cpu_multiplies_bfloat16() -> bool {
+    let info = dyad_proto::files::of_kernel("/proc/cpuinfo").unwrap_or_default();
+    let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == "amx_bf16")
+}
+
+/// Bytes of a CUDA device that nobody holds.
+#[expect(unsafe_code, reason = "foreign functions of the bridge")]
+pub fn cuda_free_bytes(device: usize) -> Result<u64, TorchError> {
+    let mut bytes = 0;
+    // SAFETY: writes one integer.
+    unsafe { check(dyad_cuda_free_bytes(device as c_int, &raw mut bytes))? };
+    Ok(bytes.max(0) as u64)
+}
+
+/// The driver's handle of libtorch's current stream on a CUDA device; null is the default stream.
+#[expect(unsafe_code, reason = "foreign functions of the bridge")]
+pub fn cuda_current_stream(device: usize) -> Result<*mut c_void, TorchError> {
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: writes one pointer.
+    unsafe { check(dyad_cuda_current_stream(device as c_int, &raw mut stream))? };
+    Ok(stream)
+}
+
+/// Most bytes that libtorch has held for tensors on a CUDA device.
+#[expect(unsafe_code, reason = "foreign functions of the bridge")]
+pub fn cuda_peak_bytes(device: usize) -> Result<u64, TorchError> {
+    let mut bytes = 0;
+    // SAFETY: writes one integer.
+    unsafe { check(dyad_cuda_peak_bytes(device as c_int, &raw mut bytes))? };
+    Ok(bytes.max(0) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_be_had_says_what_to_do() {
+        assert!(open("tpu").unwrap_err().message.contains("unknown device"));
+        // Without a GPU, or without the CUDA set, this fails before anything is computed.
+        if std::fs::metadata("/dev/nvidia0").is_err() {
+            assert!(!open("cuda:0").unwrap_err().hint.is_empty());
+        }
+    }
+
+    #[test]
+    fn named_precisions_are_taken_as_they_are() {
+        assert_eq!(compute_kind(Dtype::Float32, Device::Cpu), Kind::Float);
+        assert_eq!(compute_kind(Dtype::Bfloat16, Device::Cpu), Kind::BFloat16);
+    }
+}

@@ -1,0 +1,225 @@
+//! Operators of a decoder layer: norms, rotations, linear layers, SwiGLU, attention over segments. Each has its derivative.
+#![expect(unsafe_code, reason = "foreign functions of the bridge")]
+
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+use super::gpu_kernels;
+use super::made::made;
+use super::segment::Segment;
+use crate::backend::{Backend, GPU_VECTOR, on_gpu_path};
+use crate::error::{TorchError, check};
+use crate::ffi::{
+    RawLinear, dyad_accumulate, dyad_kernel_threads, dyad_linears, dyad_rms_norm, dyad_rotate,
+    dyad_rotate_half, dyad_segmented_attention, dyad_swiglu,
+};
+
+impl RawLinear {
+    fn plain(weight: &Tensor, bias: Option<&Tensor>) -> Self {
+        let none = std::ptr::null();
+        Self { weight: weight.as_ptr(), bias: pointer(bias), onto: none, a: none, b: none, scale: 0.0 }
+    }
+}
+
+fn pointer(tensor: Option<&Tensor>) -> *const C_tensor {
+    tensor.map_or(std::ptr::null(), |tensor| tensor.as_ptr())
+}
+
+/// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in float32.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    rms_norm_with_residual(x, weight, eps).0
+}
+
+/// The same, and `x` for the residual: the gradients of both come together in the norm's kernel, where there is one.
+pub fn rms_norm_with_residual(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    if Backend::of(&[x, weight], 1) == Backend::Cpu {
+        return cpu_rms_norm(x, weight, eps);
+    }
+    // One launch each way on a GPU.
+    let normed = x.internal_fused_rms_norm(weight.size().as_slice(), Some(weight), eps).0;
+    (normed, x.shallow_clone())
+}
+
+fn cpu_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    assert_eq!(x.size().last(), weight.size().last(), "one weight per column");
+    let mut residual = std::ptr::null_mut();
+    // SAFETY: two live tensors of matching sizes, and a place for each result.
+    let y = made(|out| unsafe { dyad_rms_norm(x.as_ptr(), weight.as_ptr(), eps, out, &raw mut residual) });
+    // SAFETY: on success the kernel has left a second fresh tensor that we own.
+    (y, unsafe { Tensor::from_ptr(residual) })
+}
+
+/// Rotates `[tokens, heads, width]` by angles with contiguous cosines and sines `[tokens, 1, width]`.
+pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    let (size, angles) = (x.size(), cos.size());
+    assert!(size[0] == angles[0] && size[2] == angles[2] && cos.is_contiguous() && sin.is_contiguous());
+    // SAFETY: three live tensors of matching sizes, and a place for the result.
+    made(|out| unsafe { dyad_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
+}
+
+/// The same on a GPU, by the bridge's kernel where it serves.
+pub fn rotate_signed(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    gpu_kernels::rotate(x, cos, sin).unwrap_or_else(|| rotate_half(x, cos, sin))
+}
+
+/// The same on any device, in three launches; `sin` is negative in its first half.
+pub fn rotate_half(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    // SAFETY: three live tensors, and a place for the result; the operators check sizes.
+    made(|out| unsafe { dyad_rotate_half(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
+}
+
+/// One linear layer as the bridge takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearArgs<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Tensor,
+    /// `[out]`.
+    pub bias: Option<&'a Tensor>,
+    /// The adapter residual it.
+    pub adapter: Option<AdapterArgs<'a>>,
+}
+
+/// A low-rank update as the bridge takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterArgs<'a> {
+    /// `[rank, in]`.
+    pub a: &'a Tensor,
+    /// `[out, rank]`.
+    pub b: &'a Tensor,
+    /// `lora_alpha / lora_r`.
+    pub scale: f64,
+}
+
+/// Linear layers of one input `[tokens, in]`, adapters included, on any device: `[tokens, out]` each. `own_products` takes
+/// the bridge's, which must serve all matrices; they alone add to `onto`, `[tokens, out]`, in layers without a bias.
+pub fn linears<const N: usize>(
+    x: &Tensor,
+    layers: [LinearArgs<'_>; N],
+    onto: Option<&Tensor>,
+    own_products: bool,
+) -> [Tensor; N] {
+    let raw = layers.map(|layer| {
+        let adapter = layer.adapter;
+        assert!(
+            onto.is_none() || (own_products && layer.bias.is_none()),
+            "only the bridge's products add, and no bias too"
+        );
+        RawLinear {
+            onto: pointer(onto),
+            a: pointer(adapter.map(|adapter| adapter.a)),
+            b: pointer(adapter.map(|adapter| adapter.b)),
+            scale: adapter.map_or(0.0, |adapter| adapter.scale),
+            ..RawLinear::plain(layer.weight, layer.bias)
+        }
+    });
+    run(x, &raw, own_products)
+}
+
+/// `x wᵀ + bias` by the bridge's own products, which must serve.
+pub(crate) fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let [y] = run(x, &[RawLinear::plain(weight, bias)], true);
+    y
+}
+
+fn run<const N: usize>(x: &Tensor, linears: &[RawLinear; N], own_products: bool) -> [Tensor; N] {
+    let mut ys = [std::ptr::null_mut(); N];
+    // SAFETY: live tensors, null where they may be missing, and a place for each result; the operators check sizes, and callers
+    // those of the bridge's own products.
+    let done = check(unsafe { dyad_linears(x.as_ptr(), linears.as_ptr(), N, own_products, ys.as_mut_ptr()) });
+    if let Err(error) = done {
+        panic!("linear layers: {error}");
+    }
+    // SAFETY: on success the bridge has left fresh tensors that we own.
+    ys.map(|y| unsafe { Tensor::from_ptr(y) })
+}
+
+/// `silu(gate) * up`.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
+    if Backend::of(&[gate, up], GPU_VECTOR) != Backend::Cpu {
+        return gpu_kernels::swiglu(gate, up).unwrap_or_else(|| gate.silu() * up);
+    }
+    assert_eq!(gate.size(), up.size(), "one gate per value");
+    // SAFETY: two live tensors of the same size, and a place for the result.
+    made(|out| unsafe { dyad_swiglu(gate.as_ptr(), up.as_ptr(), out) })
+}
+
+/// Threads that share a kernel's work.
+pub fn kernel_threads() -> Result<usize, TorchError> {
+    let mut threads = 0;
+    // SAFETY: writes one integer.
+    check(unsafe { dyad_kernel_threads(&raw mut threads) })?;
+    Ok(threads)
+}
+
+/// `total += part`, whatever the kinds; `total` is changed through every handle to it.
+pub fn accumulate(total: &Tensor, part: &Tensor) {
+    let narrow = total.kind() == Kind::Float && part.kind() == Kind::BFloat16;
+    let plain = total.size() == part.size() && total.is_contiguous() && part.is_contiguous();
+    if !narrow || !plain || on_gpu_path(total.device()) || on_gpu_path(part.device()) {
+        let mut total = total.shallow_clone();
+        tch::no_grad(|| total += part);
+        return;
+    }
+    // SAFETY: two live, contiguous CPU tensors of the same size and of the kinds that the bridge asks for.
+    if let Err(error) = check(unsafe { dyad_accumulate(total.as_ptr(), part.as_ptr()) }) {
+        panic!("fused kernel: {error}");
+    }
+}
+
+/// Attention over packed segments: `[tokens, heads, width]`, and `[tokens, kv heads, width]` keys and values.
+pub fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
+    let mut layout = Vec::new();
+    for segment in segments {
+        layout.extend([segment.start, segment.prompt, segment.branches.len() as i64]);
+        layout.extend(&segment.branches);
+    }
+    // SAFETY: three live tensors, an array as long as said, and a place for the result.
+    made(|out| unsafe {
+        dyad_segmented_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), layout.as_ptr(), layout.len(), out)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ffi::dyad_kernel_lanes;
+
+    /// Without OpenMP the bridge compiles as well, and its loops run on one thread.
+    #[test]
+    fn kernels_share_their_work_between_all_threads() {
+        tch::set_num_threads(2);
+        assert_eq!(kernel_threads().unwrap(), 2);
+    }
+
+    #[test]
+    fn fused_kernels_take_the_instructions_that_were_asked_for() {
+        let v3 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let v4 = ["avx512f", "avx512bw", "avx512dq", "avx512vl"];
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let v4 = v4.iter().all(|flag| info.split_whitespace().any(|word| word == *flag));
+        let asked = std::env::var("DYAD_CPU_CAPABILITY").unwrap_or_default();
+        let expected = if asked.is_empty() && v4 {
+            16
+        } else if asked != "default" && v3 {
+            8
+        } else {
+            4
+        };
+        // SAFETY: reads a number.
+        assert_eq!(unsafe { dyad_kernel_lanes() }, expected);
+    }
+
+    /// The tests of fused kernels once more, in processes that take the loops of lesser CPUs.
+    #[test]
+    fn kernels_are_right_with_every_set_of_instructions() {
+        for capability in ["avx2", "default"] {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["tests::fused_", "is_no_number", "equal_logits"])
+                .env("DYAD_CPU_CAPABILITY", capability)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && !said.contains(" 0 passed"), "{capability}: {said}");
+        }
+    }
+}
