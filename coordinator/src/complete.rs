@@ -18,21 +18,27 @@ pub async fn tell(mut inputs: mpsc::Receiver<Input>, trainers: u32) {
     while left.len() < trainers as usize
         && let Some(input) = inputs.recv().await
     {
-        match input {
-            Input::Connected(id, _, outbox) => drop(outboxes.insert(id, outbox)),
-            Input::Event(Event::Message(id, Up::Hello(hello))) => {
+        let event = match input {
+            Input::Event(event) => *event,
+            Input::Connected(id, _, outbox) => {
+                outboxes.insert(id, outbox);
+                continue;
+            }
+        };
+        match event {
+            Event::Message(id, Up::Hello(hello)) => {
                 names.insert(id, hello.name);
                 if let Some(outbox) = outboxes.get(&id) {
                     // A trainer that is gone already comes again, or is not waited for for ever.
                     let _ = outbox.send(CoordinatorMessage { body: Some(Down::Finish(Finish {})) });
                 }
             }
-            Input::Event(Event::Message(id, Up::Finished(_))) => {
+            Event::Message(id, Up::Finished(_)) => {
                 left.extend(names.remove(&id));
                 outboxes.remove(&id);
             }
-            Input::Event(Event::Closed(id)) => drop(outboxes.remove(&id)),
-            Input::Event(_) => {}
+            Event::Closed(id) => drop(outboxes.remove(&id)),
+            _ => {}
         }
     }
 }
@@ -55,11 +61,11 @@ mod tests {
             let hello = Hello { name: name.into(), ..Hello::default() };
             let id = TrainerId(id as u64);
             inputs.send(Input::Connected(id, None, outbox)).await.unwrap();
-            inputs.send(Input::Event(Event::Message(id, Up::Hello(hello)))).await.unwrap();
+            inputs.send(Input::Event(Box::new(Event::Message(id, Up::Hello(hello))))).await.unwrap();
             // The second one breaks off before it has said that it leaves.
             let last =
                 if id.0 == 1 { Event::Closed(id) } else { Event::Message(id, Up::Finished(Finished {})) };
-            inputs.send(Input::Event(last)).await.unwrap();
+            inputs.send(Input::Event(Box::new(last))).await.unwrap();
         }
         telling.await.unwrap();
         for mut told in outgoing {

@@ -34,7 +34,7 @@ pub enum Input {
     /// A connection was made from somewhere; what is put into the outbox goes out on it.
     Connected(TrainerId, Option<SocketAddr>, Outbox),
     /// Something for the run.
-    Event(Event),
+    Event(Box<Event>),
 }
 
 /// The run and everything its commands act on.
@@ -69,7 +69,7 @@ impl Engine {
                         self.outboxes.insert(id, (peer, outbox));
                         continue;
                     }
-                    Input::Event(event) => event,
+                    Input::Event(event) => *event,
                 },
                 _ = ticks.tick() => Event::Tick,
             };

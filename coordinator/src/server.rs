@@ -227,7 +227,7 @@ impl Signals {
                 false => Event::Drain(name.to_owned()),
             };
             // Fails only when the run has ended by itself.
-            if inputs.send(Input::Event(event)).await.is_err() || at_once {
+            if inputs.send(Input::Event(Box::new(event))).await.is_err() || at_once {
                 return;
             }
         }

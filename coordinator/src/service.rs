@@ -141,17 +141,17 @@ async fn forward(
                     if let Some(peer) = &peer {
                         peer.note("message refused", &what);
                     }
-                    let _ = inputs.send(Input::Event(Event::Unreadable(id, what))).await;
+                    let _ = inputs.send(Input::Event(Box::new(Event::Unreadable(id, what)))).await;
                 }
                 break;
             }
         };
-        if inputs.send(Input::Event(event)).await.is_err() {
+        if inputs.send(Input::Event(Box::new(event))).await.is_err() {
             return;
         }
     }
     // Fails only when the engine is gone, and then nobody needs to know.
-    let _ = inputs.send(Input::Event(Event::Closed(id))).await;
+    let _ = inputs.send(Input::Event(Box::new(Event::Closed(id)))).await;
 }
 
 /// The peer sent bytes that are no message, or a message beyond all measure; other errors are ends of the stream.

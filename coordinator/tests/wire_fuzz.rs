@@ -68,6 +68,7 @@ fn sums() -> impl Strategy<Value = Option<PreferenceSums>> {
                 tokens,
                 completion_tokens: tokens,
                 kl_tokens: correct,
+                aux_loss: 0.0,
                 rewards_correct: correct,
                 ..PreferenceSums::default()
             }

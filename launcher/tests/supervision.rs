@@ -61,7 +61,7 @@ impl Stage {
 /// A trainer that says of any run what `trainer check` says of a good one.
 const CHECKED: &str = r#"[ "$1" = check ] && { cat > /dev/null; echo '{"model": {"model_type": "llama", "layers": 2, "hidden": 64, "query": 64,
     "key": 64, "ffn": 128, "vocab": 512, "tied": false, "max_position_embeddings": 256}, "trainable": 7, "to_download": [],
-    "max_seq_length": 256, "pairs": {"pairs": 1, "longest": 9, "truncated": 0, "dropped": 0, "prompt": 4, "chosen": 5, "rejected": 5}}'; exit; }"#;
+    "max_seq_length": 256, "pairs": {"pairs": 1, "longest": 9, "truncated": 0, "dropped": 0, "prompt": 4, "chosen": 5, "rejected": 5, "notes": []}}'; exit; }"#;
 
 const PAIR: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}
 "#;

@@ -86,7 +86,7 @@ impl Sum {
 
 /// Holds the model or adapter in a folder against what the run that wrote it noted down. Damaged weights are an error. Other files are
 /// edited on purpose now and then: what changed is named in the sentence that is returned. A folder of somebody else passes.
-/// Without `bytes` only sizes are compared.
+/// Without `bytes` only the sizes of files that are there are compared: a rank that gets its weights from rank 0 needs none.
 pub fn check_start(dir: &Path, bytes: bool) -> Result<Option<String>, Fault> {
     let unusable = |damage: &Damage| {
         Fault::input(format!("{} is damaged: {damage}", dir.display())).hint(format!(
@@ -96,7 +96,12 @@ pub fn check_start(dir: &Path, bytes: bool) -> Result<Option<String>, Fault> {
     let Some(files) = noted(dir).map_err(|damage| unusable(&damage))? else { return Ok(None) };
     let mut edited = Vec::new();
     for (file, sum) in files.iter().filter(|(file, _)| !OPTIMIZER.eq(*file)) {
-        let damage = match sum.find_damage(&dir.join(file), bytes) {
+        let path = dir.join(file);
+        let absent = fs::metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if absent && !bytes {
+            continue;
+        }
+        let damage = match sum.find_damage(&path, bytes) {
             Some(what) => Damage::new(file, what),
             None => continue,
         };
@@ -325,6 +330,13 @@ mod tests {
             );
             fs::write(folder.join("model.safetensors"), "short").unwrap();
             assert!(check_start(folder, false).is_err());
+            fs::remove_file(folder.join("model.safetensors")).unwrap();
+            assert_eq!(
+                check_start(folder, false).map(|_| ()),
+                Ok(()),
+                "a rank that gets its weights from rank 0"
+            );
+            assert!(check_start(folder, true).unwrap_err().message.contains("model.safetensors is missing"));
         }
     }
 

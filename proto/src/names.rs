@@ -30,6 +30,8 @@ pub mod metric {
     pub const LOGPS_ACCURACIES: &str = "logps/accuracies";
     /// KL divergence of policy and reference per completion token, nats.
     pub const KL: &str = "kl";
+    /// Terms of the loss that layers add, such as a router's; a part of the loss. Absent where there is none.
+    pub const AUX_LOSS: &str = "aux_loss";
     /// Tokens trained on so far.
     pub const NUM_TOKENS: &str = "num_tokens";
     /// Seconds of the slowest rank.

@@ -350,13 +350,34 @@ MODELS: dict[str, Start] = {
     "zero3": Start(model(edit=projections(lambda t: torch.empty(0))), refused="has shape [0]"),
     "sliding": Start(
         model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1, layer_types=None),
-        refused="use_sliding_window = true",
+        warns="attention windows (sliding_window = 8)",
+    ),
+    "sliding_default": Start(
+        model("qwen2", drop=("sliding_window",), use_sliding_window=True, max_window_layers=0, layer_types=None),
+        warns="attention windows (sliding_window = 4096)",
+    ),
+    "sliding_without_sharing": Start(
+        model("qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=0, layer_types=None),
+        warns="attention windows (sliding_window = 5)",
+        run={"prefix_sharing": False},
     ),
     "window_never_begins": Start(model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=28, layer_types=None)),
     "sliding_layer": Start(
+        model(
+            "qwen2",
+            layer_types=["full_attention", "sliding_attention", "full_attention"],
+            use_sliding_window=True,
+            sliding_window=8,
+        ),
+        warns="attention windows (sliding_window = 8)",
+    ),
+    "sliding_layer_without_window": Start(
         model("qwen2", layer_types=["full_attention", "sliding_attention", "full_attention"], sliding_window=8),
         refused='layer_types "sliding_attention"',
     ),
+    **{f"activation_{name}": Start(model(hidden_act=name)) for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "swish")},
+    "activation_qwen2": Start(model("qwen2", hidden_act="gelu")),
+    "activation_mish": Start(model(hidden_act="mish"), refused='hidden_act = "mish"'),
     "attention_dropout": Start(model(attention_dropout=0.1), refused="attention_dropout = 0.1"),
     "softcap": Start(model(final_logit_softcapping=30.0), refused="final_logit_softcapping = 30.0"),
     "strange_field": Start(model(my_own_note="a"), warns="fields that llama does not know are ignored: my_own_note"),

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use dyad_families::Sizes;
+use dyad_families::shape::{PairTokens, Shape};
 use dyad_tests::{Workspace, root, text};
 
 fn bench(options: &[&str]) -> Command {
@@ -22,6 +24,52 @@ fn without_a_gpu_it_says_what_to_do() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.starts_with("bench-gpu: no CUDA device") && said.contains("\n  hint: "), "{said}");
     assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+/// Trainer, `plan` and benchmarks report the same FLOPs: those of `dyad_families::shape`.
+#[test]
+fn the_benchmarks_flops_are_those_of_trainer_and_plan() {
+    let script = "\
+import json
+from flops import SHAPES, Pair, forward
+pair = Pair(150, 310, 290)
+print(json.dumps({name: [s.hidden, s.inner, s.layers, s.heads, s.kv_heads, s.vocabulary, s.untied_head, s.parameters()]
+    + [forward(s, [pair], shared) for shared in (True, False)] for name, s in SHAPES.items()}))";
+    let output = Command::new("python3")
+        .args(["-c", script])
+        .env("PYTHONPATH", root().join("tests/bench"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let shapes: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let pair = PairTokens { prompt: 150.0, chosen: 310.0, rejected: 290.0 };
+    let shapes = shapes.as_object().unwrap();
+    assert!(shapes.len() >= 3);
+    for (name, found) in shapes {
+        let size = |at: usize| found[at].as_i64().unwrap();
+        let shape = Shape::of(
+            name,
+            &Sizes {
+                hidden: size(0),
+                ffn: size(1),
+                layers: size(2) as usize,
+                query: size(0),
+                key: size(0) / size(3) * size(4),
+                vocab: size(5),
+                tied: !found[6].as_bool().unwrap(),
+                max_position_embeddings: 0,
+                model_type: String::new(),
+            },
+        );
+        assert_eq!(shape.parameters(), found[7].as_f64().unwrap(), "{name}");
+        for (at, work) in [(8, pair.shared()), (9, pair.separate())] {
+            let ours = shape.forward(work);
+            for (part, ours) in [ours.layers, ours.head, ours.attention].into_iter().enumerate() {
+                let theirs = found[at][part].as_f64().unwrap();
+                assert!((ours / theirs - 1.0).abs() < 1e-12, "{name}: {ours} in Rust, {theirs} in Python");
+            }
+        }
+    }
 }
 
 /// Small enough for a CPU; every column of Dyad's row is filled. TRL beside it takes too long for a test, and so does bfloat16 on CPUs

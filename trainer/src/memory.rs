@@ -1,5 +1,7 @@
 //! What a pass keeps for its backward pass, and how many layers can afford that.
 
+use dyad_families::Activation;
+use dyad_families::shape::{GPU_TILE_BYTES, MOST_TILES, Shape, TILE_BYTES};
 use dyad_proto::run_config::ActivationCheckpointing;
 use tch::Device;
 
@@ -11,9 +13,9 @@ use dyad_torch::place::Place;
 /// Share of the free memory that activations may take; the rest is for what is not counted here.
 const SHARE: f64 = 0.8;
 /// Tiles of logits.
-const HEAD_BYTES: u64 = 384 << 20;
+const HEAD_BYTES: u64 = MOST_TILES * TILE_BYTES;
 /// The same on a GPU.
-const GPU_HEAD_BYTES: u64 = 1 << 30;
+const GPU_HEAD_BYTES: u64 = MOST_TILES * GPU_TILE_BYTES;
 
 /// Bytes that one layer keeps, and needs for a moment; and what the head needs once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,19 +34,17 @@ impl LayerBytes {
     /// Of a layer that computes so many tokens.
     #[must_use]
     pub fn new(config: &ModelConfig, place: Place, tokens: u64) -> Self {
-        let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
-        let query = (config.num_attention_heads * config.head_dim) as u64;
-        let key = (config.num_key_value_heads * config.head_dim) as u64;
-        // Both norms' input and output; queries and attention's output; keys and values; gate, up and their product.
-        let fused = 4 * hidden + 2 * query + 2 * key + 3 * ffn;
-        // On a GPU attention keeps keys and values that were copied, and a SwiGLU without our kernel silu(gate) as well.
-        let composed = if has_gpu_kernels(place.kind) { 0 } else { ffn };
-        let (values, head) = match place.device.is_cuda() {
-            true => (fused + composed + 2 * key, GPU_HEAD_BYTES),
-            false => (fused, HEAD_BYTES),
-        };
+        let (shape, on_gpu) = (Shape::from(config), place.device.is_cuda());
+        let fused = config.activation == Activation::Silu && (!on_gpu || has_gpu_kernels(place.kind));
+        // On a GPU attention keeps keys and values that were copied.
+        let values = shape.kept_values(on_gpu, fused) as u64;
         let token = tokens * place.kind.elt_size_in_bytes() as u64;
-        Self { kept: token * values, input: token * hidden, transient: token * 4 * ffn, head }
+        Self {
+            kept: token * values,
+            input: token * shape.hidden as u64,
+            transient: token * shape.transient_values() as u64,
+            head: if on_gpu { GPU_HEAD_BYTES } else { HEAD_BYTES },
+        }
     }
 }
 

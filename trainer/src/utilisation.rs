@@ -16,7 +16,7 @@ use crate::model::ModelConfig;
 use dyad_torch::place::Place;
 
 /// Operations of a run's steps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ModelFlops {
     cost: PassCost,
     /// Forward passes that the policy's way forward and back amounts to.

@@ -5,7 +5,6 @@ mod support;
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::run_config::Dtype;
-use dyad_torch::ops::product;
 use support::{engine, new_model};
 use tch::Kind;
 use trainer::engine::Share;

@@ -13,7 +13,7 @@ use trainer::engine::{Engine, Share};
 const VOCAB: i64 = 256_000;
 const HIDDEN: usize = 16;
 /// One tile of logits, as the head promises.
-const TILE_BYTES: i64 = 96 << 20;
+const TILE_BYTES: i64 = dyad_families::shape::TILE_BYTES as i64;
 
 /// A small model with a very large vocabulary.
 fn model(dir: &Path) {

@@ -84,6 +84,7 @@ pub fn total<'a>(sums: impl IntoIterator<Item = &'a PreferenceSums>) -> Preferen
         completion_tokens: total.completion_tokens + rank.completion_tokens,
         tokens: total.tokens + rank.tokens,
         kl_tokens: total.kl_tokens + rank.kl_tokens,
+        aux_loss: total.aux_loss + rank.aux_loss,
     })
 }
 
@@ -137,10 +138,10 @@ pub fn evaluation_row(reports: &[EvaluationReport], objective: Objective) -> Row
     row
 }
 
-/// Mean over pairs or over completion tokens.
+/// Mean over pairs or over completion tokens, and what layers add to it.
 fn loss(sums: &PreferenceSums, objective: Objective) -> f64 {
     let count = if objective.is_per_token() { sums.completion_tokens } else { sums.pairs };
-    sums.loss / count as f64
+    sums.loss / count as f64 + sums.aux_loss
 }
 
 fn push_preferences(row: &mut Row, sums: &PreferenceSums, objective: Objective, prefix: &str) {
@@ -159,6 +160,9 @@ fn push_preferences(row: &mut Row, sums: &PreferenceSums, objective: Objective, 
     };
     for (key, value) in values {
         row.push(format!("{prefix}{key}"), value);
+    }
+    if sums.aux_loss != 0.0 {
+        row.push(format!("{prefix}{}", metric::AUX_LOSS), sums.aux_loss);
     }
     // Where reference log-probabilities were known, nobody saw the reference's whole distribution.
     if objective.needs_reference() && sums.kl_tokens > 0 {
@@ -190,6 +194,7 @@ mod tests {
             completion_tokens: 10,
             tokens: 40,
             kl_tokens: 10,
+            aux_loss: 0.0,
         };
         let large = PreferenceSums {
             pairs: 3,
@@ -204,6 +209,7 @@ mod tests {
             completion_tokens: 90,
             tokens: 360,
             kl_tokens: 90,
+            aux_loss: 0.0,
         };
         let report = |sums: PreferenceSums, step_seconds| StepReport {
             peak_memory_bytes: 100 * sums.pairs,
@@ -292,6 +298,16 @@ mod tests {
         assert_eq!(step_row(&reports, DPO).get("kl"), Some(0.05));
         reports[0].sums.as_mut().unwrap().kl_tokens = 0;
         assert_eq!(step_row(&reports, DPO).get("kl"), None);
+    }
+
+    #[test]
+    fn terms_of_layers_are_a_part_of_the_loss() {
+        let mut reports = reports();
+        for report in &mut reports {
+            report.sums.as_mut().unwrap().aux_loss = 0.125;
+        }
+        let row = step_row(&reports, DPO);
+        assert_eq!((row.get("loss"), row.get("aux_loss")), (Some(0.3 + 0.25), Some(0.25)));
     }
 
     #[test]

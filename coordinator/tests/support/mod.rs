@@ -422,5 +422,6 @@ fn sums(pairs: &[Pair]) -> PreferenceSums {
         completion_tokens: 20 * count,
         tokens: 40 * count,
         kl_tokens: 20 * count,
+        aux_loss: 0.0,
     }
 }

@@ -113,7 +113,7 @@ fn units(setup: &Setup, backward: f64) -> Vec<(f64, f64)> {
         Method::Full => (shape.layer(), shape.head()),
         Method::Lora(r) => (shape.adapters(r) / shape.layers, 0.0),
     };
-    let rows = setup.batch * setup.pair.tokens(true);
+    let rows = setup.batch * setup.pair.shared().tokens;
     let mut units = vec![(0.0, matrix)];
     units.extend(std::iter::repeat_n((backward / shape.layers, layer), shape.layers as usize));
     units.push((0.0, matrix.min(rows * shape.hidden)));
@@ -158,7 +158,7 @@ mod tests {
         let (slow, fast) = (traffic(&setup, hiding(10.0)), traffic(&setup, hiding(0.0)));
         assert!((fast.exposed / fast.total - 1.0).abs() < 1e-9);
         // The gradients of the first layer and the looked-up rows are the last: their way is never hidden.
-        let rows = setup.batch * setup.pair.tokens(true) * setup.shape.hidden;
+        let rows = setup.batch * setup.pair.shared().tokens * setup.shape.hidden;
         assert!(rows < setup.shape.head());
         let last = all_reduce(&setup, 4.0 * setup.shape.layer()) + all_reduce(&setup, 4.0 * rows);
         assert!((slow.exposed - last).abs() < 1e-9, "{} {last}", slow.exposed);

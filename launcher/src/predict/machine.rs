@@ -147,10 +147,6 @@ pub const GRADIENT_PASSES: f64 = 4.0;
 /// Derived: the master is read and the bfloat16 weight written once more.
 pub const PUBLISH_TRAFFIC: f64 = 6.0;
 
-/// As in the trainer's `head/`: most bytes of one tile of logits on a CPU.
-pub const TILE_BYTES: f64 = (96u64 << 20) as f64;
-/// The same on a GPU.
-pub const GPU_TILE_BYTES: f64 = (256u64 << 20) as f64;
 /// Assumed: units are merged into buckets until they hold so many bytes. The trainer measures its link and takes 1 to 64 MiB.
 pub const BUCKET_BYTES: f64 = (8u64 << 20) as f64;
 /// Derived: passes over logits to score them: written, read.

@@ -90,14 +90,9 @@ fn rounded(setup: &Setup) -> f64 {
 }
 
 /// Values that one layer keeps per token for its backward pass.
-///
-/// Layer input, normed input, residual and normed residual (hidden each); queries and attention's output; keys and
-/// values, on a GPU once more in copies; gate, up and their product.
 #[must_use]
 pub fn saved_per_token(setup: &Setup) -> f64 {
-    let shape = &setup.shape;
-    let copies = if setup.machine.gpu { 2.0 * shape.key } else { 0.0 };
-    4.0 * shape.hidden + 2.0 * shape.query + 2.0 * shape.key + copies + 3.0 * shape.ffn
+    setup.shape.kept_values(setup.machine.gpu, true)
 }
 
 fn activations(setup: &Setup) -> f64 {
@@ -109,7 +104,7 @@ fn activations(setup: &Setup) -> f64 {
         shape.layers * saved_per_token(setup)
     };
     // The widest moment of a backward pass: gradients of gate, up, their product and its input, and one layer's weights.
-    let transient = tokens * 4.0 * shape.ffn * width;
+    let transient = tokens * shape.transient_values() * width;
     let weight_gradients = if setup.method == Method::Full { shape.layer() * width } else { 0.0 };
     tokens * layers * width + transient + weight_gradients
 }
@@ -211,8 +206,8 @@ pub fn gib(bytes: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::tests::setup;
-    use super::super::work::Pair;
     use super::*;
+    use dyad_families::shape::PairTokens;
 
     /// Bytes per parameter with bfloat16 gradients, as the ZeRO paper counts them (arXiv 1910.02054): 16, 4 + 12/N,
     /// 2 + 14/N, 16/N. Exact.
@@ -255,7 +250,7 @@ mod tests {
     /// differ in length. The CUDA context is no tensor.
     #[test]
     fn peaks_on_a_gpu_are_predicted() {
-        let pair = |prompt, output| Pair { prompt, chosen: output, rejected: output };
+        let pair = |prompt, output| PairTokens { prompt, chosen: output, rejected: output };
         let cases = [
             (pair(768.0, 256.0), 16.0, 8192.0, false, 47.92),
             (pair(140.0, 330.0), 20.0, 16384.0, false, 84.82),
@@ -280,7 +275,7 @@ mod tests {
         assert_eq!(remedy(&setup).as_deref(), Some("--set zero_stage=1"));
         setup.zero = 1;
         assert!(fits(&setup));
-        setup.shape = super::super::shapes::Shape::find("70B").unwrap();
+        setup.shape = super::super::shapes::find("70B").unwrap();
         assert_eq!(
             remedy(&setup).as_deref(),
             Some(

@@ -23,18 +23,18 @@ use dyad_proto::{Fault, RunConfig};
 use crate::agent::machine::Hello;
 use crate::process::trainer_check;
 use crate::show::console;
+use dyad_families::shape::{PairTokens, Shape};
 use machine::{A100, GIB, H100, H200, Machine, Network, cpu};
 use memory::{as_flags, fits, gib, memory, remedy};
 use options::{Gpu, PlanOptions};
 use report::{Extent, Prediction};
-use shapes::Shape;
-use work::{Method, Pair, Reference, Setup};
+use work::{Method, Reference, Setup};
 
 /// A moment of eight bits, and its share of a block's float32 scale.
 pub(crate) const EIGHT_BIT: f64 = 1.0 + 4.0 / 256.0;
 
 /// Tokens of a prompt and of an answer where nothing is known of the data.
-pub(crate) const USUAL_PAIR: Pair = Pair { prompt: 150.0, chosen: 330.0, rejected: 330.0 };
+pub(crate) const USUAL_PAIR: PairTokens = PairTokens { prompt: 150.0, chosen: 330.0, rejected: 330.0 };
 
 /// What was planned.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ pub struct Place {
 struct Known {
     shape: Shape,
     pairs: Option<f64>,
-    pair: Option<Pair>,
+    pair: Option<PairTokens>,
 }
 
 /// Looks at what the run starts from by the code that trains; what cannot be trained is refused.
@@ -113,29 +113,32 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<Known, Fault> {
     };
     let file = Path::new(&config.training_file);
     if options.config.is_none() {
-        return Ok(Known { shape: Shape::find(model)?, pairs: None, pair: None });
+        return Ok(Known { shape: shapes::find(model)?, pairs: None, pair: None });
     }
     if !file.is_file() {
         console::warn(&format!(
             "training_file {} is not here: its pairs are not counted, and their lengths are assumed",
             file.display()
         ));
-        return Ok(Known { shape: Shape::find(model)?, pairs: None, pair: None });
+        return Ok(Known { shape: shapes::find(model)?, pairs: None, pair: None });
     }
     let pairs = Some(open::whole("training_file", file)?.len() as f64);
-    if Shape::is_size(model) {
-        return Ok(Known { shape: Shape::find(model)?, pairs, pair: None });
+    if shapes::is_size(model) {
+        return Ok(Known { shape: shapes::find(model)?, pairs, pair: None });
     }
     let report = trainer_check::run(config)?;
     let mean = report.pairs.filter(|looked| looked.pairs > looked.dropped);
-    let pair =
-        mean.map(|looked| Pair { prompt: looked.prompt, chosen: looked.chosen, rejected: looked.rejected });
+    let pair = mean.map(|looked| PairTokens {
+        prompt: looked.prompt,
+        chosen: looked.chosen,
+        rejected: looked.rejected,
+    });
     Ok(Known { shape: Shape::of(model, &report.model), pairs, pair })
 }
 
 /// What a configuration comes to on some machines.
 #[must_use]
-pub fn setup(config: &RunConfig, shape: &Shape, place: &Place, pair: Pair) -> Setup {
+pub fn setup(config: &RunConfig, shape: &Shape, place: &Place, pair: PairTokens) -> Setup {
     let objective = config.objective();
     let one_output = !objective.scores_both_outputs();
     Setup {
@@ -144,7 +147,7 @@ pub fn setup(config: &RunConfig, shape: &Shape, place: &Place, pair: Pair) -> Se
         gpus: place.gpus.into(),
         gpus_per_node: place.gpus_per_node.into(),
         network: place.network,
-        pair: if one_output { Pair { rejected: 0.0, ..pair } } else { pair },
+        pair: if one_output { PairTokens { rejected: 0.0, ..pair } } else { pair },
         // Of one sequence nothing is computed twice.
         sharing: config.prefix_sharing || one_output,
         batch: config.batch_size.into(),
@@ -324,12 +327,12 @@ mod tests {
     /// Full fine-tuning on H200 nodes of eight over NDR.
     pub(super) fn setup(model: &str, gpus: f64) -> Setup {
         Setup {
-            shape: Shape::find(model).unwrap(),
+            shape: shapes::find(model).unwrap(),
             machine: H200,
             gpus,
             gpus_per_node: gpus.min(8.0),
             network: Network::Ndr,
-            pair: Pair { prompt: 150.0, chosen: 330.0, rejected: 330.0 },
+            pair: PairTokens { prompt: 150.0, chosen: 330.0, rejected: 330.0 },
             sharing: true,
             batch: 256.0,
             micro_batch_tokens: 16384.0,

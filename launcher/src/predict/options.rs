@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use dyad_proto::{Fault, RunConfig};
 
 use super::machine::Network;
-use super::work::Pair;
+use dyad_families::shape::PairTokens;
 
 /// What the GPU is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -152,9 +152,9 @@ impl PlanOptions {
 
     /// Lengths of a pair: as given, else those that are known.
     #[must_use]
-    pub fn pair(&self, known: Pair) -> Pair {
+    pub fn pair(&self, known: PairTokens) -> PairTokens {
         let output = |known: f64| self.output_tokens.map_or(known, f64::from);
-        Pair {
+        PairTokens {
             prompt: self.prompt_tokens.map_or(known.prompt, f64::from),
             chosen: output(known.chosen),
             rejected: output(known.rejected),

@@ -47,7 +47,7 @@ impl Prediction {
 
     /// Tokens of the pairs as they are, nothing shared or padded.
     fn tokens_per_second(&self) -> f64 {
-        self.pairs_per_second() * self.setup.pair.tokens(false)
+        self.pairs_per_second() * self.setup.pair.separate().tokens
     }
 
     fn utilisation(&self, flops_per_pair: f64) -> f64 {

@@ -1,32 +1,12 @@
-//! Shapes of decoder-only models: what their sizes come from.
+//! Where the shape of a model comes from: its folder, the hub, or a table of published sizes.
 
 use std::path::Path;
 
+use dyad_families::shape::Shape;
 use dyad_families::{ModelConfig, Sizes};
 use dyad_proto::Fault;
 
 use crate::process::trainer_check;
-
-/// Sizes of a Llama-like model. All counts are `f64`: they only ever enter products.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Shape {
-    /// What the user called it.
-    pub name: String,
-    /// Decoder layers.
-    pub layers: f64,
-    /// Width of the residual stream.
-    pub hidden: f64,
-    /// Width of all query heads together.
-    pub query: f64,
-    /// Width of all key heads together; values are as wide.
-    pub key: f64,
-    /// Width inside the gated MLP.
-    pub ffn: f64,
-    /// Entries of the vocabulary.
-    pub vocab: f64,
-    /// Embedding and head are one matrix.
-    pub tied: bool,
-}
 
 /// A row of [`TABLE`].
 struct Known {
@@ -53,124 +33,65 @@ const TABLE: [Known; 7] = [
     Known { name: "70B",  layers: 80, hidden: 8192, heads: 64, key_heads: 8, head_dim: 128, ffn: 28672, vocab: 128256, tied: false },
 ];
 
-impl Shape {
-    /// A size of the table, a model folder or a hub id. What cannot be trained is refused as a run refuses it.
-    pub fn find(model: &str) -> Result<Self, Fault> {
-        let dir = Path::new(model);
-        if let Some(parameters) = size(model).filter(|_| !dir.exists()) {
-            let known = TABLE.iter().find(|known| known.name.eq_ignore_ascii_case(model));
-            return Ok(known.map_or_else(|| Self::scaled(model, parameters), Self::known));
-        }
-        let found = match dir.is_dir() {
-            true => ModelConfig::load(dir).map(|config| Sizes::from(&config)),
-            false => trainer_check::model(model),
-        };
-        let found = found.map_err(|fault| {
-            let sizes = "--model also takes a size, such as 8B";
-            let hint =
-                if fault.hint.is_empty() { sizes.to_owned() } else { format!("{}; {sizes}", fault.hint) };
-            fault.hint(hint)
-        })?;
-        Ok(Self::of(model, &found))
+/// A size of the table, a model folder or a hub id. What cannot be trained is refused as a run refuses it.
+pub fn find(model: &str) -> Result<Shape, Fault> {
+    let dir = Path::new(model);
+    if let Some(parameters) = size(model).filter(|_| !dir.exists()) {
+        let known = TABLE.iter().find(|known| known.name.eq_ignore_ascii_case(model));
+        return Ok(known.map_or_else(|| scaled(model, parameters), published));
     }
+    let found = match dir.is_dir() {
+        true => ModelConfig::load(dir).map(|config| Sizes::from(&config)),
+        false => trainer_check::model(model),
+    };
+    let found = found.map_err(|fault| {
+        let sizes = "--model also takes a size, such as 8B";
+        let hint = if fault.hint.is_empty() { sizes.to_owned() } else { format!("{}; {sizes}", fault.hint) };
+        fault.hint(hint)
+    })?;
+    Ok(Shape::of(model, &found))
+}
 
-    /// Whether it is a size rather than a model.
-    #[must_use]
-    pub fn is_size(model: &str) -> bool {
-        size(model).is_some() && !Path::new(model).exists()
+/// Whether it is a size rather than a model.
+#[must_use]
+pub fn is_size(model: &str) -> bool {
+    size(model).is_some() && !Path::new(model).exists()
+}
+
+/// A model of so many parameters, shaped like the published one that is nearest in size.
+fn scaled(name: &str, parameters: f64) -> Shape {
+    let ratio = |known: &Shape| (known.parameters() / parameters).ln().abs();
+    let known = TABLE.iter().map(published);
+    let nearest = known.min_by(|a, b| ratio(a).total_cmp(&ratio(b))).unwrap_or_else(|| published(&TABLE[0]));
+    let by = |factor: f64| Shape {
+        name: name.into(),
+        layers: nearest.layers * factor,
+        hidden: nearest.hidden * factor,
+        query: nearest.query * factor,
+        key: nearest.key * factor,
+        ffn: nearest.ffn * factor,
+        ..nearest.clone()
+    };
+    // Parameters grow with the factor, and lie within these.
+    let (mut low, mut high) = (1e-3, 1e3);
+    for _ in 0..100 {
+        let middle = f64::midpoint(low, high);
+        if by(middle).parameters() < parameters { low = middle } else { high = middle }
     }
+    by(low)
+}
 
-    /// A model of so many parameters, shaped like the published one that is nearest in size.
-    fn scaled(name: &str, parameters: f64) -> Self {
-        let ratio = |known: &Self| (known.parameters() / parameters).ln().abs();
-        let known = TABLE.iter().map(Self::known);
-        let nearest =
-            known.min_by(|a, b| ratio(a).total_cmp(&ratio(b))).unwrap_or_else(|| Self::known(&TABLE[0]));
-        let by = |factor: f64| Self {
-            name: name.into(),
-            layers: nearest.layers * factor,
-            hidden: nearest.hidden * factor,
-            query: nearest.query * factor,
-            key: nearest.key * factor,
-            ffn: nearest.ffn * factor,
-            ..nearest.clone()
-        };
-        // Parameters grow with the factor, and lie within these.
-        let (mut low, mut high) = (1e-3, 1e3);
-        for _ in 0..100 {
-            let middle = f64::midpoint(low, high);
-            if by(middle).parameters() < parameters { low = middle } else { high = middle }
-        }
-        by(low)
-    }
-
-    /// Of sizes that the trainer program has read.
-    #[must_use]
-    pub fn of(name: &str, sizes: &Sizes) -> Self {
-        let count = |count: i64| count as f64;
-        Self {
-            name: name.into(),
-            layers: sizes.layers as f64,
-            hidden: count(sizes.hidden),
-            query: count(sizes.query),
-            key: count(sizes.key),
-            ffn: count(sizes.ffn),
-            vocab: count(sizes.vocab),
-            tied: sizes.tied,
-        }
-    }
-
-    fn known(known: &Known) -> Self {
-        let width = |count: u32| f64::from(count * known.head_dim);
-        Self {
-            name: known.name.into(),
-            layers: known.layers.into(),
-            hidden: known.hidden.into(),
-            query: width(known.heads),
-            key: width(known.key_heads),
-            ffn: known.ffn.into(),
-            vocab: known.vocab.into(),
-            tied: known.tied,
-        }
-    }
-
-    /// Weights of one layer's seven projections; norms and biases are below a thousandth and left out.
-    #[must_use]
-    pub fn layer(&self) -> f64 {
-        2.0 * self.hidden * self.query + 2.0 * self.hidden * self.key + 3.0 * self.hidden * self.ffn
-    }
-
-    /// Weights of all layers, the `N_l` of the FLOP formulas.
-    #[must_use]
-    pub fn blocks(&self) -> f64 {
-        self.layers * self.layer()
-    }
-
-    /// Weights of the head, the `H` of the FLOP formulas; the embedding is as large.
-    #[must_use]
-    pub fn head(&self) -> f64 {
-        self.hidden * self.vocab
-    }
-
-    /// All weights.
-    #[must_use]
-    pub fn parameters(&self) -> f64 {
-        self.blocks() + self.head() * if self.tied { 1.0 } else { 2.0 }
-    }
-
-    /// Weights of rank-`r` adapters on the seven projections of every layer.
-    #[must_use]
-    pub fn adapters(&self, r: f64) -> f64 {
-        let sides = [
-            (self.hidden, self.query),
-            (self.hidden, self.key),
-            (self.hidden, self.key),
-            (self.query, self.hidden),
-            (self.hidden, self.ffn),
-            (self.hidden, self.ffn),
-            (self.ffn, self.hidden),
-        ];
-        self.layers * r * sides.iter().map(|(inputs, outputs)| inputs + outputs).sum::<f64>()
+fn published(known: &Known) -> Shape {
+    let width = |count: u32| f64::from(count * known.head_dim);
+    Shape {
+        name: known.name.into(),
+        layers: known.layers.into(),
+        hidden: known.hidden.into(),
+        query: width(known.heads),
+        key: width(known.key_heads),
+        ffn: known.ffn.into(),
+        vocab: known.vocab.into(),
+        tied: known.tied,
     }
 }
 
@@ -197,12 +118,12 @@ mod tests {
         for (name, parameters) in
             [("7B", 7e9), ("32b", 32e9), ("350M", 350e6), ("1.5B", 1.5e9), ("405B", 405e9)]
         {
-            let shape = Shape::find(name).unwrap();
+            let shape = find(name).unwrap();
             assert!((shape.parameters() / parameters - 1.0).abs() < 1e-6, "{name}: {}", shape.parameters());
             assert!(shape.layers > 1.0 && shape.hidden > 64.0, "{shape:?}");
         }
         for name in ["8", "B", "-7B", "1e3B", "7 B", "infB"] {
-            assert!(!Shape::is_size(name), "{name}");
+            assert!(!is_size(name), "{name}");
         }
     }
 
@@ -215,10 +136,10 @@ mod tests {
             r#"{"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
                 "num_attention_heads": 8, "vocab_size": 32000}"#,
         );
-        let shape = Shape::find(model).unwrap();
+        let shape = find(model).unwrap();
         assert_eq!((shape.key, shape.tied, shape.parameters()), (512.0, false, 58_458_112.0));
         write(r#"{"model_type": "mixtral", "hidden_size": 512}"#);
-        let fault = Shape::find(model).unwrap_err();
+        let fault = find(model).unwrap_err();
         assert!(fault.message.contains("mixtral") && fault.hint.contains("supported: llama"), "{fault:?}");
     }
 
@@ -232,7 +153,7 @@ mod tests {
             ("8B", 6.98e9, 0.525e9, 41.9e6),
             ("70B", 68.5e9, 1.05e9, 207e6),
         ] {
-            let shape = Shape::find(name).unwrap();
+            let shape = find(name).unwrap();
             for (found, expected) in
                 [(shape.blocks(), blocks), (shape.head(), head), (shape.adapters(16.0), adapters)]
             {
@@ -240,7 +161,7 @@ mod tests {
             }
         }
         for (name, parameters) in [("3B", 3.21e9), ("8B", 8.03e9), ("14B", 14.77e9), ("70B", 70.55e9)] {
-            let found = Shape::find(name).unwrap().parameters();
+            let found = find(name).unwrap().parameters();
             assert!((found / parameters - 1.0).abs() < 0.001, "{name}: {found:e} against {parameters:e}");
         }
     }

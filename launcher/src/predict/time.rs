@@ -112,7 +112,7 @@ fn micro_batch(setup: &Setup, pairs: f64) -> Step {
     let pass = forward(setup, pairs);
     let again = f64::from(u8::from(setup.checkpointing));
     let adapters = setup.adapter_flops() * pairs / machine.gemm;
-    let attention = setup.pair.forward(&setup.shape, setup.sharing).attention * pairs;
+    let attention = setup.shape.forward(setup.pass(setup.sharing)).attention * pairs;
     let (_, elementwise) = elementwise(setup, pairs);
     let logits = if setup.method == Method::Full { TRAIN_PASSES } else { FROZEN_PASSES };
     Step {
@@ -127,7 +127,7 @@ fn micro_batch(setup: &Setup, pairs: f64) -> Step {
 }
 
 fn forward(setup: &Setup, pairs: f64) -> Pass {
-    let (machine, flops) = (&setup.machine, setup.pair.forward(&setup.shape, setup.sharing));
+    let (machine, flops) = (&setup.machine, setup.shape.forward(setup.pass(setup.sharing)));
     // Few tokens: the products wait for the weights.
     let weights = setup.compute_bytes() * setup.shape.blocks() / machine.memory_bandwidth;
     Pass {
@@ -220,10 +220,10 @@ pub fn usual_step(setup: &Setup) -> Step {
 #[cfg(test)]
 mod tests {
     use super::super::machine::{FUSED, GPU_ELEMENTWISE, cpu};
-    use super::super::shapes::Shape;
     use super::super::tests::setup;
-    use super::super::work::Pair;
     use super::*;
+    use dyad_families::shape::PairTokens;
+    use dyad_families::shape::Shape;
 
     /// Microseconds per token of an 8B model on sequences of 2,048 tokens, 16k tokens a step, ZeRO-1 over 8 H200, computed
     /// independently: GEMM 50.4 without the head at 830 TFLOP/s, attention 10.0, elementwise 4.4 at 1.25 times the least passes and
@@ -232,7 +232,7 @@ mod tests {
     fn parts_of_a_step_agree_with_the_roofline() {
         let mut setup = setup("8B", 8.0);
         // One branch of 2,048 tokens: a plain causal sequence.
-        setup.pair = Pair { prompt: 0.0, chosen: 2048.0, rejected: 0.0 };
+        setup.pair = PairTokens { prompt: 0.0, chosen: 2048.0, rejected: 0.0 };
         (setup.batch, setup.micro_batch_tokens) = (64.0, 16384.0);
         let per_token = |seconds: f64| seconds / 16384.0 * 1e6;
         let step = step(&setup, false);
@@ -269,7 +269,7 @@ mod tests {
             vocab: 32000.0,
             tied: false,
         };
-        setup.pair = Pair { prompt: 150.0, chosen: 65.0, rejected: 65.0 };
+        setup.pair = PairTokens { prompt: 150.0, chosen: 65.0, rejected: 65.0 };
         (setup.batch, setup.micro_batch_tokens) = (8.0, 4096.0);
         let pairs_per_second = setup.batch / usual_step(&setup).total();
         assert!((pairs_per_second / 1.4 - 1.0).abs() < 0.35, "{pairs_per_second}");
@@ -286,7 +286,7 @@ mod tests {
     /// adapters were put before the layer they adapt, the last with a third of the layers computed again.
     #[test]
     fn measured_gpu_runs_are_predicted() {
-        let pair = |prompt, output| Pair { prompt, chosen: output, rejected: output };
+        let pair = |prompt, output| PairTokens { prompt, chosen: output, rejected: output };
         let (long, short) = (pair(768.0, 256.0), pair(140.0, 330.0));
         let cases = [
             (Method::Lora(16.0), long, 16.0, 8192.0, false, 9.47),
@@ -323,7 +323,7 @@ mod tests {
             ("UltraFeedback", 409.0, 0.42, 53.21),
         ] {
             let output = median / (1.0 + ratio);
-            setup.pair = Pair { prompt: median - output, chosen: output, rejected: output };
+            setup.pair = PairTokens { prompt: median - output, chosen: output, rejected: output };
             found.push((data, setup.batch / usual_step(&setup).total() / measured));
         }
         let (last, others) = (found.remove(3).1, found);

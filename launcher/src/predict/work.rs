@@ -1,7 +1,8 @@
 //! What is to be computed: pairs, passes and their FLOPs.
 
-use super::machine::{ATTENTION_BACKWARD, GPU_TILE_BYTES, Machine, Network, TILE_BYTES};
-use super::shapes::Shape;
+use dyad_families::shape::{GPU_TILE_BYTES, PairTokens, PassWork, Shape, TILE_BYTES};
+
+use super::machine::{ATTENTION_BACKWARD, Machine, Network};
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,71 +26,6 @@ pub enum Reference {
     Precompute,
 }
 
-/// Tokens of one pair.
-#[derive(Clone, Copy, Debug)]
-pub struct Pair {
-    /// Prompt.
-    pub prompt: f64,
-    /// Preferred output.
-    pub chosen: f64,
-    /// Other output.
-    pub rejected: f64,
-}
-
-impl Pair {
-    /// Tokens that go through the layers.
-    #[must_use]
-    pub fn tokens(&self, sharing: bool) -> f64 {
-        self.prompt * if sharing { 1.0 } else { 2.0 } + self.rows()
-    }
-
-    /// Rows that reach the head: completion tokens.
-    #[must_use]
-    pub fn rows(&self) -> f64 {
-        self.chosen + self.rejected
-    }
-
-    /// Query-key pairs that attention scores.
-    fn scores(&self, sharing: bool) -> f64 {
-        let Self { prompt, chosen, rejected } = *self;
-        if sharing {
-            let branch = |tokens: f64| tokens * (prompt + tokens / 2.0);
-            prompt * prompt / 2.0 + branch(chosen) + branch(rejected)
-        } else {
-            f64::midpoint((prompt + chosen).powi(2), (prompt + rejected).powi(2))
-        }
-    }
-
-    /// FLOPs of one forward pass: `2 N_l t + 2 H h + 4 d_q L a`.
-    #[must_use]
-    pub fn forward(&self, shape: &Shape, sharing: bool) -> Flops {
-        Flops {
-            layers: 2.0 * shape.blocks() * self.tokens(sharing),
-            head: 2.0 * shape.head() * self.rows(),
-            attention: 4.0 * shape.query * shape.layers * self.scores(sharing),
-        }
-    }
-}
-
-/// FLOPs by kind.
-#[derive(Clone, Copy, Debug)]
-pub struct Flops {
-    /// The layers' matrix products.
-    pub layers: f64,
-    /// The head's matrix products.
-    pub head: f64,
-    /// Scores and weighted values.
-    pub attention: f64,
-}
-
-impl Flops {
-    /// Their sum.
-    #[must_use]
-    pub fn total(&self) -> f64 {
-        self.layers + self.head + self.attention
-    }
-}
-
 /// A run to predict.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -104,7 +40,7 @@ pub struct Setup {
     /// Between nodes.
     pub network: Network,
     /// Mean pair.
-    pub pair: Pair,
+    pub pair: PairTokens,
     /// The prompt is computed once for both outputs.
     pub sharing: bool,
     /// Pairs per optimizer step, over all GPUs.
@@ -138,10 +74,15 @@ impl Setup {
         self.gpus / self.gpus_per_node
     }
 
+    /// What a forward pass over a pair goes through.
+    pub(crate) fn pass(&self, sharing: bool) -> PassWork {
+        if sharing { self.pair.shared() } else { self.pair.separate() }
+    }
+
     /// Tokens of a pair that go through the layers.
     #[must_use]
     pub fn tokens(&self) -> f64 {
-        self.pair.tokens(self.sharing)
+        self.pass(self.sharing).tokens
     }
 
     /// Pairs of the rank that has most; the others wait for it.
@@ -199,7 +140,7 @@ impl Setup {
     /// Most bytes of one tile of logits.
     #[must_use]
     pub fn tile_bytes(&self) -> f64 {
-        if self.machine.gpu { GPU_TILE_BYTES } else { TILE_BYTES }
+        (if self.machine.gpu { GPU_TILE_BYTES } else { TILE_BYTES }) as f64
     }
 
     /// Passes over the head: logits, both gradients, and the logits again where a trained head's pair outgrows a tile.
@@ -216,7 +157,7 @@ impl Setup {
     /// FLOPs that are executed for a pair; `reference` counts the reference model's pass.
     #[must_use]
     pub fn executed(&self, reference: bool) -> f64 {
-        let pass = self.pair.forward(&self.shape, self.sharing);
+        let pass = self.shape.forward(self.pass(self.sharing));
         let extra = f64::from(u8::from(self.checkpointing));
         let adapters = self.adapter_flops() * (3.0 + extra);
         let policy = pass.layers * (1.0 + self.backward_passes() + extra)
@@ -228,7 +169,7 @@ impl Setup {
     /// FLOPs of a pair that every trainer must account for: nothing shared, recomputed or referred to.
     #[must_use]
     pub fn model_flops(&self) -> f64 {
-        (1.0 + self.backward_passes()) * self.pair.forward(&self.shape, false).total()
+        (1.0 + self.backward_passes()) * self.shape.forward(self.pass(false)).total()
     }
 }
 
@@ -239,7 +180,7 @@ mod tests {
     /// An 8B model's TFLOP per pair, computed independently and quoted to three digits: 1 %.
     #[test]
     fn flops_of_known_workloads() {
-        let shape = Shape::find("8B").unwrap();
+        let shape = crate::predict::shapes::find("8B").unwrap();
         for (prompt, output, unshared, shared, trained) in [
             (140.0, 330.0, 13.9, 12.0, 35.9),
             (130.0, 60.0, 5.5, 3.6, 10.9),
@@ -247,11 +188,10 @@ mod tests {
             (620.0, 90.0, 20.3, 11.5, 34.6),
             (2048.0, 256.0, 67.6, 38.0, 114.0),
         ] {
-            let pair = Pair { prompt, chosen: output, rejected: output };
-            let tera = |sharing: bool| pair.forward(&shape, sharing).total() / 1e12;
-            for (found, expected) in
-                [(tera(false), unshared), (tera(true), shared), (3.0 * tera(true), trained)]
-            {
+            let pair = PairTokens { prompt, chosen: output, rejected: output };
+            let tera = |work| shape.forward(work).total() / 1e12;
+            let (separate, once) = (tera(pair.separate()), tera(pair.shared()));
+            for (found, expected) in [(separate, unshared), (once, shared), (3.0 * once, trained)] {
                 assert!((found / expected - 1.0).abs() < 0.015, "{prompt}: {found} against {expected}");
             }
         }

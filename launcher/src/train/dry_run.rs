@@ -8,7 +8,7 @@ use dyad_proto::pairs::open;
 use dyad_proto::{Fault, RunConfig, agrees, counted, grouped, plain, thousands};
 
 use crate::placement::trainers::Trainer;
-use crate::predict::shapes::Shape;
+use dyad_families::shape::Shape;
 
 /// Text for standard output.
 pub fn describe(

@@ -8,11 +8,11 @@ use crate::agent::machine::Hello;
 use crate::placement::trainers::Trainer;
 use crate::predict::machine::{H100, Machine, Network, cpu};
 use crate::predict::memory::{Key, fits, gib, memory, remedy};
-use crate::predict::shapes::Shape;
 use crate::predict::work::Setup;
-use crate::predict::{self, Place, USUAL_PAIR};
+use crate::predict::{self, Place, USUAL_PAIR, shapes};
 use crate::show::console::warn;
 use crate::train::options::Options;
+use dyad_families::shape::Shape;
 
 /// Refuses a run that cannot fit its GPUs; warns of one that is likely not to fit the RAM. Says nothing where the model's sizes or
 /// the memory are not known here.
@@ -25,7 +25,7 @@ pub fn check(
     if options.no_memory_check || !Path::new(&config.model).join("config.json").is_file() {
         return Ok(());
     }
-    let Ok(shape) = Shape::find(&config.model) else { return Ok(()) };
+    let Ok(shape) = shapes::find(&config.model) else { return Ok(()) };
     let devices = devices(trainers, hosts);
     match judge(config, &shape, &devices) {
         Verdict::Fits => Ok(()),
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_model_that_cannot_fit_is_refused_with_what_would_make_it_fit() {
-        let shape = Shape::find("8B").unwrap();
+        let shape = shapes::find("8B").unwrap();
         let config = RunConfig::default();
         let Verdict::TooLarge(fault) = judge(&config, &shape, &on_gpus(8, 80)) else { panic!() };
         assert!(fault.message.starts_with("the run does not fit: a trainer needs about "), "{fault}");
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn ram_that_is_short_is_a_warning_and_trainers_of_a_host_share_it() {
-        let (shape, config) = (Shape::find("135M").unwrap(), RunConfig::default());
+        let (shape, config) = (shapes::find("135M").unwrap(), RunConfig::default());
         let on_cpu =
             |per_host, gib: u64| Devices { trainers: per_host, per_host, gpu: false, bytes: Some(gib << 30) };
         assert_eq!(judge(&config, &shape, &on_cpu(1, 16)), Verdict::Fits);

@@ -1,12 +1,14 @@
-//! Families of models: `config.json` of a Hugging Face model, with the fields that change the mathematics, as transformers reads them.
-//! Trainer and launcher share it; nothing here knows of libtorch.
+//! Families of models: `config.json` of a Hugging Face model, with the fields that change the mathematics, as transformers reads them; and
+//! what a model comes to in weights, operations and memory ([`shape`]). Trainer and launcher share it; nothing here knows of libtorch.
 //!
 //! - FAM-C1: a field that changes what is computed is understood, or refused by name with its value.
 
 mod fields;
+mod layer;
 mod refused;
 mod report;
 mod rope;
+pub mod shape;
 
 use std::path::Path;
 
@@ -14,6 +16,7 @@ use dyad_proto::{Fault, counted, lfs};
 use serde::{Deserialize, Serialize};
 
 use self::fields::Fields;
+pub use self::layer::{Activation, AttentionSpan};
 pub use self::report::{FirstPairs, Report};
 pub use self::rope::RopeScaling;
 
@@ -50,6 +53,10 @@ pub struct ModelConfig {
     pub attention_bias: bool,
     /// Biases on the MLP projections.
     pub mlp_bias: bool,
+    /// Activation of the MLP.
+    pub activation: Activation,
+    /// What each layer sees.
+    pub spans: Vec<AttentionSpan>,
     /// Dropout of attention weights that transformers applies when it trains.
     pub attention_dropout: f64,
     /// Precision that the weights are stored in, e.g. `bfloat16`.
@@ -127,6 +134,12 @@ const FAMILIES: [Family; 2] = [
         divides: false,
     },
 ];
+/// Every `model_type` that is read.
+#[must_use]
+pub fn names() -> Vec<&'static str> {
+    FAMILIES.iter().map(|family| family.name).collect()
+}
+
 /// Of both families.
 const HIDDEN_SIZE: i64 = 4_096;
 const LAYERS: i64 = 32;
@@ -166,6 +179,8 @@ impl ModelConfig {
         let max_position_embeddings =
             fields.size("max_position_embeddings", family.max_position_embeddings)?;
         let rope = rope::read(fields, max_position_embeddings, &mut warnings)?;
+        let spans = spans(fields, family.name, layers(fields)?)?;
+        warnings.extend(slower(&spans));
         let config = Self {
             vocab_size: fields.size("vocab_size", family.vocab_size)?,
             intermediate_size: fields.size("intermediate_size", family.intermediate_size)?,
@@ -178,6 +193,8 @@ impl ModelConfig {
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             attention_bias: fields.flag("attention_bias")?,
             mlp_bias: fields.flag("mlp_bias")?,
+            activation: fields.0.get("hidden_act").map_or(Ok(Activation::Silu), Activation::parse)?,
+            spans,
             attention_dropout: fields.part("attention_dropout", 0.0)?,
             torch_dtype: dtype(fields)?,
             model_type: family.name.to_owned(),
@@ -186,7 +203,6 @@ impl ModelConfig {
             max_position_embeddings,
             warnings,
         };
-        check_layer_types(fields, &config)?;
         check_heads(&config, family)?;
         Ok(config)
     }
@@ -246,35 +262,57 @@ fn check_heads(config: &ModelConfig, family: &Family) -> Result<(), Fault> {
     Err(Fault::input(wrong).hint("config.json is damaged, or not of this model"))
 }
 
-/// Qwen2's windows: by layer, or from a layer on.
-fn check_layer_types(fields: Fields<'_>, config: &ModelConfig) -> Result<(), Fault> {
+/// What each layer sees: windows of Qwen2, by layer or from a layer on. llama has no window in transformers, whatever the field says; a
+/// warning names it.
+fn spans(fields: Fields<'_>, family: &str, layers: usize) -> Result<Vec<AttentionSpan>, Fault> {
     const FULL: &str = "full_attention";
-    let windowed = fields.flag("use_sliding_window")?;
-    let sliding = |what: String| {
-        Err(Fault::input(format!("{what} is not supported: layers see all tokens before them"))
-            .hint("a window that is longer than your sequences changes nothing: set use_sliding_window to false, sliding_window and layer_types to null"))
+    const SLIDING: &str = "sliding_attention";
+    let refused = |what: String, hint: &str| Fault::input(what).hint(hint);
+    let window = match fields.flag("use_sliding_window")? && family == "qwen2" {
+        true if !fields.is_null("sliding_window") => Some(fields.size("sliding_window", 4096)?),
+        _ => None,
     };
-    if let Some(types) = fields.list("layer_types")? {
-        if let Some(other) = types.iter().find(|kind| kind.as_str() != Some(FULL)) {
-            return sliding(format!("layer_types {other}"));
-        }
-        if types.len() != config.num_hidden_layers {
-            let (found, layers) = (counted(types.len(), "layer"), config.num_hidden_layers);
-            return Err(Fault::input(format!("layer_types names {found}, num_hidden_layers {layers}"))
-                .hint("config.json is damaged, or not of this model"));
-        }
-        return Ok(());
+    let Some(types) = fields.list("layer_types")? else {
+        let begin = fields.integer("max_window_layers")?.unwrap_or(28);
+        let span = |layer: usize| match window {
+            Some(window) if layer as i64 >= begin => AttentionSpan::Window(window),
+            _ => AttentionSpan::Full,
+        };
+        return Ok((0..layers).map(span).collect());
+    };
+    if types.len() != layers {
+        return Err(refused(
+            format!("layer_types names {}, num_hidden_layers {layers}", counted(types.len(), "layer")),
+            "config.json is damaged, or not of this model",
+        ));
     }
-    // llama has no window in transformers, whatever the field says; a warning names it.
-    if config.model_type != "qwen2" {
-        return Ok(());
-    }
-    let windows_begin = fields.integer("max_window_layers")?.unwrap_or(28);
-    let has_window = !fields.is_null("sliding_window");
-    if windowed && has_window && windows_begin < config.num_hidden_layers as i64 {
-        return sliding("use_sliding_window = true".into());
-    }
-    Ok(())
+    let span = |kind: &serde_json::Value| match (kind.as_str(), window) {
+        (Some(FULL), _) => Ok(AttentionSpan::Full),
+        (Some(SLIDING), Some(window)) => Ok(AttentionSpan::Window(window)),
+        (Some(SLIDING), None) => Err(refused(
+            format!("layer_types {kind}, but {family} has no window here"),
+            "qwen2 takes one from sliding_window, with use_sliding_window = true; llama has none in transformers",
+        )),
+        _ => Err(refused(
+            format!("layer_types {kind} is not supported"),
+            "supported: full_attention, and sliding_attention in qwen2",
+        )),
+    };
+    types.iter().map(span).collect()
+}
+
+/// Longer sequences than a window have no fused kernel here: each is computed with a mask of its length squared.
+fn slower(spans: &[AttentionSpan]) -> Option<String> {
+    let windows = spans.iter().filter_map(|span| match span {
+        AttentionSpan::Window(window) => Some(*window),
+        AttentionSpan::Full => None,
+    });
+    windows.min().map(|window| {
+        format!(
+            "config.json: layers with attention windows (sliding_window = {window}) are exact, but slower and larger in memory \
+             than full attention for sequences of more than {window} tokens"
+        )
+    })
 }
 
 fn dtype(fields: Fields<'_>) -> Result<String, Fault> {
@@ -353,18 +391,31 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_refused_where_a_layer_has_one() {
+    fn windows_are_those_of_transformers() {
+        use AttentionSpan::{Full, Window};
         let qwen = |extra: &str| with(&format!("\"model_type\":\"qwen2\",\"num_key_value_heads\":4,{extra}"));
-        qwen("\"use_sliding_window\":false,\"sliding_window\":8,\"max_window_layers\":0").unwrap();
-        qwen("\"use_sliding_window\":true,\"sliding_window\":8,\"max_window_layers\":2").unwrap();
-        qwen("\"use_sliding_window\":true,\"sliding_window\":null,\"max_window_layers\":0").unwrap();
-        qwen("\"layer_types\":[\"full_attention\",\"full_attention\"]").unwrap();
-        let sliding = [
-            "\"use_sliding_window\":true,\"sliding_window\":8,\"max_window_layers\":1",
-            "\"layer_types\":[\"full_attention\",\"sliding_attention\"],\"use_sliding_window\":false",
+        for (extra, spans) in [
+            ("\"use_sliding_window\":false,\"sliding_window\":8,\"max_window_layers\":0", [Full, Full]),
+            ("\"use_sliding_window\":true,\"sliding_window\":8,\"max_window_layers\":2", [Full, Full]),
+            ("\"use_sliding_window\":true,\"sliding_window\":8,\"max_window_layers\":1", [Full, Window(8)]),
+            ("\"use_sliding_window\":true,\"sliding_window\":null,\"max_window_layers\":0", [Full, Full]),
+            ("\"layer_types\":[\"full_attention\",\"full_attention\"]", [Full, Full]),
+            (
+                "\"layer_types\":[\"sliding_attention\",\"full_attention\"],\"use_sliding_window\":true,\"sliding_window\":5",
+                [Window(5), Full],
+            ),
+        ] {
+            let found = qwen(extra).unwrap();
+            assert_eq!(found.spans, spans, "{extra}");
+            let warns = found.warnings.iter().any(|warning| warning.contains("attention windows"));
+            assert_eq!(warns, spans != [Full, Full], "{extra}");
+        }
+        for extra in [
+            "\"layer_types\":[\"full_attention\",\"sliding_attention\"],\"use_sliding_window\":false,\"sliding_window\":8",
             "\"layer_types\":[\"full_attention\"]",
-        ];
-        for extra in sliding {
+            "\"layer_types\":[\"full_attention\",\"linear_attention\"]",
+            "\"use_sliding_window\":true,\"sliding_window\":0,\"max_window_layers\":0",
+        ] {
             let fault = qwen(extra).unwrap_err();
             assert!(fault.message.contains("sliding") || fault.message.contains("layer_types"), "{fault}");
         }
@@ -372,6 +423,10 @@ mod tests {
         let ignored = with("\"sliding_window\":8").unwrap().warnings;
         assert_eq!(ignored, ["config.json: fields that llama does not know are ignored: sliding_window"]);
         assert!(with("\"sliding_window\":null").unwrap().warnings.is_empty());
+        assert!(
+            refused("\"layer_types\":[\"full_attention\",\"sliding_attention\"]")
+                .contains("llama has no window")
+        );
     }
 
     #[test]
@@ -387,7 +442,8 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_says_so() {
-        assert_eq!(refused("\"hidden_act\":\"gelu\""), "hidden_act = \"gelu\" is not supported");
+        assert_eq!(refused("\"hidden_act\":\"mish\""), "hidden_act = \"mish\" is not supported");
+        assert_eq!(with("\"hidden_act\":\"gelu_pytorch_tanh\"").unwrap().activation, Activation::GeluTanh);
         with("\"hidden_act\":\"swish\"").unwrap();
         assert_eq!(refused("\"model_type\":\"mistral\""), "model_type \"mistral\" is not supported");
         assert!(ModelConfig::parse("{}").unwrap_err().message.contains("model_type"));

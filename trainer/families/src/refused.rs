@@ -163,10 +163,6 @@ pub(super) fn check(fields: Fields<'_>, family: &str) -> Result<Vec<String>, Fau
         return Err(unsupported("transformers_weights", file)
             .hint("call that file model.safetensors, and remove the field"));
     }
-    let silu = |act: &Value| matches!(act.as_str(), Some("silu" | "swish"));
-    if let Some(act) = fields.0.get("hidden_act").filter(|act| !silu(act)) {
-        return Err(unsupported("hidden_act", act).hint("supported: silu"));
-    }
     let mut ignored = Vec::new();
     for (name, value) in fields.0 {
         let name = name.as_str();
@@ -236,7 +232,6 @@ mod tests {
             (r#"{"residual_multiplier":0.2}"#, "residual_multiplier = 0.2 is not supported"),
             (r#"{"partial_rotary_factor":0.5}"#, "partial_rotary_factor = 0.5 is not supported"),
             (r#"{"is_causal":false}"#, "is_causal = false is not supported"),
-            (r#"{"hidden_act":null}"#, "hidden_act = null is not supported"),
             (
                 r#"{"quantization_config":{"quant_method":"gptq","bits":4}}"#,
                 "the weights are quantised by \"gptq\" (quantization_config), which is not supported",

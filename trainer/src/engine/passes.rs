@@ -2,15 +2,17 @@
 
 use dyad_data::tokenize::Tokenized;
 use dyad_proto::wire::ReferenceLogps;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::Engine;
 use super::step_statistics::{ReferenceSide, StepStatistics};
 use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
+use crate::model::LayerOutput;
 use crate::model::blocks::Pass;
 use crate::objective::StepObjective;
 use crate::objective::head::{HeadGradients, Scorer, Scores, score_batch};
+use crate::objective::statistics::{DeviceSums, Statistic};
 use crate::timing::Phases;
 use crate::unit_weights::GatheredWeights;
 use dyad_torch::autograd::{grad, grad_into};
@@ -34,9 +36,11 @@ struct Tape {
     /// Input of each layer, a leaf.
     inputs: Vec<Tensor>,
     /// Output of each layer with its graph; absent where it is recomputed.
-    outputs: Vec<Option<Tensor>>,
+    outputs: Vec<Option<LayerOutput>>,
     /// Output of the last layer.
     last: Tensor,
+    /// Sum of the layers' own terms of the loss.
+    aux_loss: Option<Tensor>,
     /// The embedding's weights, where it is the head.
     head: Option<GatheredWeights>,
     /// The last layer's weights: the walk back begins with them.
@@ -60,6 +64,9 @@ impl Engine {
             phases.measure("head", || self.head(&batch, work, &tape.last, &reference))?;
         tape.head = None;
         totals.add(&scores, &reference, work.pairs);
+        if let Some(aux_loss) = tape.aux_loss.take() {
+            totals.sums.add(&DeviceSums::of(&[(Statistic::AuxLoss, aux_loss)], self.device()));
+        }
         if self.settings.keeps_references {
             totals.keep_references(scores.reference_logps, work.pairs.len());
         }
@@ -68,7 +75,7 @@ impl Engine {
     }
 
     /// A layer's output; the same dropout masks when it is computed again.
-    fn layer(&self, index: usize, input: &Tensor, pass: &Pass<'_>, masks: Option<u64>) -> Tensor {
+    fn layer(&self, index: usize, input: &Tensor, pass: &Pass<'_>, masks: Option<u64>) -> LayerOutput {
         if let Some(seed) = masks {
             tch::manual_seed((seed ^ index as u64) as i64);
         }
@@ -82,6 +89,7 @@ impl Engine {
         let mut hidden = self.policy.embed(&batch.tokens);
         let head = (self.policy.head_unit() == 0).then_some(embedding);
         let (layers, mut top_layer) = (self.policy.layers.len(), None);
+        let mut aux_loss: Option<Tensor> = None;
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         for index in 0..layers {
             let weights = residence.gather_unit(index + 1, Some(index + 2))?;
@@ -90,16 +98,20 @@ impl Engine {
             let input = hidden.detach().set_requires_grad(needs_grad);
             let kept = index >= self.settings.first_uncheckpointed_layer && !batch.is_empty();
             let output = match (kept, batch.is_empty()) {
-                (_, true) => input.shallow_clone(),
+                (_, true) => input.shallow_clone().into(),
                 (true, _) => self.layer(index, &input, &pass, masks),
                 (false, _) => tch::no_grad(|| self.layer(index, &input, &pass, masks)),
             };
-            hidden = output.detach();
+            hidden = output.hidden.detach();
+            if let Some(term) = &output.aux_loss {
+                let term = term.detach().to_kind(Kind::Double);
+                aux_loss = Some(aux_loss.map_or_else(|| term.shallow_clone(), |sum| sum + &term));
+            }
             inputs.push(input);
             outputs.push(kept.then_some(output));
             top_layer = (index + 1 == layers).then_some(weights);
         }
-        Ok(Tape { inputs, outputs, last: hidden, head, top_layer })
+        Ok(Tape { inputs, outputs, last: hidden, aux_loss, head, top_layer })
     }
 
     /// Scores the batch; returns the statistics and the gradient of the last layer's output.
@@ -183,7 +195,7 @@ impl Engine {
         &self,
         unit: usize,
         input: &Tensor,
-        output: &Tensor,
+        output: &LayerOutput,
         output_grad: &Tensor,
     ) -> Result<Option<Tensor>, EngineError> {
         let parameters = &self.parameters.units[unit];
@@ -192,7 +204,11 @@ impl Engine {
             wanted.push(input);
         }
         let sinks: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.grad).collect();
-        let mut gradients = grad_into(&[output], &[output_grad], &wanted, &sinks)?;
+        // The layer's own term of the loss counts as it is.
+        let one = output.aux_loss.as_ref().map(Tensor::ones_like);
+        let outputs: Vec<&Tensor> = [&output.hidden].into_iter().chain(&output.aux_loss).collect();
+        let output_grads: Vec<&Tensor> = [output_grad].into_iter().chain(&one).collect();
+        let mut gradients = grad_into(&outputs, &output_grads, &wanted, &sinks)?;
         let input_grad = if input.requires_grad() { gradients.pop().flatten() } else { None };
         for (parameter, gradient) in parameters.iter().zip(gradients) {
             if let Some(gradient) = gradient {

@@ -146,6 +146,7 @@ pub(super) fn sums(
         logps_rejected: values.get(Statistic::LogpsRejected),
         logps_correct: values.get(Statistic::LogpsCorrect) as u64,
         kl: values.get(Statistic::Kl),
+        aux_loss: values.get(Statistic::AuxLoss),
         completion_tokens,
         tokens,
         kl_tokens: totals.kl_tokens,

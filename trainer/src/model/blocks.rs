@@ -9,7 +9,7 @@ use dyad_torch::ops::segment::Segment;
 use dyad_torch::ops::{layer, product};
 use tch::{Device, Kind, Tensor};
 
-use dyad_families::{ModelConfig, RopeScaling};
+use dyad_families::{Activation, AttentionSpan, ModelConfig, RopeScaling};
 use dyad_torch::backend::{Backend, on_gpu_path};
 use dyad_torch::transfer::upload;
 
@@ -208,6 +208,8 @@ pub struct Attention {
     pub kv_heads: i64,
     /// Width of one head.
     pub head_dim: i64,
+    /// Which tokens before it a token sees.
+    pub span: AttentionSpan,
 }
 
 impl Attention {
@@ -218,33 +220,50 @@ impl Attention {
         let q = pass.rotary.apply(&split(q, self.heads));
         let k = pass.rotary.apply(&split(k, self.kv_heads));
         let v = split(v, self.kv_heads);
-        let context = segmented_attention(&q, &k, &v, pass);
+        let context = segmented_attention(&q, &k, &v, pass, self.span);
         self.o_proj.forward_onto(hidden, &context.reshape([-1, self.heads * self.head_dim]), pass)
     }
 }
 
 /// Causal attention inside each segment: the first branch follows the prompt; every further branch sees the prompt and
 /// itself, not its siblings. `[tokens, heads, head_dim]` throughout.
-fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass<'_>) -> Tensor {
+fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass<'_>, span: AttentionSpan) -> Tensor {
+    // A window that is as long as the longest sequence hides nothing, and the kernels serve.
+    if let AttentionSpan::Window(window) = span
+        && pass.segments.iter().any(|segment| segment.longest() > window)
+    {
+        return composed_attention(q, k, v, pass.segments, Some(window));
+    }
     if Backend::of(&[q, k, v], 1) == Backend::Cpu {
         return layer::segmented_attention(q, k, v, pass.segments);
     }
     let kernel = || kernel_on(q.device(), q.kind(), q.size()[2]);
     let in_one_call = pass.varlen.and_then(|varlen| varlen.attention(q, k, v, kernel()));
-    in_one_call.unwrap_or_else(|| composed_attention(q, k, v, pass.segments))
+    in_one_call.unwrap_or_else(|| composed_attention(q, k, v, pass.segments, None))
 }
 
-/// The same segment by segment: what every kernel is held against, and what serves where none does.
-pub fn composed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
+/// The same segment by segment: what every kernel is held against, and what serves where none does. With a window, a token sees the last
+/// so many tokens by position, itself included.
+pub fn composed_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    segments: &[Segment],
+    window: Option<i64>,
+) -> Tensor {
     let mut outputs = Vec::with_capacity(2 * segments.len());
     for segment in segments {
         let trunk = segment.prompt + segment.branches.first().copied().unwrap_or(0);
         let take = |x: &Tensor, start: i64, len: i64| x.narrow(0, segment.start + start, len);
-        outputs.push(attend(&take(q, 0, trunk), &take(k, 0, trunk), &take(v, 0, trunk), None));
+        let windowed = window.filter(|window| *window < trunk).map(|_| {
+            let mask = Mask { before: 0, len: trunk, window };
+            mask.tensor(q.kind(), q.device())
+        });
+        outputs.push(attend(&take(q, 0, trunk), &take(k, 0, trunk), &take(v, 0, trunk), windowed.as_ref()));
         let mut start = trunk;
         for &len in segment.branches.iter().skip(1) {
             let seen = |x: &Tensor| Tensor::cat(&[take(x, 0, segment.prompt), take(x, start, len)], 0);
-            let mask = branch_mask(segment.prompt, len, q.kind(), q.device());
+            let mask = Mask { before: segment.prompt, len, window }.tensor(q.kind(), q.device());
             outputs.push(attend(&take(q, start, len), &seen(k), &seen(v), Some(&mask)));
             start += len;
         }
@@ -252,9 +271,26 @@ pub fn composed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segmen
     Tensor::cat(&outputs, 0)
 }
 
-/// 0 where query i may see key j (all of the prompt, its own prefix), -inf elsewhere: `[len, prompt + len]`.
-fn branch_mask(prompt: i64, len: i64, kind: Kind, device: Device) -> Tensor {
-    Tensor::full([len, prompt + len], f64::NEG_INFINITY, (kind, device)).triu(prompt + 1)
+/// Who sees whom among `before` keys, then as many keys as there are queries.
+#[derive(Clone, Copy, Debug)]
+struct Mask {
+    before: i64,
+    len: i64,
+    window: Option<i64>,
+}
+
+impl Mask {
+    /// 0 where query i may see key j, which is at position j as query i is at `before + i`; -inf elsewhere: `[len, before + len]`.
+    fn tensor(self, kind: Kind, device: Device) -> Tensor {
+        let hidden =
+            |kind| Tensor::full([self.len, self.before + self.len], f64::NEG_INFINITY, (kind, device));
+        let later = hidden(kind).triu(self.before + 1);
+        match self.window {
+            // Either is -inf or 0: their sum is, too.
+            Some(window) => later + hidden(kind).tril(self.before - window),
+            None => later,
+        }
+    }
 }
 
 /// Softmax attention of one segment, causal unless a mask is given.
@@ -270,7 +306,7 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
         .transpose(0, 1)
 }
 
-/// `down(silu(gate(x)) * up(x))`.
+/// `down(activation(gate(x)) * up(x))`.
 #[derive(Debug)]
 pub struct Mlp {
     /// Gate projection.
@@ -279,13 +315,25 @@ pub struct Mlp {
     pub up_proj: Linear,
     /// Down projection.
     pub down_proj: Linear,
+    /// What the gate goes through.
+    pub activation: Activation,
+}
+
+/// `activation(gate) * up`; only SwiGLU is one kernel.
+fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Tensor {
+    match activation {
+        Activation::Silu => layer::swiglu(gate, up),
+        Activation::Gelu => gate.gelu("none") * up,
+        Activation::GeluTanh => gate.gelu("tanh") * up,
+        Activation::Relu => gate.relu() * up,
+    }
 }
 
 impl Mlp {
     /// The MLP of the normed `x`, added to what it was normed from: `[tokens, hidden]` throughout.
     pub fn forward_onto(&self, hidden: &Tensor, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, pass);
-        self.down_proj.forward_onto(hidden, &layer::swiglu(&gate, &up), pass)
+        self.down_proj.forward_onto(hidden, &gated(self.activation, &gate, &up), pass)
     }
 }
 
@@ -458,8 +506,56 @@ mod tests {
             agree(
                 &inputs,
                 || layer::segmented_attention(q, k, v, &segments),
-                || composed_attention(q, k, v, &segments),
+                || composed_attention(q, k, v, &segments, None),
             );
         }
+    }
+
+    /// Position by position: what a window hides, in shared prompts too.
+    #[test]
+    fn a_window_hides_what_is_too_far_by_position() {
+        let segments = [
+            Segment { start: 0, prompt: 5, branches: vec![4, 3] },
+            Segment { start: 12, prompt: 2, branches: vec![6] },
+        ];
+        let options = (Kind::Double, Device::Cpu);
+        let [q, k, v] = [2, 1, 1].map(|heads| Tensor::randn([20, heads, 4], options));
+        // Position of each token, and the branch that it is in; prompts are in none.
+        let mut places: Vec<(usize, i64, Option<usize>)> = Vec::new();
+        for (index, segment) in segments.iter().enumerate() {
+            places.extend((0..segment.prompt).map(|position| (index, position, None)));
+            for (branch, &len) in segment.branches.iter().enumerate() {
+                places.extend((0..len).map(|offset| (index, segment.prompt + offset, Some(branch))));
+            }
+        }
+        for window in [1, 3, 6, 100] {
+            let sees = |query: usize, key: usize| {
+                let ((a, at, branch), (b, before, other)) = (places[query], places[key]);
+                let together = a == b && (other.is_none() || other == branch);
+                together && before <= at && at - before < window
+            };
+            let mask: Vec<f64> = (0..400)
+                .map(|index| if sees(index / 20, index % 20) { 0.0 } else { f64::NEG_INFINITY })
+                .collect();
+            let mask = Tensor::from_slice(&mask).view([20, 20]);
+            let expected = attend(&q, &k, &v, Some(&mask));
+            let found = composed_attention(&q, &k, &v, &segments, Some(window));
+            assert!(difference(&found, &expected) < 1e-12, "window {window}");
+        }
+    }
+
+    #[test]
+    fn activations_are_those_of_their_definitions() {
+        let gate = Tensor::from_slice(&[-2.0, -0.5, 0.0, 1.5]);
+        let up = Tensor::from_slice(&[1.0, 2.0, 3.0, 4.0]);
+        let values = |activation| -> Vec<f64> { gated(activation, &gate, &up).try_into().unwrap() };
+        // python3 -c 'import torch; x=torch.tensor([-2,-.5,0,1.5],dtype=torch.double); print(torch.nn.functional.gelu(x)*torch.tensor([1,2,3,4]))'
+        let close = |found: Vec<f64>, expected: [f64; 4]| {
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}");
+        };
+        close(values(Activation::Silu), [-0.238_406, -0.377_541, 0.0, 4.905_447]);
+        close(values(Activation::Gelu), [-0.045_500, -0.308_538, 0.0, 5.599_157]);
+        close(values(Activation::GeluTanh), [-0.045_402, -0.308_572, 0.0, 5.598_290]);
+        close(values(Activation::Relu), [0.0, 0.0, 0.0, 6.0]);
     }
 }

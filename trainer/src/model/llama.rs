@@ -8,7 +8,8 @@ use dyad_torch::ops::layer::rms_norm_with_residual;
 use tch::Tensor;
 
 use super::blocks::{Attention, Linear, Mlp, Pass};
-use super::{DecoderLayer, LayerSource, ModelConfig, Part};
+use super::family::Family;
+use super::{DecoderLayer, LayerOutput, LayerSource, ModelConfig, Part};
 
 /// Which projections carry a bias.
 #[derive(Clone, Copy, Debug)]
@@ -31,9 +32,14 @@ pub struct LlamaLayer {
     rms_norm_eps: f64,
 }
 
+pub(super) const FAMILY: Family = Family {
+    model_type: "llama",
+    tensor_names: |config| tensor_names(biases(config)),
+    load_layer: |config, source| Ok(Box::new(LlamaLayer::load(config, source, biases(config))?)),
+};
+
 /// Llama's rule: `config.json` says which.
-#[must_use]
-pub fn biases(config: &ModelConfig) -> Biases {
+fn biases(config: &ModelConfig) -> Biases {
     Biases { qkv: config.attention_bias, output: config.attention_bias, mlp: config.mlp_bias }
 }
 
@@ -57,11 +63,6 @@ pub fn tensor_names(biases: Biases) -> Vec<String> {
     names
 }
 
-/// Loads a layer by Llama's rules.
-pub fn load_layer(config: &ModelConfig, source: &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault> {
-    Ok(Box::new(LlamaLayer::load(config, source, biases(config))?))
-}
-
 impl LlamaLayer {
     /// Loads a layer with the given biases.
     pub fn load(config: &ModelConfig, source: &LayerSource<'_>, biases: Biases) -> Result<Self, Fault> {
@@ -78,12 +79,14 @@ impl LlamaLayer {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
+                span: config.spans.get(source.index()).copied().unwrap_or_default(),
             },
             post_attention_layernorm: source.tensor("post_attention_layernorm.weight", &[hidden])?,
             mlp: Mlp {
                 gate_proj: source.linear("mlp.gate_proj", inner, hidden, biases.mlp)?,
                 up_proj: source.linear("mlp.up_proj", inner, hidden, biases.mlp)?,
                 down_proj: source.linear("mlp.down_proj", hidden, inner, biases.mlp)?,
+                activation: config.activation,
             },
             rms_norm_eps: config.rms_norm_eps,
         })
@@ -91,12 +94,12 @@ impl LlamaLayer {
 }
 
 impl DecoderLayer for LlamaLayer {
-    fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
+    fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> LayerOutput {
         let (normed, hidden) = rms_norm_with_residual(hidden, &self.input_layernorm, self.rms_norm_eps);
         let hidden = self.self_attn.forward_onto(&hidden, &normed, pass);
         let (normed, hidden) =
             rms_norm_with_residual(&hidden, &self.post_attention_layernorm, self.rms_norm_eps);
-        self.mlp.forward_onto(&hidden, &normed, pass)
+        self.mlp.forward_onto(&hidden, &normed, pass).into()
     }
 
     fn parts(&mut self) -> Vec<(&'static str, Part<'_>)> {
@@ -130,6 +133,7 @@ impl DecoderLayer for LlamaLayer {
                 gate_proj: linear(&self.mlp.gate_proj),
                 up_proj: linear(&self.mlp.up_proj),
                 down_proj: linear(&self.mlp.down_proj),
+                activation: self.mlp.activation,
             },
             rms_norm_eps: self.rms_norm_eps,
         })

@@ -1,10 +1,11 @@
 //! Decoder-only language models, layer by layer, without an autograd graph across layers.
 //!
-//! A family is one file that implements [`DecoderLayer`] and appears in [`load_layer`]; everything else (embedding, final
+//! A family is one file that implements [`DecoderLayer`], and a line in [`family`]; everything else (embedding, final
 //! norm, head, adapters, gradients, checkpoints) works through that trait and the Hugging Face names it reports.
 
 pub mod blocks;
 mod claim;
+mod family;
 mod files;
 pub mod llama;
 pub mod qwen2;
@@ -34,13 +35,29 @@ use dyad_torch::comm::CommError;
 /// One decoder layer of any family.
 pub trait DecoderLayer: fmt::Debug {
     /// `[tokens, hidden]` -> `[tokens, hidden]`.
-    fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor;
+    fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> LayerOutput;
 
     /// Every part with its Hugging Face name below the layer, in a fixed order.
     fn parts(&mut self) -> Vec<(&'static str, Part<'_>)>;
 
     /// A layer of other handles to the same tensors, without adapters.
     fn share(&self) -> Box<dyn DecoderLayer>;
+}
+
+/// What a layer computes.
+#[derive(Debug)]
+pub struct LayerOutput {
+    /// `[tokens, hidden]`.
+    pub hidden: Tensor,
+    /// A term of the step's loss that the layer adds, such as that of a router: a scalar, with its coefficient, divided as the step's loss
+    /// is. `[]`
+    pub aux_loss: Option<Tensor>,
+}
+
+impl From<Tensor> for LayerOutput {
+    fn from(hidden: Tensor) -> Self {
+        Self { hidden, aux_loss: None }
+    }
 }
 
 /// A part of a layer that holds parameters.
@@ -98,13 +115,15 @@ impl Model {
         if !reading.again {
             config.warnings.iter().for_each(|warning| tracing::warn!("{}: {warning}", dir.display()));
         }
-        let weights = Weights::claim(dir, &wanted(&config), reading)?;
+        let family = family::of(&config)?;
+        let weights = Weights::claim(dir, &wanted(&config)?, reading)?;
         let vocabulary = [config.vocab_size, config.hidden_size];
         let mut embedding = weights.load(EMBEDDING, &vocabulary, place)?;
         take(0, vec![(EMBEDDING.to_owned(), &mut embedding)]);
         let mut layers = Vec::new();
         for index in 0..config.num_hidden_layers {
-            let mut layer = load_layer(&config, &LayerSource { weights: &weights, index, place })?;
+            let source = LayerSource { weights: &weights, index, place };
+            let mut layer = (family.load_layer)(&config, &source)?;
             take(index + 1, layer_tensors(index, layer.as_mut()));
             layers.push(layer);
         }
@@ -234,7 +253,7 @@ impl Model {
             for (index, layer) in self.layers.iter().enumerate() {
                 let _weights = self.residence.gather_unit(index + 1, Some(index + 2))?;
                 if !pass.segments.is_empty() {
-                    hidden = layer.forward(&hidden, pass);
+                    hidden = layer.forward(&hidden, pass).hidden;
                 }
             }
             Ok(hidden)
@@ -278,6 +297,12 @@ pub struct LayerSource<'a> {
 }
 
 impl LayerSource<'_> {
+    /// Which layer it is, from 0.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
     /// Loads a tensor named below the layer.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, Fault> {
         self.weights.load(&format!("model.layers.{}.{name}", self.index), shape, self.place)
@@ -292,29 +317,15 @@ impl LayerSource<'_> {
 }
 
 /// Every tensor of a model, by its Hugging Face name.
-fn wanted(config: &ModelConfig) -> Wanted {
-    let below = llama::tensor_names(match config.model_type.as_str() {
-        "qwen2" => qwen2::BIASES,
-        _ => llama::biases(config),
-    });
+fn wanted(config: &ModelConfig) -> Result<Wanted, Fault> {
+    let below = (family::of(config)?.tensor_names)(config);
     let mut names = vec![EMBEDDING.to_owned(), FINAL_NORM.to_owned()];
     names.extend((!config.tie_word_embeddings).then(|| HEAD.to_owned()));
     let layers = 0..config.num_hidden_layers;
     names.extend(
         layers.flat_map(|index| below.iter().map(move |name| format!("model.layers.{index}.{name}"))),
     );
-    Wanted::Model { names, tied: config.tie_word_embeddings }
-}
-
-fn load_layer(config: &ModelConfig, source: &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault> {
-    match config.model_type.as_str() {
-        "llama" => llama::load_layer(config, source),
-        "qwen2" => qwen2::load_layer(config, source),
-        other => {
-            Err(Fault::input(format!("model_type \"{other}\" is not supported"))
-                .hint("supported: llama, qwen2"))
-        }
-    }
+    Ok(Wanted::Model { names, tied: config.tie_word_embeddings })
 }
 
 /// The precision that config.json calls by this name.

@@ -1,14 +1,14 @@
-//! Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama's block with biases on q, k and v, always, whatever config.json says.
+//! Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama's block with biases on q, k and v, always, whatever config.json says; upper layers may see a
+//! window.
 
-use dyad_proto::Fault;
+use super::family::Family;
+use super::llama::{Biases, LlamaLayer, tensor_names};
 
-use super::llama::{Biases, LlamaLayer};
-use super::{DecoderLayer, LayerSource, ModelConfig};
+pub(super) const FAMILY: Family = Family {
+    model_type: "qwen2",
+    tensor_names: |_| tensor_names(BIASES),
+    load_layer: |config, source| Ok(Box::new(LlamaLayer::load(config, source, BIASES)?)),
+};
 
 /// Qwen2's rule.
-pub const BIASES: Biases = Biases { qkv: true, output: false, mlp: false };
-
-/// Loads a layer by Qwen2's rules.
-pub fn load_layer(config: &ModelConfig, source: &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault> {
-    Ok(Box::new(LlamaLayer::load(config, source, BIASES)?))
-}
+const BIASES: Biases = Biases { qkv: true, output: false, mlp: false };

@@ -21,11 +21,13 @@ pub enum Statistic {
     LogpsCorrect,
     /// KL divergence of policy and reference, of each completion token.
     Kl,
+    /// Terms of the loss that layers add, already divided as the step's loss is.
+    AuxLoss,
 }
 
 impl Statistic {
     /// How many there are.
-    pub const COUNT: usize = Self::Kl as usize + 1;
+    pub const COUNT: usize = Self::AuxLoss as usize + 1;
 }
 
 /// All statistics, on the device that computes them. `[Statistic::COUNT]`, float64

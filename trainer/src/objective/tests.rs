@@ -30,7 +30,7 @@ fn close(found: &[f64], expected: &[f64]) {
 #[test]
 fn equal_models_lose_ln_2_and_have_no_reward() {
     let (_, statistics) = score(objective(LossType::Sigmoid), &POLICY, Some(&POLICY));
-    close(&statistics, &[2.0 * std::f64::consts::LN_2, 0.0, 0.0, 0.0, -10.0, -7.5, 1.0, 0.0]);
+    close(&statistics, &[2.0 * std::f64::consts::LN_2, 0.0, 0.0, 0.0, -10.0, -7.5, 1.0, 0.0, 0.0]);
 }
 
 /// What each paper's formula gives by hand, in float64.

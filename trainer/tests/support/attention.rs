@@ -64,7 +64,7 @@ fn differences(
     };
     let (there, here) = (of(varlen.queries.device(), kind), of(Device::Cpu, Kind::Double));
     let ours = varlen.attention(&there[0], &there[1], &there[2], kernel).unwrap();
-    let theirs = composed_attention(&here[0], &here[1], &here[2], segments);
+    let theirs = composed_attention(&here[0], &here[1], &here[2], segments, None);
     assert_eq!((ours.kind(), ours.size()), (kind, theirs.size()));
     let output_grad = Tensor::randn_like(&host[0]);
     let back = |output: &Tensor, inputs: &[Tensor; 3]| {

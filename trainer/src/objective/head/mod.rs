@@ -12,13 +12,9 @@ use super::StepObjective;
 use super::logps::SequenceLogps;
 use super::statistics::{DeviceSums, Statistic};
 use crate::batch::MicroBatch;
+use dyad_families::shape::{GPU_TILE_BYTES, TILE_BYTES};
 use dyad_torch::backend::Backend;
 use dyad_torch::ops::{head_tile, product};
-
-/// Most bytes of one tile of logits. Two of them live at once, where no kernel serves up to four.
-const TILE_BYTES: i64 = 96 << 20;
-/// The same on a GPU, which wants a thousand rows of a large vocabulary to keep busy.
-const GPU_TILE_BYTES: i64 = 256 << 20;
 
 /// One model's side of the head: normed rows and the projection.
 #[derive(Clone, Copy, Debug)]
@@ -127,7 +123,7 @@ fn tile_rows(weight: &Tensor) -> i64 {
     } else {
         4
     };
-    let bytes = if weight.device().is_cuda() { GPU_TILE_BYTES } else { TILE_BYTES };
+    let bytes = if weight.device().is_cuda() { GPU_TILE_BYTES } else { TILE_BYTES } as i64;
     (bytes / (width * weight.size()[0])).max(1)
 }
 

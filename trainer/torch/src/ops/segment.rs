@@ -10,3 +10,11 @@ pub struct Segment {
     /// Length of each branch, in order after the prompt.
     pub branches: Vec<i64>,
 }
+
+impl Segment {
+    /// Tokens of the longest sequence in it.
+    #[must_use]
+    pub fn longest(&self) -> i64 {
+        self.prompt + self.branches.iter().copied().max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,41 @@
+//! The families that can be trained.
+
+use dyad_proto::Fault;
+
+use super::{DecoderLayer, LayerSource, ModelConfig, llama, qwen2};
+
+type LoadLayer = fn(&ModelConfig, &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault>;
+
+/// How layers of a family are named and loaded.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// `model_type` of `config.json`; `dyad_families` reads the fields of the same name.
+    pub model_type: &'static str,
+    /// Names of a layer's tensors below the layer.
+    pub tensor_names: fn(&ModelConfig) -> Vec<String>,
+    /// Loads a layer.
+    pub load_layer: LoadLayer,
+}
+
+/// All of them.
+const FAMILIES: [Family; 2] = [llama::FAMILY, qwen2::FAMILY];
+
+/// The family of a model.
+pub(super) fn of(config: &ModelConfig) -> Result<&'static Family, Fault> {
+    FAMILIES.iter().find(|family| family.model_type == config.model_type).ok_or_else(|| {
+        let names: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+        Fault::input(format!("model_type \"{}\" is not supported", config.model_type))
+            .hint(format!("supported: {}", names.join(", ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_whose_configuration_is_read_can_be_loaded() {
+        let names: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+        assert_eq!(names, dyad_families::names());
+    }
+}
