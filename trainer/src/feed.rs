@@ -3,8 +3,8 @@
 
 use std::sync::mpsc;
 
-use dyad_data::tokenize::{Rule, Tokenized, measure, tokenize_all};
-use dyad_data::tokenizer::ChatTokenizer;
+use dyad_data::pair_tokenizer::PairTokenizer;
+use dyad_data::tokenize::Tokenized;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{
@@ -77,14 +77,13 @@ pub struct Step {
 /// Starts the thread; it ends with the session, or with the first error.
 pub fn start(
     received: mpsc::Receiver<Received>,
-    tokenizer: ChatTokenizer,
-    rule: Rule,
+    tokenizer: PairTokenizer,
     cost: PassCost,
     files: Files,
     handle: Handle,
 ) -> Result<mpsc::Receiver<Result<Work, Fault>>, Fault> {
     let (deliver, work) = mpsc::channel();
-    let feed = Feed { tokenizer, rule, cost, files, handle };
+    let mut feed = Feed { tokenizer, cost, files, handle };
     std::thread::Builder::new()
         .name("feed".into())
         .spawn(move || {
@@ -130,15 +129,14 @@ impl Files {
 }
 
 struct Feed {
-    tokenizer: ChatTokenizer,
-    rule: Rule,
+    tokenizer: PairTokenizer,
     cost: PassCost,
     files: Files,
     handle: Handle,
 }
 
 impl Feed {
-    fn prepare(&self, body: Received) -> Result<Option<Work>, Fault> {
+    fn prepare(&mut self, body: Received) -> Result<Option<Work>, Fault> {
         Ok(Some(match body {
             Received::MeasureRequest(request) => return self.answer(&request).map(|()| None),
             Received::CommunicatorReady(ready) => Work::Connect(ready),
@@ -181,8 +179,8 @@ impl Feed {
         }))
     }
 
-    fn answer(&self, request: &MeasureRequest) -> Result<(), Fault> {
-        let (mut lengths, refusal) = measure(&self.tokenizer, &request.pairs, self.rule)?;
+    fn answer(&mut self, request: &MeasureRequest) -> Result<(), Fault> {
+        let (mut lengths, refusal) = self.tokenizer.measure(request.split(), &request.pairs)?;
         for length in &mut lengths {
             length.cost = self.cost.of(length);
         }
@@ -193,7 +191,7 @@ impl Feed {
         Ok(())
     }
 
-    fn tokenize(&self, split: Split, pairs: &[Pair]) -> Result<Vec<Tokenized>, Fault> {
-        tokenize_all(&self.tokenizer, pairs, self.rule, self.files.name(split))
+    fn tokenize(&mut self, split: Split, pairs: &[Pair]) -> Result<Vec<Tokenized>, Fault> {
+        self.tokenizer.tokenize(split, pairs, self.files.name(split))
     }
 }

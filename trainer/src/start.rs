@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use dyad_data::pair_tokenizer::{CACHE_BYTES, PairTokenizer};
 use dyad_data::reference_key::ReferenceModel;
 use dyad_data::tokenize::Rule;
 use dyad_data::tokenizer::ChatTokenizer;
@@ -91,7 +92,8 @@ pub fn start(
     let mut facts = facts::of_files(&config, &sources, device, rule.max_len)?;
     handle.send(Sent::Facts(Facts { facts: facts.clone() }));
     let cost = PassCost::new(&model, Layout::of(&config));
-    let work = feed::start(received, tokenizer, rule, cost, Files::of(&config), handle.clone())?;
+    let tokenizer = PairTokenizer::new(tokenizer, rule, CACHE_BYTES);
+    let work = feed::start(received, tokenizer, cost, Files::of(&config), handle.clone())?;
     handle.enter(Phase::Rendezvous, 0);
     let connecting = tracing::info_span!(target: TARGET, "rendezvous").entered();
     let mut backlog = VecDeque::new();

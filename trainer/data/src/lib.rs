@@ -5,6 +5,7 @@
 //! - [`hub`]: a folder or a hub id becomes a local model folder.
 //! - [`tokenizer`]: tokenizer and chat template of a model folder.
 //! - [`tokenize`]: one pair becomes prompt, chosen and rejected ids, by TRL's rule.
+//! - [`pair_tokenizer`]: many pairs, each tokenised once.
 //! - [`reference_key`]: names a reference model.
 //! - [`new_model`]: small random models to learn and test with.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
@@ -16,6 +17,7 @@ mod chat_template;
 pub mod files;
 pub mod hub;
 pub mod new_model;
+pub mod pair_tokenizer;
 mod plain_text;
 mod quick;
 pub mod reference_key;

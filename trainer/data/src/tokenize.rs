@@ -3,10 +3,9 @@
 //! each once, split at their common token prefix. Templates and tokenizers that treat the prompt's end differently alone
 //! and in full therefore never shift the completion.
 
+use dyad_proto::Fault;
 use dyad_proto::pairs::{Conversation, PlainText, PreferencePair};
-use dyad_proto::wire::{Pair, PairLength, PairVerdict};
-use dyad_proto::{ErrorCode, Fault};
-use rayon::prelude::*;
+use dyad_proto::wire::PairVerdict;
 use sha2::{Digest, Sha256};
 
 use crate::tokenizer::ChatTokenizer;
@@ -139,79 +138,6 @@ fn truncate(mut pair: Tokenized, rule: Rule) -> (PairVerdict, Tokenized) {
         return (PairVerdict::DroppedIdentical, pair);
     }
     (if cut { PairVerdict::Truncated } else { PairVerdict::Kept }, pair)
-}
-
-/// What became of a pair: its tokens, or why it cannot become tokens of this model.
-type Outcome = Result<(PairVerdict, Tokenized), Fault>;
-
-/// Tokenises pairs from the wire, all cores at once, in order.
-fn outcomes(tokenizer: &ChatTokenizer, pairs: &[Pair], rule: Rule) -> Vec<Outcome> {
-    let outcome = |pair: &Pair| tokenize(tokenizer, &pair.clone().into_pair()?, rule);
-    pairs.par_iter().map(outcome).collect()
-}
-
-/// Tokens of pairs of one file, which errors name.
-pub fn tokenize_all(
-    tokenizer: &ChatTokenizer,
-    pairs: &[Pair],
-    rule: Rule,
-    file: &str,
-) -> Result<Vec<Tokenized>, Fault> {
-    let usable = |(pair, outcome): (&Pair, Outcome)| {
-        let named = |fault: Fault| Fault {
-            message: format!("{file} line {}: {}", pair.line, fault.message),
-            ..fault
-        };
-        match outcome {
-            Ok((verdict, tokens)) if is_trainable(verdict) => Ok(tokens),
-            Ok(_) => Err(named(
-                Fault::failed("nothing to train on, although some rank has measured otherwise")
-                    .hint("do all hosts have the same tokenizer and chat template?"),
-            )),
-            Err(fault) => Err(named(fault)),
-        }
-    };
-    pairs.iter().zip(outcomes(tokenizer, pairs, rule)).map(usable).collect()
-}
-
-/// Token counts of pairs, for the coordinator's shards, and why the first of those cannot be used that cannot. An error is no
-/// fault of a pair.
-pub fn measure(
-    tokenizer: &ChatTokenizer,
-    pairs: &[Pair],
-    rule: Rule,
-) -> Result<(Vec<PairLength>, Option<Fault>), Fault> {
-    let mut refusal = None;
-    let mut lengths = Vec::with_capacity(pairs.len());
-    for (pair, outcome) in pairs.iter().zip(outcomes(tokenizer, pairs, rule)) {
-        lengths.push(match outcome {
-            Ok((verdict, tokens)) => {
-                let endless = verdict == PairVerdict::Kept && !tokenizer.ends(&tokens.chosen);
-                PairLength { endless, ..length(pair.id, verdict, &tokens) }
-            }
-            Err(fault) if fault.code == ErrorCode::InvalidInput => {
-                refusal.get_or_insert(fault);
-                PairLength { id: pair.id, verdict: PairVerdict::Refused.into(), ..PairLength::default() }
-            }
-            Err(fault) => return Err(fault),
-        });
-    }
-    Ok((lengths, refusal))
-}
-
-fn length(id: u64, verdict: PairVerdict, tokens: &Tokenized) -> PairLength {
-    let (tokens_hash_high, tokens_hash_low) = tokens.hash();
-    PairLength {
-        id,
-        verdict: verdict.into(),
-        prompt_tokens: tokens.prompt.len() as u32,
-        chosen_tokens: tokens.chosen.len() as u32,
-        rejected_tokens: tokens.rejected.len() as u32,
-        cost: 0,
-        tokens_hash_high,
-        tokens_hash_low,
-        endless: false,
-    }
 }
 
 #[cfg(test)]

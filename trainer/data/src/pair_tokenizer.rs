@@ -1,0 +1,202 @@
+//! Pairs from the wire become tokens, each once as far as the cache goes: measuring, every epoch, every evaluation and the reference
+//! model's pass ask for the same pairs.
+
+use std::collections::HashMap;
+
+use dyad_proto::wire::{Pair, PairLength, PairVerdict, Split};
+use dyad_proto::{ErrorCode, Fault};
+use rayon::prelude::*;
+
+use crate::tokenize::{Rule, Tokenized, is_trainable, tokenize};
+use crate::tokenizer::ChatTokenizer;
+
+/// Most bytes of token ids that are kept: some 60,000 pairs of 1,000 tokens.
+pub const CACHE_BYTES: usize = 256 << 20;
+
+/// What became of a pair: its tokens, or why it cannot become tokens of this model.
+type Outcome = Result<(PairVerdict, Tokenized), Fault>;
+
+/// Tokenizer, rule, and the pairs that were tokenised before.
+#[derive(Debug)]
+pub struct PairTokenizer {
+    tokenizer: ChatTokenizer,
+    rule: Rule,
+    /// Trainable pairs by file and id.
+    cache: HashMap<(Split, u64), (PairVerdict, Tokenized)>,
+    /// Bytes that the cache may still take.
+    bytes_left: usize,
+}
+
+impl PairTokenizer {
+    /// With an empty cache of so many bytes.
+    #[must_use]
+    pub fn new(tokenizer: ChatTokenizer, rule: Rule, cache_bytes: usize) -> Self {
+        Self { tokenizer, rule, cache: HashMap::new(), bytes_left: cache_bytes }
+    }
+
+    /// Tokens of pairs of one file. `file` is its name in errors.
+    pub fn tokenize(&mut self, split: Split, pairs: &[Pair], file: &str) -> Result<Vec<Tokenized>, Fault> {
+        let usable = |(pair, outcome): (&Pair, Outcome)| {
+            let named = |fault: Fault| Fault {
+                message: format!("{file} line {}: {}", pair.line, fault.message),
+                ..fault
+            };
+            match outcome {
+                Ok((verdict, tokens)) if is_trainable(verdict) => Ok(tokens),
+                Ok(_) => Err(named(
+                    Fault::failed("nothing to train on, although some rank has measured otherwise")
+                        .hint("do all hosts have the same tokenizer and chat template?"),
+                )),
+                Err(fault) => Err(named(fault)),
+            }
+        };
+        pairs.iter().zip(self.outcomes(split, pairs)).map(usable).collect()
+    }
+
+    /// Token counts of pairs, for the coordinator's shards, and why the first of those cannot be used that cannot. An error is no
+    /// fault of a pair.
+    pub fn measure(
+        &mut self,
+        split: Split,
+        pairs: &[Pair],
+    ) -> Result<(Vec<PairLength>, Option<Fault>), Fault> {
+        let mut refusal = None;
+        let mut lengths = Vec::with_capacity(pairs.len());
+        for (pair, outcome) in pairs.iter().zip(self.outcomes(split, pairs)) {
+            lengths.push(match outcome {
+                Ok((verdict, tokens)) => {
+                    let endless = verdict == PairVerdict::Kept && !self.tokenizer.ends(&tokens.chosen);
+                    PairLength { endless, ..length(pair.id, verdict, &tokens) }
+                }
+                Err(fault) if fault.code == ErrorCode::InvalidInput => {
+                    refusal.get_or_insert(fault);
+                    PairLength { id: pair.id, verdict: PairVerdict::Refused.into(), ..PairLength::default() }
+                }
+                Err(fault) => return Err(fault),
+            });
+        }
+        Ok((lengths, refusal))
+    }
+
+    /// Tokens that end an answer, as text.
+    #[must_use]
+    pub fn stop_tokens(&self) -> Vec<String> {
+        self.tokenizer.stop_tokens()
+    }
+
+    /// In order; those that are not in the cache on all cores at once.
+    fn outcomes(&mut self, split: Split, pairs: &[Pair]) -> Vec<Outcome> {
+        let cached: Vec<_> = pairs.iter().map(|pair| self.cache.get(&(split, pair.id)).cloned()).collect();
+        let missing: Vec<&Pair> =
+            pairs.iter().zip(&cached).filter(|(_, known)| known.is_none()).map(|(pair, _)| pair).collect();
+        let tokenize = |pair: &&Pair| tokenize(&self.tokenizer, &(*pair).clone().into_pair()?, self.rule);
+        let made: Vec<Outcome> = missing.par_iter().map(tokenize).collect();
+        for (pair, outcome) in missing.iter().zip(&made) {
+            if let Ok(outcome) = outcome {
+                self.keep((split, pair.id), outcome);
+            }
+        }
+        let mut made = made.into_iter();
+        cached.into_iter().filter_map(|known| known.map(Ok).or_else(|| made.next())).collect()
+    }
+
+    fn keep(&mut self, key: (Split, u64), outcome: &(PairVerdict, Tokenized)) {
+        let bytes = outcome.1.tokens().count() * size_of::<u32>() + size_of_val(&key) + size_of_val(outcome);
+        if is_trainable(outcome.0) && bytes <= self.bytes_left && !self.cache.contains_key(&key) {
+            self.bytes_left -= bytes;
+            self.cache.insert(key, outcome.clone());
+        }
+    }
+}
+
+fn length(id: u64, verdict: PairVerdict, tokens: &Tokenized) -> PairLength {
+    let (tokens_hash_high, tokens_hash_low) = tokens.hash();
+    PairLength {
+        id,
+        verdict: verdict.into(),
+        prompt_tokens: tokens.prompt.len() as u32,
+        chosen_tokens: tokens.chosen.len() as u32,
+        rejected_tokens: tokens.rejected.len() as u32,
+        cost: 0,
+        tokens_hash_high,
+        tokens_hash_low,
+        endless: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dyad_proto::pairs::{PlainText, PreferencePair};
+
+    use super::*;
+    use crate::new_model::{NewModelOptions, create};
+
+    fn tokenizer() -> ChatTokenizer {
+        let dir = tempfile::tempdir().unwrap();
+        let line = r#"{"prompt":"ab","chosen":"cd","rejected":"ef"}"#;
+        std::fs::write(dir.path().join("pairs.jsonl"), line).unwrap();
+        let options = NewModelOptions {
+            out: dir.path().join("model"),
+            texts: dir.path().join("pairs.jsonl"),
+            vocab_size: 300,
+            hidden_size: 8,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            intermediate_size: 16,
+            max_positions: 64,
+            model_type: "llama".into(),
+            seed: 1,
+            overwrite: false,
+        };
+        create(&options).unwrap();
+        ChatTokenizer::load(&options.out, &options.out, chrono::NaiveDateTime::default()).unwrap()
+    }
+
+    fn pair(id: u64, rejected: &str) -> Pair {
+        let text =
+            PlainText { prompt: "a ".into(), chosen: format!("yes {id}"), rejected: rejected.to_owned() };
+        Pair { id, line: id + 1, content: Some(PreferencePair::Text(text).into()), reference: None }
+    }
+
+    const RULE: Rule = Rule { max_len: 64, preferred_only: false, embedding_rows: u32::MAX };
+
+    #[test]
+    fn a_pair_is_tokenised_once_and_only_for_its_own_file() {
+        let mut tokens = PairTokenizer::new(tokenizer(), RULE, CACHE_BYTES);
+        let pairs = [pair(0, "no"), pair(1, "never"), pair(0, "no")];
+        let (lengths, refusal) = tokens.measure(Split::Train, &pairs).unwrap();
+        assert_eq!((lengths.len(), refusal, tokens.cache.len()), (3, None, 2));
+        let first = tokens.tokenize(Split::Train, &pairs, "pairs.jsonl").unwrap();
+        assert_eq!((&first[0], tokens.cache.len()), (&first[2], 2));
+        // Another text under the same id would be tokenised anew if the cache were not asked.
+        let changed = [pair(2, "new"), pair(0, "something else"), pair(1, "never")];
+        let cached = tokens.tokenize(Split::Train, &changed, "pairs.jsonl").unwrap();
+        assert_eq!(cached[1..], first[..2]);
+        let other_file = tokens.tokenize(Split::Validation, &changed, "pairs.jsonl").unwrap();
+        assert_ne!(other_file[1], first[0]);
+    }
+
+    #[test]
+    fn a_full_cache_changes_no_tokens() {
+        let pairs: Vec<Pair> = (0..9).map(|id| pair(id, "no")).collect();
+        let found = [0, 400, CACHE_BYTES].map(|bytes| {
+            let mut tokens = PairTokenizer::new(tokenizer(), RULE, bytes);
+            let twice = [0, 1].map(|_| tokens.tokenize(Split::Train, &pairs, "pairs.jsonl").unwrap());
+            assert_eq!(twice[0], twice[1]);
+            (twice, tokens.cache.len())
+        });
+        assert_eq!((found[0].1, found[2].1), (0, 9));
+        assert!((1..9).contains(&found[1].1), "{}", found[1].1);
+        assert!(found[0].0 == found[1].0 && found[1].0 == found[2].0);
+    }
+
+    #[test]
+    fn pairs_that_cannot_be_trained_on_are_not_kept() {
+        let mut tokens = PairTokenizer::new(tokenizer(), Rule { max_len: 2, ..RULE }, CACHE_BYTES);
+        let (lengths, _) = tokens.measure(Split::Train, &[pair(0, "no")]).unwrap();
+        assert_eq!(lengths[0].verdict(), PairVerdict::DroppedTooLong);
+        assert!(tokens.cache.is_empty());
+        assert!(tokens.tokenize(Split::Train, &[pair(0, "no")], "pairs.jsonl").is_err());
+    }
+}
