@@ -6,6 +6,7 @@
 //! - [`observe`]: metrics for Prometheus, traces of steps.
 //! - [`engine`]: owns the state machine; hands it events and carries out its commands. [`complete`] takes its place where a run is
 //!   complete already.
+//! - [`handle`]: a run as those see it who serve it: watch, status, send, end.
 //! - [`server`], [`service`], [`health`], [`watch`], [`print`]: gRPC, and the events of a run for watchers and logs.
 //! - [`cli`] reads flags.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
@@ -15,6 +16,7 @@ pub mod cli;
 pub mod complete;
 pub mod engine;
 pub mod files;
+pub mod handle;
 pub mod health;
 pub mod observe;
 pub mod print;

@@ -9,11 +9,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use dyad_coordinator::cli::{Cli, Prepared, Task};
+use dyad_coordinator::handle::RunHandle;
 use dyad_coordinator::health::Health;
 use dyad_coordinator::observe::Observer;
 use dyad_coordinator::observe::endpoint::Endpoint;
 use dyad_coordinator::run::Run;
-use dyad_coordinator::server::{self, Port, Signals};
+use dyad_coordinator::server::{self, Job, Port, Signals};
 use dyad_coordinator::wire::{Guard, listen};
 use dyad_proto::security::by_hand::Published;
 use dyad_proto::silence::{self, Silence};
@@ -157,11 +158,15 @@ async fn serve(
     span.record("train.run.id", spec.run_id.as_str());
     span.record("train.world_size", spec.world_size);
     let run = Run::new(spec, Instant::now());
+    let (handle, inputs) = RunHandle::new(Some(output.dir().to_owned()));
     announce(address(&listener)?, metrics.as_ref().map(address).transpose()?)?;
-    *endpoint = metrics.zip(observer.metrics()).map(|(listener, metrics)| Endpoint::open(listener, metrics));
+    *endpoint = metrics
+        .zip(observer.metrics())
+        .map(|(listener, metrics)| Endpoint::open(listener, metrics, handle.clone()));
     health.serving().await;
     let port = Port { listener, guard, health };
-    server::serve(port, run, output, signals, observer, cli.print_events).await
+    let job = Job { run, output, observer, handle, inputs };
+    server::serve(port, job, signals, cli.print_events).await
 }
 
 fn address(listener: &TcpListener) -> Result<SocketAddr, Fault> {
@@ -172,7 +177,7 @@ fn address(listener: &TcpListener) -> Result<SocketAddr, Fault> {
 fn announce(listening: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Fault> {
     let mut line = serde_json::json!({ "listening": listening.to_string() });
     if let Some(metrics) = metrics {
-        tracing::info!("metrics at http://{metrics}/metrics");
+        tracing::info!("metrics at http://{metrics}/metrics, status at http://{metrics}/status");
         line["metrics"] = metrics.to_string().into();
     }
     say(&line)

@@ -14,18 +14,15 @@ use tracing::Instrument;
 use crate::complete;
 use crate::engine::{Engine, Input};
 use crate::files::output_dir::Output;
+use crate::handle::RunHandle;
 use crate::health::{Health, Welcome};
 use crate::observe::Observer;
 use crate::print::Printer;
-use crate::run::{Event, Run};
+use crate::run::Run;
 use crate::service::{OpenCalls, Service};
-use crate::watch::History;
 use crate::wire::Guard;
 use crate::wire::door::Door;
 use crate::wire::refusals::Refusals;
-
-/// Events on their way to the engine; beyond that, streams wait.
-const INPUTS: usize = 1024;
 
 /// Open connections beside two for every trainer (one that is going and one that comes again): launchers, probes, and
 /// whoever has no business here.
@@ -47,22 +44,30 @@ pub struct Port {
     pub health: Health,
 }
 
+/// A run, where it writes, who looks on, and how others reach it.
+#[derive(Debug)]
+pub struct Job {
+    /// The run.
+    pub run: Run,
+    /// Its folder.
+    pub output: Output,
+    /// Its numbers and spans.
+    pub observer: Observer,
+    /// For those who serve it.
+    pub handle: RunHandle,
+    /// What they send.
+    pub inputs: mpsc::Receiver<Input>,
+}
+
 /// Serves the run until it has ended; says how.
-pub async fn serve(
-    port: Port,
-    run: Run,
-    output: Output,
-    signals: Signals,
-    observer: Observer,
-    print_events: bool,
-) -> Result<(), Fault> {
-    let (inputs, events) = mpsc::channel(INPUTS);
-    tokio::spawn(signals.forward(inputs.clone()));
-    let history = History::of(output.dir().to_owned());
-    let printed = print_events.then(|| Printer::start(history.follow()));
-    let mut serving = Serving::open(port, run.world_size(), inputs, history.clone());
+pub async fn serve(port: Port, job: Job, signals: Signals, print_events: bool) -> Result<(), Fault> {
+    let Job { run, output, observer, handle, inputs } = job;
+    tokio::spawn(signals.forward(handle.clone()));
+    let printed = print_events.then(|| Printer::start(handle.watch()));
+    let history = handle.history();
+    let mut serving = Serving::open(port, run.world_size(), handle);
     // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
-    let engine = Engine::new(run, output, history, observer, serving.refusals.clone()).run(events);
+    let engine = Engine::new(run, output, history, observer, serving.refusals.clone()).run(inputs);
     let engine = tokio::spawn(engine.in_current_span());
     let outcome = tokio::select! {
         outcome = engine => outcome
@@ -88,10 +93,10 @@ pub async fn tell_complete(
     patience: Duration,
     signals: &mut Signals,
 ) -> Result<(), Fault> {
-    let (inputs, events) = mpsc::channel(INPUTS);
-    let serving = Serving::open(port, trainers as usize, inputs, History::default());
+    let (handle, inputs) = RunHandle::new(None);
+    let serving = Serving::open(port, trainers as usize, handle);
     let outcome = tokio::select! {
-        () = complete::tell(events, trainers) => Ok(()),
+        () = complete::tell(inputs, trainers) => Ok(()),
         () = tokio::time::sleep(patience) => {
             tracing::warn!("not all of {} asked what there is to do", counted(trainers, "trainer"));
             Ok(())
@@ -118,9 +123,9 @@ struct Draining {
 }
 
 impl Serving {
-    fn open(port: Port, trainers: usize, inputs: mpsc::Sender<Input>, history: History) -> Self {
+    fn open(port: Port, trainers: usize, run: RunHandle) -> Self {
         let Port { listener, guard, health } = port;
-        let (service, calls) = Service::new(inputs, history, guard.gate);
+        let (service, calls) = Service::new(run, guard.gate);
         let service = CoordinatorServer::new(service)
             .max_decoding_message_size(MAX_REPORT_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -207,7 +212,7 @@ impl Signals {
     }
 
     /// Ends the run: after the step in progress and with a checkpoint at first, at once at the second signal or at SIGQUIT.
-    async fn forward(mut self, inputs: mpsc::Sender<Input>) {
+    async fn forward(mut self, run: RunHandle) {
         let mut first: Option<Instant> = None;
         loop {
             let name = self.heard().await;
@@ -222,12 +227,9 @@ impl Signals {
                 continue;
             }
             first.get_or_insert_with(Instant::now);
-            let event = match at_once {
-                true => Event::Fault(stopped(name)),
-                false => Event::Drain(name.to_owned()),
-            };
+            let told = if at_once { run.stop(stopped(name)).await } else { run.drain(name).await };
             // Fails only when the run has ended by itself.
-            if inputs.send(Input::Event(Box::new(event))).await.is_err() || at_once {
+            if told.is_err() || at_once {
                 return;
             }
         }

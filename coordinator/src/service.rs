@@ -15,11 +15,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::engine::Input;
+use crate::handle::{HasEnded, RunHandle};
 use crate::observe::run_context;
 use crate::run::Event;
 use crate::run::membership::TrainerId;
-use crate::watch::History;
 use crate::wire::gate::Gate;
 use crate::wire::io::Peer;
 
@@ -28,19 +27,18 @@ type ServerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Passes streams on to the engine.
 #[derive(Debug)]
 pub struct Service {
-    inputs: mpsc::Sender<Input>,
-    history: History,
+    run: RunHandle,
     gate: Gate,
     connections: AtomicU64,
     open: mpsc::Sender<Infallible>,
 }
 
 impl Service {
-    /// A service in front of the engine that reads `inputs`, and what waits for the end of its calls.
+    /// A service in front of a run, and what waits for the end of its calls.
     #[must_use]
-    pub fn new(inputs: mpsc::Sender<Input>, history: History, gate: Gate) -> (Self, OpenCalls) {
+    pub fn new(run: RunHandle, gate: Gate) -> (Self, OpenCalls) {
         let (open, calls) = mpsc::channel(1);
-        (Self { inputs, history, gate, connections: AtomicU64::new(0), open }, OpenCalls(calls))
+        (Self { run, gate, connections: AtomicU64::new(0), open }, OpenCalls(calls))
     }
 
     fn call<T>(&self, method: &'static str, request: &Request<T>) -> Call {
@@ -82,11 +80,11 @@ impl Coordinator for Service {
         let id = TrainerId(self.connections.fetch_add(1, Ordering::Relaxed));
         // Unbounded, so that the engine never waits for a slow trainer; the windows of requests bound what is in it.
         let (outbox, outgoing) = mpsc::unbounded_channel();
-        let gone = |_| Status::unavailable("the run has ended");
         let address = peer.as_ref().map(|peer| peer.address);
-        self.inputs.send(Input::Connected(id, address, outbox)).await.map_err(gone)?;
+        let has_ended = |HasEnded| Status::unavailable("the run has ended");
+        self.run.connect(id, address, outbox).await.map_err(has_ended)?;
         let call = self.call("dyad.v1.Coordinator/Train", &request);
-        tokio::spawn(forward(id, peer, request.into_inner(), self.inputs.clone(), call.clone()));
+        tokio::spawn(forward(id, peer, request.into_inner(), self.run.clone(), call.clone()));
         Ok(Response::new(answers(UnboundedReceiverStream::new(outgoing), call)))
     }
 
@@ -97,7 +95,7 @@ impl Coordinator for Service {
         self.gate.admit(&request, Role::Launcher)?;
         let call = self.call("dyad.v1.Coordinator/WatchRun", &request);
         let told = call.clone();
-        let events = self.history.follow().inspect(move |event| {
+        let events = self.run.watch().inspect(move |event| {
             // Whoever has heard this may leave before the stream is read to its end.
             if matches!(event.body, Some(EventBody::Ended(_))) {
                 told.rpc.ended(Code::Ok);
@@ -124,7 +122,7 @@ async fn forward(
     id: TrainerId,
     peer: Option<Peer>,
     mut incoming: Streaming<TrainerMessage>,
-    inputs: mpsc::Sender<Input>,
+    run: RunHandle,
     call: Call,
 ) {
     loop {
@@ -141,17 +139,17 @@ async fn forward(
                     if let Some(peer) = &peer {
                         peer.note("message refused", &what);
                     }
-                    let _ = inputs.send(Input::Event(Box::new(Event::Unreadable(id, what)))).await;
+                    let _ = run.send(Event::Unreadable(id, what)).await;
                 }
                 break;
             }
         };
-        if inputs.send(Input::Event(Box::new(event))).await.is_err() {
+        if run.send(event).await.is_err() {
             return;
         }
     }
     // Fails only when the engine is gone, and then nobody needs to know.
-    let _ = inputs.send(Input::Event(Box::new(Event::Closed(id)))).await;
+    let _ = run.send(Event::Closed(id)).await;
 }
 
 /// The peer sent bytes that are no message, or a message beyond all measure; other errors are ends of the stream.
@@ -172,8 +170,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_waits_for_calls_whose_connection_is_closed_already() {
-        let (inputs, _events) = mpsc::channel(1);
-        let (service, calls) = Service::new(inputs, History::default(), Gate::default());
+        let (run, _inputs) = RunHandle::new(None);
+        let (service, calls) = Service::new(run, Gate::default());
         let call = service.call("dyad.v1.Coordinator/Train", &Request::new(()));
         drop(service);
         let mut end = Box::pin(calls.end());

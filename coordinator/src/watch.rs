@@ -140,6 +140,16 @@ impl History {
         self.news.send_modify(|news| news.beats += 1);
     }
 
+    /// Shows every event that is kept, in order.
+    pub fn for_each(&self, mut show: impl FnMut(&Body)) {
+        let kept = self.kept();
+        let mut next = 0;
+        while let Some(told) = kept.next(next) {
+            next = told.place + 1;
+            told.event.body.iter().for_each(&mut show);
+        }
+    }
+
     /// What is kept of the events so far, and all that come; ends after [`Body::Ended`].
     pub fn follow(&self) -> impl Stream<Item = RunEvent> + Send + 'static {
         let news = self.news.subscribe();

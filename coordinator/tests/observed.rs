@@ -11,12 +11,18 @@ use support::{Coordinator, Workspace, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The answer, without the label that names the run, which is random and the same everywhere.
-async fn scrape(address: &str) -> String {
+/// Status line, headers and body.
+async fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// The answer, without the label that names the run, which is random and the same everywhere.
+async fn scrape(address: &str) -> String {
+    let answer = get(address, "/metrics").await;
     let Some((before, rest)) = answer.split_once("run=\"") else { return answer };
     let run = format!("run=\"{}\"", rest.split('"').next().unwrap());
     assert!(before.contains("\ndyad_coordinator_done "), "{answer}");
@@ -76,6 +82,42 @@ async fn metrics_are_served_from_the_first_moment_on() {
     assert!(text.contains("\ndyad_step_duration_seconds_sum 1.0\n"), "{text}");
     drop((first, second));
     assert_eq!(coordinator.end().await.status, Some(1));
+}
+
+#[tokio::test]
+async fn where_the_run_is_is_served_as_json() {
+    let work = Workspace::new(9, 0, "shuffle = false");
+    let args = ["--world-size", "1", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "3600"];
+    let coordinator = work.start(&args).await;
+    let address = coordinator.metrics.clone().unwrap();
+    let status = async || {
+        let answer = get(&address, "/status").await;
+        assert!(answer.contains(" 200 OK") && answer.contains("application/json"), "{answer}");
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        serde_json::from_str::<serde_json::Value>(body).unwrap()
+    };
+    assert_eq!(status().await["step"], serde_json::Value::Null);
+    let mut trainer = coordinator.join("node0-cpu", 0).await;
+    trainer.train_until(1).await;
+    coordinator.recorded(1).await;
+    let now = status().await;
+    assert_eq!(
+        (&now["phase"], &now["step"], &now["total_steps"]),
+        (&"training".into(), &1.into(), &2.into())
+    );
+    assert_eq!(now["world_size"], 1);
+    assert!(now["metrics"]["loss"].is_f64(), "{now}");
+    drop(trainer);
+    let failed = async {
+        loop {
+            let now = status().await;
+            if now["phase"] == "failed" {
+                return now;
+            }
+        }
+    };
+    let failed = soon("the end to be told", failed).await;
+    assert_eq!(failed["error_code"], "ERROR_CODE_FAILED", "{failed}");
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use dyad_data::adapter;
 use dyad_data::hub::{self, Found};
-use dyad_data::tokenize::{Rule, is_trainable, tokenize};
+use dyad_data::tokenize::tokenize;
 use dyad_data::tokenizer::ChatTokenizer;
+use dyad_data::truncation::{Rule, is_trainable};
 use dyad_families::{FirstPairs, Report, Sizes};
 use dyad_proto::pairs::open;
 use dyad_proto::wire::PairVerdict;

@@ -4,7 +4,7 @@
 use std::sync::mpsc;
 
 use dyad_data::pair_tokenizer::PairTokenizer;
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{

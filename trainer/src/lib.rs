@@ -5,7 +5,7 @@
 //! - [`rendezvous`]: how ranks meet. Everything of libtorch beyond tch, collectives included, is in `dyad_torch`.
 //! - [`load`], [`loading`], [`checkpoint`], [`generate`], [`check`], [`facts`]: models in and out, and what a start is held against.
 //! - [`profile`], [`timing`], [`trace`], [`utilisation`], [`gpu_meter`], [`progress`]: measurements.
-//! - [`connect`], [`session`], [`feed`], [`early_end`], [`start`], [`run`], [`signals`]: the process, and its stream to the
+//! - [`connect`], [`session`], [`feed`], [`drain`], [`start`], [`run`], [`signals`]: the process, and its stream to the
 //!   coordinator.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
@@ -16,7 +16,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod connect;
 pub mod cost;
-pub mod early_end;
+pub mod drain;
 pub mod engine;
 pub mod error;
 pub mod facts;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::fingerprint::{Fingerprint, as_map};
 use dyad_proto::names::phase;
 use dyad_proto::run_config::ReferenceLogps as Mode;

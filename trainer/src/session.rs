@@ -5,6 +5,8 @@
 //! - TRN-S3: a coordinator that says nothing for too long is lost (by own ticks: `dyad_proto::silence`).
 //! - TRN-S4: a failure is on its way to the coordinator before the process ends.
 
+mod abort;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -26,7 +28,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Streaming};
 
 use crate::connect::patiently;
-use crate::early_end::{Gate, Recorded, Watermark};
+use crate::drain::{Gate, Recorded, Watermark};
 use crate::gpu_meter;
 use crate::progress;
 use crate::signals::Told;
@@ -276,7 +278,7 @@ async fn obey(mut told: Told, handle: &Handle) {
         told.next().await;
     }
     let fault = Fault::new(ErrorCode::Interrupted, "stopped at once by a second signal");
-    leave(handle, &fault, Code::Cancelled);
+    abort::leave(handle, &fault, Code::Cancelled);
 }
 
 async fn connect(
@@ -335,7 +337,7 @@ async fn beat(handle: &Handle, coordinator: &str) {
             told => told,
         };
         if handle.silence().lasts(limit) {
-            leave(handle, &silent(coordinator, limit), Code::DeadlineExceeded);
+            abort::leave(handle, &silent(coordinator, limit), Code::DeadlineExceeded);
         }
     }
 }
@@ -359,15 +361,7 @@ async fn receive(
         let closing = handle.shared.closing.load(Ordering::SeqCst);
         let (end, code) = match message.map(|message| message.and_then(|message| message.body)) {
             Ok(Some(Received::Beat(_))) => continue,
-            Ok(Some(Received::Abort(abort))) => {
-                let cause =
-                    abort.cause.map_or_else(|| echo("stopped by the coordinator".into()), Fault::from);
-                // A run that is stopped on request breaks no call.
-                let code = if cause.code == ErrorCode::Interrupted { Code::Ok } else { Code::Aborted };
-                // Turned away at the door, the cause is this trainer's own; a stop that was asked for is everybody's.
-                let others = welcome && cause.code != ErrorCode::Interrupted;
-                (if others { echo(cause.to_string()) } else { cause }, code)
-            }
+            Ok(Some(Received::Abort(abort))) => abort::reason(abort, welcome),
             Ok(Some(Received::Hold(_))) => {
                 handle.send(Sent::Held(Held { works: handle.shared.gate.hold() }));
                 continue;
@@ -407,29 +401,6 @@ async fn receive(
             handle.end_call(code);
             return;
         }
-        leave(handle, &end, code);
+        abort::leave(handle, &end, code);
     }
-}
-
-/// TRN-S2, with what is to be said of the call. `_exit`, because libtorch's threads may be anywhere and destructors would wait for them.
-#[expect(unsafe_code, reason = "_exit")]
-fn leave(handle: &Handle, fault: &Fault, code: Code) -> ! {
-    if let Some(communicator) =
-        handle.shared.communicator.lock().unwrap_or_else(PoisonError::into_inner).take()
-    {
-        communicator.abort();
-    }
-    if fault.code == ErrorCode::Echo {
-        tracing::info!(reason = %fault, "stopping");
-    } else {
-        dyad_telemetry::last_words(fault);
-    }
-    if let Some(spans) = dyad_telemetry::spans() {
-        trace::fail(&fault.to_string());
-        handle.end_call(code);
-        spans.flush(LAST_SPANS);
-    }
-    dyad_telemetry::voice::stderr().flush(dyad_telemetry::voice::PATIENCE);
-    // SAFETY: ends the process; nothing of ours needs flushing any more.
-    unsafe { libc::_exit(i32::from(fault.code.exit_status())) }
 }

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use dyad_data::pair_tokenizer::{CACHE_BYTES, PairTokenizer};
 use dyad_data::reference_key::ReferenceModel;
-use dyad_data::tokenize::Rule;
 use dyad_data::tokenizer::ChatTokenizer;
+use dyad_data::truncation::Rule;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{Assignment, BootstrapOffer, Fact, Facts, ModelReport, Phase, RunPlan, Waiting};

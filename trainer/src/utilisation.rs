@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::wire::{PairLength, ReferenceLogps};
 use tch::Kind;

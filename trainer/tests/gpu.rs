@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::{ActivationCheckpointing, Dtype, Optim, ReferenceLogps};
 use dyad_torch::comm::nccl::{Nccl, UniqueId};

@@ -7,7 +7,7 @@ mod support;
 
 use std::path::Path;
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::{Dtype, ReferenceLogps};
 use dyad_torch::backend::as_on_gpu;

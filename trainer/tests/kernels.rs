@@ -3,7 +3,7 @@
 
 mod support;
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::run_config::Dtype;
 use support::{engine, new_model};
 use tch::Kind;

@@ -5,7 +5,7 @@ mod support;
 
 use std::path::Path;
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_torch::recorder;
 use support::{engine, new_model, widen_vocabulary};
 use trainer::engine::{Engine, Share};

@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::{Arc, Mutex};
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_torch::comm::{CommError, Communicator, Pending};
 use support::{engine_of, new_model, parts};
 use tch::{Kind, Tensor};

@@ -1,4 +1,4 @@
-//! `/metrics` over HTTP, in the OpenMetrics text format.
+//! Over HTTP: `/metrics` in the OpenMetrics text format, and `/status`, where the run is, as JSON.
 //!
 //! The port asks nobody who they are, so what it takes is bounded: [`MOST`] connections, of which the oldest makes way for whoever
 //! comes. A scrape takes milliseconds, and a scraper whose idle connection went opens another.
@@ -14,18 +14,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
+use axum::{Json, Router};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::prometheus::Metrics;
+use crate::handle::{RunHandle, RunStatus};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -131,6 +132,7 @@ struct Read {
 #[derive(Clone)]
 struct Served {
     metrics: Arc<Metrics>,
+    run: RunHandle,
     read: watch::Sender<Read>,
 }
 
@@ -147,12 +149,13 @@ pub struct Endpoint {
 impl Endpoint {
     /// Serves from now on.
     #[must_use]
-    pub fn open(listener: TcpListener, metrics: Arc<Metrics>) -> Self {
+    pub fn open(listener: TcpListener, metrics: Arc<Metrics>, run: RunHandle) -> Self {
         let (read, seen) = watch::channel(Read::default());
         let routes = Router::new()
-            .route("/", get(|| async { "Dyad coordinator: see /metrics\n" }))
+            .route("/", get(|| async { "Dyad coordinator: see /metrics and /status\n" }))
             .route("/metrics", get(scrape))
-            .with_state(Served { metrics: metrics.clone(), read });
+            .route("/status", get(status))
+            .with_state(Served { metrics: metrics.clone(), run, read });
         let (stop, stopped) = oneshot::channel::<()>();
         let stopping = async {
             // Its other end going away is the sign.
@@ -188,6 +191,10 @@ impl Endpoint {
         drop(self.stop);
         let _ = tokio::time::timeout(PARTING, self.server).await;
     }
+}
+
+async fn status(State(served): State<Served>) -> Json<RunStatus> {
+    Json(served.run.status())
 }
 
 async fn scrape(State(served): State<Served>) -> Response {

@@ -1,112 +1,75 @@
-//! `jobset.x-k8s.io/v1alpha2` as far as a run needs it.
+//! The JobSet: its Jobs start, fail and start again together.
 
-use k8s_openapi::api::batch::v1::JobTemplateSpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Serialize;
+use k8s_openapi::api::batch::v1::{JobSpec, JobTemplateSpec, PodFailurePolicy};
 
-/// Group and version.
-pub const API_VERSION: &str = "jobset.x-k8s.io/v1alpha2";
+use super::job::{job, on_disruption, on_exit, queue_labels};
+use super::jobset_types::{
+    API_VERSION, Coordinator, FailurePolicy, FailurePolicyRule, JobSet, JobSetSpec, Network, ReplicatedJob,
+    SuccessPolicy,
+};
+use super::meta::{Component, metadata};
+use super::spec::Spec;
+use dyad_proto::ErrorCode;
 
-/// Jobs that start, fail and start again together.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct JobSet {
-    /// [`API_VERSION`].
-    pub api_version: &'static str,
-    /// `JobSet`.
-    pub kind: &'static str,
-    /// Name and labels.
-    pub metadata: ObjectMeta,
-    /// What runs.
-    pub spec: JobSetSpec,
+/// The set of a run.
+pub fn jobset(spec: &Spec) -> JobSet {
+    let mut metadata = metadata(spec, spec.name());
+    metadata.labels.get_or_insert_default().append(&mut queue_labels(spec));
+    let replicated = |component: Component| ReplicatedJob {
+        name: component.word(),
+        replicas: 1,
+        template: JobTemplateSpec { metadata: None, spec: Some(job_in_set(spec, component)) },
+    };
+    let lifecycle = &spec.options.lifecycle;
+    JobSet {
+        api_version: API_VERSION,
+        kind: "JobSet",
+        metadata,
+        spec: JobSetSpec {
+            coordinator: Coordinator { replicated_job: "coordinator", job_index: 0, pod_index: 0 },
+            network: Network {
+                enable_dns_hostnames: true,
+                subdomain: spec.name().to_owned(),
+                publish_not_ready_addresses: true,
+            },
+            // Of both: pods that still run when a set is done are deleted, and their logs with them.
+            success_policy: SuccessPolicy {
+                operator: "All",
+                target_replicated_jobs: vec!["coordinator", "trainers"],
+            },
+            failure_policy: FailurePolicy { max_restarts: lifecycle.max_restarts, rules: set_rules() },
+            ttl_seconds_after_finished: Some(lifecycle.ttl).filter(|ttl| *ttl > 0),
+            replicated_jobs: vec![replicated(Component::Coordinator), replicated(Component::Trainers)],
+        },
+    }
 }
 
-/// What runs.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct JobSetSpec {
-    /// Whose address every pod is told.
-    pub coordinator: Coordinator,
-    /// DNS names of pods.
-    pub network: Network,
-    /// When the set is done.
-    pub success_policy: SuccessPolicy,
-    /// When it starts again, and when it gives up.
-    pub failure_policy: FailurePolicy,
-    /// When it is removed after its end; absent: never.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ttl_seconds_after_finished: Option<u32>,
-    /// The Jobs.
-    pub replicated_jobs: Vec<ReplicatedJob>,
+/// Reads how a Job ended from the message that its `podFailurePolicy` leaves.
+fn set_rules() -> Vec<FailurePolicyRule> {
+    let rule = |name, action, pattern| FailurePolicyRule {
+        name,
+        action,
+        on_job_failure_reasons: vec!["PodFailurePolicy"],
+        on_job_failure_message_patterns: vec![pattern],
+    };
+    vec![
+        rule("invalidInput", "FailJobSet", "exit code 2\\b"),
+        rule("drained", "RestartJobSetAndIgnoreMaxRestarts", "exit code 130\\b"),
+        rule("disrupted", "RestartJobSetAndIgnoreMaxRestarts", "condition DisruptionTarget\\b"),
+    ]
 }
 
-/// One pod of the set.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Coordinator {
-    /// Name of its replicated Job.
-    pub replicated_job: &'static str,
-    /// Which of the Jobs.
-    pub job_index: i32,
-    /// Which of its pods.
-    pub pod_index: i32,
-}
-
-/// DNS names of pods.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Network {
-    /// The controller makes a headless Service.
-    #[serde(rename = "enableDNSHostnames")]
-    pub enable_dns_hostnames: bool,
-    /// Its name.
-    pub subdomain: String,
-    /// Names resolve before pods are ready.
-    pub publish_not_ready_addresses: bool,
-}
-
-/// When the set is done.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SuccessPolicy {
-    /// `All` or `Any`.
-    pub operator: &'static str,
-    /// Of these Jobs.
-    pub target_replicated_jobs: Vec<&'static str>,
-}
-
-/// When the set starts again, and when it gives up.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FailurePolicy {
-    /// Restarts that count, at most.
-    pub max_restarts: u16,
-    /// The first rule that matches decides; without one the set starts again, which counts.
-    pub rules: Vec<FailurePolicyRule>,
-}
-
-/// What follows from a failed Job.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FailurePolicyRule {
-    /// For messages.
-    pub name: &'static str,
-    /// `FailJobSet`, `RestartJobSet` or `RestartJobSetAndIgnoreMaxRestarts`.
-    pub action: &'static str,
-    /// Reasons of the Job's `Failed` condition.
-    pub on_job_failure_reasons: Vec<&'static str>,
-    /// RE2 patterns of its message.
-    pub on_job_failure_message_patterns: Vec<&'static str>,
-}
-
-/// Jobs of one template.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ReplicatedJob {
-    /// Part of the pods' names.
-    pub name: &'static str,
-    /// How many Jobs.
-    pub replicas: i32,
-    /// The template.
-    pub template: JobTemplateSpec,
+/// In a set every end of a pod that matters fails its Job at once, and the set decides.
+fn job_in_set(spec: &Spec, component: Component) -> JobSpec {
+    let rules = vec![
+        on_disruption("FailJob"),
+        on_exit("FailJob", &[ErrorCode::InvalidInput, ErrorCode::Interrupted], component),
+        // Stopped because another failed: that one decides.
+        on_exit("Ignore", &[ErrorCode::Echo], component),
+    ];
+    JobSpec {
+        backoff_limit: Some(0),
+        pod_failure_policy: Some(PodFailurePolicy { rules }),
+        ..job(spec, component)
+    }
 }

@@ -1,7 +1,7 @@
 //! `launcher kubernetes`: a run as Kubernetes objects, and what is done with them on a cluster.
 //!
 //! - [`spec`]: options and configuration, checked together. Everything up to [`render`] is pure.
-//! - [`workload`], [`jobset`], [`pods`], [`confine`], [`volumes`], [`network`], [`support`]: the objects.
+//! - [`workload`], [`job`], [`jobset`], [`jobset_types`], [`pods`], [`confine`], [`volumes`], [`network`], [`support`]: the objects.
 //! - [`object`], [`meta`], [`values`], [`cli`]: their form, their names, their options.
 //! - [`cluster`]: talks to the API server; [`state`] and [`events`] (pure) read what it says.
 //! - [`apply`], [`status`], [`logs`], [`wait`], [`delete`]: one file per command.
@@ -12,7 +12,9 @@ pub mod cluster;
 pub mod confine;
 pub mod delete;
 pub mod events;
+pub mod job;
 pub mod jobset;
+pub mod jobset_types;
 pub mod logs;
 pub mod meta;
 pub mod network;

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use dyad_data::tokenize::{Rule, tokenize};
+use dyad_data::tokenize::tokenize;
 use dyad_data::tokenizer::ChatTokenizer;
+use dyad_data::truncation::Rule;
 use dyad_proto::pairs::forms;
 
 use crate::families::{FAMILIES, folder};

@@ -5,7 +5,7 @@
 //! - [`hub`]: a folder or a hub id becomes a local model folder.
 //! - [`tokenizer`]: tokenizer and chat template of a model folder.
 //! - [`tokenize`]: one pair becomes prompt, chosen and rejected ids, by TRL's rule.
-//! - [`pair_tokenizer`]: many pairs, each tokenised once.
+//! - [`truncation`]: pairs that are too long. [`pair_tokenizer`]: many pairs, each tokenised once.
 //! - [`reference_key`]: names a reference model.
 //! - [`new_model`]: small random models to learn and test with.
 // Tests read what they wrote; all else goes through `dyad_proto::files`.
@@ -24,5 +24,7 @@ pub mod reference_key;
 mod special;
 mod template;
 pub mod tokenize;
+pub mod tokenized;
 pub mod tokenizer;
 mod tokenizer_class;
+pub mod truncation;

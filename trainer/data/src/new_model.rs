@@ -267,8 +267,9 @@ mod tests {
     use dyad_proto::pairs::forms;
 
     use super::*;
-    use crate::tokenize::{Rule, tokenize};
+    use crate::tokenize::tokenize;
     use crate::tokenizer::ChatTokenizer;
+    use crate::truncation::Rule;
 
     const LINE: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi there"}]},"preferred_output":[{"role":"assistant","content":"Hello!"}],"non_preferred_output":[{"role":"assistant","content":"No."}]}"#;
 

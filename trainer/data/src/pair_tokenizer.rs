@@ -7,8 +7,10 @@ use dyad_proto::wire::{Pair, PairLength, PairVerdict, Split};
 use dyad_proto::{ErrorCode, Fault};
 use rayon::prelude::*;
 
-use crate::tokenize::{Rule, Tokenized, is_trainable, tokenize};
+use crate::tokenize::tokenize;
+use crate::tokenized::Tokenized;
 use crate::tokenizer::ChatTokenizer;
+use crate::truncation::{Rule, is_trainable};
 
 /// Most bytes of token ids that are kept: some 60,000 pairs of 1,000 tokens.
 pub const CACHE_BYTES: usize = 256 << 20;

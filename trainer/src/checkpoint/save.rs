@@ -11,7 +11,7 @@ use tch::{Device, Kind};
 use super::files::{self, Home, Sums};
 use super::tensors::{NamedStored, Stored, Written, write_file, write_model};
 use super::{OPTIMIZER_FILE, STATE_FILE, State, cannot_write};
-use crate::early_end::Recorded;
+use crate::drain::Recorded;
 use crate::lora::Adapters;
 use crate::model::weights::Reading;
 use crate::model::{Model, listed};

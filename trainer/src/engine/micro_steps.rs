@@ -1,6 +1,6 @@
 //! A rank's pairs as micro-batches, as many on every rank where ranks wait for each other in each of them.
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::wire::ReferenceLogps;
 use tch::{Kind, Tensor};
 

@@ -10,11 +10,12 @@
 
 mod micro_steps;
 mod passes;
+mod reference;
 mod step_statistics;
 
 use std::sync::Arc;
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::names::phase;
 use dyad_proto::run_config::Objective;
@@ -23,13 +24,13 @@ use tch::Device;
 
 use self::micro_steps::MicroBatchPairs;
 use self::passes::MicroStep;
-use self::step_statistics::{StepStatistics, by_pair, sums};
+use self::step_statistics::{StepStatistics, sums};
 use crate::batch::{Layout, MicroBatch, TokenCounts};
 use crate::error::EngineError;
 use crate::memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
 use crate::model::Model;
 use crate::objective::StepObjective;
-use crate::objective::head::{Scorer, score_batch, sequence_logps};
+use crate::objective::head::{Scorer, score_batch};
 use crate::objective::statistics::{DeviceSums, HostSums};
 use crate::optimizer::Optimizer;
 use crate::parameters::Parameters;
@@ -70,9 +71,6 @@ struct Settings {
     /// The reference model is gone; its scores come with the pairs.
     compares_with_known: bool,
 }
-
-/// How many times larger a forward-only micro-batch may be.
-const REFERENCE_BATCH: usize = 4;
 
 /// This rank's share of a step.
 #[derive(Clone, Debug)]
@@ -186,28 +184,6 @@ impl Engine {
         }
         let found = HostSums::of(&read::<f64>(totals.sums.tensor()));
         Ok(sums(&totals, &found, pairs, self.settings.objective))
-    }
-
-    /// What the reference model says of pairs, before it is freed.
-    pub fn score_references(&self, pairs: &[Tokenized]) -> Result<Vec<ReferenceLogps>, EngineError> {
-        let model = self.reference.as_ref().ok_or(EngineError::NoReference)?;
-        let mut references = Vec::new();
-        // Nothing is kept for a backward pass, so larger micro-batches fit.
-        let budget = REFERENCE_BATCH * self.settings.micro_batch_tokens;
-        for micro_batch in self.plan(pairs, &vec![None; pairs.len()], budget)?.micro_batches {
-            let batch = MicroBatch::pack(&micro_batch.pairs, self.settings.layout, self.device());
-            let rows = model.score_rows(&batch)?;
-            let _head = model.gather_head()?;
-            let logps = sequence_logps(&batch, Scorer { rows: &rows, weight: model.head() });
-            references.extend(by_pair(&read(&logps)));
-        }
-        Ok(references)
-    }
-
-    /// Frees the reference model; from here on every pair must come with its scores.
-    pub fn release_reference(&mut self) {
-        self.reference = None;
-        self.settings.compares_with_known = self.settings.objective.needs_reference();
     }
 
     /// What dropout draws from in a micro-batch: the same after a resume, another on each rank.

@@ -1,11 +1,12 @@
 //! One micro-batch forward and back, layer by layer.
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::wire::ReferenceLogps;
 use tch::{Kind, Tensor};
 
 use super::Engine;
-use super::step_statistics::{ReferenceSide, StepStatistics};
+use super::reference::ReferenceSide;
+use super::step_statistics::StepStatistics;
 use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
 use crate::model::LayerOutput;

@@ -1,62 +1,15 @@
-//! What the micro-batches of a step are compared with, and what they add up to.
+//! What the micro-batches of a step add up to.
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use dyad_proto::run_config::Objective;
 use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
 use tch::{Kind, Tensor};
 
-use super::Engine;
-use crate::batch::{MicroBatch, TokenCounts};
-use crate::error::EngineError;
-use crate::objective::head::{Reference, Scorer, Scores};
+use super::reference::{ReferenceSide, by_pair};
+use crate::batch::TokenCounts;
+use crate::objective::head::Scores;
 use crate::objective::statistics::{DeviceSums, HostSums, Statistic};
-use dyad_torch::transfer::{read, upload};
-
-/// What a micro-batch is compared with.
-#[derive(Debug)]
-pub(super) enum ReferenceSide {
-    Absent,
-    /// Rows of the reference model, ready for its head.
-    Rows(Tensor),
-    /// Log-probabilities from before. `[sequences]`
-    Known(Tensor),
-}
-
-impl Engine {
-    /// The reference's part in a micro-batch: what is known of every pair, or else its rows.
-    pub(super) fn reference_side(
-        &self,
-        batch: &MicroBatch,
-        known: &[Option<ReferenceLogps>],
-        visits_reference: bool,
-    ) -> Result<ReferenceSide, EngineError> {
-        let all: Option<Vec<ReferenceLogps>> = known.iter().copied().collect();
-        match (all, &self.reference) {
-            (Some(known), model) if self.settings.objective.needs_reference() => {
-                if let (Some(model), true) = (model, visits_reference) {
-                    // Another rank asks: bring it this rank's part of the weights.
-                    let _ = model.score_rows(&MicroBatch::pack(&[], self.settings.layout, self.device()))?;
-                }
-                let interleaved: Vec<f64> =
-                    known.iter().flat_map(|logps| [logps.chosen, logps.rejected]).collect();
-                Ok(ReferenceSide::Known(upload(&interleaved, self.device())))
-            }
-            (_, Some(model)) => Ok(ReferenceSide::Rows(model.score_rows(batch)?)),
-            (_, None) if self.settings.compares_with_known => Err(EngineError::NoReference),
-            (_, None) => Ok(ReferenceSide::Absent),
-        }
-    }
-
-    pub(super) fn scored_by<'a>(&'a self, side: &'a ReferenceSide) -> Reference<'a> {
-        match (side, &self.reference) {
-            (ReferenceSide::Known(logps), _) => Reference::Known(logps),
-            (ReferenceSide::Rows(rows), Some(model)) => {
-                Reference::Model(Scorer { rows, weight: model.head() })
-            }
-            (ReferenceSide::Rows(_), None) | (ReferenceSide::Absent, _) => Reference::Absent,
-        }
-    }
-}
+use dyad_torch::transfer::read;
 
 /// What the micro-batches of a step add up to.
 #[derive(Debug)]
@@ -115,12 +68,6 @@ pub(super) struct Found {
     pub(super) references: Vec<Option<ReferenceLogps>>,
 }
 
-/// Interleaved log-probabilities, chosen and rejected, by pair.
-pub(super) fn by_pair(values: &[f64]) -> Vec<ReferenceLogps> {
-    let pairs = values.chunks_exact(2);
-    pairs.map(|pair| ReferenceLogps { chosen: pair[0], rejected: pair[1] }).collect()
-}
-
 /// What the device has added up, with what the host knows.
 pub(super) fn sums(
     totals: &StepStatistics,
@@ -156,6 +103,8 @@ pub(super) fn sums(
 #[cfg(test)]
 mod tests {
     use tch::Device;
+
+    use dyad_torch::transfer::upload;
 
     use super::*;
 

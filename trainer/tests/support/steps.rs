@@ -1,6 +1,6 @@
 //! Two optimizer steps on a few pairs, and what they find on two devices.
 
-use dyad_data::tokenize::Tokenized;
+use dyad_data::tokenized::Tokenized;
 use trainer::engine::{Engine, Share, StepResult};
 
 /// Of different lengths, more than one micro-batch of 40 tokens.

@@ -150,13 +150,13 @@ fn precompiled(build: &cc::Build) -> Result<Option<PathBuf>, Box<dyn Error>> {
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     // GCC takes the precompiled file where it lies beside the header that is included.
-    let header = out.join("prefix.h");
-    std::fs::copy("cpp/torch/prefix.h", &header)?;
+    let header = out.join("precompiled.h");
+    std::fs::copy("cpp/torch/precompiled.h", &header)?;
     let mut command = compiler.to_command();
-    command.args(["-x", "c++-header"]).arg(&header).arg("-o").arg(out.join("prefix.h.gch"));
+    command.args(["-x", "c++-header"]).arg(&header).arg("-o").arg(out.join("precompiled.h.gch"));
     let status = command.status()?;
     if !status.success() {
-        return Err(format!("precompiling cpp/torch/prefix.h ended with {status}").into());
+        return Err(format!("precompiling cpp/torch/precompiled.h ended with {status}").into());
     }
     Ok(Some(header))
 }

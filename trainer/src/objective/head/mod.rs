@@ -300,7 +300,7 @@ fn scaled(rows: &Tensor, a: &Tensor) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use dyad_data::tokenize::Tokenized;
+    use dyad_data::tokenized::Tokenized;
     use dyad_proto::run_config::{LossType, Objective};
 
     use super::*;

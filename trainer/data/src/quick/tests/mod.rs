@@ -10,8 +10,9 @@ use tokenizers::Tokenizer;
 use super::words::WORDS;
 use super::*;
 use crate::new_model::{NewModelOptions, create};
-use crate::tokenize::{Rule, tokenize};
+use crate::tokenize::tokenize;
 use crate::tokenizer::ChatTokenizer;
+use crate::truncation::Rule;
 
 const LINE: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi there, how's the weather in 2024? It's fine, it's fine."}]},"preferred_output":[{"role":"assistant","content":"Hello there, the weather is fine!"}],"non_preferred_output":[{"role":"assistant","content":"No, it isn't 1234."}]}"#;
 

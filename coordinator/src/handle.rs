@@ -1,0 +1,199 @@
+//! A run, for those who serve it: gRPC, HTTP, signals, the printer. They know this handle, and neither each other nor how a run is
+//! decided.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use dyad_proto::Fault;
+use dyad_proto::wire::run_event::Body;
+use dyad_proto::wire::{ErrorCode, Phase, RunEvent};
+use futures::Stream;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::engine::{Input, Outbox};
+use crate::run::Event;
+use crate::run::membership::TrainerId;
+use crate::watch::History;
+
+/// Events on their way to the engine; beyond that, streams wait.
+const INPUTS: usize = 1024;
+
+/// The run is over: it takes nothing any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HasEnded;
+
+/// Cheap to copy; whoever has one can watch the run, feed it, and end it.
+#[derive(Clone, Debug)]
+pub struct RunHandle {
+    inputs: mpsc::Sender<Input>,
+    history: History,
+}
+
+impl RunHandle {
+    /// Of a run that writes its metrics to a folder, or that has none; and what its engine reads.
+    #[must_use]
+    pub fn new(dir: Option<PathBuf>) -> (Self, mpsc::Receiver<Input>) {
+        let (inputs, events) = mpsc::channel(INPUTS);
+        (Self { inputs, history: dir.map_or_else(History::default, History::of) }, events)
+    }
+
+    /// A trainer has connected from somewhere; what is put into the outbox goes out to it.
+    pub async fn connect(
+        &self,
+        id: TrainerId,
+        peer: Option<SocketAddr>,
+        outbox: Outbox,
+    ) -> Result<(), HasEnded> {
+        self.inputs.send(Input::Connected(id, peer, outbox)).await.map_err(|_| HasEnded)
+    }
+
+    /// Something that concerns the run.
+    pub async fn send(&self, event: Event) -> Result<(), HasEnded> {
+        self.inputs.send(Input::Event(Box::new(event))).await.map_err(|_| HasEnded)
+    }
+
+    /// Ends the run after the step in progress, with a checkpoint. `why` is what people are told.
+    pub async fn drain(&self, why: &str) -> Result<(), HasEnded> {
+        self.send(Event::Drain(why.to_owned())).await
+    }
+
+    /// Ends the run at once.
+    pub async fn stop(&self, fault: Fault) -> Result<(), HasEnded> {
+        self.send(Event::Fault(fault)).await
+    }
+
+    /// What has happened so far, then all that happens until the end.
+    pub fn watch(&self) -> impl Stream<Item = RunEvent> + Send + 'static {
+        self.history.follow()
+    }
+
+    /// Where the run is now.
+    #[must_use]
+    pub fn status(&self) -> RunStatus {
+        let mut status = RunStatus::default();
+        self.history.for_each(|body| status.add(body));
+        status
+    }
+
+    /// What the engine adds its events to.
+    pub(crate) fn history(&self) -> History {
+        self.history.clone()
+    }
+}
+
+/// Where a run is. What has not happened yet is absent. Neither paths nor texts of errors: it is served without a login.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RunStatus {
+    /// Name of the run.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub run_id: String,
+    /// Trainers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub world_size: Option<u32>,
+    /// `loading`, `measuring`, `rendezvous`, `training`, `evaluating`, `saving`; at the end `succeeded` or `failed`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub phase: String,
+    /// Optimizer steps done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
+    /// Optimizer steps of the whole run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_steps: Option<u64>,
+    /// The newest row of `metrics.jsonl`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
+    /// The newest row of `eval_metrics.jsonl`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub eval_metrics: BTreeMap<String, f64>,
+    /// Optimizer steps that the newest checkpoint holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_step: Option<u64>,
+    /// Kind of the error that the run failed of: `ERROR_CODE_…`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<&'static str>,
+}
+
+impl RunStatus {
+    fn add(&mut self, body: &Body) {
+        match body {
+            Body::Started(started) => {
+                self.run_id.clone_from(&started.run_id);
+                self.world_size = Some(started.world_size);
+            }
+            Body::Data(data) => {
+                self.total_steps = Some(data.total_steps);
+                self.step = Some(data.start_step);
+            }
+            Body::Phase(phase) => {
+                let name = phase.phase().as_str_name();
+                let name = name.strip_prefix("PHASE_").unwrap_or(name);
+                self.phase =
+                    if phase.phase() == Phase::Unspecified { String::new() } else { name.to_lowercase() };
+            }
+            Body::Step(row) => {
+                self.step = Some(row.step);
+                self.metrics = row.values.clone().into_iter().collect();
+            }
+            Body::Evaluation(row) => self.eval_metrics = row.values.clone().into_iter().collect(),
+            Body::Checkpoint(checkpoint) => self.checkpoint_step = Some(checkpoint.step),
+            Body::Ended(ended) => {
+                self.phase = if ended.failure.is_some() { "failed" } else { "succeeded" }.into();
+                self.error_code = ended
+                    .failure
+                    .as_ref()
+                    .map(|failure| ErrorCode::try_from(failure.code).unwrap_or_default().as_str_name());
+            }
+            Body::Joined(_)
+            | Body::Model(_)
+            | Body::Reference(_)
+            | Body::Arrived(_)
+            | Body::Beat(_)
+            | Body::Skipped(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dyad_proto::wire::{
+        CheckpointReport, DataReport, Failure, PhaseChanged, RunEnded, RunStarted, StepMetrics,
+    };
+    use futures::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handle_shows_where_the_run_is_and_says_when_it_has_ended() {
+        let (run, inputs) = RunHandle::new(None);
+        assert_eq!(serde_json::to_string(&run.status()).unwrap(), "{}");
+        let history = run.history();
+        history.add(Body::Started(RunStarted { run_id: "r".into(), world_size: 2, ..RunStarted::default() }));
+        history.add(Body::Data(DataReport { total_steps: 9, start_step: 4, ..DataReport::default() }));
+        history.add(Body::Phase(PhaseChanged { phase: Phase::Training.into() }));
+        assert_eq!((run.status().step, run.status().phase.as_str()), (Some(4), "training"));
+        // More than the history keeps: the newest counts.
+        for step in 5..3000 {
+            let values = [("loss".to_owned(), step as f64)].into_iter().collect();
+            history.add(Body::Step(StepMetrics { step, values }));
+        }
+        let checkpoint =
+            CheckpointReport { step: 2999, path: "/secret".into(), ..CheckpointReport::default() };
+        history.add(Body::Checkpoint(checkpoint));
+        let status = run.status();
+        assert_eq!(
+            (status.step, status.metrics["loss"], status.checkpoint_step),
+            (Some(2999), 2999.0, Some(2999))
+        );
+        let failure =
+            Failure { code: ErrorCode::InvalidInput.into(), message: "/secret".into(), ..Failure::default() };
+        history.add(Body::Ended(RunEnded { failure: Some(failure) }));
+        let told = serde_json::to_string(&run.status()).unwrap();
+        assert!(told.contains(r#""phase":"failed","#) && told.contains("ERROR_CODE_INVALID_INPUT"), "{told}");
+        assert!(told.contains(r#""run_id":"r","world_size":2"#) && !told.contains("secret"), "{told}");
+        assert!(run.watch().count().await > 1000);
+        drop(inputs);
+        assert_eq!(run.drain("a test").await, Err(HasEnded));
+    }
+}

@@ -1,0 +1,85 @@
+//! Pairs that are too long are cut to the length of the run's sequences, or left out.
+
+use dyad_proto::wire::PairVerdict;
+
+use crate::tokenized::Tokenized;
+
+/// What a run asks of its sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Most tokens of prompt plus completion.
+    pub max_len: usize,
+    /// Supervised fine-tuning: the other answer is left out, and decides nothing.
+    pub preferred_only: bool,
+    /// Rows of the model's embedding: ids from there on have no meaning to it.
+    pub embedding_rows: u32,
+}
+
+/// Pairs of this verdict are computed on.
+#[must_use]
+pub fn is_trainable(verdict: PairVerdict) -> bool {
+    matches!(verdict, PairVerdict::Kept | PairVerdict::Truncated)
+}
+
+/// Keeps the start of each sequence; drops the pair where a side would have nothing left to train on, or both the same.
+pub(crate) fn truncate(mut pair: Tokenized, rule: Rule) -> (PairVerdict, Tokenized) {
+    if pair.prompt.is_empty() || pair.chosen.is_empty() || !rule.preferred_only && pair.rejected.is_empty() {
+        return (PairVerdict::DroppedEmpty, pair);
+    }
+    let Some(room) = rule.max_len.checked_sub(pair.prompt.len()).filter(|&room| room > 0) else {
+        return (PairVerdict::DroppedTooLong, pair);
+    };
+    let cut = pair.chosen.len() > room || pair.rejected.len() > room;
+    pair.chosen.truncate(room);
+    pair.rejected.truncate(room);
+    // A supervised run has no other side, and trains on one that is preferred to nothing as well.
+    if !rule.preferred_only && pair.chosen == pair.rejected {
+        return (PairVerdict::DroppedIdentical, pair);
+    }
+    (if cut { PairVerdict::Truncated } else { PairVerdict::Kept }, pair)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RULE: Rule = Rule { max_len: 10, preferred_only: false, embedding_rows: u32::MAX };
+
+    fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Tokenized {
+        Tokenized { prompt: prompt.to_vec(), chosen: chosen.to_vec(), rejected: rejected.to_vec() }
+    }
+
+    #[test]
+    fn sides_of_the_same_tokens_are_dropped_also_after_the_cut() {
+        let verdict = |pair, rule| truncate(pair, rule).0;
+        assert_eq!(verdict(pair(&[1], &[2, 3], &[2, 3]), RULE), PairVerdict::DroppedIdentical);
+        let late = || pair(&[1; 8], &[2, 3, 4], &[2, 3, 5]);
+        assert_eq!(verdict(late(), RULE), PairVerdict::DroppedIdentical);
+        assert_eq!(verdict(late(), Rule { max_len: 11, ..RULE }), PairVerdict::Kept);
+        let cut_to_a_prefix = pair(&[1; 8], &[2, 3], &[2, 3, 5]);
+        assert_eq!(verdict(cut_to_a_prefix, RULE), PairVerdict::DroppedIdentical);
+        let sft = Rule { preferred_only: true, ..RULE };
+        assert_eq!(verdict(pair(&[1], &[2], &[2]), sft), PairVerdict::Kept);
+    }
+
+    proptest! {
+        #[test]
+        fn a_kept_pair_fits_and_has_something_to_train_on(p in 0usize..20, c in 0usize..20, r in 0usize..20, max in 1usize..30) {
+            let pair = Tokenized { prompt: vec![1; p], chosen: vec![2; c], rejected: vec![3; r] };
+            let (verdict, cut) = truncate(pair.clone(), Rule { max_len: max, ..RULE });
+            match verdict {
+                PairVerdict::Kept => prop_assert_eq!(&cut, &pair),
+                PairVerdict::Truncated => prop_assert!(p + c.max(r) > max),
+                PairVerdict::DroppedTooLong => prop_assert!(p >= max),
+                PairVerdict::DroppedEmpty => prop_assert!(p == 0 || c == 0 || r == 0),
+                _ => prop_assert!(false),
+            }
+            if is_trainable(verdict) {
+                prop_assert!(!cut.chosen.is_empty() && !cut.rejected.is_empty());
+                prop_assert!(cut.prompt.len() + cut.chosen.len().max(cut.rejected.len()) <= max);
+            }
+        }
+    }
+}
