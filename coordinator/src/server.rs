@@ -116,7 +116,7 @@ struct Serving {
 }
 
 /// The port once nobody is let in any more.
-struct Draining {
+struct DrainingPort {
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     calls: OpenCalls,
     refusals: Refusals,
@@ -142,13 +142,13 @@ impl Serving {
         Self { server, stop, calls, refusals }
     }
 
-    fn stop(self) -> Draining {
+    fn stop(self) -> DrainingPort {
         drop(self.stop);
-        Draining { server: self.server, calls: self.calls, refusals: self.refusals }
+        DrainingPort { server: self.server, calls: self.calls, refusals: self.refusals }
     }
 }
 
-impl Draining {
+impl DrainingPort {
     async fn end(self) {
         let (server, calls) = (self.server, self.calls);
         let drained = tokio::time::timeout(DRAIN, async {

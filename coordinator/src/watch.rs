@@ -29,7 +29,7 @@ const ROWS: usize = 256;
 #[derive(Clone, Debug)]
 pub struct History {
     // A std mutex: nothing awaits while it is held.
-    kept: Arc<Mutex<Kept>>,
+    kept: Arc<Mutex<KeptEvents>>,
     /// The run's output folder; None where there is none.
     dir: Option<PathBuf>,
     /// Wakes watchers; a slow one reads from `kept` what it has missed.
@@ -45,11 +45,11 @@ struct News {
 
 /// What is kept, by place among all events.
 #[derive(Debug, Default)]
-struct Kept {
+struct KeptEvents {
     /// Events so far.
     count: u64,
-    lasting: VecDeque<Told>,
-    recent: VecDeque<Told>,
+    lasting: VecDeque<KeptEvent>,
+    recent: VecDeque<KeptEvent>,
     /// The last step or evaluation so far.
     position: Option<Position>,
     /// First and last of the steps and evaluations that are no longer in memory.
@@ -58,14 +58,14 @@ struct Kept {
 
 /// An event that is kept.
 #[derive(Clone, Debug)]
-struct Told {
+struct KeptEvent {
     place: u64,
     /// The last step or evaluation up to this event.
     position: Option<Position>,
     event: RunEvent,
 }
 
-impl Kept {
+impl KeptEvents {
     fn add(&mut self, body: Body) {
         let many = matches!(body, Body::Step(_) | Body::Evaluation(_) | Body::Checkpoint(_) | Body::Reference(_))
                 // Every evaluation and every checkpoint is a phase of its own.
@@ -77,21 +77,22 @@ impl Kept {
             }
         }
         self.position = Position::of(&body).or(self.position);
-        let told = Told { place: self.count, position: self.position, event: RunEvent { body: Some(body) } };
+        let told =
+            KeptEvent { place: self.count, position: self.position, event: RunEvent { body: Some(body) } };
         if many { &mut self.recent } else { &mut self.lasting }.push_back(told);
         self.count += 1;
     }
 
     /// The first event that is kept from a place on.
-    fn next(&self, from: u64) -> Option<&Told> {
-        let first = |events: &VecDeque<Told>| events.partition_point(|told| told.place < from);
+    fn next(&self, from: u64) -> Option<&KeptEvent> {
+        let first = |events: &VecDeque<KeptEvent>| events.partition_point(|told| told.place < from);
         let lasting = self.lasting.get(first(&self.lasting));
         let recent = self.recent.get(first(&self.recent));
         [lasting, recent].into_iter().flatten().min_by_key(|told| told.place)
     }
 
     /// The steps and evaluations before an event that are no longer in memory.
-    fn dropped_before(&self, told: &Told) -> Option<RangeInclusive<Position>> {
+    fn dropped_before(&self, told: &KeptEvent) -> Option<RangeInclusive<Position>> {
         let (first, last) = self.dropped?;
         let last = told.position?.min(last);
         (first <= last).then_some(first..=last)
@@ -177,7 +178,7 @@ impl History {
         kept.lasting.len() + kept.recent.len()
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, KeptEvents> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -79,7 +79,7 @@ async fn act(line: CommandLine) -> Result<(), Fault> {
         (Some(Command::Slurm(options)), _) => slurm::run(&options).await,
         (Some(Command::Quickstart(options)), _) => start_quickly(&options).await,
         (None, Some(options)) => {
-            launch(Request { options: &options, hosts: &line.hosts, security: line.security }).await
+            launch(RunRequest { options: &options, hosts: &line.hosts, security: line.security }).await
         }
         (None, None) => Err(Fault::input("nothing to do").hint("give --config FILE, or see --help")),
     }
@@ -100,7 +100,7 @@ async fn start_quickly(options: &QuickstartOptions) -> Result<(), Fault> {
             .map_err(|error| Fault::failed(format!("the quickstart's own command is wrong: {error}")))?;
         let options = line.options.ok_or_else(|| Fault::failed("the quickstart's own command is no run"))?;
         // Each run is as large as a task of its own.
-        let request = Request { options: &options, hosts: &line.hosts, security: line.security };
+        let request = RunRequest { options: &options, hosts: &line.hosts, security: line.security };
         Box::pin(launch(request)).await?;
     }
     Ok(())
@@ -108,7 +108,7 @@ async fn start_quickly(options: &QuickstartOptions) -> Result<(), Fault> {
 
 /// What the command line asks for.
 #[derive(Clone, Copy)]
-struct Request<'a> {
+struct RunRequest<'a> {
     options: &'a Options,
     /// Where the run goes.
     hosts: &'a HostOptions,
@@ -116,7 +116,7 @@ struct Request<'a> {
     security: SecurityOptions,
 }
 
-async fn launch(request: Request<'_>) -> Result<(), Fault> {
+async fn launch(request: RunRequest<'_>) -> Result<(), Fault> {
     let options = request.options;
     let Some((asked, transport)) = hosts::asked(request.hosts, options.nodes)? else {
         return launch_here(request).await;
@@ -175,7 +175,7 @@ async fn unless<T>(
     }
 }
 
-async fn launch_here(request: Request<'_>) -> Result<(), Fault> {
+async fn launch_here(request: RunRequest<'_>) -> Result<(), Fault> {
     let options = request.options;
     let machine = Machine::here();
     // Of a range as many as there are, which is this machine.
@@ -212,7 +212,7 @@ async fn launch_here(request: Request<'_>) -> Result<(), Fault> {
     let console = Console::new(options.verbose, options.log_format);
     console.line(&format!("devices  {devices}"));
     let plot = LivePlot::new(Path::new(&config.output_dir));
-    let place = Place { trainers: &trainers, hosts: None, listen, owner: Some(&owner), plot: &plot };
+    let place = RunPlace { trainers: &trainers, hosts: None, listen, owner: Some(&owner), plot: &plot };
     let folder = Folder::seen(Path::new(&config.output_dir));
     let folder = folder.unwrap_or_else(|_| Folder::unseen(Path::new(&config.output_dir)));
     let mut restarts = Restarts::new(options.max_restarts);
@@ -246,7 +246,7 @@ struct Attempt<'a> {
 }
 
 /// Where a run goes.
-struct Place<'a> {
+struct RunPlace<'a> {
     trainers: &'a [Trainer],
     hosts: Option<&'a Hosts>,
     listen: &'a str,
@@ -255,7 +255,7 @@ struct Place<'a> {
 }
 
 async fn launch_there(
-    request: Request<'_>,
+    request: RunRequest<'_>,
     config: &RunConfig,
     hosts: &Hosts,
     interrupt: &mut Interrupt,
@@ -295,7 +295,7 @@ async fn launch_there(
     Console::new(false, options.log_format)
         .line(&format!("hosts    {}: {devices}, coordinator on {place}", names.join(", ")));
     let plot = LivePlot::new(output_dir);
-    let place = Place {
+    let place = RunPlace {
         trainers: &trainers,
         hosts: Some(hosts),
         listen: &listen,
@@ -369,10 +369,10 @@ fn warn<T: Default>(fault: Fault) -> T {
 }
 
 async fn train(
-    request: Request<'_>,
+    request: RunRequest<'_>,
     config: &RunConfig,
     config_file: &Path,
-    place: &Place<'_>,
+    place: &RunPlace<'_>,
     interrupt: &mut Interrupt,
     attempt: Attempt<'_>,
 ) -> Result<(), Fault> {

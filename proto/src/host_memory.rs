@@ -24,14 +24,14 @@ fn free_below(root: &Path) -> Option<u64> {
 }
 
 /// A control group that limits memory, of either version.
-struct Group {
+struct ControlGroup {
     folder: PathBuf,
     limit: &'static str,
     usage: &'static str,
     cache: &'static str,
 }
 
-impl Group {
+impl ControlGroup {
     /// The limit without what is in use. Cached file contents do not count as used: the kernel drops them first.
     fn free(&self) -> Option<u64> {
         let read = |name: &str| files::of_kernel(self.folder.join(name)).ok();
@@ -45,7 +45,7 @@ impl Group {
 }
 
 /// The process's own groups and those around them. In a container the innermost is at the root of what is mounted there.
-fn groups(root: &Path) -> Vec<Group> {
+fn groups(root: &Path) -> Vec<ControlGroup> {
     let own = files::of_kernel(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut groups = Vec::new();
     for line in own.lines() {
@@ -64,7 +64,7 @@ fn groups(root: &Path) -> Vec<Group> {
         let mount = root.join(mount);
         let inner = mount.join(path.trim_start_matches('/'));
         let around = inner.ancestors().take_while(|folder| folder.starts_with(&mount));
-        groups.extend(around.map(|folder| Group { folder: folder.to_owned(), limit, usage, cache }));
+        groups.extend(around.map(|folder| ControlGroup { folder: folder.to_owned(), limit, usage, cache }));
     }
     groups
 }

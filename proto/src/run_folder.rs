@@ -37,7 +37,7 @@ const FOLDERS: [&str; 3] = [TENSORBOARD, "logs", "profile"];
 
 /// What may stand where Dyad is going to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum FolderPlace {
     /// A regular file.
     File,
     /// Anything that one call removes: it is replaced.
@@ -48,7 +48,7 @@ enum Place {
     Checkpoint,
 }
 
-impl Place {
+impl FolderPlace {
     fn of(path: &Path) -> Option<Self> {
         let name = name(path);
         let is_file = |name: &str| FILES.contains(&name) || is_resumed_config(name);
@@ -87,7 +87,7 @@ pub fn refuse_obstacles(dir: &Path) -> Result<(), Fault> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut all: Vec<PathBuf> = entries.collect();
     all.sort();
-    let refusal = |path: &PathBuf| Some((path.clone(), Place::of(path)?.refuses(path)?));
+    let refusal = |path: &PathBuf| Some((path.clone(), FolderPlace::of(path)?.refuses(path)?));
     match all.iter().find_map(refusal) {
         None => Ok(()),
         Some((path, (what, hint))) => {

@@ -12,16 +12,16 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// What jemalloc reads before its first allocation.
 #[repr(transparent)]
-struct Settings(*const std::ffi::c_char);
+struct AllocatorSettings(*const std::ffi::c_char);
 
 // SAFETY: points to a constant.
-unsafe impl Sync for Settings {}
+unsafe impl Sync for AllocatorSettings {}
 
 /// One arena, because one thread allocates nearly everything; what is freed is kept for the next step, whatever its size, in huge
 /// pages, whose first touch is cheaper. `MALLOC_CONF` in the environment wins.
 // SAFETY: no other symbol has this name but jemalloc's own weak one, which it is meant to replace.
 #[unsafe(export_name = "malloc_conf")]
-static SETTINGS: Settings = Settings(
+static SETTINGS: AllocatorSettings = AllocatorSettings(
     c"narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0,lg_extent_max_active_fit:16,thp:always"
         .as_ptr(),
 );

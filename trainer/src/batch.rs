@@ -103,19 +103,19 @@ impl MicroBatch {
 }
 
 /// An answer that a pass scores.
-struct Output<'a> {
+struct OutputTokens<'a> {
     sequence: usize,
     tokens: &'a [u32],
 }
 
 /// Which answers follow which prompt, computed once. Pairs of one prompt share it.
-fn plan<'a>(pairs: &[&'a Tokenized], layout: Layout) -> Vec<(&'a [u32], Vec<Output<'a>>)> {
-    let mut plan: Vec<(&[u32], Vec<Output<'_>>)> = Vec::new();
+fn plan<'a>(pairs: &[&'a Tokenized], layout: Layout) -> Vec<(&'a [u32], Vec<OutputTokens<'a>>)> {
+    let mut plan: Vec<(&[u32], Vec<OutputTokens<'_>>)> = Vec::new();
     let mut of_prompt: HashMap<&[u32], usize> = HashMap::new();
     for (index, pair) in pairs.iter().enumerate() {
         let prompt = pair.prompt.as_slice();
-        let chosen = |sequence| Output { sequence, tokens: &pair.chosen };
-        let rejected = |sequence| Output { sequence, tokens: &pair.rejected };
+        let chosen = |sequence| OutputTokens { sequence, tokens: &pair.chosen };
+        let rejected = |sequence| OutputTokens { sequence, tokens: &pair.rejected };
         match layout {
             Layout::ChosenOnly => plan.push((prompt, vec![chosen(index)])),
             Layout::SeparatePairs => {
@@ -136,7 +136,7 @@ fn plan<'a>(pairs: &[&'a Tokenized], layout: Layout) -> Vec<(&'a [u32], Vec<Outp
 
 /// Where an answer lies in the packed row.
 struct Placed<'a> {
-    output: Output<'a>,
+    output: OutputTokens<'a>,
     /// One past the prompt's last token.
     prompt_end: i64,
     first: i64,
@@ -151,7 +151,7 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn segment(&mut self, prompt: &[u32], outputs: Vec<Output<'a>>) {
+    fn segment(&mut self, prompt: &[u32], outputs: Vec<OutputTokens<'a>>) {
         let start = self.tokens.len() as i64;
         self.extend(prompt, 0);
         let prompt_end = self.tokens.len() as i64;

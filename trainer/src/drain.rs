@@ -7,12 +7,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// Counts works as they begin. The computing thread passes it; the session's thread opens and shuts it.
 #[derive(Debug, Default)]
 pub struct Gate {
-    state: Mutex<State>,
+    state: Mutex<DrainState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct DrainState {
     begun: u64,
     held: bool,
     last: Option<u64>,
@@ -47,7 +47,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, DrainState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

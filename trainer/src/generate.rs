@@ -42,10 +42,10 @@ pub fn complete(
     prompts: Vec<Vec<u32>>,
     max_new_tokens: usize,
 ) -> Result<Vec<String>, Fault> {
-    let mut open: Vec<Answer> =
-        prompts.into_iter().map(|ids| Answer { prompt_len: ids.len(), ids, done: false }).collect();
+    let mut open: Vec<GeneratedAnswer> =
+        prompts.into_iter().map(|ids| GeneratedAnswer { prompt_len: ids.len(), ids, done: false }).collect();
     for _ in 0..max_new_tokens {
-        let mut growing: Vec<&mut Answer> = open.iter_mut().filter(|answer| !answer.done).collect();
+        let mut growing: Vec<&mut GeneratedAnswer> = open.iter_mut().filter(|answer| !answer.done).collect();
         if growing.is_empty() {
             break;
         }
@@ -62,13 +62,13 @@ pub fn complete(
         .collect()
 }
 
-struct Answer {
+struct GeneratedAnswer {
     ids: Vec<u32>,
     prompt_len: usize,
     done: bool,
 }
 
-fn next_tokens(model: &Model, answers: &[&mut Answer]) -> Result<Vec<u32>, Fault> {
+fn next_tokens(model: &Model, answers: &[&mut GeneratedAnswer]) -> Result<Vec<u32>, Fault> {
     let (mut tokens, mut positions, mut segments, mut rows) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for answer in answers {

@@ -34,7 +34,7 @@ const REMOTE: [&str; 14] = [
 
 /// What a rank knows before it loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Facts {
+struct LoadingFacts {
     host: i64,
     /// The model lies on another host's disk.
     remote: bool,
@@ -59,9 +59,9 @@ pub fn choose(
             let own = facts(&sources.base);
             let row = [own.host, own.remote.into(), own.lacks.into()];
             let ranks = gathered(communicator.as_ref(), device, &row).map_err(EngineError::from)?;
-            let ranks: Vec<Facts> = ranks
+            let ranks: Vec<LoadingFacts> = ranks
                 .chunks_exact(row.len())
-                .map(|row| Facts { host: row[0], remote: row[1] != 0, lacks: row[2] != 0 })
+                .map(|row| LoadingFacts { host: row[0], remote: row[1] != 0, lacks: row[2] != 0 })
                 .collect();
             one_should_read(&ranks)
         }
@@ -72,14 +72,14 @@ pub fn choose(
 }
 
 /// On one host the page cache makes sure that a file is read once; nothing would be saved.
-fn one_should_read(ranks: &[Facts]) -> bool {
+fn one_should_read(ranks: &[LoadingFacts]) -> bool {
     ranks.iter().any(|rank| rank.host != ranks[0].host || rank.remote || rank.lacks)
 }
 
-fn facts(model: &Path) -> Facts {
+fn facts(model: &Path) -> LoadingFacts {
     let mounts = dyad_proto::files::of_kernel("/proc/self/mountinfo").unwrap_or_default();
     let place = std::fs::canonicalize(model).unwrap_or_else(|_| model.to_owned());
-    Facts { host: host(), remote: is_remote(&mounts, &place), lacks: Weights::open(model).is_err() }
+    LoadingFacts { host: host(), remote: is_remote(&mounts, &place), lacks: Weights::open(model).is_err() }
 }
 
 /// Differs between machines, and is the same in all containers of one.
@@ -116,11 +116,11 @@ mod tests {
 
     #[test]
     fn one_rank_reads_for_several_hosts_remote_disks_and_ranks_without_weights() {
-        let here = Facts { host: 1, remote: false, lacks: false };
+        let here = LoadingFacts { host: 1, remote: false, lacks: false };
         assert!(!one_should_read(&[here; 4]));
-        assert!(one_should_read(&[here, Facts { host: 2, ..here }]));
-        assert!(one_should_read(&[here, Facts { remote: true, ..here }]));
-        assert!(one_should_read(&[here, here, Facts { lacks: true, ..here }]));
+        assert!(one_should_read(&[here, LoadingFacts { host: 2, ..here }]));
+        assert!(one_should_read(&[here, LoadingFacts { remote: true, ..here }]));
+        assert!(one_should_read(&[here, here, LoadingFacts { lacks: true, ..here }]));
     }
 
     #[test]

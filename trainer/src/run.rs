@@ -48,8 +48,8 @@ pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
         Ok(end) => {
             session.finish();
             match end {
-                End::Complete => Ok(()),
-                End::Drained(step) => {
+                RunEnd::Complete => Ok(()),
+                RunEnd::Drained(step) => {
                     Err(Fault::new(ErrorCode::Interrupted, format!("stopped on request after step {step}")))
                 }
             }
@@ -65,7 +65,7 @@ pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
 }
 
 /// How the work ended.
-enum End {
+enum RunEnd {
     /// All of it is done.
     Complete,
     /// The run was to end early, after this step.
@@ -77,10 +77,10 @@ fn work(
     handle: &Handle,
     received: mpsc::Receiver<Received>,
     profile: Option<PathBuf>,
-) -> Result<End, Fault> {
+) -> Result<RunEnd, Fault> {
     let Some((started, work)) = start(identity, handle, received)? else {
         tracing::info!("this run is complete: there is nothing to do");
-        return Ok(End::Complete);
+        return Ok(RunEnd::Complete);
     };
     let _inside = started.span.clone().entered();
     let kind = started.parts.policy.place.kind;
@@ -88,11 +88,11 @@ fn work(
     let steps = started.plan.total_steps.saturating_sub(started.plan.start_step);
     let profile =
         profile.map(|dir| Profile::new(dir, started.place.rank, started.device, kind, steps)).transpose()?;
-    Trainer::new(started, handle.clone(), profile)?.work_off(&work)
+    RunningTrainer::new(started, handle.clone(), profile)?.work_off(&work)
 }
 
 /// Everything that turns work into reports.
-struct Trainer {
+struct RunningTrainer {
     engine: Engine,
     saver: Saver,
     schedule: Schedule,
@@ -109,7 +109,7 @@ struct Trainer {
     flops: ModelFlops,
 }
 
-impl Trainer {
+impl RunningTrainer {
     fn new(started: Started, handle: Handle, profile: Option<Profile>) -> Result<Self, Fault> {
         let Started {
             config, place, device, parts, communicator, bucket_bytes, plan, backlog, facts, ..
@@ -158,7 +158,7 @@ impl Trainer {
         })
     }
 
-    fn work_off(&mut self, work: &Incoming) -> Result<End, Fault> {
+    fn work_off(&mut self, work: &Incoming) -> Result<RunEnd, Fault> {
         loop {
             let asked = Instant::now();
             let coming = match self.backlog.pop_front() {
@@ -173,7 +173,7 @@ impl Trainer {
                 Work::Step(step) => self.train(step, asked.elapsed())?,
                 Work::Evaluate { step, pairs, references } => self.evaluate(step, &pairs, &references)?,
                 Work::Reference { chunk, ids, pairs } => self.score_references(chunk, &ids, &pairs)?,
-                Work::Finish => return self.finish().map(|()| End::Complete),
+                Work::Finish => return self.finish().map(|()| RunEnd::Complete),
                 Work::Drain => return self.drain(),
                 Work::Connect(_) | Work::Plan(_) => {
                     return Err(Fault::failed("the coordinator sent a second plan"));
@@ -283,13 +283,13 @@ impl Trainer {
     }
 
     /// The run ends early; all ranks are at the same step here.
-    fn drain(&mut self) -> Result<End, Fault> {
+    fn drain(&mut self) -> Result<RunEnd, Fault> {
         if self.state.step > self.saved {
             self.state.rotates = true;
             self.save(false)?;
         }
         self.profiled(Profile::finish);
-        Ok(End::Drained(self.state.step))
+        Ok(RunEnd::Drained(self.state.step))
     }
 
     fn score_references(&mut self, chunk: u64, ids: &[u64], pairs: &[Tokenized]) -> Result<(), Fault> {

@@ -20,7 +20,7 @@ const MOST_PARTS: usize = 4096;
 
 /// A stretch of a step.
 #[derive(Clone, Debug)]
-struct Part {
+struct SpanPart {
     name: &'static str,
     /// The part that it began in.
     within: Option<usize>,
@@ -39,7 +39,7 @@ struct StepTrace {
     context: SpanContext,
     start: SystemTime,
     attributes: Vec<KeyValue>,
-    parts: Vec<Part>,
+    parts: Vec<SpanPart>,
     /// The part that is open.
     open: Option<usize>,
     /// Collectives in flight: bucket, and its part.
@@ -111,7 +111,7 @@ pub fn begin(beginning: &Beginning<'_>) -> Option<ContextGuard> {
     let now = SystemTime::now();
     let start = now - beginning.waited;
     let context = spans.child(&parent);
-    let fetch = Part { name: phase::FETCH, within: None, start, end: Some(now), attributes: Vec::new() };
+    let fetch = SpanPart { name: phase::FETCH, within: None, start, end: Some(now), attributes: Vec::new() };
     let attributes = vec![
         KeyValue::new("train.step", beginning.step as i64),
         KeyValue::new("train.rank", i64::from(beginning.rank)),
@@ -219,7 +219,13 @@ impl StepTrace {
             self.dropped += 1;
             return None;
         }
-        self.parts.push(Part { name, within: self.open, start: SystemTime::now(), end: None, attributes });
+        self.parts.push(SpanPart {
+            name,
+            within: self.open,
+            start: SystemTime::now(),
+            end: None,
+            attributes,
+        });
         Some(self.parts.len() - 1)
     }
 

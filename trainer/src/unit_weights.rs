@@ -40,15 +40,15 @@ impl Link {
 pub struct UnitWeights {
     whole: Tensor,
     layout: Layout,
-    home: Home,
+    home: WeightsHome,
     sharding: Sharding,
     link: Link,
-    state: RefCell<State>,
+    state: RefCell<WeightsState>,
 }
 
 /// Where the weights are while nobody computes with them.
 #[derive(Debug)]
-enum Home {
+enum WeightsHome {
     /// In `whole`.
     Here,
     /// This rank's part of them, on the device or on the host.
@@ -58,7 +58,7 @@ enum Home {
 }
 
 #[derive(Default)]
-struct State {
+struct WeightsState {
     /// Uses that have not ended.
     uses: usize,
     /// `whole` has memory.
@@ -105,8 +105,8 @@ impl UnitWeights {
             **tensor = view.detach();
         }
         let home = match sharding.of_weights() {
-            true => Home::Part(part(&whole, sharding.own(layout.len)).copy()),
-            false => Home::Here,
+            true => WeightsHome::Part(part(&whole, sharding.own(layout.len)).copy()),
+            false => WeightsHome::Here,
         };
         Self::at_home(whole, home, layout, sharding, link)
     }
@@ -123,19 +123,19 @@ impl UnitWeights {
             Keep::Host => tensor.to_device(Device::Cpu).copy(),
         };
         let home = match (&self.home, keep) {
-            (Home::Part(part), _) => Home::Part(place(part)),
-            (Home::Host(all), _) => Home::Host(place(all)),
-            (Home::Here, Keep::Host) => Home::Host(place(&self.whole)),
-            (Home::Here, Keep::Device) => {
+            (WeightsHome::Part(part), _) => WeightsHome::Part(place(part)),
+            (WeightsHome::Host(all), _) => WeightsHome::Host(place(all)),
+            (WeightsHome::Here, Keep::Host) => WeightsHome::Host(place(&self.whole)),
+            (WeightsHome::Here, Keep::Device) => {
                 whole.copy_(&self.whole);
-                Home::Here
+                WeightsHome::Here
             }
         };
         Self::at_home(whole, home, self.layout.clone(), self.sharding, &self.link)
     }
 
-    fn at_home(whole: Tensor, home: Home, layout: Layout, sharding: Sharding, link: &Link) -> Self {
-        let state = RefCell::new(State { here: true, ..State::default() });
+    fn at_home(whole: Tensor, home: WeightsHome, layout: Layout, sharding: Sharding, link: &Link) -> Self {
+        let state = RefCell::new(WeightsState { here: true, ..WeightsState::default() });
         let flat = Self { whole, layout, home, sharding, link: link.clone(), state };
         flat.release();
         flat
@@ -150,15 +150,15 @@ impl UnitWeights {
     /// The values that this rank's optimizer updates: its part, or everything.
     pub fn own(&self) -> Tensor {
         match &self.home {
-            Home::Part(part) => part.shallow_clone(),
-            Home::Here | Home::Host(_) => part(&self.whole, self.sharding.own(self.layout.len)),
+            WeightsHome::Part(part) => part.shallow_clone(),
+            WeightsHome::Here | WeightsHome::Host(_) => part(&self.whole, self.sharding.own(self.layout.len)),
         }
     }
 
     /// This rank has changed its own values: sends them to the others, and has theirs come.
     pub fn scatter(&self) -> Result<(), CommError> {
         self.wait()?;
-        if !self.sharding.of_states() || matches!(self.home, Home::Part(_)) {
+        if !self.sharding.of_states() || matches!(self.home, WeightsHome::Part(_)) {
             return Ok(());
         }
         let coming = self.link.communicator()?.all_gather(&self.whole.data(), &self.own().data())?;
@@ -177,9 +177,9 @@ impl UnitWeights {
         // Through an alias with a version counter of its own: to autograd the weights have never changed.
         let mut whole = self.whole.data();
         match &self.home {
-            Home::Here => {}
-            Home::Host(all) => whole.copy_(all),
-            Home::Part(part) => {
+            WeightsHome::Here => {}
+            WeightsHome::Host(all) => whole.copy_(all),
+            WeightsHome::Part(part) => {
                 let part = part.to_device(whole.device());
                 state.coming = Some(self.link.communicator()?.all_gather(&whole, &part)?);
             }
@@ -196,7 +196,7 @@ impl UnitWeights {
     /// Takes the memory away, unless somebody computes with it or the weights have no other home.
     fn release(&self) {
         let mut state = self.state.borrow_mut();
-        if state.uses == 0 && state.here && !matches!(self.home, Home::Here) {
+        if state.uses == 0 && state.here && !matches!(self.home, WeightsHome::Here) {
             release_memory(&self.whole);
             state.here = false;
         }
@@ -207,8 +207,8 @@ impl UnitWeights {
     pub fn resident_bytes(&self) -> u64 {
         let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
         match &self.home {
-            Home::Here => bytes(&self.whole),
-            Home::Part(kept) | Home::Host(kept) => bytes(kept),
+            WeightsHome::Here => bytes(&self.whole),
+            WeightsHome::Part(kept) | WeightsHome::Host(kept) => bytes(kept),
         }
     }
 }

@@ -74,19 +74,19 @@ pub struct Output {
     /// What is told beside it.
     record: Option<Value>,
     /// Open once there is a row.
-    files: Option<Files>,
+    files: Option<OutputFiles>,
     /// The evaluation due at the resumed step was done before.
     pub evaluated: bool,
 }
 
 #[derive(Debug)]
-struct Files {
+struct OutputFiles {
     metrics: MetricsFile,
     evaluations: MetricsFile,
     board: EventFile,
 }
 
-impl Files {
+impl OutputFiles {
     /// Returns once all rows are on the disk.
     fn persist(&self) -> Result<(), Fault> {
         self.metrics.persist()?;
@@ -156,7 +156,7 @@ impl OutputPlan {
 
     /// Puts the new run's files in their places, and removes what is to go. All that can fail comes first, and what fails leaves the earlier
     /// run as it was.
-    fn apply(&self, config_json: &str, record: Option<&Value>) -> Result<Files, Fault> {
+    fn apply(&self, config_json: &str, record: Option<&Value>) -> Result<OutputFiles, Fault> {
         let dir = self.folder.path();
         self.folder.still_there()?;
         refuse_obstacles(dir)?;
@@ -185,7 +185,7 @@ impl OutputPlan {
             Ok((metrics, evaluations))
         };
         let (metrics, evaluations) = place().inspect_err(|_| board.discard())?;
-        Ok(Files { metrics, evaluations, board })
+        Ok(OutputFiles { metrics, evaluations, board })
     }
 
     fn rows(&self, name: &str) -> Result<StagedRows, Fault> {
@@ -237,10 +237,10 @@ impl Output {
 
     /// Returns once all rows are on the disk.
     pub fn persist(&self) -> Result<(), Fault> {
-        self.files.as_ref().map_or(Ok(()), Files::persist)
+        self.files.as_ref().map_or(Ok(()), OutputFiles::persist)
     }
 
-    fn files(&mut self) -> Result<&mut Files, Fault> {
+    fn files(&mut self) -> Result<&mut OutputFiles, Fault> {
         let files = match self.files.take() {
             Some(files) => files,
             None => self.plan.apply(&self.config_json, self.record.as_ref())?,

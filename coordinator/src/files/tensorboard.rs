@@ -17,7 +17,7 @@ use crate::run::metrics_row::Row;
 
 /// `tensorflow.Event`, as far as it is written here.
 #[derive(Clone, PartialEq, Message)]
-struct Event {
+struct TensorboardEvent {
     #[prost(double, tag = "1")]
     wall_time: f64,
     #[prost(int64, tag = "2")]
@@ -31,21 +31,21 @@ enum What {
     #[prost(string, tag = "3")]
     FileVersion(String),
     #[prost(message, tag = "5")]
-    Summary(Summary),
+    Summary(TensorboardSummary),
     #[prost(message, tag = "7")]
     SessionLog(SessionLog),
 }
 
 /// `tensorflow.Summary`.
 #[derive(Clone, PartialEq, Message)]
-struct Summary {
+struct TensorboardSummary {
     #[prost(message, repeated, tag = "1")]
-    value: Vec<Value>,
+    value: Vec<ScalarValue>,
 }
 
 /// `tensorflow.Summary.Value` with a plain number.
 #[derive(Clone, PartialEq, Message)]
-struct Value {
+struct ScalarValue {
     #[prost(string, tag = "1")]
     tag: String,
     /// Optional, because zero would be left out otherwise.
@@ -106,10 +106,11 @@ impl EventFile {
     pub fn add(&mut self, row: &Row) -> Result<(), Fault> {
         let step = row.get(metric::STEP).unwrap_or_default() as i64;
         let values = row.iter().filter(|(key, _)| *key != metric::STEP);
-        let value =
-            values.map(|(key, value)| Value { tag: tag(key), simple_value: Some(value as f32) }).collect();
+        let value = values
+            .map(|(key, value)| ScalarValue { tag: tag(key), simple_value: Some(value as f32) })
+            .collect();
         let mut records = Vec::new();
-        record(&mut records, now(), step, What::Summary(Summary { value }));
+        record(&mut records, now(), step, What::Summary(TensorboardSummary { value }));
         self.append(&records)
     }
 
@@ -139,7 +140,7 @@ fn tag(key: &str) -> String {
 
 /// Length and data, each with its checksum.
 fn record(out: &mut Vec<u8>, now: Duration, step: i64, what: What) {
-    let data = Event { wall_time: now.as_secs_f64(), step, what: Some(what) }.encode_to_vec();
+    let data = TensorboardEvent { wall_time: now.as_secs_f64(), step, what: Some(what) }.encode_to_vec();
     let length = (data.len() as u64).to_le_bytes();
     out.extend(length);
     out.extend(masked(&length).to_le_bytes());
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_value_of_zero_is_written() {
-        let value = Value { tag: tag("loss"), simple_value: Some(0.0) };
+        let value = ScalarValue { tag: tag("loss"), simple_value: Some(0.0) };
         assert!(value.encode_to_vec().ends_with(&[0x15, 0, 0, 0, 0]));
     }
 

@@ -43,17 +43,17 @@ struct Few {
 }
 
 /// A connection that ends when it is to make way.
-struct Guest {
+struct Scraper {
     stream: TcpStream,
     /// Resolves then. None once the port is closed, where nobody is in the way of others any more.
     leave: Option<oneshot::Receiver<()>>,
 }
 
 impl Listener for Few {
-    type Io = Guest;
+    type Io = Scraper;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Guest, SocketAddr) {
+    async fn accept(&mut self) -> (Scraper, SocketAddr) {
         // This accept waits out a machine without sockets.
         let (stream, address) = Listener::accept(&mut self.listener).await;
         self.open.retain(|guest| !guest.is_closed());
@@ -65,7 +65,7 @@ impl Listener for Few {
         }
         let (ask, leave) = oneshot::channel();
         self.open.push_back(ask);
-        (Guest { stream, leave: Some(leave) }, address)
+        (Scraper { stream, leave: Some(leave) }, address)
     }
 
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
@@ -73,7 +73,7 @@ impl Listener for Few {
     }
 }
 
-impl Guest {
+impl Scraper {
     /// Whether it may stay; whoever asks is woken when it may not.
     fn stays(&mut self, cx: &mut Context<'_>) -> std::io::Result<()> {
         let Some(leave) = &mut self.leave else { return Ok(()) };
@@ -91,7 +91,7 @@ impl Guest {
     }
 }
 
-impl AsyncRead for Guest {
+impl AsyncRead for Scraper {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -102,7 +102,7 @@ impl AsyncRead for Guest {
     }
 }
 
-impl AsyncWrite for Guest {
+impl AsyncWrite for Scraper {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

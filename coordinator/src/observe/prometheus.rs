@@ -41,12 +41,12 @@ pub struct Metrics {
     safety: Safety,
     life: Life,
     gpus: Gpus,
-    state: Mutex<State>,
+    state: Mutex<Counted>,
 }
 
 /// What numbers are derived from.
 #[derive(Debug, Default)]
-struct State {
+struct Counted {
     heard: HashMap<u32, Instant>,
     /// Pieces of work that a rank has done.
     work: HashMap<u32, u64>,
@@ -96,7 +96,7 @@ impl Metrics {
         Self { registry, steps, evaluations, pace, ranks, safety, life, gpus, state: Mutex::default() }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, Counted> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -65,7 +65,7 @@ impl Recent {
 
 /// A step that ranks work on.
 #[derive(Debug)]
-struct Open {
+struct OpenSpans {
     step: u64,
     context: SpanContext,
     /// The context as it goes out to the ranks; empty where the sampler of the environment wants no trace at all.
@@ -93,7 +93,7 @@ pub struct StepTraces {
     run_id: String,
     sampling: Sampling,
     assigned: u64,
-    open: BTreeMap<u64, Open>,
+    open: BTreeMap<u64, OpenSpans>,
     recent: Recent,
     last_done: SystemTime,
 }
@@ -123,7 +123,7 @@ impl StepTraces {
             let context = spans.root(reason.is_some());
             let wanted = spans.allows(&context, "step");
             let traceparent = if wanted { traceparent(&context) } else { String::new() };
-            Open { step, context, traceparent, reason, begun: now }
+            OpenSpans { step, context, traceparent, reason, begun: now }
         });
         open.traceparent.clone()
     }
@@ -167,7 +167,7 @@ impl StepTraces {
     }
 
     /// A step begins when the first rank begins it, or when this side can: assigned, and the one before it done.
-    fn root(&self, open: Open, reason: &'static str, reports: &[StepReport], end: SystemTime) -> Record {
+    fn root(&self, open: OpenSpans, reason: &'static str, reports: &[StepReport], end: SystemTime) -> Record {
         let ranks = reports.iter().map(|report| report.started_unix_nanos).filter(|nanos| *nanos > 0).min();
         let start =
             ranks.map_or(open.begun, |nanos| open.begun.min(UNIX_EPOCH + Duration::from_nanos(nanos)));

@@ -53,7 +53,7 @@ pub struct KnownPairs {
 
 /// A work that was sent and is not reported by all.
 #[derive(Debug)]
-struct Pending {
+struct PendingStep {
     work: Work,
     /// Pairs over all ranks.
     pairs: u64,
@@ -94,7 +94,7 @@ pub struct Training {
     /// What is sent next.
     upcoming: Option<Work>,
     references: References,
-    pending: VecDeque<Pending>,
+    pending: VecDeque<PendingStep>,
     /// Works handed out so far.
     sent: u64,
     order: DataOrder,
@@ -186,7 +186,7 @@ impl Training {
         messages.iter().try_for_each(|message| check_size(work, message))?;
         let (reports, missing) = (vec![None; self.world_size], self.world_size);
         let saved = messages.iter().any(|message| matches!(message, Body::Step(step) if step.checkpoint));
-        self.pending.push_back(Pending { work, pairs, saved, reports, missing });
+        self.pending.push_back(PendingStep { work, pairs, saved, reports, missing });
         self.sent += 1;
         Ok(Some(messages))
     }
@@ -318,7 +318,7 @@ impl Training {
         Ok(done)
     }
 
-    fn complete(&mut self, pending: Pending) -> Result<Done, String> {
+    fn complete(&mut self, pending: PendingStep) -> Result<Done, String> {
         let reports: Vec<Report> = pending.reports.into_iter().flatten().collect();
         let Self { references, lengths, validation, .. } = self;
         let key = |split, id| pair_key(lengths, validation, split, id);

@@ -31,12 +31,12 @@ impl Position {
 
 /// Reads both metrics files side by side, from their beginning on.
 pub(super) struct Rows {
-    steps: Lines,
-    evaluations: Lines,
+    steps: RowLines,
+    evaluations: RowLines,
 }
 
 /// One metrics file.
-struct Lines {
+struct RowLines {
     /// None after the last row, and where there is no file.
     file: Option<BufReader<File>>,
     evaluation: bool,
@@ -48,9 +48,9 @@ impl Rows {
     /// Those of a run's output folder.
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let lines = |name: &str, evaluation| match files::open(&dir.join(name)) {
-            Ok(file) => Ok(Lines { file: Some(BufReader::new(file)), evaluation, next: None }),
+            Ok(file) => Ok(RowLines { file: Some(BufReader::new(file)), evaluation, next: None }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Lines { file: None, evaluation, next: None })
+                Ok(RowLines { file: None, evaluation, next: None })
             }
             Err(error) => Err(error),
         };
@@ -86,7 +86,7 @@ impl Rows {
     }
 }
 
-impl Lines {
+impl RowLines {
     /// Where the next row stands; a line that holds no row is passed over.
     fn position(&mut self) -> io::Result<Option<Position>> {
         while self.next.is_none() {

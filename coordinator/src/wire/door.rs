@@ -87,7 +87,7 @@ impl Door {
                 Ok((stream, address)) => {
                     self.make_room(&mut strangers);
                     let (refusals, open) = (self.refusals.clone(), Arc::clone(&open));
-                    let guest = Guest { address, refusals, open, deliver: deliver.clone() };
+                    let guest = TlsGuest { address, refusals, open, deliver: deliver.clone() };
                     let task = tokio::spawn(guest.receive(stream, self.tls.clone()));
                     strangers.push_back((task.abort_handle(), address));
                 }
@@ -114,7 +114,7 @@ impl Door {
 }
 
 /// A connection on its way in.
-struct Guest {
+struct TlsGuest {
     address: SocketAddr,
     refusals: Refusals,
     /// Places for connections that have made a call.
@@ -122,7 +122,7 @@ struct Guest {
     deliver: mpsc::Sender<Connection>,
 }
 
-impl Guest {
+impl TlsGuest {
     /// Lasts as long as the guest is a stranger; when it is aborted, the connection ends.
     async fn receive(self, stream: TcpStream, tls: Option<Arc<ServerConfig>>) {
         let greeting = tokio::time::timeout(GREETING, greet(stream, tls)).await;

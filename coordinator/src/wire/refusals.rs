@@ -18,7 +18,7 @@ pub const CONNECTION: &str = "connection refused";
 
 /// Refusals that are one to a reader of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Kind {
+struct RefusalKind {
     /// Such as [`CONNECTION`].
     what: &'static str,
     from: Option<IpAddr>,
@@ -27,7 +27,7 @@ struct Kind {
 
 /// A kind that is in the log already.
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct KnownRefusal {
     told: Instant,
     /// How many came since.
     more: u64,
@@ -35,22 +35,22 @@ struct Known {
 
 /// A line that stands for many refusals.
 #[derive(Debug, PartialEq, Eq)]
-struct Count {
+struct RefusalCount {
     /// None for those that came when there were too many kinds to tell apart.
-    kind: Option<Kind>,
+    kind: Option<RefusalKind>,
     times: u64,
 }
 
 /// What is in the log, and what has yet to be. Pure.
 #[derive(Debug, Default)]
 struct Ledger {
-    known: HashMap<Kind, Known>,
+    known: HashMap<RefusalKind, KnownRefusal>,
     others: u64,
 }
 
 impl Ledger {
     /// One more; whether it gets a line of its own.
-    fn note(&mut self, now: Instant, kind: Kind) -> bool {
+    fn note(&mut self, now: Instant, kind: RefusalKind) -> bool {
         if let Some(known) = self.known.get_mut(&kind) {
             known.more += 1;
             return false;
@@ -59,12 +59,12 @@ impl Ledger {
             self.others += 1;
             return false;
         }
-        self.known.insert(kind, Known { told: now, more: 0 });
+        self.known.insert(kind, KnownRefusal { told: now, more: 0 });
         true
     }
 
     /// Counts that are due. A kind that was quiet for a period is new when it comes again.
-    fn due(&mut self, now: Instant) -> Vec<Count> {
+    fn due(&mut self, now: Instant) -> Vec<RefusalCount> {
         let mut due = Vec::new();
         self.known.retain(|kind, known| {
             if now.saturating_duration_since(known.told) < PERIOD {
@@ -73,13 +73,13 @@ impl Ledger {
             let times = std::mem::take(&mut known.more);
             known.told = now;
             if times > 0 {
-                due.push(Count { kind: Some(kind.clone()), times });
+                due.push(RefusalCount { kind: Some(kind.clone()), times });
             }
             times > 0
         });
         let others = std::mem::take(&mut self.others);
         if others > 0 {
-            due.push(Count { kind: None, times: others });
+            due.push(RefusalCount { kind: None, times: others });
         }
         due
     }
@@ -92,7 +92,7 @@ pub struct Refusals(Arc<Mutex<Ledger>>);
 impl Refusals {
     /// Somebody was turned away, or nobody in particular could be let in.
     pub fn note(&self, what: &'static str, from: Option<SocketAddr>, reason: &str) {
-        let kind = Kind { what, from: from.map(|address| address.ip()), reason: reason.to_owned() };
+        let kind = RefusalKind { what, from: from.map(|address| address.ip()), reason: reason.to_owned() };
         if self.with(|ledger| ledger.note(Instant::now(), kind)) {
             tracing::warn!(peer = from.map(tracing::field::display), reason, "{what}");
         }
@@ -105,9 +105,9 @@ impl Refusals {
 
     /// Writes the counts that are due by then; to be called from time to time.
     pub fn sum_up(&self, now: Instant) {
-        for Count { kind, times } in self.with(|ledger| ledger.due(now)) {
+        for RefusalCount { kind, times } in self.with(|ledger| ledger.due(now)) {
             match kind {
-                Some(Kind { what, from, reason }) => {
+                Some(RefusalKind { what, from, reason }) => {
                     let peer = from.map(tracing::field::display);
                     tracing::warn!(peer, reason, times, "{what} again");
                 }
@@ -126,8 +126,8 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    fn kind(last: u8, reason: &str) -> Kind {
-        Kind { what: CONNECTION, from: Some([10, 0, 0, last].into()), reason: reason.into() }
+    fn kind(last: u8, reason: &str) -> RefusalKind {
+        RefusalKind { what: CONNECTION, from: Some([10, 0, 0, last].into()), reason: reason.into() }
     }
 
     #[test]
@@ -140,7 +140,7 @@ mod tests {
         assert!(ledger.note(start, kind(1, "expired")), "another reason is another kind");
         assert!(ledger.note(start, kind(2, "noise")), "so is another address");
         assert_eq!(ledger.due(start + PERIOD - Duration::from_millis(1)), []);
-        assert_eq!(ledger.due(start + PERIOD), [Count { kind: Some(kind(1, "noise")), times: 1000 }]);
+        assert_eq!(ledger.due(start + PERIOD), [RefusalCount { kind: Some(kind(1, "noise")), times: 1000 }]);
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
         for period in 1..4 {
             assert!(!ledger.note(start, kind(1, "noise")));
             let counts = ledger.due(start + PERIOD * period);
-            assert_eq!(counts, [Count { kind: Some(kind(1, "noise")), times: 1 }], "{period}");
+            assert_eq!(counts, [RefusalCount { kind: Some(kind(1, "noise")), times: 1 }], "{period}");
         }
         assert_eq!(ledger.due(start + PERIOD * 4), []);
         assert!(ledger.note(start + PERIOD * 4, kind(1, "noise")));
@@ -161,7 +161,7 @@ mod tests {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
         let lines = (0..=u8::MAX).filter(|last| ledger.note(start, kind(*last, "noise"))).count();
         assert_eq!((lines, ledger.known.len()), (KINDS, KINDS));
-        assert_eq!(ledger.due(start), [Count { kind: None, times: 256 - KINDS as u64 }]);
+        assert_eq!(ledger.due(start), [RefusalCount { kind: None, times: 256 - KINDS as u64 }]);
         assert_eq!(ledger.due(start + PERIOD), []);
         assert!(ledger.note(start + PERIOD, kind(0, "noise")), "there is room again");
     }

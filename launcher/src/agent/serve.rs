@@ -57,8 +57,14 @@ fn outlive_signals() -> Result<(), Fault> {
 async fn obey(silence: Duration) {
     let (say, said) = mpsc::unbounded_channel();
     let (news, lines) = mpsc::channel(LINES);
-    let mut agent =
-        Agent { say, news, processes: Rc::default(), listener: None, keys: None, owner: Rc::default() };
+    let mut agent = ServingAgent {
+        say,
+        news,
+        processes: Rc::default(),
+        listener: None,
+        keys: None,
+        owner: Rc::default(),
+    };
     agent.say(&Reply::Hello(Box::new(Hello::of_this_machine())));
     tokio::select! {
         () = agent.listen_to(silence) => {}
@@ -86,7 +92,7 @@ async fn write(mut said: mpsc::UnboundedReceiver<String>, mut lines: mpsc::Recei
     }
 }
 
-struct Agent {
+struct ServingAgent {
     say: mpsc::UnboundedSender<String>,
     /// What processes say, and their ends, in this order. A process that says more than the launcher takes waits.
     news: mpsc::Sender<String>,
@@ -99,7 +105,7 @@ struct Agent {
     owner: Rc<RefCell<Option<Ownership>>>,
 }
 
-impl Agent {
+impl ServingAgent {
     fn say(&self, reply: &Reply) {
         // Fails only when the process is about to end.
         let _ = self.say.send(encode(reply));

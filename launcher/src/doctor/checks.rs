@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::row::{Row, State};
+use super::row::{CheckState, Row};
 use crate::agent::facts::Facts;
 
 /// A machine that was looked at: its name, its facts, the seconds that its clock is ahead and how well that is known.
@@ -27,12 +27,12 @@ pub fn rows(hosts: &[Looked]) -> Vec<Row> {
     rows
 }
 
-type Found = (State, String);
+type Found = (CheckState, String);
 
 /// One row of what each machine has: equal things together, the worst state counts.
 fn gather(check: &'static str, hint: &'static str, hosts: &[Looked], look: impl Fn(&Looked) -> Found) -> Row {
     let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    let mut worst = State::Ok;
+    let mut worst = CheckState::Ok;
     for host in hosts {
         let (state, detail) = look(host);
         worst = if state as u8 > worst as u8 { state } else { worst };
@@ -46,7 +46,7 @@ fn gather(check: &'static str, hint: &'static str, hosts: &[Looked], look: impl 
             .collect::<Vec<_>>()
             .join("; "),
     };
-    Row { check, state: worst, detail, hint: if worst == State::Ok { "" } else { hint }.into() }
+    Row { check, state: worst, detail, hint: if worst == CheckState::Ok { "" } else { hint }.into() }
 }
 
 /// The same, where different things are a failure.
@@ -58,10 +58,10 @@ fn equal(
 ) -> Row {
     let missing = || "missing".to_owned();
     let mut row = gather(check, hint, hosts, |host| {
-        look(host).map_or_else(|| (State::Fail, missing()), |found| (State::Ok, found))
+        look(host).map_or_else(|| (CheckState::Fail, missing()), |found| (CheckState::Ok, found))
     });
     if hosts.iter().any(|host| look(host) != look(&hosts[0])) {
-        (row.state, row.hint) = (State::Fail, hint.into());
+        (row.state, row.hint) = (CheckState::Fail, hint.into());
     }
     row
 }
@@ -72,9 +72,9 @@ fn clocks(hosts: &[Looked]) -> Row {
         let off = (ahead.abs() - doubt).max(0.0);
         let state = match off {
             // Certificates and traces are off by as much.
-            off if off > 60.0 => State::Fail,
-            off if off > 2.0 => State::Warn,
-            _ => return (State::Ok, "within 2 s".into()),
+            off if off > 60.0 => CheckState::Fail,
+            off if off > 2.0 => CheckState::Warn,
+            _ => return (CheckState::Ok, "within 2 s".into()),
         };
         let direction = if ahead > 0.0 { "ahead" } else { "behind" };
         (state, format!("{off:.0} s {direction}"))
@@ -107,7 +107,7 @@ fn libtorch(hosts: &[Looked]) -> Row {
         let nobody_knows = hosts.iter().all(|host| host.facts.libtorch.is_none());
         return if nobody_knows { Row::ok("libtorch", "the trainer finds it".into()) } else { row };
     }
-    Row { state: State::Fail, detail: broken.join("; "), hint: hint.into(), ..row }
+    Row { state: CheckState::Fail, detail: broken.join("; "), hint: hint.into(), ..row }
 }
 
 /// What others may hold of a GPU that counts as free.
@@ -120,9 +120,9 @@ fn gpus(hosts: &[Looked]) -> Vec<Row> {
     let visible = gather("GPUs", "give every host of a run GPUs, or none", hosts, |host| {
         let hello = &host.facts.hello;
         match (hello.gpus, host.facts.gpus.first()) {
-            (0, _) => (State::Fail, "none".into()),
-            (count, Some(gpu)) => (State::Ok, format!("{count} {}", gpu.name)),
-            (count, None) => (State::Warn, format!("{count}, but nvidia-smi does not answer")),
+            (0, _) => (CheckState::Fail, "none".into()),
+            (count, Some(gpu)) => (CheckState::Ok, format!("{count} {}", gpu.name)),
+            (count, None) => (CheckState::Warn, format!("{count}, but nvidia-smi does not answer")),
         }
     });
     let free = gather("GPU memory", "end what runs there: nvidia-smi names the processes", hosts, |host| {
@@ -133,7 +133,7 @@ fn gpus(hosts: &[Looked]) -> Vec<Row> {
             .filter(|gpu| gpu.used > IDLE)
             .map(|gpu| format!("GPU {} has {} MiB in use", gpu.index, gpu.used >> 20))
             .collect();
-        if used.is_empty() { (State::Ok, "free".into()) } else { (State::Warn, used.join(", ")) }
+        if used.is_empty() { (CheckState::Ok, "free".into()) } else { (CheckState::Warn, used.join(", ")) }
     });
     let driver =
         equal("driver", "install one driver version on all hosts", hosts, |host| host.facts.driver.clone());
@@ -146,12 +146,12 @@ const SHARED_MEMORY: u64 = 1 << 30;
 fn shared_memory(hosts: &[Looked]) -> Row {
     let hint = "in a container give --shm-size=8g or an emptyDir of medium Memory; NCCL needs it between GPUs of a host";
     gather("/dev/shm", hint, hosts, |host| match host.facts.shared_memory {
-        None => (State::Warn, "missing".into()),
+        None => (CheckState::Warn, "missing".into()),
         Some((all, _)) if all < SHARED_MEMORY => {
-            let state = if host.facts.hello.gpus > 1 { State::Fail } else { State::Ok };
+            let state = if host.facts.hello.gpus > 1 { CheckState::Fail } else { CheckState::Ok };
             (state, format!("{} MiB", all >> 20))
         }
-        Some((all, _)) => (State::Ok, format!("{} GiB", all >> 30)),
+        Some((all, _)) => (CheckState::Ok, format!("{} GiB", all >> 30)),
     })
 }
 
@@ -169,26 +169,26 @@ fn files(hosts: &[Looked]) -> Vec<Row> {
             "choose a folder on a disk with room that you may write to",
             first,
             |host| match &host.facts.output {
-                Some((_, Some(error))) => (State::Fail, format!("cannot be written: {error}")),
+                Some((_, Some(error))) => (CheckState::Fail, format!("cannot be written: {error}")),
                 Some((free, None)) => {
                     let state = if *free < DISK {
-                        State::Fail
+                        CheckState::Fail
                     } else if *free < ROOMY {
-                        State::Warn
+                        CheckState::Warn
                     } else {
-                        State::Ok
+                        CheckState::Ok
                     };
                     (state, format!("{} GiB free", free >> 30))
                 }
-                None => (State::Ok, String::new()),
+                None => (CheckState::Ok, String::new()),
             },
         ));
         rows.push(model(hosts));
         let hint = "the coordinator's host reads the pairs: the first, unless --coordinator-on here";
         rows.push(gather("pairs", hint, first, |host| match &host.facts.pairs {
-            Some(Ok(path)) => (State::Ok, path.clone()),
-            Some(Err(why)) => (State::Fail, why.clone()),
-            None => (State::Ok, String::new()),
+            Some(Ok(path)) => (CheckState::Ok, path.clone()),
+            Some(Err(why)) => (CheckState::Fail, why.clone()),
+            None => (CheckState::Ok, String::new()),
         }));
     }
     rows
@@ -198,9 +198,9 @@ fn files(hosts: &[Looked]) -> Vec<Row> {
 fn model(hosts: &[Looked]) -> Row {
     let copy = "every host reads the model from the same path: copy it there, or use a shared file system";
     let row = gather("model", copy, hosts, |host| match &host.facts.model {
-        Some(Ok(found)) => (State::Ok, found.clone()),
-        Some(Err(wrong)) => (State::Fail, wrong.message.clone()),
-        None => (State::Ok, String::new()),
+        Some(Ok(found)) => (CheckState::Ok, found.clone()),
+        Some(Err(wrong)) => (CheckState::Fail, wrong.message.clone()),
+        None => (CheckState::Ok, String::new()),
     });
     let wrong: Vec<_> = hosts.iter().filter_map(|host| host.facts.model.as_ref()?.as_ref().err()).collect();
     match wrong.first() {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     fn failing(hosts: &[Looked]) -> Vec<String> {
-        let bad = rows(hosts).into_iter().filter(|row| row.state != State::Ok);
+        let bad = rows(hosts).into_iter().filter(|row| row.state != CheckState::Ok);
         bad.map(|row| {
             assert!(!row.hint.is_empty(), "{row:?}");
             format!("{} {:?}: {}", row.check, row.state, row.detail)

@@ -22,7 +22,7 @@ use crate::hosts::{Hosts, address, asked};
 use crate::show::console;
 use crate::train::options;
 use checks::Looked;
-use row::{Row, State};
+use row::{CheckState, Row};
 
 /// Options of `launcher doctor`.
 #[derive(Args, Clone, Debug)]
@@ -99,7 +99,7 @@ fn reached(check: &'static str, all: usize, missing: Vec<String>) -> Row {
     }
     Row {
         check,
-        state: State::Unreachable,
+        state: CheckState::Unreachable,
         detail: missing.join("; "),
         hint:
             "log in there once by hand, without a question being asked: a key for BatchMode, a known host key"
@@ -131,7 +131,7 @@ async fn coordinator(agents: &[Agent], options: &DoctorOptions) -> Row {
         }
         Err(fault) => Row {
             check: "coordinator",
-            state: State::Unreachable,
+            state: CheckState::Unreachable,
             detail: fault.message,
             hint: "open the ports between the hosts, or put a host first that all reach".into(),
         },
@@ -152,7 +152,7 @@ async fn each_other(agents: &[Agent]) -> Row {
     }
     Row {
         check: "network",
-        state: State::Unreachable,
+        state: CheckState::Unreachable,
         detail: blocked.join("; "),
         hint: "trainers connect to each other on any port: open the ports between the hosts".into(),
     }

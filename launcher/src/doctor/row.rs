@@ -11,7 +11,7 @@ pub struct Row {
     /// What was looked at.
     pub check: &'static str,
     /// How it stands.
-    pub state: State,
+    pub state: CheckState,
     /// What was found.
     pub detail: String,
     /// What to do about it.
@@ -20,7 +20,7 @@ pub struct Row {
 
 /// How a check stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum CheckState {
     /// Good.
     Ok,
     /// Worth a look; a run would start.
@@ -35,7 +35,7 @@ impl Row {
     /// A row without a hint.
     #[must_use]
     pub fn ok(check: &'static str, detail: String) -> Self {
-        Self { check, state: State::Ok, detail, hint: "".into() }
+        Self { check, state: CheckState::Ok, detail, hint: "".into() }
     }
 }
 
@@ -46,17 +46,17 @@ pub fn table(rows: &[Row]) -> (String, Option<ErrorCode>) {
     let mut out = String::new();
     for row in rows {
         let state = match row.state {
-            State::Ok => "ok",
-            State::Warn => "warn",
-            State::Fail | State::Unreachable => "FAIL",
+            CheckState::Ok => "ok",
+            CheckState::Warn => "warn",
+            CheckState::Fail | CheckState::Unreachable => "FAIL",
         };
         let _ = writeln!(out, "{:width$}  {state:4}  {}", row.check, row.detail);
         if !row.hint.is_empty() {
             let _ = writeln!(out, "{:width$}        hint: {}", "", row.hint);
         }
     }
-    let any = |state: State| rows.iter().any(|row| row.state == state);
-    let code = match (any(State::Unreachable), any(State::Fail)) {
+    let any = |state: CheckState| rows.iter().any(|row| row.state == state);
+    let code = match (any(CheckState::Unreachable), any(CheckState::Fail)) {
         (true, _) => Some(ErrorCode::Unavailable),
         (false, true) => Some(ErrorCode::InvalidInput),
         (false, false) => None,
@@ -71,8 +71,8 @@ mod tests {
     #[test]
     fn what_is_not_reached_counts_most() {
         let unreachable =
-            Row { check: "ssh", state: State::Unreachable, detail: "b".into(), hint: "x".into() };
-        let failed = Row { check: "disk", state: State::Fail, detail: String::new(), hint: "y".into() };
+            Row { check: "ssh", state: CheckState::Unreachable, detail: "b".into(), hint: "x".into() };
+        let failed = Row { check: "disk", state: CheckState::Fail, detail: String::new(), hint: "y".into() };
         assert_eq!(table(&[failed, unreachable]).1, Some(ErrorCode::Unavailable));
         assert_eq!(table(&[]).1, None);
     }

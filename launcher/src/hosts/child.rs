@@ -32,7 +32,7 @@ pub struct Child {
     stdout: Option<mpsc::Receiver<String>>,
     signals: Signals,
     end: watch::Receiver<Option<End>>,
-    report: Arc<Mutex<Report>>,
+    report: Arc<Mutex<ChildReport>>,
     log: Option<PathBuf>,
     /// Writes the log; gone once the process has ended.
     writer: Option<tokio::task::JoinHandle<()>>,
@@ -51,13 +51,13 @@ impl Signals {
 
 /// Error and hint that Dyad's programs end with, and what came before.
 #[derive(Clone, Debug, Default)]
-struct Report {
+struct ChildReport {
     error: Option<String>,
     hint: String,
     tail: VecDeque<String>,
 }
 
-impl Report {
+impl ChildReport {
     /// Takes a line; false where it is for the log alone.
     fn hears(&mut self, line: &str) -> bool {
         if let Some((error, hint)) = dyad_telemetry::read_last_words(line) {
@@ -144,7 +144,7 @@ impl Child {
         Ok(Self::follow(label, log, report, agent.start(start)))
     }
 
-    fn follow(label: &str, log: Log, report: Arc<Mutex<Report>>, process: Remote) -> Self {
+    fn follow(label: &str, log: Log, report: Arc<Mutex<ChildReport>>, process: Remote) -> Self {
         let Remote { stdout, stderr, end, signals } = process;
         let (file, label) = (log.output.file.clone(), label.to_owned());
         let writer = Some(tokio::spawn(log.write(stderr)));
@@ -217,7 +217,8 @@ impl Child {
             return Some(fault.clone());
         }
         let status = status.filter(|status| !status.success())?;
-        let Report { error, hint, .. } = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ChildReport { error, hint, .. } =
+            self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let code = status.code().and_then(ErrorCode::of_exit_status).unwrap_or(ErrorCode::Failed);
         Some(match error {
             Some(message) => Fault::new(code, message).hint(hint),
@@ -285,14 +286,14 @@ fn keep_earlier(path: &Path) {
 struct Log {
     file: Option<std::fs::File>,
     output: Output,
-    report: Arc<Mutex<Report>>,
+    report: Arc<Mutex<ChildReport>>,
     /// How much of it is written down, and how much of that is shown.
     kept: Allowance,
     shown: Allowance,
 }
 
 impl Log {
-    fn create(output: Output, report: Arc<Mutex<Report>>) -> Result<Self, Fault> {
+    fn create(output: Output, report: Arc<Mutex<ChildReport>>) -> Result<Self, Fault> {
         let create = |path: &PathBuf| {
             keep_earlier(path);
             safe_file::create(path).map_err(|error| {

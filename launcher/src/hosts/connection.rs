@@ -33,15 +33,15 @@ pub struct Agent {
     pub hello: Hello,
     /// Seconds that this host's clock is ahead of ours, and how well that is known.
     pub skew: (f64, f64),
-    link: Arc<Link>,
+    link: Arc<HostLink>,
     gone: watch::Receiver<bool>,
 }
 
 /// What is shared with the tasks of a connection.
 #[derive(Debug)]
-struct Link {
+struct HostLink {
     requests: mpsc::UnboundedSender<Out>,
-    state: Mutex<State>,
+    state: Mutex<ConnectionState>,
 }
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ enum Out {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ConnectionState {
     next: u64,
     processes: HashMap<u64, Ends>,
     answers: HashMap<u64, oneshot::Sender<Answer>>,
@@ -100,7 +100,7 @@ impl Agent {
         let ended = crate::agent::machine::clock();
         let skew = (hello.clock - f64::midpoint(began, ended), (ended - began) / 2.0);
         let (requests, outgoing) = mpsc::unbounded_channel();
-        let link = Arc::new(Link { requests, state: Mutex::default() });
+        let link = Arc::new(HostLink { requests, state: Mutex::default() });
         let writer = tokio::spawn(write(outgoing, stdin, silence / 4));
         let (tell, gone) = watch::channel(false);
         let reader = Reader { host: host.clone(), link: Arc::clone(&link), silence };
@@ -187,8 +187,8 @@ impl Agent {
     }
 }
 
-impl Link {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl HostLink {
+    fn state(&self) -> MutexGuard<'_, ConnectionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -198,7 +198,7 @@ impl Link {
     }
 }
 
-impl State {
+impl ConnectionState {
     fn id(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -254,7 +254,7 @@ async fn write(mut outgoing: mpsc::UnboundedReceiver<Out>, mut stdin: ChildStdin
 
 struct Reader {
     host: Host,
-    link: Arc<Link>,
+    link: Arc<HostLink>,
     silence: Duration,
 }
 

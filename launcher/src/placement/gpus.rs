@@ -43,11 +43,11 @@ impl Present {
     /// How many of them `CUDA_VISIBLE_DEVICES` leaves, or why nobody can tell.
     pub fn visible(&self, chosen: Option<&str>) -> Result<u32, String> {
         let Some(list) = chosen else { return Ok(self.count) };
-        let mut seen: Vec<Entry<'_>> = Vec::new();
+        let mut seen: Vec<VisibleGpu<'_>> = Vec::new();
         for text in list.split(',').map(str::trim) {
             let entry = match self.entry(text, list)? {
                 // CUDA reads no further.
-                Entry::End => break,
+                VisibleGpu::End => break,
                 entry => entry,
             };
             if seen.contains(&entry) {
@@ -58,35 +58,35 @@ impl Present {
             seen.push(entry);
         }
         // A process sees one slice of a GPU, however many are named.
-        let slices = seen.iter().filter(|entry| matches!(entry, Entry::Slice(_))).count();
+        let slices = seen.iter().filter(|entry| matches!(entry, VisibleGpu::Slice(_))).count();
         Ok(if slices > 0 { 1 } else { seen.len() as u32 })
     }
 
-    fn entry<'a>(&self, text: &'a str, list: &str) -> Result<Entry<'a>, String> {
+    fn entry<'a>(&self, text: &'a str, list: &str) -> Result<VisibleGpu<'a>, String> {
         let unknown = |why: String| Err(format!("CUDA_VISIBLE_DEVICES={list}: {why}"));
         // Slurm's word for none, and the container toolkit's.
         if text.is_empty()
             || text == "-1"
             || ["nodevfiles", "none", "void"].contains(&text.to_ascii_lowercase().as_str())
         {
-            return Ok(Entry::End);
+            return Ok(VisibleGpu::End);
         }
         if self.count == 0 {
             return unknown(format!("it names GPU {text}, and this machine shows none"));
         }
         if text.starts_with("MIG-") {
-            return Ok(Entry::Slice(text));
+            return Ok(VisibleGpu::Slice(text));
         }
         if text.starts_with("GPU-") {
             let matching = self.uuids.iter().filter(|uuid| uuid.starts_with(text)).count();
             return match (self.uuids.is_empty(), matching) {
-                (true, _) | (_, 1) => Ok(Entry::Uuid(text)),
+                (true, _) | (_, 1) => Ok(VisibleGpu::Uuid(text)),
                 (_, 0) => unknown(format!("this machine has no GPU {text}")),
                 _ => unknown(format!("{text} begins the name of {}", counted(matching, "GPU"))),
             };
         }
         match text.parse::<u32>() {
-            Ok(index) if index < self.count => Ok(Entry::Index(index)),
+            Ok(index) if index < self.count => Ok(VisibleGpu::Index(index)),
             Ok(index) => unknown(format!("this machine has no GPU {index}, it has {}", count(self.count))),
             Err(_) => unknown(format!("\"{text}\" is no GPU")),
         }
@@ -95,7 +95,7 @@ impl Present {
 
 /// One of the list.
 #[derive(Debug, PartialEq, Eq)]
-enum Entry<'a> {
+enum VisibleGpu<'a> {
     Index(u32),
     Uuid(&'a str),
     Slice(&'a str),

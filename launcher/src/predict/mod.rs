@@ -98,14 +98,14 @@ pub struct Place {
 }
 
 /// Model and data, as far as they are here.
-struct Known {
+struct KnownModel {
     shape: Shape,
     pairs: Option<f64>,
     pair: Option<PairTokens>,
 }
 
 /// Looks at what the run starts from by the code that trains; what cannot be trained is refused.
-fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<Known, Fault> {
+fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<KnownModel, Fault> {
     let model = match (&options.model, config.model.is_empty()) {
         (Some(model), _) => model,
         (None, false) => &config.model,
@@ -113,18 +113,18 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<Known, Fault> {
     };
     let file = Path::new(&config.training_file);
     if options.config.is_none() {
-        return Ok(Known { shape: shapes::find(model)?, pairs: None, pair: None });
+        return Ok(KnownModel { shape: shapes::find(model)?, pairs: None, pair: None });
     }
     if !file.is_file() {
         console::warn(&format!(
             "training_file {} is not here: its pairs are not counted, and their lengths are assumed",
             file.display()
         ));
-        return Ok(Known { shape: shapes::find(model)?, pairs: None, pair: None });
+        return Ok(KnownModel { shape: shapes::find(model)?, pairs: None, pair: None });
     }
     let pairs = Some(open::whole("training_file", file)?.len() as f64);
     if shapes::is_size(model) {
-        return Ok(Known { shape: shapes::find(model)?, pairs, pair: None });
+        return Ok(KnownModel { shape: shapes::find(model)?, pairs, pair: None });
     }
     let report = trainer_check::run(config)?;
     let mean = report.pairs.filter(|looked| looked.pairs > looked.dropped);
@@ -133,7 +133,7 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<Known, Fault> {
         chosen: looked.chosen,
         rejected: looked.rejected,
     });
-    Ok(Known { shape: Shape::of(model, &report.model), pairs, pair })
+    Ok(KnownModel { shape: Shape::of(model, &report.model), pairs, pair })
 }
 
 /// What a configuration comes to on some machines.

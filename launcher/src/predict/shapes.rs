@@ -9,7 +9,7 @@ use dyad_proto::Fault;
 use crate::process::trainer_check;
 
 /// A row of [`TABLE`].
-struct Known {
+struct PublishedShape {
     name: &'static str,
     layers: u32,
     hidden: u32,
@@ -23,14 +23,14 @@ struct Known {
 
 #[rustfmt::skip]
 /// Published `config.json` files: SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B and -3B, Llama-3.1-8B, Qwen2.5-14B, Llama-3.1-70B.
-const TABLE: [Known; 7] = [
-    Known { name: "135M", layers: 30, hidden:  576, heads:  9, key_heads: 3, head_dim:  64, ffn:  1536, vocab:  49152, tied: true },
-    Known { name: "0.5B", layers: 24, hidden:  896, heads: 14, key_heads: 2, head_dim:  64, ffn:  4864, vocab: 151936, tied: true },
-    Known { name: "1B",   layers: 16, hidden: 2048, heads: 32, key_heads: 8, head_dim:  64, ffn:  8192, vocab: 128256, tied: true },
-    Known { name: "3B",   layers: 28, hidden: 3072, heads: 24, key_heads: 8, head_dim: 128, ffn:  8192, vocab: 128256, tied: true },
-    Known { name: "8B",   layers: 32, hidden: 4096, heads: 32, key_heads: 8, head_dim: 128, ffn: 14336, vocab: 128256, tied: false },
-    Known { name: "14B",  layers: 48, hidden: 5120, heads: 40, key_heads: 8, head_dim: 128, ffn: 13824, vocab: 152064, tied: false },
-    Known { name: "70B",  layers: 80, hidden: 8192, heads: 64, key_heads: 8, head_dim: 128, ffn: 28672, vocab: 128256, tied: false },
+const TABLE: [PublishedShape; 7] = [
+    PublishedShape { name: "135M", layers: 30, hidden:  576, heads:  9, key_heads: 3, head_dim:  64, ffn:  1536, vocab:  49152, tied: true },
+    PublishedShape { name: "0.5B", layers: 24, hidden:  896, heads: 14, key_heads: 2, head_dim:  64, ffn:  4864, vocab: 151936, tied: true },
+    PublishedShape { name: "1B",   layers: 16, hidden: 2048, heads: 32, key_heads: 8, head_dim:  64, ffn:  8192, vocab: 128256, tied: true },
+    PublishedShape { name: "3B",   layers: 28, hidden: 3072, heads: 24, key_heads: 8, head_dim: 128, ffn:  8192, vocab: 128256, tied: true },
+    PublishedShape { name: "8B",   layers: 32, hidden: 4096, heads: 32, key_heads: 8, head_dim: 128, ffn: 14336, vocab: 128256, tied: false },
+    PublishedShape { name: "14B",  layers: 48, hidden: 5120, heads: 40, key_heads: 8, head_dim: 128, ffn: 13824, vocab: 152064, tied: false },
+    PublishedShape { name: "70B",  layers: 80, hidden: 8192, heads: 64, key_heads: 8, head_dim: 128, ffn: 28672, vocab: 128256, tied: false },
 ];
 
 /// A size of the table, a model folder or a hub id. What cannot be trained is refused as a run refuses it.
@@ -81,7 +81,7 @@ fn scaled(name: &str, parameters: f64) -> Shape {
     by(low)
 }
 
-fn published(known: &Known) -> Shape {
+fn published(known: &PublishedShape) -> Shape {
     let width = |count: u32| f64::from(count * known.head_dim);
     Shape {
         name: known.name.into(),

@@ -58,7 +58,7 @@ impl Step {
 }
 
 /// Seconds of the policy's or the reference's forward pass over a micro-batch, without the head.
-struct Pass {
+struct PassTime {
     gemm: f64,
     attention: f64,
     elementwise: f64,
@@ -126,11 +126,11 @@ fn micro_batch(setup: &Setup, pairs: f64) -> Step {
     }
 }
 
-fn forward(setup: &Setup, pairs: f64) -> Pass {
+fn forward(setup: &Setup, pairs: f64) -> PassTime {
     let (machine, flops) = (&setup.machine, setup.shape.forward(setup.pass(setup.sharing)));
     // Few tokens: the products wait for the weights.
     let weights = setup.compute_bytes() * setup.shape.blocks() / machine.memory_bandwidth;
-    Pass {
+    PassTime {
         gemm: (flops.layers * pairs / machine.gemm).max(weights),
         attention: flops.attention * pairs / machine.attention_forward,
         elementwise: elementwise(setup, pairs).0,

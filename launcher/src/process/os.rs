@@ -67,7 +67,7 @@ pub fn hand_over(command: &mut Command, owner: &Ownership) {
 /// the log. Where nobody listens any more, it goes on reading: the process must be able to write all the same.
 pub async fn each_line<R: AsyncRead + Unpin, T>(stream: R, to: &mpsc::Sender<T>, wrap: impl Fn(String) -> T) {
     let mut reader = BufReader::new(stream);
-    let mut lines = Lines::default();
+    let mut lines = OutputLines::default();
     while let Ok(bytes) = reader.fill_buf().await
         && !bytes.is_empty()
     {
@@ -86,13 +86,13 @@ pub async fn each_line<R: AsyncRead + Unpin, T>(stream: R, to: &mpsc::Sender<T>,
 
 /// Makes lines of bytes. Of one that is too long the beginning comes at once, and at its end how much is missing.
 #[derive(Debug, Default)]
-struct Lines {
+struct OutputLines {
     line: Vec<u8>,
     /// Bytes that are not in it, of a line that is too long.
     missing: Option<usize>,
 }
 
-impl Lines {
+impl OutputLines {
     /// Takes bytes before the line's end.
     fn add(&mut self, bytes: &[u8]) -> Option<String> {
         if let Some(missing) = &mut self.missing {

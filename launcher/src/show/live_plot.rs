@@ -19,18 +19,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The plot of one run; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct LivePlot(Arc<Shared>);
+pub struct LivePlot(Arc<SharedPlot>);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedPlot {
     output_dir: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<PlotState>,
     /// Whoever draws has it.
     pen: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PlotState {
     /// The folder has rows of this run. Until then what lies there is an earlier run's.
     rows: bool,
     /// When it may be drawn again.
@@ -44,7 +44,7 @@ impl LivePlot {
     #[must_use]
     pub fn new(output_dir: &Path) -> Self {
         let pen = Arc::new(Semaphore::new(1));
-        Self(Arc::new(Shared { output_dir: output_dir.to_owned(), state: Mutex::default(), pen }))
+        Self(Arc::new(SharedPlot { output_dir: output_dir.to_owned(), state: Mutex::default(), pen }))
     }
 
     /// The run has another row: drawn at once the first time, and then now and then.
@@ -91,8 +91,8 @@ impl LivePlot {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl SharedPlot {
+    fn state(&self) -> MutexGuard<'_, PlotState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -153,7 +153,7 @@ pub struct Record {
 
 /// What is found in whole lines of a text.
 #[derive(Debug, Default)]
-struct Part {
+struct FilePart {
     records: Vec<Record>,
     lines: u64,
     bad_lines: usize,
@@ -162,7 +162,7 @@ struct Part {
     passed_over: PassedOver,
 }
 
-impl Part {
+impl FilePart {
     /// Checks the lines between two places of the text.
     fn read(form: &Form, text: &str, place: Range<usize>) -> Self {
         reading::goes_on();
@@ -255,9 +255,9 @@ fn form_of(text: &str) -> &'static Form {
 /// Where each record lies in the text; blank lines are no records. No record at all is an error, too. Uses all cores.
 fn check_text(key: &str, path: &Path, text: &str) -> Result<Checked, Fault> {
     let form = form_of(text);
-    let read = |place| Part::read(form, text, place);
-    let parts: Vec<Part> = parts(text, PART).into_par_iter().map(read).collect();
-    let whole = parts.into_iter().fold(Part::default(), Part::join);
+    let read = |place| FilePart::read(form, text, place);
+    let parts: Vec<FilePart> = parts(text, PART).into_par_iter().map(read).collect();
+    let whole = parts.into_iter().fold(FilePart::default(), FilePart::join);
     match whole.first_bad {
         Some((line, error)) => {
             if let Some(other) = format::of_text(text) {
@@ -314,11 +314,11 @@ mod tests {
             format!("7\n{GOOD}\n\n"),
         ];
         for text in texts {
-            let whole = Part::read(form_of(&text), &text, 0..text.len());
+            let whole = FilePart::read(form_of(&text), &text, 0..text.len());
             for bytes in [1, 3, GOOD.len(), 2 * GOOD.len(), 1 << 20] {
                 let read =
-                    parts(&text, bytes).into_iter().map(|place| Part::read(form_of(&text), &text, place));
-                let joined = read.fold(Part::default(), Part::join);
+                    parts(&text, bytes).into_iter().map(|place| FilePart::read(form_of(&text), &text, place));
+                let joined = read.fold(FilePart::default(), FilePart::join);
                 assert_eq!(format!("{joined:?}"), format!("{whole:?}"), "parts of {bytes} bytes");
             }
         }

@@ -59,7 +59,7 @@ impl Pipeline {
         processor.set_resource(&resource);
         let processor = Arc::new(processor);
         let provider = SdkTracerProvider::builder().with_resource(resource);
-        let provider = provider.with_span_processor(Shared(Arc::clone(&processor))).build();
+        let provider = provider.with_span_processor(ExporterState(Arc::clone(&processor))).build();
         Ok(Self { runtime, provider, processor })
     }
 
@@ -110,9 +110,9 @@ fn resource(service: &'static str) -> Resource {
 
 /// One queue for the spans of `tracing` and for finished records.
 #[derive(Debug)]
-struct Shared(Arc<BatchSpanProcessor>);
+struct ExporterState(Arc<BatchSpanProcessor>);
 
-impl SpanProcessor for Shared {
+impl SpanProcessor for ExporterState {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {

@@ -119,7 +119,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut fields = Fields(Map::new());
+        let mut fields = LogFields(Map::new());
         event.record(&mut fields);
         let metadata = event.metadata();
         writeln!(writer, "{}", json_line(metadata.level().as_str(), metadata.target(), fields.0))
@@ -127,15 +127,15 @@ where
 }
 
 /// Fields of an event as JSON.
-struct Fields(Map<String, Value>);
+struct LogFields(Map<String, Value>);
 
-impl Fields {
+impl LogFields {
     fn put(&mut self, field: &Field, value: Value) {
         self.0.insert(field.name().to_owned(), value);
     }
 }
 
-impl Visit for Fields {
+impl Visit for LogFields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.put(field, format!("{value:?}").into());
     }

@@ -18,11 +18,11 @@ use crate::spans;
 #[derive(Clone, Debug)]
 pub struct RpcCall {
     /// Absent where the call is not traced.
-    open: Option<Arc<Open>>,
+    open: Option<Arc<OpenCall>>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenCall {
     /// Taken when the call is over.
     record: Option<Record>,
     /// Not set for a call that was given up.
@@ -57,7 +57,7 @@ impl RpcCall {
     }
 
     fn of(record: Option<Record>) -> Self {
-        let open = |record| Arc::new(Open { record: Some(record), code: OnceLock::new() });
+        let open = |record| Arc::new(OpenCall { record: Some(record), code: OnceLock::new() });
         Self { open: record.map(open) }
     }
 
@@ -99,7 +99,7 @@ fn record(
     wanted.then_some(record)
 }
 
-impl Drop for Open {
+impl Drop for OpenCall {
     fn drop(&mut self) {
         let (Some(mut record), Some(spans)) = (self.record.take(), spans()) else { return };
         record.end = SystemTime::now();

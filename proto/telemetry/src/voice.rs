@@ -31,18 +31,18 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// One stream that words leave on.
 #[derive(Debug)]
 pub struct Voice {
-    shared: Arc<Shared>,
+    shared: Arc<SharedQueue>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct SharedQueue {
+    state: Mutex<QueueState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    ahead: VecDeque<Words>,
+struct QueueState {
+    ahead: VecDeque<QueuedText>,
     bytes: usize,
     /// Lines that nobody will read.
     dropped: u64,
@@ -53,7 +53,7 @@ struct State {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Words {
+struct QueuedText {
     text: Vec<u8>,
     /// Lines that are lost with these words: their own, none for a picture, and those a notice tells of.
     lines: u64,
@@ -61,7 +61,7 @@ struct Words {
     picture: bool,
 }
 
-impl Words {
+impl QueuedText {
     fn lines(text: Vec<u8>, lines: u64) -> Self {
         Self { text, lines, picture: false }
     }
@@ -101,7 +101,7 @@ pub fn stdout() -> &'static Voice {
 impl Voice {
     /// Over a stream; without one, words vanish.
     fn over(stream: Option<File>) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(SharedQueue::default());
         if let Some(stream) = stream {
             let of_thread = Arc::clone(&shared);
             // Where no thread can be started, words wait and are dropped in turn.
@@ -119,12 +119,12 @@ impl Voice {
     /// Says whole lines.
     pub fn say(&self, text: Vec<u8>) {
         let lines = text.iter().filter(|byte| **byte == b'\n').count() as u64;
-        self.shared.add(Words::lines(cut(text), lines));
+        self.shared.add(QueuedText::lines(cut(text), lines));
     }
 
     /// Shows a line at the bottom of a terminal, no wider than that, until the next one takes its place; an empty one takes it away.
     pub fn show(&self, picture: &str) {
-        self.shared.add(Words { text: picture.into(), lines: 0, picture: true });
+        self.shared.add(QueuedText { text: picture.into(), lines: 0, picture: true });
     }
 
     /// Waits until all has left, while something leaves now and then, and no longer than `patience`. Says whether all has.
@@ -133,12 +133,12 @@ impl Voice {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl SharedQueue {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, words: Words) {
+    fn add(&self, words: QueuedText) {
         let mut state = self.state();
         // Of pictures that nobody has seen yet the last one is enough.
         if words.picture && state.ahead.back().is_some_and(|last| last.picture) {
@@ -183,7 +183,7 @@ impl Shared {
             let lines = std::mem::take(&mut state.dropped);
             let text = notice(lines);
             state.bytes += text.len();
-            state.ahead.push_front(Words::lines(text, lines));
+            state.ahead.push_front(QueuedText::lines(text, lines));
         }
         drop(state);
         self.changed.notify_all();
@@ -290,9 +290,9 @@ mod tests {
         // Many lines are not one long line; nor are they dropped when they come at once.
         let many = line(1000).repeat(2000);
         assert_eq!(cut(many.clone()), many);
-        let shared = Shared::default();
-        shared.add(Words::lines(b"before".to_vec(), 1));
-        shared.add(Words::lines(many, 2000));
+        let shared = SharedQueue::default();
+        shared.add(QueuedText::lines(b"before".to_vec(), 1));
+        shared.add(QueuedText::lines(many, 2000));
         let state = shared.state();
         assert_eq!((state.ahead.len(), state.dropped), (1, 1));
     }
@@ -310,20 +310,20 @@ mod tests {
 
     #[test]
     fn a_picture_goes_before_whatever_comes_next_and_only_the_last_one_is_kept() {
-        let shared = Shared::default();
-        let picture = |text: &str| Words { text: text.into(), lines: 0, picture: true };
+        let shared = SharedQueue::default();
+        let picture = |text: &str| QueuedText { text: text.into(), lines: 0, picture: true };
         for words in
-            [picture("1"), picture("2"), Words::lines(b"line\n".to_vec(), 1), picture("3"), picture("")]
+            [picture("1"), picture("2"), QueuedText::lines(b"line\n".to_vec(), 1), picture("3"), picture("")]
         {
             shared.add(words);
         }
-        let ahead: Vec<Words> = shared.state().ahead.drain(..).collect();
-        assert_eq!(ahead, [picture("2"), Words::lines(b"line\n".to_vec(), 1), picture("")]);
+        let ahead: Vec<QueuedText> = shared.state().ahead.drain(..).collect();
+        assert_eq!(ahead, [picture("2"), QueuedText::lines(b"line\n".to_vec(), 1), picture("")]);
         assert_eq!(shared.state().bytes, 6);
         assert_eq!(picture("2").on_top_of(false), b"\x1b[?7l2\r\x1b[?7h");
         assert_eq!(picture("").on_top_of(true), ERASE);
-        assert_eq!(Words::lines(b"line\n".to_vec(), 1).on_top_of(true), b"\r\x1b[Jline\n");
-        assert_eq!(Words::lines(b"line\n".to_vec(), 1).on_top_of(false), b"line\n");
+        assert_eq!(QueuedText::lines(b"line\n".to_vec(), 1).on_top_of(true), b"\r\x1b[Jline\n");
+        assert_eq!(QueuedText::lines(b"line\n".to_vec(), 1).on_top_of(false), b"line\n");
     }
 
     #[test]
@@ -353,9 +353,9 @@ mod tests {
 
     #[test]
     fn a_notice_that_is_dropped_itself_gives_its_count_back() {
-        let shared = Shared::default();
+        let shared = SharedQueue::default();
         let add = |count: usize| {
-            (0..count).for_each(|_| shared.add(Words::lines(vec![b'x'; ROOM / 4], 1)));
+            (0..count).for_each(|_| shared.add(QueuedText::lines(vec![b'x'; ROOM / 4], 1)));
         };
         add(6);
         assert_eq!(shared.state().dropped, 2);

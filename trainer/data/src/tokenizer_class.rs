@@ -235,16 +235,16 @@ impl Declared<'_> {
         }))
     }
 
-    fn frame(&self, class: TokenizerClass) -> Result<Frame, Fault> {
+    fn frame(&self, class: TokenizerClass) -> Result<ClassFrame, Fault> {
         let bytes = |prefix: bool, regex: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": regex});
         let prefix = self.flag("add_prefix_space")?;
         Ok(match class {
-            AsItIs | Gpt2 => Frame {
+            AsItIs | Gpt2 => ClassFrame {
                 normalizer: Value::Null,
                 pre_tokenizer: bytes(prefix.unwrap_or(false), true),
                 decoder: bytes(true, true),
             },
-            Qwen2 => Frame {
+            Qwen2 => ClassFrame {
                 normalizer: json!({"type": "NFC"}),
                 pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
                     {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": false},
@@ -267,7 +267,7 @@ impl Declared<'_> {
                 if prefix {
                     decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
                 }
-                Frame {
+                ClassFrame {
                     normalizer: Value::Null,
                     pre_tokenizer: json!({
                         "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false,
@@ -319,14 +319,14 @@ impl TokenizerClass {
 }
 
 /// What cuts a text, and puts it together again.
-struct Frame {
+struct ClassFrame {
     normalizer: Value,
     pre_tokenizer: Value,
     decoder: Value,
 }
 
 /// The part of tokenizer.json that would cut text otherwise. Of SentencePiece's spaces there are three spellings.
-fn passed_over(class: TokenizerClass, json: &Value, frame: &Frame) -> Option<&'static str> {
+fn passed_over(class: TokenizerClass, json: &Value, frame: &ClassFrame) -> Option<&'static str> {
     let part = |name: &str| json.get(name).cloned().unwrap_or_default();
     let (normalizer, pre_tokenizer) = (part("normalizer"), part("pre_tokenizer"));
     if class == Llama {

@@ -105,7 +105,7 @@ impl From<&ModelConfig> for Sizes {
 }
 
 /// What a family takes where `config.json` says nothing: the defaults of its class in transformers.
-struct Family {
+struct FamilyDefaults {
     name: &'static str,
     vocab_size: i64,
     intermediate_size: i64,
@@ -114,24 +114,28 @@ struct Family {
     max_position_embeddings: i64,
     /// Heads must divide the width.
     divides: bool,
+    /// Its class in transformers has attention windows.
+    windows: bool,
 }
 
-const FAMILIES: [Family; 2] = [
-    Family {
+const FAMILIES: &[FamilyDefaults] = &[
+    FamilyDefaults {
         name: "llama",
         vocab_size: 32_000,
         intermediate_size: 11_008,
         num_key_value_heads: None,
         max_position_embeddings: 2_048,
         divides: true,
+        windows: false,
     },
-    Family {
+    FamilyDefaults {
         name: "qwen2",
         vocab_size: 151_936,
         intermediate_size: 22_016,
         num_key_value_heads: Some(32),
         max_position_embeddings: 32_768,
         divides: false,
+        windows: true,
     },
 ];
 /// Every `model_type` that is read.
@@ -173,13 +177,13 @@ impl ModelConfig {
         })?;
         let fields = Fields(&json);
         let family = family(fields)?;
-        let mut warnings = refused::check(fields, family.name)?;
+        let mut warnings = refused::check(fields, family.name, family.windows)?;
         let hidden_size = fields.size("hidden_size", HIDDEN_SIZE)?;
         let heads = fields.size("num_attention_heads", HEADS)?;
         let max_position_embeddings =
             fields.size("max_position_embeddings", family.max_position_embeddings)?;
         let rope = rope::read(fields, max_position_embeddings, &mut warnings)?;
-        let spans = spans(fields, family.name, layers(fields)?)?;
+        let spans = spans(fields, family, layers(fields)?)?;
         warnings.extend(slower(&spans));
         let config = Self {
             vocab_size: fields.size("vocab_size", family.vocab_size)?,
@@ -222,7 +226,7 @@ impl ModelConfig {
     }
 }
 
-fn family(fields: Fields<'_>) -> Result<&'static Family, Fault> {
+fn family(fields: Fields<'_>) -> Result<&'static FamilyDefaults, Fault> {
     let name = fields.text("model_type")?.ok_or_else(|| {
         Fault::input("no `model_type`").hint("expected the config.json of a Hugging Face language model")
     })?;
@@ -242,13 +246,13 @@ fn layers(fields: Fields<'_>) -> Result<usize, Fault> {
     Ok(layers as usize)
 }
 
-/// A null is as many as query heads in both families; what an absent field means is the family's.
-fn kv_heads(fields: Fields<'_>, family: &Family, heads: i64) -> Result<i64, Fault> {
+/// A null is as many as query heads in every family here; what an absent field means is the family's.
+fn kv_heads(fields: Fields<'_>, family: &FamilyDefaults, heads: i64) -> Result<i64, Fault> {
     let absent = family.num_key_value_heads.filter(|_| !fields.mentions("num_key_value_heads"));
     fields.size("num_key_value_heads", absent.unwrap_or(heads))
 }
 
-fn check_heads(config: &ModelConfig, family: &Family) -> Result<(), Fault> {
+fn check_heads(config: &ModelConfig, family: &FamilyDefaults) -> Result<(), Fault> {
     let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
     let wrong = if heads % kv_heads != 0 {
         format!("num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
@@ -264,11 +268,11 @@ fn check_heads(config: &ModelConfig, family: &Family) -> Result<(), Fault> {
 
 /// What each layer sees: windows of Qwen2, by layer or from a layer on. llama has no window in transformers, whatever the field says; a
 /// warning names it.
-fn spans(fields: Fields<'_>, family: &str, layers: usize) -> Result<Vec<AttentionSpan>, Fault> {
+fn spans(fields: Fields<'_>, family: &FamilyDefaults, layers: usize) -> Result<Vec<AttentionSpan>, Fault> {
     const FULL: &str = "full_attention";
     const SLIDING: &str = "sliding_attention";
     let refused = |what: String, hint: &str| Fault::input(what).hint(hint);
-    let window = match fields.flag("use_sliding_window")? && family == "qwen2" {
+    let window = match fields.flag("use_sliding_window")? && family.windows {
         true if !fields.is_null("sliding_window") => Some(fields.size("sliding_window", 4096)?),
         _ => None,
     };
@@ -290,7 +294,7 @@ fn spans(fields: Fields<'_>, family: &str, layers: usize) -> Result<Vec<Attentio
         (Some(FULL), _) => Ok(AttentionSpan::Full),
         (Some(SLIDING), Some(window)) => Ok(AttentionSpan::Window(window)),
         (Some(SLIDING), None) => Err(refused(
-            format!("layer_types {kind}, but {family} has no window here"),
+            format!("layer_types {kind}, but {} has no window here", family.name),
             "qwen2 takes one from sliding_window, with use_sliding_window = true; llama has none in transformers",
         )),
         _ => Err(refused(

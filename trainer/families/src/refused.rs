@@ -157,7 +157,7 @@ const KNOWN: [&str; 91] = [
 ];
 
 /// Refuses what is not understood; says which fields are passed over.
-pub(super) fn check(fields: Fields<'_>, family: &str) -> Result<Vec<String>, Fault> {
+pub(super) fn check(fields: Fields<'_>, family: &str, windows: bool) -> Result<Vec<String>, Fault> {
     refuse_quantised(fields)?;
     if let Some(file) = fields.0.get("transformers_weights").filter(|file| !file.is_null()) {
         return Err(unsupported("transformers_weights", file)
@@ -177,7 +177,7 @@ pub(super) fn check(fields: Fields<'_>, family: &str) -> Result<Vec<String>, Fau
                 "{family} in transformers does not know it: the weights are of another kind of model, or the field does not belong here"
             )));
         }
-        let windowless = name == "sliding_window" && family != "qwen2";
+        let windowless = name == "sliding_window" && !windows;
         let known = !windowless && KNOWN.contains(&name) || ADDED.contains(&name) || FACTORS.contains(&name);
         if !known && !QUANTISED.contains(&name) && !name.starts_with("unsloth_") && !is_nothing(value) {
             ignored.push(name);
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     fn checked(json: &str) -> Result<Vec<String>, Fault> {
-        check(Fields(&serde_json::from_str(json).unwrap()), "llama")
+        check(Fields(&serde_json::from_str(json).unwrap()), "llama", false)
     }
 
     #[test]

@@ -51,12 +51,12 @@ pub struct Engine {
     pub parameters: Parameters,
     communicator: Arc<dyn Communicator>,
     optimizer: Optimizer,
-    settings: Settings,
+    settings: EngineSettings,
 }
 
 /// What the engine needs of the run's configuration.
 #[derive(Clone, Copy, Debug)]
-struct Settings {
+struct EngineSettings {
     objective: Objective,
     /// The objective with what its loss reads; each step puts in its divisor.
     evaluation: StepObjective,
@@ -115,7 +115,7 @@ impl Engine {
         config: &RunConfig,
     ) -> Self {
         parameters.link().connect(Arc::clone(&communicator));
-        let settings = Settings {
+        let settings = EngineSettings {
             objective: config.objective(),
             evaluation: StepObjective::of(config),
             layout: Layout::of(config),

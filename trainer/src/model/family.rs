@@ -18,7 +18,7 @@ pub(crate) struct Family {
 }
 
 /// All of them.
-const FAMILIES: [Family; 2] = [llama::FAMILY, qwen2::FAMILY];
+const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY];
 
 /// The family of a model.
 pub(super) fn of(config: &ModelConfig) -> Result<&'static Family, Fault> {

@@ -45,7 +45,7 @@ pub struct Relay {
 
 /// A tensor of the folder, as the reader announces it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
+struct AnnouncedTensor {
     name: String,
     kind: String,
     shape: Vec<i64>,
@@ -53,7 +53,7 @@ struct Entry {
 
 /// Where a tensor's bytes are.
 #[derive(Clone, Debug, PartialEq)]
-struct Slot {
+struct BufferSlot {
     bucket: usize,
     offset: usize,
     bytes: usize,
@@ -66,19 +66,19 @@ pub(super) struct Relayed {
     relay: Relay,
     /// At the reader.
     files: Option<Files>,
-    slots: HashMap<String, Slot>,
-    buckets: Vec<Bucket>,
-    state: RefCell<State>,
+    slots: HashMap<String, BufferSlot>,
+    buckets: Vec<RelayBucket>,
+    state: RefCell<RelayState>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Bucket {
+struct RelayBucket {
     bytes: usize,
     names: Vec<String>,
 }
 
 #[derive(Default)]
-struct State {
+struct RelayState {
     /// Buckets that have been asked for.
     started: usize,
     /// The last of them, if it is still on its way.
@@ -108,7 +108,7 @@ impl Relayed {
         let own = files.as_ref().map(|files| serde_json::to_vec(&entries(files))).transpose();
         let own = own.map_err(|error| Fault::failed(format!("cannot describe the weights: {error}")))?;
         let announced = announce(&relay, own.unwrap_or_default()).map_err(EngineError::from)?;
-        let entries: Vec<Entry> = serde_json::from_slice(&announced)
+        let entries: Vec<AnnouncedTensor> = serde_json::from_slice(&announced)
             .map_err(|error| Fault::failed(format!("rank {READER} announced no weights: {error}")))?;
         let (slots, buckets) = plan(entries, BUCKET_BYTES);
         Ok(Self { relay, files, slots, buckets, state: RefCell::default() })
@@ -147,7 +147,7 @@ impl Relayed {
     }
 
     /// Waits for the bucket that is on its way and asks for the one after it, which the reader reads meanwhile.
-    fn advance(&self, state: &mut State) -> Result<(), Fault> {
+    fn advance(&self, state: &mut RelayState) -> Result<(), Fault> {
         if state.coming.is_none() {
             self.start(self.bytes(state.started)?, state)?;
         }
@@ -160,7 +160,7 @@ impl Relayed {
         next.map_or(Ok(()), |bytes| self.start(bytes, state))
     }
 
-    fn start(&self, bytes: Tensor, state: &mut State) -> Result<(), Fault> {
+    fn start(&self, bytes: Tensor, state: &mut RelayState) -> Result<(), Fault> {
         let coming = self.relay.communicator.broadcast(&bytes, READER).map_err(EngineError::from)?;
         state.coming = Some((bytes, coming));
         state.started += 1;
@@ -176,7 +176,7 @@ impl Relayed {
         }
     }
 
-    fn read(&self, files: &Files, bucket: &Bucket) -> Result<Tensor, Fault> {
+    fn read(&self, files: &Files, bucket: &RelayBucket) -> Result<Tensor, Fault> {
         let mut bytes = vec![0; bucket.bytes];
         for name in &bucket.names {
             let slot = &self.slots[name];
@@ -187,13 +187,13 @@ impl Relayed {
     }
 }
 
-fn entries(files: &Files) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = files
+fn entries(files: &Files) -> Vec<AnnouncedTensor> {
+    let mut entries: Vec<AnnouncedTensor> = files
         .names()
         .filter_map(|name| {
             let (_, shape, kind) = files.view(name).ok()?;
             let (kind, _) = KINDS.iter().find(|(_, known)| *known == kind)?;
-            Some(Entry { name: name.to_owned(), kind: (*kind).to_owned(), shape })
+            Some(AnnouncedTensor { name: name.to_owned(), kind: (*kind).to_owned(), shape })
         })
         .collect();
     entries.sort_by(|a, b| order(&a.name).cmp(&order(&b.name)));
@@ -210,18 +210,21 @@ fn order(name: &str) -> (u8, u64, &str) {
     }
 }
 
-fn plan(entries: Vec<Entry>, bucket_bytes: usize) -> (HashMap<String, Slot>, Vec<Bucket>) {
+fn plan(
+    entries: Vec<AnnouncedTensor>,
+    bucket_bytes: usize,
+) -> (HashMap<String, BufferSlot>, Vec<RelayBucket>) {
     let mut slots = HashMap::new();
-    let mut buckets: Vec<Bucket> = Vec::new();
-    for Entry { name, kind, shape } in entries {
+    let mut buckets: Vec<RelayBucket> = Vec::new();
+    for AnnouncedTensor { name, kind, shape } in entries {
         let Some((_, kind)) = KINDS.iter().find(|(known, _)| *known == kind) else { continue };
         if buckets.last().is_none_or(|bucket| bucket.bytes >= bucket_bytes) {
-            buckets.push(Bucket::default());
+            buckets.push(RelayBucket::default());
         }
         let index = buckets.len() - 1;
         let bytes = shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
         let bucket = &mut buckets[index];
-        let slot = Slot { bucket: index, offset: bucket.bytes, bytes, kind: *kind, shape };
+        let slot = BufferSlot { bucket: index, offset: bucket.bytes, bytes, kind: *kind, shape };
         bucket.bytes = (slot.offset + bytes).next_multiple_of(ALIGNMENT);
         bucket.names.push(name.clone());
         slots.insert(name, slot);
@@ -246,8 +249,8 @@ fn announce(relay: &Relay, own: Vec<u8>) -> Result<Vec<u8>, CommError> {
 mod tests {
     use super::*;
 
-    fn entry(name: &str, kind: &str, shape: &[i64]) -> Entry {
-        Entry { name: name.into(), kind: kind.into(), shape: shape.to_vec() }
+    fn entry(name: &str, kind: &str, shape: &[i64]) -> AnnouncedTensor {
+        AnnouncedTensor { name: name.into(), kind: kind.into(), shape: shape.to_vec() }
     }
 
     #[test]

@@ -22,11 +22,11 @@ pub struct States {
     pub master: Tensor,
     /// Weight decay applies to the values before this one.
     decaying: i64,
-    moments: Moments,
+    moments: StateMoments,
 }
 
 #[derive(Debug)]
-enum Moments {
+enum StateMoments {
     Wide { exp_avg: Tensor, exp_avg_sq: Tensor },
     EightBit(eight_bit::Moments),
 }
@@ -47,9 +47,11 @@ impl States {
     #[must_use]
     pub fn new(master: Tensor, decaying: i64, optim: Optim) -> Self {
         let moments = match optim {
-            Optim::Adamw => Moments::Wide { exp_avg: master.zeros_like(), exp_avg_sq: master.zeros_like() },
+            Optim::Adamw => {
+                StateMoments::Wide { exp_avg: master.zeros_like(), exp_avg_sq: master.zeros_like() }
+            }
             Optim::Adamw8bit => {
-                Moments::EightBit(eight_bit::Moments::zeros(master.numel() as i64, master.device()))
+                StateMoments::EightBit(eight_bit::Moments::zeros(master.numel() as i64, master.device()))
             }
         };
         Self { master, decaying, moments }
@@ -71,7 +73,7 @@ impl States {
         published: Option<&Tensor>,
         clears: bool,
     ) -> Result<bool, TorchError> {
-        let (Moments::Wide { exp_avg, exp_avg_sq }, &Clip::Known(scale)) = (&self.moments, update.clip)
+        let (StateMoments::Wide { exp_avg, exp_avg_sq }, &Clip::Known(scale)) = (&self.moments, update.clip)
         else {
             return Ok(false);
         };
@@ -97,7 +99,7 @@ impl States {
     pub fn update(&mut self, update: &Update<'_>) -> Result<(), TorchError> {
         // The fused step divides on its way; elsewhere that is a pass of its own.
         let divides =
-            matches!(self.moments, Moments::Wide { .. }) && self.master.device() == update.grad.device();
+            matches!(self.moments, StateMoments::Wide { .. }) && self.master.device() == update.grad.device();
         let mut grad = update.grad.shallow_clone();
         let mut divisor = None;
         match update.clip {
@@ -111,7 +113,7 @@ impl States {
         for (range, hyper) in self.ranges(update.hyper) {
             let (parameter, gradient) = (part(&self.master, range.clone()), part(&grad, range.clone()));
             match &mut self.moments {
-                Moments::Wide { exp_avg, exp_avg_sq } => {
+                StateMoments::Wide { exp_avg, exp_avg_sq } => {
                     let (exp_avg, exp_avg_sq) = (part(exp_avg, range.clone()), part(exp_avg_sq, range));
                     let slot = AdamSlot {
                         parameter: &parameter,
@@ -121,7 +123,7 @@ impl States {
                     };
                     fused_adamw(&[slot], &count, divisor, hyper)?;
                 }
-                Moments::EightBit(moments) => {
+                StateMoments::EightBit(moments) => {
                     moments.update(range, &parameter, &gradient, update.step, hyper)?;
                 }
             }
@@ -135,11 +137,11 @@ impl States {
         let state_tensor = |suffix, values, per| StateTensor { suffix, values, per };
         let mut state_tensors = vec![state_tensor(MASTER, &self.master, 1)];
         match &self.moments {
-            Moments::Wide { exp_avg, exp_avg_sq } => {
+            StateMoments::Wide { exp_avg, exp_avg_sq } => {
                 state_tensors
                     .extend([state_tensor("exp_avg", exp_avg, 1), state_tensor("exp_avg_sq", exp_avg_sq, 1)]);
             }
-            Moments::EightBit(eight_bit::Moments { exp_avg, exp_avg_sq }) => state_tensors.extend([
+            StateMoments::EightBit(eight_bit::Moments { exp_avg, exp_avg_sq }) => state_tensors.extend([
                 state_tensor("exp_avg_8bit", &exp_avg.codes, 1),
                 state_tensor("exp_avg_absmax", &exp_avg.absmax, BLOCK),
                 state_tensor("exp_avg_sq_8bit", &exp_avg_sq.codes, 1),

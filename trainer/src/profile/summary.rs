@@ -168,7 +168,7 @@ struct Timed<'a> {
     leaf: bool,
 }
 
-struct Open<'a> {
+struct OpenOperator<'a> {
     timed: Timed<'a>,
     end_ns: u64,
 }
@@ -180,7 +180,7 @@ fn timed(events: &[Event]) -> Vec<Timed<'_>> {
         .filter(|event| !event.on_device && event.name != "[memory]" && !collective(event))
         .collect();
     ordered.sort_by_key(|event| (event.thread, event.start_ns, Reverse(event.duration_ns)));
-    let (mut done, mut open): (Vec<Timed<'_>>, Vec<Open<'_>>) = (Vec::new(), Vec::new());
+    let (mut done, mut open): (Vec<Timed<'_>>, Vec<OpenOperator<'_>>) = (Vec::new(), Vec::new());
     let mut thread = None;
     for event in ordered {
         let elsewhere = thread.replace(event.thread) != Some(event.thread);
@@ -197,7 +197,7 @@ fn timed(events: &[Event]) -> Vec<Timed<'_>> {
             }
         }
         let timed = Timed { event, own_ns: event.duration_ns, phase, leaf: true };
-        open.push(Open { timed, end_ns: event.start_ns + event.duration_ns });
+        open.push(OpenOperator { timed, end_ns: event.start_ns + event.duration_ns });
     }
     done.extend(open.into_iter().map(|open| open.timed));
     done

@@ -53,7 +53,7 @@ const HARMLESS_BEGINNINGS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 /// The whole of a configuration, or the first field that is not supported.
 pub(super) fn parse(fields: &Map<String, Value>) -> Result<AdapterConfig, Fault> {
     refuse_unsupported(fields)?;
-    let fields = Fields(fields);
+    let fields = AdapterFields(fields);
     let targets = fields.targets()?;
     let mut warnings = Vec::new();
     if fields.flag("fan_in_fan_out")? {
@@ -167,9 +167,9 @@ fn remedy(name: &str) -> &'static str {
     }
 }
 
-struct Fields<'a>(&'a Map<String, Value>);
+struct AdapterFields<'a>(&'a Map<String, Value>);
 
-impl Fields<'_> {
+impl AdapterFields<'_> {
     /// None where the field is absent or null.
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())

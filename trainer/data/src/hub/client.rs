@@ -166,7 +166,7 @@ impl<'a> Client<'a> {
     /// Adds what is missing behind the bytes that were kept of an earlier download; when the connection breaks, goes on from there.
     pub(super) fn fetch(&self, file: &Description, to: &mut File, kept: u64) -> Result<(), Trouble> {
         let (mut done, mut most, mut left) = (kept, kept, RETRIES);
-        let mut pace = Pace::new(Instant::now());
+        let mut pace = DownloadPace::new(Instant::now());
         while done < file.size {
             let broke = match self.fetch_from(file, &mut done, &mut pace, to) {
                 Err(Trouble::Unanswered(why)) => why,
@@ -191,7 +191,7 @@ impl<'a> Client<'a> {
         &self,
         file: &Description,
         done: &mut u64,
-        pace: &mut Pace,
+        pace: &mut DownloadPace,
         to: &mut File,
     ) -> Result<(), Trouble> {
         let failed = |error: std::io::Error| Trouble::wrong(format!("cannot write it: {error}"));
@@ -282,14 +282,14 @@ impl<'a> Client<'a> {
 
 /// How fast a download is.
 #[derive(Debug)]
-struct Pace {
+struct DownloadPace {
     /// Of the time that is looked at.
     began: Instant,
     bytes: u64,
     last: Instant,
 }
 
-impl Pace {
+impl DownloadPace {
     fn new(now: Instant) -> Self {
         Self { began: now, bytes: 0, last: now }
     }
@@ -404,13 +404,13 @@ mod tests {
     fn what_brings_next_to_nothing_is_given_up_and_what_is_slow_is_not() {
         let begin = Instant::now();
         let lasts = |bytes: u64, every: u64| {
-            let mut pace = Pace::new(begin);
+            let mut pace = DownloadPace::new(begin);
             (1..=20 * 60 / every).all(|tick| pace.takes(begin + Duration::from_secs(tick * every), bytes))
         };
         assert!(lasts(SLOWEST * 9, 9) && lasts(1 << 20, 9) && lasts(SLOWEST, 1));
         assert!(!lasts(SLOWEST * 8, 9) && !lasts(1, 1));
         // The process was stopped, or its machine slept.
-        let mut pace = Pace::new(begin);
+        let mut pace = DownloadPace::new(begin);
         assert!(pace.takes(begin + SLOW_FOR * 9, 1) && pace.takes(begin + SLOW_FOR * 10, 1));
     }
 

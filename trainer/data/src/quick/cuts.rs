@@ -33,7 +33,7 @@ pub(super) struct Cuts {
 
 #[derive(Debug)]
 enum Cut {
-    Split { at: Spans, behavior: SplitDelimiterBehavior },
+    Split { at: CutSpans, behavior: SplitDelimiterBehavior },
     Spaces { by: char, scheme: PrependScheme, split: bool },
 }
 
@@ -45,7 +45,7 @@ impl Cut {
 
 /// What a split looks for.
 #[derive(Debug)]
-enum Spans {
+enum CutSpans {
     Regex { regex: SysRegex, invert: bool },
     Numeric,
     Whitespace,
@@ -83,7 +83,7 @@ impl Cuts {
         if bytes.use_regex {
             let regex = SysRegex::new(GPT2_SPLIT).ok()?;
             cuts.push(Cut::Split {
-                at: Spans::Regex { regex, invert: false },
+                at: CutSpans::Regex { regex, invert: false },
                 behavior: SplitDelimiterBehavior::Isolated,
             });
         }
@@ -177,9 +177,9 @@ fn cut(part: &PreTokenizerWrapper) -> Option<Cut> {
         PreTokenizerWrapper::Metaspace(metaspace) => return Some(metaspace_cut(metaspace)),
         PreTokenizerWrapper::Split(split) => (regex(split)?, split.behavior),
         PreTokenizerWrapper::Digits(digits) => {
-            (Spans::Numeric, if digits.individual_digits { Isolated } else { Contiguous })
+            (CutSpans::Numeric, if digits.individual_digits { Isolated } else { Contiguous })
         }
-        PreTokenizerWrapper::WhitespaceSplit(_) => (Spans::Whitespace, Removed),
+        PreTokenizerWrapper::WhitespaceSplit(_) => (CutSpans::Whitespace, Removed),
         _ => return None,
     };
     Some(Cut::Split { at, behavior })
@@ -194,12 +194,12 @@ fn metaspace_cut(metaspace: &Metaspace) -> Cut {
 }
 
 /// Of plain text only a space is known: it needs no escape.
-fn regex(split: &Split) -> Option<Spans> {
+fn regex(split: &Split) -> Option<CutSpans> {
     let regex = match &split.pattern {
         SplitPattern::Regex(regex) => regex,
         SplitPattern::String(text) => Some(text).filter(|text| *text == " ")?,
     };
-    Some(Spans::Regex { regex: SysRegex::new(regex).ok()?, invert: split.invert })
+    Some(CutSpans::Regex { regex: SysRegex::new(regex).ok()?, invert: split.invert })
 }
 
 /// SentencePiece: spaces become `by` (`▁`), with one prepended if the text has none in front.
@@ -217,7 +217,7 @@ fn spaces(text: &str, by: char, scheme: PrependScheme, first: bool) -> Cow<'_, s
 
 type Take<'t> = &'t mut dyn FnMut(Range<usize>) -> Result<()>;
 
-fn split(at: &Spans, behavior: SplitDelimiterBehavior, text: &str, take: Take<'_>) -> Result<()> {
+fn split(at: &CutSpans, behavior: SplitDelimiterBehavior, text: &str, take: Take<'_>) -> Result<()> {
     use SplitDelimiterBehavior::{Contiguous, Isolated, MergedWithNext, MergedWithPrevious, Removed};
     match behavior {
         Isolated => at.find(text, &mut |range, _| take(range)),
@@ -259,7 +259,7 @@ fn joined(spans: Vec<(Range<usize>, bool)>, joins: fn(bool, bool) -> bool) -> Ve
     pieces
 }
 
-impl Spans {
+impl CutSpans {
     /// Every part of a text, in order, and whether it is what is looked for.
     fn find(&self, text: &str, take: &mut dyn FnMut(Range<usize>, bool) -> Result<()>) -> Result<()> {
         match self {

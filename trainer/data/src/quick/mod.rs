@@ -98,7 +98,7 @@ impl QuickEncoder {
         let marks = like.map_or_else(Vec::new, |like| like.shared(&text));
         let known = marks.last().map_or(0, |mark| mark.ids);
         let ids = like.map_or_else(Vec::new, |like| like.ids[..known].to_vec());
-        let mut work = Work { quick: self, tokenizer, text: &text, words: &mut words, ids, marks };
+        let mut work = WorkBuffers { quick: self, tokenizer, text: &text, words: &mut words, ids, marks };
         let done = work.encode_rest();
         let (ids, marks) = (work.ids, work.marks);
         self.lock().push(words);
@@ -111,7 +111,7 @@ impl QuickEncoder {
 }
 
 /// A text that is being encoded.
-struct Work<'w> {
+struct WorkBuffers<'w> {
     quick: &'w QuickEncoder,
     tokenizer: &'w Tokenizer,
     text: &'w str,
@@ -120,7 +120,7 @@ struct Work<'w> {
     marks: Vec<Mark>,
 }
 
-impl Work<'_> {
+impl WorkBuffers<'_> {
     /// Goes on after the last mark.
     fn encode_rest(&mut self) -> Result<()> {
         let (text, raw) = (self.text, &self.quick.added.raw);

@@ -9,11 +9,11 @@ use tokenizers::{NormalizedString, Normalizer};
 #[derive(Debug)]
 pub(super) struct Normal {
     /// `None`: only the crate knows.
-    steps: Option<Vec<Step>>,
+    steps: Option<Vec<NormalStep>>,
 }
 
 #[derive(Debug)]
-enum Step {
+enum NormalStep {
     /// ASCII has neither composed letters nor compatibility forms.
     UnicodeForm,
     Prepend(String),
@@ -54,14 +54,15 @@ impl Normal {
     }
 }
 
-fn steps(normalizer: &NormalizerWrapper, found: &mut Vec<Step>) -> Option<()> {
+fn steps(normalizer: &NormalizerWrapper, found: &mut Vec<NormalStep>) -> Option<()> {
     use NormalizerWrapper::{NFC, NFD, NFKC, NFKD, Prepend, Replace, Sequence};
     match normalizer {
-        NFC(_) | NFD(_) | NFKC(_) | NFKD(_) => found.push(Step::UnicodeForm),
-        Prepend(prepend) => found.push(Step::Prepend(prepend.prepend.clone())),
+        NFC(_) | NFD(_) | NFKC(_) | NFKD(_) => found.push(NormalStep::UnicodeForm),
+        Prepend(prepend) => found.push(NormalStep::Prepend(prepend.prepend.clone())),
         Replace(replace) => {
             let json = serde_json::to_value(replace).ok()?;
-            (json["pattern"]["String"] == " ").then(|| found.push(Step::Spaces(replace.content.clone())))?;
+            (json["pattern"]["String"] == " ")
+                .then(|| found.push(NormalStep::Spaces(replace.content.clone())))?;
         }
         Sequence(sequence) => sequence.as_ref().iter().try_for_each(|part| steps(part, found))?,
         _ => return None,
@@ -69,16 +70,16 @@ fn steps(normalizer: &NormalizerWrapper, found: &mut Vec<Step>) -> Option<()> {
     Some(())
 }
 
-fn quick<'t>(steps: &[Step], text: &'t str) -> Option<Cow<'t, str>> {
+fn quick<'t>(steps: &[NormalStep], text: &'t str) -> Option<Cow<'t, str>> {
     let mut text = Cow::Borrowed(text);
     for step in steps {
         match step {
-            Step::UnicodeForm if text.is_ascii() => {}
-            Step::UnicodeForm => return None,
-            Step::Prepend(start) if !text.is_empty() => text.to_mut().insert_str(0, start),
-            Step::Prepend(_) => {}
-            Step::Spaces(with) if text.contains(' ') => text = text.replace(' ', with).into(),
-            Step::Spaces(_) => {}
+            NormalStep::UnicodeForm if text.is_ascii() => {}
+            NormalStep::UnicodeForm => return None,
+            NormalStep::Prepend(start) if !text.is_empty() => text.to_mut().insert_str(0, start),
+            NormalStep::Prepend(_) => {}
+            NormalStep::Spaces(with) if text.contains(' ') => text = text.replace(' ', with).into(),
+            NormalStep::Spaces(_) => {}
         }
     }
     Some(text)

@@ -10,7 +10,7 @@ use super::value::{Number, Outcome, Value, find};
 
 /// How a value is laid out.
 #[derive(Clone, Debug)]
-struct Layout {
+struct JsonLayout {
     fill: char,
     /// `<`, `>`, `^` or `=` (behind the sign).
     align: Option<char>,
@@ -71,8 +71,8 @@ pub(super) fn percent(text: &str, values: &Value) -> Outcome<String> {
     Ok(out)
 }
 
-fn placeholder(rest: &mut &str) -> Outcome<Layout> {
-    let mut layout = Layout {
+fn placeholder(rest: &mut &str) -> Outcome<JsonLayout> {
+    let mut layout = JsonLayout {
         fill: ' ',
         align: None,
         sign: '-',
@@ -129,7 +129,7 @@ fn width(digits: &str) -> Outcome<usize> {
     }
 }
 
-fn percent_one(value: &Value, mut layout: Layout) -> Outcome<String> {
+fn percent_one(value: &Value, mut layout: JsonLayout) -> Outcome<String> {
     let number = value.number();
     match layout.kind {
         's' | 'r' | 'a' | 'c' => {
@@ -172,7 +172,7 @@ fn percent_one(value: &Value, mut layout: Layout) -> Outcome<String> {
     }
 }
 
-fn zero_padded(mut layout: Layout) -> Layout {
+fn zero_padded(mut layout: JsonLayout) -> JsonLayout {
     if layout.fill == '0' {
         layout.align = Some('=');
     }
@@ -240,7 +240,7 @@ fn trimmed(shown: &str) -> String {
     format!("{digits}{exponent}")
 }
 
-fn signed(digits: &str, negative: bool, prefix: &str, layout: &Layout) -> String {
+fn signed(digits: &str, negative: bool, prefix: &str, layout: &JsonLayout) -> String {
     let sign = match (negative, layout.sign) {
         (true, _) => "-",
         (false, '+') => "+",
@@ -250,7 +250,7 @@ fn signed(digits: &str, negative: bool, prefix: &str, layout: &Layout) -> String
     pad(digits, &format!("{sign}{prefix}"), layout, '>')
 }
 
-fn pad(body: &str, head: &str, layout: &Layout, default: char) -> String {
+fn pad(body: &str, head: &str, layout: &JsonLayout, default: char) -> String {
     let missing = layout.width.saturating_sub(body.chars().count() + head.chars().count());
     let fill = |count: usize| std::iter::repeat_n(layout.fill, count).collect::<String>();
     match layout.align.unwrap_or(default) {
@@ -398,7 +398,7 @@ fn laid_out(value: &Value, spec: &str) -> Outcome<String> {
     }
 }
 
-fn specification(spec: &str) -> Outcome<Layout> {
+fn specification(spec: &str) -> Outcome<JsonLayout> {
     let characters: Vec<char> = spec.chars().collect();
     let is_align = |at: usize| characters.get(at).copied().filter(|align| "<>^=".contains(*align));
     let (fill, align, mut at) = match (is_align(1), is_align(0)) {
@@ -406,7 +406,7 @@ fn specification(spec: &str) -> Outcome<Layout> {
         (None, Some(align)) => (' ', Some(align), 1),
         (None, None) => (' ', None, 0),
     };
-    let mut layout = Layout {
+    let mut layout = JsonLayout {
         fill,
         align,
         sign: '-',

@@ -27,13 +27,13 @@ pub struct Scorer<'a> {
 
 impl Scorer<'_> {
     /// `[len, vocab]`, in the precision of the passes.
-    fn logits(&self, span: Span) -> Tensor {
+    fn logits(&self, span: RowSpan) -> Tensor {
         product::project(&self.rows.narrow(0, span.start, span.len), self.weight, None)
     }
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Span {
+struct RowSpan {
     start: i64,
     len: i64,
 }
@@ -82,7 +82,7 @@ pub fn sequence_logps(batch: &MicroBatch, scorer: Scorer<'_>) -> Tensor {
         let groups = groups(&batch.rows_per_pair, tile_rows).into_iter();
         let logps: Vec<Tensor> = groups
             .map(|span| {
-                let group = Group { batch, span, tile_rows, policy: scorer, reference: Reference::Absent };
+                let group = RowGroup { batch, span, tile_rows, policy: scorer, reference: Reference::Absent };
                 group.first_pass(&group.local_sequences(), None).logps
             })
             .collect();
@@ -106,7 +106,7 @@ pub fn score_batch(
         let mut reference_logps = Vec::new();
         let tile_rows = tile_rows(policy.weight);
         for group in groups(&batch.rows_per_pair, tile_rows) {
-            let group = Group { batch, span: group, tile_rows, policy, reference };
+            let group = RowGroup { batch, span: group, tile_rows, policy, reference };
             let scored = group.run(objective, gradients.as_deref_mut());
             statistics.add(&scored.statistics);
             reference_logps.extend(scored.reference_logps);
@@ -128,22 +128,22 @@ fn tile_rows(weight: &Tensor) -> i64 {
 }
 
 /// Runs of whole pairs of at most `tile_rows` rows; a longer pair stands alone.
-fn groups(rows_per_pair: &[i64], tile_rows: i64) -> Vec<Span> {
-    let mut groups: Vec<Span> = Vec::new();
+fn groups(rows_per_pair: &[i64], tile_rows: i64) -> Vec<RowSpan> {
+    let mut groups: Vec<RowSpan> = Vec::new();
     let mut start = 0;
     for &rows in rows_per_pair {
         match groups.last_mut() {
             Some(group) if group.len + rows <= tile_rows => group.len += rows,
-            _ => groups.push(Span { start, len: rows }),
+            _ => groups.push(RowSpan { start, len: rows }),
         }
         start += rows;
     }
     groups
 }
 
-struct Group<'a> {
+struct RowGroup<'a> {
     batch: &'a MicroBatch,
-    span: Span,
+    span: RowSpan,
     tile_rows: i64,
     policy: Scorer<'a>,
     reference: Reference<'a>,
@@ -160,7 +160,7 @@ struct Sums {
     kept: Option<Tensor>,
 }
 
-impl Group<'_> {
+impl RowGroup<'_> {
     fn run(&self, objective: StepObjective, mut gradients: Option<&mut HeadGradients<'_>>) -> Scores {
         let sequences = self.local_sequences();
         let sums = self.first_pass(&sequences, gradients.as_deref_mut());
@@ -193,15 +193,15 @@ impl Group<'_> {
         &sequences - sequences.min()
     }
 
-    fn tiles(&self) -> Vec<Span> {
+    fn tiles(&self) -> Vec<RowSpan> {
         let end = self.span.start + self.span.len;
         (self.span.start..end)
             .step_by(self.tile_rows as usize)
-            .map(|start| Span { start, len: self.tile_rows.min(end - start) })
+            .map(|start| RowSpan { start, len: self.tile_rows.min(end - start) })
             .collect()
     }
 
-    fn targets(&self, tile: Span) -> Tensor {
+    fn targets(&self, tile: RowSpan) -> Tensor {
         self.batch.targets.narrow(0, tile.start, tile.len)
     }
 
@@ -357,7 +357,7 @@ mod tests {
                 for span in groups(&batch.rows_per_pair, tile_rows) {
                     let policy = Scorer { rows: &rows, weight: &weight };
                     let reference = Reference::Model(Scorer { rows: &rows, weight: &other });
-                    let group = Group { batch: &batch, span, tile_rows, policy, reference };
+                    let group = RowGroup { batch: &batch, span, tile_rows, policy, reference };
                     statistics.add(&group.run(objective, Some(&mut gradients)).statistics);
                 }
             });

@@ -18,8 +18,8 @@ pub(super) fn of_another_user(before: &HashSet<u64>) -> Option<u32> {
     let own: HashSet<u64> = own().difference(before).copied().collect();
     let user = own_user();
     ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
-        let table: Vec<Entry> =
-            dyad_proto::files::of_kernel(table).ok()?.lines().filter_map(Entry::parse).collect();
+        let table: Vec<SocketEntry> =
+            dyad_proto::files::of_kernel(table).ok()?.lines().filter_map(SocketEntry::parse).collect();
         stranger(&table, &own, user)
     })
 }
@@ -32,14 +32,14 @@ fn own_user() -> u32 {
 
 /// A line of the kernel's table of connections.
 #[derive(Debug, PartialEq, Eq)]
-struct Entry {
+struct SocketEntry {
     local: String,
     remote: String,
     user: u32,
     inode: u64,
 }
 
-impl Entry {
+impl SocketEntry {
     /// An established connection.
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace().skip(1);
@@ -52,9 +52,9 @@ impl Entry {
     }
 }
 
-fn stranger(table: &[Entry], own: &HashSet<u64>, user: u32) -> Option<u32> {
-    let mine = |entry: &&Entry| own.contains(&entry.inode);
-    let other = |mine: &Entry| {
+fn stranger(table: &[SocketEntry], own: &HashSet<u64>, user: u32) -> Option<u32> {
+    let mine = |entry: &&SocketEntry| own.contains(&entry.inode);
+    let other = |mine: &SocketEntry| {
         table.iter().find(|entry| entry.local == mine.remote && entry.remote == mine.local).map(|e| e.user)
     };
     table.iter().filter(mine).filter_map(other).find(|&other| other != user)
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_connection_of_another_user_is_seen() {
-        let table: Vec<Entry> = TABLE.lines().filter_map(Entry::parse).collect();
+        let table: Vec<SocketEntry> = TABLE.lines().filter_map(SocketEntry::parse).collect();
         assert_eq!(table.len(), 4, "only what is established");
         assert_eq!(stranger(&table, &HashSet::from([12, 14]), 1000), Some(65534));
         assert_eq!(stranger(&table, &HashSet::from([14, 15]), 1000), None);

@@ -13,18 +13,18 @@ use crate::pairs::{Conversation, Message, PreferencePair, Role};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record<'a> {
+struct QuickRecord<'a> {
     #[serde(borrow)]
-    input: Object<Input<'a>>,
-    preferred_output: [Object<Turn<'a>>; 1],
-    non_preferred_output: [Object<Turn<'a>>; 1],
+    input: JsonObject<QuickInput<'a>>,
+    preferred_output: [JsonObject<Turn<'a>>; 1],
+    non_preferred_output: [JsonObject<Turn<'a>>; 1],
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Input<'a> {
+struct QuickInput<'a> {
     #[serde(borrow)]
-    messages: Vec<Object<Turn<'a>>>,
+    messages: Vec<JsonObject<Turn<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -37,9 +37,9 @@ struct Turn<'a> {
 }
 
 /// A JSON object: serde would read a struct from a list, too.
-struct Object<T>(T);
+struct JsonObject<T>(T);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for JsonObject<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(ObjectVisitor(PhantomData)).map(Self)
     }
@@ -69,15 +69,15 @@ pub(super) struct QuickPair<'a> {
 impl<'a> QuickPair<'a> {
     /// The pair, if every rule is kept.
     pub(super) fn read(line: &'a str) -> Option<Self> {
-        let Object(record) = serde_json::from_str::<Object<Record<'a>>>(line).ok()?;
+        let JsonObject(record) = serde_json::from_str::<JsonObject<QuickRecord<'a>>>(line).ok()?;
         let messages = record.input.0.messages.into_iter();
         let messages = messages
-            .map(|Object(turn)| Some((Role::parse(&turn.role)?, turn.content)))
+            .map(|JsonObject(turn)| Some((Role::parse(&turn.role)?, turn.content)))
             .collect::<Option<Vec<_>>>()?;
         if messages.last()?.0 == Role::Assistant {
             return None;
         }
-        let ([Object(preferred)], [Object(rejected)]) =
+        let ([JsonObject(preferred)], [JsonObject(rejected)]) =
             (record.preferred_output, record.non_preferred_output);
         Some(Self { messages, preferred: answer(preferred)?, non_preferred: answer(rejected)? })
     }
