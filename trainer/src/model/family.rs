@@ -2,20 +2,7 @@
 
 use dyad_proto::Fault;
 
-use super::{DecoderLayer, LayerSource, ModelConfig, llama, qwen2};
-
-type LoadLayer = fn(&ModelConfig, &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault>;
-
-/// How layers of a family are named and loaded.
-#[derive(Debug)]
-pub(crate) struct Family {
-    /// `model_type` of `config.json`; `dyad_families` reads the fields of the same name.
-    pub model_type: &'static str,
-    /// Names of a layer's tensors below the layer.
-    pub tensor_names: fn(&ModelConfig) -> Vec<String>,
-    /// Loads a layer.
-    pub load_layer: LoadLayer,
-}
+use super::{Family, ModelConfig, llama, qwen2};
 
 /// All of them.
 const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY];

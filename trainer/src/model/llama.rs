@@ -8,8 +8,7 @@ use dyad_torch::ops::layer::rms_norm_with_residual;
 use tch::Tensor;
 
 use super::blocks::{Attention, Linear, Mlp, Pass};
-use super::family::Family;
-use super::{DecoderLayer, LayerOutput, LayerSource, ModelConfig, Part};
+use super::{DecoderLayer, Family, LayerOutput, LayerSource, ModelConfig, Part};
 
 /// Which projections carry a bias.
 #[derive(Clone, Copy, Debug)]

@@ -44,6 +44,19 @@ pub trait DecoderLayer: fmt::Debug {
     fn share(&self) -> Box<dyn DecoderLayer>;
 }
 
+type LoadLayer = fn(&ModelConfig, &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault>;
+
+/// How layers of a family are named and loaded.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// `model_type` of `config.json`; `dyad_families` reads the fields of the same name.
+    pub model_type: &'static str,
+    /// Names of a layer's tensors below the layer.
+    pub tensor_names: fn(&ModelConfig) -> Vec<String>,
+    /// Loads a layer.
+    pub load_layer: LoadLayer,
+}
+
 /// What a layer computes.
 #[derive(Debug)]
 pub struct LayerOutput {
