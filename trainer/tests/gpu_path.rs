@@ -259,11 +259,13 @@ const OUTSIDE_STEPS: [(&str, &str); 13] = [
     ("torch/transfer.rs", "holds the copies that steps make"),
 ];
 /// Where a step reads the device.
-const READS: [(&str, usize); 4] = [
+const READS: [(&str, usize); 5] = [
     // Before the passes: how many micro-batches other ranks have.
     ("engine/micro_steps.rs", 1),
-    // Evaluation; scoring with the reference model alone. Neither is an optimizer step.
-    ("engine/mod.rs", 2),
+    // Evaluation, which is no optimizer step.
+    ("engine/mod.rs", 1),
+    // Scoring with the reference model alone, which is none either.
+    ("engine/reference.rs", 1),
     // The report, at the step's end.
     ("engine/step_statistics.rs", 1),
     // Before the passes on several GPUs: which rows of the embedding other ranks look up.

@@ -314,7 +314,7 @@ fn slower(spans: &[AttentionSpan]) -> Option<String> {
     windows.min().map(|window| {
         format!(
             "config.json: layers with attention windows (sliding_window = {window}) are exact, but slower and larger in memory \
-             than full attention for sequences of more than {window} tokens"
+             than full attention for sequences longer than that"
         )
     })
 }
