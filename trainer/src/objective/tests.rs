@@ -1,3 +1,5 @@
+//! The value of every loss is that of its paper, and its derivative that of finite differences.
+
 use super::*;
 
 const TOKENS: [i64; 4] = [4, 2, 8, 3];
