@@ -108,16 +108,16 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().write(true).create_new(true))
 }
 
-/// Makes a folder with what is missing above it. The folder itself may be there already, but not by a link.
+/// Makes a folder with what is missing above it. The folder itself may be there already, but not by a link. Another process may make
+/// it at the same moment, as the ranks of one run do.
 pub fn folder(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(about) if about.is_dir() => Ok(()),
-        Ok(about) => Err(in_its_place(&about)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            path.parent().map_or(Ok(()), fs::create_dir_all)?;
-            new_folder(path)
-        }
-        Err(error) => Err(error),
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    match new_folder(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(path)? {
+            about if about.is_dir() => Ok(()),
+            about => Err(in_its_place(&about)),
+        },
+        made => made,
     }
 }
 
@@ -248,5 +248,25 @@ mod tests {
         assert!(folder(&precious).unwrap_err().to_string().contains("it is a file"));
         assert!(create(&dir.path().join("a")).unwrap_err().to_string().contains("it is a folder"));
         assert!(create(Path::new("/dev/null")).unwrap_err().to_string().contains("neither a file"));
+    }
+
+    #[test]
+    fn a_folder_may_be_made_by_several_at_once() {
+        let (dir, ..) = place();
+        for turn in 0..200 {
+            let path = dir.path().join(format!("{turn}/profile"));
+            let together = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                let makers: Vec<_> = (0..4)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            together.wait();
+                            folder(&path)
+                        })
+                    })
+                    .collect();
+                makers.into_iter().for_each(|maker| maker.join().unwrap().unwrap());
+            });
+        }
     }
 }
