@@ -1,7 +1,7 @@
 //! Compiles the .proto files with protox, so that no system `protoc` is needed.
 
-/// Everything that a run event consists of.
-const EVENTS: [&str; 16] = [
+/// Messages that make up a run event; they get serde derives.
+const EVENTS: [&str; 17] = [
     "RunEvent",
     "RunEvent.body",
     "RunStarted",
@@ -13,6 +13,7 @@ const EVENTS: [&str; 16] = [
     "CheckpointReport",
     "RunEnded",
     "Failure",
+    "Failure.process",
     "PhaseChanged",
     "ModelReport",
     "ReferenceProgress",
@@ -23,7 +24,7 @@ const EVENTS: [&str; 16] = [
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["dyad/v1/dyad.proto"], ["proto"])?;
-    // Events are also written as JSON lines, which is how they leave a pod.
+    // `--print-events` writes events as JSON lines; in a pod that is the only way out.
     let json = "#[derive(serde::Serialize, serde::Deserialize)] #[serde(rename_all = \"snake_case\")]";
     let mut build = tonic_prost_build::configure();
     for message in EVENTS {

@@ -1,4 +1,4 @@
-//! The command line, and from it to a run that is ready to serve.
+//! The command line, and how it becomes a run that is ready to serve.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,12 +45,12 @@ pub struct Cli {
     #[arg(long, env = TLS_DIR, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
 
-    /// File with the join token that callers must know, in plain text. On a loopback address one is made where none is given, and
-    /// trainers of this user on this machine find it by the port
+    /// File with the join token that callers must know, in plain text. Without it, on a loopback address, a token is made, which
+    /// trainers of this user on this machine find by the port
     #[arg(long, env = TOKEN_FILE, value_name = "FILE", conflicts_with = "tls_dir")]
     pub token_file: Option<PathBuf>,
 
-    /// Listen in plain text where other machines can reach it: whoever does can read and join the run
+    /// Listen in plain text where other machines can reach it: anybody on the network can read and join the run
     #[arg(long, conflicts_with = "tls_dir")]
     pub insecure: bool,
 
@@ -62,12 +62,12 @@ pub struct Cli {
     #[arg(long, conflicts_with = "overwrite")]
     pub resume: bool,
 
-    /// Go on from the newest checkpoint in output_dir; where there is none, start (again). For schedulers that restart
+    /// Go on from the newest checkpoint in output_dir; if there is none, start again. For schedulers that restart jobs
     #[arg(long)]
     pub auto_resume: bool,
 
-    /// The scheduler's job, with --auto-resume: only a run that this job has begun is gone on with. Until then everything is as without
-    /// --auto-resume, --overwrite and --resume beside it included
+    /// Id of the scheduler's job: --auto-resume applies only if this job started the run in output_dir. Otherwise --auto-resume is
+    /// ignored, and --overwrite or --resume apply if given
     #[arg(long, value_name = "ID", requires = "auto_resume")]
     pub job: Option<String>,
 
@@ -75,8 +75,8 @@ pub struct Cli {
     #[arg(long)]
     pub overwrite: bool,
 
-    /// Where the run is complete already, stay until every trainer has come and knows it. For schedulers that start coordinator and
-    /// trainers together
+    /// If the run is complete already, stay until every trainer has connected and been told. For schedulers that start coordinator
+    /// and trainers together
     #[arg(long, requires = "auto_resume")]
     pub tell_trainers: bool,
 
@@ -84,8 +84,8 @@ pub struct Cli {
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub join_timeout_seconds: u64,
 
-    /// How long a trainer may stand still although its heart beats, whatever it is doing; also shortens how long it, or the
-    /// coordinator, may be silent [default: by phase, 5 to 20 minutes, and longer where a run's own pauses are long]. 0 sets no limit
+    /// How long a trainer that still sends heartbeats may make no progress; also shortens how long it, or the coordinator, may be
+    /// silent [default: by phase, 5 to 20 minutes, and longer where a run's own pauses are long]. 0 sets no limit
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=604_800))]
     pub stall_timeout: Option<u64>,
 
@@ -97,7 +97,7 @@ pub struct Cli {
     #[arg(long, hide = true)]
     pub announce_preparing: bool,
 
-    /// The command that started all this, as a JSON list: run.json tells it
+    /// The command that started the run, as a JSON list; recorded in run.json
     #[arg(long, hide = true, value_name = "JSON")]
     pub recorded_command: Option<String>,
 
@@ -109,13 +109,12 @@ pub struct Cli {
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics_listen: Option<String>,
 
-    /// How long to stay after the end of the run until somebody has scraped how it ended, where metrics have been scraped before. 0 waits
-    /// for nobody
+    /// How long to wait after the end of the run for a last scrape of its metrics, if they were scraped before. 0 does not wait
     #[arg(long, value_name = "SECONDS", default_value_t = LAST_SCRAPE_SECONDS, value_parser = clap::value_parser!(u64).range(..=3600))]
     pub metrics_linger: u64,
 
-    /// Trace the first three steps and then one in so many, where OTEL_EXPORTER_OTLP_ENDPOINT is set; slow and failed steps
-    /// are always traced. 0 traces slow and failed steps alone
+    /// Trace the first three steps and then one in N, if OTEL_EXPORTER_OTLP_ENDPOINT is set; slow and failed steps are always
+    /// traced. 0 traces only slow and failed steps
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub trace_every: u64,
 }
@@ -132,46 +131,46 @@ Environment:
   DYAD_LOG  which log lines are written, such as `debug` or `dyad_coordinator=trace` [default: info]
   OTEL_*    where traces go: OTEL_EXPORTER_OTLP_ENDPOINT and the rest of the standard [default: nowhere]";
 
-/// Steps that are traced before one in so many is.
+/// Number of first steps that are all traced.
 const FIRST_STEPS: u64 = 3;
 
-/// What there is to do.
+/// The task that follows from the command line.
 #[derive(Debug)]
 pub enum Task {
     /// A run.
     Run(Box<Prepared>),
-    /// Nothing: the run that is resumed is complete, and its model lies here.
+    /// None: the resumed run is complete, and this is the path of its model.
     Complete(PathBuf),
 }
 
-/// A run whose input is checked, and whose output folder is not touched yet.
+/// A run whose input is checked and whose output folder is unchanged so far.
 #[derive(Debug)]
 pub struct Prepared {
     config: RunConfig,
     config_json: String,
     data: Datasets,
     output: OutputPlan,
-    /// Of the output folder; to be kept until the process ends.
+    /// Lock on the output folder; to be held until the run has ended.
     pub owner: Arc<Ownership>,
 }
 
 impl Cli {
-    /// Checks config, data and output folder: everything that can be wrong before a trainer is there.
+    /// Checks config, data and output folder: everything that can be wrong before a trainer connects.
     pub fn prepare(&self) -> Result<Task, Fault> {
         if self.auto_resume && self.job.is_none() && (self.resume || self.overwrite) {
-            return Err(Fault::input("--auto-resume beside --resume or --overwrite needs --job")
-                .hint("give --job ID, by which what this job has begun is told from what lay there before"));
+            return Err(Fault::input("--auto-resume with --resume or --overwrite needs --job")
+                .hint("give --job ID: it tells a run of this job from an earlier run in output_dir"));
         }
         let mut config = read_config(&self.config)?;
         refuse_entangled(&config, &self.config)?;
-        // Before anything else is looked at, which another run may be changing.
+        // Before anything in the folder is read, because another run may be changing it.
         let owner = Arc::new(Ownership::take(Path::new(&config.output_dir))?);
         let mode = self.mode(Path::new(&config.output_dir));
         if matches!(mode, Mode::Resume | Mode::AutoResume) && config.template_date.is_none() {
             let dir = Path::new(&config.output_dir);
             config.template_date = kept_template_date(dir).or_else(|| recorded_date(dir));
         }
-        // Chosen once, here: trainers get it with the configuration and never look at clocks of their own.
+        // Chosen once, here: trainers get it with the configuration and never read their own clocks.
         config.fill_template_date();
         let data = Datasets::load(&config)?;
         let sha256 = data.train.sha256().to_owned();
@@ -208,14 +207,14 @@ impl Cli {
         }
     }
 
-    /// What the user has called: the launcher, or this program.
+    /// The command that the user typed: the launcher's, or this program's.
     #[must_use]
     pub fn typed(&self) -> Vec<String> {
         let given = self.recorded_command.as_deref().and_then(|json| serde_json::from_str(json).ok());
         given.unwrap_or_else(|| std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect())
     }
 
-    /// Makes the output folder ready, and the run with it.
+    /// Prepares the output folder and returns it with the run's specification.
     pub fn start(&self, prepared: Prepared) -> Result<(RunSpec, Output), Fault> {
         let resume = prepared.output.resume.clone();
         let output = prepared.output.start(prepared.config_json.clone())?;
@@ -242,7 +241,7 @@ impl Cli {
     }
 }
 
-/// The date of the run that goes on, from the configuration that it was recorded with.
+/// The `template_date` in the folder's `run.json`; `None` without one.
 fn recorded_date(dir: &Path) -> Option<String> {
     let recorded: serde_json::Value =
         serde_json::from_str(&files::read_to_string(&dir.join(RUN_CONFIG)).ok()?).ok()?;
@@ -262,7 +261,7 @@ fn read_config(path: &Path) -> Result<RunConfig, Fault> {
         .map_err(|fault| Fault { message: format!("{shown}: {}", fault.message), ..fault })
 }
 
-/// Tells runs apart in logs and traces.
+/// A name from time and process id that tells runs apart in logs and traces.
 fn run_id() -> String {
     let seed = format!("{:?} {}", std::time::SystemTime::now(), std::process::id());
     format!("run-{}", &hex(&Sha256::digest(seed))[..12])
@@ -276,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_that_goes_on_keeps_the_date_that_it_was_recorded_with() {
+    fn recorded_date_reads_template_date_from_run_json() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(recorded_date(dir.path()), None);
         let mut config = RunConfig::default();

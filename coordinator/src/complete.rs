@@ -1,5 +1,5 @@
-//! A run that is complete and is started again by a scheduler, which starts its trainers with it: they are told that there is nothing
-//! to do, and leave as after their work.
+//! Serves a complete run that a scheduler starts again together with its trainers: tells each trainer that there is nothing to do. The
+//! trainers then leave as they do after their work.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::engine::Input;
 use crate::run::Event;
 
-/// Returns once this many trainers have said that they leave.
+/// Returns once this many trainers have reported that they have finished.
 pub async fn tell(mut inputs: mpsc::Receiver<Input>, trainers: u32) {
     let (mut outboxes, mut names) = (HashMap::new(), HashMap::new());
     let mut left = HashSet::new();
@@ -29,7 +29,7 @@ pub async fn tell(mut inputs: mpsc::Receiver<Input>, trainers: u32) {
             Event::Message(id, Up::Hello(hello)) => {
                 names.insert(id, hello.name);
                 if let Some(outbox) = outboxes.get(&id) {
-                    // A trainer that is gone already comes again, or is not waited for for ever.
+                    // Fails only if the trainer is gone. It may connect again, and the caller limits the wait.
                     let _ = outbox.send(CoordinatorMessage { body: Some(Down::Finish(Finish {})) });
                 }
             }
@@ -51,7 +51,7 @@ mod tests {
     use crate::run::membership::TrainerId;
 
     #[tokio::test]
-    async fn every_trainer_is_told_once_and_one_that_broke_off_is_waited_for() {
+    async fn tell_sends_finish_to_every_trainer_and_waits_for_reconnects() {
         let (inputs, events) = mpsc::channel(64);
         let telling = tokio::spawn(tell(events, 2));
         let mut outgoing = Vec::new();
@@ -62,7 +62,7 @@ mod tests {
             let id = TrainerId(id as u64);
             inputs.send(Input::Connected(id, None, outbox)).await.unwrap();
             inputs.send(Input::Event(Box::new(Event::Message(id, Up::Hello(hello))))).await.unwrap();
-            // The second one breaks off before it has said that it leaves.
+            // The second connection breaks before its trainer has reported that it has finished.
             let last =
                 if id.0 == 1 { Event::Closed(id) } else { Event::Message(id, Up::Finished(Finished {})) };
             inputs.send(Input::Event(Box::new(last))).await.unwrap();

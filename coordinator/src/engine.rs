@@ -1,4 +1,4 @@
-//! Feeds the run with events and ticks, and carries its commands out: the only owner of its state.
+//! Feeds the run with events and ticks, and carries out its commands. The engine is the only owner of the run's state.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -22,18 +22,18 @@ use crate::run::{Command, Event, Run};
 use crate::watch::History;
 use crate::wire::refusals::Refusals;
 
-/// How often deadlines are looked at.
+/// How often deadlines are checked.
 const TICK: Duration = Duration::from_millis(200);
 
-/// The way to one trainer; dropping it ends the stream.
+/// Sends messages to one trainer; dropping it ends the stream.
 pub type Outbox = mpsc::UnboundedSender<CoordinatorMessage>;
 
-/// What the engine is fed with.
+/// An input of the engine.
 #[derive(Debug)]
 pub enum Input {
-    /// A connection was made from somewhere; what is put into the outbox goes out on it.
+    /// A trainer has connected, from this address if it is known; messages to it go into the outbox.
     Connected(TrainerId, Option<SocketAddr>, Outbox),
-    /// Something for the run.
+    /// An event for the run.
     Event(Box<Event>),
 }
 
@@ -44,23 +44,23 @@ pub struct Engine {
     output: Output,
     history: History,
     outboxes: HashMap<TrainerId, (Option<SocketAddr>, Outbox)>,
-    /// Open where the run keeps reference log-probabilities.
+    /// Open if the run keeps reference log-probabilities.
     store: Option<ReferenceStore>,
     observer: Observer,
     refusals: Refusals,
 }
 
 impl Engine {
-    /// An engine at rest.
+    /// An engine that does not run yet.
     #[must_use]
     pub fn new(run: Run, output: Output, history: History, observer: Observer, refusals: Refusals) -> Self {
         Self { run, output, history, outboxes: HashMap::new(), store: None, observer, refusals }
     }
 
-    /// Runs until the run has ended; says how.
+    /// Runs until the run has ended; returns its outcome.
     pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Result<(), Fault> {
         let mut ticks = tokio::time::interval(TICK);
-        // Those that are missed are missed: they would pass for time that others have had.
+        // Do not catch up on missed ticks: trainers could not be heard in that time, so it must not count as their silence.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
@@ -83,13 +83,13 @@ impl Engine {
 
     fn handle(&mut self, event: Event) {
         let mut next = Some(event);
-        // A command that fails is an event in turn; a run that has ended records nothing, so this comes to an end.
+        // A failed command becomes an event. The loop ends because a run that has ended records nothing.
         while let Some(event) = next.take() {
             for command in self.run.handle(Instant::now(), event) {
                 match self.carry_out(command) {
                     Ok(None) => {}
                     Ok(Some(answer)) => next = Some(next.unwrap_or(answer)),
-                    // What comes behind counts on it: a checkpoint of a step waits for the step's row.
+                    // Later commands depend on it: a checkpoint of a step waits for the step's row.
                     Err(fault) => {
                         next = Some(Event::Fault(fault));
                         break;
@@ -99,7 +99,7 @@ impl Engine {
         }
     }
 
-    /// Some commands are answered by an event.
+    /// Carries out one command; some return an event as their answer.
     fn carry_out(&mut self, command: Command) -> Result<Option<Event>, Fault> {
         match command {
             Command::Send(id, body) => self.send(id, body),
@@ -137,7 +137,7 @@ impl Engine {
         }
     }
 
-    /// What is kept for later runs is a help; this one has all of it in memory.
+    /// Goes on without the store: it only helps later runs, and this one has all scores in memory.
     fn without_store(&mut self, fault: &Fault) {
         tracing::warn!("the run goes on without keeping reference log-probabilities: {fault}");
         self.store = None;
@@ -146,7 +146,7 @@ impl Engine {
     fn send(&mut self, id: TrainerId, mut body: Down) {
         self.observer.sends(id, &mut body);
         if let Some((_, outbox)) = self.outboxes.get(&id) {
-            // Fails only when the stream is gone, and then its end arrives as an event.
+            // Fails only if the stream is gone; its end then arrives as an event.
             let _ = outbox.send(CoordinatorMessage { body: Some(body) });
         }
     }

@@ -1,5 +1,4 @@
-//! A run, for those who serve it: gRPC, HTTP, signals, the printer. They know this handle, and neither each other nor how a run is
-//! decided.
+//! The interface to a run for gRPC, HTTP, signals and the printer. They know this handle only, neither each other nor the state machine.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,14 +16,14 @@ use crate::run::Event;
 use crate::run::membership::TrainerId;
 use crate::watch::History;
 
-/// Events on their way to the engine; beyond that, streams wait.
+/// Capacity of the channel to the engine; if it is full, streams wait.
 const INPUTS: usize = 1024;
 
-/// The run is over: it takes nothing any more.
+/// Error: the run has ended and takes no more inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HasEnded;
 
-/// Cheap to copy; whoever has one can watch the run, feed it, and end it.
+/// Watches a run, sends events to it, and ends it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RunHandle {
     inputs: mpsc::Sender<Input>,
@@ -32,14 +31,14 @@ pub struct RunHandle {
 }
 
 impl RunHandle {
-    /// Of a run that writes its metrics to a folder, or that has none; and what its engine reads.
+    /// A handle, and the receiver for the engine. `dir` is the folder of the metrics files, if there is one.
     #[must_use]
     pub fn new(dir: Option<PathBuf>) -> (Self, mpsc::Receiver<Input>) {
         let (inputs, events) = mpsc::channel(INPUTS);
         (Self { inputs, history: dir.map_or_else(History::default, History::of) }, events)
     }
 
-    /// A trainer has connected from somewhere; what is put into the outbox goes out to it.
+    /// Registers a trainer's connection; the engine puts messages to the trainer into `outbox`.
     pub async fn connect(
         &self,
         id: TrainerId,
@@ -49,12 +48,12 @@ impl RunHandle {
         self.inputs.send(Input::Connected(id, peer, outbox)).await.map_err(|_| HasEnded)
     }
 
-    /// Something that concerns the run.
+    /// Sends an event to the run.
     pub async fn send(&self, event: Event) -> Result<(), HasEnded> {
         self.inputs.send(Input::Event(Box::new(event))).await.map_err(|_| HasEnded)
     }
 
-    /// Ends the run after the step in progress, with a checkpoint. `why` is what people are told.
+    /// Ends the run after the step in progress, with a checkpoint. `why` appears in the run's final message.
     pub async fn drain(&self, why: &str) -> Result<(), HasEnded> {
         self.send(Event::Drain(why.to_owned())).await
     }
@@ -64,12 +63,12 @@ impl RunHandle {
         self.send(Event::Fault(fault)).await
     }
 
-    /// What has happened so far, then all that happens until the end.
+    /// The events so far, then all later ones until the end.
     pub fn watch(&self) -> impl Stream<Item = RunEvent> + Send + 'static {
         self.history.follow()
     }
 
-    /// Where the run is now.
+    /// The current status of the run.
     #[must_use]
     pub fn status(&self) -> RunStatus {
         let mut status = RunStatus::default();
@@ -77,19 +76,20 @@ impl RunHandle {
         status
     }
 
-    /// What the engine adds its events to.
+    /// The history to which the engine adds events.
     pub(crate) fn history(&self) -> History {
         self.history.clone()
     }
 }
 
-/// Where a run is. What has not happened yet is absent. Neither paths nor texts of errors: it is served without a login.
+/// The status of a run. Values that are not known yet are absent. It holds no paths and no error texts, because it is served without
+/// authentication.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RunStatus {
     /// Name of the run.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub run_id: String,
-    /// Trainers.
+    /// Number of trainers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub world_size: Option<u32>,
     /// `loading`, `measuring`, `rendezvous`, `training`, `evaluating`, `saving`; at the end `succeeded` or `failed`.
@@ -110,7 +110,7 @@ pub struct RunStatus {
     /// Optimizer steps that the newest checkpoint holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_step: Option<u64>,
-    /// Kind of the error that the run failed of: `ERROR_CODE_…`.
+    /// Code of the error that ended the run: `ERROR_CODE_…`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_code: Option<&'static str>,
 }
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_handle_shows_where_the_run_is_and_says_when_it_has_ended() {
+    async fn status_follows_the_events_and_send_fails_after_the_end() {
         let (run, inputs) = RunHandle::new(None);
         assert_eq!(serde_json::to_string(&run.status()).unwrap(), "{}");
         let history = run.history();
@@ -173,7 +173,7 @@ mod tests {
         history.add(Body::Data(DataReport { total_steps: 9, start_step: 4, ..DataReport::default() }));
         history.add(Body::Phase(PhaseChanged { phase: Phase::Training.into() }));
         assert_eq!((run.status().step, run.status().phase.as_str()), (Some(4), "training"));
-        // More than the history keeps: the newest counts.
+        // More steps than the history keeps: the status shows the newest.
         for step in 5..3000 {
             let values = [("loss".to_owned(), step as f64)].into_iter().collect();
             history.add(Body::Step(StepMetrics { step, values }));

@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: on the coordinator's own port, and on a plain one for probes that show no certificate.
+//! `grpc.health.v1`: on the coordinator's own port, and on a plain-text port for probes that have no certificate.
 
 use std::net::SocketAddr;
 
@@ -19,15 +19,15 @@ use crate::wire::door::Door;
 use crate::wire::io::Peer;
 use crate::wire::listen;
 
-/// Connections of probes at once.
+/// Concurrent connections on the port for probes.
 const PROBES: usize = 32;
 
-/// Anybody may ask: the answer tells nothing of the run.
+/// How a health check counts for its connection. Any client may ask, because the answer says nothing about the run.
 #[derive(Clone, Copy, Debug)]
 pub enum Welcome {
-    /// On the run's own port a question proves nothing, and takes no place from those who are of the run.
+    /// On the run's own port: a health check alone does not admit the connection.
     Answered,
-    /// On a port for probes they may stay.
+    /// On the port for probes: a health check admits the connection.
     AtHome,
 }
 
@@ -44,15 +44,15 @@ impl Interceptor for Welcome {
     }
 }
 
-/// Answers probes.
+/// The gRPC service that answers probes.
 pub type Answers = InterceptedService<HealthServer<HealthService>, Welcome>;
 
-/// What probes are told.
+/// The status that probes get.
 #[derive(Clone, Debug)]
 pub struct Health(HealthReporter);
 
 impl Health {
-    /// Opens the plain port, if one is asked for; probes are told that nothing is served yet.
+    /// Opens the plain-text port if `address` is given. The status is `NotServing` until [`Health::serving`].
     pub async fn listen(address: Option<&str>) -> Result<Self, Fault> {
         let health = Self(HealthReporter::new());
         health.set(ServingStatus::NotServing).await;
@@ -71,19 +71,19 @@ impl Health {
         Ok(health)
     }
 
-    /// From now on the coordinator is there for its trainers.
+    /// Sets the status to `Serving`.
     pub async fn serving(&self) {
         self.set(ServingStatus::Serving).await;
     }
 
-    /// The service.
+    /// The service, for one port.
     #[must_use]
     pub fn answers(&self, welcome: Welcome) -> Answers {
         let service = HealthServer::new(HealthService::from_health_reporter(self.0.clone()));
         InterceptedService::new(service, welcome)
     }
 
-    /// Of the process as a whole, which has no name, and of its one service.
+    /// Sets the status of the whole process (the empty name) and of its one service.
     async fn set(&self, status: ServingStatus) {
         for name in ["", CoordinatorServer::<Service>::NAME] {
             self.0.set_service_status(name, status).await;

@@ -1,5 +1,5 @@
-//! `coordinator`: parse, check, bind, announce, serve, say how it ended.
-// Tests read what they wrote; all else goes through `dyad_proto::files`.
+//! `coordinator`: parses flags, checks the input, binds the port, announces it, serves the run, reports its outcome.
+// Tests read files directly; all other code goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 use std::io::Write;
@@ -27,7 +27,7 @@ use tracing::Instrument;
 fn main() -> ExitCode {
     let cli: Cli = dyad_telemetry::command_line();
     dyad_proto::signals::ignore_size_limit();
-    // Held until the exit status is known: what happened last leaves the process too.
+    // Held until the exit status is known, so that the last log lines and spans are sent too.
     let _telemetry = Telemetry::start(
         "coordinator",
         Logs { format: cli.log_format, variable: "DYAD_LOG", default: "info" },
@@ -61,7 +61,7 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
         let served = serve(cli, prepared, signals, guard, health, &mut endpoint);
         let served = served.instrument(span.clone()).await;
         dyad_telemetry::conclude(&span, &served);
-        // The run is over, and its folder anybody's.
+        // The run is over; `serve` has released its folder.
         drop(span);
         if let Some(endpoint) = endpoint {
             endpoint.last_scrape(Duration::from_secs(cli.metrics_linger), server::hurried()).await;
@@ -73,7 +73,7 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
     outcome
 }
 
-/// Reads the data, which may take long, and may be interrupted.
+/// Reads and checks the data, which may take minutes. Fails on a signal, or if reading makes no progress.
 async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Task, Fault> {
     let (beats, limit) = (cli.announce_preparing, reading_limit(cli.stall_timeout));
     let mut prepared = tokio::task::spawn_blocking(move || cli.prepare());
@@ -103,8 +103,8 @@ async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Task, Fault> {
     }
 }
 
-/// Seconds for which nothing may be read; none where `--stall-timeout 0` sets no limit. A cold network file system stands still for
-/// minutes.
+/// Longest time without a byte read, in seconds; `None` for `--stall-timeout 0`. The default of 20 minutes allows for a cold network
+/// file system, which may pause for minutes.
 fn reading_limit(stall_timeout: Option<u64>) -> Option<u32> {
     let seconds = stall_timeout.unwrap_or(20 * 60);
     (seconds > 0).then(|| u32::try_from(seconds).unwrap_or(u32::MAX))
@@ -116,7 +116,7 @@ fn hangs(seconds: u32) -> Fault {
         .hint("check the disk that holds the file; --stall-timeout SECONDS allows longer pauses, 0 any")
 }
 
-/// The span that everything of a run belongs to, below the launcher's where there is one.
+/// The root span of the run; a child of the launcher's span if the environment names one.
 fn run_span() -> tracing::Span {
     let span = tracing::info_span!(
         target: TARGET, "run",
@@ -128,7 +128,7 @@ fn run_span() -> tracing::Span {
     span
 }
 
-/// The port, and what has to be held while it is open.
+/// Binds the port; the published token must be held while the port is open.
 async fn open(cli: &Cli, guard: &mut Guard) -> Result<(TcpListener, Option<Published>), Fault> {
     let listener = listen::bind(&cli.listen, "--listen").await?;
     guard.allows(address(&listener)?, cli.insecure)?;
@@ -149,7 +149,7 @@ async fn serve(
         Some(address) => Some(listen::bind(address, "--metrics-listen").await?),
         None => None,
     };
-    // Held until nothing writes any more.
+    // Held until no task writes to the folder any more.
     let owner = prepared.owner.clone();
     let (spec, output) = cli.start(prepared)?;
     owner.name_run(&spec.run_id);
@@ -173,7 +173,7 @@ fn address(listener: &TcpListener) -> Result<SocketAddr, Fault> {
     listener.local_addr().map_err(unsaid)
 }
 
-/// The one line on standard output, by which the launcher finds the port.
+/// Prints the line on standard output by which the launcher finds the port.
 fn announce(listening: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Fault> {
     let mut line = serde_json::json!({ "listening": listening.to_string() });
     if let Some(metrics) = metrics {
@@ -183,8 +183,8 @@ fn announce(listening: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Fa
     say(&line)
 }
 
-/// A run that is resumed and has nothing left to do: the line says so to the launcher, the log to people, and where trainers come all
-/// the same, they are told as well.
+/// Handles a resumed run that is complete already: tells the launcher on standard output and people in the log. With
+/// `--tell-trainers` it also serves until every trainer has been told.
 async fn complete(
     cli: &Cli,
     model: &Path,
@@ -194,7 +194,7 @@ async fn complete(
 ) -> Result<(), Fault> {
     tracing::info!("this run is complete: {}", model.display());
     if let Err(fault) = say(&serde_json::json!({ "complete": model })) {
-        // The run is as complete as before.
+        // The run is complete all the same.
         tracing::warn!("{fault}");
     }
     if !cli.tell_trainers {
@@ -206,7 +206,7 @@ async fn complete(
     server::tell_complete(Port { listener, guard, health }, cli.world_size, patience, signals).await
 }
 
-/// One line on standard output.
+/// Writes one line to standard output.
 fn say(line: &serde_json::Value) -> Result<(), Fault> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(unsaid)

@@ -1,7 +1,7 @@
 //! `--print-events`: the run's events as JSON lines on standard output, where a container's log keeps them.
 //!
-//! Events of a reader that is slow wait in the history, which keeps the last of them and counts what it leaves out. They leave on a thread of their own,
-//! so a reader that stands still stops no run.
+//! If the reader is slow, events wait in the history, which keeps the last of them and counts those it drops. A separate thread
+//! writes, so a reader that does not read cannot stop the run.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -15,21 +15,22 @@ use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Lines between the history and the stream.
+/// Lines in the channel to the writing thread.
 const AHEAD: usize = 16;
 
-/// Writes events while it lives.
+/// Writes the events of a run as lines.
 #[derive(Debug)]
 pub struct Printer {
-    /// Ends when all events are handed over, or when nobody reads any more.
+    /// Ends when all events are handed over, or when the writer has stopped.
     feeding: JoinHandle<()>,
-    /// Lines that were handed over and that have left.
+    /// Lines handed to the writer.
     handed: Arc<AtomicU64>,
+    /// Lines written.
     left: Arc<AtomicU64>,
 }
 
 impl Printer {
-    /// Writes every event to standard output as a line such as `{"body":{"step":{…}}}`, until the run ends or nobody reads any more.
+    /// Writes every event to standard output as a line such as `{"body":{"step":{…}}}`, until the run ends or writing fails.
     pub fn start(events: impl Stream<Item = RunEvent> + Send + 'static) -> Self {
         Self::onto(events, std::io::stdout())
     }
@@ -41,7 +42,7 @@ impl Printer {
         let (lines, mut taken) = mpsc::channel::<String>(AHEAD);
         let (handed, left) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let written = Arc::clone(&left);
-        // Not one of the runtime's threads, which would be waited for.
+        // Not one of the runtime's threads: the runtime would wait for it at shutdown.
         let writer = std::thread::Builder::new().name("events".into()).spawn(move || {
             while let Some(line) = taken.blocking_recv() {
                 if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
@@ -57,7 +58,7 @@ impl Printer {
         let feeding = tokio::spawn(async move {
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
-                // A log need not be told every second that there is nothing new.
+                // Beats only say every second that nothing is new.
                 if matches!(event.body, Some(Body::Beat(_))) {
                     continue;
                 }
@@ -71,7 +72,7 @@ impl Printer {
         Self { feeding, handed, left }
     }
 
-    /// At the run's end: waits until all have left, as long as one does within `patience`. What nobody reads is told in the log.
+    /// Waits at the run's end until all lines are written. Gives up, with a log line, if no line is written within `patience`.
     pub async fn finish(self, patience: Duration) {
         let mut before = None;
         loop {
@@ -107,7 +108,7 @@ mod tests {
         futures::stream::iter(std::iter::repeat_n(event, count))
     }
 
-    /// More events than any pipe holds, for a reader that only begins once the run has ended.
+    /// More events than any pipe holds, so that the writer has to wait for the reader.
     #[tokio::test]
     async fn a_slow_reader_gets_every_event() {
         let (mut reader, writer) = std::io::pipe().unwrap();
@@ -121,9 +122,9 @@ mod tests {
         assert_eq!(reading.await.unwrap(), 20_000);
     }
 
-    /// JSON itself escapes less than terminals obey.
+    /// JSON does not escape all characters that control a terminal.
     #[tokio::test]
-    async fn names_of_others_reach_no_terminal_with_what_it_obeys() {
+    async fn control_characters_in_names_are_escaped() {
         let name = "node\u{9b}31m\u{202e}\u{7f}\u{2028}";
         let joined = TrainerJoined { name: name.to_owned(), ..TrainerJoined::default() };
         let event = RunEvent { body: Some(Body::Joined(joined)) };
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_stands_still_or_goes_away_stops_nobody() {
+    async fn finish_returns_if_the_reader_stalls_or_closes() {
         let (reader, writer) = std::io::pipe().unwrap();
         Printer::onto(events(20_000), writer).finish(Duration::from_millis(20)).await;
         drop(reader);

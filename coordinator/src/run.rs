@@ -1,10 +1,10 @@
-//! The run as a state machine: events in, commands out. Knows neither network nor file nor clock.
+//! The run as a state machine: events in, commands out. It uses neither network nor clock, and reads files only through [`dataset`].
 //!
 //! Joining -> Measuring -> Training -> Finishing -> Ended; a failure leads from anywhere to Ended.
 //!
-//! - [`dataset`], [`measuring`], [`schedule`], [`sharding`]: the pairs, their lengths, how many steps, which pair goes to which rank.
-//! - [`membership`], [`stalls`], [`failure`], [`facts`]: who takes part, who hangs, whose failure it is, whether ranks agree.
-//! - [`training`], [`report`], [`references`], [`saving`], [`metrics_row`]: what every rank does next, and what its reports add up to.
+//! - [`dataset`], [`measuring`], [`schedule`], [`sharding`]: the pairs, their lengths, the number of steps, which rank gets which pair.
+//! - [`membership`], [`stalls`], [`failure`], [`facts`]: the trainers, hung trainers, the cause of a failure, whether ranks agree.
+//! - [`training`], [`report`], [`references`], [`saving`], [`metrics_row`]: the work of every rank, and the sums of the ranks' reports.
 //! - [`same_run`]: whether a checkpoint belongs to this run.
 
 pub mod dataset;
@@ -49,82 +49,82 @@ use crate::run::training::{Done, Start, Training};
 /// How long the streams may take to close once the run has ended.
 pub const FAREWELL: Duration = Duration::from_secs(5);
 
-/// What happens to a run.
+/// An input of the state machine.
 #[derive(Debug)]
 pub enum Event {
     /// A trainer sent a message.
     Message(TrainerId, Up),
-    /// A trainer sent something that is no message.
+    /// A trainer sent bytes that cannot be decoded.
     Unreadable(TrainerId, String),
     /// A trainer's stream ended.
     Closed(TrainerId),
-    /// The coordinator itself cannot go on, or was told to stop at once.
+    /// The coordinator itself failed, or was told to stop at once.
     Fault(Fault),
-    /// The run is to end after the step in progress, with a checkpoint; says who wants that.
+    /// Request to end the run after the step in progress, with a checkpoint; the text names the requester.
     Drain(String),
-    /// What earlier runs have left of reference log-probabilities.
+    /// Reference log-probabilities that earlier runs stored.
     References(Vec<Known>),
     /// Time passes.
     Tick,
 }
 
-/// What is to be done about it, in this order.
+/// An output of the state machine; the engine carries them out in order.
 #[derive(Debug)]
 pub enum Command {
     /// Send to a trainer.
     Send(TrainerId, Down),
     /// End the stream to a trainer.
     Close(TrainerId),
-    /// Tell the watchers.
+    /// Send an event to the watchers.
     Emit(EventBody),
-    /// Write a finished work's row, then tell the watchers.
+    /// Write the row of a finished work, then send it to the watchers.
     Record(Done),
-    /// Bring all rows to the disk.
+    /// Sync all rows to the disk.
     Persist,
     /// Show the watchers that the run is alive.
     Beat,
-    /// A trainer was turned away, for this reason.
+    /// Log that a trainer was refused, for this reason.
     Refused(TrainerId, String),
     /// Open the store of reference log-probabilities for this reference model, and look for these pairs; answered by
     /// [`Event::References`].
     Recall(String, Vec<PairKey>),
 }
 
-/// What a run is about.
+/// The specification of a run.
 #[derive(Debug)]
 pub struct RunSpec {
     /// Names the run.
     pub run_id: String,
     /// The checked config.
     pub config: RunConfig,
-    /// The same, as it goes over the wire.
+    /// The same as JSON, as trainers get it.
     pub config_json: String,
-    /// What the user has called.
+    /// The command that the user typed.
     pub command: Vec<String>,
-    /// The files.
+    /// The training and validation pairs.
     pub data: Datasets,
     /// Trainers to wait for.
     pub world_size: u32,
     /// How long to wait for them.
     pub join_timeout: Duration,
-    /// Seconds that a trainer may stand still; its phase says so where there are none, and 0 is for ever.
+    /// Longest time without progress of a trainer, in seconds; `None` uses the limits of its phases, and 0 sets no limit.
     pub stall_timeout: Option<u64>,
-    /// Where the run picks up.
+    /// Where the run starts or continues.
     pub start: Start,
     /// Checkpoint folder to resume from; empty for a fresh run.
     pub resume_from: String,
-    /// What the checkpoint says of its run.
+    /// The checkpoint's record of its run; `None` for a fresh run.
     pub then: Option<Then>,
 }
 
 #[derive(Debug)]
 enum Stage {
     Joining {
-        /// Time that is left, as [`liveness`] counts it.
+        /// Time left for trainers to join, as [`liveness`] counts it.
         left: Duration,
     },
     Measuring(Box<Measuring>),
-    /// All lengths are known; the reference model, or what the store holds of it, is not.
+    /// All lengths are known; the run waits for the reference key, or for the stored reference scores.
     Measured(Box<(Lengths, Lengths)>),
     Training(Box<Training>),
     Draining(drain::Draining),
@@ -143,25 +143,25 @@ pub struct Run {
     now: Instant,
     roster: Roster,
     stage: Stage,
-    /// Names the reference model, where its log-probabilities are kept; absent until rank 0 has loaded it.
+    /// Key of the reference model, for its stored log-probabilities; `None` until rank 0 has loaded the model.
     reference_key: Option<String>,
-    /// What the ranks say of themselves.
+    /// The facts that the ranks report.
     facts: Facts,
-    /// What all of them have said.
+    /// Rank 0's facts that were compared with those of all other ranks.
     agreed: Vec<Fact>,
     blame: Blame,
     watch: liveness::Watch,
-    /// The last phase that watchers were told of.
+    /// The last phase that was sent to the watchers.
     phase: Phase,
-    /// Why trainers were turned away, for the message when too few have joined.
+    /// The last refusal of a trainer, for the message if too few join.
     last_refusal: Option<String>,
-    /// There is a row of either kind.
+    /// Whether there is a row of a step or evaluation.
     recorded: bool,
     /// How often a trainer was admitted.
     arrivals: u32,
-    /// A step is done, and its row is in the output folder.
+    /// Whether a step is done and its row was recorded.
     trained: bool,
-    /// How often each rank has told the others something while they connect.
+    /// Number of postings of each rank to the others.
     postings: HashMap<usize, u32>,
     /// The last checkpoint that was written.
     saved: Option<CheckpointReport>,
@@ -198,7 +198,7 @@ impl Run {
         }
     }
 
-    /// What `run.json` tells beside the configuration.
+    /// The record in `run.json`, next to the configuration: version, command, trainers, facts.
     #[must_use]
     pub fn told(&self) -> Value {
         let trainer = |member: &Member| json!({ "rank": member.rank(), "name": member.name, "host": member.host, "device": member.device });
@@ -218,10 +218,10 @@ impl Run {
         })
     }
 
-    /// Takes one event and says what to do.
+    /// Handles one event and returns the commands to carry out.
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Command> {
         self.now = now;
-        // What the coordinator itself cannot do, such as write a row.
+        // The coordinator's own failures, such as a row that cannot be written.
         let own = matches!(event, Event::Fault(_));
         let handled = match event {
             Event::Message(id, message) => self.message(now, id, message),
@@ -249,19 +249,19 @@ impl Run {
         &self.spec.config
     }
 
-    /// The files.
+    /// The training and validation pairs.
     #[must_use]
     pub fn data(&self) -> &Datasets {
         &self.spec.data
     }
 
-    /// Trainers that take part.
+    /// Number of trainers.
     #[must_use]
     pub fn world_size(&self) -> usize {
         self.spec.world_size as usize
     }
 
-    /// How the run ended, once nobody need be waited for.
+    /// The outcome of the run, once it has ended and all trainers have disconnected or [`FAREWELL`] is over.
     #[must_use]
     pub fn outcome(&self, now: Instant) -> Option<Result<(), Fault>> {
         let Stage::Ended { failure, deadline } = &self.stage else { return None };
@@ -310,7 +310,9 @@ impl Run {
             Up::Failure(failure) => {
                 let member = self.roster.member_mut(place);
                 member.standing = Standing::Failed;
-                return Err(Fault::from(failure).from_origin(member.describe()));
+                return Err(Fault::from(failure)
+                    .from_origin(member.describe())
+                    .of_process(&member.id_of_process()));
             }
             Up::Finished(_) => return self.finished(now, place),
             Up::DrainRequest(_) => {

@@ -1,4 +1,4 @@
-//! Binds the port, serves one run on it until that has ended, and turns signals into the run's end.
+//! Serves one run on its port until the run has ended, and turns signals into the run's end.
 
 use std::time::{Duration, Instant};
 
@@ -24,49 +24,49 @@ use crate::wire::Guard;
 use crate::wire::door::Door;
 use crate::wire::refusals::Refusals;
 
-/// Open connections beside two for every trainer (one that is going and one that comes again): launchers, probes, and
-/// whoever has no business here.
+/// Open connections in addition to two for every trainer (a reconnecting trainer briefly has two): launchers, probes and
+/// unknown peers.
 const SPARE_CONNECTIONS: usize = 64;
-/// Calls of one connection at a time; everybody makes one.
+/// Concurrent calls of one connection; every client makes one.
 const CALLS: u32 = 16;
 
-/// How long open streams may take to drain at the end: a watcher that reads nothing must not keep the process alive.
+/// How long open streams may take to drain at the end. A watcher that does not read must not keep the process alive.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// An open port, who may use it, and what it tells probes.
+/// A bound port, its access rules, and its answers to probes.
 #[derive(Debug)]
 pub struct Port {
-    /// Bound.
+    /// The bound listener.
     pub listener: TcpListener,
     /// Who may connect and call.
     pub guard: Guard,
-    /// What probes are told.
+    /// The status that probes get.
     pub health: Health,
 }
 
-/// A run, where it writes, who looks on, and how others reach it.
+/// A run with its output folder, its metrics and traces, and its handle.
 #[derive(Debug)]
 pub struct Job {
     /// The run.
     pub run: Run,
-    /// Its folder.
+    /// Its output folder.
     pub output: Output,
-    /// Its numbers and spans.
+    /// Its metrics and spans.
     pub observer: Observer,
-    /// For those who serve it.
+    /// The handle for gRPC, HTTP, signals and the printer.
     pub handle: RunHandle,
-    /// What they send.
+    /// The inputs sent through the handle.
     pub inputs: mpsc::Receiver<Input>,
 }
 
-/// Serves the run until it has ended; says how.
+/// Serves the run until it has ended; returns its outcome.
 pub async fn serve(port: Port, job: Job, signals: Signals, print_events: bool) -> Result<(), Fault> {
     let Job { run, output, observer, handle, inputs } = job;
     tokio::spawn(signals.forward(handle.clone()));
     let printed = print_events.then(|| Printer::start(handle.watch()));
     let history = handle.history();
     let mut serving = Serving::open(port, run.world_size(), handle);
-    // On the threads that serve: a message that wakes the engine need not wake a thread of its own.
+    // The engine runs on the threads that serve, so that a message does not have to wake another thread.
     let engine = Engine::new(run, output, history, observer, serving.refusals.clone()).run(inputs);
     let engine = tokio::spawn(engine.in_current_span());
     let outcome = tokio::select! {
@@ -77,7 +77,7 @@ pub async fn serve(port: Port, job: Job, signals: Signals, print_events: bool) -
             return Err(Fault::failed(format!("the gRPC server ended: {died:?}")));
         }
     };
-    // Streams end, those of watchers too, before the last words are waited for.
+    // End all streams, those of watchers too, before waiting for the printer.
     let draining = serving.stop();
     if let Some(printed) = printed {
         printed.finish(DRAIN).await;
@@ -86,7 +86,7 @@ pub async fn serve(port: Port, job: Job, signals: Signals, print_events: bool) -
     outcome
 }
 
-/// Tells the trainers of a run that is complete that there is nothing to do, each as it comes, until all have been told.
+/// Tells each trainer of a complete run that there is nothing to do. Returns when all have been told, or after `patience`.
 pub async fn tell_complete(
     port: Port,
     trainers: u32,
@@ -107,7 +107,7 @@ pub async fn tell_complete(
     outcome
 }
 
-/// The port while it is served.
+/// A port that accepts connections.
 struct Serving {
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     stop: oneshot::Sender<()>,
@@ -115,7 +115,7 @@ struct Serving {
     refusals: Refusals,
 }
 
-/// The port once nobody is let in any more.
+/// A port that accepts no new connections.
 struct DrainingPort {
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     calls: OpenCalls,
@@ -133,7 +133,7 @@ impl Serving {
         let door = Door::new(listener, guard.tls, 2 * trainers + SPARE_CONNECTIONS);
         let (refusals, incoming) = (door.refusals(), door.open());
         let stopping = async {
-            // Either end of the channel going away means: stop.
+            // Resolves when the sender is dropped.
             let _ = stopped.await;
         };
         let server = Server::builder().max_concurrent_streams(CALLS).add_service(service);
@@ -162,23 +162,24 @@ impl DrainingPort {
     }
 }
 
-/// SIGTERM or SIGHUP so soon after the first signal is the same wish.
+/// A SIGTERM or SIGHUP within this time after the first signal counts as the same request.
 const ECHO: Duration = Duration::from_secs(5);
-/// So is Ctrl-C's signal, which nobody can type twice so fast: a scheduler sends it to every process, and the launcher passes it on.
+/// The same for SIGINT. It may arrive twice because a scheduler sends it to every process and the launcher passes it on. Nobody types
+/// Ctrl-C twice within this time.
 const TYPED: Duration = Duration::from_millis(200);
 
-/// The signals that end a run. Made before anything is read, so that none can kill the process unheard.
+/// The signals that end a run. Created before the data is read, so that no signal kills the process by default.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     quit: Signal,
-    /// None under nohup, which wants it ignored.
+    /// `None` if SIGHUP is ignored, as under nohup.
     hangup: Option<Signal>,
 }
 
 impl Signals {
-    /// Watches from now on.
+    /// Starts to watch for signals.
     pub fn watch() -> Result<Self, Fault> {
         let wanted = !signals::is_ignored(SignalKind::hangup().as_raw_value());
         let watch =
@@ -206,18 +207,18 @@ impl Signals {
         }
     }
 
-    /// Waits for a signal while there is nothing yet that could be saved.
+    /// Waits for a signal and returns it as an error. For the time before a run has anything to save.
     pub async fn next(&mut self) -> Fault {
         stopped(self.heard().await)
     }
 
-    /// Ends the run: after the step in progress and with a checkpoint at first, at once at the second signal or at SIGQUIT.
+    /// Ends the run. The first signal ends it after the step in progress, with a checkpoint; a second signal or SIGQUIT ends it at once.
     async fn forward(mut self, run: RunHandle) {
         let mut first: Option<Instant> = None;
         loop {
             let name = self.heard().await;
             let at_once = first.is_some() || name == "SIGQUIT";
-            // A scheduler signals every process of a job, and the launcher its coordinator besides.
+            // A scheduler signals every process of a job, and the launcher passes the same signal on.
             let echo = match name {
                 "SIGTERM" | "SIGHUP" => ECHO,
                 "SIGINT" => TYPED,
@@ -228,7 +229,7 @@ impl Signals {
             }
             first.get_or_insert_with(Instant::now);
             let told = if at_once { run.stop(stopped(name)).await } else { run.drain(name).await };
-            // Fails only when the run has ended by itself.
+            // Fails only if the run has ended by itself.
             if told.is_err() || at_once {
                 return;
             }
@@ -236,9 +237,8 @@ impl Signals {
     }
 }
 
-/// Resolves when whoever has started this process wants it gone, once its run has ended. SIGQUIT does not say so: a launcher sends it to
-/// the coordinator of every run that has failed, to be sure of its end. Nor does what comes at once, the echo of the signal that ended
-/// the run.
+/// Resolves on a signal that arrives after the end of the run. Ignores SIGQUIT, which a launcher sends to the coordinator of every failed
+/// run, and signals of the first moments, which are echoes of the signal that ended the run.
 pub async fn hurried() {
     let Ok(mut signals) = Signals::watch() else { return std::future::pending().await };
     let since = Instant::now();

@@ -1,4 +1,4 @@
-//! The gRPC surface: decodes, hands over to the engine, encodes. No policy.
+//! The gRPC service: decodes messages, hands them to the engine, encodes the answers. Decides nothing.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -24,7 +24,7 @@ use crate::wire::io::Peer;
 
 type ServerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Passes streams on to the engine.
+/// The gRPC service of one run.
 #[derive(Debug)]
 pub struct Service {
     run: RunHandle,
@@ -34,7 +34,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service in front of a run, and what waits for the end of its calls.
+    /// A service for a run, and a value that waits for the end of its calls.
     #[must_use]
     pub fn new(run: RunHandle, gate: Gate) -> (Self, OpenCalls) {
         let (open, calls) = mpsc::channel(1);
@@ -47,19 +47,19 @@ impl Service {
     }
 }
 
-/// The calls of a service that are not over yet.
+/// The open calls of a service.
 #[derive(Debug)]
 pub struct OpenCalls(mpsc::Receiver<Infallible>);
 
 impl OpenCalls {
-    /// Returns once the service is gone and the span of its last call has been written. A connection may close before that: the task that
-    /// reads a trainer's stream has a copy of the call.
+    /// Returns once the service is dropped and the span of its last call has been written. A connection may close before that, because the
+    /// task that reads a trainer's stream holds a copy of the call.
     pub async fn end(mut self) {
         self.0.recv().await;
     }
 }
 
-/// A call that is being answered. The span goes first, then the mark that the call is open.
+/// A call in progress. The order of the fields matters: the span is dropped first, then the mark that the call is open.
 #[derive(Clone)]
 struct Call {
     rpc: RpcCall,
@@ -78,7 +78,7 @@ impl Coordinator for Service {
         self.gate.admit(&request, Role::Trainer)?;
         let peer = request.extensions().get::<Peer>().cloned();
         let id = TrainerId(self.connections.fetch_add(1, Ordering::Relaxed));
-        // Unbounded, so that the engine never waits for a slow trainer; the windows of requests bound what is in it.
+        // Unbounded, so that the engine never waits for a slow trainer; the request windows bound its length.
         let (outbox, outgoing) = mpsc::unbounded_channel();
         let address = peer.as_ref().map(|peer| peer.address);
         let has_ended = |HasEnded| Status::unavailable("the run has ended");
@@ -96,7 +96,7 @@ impl Coordinator for Service {
         let call = self.call("dyad.v1.Coordinator/WatchRun", &request);
         let told = call.clone();
         let events = self.run.watch().inspect(move |event| {
-            // Whoever has heard this may leave before the stream is read to its end.
+            // A watcher may leave after this event, before it has read the stream to its end.
             if matches!(event.body, Some(EventBody::Ended(_))) {
                 told.rpc.ended(Code::Ok);
             }
@@ -105,7 +105,7 @@ impl Coordinator for Service {
     }
 }
 
-/// The answers to a call, which ends well when they are all given. Whoever leaves before has given it up.
+/// The answers to a call. The call ends with status OK once all are sent; a client that leaves earlier has cancelled it.
 fn answers<T: Send + 'static>(
     answers: impl Stream<Item = T> + Send + 'static,
     call: Call,
@@ -117,7 +117,7 @@ fn answers<T: Send + 'static>(
     Box::pin(answers.map(Ok).chain(last))
 }
 
-/// Carries a trainer's messages to the engine, and at last the news that its stream has ended, however it did.
+/// Passes a trainer's messages to the engine, and at last the event that its stream has ended, for whatever reason.
 async fn forward(
     id: TrainerId,
     peer: Option<Peer>,
@@ -131,9 +131,9 @@ async fn forward(
             Ok(Some(_)) => continue,
             Ok(None) => break,
             Err(status) => {
-                // A trainer that was answered to the end breaks its side of the stream off, and the call has ended well by then.
+                // No effect if all answers were sent: the call has ended with OK, and the trainer then resets its side of the stream.
                 call.rpc.ended(status.code());
-                // Otherwise the stream broke.
+                // Any other error means that the connection broke.
                 if is_unreadable(&status) {
                     let what = status.message().to_owned();
                     if let Some(peer) = &peer {
@@ -148,14 +148,14 @@ async fn forward(
             return;
         }
     }
-    // Fails only when the engine is gone, and then nobody needs to know.
+    // Fails only if the engine is gone, which no longer needs the event.
     let _ = run.send(Event::Closed(id)).await;
 }
 
-/// The peer sent bytes that are no message, or a message beyond all measure; other errors are ends of the stream.
+/// Whether the peer sent bytes that are not a message, or too large a message. Other errors are ends of the stream.
 fn is_unreadable(status: &Status) -> bool {
     match status.code() {
-        // A stream that breaks carries the error that broke it.
+        // The error of a broken stream has a source.
         Code::Internal => std::error::Error::source(status).is_none(),
         Code::OutOfRange | Code::Unimplemented => true,
         _ => false,
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_end_waits_for_calls_whose_connection_is_closed_already() {
+    async fn end_waits_for_open_calls_of_closed_connections() {
         let (run, _inputs) = RunHandle::new(None);
         let (service, calls) = Service::new(run, Gate::default());
         let call = service.call("dyad.v1.Coordinator/Train", &Request::new(()));

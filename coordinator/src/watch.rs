@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_kept_does_not_grow_with_the_steps_and_what_is_not_is_counted() {
+    async fn kept_events_are_bounded_and_dropped_events_are_counted() {
         let history = History::default();
         let mut slow = Box::pin(history.follow());
         history.add(phase(1));
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_files_lack_is_counted_and_what_is_said_once_keeps_its_place() {
+    async fn rows_missing_in_the_files_are_counted_and_other_events_keep_their_order() {
         // Rows of steps 301 to 5000: somebody took 300 away.
         let (_dir, history) = with_rows(301..=5000);
         let told = tell(&history, 1..=400);
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_number_that_was_not_finite_is_nan_again() {
+    async fn null_in_a_row_is_read_as_nan() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("metrics.jsonl"), "{\"step\":1,\"loss\":null}\n").unwrap();
         let history = History::of(dir.path().to_owned());
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn beats_reach_those_who_watch_and_are_kept_for_nobody() {
+    async fn beats_reach_current_watchers_and_are_not_kept() {
         let history = History::default();
         let mut watcher = Box::pin(history.follow());
         (0..10_000).for_each(|_| history.beat());

@@ -1,4 +1,4 @@
-//! The run as a state machine, with time in the test's hand: deadlines, windows, and reports that do not add up.
+//! Tests of the run's state machine with simulated time: deadlines, windows, wrong reports.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
@@ -60,7 +60,7 @@ impl Bench {
         )
     }
 
-    /// Time passes tick by tick.
+    /// Lets time pass tick by tick; returns all commands.
     fn after(&mut self, time: Duration) -> Vec<Command> {
         let end = self.now + time;
         let mut commands = Vec::new();
@@ -71,15 +71,15 @@ impl Bench {
         commands
     }
 
-    /// How the run ended, once the streams have had their time to close.
+    /// The error with which the run ended, once [`FAREWELL`] is over; `None` without one.
     fn failure(&self) -> Option<Fault> {
         self.run.outcome(self.now + FAREWELL).and_then(Result::err)
     }
 }
 
-/// Ranks find each other by way of the coordinator, which keeps nothing of it and bounds what it passes on.
+/// Ranks exchange addresses through the coordinator, which bounds number and size of the postings.
 #[test]
-fn what_a_rank_posts_reaches_all_ranks_and_is_bounded() {
+fn postings_reach_all_ranks_and_are_bounded() {
     let posting = |generation: u64, value: usize| {
         Up::Posting(Posting { generation, key: "rank-1".into(), value: vec![7; value] })
     };
@@ -98,10 +98,10 @@ fn what_a_rank_posts_reaches_all_ranks_and_is_bounded() {
     }
     bench.send(B, posting(GENERATION, 10));
     let failure = bench.failure().unwrap();
-    assert!(failure.message.contains("posted more than ranks have to say"), "{failure}");
+    assert!(failure.message.contains("posted more than the protocol allows"), "{failure}");
     let (mut bench, _) = Bench::at_work();
     bench.send(B, posting(GENERATION, (1 << 20) + 1));
-    assert!(bench.failure().unwrap().message.contains("posted more than ranks have to say"));
+    assert!(bench.failure().unwrap().message.contains("posted more than the protocol allows"));
 }
 
 fn beat(phase: Phase, step: u64) -> Heartbeat {
@@ -117,7 +117,7 @@ fn steps_for(id: TrainerId, commands: &[Command]) -> Vec<u64> {
 }
 
 #[test]
-fn works_are_sent_four_ahead_of_the_slowest_report() {
+fn works_are_sent_four_ahead_of_the_slowest_rank() {
     let (mut bench, commands) = Bench::at_work();
     assert_eq!(steps_for(A, &commands), [1, 2, 3, 4]);
     assert_eq!(steps_for(B, &commands), [1, 2, 3, 4]);
@@ -128,7 +128,7 @@ fn works_are_sent_four_ahead_of_the_slowest_report() {
 }
 
 #[test]
-fn rank_0_may_show_a_checkpoint_only_behind_the_row_of_its_step() {
+fn rank_0_is_told_of_a_step_only_after_its_row() {
     let (mut bench, _) = Bench::at_work();
     let told = |command: &Command| match command {
         Command::Record(_) => Some("row".to_owned()),
@@ -146,7 +146,7 @@ fn rank_0_may_show_a_checkpoint_only_behind_the_row_of_its_step() {
     assert_eq!(words(&bench.report(A, 2, 1)), ["row", "recorded 2"]);
 }
 
-/// Which of the steps that went to a trainer are saved: those that were asked for, and those that are there for their time.
+/// The steps sent to a trainer that are saved, each with whether it is saved only because of the time.
 fn saved_by(id: TrainerId, commands: &[Command]) -> Vec<(u64, bool)> {
     let step = |command: &Command| match command {
         Command::Send(to, Down::Step(step)) if *to == id && step.checkpoint => {
@@ -157,9 +157,9 @@ fn saved_by(id: TrainerId, commands: &[Command]) -> Vec<(u64, bool)> {
     commands.iter().filter_map(step).collect()
 }
 
-/// One clock decides for all ranks, and its hands are here.
+/// One clock decides for all ranks; the test sets it.
 #[test]
-fn a_step_is_saved_when_none_was_for_half_an_hour() {
+fn a_step_is_saved_if_none_was_for_half_an_hour() {
     let (mut bench, commands) = Bench::at_work();
     assert!(saved_by(A, &commands).is_empty());
     let mut saved = Vec::new();
@@ -169,16 +169,16 @@ fn a_step_is_saved_when_none_was_for_half_an_hour() {
         let commands = bench.report(B, step, 1);
         assert_eq!(saved_by(A, &commands), saved_by(B, &commands));
         saved.extend(saved_by(A, &commands));
-        // The rows of steps that are saved are on the disk before the checkpoint may appear.
+        // The row of a step that is saved must be synced before its checkpoint may appear.
         let durable = commands.iter().any(|command| matches!(command, Command::Record(done) if done.durable));
         assert_eq!(durable, saved.iter().any(|(saved, _)| *saved == step), "step {step}");
     }
-    // Steps go out four ahead: the fifth report (35 minutes) brings step 9; step 20 writes the final model.
+    // Steps go out four ahead: the fifth report (at 35 minutes) sends step 9. Step 20 writes the final model.
     assert_eq!(saved, [(9, true), (14, true), (19, true)]);
 }
 
 #[test]
-fn a_checkpoint_that_was_asked_for_puts_off_the_next_for_its_time() {
+fn a_checkpoint_by_steps_delays_the_next_one_by_time() {
     let now = Instant::now();
     let mut spec = spec(PAIRS);
     (spec.config.save_steps, spec.config.save_minutes) = (Some(6), 30.0);
@@ -195,7 +195,7 @@ fn a_checkpoint_that_was_asked_for_puts_off_the_next_for_its_time() {
     assert_eq!(saved, [(6, false), (9, true), (12, false), (15, true), (18, false)]);
 }
 
-/// What goes to a trainer about the early end.
+/// The number of works in the Drain message to a trainer, if one was sent.
 fn drained_to(id: TrainerId, commands: &[Command]) -> Option<u64> {
     commands.iter().find_map(|command| match command {
         Command::Send(to, Down::Drain(drain)) if *to == id => Some(drain.works),
@@ -204,7 +204,7 @@ fn drained_to(id: TrainerId, commands: &[Command]) -> Option<u64> {
 }
 
 #[test]
-fn an_early_end_waits_for_the_furthest_rank_and_no_further() {
+fn an_early_end_stops_all_ranks_after_the_work_of_the_furthest() {
     let (mut bench, _) = Bench::at_work();
     let commands = bench.run.handle(bench.now, Event::Drain("SIGTERM".into()));
     let held = commands.iter().filter(|command| matches!(command, Command::Send(_, Down::Hold(_)))).count();
@@ -238,7 +238,7 @@ fn an_early_end_waits_for_the_furthest_rank_and_no_further() {
 }
 
 #[test]
-fn a_trainer_that_was_told_to_end_ends_the_run_and_the_others_with_it() {
+fn a_drain_request_of_one_trainer_ends_the_run_on_all() {
     let (mut bench, _) = Bench::at_work();
     let commands = bench.send(B, Up::DrainRequest(DrainRequest {}));
     assert!(commands.iter().any(|command| matches!(command, Command::Send(to, Down::Hold(_)) if *to == A)));
@@ -252,7 +252,7 @@ fn a_trainer_that_was_told_to_end_ends_the_run_and_the_others_with_it() {
 }
 
 #[test]
-fn an_early_end_before_the_first_step_is_at_once() {
+fn an_early_end_before_the_first_step_ends_the_run_at_once() {
     let mut bench = Bench::new();
     bench.hello(A);
     bench.run.handle(bench.now, Event::Drain("SIGTERM".into()));
@@ -260,14 +260,14 @@ fn an_early_end_before_the_first_step_is_at_once() {
 }
 
 #[test]
-fn ranks_that_say_what_cannot_be_of_an_early_end_fail_the_run() {
+fn wrong_held_or_finished_messages_in_an_early_end_fail_the_run() {
     let (mut bench, _) = Bench::at_work();
     bench.send(A, Up::Held(Held { works: 1 }));
     assert!(bench.failure().unwrap().message.contains("held when it was not asked to"));
     for works in [[5, 5], [1, 1]] {
         let (mut bench, _) = Bench::at_work();
         bench.run.handle(bench.now, Event::Drain("SIGTERM".into()));
-        // More than were handed out, or twice.
+        // More works than were sent, or two answers.
         works.into_iter().for_each(|works| drop(bench.send(A, Up::Held(Held { works }))));
         assert!(bench.failure().unwrap().message.contains("held when it was not asked to"));
     }
@@ -293,7 +293,7 @@ fn silent_trainer_is_named_with_phase_and_step() {
 }
 
 #[test]
-fn echo_is_used_only_when_nothing_else_comes() {
+fn echo_is_used_only_if_no_genuine_cause_comes() {
     let (mut bench, _) = Bench::at_work();
     bench.send(A, Up::Failure(Fault::new(ErrorCode::Echo, "connection reset by peer").into()));
     bench.after(ECHO_HOLD_BACK - Duration::from_millis(1));
@@ -326,9 +326,9 @@ fn end_waits_for_open_streams_but_not_forever() {
     assert_eq!(bench.run.outcome(bench.now), Some(Err(Fault::failed("disk full"))));
 }
 
-/// Exactly-once is checked against what the ranks say they computed.
+/// The number of pairs that the ranks report must match the assigned pairs.
 #[test]
-fn ranks_that_count_other_pairs_than_they_were_given_fail_the_run() {
+fn a_wrong_number_of_reported_pairs_fails_the_run() {
     let (mut bench, _) = Bench::at_work();
     bench.report(A, 1, 1);
     bench.report(B, 1, 2);
@@ -347,9 +347,9 @@ fn reports_out_of_turn_fail_the_run() {
     }
 }
 
-/// Otherwise the hints lead in a circle: --resume finds nothing, and a fresh start is refused.
+/// A wrong hint would lead in a circle: --resume finds no checkpoint, and a fresh start is refused.
 #[test]
-fn the_hint_of_a_failure_knows_whether_there_is_a_checkpoint() {
+fn the_hint_of_a_failure_depends_on_the_last_checkpoint() {
     let (mut bench, _) = Bench::at_work();
     bench.run.handle(bench.now, Event::Fault(Fault::failed("gone").hint("look")));
     assert_eq!(bench.failure().unwrap().hint, "look", "nothing was trained");
@@ -374,7 +374,7 @@ fn the_hint_of_a_failure_knows_whether_there_is_a_checkpoint() {
 }
 
 #[test]
-fn nobody_need_speak_while_others_are_awaited() {
+fn silence_is_allowed_until_all_trainers_have_joined() {
     let mut bench = Bench::new();
     bench.hello(A);
     bench.after(Duration::from_secs(599));
@@ -385,9 +385,9 @@ fn nobody_need_speak_while_others_are_awaited() {
     assert_eq!(fault.code, ErrorCode::Unavailable);
 }
 
-/// It is killed, or stands still, on its way out.
+/// The trainer is killed, or falls silent, while it exits.
 #[test]
-fn a_trainer_that_is_lost_once_the_model_is_written_fails_nothing() {
+fn a_trainer_lost_after_the_final_model_is_written_does_not_fail_the_run() {
     let finishing = |saved: bool| {
         let mut bench = Bench::at_work();
         for (id, step) in (1..=20).flat_map(|step| [(A, step), (B, step)]) {
@@ -410,7 +410,7 @@ fn a_trainer_that_is_lost_once_the_model_is_written_fails_nothing() {
     let mut bench = finishing(false);
     bench.run.handle(bench.now, Event::Closed(B));
     assert!(bench.failure().unwrap().message.contains("died"));
-    // A row that cannot be written is missing, whatever else is there.
+    // A row that cannot be written fails the run even with the final model.
     let mut bench = finishing(true);
     bench.run.handle(bench.now, Event::Fault(Fault::failed("cannot write the row")));
     assert!(bench.failure().is_some());

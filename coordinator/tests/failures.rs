@@ -1,4 +1,4 @@
-//! Runs that fail: who is blamed, what the others are told, and how the coordinator ends.
+//! Failing runs: the named cause, the messages to the other trainers, and the coordinator's exit status.
 
 mod support;
 
@@ -50,7 +50,7 @@ async fn echo_waits_for_the_genuine_cause() {
     let events = coordinator.watch();
     first.fail(ErrorCode::Echo, "all-reduce failed: connection reset by peer");
     second.fail(ErrorCode::InvalidInput, "model.safetensors has no tensor `lm_head.weight`");
-    // Whoever drops a stream at once takes back what is still on its way: wait until the coordinator ends it.
+    // Dropping a stream at once could discard messages in flight: wait until the coordinator ends it.
     while second.receive().await.is_some() {}
     while first.receive().await.is_some() {}
     drop((first, second));

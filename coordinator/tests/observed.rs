@@ -1,4 +1,4 @@
-//! What a coordinator shows of a run to others: a real process, scripted trainers.
+//! Metrics and status of a run over HTTP, with a real coordinator process and scripted trainers.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
@@ -11,7 +11,7 @@ use support::{Coordinator, Workspace, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Status line, headers and body.
+/// Makes an HTTP request; returns status line, headers and body.
 async fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
@@ -20,7 +20,7 @@ async fn get(address: &str, path: &str) -> String {
     answer
 }
 
-/// The answer, without the label that names the run, which is random and the same everywhere.
+/// The answer of `/metrics` without the label `run`, whose value is different in every test run.
 async fn scrape(address: &str) -> String {
     let answer = get(address, "/metrics").await;
     let Some((before, rest)) = answer.split_once("run=\"") else { return answer };
@@ -29,7 +29,7 @@ async fn scrape(address: &str) -> String {
     answer.replace(&format!("{{{run}}}"), "").replace(&format!("{run},"), "")
 }
 
-/// Trains a run of one trainer to its end, and returns once the coordinator serves nobody but scrapers.
+/// Trains with one trainer to the end of the run; returns once the coordinator serves only scrapers.
 async fn train(coordinator: &Coordinator) {
     coordinator.join("node0-cpu", 0).await.run().await;
     let closed = async { while TcpStream::connect(&coordinator.address).await.is_ok() {} };
@@ -42,7 +42,7 @@ fn signal(coordinator: &Coordinator, name: &str) {
 }
 
 #[tokio::test]
-async fn metrics_are_served_from_the_first_moment_on() {
+async fn metrics_are_served_from_the_start() {
     let work = Workspace::new(9, 0, "shuffle = false");
     let args = ["--world-size", "2", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "0"];
     let coordinator = work.start(&args).await;
@@ -58,7 +58,7 @@ async fn metrics_are_served_from_the_first_moment_on() {
     tokio::join!(first.train_until(1), second.train_until(1));
     coordinator.recorded(1).await;
     first.heartbeat(Phase::Training, 1);
-    // Watchers are told of a row before it is counted.
+    // Watchers get a row before the metrics count it.
     let counted = async {
         loop {
             let text = scrape(&address).await;
@@ -78,14 +78,14 @@ async fn metrics_are_served_from_the_first_moment_on() {
         assert!(text.contains(&format!("\n{line}\n")), "no {line} in {text}");
     }
     assert!(text.contains("\ndyad_heartbeat_age_seconds{rank=\"1\"} "), "{text}");
-    // Half a second and a whole one: the step took what its slowest rank took.
+    // Rank 0 takes 0.5 s, rank 1 takes 1 s: the step counts as long as its slowest rank.
     assert!(text.contains("\ndyad_step_duration_seconds_sum 1.0\n"), "{text}");
     drop((first, second));
     assert_eq!(coordinator.end().await.status, Some(1));
 }
 
 #[tokio::test]
-async fn where_the_run_is_is_served_as_json() {
+async fn status_is_served_as_json() {
     let work = Workspace::new(9, 0, "shuffle = false");
     let args = ["--world-size", "1", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "3600"];
     let coordinator = work.start(&args).await;
@@ -134,9 +134,9 @@ async fn a_metrics_port_that_is_taken_is_named_with_its_flag() {
     );
 }
 
-/// Strangers who hold connections and say nothing neither keep a scraper out nor pile up.
+/// Idle connections neither keep a scraper out nor pile up.
 #[tokio::test]
-async fn connections_that_say_nothing_make_way_at_the_metrics_port() {
+async fn the_metrics_port_closes_idle_connections_for_new_ones() {
     let work = Workspace::new(9, 0, "");
     let coordinator = work.start(&["--world-size", "1", "--metrics-listen", "127.0.0.1:0"]).await;
     let address = coordinator.metrics.clone().unwrap();
@@ -152,9 +152,9 @@ async fn connections_that_say_nothing_make_way_at_the_metrics_port() {
     }
 }
 
-/// A scraper comes at its own times; what it has read last must not be a run that goes on.
+/// The last scrape must show the end of the run, whenever the scraper comes.
 #[tokio::test]
-async fn the_metrics_stay_until_somebody_has_read_how_the_run_ended() {
+async fn metrics_are_served_until_the_end_of_the_run_is_scraped() {
     let work = Workspace::new(9, 0, "");
     let args = ["--world-size", "1", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "3600"];
     let coordinator = work.start(&args).await;
@@ -169,7 +169,7 @@ async fn the_metrics_stay_until_somebody_has_read_how_the_run_ended() {
         ["dyad_coordinator_done 0", "dyad_coordinator_failed 0", "dyad_run_state{state=\"running\"} 1"];
     said(&early, running);
     train(&coordinator).await;
-    // A launcher sends this to the coordinator of a run that has failed, before it waits for its end.
+    // A launcher sends SIGQUIT to the coordinator of a failed run; it must not end the wait for the last scrape.
     signal(&coordinator, "-QUIT");
     let late = scrape(&address).await;
     let complete =
@@ -180,9 +180,9 @@ async fn the_metrics_stay_until_somebody_has_read_how_the_run_ended() {
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
 }
 
-/// Nobody reads these metrics, or nobody wants to wait: an hour would be longer than a test's patience.
+/// The metrics were never scraped, or linger is 0: if the coordinator waited for an hour, the test would time out.
 #[tokio::test]
-async fn nobody_waits_for_a_scrape_that_nobody_will_make() {
+async fn there_is_no_wait_for_a_scrape_without_earlier_scrapes_or_with_linger_0() {
     for (scraped, linger) in [(false, "3600"), (true, "0")] {
         let work = Workspace::new(9, 0, "");
         let args = ["--world-size", "1", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", linger];
@@ -196,21 +196,21 @@ async fn nobody_waits_for_a_scrape_that_nobody_will_make() {
 }
 
 #[tokio::test]
-async fn a_coordinator_that_waits_for_a_last_scrape_leaves_at_a_signal_and_has_left_its_folder_before() {
+async fn a_signal_ends_the_wait_for_a_last_scrape_and_the_folder_is_free_before() {
     let work = Workspace::new(9, 0, "");
     let args = ["--world-size", "1", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "3600"];
     let coordinator = work.start(&args).await;
     let metrics = coordinator.metrics.clone().unwrap();
     scrape(&metrics).await;
     train(&coordinator).await;
-    // Whoever comes next finds the folder free.
+    // The next run can take the folder meanwhile.
     let next = work.start(&["--world-size", "1", "--overwrite"]).await;
     signal(&next, "-INT");
     assert_eq!(next.end().await.status, Some(130));
     let pid = coordinator.pid().to_string();
     let ended = coordinator.end();
     let insisting = async {
-        // One may come before anybody listens for it.
+        // Repeated, because the first signal may come before the coordinator watches for it.
         loop {
             let _ = std::process::Command::new("kill").args(["-TERM", &pid]).status();
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -252,9 +252,9 @@ async fn a_run_that_failed_says_so_in_the_last_scrape() {
     assert_eq!(coordinator.end().await.status, Some(1));
 }
 
-/// What the trainers' NVML says goes from a heartbeat to the panels; a trainer that says nothing, or is gone, has no number.
+/// NVML readings in heartbeats appear as metrics, with the names that the dashboard uses. A rank without a reading has no values.
 #[tokio::test]
-async fn gpus_are_shown_by_rank_as_their_trainers_tell_and_the_dashboards_ask_for_what_is_shown() {
+async fn gpu_readings_of_heartbeats_are_metrics_with_the_dashboards_names() {
     let work = Workspace::new(9, 0, "");
     let args = ["--world-size", "2", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "0"];
     let coordinator = work.start(&args).await;

@@ -1,4 +1,4 @@
-//! Whole runs: a real coordinator, scripted trainers, from the join to the last row.
+//! Whole runs with a real coordinator and scripted trainers, from the join to the last row.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
@@ -35,7 +35,7 @@ fn column(rows: &[Value], key: &str) -> Vec<f64> {
     rows.iter().map(|row| row[key].as_f64().unwrap()).collect()
 }
 
-/// Nine pairs, of which one is dropped: two steps of four, with an evaluation before, between and after.
+/// Nine pairs, of which one is dropped: two steps of four pairs, with evaluations before, between and after them.
 #[tokio::test]
 async fn one_trainer_trains_every_kept_pair_once() {
     let work = Workspace::new(9, 3, "shuffle = false\nn_evals = 2");
@@ -71,7 +71,7 @@ async fn one_trainer_trains_every_kept_pair_once() {
     assert!(row.iter().all(|(key, value)| step.unwrap()[key] == value.as_f64().unwrap()));
 }
 
-/// Ranks follow the launch order although the second trainer joins first; the long pair has a rank for itself.
+/// Ranks follow the launch order although the second trainer joins first. The long pair gets a rank of its own.
 #[tokio::test]
 async fn two_trainers_share_each_batch_by_tokens() {
     let work = Workspace::new(9, 3, "shuffle = false\nn_epochs = 2\nn_checkpoints = 2\nn_evals = 1");
@@ -94,7 +94,7 @@ async fn two_trainers_share_each_batch_by_tokens() {
     let ended = coordinator.end().await;
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
     let rows = work.rows("metrics.jsonl");
-    // Rank 0 holds one pair of loss 0, rank 1 three with a mean of 7/3: their mean would be 7/6.
+    // Rank 0 has one pair with loss 0, rank 1 three with mean loss 7/3: a mean of means would be 7/6, not 7/4.
     assert_eq!(column(&rows, "loss"), [1.75, 6.5, 1.75, 6.5]);
     assert_eq!(column(&rows, "rewards/margins"), [1.0; 4]);
     assert_eq!(column(&rows, "kl"), [0.1; 4]);
@@ -173,9 +173,9 @@ async fn resume_repeats_the_lost_steps_and_no_others() {
     assert_eq!(column(&work.rows("eval_metrics.jsonl"), "step"), [0.0, 2.0, 4.0]);
 }
 
-/// Phases are told once each, in order, when the slowest trainer reaches them.
+/// Watchers get each phase once, in order, when the slowest trainer reaches it.
 #[tokio::test]
-async fn watchers_hear_of_phases() {
+async fn watchers_get_every_phase_once() {
     let work = Workspace::new(4, 0, "");
     let coordinator = work.start(&["--world-size", "1"]).await;
     let events = coordinator.watch();
@@ -197,7 +197,7 @@ async fn watchers_hear_of_phases() {
     assert_eq!(phases, [Phase::Loading, Phase::Measuring, Phase::Rendezvous, Phase::Training]);
 }
 
-/// As many trainers as one machine has no cores for: every pair of every step goes to one of them, and once.
+/// With many trainers, every pair of every step goes to exactly one of them.
 #[tokio::test]
 async fn two_hundred_trainers_share_every_step() {
     let work = Workspace::new(900, 0, "n_epochs = 1\nmax_steps = 3");
@@ -223,7 +223,7 @@ async fn two_hundred_trainers_share_every_step() {
     assert_eq!(column(&work.rows("metrics.jsonl"), "step"), [1.0, 2.0, 3.0]);
 }
 
-/// What the coordinator keeps in memory does not grow with the steps: earlier ones come from the metrics files.
+/// The coordinator keeps a limited number of steps in memory; earlier ones come from the metrics files.
 #[tokio::test]
 async fn a_late_watcher_of_a_long_run_gets_every_step() {
     let steps = RECENT as u64 + 500;

@@ -1,4 +1,4 @@
-//! Who is turned away at the port, in what words, and that the run goes on regardless.
+//! Refusals at the port and their messages; the run goes on after each of them.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
@@ -27,7 +27,7 @@ async fn secured(work: &Workspace, authority: &Authority) -> Coordinator {
     work.start_secured(&ALONE, &material(SERVER_NAME), theirs).await
 }
 
-/// What a process is told that knocks with this material; nothing when it is let in.
+/// Makes a call with this material; the error is the refusal.
 async fn knock(address: &str, material: Option<Material>, call: Call) -> Result<(), Fault> {
     let access = Access::with(&format!("http://{address}"), material.map(Proof::from))?;
     let refused = |error: &(dyn std::error::Error + 'static)| {
@@ -52,7 +52,7 @@ enum Call {
     Watch,
 }
 
-/// The run of one trainer, to its end; returns what is in the coordinator's log.
+/// Runs one trainer to the end of the run; returns the coordinator's log.
 async fn completes(coordinator: Coordinator) -> String {
     coordinator.join("node0-cpu", 0).await.run().await;
     let ended = coordinator.end().await;
@@ -60,7 +60,7 @@ async fn completes(coordinator: Coordinator) -> String {
     ended.stderr
 }
 
-/// One line of the log has all these words.
+/// Asserts that one line of the log contains all these words.
 fn assert_logged(log: &str, words: &[&str]) {
     let found = log.lines().any(|line| words.iter().all(|word| line.contains(word)));
     assert!(found, "no line with {words:?} in:\n{log}");
@@ -86,7 +86,7 @@ async fn bad_certificates_are_refused_and_the_run_completes() {
     let cases = [
         (other, "certificate is of another authority"),
         (authority.expired("trainer.dyad"), "certificate has expired"),
-        // A coordinator's certificate is not one to call with.
+        // A client must not use a coordinator's certificate.
         (authority.material(SERVER_NAME), "refuses this process's certificate"),
     ];
     for (material, expected) in cases {
@@ -100,7 +100,7 @@ async fn bad_certificates_are_refused_and_the_run_completes() {
     assert_logged(&log, &["WARN", "connection refused", "peer=127.0.0.1:", "xpired"]);
 }
 
-/// Nobody who cannot show the run's certificate gets the token.
+/// A trainer sends its token only to a coordinator with a certificate of its run.
 #[tokio::test]
 async fn a_trainer_refuses_the_coordinator_of_another_run() {
     let (work, authority) = (Workspace::new(4, 0, ""), Authority::new());
@@ -115,7 +115,7 @@ async fn a_trainer_refuses_the_coordinator_of_another_run() {
 async fn no_certificate_and_the_wrong_scheme_are_refused() {
     let (work, authority) = (Workspace::new(4, 0, ""), Authority::new());
     let coordinator = secured(&work, &authority).await;
-    // In plain text.
+    // Plain text.
     let fault = knock(&coordinator.address, None, Call::Train).await.unwrap_err();
     assert!(fault.message.contains("it asks for TLS"), "{fault:?}");
     // Over TLS, without a certificate.
@@ -174,7 +174,7 @@ async fn roles_and_tokens_are_checked_at_every_call() {
 }
 
 #[tokio::test]
-async fn an_expired_token_opens_no_door() {
+async fn an_expired_token_is_refused() {
     let (work, mut authority) = (Workspace::new(4, 0, ""), Authority::new());
     authority.token = JoinToken::new([3; 32], SystemTime::now());
     let own = authority.material(SERVER_NAME);
@@ -189,7 +189,7 @@ async fn an_expired_token_opens_no_door() {
 }
 
 #[tokio::test]
-async fn noise_and_frames_that_break_off_are_refused() {
+async fn noise_and_truncated_frames_are_refused() {
     let (secured_work, plain_work) = (Workspace::new(4, 0, ""), Workspace::new(4, 0, ""));
     let plain = plain_work.start(&ALONE).await;
     let tls = secured(&secured_work, &Authority::new()).await;
@@ -218,9 +218,9 @@ async fn noise_and_frames_that_break_off_are_refused() {
     }
 }
 
-/// Somebody scans the port in a loop.
+/// A port scan in a loop.
 #[tokio::test]
-async fn the_same_refusal_again_and_again_is_one_line_and_a_count() {
+async fn a_repeated_refusal_is_one_line_and_a_count() {
     let work = Workspace::new(4, 0, "");
     let coordinator = work.start(&ALONE).await;
     for _ in 0..50 {
@@ -237,7 +237,7 @@ async fn the_same_refusal_again_and_again_is_one_line_and_a_count() {
 }
 
 #[tokio::test]
-async fn a_message_beyond_all_measure_is_refused() {
+async fn a_message_that_is_too_large_is_refused() {
     let work = Workspace::new(4, 0, "");
     let coordinator = work.start(&ALONE).await;
     let hello = Hello { name: "x".repeat(MAX_REPORT_BYTES + 1), ..Hello::default() };
@@ -247,9 +247,9 @@ async fn a_message_beyond_all_measure_is_refused() {
     assert_logged(&log, &["WARN", "message refused", "peer=", "length too large", "16777216"]);
 }
 
-/// Within the run it is that trainer's failure, and it is named.
+/// An unreadable message of a member is that member's failure.
 #[tokio::test]
-async fn a_member_that_sends_what_cannot_be_read_is_named() {
+async fn an_unreadable_message_of_a_member_fails_the_run_and_names_it() {
     let work = Workspace::new(4, 0, "");
     let coordinator = work.start(&["--world-size", "2"]).await;
     let mut first = coordinator.join("node0-cpu", 0).await;
@@ -258,15 +258,15 @@ async fn a_member_that_sends_what_cannot_be_read_is_named() {
     }
     second.send(Up::Hello(Hello { name: "x".repeat(MAX_REPORT_BYTES + 1), ..Hello::default() }));
     let cause = first.aborted().await;
-    let expected = "trainer rank 1 (node1-cpu) broke the protocol: it sent what cannot be read: ";
+    let expected = "trainer rank 1 (node1-cpu) broke the protocol: it sent a message that cannot be read: ";
     assert!(cause.message.starts_with(expected), "{cause:?}");
     drop((first, second));
     assert_eq!(coordinator.end().await.status, Some(1));
 }
 
-/// Those who come later are served while others never finish their handshakes; the latter are let go in time.
+/// Later connections are served while others never finish their handshakes; those are closed after a while.
 #[tokio::test]
-async fn handshakes_that_never_end_hold_nobody_up() {
+async fn unfinished_handshakes_do_not_block_other_connections() {
     let (work, authority) = (Workspace::new(4, 0, ""), Authority::new());
     let material = |name| authority.material(name);
     let theirs = [&material("trainer.dyad"), &material("launcher.dyad")];
@@ -287,12 +287,12 @@ async fn handshakes_that_never_end_hold_nobody_up() {
     tokio::join!(first.run(), second.run());
     let ended = coordinator.end().await;
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
-    assert_logged(&ended.stderr, &["connection refused", "no call of it was let in when 68 others came"]);
+    assert_logged(&ended.stderr, &["connection refused", "no call of it was admitted before 68 others came"]);
     assert_logged(&ended.stderr, &["connection refused", "no handshake within 10 s"]);
 }
 
 #[tokio::test]
-async fn open_connections_are_counted_and_places_come_free_again() {
+async fn open_connections_are_limited_and_places_become_free_again() {
     let work = Workspace::new(4, 0, "");
     let coordinator = work.start(&ALONE).await;
     let watch = async || {
@@ -313,13 +313,13 @@ async fn open_connections_are_counted_and_places_come_free_again() {
     assert_logged(&log, &["WARN", "call refused", "peer=", "too many connections are open"]);
 }
 
-/// Another user of the machine finds the port easily, and knows no token.
+/// Another user of the machine can find the port, but does not know the token.
 #[tokio::test]
-async fn who_does_not_know_the_token_may_neither_join_nor_watch_nor_stand_in_the_way() {
+async fn peers_without_the_token_can_neither_join_nor_watch_nor_block_the_run() {
     let work = Workspace::new(4, 0, "");
     let coordinator = work.start(&ALONE).await;
     let nowhere = format!("{}1", coordinator.address);
-    // An address that nobody has published a token for: nothing is shown.
+    // No token is published for this address, so none is sent.
     let stranger = Access::new(&format!("http://{nowhere}"), None, None).unwrap();
     let wrong = JoinToken::new([8; 32], SystemTime::now() + std::time::Duration::from_secs(60));
     let wrong = Some(Proof::Token(wrong.text().to_owned()));
@@ -336,7 +336,7 @@ async fn who_does_not_know_the_token_may_neither_join_nor_watch_nor_stand_in_the
             assert!(fault.hint.contains("DYAD_TOKEN_FILE"), "{fault:?}");
         }
     }
-    // More connections than there are places, with a question that anybody may ask, and with none.
+    // More connections than there are places: half of them make a health check, half make no call.
     let mut strangers = Vec::new();
     for index in 0..90 {
         let endpoint = coordinator.trainers.endpoint().unwrap();
@@ -354,9 +354,9 @@ async fn who_does_not_know_the_token_may_neither_join_nor_watch_nor_stand_in_the
     assert_logged(&log, &["WARN", "call refused", "peer=127.0.0.1:", "not this run's"]);
 }
 
-/// Whoever holds the file takes part; the token is nowhere that others can read.
+/// A process with the token file can take part. The token is neither in the arguments nor in the log.
 #[tokio::test]
-async fn a_token_is_handed_over_in_a_file() {
+async fn the_token_file_gives_access() {
     let work = Workspace::new(4, 0, "");
     let token = JoinToken::lasting().unwrap();
     let proof = Proof::Token(token.text().to_owned());
@@ -365,7 +365,7 @@ async fn a_token_is_handed_over_in_a_file() {
     let mut command = work.command(&ALONE);
     command.args(["--token-file", file.to_str().unwrap()]);
     let mut coordinator = work.start_as(command, None).await;
-    // Nothing is published where a token was given.
+    // A given token is not published.
     let status = knock(&coordinator.address, None, Call::Train).await.unwrap_err();
     assert!(status.message.ends_with("no join token"), "{status:?}");
     coordinator.trainers = Access::with(&format!("http://{}", coordinator.address), Some(proof)).unwrap();
@@ -376,7 +376,7 @@ async fn a_token_is_handed_over_in_a_file() {
 }
 
 #[tokio::test]
-async fn plain_text_beyond_loopback_needs_a_word() {
+async fn plain_text_beyond_loopback_needs_insecure() {
     let work = Workspace::new(4, 0, "");
     let ended: Ended = work.run_alone(&["--world-size", "1", "--listen", "0.0.0.0:0"]).await;
     assert_eq!(ended.status, Some(2), "{}", ended.stderr);

@@ -1,4 +1,4 @@
-//! What is wrong before a trainer is there: one line of error, one hint, an exit status, and no port announced.
+//! Errors before a trainer connects: one line of error, one hint, an exit status, and no announced port.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -16,7 +16,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 const ALONE: [&str; 2] = ["--world-size", "1"];
 
-/// Ended with this status and message, and never listened.
+/// Asserts that the coordinator ended with this status and message, and never announced a port.
 fn assert_refused(ended: &Ended, status: i32, expected: &str) {
     assert_eq!((ended.status, ended.stdout.as_str()), (Some(status), ""), "{}", ended.stderr);
     let report = ended.report();
@@ -24,7 +24,7 @@ fn assert_refused(ended: &Ended, status: i32, expected: &str) {
     assert!(report.contains("\n\nhint: "), "{}", ended.stderr);
 }
 
-/// The output folder has nothing but the lock of its owner, or is not there.
+/// Whether the output folder holds nothing but the lock of its owner, or does not exist.
 fn nothing_made(work: &Workspace) -> bool {
     let entries = std::fs::read_dir(work.path("out")).into_iter().flatten().flatten();
     entries.into_iter().all(|entry| entry.file_name() == ".dyad-lock")
@@ -94,7 +94,7 @@ async fn taken_port_is_named_and_nothing_is_overwritten() {
     assert!(work.path("out/final").exists());
 }
 
-/// A training file that takes long to read: what happens right after a start happens before its end.
+/// Writes a training file of 400 MiB, so that the test can act while the coordinator reads it.
 fn much_data(work: &Workspace) -> std::path::PathBuf {
     let path = work.path("train.jsonl");
     let pairs = std::fs::read(&path).unwrap();
@@ -121,7 +121,7 @@ async fn opened(pid: u32, path: &std::path::Path) {
 }
 
 #[tokio::test]
-async fn sigterm_while_the_data_is_read_is_heard() {
+async fn a_signal_while_the_data_is_read_stops_the_coordinator() {
     let work = Workspace::new(3, 0, "");
     let data = much_data(&work);
     for (signal, status) in [("TERM", "stopped  by SIGTERM"), ("INT", "stopped  by SIGINT")] {
@@ -139,7 +139,7 @@ async fn sigterm_while_the_data_is_read_is_heard() {
 }
 
 #[tokio::test]
-async fn probes_are_told_when_the_coordinator_serves() {
+async fn health_checks_report_when_the_coordinator_serves() {
     let work = Workspace::new(3, 0, "");
     much_data(&work);
     let mut command = work.command(&["--world-size", "1", "--health-listen", "127.0.0.1:0"]);
@@ -166,7 +166,7 @@ async fn probes_are_told_when_the_coordinator_serves() {
     let serving = async { while status("").await != Ok(ServingStatus::Serving) {} };
     support::soon("the coordinator to serve", serving).await;
     assert_eq!(status("dyad.v1.Coordinator").await, Ok(ServingStatus::Serving));
-    // The coordinator's own port answers, too.
+    // The coordinator's own port answers health checks too.
     let announced: serde_json::Value = serde_json::from_str(&announced).unwrap();
     let url = format!("http://{}", announced["listening"].as_str().unwrap());
     let endpoint = Endpoint::from_shared(url).unwrap();
@@ -196,9 +196,9 @@ async fn help_explains_every_flag_and_exit_status() {
     }
 }
 
-/// A log shipper reads every line of such a process, the last ones too.
+/// With JSON logs, every line on standard error must be JSON, the final error too.
 #[tokio::test]
-async fn last_words_are_json_where_log_lines_are() {
+async fn the_final_error_is_json_with_json_logs() {
     let work = Workspace::new(3, 0, "learning_rat = 1.0");
     let ended = work.run_alone(&["--world-size", "1", "--log-format", "json"]).await;
     assert_eq!(ended.status, Some(2));

@@ -1,4 +1,4 @@
-//! Whatever bytes arrive: nothing panics, memory stays in proportion, and the run goes on.
+//! Fuzz tests of the wire protocol: no message makes the coordinator panic, and unknown peers cannot end the run.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
@@ -27,7 +27,7 @@ const PAIRS: usize = 12;
 const IDS: [TrainerId; 2] = [TrainerId(1), TrainerId(2)];
 const STRANGER: TrainerId = TrainerId(3);
 
-/// How far the run has come before it hears what it is to hear.
+/// Stage of the run when it gets the fuzzed messages.
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Joining,
@@ -49,7 +49,7 @@ fn run_at(stage: Stage, now: Instant) -> Run {
     run
 }
 
-/// Numbers that are right, near it, and far from it.
+/// Valid numbers, numbers close to valid ones, and any number.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![0..4_u64, Just(GENERATION), Just(PAIRS as u64), any::<u64>()]
 }
@@ -83,7 +83,7 @@ fn references() -> impl Strategy<Value = Vec<PairReference>> {
     vec((number(), logps).prop_map(|(id, logps)| PairReference { id, logps }), 0..4)
 }
 
-/// Known ones, and some that are none.
+/// Valid and invalid verdicts.
 fn strange_verdict(number: i32) -> i32 {
     [0, 1, 2, 3, 4, 5, 70, 71, 72, -1][number.rem_euclid(10) as usize]
 }
@@ -167,7 +167,7 @@ fn body() -> impl Strategy<Value = Up> {
     ]
 }
 
-/// A message as it goes over the wire, with some of its bytes changed, left out, or put in.
+/// An encoded message with some bytes changed, removed or inserted; sometimes random bytes.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     let wounds = vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 0..4);
     let mutated = (body(), wounds).prop_map(|(body, wounds)| {
@@ -187,7 +187,7 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![4 => mutated, 1 => vec(any::<u8>(), 0..200)]
 }
 
-/// What the engine would do with a row, without its files.
+/// Encodes rows as the engine would, without writing files.
 fn read(commands: Vec<Command>) {
     for command in commands {
         if let Command::Record(done) = command
@@ -201,7 +201,7 @@ fn read(commands: Vec<Command>) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Every message that can be decoded goes through the whole state machine, whoever sends it and whenever.
+    /// Messages of members and strangers go through the whole state machine in every stage.
     #[test]
     fn the_run_survives_every_message(
         stage in prop_oneof![Just(Stage::Joining), Just(Stage::Measuring), Just(Stage::Training)],
@@ -223,7 +223,7 @@ proptest! {
     }
 }
 
-/// Sends bytes where messages are expected.
+/// A codec that sends raw bytes instead of messages.
 struct Raw;
 
 impl Codec for Raw {
@@ -261,18 +261,18 @@ impl Decoder for Raw {
     }
 }
 
-/// Would be let in, and then its end would be the run's.
+/// Whether the coordinator would admit the sender; the end of its stream would then end the run.
 fn is_welcome(bytes: &[u8]) -> bool {
     let message = TrainerMessage::decode(bytes).ok().and_then(|message| message.body);
     matches!(message, Some(Up::Hello(hello)) if hello.protocol_version == PROTOCOL_VERSION)
 }
 
-/// A few hundred streams of noise, each on a call of its own, while the coordinator waits for its trainer.
+/// Sends 300 streams of fuzzed messages, each on its own call, while the coordinator waits for its trainer.
 #[tokio::test]
-async fn a_coordinators_port_survives_every_message() {
+async fn the_port_survives_every_message() {
     let work = Workspace::new(4, 0, "");
     let mut command = work.command(&["--world-size", "1"]);
-    // A line for each of them would fill the pipe.
+    // Otherwise the log lines about refusals would fill the pipe.
     command.env("DYAD_LOG", "error");
     let coordinator = work.start_as(command, None).await;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
@@ -284,7 +284,7 @@ async fn a_coordinators_port_survives_every_message() {
         client.ready().await.unwrap();
         let call = tonic::Request::new(tokio_stream::iter(messages));
         let path = tonic::codegen::http::uri::PathAndQuery::from_static("/dyad.v1.Coordinator/Train");
-        // Refused at once, or heard and let go: both end the stream.
+        // The call is refused at once, or accepted and ended later.
         if let Ok(answer) = support::soon("an answer", client.streaming(call, path, Raw)).await {
             let mut answers = answer.into_inner();
             while let Ok(Some(())) = support::soon("the stream's end", answers.message()).await {}

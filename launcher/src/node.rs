@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use dyad_proto::fault::Process;
 use dyad_proto::{ErrorCode, Fault};
 use dyad_telemetry::LogFormat;
 use futures::StreamExt;
@@ -109,7 +110,8 @@ fn start(options: &NodeOptions, trainer: &Trainer, local: usize, console: &Conso
     let file = options.logs.as_ref().map(|logs| logs.join(format!("{}.log", trainer.name)));
     // Whoever reads a pod's log knows the node.
     let speaker = Speaker { node: String::new(), rank: Some(trainer.launch_index) };
-    Child::start(&trainer.label(), command, Output { file, console: console.clone(), speaker })
+    let process = Process::Trainer(trainer.name.clone());
+    Child::start(process, &trainer.label(), command, Output { file, console: console.clone(), speaker })
 }
 
 /// Waits for all; after a failure the others leave on their own or are made to.

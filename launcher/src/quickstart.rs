@@ -136,10 +136,10 @@ pub async fn make_model(out: &Path) -> Result<(), Fault> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let after = |start: &str| said.lines().filter_map(|line| line.strip_prefix(start)).next_back();
-    let last = || said.lines().next_back().map_or_else(|| output.status.to_string(), str::to_owned);
-    let reason = after("error: ").map_or_else(last, str::to_owned);
-    Err(failed(&reason).hint(after("hint: ").unwrap_or_default()))
+    Err(match Fault::reported(&said, output.status.code()) {
+        Some(fault) => failed(&fault.message).hint(fault.hint),
+        None => failed(&said.lines().next_back().map_or_else(|| output.status.to_string(), str::to_owned)),
+    })
 }
 
 #[cfg(test)]

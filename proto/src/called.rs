@@ -1,23 +1,23 @@
-//! How Dyad's programs are called in what people read. Installed with pip they are `dyad`, `dyad-coordinator` and `dyad-trainer`.
+//! Command names in messages and help. Programs installed with pip are called `dyad`, `dyad-coordinator` and `dyad-trainer`.
 
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
-/// Set by the commands of the Python wheel.
+/// Environment variable that the commands of the Python wheel set.
 pub const INSTALLED: &str = "DYAD_INSTALLED_BY_PIP";
-/// The programs' names in a build, and as commands of the wheel.
+/// Names of the programs in a build, and in the wheel.
 const NAMES: [(&str, &str); 3] =
     [("launcher", "dyad"), ("coordinator", "dyad-coordinator"), ("trainer", "dyad-trainer")];
-/// What stands before a command in messages and help.
+/// Texts that precede a command in messages and help.
 const BEFORE: [&str; 5] = ["`", "$ ", "Usage: ", "\n  ", "\n"];
 
-/// Whether this process was started by a command of the wheel, or by one that was.
+/// Whether a command of the wheel started this process, directly or through another Dyad process.
 pub fn by_pip() -> bool {
     static BY_PIP: OnceLock<bool> = OnceLock::new();
     *BY_PIP.get_or_init(|| std::env::var_os(INSTALLED).is_some_and(|value| !value.is_empty()))
 }
 
-/// A message or help text with the commands as they are called here.
+/// Replaces command names in a message or help text by those of the wheel, if the wheel is in use.
 #[must_use]
 pub fn commands(text: &str) -> Cow<'_, str> {
     if by_pip() { as_installed(text).into() } else { text.into() }
@@ -35,14 +35,14 @@ fn renamed(text: &str, name: &str, command: &str) -> String {
         out.push_str(before);
         let begins = out.is_empty() || BEFORE.iter().any(|start| out.ends_with(start));
         let ends = after.starts_with([' ', '`']) || after.is_empty();
-        // The prose of a line may begin with the word as well; a command has an option, a subcommand or nothing behind it.
+        // A sentence may begin with the word as well. A command is followed by an option, a subcommand or nothing.
         out.push_str(if begins && ends && !prose(&out, after) { command } else { name });
         rest = after;
     }
     out + rest
 }
 
-/// "launcher and trainers" at the beginning of a line is no command.
+/// Whether the word begins a sentence, such as "launcher and trainers", and not a command.
 fn prose(before: &str, after: &str) -> bool {
     let quoted = before.ends_with('`') || before.ends_with("$ ") || before.ends_with("Usage: ");
     let word: String = after.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '-').collect();

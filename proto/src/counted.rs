@@ -1,21 +1,21 @@
-//! Counts as people read them: `1 trainer`, `2 trainers`, `12,345 pairs`. Whatever prints a count with its noun goes by here.
+//! Counts with nouns for messages: `1 trainer`, `2 trainers`, `12,345 pairs`. All messages that print a count use this.
 
 use std::borrow::Cow;
 use std::fmt::Display;
 
-/// The count and its noun, which is given in the singular.
+/// The count and its noun; `one` is the singular.
 #[must_use]
 pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, one: &str) -> String {
     format!("{count} {}", noun(count, one))
 }
 
-/// The same with the digits of the count in groups.
+/// Like [`counted`], with thousands separators.
 #[must_use]
 pub fn grouped(count: u64, one: &str) -> String {
     format!("{} {}", thousands(count), noun(count, one))
 }
 
-/// The noun as it stands behind this count. Of several words the last one takes the plural.
+/// The noun in the singular or plural; of several words, the last one takes the plural.
 #[must_use]
 pub fn noun<N: PartialEq + From<u8>>(count: N, one: &str) -> Cow<'_, str> {
     if count == N::from(1) {
@@ -30,7 +30,7 @@ pub fn noun<N: PartialEq + From<u8>>(count: N, one: &str) -> Cow<'_, str> {
     }
 }
 
-/// The word that agrees with the count: `is` or `are`, `has` or `have`.
+/// `one` if the count is 1, otherwise `many`: `is` or `are`, `has` or `have`.
 #[must_use]
 pub fn agrees<N: PartialEq + From<u8>>(count: N, one: &'static str, many: &'static str) -> &'static str {
     if count == N::from(1) { one } else { many }

@@ -1,15 +1,25 @@
-//! An error as a person meets it: one line that says what is wrong, one hint that says what to do. So does a process end that was asked to
-//! stop, in words that do not call that an error.
+//! The error type: one line for the problem, one hint for the remedy. A process that stops on request reports in the same form, but not
+//! as an error.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::path::Path;
+use std::{fmt, io};
 
 use crate::{plain, wire};
+
+/// A process of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// The coordinator.
+    Coordinator,
+    /// The trainer of this name, such as `node0-cpu`.
+    Trainer(String),
+}
 
 /// Why a process cannot go on. Closed: each code has one exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorCode {
-    /// The user can mend it: config, data, model folder, missing device.
+    /// The user can fix it: config, data, model folder, missing device.
     InvalidInput,
     /// A peer, port or host cannot be reached.
     Unavailable,
@@ -22,7 +32,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// Exit status of a process that ends with this code (0 is success, 130 the shell's word for Ctrl-C).
+    /// Exit status of a process that ends with this code (0 is success; 130 is the shell convention for Ctrl-C).
     #[must_use]
     pub fn exit_status(self) -> u8 {
         match self {
@@ -34,7 +44,7 @@ impl ErrorCode {
         }
     }
 
-    /// The code that a process ended with; none where no Dyad process ends like that.
+    /// The code of an exit status; `None` if no code has this status.
     #[must_use]
     pub fn of_exit_status(status: i32) -> Option<Self> {
         let all = [Self::Failed, Self::InvalidInput, Self::Unavailable, Self::Echo, Self::Interrupted];
@@ -42,7 +52,7 @@ impl ErrorCode {
     }
 }
 
-/// An error with its code and a hint. Lower-case, no full stop, names what it is about (file, line, field, rank).
+/// An error with its code and a hint. Messages are lower-case, have no full stop, and name their subject (file, line, field, rank).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Decides the exit status.
@@ -53,6 +63,10 @@ pub struct Fault {
     pub hint: String,
     /// The process it happened in; empty while it has not left that process.
     pub origin: String,
+    /// The process that failed; `None` if it is unknown or this one.
+    pub process: Option<Process>,
+    /// The process's connection closed without a report. The program that started it knows its exit status.
+    pub connection_closed: bool,
     /// A process or host is gone or stands still, and may be there again when the run is started again.
     pub lost: bool,
     /// The same would come again: to start the run again is of no use.
@@ -67,10 +81,19 @@ impl Fault {
     /// A fault with the given code and no hint yet.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let message = cut(message.into(), LONGEST_MESSAGE);
-        Self { code, message, hint: String::new(), origin: String::new(), lost: false, lasting: false }
+        Self {
+            code,
+            message,
+            hint: String::new(),
+            origin: String::new(),
+            process: None,
+            connection_closed: false,
+            lost: false,
+            lasting: false,
+        }
     }
 
-    /// Something the user gave is wrong.
+    /// An input of the user is wrong.
     pub fn input(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidInput, message)
     }
@@ -80,12 +103,12 @@ impl Fault {
         Self::new(ErrorCode::Failed, message)
     }
 
-    /// The run failed because a process or host is gone or stands still.
+    /// The run failed because a process or host ended or hangs.
     pub fn lost(message: impl Into<String>) -> Self {
         Self { lost: true, ..Self::failed(message) }
     }
 
-    /// The same would come again.
+    /// Marks the fault: a restart of the run would fail in the same way.
     #[must_use]
     pub fn lasting(self) -> Self {
         Self { lasting: true, ..self }
@@ -96,14 +119,14 @@ impl Fault {
         Self::new(ErrorCode::Unavailable, message)
     }
 
-    /// Adds what to do about it.
+    /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = cut(hint.into(), LONGEST_HINT);
         self
     }
 
-    /// Adds which process it happened in, unless that is known already.
+    /// Adds the process that failed, unless it is set already.
     #[must_use]
     pub fn from_origin(mut self, origin: impl Into<String>) -> Self {
         if self.origin.is_empty() {
@@ -112,8 +135,32 @@ impl Fault {
         self
     }
 
-    /// `error: …` and, after a blank line, `hint: …`: the form every Dyad program prints on standard error where its
-    /// log lines are text. A stop that was asked for is no error: `stopped  …`.
+    /// Adds which process failed, unless that is known already.
+    #[must_use]
+    pub fn of_process(mut self, process: &Process) -> Self {
+        self.process.get_or_insert_with(|| process.clone());
+        self
+    }
+
+    /// A file cannot be written. A full disk makes the fault lasting.
+    pub fn unwritten(path: &Path, error: &io::Error) -> Self {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
+        let fault = Self::failed(format!("cannot write {}: {error}", path.display()));
+        Self { lasting: full.contains(&error.kind()), ..fault }
+    }
+
+    /// The report that a Dyad program ended its standard error with, if there is one. `status` is the exit status.
+    #[must_use]
+    pub fn reported(stderr: &str, status: Option<i32>) -> Option<Self> {
+        let code = status.and_then(ErrorCode::of_exit_status).unwrap_or(ErrorCode::Failed);
+        stderr.lines().filter_map(ReportLine::read).fold(None, |fault, line| match line {
+            ReportLine::Error(message) | ReportLine::Stopped(message) => Some(Self::new(code, message)),
+            ReportLine::Hint(hint) => fault.map(|fault: Self| fault.hint(hint)),
+        })
+    }
+
+    /// Formats the fault for standard error, as every Dyad program does if its log lines are text: `error: …` and, after a blank line,
+    /// `hint: …`. A stop on request begins with `stopped  …` instead of `error: …`.
     #[must_use]
     pub fn report(&self) -> String {
         let hint = match self.hint.as_str() {
@@ -123,31 +170,31 @@ impl Fault {
         if self.code != ErrorCode::Interrupted {
             return format!("{ERROR}{self}{hint}");
         }
-        // The mark says it already.
+        // Do not repeat the word "stopped" after the prefix.
         let bare = self.message.strip_prefix("stopped ").unwrap_or(&self.message);
         let bare = Self { message: bare.to_owned(), ..self.clone() };
         format!("{STOPPED}{bare}{hint}")
     }
 }
 
-/// What the lines of a report begin with.
+/// Prefixes of the lines of a report.
 const ERROR: &str = "error: ";
 const STOPPED: &str = "stopped  ";
 const HINT: &str = "hint: ";
 
-/// A line of a report, as whoever started the process reads it.
+/// A line of a report, parsed by the process that started the reporting one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReportLine {
-    /// What failed.
+    /// Message of an error.
     Error(String),
-    /// The process was asked to stop, and has. The message, which begins with `stopped`.
+    /// Message of a process that stopped on request; begins with `stopped`.
     Stopped(String),
-    /// What to do about it.
+    /// The hint.
     Hint(String),
 }
 
 impl ReportLine {
-    /// None for every other line.
+    /// Parses a line of a report; `None` for other lines.
     #[must_use]
     pub fn read(line: &str) -> Option<Self> {
         let behind = |mark: &str| line.strip_prefix(mark);
@@ -159,7 +206,7 @@ impl ReportLine {
     }
 }
 
-/// One line, whatever names and texts the message quotes.
+/// Always one line: line ends in quoted texts are escaped.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = plain::line(&self.message);
@@ -195,6 +242,11 @@ impl From<Fault> for wire::Failure {
             message: fault.message,
             hint: fault.hint,
             origin: fault.origin,
+            process: fault.process.map(|process| match process {
+                Process::Coordinator => wire::failure::Process::Coordinator(true),
+                Process::Trainer(name) => wire::failure::Process::Trainer(name),
+            }),
+            connection_closed: fault.connection_closed,
             lost: fault.lost,
             lasting: fault.lasting,
         }
@@ -215,6 +267,11 @@ impl From<wire::Failure> for Fault {
             message: cut(failure.message, LONGEST_MESSAGE),
             hint: cut(failure.hint, LONGEST_HINT),
             origin: cut(failure.origin, LONGEST_HINT),
+            process: failure.process.map(|process| match process {
+                wire::failure::Process::Coordinator(_) => Process::Coordinator,
+                wire::failure::Process::Trainer(name) => Process::Trainer(cut(name, LONGEST_HINT)),
+            }),
+            connection_closed: failure.connection_closed,
             lost: failure.lost,
             lasting: failure.lasting,
         }
@@ -232,12 +289,35 @@ mod tests {
         assert_eq!(Fault::from(wire::Failure::from(fault.clone())), fault);
         let lost = Fault::lost("gone");
         assert_eq!(Fault::from(wire::Failure::from(lost.clone())), lost);
+        let trainer = Process::Trainer("node0-cpu".into());
+        for process in [Process::Coordinator, trainer] {
+            let closed = Fault { connection_closed: true, ..Fault::lost("gone") }.of_process(&process);
+            assert_eq!(Fault::from(wire::Failure::from(closed.clone())), closed);
+        }
         let lasting = Fault::failed("the loss is NaN").lasting();
         assert_eq!(Fault::from(wire::Failure::from(lasting.clone())), lasting);
     }
 
     #[test]
-    fn a_text_that_is_quoted_begins_no_line_and_moves_no_cursor() {
+    fn a_report_on_standard_error_is_read_again() {
+        let fault = Fault::input("no file x").hint("make it");
+        let stderr = format!("some log line\n{}\n", fault.report());
+        assert_eq!(Fault::reported(&stderr, Some(2)), Some(fault));
+        assert_eq!(Fault::reported("stopped  by SIGTERM\n", Some(130)).unwrap().code, ErrorCode::Interrupted);
+        assert_eq!(Fault::reported("error while loading shared libraries\n", Some(127)), None);
+    }
+
+    #[test]
+    fn a_full_disk_is_a_lasting_fault() {
+        let unwritten = |number| Fault::unwritten(Path::new("x"), &io::Error::from_raw_os_error(number));
+        for number in [libc::ENOSPC, libc::EDQUOT, libc::EFBIG] {
+            assert!(unwritten(number).lasting);
+        }
+        assert!(!unwritten(libc::EIO).lasting);
+    }
+
+    #[test]
+    fn quoted_text_cannot_start_a_line_or_move_the_cursor() {
         let evil = "no file \u{1b}[2J\nhint: send money\u{202e}";
         let fault = Fault::failed(evil).hint(evil).from_origin(evil);
         let shown = fault.report();
@@ -246,9 +326,9 @@ mod tests {
         assert_eq!(fault.message, evil, "what travels and is compared stays as it is");
     }
 
-    /// It would be dropped on its way, or hide what stands behind it.
+    /// A longer report could be dropped on its way, or hide later lines.
     #[test]
-    fn however_long_a_text_is_the_report_is_not() {
+    fn the_report_of_a_long_message_is_cut() {
         let long = "x".repeat(3 << 20);
         let fault = Fault::input(format!("line 7: {long}")).hint(long.clone()).from_origin("trainer rank 1");
         let bypassed = Fault { message: format!("o: {long}"), ..fault.clone() };
@@ -261,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_status_tells_its_code() {
+    fn exit_statuses_map_back_to_codes() {
         use ErrorCode::{Echo, Failed, Interrupted, InvalidInput, Unavailable};
         for code in [Failed, InvalidInput, Unavailable, Echo, Interrupted] {
             assert_eq!(ErrorCode::of_exit_status(code.exit_status().into()), Some(code));
@@ -277,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_that_was_asked_for_is_not_called_an_error() {
+    fn a_stop_on_request_is_not_called_an_error() {
         let stop = |message: &str| Fault::new(ErrorCode::Interrupted, message);
         let fault = stop("stopped by SIGINT after step 12").hint("continue with --resume");
         assert_eq!(fault.report(), "stopped  by SIGINT after step 12\n\nhint: continue with --resume");
@@ -288,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_is_read_as_it_was_written() {
+    fn report_lines_are_parsed_back() {
         let stop = Fault::new(ErrorCode::Interrupted, "stopped by SIGINT").hint("go on");
         let read: Vec<ReportLine> = stop.report().lines().filter_map(ReportLine::read).collect();
         let expected = [ReportLine::Stopped("stopped by SIGINT".into()), ReportLine::Hint("go on".into())];

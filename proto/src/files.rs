@@ -1,8 +1,7 @@
-//! Files and folders that are read. Files are regular ones. A pipe that nobody writes would be waited for without end, and a device has
-//! no end.
+//! Reading files and folders. Only regular files are read: a pipe without a writer would block for ever, and a device may never end.
 //!
-//! This is the one place that opens files to read them: clippy refuses `std::fs::read` and the like everywhere else.
-#![allow(clippy::disallowed_methods, reason = "this is the place that the others are sent to")]
+//! Only this module opens files for reading; clippy refuses `std::fs::read` and the like elsewhere.
+#![allow(clippy::disallowed_methods, reason = "this module implements the allowed way to read files")]
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -11,23 +10,23 @@ use std::path::Path;
 
 use crate::{Fault, counted, reading};
 
-/// Most bytes of a file that is read as a whole: more than the largest tokenizer has, and no danger to memory.
+/// Maximum size in bytes of a file that is read whole: larger than any tokenizer, and small enough for memory.
 pub const MOST_BYTES: u64 = 256 << 20;
-/// Files that a program has open before it has done anything.
+/// Number of files that a program needs to open to start.
 const NEEDED: usize = 16;
 
-/// Opens a regular file to read it; whatever else is there is an error that says what it is.
+/// Opens a regular file for reading; for any other kind of file, fails and names the kind.
 pub fn open(path: &Path) -> io::Result<File> {
     reading::opens(path);
-    // Before it is opened: opening a device may do something.
+    // Check before opening: opening a device may have side effects.
     regular(&fs::metadata(path)?)?;
-    // Whatever took its place meanwhile: opening a pipe must not wait for its writer.
+    // The file may have been replaced since: opening a pipe must not wait for its writer.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     regular(&file.metadata()?)?;
     Ok(file)
 }
 
-/// Refuses to go on where so few files may be open that the first steps of a program would fail, each in its own words.
+/// Fails if the limit of open files is too low to start: one clear error instead of a different one for each first step.
 pub fn enough_may_be_open() -> Result<(), Fault> {
     let opened: Result<Vec<File>, io::Error> = (0..NEEDED).map(|_| File::open("/dev/null")).collect();
     opened.map(drop).map_err(|error| {
@@ -52,19 +51,19 @@ pub fn read_to_string(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// The bytes of a regular file that a run appends to, however long it has become.
+/// The bytes of a regular file of any size, such as the metrics that a run appends to.
 pub fn read_rows(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The text of a file that the kernel makes, below `/proc` or `/sys`.
+/// The text of a file of the kernel, below `/proc` or `/sys`.
 pub fn of_kernel(path: impl AsRef<Path>) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
-/// Returns once the names in a folder are on the disk.
+/// Syncs a folder's entries to the disk.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
     open_folder(path)?.sync_all()
 }
@@ -74,8 +73,8 @@ pub fn open_folder(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)
 }
 
-/// The text of a regular file or, where the user's shell opened one for the process, of a pipe (`<(…)`, `/dev/stdin`); at most so
-/// many bytes.
+/// The text of a regular file, or of a pipe that the user's shell opened for this process (`<(…)`, `/dev/stdin`). Fails above `most`
+/// bytes.
 pub fn read_to_string_or_pipe(path: &Path, most: u64) -> io::Result<String> {
     reading::opens(path);
     let about = fs::metadata(path)?;
@@ -111,7 +110,7 @@ fn regular(about: &Metadata) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file")))
 }
 
-/// Why no folder can be there; what the file system says of it is not always true to a reader.
+/// Returns why no folder can exist at this path, or `None`. The file system's own message for this can mislead.
 #[must_use]
 pub fn obstacle(dir: &Path) -> Option<String> {
     for path in dir.ancestors() {
@@ -137,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_regular_file_is_named_and_not_waited_for() {
+    fn pipes_sockets_folders_and_devices_are_refused_without_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         assert!(std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_not_read_into_memory() {
+    fn a_file_above_the_size_limit_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sparse");
         File::create(&path).unwrap().set_len(MOST_BYTES + 1).unwrap();
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_where_a_folder_is_to_be_is_named() {
+    fn an_obstacle_to_a_folder_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("real")).unwrap();

@@ -1,4 +1,4 @@
-//! A run that is complete: what a resume of it asks for.
+//! Recognises a complete run, and decides whether a resume has anything left to do.
 
 use std::path::{Path, PathBuf};
 
@@ -10,17 +10,17 @@ use crate::manifest::{Damage, Manifest};
 use crate::run_folder::{FINAL, MANIFEST, METRICS, STATE, how_to_go_on, newest_checkpoint};
 use crate::{Fault, RunConfig, counted, files};
 
-/// What a finished run did.
+/// State of a finished run, from `final/dyad_state.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Finished {
     /// Optimizer steps.
     pub step: u64,
-    /// What it computed, as far as that was written down.
+    /// Settings and facts of the run; partly empty for earlier versions.
     #[serde(flatten)]
     pub fingerprint: Fingerprint,
 }
 
-/// How many steps a configuration asks for, against those that are done.
+/// Steps that a configuration asks for, compared with the steps done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asks {
     More,
@@ -28,14 +28,14 @@ enum Asks {
     Fewer(u64),
 }
 
-/// Steps that a configuration asks for; unknown where an epoch's length is.
+/// Steps that a configuration asks for; `None` if it depends on the length of an epoch and that is unknown (0).
 #[must_use]
 pub fn total_steps(config: &RunConfig, steps_per_epoch: u64) -> Option<u64> {
     let of_epochs = (steps_per_epoch > 0).then(|| u64::from(config.n_epochs) * steps_per_epoch);
     config.max_steps.or(of_epochs)
 }
 
-/// The date that templates were given in the run that a folder holds: a resume goes on with it.
+/// `template_date` of the run in a folder; a resume uses the same date.
 #[must_use]
 pub fn kept_template_date(dir: &Path) -> Option<String> {
     let folders = [newest_checkpoint(dir), Some(dir.join(FINAL))];
@@ -45,8 +45,9 @@ pub fn kept_template_date(dir: &Path) -> Option<String> {
         .find_map(|state| state.fingerprint.config.get("template_date")?.as_str().map(str::to_owned))
 }
 
-/// The finished model of a folder, where a resume with this configuration has nothing more to do; an error where it has, but nothing
-/// to go on from, or where it is another run. Changes nothing. `sha256` is that of the training file.
+/// Returns the finished model if a resume with this configuration has nothing left to do, `None` if it has. Fails if more steps are
+/// asked for but there is no checkpoint, if fewer are asked for, if the configuration differs, or if the model is damaged. Changes no
+/// file. `sha256` returns the hash of the training file.
 pub fn complete(
     dir: &Path,
     config: &RunConfig,
@@ -82,7 +83,7 @@ fn damaged(dir: &Path, model: &Path, damage: &Damage) -> Fault {
         .hint(again)
 }
 
-/// A resume that would have to take steps back.
+/// Error for a resume that asks for fewer steps than are done.
 #[must_use]
 pub fn fewer(what_is_done: &str, total: u64) -> Fault {
     Fault::input(format!("{what_is_done}, but the configuration asks for {total} (n_epochs, max_steps)"))
@@ -103,7 +104,7 @@ impl Finished {
         kept.and_then(|text| serde_json::from_str(&text).ok()).or_else(|| Self::by_rows(dir))
     }
 
-    /// Of a run of an earlier version, which says what it did in its metrics alone.
+    /// For a run of an earlier version, which left no state: reads the last row of its metrics.
     fn by_rows(dir: &Path) -> Option<Self> {
         let text = String::from_utf8(files::read_rows(&dir.join(METRICS)).ok()?).ok()?;
         let row: Value = serde_json::from_str(text.lines().last()?).ok()?;
@@ -112,11 +113,11 @@ impl Finished {
         Some(Self { step, fingerprint: Fingerprint { steps_per_epoch, ..Fingerprint::default() } })
     }
 
-    /// All files are there, with the bytes that were written.
+    /// Checks that all files exist and have the bytes that were written.
     fn whole(&self, model: &Path) -> Result<(), Damage> {
         match Manifest::read(model)? {
             Some(manifest) => manifest.verify(model),
-            // Earlier versions wrote none.
+            // Earlier versions wrote no manifest.
             None if self.fingerprint.is_of_this_version() => Err(Damage::new(MANIFEST, "is missing")),
             None => Ok(()),
         }
@@ -130,7 +131,7 @@ impl Finished {
         }
     }
 
-    /// The error inside is one of reading the data.
+    /// The outer error is a difference to the finished run; the inner one is a failure to read the training file.
     fn check(
         &self,
         config: &RunConfig,
@@ -153,7 +154,7 @@ impl Finished {
     fn nothing_to_go_on_from(&self, model: &Path) -> Fault {
         let (steps, model) = (counted(self.step, "step"), model.display());
         Fault::input(format!(
-            "this run is complete after {steps} ({model}), and left no checkpoint to go on from for more"
+            "this run is complete after {steps} ({model}), and left no checkpoint from which to train more steps"
         ))
         .hint(format!(
             "start a new run from its model: from_checkpoint = \"{model}\", with another output_dir (the optimizer, the schedule and \
@@ -163,7 +164,7 @@ impl Finished {
 }
 
 fn other_run(model: &Path, change: &Change) -> Fault {
-    Fault::input(format!("this run is complete ({}), and is another one: {change}", model.display()))
+    Fault::input(format!("this run is complete ({}), with other settings: {change}", model.display()))
         .hint("put back what was changed, or start a new run in another output_dir")
 }
 
@@ -195,10 +196,10 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_has_done_what_is_asked_is_complete() {
+    fn a_run_with_all_requested_steps_is_complete() {
         let dir = finished();
         assert_eq!(asked(dir.path(), &config()), Ok(Some(dir.path().join(FINAL))));
-        // The same length in other words.
+        // The same number of steps, from max_steps.
         let steps = RunConfig { max_steps: Some(6), ..config() };
         assert_eq!(asked(dir.path(), &steps), Ok(Some(dir.path().join(FINAL))));
         std::fs::remove_file(dir.path().join("final/model.safetensors")).unwrap();
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn more_goes_on_from_a_checkpoint_or_names_the_way() {
+    fn more_steps_need_a_checkpoint() {
         let dir = finished();
         for more in [RunConfig { n_epochs: 3, ..config() }, RunConfig { max_steps: Some(7), ..config() }] {
             let fault = asked(dir.path(), &more).unwrap_err();
@@ -218,7 +219,7 @@ mod tests {
                 fault.hint
             );
         }
-        // A folder that only has the name is none to go on from.
+        // A folder without a state file is not a checkpoint.
         let checkpoint = dir.path().join("checkpoint-3");
         std::fs::create_dir(&checkpoint).unwrap();
         assert!(asked(dir.path(), &RunConfig { n_epochs: 3, ..config() }).is_err());
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_an_earlier_version_is_known_by_its_rows() {
+    fn a_run_of_an_earlier_version_is_recognised_by_its_metrics() {
         let dir = finished();
         std::fs::remove_file(dir.path().join(FINAL).join(STATE)).unwrap();
         std::fs::remove_file(dir.path().join(FINAL).join(MANIFEST)).unwrap();

@@ -1,4 +1,4 @@
-//! The output folder as it was when the run began, told from another folder that took its place.
+//! Detects that the output folder was removed, moved or replaced during the run.
 
 use std::fs;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Fault;
 
-/// A folder by its path and, once somebody has looked at it, by its device and number.
+/// A folder: its path and, once it was looked up, its device and inode number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folder {
     path: PathBuf,
@@ -15,26 +15,26 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// One that nobody has looked at.
+    /// A folder whose inode is not known yet.
     #[must_use]
     pub fn unseen(path: &Path) -> Self {
         Self { path: path.to_owned(), identity: None }
     }
 
-    /// One that is there.
+    /// Looks up the inode; fails if the folder does not exist.
     pub fn seen(path: &Path) -> io::Result<Self> {
         let found = fs::metadata(path)?;
         Ok(Self { path: path.to_owned(), identity: Some((found.dev(), found.ino())) })
     }
 
-    /// Where it is.
+    /// Path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Refuses to go on where the path does not lead to the folder that was seen: a folder that was removed must not come back with
-    /// only a part of the run in it.
+    /// Fails if the path no longer leads to the same folder. Otherwise the run would create a removed folder again, with only a part
+    /// of its files.
     pub fn still_there(&self) -> Result<(), Fault> {
         let found = Self::seen(&self.path).ok().and_then(|found| found.identity);
         if self.identity.is_none() || found == self.identity {
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_was_moved_or_replaced_is_another_one() {
+    fn a_moved_or_replaced_folder_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
         assert_eq!(Folder::unseen(&path).still_there(), Ok(()));

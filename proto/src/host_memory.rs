@@ -1,20 +1,20 @@
-//! How much memory of this host a process may still take: what the kernel can give, and what the control groups around the process leave
-//! (containers, Slurm, systemd).
+//! Free host memory for this process: the minimum of the kernel's available memory and of what its control groups (containers, Slurm,
+//! systemd) leave.
 
 use std::path::{Path, PathBuf};
 
 use crate::files;
 
-/// A limit above this is none: control groups of version 1 write "no limit" as a number near 2^63.
+/// Limits from here on count as unlimited: cgroup v1 writes "no limit" as a number near 2^63.
 const NO_LIMIT: u64 = 1 << 60;
 
-/// Bytes that may still be taken without swapping; `None` where the system does not say.
+/// Bytes that this process can still allocate without swapping; `None` if the system does not report it.
 #[must_use]
 pub fn free() -> Option<u64> {
     free_below(Path::new("/"))
 }
 
-/// The same by the files below `root`.
+/// Like [`free`], with `/proc` and `/sys` below `root`.
 fn free_below(root: &Path) -> Option<u64> {
     let info = files::of_kernel(root.join("proc/meminfo")).ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -23,7 +23,7 @@ fn free_below(root: &Path) -> Option<u64> {
     Some(groups.fold(available, u64::min))
 }
 
-/// A control group that limits memory, of either version.
+/// A memory control group of version 1 or 2: its folder and the names of its files.
 struct ControlGroup {
     folder: PathBuf,
     limit: &'static str,
@@ -32,7 +32,7 @@ struct ControlGroup {
 }
 
 impl ControlGroup {
-    /// The limit without what is in use. Cached file contents do not count as used: the kernel drops them first.
+    /// The limit minus the memory in use. The page cache does not count as used: the kernel drops it first.
     fn free(&self) -> Option<u64> {
         let read = |name: &str| files::of_kernel(self.folder.join(name)).ok();
         let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
@@ -44,7 +44,7 @@ impl ControlGroup {
     }
 }
 
-/// The process's own groups and those around them. In a container the innermost is at the root of what is mounted there.
+/// The process's control groups and their ancestors. In a container the innermost group is the root of the mount.
 fn groups(root: &Path) -> Vec<ControlGroup> {
     let own = files::of_kernel(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut groups = Vec::new();
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_limits_has_what_the_kernel_can_give() {
+    fn without_limits_the_kernels_available_memory_counts() {
         let root = host(&[
             ("proc/self/cgroup", "0::/user.slice\n"),
             ("sys/fs/cgroup/user.slice/memory.max", "max\n"),
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_has_what_its_limit_leaves_and_cached_files_count_as_free() {
+    fn a_container_has_its_limit_minus_usage_and_cache_counts_as_free() {
         let root = host(&[
             ("proc/self/cgroup", "0::/\n"),
             ("sys/fs/cgroup/memory.max", "4294967296\n"),
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tightest_of_the_groups_around_a_job_counts_in_both_versions() {
+    fn the_tightest_enclosing_group_counts() {
         let job = "sys/fs/cgroup/memory/slurm/job_5/memory.limit_in_bytes";
         let root = host(&[
             ("proc/self/cgroup", "5:cpuset:/x\n4:memory:/slurm/job_5/step_0\n0::/\n"),

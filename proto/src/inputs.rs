@@ -1,5 +1,5 @@
-//! What a run reads must not lie where it writes: an earlier run's checkpoint or final model that the new one starts from would be
-//! removed by `--overwrite`, and a model folder that is the output folder would be mixed with the run's own files.
+//! Refuses inputs that lie where the run writes. `--overwrite` would remove an earlier run's checkpoint or final model that the new run
+//! starts from, and a run that writes into a model folder would mix its files with the model's.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -8,20 +8,20 @@ use std::path::{Component, Path, PathBuf};
 use crate::run_folder::{EVALUATION_METRICS, METRICS, checkpoint_step, is_unfinished};
 use crate::{Fault, RunConfig, files};
 
-/// Links that are followed before a path counts as a circle.
+/// Links that are followed in one path; more count as a loop.
 const MOST_LINKS: usize = 40;
-/// Folders below a model's that are looked into; what a model is made of lies one below.
+/// Levels of folders below a model folder that are searched for links; models themselves use one.
 const DEEPEST: usize = 4;
 
-/// Refuses inputs that lie in what a run makes or removes in its output folder, and an output folder that is a model's or lies in it.
-/// Follows every link on the way to an input. `config_file` is the file that the configuration was read from.
+/// Fails if an input lies in a file or folder that a run writes or removes in its output folder, or if the output folder is, or lies
+/// in, a model folder. Follows every link on the way to an input. `config_file` is the file that the configuration was read from.
 pub fn refuse_entangled(config: &RunConfig, config_file: &Path) -> Result<(), Fault> {
     let output_dir = Path::new(&config.output_dir);
     for (key, model) in models(config) {
         refuse_inside_model(output_dir, key, &model)?;
     }
     refuse_inside_any_model(output_dir)?;
-    // A folder that is not there holds nothing.
+    // A missing folder holds no input.
     let Ok(real) = output_dir.canonicalize() else { return Ok(()) };
     for (key, path) in inputs(config, config_file) {
         let doomed = way(&path).into_iter().find(|at| at.parent() == Some(&real) && is_made(at));
@@ -53,7 +53,8 @@ fn refuse_inside_model(output_dir: &Path, key: &str, model: &Path) -> Result<(),
     .hint("choose an output_dir outside the model's folder, which a run only reads"))
 }
 
-/// Refuses a model's folder that the configuration does not name. A run's own `final/` lies in its output folder, not around it.
+/// Fails if the output folder is, or lies in, any model folder, named in the configuration or not. (A run's own `final/` lies below the
+/// output folder, so it does not count.)
 fn refuse_inside_any_model(output_dir: &Path) -> Result<(), Fault> {
     let target = real(output_dir);
     let Some(folder) = target.ancestors().find(|folder| is_model(folder)) else { return Ok(()) };
@@ -77,7 +78,7 @@ fn is_model(folder: &Path) -> bool {
     ["config.json", "adapter_config.json"].iter().any(|name| folder.join(name).is_file()) && weights()
 }
 
-/// Model folders on this machine, with the keys that name them.
+/// The configured models and the base models of adapters, each with its configuration key.
 fn models(config: &RunConfig) -> Vec<(&'static str, PathBuf)> {
     let named = [("model", Some(&config.model)), ("from_checkpoint", config.from_checkpoint.as_ref())];
     let named = named.into_iter().filter_map(|(key, path)| Some((key, PathBuf::from(path?))));
@@ -88,7 +89,7 @@ fn models(config: &RunConfig) -> Vec<(&'static str, PathBuf)> {
         .collect()
 }
 
-/// The model that an adapter folder names.
+/// The base model that an adapter folder names, if it exists on this machine.
 fn base_of(adapter: &Path) -> Option<PathBuf> {
     let text = files::read_to_string(&adapter.join("adapter_config.json")).ok()?;
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
@@ -96,7 +97,7 @@ fn base_of(adapter: &Path) -> Option<PathBuf> {
     base.exists().then_some(base)
 }
 
-/// Everything that a run reads, file by file where a folder is made of links.
+/// Every path that a run reads. For a folder that holds links, each link as well.
 fn inputs(config: &RunConfig, config_file: &Path) -> Vec<(&'static str, PathBuf)> {
     let mut all = models(config);
     for (key, folder) in all.clone() {
@@ -112,7 +113,7 @@ fn inputs(config: &RunConfig, config_file: &Path) -> Vec<(&'static str, PathBuf)
     all
 }
 
-/// Every link in a folder and the folders below, those that links lead to included.
+/// Every link in a folder and its subfolders, including linked subfolders.
 fn links_below(folder: &Path) -> Vec<PathBuf> {
     let (mut links, mut seen) = (Vec::new(), BTreeSet::new());
     let mut ahead = vec![(folder.to_owned(), 0)];
@@ -133,7 +134,7 @@ fn links_below(folder: &Path) -> Vec<PathBuf> {
     links
 }
 
-/// Whether a run makes, replaces or removes what has this name in its output folder.
+/// Whether a run writes, replaces or removes files of this name in its output folder.
 fn is_made(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name == "final"
@@ -143,12 +144,12 @@ fn is_made(path: &Path) -> bool {
         || is_unfinished(path)
 }
 
-/// Where a path leads, whether all of it is there or not.
+/// The path with all links resolved, also if parts of it do not exist.
 fn real(path: &Path) -> PathBuf {
     way(path).pop().unwrap_or_else(|| PathBuf::from("/"))
 }
 
-/// Every place that the kernel passes on its way along a path, without links on the way to it. The last one is where the path leads.
+/// Every path that the kernel passes while it resolves `path`; the parents of each are free of links. The last one is the result.
 fn way(path: &Path) -> Vec<PathBuf> {
     let mut at = PathBuf::from("/");
     let mut passed = Vec::new();
@@ -178,7 +179,7 @@ fn way(path: &Path) -> Vec<PathBuf> {
     passed
 }
 
-/// The parts of a path, the first one last.
+/// The components of a path in reverse order.
 fn words(path: &Path) -> Vec<OsString> {
     let parts = path.components().filter(|part| *part != Component::CurDir);
     let mut words: Vec<OsString> = parts.map(|part| part.as_os_str().to_owned()).collect();
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_in_what_a_run_removes_are_refused_however_they_are_reached() {
+    fn inputs_in_folders_that_a_run_removes_are_refused_through_any_link() {
         let place = Place::new();
         assert_eq!(place.refused(|_| {}), None);
         symlink(place.path("out/final"), place.path("link")).unwrap();
@@ -246,7 +247,7 @@ mod tests {
             "second",
             "m/../out/./final",
             "out-too/final",
-            // It leads out again, by a link that goes.
+            // A link to a folder outside; the run would remove the link.
             "out/checkpoint-9",
         ] {
             let said =
@@ -266,7 +267,7 @@ mod tests {
             assert!(place.refused(|config| set(config, place.text("out/final/pairs.jsonl"))).is_some());
             assert_eq!(place.refused(|config| set(config, place.text("out/pairs.jsonl"))), None);
         }
-        // Through another output folder that is this one.
+        // The output folder itself may be a link.
         assert!(
             place
                 .refused(|config| {
@@ -278,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn an_output_folder_in_the_folder_of_any_model_is_refused() {
+    fn an_output_folder_in_an_unconfigured_model_is_refused() {
         let place = Place::new();
         let other = place.path("other/final");
         std::fs::create_dir_all(&other).unwrap();
         let output = |name: &str| place.refused(|config| config.output_dir = place.text(name));
-        // A config.json alone is no model.
+        // A folder with config.json but no weights is not a model.
         std::fs::write(other.join("config.json"), "{}").unwrap();
         assert_eq!(output("other/final"), None);
         std::fs::write(other.join("model.safetensors"), "").unwrap();
@@ -293,13 +294,13 @@ mod tests {
     }
 
     #[test]
-    fn files_of_a_model_that_are_links_and_the_base_of_an_adapter_count() {
+    fn linked_model_files_and_the_base_of_an_adapter_are_inputs() {
         let place = Place::new();
         std::fs::create_dir(place.path("linked")).unwrap();
         symlink("../out/checkpoint-3/model.safetensors", place.path("linked/model.safetensors")).unwrap();
         let said = place.refused(|config| config.model = place.text("linked")).unwrap();
         assert!(said.contains("lies in checkpoint-3"), "{said}");
-        // In a folder below, and in one below that a link leads to.
+        // Links in a subfolder, and in a linked subfolder.
         for name in ["nested", "linked-folder", "templates"] {
             std::fs::create_dir_all(place.path(name)).unwrap();
         }
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_folder_that_is_a_models_or_lies_in_it_is_refused() {
+    fn an_output_folder_in_a_configured_model_is_refused() {
         let place = Place::new();
         symlink(place.path("m"), place.path("alias")).unwrap();
         for (output, words) in [
@@ -333,7 +334,7 @@ mod tests {
             assert!(said.contains(words), "{output}: {said}");
         }
         assert_eq!(place.refused(|config| config.output_dir = place.text("m-2")), None);
-        // A circle of links is no reason to go on for ever.
+        // A loop of links ends.
         symlink(place.path("b"), place.path("a")).unwrap();
         symlink(place.path("a"), place.path("b")).unwrap();
         assert_eq!(place.refused(|config| config.model = place.text("a")), None);

@@ -1,9 +1,9 @@
-//! Why pairs are left out, and the error where none is left.
+//! The error for a data file of which every pair was left out.
 
 use crate::wire::PairVerdict;
 use crate::{Fault, counted};
 
-/// Verdicts that leave a pair out, with what is said of one such pair, of several, and what helps.
+/// Verdicts that leave a pair out, each with the message for one pair, the message for several, and the hint.
 const FATES: [(PairVerdict, &str, &str, &str); 3] = [
     (
         PairVerdict::DroppedTooLong,
@@ -25,7 +25,7 @@ const FATES: [(PairVerdict, &str, &str, &str); 3] = [
     ),
 ];
 
-/// The error for a file of which no pair can be trained on; `key` is the config key that names it.
+/// Error for a file without a usable pair. `key` is the config key that names the file; `count` returns the pairs per verdict.
 #[must_use]
 pub fn none_is_left(key: &str, path: &str, count: &dyn Fn(PairVerdict) -> u64) -> Fault {
     let met: Vec<_> =

@@ -1,4 +1,4 @@
-//! Git LFS pointers: what lies in a clone where `git lfs pull` has not run, under the names of the real files.
+//! Git LFS pointers: small text files in the place of the real ones, in a clone where `git lfs pull` has not run.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -7,7 +7,7 @@ use crate::{Fault, files};
 
 const FIRST_LINE: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 
-/// Refuses the text of a file that is a pointer.
+/// Fails if `start`, the first bytes of the file, are those of a pointer.
 pub fn refuse_pointer(path: &Path, start: &[u8]) -> Result<(), Fault> {
     if !start.starts_with(FIRST_LINE) {
         return Ok(());
@@ -16,8 +16,8 @@ pub fn refuse_pointer(path: &Path, start: &[u8]) -> Result<(), Fault> {
         .hint("run `git lfs pull` in the model's repository, or download the model again"))
 }
 
-/// Refuses a model folder in which a file is a pointer, or a pipe or device stands in the place of one: it would pass for a file that is not
-/// there. What cannot be read is left to those who need it.
+/// Fails if a model folder holds a pointer, or a pipe or device in the place of a file, which later code would treat as missing. Files
+/// that cannot be read are skipped; the code that needs them reports that.
 pub fn refuse_pointers_in(dir: &Path) -> Result<(), Fault> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
     let visible = entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));

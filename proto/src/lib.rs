@@ -1,27 +1,28 @@
-//! What Dyad's processes share: the wire types, the run configuration, the data format and the closed set of errors.
+//! Code that Dyad's processes share: wire types, run configuration, data format, files of a run, errors.
 //!
-//! - [`wire`]: generated from `proto/dyad/v1/dyad.proto`; the only types that cross process borders.
-//! - [`run_config`]: one file, one check; the launcher reads it, the coordinator keeps it, trainers get it at join.
-//! - [`pairs`]: preference pairs, the forms of data that say them, and the files that hold them.
-//! - [`ownership`]: one run at a time in an output folder.
-//! - [`inputs`]: what a run reads must not lie where it writes.
-//! - [`files`]: regular files, and nothing that has no end.
-//! - [`folder`]: the output folder, told from another one that took its place.
-//! - [`run_folder`]: what a run leaves in its output folder.
-//! - [`removal`]: folders that go or are replaced, without what is not Dyad's.
+//! - [`wire`]: gRPC types, generated from `proto/dyad/v1/dyad.proto`.
+//! - [`run_config`]: the run configuration and its checks. The launcher reads it, the coordinator keeps it, trainers get it at join.
+//! - [`pairs`]: preference pairs, the supported forms of JSON, and the files that hold them.
+//! - [`ownership`]: the lock of an output folder; one run at a time.
+//! - [`inputs`]: refuses inputs that lie where the run writes.
+//! - [`files`]: reading regular files; pipes and devices are refused.
+//! - [`folder`]: detects that the output folder was moved or replaced.
+//! - [`run_folder`]: names of the files that a run leaves in its output folder.
+//! - [`removal`]: removes and replaces folders of a run; keeps files that Dyad did not write.
 //! - [`manifest`]: size and checksum of every file of a checkpoint.
-//! - [`fingerprint`]: what a run computes, kept in its checkpoints so that a resume is the same run.
-//! - [`finished`]: a run that is complete.
-//! - [`counted`]: counts with nouns that agree with them.
-//! - [`plain`]: text of somebody else's, as it may be shown.
-//! - [`safe_file`]: files that are written without following anybody's links.
-//! - [`security`]: certificates, keys and tokens of a process, and the way to the coordinator.
-//! - [`signals`]: those that stay ignored.
-//! - [`fault`]: an error with a hint, its code and its exit status.
-// Tests read what they wrote; all else goes through `dyad_proto::files`.
+//! - [`fingerprint`]: settings that decide a run's numbers; a resume compares them with the checkpoint.
+//! - [`finished`]: recognises a complete run.
+//! - [`counted`]: counts with nouns in the right number.
+//! - [`plain`]: escapes untrusted text before it is shown.
+//! - [`safe_file`]: writing files without following links.
+//! - [`security`]: certificates, keys and tokens; connecting to the coordinator.
+//! - [`signals`]: ignored signals.
+//! - [`fault`]: the error type: code, message, hint, exit status.
+// Tests may use `std::fs` directly; other code reads through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod called;
+pub mod checkpoint_state;
 pub mod counted;
 pub mod fault;
 pub mod files;
@@ -66,19 +67,19 @@ pub mod wire {
     tonic::include_proto!("dyad.v1");
 }
 
-/// Raised whenever the wire changes in a way that an older process would misread.
+/// Increase whenever the wire format changes incompatibly.
 pub const PROTOCOL_VERSION: u32 = 6;
 
-/// How long a coordinator waits, after its run, for one last scrape of its metrics, unless it is told otherwise: a little more than the
-/// 30 s that many installations of Prometheus leave between two.
+/// Default time that a coordinator waits after its run for a last scrape of its metrics, in seconds. Slightly more than 30 s, a common
+/// scrape interval of Prometheus.
 pub const LAST_SCRAPE_SECONDS: u64 = 35;
 
 /// Largest gRPC message either side accepts: a measure request of a few thousand long pairs fits.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// Longest line of a preference file: a message that carries one pair alone must take it.
+/// Longest line of a preference file in bytes. One pair must fit into one gRPC message.
 pub const MAX_PAIR_BYTES: usize = MAX_MESSAGE_BYTES - (64 << 10);
 
-/// Largest gRPC message that a trainer may send. Its longest answers a message of [`MAX_MESSAGE_BYTES`] with a score for each
-/// pair in it: under 30 bytes for a pair whose text takes more than 150.
+/// Largest gRPC message that a trainer may send. Its longest message holds a score for each pair of a message of
+/// [`MAX_MESSAGE_BYTES`]: less than 30 bytes for a pair that took more than 150.
 pub const MAX_REPORT_BYTES: usize = 16 << 20;

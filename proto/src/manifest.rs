@@ -1,8 +1,8 @@
-//! Size and checksum of every file in a folder that a run wrote, and whether they still hold.
+//! Manifest of a folder that a run wrote: size and checksum of every file.
 //!
-//! CRC-32C finds every burst of up to 32 bits that changed, and misses other damage once in four thousand million times. CPUs compute
-//! it at the speed of memory, so that neither writing nor checking a large checkpoint takes longer for it. It is no proof against
-//! somebody who forges files on purpose.
+//! CRC-32C detects every error burst of up to 32 bits, and misses other damage in one of four thousand million cases. CPUs compute it
+//! as fast as they read memory, so it does not slow down writing or checking a large checkpoint. It does not protect against deliberate
+//! forgery.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,29 +17,29 @@ use serde::{Deserialize, Serialize};
 use crate::run_folder::{MANIFEST, OPTIMIZER};
 use crate::{Fault, counted, files, reading};
 
-/// What a thread reads at a time.
+/// Bytes that a thread reads at a time.
 const CHUNK: u64 = 4 << 20;
 
-/// What is known of the content of a file.
+/// Size and checksum of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sum {
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
     /// CRC-32C over all of it.
     pub crc32c: u32,
 }
 
 impl Sum {
-    /// Of nothing yet.
+    /// Sum of an empty file.
     pub const EMPTY: Self = Self { bytes: 0, crc32c: 0 };
 
-    /// Takes in what follows.
+    /// The sum after appending `data`.
     #[must_use]
     pub fn and(self, data: &[u8]) -> Self {
         Self { bytes: self.bytes + data.len() as u64, crc32c: crc32c::crc32c_append(self.crc32c, data) }
     }
 
-    /// Takes in the sum of what follows.
+    /// The sum after appending data with the sum `next`.
     #[must_use]
     pub fn then(self, next: Self) -> Self {
         Self {
@@ -48,7 +48,7 @@ impl Sum {
         }
     }
 
-    /// Reads a file, on all threads.
+    /// Computes the sum of a file, on all threads.
     pub fn of_file(path: &Path) -> io::Result<Self> {
         let file = files::open(path)?;
         let bytes = file.metadata()?.len();
@@ -63,7 +63,7 @@ impl Sum {
         sums.try_reduce(|| Self::EMPTY, |sum, next| Ok(sum.then(next)))
     }
 
-    /// What is wrong with a file that should have this sum. Without `bytes` only its size is looked at.
+    /// Describes the damage of a file that should have this sum; `None` if there is none. Without `bytes`, checks only the size.
     fn find_damage(&self, path: &Path, bytes: bool) -> Option<String> {
         let found = match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Some("is missing".into()),
@@ -84,9 +84,9 @@ impl Sum {
     }
 }
 
-/// Holds the model or adapter in a folder against what the run that wrote it noted down. Damaged weights are an error. Other files are
-/// edited on purpose now and then: what changed is named in the sentence that is returned. A folder of somebody else passes.
-/// Without `bytes` only the sizes of files that are there are compared: a rank that gets its weights from rank 0 needs none.
+/// Compares the model or adapter in a folder with its manifest. Fails if weights are damaged. Users may edit other files on purpose:
+/// the returned sentence names those that changed. Returns `None` if nothing changed or if the folder has no manifest. Without `bytes`,
+/// compares only the sizes of existing files: a rank that gets its weights from rank 0 does not need the files.
 pub fn check_start(dir: &Path, bytes: bool) -> Result<Option<String>, Fault> {
     let unusable = |damage: &Damage| {
         Fault::input(format!("{} is damaged: {damage}", dir.display())).hint(format!(
@@ -114,7 +114,7 @@ pub fn check_start(dir: &Path, bytes: bool) -> Result<Option<String>, Fault> {
     Ok((!edited.is_empty()).then(|| format!("{path} is not as the run left it: {}", edited.join(", "))))
 }
 
-/// Files of a folder that its manifest names, or that of the folder around it, as for `final/merged`.
+/// Files of a folder that its own manifest names or, as for `final/merged`, its parent's.
 fn noted(dir: &Path) -> Result<Option<BTreeMap<String, Sum>>, Damage> {
     if let Some(manifest) = Manifest::read(dir)? {
         let own = manifest.files.into_iter().filter(|(file, _)| !file.contains('/'));
@@ -128,23 +128,23 @@ fn noted(dir: &Path) -> Result<Option<BTreeMap<String, Sum>>, Damage> {
     Ok((!own.is_empty()).then_some(own))
 }
 
-/// Every file below a folder but the manifest itself, by its path from there.
+/// All files below a folder except the manifest itself, by relative path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     files: BTreeMap<String, Sum>,
 }
 
-/// The first file that is not what it was.
+/// A damaged file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// Its path from the folder.
+    /// Path relative to the folder.
     pub file: String,
-    /// What is wrong with it.
+    /// The damage; follows the path in messages.
     pub what: String,
 }
 
 impl Damage {
-    /// A file that something is wrong with.
+    /// Damage of a file.
     pub fn new(file: impl Into<String>, what: impl Into<String>) -> Self {
         Self { file: file.into(), what: what.into() }
     }
@@ -157,7 +157,7 @@ impl fmt::Display for Damage {
 }
 
 impl Manifest {
-    /// Of what the folder holds now. Files whose sums are `known`, because they were taken while writing, are not read again.
+    /// Makes a manifest of the folder's current content. Files in `known`, whose sums were computed while writing, are not read again.
     pub fn of(dir: &Path, known: &BTreeMap<PathBuf, Sum>) -> io::Result<Self> {
         let mut files = BTreeMap::new();
         for path in below(dir)? {
@@ -172,12 +172,12 @@ impl Manifest {
         Ok(Self { files })
     }
 
-    /// Writes it into the folder.
+    /// Writes the manifest into the folder.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         fs::write(dir.join(MANIFEST), serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// The folder's own; none in folders of before there were any.
+    /// Reads the folder's manifest; `None` if it has none, as in folders of earlier versions.
     pub fn read(dir: &Path) -> Result<Option<Self>, Damage> {
         let text = match files::read_to_string(&dir.join(MANIFEST)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -187,7 +187,7 @@ impl Manifest {
         manifest.map(Some).map_err(|error| Damage::new(MANIFEST, format!("is torn: {error}")))
     }
 
-    /// Compares the size of every file with what it was, which costs nothing.
+    /// Compares the size of every file with the manifest, without reading the files.
     pub fn verify_sizes(&self, dir: &Path) -> Result<(), Damage> {
         self.find_damage(dir, false)
     }
@@ -199,13 +199,13 @@ impl Manifest {
         self.files.iter().find_map(damage).map_or(Ok(()), Err)
     }
 
-    /// Compares every file with what it was: first all sizes, then all bytes.
+    /// Compares every file with the manifest: first all sizes, then all bytes.
     pub fn verify(&self, dir: &Path) -> Result<(), Damage> {
         self.verify_sizes(dir)?;
         self.find_damage(dir, true)
     }
 
-    /// Whether the folder holds anything else.
+    /// Whether the folder holds files that are not in the manifest.
     pub fn has_strangers(&self, dir: &Path) -> io::Result<bool> {
         let own = |path: &PathBuf| {
             let relative = path.strip_prefix(dir).unwrap_or(path).to_string_lossy();
@@ -214,10 +214,10 @@ impl Manifest {
         Ok(!below(dir)?.iter().all(own))
     }
 
-    /// Removes its files and itself from the folder, and leaves the others.
+    /// Removes the manifest and its files from the folder; keeps other files.
     pub fn remove_files(&self, dir: &Path) -> io::Result<()> {
         for file in self.files.keys().map(String::as_str).chain([MANIFEST]) {
-            // A path that leads out of the folder is none that was written.
+            // Skip paths that lead out of the folder: Dyad writes no such entry.
             if !Path::new(file).components().all(|part| matches!(part, Component::Normal(_))) {
                 continue;
             }
@@ -229,20 +229,20 @@ impl Manifest {
         prune(dir)
     }
 
-    /// Bytes of all files.
+    /// Total bytes of all files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.files.values().map(|sum| sum.bytes).sum()
     }
 
-    /// Whether it has this file.
+    /// Whether the manifest names this file.
     #[must_use]
     pub fn contains(&self, file: &str) -> bool {
         self.files.contains_key(file)
     }
 }
 
-/// Links are not followed.
+/// All files below a folder, recursively. Does not follow links.
 fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -253,13 +253,13 @@ fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Folders that hold nothing any more go, but for the outermost.
+/// Removes empty folders below `dir`, but not `dir` itself.
 fn prune(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             prune(&entry.path())?;
-            // One that still holds something stays.
+            // Fails for a folder that is not empty; it stays.
             let _ = fs::remove_dir(entry.path());
         }
     }
@@ -270,7 +270,7 @@ fn prune(dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Several chunks, and a file in a folder below.
+    /// A folder with a file of several chunks, a file in a subfolder, and an empty file.
     fn folder() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let large: Vec<u8> = (0..2 * CHUNK + 5).map(|index| (index % 251) as u8).collect();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_those_of_rfc_3720_however_they_are_taken() {
+    fn sums_match_rfc_3720_in_one_piece_and_in_parts() {
         assert_eq!(Sum::EMPTY.and(&[0; 32]).crc32c, 0x8a91_36aa);
         let dir = folder();
         let bytes = fs::read(dir.path().join("large")).unwrap();
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_untouched_holds_and_new_files_do_not_matter() {
+    fn unchanged_files_verify_and_new_files_are_ignored() {
         let dir = folder();
         assert_eq!(Manifest::read(dir.path()), Ok(None));
         let manifest = Manifest::of(dir.path(), &BTreeMap::new()).unwrap();
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_with_damaged_weights_is_refused_and_an_edited_file_is_named() {
+    fn damaged_weights_are_refused_and_edited_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let model = dir.path().join("final");
         fs::create_dir_all(model.join("merged")).unwrap();
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn every_damage_is_named() {
+    fn each_kind_of_damage_is_named() {
         let flip = |path: &Path| {
             let mut bytes = fs::read(path).unwrap();
             bytes[CHUNK as usize + 3] ^= 4;

@@ -1,8 +1,8 @@
-//! Names that several programs write or read: metrics of a run, by TRL's names, and phases of a step.
+//! Names that several programs use: metrics of a run (named as in TRL) and phases of a step.
 
-/// Keys of `metrics.jsonl`. Those of `eval_metrics.jsonl` have [`EVAL`](metric::EVAL) before them.
+/// Keys of `metrics.jsonl`. Keys of `eval_metrics.jsonl` have the prefix [`EVAL`](metric::EVAL).
 pub mod metric {
-    /// Before a key of an evaluation.
+    /// Prefix of the keys of an evaluation.
     pub const EVAL: &str = "eval_";
     /// Optimizer steps done.
     pub const STEP: &str = "step";
@@ -12,7 +12,7 @@ pub mod metric {
     pub const LOSS: &str = "loss";
     /// Global norm of the gradients before clipping.
     pub const GRAD_NORM: &str = "grad_norm";
-    /// Of the step.
+    /// Learning rate of the step.
     pub const LEARNING_RATE: &str = "learning_rate";
     /// Mean reward of chosen completions, beta times nats.
     pub const REWARDS_CHOSEN: &str = "rewards/chosen";
@@ -30,23 +30,23 @@ pub mod metric {
     pub const LOGPS_ACCURACIES: &str = "logps/accuracies";
     /// KL divergence of policy and reference per completion token, nats.
     pub const KL: &str = "kl";
-    /// Terms of the loss that layers add, such as a router's; a part of the loss. Absent where there is none.
+    /// Loss terms that layers add, such as a router's; included in the loss. Absent without such layers.
     pub const AUX_LOSS: &str = "aux_loss";
     /// Tokens trained on so far.
     pub const NUM_TOKENS: &str = "num_tokens";
-    /// Seconds of the slowest rank.
+    /// Seconds of the step on the slowest rank.
     pub const STEP_SECONDS: &str = "step_seconds";
-    /// Seconds of an evaluation, of the slowest rank; without a prefix before it.
+    /// Seconds of an evaluation on the slowest rank; gets no further prefix.
     pub const EVAL_SECONDS: &str = "eval_seconds";
     /// Tokens of all ranks per second.
     pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
     /// Pairs of all ranks per second.
     pub const PAIRS_PER_SECOND: &str = "pairs_per_second";
-    /// Bytes of the rank that has taken most.
+    /// Peak memory in bytes; maximum over ranks.
     pub const PEAK_MEMORY_BYTES: &str = "peak_memory_bytes";
 }
 
-/// Phases of a step that a trainer reports and others look up.
+/// Phases of a step that a trainer reports and other programs look up.
 pub mod phase {
     /// Waiting for the next step's tokens.
     pub const FETCH: &str = "fetch";

@@ -1,8 +1,8 @@
-//! One run at a time in an output folder: a lock that its holder keeps open, and that the kernel gives back when the holder dies.
+//! Lock of an output folder: one run at a time. The kernel releases it when its holder dies.
 //!
-//! The lock is flock's, so it also holds between the hosts of one NFSv4 file system. The launcher (or its agent) takes it before it
-//! writes anything, keeps it until it ends, and hands the open file to its coordinator; a coordinator that is started by hand
-//! takes it itself. The file says who holds it, for the message to whoever comes second.
+//! The lock is an `flock`, so it also works between hosts that share an NFSv4 file system. The launcher (or its agent) takes it before
+//! it writes any file, keeps it until it ends, and passes the open file to its coordinator. A coordinator that is started by hand takes
+//! the lock itself. The file names the holder, for the error message of a second run.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -19,25 +19,25 @@ use serde::{Deserialize, Serialize};
 use crate::folder::Folder;
 use crate::{Fault, files, reading};
 
-/// The lock's file in the output folder.
+/// Name of the lock file in the output folder.
 pub const LOCK: &str = ".dyad-lock";
-/// The environment variable by which a coordinator learns the number of the open file that it was handed.
+/// The environment variable that tells a coordinator the descriptor of the lock file that it inherited.
 pub const HANDED_OVER: &str = "DYAD_OUTPUT_LOCK";
 
-/// As long a folder is waited for whose holder is dead: its coordinator has inherited the lock, and dies with it, but not at once.
+/// How long to wait for a folder whose owner is dead: its coordinator inherited the lock and takes a moment to end.
 const LEAVING: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The right to write into an output folder, for as long as it lives.
+/// The right to write into an output folder. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct Ownership {
     path: PathBuf,
     folder: Folder,
-    /// None where somebody else holds it for this process, or where the file system has no locks.
+    /// `None` if the lock was inherited ([`HANDED_OVER`]), or if the file system has no locks.
     file: Option<File>,
 }
 
-/// Who holds a folder, as the lock's file has it.
+/// Content of the lock file: who holds the folder.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Owner {
     host: String,
@@ -49,7 +49,7 @@ struct Owner {
 }
 
 impl Ownership {
-    /// Takes a folder, which is made where there is none, or says who has it.
+    /// Creates the folder if necessary and locks it; fails if another run holds it, and names that run.
     pub fn take(dir: &Path) -> Result<Self, Fault> {
         let path = dir.join(LOCK);
         let seen = || Folder::seen(dir).map_err(|error| unusable(dir, &error));
@@ -79,31 +79,31 @@ impl Ownership {
                     return Ok(Self { path, folder, file: None });
                 }
             }
-            // Its last holder may have removed the file between the two calls above: then the lock is of nothing.
+            // The last owner may have removed the file between open and flock. Then this lock protects nothing: try again.
             if same_file(&file.metadata(), &std::fs::symlink_metadata(&path)) {
                 refuse_foreign(&path, &file)?;
                 if has_other_names(&file) {
-                    // Somebody's file, or a backup's copy of the lock: this name is given up, and the file is left as it is.
+                    // A hard link to a file of the user or of a backup: remove this name, leave the file unchanged.
                     std::fs::remove_file(&path).map_err(|error| unusable(&path, &error))?;
                     continue;
                 }
                 let owner =
                     Owner { host: host(), pid: std::process::id(), run_id: String::new(), started: now() };
-                // Whoever cannot read it is told less; the lock holds all the same.
+                // Ignore errors: the content only serves messages, and the lock holds without it.
                 let _ = say(&file, &owner);
                 return Ok(Self { path, folder, file: Some(file) });
             }
         }
     }
 
-    /// The open file and the variable by which a process that inherits it knows of it; none where there is no lock.
+    /// The descriptor of the lock file, and the environment variable for the process that inherits it; `None` without a lock.
     #[must_use]
     pub fn to_hand_over(&self) -> Option<(RawFd, (&'static str, String))> {
         let fd = self.file.as_ref()?.as_raw_fd();
         Some((fd, (HANDED_OVER, fd.to_string())))
     }
 
-    /// Adds the name of the run to what others are told.
+    /// Writes the run id into the lock file, for the message to other runs.
     pub fn name_run(&self, run_id: &str) {
         let Ok(file) = open(&self.path, false) else { return };
         let owner = Owner { run_id: run_id.to_owned(), ..read(&file).unwrap_or_default() };
@@ -112,7 +112,7 @@ impl Ownership {
         }
     }
 
-    /// The folder as it was when it was taken.
+    /// The folder as it was when it was locked.
     #[must_use]
     pub fn folder(&self) -> &Folder {
         &self.folder
@@ -121,7 +121,7 @@ impl Ownership {
 
 impl Drop for Ownership {
     fn drop(&mut self) {
-        // While it is still locked: whoever opened it meanwhile finds that the path leads elsewhere.
+        // Remove it while it is locked: a process that has it open then sees that the path leads elsewhere, and tries again.
         let Some(file) = &self.file else { return };
         if same_file(&file.metadata(), &std::fs::symlink_metadata(&self.path)) {
             let _ = std::fs::remove_file(&self.path);
@@ -129,7 +129,7 @@ impl Drop for Ownership {
     }
 }
 
-/// Not through a link: somebody else may have put it there.
+/// Opens the lock file, without following a link that another user may have planted.
 fn open(path: &Path, create: bool) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     let file = OpenOptions::new()
@@ -141,7 +141,7 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
         .open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(io::Error::other("it is no file")),
+        false => Err(io::Error::other("it is not a regular file")),
     }
 }
 
@@ -159,7 +159,7 @@ fn say(file: &File, owner: &Owner) -> io::Result<()> {
     file.write_all_at(format!("{}\n", serde_json::to_string(owner)?).as_bytes(), 0)
 }
 
-/// The beginning of the file, which is all of it where it is a lock's.
+/// The first 4096 bytes of the file; a lock file is shorter.
 fn beginning(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4096];
     let length = file.read_at(&mut bytes, 0)?;
@@ -171,10 +171,10 @@ fn read(file: &File) -> Option<Owner> {
     serde_json::from_slice(&beginning(file).ok()?).ok()
 }
 
-/// How the words of an owner begin.
+/// First bytes of every lock file.
 const FIRST_WORDS: &[u8] = b"{\"host\":";
 
-/// What is not a lock's file is not written over. A kill may have cut its words short.
+/// Fails if the file is not a lock file, so that it is not overwritten. A lock file that a kill has truncated passes.
 fn refuse_foreign(path: &Path, file: &File) -> Result<(), Fault> {
     let bytes = beginning(file).map_err(|error| unusable(path, &error))?;
     if bytes.starts_with(FIRST_WORDS) || FIRST_WORDS.starts_with(&bytes) {
@@ -184,7 +184,7 @@ fn refuse_foreign(path: &Path, file: &File) -> Result<(), Fault> {
         .hint("move it away, or choose another output_dir"))
 }
 
-/// Whether the process that took the lock was of this host and is gone.
+/// Whether the process that took the lock ran on this host and has ended.
 fn is_leaving(file: &File) -> bool {
     let gone = |owner: Owner| owner.host == host() && !Path::new(&format!("/proc/{}", owner.pid)).exists();
     read(file).is_some_and(gone)
@@ -195,7 +195,7 @@ fn has_other_names(file: &File) -> bool {
 }
 
 fn in_use(dir: &Path, file: &File) -> Fault {
-    // Between the lock and its words there is a moment.
+    // The owner may not have written the file yet.
     let who = read(file).map_or_else(
         || "another run".to_owned(),
         |owner| {
@@ -215,7 +215,7 @@ fn in_use(dir: &Path, file: &File) -> Fault {
         .hint("wait for that run or stop it; or choose another output_dir")
 }
 
-/// Anybody may have written the file.
+/// Keeps printable ASCII only, at most 64 characters: the file's content is not trusted.
 fn one_word(text: &str) -> String {
     text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
 }
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_owner_is_told_of_the_first_and_the_next_finds_nothing() {
+    fn a_second_owner_is_told_of_the_first_until_it_leaves() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a/out");
         let first = Ownership::take(&out).unwrap();
@@ -264,9 +264,9 @@ mod tests {
         drop(Ownership::take(&out).unwrap());
     }
 
-    /// Its coordinator has the lock for a moment longer.
+    /// The coordinator of the killed owner holds the lock for a moment longer.
     #[test]
-    fn a_folder_whose_owner_was_killed_is_waited_for() {
+    fn a_second_owner_waits_for_a_killed_one() {
         let dir = tempfile::tempdir().unwrap();
         let first = Ownership::take(dir.path()).unwrap();
         let mut dead = std::process::Command::new("true").spawn().unwrap();
@@ -281,9 +281,9 @@ mod tests {
         });
     }
 
-    /// What a killed owner leaves is no lock.
+    /// A killed owner leaves its file.
     #[test]
-    fn a_file_that_nobody_holds_is_no_lock_whatever_it_says() {
+    fn a_file_without_a_lock_is_taken_whatever_it_contains() {
         let dir = tempfile::tempdir().unwrap();
         for text in ["", "{", "{\"host\":\"h\",\"pid\":1,\"started\":0}"] {
             std::fs::write(dir.path().join(LOCK), text).unwrap();
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_lock_or_has_another_name_keeps_what_it_has() {
+    fn foreign_and_hard_linked_files_keep_their_content() {
         let dir = tempfile::tempdir().unwrap();
         let (lock, other) = (dir.path().join(LOCK), dir.path().join("other"));
         std::fs::write(&lock, "precious").unwrap();
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_whose_folder_was_moved_leaves_the_lock_of_the_next_one() {
+    fn the_owner_of_a_moved_folder_does_not_remove_the_next_lock() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let first = Ownership::take(&out).unwrap();

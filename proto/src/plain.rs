@@ -1,53 +1,52 @@
-//! Text of somebody else's (data, model folders, peers, hubs, names of files) as it may be shown on a terminal or in a log: nothing in
-//! it moves the cursor, changes colours, turns the direction of writing or begins a line of its own.
+//! Escapes untrusted text (data, model folders, peers, hubs, file names) for a terminal or log: the result cannot move the cursor,
+//! change colours, change the writing direction or start a new line.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use crate::counted;
 
-/// About as much of a key or value is quoted.
+/// Approximate maximum bytes of a quoted key or value.
 const QUOTED: usize = 80;
 
-/// On one line.
+/// Escapes all control characters, including line ends and tabs.
 #[must_use]
 pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
-/// The beginning and the end of a text that is too long, with how much is missing between. The bound is in bytes, without that note.
+/// Cuts the middle out of a text longer than `most` bytes, and notes the number of missing bytes there. `most` does not include the note.
 #[must_use]
 pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return text.into();
     }
-    // Errors name first what is wrong, and often last where.
+    // Keep both ends: errors begin with the problem and often end with its place.
     let boundary = |at: &usize| text.is_char_boundary(*at);
     let end = (0..=most - most / 4).rev().find(boundary).unwrap_or(0);
     let begin = (text.len() - most / 4..text.len()).find(boundary).unwrap_or(text.len());
     format!("{} [{}] {}", &text[..end], counted(begin - end, "more byte"), &text[begin..]).into()
 }
 
-/// A key or value of somebody else's, as it is quoted in a message.
+/// Cuts an untrusted key or value for quoting in a message.
 #[must_use]
 pub fn quoted(text: &str) -> Cow<'_, str> {
     cut(text, QUOTED)
 }
 
-/// A name that a peer gave itself, for a message: at most 64 characters.
+/// A peer's self-chosen name for a message: at most 64 characters of it, escaped.
 #[must_use]
 pub fn peer_name(name: &str) -> String {
     name.chars().take(64).flat_map(char::escape_default).collect()
 }
 
-/// With the line ends and tabs that it has.
+/// Like [`line`], but keeps line ends and tabs.
 #[must_use]
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// With colours too: `ESC [ … m`, which only changes how what follows looks. For text that other code has coloured, whose foreign parts
-/// are plain already.
+/// Like [`lines`], but keeps colours (`ESC [ … m`). For text that other code has coloured, after its untrusted parts were escaped.
 #[must_use]
 pub fn coloured(text: &str) -> Cow<'_, str> {
     if !text.contains('\u{1b}') {
@@ -75,7 +74,7 @@ pub fn coloured(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// A line of JSON, whose strings may hold more than JSON has to escape.
+/// Escapes control characters in a line of JSON as `\uXXXX`; JSON itself does not require that for all of them.
 #[must_use]
 pub fn json(line: &str) -> Cow<'_, str> {
     if !line.contains(is_active) {
@@ -88,7 +87,7 @@ pub fn json(line: &str) -> Cow<'_, str> {
             continue;
         }
         for unit in c.encode_utf16(&mut [0; 2]) {
-            // Writing into a string does not fail.
+            // Writing into a string cannot fail.
             let _ = write!(out, "\\u{unit:04x}");
         }
     }
@@ -115,10 +114,10 @@ fn escaped(text: &str, allowed: impl Fn(char) -> bool) -> Cow<'_, str> {
     out.into()
 }
 
-/// A terminal, an editor or a reader of lines would act on it instead of showing it.
+/// Whether a terminal, an editor or a line reader would act on the character instead of showing it.
 fn is_active(c: char) -> bool {
     c.is_control()
-        // Line and paragraph separators; marks, embeddings, overrides and isolates of direction; invisible tags.
+        // Line and paragraph separators; bidirectional marks, embeddings, overrides and isolates; invisible tags.
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{61c}' | '\u{200e}' | '\u{200f}')
         || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{e0000}'..='\u{e007f}')
 }
@@ -130,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_act_on_is_shown() {
+    fn control_characters_are_escaped() {
         for (text, shown) in [
             ("plain ü 漢 🙂 \\n", "plain ü 漢 🙂 \\n"),
             ("a\nerror: made up", "a\\nerror: made up"),
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_colours_stay_where_they_are_wanted() {
+    fn lines_keeps_line_ends_and_coloured_keeps_colours() {
         assert_eq!(lines("a\n\tb\u{1b}[31m\r\n"), "a\n\tb\\u{1b}[31m\\r\n");
         assert_eq!(coloured("\u{1b}[36m[a/0]\u{1b}[0m x"), "\u{1b}[36m[a/0]\u{1b}[0m x");
         for evil in ["\u{1b}[2J", "\u{1b}]0;x\u{7}", "\u{1b}", "\u{1b}[", "\u{1b}[31", "\u{1b}[31;\u{1b}[1A"]
@@ -157,10 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_text_both_ends_are_kept_and_what_is_missing_is_counted() {
+    fn cut_keeps_both_ends_and_counts_the_missing_bytes() {
         assert!(matches!(cut("short", 5), Cow::Borrowed("short")));
         assert_eq!(cut(&format!("begin{}end", "x".repeat(100)), 12), "beginxxxx [96 more bytes] end");
-        // Never within a character.
+        // Never cuts within a character.
         for most in 0..12 {
             let text = "漢字🙂ü".repeat(3);
             let shown = cut(&text, most);
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn json_stays_json() {
+    fn escaped_json_has_the_same_value() {
         let text = "\u{1b}[2J\n\u{9b}\u{202e}\u{e0041}ü";
         let line = serde_json::json!({ "a": text }).to_string();
         let shown = json(&line);
@@ -181,10 +180,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_active_is_left(text in "\\PC*|[\\x00-\\xff\u{202e}\u{2028}]*") {
+        fn no_control_character_is_left(text in "\\PC*|[\\x00-\\xff\u{202e}\u{2028}]*") {
             prop_assert!(!line(&text).contains(is_active));
             prop_assert!(!lines(&text).contains(|c| is_active(c) && c != '\n' && c != '\t'));
-            // What is shown once is shown the same again.
+            // Escaping twice changes nothing.
             let once = line(&text).into_owned();
             let twice = line(&once).into_owned();
             prop_assert_eq!(twice, once);

@@ -1,4 +1,4 @@
-//! How far this process has come with reading its files: whoever waits for that can tell a slow disk from one that hangs.
+//! Progress of this process in reading files. Lets a watchdog distinguish a slow disk from a hanging one.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,12 +13,12 @@ pub fn opens(path: &Path) {
     goes_on();
 }
 
-/// Notes that one more part of a file was read, or of what was read looked at.
+/// Notes that one more part of a file was read or processed.
 pub fn goes_on() {
     PARTS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How many parts there have been; it changes as long as reading goes on.
+/// Number of parts so far. It grows as long as reading goes on.
 #[must_use]
 pub fn parts() -> u64 {
     PARTS.load(Ordering::Relaxed)

@@ -1,7 +1,7 @@
-//! Removes folders that a run wrote, and replaces them, without losing what somebody else put into them.
+//! Removes and replaces folders that a run wrote, without losing files that the user put into them.
 //!
-//! A folder's manifest names what Dyad wrote. Every other file in it is kept, in `NAME-kept` beside it. A folder without a manifest is one of an
-//! earlier version, or a half-written one, and goes as a whole.
+//! A folder's manifest names the files that Dyad wrote. Every other file is moved to `NAME-kept` next to the folder. A folder without a
+//! manifest comes from an earlier version or is half-written; it is removed as a whole.
 
 use std::fs;
 use std::io;
@@ -14,10 +14,10 @@ use crate::files::sync_folder;
 use crate::manifest::Manifest;
 use crate::run_folder::{has_own_name, is_own, is_real_folder};
 
-/// Begins the name of a folder that is being replaced, on file systems that cannot exchange two folders.
+/// Prefix of a folder that is being replaced, on file systems that cannot exchange two folders atomically.
 const REPLACED: &str = ".old-";
 
-/// Removes a file, or a folder that Dyad wrote and that was called `name`. What Dyad did not write is kept and announced.
+/// Removes a file, or a folder that Dyad wrote under the name `name`. Files that Dyad did not write are kept, with a warning.
 pub fn remove(path: &Path, name: &str) -> io::Result<()> {
     if !is_real_folder(path) {
         return gone(fs::remove_file(path));
@@ -27,14 +27,14 @@ pub fn remove(path: &Path, name: &str) -> io::Result<()> {
         return gone(fs::remove_dir_all(path));
     }
     let kept = kept(path, name);
-    // First of all: what is cut short here must not look like an unfinished folder, which the next run removes.
+    // Rename first: if this is interrupted, the folder must not look unfinished, or the next run removes it.
     fs::rename(path, &kept)?;
     manifest.remove_files(&kept)?;
     tracing::warn!("{name} held files that Dyad did not write: they are kept in {}", kept.display());
     Ok(())
 }
 
-/// A name that is free.
+/// Returns the first unused path of the form `NAME-kept` or `NAME-kept-N`.
 fn kept(path: &Path, name: &str) -> PathBuf {
     let names = (1..).map(|count: u64| match count {
         1 => format!("{name}-kept"),
@@ -44,8 +44,8 @@ fn kept(path: &Path, name: &str) -> PathBuf {
     paths.find(|path| path.symlink_metadata().is_err()).unwrap_or_default()
 }
 
-/// Puts a complete folder in the place of another one, or where there is none. A kill leaves the old one or the new one there. Where the
-/// file system cannot exchange folders, it may leave none, and [`recover`] puts the old one back.
+/// Moves the complete folder `new` to `target`, and removes the folder that was there. After a kill, `target` is the old or the new
+/// folder. If the file system cannot exchange folders, `target` may be missing; [`recover`] then restores the old one.
 pub fn replace(new: &Path, target: &Path) -> io::Result<()> {
     let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if target.symlink_metadata().is_err() {
@@ -78,7 +78,7 @@ fn replaced(target: &Path) -> PathBuf {
     target.with_file_name(format!("{REPLACED}{}", target.file_name().unwrap_or_default().to_string_lossy()))
 }
 
-/// Ends what a kill has cut short in [`replace`]: the old folder goes back where nothing took its place, and is removed otherwise.
+/// Repairs an interrupted [`replace`]: moves the old folder back if `target` is missing, otherwise removes it.
 pub fn recover(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let old = entry?.path();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_put_into_a_folder_is_kept_beside_it() {
+    fn foreign_files_in_a_removed_folder_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("final");
         folder(&path, "model.safetensors", "weights");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_takes_the_place_of_another_one_in_either_way() {
+    fn replacing_works_with_and_without_exchange() {
         let dir = tempfile::tempdir().unwrap();
         let (new, target) = (dir.path().join(".tmp-final"), dir.path().join("final"));
         for (text, steps) in [("first", false), ("second", false), ("third", true)] {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replacement_that_was_cut_short_is_taken_back_or_ended() {
+    fn an_interrupted_replacement_is_undone_or_finished() {
         let dir = tempfile::tempdir().unwrap();
         let (old, target) = (dir.path().join(".old-final"), dir.path().join("final"));
         folder(&old, "a", "old");

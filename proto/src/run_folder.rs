@@ -1,7 +1,7 @@
-//! What Dyad's runs leave in an output folder, and the rule that the next run must not fall into it unasked.
+//! Names of the files that a run leaves in its output folder. A new run does not start in a folder that holds an earlier one.
 //!
-//! [`traces`] is the one list of what may be removed. Everything else in the folder is the user's and stays: what merely has a
-//! similar name, and what stands under one of Dyad's names but was not written by it ([`foreign`]).
+//! [`traces`] is the only list of files that may be removed. All other files belong to the user and stay: files with a similar name, and
+//! files under one of Dyad's names that Dyad did not write ([`foreign`]).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,35 +16,35 @@ pub const EVALUATION_METRICS: &str = "eval_metrics.jsonl";
 pub const TENSORBOARD: &str = "tb";
 /// The configuration that the run began with.
 pub const RUN_CONFIG: &str = "run.json";
-/// The configuration of a run that is about to start, for its coordinator. It becomes [`RUN_CONFIG`] with the run's first row: a start
-/// that is refused leaves the record of the run before alone.
+/// The configuration of a run that is starting, for its coordinator. It becomes [`RUN_CONFIG`] with the run's first row, so that a
+/// refused start does not overwrite the earlier run's record.
 pub const NEXT_RUN_CONFIG: &str = ".dyad-next-run.json";
 /// The finished model.
 pub const FINAL: &str = "final";
-/// Where the run stood, in a checkpoint.
+/// Progress and identity of the run, in a checkpoint.
 pub const STATE: &str = "dyad_state.json";
-/// The job of a scheduler that the folder's run was begun by.
+/// Names the scheduler job that started the folder's run.
 pub const JOB: &str = ".dyad-job";
-/// Moments and masters, in a checkpoint.
+/// Optimizer moments and master weights, in a checkpoint.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// Size and checksum of every file, in checkpoints and the finished model.
 pub const MANIFEST: &str = "dyad_manifest.json";
 
 /// Files that Dyad writes in an output folder.
 const FILES: [&str; 5] = [RUN_CONFIG, METRICS, EVALUATION_METRICS, JOB, "metrics.svg"];
-/// Folders that Dyad writes there beside checkpoints and the final model.
+/// Folders that Dyad writes there, in addition to checkpoints and the final model.
 const FOLDERS: [&str; 3] = [TENSORBOARD, "logs", "profile"];
 
-/// What may stand where Dyad is going to write.
+/// Kind of a path that a run writes in its output folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FolderPlace {
     /// A regular file.
     File,
-    /// Anything that one call removes: it is replaced.
+    /// A temporary file: anything but a folder is replaced.
     Scratch,
     /// A folder.
     Folder,
-    /// No link; whether it is Dyad's is for [`refuse_foreign`] to say.
+    /// A checkpoint: must not be a link. [`refuse_foreign`] checks whether Dyad wrote it.
     Checkpoint,
 }
 
@@ -62,7 +62,7 @@ impl FolderPlace {
         }
     }
 
-    /// Why nothing can be written there, and what to do.
+    /// Why the run cannot write there, and a hint; `None` if it can.
     fn refuses(self, path: &Path) -> Option<(String, &'static str)> {
         let Ok(about) = path.symlink_metadata() else { return None };
         let kind = about.file_type();
@@ -81,8 +81,8 @@ impl FolderPlace {
     }
 }
 
-/// Refuses a folder in which something stands where Dyad is going to write that it can neither write to nor replace, before anything is
-/// removed: a link (somebody else may have put it there), a folder in the place of a file, a file in the place of a folder.
+/// Fails, before anything is removed, if the output folder holds an obstacle under a name that a run writes: a link (another user may
+/// have planted it), a folder in the place of a file, or a file in the place of a folder.
 pub fn refuse_obstacles(dir: &Path) -> Result<(), Fault> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut all: Vec<PathBuf> = entries.collect();
@@ -96,19 +96,19 @@ pub fn refuse_obstacles(dir: &Path) -> Result<(), Fault> {
     }
 }
 
-/// What a run that dies leaves of the folder that it was writing.
+/// Prefix of a folder that is being written.
 const UNFINISHED: &str = ".tmp-";
-/// What a run that dies leaves of an earlier run.
+/// Second prefix of an earlier run's folder that is about to be removed.
 const EARLIER: &str = "earlier-";
 
-/// What Dyad made in the folder and a new run must not mix with, in a stable order. A run that was refused before its first row has
-/// left nothing. Each path is one file or one whole folder of Dyad's.
+/// Lists the files and folders that earlier runs left in the folder, sorted. A new run must not mix with them. A run that was refused
+/// before its first row leaves none.
 pub fn traces(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let path = entry.path();
-        // Of the entry itself: what a link leads to is not Dyad's.
+        // Do not follow links: their targets are not Dyad's.
         let (kind, name) = (entry.file_type()?, name(&path));
         match name {
             METRICS | EVALUATION_METRICS if kind.is_file() && entry.metadata()?.len() > 0 => found.push(path),
@@ -124,7 +124,7 @@ pub fn traces(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What stands where a run would write, but was not written by Dyad.
+/// The first entry that has the name of a checkpoint or final model, but was not written by Dyad.
 pub fn foreign(dir: &Path) -> io::Result<Option<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
@@ -137,8 +137,8 @@ pub fn foreign(dir: &Path) -> io::Result<Option<PathBuf>> {
     Ok(found.into_iter().min())
 }
 
-/// Refuses a folder that holds a run, by the first of its traces, or something else in the place of one; what was never finished is
-/// no run.
+/// Fails if the folder holds a run, or foreign files under a name of Dyad's. Unfinished folders do not count. The error names the first
+/// of `traces`.
 pub fn refuse_earlier_run(dir: &Path, traces: &[PathBuf]) -> Result<(), Fault> {
     match traces.iter().find(|path| !is_unfinished(path)) {
         None => refuse_foreign(dir),
@@ -151,15 +151,15 @@ pub fn refuse_earlier_run(dir: &Path, traces: &[PathBuf]) -> Result<(), Fault> {
     }
 }
 
-/// Refuses a folder in which a run would have to remove what is not Dyad's.
+/// Fails if a run would have to remove files that Dyad did not write.
 pub fn refuse_foreign(dir: &Path) -> Result<(), Fault> {
-    // A folder that cannot be read is refused by whoever lists it.
+    // Ignore read errors: the caller lists the folder too, and fails then.
     let Some(path) = foreign(dir).ok().flatten() else { return Ok(()) };
     Err(Fault::input(format!("output_dir {} holds {}, which Dyad did not write", dir.display(), name(&path)))
         .hint("move it away, or choose another output_dir"))
 }
 
-/// The newest checkpoint that Dyad wrote; whether it is whole is seen when it is used.
+/// The newest checkpoint that Dyad wrote. It may be damaged; its user checks that.
 #[must_use]
 pub fn newest_checkpoint(dir: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
@@ -167,29 +167,29 @@ pub fn newest_checkpoint(dir: &Path) -> Option<PathBuf> {
     checkpoints.filter(|path| path.join(STATE).is_file()).max_by_key(|path| checkpoint_step(path))
 }
 
-/// A folder, and no link to one.
+/// Whether the path is a folder, not a link to one.
 #[must_use]
 pub fn is_real_folder(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|about| about.is_dir())
 }
 
-/// Whether the folder's run was begun by this job of a scheduler: then the same job, queued again, goes on with it. What anybody else
-/// left there is as it was before the job's first start.
+/// Whether this scheduler job started the folder's run. If so, the requeued job resumes it; otherwise it treats the folder as in its
+/// first start.
 #[must_use]
 pub fn begun_by(dir: &Path, job: &str) -> bool {
     files::read_to_string(&dir.join(JOB)).is_ok_and(|begun| begun.trim_end() == job)
 }
 
-/// What to do after a run that had begun to train has failed.
+/// Hint after a failure of a run that had begun to train.
 #[must_use]
 pub fn how_to_go_on(checkpoint: Option<&Path>) -> String {
     match checkpoint {
         Some(checkpoint) => format!("the same command with --resume goes on from {}", name(checkpoint)),
-        None => "no checkpoint was written yet: start again with --overwrite; the key save_minutes says how often one is".into(),
+        None => "no checkpoint was written yet: start again with --overwrite; the key save_minutes sets how often one is written".into(),
     }
 }
 
-/// The same by what lies in the folder: nobody is told to throw a finished model away.
+/// Like [`how_to_go_on`], for a folder. Does not suggest `--overwrite` if the folder holds a finished model.
 #[must_use]
 pub fn how_to_go_on_in(dir: &Path) -> String {
     match newest_checkpoint(dir) {
@@ -200,7 +200,7 @@ pub fn how_to_go_on_in(dir: &Path) -> String {
     }
 }
 
-/// A hint for somebody who has named a run's folder where a model's is wanted; `None` for any other folder.
+/// Hint for a run's folder given in the place of a model folder; `None` for any other folder.
 #[must_use]
 pub fn model_hint(dir: &Path) -> Option<String> {
     let model = dir.join(FINAL);
@@ -208,7 +208,7 @@ pub fn model_hint(dir: &Path) -> Option<String> {
         .then(|| format!("this is the folder of a run; its model is {}", model.display()))
 }
 
-/// The step of a folder named `checkpoint-N`, exactly as Dyad writes it.
+/// The step of a folder named `checkpoint-N`; `None` for other names, such as `checkpoint-007`.
 #[must_use]
 pub fn checkpoint_step(path: &Path) -> Option<u64> {
     let digits = name(path).strip_prefix("checkpoint-")?;
@@ -216,7 +216,7 @@ pub fn checkpoint_step(path: &Path) -> Option<u64> {
     (step > 0 && step.to_string() == digits).then_some(step)
 }
 
-/// Name of the configuration that a run went on with after so many steps, where it is not the one that it began with.
+/// Name of the file that keeps the configuration of a run resumed after `step` with a changed configuration.
 #[must_use]
 pub fn resumed_config(step: u64) -> String {
     format!("run-from-{step}.json")
@@ -227,25 +227,25 @@ fn is_resumed_config(name: &str) -> bool {
     digits.and_then(|digits| digits.parse().ok()).is_some_and(|step| resumed_config(step) == name)
 }
 
-/// The name under which a folder is filled before it appears.
+/// The temporary path under which a folder is written before it is renamed to `target`.
 #[must_use]
 pub fn unfinished(target: &Path) -> PathBuf {
     target.with_file_name(format!("{UNFINISHED}{}", name(target)))
 }
 
-/// The name under which an earlier run's folder waits for its end. Not that of an unfinished one, which the new run may be filling by then.
+/// The path under which an earlier run's folder waits for its removal. Differs from [`unfinished`], which the new run may be using.
 #[must_use]
 pub fn set_aside(target: &Path) -> PathBuf {
     target.with_file_name(format!("{UNFINISHED}{EARLIER}{}", name(target)))
 }
 
-/// The name that a folder has once it is finished, or had: what [`unfinished`] or [`set_aside`] was given, or its own.
+/// The final name of a folder: undoes [`unfinished`] and [`set_aside`]; other names stay as they are.
 #[must_use]
 pub fn finished_name(path: &Path) -> String {
     hidden_name(path).unwrap_or(name(path)).to_owned()
 }
 
-/// A folder that a run died over: by its name, which is one that [`unfinished`] or [`set_aside`] gives.
+/// Whether the name is one that [`unfinished`] or [`set_aside`] gives: such a folder is left over from a run that died.
 #[must_use]
 pub fn is_unfinished(path: &Path) -> bool {
     hidden_name(path).is_some_and(|name| has_own_name(Path::new(name)))
@@ -256,7 +256,7 @@ fn hidden_name(path: &Path) -> Option<&str> {
     Some(hidden.strip_prefix(EARLIER).unwrap_or(hidden))
 }
 
-/// A folder under a name of Dyad's holds what only Dyad writes. One that holds nothing is nobody's loss.
+/// Whether Dyad wrote a folder that has the name of a checkpoint or final model. An empty folder counts: its removal loses nothing.
 #[must_use]
 pub fn is_own(path: &Path) -> bool {
     let has = |name: &str| path.join(name).is_file();
@@ -265,7 +265,7 @@ pub fn is_own(path: &Path) -> bool {
     }
     match checkpoint_step(path) {
         Some(_) => has(STATE) || has(OPTIMIZER),
-        // Before there were manifests, a finished model had no mark of its own.
+        // Earlier versions wrote no manifest into the final model: look for the run's metrics next to it.
         None => {
             let beside_rows = path.parent().is_some_and(|dir| dir.join(METRICS).is_file());
             beside_rows && (has("config.json") || has("adapter_config.json"))
@@ -273,13 +273,13 @@ pub fn is_own(path: &Path) -> bool {
     }
 }
 
-/// A name of a checkpoint or of the finished model.
+/// Whether the name is that of a checkpoint or of the final model.
 #[must_use]
 pub fn has_own_name(path: &Path) -> bool {
     name(path) == FINAL || checkpoint_step(path).is_some()
 }
 
-/// Files of TensorBoard that a run wrote; others may lie beside them.
+/// TensorBoard files that a run wrote. The folder may hold other files too.
 fn event_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
     let files = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn links_where_a_run_writes_are_named_and_others_do_not_matter() {
+    fn links_under_names_that_a_run_writes_are_refused_and_others_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         std::fs::create_dir(&out).unwrap();
@@ -325,7 +325,7 @@ mod tests {
         for name in ["final", "notes", "data"] {
             link(name);
         }
-        // The folder itself may be one.
+        // The output folder itself may be a link.
         std::os::unix::fs::symlink(&out, dir.path().join("here")).unwrap();
         assert_eq!(refuse_obstacles(&dir.path().join("here")), Ok(()));
         let others = ["checkpoint-7", ".tmp-final", ".tmp-checkpoint-3", "run-from-4.json"];
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_where_a_run_writes_and_cannot_be_written_is_named() {
+    fn folders_in_the_place_of_files_and_files_in_the_place_of_folders_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (file, fifo) = ("a folder, where a run writes a file", "neither a file nor a folder");
         let scratch = |name: &str| format!(".{name}.part");
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_with_the_name_of_a_checkpoint_is_none_to_go_on_from() {
+    fn a_foreign_folder_named_like_a_checkpoint_is_not_resumed_from() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "checkpoint-7/trainer_state.json");
         std::os::unix::fs::symlink(dir.path(), dir.path().join("checkpoint-8")).unwrap();
@@ -379,9 +379,9 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_model_is_not_advised_to_be_overwritten() {
+    fn the_hint_for_a_finished_model_does_not_suggest_overwrite() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(how_to_go_on_in(dir.path()).ends_with("the key save_minutes says how often one is"));
+        assert!(how_to_go_on_in(dir.path()).ends_with("the key save_minutes sets how often one is written"));
         write(dir.path(), "final/model.safetensors");
         let advice = how_to_go_on_in(dir.path());
         assert!(advice.contains("--resume") && !advice.contains("--overwrite"), "{advice}");
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_aside_is_in_nobodys_way_and_goes_with_what_is_unfinished() {
+    fn set_aside_folders_have_their_own_name_and_count_as_unfinished() {
         for name in ["final", "checkpoint-2"] {
             let path = Path::new("out").join(name);
             assert_ne!(set_aside(&path), unfinished(&path));
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_knows_what_it_has_begun() {
+    fn a_job_recognises_only_its_own_run() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!begun_by(dir.path(), "c/7") && !begun_by(dir.path(), ""));
         std::fs::write(dir.path().join(JOB), "c/7\n").unwrap();
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_run_wrote_counts() {
+    fn only_finished_files_of_a_run_refuse_the_next_run() {
         let dir = tempfile::tempdir().unwrap();
         let refused = || refuse_earlier_run(dir.path(), &traces(dir.path()).unwrap());
         for name in ["run.json", "notes.txt", ".tmp-final/model.safetensors"] {
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_trace_stays() {
+    fn files_with_similar_names_are_not_traces() {
         let dir = tempfile::tempdir().unwrap();
         for name in [
             ".tmp-mydata/thesis",
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_dyads_with_somebody_elses_content_is_refused() {
+    fn foreign_content_under_a_name_of_dyads_is_refused() {
         for file in ["final/config.json", "final", "checkpoint-500/trainer_state.json", "checkpoint-7"] {
             let dir = tempfile::tempdir().unwrap();
             write(dir.path(), file);

@@ -1,7 +1,7 @@
-//! Writes files where somebody else may write as well: a shared output folder, `/tmp`.
+//! Writes files in folders that other users may write to as well: a shared output folder, `/tmp`.
 //!
-//! - PRO-S1: no link is followed. A link, pipe or device in a file's place is an error that names it, or is replaced.
-//! - PRO-S2: a file that has a second name elsewhere (a hard link) is replaced, and never written into.
+//! - PRO-S1: no link is followed. A link, pipe or device in the place of a file is an error that names it, or is replaced.
+//! - PRO-S2: a file with a second hard link is replaced; its content is never changed.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::files;
 
-/// A file that is new or empty now, open for writing.
+/// Creates a file, or empties an existing one, and opens it for writing.
 pub fn create(path: &Path) -> io::Result<File> {
     let Some(about) = regular(path)? else { return create_new(path) };
     if about.nlink() > 1 {
@@ -22,7 +22,7 @@ pub fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// A file to add to; it is made where there is none.
+/// Opens a file to append to; creates it if it does not exist.
 pub fn append(path: &Path) -> io::Result<File> {
     let Some(about) = regular(path)? else {
         drop(create_new(path)?);
@@ -35,23 +35,23 @@ pub fn append(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().append(true))
 }
 
-/// The whole content of a file: it has this or what it had before. What stands in its place, a link too, is replaced.
+/// Replaces a file atomically: after a crash it has the old or the new content. A link in its place is replaced too.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     Staged::new(path, content)?.place().map(drop)
 }
 
-/// The same of a secret: nobody but this user can read it at any time.
+/// Like [`write`], for a secret: the file is readable only for this user from the start.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     Staged::with_mode(path, content, 0o600)?.place().map(drop)
 }
 
-/// The name under which a file is written before it takes its place.
+/// The temporary path under which a file is written before it is renamed to `path`.
 #[must_use]
 pub fn scratch(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.part", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
-/// A file that is written and on the disk, beside the place that it is to take. Dropped, it is removed.
+/// A file that is on the disk under its temporary name. [`Staged::place`] renames it; dropping it removes it.
 #[derive(Debug)]
 pub struct Staged {
     scratch: Scratch,
@@ -63,7 +63,7 @@ pub struct Staged {
 struct Scratch(Option<PathBuf>);
 
 impl Staged {
-    /// Writes it.
+    /// Writes the temporary file and syncs it to the disk.
     pub fn new(path: &Path, content: &[u8]) -> io::Result<Self> {
         Self::with_mode(path, content, 0o666)
     }
@@ -74,12 +74,12 @@ impl Staged {
         let mut file = open(&scratch, OpenOptions::new().append(true).create_new(true).mode(mode))?;
         let scratch = Scratch(Some(scratch));
         file.write_all(content)?;
-        // On the disk before it takes the other's place.
+        // Sync before the rename; otherwise a crash could leave an empty file in place of the old one.
         file.sync_all()?;
         Ok(Self { scratch, path: path.to_owned(), file })
     }
 
-    /// Puts it in its place; the file stays open to add to it.
+    /// Renames the file to its final name; it stays open for appending.
     pub fn place(mut self) -> io::Result<File> {
         if let Some(scratch) = &self.scratch.0 {
             fs::rename(scratch, &self.path)?;
@@ -92,24 +92,24 @@ impl Staged {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
-            // What is left of it helps nobody.
+            // Ignore errors: a left-over temporary file does no harm.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// A copy of a file that may itself be reached by a link, as those of the Hugging Face cache are.
+/// Copies a file. `from` may be a link, like the files of the Hugging Face cache.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     io::copy(&mut files::open(from)?, &mut create(to)?).map(drop)
 }
 
-/// A file that did not exist.
+/// Creates a file; fails if it exists.
 pub fn create_new(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().write(true).create_new(true))
 }
 
-/// Makes a folder with what is missing above it. The folder itself may be there already, but not by a link. Another process may make
-/// it at the same moment, as the ranks of one run do.
+/// Creates a folder and its missing parents. The folder may exist already, but must not be a link. Several processes, such as the ranks
+/// of a run, may create it at the same time.
 pub fn folder(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)?;
     match new_folder(path) {
@@ -121,12 +121,12 @@ pub fn folder(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a folder that did not exist.
+/// Creates a folder; fails if it exists.
 pub fn new_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o777).create(path)
 }
 
-/// What is known of the file; nothing where there is none, an error where something else has its name.
+/// Metadata of a regular file; `None` if it does not exist, an error if it is not a regular file.
 fn regular(path: &Path) -> io::Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {
         Ok(about) if about.is_file() => Ok(Some(about)),
@@ -136,7 +136,7 @@ fn regular(path: &Path) -> io::Result<Option<Metadata>> {
     }
 }
 
-/// Whoever puts something else there after it was looked at gains nothing: what was opened is looked at again.
+/// Opens a file and checks the open file again: another process may have replaced it since the first check.
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     let about = file.metadata()?;
@@ -169,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder with a precious file in it, and a place beside it.
+    /// Returns a folder, a file `precious` in it, and a free path next to that.
     fn place() -> (tempfile::TempDir, PathBuf, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let (precious, path) = (dir.path().join("precious"), dir.path().join("out.log"));
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_refused_by_what_opens_and_replaced_by_what_writes() {
+    fn create_and_append_refuse_links_and_write_replaces_them() {
         let (dir, precious, path) = place();
         for target in [precious.clone(), dir.path().join("nowhere")] {
             symlink(&target, &path).unwrap();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_name_of_a_file_keeps_what_it_had() {
+    fn other_hard_links_of_a_file_keep_their_content() {
         let (_dir, precious, path) = place();
         fs::hard_link(&precious, &path).unwrap();
         create(&path).unwrap().write_all(b"a").unwrap();
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(text(&path), "c");
         copy(&precious, &path).unwrap();
         assert_eq!(text(&path), "precious");
-        // What a killed writer left, or somebody planted.
+        // A temporary file that a killed writer left, or that another user planted.
         symlink(&precious, dir.path().join(".out.log.part")).unwrap();
         write(&path, b"d").unwrap();
         assert_eq!((text(&path), text(&precious)), ("d".into(), "precious".into()));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_staged_takes_its_place_when_told_and_leaves_nothing_otherwise() {
+    fn a_staged_file_is_placed_or_removed() {
         let (dir, precious, path) = place();
         drop(Staged::new(&path, b"a").unwrap());
         assert!(!path.exists() && fs::read_dir(dir.path()).unwrap().count() == 1);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_and_what_is_no_file_are_named() {
+    fn writing_to_a_folder_or_device_fails_with_its_kind() {
         let (dir, precious, path) = place();
         folder(&dir.path().join("a/b")).unwrap();
         folder(&dir.path().join("a/b")).unwrap();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_may_be_made_by_several_at_once() {
+    fn several_threads_may_create_a_folder_at_once() {
         let (dir, ..) = place();
         for turn in 0..200 {
             let path = dir.path().join(format!("{turn}/profile"));

@@ -1,13 +1,13 @@
-//! Signals that whoever started this process wants it to ignore.
+//! Ignored signals.
 
-/// Whether a signal was ignored when this process began, as `nohup` does with SIGHUP: then it stays ignored. To be asked before
-/// anything listens for the signal.
+/// Whether this process ignores a signal, as `nohup` makes it ignore SIGHUP; such a signal should stay ignored. Call this before
+/// installing a handler.
 #[must_use]
 pub fn is_ignored(signal: i32) -> bool {
     crate::files::of_kernel("/proc/self/status").is_ok_and(|status| ignores(&status, signal))
 }
 
-/// From now on a file that grows beyond the limit of its size (`ulimit -f`) is an error of whoever writes it, and kills nobody.
+/// Ignores SIGXFSZ: a write beyond the file size limit (`ulimit -f`) then returns an error instead of killing the process.
 #[expect(unsafe_code, reason = "signal")]
 pub fn ignore_size_limit() {
     // SAFETY: ignoring a signal installs no handler.
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_may_not_grow_is_an_error() {
+    fn the_signal_of_the_file_size_limit_is_ignored() {
         ignore_size_limit();
         assert!(is_ignored(libc::SIGXFSZ));
     }

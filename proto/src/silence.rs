@@ -1,20 +1,20 @@
-//! When a process that says nothing counts as lost. Pure: time is counted in own ticks.
+//! Decides when a silent process counts as lost. Pure: counts checks instead of reading a clock.
 //!
-//! A clock on the wall goes on while a laptop sleeps, or while a whole run is stopped and continued (Ctrl-Z, `kill -STOP`). Whoever
-//! stood still as well has missed nothing, so what is counted is how often one has looked and heard nothing.
+//! A clock goes on while a laptop sleeps, or while a whole run is stopped and continued (Ctrl-Z, `kill -STOP`). The watching process was
+//! stopped as well and missed no sign of life. So this counts how often it checked in vain.
 
 use std::time::Duration;
 
-/// Between two looks, and between two signs of life.
+/// Time between two checks, and between two heartbeats.
 pub const TICK: Duration = Duration::from_secs(1);
-/// A trainer beats from a thread that does nothing else. A machine that swaps for a while is not lost yet.
+/// Limit for a trainer in ticks. Its heartbeat has its own thread; the limit leaves time for a machine that swaps.
 pub const TRAINER: u32 = 30;
-/// The coordinator beats between its writes, and a network file system may take a while.
+/// Limit for the coordinator in ticks. It sends heartbeats between its writes, and a network file system may be slow.
 pub const COORDINATOR: u32 = 60;
-/// Less would be a guess.
+/// Smallest limit in ticks; a smaller one would produce false alarms.
 const LEAST: u32 = 2;
 
-/// How long a silence may be, in seconds, beside the usual one: `--stall-timeout` can only shorten it. 0 leaves it as it is.
+/// Longest permitted silence in seconds: `usual`, shortened to `--stall-timeout` if that is smaller and not 0.
 #[must_use]
 pub fn limit(usual: u32, stall_timeout: Option<u64>) -> u32 {
     match stall_timeout {
@@ -23,17 +23,17 @@ pub fn limit(usual: u32, stall_timeout: Option<u64>) -> u32 {
     }
 }
 
-/// Looks in vain since another process was last heard.
+/// Number of checks since the last sign of life of another process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silence(u32);
 
 impl Silence {
-    /// A sign of life.
+    /// Records a sign of life.
     pub fn broken(&mut self) {
         self.0 = 0;
     }
 
-    /// One more look, a [`TICK`] after the last, without one. True when the silence is longer than `limit`.
+    /// Records a check in vain, a [`TICK`] after the last one. Returns whether the silence is longer than `limit` ticks.
     #[must_use]
     pub fn lasts(&mut self, limit: u32) -> bool {
         self.0 = self.0.saturating_add(1);

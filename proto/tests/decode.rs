@@ -1,4 +1,4 @@
-//! Bytes from the wire, right and wrong, through every decoder and every conversion: no panic, memory in proportion.
+//! Valid and invalid bytes from the wire: decoders and conversions do not panic, and allocate memory in proportion to the input.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -17,7 +17,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message;
 
-/// Counts what this thread asks for.
+/// Counts the bytes that this thread allocates.
 struct Counting;
 
 thread_local! {
@@ -25,11 +25,11 @@ thread_local! {
 }
 
 fn count(bytes: usize) {
-    // Not there any more while the thread ends.
+    // The counter is already destroyed while the thread ends.
     let _ = ASKED.try_with(|asked| asked.set(asked.get() + bytes));
 }
 
-// SAFETY: hands everything on to the system's allocator.
+// SAFETY: forwards all calls to the system allocator.
 #[expect(unsafe_code, reason = "a global allocator")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -53,11 +53,11 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// An empty pair takes two bytes on the wire and 88 in memory, and a vector that grows asks for three times its size.
+/// An empty pair takes two bytes on the wire and 88 in memory; a growing vector allocates about three times its size.
 const BYTES_PER_BYTE: usize = 180;
 const BYTES_AT_LEAST: usize = 1 << 16;
 
-/// Decodes, and checks what that asked for.
+/// Decodes a message and checks how much memory that allocated.
 fn decode<M: Message + Default>(bytes: &[u8]) -> Option<M> {
     let before = ASKED.get();
     let message = M::decode(bytes).ok();
@@ -141,7 +141,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![3 => message, 1 => vec(any::<u8>(), 0..300)]
 }
 
-/// What a trainer makes of a message before it computes.
+/// Converts a message as a trainer does before it computes.
 fn take(body: Down) {
     let pairs = match body {
         Down::Welcome(welcome) => {
@@ -188,7 +188,7 @@ proptest! {
     }
 }
 
-/// The worst that a message can do: elements that take two bytes each.
+/// The worst case: elements that take two bytes each.
 #[test]
 fn memory_stays_in_proportion_to_the_bytes() {
     let pairs = vec![Pair::default(); 200_000];
@@ -200,7 +200,7 @@ fn memory_stays_in_proportion_to_the_bytes() {
     let report = MeasureReport { split: 1, lengths, refusal: None, ..MeasureReport::default() };
     let body = Some(trainer_message::Body::MeasureReport(report));
     assert!(decode::<TrainerMessage>(&TrainerMessage { body }.encode_to_vec()).is_some());
-    // A length that is not there is not believed.
+    // A claimed length beyond the end of the message is an error and allocates nothing.
     let claims = [0x22, 0xff, 0xff, 0xff, 0xff, 0x0f];
     assert!(decode::<TrainerMessage>(&claims).is_none() && decode::<CoordinatorMessage>(&claims).is_none());
 }

@@ -1,14 +1,14 @@
 """Pairs per second, peak memory and start-up of Dyad against TRL: same model, pairs, order, batch, precision, threads and
-machine. Then what sharing prompts brings, and what Dyad's step costs on two ranks, and with longer pairs, more vocabulary,
+machine. Then the gain of sharing prompts, and the cost of Dyad's step on two ranks, and with longer pairs, more vocabulary,
 larger batches and more layers.
 
     bench.py --python PYTHON_WITH_TRL [--tables peers,sharing,scaling,growth] [--dtypes float32,bfloat16] [--steps 3]
              [--rounds 3] [--batch-size 8] [--record]
 
-Runs take turns, round by round, so that what the machine does beside them meets all of them; TRL as it comes, the slowest by far,
-runs in the first round alone. The first step of every run is warm-up and not counted; a run's figure is the median of its others,
-the table's the median of the rounds. What sharing brings is measured in twice as many rounds. Memory is the largest resident
-set of each process, summed over the processes of the run. --record adds the tables to docs/lab/benchmarks.md.
+Runs take turns, round by round, so that other load on the machine affects all of them. Stock TRL, the slowest by far, runs in
+the first round only. The first step of every run is warm-up and not counted. The value of a run is the median of its other steps,
+and the value in the table is the median of the rounds. The gain of sharing is measured in twice as many rounds. Memory is the largest
+resident set of each process, summed over the processes of the run. --record adds the tables to docs/lab/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Result(NamedTuple):
     pairs_per_second: float
     peak_gib: float
     losses: list[float]
-    """From the command to the beginning of the first step."""
     startup_seconds: float
+    """From the command to the beginning of the first step."""
 
 
 class PeakMemory:
-    """Largest resident set of a process and its children, by the kernel's own high-water marks."""
+    """Largest resident set of a process and its children, from the kernel's high-water marks."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.peaks, self.done = pid, {}, threading.Event()
@@ -51,7 +51,7 @@ class PeakMemory:
         self.thread.start()
 
     def watch(self) -> None:
-        """Reads until told to stop; a mark only ever rises, so reading late loses nothing while a process lives."""
+        """Reads until stopped. A mark never falls, so a late reading loses nothing while the process lives."""
         while not self.done.wait(0.2):
             for pid in [self.pid, *self.children()]:
                 try:
@@ -70,14 +70,14 @@ class PeakMemory:
             return []
 
     def total(self) -> float:
-        """GiB over all processes."""
+        """Stops reading and returns GiB over all processes."""
         self.done.set()
         self.thread.join()
         return sum(self.peaks.values())
 
 
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824"
-"""Keeps freed memory for the next step, in huge pages, as Dyad's trainers do: given to the tuned peer too."""
+"""Keeps freed memory for the next step, in huge pages. Dyad's trainers do so; the tuned peer gets the same setting."""
 
 
 def run(command: list[str], cwd: Path, threads: int, tuned: bool = False) -> tuple[str, float]:
@@ -95,7 +95,7 @@ def run(command: list[str], cwd: Path, threads: int, tuned: bool = False) -> tup
 
 
 def trl(args: argparse.Namespace, case: Path, dtype: str, tuned: bool, precomputed: bool = False) -> Result:
-    """One run of TRL, as it comes or tuned; with reference log-probabilities computed before the first step where asked."""
+    """One run of TRL, stock or tuned; with `precomputed`, reference log-probabilities are computed before the first step."""
     command = [args.python, str(HERE / "trl_peer.py"), "--case", str(case), "--threads", str(args.threads)]
     command += ["--batch-size", str(args.batch_size), "--steps", str(args.steps), "--dtype", dtype]
     name = ("TRL, tuned" if tuned else "TRL, stock") + (", known reference" if precomputed else "")
@@ -107,7 +107,7 @@ def trl(args: argparse.Namespace, case: Path, dtype: str, tuned: bool, precomput
 
 
 class FirstRow:
-    """When a file first has a line."""
+    """Records when a file first has content."""
 
     def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -116,14 +116,14 @@ class FirstRow:
         self.thread.start()
 
     def watch(self) -> None:
-        """Looks until it is there, or told to stop."""
+        """Polls until the file has content, or until stopped."""
         while not self.done.wait(0.02):
             if self.path.exists() and self.path.stat().st_size > 0:
                 self.seen = time.monotonic()
                 return
 
     def time(self) -> float:
-        """By the clock that all processes share."""
+        """Stops polling and returns the time on the monotonic clock, or 0."""
         self.done.set()
         self.thread.join()
         return self.seen
@@ -132,7 +132,7 @@ class FirstRow:
 def dyad(
     args: argparse.Namespace, case: Path, dtype: str, extra: dict[str, str], name: str, ranks: int = 1, threads: int = 0
 ) -> Result:
-    """One run of Dyad; on so many cores in all, if told."""
+    """One run of Dyad; with `threads`, on that many cores in all."""
     keys = {"model": "model", "training_file": "pairs.jsonl", "output_dir": "dyad", "lr_scheduler_type": "constant"}
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
     lines += f"learning_rate = 1e-6\nshuffle = false\nbatch_size = {args.batch_size}\nmax_steps = {args.steps}\n"
@@ -151,7 +151,7 @@ def dyad(
 
 
 def together(rounds: list[Result]) -> tuple[Result, str]:
-    """Medians of the rounds of one run, and the range of its speed."""
+    """Medians over the rounds of one run, and the range of its speed."""
     speeds = [result.pairs_per_second for result in rounds]
     median = rounds[0]._replace(
         pairs_per_second=statistics.median(speeds),
@@ -162,7 +162,7 @@ def together(rounds: list[Result]) -> tuple[Result, str]:
 
 
 def report(results: list[Result]) -> str:
-    """A table with ratios to TRL as it comes."""
+    """A table with ratios to stock TRL."""
     lines = ["| dtype | run | pairs/s | rounds | vs TRL stock | peak memory, GiB | vs TRL stock | start-up, s | loss of the last step |"]
     lines.append("|---|---|---:|---|---:|---:|---:|---:|---:|")
     runs = dict.fromkeys((result.dtype, result.name) for result in results)
@@ -178,7 +178,7 @@ def report(results: list[Result]) -> str:
 
 
 def write_case(args: argparse.Namespace, case: Path, **sizes: int) -> None:
-    """Model and pairs, by the Python that has transformers."""
+    """Writes model and pairs, with the Python that has transformers."""
     shutil.rmtree(case, ignore_errors=True)
     options = "".join(f", {key}={value}" for key, value in ({"pairs": args.steps * args.batch_size} | sizes).items())
     code = f"import case, pathlib; case.write_case(pathlib.Path({str(case)!r}){options})"
@@ -186,7 +186,7 @@ def write_case(args: argparse.Namespace, case: Path, **sizes: int) -> None:
 
 
 def pair_flops(prompt: float, answers: list[float], shared: bool = True, vocab_size: int = 32_000, layers: int = 8) -> float:
-    """Operations of a forward pass over a pair, its prompt computed once or for each answer: 2 N t + 2 H h + 4 d L a."""
+    """Operations of a forward pass over a pair, with its prompt computed once or for each answer: 2 N t + 2 H h + 4 d L a."""
     weights = layers * (4 * 512**2 + 3 * 512 * 1408)
     rows, prompts = sum(answers), 1 if shared else len(answers)
     seen = prompts * prompt**2 / 2 + sum(answer * (prompt + answer / 2) for answer in answers)
@@ -194,16 +194,16 @@ def pair_flops(prompt: float, answers: list[float], shared: bool = True, vocab_s
 
 
 def forward_flops(times: int = 1, vocab_size: int = 32_000, layers: int = 8, batch: int = 8) -> float:
-    """Operations of a forward pass over a step, mean lengths taken for all."""
+    """Operations of a forward pass over a step, if all pairs have the mean lengths."""
     return batch * pair_flops(times * 150.0, [times * 65.0] * 2, True, vocab_size, layers)
 
 
 def sharing_bound(case: Path) -> float:
-    """Operations with every prompt computed twice, by those with every prompt computed once."""
+    """Operations with every prompt computed twice, divided by operations with every prompt computed once."""
     totals = {True: 0.0, False: 0.0}
     for line in (case / "pairs.jsonl").read_text().splitlines():
         pair = json.loads(line)
-        # The template wraps a prompt in five tokens and ends an answer with one; every word is a token.
+        # The template adds five tokens to a prompt and one to an answer; every word is a token.
         prompt = 5 + sum(len(message["content"].split()) for message in pair["input"]["messages"])
         sides = [pair["preferred_output"], pair["non_preferred_output"]]
         answers = [1.0 + len(side[0]["content"].split()) for side in sides]
@@ -213,7 +213,7 @@ def sharing_bound(case: Path) -> float:
 
 
 def pass_seconds(args: argparse.Namespace, case: Path, dtype: str, shared: bool) -> list[float]:
-    """Each step of one pass over the pairs, after a pass in which memory is touched for the first time."""
+    """Seconds of each step of one pass over the pairs, after a warm-up pass."""
     longer = argparse.Namespace(**vars(args) | {"steps": 2 * args.steps})
     dyad(longer, case, dtype, {"prefix_sharing": str(shared).lower(), "n_epochs": "2"}, "")
     rows = [json.loads(line) for line in (case / "dyad/metrics.jsonl").read_text().splitlines()]
@@ -221,7 +221,7 @@ def pass_seconds(args: argparse.Namespace, case: Path, dtype: str, shared: bool)
 
 
 def sharing(args: argparse.Namespace, case: Path) -> str:
-    """What computing a prompt once brings: whole passes in turn, who begins takes turns too."""
+    """The gain of computing a prompt once. Both sides run whole passes in turn, and the first side alternates."""
     bound = sharing_bound(case)
     lines = ["| dtype | gain of prefix sharing | middle half of the rounds | rounds | of at most |", "|---|---:|---|---:|---:|"]
     for dtype in args.dtypes.split(","):
@@ -229,7 +229,7 @@ def sharing(args: argparse.Namespace, case: Path) -> str:
         for turn in range(2 * args.rounds):
             for shared in (True, False) if turn % 2 else (False, True):
                 passes[shared].append(pass_seconds(args, case, dtype, shared))
-        # Of every step the median: a step that the machine held up counts for no more than one.
+        # Take the median of every step, so that one delayed pass of a step does not count.
         whole, once = (sum(statistics.median(step) for step in zip(*passes[shared])) for shared in (False, True))
         rounds = [sum(whole) / sum(once) for whole, once in zip(passes[False], passes[True])]
         low, _, high = statistics.quantiles(rounds, n=4)
@@ -240,7 +240,7 @@ def sharing(args: argparse.Namespace, case: Path) -> str:
 
 
 def growth(args: argparse.Namespace, case: Path) -> str:
-    """What a step of Dyad costs in float32 when one size changes, beside the usual one, which is measured before and after."""
+    """Cost of Dyad's step in float32 when one size changes, and of the usual case, which is measured before and after."""
     args.steps = 3
     variants = {
         "the usual case": {},
@@ -267,7 +267,7 @@ def growth(args: argparse.Namespace, case: Path) -> str:
 
 
 def scaling(args: argparse.Namespace, case: Path) -> str:
-    """One rank on one core, one on two, two on one each; float32. Same pairs, same batch."""
+    """One rank on one core, one rank on two cores, two ranks on one core each; float32, same pairs, same batch."""
     args.steps = 3
     write_case(args, case)
     lines = ["| ranks | cores | pairs/s | times one rank on one core | peak memory of all, GiB |", "|---:|---:|---:|---:|---:|"]
@@ -282,7 +282,7 @@ def scaling(args: argparse.Namespace, case: Path) -> str:
 
 
 def cpu_name() -> str:
-    """What the kernel calls the CPU."""
+    """The kernel's name of the CPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--record", action="store_true", help="add the tables to docs/lab/benchmarks.md")
     args = parser.parse_args()
-    # The environment's own interpreter is a link; resolving it would lose the environment.
+    # The environment's interpreter is a link; resolving it would leave the environment.
     args.python = str(Path(args.python).absolute())
     wanted = args.tables.split(",")
     if unknown := set(wanted) - set(TABLES):

@@ -1,12 +1,12 @@
-"""Dyad against TRL on a GPU: the same random weights, pairs, order, batch and precision, in the same run.
+"""Dyad against TRL on a GPU, with the same random weights, pairs, order, batch and precision.
 
     bench_gpu.py --python PYTHON_WITH_TRL [--shapes 1.5b,8b] [--modes lora,full] [--workloads 2k,16k] [--record]
     bench_gpu.py --device cpu --shapes tiny        # the script itself, without a GPU
 
-Workload 2k: pairs of about 2,048 unshared tokens, 16 a step. Workload 16k: pairs of about 800 packed tokens, 20 of them in one
-micro-batch of 16,384, once more with all activations recomputed. On the CPU both are 16 times shorter. Speed is the median over
-steps that are neither the first nor profiled. TRL takes the largest micro-batch that fits. A run that does not fit is a row that
-says so. WORK/profiles keeps what Dyad's profiler said of each run.
+Workload 2k: pairs of about 2,048 unshared tokens, 16 per step. Workload 16k: pairs of about 800 packed tokens, 20 of them in one
+micro-batch of 16,384; a second run recomputes all activations. On the CPU both are 16 times shorter. Speed is the median over
+steps that are neither the first nor profiled. TRL uses the largest micro-batch that fits. A run that does not fit gets a row that
+says so. WORK/profiles keeps the profiles of Dyad's runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOT = HERE.parent.parent
 BIN = ROOT / "target/release"
 
 STEPS = 9
-"""Optimizer steps of a run of Dyad, whose profile covers 5 to 7; speed is that of the others but the first."""
+"""Optimizer steps of a run of Dyad. The profile covers steps 5 to 7; speed is measured over the other steps except the first."""
 MEASURED = [2, 3, 4, 8, 9]
 TRL_STEPS = 5
 
@@ -52,11 +52,11 @@ WORKLOADS = {
 
 
 FRUGAL = {"activation_checkpointing": '"full"'}
-"""How little memory a run can do with: a second row of long micro-batches."""
+"""Settings of the second row of the 16k workload, which shows the lowest memory."""
 
 
 class Row(NamedTuple):
-    """One run; without seconds it did not fit."""
+    """One run; `seconds` is None if it did not fit."""
 
     name: str
     seconds: float | None
@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
 
 def fail(message: str, hint: str) -> None:
-    """One line and what to do."""
+    """Ends the program with an error and a hint."""
     sys.exit(f"bench-gpu: {message}\n  hint: {hint}")
 
 
@@ -85,7 +85,7 @@ def gpu(python: str) -> tuple[str, float]:
 
 
 def pairs_of(workload: Workload, count: int, divisor: int) -> list[Pair]:
-    """Lengths that differ as real ones do."""
+    """Random lengths with a realistic spread."""
     rng = random.Random(0)
 
     def length(mean: int) -> int:
@@ -95,7 +95,7 @@ def pairs_of(workload: Workload, count: int, divisor: int) -> list[Pair]:
 
 
 def write_model(folder: Path, shape: Shape) -> None:
-    """Random weights by `trainer new-model`, under a tokenizer whose every word is one token."""
+    """Writes random weights with `trainer new-model`, and a tokenizer that makes every word one token."""
     from case import write_tokenizer
     from cases import make_pair, write_pairs
 
@@ -111,14 +111,14 @@ def write_model(folder: Path, shape: Shape) -> None:
     command = [str(BIN / "trainer"), "new-model", *(f"--{key}={value}" for key, value in options.items())]
     subprocess.run(command + (["--untied-head"] if shape.untied_head else []), check=True)
     write_tokenizer(folder, words)
-    # The new tokenizer's: padding is its first word, the end of a turn its second.
+    # Ids of the new tokenizer: padding is its first word, the end of a turn its second.
     for name in ("config.json", "generation_config.json"):
         config = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(config | {"pad_token_id": 0, "eos_token_id": 1}, indent=2))
 
 
 def write_pairs(path: Path, pairs: list[Pair], vocabulary: int) -> list[Pair]:
-    """Pairs of these lengths, template included. Returns what they come to."""
+    """Writes pairs of these lengths, template included. Returns the actual lengths."""
     from case import SPECIAL
     from cases import make_pair
     from cases import write_pairs as write
@@ -129,13 +129,13 @@ def write_pairs(path: Path, pairs: list[Pair], vocabulary: int) -> list[Pair]:
     def text(count: int) -> str:
         return " ".join(f"w{rng.randrange(limit)}" for _ in range(max(1, count)))
 
-    # The template brings five tokens to a prompt, one to an answer.
+    # The template adds five tokens to a prompt and one to an answer.
     write(path, [make_pair([{"role": "user", "content": text(p - 5)}], text(c - 1), text(r - 1)) for p, c, r in pairs])
     return [Pair(max(6, p), max(2, c), max(2, r)) for p, c, r in pairs]
 
 
 def fitting(parameters: int, memory_gib: float) -> dict[str, str]:
-    """What full fine-tuning sets so that weights, gradients, states and reference take three quarters of the memory at most;
+    """Settings of full fine-tuning with which weights, gradients, states and reference take at most three quarters of the memory;
     bytes per parameter as in docs/memory.md."""
     known = '"precompute"'
     choices = [
@@ -151,7 +151,7 @@ def fitting(parameters: int, memory_gib: float) -> dict[str, str]:
 
 
 def kept_layers(log: str) -> float:
-    """Share of the layers that are computed again, from the trainer's log."""
+    """Share of the layers that are recomputed, from the trainer's log."""
     found = re.search(r"kept=(\d+) layers=(\d+)", log)
     return 1 - int(found[1]) / int(found[2]) if found else 0.0
 
@@ -194,12 +194,12 @@ def dyad(args: argparse.Namespace, case: Path, cell: Cell, extra: dict[str, str]
 
 
 def sum_forward(cell: Cell) -> float:
-    """The reference's forward pass."""
+    """Operations of the reference's forward pass."""
     return sum(forward(cell.shape, cell.step_pairs, shared=True))
 
 
 def trl(args: argparse.Namespace, case: Path, cell: Cell) -> Row:
-    """TRL with the largest micro-batch that fits; activations are recomputed only if none does without."""
+    """TRL with the largest micro-batch that fits; activations are recomputed only if no size fits without."""
     batch, kept = cell.workload.batch, trl_bytes(cell)
     if kept > args.memory * 2**30:
         return Row("TRL", None, note=f"does not fit: {kept / 2**30:.0f} GiB of weights, gradients, moments and reference")
@@ -219,25 +219,25 @@ def trl(args: argparse.Namespace, case: Path, cell: Cell) -> Row:
 
 
 def trl_bytes(cell: Cell) -> float:
-    """What TRL keeps whatever the batch: bfloat16 weights with LoRA; else weights, gradients, two moments and the reference, all in
-    float32."""
+    """Bytes that TRL keeps for any batch: bfloat16 weights with LoRA; otherwise weights, gradients, two moments and the reference,
+    all in float32."""
     return cell.shape.parameters() * (2.0 if cell.lora else 20.0)
 
 
 def longest(pairs: list[Pair]) -> int:
-    """Tokens that TRL pads every answer with its prompt to."""
+    """Length in tokens to which TRL pads every answer with its prompt."""
     return max(prompt + max(chosen, rejected) for prompt, chosen, rejected in pairs)
 
 
 def unfit(name: str, error: SystemExit) -> Row:
-    """A row for a run that ran out of memory; any other failure is the benchmark's."""
+    """A row for a run that ran out of memory; raises any other error again."""
     if "out of memory" not in str(error).lower():
         raise error
     return Row(name, None, note="out of memory")
 
 
 class Cell(NamedTuple):
-    """One line of the table's left side."""
+    """Model, training mode and workload of a row."""
 
     shape_name: str
     shape: Shape
@@ -271,7 +271,7 @@ HEADER = (
 
 
 def cells(args: argparse.Namespace, case: Path) -> list[Cell]:
-    """Every combination that was asked for, the model's weights changing least often."""
+    """Every requested combination; the model changes least often, because writing weights takes long."""
     divisor = 1 if args.device == "cuda" else 16
     found = []
     for shape_name in args.shapes.split(","):
@@ -279,7 +279,7 @@ def cells(args: argparse.Namespace, case: Path) -> list[Cell]:
         for mode in args.modes.split(","):
             for name in args.workloads.split(","):
                 workload = WORKLOADS[name]
-                # One set of lengths for all steps, so that every step costs the same.
+                # All steps use the same lengths, so that every step costs the same.
                 lengths = pairs_of(workload, workload.batch, divisor)
                 workload = workload._replace(micro_batch_tokens=max(256, workload.micro_batch_tokens // divisor))
                 found.append(Cell(shape_name, shape, mode == "lora", name, workload, lengths))
@@ -307,14 +307,14 @@ def measure(args: argparse.Namespace, case: Path) -> str:
 
 
 def told(cell: Cell, row: Row) -> Row:
-    """Says at once what the table says when the peer is done as well."""
+    """Prints a result before its row, which needs the peer's result too."""
     speed = f"{cell.workload.batch / row.seconds:.2f} pairs/s" if row.seconds else row.note
     print(f"{cell.shape_name} {'LoRA' if cell.lora else 'full'} {cell.workload_name}, {row.name}: {speed}", file=sys.stderr, flush=True)
     return row
 
 
 def known(names: str, among: dict[str, object], what: str) -> str:
-    """Checks a list of names."""
+    """Fails if a name of the list is unknown; returns the list."""
     for name in names.split(","):
         if name not in among:
             fail(f"unknown {what} {name!r}", f"known: {', '.join(among)}")

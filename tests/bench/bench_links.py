@@ -1,11 +1,11 @@
-"""How much of a step waits for gradients, over links with a delay: Dyad in one network namespace per rank. Needs root.
+"""Time that a step waits for gradients over links with a delay: Dyad in one network namespace per rank. Needs root.
 
     bench_links.py [--python PYTHON_WITH_TRL] [--ranks 2,4] [--dtypes float32,bfloat16] [--reduce-dtypes float32,bfloat16]
                    [--links 0,1,5,1:1000] [--record]
 
-A link is its one-way delay in milliseconds, and its rate in Mbit/s where it is limited. The workload is bench.py's, with all
-steps but the first counted: medians over the steps of the mean over the ranks. A rank waits for bytes or for a rank that still
-computes; what the last rank to get there waits is bytes alone, so the least wait of a step is given beside the mean.
+A link is a one-way delay in milliseconds, and optionally a rate in Mbit/s. The workload is that of bench.py. The first step is
+not counted. Values are medians over steps of means over ranks. A rank waits for bytes or for a rank that still computes. The last
+rank to arrive waits only for bytes, so the table shows the least wait of a step next to the mean.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Setting(NamedTuple):
     link: links.Link
 
     def delay(self) -> str:
-        """As the table has it."""
+        """Text for the table."""
         rate = f", {self.link.rate / 125e3:g} Mbit/s" if self.link.rate else ""
         return f"{self.link.delay * 1e3:g} ms{rate}"
 
 
 class Result(NamedTuple):
-    """What a run showed, in seconds of a step."""
+    """Measurements of a run, in seconds per step."""
 
     setting: Setting
     step: float
@@ -52,12 +52,12 @@ class Result(NamedTuple):
     waited: float
     least: float
     forwarder: float
-    """Processor seconds of the forwarder in the whole run, by step."""
+    """Processor seconds of the forwarder over the whole run, per step."""
     measured: str
-    """What the ranks say of the link."""
+    """Rank 0's own measurement of the link, from its log."""
 
     def row(self) -> str:
-        """Of the table."""
+        """Row of the table."""
         shares = f"{self.waited:.3f} | {self.waited / self.step:.1%} | {self.least:.3f} | {self.least / self.step:.1%}"
         start = f"| {self.setting.delay()} | {self.setting.ranks} | {self.setting.dtype} | {self.setting.reduce_dtype} | {self.step:.2f}"
         return f"{start} | {self.in_flight:.2f} | {shares} | {self.forwarder:.2f} | {self.measured} |"
@@ -70,7 +70,7 @@ HEADER = (
 
 
 class Run:
-    """Coordinator and trainers of one setting, inside namespaces that are there."""
+    """Coordinator and trainers of one setting, inside existing namespaces."""
 
     def __init__(self, args: argparse.Namespace, case: Path, setting: Setting) -> None:
         self.args, self.case, self.setting = args, case, setting
@@ -78,7 +78,7 @@ class Run:
         self.processes: list[subprocess.Popen] = []
 
     def train(self) -> None:
-        """Returns when everything has ended well; ends everything otherwise."""
+        """Waits until all processes succeed. On a failure, ends all processes and the program."""
         try:
             server = f"http://{self.coordinator()}"
             for rank in range(self.setting.ranks):
@@ -93,7 +93,7 @@ class Run:
                     process.wait()
 
     def coordinator(self) -> str:
-        """Starts it; gives its address."""
+        """Starts the coordinator and returns its address."""
         config = {"model": "model", "training_file": "pairs.jsonl", "output_dir": str(self.out), "lr_scheduler_type": "constant"}
         lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
         lines += f"learning_rate = 1e-6\nshuffle = false\nbatch_size = {self.args.batch_size}\nmax_steps = {self.args.steps}\n"
@@ -106,7 +106,7 @@ class Run:
         return json.loads(process.stdout.readline())["listening"]
 
     def trainer(self, rank: int, server: str) -> None:
-        """As the launcher starts it, and with the phases of every step in its log."""
+        """Starts a trainer as the launcher does, with the phases of every step in its log."""
         threads = str(max(1, len(os.sched_getaffinity(0)) // self.setting.ranks))
         words = [str(self.args.bin / "trainer"), "run", "--coordinator", server, "--name", f"node{rank}-cpu"]
         words += ["--launch-index", str(rank), "--threads", threads, "--profile", str(self.out / "profile")]
@@ -115,7 +115,7 @@ class Run:
         self.start(rank, words, f"rank{rank}", environment)
 
     def start(self, place: int, words: list[str], label: str, environment: dict[str, str], **how) -> subprocess.Popen:
-        """One process in a namespace, with its log."""
+        """Starts a process in a namespace; its stderr goes to a log."""
         with (self.case / f"links-{label}.log").open("w") as log:
             process = subprocess.Popen(
                 links.inside(place, words), cwd=self.case, env=os.environ | environment, stderr=log, text=True, **how
@@ -124,10 +124,10 @@ class Run:
         return process
 
     def result(self, forwarder: float) -> Result:
-        """From metrics, logs and profiles."""
+        """Reads the result from metrics, logs and profiles."""
         rows = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
         logs = [(self.case / f"links-rank{rank}.log").read_text() for rank in range(self.setting.ranks)]
-        # One row a step, one column a rank.
+        # One row per step, one column per rank.
         waits = list(zip(*[[float(found) for found in re.findall(r'"all_reduce_wait": ([0-9.e-]+)', log)] for log in logs]))[1:]
         profiles = [json.loads((self.out / f"profile/rank{rank}.json").read_text()) for rank in range(self.setting.ranks)]
         measured = re.search(r" link: (.*)", logs[0])
@@ -157,7 +157,7 @@ def link(text: str) -> links.Link:
 
 
 def workload(args: argparse.Namespace) -> Path:
-    """bench.py's model and pairs, made where they are not there."""
+    """Folder of bench.py's model and pairs; creates them if they are missing."""
     case = ROOT / "bench-out"
     if not (case / "model/model.safetensors").is_file():
         call = f"import case, pathlib; case.write_case(pathlib.Path({str(case)!r}), {args.steps * args.batch_size})"

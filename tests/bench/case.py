@@ -22,7 +22,7 @@ TEMPLATE = (
 
 
 def write_model(folder: Path, vocab_size: int = VOCAB_SIZE, layers: int = 8) -> None:
-    """A Llama of random weights whose every word is one token."""
+    """Writes a Llama with random weights, and a tokenizer that makes every word one token."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -44,7 +44,7 @@ def write_model(folder: Path, vocab_size: int = VOCAB_SIZE, layers: int = 8) -> 
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Every word is one token."""
+    """Writes a tokenizer that makes every word one token."""
     words = SPECIAL + [f"w{index}" for index in range(vocab_size - len(SPECIAL))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -54,19 +54,19 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def words(rng: random.Random, mean: int) -> str:
-    """Words of a log-normal number, so that lengths differ as real ones do."""
+    """Random words; their number is log-normal, as in real texts."""
     count = max(4, min(4 * mean, round(mean * rng.lognormvariate(-0.08, 0.4))))
     return " ".join(f"w{rng.randrange(VOCAB_SIZE - len(SPECIAL))}" for _ in range(count))
 
 
 def pair(rng: random.Random, times: int) -> Pair:
-    """One question and two answers, so many times as long as usual."""
+    """One question and two answers, `times` as long as usual."""
     question, answers = words(rng, times * 146), [words(rng, times * 64) for _ in range(2)]
     return make_pair([{"role": "user", "content": question}], *answers)
 
 
 def write_case(folder: Path, pairs: int, times: int = 1, vocab_size: int = VOCAB_SIZE, layers: int = 8) -> None:
-    """`model/` and `pairs.jsonl`; of the usual sizes unless told otherwise."""
+    """Writes `model/` and `pairs.jsonl`; sizes default to the usual case."""
     rng = random.Random(0)
     write_model(folder / "model", vocab_size, layers)
     write_pairs(folder / "pairs.jsonl", [pair(rng, times) for _ in range(pairs)])

@@ -1,5 +1,5 @@
-"""What a step has to compute, and what a device can: the formulas of docs/lab/benchmarks.md, and nothing measured but the peak of a
-device that the table does not know."""
+"""Operations of a step and peak rates of devices: the formulas of docs/lab/benchmarks.md. Only the peak of a device that the table
+does not list is measured."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ class Shape(NamedTuple):
     untied_head: bool
 
     def block(self) -> int:
-        """Weights of all layers' matrices."""
+        """Number of weights in the matrices of all layers."""
         keys = self.hidden // self.heads * self.kv_heads
         return self.layers * (2 * self.hidden**2 + 2 * self.hidden * keys + 3 * self.hidden * self.inner)
 
     def head(self) -> int:
-        """Weights of the head."""
+        """Number of weights of the head."""
         return self.hidden * self.vocabulary
 
     def parameters(self) -> int:
-        """All weights; norms are left out."""
+        """Number of all weights without norms."""
         return self.block() + self.head() * (2 if self.untied_head else 1)
 
 
 class Pair(NamedTuple):
-    """Tokens of a pair."""
+    """Lengths of a pair, in tokens."""
 
     prompt: int
     chosen: int
     rejected: int
 
     def unshared(self) -> int:
-        """Every answer with a prompt of its own: the tokens of tokens per second, whoever trains."""
+        """Tokens if each answer has its own prompt; tokens per second count these for Dyad and TRL alike."""
         return 2 * self.prompt + self.chosen + self.rejected
 
 
 SHAPES = {
-    # Small enough for a CPU: to test the script.
+    # For tests of the script on a CPU.
     "tiny": Shape(64, 160, 2, 4, 2, 512, False),
     # Qwen2.5-1.5B without its biases.
     "1.5b": Shape(1536, 8960, 28, 12, 2, 151_936, False),
@@ -70,18 +70,18 @@ PEAKS = {
     "A10": 125e12,
     "L4": 121e12,
 }
-"""Dense bfloat16 with float32 accumulation, operations per second, from the vendor's data sheets; the first name that fits."""
+"""Operations per second in dense bfloat16 with float32 accumulation, from the vendors' data sheets. The first matching name counts."""
 
 
 def peak(name: str) -> float | None:
-    """Of a GPU by its name; None if the table does not know it."""
+    """Peak rate of a GPU by its name; None if the table does not list it."""
     words = name.replace("-", " ").split()
     fits = (peak for key, peak in PEAKS.items() if all(word in words for word in key.split()))
     return next(fits, None)
 
 
 def measured_peak(device: str, dtype: str) -> float:
-    """Rate of a large matrix product."""
+    """Measured rate of a large matrix product, in operations per second."""
     import torch
 
     edge = 8192 if device == "cuda" else 1024
@@ -99,7 +99,7 @@ def measured_peak(device: str, dtype: str) -> float:
 
 def forward(shape: Shape, pairs: list[Pair], shared: bool, padded_to: int = 0) -> tuple[float, float, float]:
     """Operations of one forward pass: layers' products 2 N t, head 2 H h, attention 4 d L a. With `padded_to`, every answer with
-    its prompt takes so many tokens."""
+    its prompt is padded to that many tokens."""
     tokens = seen = rows = 0.0
     for prompt, chosen, rejected in pairs:
         rows += chosen + rejected
@@ -116,16 +116,16 @@ def forward(shape: Shape, pairs: list[Pair], shared: bool, padded_to: int = 0) -
 
 
 def model_flops(shape: Shape, pairs: list[Pair], lora: bool) -> float:
-    """Of a step as MFU counts it for whoever trains: unshared, no reference, nothing computed twice. Full fine-tuning is
-    three forward passes; with LoRA the weights' gradients are not asked for: two."""
+    """Operations of a step as MFU counts them for Dyad and TRL alike: unshared, no reference, nothing recomputed. Full fine-tuning
+    costs three forward passes; LoRA costs two, because it needs no gradients of the weights."""
     return sum(forward(shape, pairs, shared=False)) * (2 if lora else 3)
 
 
 def executed_flops(
     shape: Shape, pairs: list[Pair], lora: bool, shared: bool, padded_to: int = 0, recomputed: float = 0.0
 ) -> float:
-    """Of a step as it runs: with the reference's forward pass, padding, layers computed again (a share of all), and the
-    backward pass of flash attention, which computes the scores again (2.5 forward passes)."""
+    """Operations of a step as executed: with the reference's forward pass, padding, recomputed layers (a share of all), and the
+    backward pass of flash attention, which recomputes the scores (2.5 forward passes)."""
     layers, head, seen = forward(shape, pairs, shared, padded_to)
     backward = (layers + head) * (1 if lora else 2) + 2.5 * seen
     return 2 * (layers + head + seen) + backward + recomputed * (layers + seen)

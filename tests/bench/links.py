@@ -1,11 +1,11 @@
 """Network namespaces joined by links with a delay and a rate, for communication benchmarks on one machine. Needs root.
 
     links.py [--delay-ms 1] [--mbit 0] [--how auto|netem|tun]     what such a link reaches, and what it costs
-    links.py --clean                                                          removes what a killed run has left
+    links.py --clean                                              removes the namespaces of a killed run
 
-Where the kernel has netem, namespaces hang on a bridge and netem delays what leaves each of them. Where it has not, each
-namespace has a TUN device and one process here reads every packet, holds it for the delay and hands it on. That process
-stands for hardware, so it runs at real-time priority; what it costs is measured, because it takes cores from what is measured.
+With netem in the kernel, a bridge joins the namespaces and netem delays the packets that leave each of them. Without netem, each
+namespace has a TUN device, and a forwarder process reads every packet, holds it for the delay and passes it on. The forwarder
+stands in for hardware, so it runs at real-time priority. Its processor time is measured, because it competes with the benchmark.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from typing import Callable, Iterator, NamedTuple
 HUB = "dyad-hub"
 DEVICE = "link0"
 MTU = 65_000
-"""As long as a packet may be: the forwarder pays by the packet. A network card that segments gets the same from the kernel."""
+"""The largest packet size, because the forwarder's cost is per packet. A network card with segmentation offload gets packets
+of this size from the kernel too."""
 
 
 class Link(NamedTuple):
-    """Every direction of every link."""
+    """Properties of each direction of each link."""
 
     delay: float
     """Seconds one way."""
@@ -42,42 +43,42 @@ class Link(NamedTuple):
 
 
 def ip(*words: object) -> None:
-    """Runs ip(8); its own words on failure."""
+    """Runs ip(8); raises OSError with its message on failure."""
     done = subprocess.run(["ip", *map(str, words)], capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"ip {' '.join(map(str, words))}: {done.stderr.strip()}")
 
 
 def name(index: int) -> str:
-    """Of a namespace."""
+    """Name of a namespace."""
     return f"dyad{index}"
 
 
 def address(index: int) -> str:
-    """Of a namespace's end of its link."""
+    """Address of a namespace."""
     return f"10.77.0.{index + 1}"
 
 
 def inside(index: int, command: list[str]) -> list[str]:
-    """The command, run in a namespace. `ip` becomes the command, so the process started is the one to signal."""
+    """Command line that runs `command` in a namespace. `ip` execs it, so a signal to the started process reaches it."""
     return ["ip", "netns", "exec", name(index), *command]
 
 
 def existing() -> list[str]:
-    """Our namespaces that are there."""
+    """Existing namespaces of this script."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
     names = [line.split()[0] for line in listed.splitlines() if line.strip()]
     return [found for found in names if found == HUB or (found.startswith("dyad") and found[4:].isdigit())]
 
 
 def clean() -> None:
-    """Removes our namespaces, and with them their devices."""
+    """Removes the namespaces of this script with their devices."""
     for found in existing():
         ip("netns", "del", found)
 
 
 def has_netem() -> bool:
-    """Whether the kernel can delay packets itself: asked on a loopback device of a namespace of its own."""
+    """Whether the kernel has netem; tried on the loopback device of a temporary namespace."""
     ip("netns", "add", HUB)
     try:
         words = ["tc", "-n", HUB, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
@@ -88,10 +89,10 @@ def has_netem() -> bool:
 
 @contextlib.contextmanager
 def joined(count: int, link: Link, how: str = "auto") -> Iterator[Forwarder | None]:
-    """Namespaces dyad0 .. joined pairwise; gives the forwarder where there is one. Leaves nothing, however it ends."""
+    """Creates namespaces dyad0 .. joined pairwise. Yields the forwarder, or None with netem. Removes them at the end."""
     if existing():
         sys.exit(f"{', '.join(existing())} exist: another run is going on, or was killed (then: links.py --clean)")
-    # A kill must pass through the clean-up below as Ctrl-C does.
+    # SIGTERM must run the clean-up below, as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     forwarder = None
     try:
@@ -112,7 +113,7 @@ def joined(count: int, link: Link, how: str = "auto") -> Iterator[Forwarder | No
 
 
 def bridge(count: int, link: Link) -> None:
-    """Every namespace on one bridge; netem holds what leaves it."""
+    """Joins all namespaces by a bridge; netem delays the packets that leave each of them."""
     ip("netns", "add", HUB)
     ip("-n", HUB, "link", "add", "hub", "type", "bridge")
     ip("-n", HUB, "link", "set", "hub", "mtu", MTU, "up")
@@ -129,7 +130,7 @@ def bridge(count: int, link: Link) -> None:
 
 
 def raise_device(index: int) -> None:
-    """Gives a namespace's end its address."""
+    """Sets address and MTU of a namespace's device."""
     ip("-n", name(index), "addr", "add", f"{address(index)}/24", "dev", DEVICE)
     ip("-n", name(index), "link", "set", DEVICE, "mtu", MTU, "up")
 
@@ -138,11 +139,11 @@ def raise_device(index: int) -> None:
 TUNSETIFF, TUNSETVNETHDRSZ, TUNSETOFFLOAD = 0x400454CA, 0x400454D8, 0x400454D0
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, TUN_F_CSUM = 0x1, 0x1000, 0x4000, 0x1
 VNET_HEADER = 10
-"""Before each packet: tells the receiving kernel that nobody has summed it up. Saves two passes over every byte."""
+"""Bytes of the header before each packet. It says that the checksum is not computed, which saves two passes over every byte."""
 
 
 class Forwarder:
-    """One TUN device per namespace and a process that hands packets on between them."""
+    """One TUN device per namespace, and a process that passes packets between them."""
 
     def __init__(self, count: int, link: Link) -> None:
         devices = [self.device(index) for index in range(count)]
@@ -153,7 +154,7 @@ class Forwarder:
 
     @staticmethod
     def device(index: int) -> int:
-        """Made here, then moved: its descriptor stays good, and the device goes with the last copy of it."""
+        """Creates a device and moves it into a namespace. The descriptor stays valid; closing its last copy removes the device."""
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         made = f"dyadtun{index}"
         flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR
@@ -166,7 +167,7 @@ class Forwarder:
         return descriptor
 
     def cpu_seconds(self) -> float:
-        """Processor time so far, user and system."""
+        """Processor seconds so far, user and system."""
         with open(f"/proc/{self.process.pid}/stat") as file:
             fields = file.read().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -178,13 +179,13 @@ class Forwarder:
 
 
 def forward(devices: list[int], link: Link) -> None:
-    """Holds every packet for the delay, after those before it have left at the link's rate; until it is terminated."""
+    """Delays every packet, after earlier packets have left at the link's rate. Runs until it is terminated."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and terminates this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and terminates this process
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     targets = {socket.inet_aton(address(index)): device for index, device in enumerate(devices)}
-    # One queue per sender: what it sends leaves in order, so the head is always the next one due.
+    # One queue per sender. Its packets leave in order, so the head is always due next.
     queues = {device: collections.deque() for device in devices}
     wire_free = dict.fromkeys(devices, 0.0)
     while True:
@@ -202,7 +203,7 @@ def forward(devices: list[int], link: Link) -> None:
 
 
 def take(device: int, queue: collections.deque, wire_free: dict, targets: dict, link: Link) -> None:
-    """Reads what a namespace has sent; a few packets at a time, so that none that is due waits long."""
+    """Reads a few packets of a namespace; not more, so that packets that are due do not wait long."""
     for _ in range(16):
         try:
             packet = os.read(device, VNET_HEADER + MTU)
@@ -212,7 +213,7 @@ def take(device: int, queue: collections.deque, wire_free: dict, targets: dict, 
         leaves = max(now, wire_free[device]) + (len(packet) / link.rate if link.rate else 0.0)
         wire_free[device] = leaves
         target = targets.get(packet[VNET_HEADER + 16 : VNET_HEADER + 20])
-        # Multicast and IPv6 chatter has no target here.
+        # Multicast and IPv6 packets have no target here.
         if target is not None:
             queue.append((leaves + link.delay, target, packet))
 
@@ -222,7 +223,7 @@ CHUNK = 1 << 20
 
 
 def echo_and_sink(connection: socket.socket) -> None:
-    """The far end of a measurement: answers one byte by one byte, then swallows the rest."""
+    """Far end of a measurement: answers each of the first bytes with a byte, then discards the rest."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for _ in range(ROUNDS):
         connection.sendall(connection.recv(1))
@@ -233,13 +234,13 @@ def echo_and_sink(connection: socket.socket) -> None:
 
 
 def serve(host: str) -> None:
-    """Runs in one namespace."""
+    """Far end of a measurement; runs in one namespace."""
     with socket.create_server((host, 29_500)) as server:
         echo_and_sink(server.accept()[0])
 
 
 def send(host: str, megabytes: int) -> tuple[float, float]:
-    """Runs in another: seconds of a round trip (median), bytes per second one way."""
+    """Runs in the other namespace. Returns the median round trip in seconds, and bytes per second one way."""
     with retrying(host) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         trips = []
@@ -258,7 +259,7 @@ def send(host: str, megabytes: int) -> tuple[float, float]:
 
 
 def retrying(host: str) -> socket.socket:
-    """A connection to a server that may still be starting."""
+    """Connects to a server that may still be starting."""
     for _ in range(100):
         with contextlib.suppress(ConnectionRefusedError):
             return socket.create_connection((host, 29_500))
@@ -267,7 +268,7 @@ def retrying(host: str) -> socket.socket:
 
 
 def measure(link: Link, how: str, megabytes: int) -> str:
-    """One line: what a stream between two namespaces reaches."""
+    """Measures a stream between two namespaces; returns one line."""
     with joined(2, link, how) as forwarder:
         me = [sys.executable, __file__]
         server = subprocess.Popen(inside(1, [*me, "--serve", address(1)]))
@@ -288,7 +289,7 @@ def measure(link: Link, how: str, megabytes: int) -> str:
 
 
 def need_root() -> None:
-    """Says what is missing and ends with status 2 where namespaces cannot be made."""
+    """Prints what is missing and exits with status 2 if namespaces cannot be created."""
     missing = None
     if os.geteuid() != 0:
         missing = "network namespaces need root: run this as root"
@@ -321,7 +322,7 @@ def main() -> None:
 
 
 def guarded(entry: Callable[[], None]) -> None:
-    """Runs a command line: Ctrl-C and what ip(8) refuses end it in one line."""
+    """Runs `entry`; Ctrl-C and errors of ip(8) end the program without a traceback."""
     try:
         entry()
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Seconds of each of TRL's optimizer steps."""
+"""Times TRL's optimizer steps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from transformers import TrainerCallback
 
 
 class Clock(TrainerCallback):
-    """Times steps, data loading left out; `wait` returns when the device is done."""
+    """Times steps without data loading; `wait` returns when the device is done."""
 
     def __init__(self, wait: Callable[[], None]) -> None:
         self.seconds: list[float] = []
         self.wait = wait
 
     def on_step_begin(self, *_args, **_kwargs) -> None:
-        """Starts."""
+        """Starts timing."""
         self.wait()
         self.start = time.perf_counter()
 
     def on_step_end(self, *_args, **_kwargs) -> None:
-        """Stops."""
+        """Stops timing."""
         self.wait()
         self.seconds.append(time.perf_counter() - self.start)

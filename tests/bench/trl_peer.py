@@ -1,7 +1,7 @@
 """Trains the benchmark's case with TRL's DPOTrainer and prints one JSON line: seconds and loss of every step.
 
-`--completions-only` makes TRL score completion positions alone, as it does on GPUs with Triton; on CPUs it scores every
-position of the sequence. Both are reported, so that the ratio does not rest on that difference.
+`--completions-only` makes TRL score only completion positions, as it does on GPUs with Triton. By default TRL scores every position
+on CPUs. The benchmark reports both, so that the ratio does not depend on that difference.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from cases import as_dpo_row, read_rows
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimizer step, data loading left out."""
+    """Times optimizer steps without data loading, and keeps their losses."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.losses: list[float] = []
 
     def on_step_begin(self, *_args, **_kwargs) -> None:
-        """Starts."""
+        """Starts timing."""
         self.start = time.perf_counter()
         self.began = getattr(self, "began", time.monotonic())
 
     def on_step_end(self, *_args, **_kwargs) -> None:
-        """Stops."""
+        """Stops timing."""
         self.seconds.append(time.perf_counter() - self.start)
 
     def on_log(self, args, state, control, logs=None, **_kwargs) -> None:

@@ -1,6 +1,6 @@
 """Trains the GPU benchmark's case with TRL's DPOTrainer, tuned: bfloat16, fused AdamW, SDPA, LoRA through peft, the largest of
-the given micro-batches that fits, activation checkpointing only where none fits without. Prints one JSON line: seconds of every
-step, peak memory, and with what it fit; without seconds where nothing did.
+the given micro-batches that fits, activation checkpointing only if no size fits without. Prints one JSON line: seconds of every
+step, peak memory, and the settings that fit. The list of seconds is empty if nothing fit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     on_cpu = args.device == "cpu"
     if on_cpu:
-        trl.trainer.utils._use_triton = lambda device: True  # scores completions alone, as it does on GPUs
+        trl.trainer.utils._use_triton = lambda device: True  # score only completions, as on GPUs
     torch.set_float32_matmul_precision("high")
     sizes = [int(size) for size in args.micro_batches.split(",")]
     print(json.dumps(first_that_fits(args, sizes)))
@@ -51,7 +51,7 @@ def first_that_fits(args: argparse.Namespace, sizes: list[int]) -> dict[str, obj
             return attempt(args, size, recompute)
         except torch.OutOfMemoryError:
             print(f"micro-batch {size}, recompute {recompute}: out of memory", file=sys.stderr, flush=True)
-        # Outside the handler, which holds the failed run's tensors.
+        # Collect outside the handler, because the exception holds the failed run's tensors.
         gc.collect()
         torch.cuda.empty_cache()
     return {"seconds": []}

@@ -15,7 +15,7 @@ TOKENS = {"admin": "system:masters", "alice": "training", "mallory": "others"}
 
 
 class Refused(Exception):
-    """The API server's answer when it is not the wanted one."""
+    """An error answer of the API server."""
 
     def __init__(self, code: int, text: str):
         super().__init__(f"{code}: {text}")
@@ -61,7 +61,7 @@ class Cluster:
                   "persistentvolumeclaim-protection-controller")
 
     def start_jobset(self, sources: pathlib.Path) -> None:
-        """The JobSet controller with its own checks: its webhooks are called at this machine's address."""
+        """Starts the JobSet controller with its webhooks, which the API server calls at this machine's address."""
         import yaml
 
         certificates = self.folder / "k8s-webhook-server/serving-certs"
@@ -90,7 +90,7 @@ class Cluster:
         self.wait("the JobSet webhooks", lambda: socket.create_connection(("127.0.0.1", port), 1))
 
     def stop(self) -> None:
-        # The API server would wait for its watchers, and nothing of it is kept.
+        # Kill at once: the API server would wait for its watchers, and its data is not kept.
         for process in self.processes:
             process.kill()
             process.wait()

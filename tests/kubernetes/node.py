@@ -1,8 +1,8 @@
-"""A node without a container runtime: binds pods, runs each pod's one container as processes of this machine, and serves its log.
+"""A node without a container runtime: binds pods, runs each pod's single container as processes of this machine, and serves its log.
 
-What is real: volumes (ConfigMaps, Secrets, claims as folders, emptyDirs), environment, user, a read-only root, exit statuses,
-SIGTERM and the grace period, the log as the API server fetches it. What is not: images, cgroups, pod networks, probes,
-NetworkPolicies; a pod's Services are names of 127.0.0.1.
+Real: volumes (ConfigMaps, Secrets, claims as folders, emptyDirs), environment, user, a read-only root, exit statuses, SIGTERM and
+the grace period, the log as the API server fetches it. Not simulated: images, cgroups, pod networks, probes, NetworkPolicies. A pod
+reaches Services as names of 127.0.0.1.
 """
 
 import base64
@@ -25,7 +25,7 @@ class Node:
         self.cluster, self.root = cluster, root
         self.folder = cluster.folder / "pods"
         self.running, self.ending = {}, set()
-        # What a runtime makes in an image that lacks it.
+        # A container runtime creates this file if the image lacks it.
         (root / "etc/hosts").touch()
         self.stopped = threading.Event()
 
@@ -49,7 +49,7 @@ class Node:
             try:
                 for pod in self.cluster.get("/api/v1/pods")["items"]:
                     self._look(pod)
-            except Exception as error:  # The server is going away, or something is gone since: look again.
+            except Exception as error:  # The server is stopping, or an object was deleted meanwhile: try again.
                 if str(error) not in told:
                     print(f"node: {error}", flush=True)
                 told.add(str(error))

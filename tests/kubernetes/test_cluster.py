@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The apply path against a real API server with the real Job and JobSet controllers, and runs of real processes on a stand-in node.
+"""`launcher kubernetes` against a real API server with the real Job and JobSet controllers, and runs of real processes on a simulated
+node.
 
     tests/kubernetes/tools/build.sh && tests/kubernetes/test_cluster.py [NAME ...]
 
 Needs root, python3-yaml, openssl, Go's module cache (for the JobSet sources), the binaries in target/release, and the image's root
-(deploy/image/test.sh). See node.py for what is not real.
+(deploy/image/test.sh). See node.py for the limits of the simulated node.
 """
 
 import json
@@ -42,7 +43,7 @@ def path_of(manifest: dict, namespace: str) -> str:
 
 
 def refused(word: str, act) -> None:
-    """The API server refuses what `act` asks for, and names this word."""
+    """Fails unless the API server refuses `act` with an error that contains `word`."""
     try:
         act()
     except Refused as answer:
@@ -127,7 +128,7 @@ class Tests:
         claims = [claim["metadata"]["name"] for claim in self.cluster.get("/api/v1/namespaces/training/persistentvolumeclaims")["items"]]
         assert "twice-output" in claims
         self.kubernetes("delete", "--name", "twice", "--yes")
-        # What is on its way out already is not asked for again.
+        # Objects that are already being deleted are not deleted again.
         assert "no run twice" in self.kubernetes("delete", "--name", "twice", "--yes", status=2)
 
     def test_a_server_that_is_not_there_is_named(self):
@@ -198,7 +199,7 @@ class Tests:
         return self.cluster.folder / f"claims/training/{name}-output/run"
 
     def kill_trainer(self, name: str):
-        """Ends one trainer process of the run the hard way."""
+        """Sends SIGKILL to one trainer process of the run."""
         for entry in pathlib.Path("/proc").iterdir():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
@@ -214,7 +215,7 @@ class Tests:
         return list(yaml.safe_load_all(text))
 
     def overlay_arguments(self, overlay: str) -> list:
-        """From the Rust test that makes the overlays, so that there is one list."""
+        """Reads the arguments from the Rust test that writes the overlays, so that there is one list."""
         import re
 
         source = (ROOT / "launcher/tests/kubernetes/overlays.rs").read_text()
@@ -233,7 +234,7 @@ class Tests:
         return templates
 
     def admit(self, template: dict, namespace: str):
-        """Creates a pod of the template, as a controller would; a warning of pod security counts as a refusal."""
+        """Creates a pod of the template (dry run), as a controller would; raises if admission refuses it."""
         account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "dyad"}}
         self.cluster.apply(f"/api/v1/namespaces/{namespace}/serviceaccounts/dyad", account)
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "try-", **template["metadata"]}, "spec": template["spec"]}
@@ -253,7 +254,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("error: mounts need root\n\nhint: run as root", file=sys.stderr)
         return 2
-    # Whoever ends this script ends the control plane with it.
+    # SIGTERM raises KeyboardInterrupt, so that the control plane is stopped too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     module = subprocess.run(["go", "mod", "download", "-json", JOBSET], check=True, capture_output=True, cwd="/")
     folder = pathlib.Path(tempfile.mkdtemp(prefix="dyad-kubernetes-"))

@@ -1,4 +1,4 @@
-"""What parity and benchmark cases share: chat templates, files, and TRL's view of a pair."""
+"""Helpers of parity and benchmark cases: chat templates, files, and pairs in TRL's columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Content as it stands, and a line break after the end of a turn, as Qwen2 has it."""
+"""As Qwen2's: unchanged content, and a line break after the end of a turn."""
 
 LLAMA3 = (
     "{{- bos_token }}"
@@ -27,7 +27,7 @@ LLAMA3 = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n\\n' }}{%- endif %}"
 )
-"""A first token, trimmed content, and nothing after the end of a turn, as Llama 3 has it."""
+"""As Llama 3's: a first token, trimmed content, and nothing after the end of a turn."""
 
 Pair = dict[str, Any]
 """One preference pair, as a line of Dyad's training file."""
@@ -53,7 +53,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def as_dpo_row(pair: Pair) -> dict[str, Any]:
-    """The pair in the columns of TRL's `DPOTrainer`; a file in TRL's form has them already."""
+    """The pair in the columns of TRL's `DPOTrainer`; a pair in TRL's format is returned unchanged."""
     if "chosen" in pair:
         return pair
     return {
@@ -79,7 +79,7 @@ def as_sft_row(pair: Pair) -> dict[str, Any]:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, template: str = CHATML, own_file: bool = True) -> None:
-    """Saves a Hugging Face tokenizer folder, and checks that it reads back as the same.
+    """Saves a Hugging Face tokenizer folder, and checks that it loads unchanged.
 
     The template goes to chat_template.jinja or, without `own_file`, into tokenizer_config.json.
     transformers rebuilds parts of a tokenizer for some model types. If it did so here, TRL would train on other tokens

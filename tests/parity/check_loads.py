@@ -1,10 +1,10 @@
-"""Checks that transformers (and PEFT) load a folder that Dyad wrote as it is, and that the model runs.
+"""Checks that transformers (and PEFT) load a folder that Dyad wrote, and that the model runs.
 
     check_loads.py --dir FINAL                          a full model
     check_loads.py --dir FINAL --base MODEL             a LoRA adapter on MODEL
     check_loads.py --dir FINAL --base MODEL --merged    a merged model: differs from MODEL, and only where it may
 
-Exits with 1 and one line on the first thing that is not as it should be.
+Exits with status 1 and one line at the first problem.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check(holds: bool, problem: str) -> None:
 
 
 def load_model(folder: Path) -> PreTrainedModel:
-    """A full model, none of whose tensors is missing, left over or of another shape."""
+    """Loads a full model. Fails if a tensor is missing, unexpected or has another shape."""
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     for kind, names in report.items():
         check(not names, f"{folder}: {kind}: {sorted(map(str, names))}")
@@ -37,7 +37,7 @@ def load_model(folder: Path) -> PreTrainedModel:
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """An adapter whose every tensor is in its file with the same value, and nothing else."""
+    """Loads an adapter. Fails unless its tensors and values are exactly those of its file."""
     model = PeftModel.from_pretrained(base, folder)
     check(isinstance(model.peft_config["default"], LoraConfig), f"{folder}: not a LoRA adapter")
     file, loaded = load_file(folder / "adapter_model.safetensors"), get_peft_model_state_dict(model)
@@ -48,7 +48,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def check_merged(merged: PreTrainedModel, base: PreTrainedModel) -> None:
-    """Merging changes linear layers and nothing else."""
+    """Fails unless merging changed linear layers and nothing else."""
     before, after = base.state_dict(), merged.state_dict()
     check(before.keys() == after.keys(), f"keys apart: {sorted(before.keys() ^ after.keys())}")
     changed = [name for name, tensor in after.items() if not torch.equal(tensor, before[name].to(tensor.dtype))]
@@ -59,7 +59,7 @@ def check_merged(merged: PreTrainedModel, base: PreTrainedModel) -> None:
 
 
 def load(folder: Path, base: Path | None, merged: bool) -> PreTrainedModel | PeftModel:
-    """The model the folder stands for."""
+    """Loads the model or adapter of the folder."""
     if (folder / "adapter_config.json").exists():
         check(not merged, f"{folder} is an adapter, not a merged model")
         check(base is not None, f"{folder} is an adapter: give its model with --base")
@@ -72,7 +72,7 @@ def load(folder: Path, base: Path | None, merged: bool) -> PreTrainedModel | Pef
 
 
 def check_runs(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """One prompt through tokenizer, chat template and model."""
+    """Runs one prompt through tokenizer, chat template and model."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check(bool(tokenizer.chat_template), f"{folder}: the tokenizer has no chat template")
     check(tokenizer.eos_token is not None and tokenizer.pad_token is not None, f"{folder}: no eos or pad token")

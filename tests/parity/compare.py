@@ -2,16 +2,16 @@
 
     compare.py --trl DIR/trl.jsonl --dyad OUT/metrics.jsonl --final-trl DIR/trl-final --final-dyad OUT/final [--beta 0.1]
 
-Prints the worst difference of each metric; exits with 1 at the first step and metric that differ by more than allowed.
+Prints the worst difference of each metric. Exits with status 1 if a metric of a step differs by more than allowed, and names the first.
 
-A difference is relative to TRL's value, or to the metric's floor where the value is smaller than that.
+A difference is relative to TRL's value, or to the metric's floor if the value is smaller.
 
 A reward is beta times a small difference of two large numbers: the summed log-probabilities of policy and reference, which TRL keeps
-in float32. A sum of -216 is a float32 in steps of 1.5e-5. TRL and Dyad add in different orders, and so does TRL itself on CPUs with
-other vectors (1.5e-6 of a reward between AVX-512 and none). So each of the two sums may be off by ROUNDINGS steps of float32 (2^-23 of
-it), besides the relative tolerance: 8e-5 of a reward for a sum of -216 at beta 0.1. Without vectors 4.8e-5 was seen. A reward of exactly
-0, as before the first update, must be exactly 0. The KL divergence is computed from the same differences, token by token; its floor of
-0.01 allows 3e-6 (1.1e-6 was seen without vectors).
+in float32. Near -216, neighbouring float32 values are 1.5e-5 apart. TRL and Dyad add in different orders, and so does TRL itself on CPUs
+with other vector units (a reward differs by 1.5e-6 between AVX-512 and none). So each of the two sums may be off by ROUNDINGS steps of
+float32 (2^-23 of the sum), in addition to the relative tolerance. For a sum of -216 at beta 0.1 this allows 8e-5 of a reward; 4.8e-5 was
+observed without vector units. A reward of exactly 0, as before the first update, must be exactly 0. The KL divergence is computed from
+the same differences, token by token; its floor of 0.01 allows 3e-6 (1.1e-6 was observed without vector units).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cases import read_rows
 
 
 class Allowed(NamedTuple):
-    """How far a metric may be off, relative to the larger of TRL's value and the floor."""
+    """Tolerance of a metric, relative to the larger of TRL's value and the floor."""
 
     tolerance: float
     floor: float = 1e-12
@@ -50,7 +50,7 @@ METRICS = {
     "num_tokens": Allowed(0.0),
 }
 WEIGHTS_TOLERANCE = 1e-4
-# Log-probabilities that a reward is a difference of.
+# Log-probabilities from which a reward is computed.
 SIDES = {
     "rewards/chosen": ["logps/chosen"],
     "rewards/rejected": ["logps/rejected"],
@@ -60,14 +60,14 @@ ROUNDINGS = 16
 
 
 def allowed(name: str, expected: dict[str, Any], beta: float) -> float:
-    """How far a metric of a step may be off, in its own unit."""
+    """Largest allowed difference of a metric of a step, in the metric's own unit."""
     tolerance, floor = METRICS[name]
     sums = sum(abs(expected[side]) for side in SIDES.get(name, []))
     return tolerance * max(abs(expected[name]), floor) + beta * 2 * sums * ROUNDINGS * 2**-23
 
 
 def fail(message: str) -> None:
-    """Ends the comparison."""
+    """Ends the comparison with status 1."""
     print(f"DIFFERENT: {message}")
     sys.exit(1)
 
@@ -100,7 +100,7 @@ def compare_steps(trl: list[dict[str, Any]], dyad: list[dict[str, Any]], beta: f
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a model or adapter folder, without an output head that repeats the embedding."""
+    """Every tensor of a model or adapter folder, without an output head that is tied to the embedding."""
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)
@@ -113,7 +113,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def compare_weights(trl: dict[str, torch.Tensor], dyad: dict[str, torch.Tensor]) -> None:
-    """Checks ||TRL - Dyad|| / ||TRL|| over all tensors together; prints the tensor that is furthest off."""
+    """Checks ||TRL - Dyad|| / ||TRL|| over all tensors together; prints the tensor with the largest relative difference."""
     if trl.keys() != dyad.keys():
         fail(f"tensors only TRL saved: {sorted(trl.keys() - dyad)}, only Dyad: {sorted(dyad.keys() - trl)}")
     apart, total, worst = 0.0, 0.0, (-1.0, "")

@@ -8,8 +8,8 @@ DIR/pairs.jsonl  training file of Dyad
 DIR/case.json  {"name", "run": keys of a run.toml}; paths are relative to DIR
 DIR/run.toml   the same keys for `launcher --config`, to be started in DIR
 
-Weights are larger than a fresh model's, norms are not 1 and biases not 0, and some outputs begin with blank lines that
-merge with the prompt's last token, so that leaving out any part of the computation shows in the numbers.
+Weights are larger than in a new model, norms are not 1, biases are not 0, and some outputs begin with blank lines that
+merge with the prompt's last token. So an omitted part of the computation changes the numbers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ INITIALIZER_RANGE = 0.12
 N_PAIRS = 72
 SYLLABLES = ["ba", "ko", "ri", "tu", "men", "sal", "ve", "dor", "ny", "pli", "gé", "straß", "über", "qua", "🙂"]
 
-# Trained length 64: at head size 16 some wavelengths are kept, some blended, some stretched.
+# With a trained length of 64 and a head size of 16, some wavelengths are kept, some blended, some stretched.
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 5_000.0,
@@ -85,7 +85,7 @@ LORA |= {"lora_trainable_modules": "all-linear", "learning_rate": 5e-3, "max_gra
 
 @dataclass(frozen=True)
 class Case:
-    """What one case exercises."""
+    """Model, files and run of one case."""
 
     family: str
     tied: bool
@@ -95,7 +95,7 @@ class Case:
     max_shard_size: str = "5GB"
     old_config: bool = False
     form: Callable[[Pair], dict[str, Any]] = lambda pair: pair
-    """How the training file says a pair."""
+    """Format of a pair in the training file."""
     run: dict[str, Any] = field(default_factory=dict)
 
 
@@ -110,7 +110,7 @@ CASES = {
     "qwen2": Case(**QWEN2, run={"lr_scheduler_type": "cosine", "max_grad_norm": 5.0}),
     "llama-lora": Case(**LLAMA, run=LORA),
     "qwen2-lora": Case(**QWEN2, run=LORA),
-    # As many log-probabilities as tokens stand behind a pair's loss: norms are small.
+    # IPO averages log-probabilities over tokens, so gradient norms are small.
     "llama-ipo": Case(**LLAMA, form=as_dpo_row, run={"loss_type": "ipo", "max_grad_norm": 3.0}),
     "qwen2-lora-simpo": Case(
         **QWEN2,
@@ -144,7 +144,7 @@ def train_tokenizer(rng: random.Random, family: str) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if family == "qwen2":
-        # transformers gives every qwen2 folder these two, whatever its tokenizer.json says.
+        # transformers sets these two for every qwen2 folder and ignores its tokenizer.json.
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -192,7 +192,7 @@ def random_model(case: Case) -> PreTrainedModel:
 
 
 def use_old_config(path: Path) -> None:
-    """Writes rope as most published models have it: `rope_theta` and `rope_scaling` instead of `rope_parameters`."""
+    """Rewrites rope as in most published models: `rope_theta` and `rope_scaling` instead of `rope_parameters`."""
     config = json.loads(path.read_text())
     config["rope_scaling"] = config.pop("rope_parameters")
     config["rope_theta"] = config["rope_scaling"].pop("rope_theta")
@@ -200,7 +200,7 @@ def use_old_config(path: Path) -> None:
 
 
 def write_adapter(base: Path, run: dict[str, Any], folder: Path) -> None:
-    """A fresh LoRA adapter: A random, B zero, so that the first step's policy is the reference."""
+    """Writes a new LoRA adapter: A random, B zero, so that the first step's policy equals the reference."""
     shape = {"r": run["lora_r"], "lora_alpha": run["lora_alpha"], "lora_dropout": run["lora_dropout"]}
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=run["lora_trainable_modules"], **shape)
     adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
@@ -222,7 +222,7 @@ def write_case(name: str, out: Path) -> None:
     if run.get("lora"):
         write_adapter(out / "model", run, out / "adapter")
     (out / "case.json").write_text(json.dumps({"name": name, "run": run}, indent=2) + "\n")
-    # JSON's strings, numbers and booleans are also TOML's.
+    # JSON strings, numbers and booleans are valid TOML.
     (out / "run.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in run.items()))
 
 

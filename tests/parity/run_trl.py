@@ -30,22 +30,22 @@ from cases import as_dpo_row, as_sft_row, read_rows
 
 
 class StepLog(TrainerCallback):
-    """Keeps what the trainer logs of each optimizer step."""
+    """Keeps the trainer's log of each optimizer step."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Takes one log entry; the summary at the end of the run has no `loss`."""
+        """Keeps one log entry; the summary at the end of the run has no `loss` and is skipped."""
         if logs is not None and "loss" in logs:
             self.rows.append({"step": state.global_step} | logs)
 
 
 class DPOTrainerWithKL(DPOTrainer):
-    """`DPOTrainer`, with one more number in its log."""
+    """`DPOTrainer` that also logs the KL divergence."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """TRL's loss, after measuring the divergence from the reference."""
+        """Measures the divergence from the reference, then returns TRL's loss."""
         self._metrics["train"]["kl"].append(self.divergence(model, inputs))
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -69,7 +69,7 @@ class DPOTrainerWithKL(DPOTrainer):
 
 
 class SimPOTrainer(DPOTrainer):
-    """The batches of `DPOTrainer` under the SimPO loss of TRL's `CPOTrainer`, which tokenises pairs by rules of its own."""
+    """The batches of `DPOTrainer` with the SimPO loss of `CPOTrainer`, because `CPOTrainer` tokenises pairs differently."""
 
     loss_type, label_smoothing, alpha = "simpo", 0.0, 0.0
 
@@ -94,7 +94,7 @@ class SimPOTrainer(DPOTrainer):
 
 
 def training_arguments(run: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The run's keys in the names of transformers' `TrainingArguments`."""
+    """The run's keys as transformers' `TrainingArguments`."""
     return {
         "output_dir": str(out),
         "use_cpu": True,

@@ -1,12 +1,12 @@
-"""Adapters and model folders that a run starts from: what transformers and PEFT make of each.
+"""Adapters and model folders from which a run starts, with the numbers of transformers and PEFT.
 
-    starts.py make --dir DIR      writes the folders, pairs.jsonl and starts.json: per start what is right
-    starts.py check --dir DIR     loads what Dyad has written for each start, with a learning rate of 0
+    starts.py make --dir DIR      writes the folders, pairs.jsonl and starts.json: the expected result of each start
+    starts.py check --dir DIR     loads the model that Dyad has written for each start at learning rate 0, and compares it
 
 starts.json: {name: {"run": keys of run.toml, "refused": words of the error or null, "warns": words or null,
 "chosen": mean summed log-probability of the preferred outputs, "rejected": the same of the others}}
 
-A start that `refused` does not name must give transformers' and PEFT's numbers.
+A start with `refused` null must give the numbers of transformers and PEFT.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ N_PAIRS = 4
 
 @dataclass(frozen=True)
 class Start:
-    """One folder, and what must come of it."""
+    """One folder and its expected result."""
 
     make: Callable[[Path], None]
     refused: str | None = None
@@ -87,7 +87,7 @@ def half(_: dict[str, Any], tensors: Tensors) -> None:
 
 
 def spare(_: dict[str, Any], tensors: Tensors) -> None:
-    """Adds a tensor that nothing asks for."""
+    """Adds an unexpected tensor."""
     tensors["base_model.model.lm_head.lora_A.weight"] = torch.ones(4, 64)
 
 
@@ -103,7 +103,7 @@ def renamed(change: Callable[[str], str]) -> Callable[[dict[str, Any], Tensors],
 
 
 def lacking(_: dict[str, Any], tensors: Tensors) -> None:
-    """Takes a tensor away."""
+    """Removes a tensor."""
     del tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"]
 
 
@@ -239,13 +239,13 @@ def projections(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Ten
 
 
 def mixed(tensors: Tensors) -> Tensors:
-    """Stores linear layers in bfloat16 and the rest in float32, all of it numbers that bfloat16 has."""
+    """Rounds all tensors to bfloat16, and stores linear layers in bfloat16 and the others in float32."""
     rounded = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     return {name: t if name.endswith("proj.weight") else t.float() for name, t in rounded.items()}
 
 
 def head(scale: float) -> Callable[[Tensors], None]:
-    """Adds a head beside a tied embedding, off by so much."""
+    """Adds a head to a tied model that differs from the embedding by noise of this scale."""
 
     def edit(tensors: Tensors) -> None:
         embedding = tensors["model.embed_tokens.weight"]
@@ -255,7 +255,7 @@ def head(scale: float) -> Callable[[Tensors], None]:
 
 
 def only_head(tensors: Tensors) -> None:
-    """Leaves the head in the place of a tied embedding."""
+    """Renames the tied embedding to the head."""
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
 
 
@@ -265,12 +265,12 @@ def old_buffer(tensors: Tensors) -> None:
 
 
 def extra(tensors: Tensors) -> None:
-    """Adds a bias that the configuration does not speak of."""
+    """Adds a bias that the configuration does not have."""
     tensors["model.layers.0.self_attn.q_proj.bias"] = torch.randn(64)
 
 
 def shards(lie: Callable[[dict[str, str]], None] | None = None, both: bool = False) -> Callable[[Path], None]:
-    """Cuts the model into two files; `lie` changes the index; with `both` a tensor is in both, with other values."""
+    """Splits the model into two files. `lie` changes the index; with `both`, a tensor is in both files with different values."""
 
     def after(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
@@ -291,7 +291,7 @@ def shards(lie: Callable[[dict[str, str]], None] | None = None, both: bool = Fal
 
 
 def pointer(name: str) -> Callable[[Path], None]:
-    """Puts a Git LFS pointer into the place of a file."""
+    """Replaces a file by a Git LFS pointer."""
     text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 15394\n"
     return lambda folder: (folder / name).write_text(text) and None
 
@@ -303,7 +303,7 @@ def as_bin(folder: Path) -> None:
 
 
 def adapter_inside(folder: Path) -> None:
-    """Puts an adapter's configuration beside the model's."""
+    """Adds an adapter's configuration to the model folder."""
     config = {"peft_type": "LORA", "base_model_name_or_path": str(folder.parent / "llama"), "r": 4}
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
@@ -401,11 +401,11 @@ MODELS: dict[str, Start] = {
 }
 
 
-# --- What is right ------------------------------------------------------------------------------------------------
+# --- Expected numbers ---------------------------------------------------------------------------------------------
 
 
 def write_bases(out: Path) -> None:
-    """Three small models that everything else is made from."""
+    """Writes three small models, from which all starts are derived."""
     for name, case in {"llama": "llama", "tied": "llama-tied", "qwen2": "qwen2"}.items():
         rng = random.Random(SEED)
         torch.manual_seed(SEED)
@@ -421,13 +421,13 @@ def ids(tokenizer: Any, messages: list[dict[str, str]], prompt: bool) -> list[in
 
 
 def common(a: list[int], b: list[int]) -> int:
-    """Length of the common start."""
+    """Length of the common prefix."""
     return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 @torch.no_grad()
 def scores(network: PreTrainedModel | PeftModel, tokenizer: Any, pairs: list[dict[str, Any]]) -> tuple[float, float]:
-    """Mean summed log-probability of both sides' completions, by TRL's rule for tokens."""
+    """Mean summed log-probability of both sides' completions; prompt and completion are split as in TRL."""
     sums = [0.0, 0.0]
     for one in pairs:
         messages = one["input"]["messages"]
@@ -442,12 +442,12 @@ def scores(network: PreTrainedModel | PeftModel, tokenizer: Any, pairs: list[dic
 
 
 def loaded(folder: Path) -> PreTrainedModel:
-    """A model in float32."""
+    """Loads a model in float32."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def make(out: Path) -> None:
-    """Writes everything."""
+    """Writes all folders, pairs.jsonl and starts.json."""
     out.mkdir(parents=True, exist_ok=True)
     write_bases(out)
     pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text(encoding="utf-8").split("\n") if line]
@@ -472,7 +472,7 @@ def make(out: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Holds every `final` (and `final/merged`) that a run at learning rate 0 has left against what it started from."""
+    """Compares every `final` (and `final/merged`) of a run at learning rate 0 with its start."""
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").split("\n") if line]
     wrong = []
     for name, start in json.loads((folder / "starts.json").read_text()).items():

@@ -1,4 +1,4 @@
-"""What transformers makes of the corpus in trainer/data/tests/templates: prints the expected texts as JSON.
+"""Renders the corpus in trainer/data/tests/templates with transformers, and prints the expected texts as JSON.
 
 Each template is rendered by tokenizer.apply_chat_template for each conversation; an error is null.
 """
@@ -27,7 +27,7 @@ def cases():
     lines = (CORPUS / "expressions.txt").read_text().splitlines()
     found = [f"{{{{ {line} }}}}" for line in lines]
     found += (CORPUS / "blocks.txt").read_text().removesuffix("\n").split("\n====\n")
-    # Also with the line ends of another system.
+    # Also with Windows line ends.
     found += [template.replace("\n", "\r\n") for template in found if "\n" in template]
     found += [path.read_text() for path in sorted((CORPUS / "families").glob("*.jinja"))]
     return found
@@ -44,13 +44,13 @@ def main():
         expected[template] = []
         for conversation in conversations:
             for prompt in (True, False):
-                # `lipsum` draws from it.
+                # `lipsum` uses the global generator.
                 random.seed(0)
                 try:
                     text = tokenizer.apply_chat_template(
                         conversation, chat_template=template, tokenize=False, add_generation_prompt=prompt
                     )
-                    # Where an object lies in memory is another address in every process.
+                    # Addresses of objects differ between processes.
                     text = re.sub(r" at 0x[0-9a-f]+>", " at 0x0>", text)
                 except Exception:
                     text = None

@@ -1,8 +1,9 @@
-"""Tokenizer folders of many kinds, and what transformers' AutoTokenizer makes of texts with each.
+"""Tokenizer folders of many kinds, and the ids that transformers' AutoTokenizer gives for texts with each.
 
-    tokenizer_classes.py DIR     writes a folder per case, and DIR/tokenizers.json: {name: {"ids": [ids of each text], "special": text, "plain": [ids with the special tokens that are added]}};
-                          of cases that Dyad refuses {"refused": words of the error}
-    tokenizer_classes.py classes prints the classes of transformers that rebuild a tokenizer, or are none of the fast ones
+    tokenizer_classes.py DIR     writes a folder per case, and DIR/tokenizers.json: {name: {"ids": [ids of each text], "special": text,
+    "plain": [ids with the special tokens that are added]}}, or {"refused": words of the error} if Dyad
+    refuses the case
+    tokenizer_classes.py classes prints the classes of transformers that rebuild a tokenizer or are not fast tokenizers
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def corpus() -> list[str]:
 
 
 def sentencepiece() -> Tokenizer:
-    """As the first Llama models have it."""
+    """A tokenizer like that of the first Llama models."""
     tokenizer = Tokenizer(models.BPE(fuse_unk=True, byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -220,7 +221,7 @@ def main(target: Path) -> None:
 
 
 def fails(folder: Path) -> None:
-    """transformers has no template for such a folder either."""
+    """Fails if transformers finds a template in the folder."""
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)

@@ -1,5 +1,5 @@
-//! Trainers that see different folders, as on several hosts without a shared file system: paths of the configuration are relative, and
-//! each process is started in a folder of its own.
+//! Trainers that see different folders, as on several hosts without a shared file system: the paths in the configuration are relative,
+//! and each process starts in its own folder.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -7,29 +7,29 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::{Workspace, binary, text};
 
-/// What the processes of a run had to say.
+/// Outputs of a run's processes.
 #[derive(Debug)]
 pub struct Ended {
-    /// The coordinator.
+    /// Output of the coordinator.
     pub coordinator: Output,
-    /// By launch index.
+    /// Outputs of the trainers, by launch index.
     pub trainers: Vec<Output>,
 }
 
 impl Ended {
-    /// All of it.
+    /// All outputs, joined.
     #[must_use]
     pub fn text(&self) -> String {
         self.trainers.iter().fold(text(&self.coordinator), |all, output| all + &text(output))
     }
 }
 
-/// Runs a coordinator, in the first folder, and a trainer in each.
+/// Runs a coordinator in the first folder and a trainer in each folder.
 pub fn run(workspace: &Workspace, config: &str, folders: &[&str], flag: &str) -> Ended {
     run_with(workspace, config, folders, flag, &binary("trainer"))
 }
 
-/// The same; the last trainer is another program.
+/// Like [`run`], but starts `last` as the last trainer.
 pub fn run_with(workspace: &Workspace, config: &str, folders: &[&str], flag: &str, last: &Path) -> Ended {
     let mut coordinator = Command::new(binary("coordinator"));
     coordinator.current_dir(workspace.path(folders[0])).arg("--config").arg(workspace.path(config));
@@ -66,7 +66,7 @@ fn trainer(program: &Path, url: &str, index: usize, folder: &Path) -> Child {
     trainer.spawn().unwrap()
 }
 
-/// Copies a folder with all that is in it.
+/// Copies a folder with its contents.
 pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().flatten() {

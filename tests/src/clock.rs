@@ -1,4 +1,4 @@
-//! Runs that believe in another day: `clock_gettime` of every process is moved by a preloaded library.
+//! Runs on another date: a preloaded library shifts `clock_gettime` of every process.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,7 +17,7 @@ extern "C" int clock_gettime(clockid_t clock, timespec* time) noexcept {
 }
 "#;
 
-/// Compiles the library into a workspace.
+/// Compiles the library into a workspace and returns its path.
 pub fn shim(workspace: &Workspace) -> PathBuf {
     workspace.write("clock.cpp", SOURCE);
     let library = workspace.path("clock.so");
@@ -28,7 +28,7 @@ pub fn shim(workspace: &Workspace) -> PathBuf {
     library
 }
 
-/// Makes a command and all that it starts believe that it is so many seconds later.
+/// Shifts the clock of a command and of its child processes forward by `seconds`.
 pub fn later(command: &mut Command, shim: &std::path::Path, seconds: i64) {
     command.env("LD_PRELOAD", shim).env("SHIFT_SECONDS", seconds.to_string());
 }

@@ -11,7 +11,7 @@ use crate::processes::{Process, die_with_me};
 /// Names of the hosts.
 pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
-/// Four hosts, and a fifth place (the bridge's own namespace) from which runs are launched.
+/// Four hosts. Runs are launched from a fifth namespace, that of the bridge.
 #[derive(Debug)]
 pub struct Cluster {
     dir: tempfile::TempDir,
@@ -20,7 +20,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes everything; keys and configuration of ssh are its own.
+    /// Creates the namespaces, the ssh keys and configuration, and starts the daemons.
     pub fn start() -> Self {
         need_root();
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -85,7 +85,7 @@ impl Cluster {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    /// An sshd in a namespace, with accounts and a home folder of its own, once it listens.
+    /// Starts an sshd with its own accounts and home folder in a namespace. Returns once it listens.
     fn daemon(&self, index: usize) -> Child {
         let (name, dir) = (NAMES[index], self.dir.path().display().to_string());
         std::fs::create_dir(self.path(&format!("home-{name}"))).unwrap();
@@ -104,7 +104,7 @@ impl Cluster {
         );
         self.write(&format!("sshd-{name}"), &config);
         let (sshd, libraries) = sshd();
-        // What is mounted here is seen in this namespace alone.
+        // These mounts are visible only in this namespace.
         let script = format!(
             "mount --bind {dir}/passwd-{name} /etc/passwd && mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && \
              exec {} -D -e -f {dir}/sshd-{name}",
@@ -122,18 +122,18 @@ impl Cluster {
             line.contains("Server listening")
         });
         assert!(listens.is_some(), "sshd did not start: {}", said.join("; "));
-        // Its pipe must not fill up.
+        // Drain the pipe, so that sshd never blocks on a full one.
         std::thread::spawn(move || lines.for_each(drop));
         daemon
     }
 
-    /// A hostfile of all hosts.
+    /// Writes a hostfile of all hosts and returns its path.
     pub fn hostfile(&self) -> PathBuf {
         self.write("hosts", "# four hosts\na slots=1\nb slots=1\nc slots=1\nd slots=1\n");
         self.path("hosts")
     }
 
-    /// A launcher on the machine that all hosts hang on, not started yet.
+    /// Returns the command of a launcher in the bridge's namespace.
     pub fn launcher(&self, args: &[&str]) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.space("hub")]).arg(binary("launcher")).args(args);
@@ -141,13 +141,13 @@ impl Cluster {
         command
     }
 
-    /// Unplugs a host, or plugs it in again.
+    /// Sets the link of a host `up` or `down`.
     pub fn link(&self, name: &str, state: &str) {
         let index = NAMES.iter().position(|known| *known == name).unwrap();
         ip(&["-n", &self.space("hub"), "link", "set", &format!("port{index}"), state]);
     }
 
-    /// Processes of Dyad, and connections to its agents, that live on a host or where runs are launched.
+    /// Returns Dyad's processes, ssh clients of agents included, in all namespaces with the namespace's name.
     pub fn processes(&self) -> Vec<(String, Process)> {
         let mut found = Vec::new();
         for name in NAMES.iter().copied().chain(["hub"]) {
@@ -176,7 +176,7 @@ impl Drop for Cluster {
             let pids = Command::new("ip").args(["netns", "pids", &space]).output();
             let pids =
                 pids.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-            // Only after a failed test, or sessions that a cut link has left.
+            // There are processes only after a failed test, or ssh sessions of a link that was cut.
             for pid in pids.split_whitespace() {
                 let _ = Command::new("kill").args(["-9", pid]).status();
             }
@@ -185,7 +185,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Says what is missing, loudly: a test that does nothing looks like one that passes.
+/// Panics without root: a skipped test would look like a passed one.
 fn need_root() {
     let root =
         std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
@@ -196,7 +196,7 @@ fn address(index: usize) -> String {
     format!("10.78.0.{}", index + 1)
 }
 
-/// The system's, or the one that tests/install-tools.sh has unpacked, and where its libraries are.
+/// Returns the system's sshd, or the one from `tests/install-tools.sh`, and the folder of its libraries.
 fn sshd() -> (PathBuf, PathBuf) {
     let own = binary("launcher").parent().and_then(Path::parent).unwrap().join("openssh");
     let candidates = [

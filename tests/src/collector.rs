@@ -1,4 +1,4 @@
-//! A small OTLP collector: takes what processes export over gRPC and keeps it.
+//! A small OTLP collector: receives spans over gRPC and keeps them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +36,7 @@ pub struct Span {
     pub kind: i32,
     /// Attributes as text.
     pub attributes: HashMap<String, String>,
-    /// Why it failed.
+    /// Error message, if the span failed.
     pub error: Option<String>,
     /// Nanoseconds since 1970.
     pub start: u64,
@@ -82,7 +82,7 @@ impl Collector {
         &self.endpoint
     }
 
-    /// Everything that has arrived.
+    /// Returns all spans received so far.
     pub fn spans(&self) -> Vec<Span> {
         self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

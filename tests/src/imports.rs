@@ -1,4 +1,4 @@
-//! Which source file of a crate imports which, read from the text: `use` trees and paths that begin with `crate`, `super`, `self` or a
+//! The imports between a crate's source files, read from the text: `use` trees and paths that begin with `crate`, `super`, `self` or a
 //! child module. Macros are not expanded.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ type Module = Vec<String>;
 /// The files of one crate and their imports.
 #[derive(Debug, Default)]
 pub struct Imports {
-    /// From each file to those that it imports. Paths below the crate's `src`.
+    /// From each file to the files that it imports. Paths below the crate's `src`.
     pub edges: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -82,7 +82,7 @@ fn collect(root: &Path, folder: &Path, texts: &mut BTreeMap<String, String>) -> 
     Ok(())
 }
 
-/// Files of tests that stand beside what they test.
+/// Unit tests in their own files.
 fn is_test(file: &str) -> bool {
     file.split('/').any(|part| part == "tests" || part == "tests.rs")
 }
@@ -92,7 +92,7 @@ fn module(file: &str) -> Module {
     if path == "lib" { Vec::new() } else { path.split('/').map(str::to_owned).collect() }
 }
 
-/// Without comments, texts and unit tests.
+/// Returns the code without line comments and unit tests.
 fn code_of(text: &str) -> String {
     let mut marks = text.match_indices("\n#[cfg(test)]\n");
     let tests = marks.find(|(at, mark)| {
@@ -107,7 +107,7 @@ fn code_of(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Names that a module passes on with `pub use`, and the paths that they stand for.
+/// Returns the names that a module re-exports with `pub use`, with the paths they stand for.
 fn exports(code: &str, own: &[String]) -> Vec<(Module, Module)> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("pub use ").chain(code.match_indices("pub(crate) use ")) {
@@ -122,13 +122,13 @@ fn exports(code: &str, own: &[String]) -> Vec<(Module, Module)> {
     found
 }
 
-/// The file that defines what a path names.
+/// Returns the file that defines the item at a path.
 fn defined_in<'a>(
     mut path: Module,
     files: &'a BTreeMap<Module, String>,
     exports: &BTreeMap<Module, Module>,
 ) -> Option<&'a String> {
-    // A name may be passed on several times, and never as itself.
+    // A name may be re-exported several times; the limit ends a cycle.
     for _ in 0..8 {
         let Some((length, target)) = (1..=path.len())
             .rev()
@@ -144,7 +144,7 @@ fn defined_in<'a>(
     (0..=path.len()).rev().find_map(|length| files.get(&path[..length]))
 }
 
-/// Every path into this crate, from its root.
+/// Returns every path into this crate, from the crate's root.
 fn paths(code: &str, own: &[String]) -> Vec<Module> {
     let children: BTreeSet<&str> = code
         .lines()
@@ -156,7 +156,7 @@ fn paths(code: &str, own: &[String]) -> Vec<Module> {
     let mut found = Vec::new();
     let word = |c: char| c.is_alphanumeric() || c == '_';
     for (at, _) in code.match_indices(word) {
-        // The middle of a path or word, or how far something is visible.
+        // Skip the middle of a path or word, and `pub(in …)`.
         if code[..at].ends_with(|c: char| word(c) || c == ':') || code[..at].ends_with("pub(in ") {
             continue;
         }
@@ -171,7 +171,7 @@ fn paths(code: &str, own: &[String]) -> Vec<Module> {
     found
 }
 
-/// Takes a path or a `use` tree apart; `base` is where it begins.
+/// Splits a path or a `use` tree that begins at `base` into plain paths.
 fn tree(text: &str, base: Module, found: &mut Vec<Module>) {
     let text = text.trim_start();
     let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(text.len());
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn use_trees_and_plain_paths_are_taken_apart() {
+    fn use_trees_and_plain_paths_are_parsed() {
         let code =
             "mod child;\nuse crate::a::{b::{C, d}, E};\nuse super::f;\nfn g() { child::h(); crate::i::j() }";
         let own = ["x".to_owned(), "y".to_owned()];
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_through_three_files_is_found_and_a_chain_is_none() {
+    fn a_cycle_of_three_files_is_found_and_a_chain_is_not() {
         let edges = [("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")];
         let mut imports = Imports::default();
         for file in ["a", "b", "c", "d"] {

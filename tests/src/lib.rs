@@ -1,4 +1,4 @@
-//! What whole-run tests share: a workspace folder with a small model and pairs, the release binaries, and their output.
+//! Helpers of whole-run tests: a workspace folder with a small model and pairs, the release binaries, and their output.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 /// One row of `metrics.jsonl`.
 pub type Row = Map<String, Value>;
 
-/// A release binary, beside which this test was built.
+/// Returns a binary of the target folder that this test was built in.
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.parent().and_then(Path::parent).unwrap().join(name);
@@ -39,19 +39,19 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// A temporary folder that runs are started in.
+/// A temporary folder for runs.
 #[derive(Debug)]
 pub struct Workspace {
     dir: tempfile::TempDir,
 }
 
 impl Workspace {
-    /// With nothing in it.
+    /// Creates an empty folder.
     pub fn empty() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    /// With `pairs.jsonl`, `model/` made from it and a `run.toml` of the given extra lines.
+    /// Creates a folder with `pairs.jsonl`, a model in `model/`, and `run.toml` ([`BASE`] and the lines of `config`).
     pub fn with_model(pairs: usize, config: &str) -> Self {
         let workspace = Self::empty();
         workspace.write("pairs.jsonl", &pair_lines(pairs));
@@ -87,7 +87,7 @@ impl Workspace {
         assert!(output.status.success(), "{}", text(&output));
     }
 
-    /// The launcher on `run.toml`, not started yet.
+    /// Returns the launcher's command for `run.toml`: on CPUs and without restarts unless `args` says otherwise.
     pub fn launcher(&self, nodes: usize, args: &[&str]) -> Command {
         let mut command = Command::new(binary("launcher"));
         command.current_dir(self.dir.path()).stdin(Stdio::null());
@@ -95,7 +95,7 @@ impl Workspace {
         if !args.contains(&"--gpus-per-node") {
             command.args(["--gpus-per-node", "0"]);
         }
-        // Tests of how a run ends do not want it started again.
+        // Most tests check how a run ends; a restart would hide that.
         if !args.contains(&"--max-restarts") {
             command.args(["--max-restarts", "0"]);
         }
@@ -116,7 +116,7 @@ impl Workspace {
         self.rows(&format!("{output_dir}/metrics.jsonl"))
     }
 
-    /// Optimizer steps whose rows a run into `out/` has written so far.
+    /// Returns how many rows a run has written to `out/metrics.jsonl` so far.
     pub fn steps_so_far(&self) -> usize {
         let metrics = std::fs::read_to_string(self.path("out/metrics.jsonl")).unwrap_or_default();
         metrics.matches('\n').count()
@@ -134,11 +134,11 @@ impl Workspace {
     }
 }
 
-/// Keys that every run of the small model shares.
+/// Configuration that every run of the small model shares.
 pub const BASE: &str = "model = \"model\"\ntraining_file = \"pairs.jsonl\"\noutput_dir = \"out\"\nbatch_size = 8\n\
 learning_rate = 1e-2\nlr_scheduler_type = \"linear\"\ndtype = \"float32\"\n";
 
-/// Pairs of different lengths about numbers.
+/// Returns pairs of different lengths, as JSON Lines.
 pub fn pair_lines(count: usize) -> String {
     let mut lines = String::new();
     for index in 0..count {
@@ -151,7 +151,7 @@ pub fn pair_lines(count: usize) -> String {
     lines
 }
 
-/// One pair with a single question.
+/// Returns one pair with a single question.
 pub fn pair(prompt: &str, good: &str, bad: &str) -> Value {
     let answer = |content: &str| json!([{ "role": "assistant", "content": content }]);
     json!({
@@ -161,12 +161,12 @@ pub fn pair(prompt: &str, good: &str, bad: &str) -> Value {
     })
 }
 
-/// Both output streams of a process.
+/// Returns stdout followed by stderr.
 pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A metric of a row.
+/// Returns a metric of a row.
 pub fn number(row: &Row, name: &str) -> f64 {
     row.get(name).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {name} in {row:?}"))
 }

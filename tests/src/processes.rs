@@ -1,4 +1,4 @@
-//! Processes of a run, found and watched through the kernel.
+//! Finds, signals and watches the processes of a run.
 
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-/// Longest that anything here waits before the test fails.
+/// Longest wait before a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process of a run.
@@ -18,21 +18,21 @@ pub struct Process {
     pub command: String,
 }
 
-/// Has a process killed when the test's thread ends, also if that fails: what it started would slow the tests after it.
+/// Kills the process when the test's thread ends, even if it panics: leftover processes would slow later tests.
 #[expect(unsafe_code, reason = "prctl between fork and exec")]
 pub fn die_with_me(command: &mut Command) {
     // SAFETY: two async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            // Tests of a closed terminal mean the same where they were started under nohup.
+            // nohup ignores SIGHUP; tests of a closed terminal need the default.
             libc::signal(libc::SIGHUP, libc::SIG_DFL);
             Ok(())
         });
     }
 }
 
-/// Waits until `condition` gives something.
+/// Waits until `condition` returns a value, and returns it. Panics after [`PATIENCE`].
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -62,55 +62,55 @@ pub fn children(parent: &Child) -> Vec<Process> {
     found
 }
 
-/// Sends a signal to a process that has not ended.
+/// Sends a signal. Panics if the process is gone.
 #[expect(unsafe_code, reason = "kill")]
 fn signal(pid: i32, signal: i32) {
     // SAFETY: a plain system call.
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "process {pid} is gone already");
 }
 
-/// Ends a process the hard way.
+/// Sends SIGKILL.
 pub fn kill_9(pid: i32) {
     signal(pid, libc::SIGKILL);
 }
 
-/// Sends Ctrl-C's signal.
+/// Sends SIGINT, as Ctrl-C does.
 pub fn interrupt(pid: i32) {
     signal(pid, libc::SIGINT);
 }
 
-/// Sends a polite kill's signal.
+/// Sends SIGTERM.
 pub fn terminate(pid: i32) {
     signal(pid, libc::SIGTERM);
 }
 
-/// Has a process end at once.
+/// Sends SIGQUIT; Dyad's processes then end at once.
 pub fn quit(pid: i32) {
     signal(pid, libc::SIGQUIT);
 }
 
-/// Sends the signal of a terminal that closes.
+/// Sends SIGHUP, as a terminal does that closes.
 pub fn hang_up(pid: i32) {
     signal(pid, libc::SIGHUP);
 }
 
-/// Makes a process stand still.
+/// Suspends a process with SIGSTOP.
 pub fn stop(pid: i32) {
     signal(pid, libc::SIGSTOP);
 }
 
-/// Lets a process go on that stands still.
+/// Resumes a process suspended by [`stop`].
 pub fn go_on(pid: i32) {
     signal(pid, libc::SIGCONT);
 }
 
-/// Stops one thread of a process for good, the first or the one of a name, while its others go on. Returns once it stands; what is
-/// returned ends with the process.
+/// Stops the main thread of a process, or the thread called `name`, while the other threads run. Returns once it is stopped. The
+/// returned thread ends when the process does.
 #[expect(unsafe_code, reason = "ptrace")]
 pub fn hold_thread(pid: i32, name: Option<&str>) -> std::thread::JoinHandle<()> {
     let thread = name.map_or(pid, |name| thread_of(pid, name));
     let (stands, stood) = std::sync::mpsc::channel();
-    // Only the thread that has stopped it hears of it, and has to hear of its end before its parent can.
+    // Only the tracing thread gets its stop events. It must reap the thread's end before the parent can reap the process.
     let holder = std::thread::spawn(move || {
         let null = std::ptr::null_mut::<libc::c_void>();
         // SAFETY: plain system calls on a thread of a process of this test's.
@@ -130,7 +130,7 @@ pub fn hold_thread(pid: i32, name: Option<&str>) -> std::thread::JoinHandle<()> 
     holder
 }
 
-/// A thread's id by its name.
+/// Returns the id of the thread called `name`.
 fn thread_of(pid: i32, name: &str) -> i32 {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let is = |path: &std::path::Path| {
@@ -140,14 +140,14 @@ fn thread_of(pid: i32, name: &str) -> i32 {
     task.file_name().unwrap().to_string_lossy().parse().unwrap()
 }
 
-/// Waits for the end of a process whose standard error is piped; its exit status and what it wrote there.
+/// Waits until a process with piped stderr ends. Returns its exit status and its stderr.
 pub fn outcome(process: &mut Child) -> (Option<i32>, String) {
     let mut error = String::new();
     process.stderr.take().unwrap().read_to_string(&mut error).unwrap();
     (process.wait().unwrap().code(), error)
 }
 
-/// A handle by which a process's end can be waited for, whoever its parent is.
+/// A handle to wait for the end of a process that need not be a child.
 #[derive(Debug)]
 pub struct Watch {
     fd: OwnedFd,
@@ -155,7 +155,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Of a live process.
+    /// Opens a handle. Panics if the process is gone.
     #[expect(unsafe_code, reason = "pidfd_open")]
     pub fn on(process: &Process) -> Self {
         // SAFETY: returns a new file descriptor or -1.
@@ -165,7 +165,7 @@ impl Watch {
         Self { fd: unsafe { OwnedFd::from_raw_fd(fd as i32) }, process: process.clone() }
     }
 
-    /// Returns when the process is gone; fails when it outlives all patience.
+    /// Waits until the process is gone. Panics after [`PATIENCE`].
     #[expect(unsafe_code, reason = "poll")]
     pub fn wait_gone(&self) {
         let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };

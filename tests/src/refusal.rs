@@ -1,10 +1,10 @@
-//! Runs that must be refused: one line of error, one hint, and not one step done.
+//! Checks that a run is refused: with one error line and one hint, and before the first step.
 
 use std::fs;
 
 use crate::{Workspace, text};
 
-/// What a refused run said.
+/// Output of a refused run.
 #[derive(Debug)]
 pub struct Refused {
     /// Exit status.
@@ -15,7 +15,7 @@ pub struct Refused {
     pub hint: String,
 }
 
-/// Launches trainers, which must be refused.
+/// Launches a run with `trainers` trainers and panics unless it is refused.
 pub fn refused_of(trainers: usize, workspace: &Workspace, args: &[&str]) -> Refused {
     let output = workspace.launch(trainers, args);
     let error = String::from_utf8_lossy(&output.stderr);
@@ -31,17 +31,17 @@ pub fn refused_of(trainers: usize, workspace: &Workspace, args: &[&str]) -> Refu
     Refused { status: output.status.code().unwrap(), message: errors[0].clone(), hint: hints[0].clone() }
 }
 
-/// A run of one trainer that must be refused.
+/// Like [`refused_of`] with one trainer.
 pub fn refused(workspace: &Workspace, args: &[&str]) -> Refused {
     refused_of(1, workspace, args)
 }
 
-/// Refused as invalid input, with these words in the message and these in the hint.
+/// Panics unless the run is refused as invalid input, and its message contains every part and its hint contains `hint`.
 pub fn invalid(workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
     invalid_of(1, workspace, args, message, hint);
 }
 
-/// The same with several trainers.
+/// Like [`invalid`] with several trainers.
 pub fn invalid_of(trainers: usize, workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
     let refused = refused_of(trainers, workspace, args);
     assert_eq!(refused.status, 2, "{}", refused.message);
@@ -51,7 +51,7 @@ pub fn invalid_of(trainers: usize, workspace: &Workspace, args: &[&str], message
     assert!(refused.hint.contains(hint), "no {hint:?} in: {}", refused.hint);
 }
 
-/// The same, for what the launcher knows before it writes or starts anything.
+/// Like [`invalid`]; also checks that the launcher has not created `out/`.
 pub fn invalid_at_once(workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
     invalid(workspace, args, message, hint);
     assert!(!workspace.path("out").exists());

@@ -1,4 +1,5 @@
-//! A Slurm of two nodes on this machine: Debian's slurmctld and slurmd, on free ports, with files of their own. Needs root.
+//! A Slurm cluster of two nodes on this machine: Debian's slurmctld and slurmd on free ports, with state and logs in a temporary folder.
+//! Needs root.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -6,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use crate::binary;
 use crate::processes::{die_with_me, wait_for};
 
-/// The daemons, as long as this lives.
+/// Running daemons; dropping this stops them.
 #[derive(Debug)]
 pub struct Slurm {
     dir: tempfile::TempDir,
@@ -15,7 +16,7 @@ pub struct Slurm {
 }
 
 impl Slurm {
-    /// Starts it, and returns once both nodes are ready for jobs.
+    /// Starts the daemons. Returns once both nodes accept jobs.
     pub fn start() -> Self {
         let root = binary("launcher").parent().and_then(std::path::Path::parent).unwrap().join("slurm");
         assert!(
@@ -39,7 +40,7 @@ impl Slurm {
 
     fn configure(&self) {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned();
-        // All taken at once, so that no two are the same.
+        // Hold all listeners until all ports are known, so that the ports differ.
         let ports: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let port = |index: usize| ports[index].local_addr().unwrap().port();
         let (dir, root) = (self.dir.path().display(), self.root.display());
@@ -68,13 +69,13 @@ impl Slurm {
         command.spawn().unwrap()
     }
 
-    /// What the daemons have written.
+    /// Returns the daemons' logs.
     pub fn logs(&self) -> String {
         let log = |name: &str| std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
         ["slurmctld.log", "slurmd-n1.log", "slurmd-n2.log"].map(log).join("\n")
     }
 
-    /// One of Slurm's commands, or with their folder on the path any other.
+    /// Returns one of Slurm's commands, or any other command with Slurm's folder on PATH.
     pub fn command(&self, name: &str) -> Command {
         let own = self.root.join("usr/bin").join(name);
         self.prepared(Command::new(if own.is_file() { own } else { PathBuf::from(name) }))
@@ -88,19 +89,19 @@ impl Slurm {
         command
     }
 
-    /// State of a job, such as RUNNING, and COMPLETED or another once it is over.
+    /// Returns the state of a job, such as RUNNING or COMPLETED.
     pub fn state(&self, job: &str) -> String {
         let output = self
             .command("squeue")
             .args(["--noheader", "--states=all", "--format=%T", "--jobs", job])
             .output()
             .unwrap();
-        // A controller that is busy does not answer.
+        // A busy controller does not answer.
         let known = output.status.success();
         if known { String::from_utf8_lossy(&output.stdout).trim().to_owned() } else { "UNKNOWN".to_owned() }
     }
 
-    /// How a job has ended. One that is queued again has not, nor one whose processes may still run.
+    /// Returns a job's final state; `None` while it is queued again or its processes may still run.
     pub fn end(&self, job: &str) -> Option<String> {
         let state = self.state(job);
         ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"].contains(&state.as_str()).then_some(state)

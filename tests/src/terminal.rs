@@ -1,4 +1,4 @@
-//! A terminal: the kernel's pseudo-terminal and, behind it, an emulator that does with what is written what a real one does.
+//! A terminal: a pseudo-terminal of the kernel, and an emulator that renders the output as a real terminal does.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,16 +16,16 @@ use alacritty_terminal::term::cell::Flags;
 use alacritty_terminal::term::test::TermSize;
 use alacritty_terminal::vte::ansi::Processor;
 
-/// Terminals differ in what they do with long lines when they become narrower.
+/// How a terminal treats long lines when it becomes narrower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Narrowing {
-    /// They are broken anew over several rows, as most terminals do.
+    /// Wraps them over more rows, as most terminals do.
     Reflows,
-    /// What is beyond the new width is gone, as in xterm.
+    /// Drops the text beyond the new width, as xterm does.
     Cuts,
 }
 
-/// A terminal that somebody looks at.
+/// A terminal with its current screen.
 #[derive(Debug)]
 pub struct Terminal {
     screen: Arc<Mutex<Screen>>,
@@ -51,31 +51,31 @@ fn window(columns: usize) -> libc::winsize {
 }
 
 impl Terminal {
-    /// Ctrl-S: the terminal takes nothing that a program writes.
+    /// Sends Ctrl-S: writes of the program block from now on.
     pub fn stop_output(&mut self) {
         self.master.write_all(b"\x13").unwrap();
     }
 
-    /// Starts a program whose output streams are a terminal of this width.
+    /// Starts a program whose stdout and stderr are a terminal of this width.
     pub fn run(mut command: Command, columns: usize, narrowing: Narrowing) -> (Self, Child) {
         let (master, slave) = open(columns);
         command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
         command.stdout(Stdio::from(slave.try_clone().unwrap())).stderr(Stdio::from(slave));
         let child = command.spawn().unwrap();
-        // With it the last handle of this side goes: reading then ends with the program.
+        // Close our last handle of the slave, so that reading ends when the program does.
         drop(command);
         let term = Term::new(Config::default(), &TermSize::new(columns, LINES), VoidListener);
         let screen = Arc::new(Mutex::new(Screen { term, parser: Processor::new() }));
         if narrowing == Narrowing::Cuts {
-            // The alternate screen of this emulator does so.
+            // The emulator cuts lines on its alternate screen.
             screen.lock().unwrap().write(b"\x1b[?1049h");
         }
-        // As on a terminal that is in use: what scrolls off the top while lines are broken anew nobody can erase.
+        // Start at the bottom, as on a terminal in use: rows that rewrapping scrolls off the top cannot be erased.
         screen.lock().unwrap().write("\r\n".repeat(LINES).as_bytes());
         let (mut from, to) = (master.try_clone().unwrap(), Arc::clone(&screen));
         let reader = std::thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // The other side's end is an error here.
+            // Reading fails once the slave is closed.
             while let Ok(count @ 1..) = from.read(&mut bytes) {
                 to.lock().unwrap().write(&bytes[..count]);
             }
@@ -83,7 +83,7 @@ impl Terminal {
         (Self { screen, master, reader }, child)
     }
 
-    /// Another width, for the kernel and for whoever looks.
+    /// Changes the width of the pseudo-terminal and of the emulator.
     #[expect(unsafe_code, reason = "ioctl")]
     pub fn resize(&self, columns: usize) {
         let mut screen = self.screen();
@@ -98,17 +98,17 @@ impl Terminal {
         self.screen.lock().unwrap()
     }
 
-    /// All rows that are not empty, those that were scrolled away too.
+    /// Returns all rows that are not empty, with the rows that have scrolled away.
     pub fn rows(&self) -> Vec<String> {
         self.screen().filled()
     }
 
-    /// All lines as they were written: rows that are one line are joined.
+    /// Returns all lines as they were written: the rows of a wrapped line are joined.
     pub fn lines(&self) -> Vec<String> {
         self.screen().lines()
     }
 
-    /// Returns when all that the program wrote is on the screen. It must have ended.
+    /// Waits until all output is on the screen, and returns the screen. The program must have ended.
     pub fn settle(self) -> Settled {
         let Self { screen, reader, master: _master } = self;
         reader.join().unwrap();
@@ -117,7 +117,7 @@ impl Terminal {
     }
 }
 
-/// What a program has left on the screen.
+/// The final contents of the screen.
 #[derive(Debug)]
 pub struct Settled {
     /// As [`Terminal::rows`].
@@ -147,7 +147,7 @@ impl Screen {
         lines
     }
 
-    /// Rows from the first that was scrolled away to the last, and whether the line goes on in the next row.
+    /// Returns all rows, oldest first, each with whether its line continues in the next row.
     fn rows(&self) -> Vec<(String, bool)> {
         let grid = self.term.grid();
         let (first, end) = (-(grid.history_size() as i32), grid.screen_lines() as i32);
@@ -165,13 +165,13 @@ impl Screen {
     }
 }
 
-/// Both sides of a new pseudo-terminal.
+/// Opens a pseudo-terminal and returns its master and slave.
 #[expect(unsafe_code, reason = "openpty")]
 fn open(columns: usize) -> (File, OwnedFd) {
     let (mut master, mut slave) = (0, 0);
     let mut size = window(columns);
     let null = std::ptr::null_mut();
-    // SAFETY: out-pointers to live integers, a live size; neither name nor settings are asked for.
+    // SAFETY: out-pointers to live integers, a live size; name and settings may be null.
     let opened =
         unsafe { libc::openpty(&raw mut master, &raw mut slave, null, std::ptr::null_mut(), &raw mut size) };
     assert_eq!(opened, 0);

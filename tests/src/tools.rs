@@ -1,4 +1,4 @@
-//! What the observability tests check against, as `make` installs it.
+//! The tools of the observability tests, which `make test` installs.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::root;
 
-/// A file of `tests/observability/install.sh`'s folder.
+/// Returns a file of the folder that `tests/observability/install.sh` fills.
 pub fn tool(name: &str) -> PathBuf {
     let dir = std::env::var_os("DYAD_OBSERVABILITY_TOOLS");
     let path = dir.map_or_else(|| root().join(".tools/observability"), PathBuf::from).join(name);
@@ -17,12 +17,12 @@ pub fn tool(name: &str) -> PathBuf {
     path
 }
 
-/// A port that nobody listens on.
+/// Returns a free port.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Body of a plain GET; none unless it succeeds.
+/// Returns the body of a plain GET; `None` unless the status is 200.
 pub fn get(port: u16, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
@@ -32,11 +32,11 @@ pub fn get(port: u16, path: &str) -> Option<String> {
     head.lines().next()?.contains(" 200 ").then(|| body.to_owned())
 }
 
-/// A Prometheus server over a folder of its own.
+/// A running Prometheus server.
 #[derive(Debug)]
 pub struct Prometheus {
     process: Child,
-    /// It listens here.
+    /// Port of its HTTP API.
     pub port: u16,
 }
 
@@ -59,16 +59,16 @@ impl Prometheus {
         Self { process: command.spawn().unwrap(), port }
     }
 
-    /// The `data` of an answer of its API.
+    /// Calls the API and returns the `data` of the answer.
     pub fn api(&self, path: &str, query: &str) -> Result<Value, String> {
         let path = format!("/api/v1/{path}?{}", encoded(query));
-        // An expression that does not parse is answered with another status.
+        // The status is not 200 if the expression does not parse.
         let body = get(self.port, &path).ok_or_else(|| format!("no answer to {path}"))?;
         let mut answer: Value = serde_json::from_str(&body).map_err(|error| error.to_string())?;
         Ok(answer["data"].take())
     }
 
-    /// Values of an instant query.
+    /// Runs an instant query and returns its values.
     pub fn query(&self, expression: &str) -> Result<Vec<f64>, String> {
         let data = self.api("query", &format!("query={expression}"))?;
         let result = data["result"].as_array().cloned().unwrap_or_default();
@@ -83,7 +83,7 @@ impl Drop for Prometheus {
     }
 }
 
-/// Everything but letters and digits escaped, the first `=` of a pair excepted.
+/// Percent-encodes the value of `key=value`.
 fn encoded(query: &str) -> String {
     let Some((key, value)) = query.split_once('=') else { return String::new() };
     let byte = |byte: u8| match byte {

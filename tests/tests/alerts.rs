@@ -1,4 +1,4 @@
-//! The alerts that `deploy/observability` ships, in a real Prometheus that scrapes real runs at one address, one after the other.
+//! The alerts in `deploy/observability`, in a real Prometheus that scrapes real runs one after the other at one address.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::{Child, Stdio};
@@ -7,7 +7,7 @@ use dyad_tests::processes::{children, interrupt, kill_9, wait_for};
 use dyad_tests::tools::{Prometheus, free_port};
 use dyad_tests::{Workspace, root};
 
-/// The rules, two minutes shortened to what a test waits for.
+/// Writes the rules with `for: 2m` shortened to 2 s.
 fn rules(workspace: &Workspace) -> std::path::PathBuf {
     let rules = root().join("deploy/observability/prometheus/rules.yml");
     let rules = std::fs::read_to_string(rules).unwrap();
@@ -22,7 +22,7 @@ fn start(workspace: &Workspace, port: u16, args: &[&str]) -> Child {
     launcher.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Returns once steps of the run that is there now are scraped.
+/// Waits until Prometheus has scraped steps of the current run.
 fn trains(prometheus: &Prometheus) {
     wait_for("a run whose steps are scraped", || {
         let steps = prometheus.query("(dyad_step > 0) and on (instance) (dyad_coordinator_done == 0)");
@@ -30,14 +30,14 @@ fn trains(prometheus: &Prometheus) {
     });
 }
 
-/// Kills a process of a run that trains.
+/// Waits until the run trains, then kills one of its processes.
 fn kill(launcher: &Child, prometheus: &Prometheus, process: &str) {
     trains(prometheus);
     let found = children(launcher).into_iter().find(|child| child.command.contains(process));
     kill_9(found.unwrap().pid);
 }
 
-/// What was read last at the address, once nobody has answered there for as long as it takes to notice that three times.
+/// Waits until no scrape has succeeded for 8 s, three times as long as an alert needs. Returns the last `done` and `failed`.
 fn last_words(prometheus: &Prometheus) -> (f64, f64) {
     wait_for("a coordinator that has been gone for a while", || {
         (prometheus.query("max_over_time(up[8s])").ok()? == [0.0]).then_some(())
@@ -50,25 +50,25 @@ fn last_words(prometheus: &Prometheus) -> (f64, f64) {
     (last("done"), last("failed"))
 }
 
-/// How many alerts fire, or have fired in so many seconds.
+/// Returns how many alerts have fired within `range`.
 fn fired(prometheus: &Prometheus, alert: &str, range: &str) -> usize {
     let alerts = format!("ALERTS{{alertname=~\"{alert}\",alertstate=\"firing\"}}");
     prometheus.query(&format!("count_over_time({alerts}[{range}])")).unwrap().len()
 }
 
 #[test]
-fn a_run_that_ended_alerts_nobody_and_a_coordinator_that_was_killed_does() {
+fn failed_runs_and_killed_coordinators_alert_and_ended_runs_do_not() {
     let workspace = Workspace::with_model(16, "max_steps = 100000\n");
     let port = free_port();
     let prometheus = Prometheus::start(&workspace.path("."), port, &rules(&workspace));
     wait_for("a scrape of nothing", || (prometheus.query("up").ok()? == [0.0]).then_some(()));
 
-    // Complete, and read to the end although it is over within a few scrapes.
+    // A complete run: its end is scraped although it lasts only a few scrapes.
     let mut run = start(&workspace, port, &["--set", "max_steps=40"]);
     assert!(wait_for("the end of the run", || run.try_wait().unwrap()).success());
     assert_eq!(last_words(&prometheus), (1.0, 0.0));
 
-    // Stopped on request.
+    // A run stopped on request.
     let mut run = start(&workspace, port, &[]);
     trains(&prometheus);
     interrupt(run.id() as i32);
@@ -76,7 +76,7 @@ fn a_run_that_ended_alerts_nobody_and_a_coordinator_that_was_killed_does() {
     assert_eq!(last_words(&prometheus), (1.0, 0.0));
     assert_eq!(fired(&prometheus, "Dyad.*", "1h"), 0);
 
-    // Failed: its coordinator has said so and left.
+    // A failed run: its coordinator reports the failure and exits.
     let mut run = start(&workspace, port, &[]);
     kill(&run, &prometheus, "node1-cpu");
     assert_eq!(wait_for("the end of the run", || run.try_wait().unwrap()).code(), Some(1));
@@ -86,7 +86,7 @@ fn a_run_that_ended_alerts_nobody_and_a_coordinator_that_was_killed_does() {
     });
     assert_eq!(fired(&prometheus, "DyadCoordinatorDown", "1h"), 0);
 
-    // Killed.
+    // A killed coordinator.
     let mut run = start(&workspace, port, &[]);
     kill(&run, &prometheus, "coordinator --config");
     assert_eq!(wait_for("the end of the run", || run.try_wait().unwrap()).code(), Some(1));
@@ -95,7 +95,7 @@ fn a_run_that_ended_alerts_nobody_and_a_coordinator_that_was_killed_does() {
         (fired(&prometheus, "DyadCoordinatorDown", "1s") == 1).then_some(())
     });
 
-    // The next run at that address ends it.
+    // The next run at the address ends the alert.
     let mut run = start(&workspace, port, &["--set", "max_steps=40"]);
     assert!(wait_for("the end of the run", || run.try_wait().unwrap()).success());
     assert_eq!(last_words(&prometheus), (1.0, 0.0));

@@ -1,4 +1,4 @@
-//! Everything a user can get wrong: one line that names it, one hint, the documented exit status, and not one step done.
+//! Wrong input: one error line that names it, one hint, the documented exit status, and no step done.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 
-/// A good workspace whose second line is replaced.
+/// Returns a valid workspace whose second pair is replaced by `line`.
 fn with_line(line: &str) -> Workspace {
     let workspace = Workspace::with_model(4, "");
     let lines = pair_lines(4);
@@ -55,7 +55,7 @@ fn a_role_that_does_not_exist() {
 }
 
 #[test]
-fn an_output_that_is_not_the_assistants() {
+fn an_output_with_another_role_than_assistant() {
     let mut line = pair("a", "b", "c");
     line["preferred_output"][0]["role"] = json!("user");
     bad_line(&line.to_string(), &["preferred_output[0].role", "assistant"]);
@@ -112,7 +112,7 @@ fn a_config_value_of_the_wrong_type_or_range() {
 }
 
 #[test]
-fn a_reference_put_aside_that_is_not_there() {
+fn offload_reference_without_a_reference_model() {
     let workspace = Workspace::with_model(4, "offload_reference = true\nlora = true\n");
     let refuse = |args: &[&str], message: &[&str]| {
         invalid_at_once(&workspace, args, message, "remove offload_reference");
@@ -128,7 +128,7 @@ fn evaluations_without_a_validation_file() {
     invalid_at_once(&workspace, &[], &["n_evals is set", "validation_file is not"], "validation_file");
 }
 
-/// Rewrites a safetensors file, each tensor as the function wants it.
+/// Rewrites a safetensors file: `change` returns the new shape of each tensor, or `None` to remove it.
 fn rewrite(path: &Path, change: impl Fn(&str, Vec<usize>) -> Option<Vec<usize>>) {
     let bytes = fs::read(path).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -172,7 +172,7 @@ fn a_weights_file_that_was_cut_short() {
 }
 
 #[test]
-fn a_model_folder_without_what_it_needs() {
+fn a_model_folder_with_a_missing_file() {
     let workspace = Workspace::with_model(4, "");
     let without = |name: &str, message: &str, hint: &str| {
         let (path, aside) = (workspace.path("model").join(name), workspace.path("aside"));
@@ -268,7 +268,7 @@ fn gpus_that_are_not_there() {
 #[test]
 fn an_output_folder_that_cannot_be_written() {
     let workspace = Workspace::with_model(4, "");
-    // Below a file, where not even root can make a folder.
+    // Not even root can create a folder below a file.
     invalid(&workspace, &["--set", "output_dir=pairs.jsonl/out"], &["cannot write output_dir"], "write");
 }
 
@@ -285,7 +285,7 @@ fn an_output_folder_that_holds_a_run() {
     );
 }
 
-/// Every file below a folder.
+/// Returns every file below a folder, with its bytes.
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {
@@ -299,7 +299,7 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// What was refused before its first step is no run: mending the input is enough.
+/// A run refused before its first step needs no `--overwrite` afterwards; correcting the input is enough.
 #[test]
 fn a_refused_run_does_not_stand_in_the_way_of_the_next() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
@@ -356,14 +356,14 @@ fn a_dry_run_checks_every_line() {
 }
 
 #[test]
-fn the_folder_of_a_run_given_as_a_model_names_that_runs_model() {
+fn a_run_folder_given_as_model_is_refused_with_a_hint_to_its_model() {
     let workspace = Workspace::with_model(4, "max_steps = 1\n");
     workspace.train(1, "first", &[]);
     invalid(&workspace, &["--set", "model=first"], &["first holds no config.json"], "/first/final");
 }
 
 #[test]
-fn a_word_that_is_no_command_says_what_was_meant() {
+fn an_unknown_command_is_refused_with_a_suggestion() {
     for (word, hint) in [("run.toml", "--config run.toml"), ("generate", "`trainer generate`")] {
         let output = std::process::Command::new(dyad_tests::binary("launcher")).arg(word).output().unwrap();
         let said = text(&output);

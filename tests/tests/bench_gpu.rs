@@ -1,4 +1,4 @@
-//! `make bench-gpu` without a GPU: it says so, and its script runs end to end on the CPU.
+//! `make bench-gpu` without a GPU: the error, and its script end to end on the CPU.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::path::PathBuf;
@@ -17,8 +17,8 @@ fn bench(options: &[&str]) -> Command {
 }
 
 #[test]
-fn without_a_gpu_it_says_what_to_do() {
-    // Hides what GPUs there are.
+fn bench_gpu_without_a_gpu_fails_with_a_hint() {
+    // Hide all GPUs.
     let output = bench(&[]).env("CUDA_VISIBLE_DEVICES", "").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
@@ -28,7 +28,7 @@ fn without_a_gpu_it_says_what_to_do() {
 
 /// Trainer, `plan` and benchmarks report the same FLOPs: those of `dyad_families::shape`.
 #[test]
-fn the_benchmarks_flops_are_those_of_trainer_and_plan() {
+fn benchmarks_count_the_same_flops_as_trainer_and_plan() {
     let script = "\
 import json
 from flops import SHAPES, Pair, forward
@@ -72,8 +72,8 @@ print(json.dumps({name: [s.hidden, s.inner, s.layers, s.heads, s.kv_heads, s.voc
     }
 }
 
-/// Small enough for a CPU; every column of Dyad's row is filled. TRL beside it takes too long for a test, and so does bfloat16 on CPUs
-/// without instructions for it.
+/// Small enough for a CPU; every column of Dyad's row is filled. TRL takes too long for a test, and so does bfloat16 on CPUs without
+/// instructions for it.
 #[test]
 fn the_whole_script_runs_on_a_cpu() {
     let workspace = Workspace::empty();
@@ -107,9 +107,10 @@ fn the_whole_script_runs_on_a_cpu() {
     }
 }
 
-/// TFLOP of a pair at 8 B: full fine-tuning and LoRA, forward passes unshared and shared, worked out by hand elsewhere.
+/// TFLOP of one pair at 8 B: full fine-tuning and LoRA, with forward passes unshared and shared. The expected values were computed by
+/// hand.
 #[test]
-fn formulas_give_operations_worked_out_by_hand() {
+fn flops_formulas_match_values_computed_by_hand() {
     let code = "from flops import *; s = SHAPES['8b']; p = [Pair(1100, 350, 350)]; \
                 print(sum(forward(s, p, False)), sum(forward(s, p, True)), model_flops(s, p, True), \
                 executed_flops(s, p, False, True), peak('NVIDIA H200'), peak('NVIDIA H100 PCIe'), peak('Tesla T4'))";
@@ -121,7 +122,7 @@ fn formulas_give_operations_worked_out_by_hand() {
     for (index, expected) in [(0, 42.32), (1, 26.65), (2, 84.64)] {
         assert!((tera(index) - expected).abs() < 0.01, "{said}");
     }
-    // Two forward passes, two of products back, and flash attention's backward pass two and a half times its forward one.
+    // Two forward passes and a backward pass of two products each; flash attention's backward pass costs 2.5 times its forward pass.
     let attention = 4.0 * 4096.0 * 32.0 * (1100.0 * 550.0 + 2.0 * 350.0 * 1275.0) / 1e12;
     assert!((tera(3) - (4.0 * tera(1) + 0.5 * attention)).abs() < 0.01, "{said}");
     assert_eq!(words[4..], ["989000000000000.0", "756000000000000.0", "None"]);

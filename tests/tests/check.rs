@@ -1,5 +1,4 @@
-//! What is checked before a run is what the run itself checks: dry runs, the doctor and plans refuse what training would refuse, with
-//! the same words, and download nothing.
+//! Dry runs, the doctor and plans check the same as the run itself: they refuse the same input with the same words, and download nothing.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::{Command, Output};
@@ -12,7 +11,7 @@ fn launcher(workspace: &Workspace, args: &[&str]) -> Output {
     command.current_dir(workspace.path(".")).env("HF_HUB_OFFLINE", "1").args(args).output().unwrap()
 }
 
-/// The error of a run, which is also that of each check.
+/// Panics unless the run and each check fail with the same error, which contains `words`.
 fn refused_everywhere(workspace: &Workspace, set: &[&str], words: &str) {
     let set: Vec<&str> = set.iter().flat_map(|item| ["--set", item]).collect();
     let run = refused(workspace, &set);
@@ -63,7 +62,7 @@ fn every_check_refuses_what_the_run_refuses() {
 }
 
 #[test]
-fn a_file_of_which_no_pair_is_left_is_refused_before_the_run() {
+fn a_file_without_a_usable_pair_is_refused_before_the_run() {
     let workspace = Workspace::with_model(4, "max_steps = 1\n");
     let same = dyad_tests::pair("Why?", "Because.", "Because.");
     workspace.write("pairs.jsonl", &format!("{same}\n"));
@@ -75,7 +74,7 @@ fn a_misspelt_folder_is_not_looked_up_on_the_hub() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     std::fs::create_dir(workspace.path("models")).unwrap();
     std::fs::rename(workspace.path("model"), workspace.path("models/model")).unwrap();
-    // HF_HUB_OFFLINE would be named by an error of the hub.
+    // No hub error: it would name HF_HUB_OFFLINE.
     for (model, error, hint) in [
         ("models/modle", "no folder modle in models", "did you mean models/model?"),
         ("modles", "no model folder at modles", "did you mean ./models?"),
@@ -100,7 +99,7 @@ fn a_misspelt_folder_is_not_looked_up_on_the_hub() {
 }
 
 #[test]
-fn a_dry_run_says_what_was_looked_at() {
+fn a_dry_run_reports_model_and_pairs() {
     let workspace = Workspace::with_model(20, "max_steps = 1\nlora = true\nlora_r = 4\n");
     let output = launcher(&workspace, &["--config", "run.toml", "--dry-run", "--gpus-per-node", "0"]);
     let said = text(&output);
@@ -117,7 +116,7 @@ fn a_dry_run_says_what_was_looked_at() {
 }
 
 #[test]
-fn a_plan_of_a_configuration_counts_its_pairs_and_ends_with_1_where_it_does_not_fit() {
+fn a_plan_counts_pairs_and_exits_with_1_if_the_run_does_not_fit() {
     let workspace = Workspace::with_model(20, "n_epochs = 2\n");
     let plan = |more: &[&str]| {
         launcher(&workspace, &[&["plan", "--config", "run.toml", "--gpus", "1"], more].concat())
@@ -125,7 +124,7 @@ fn a_plan_of_a_configuration_counts_its_pairs_and_ends_with_1_where_it_does_not_
     let output = plan(&["--json"]);
     assert!(output.status.success(), "{}", text(&output));
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    // 20 pairs in steps of 8, twice.
+    // 20 pairs in steps of 8, two epochs.
     assert_eq!((&json["steps"], &json["fits"]), (&6.into(), &true.into()), "{json}");
     let small = plan(&["--gpu-memory", "0.5"]);
     assert_eq!(small.status.code(), Some(1), "{}", text(&small));
@@ -143,7 +142,7 @@ fn a_plan_of_a_configuration_counts_its_pairs_and_ends_with_1_where_it_does_not_
 }
 
 #[test]
-fn a_run_json_is_a_configuration_and_tells_of_the_run() {
+fn run_json_is_a_valid_configuration_and_records_the_run() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     workspace.train(1, "out", &[]);
     let json: serde_json::Value =
@@ -171,7 +170,7 @@ fn a_run_json_is_a_configuration_and_tells_of_the_run() {
 }
 
 #[test]
-fn keys_of_other_trainers_are_told_what_they_are_called_here() {
+fn config_keys_of_other_trainers_are_refused_with_dyads_name() {
     let workspace = Workspace::with_model(4, "beta = 0.1\n");
     let refusal = refused(&workspace, &[]);
     assert!(refusal.message.contains("unknown config key `beta`"), "{}", refusal.message);

@@ -1,4 +1,4 @@
-//! Checkpoints are there when they are needed, whole or passed over; records outlive what happens to their run.
+//! Checkpoints: when they are written, and how a resume treats damaged ones. Records of a run survive its failures.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use dyad_tests::processes::{outcome, wait_for};
 use dyad_tests::{CURVE, Workspace, assert_same_curve, binary, number, text};
 
-/// Eight steps with checkpoints 2, 4 and 6 in `whole/`.
+/// Returns a workspace with a run of eight steps in `whole/`, with checkpoints 2, 4 and 6.
 fn workspace() -> Workspace {
     let workspace = Workspace::with_model(32, "n_checkpoints = 4\nmax_steps = 8\n");
     workspace.train(1, "whole", &[]);
@@ -28,7 +28,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A copy of the whole run that lacks its end.
+/// Copies the whole run to `name` without its `final/`. Returns the argument that sets `output_dir` to the copy.
 fn interrupted(workspace: &Workspace, name: &str) -> String {
     let dir = workspace.path(name);
     copy(&workspace.path("whole"), &dir);
@@ -59,7 +59,7 @@ fn flip(path: &Path, at: usize) {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_named_and_the_one_before_it_taken() {
+fn a_damaged_checkpoint_is_named_and_the_previous_one_used() {
     let workspace = workspace();
     type Damaging = fn(&Path);
     let cases: [(Damaging, &str); 4] = [
@@ -108,7 +108,7 @@ fn checkpoints_by_time_rotate_and_change_no_number() {
     let workspace = Workspace::with_model(32, "max_steps = 24\n");
     let plain = workspace.train(2, "plain", &[]);
     assert!(checkpoints(&workspace.path("plain")).is_empty(), "a short run writes none");
-    // Every step is due; those of 10 and 20 were asked for.
+    // A timed checkpoint is due after every step; `save_steps` asks for 10 and 20.
     let timed = workspace.train(2, "timed", &["--set", "save_minutes=1e-9", "--set", "save_steps=10"]);
     assert_same_curve(&plain, &timed, &CURVE, 0.0);
     assert!(model(&workspace, "plain") == model(&workspace, "timed"), "final weights differ");
@@ -151,7 +151,7 @@ fn a_resume_with_another_configuration_keeps_the_first() {
 }
 
 #[test]
-fn rows_that_are_lost_are_named_and_no_token_is_counted_twice_or_not_at_all() {
+fn lost_rows_are_named_and_tokens_are_counted_exactly_once() {
     let workspace = workspace();
     let whole = workspace.rows("whole/metrics.jsonl");
     let lines: Vec<String> = fs::read_to_string(workspace.path("whole/metrics.jsonl"))
@@ -182,7 +182,7 @@ fn rows_that_are_lost_are_named_and_no_token_is_counted_twice_or_not_at_all() {
 }
 
 #[test]
-fn an_output_folder_that_goes_under_a_run_ends_it_and_is_named() {
+fn a_run_whose_output_folder_is_removed_or_cut_fails_and_names_it() {
     type Meddling = fn(&Path);
     let cases: [(Meddling, &str); 3] = [
         (
@@ -210,7 +210,7 @@ fn an_output_folder_that_goes_under_a_run_ends_it_and_is_named() {
     }
 }
 
-/// The disk is one of its own, of a few pages, which goes with the namespace of its mounts. Needs root.
+/// The disk is a small tmpfs that ends with its mount namespace. Needs root.
 #[test]
 fn a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole() {
     let workspace = Workspace::with_model(32, "save_steps = 2\nmax_steps = 100000\n");
@@ -235,7 +235,7 @@ fn a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole() {
         "{text}"
     );
     assert!(names(&left).iter().all(|name| !name.starts_with(".tmp-")), "{:?}", names(&left));
-    // Whole: with more room the run goes on from there, and every row up to there is in place.
+    // With more room the run resumes from the last checkpoint, and no row before it is missing.
     let end = format!("max_steps={}", last + 1);
     let output = workspace.launch(1, &["--resume", "--set", "output_dir=left", "--set", &end]);
     assert!(output.status.success(), "{}", dyad_tests::text(&output));
@@ -244,7 +244,7 @@ fn a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole() {
 }
 
 #[test]
-fn overwriting_spares_what_the_user_put_there() {
+fn overwriting_keeps_the_users_files() {
     let workspace = workspace();
     let own = ["final-notes.txt", ".tmp-mydata/thesis", "checkpoint-best/model", "logs/my.txt", "tb/other"];
     for name in own {
@@ -261,12 +261,12 @@ fn overwriting_spares_what_the_user_put_there() {
 }
 
 #[test]
-fn rows_of_evaluations_that_are_lost_are_counted_at_a_resume() {
+fn a_resume_counts_lost_evaluation_rows() {
     let config = "n_checkpoints = 2\nmax_steps = 8\nn_evals = 4\nvalidation_file = \"pairs.jsonl\"\n";
     let workspace = Workspace::with_model(32, config);
     workspace.train(1, "whole", &[]);
     let rows = fs::read_to_string(workspace.path("whole/eval_metrics.jsonl")).unwrap();
-    // Before the first step, then after steps 2, 4, 6 and 8; checkpoint-4 comes before the evaluation of its step.
+    // Evaluations come before the first step and after steps 2, 4, 6 and 8; checkpoint-4 is written before the evaluation of step 4.
     assert_eq!(rows.lines().count(), 5);
     for (name, kept, lost) in
         [("none", "", 2), ("one", rows.lines().next().unwrap(), 1), ("all", rows.trim_end(), 0)]
@@ -282,9 +282,9 @@ fn rows_of_evaluations_that_are_lost_are_counted_at_a_resume() {
     }
 }
 
-/// Restarting would go on without the rows that somebody removed.
+/// A restart would continue without the removed rows.
 #[test]
-fn metrics_that_are_removed_under_a_run_end_it_for_good() {
+fn a_run_whose_metrics_are_removed_fails_without_a_restart() {
     let workspace = Workspace::with_model(16, "max_steps = 100000\nsave_steps = 2\n");
     let mut command = workspace.launcher(1, &["--max-restarts", "3"]);
     let mut launcher = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -297,7 +297,7 @@ fn metrics_that_are_removed_under_a_run_end_it_for_good() {
 }
 
 #[test]
-fn an_output_folder_that_is_replaced_under_a_run_is_named_whatever_restarts_are_left() {
+fn a_replaced_output_folder_is_named_even_if_restarts_are_left() {
     let workspace = Workspace::with_model(16, "max_steps = 100000\nsave_steps = 2\n");
     let mut command = workspace.launcher(1, &["--max-restarts", "3"]);
     let mut launcher = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();

@@ -1,4 +1,4 @@
-//! `deploy/observability` against the real Prometheus, fed by a real run; TensorBoard's reader on a run's event files.
+//! `deploy/observability` with a real Prometheus that scrapes a real run; TensorBoard's reader on a run's event files.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::collections::{BTreeSet, HashSet};
@@ -30,7 +30,7 @@ fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
     value[name].as_array().unwrap_or_else(|| panic!("no list {name} in {value}"))
 }
 
-/// `(where, field)` of every target whose data source is of this type.
+/// Returns `(place, field)` of every target whose data source has type `kind`.
 fn targets(kind: &str, field: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (file, board) in dashboards() {
@@ -45,14 +45,14 @@ fn targets(kind: &str, field: &str) -> Vec<(String, String)> {
     found
 }
 
-/// A query as Grafana would send it, over times as short as the test.
+/// Replaces Grafana's variables in a query, and shortens its time ranges for the test.
 fn filled_in(expression: &str) -> String {
     let filled = expression.replace("$instance", ".*").replace("$run", ".*").replace("$__range", "1m");
     let filled = filled.replace("$__rate_interval", "4s").replace("$__interval", "4s");
     filled.replace("[5m]", "[4s]").replace("[1h:1m]", "[1m:1s]")
 }
 
-/// A run that goes on until it is interrupted, with checkpoints and evaluations all along.
+/// Starts a long run with checkpoints and evaluations.
 fn long_run(workspace: &Workspace, collector: &Collector, port: u16) -> Child {
     let listen = format!("127.0.0.1:{port}");
     let args = ["--metrics-listen", &listen, "--trace-every", "10"];
@@ -74,7 +74,7 @@ fn every_panel_and_alert_has_data_from_a_real_run() {
     assert!(panels.len() > 40, "{} queries", panels.len());
     for (place, expression) in panels {
         let expression = filled_in(&expression);
-        // No machine here has a GPU that its trainers could tell of: see the coordinator's tests for what would be there.
+        // These runs have no GPU; the coordinator's tests cover these metrics.
         if expression.contains("dyad_gpu_") {
             assert_eq!(prometheus.query(&expression), Ok(Vec::new()), "{place}");
             continue;
@@ -102,7 +102,7 @@ fn every_panel_and_alert_has_data_from_a_real_run() {
     wait_for("the end of the run", || run.try_wait().unwrap());
 }
 
-/// Every expression is evaluated without an error, and everything that it speaks of is there.
+/// Every rule is evaluated without an error, and every metric that it names exists.
 fn check_rules(prometheus: &Prometheus) {
     let rules = wait_for("rules that have been evaluated", || {
         let data = prometheus.api("rules", "type=alert").ok()?;
@@ -134,7 +134,7 @@ fn alerts_fire_when_they_should_and_not_before() {
     };
     promtool(&["test", "rules", "rules_test.yml"]);
     promtool(&["check", "config", "prometheus.yml"]);
-    // Every alert has a case in which it fires.
+    // Every alert has a test case in which it fires.
     let rules = std::fs::read_to_string(deployed("prometheus/rules.yml")).unwrap();
     let tests = std::fs::read_to_string(deployed("prometheus/rules_test.yml")).unwrap();
     for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
@@ -143,7 +143,7 @@ fn alerts_fire_when_they_should_and_not_before() {
     }
 }
 
-/// With the grammar of Grafana's own editor.
+/// Uses the grammar of Grafana's own editor.
 #[test]
 fn every_trace_query_parses() {
     let queries: Vec<String> = targets("tempo", "query").into_iter().map(|(_, query)| query).collect();
@@ -156,9 +156,9 @@ fn every_trace_query_parses() {
     assert!(!check(&["{ name == ".to_owned()]).status.success(), "the check accepts anything");
 }
 
-/// Names that the trace queries ask for are names that are exported: see `observability.rs` for what is.
+/// Ids are unique, panels do not overlap, and every data source exists.
 #[test]
-fn dashboards_are_what_grafana_loads() {
+fn dashboards_have_unique_ids_known_sources_and_no_overlap() {
     let sources = std::fs::read_to_string(deployed("grafana/provisioning/datasources/dyad.yaml")).unwrap();
     let mut uids = HashSet::new();
     for (file, board) in dashboards() {
@@ -191,7 +191,7 @@ fn dashboards_are_what_grafana_loads() {
     assert_eq!(uids.len(), 4);
 }
 
-/// Words of a text that begin with a dollar sign, `${name}` included; Grafana's own begin with two underscores.
+/// Returns the variables `$name` and `${name}` of a text, without Grafana's own, which begin with two underscores.
 fn variables_of(text: &str) -> BTreeSet<&str> {
     let names = text.split('$').skip(1).map(|rest| {
         let rest = rest.strip_prefix('{').unwrap_or(rest);
@@ -201,7 +201,7 @@ fn variables_of(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_dashboard_asks_for_the_runs_that_are_chosen_and_leads_to_tensorboard() {
+fn every_dashboard_filters_by_the_chosen_runs_and_links_to_tensorboard() {
     for (file, board) in dashboards() {
         let variables = list(&board["templating"], "list");
         let known: BTreeSet<&str> = variables.iter().filter_map(|one| one["name"].as_str()).collect();
@@ -233,13 +233,13 @@ fn every_dashboard_asks_for_the_runs_that_are_chosen_and_leads_to_tensorboard() 
     assert!(text.contains("tensorboard --logdir ${output_dir}/tb") && text.contains("${host}"), "{text}");
 }
 
-/// How often an expression names a metric.
+/// Returns how many metric names an expression contains.
 fn metrics_in(expression: &str) -> usize {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("dyad_")).count()
 }
 
-/// Tags as TRL has them, values as in the metrics files, with TensorBoard's own reader; a resumed run goes on.
+/// TensorBoard's own reader finds TRL's tags and the values of the metrics files. A resumed run continues them.
 #[test]
 fn tensorboard_reads_what_a_run_wrote() {
     let workspace =
@@ -284,9 +284,9 @@ fn tensorboard_reads_what_a_run_wrote() {
     assert_eq!(steps, (1..=resumed.len() as u64).collect::<Vec<_>>(), "each step once");
 }
 
-/// Neither Kustomize nor Compose is asked here: the files that they would take in are there, and none is forgotten.
+/// Runs neither Kustomize nor Compose: checks that the files they would read exist, and that every dashboard is listed.
 #[test]
-fn manifests_name_files_that_are_there() {
+fn manifests_name_existing_files() {
     let folder = deployed("kubernetes");
     let kustomization = std::fs::read_to_string(folder.join("kustomization.yaml")).unwrap();
     let listed = kustomization.lines().filter_map(|line| line.trim().strip_prefix("- "));

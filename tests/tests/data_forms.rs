@@ -1,4 +1,4 @@
-//! Forms of data: what a run makes of each, and what it says of it.
+//! Data formats: hosted, TRL's messages and plain text.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use dyad_tests::refusal::invalid;
@@ -15,7 +15,7 @@ fn said(role: &str, text: &str) -> Value {
     json!({ "role": role, "content": text })
 }
 
-/// Question and answers of the pairs that a workspace has.
+/// Returns question, preferred and other answer of each pair of a workspace.
 fn contents(workspace: &Workspace) -> Vec<[String; 3]> {
     let content = |value: &Value| value[0]["content"].as_str().unwrap().to_owned();
     let rows = workspace.rows("pairs.jsonl");
@@ -30,7 +30,7 @@ fn contents(workspace: &Workspace) -> Vec<[String; 3]> {
 const TRL: [&str; 2] = ["--set", "training_file=trl.jsonl"];
 
 #[test]
-fn messages_in_trls_columns_train_as_the_same_pairs_in_the_hosted_form() {
+fn trl_messages_train_like_the_same_pairs_in_the_hosted_format() {
     let hosted = Workspace::with_model(16, "max_steps = 2\nshuffle = false\n");
     let expected = hosted.train(1, "out", &[]);
     let pairs = contents(&hosted);
@@ -68,7 +68,7 @@ fn plain_text_is_trained_without_a_template_and_says_so() {
 }
 
 #[test]
-fn a_tokenizer_without_an_end_of_sequence_token_trains_no_plain_text() {
+fn plain_text_needs_a_tokenizer_with_an_end_of_sequence_token() {
     let line = json!({ "prompt": "The sky is", "chosen": " blue.", "rejected": " green." });
     let workspace = workspace(&[line]);
     let path = workspace.path("model/tokenizer_config.json");
@@ -84,7 +84,7 @@ fn a_tokenizer_without_an_end_of_sequence_token_trains_no_plain_text() {
 }
 
 #[test]
-fn lines_of_two_forms_in_one_file_are_refused() {
+fn lines_of_two_formats_in_one_file_are_refused() {
     let trl = json!({ "prompt": "a", "chosen": "b", "rejected": "c" });
     let workspace = workspace(&[]);
     let hosted = std::fs::read_to_string(workspace.path("pairs.jsonl")).unwrap();
@@ -98,7 +98,7 @@ fn lines_of_two_forms_in_one_file_are_refused() {
 }
 
 #[test]
-fn the_pairs_of_any_form_are_prompts_for_generating() {
+fn pairs_of_any_format_serve_as_prompts_for_generating() {
     let line = json!({ "prompt": "The sky is", "chosen": " blue.", "rejected": " green." });
     let workspace = workspace(&[line]);
     let mut command = std::process::Command::new(dyad_tests::binary("trainer"));

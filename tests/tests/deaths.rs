@@ -1,4 +1,4 @@
-//! Whoever is killed, everything stops, nothing is left, and the error names who died.
+//! Killed processes: the run stops, no process is left, and the error names the process that died. Also signals, nohup and Ctrl-C.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::io::{BufRead, BufReader, Read};
@@ -10,7 +10,7 @@ use dyad_tests::processes::{
 };
 use dyad_tests::{Workspace, binary, text};
 
-/// A run that would go on for a long time, with its processes, once it has done a step.
+/// Starts a long run. Returns it and its processes once it has done a step.
 fn long_run(workspace: &Workspace) -> (Child, Vec<Process>) {
     let mut command = workspace.launcher(2, &["--set", "max_steps=100000"]);
     let launcher = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -20,7 +20,7 @@ fn long_run(workspace: &Workspace) -> (Child, Vec<Process>) {
     (launcher, processes)
 }
 
-/// Long runs are ended by the test that began them; one that fails on the way must not go on beside those after it.
+/// The long run of a failed test must not go on next to later tests.
 #[test]
 fn a_run_ends_with_the_test_that_began_it() {
     let watches = std::thread::spawn(|| {
@@ -36,7 +36,7 @@ fn find<'a>(processes: &'a [Process], part: &str) -> &'a Process {
     processes.iter().find(|process| process.command.contains(part)).unwrap()
 }
 
-/// Ends of all processes, then the launcher's status and what it wrote to standard error.
+/// Waits until all processes have ended. Returns the launcher's status and stderr.
 fn outcome(mut launcher: Child, watches: &[Watch]) -> (Option<i32>, String) {
     let outcome = processes::outcome(&mut launcher);
     watches.iter().for_each(Watch::wait_gone);
@@ -52,9 +52,9 @@ fn a_killed_trainer_stops_the_run_and_is_named() {
     killed_trainer_is_named("");
 }
 
-/// Every layer of the others waits for its part of the weights.
+/// With sharded weights every layer of the other ranks waits for the dead rank's part.
 #[test]
-fn a_killed_trainer_is_named_where_weights_are_sharded() {
+fn a_killed_trainer_is_named_with_sharded_weights() {
     killed_trainer_is_named("zero_stage = 3\n");
 }
 
@@ -81,11 +81,11 @@ fn a_killed_coordinator_stops_the_run_and_is_named() {
     let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
     assert!(line.contains("coordinator") && line.contains("died"), "{error}");
     assert_eq!(error.matches("error: ").count(), 1, "{error}");
-    // It can no longer say so itself.
+    // The launcher says so in place of the dead coordinator.
     assert!(error.contains("no checkpoint was written yet: start again with --overwrite"), "{error}");
 }
 
-/// For example because libtorch is not where it was.
+/// For example because libtorch was moved.
 #[test]
 fn a_trainer_that_cannot_start_is_named() {
     let workspace = Workspace::with_model(16, "");
@@ -115,7 +115,7 @@ fn a_killed_launcher_leaves_nothing_behind() {
     assert_eq!(outcome(launcher, &watches).0, None);
 }
 
-/// A launcher whose run is complete and that waits for sample answers which never come, and the process it waits for.
+/// Returns a launcher that waits after a complete run for sample answers that never come, and the process it waits for.
 fn stuck_at_samples(workspace: &Workspace) -> (Child, Watch) {
     std::os::unix::fs::symlink(binary("coordinator"), workspace.path("coordinator")).unwrap();
     let real = binary("trainer");
@@ -147,7 +147,7 @@ fn ctrl_c_ends_the_sampling_after_a_run() {
     assert!(workspace.path("out/final/model.safetensors").exists());
 }
 
-/// A scheduler that ends the job; the run has come to its own end before.
+/// As when a scheduler ends the job after the run is complete.
 #[test]
 fn sigterm_after_a_run_leaves_it_complete() {
     let workspace = Workspace::with_model(8, "");
@@ -157,7 +157,7 @@ fn sigterm_after_a_run_leaves_it_complete() {
     assert!(status == Some(0) && !error.contains("error: "), "{error}");
 }
 
-/// A run whose trainer does something else once its work is over: what the launcher said, and its status.
+/// Runs with a trainer that executes the shell line `then` once its work is done. Returns the launcher's status and output.
 fn after_its_work(then: &str) -> (Option<i32>, String) {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     std::os::unix::fs::symlink(binary("coordinator"), workspace.path("coordinator")).unwrap();
@@ -170,7 +170,7 @@ fn after_its_work(then: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_trainer_that_is_killed_once_the_run_is_complete_fails_nothing() {
+fn a_trainer_killed_after_the_run_is_complete_causes_only_a_warning() {
     let (status, said) = after_its_work("kill -KILL $$");
     assert!(status == Some(0) && !said.contains("error: ") && !said.contains("--overwrite"), "{said}");
     let warning = "warning: once the run was complete: trainer rank 0 (node0-cpu) died: killed by signal 9";
@@ -178,15 +178,15 @@ fn a_trainer_that_is_killed_once_the_run_is_complete_fails_nothing() {
 }
 
 #[test]
-fn a_trainer_that_stays_once_the_run_is_complete_is_ended() {
+fn a_trainer_that_hangs_after_the_run_is_complete_is_ended() {
     let (status, said) = after_its_work("trap '' TERM; kill -STOP $$");
     assert!(status == Some(0) && !said.contains("error: "), "{said}");
     assert!(said.contains("warning: trainer rank 0 (node0-cpu) is still there"), "{said}");
 }
 
-/// Nobody reads what there is to say.
+/// Writing to `/dev/full` fails, as on a full disk.
 #[test]
-fn a_complete_run_stays_complete_where_nothing_can_be_printed() {
+fn a_complete_run_succeeds_even_if_stdout_is_full() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
     for args in [&[][..], &["--resume"], &["--auto-resume"]] {
@@ -207,7 +207,7 @@ fn a_launcher_killed_while_sampling_leaves_nothing_behind() {
     assert_eq!(outcome(launcher, &[sampler]).0, None);
 }
 
-/// Steps in the metrics, and the newest checkpoint.
+/// Returns the number of rows in the metrics, and the step of the newest checkpoint.
 fn progress(workspace: &Workspace) -> (u64, Option<u64>) {
     let rows = workspace.rows("out/metrics.jsonl").len() as u64;
     let names = std::fs::read_dir(workspace.path("out")).unwrap().flatten();
@@ -247,17 +247,17 @@ fn ctrl_c_finishes_the_step_in_progress_and_leaves_a_checkpoint() {
 }
 
 #[test]
-fn sigterm_at_the_launcher_leaves_a_checkpoint_where_weights_are_sharded() {
+fn sigterm_at_the_launcher_leaves_a_checkpoint_with_sharded_weights() {
     drained_by("zero_stage = 3\n", "SIGTERM after", |launcher, _| terminate(launcher.id() as i32));
 }
 
-/// As a scheduler does it.
+/// As a scheduler sends it.
 #[test]
 fn sigterm_at_one_trainer_ends_the_run_with_a_checkpoint() {
     drained_by("", "a signal to trainer rank 1", |_, processes| terminate(find(processes, "node1-cpu").pid));
 }
 
-/// As the kernel and a shell do it, which both send the signal.
+/// The kernel and the shell both send SIGHUP, so it arrives twice.
 #[test]
 fn a_terminal_that_closes_ends_the_run_with_a_checkpoint() {
     drained_by("", "SIGHUP after", |launcher, _| {
@@ -290,7 +290,7 @@ fn ctrl_c_twice_ends_the_run_at_once() {
     let workspace = Workspace::with_model(16, "");
     let (launcher, processes) = long_run(&workspace);
     let watches = watch(&processes);
-    // A coordinator that cannot answer: the first Ctrl-C would wait for ever.
+    // With a suspended coordinator the first Ctrl-C alone would wait forever.
     stop(find(&processes, "coordinator --config").pid);
     interrupt(launcher.id() as i32);
     wait_for_line(&launcher, "press Ctrl-C again");
@@ -301,7 +301,7 @@ fn ctrl_c_twice_ends_the_run_at_once() {
     assert!(error.contains("hint: no checkpoint was written yet: start again with --overwrite"), "{error}");
 }
 
-/// Reads standard error up to a line; what follows is read by [`outcome`].
+/// Reads stderr until it contains `part`; [`outcome`] reads the rest.
 fn wait_for_line(launcher: &Child, part: &str) {
     use std::os::fd::AsFd;
     let mut pipe =
@@ -314,7 +314,7 @@ fn wait_for_line(launcher: &Child, part: &str) {
     }
 }
 
-/// The trainer starts first, as it may in a cluster.
+/// In a cluster the trainer may start first.
 #[test]
 fn a_trainer_waits_for_its_coordinator_and_says_so_once() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
@@ -329,7 +329,7 @@ fn a_trainer_waits_for_its_coordinator_and_says_so_once() {
     let mut coordinator = std::process::Command::new(binary("coordinator"));
     coordinator.current_dir(workspace.path(".")).args(["--config", "run.toml", "--world-size", "1"]);
     coordinator.args(["--listen", &format!("127.0.0.1:{port}")]).stdout(Stdio::null()).stderr(Stdio::null());
-    // The trainer finds files by the paths that the configuration has, relative to where it was started.
+    // The trainer runs in another folder, so relative paths of the configuration would not work there.
     let config = std::fs::read_to_string(workspace.path("run.toml")).unwrap();
     let absolute = |name: &str| format!("\"{}\"", workspace.path(name).display());
     let config = config.replace("\"model\"", &absolute("model")).replace("\"out\"", &absolute("out"));
@@ -340,9 +340,9 @@ fn a_trainer_waits_for_its_coordinator_and_says_so_once() {
     assert!(!rest.iter().any(|line| line.contains("waiting")), "{rest:?}");
 }
 
-/// At once, without a checkpoint; nobody calls that a failure either.
+/// SIGQUIT stops the run at once, without a checkpoint. No process reports it as a failure.
 #[test]
-fn a_coordinator_that_is_told_to_stop_at_once_tells_its_trainers_of_no_error() {
+fn sigquit_at_the_coordinator_stops_the_run_without_an_error() {
     let workspace = Workspace::with_model(16, "");
     let (launcher, processes) = long_run(&workspace);
     let watches = watch(&processes);

@@ -1,8 +1,9 @@
-//! What a run opens to others: no socket that another machine reaches, no way in for another user, no link followed, no text that acts.
+//! Exposure to other machines and users: no socket reachable from another machine, no access without the token, no link followed, no
+//! control characters printed.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test that cannot set itself up has failed, and one that is left out says so"
+    reason = "a test that cannot set itself up has failed; a skipped test prints why"
 )]
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -14,17 +15,17 @@ use dyad_proto::wire::{TrainerMessage, WatchRunRequest};
 use dyad_tests::processes::{children, die_with_me, interrupt, outcome, wait_for};
 use dyad_tests::{Workspace, text};
 
-/// Two machines on one wire, as network namespaces. Their names go with the test.
+/// Two machines on one wire, as network namespaces. Dropping this removes them.
 struct Neighbours {
     home: String,
     other: String,
 }
 
-/// The address of the machine that a run is on.
+/// Address of the machine that runs the training.
 const HOME: &str = "10.79.0.1";
 
 impl Neighbours {
-    /// None, with a word why, where this user cannot make any.
+    /// Creates the namespaces; without root prints a message and returns `None`.
     fn new() -> Option<Self> {
         if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
             println!("skipped: network namespaces need root");
@@ -52,7 +53,7 @@ impl Neighbours {
         command
     }
 
-    /// Addresses and ports that somebody listens on at home, as the kernel has them.
+    /// Returns addresses (hex, as in `/proc/net/tcp`) and ports of the listening sockets at home.
     fn listeners(&self) -> Vec<(String, u16)> {
         let output =
             Self::inside(&self.home, "cat").args(["/proc/net/tcp", "/proc/net/tcp6"]).output().unwrap();
@@ -65,7 +66,7 @@ impl Neighbours {
         String::from_utf8(output.stdout).unwrap().lines().filter_map(listening).collect()
     }
 
-    /// A connection is accepted. A packet that nobody answers is waited for a second.
+    /// Returns whether a connection is accepted within a second.
     fn reaches(space: &str, address: &str, port: u16) -> bool {
         let connect = format!("exec 3<>/dev/tcp/{address}/{port}");
         let mut command = Self::inside(space, "timeout");
@@ -86,7 +87,7 @@ fn ip(words: &[&str]) {
     assert!(output.status.success(), "ip {words:?}: {}", text(&output));
 }
 
-/// A run of two trainers that would go on for a long time, once it has done a step.
+/// Starts a long run. Returns it once it has done a step.
 fn long_run(workspace: &Workspace, mut command: Command) -> Child {
     command.stderr(Stdio::piped()).stdout(Stdio::null());
     let launcher = command.spawn().unwrap();
@@ -101,7 +102,7 @@ fn stop(mut launcher: Child) {
 }
 
 #[test]
-fn no_socket_of_a_run_on_one_machine_is_reached_from_another() {
+fn sockets_of_a_run_on_one_machine_are_not_reachable_from_another() {
     let Some(neighbours) = Neighbours::new() else { return };
     let workspace = Workspace::with_model(16, "max_steps = 100000\n");
     let launcher = workspace.launcher(2, &[]);
@@ -110,7 +111,7 @@ fn no_socket_of_a_run_on_one_machine_is_reached_from_another() {
     let launcher = long_run(&workspace, command);
 
     let listeners = neighbours.listeners();
-    // The coordinator, and two of each rank; no store for the ranks to meet at.
+    // One of the coordinator and two of each rank; there is no rendezvous store.
     assert_eq!(listeners.len(), 5, "{listeners:?}");
     let mut answering = 0;
     for (address, port) in listeners {
@@ -118,14 +119,14 @@ fn no_socket_of_a_run_on_one_machine_is_reached_from_another() {
         assert!(!Neighbours::reaches(&neighbours.other, HOME, port), "port {port} is reached from outside");
         answering += usize::from(Neighbours::reaches(&neighbours.home, "127.0.0.1", port));
     }
-    // Ranks that are connected let nobody in any more, not even from here.
+    // Once connected, ranks accept no further connection, not even from this machine.
     assert_eq!(answering, 1);
     stop(launcher);
 }
 
-/// Whoever finds the port, which every user of the machine can.
+/// Every user of the machine can find the port.
 #[test]
-fn a_run_lets_in_who_knows_its_token_and_shows_that_to_nobody() {
+fn a_run_refuses_clients_without_its_token_and_never_shows_it() {
     let workspace = Workspace::with_model(16, "max_steps = 100000\n");
     std::fs::create_dir(workspace.path("tmp")).unwrap();
     let mut command = workspace.launcher(2, &[]);
@@ -165,9 +166,9 @@ fn a_run_lets_in_who_knows_its_token_and_shows_that_to_nobody() {
     wait_for("the token to go with the run", || (!folder.exists()).then_some(()));
 }
 
-/// Somebody else may write into the folder, too, and plant links there.
+/// Another user with write access to the folder may plant links there.
 #[test]
-fn links_in_the_output_folder_are_refused_by_name_and_not_followed() {
+fn links_in_the_output_folder_are_refused_and_not_followed() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     std::fs::create_dir_all(workspace.path("victim/dir")).unwrap();
     workspace.write("victim/file", "precious");
@@ -191,7 +192,7 @@ fn links_in_the_output_folder_are_refused_by_name_and_not_followed() {
             let output = workspace.launch(1, flag);
             let said = text(&output);
             if name == "logs/coordinator.log" {
-                // Put aside as the log of an earlier run, link and all.
+                // The link is moved aside as the log of an earlier run.
                 assert!(output.status.success(), "{name}: {said}");
                 break;
             }
@@ -201,7 +202,7 @@ fn links_in_the_output_folder_are_refused_by_name_and_not_followed() {
         }
         std::fs::remove_dir_all(workspace.path("out")).unwrap();
     }
-    // What is replaced in one go takes the link's place.
+    // A file written by rename replaces the link itself.
     std::fs::create_dir(workspace.path("out")).unwrap();
     for name in [".dyad-write-test", ".run.json.part", ".metrics.jsonl.part"] {
         symlink(workspace.path("victim/file"), workspace.path("out").join(name)).unwrap();
@@ -213,9 +214,9 @@ fn links_in_the_output_folder_are_refused_by_name_and_not_followed() {
     assert_eq!(std::fs::read_dir(workspace.path("victim")).unwrap().count(), 2);
 }
 
-/// From names of files, the configuration and the data.
+/// Such text comes from file names, the configuration and the data.
 #[test]
-fn text_of_others_begins_no_line_and_moves_no_cursor() {
+fn untrusted_text_cannot_start_a_line_or_move_the_cursor() {
     const EVIL: &str = "\u{1b}[2J\u{1b}]0;title\u{7}\u{202e}\nerror: made up";
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     let quoted = serde_json::to_string(EVIL).unwrap().replace("\\u001b", "\\u001B");

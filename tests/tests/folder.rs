@@ -1,4 +1,4 @@
-//! Who may write into an output folder, and what is safe there.
+//! The lock of an output folder, and what `--overwrite` removes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::collections::BTreeMap;
@@ -21,9 +21,9 @@ fn coordinator(workspace: &Workspace) -> Command {
     command
 }
 
-/// Fresh, resumed, overwriting, or by hand: the one that is there goes on, with its records as they were.
+/// Whether the second run is new, resumed, overwriting or started by hand: the first run goes on, and its records are unchanged.
 #[test]
-fn a_second_run_in_one_folder_is_refused_and_told_who_has_it() {
+fn a_second_run_in_one_folder_is_refused_and_names_the_first() {
     let workspace = Workspace::with_model(16, "");
     let mut first = long_run(&workspace);
     let (config, log) =
@@ -44,14 +44,14 @@ fn a_second_run_in_one_folder_is_refused_and_told_who_has_it() {
     interrupt(first.id() as i32);
     let (status, error) = outcome(&mut first);
     assert_eq!(status, Some(130), "{error}");
-    // Nobody has it any more.
+    // The folder is free again.
     let output = workspace.launch(1, &["--overwrite", "--set", "max_steps=1"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(!workspace.path("out/.dyad-lock").exists());
 }
 
 #[test]
-fn two_runs_that_start_together_are_one_run() {
+fn of_two_runs_that_start_together_one_is_refused() {
     let workspace = Workspace::with_model(16, "max_steps = 40\n");
     let start = || {
         let mut command = workspace.launcher(1, &[]);
@@ -61,7 +61,7 @@ fn two_runs_that_start_together_are_one_run() {
     let mut ends: Vec<(Option<i32>, String)> = both.iter_mut().map(outcome).collect();
     ends.sort();
     assert_eq!(ends[0].0, Some(0), "{ends:?}");
-    // One that comes late enough finds a run that is complete.
+    // If the second run starts late enough, it finds a complete run.
     let refused = ends[1].1.contains("is in use by ") || ends[1].1.contains("already holds a run");
     assert!(refused && matches!(ends[1].0, Some(2 | 3)), "{ends:?}");
     let steps: Vec<u64> =
@@ -81,7 +81,7 @@ fn a_killed_run_leaves_no_lock() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
-/// Contents of everything that a run leaves, but for its records.
+/// Returns all files that a run leaves, with their bytes; without `run*` and `logs/`.
 fn left(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut all = BTreeMap::new();
     let mut ahead = vec![dir.to_owned()];
@@ -99,7 +99,7 @@ fn left(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn an_overwriting_run_that_comes_to_no_row_removes_nothing() {
+fn an_overwriting_run_that_fails_before_its_first_row_removes_nothing() {
     let workspace = Workspace::with_model(16, "max_steps = 4\nn_checkpoints = 2\n");
     workspace.train(1, "out", &[]);
     let before = left(&workspace.path("out"));
@@ -127,7 +127,7 @@ fn an_overwriting_run_that_comes_to_no_row_removes_nothing() {
 }
 
 #[test]
-fn an_overwriting_run_does_not_start_from_what_it_removes() {
+fn an_overwriting_run_cannot_start_from_files_it_would_remove() {
     let workspace = Workspace::with_model(16, "max_steps = 2\n");
     workspace.train(1, "out", &[]);
     let before = left(&workspace.path("out"));

@@ -10,7 +10,7 @@ use dyad_tests::cluster::{Cluster, NAMES};
 use dyad_tests::processes::{interrupt, kill_9, outcome, wait_for};
 use dyad_tests::{CURVE, Workspace, assert_same_curve, number, text};
 
-/// Four hosts, and a folder that all of them see.
+/// Four hosts with a shared folder.
 struct Stage {
     workspace: Workspace,
     cluster: Cluster,
@@ -28,7 +28,7 @@ impl Stage {
         let common =
             ["--nodes", "4", "--hostfile", &self.hostfile, "--config", "run.toml", "--host-timeout", "6"];
         let mut command = self.cluster.launcher(&[&common, args].concat());
-        // Tests of how a run ends do not want it started again.
+        // Most tests check how a run ends; a restart would hide that.
         if !args.contains(&"--max-restarts") {
             command.args(["--max-restarts", "0"]);
         }
@@ -40,7 +40,7 @@ impl Stage {
         self.launcher(args).output().unwrap()
     }
 
-    /// A run that would go on for a long time, once it has written a checkpoint.
+    /// Starts a long run. Returns it once it has written a checkpoint.
     fn long_run(&self, output_dir: &str, args: &[&str]) -> Child {
         let target = format!("output_dir={output_dir}");
         let endless = ["--set", "max_steps=100000", "--set", "n_checkpoints=50000", "--set", &target];
@@ -56,7 +56,7 @@ impl Stage {
         launcher
     }
 
-    /// Where each trainer of a run has its keys; they talk over TLS, and nobody else can read them.
+    /// Returns the key folder of each trainer, and checks that trainers use TLS and that only the owner can read the keys.
     fn key_folders(&self) -> Vec<PathBuf> {
         let mut folders = Vec::new();
         for (_, trainer) in self.cluster.processes() {
@@ -98,7 +98,7 @@ fn four_hosts_compute_what_one_machine_computes() {
     let output = stage.launch(&["--set", "output_dir=there", "--env", "DYAD_LOG=debug"]);
     assert!(output.status.success(), "{}", text(&output));
     let there = stage.workspace.rows("there/metrics.jsonl");
-    // Sums over more threads, and over the network, in another order.
+    // Sums over threads and over the network are added in another order.
     assert_same_curve(&here, &there, &CURVE, 1e-5);
     for name in NAMES {
         let log =
@@ -109,7 +109,7 @@ fn four_hosts_compute_what_one_machine_computes() {
     assert!(coordinator.contains("trainer joined"), "{coordinator}");
     stage.nothing_is_left();
 
-    // The same folder again is refused by the host that has it.
+    // The host that has the folder refuses a second run in it.
     let output = stage.launch(&["--set", "output_dir=there"]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     assert!(
@@ -121,7 +121,7 @@ fn four_hosts_compute_what_one_machine_computes() {
 }
 
 #[test]
-fn a_host_that_is_cut_off_is_named_nothing_is_left_and_a_resume_goes_on() {
+fn a_host_that_is_cut_off_is_named_and_the_run_can_resume() {
     let stage = Stage::new();
     let mut launcher = stage.long_run("cut", &[]);
     stage.cluster.link("c", "down");
@@ -131,7 +131,7 @@ fn a_host_that_is_cut_off_is_named_nothing_is_left_and_a_resume_goes_on() {
     assert_eq!(line, "error: trainer rank 2 (c-cpu): host c is cut off: no answer for 6 s", "{error}");
     assert!(error.contains("last lines of trainer rank 2 (c-cpu):"), "{error}");
     assert!(error.lines().any(|line| line.starts_with("hint: ") && line.contains("--resume")), "{error}");
-    // On the host that nobody reaches as well.
+    // Also on the host that is cut off.
     stage.nothing_is_left();
 
     let doctor = stage.cluster.launcher(&["doctor", "--hostfile", &stage.hostfile]).output().unwrap();
@@ -197,7 +197,7 @@ fn a_killed_launcher_leaves_nothing_on_any_host_and_ctrl_c_a_checkpoint() {
 }
 
 #[test]
-fn doctor_finds_four_hosts_fit_and_says_what_is_wrong_with_the_model() {
+fn doctor_passes_four_hosts_and_reports_a_broken_model() {
     let stage = Stage::new();
     let doctor = |args: &[&str]| {
         let common = ["doctor", "--hostfile", &stage.hostfile, "--config", "run.toml"];

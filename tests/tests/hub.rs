@@ -1,4 +1,4 @@
-//! A model named by its hub id: downloaded once over the hub's own protocol, then found in the cache without a network.
+//! Models named by their hub id: downloaded once over the hub's protocol, then found in the cache without a network.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dyad_tests::{Workspace, text};
 
-/// Serves one model folder as `org/tiny`, as the hub does: a listing, and files by byte range.
+/// Serves a model folder as `org/tiny` like the hub does: a listing, and files by byte range. Returns the address.
 fn serve(model: PathBuf) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -51,7 +51,7 @@ fn answer(mut stream: &TcpStream, model: &Path) {
     let pieces = if slow { 20 } else { 1 };
     for piece in body.chunks(body.len().div_ceil(pieces).max(1)) {
         if slow {
-            // What is tested is a download that takes long.
+            // The test needs a slow download.
             std::thread::sleep(Duration::from_millis(500));
         }
         let _ = stream.write_all(piece);
@@ -94,9 +94,9 @@ fn a_hub_id_is_downloaded_once_and_then_found_offline() {
     assert!(again.status.success(), "{}", text(&again));
 }
 
-/// Both trainers ask for it: one downloads, the other waits for that.
+/// One trainer downloads the model, and the other waits for the download.
 #[test]
-fn a_download_that_only_takes_long_is_no_stall() {
+fn a_slow_download_is_not_a_stall() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     std::fs::rename(workspace.path("model"), workspace.path("served")).unwrap();
     workspace.write("served/slow", "");
@@ -107,9 +107,9 @@ fn a_download_that_only_takes_long_is_no_stall() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
-/// What huggingface_hub finds in the same environment.
+/// Dyad uses the same variables as huggingface_hub.
 #[test]
-fn a_cached_model_is_found_wherever_the_environment_says_and_when_the_hub_is_not_reached() {
+fn a_cached_model_is_found_by_every_variable_and_without_the_hub() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     std::fs::rename(workspace.path("model"), workspace.path("served")).unwrap();
     let address = serve(workspace.path("served"));
@@ -141,14 +141,14 @@ fn a_cached_model_is_found_wherever_the_environment_says_and_when_the_hub_is_not
             text(&output)
         );
     }
-    // Half of it is not a model.
+    // An incomplete cache does not count as a model.
     let weights = workspace.path("cache/hub/models--org--tiny/snapshots/c0ffee/config.json");
     std::fs::remove_file(weights).unwrap();
     let output = launch(&workspace, &[("HF_HUB_OFFLINE", "1")]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
 }
 
-/// Answers every request with what `reply` makes of its path; tells of the requests' `authorization`.
+/// Serves `reply(path)` for every request. Returns the address, and a channel of paths and `authorization` headers.
 fn reply_with(
     reply: impl Fn(&str) -> (String, Vec<u8>) + Send + Sync + 'static,
 ) -> (String, std::sync::mpsc::Receiver<(String, Option<String>)>) {
@@ -173,9 +173,9 @@ fn reply_with(
     (address, requests)
 }
 
-/// Names that a hub makes up stay inside the cache, or nowhere.
+/// File names from a hostile hub never lead outside the cache.
 #[test]
-fn a_hub_that_lies_writes_nothing() {
+fn a_hostile_hub_writes_nothing() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     std::fs::create_dir(workspace.path("victim")).unwrap();
     let victim = workspace.path("victim/planted");
@@ -208,9 +208,9 @@ fn a_hub_that_lies_writes_nothing() {
     }
 }
 
-/// The servers that it sends downloads to are others'.
+/// The hub redirects downloads to other servers, which must not get the token.
 #[test]
-fn the_token_is_cleaned_and_stays_with_the_hub() {
+fn the_token_is_trimmed_and_only_sent_to_the_hub() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     let (elsewhere, there) = reply_with(|_| ("404 Not Found\r\n".into(), Vec::new()));
     let location = format!("{elsewhere}/blob");

@@ -1,8 +1,8 @@
-//! What must not change a run's numbers: the world size, the split into micro-batches, sharing prompts, recomputing.
+//! World size, micro-batches, prompt sharing and recomputation do not change a run's numbers.
 
 use dyad_tests::{CURVE, Workspace, assert_same_curve, number};
 
-/// Sums over ranks are taken in another order, so float32 results may differ in the last places.
+/// Sums over ranks are added in another order, so float32 results may differ in the last digits.
 const TOLERANCE: f64 = 1e-5;
 
 #[test]
@@ -49,13 +49,13 @@ fn sharing_prompts_and_recomputing_activations_change_nothing() {
     let workspace = Workspace::with_model(24, "n_epochs = 2\n");
     let plain = workspace.train(1, "plain", &[]);
     let separate = workspace.train(1, "separate", &["--set", "prefix_sharing=false"]);
-    // Attention over other shapes rounds differently in every layer, and six steps at a high rate amplify that.
+    // Attention over other shapes rounds differently in every layer, and six steps at a high learning rate amplify that.
     assert_same_curve(&plain, &separate, &CURVE, 10.0 * TOLERANCE);
     let recomputed = workspace.train(1, "recomputed", &["--set", "activation_checkpointing=true"]);
     assert_same_curve(&plain, &recomputed, &CURVE, 0.0);
 }
 
-/// A layer that is computed again must drop the same values as the first time.
+/// A recomputed layer must drop the same values as the first time.
 #[test]
 fn recomputed_layers_draw_the_same_dropout_masks() {
     let workspace = Workspace::with_model(16, "n_epochs = 2\nlora = true\nlora_r = 4\nlora_dropout = 0.3\n");

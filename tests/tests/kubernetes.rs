@@ -1,4 +1,4 @@
-//! What a rendered pod would run, held against the programs themselves.
+//! Command lines of rendered pods, compared with the programs' own flags.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::Command;
@@ -59,7 +59,7 @@ fn the_programs_know_every_flag_that_pods_give_them() {
 }
 
 #[test]
-fn a_folder_of_manifests_names_them_in_a_kustomization() {
+fn a_folder_of_manifests_has_a_kustomization_that_lists_them() {
     let folder = Workspace::empty();
     render(&["--tls", "off", "--output-dir", folder.path("out").to_str().unwrap()]);
     let list = std::fs::read_to_string(folder.path("out/kustomization.yaml")).unwrap();

@@ -1,10 +1,10 @@
-//! Files of a crate import each other in one direction only, so that each can be read without those above it.
+//! The files of a crate import each other without cycles, so that each can be read without the files above it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot read the sources has failed")]
 
 use dyad_tests::imports::Imports;
 use dyad_tests::root;
 
-/// All crates but the tests.
+/// All crates except the tests.
 const LAYERED: [&str; 9] = [
     "proto",
     "proto/telemetry",
@@ -18,7 +18,7 @@ const LAYERED: [&str; 9] = [
 ];
 
 #[test]
-fn no_files_import_each_other_in_a_circle() {
+fn files_import_each_other_without_cycles() {
     for name in LAYERED {
         let imports = Imports::read(&root().join(name).join("src")).unwrap();
         let counted: usize = imports.edges.values().map(std::collections::BTreeSet::len).sum();

@@ -1,11 +1,11 @@
-//! Limits of the system, and texts without measure: an error that says what is wrong, once.
+//! System limits and very long texts: one clear error.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::{Command, Output, Stdio};
 
 use dyad_tests::{Workspace, pair, pair_lines, processes, text};
 
-/// The launcher below a limit of its shell's.
+/// Runs the launcher under a `ulimit`.
 fn limited(workspace: &Workspace, limit: &str, args: &[&str]) -> Output {
     let plain = workspace.launcher(1, args);
     let mut command = Command::new("sh");
@@ -26,9 +26,9 @@ fn error_of(output: &Output) -> String {
     errors[0].to_owned()
 }
 
-/// The signal that comes with it would kill the trainer, which would be started again.
+/// The limit also sends SIGXFSZ, which would kill the trainer and cause a restart.
 #[test]
-fn a_file_that_may_not_grow_is_an_error_that_is_not_tried_again() {
+fn a_file_size_limit_is_an_error_and_not_retried() {
     let workspace = Workspace::with_model(16, "max_steps = 2\n");
     let output = limited(&workspace, "-f 64", &["--max-restarts", "3"]);
     let error = error_of(&output);
@@ -49,7 +49,7 @@ fn too_few_open_files_are_an_error_with_a_hint() {
 }
 
 #[test]
-fn an_error_that_quotes_megabytes_is_told_in_a_few_lines() {
+fn a_very_long_error_is_shortened() {
     let workspace = Workspace::with_model(8, "");
     let long = "x".repeat(3 << 20);
     workspace.write("pairs.jsonl", &format!("{}{{\"{long}\": 1}}\n", pair_lines(2)));
@@ -62,7 +62,7 @@ fn an_error_that_quotes_megabytes_is_told_in_a_few_lines() {
 }
 
 #[test]
-fn a_template_that_raises_megabytes_is_heard() {
+fn a_very_long_template_error_is_reported() {
     let workspace = Workspace::with_model(8, "");
     let path = workspace.path("model/tokenizer_config.json");
     let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();

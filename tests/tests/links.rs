@@ -1,4 +1,4 @@
-//! Every relative link of the documentation leads to a file, and to a heading in it.
+//! Every relative link of the documentation leads to an existing file and heading.
 #![allow(clippy::unwrap_used, reason = "a test that cannot read the documentation has failed")]
 
 use std::collections::BTreeSet;
@@ -18,13 +18,13 @@ fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Without code blocks.
+/// Removes code blocks.
 fn prose(text: &str) -> String {
     let parts = text.split("\n```").enumerate().filter(|(index, _)| index % 2 == 0);
     parts.map(|(_, part)| part).collect::<Vec<_>>().join("\n")
 }
 
-/// As GitHub makes them: lower case, spaces as hyphens, no other punctuation.
+/// Returns the anchors of all headings, as GitHub builds them: lower case, spaces as hyphens, no other punctuation.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
     headings

@@ -1,11 +1,11 @@
-//! Trainers that see different folders: one without weights gets them from rank 0, one with other weights is found out.
+//! Trainers that see different folders: one without weights gets them from rank 0, different weights are an error.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::Output;
 
 use dyad_tests::{BASE, Workspace, apart, text};
 
-/// Runs a coordinator and a trainer in each folder; the model's path is relative, so that each finds its own.
+/// Runs a coordinator and a trainer in each folder. The model's path is relative, so that each trainer reads its own folder.
 fn run(workspace: &Workspace, folders: [&str; 2], output_dir: &str, config: &str) -> (Output, Vec<Output>) {
     let pairs = workspace.path("pairs.jsonl").display().to_string();
     let out = workspace.path(output_dir).display().to_string();
@@ -16,7 +16,7 @@ fn run(workspace: &Workspace, folders: [&str; 2], output_dir: &str, config: &str
     (ended.coordinator, ended.trainers)
 }
 
-/// `full/` with everything, `bare/` with the same but for the weights.
+/// Returns a workspace with `full/`, which holds everything, and `bare/`, which lacks the weights.
 fn workspace() -> Workspace {
     let workspace = Workspace::empty();
     workspace.write("pairs.jsonl", &dyad_tests::pair_lines(16));
@@ -76,7 +76,7 @@ fn a_trainer_without_an_adapters_weights_gets_rank_0s() {
 }
 
 #[test]
-fn trainers_with_different_weights_are_found_out() {
+fn trainers_with_different_weights_fail() {
     let workspace = workspace();
     std::fs::remove_dir_all(workspace.path("bare/model")).unwrap();
     workspace.new_model("bare/model", &["--seed", "2"]);
@@ -89,7 +89,7 @@ fn trainers_with_different_weights_are_found_out() {
 }
 
 #[test]
-fn a_reader_without_weights_is_named() {
+fn rank_0_without_weights_fails_with_the_reason() {
     let workspace = workspace();
     let (coordinator, trainers) = run(&workspace, ["bare", "full"], "out", "");
     assert!(!coordinator.status.success());

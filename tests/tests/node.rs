@@ -1,4 +1,4 @@
-//! Nodes as a scheduler starts them: a coordinator and one `launcher node` per node, each on its own, against real processes.
+//! Nodes as a scheduler starts them: a coordinator and one `launcher node` per node, as separate processes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::{Child, Command, Stdio};
@@ -56,9 +56,9 @@ fn nodes_that_start_before_their_coordinator_train_with_it() {
     assert_eq!(events.last(), Some(&"{\"body\":{\"ended\":{\"failure\":null}}}"), "{text}");
 }
 
-/// A workload that is applied again on the volume of a run that is complete.
+/// As when a workload is applied again on the volume of a complete run.
 #[test]
-fn nodes_of_a_run_that_is_complete_are_told_so_and_end_well() {
+fn nodes_of_a_complete_run_are_told_so_and_succeed() {
     let workspace = Workspace::with_model(16, "max_steps = 2\n");
     let started = || {
         let port = free_port();
@@ -80,9 +80,9 @@ fn nodes_of_a_run_that_is_complete_are_told_so_and_end_well() {
     }
 }
 
-/// A node that looked at the port by itself would be a warning there.
+/// A node that probed the port without TLS would cause a warning there.
 #[test]
-fn nodes_leave_no_warning_at_a_coordinator_that_speaks_tls() {
+fn nodes_cause_no_warning_at_a_coordinator_with_tls() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     let secrets = RunSecrets::new(Duration::from_secs(3600)).unwrap();
     let folder = |name: &str, material: Material| {
@@ -105,7 +105,7 @@ fn nodes_leave_no_warning_at_a_coordinator_that_speaks_tls() {
     assert!(output.status.success() && log.contains(" INFO ") && !log.contains(" WARN "), "{log}");
 }
 
-/// What a restarted JobSet does: the same command lines again, on what the first attempt has left.
+/// As a restarted JobSet does: the same command lines again, in the folder of the first attempt.
 #[test]
 fn a_run_whose_node_died_goes_on_from_its_checkpoint_when_started_again() {
     let workspace = Workspace::with_model(16, "max_steps = 30\nn_checkpoints = 10\n");
@@ -113,11 +113,11 @@ fn a_run_whose_node_died_goes_on_from_its_checkpoint_when_started_again() {
     let (mut first, second) = (node(&workspace, port, "0"), node(&workspace, port, "1"));
     let mut early = coordinator(&workspace, port).spawn().unwrap();
     wait_for("a checkpoint", || {
-        // Under its final name it is complete.
+        // A checkpoint under its final name is complete.
         let mut found = std::fs::read_dir(workspace.path("out")).ok()?.flatten();
         found.find(|entry| entry.file_name().to_string_lossy().starts_with("checkpoint-"))
     });
-    // With its launcher a node's trainers die as well.
+    // A node's trainers die with its launcher.
     first.kill().unwrap();
     assert_eq!(early.wait().unwrap().code(), Some(1));
     let output = second.wait_with_output().unwrap();

@@ -1,4 +1,4 @@
-//! NaN and infinite numbers: named where they come in, and never written into a model that had none.
+//! NaN and infinity: the error or warning names their source, and they are never saved into a model that had none.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// A model whose last rows of the embedding no token uses, as many published models have them.
+/// Returns a workspace whose model has embedding rows that no token uses, as many published models do.
 fn with_spare_rows(config: &str) -> Workspace {
     let workspace = Workspace::with_model(16, config);
     fs::remove_dir_all(workspace.path("model")).unwrap();
@@ -16,7 +16,7 @@ fn with_spare_rows(config: &str) -> Workspace {
     workspace
 }
 
-/// Puts a value in the last place of a float32 tensor.
+/// Overwrites the last element of a float32 tensor.
 fn put_last(workspace: &Workspace, name: &str, value: f32) {
     let path = workspace.path("model/model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -44,7 +44,7 @@ fn weights_with_nan_are_named_and_an_evaluation_of_them_ends_the_run() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_is_not_tried_again() {
+fn a_nan_loss_is_not_retried() {
     let workspace = Workspace::with_model(16, "max_steps = 2\n");
     put_last(&workspace, "model.norm.weight", f32::NAN);
     let output = workspace.launch(2, &["--max-restarts", "3"]);
@@ -54,7 +54,7 @@ fn a_loss_that_is_no_number_is_not_tried_again() {
 }
 
 #[test]
-fn rows_that_no_token_uses_may_be_nan_and_are_saved_as_they_came() {
+fn nan_in_unused_embedding_rows_is_saved_unchanged() {
     let workspace = with_spare_rows("max_steps = 1\nn_checkpoints = 1\n");
     put_last(&workspace, EMBEDDING, f32::NAN);
     for (method, output_dir) in [("sft", "out-sft"), ("dpo", "out-dpo")] {
@@ -68,9 +68,9 @@ fn rows_that_no_token_uses_may_be_nan_and_are_saved_as_they_came() {
 }
 
 #[test]
-fn a_model_that_the_last_step_has_made_infinite_is_not_saved() {
+fn a_model_made_infinite_by_the_last_step_is_not_saved() {
     let workspace = with_spare_rows("max_steps = 1\n");
-    // Weight decay multiplies it by -999; loss and gradients of the step know nothing of that row.
+    // Weight decay multiplies the value by -999; the row is not part of the step's loss and gradients.
     put_last(&workspace, EMBEDDING, 1e38);
     let output = workspace.launch(1, &["--set", "learning_rate=1000", "--set", "weight_decay=1"]);
     let said = text(&output);

@@ -1,4 +1,4 @@
-//! Traces of real runs, as a collector gets them.
+//! Traces of real runs, as a collector receives them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::collections::{BTreeMap, HashSet};
@@ -10,7 +10,7 @@ use dyad_tests::processes::{children, go_on, interrupt, kill_9, stop, wait_for};
 use dyad_tests::{CURVE, Row, Workspace, assert_same_curve, number, text};
 use serde_json::Value;
 
-/// Twelve steps on two ranks, one checkpoint, evaluations before and after.
+/// Twelve steps, one checkpoint, evaluations before and after.
 const CONFIG: &str = "n_epochs = 3\nn_checkpoints = 2\nvalidation_file = \"pairs.jsonl\"\n";
 const STEPS: u64 = 12;
 
@@ -29,7 +29,7 @@ fn one<'a>(spans: &'a [Span], what: &str, is_it: impl Fn(&Span) -> bool) -> &'a 
     found[0]
 }
 
-/// Step roots by number.
+/// Returns the root spans of steps, by step.
 fn roots(spans: &[Span]) -> BTreeMap<u64, &Span> {
     named(spans, "step")
         .into_iter()
@@ -38,7 +38,7 @@ fn roots(spans: &[Span]) -> BTreeMap<u64, &Span> {
 }
 
 #[test]
-fn one_trace_a_step_holds_the_coordinator_and_every_rank() {
+fn each_step_is_one_trace_with_the_coordinator_and_every_rank() {
     let collector = Collector::start();
     let workspace = Workspace::with_model(32, CONFIG);
     let output = traced(&workspace, collector.endpoint(), &["--trace-every", "5"]);
@@ -49,7 +49,7 @@ fn one_trace_a_step_holds_the_coordinator_and_every_rank() {
 
     let run = one(&spans, "the run", |span| span.name == "run");
     let roots = roots(&spans);
-    // The first three, then every fifth; a step that happened to be slow on this machine may be there too.
+    // The first three steps and then every fifth are sampled; a step that happened to be slow is sampled too.
     for (step, reason) in [(1, "first"), (2, "first"), (3, "first"), (5, "periodic"), (10, "periodic")] {
         let root = roots[&step];
         assert_eq!(root.attribute("train.sampled_by"), reason);
@@ -58,7 +58,7 @@ fn one_trace_a_step_holds_the_coordinator_and_every_rank() {
     let unsampled: Vec<&&Span> =
         roots.values().filter(|root| root.attribute("train.sampled_by") == "slow").collect();
     assert_eq!(roots.len(), 5 + unsampled.len());
-    // Nothing of any other step has left any process.
+    // No process has exported a span of another step.
     let traces: HashSet<&str> = roots.values().map(|root| root.trace.as_str()).collect();
     for span in named(&spans, "train_step") {
         assert!(traces.contains(span.trace.as_str()), "{span:?}");
@@ -72,7 +72,7 @@ fn check_step(spans: &[Span], root: &Span, step: u64, run: &Span, rows: &[Row]) 
     assert_eq!(root.links, [(run.trace.clone(), run.id.clone())]);
     assert_eq!(root.attribute("train.run.id"), run.attribute("train.run.id"));
     let loss: f64 = root.attribute("train.loss").parse().unwrap();
-    // The rows are read back from decimal digits, which costs the last bit.
+    // Rows are parsed from decimal digits, which may change the last bit.
     let row = number(&rows[step as usize - 1], "loss");
     assert!((loss - row).abs() <= 1e-12 * row.abs(), "{loss} and {row}");
     let trace: Vec<Span> = spans.iter().filter(|span| span.trace == root.trace).cloned().collect();
@@ -135,7 +135,7 @@ fn the_run_is_a_trace_from_the_launcher_to_the_trainers() {
             );
         }
     }
-    // Calls: each answered by the coordinator below the caller's span.
+    // The coordinator's span of each call is a child of the caller's span.
     for (method, callers) in [("dyad.v1.Coordinator/Train", 2), ("dyad.v1.Coordinator/WatchRun", 1)] {
         let calls = named(&spans, method);
         let (clients, servers): (Vec<&Span>, Vec<&Span>) = calls.into_iter().partition(|span| span.kind == 3);
@@ -183,22 +183,22 @@ fn the_environment_decides_what_is_exported() {
     );
 }
 
-/// The numbers are those of a run without traces, and the run ends, whatever becomes of its spans.
+/// Lost spans change neither the numbers nor the end of a run.
 #[test]
-fn a_collector_that_is_gone_or_mute_delays_nobody() {
+fn an_unreachable_or_silent_collector_delays_nothing() {
     let workspace = Workspace::with_model(32, "n_epochs = 3\n");
     let plain = workspace.train(2, "plain", &[]);
     let refusing = {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap()
     };
-    // Connections are taken by the kernel, and nobody ever answers.
+    // The kernel accepts connections, but nothing ever answers.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     for (name, address) in [("refused", refusing), ("mute", mute.local_addr().unwrap())] {
         let mut launcher =
             workspace.launcher(2, &["--trace-every", "1", "--set", &format!("output_dir={name}")]);
         launcher.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"));
-        // Ten minutes: a process that waited for an export would outlive all patience.
+        // Ten minutes: a process that waited for an export would exceed the timeout of `wait_for`.
         launcher.env("OTEL_EXPORTER_OTLP_TIMEOUT", "600000").env("OTEL_BSP_MAX_QUEUE_SIZE", "64");
         launcher.env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "16");
         let mut child = launcher.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -209,7 +209,7 @@ fn a_collector_that_is_gone_or_mute_delays_nobody() {
 }
 
 #[test]
-fn the_step_that_a_run_dies_in_is_traced_as_failed() {
+fn the_step_in_which_a_run_fails_is_traced_as_failed() {
     let collector = Collector::start();
     let workspace = Workspace::with_model(16, "");
     let mut launcher = workspace.launcher(2, &["--set", "max_steps=100000", "--trace-every", "0"]);
@@ -226,7 +226,7 @@ fn the_step_that_a_run_dies_in_is_traced_as_failed() {
     assert!(root.error.as_ref().unwrap().contains("node1-cpu"), "{root:?}");
     let run = one(&spans, "the run", |span| span.name == "run");
     assert_eq!(run.error, root.error);
-    // What the survivor was in when it was told to stop: that step, or the next if its part of that one was done.
+    // The survivor was in that step, or in the next one if it had finished its part.
     let survivor =
         one(&spans, "the survivor's step", |span| span.name == "train_step" && span.error.is_some());
     assert_eq!(survivor.attribute("train.rank"), "0");
@@ -236,7 +236,7 @@ fn the_step_that_a_run_dies_in_is_traced_as_failed() {
     assert_eq!((survivor.trace == root.trace, survivor.parent == root.id), (later == 0, later == 0));
 }
 
-/// A stopped trainer makes a step slow; its spans leave although nobody had asked for them when it began.
+/// A suspended trainer makes a step slow. Its spans are exported although it was not sampled at its start.
 #[test]
 fn a_slow_step_is_traced_though_it_was_not_sampled() {
     let collector = Collector::start();
@@ -247,7 +247,7 @@ fn a_slow_step_is_traced_though_it_was_not_sampled() {
     wait_for("enough steps for a median", || (workspace.steps_so_far() > 20).then_some(()));
     let victim = children(&child).into_iter().find(|process| process.command.contains("node1-cpu")).unwrap();
     stop(victim.pid);
-    // The stimulus, not a wait for something.
+    // This sleep makes the step slow; it waits for nothing.
     std::thread::sleep(std::time::Duration::from_millis(1500));
     go_on(victim.pid);
     let slow = wait_for("the slow step's spans", || {
@@ -305,7 +305,7 @@ fn log_lines_are_json_with_trace_ids_on_request() {
     assert!(log.lines().any(|line| of_a_step(&line)), "{log}");
 }
 
-/// The coordinator's own last words are read by the launcher, which says them once, in its own line.
+/// The launcher reads the coordinator's error and prints it once, as its own line.
 #[test]
 fn a_failure_is_one_json_line_on_request() {
     let workspace = Workspace::with_model(8, "");

@@ -1,5 +1,5 @@
-//! What the traces of a run say of its end, as a real collector gets them: a run that ended well has no error anywhere, one that failed
-//! has, and nothing that strangers do makes an error of a run.
+//! Errors in the traces of a run: a complete or stopped run has none, a failed run has some, and refused or leaving clients cause none in
+//! the run's own spans.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::os::unix::fs::PermissionsExt;
@@ -28,7 +28,7 @@ fn named<'a>(spans: &'a [Span], name: &str) -> Vec<&'a Span> {
     spans.iter().filter(|span| span.name == name).collect()
 }
 
-/// Statuses of the calls of a method at one of its ends.
+/// Returns the statuses of a method's calls, at the client or at the server.
 fn statuses<'a>(spans: &'a [Span], method: &str, end: i32) -> Vec<&'a str> {
     named(spans, method).iter().filter(|span| span.kind == end).map(|span| span.attribute(STATUS)).collect()
 }
@@ -39,7 +39,7 @@ fn outcome<'a>(spans: &'a [Span], name: &str) -> &'a str {
     found[0].attribute("train.outcome")
 }
 
-/// A launcher that is traced, step by step.
+/// Starts a launcher that traces every step.
 fn start(workspace: &Workspace, collector: &Collector, args: &[&str]) -> Child {
     let mut launcher = workspace.launcher(2, &[&["--trace-every", "1"], args].concat());
     launcher.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
@@ -67,7 +67,7 @@ fn a_run_that_is_complete_has_no_span_with_an_error() {
     let workspace = Workspace::with_model(32, config);
     assert_eq!(end(&mut start(&workspace, &collector, &[])), Some(0));
     complete(&collector.spans());
-    // Once more, there is nothing to do.
+    // Started again, it has nothing to do.
     let again = Collector::start();
     for flag in ["--resume", "--auto-resume"] {
         assert_eq!(end(&mut start(&workspace, &again, &[flag])), Some(0));
@@ -75,7 +75,7 @@ fn a_run_that_is_complete_has_no_span_with_an_error() {
     }
 }
 
-/// A run is stopped between two steps, all of which it has finished; what was assigned beyond was never begun.
+/// The run stops between two steps: it has finished every step that it began.
 #[test]
 fn a_run_that_is_stopped_on_request_and_resumed_has_no_span_with_an_error() {
     let workspace = Workspace::with_model(16, "max_steps = 100000\n");
@@ -97,7 +97,7 @@ fn a_run_that_is_stopped_on_request_and_resumed_has_no_span_with_an_error() {
 }
 
 #[test]
-fn a_run_whose_trainer_was_killed_has_failed_and_so_have_the_calls_that_it_broke() {
+fn a_killed_trainer_leaves_errors_in_the_run_and_in_its_broken_calls() {
     let collector = Collector::start();
     let workspace = Workspace::with_model(16, "max_steps = 100000\n");
     let mut launcher = start(&workspace, &collector, &[]);
@@ -110,11 +110,11 @@ fn a_run_whose_trainer_was_killed_has_failed_and_so_have_the_calls_that_it_broke
         let error = named(&spans, name)[0].error.clone().unwrap();
         assert!(error.contains("node1-cpu"), "{name}: {error}");
     }
-    // The survivor leaves in the middle of its call; the one that was killed tells nothing, and its connection breaks.
+    // The survivor aborts its call. The killed trainer exports no span, and the coordinator sees its broken connection.
     assert_eq!(statuses(&spans, TRAIN, CLIENT), ["ABORTED"]);
     let servers: Vec<&Span> = named(&spans, TRAIN).into_iter().filter(|span| span.kind == SERVER).collect();
     assert_eq!((servers.len(), errors(servers.iter().copied()).len()), (2, 1), "{servers:#?}");
-    // The launcher was told how the run ended.
+    // The launcher received the outcome of the run.
     assert_eq!(statuses(&spans, WATCH, CLIENT), ["OK"]);
 }
 
@@ -124,7 +124,7 @@ fn kill_trainer(launcher: &Child) {
 }
 
 #[test]
-fn of_a_run_that_was_started_again_the_attempt_that_failed_has_errors_and_the_last_has_none() {
+fn after_a_restart_only_the_failed_attempt_has_spans_with_errors() {
     let collector = Collector::start();
     let workspace = Workspace::with_model(16, "max_steps = 300\nn_checkpoints = 15\n");
     let mut launcher = start(&workspace, &collector, &["--max-restarts", "3"]);
@@ -149,7 +149,7 @@ fn of_a_run_that_was_started_again_the_attempt_that_failed_has_errors_and_the_la
     assert_eq!(failed(launches[1]), 0);
 }
 
-/// A coordinator by itself, with what it traces.
+/// Starts a coordinator without a launcher, with traces.
 fn coordinator(workspace: &Workspace, collector: &Collector, port: u16, args: &[&str]) -> Child {
     let mut command = Command::new(binary("coordinator"));
     command.current_dir(workspace.path("")).args(["--config", "run.toml"]).args(args);
@@ -159,7 +159,7 @@ fn coordinator(workspace: &Workspace, collector: &Collector, port: u16, args: &[
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// As a scheduler starts them: the second time the run is complete, and the nodes are told so.
+/// As a scheduler starts them. The second time the run is complete, and the coordinator tells the nodes so.
 #[test]
 fn nodes_and_a_coordinator_that_find_the_run_complete_have_no_span_with_an_error() {
     let workspace = Workspace::with_model(16, "max_steps = 2\n");
@@ -188,9 +188,9 @@ fn nodes_and_a_coordinator_that_find_the_run_complete_have_no_span_with_an_error
     }
 }
 
-/// Who is refused has an error of its own; the coordinator that refuses it, or that a watcher leaves, has none.
+/// A refused client has an error in its own span. The coordinator has none, also if a watcher disconnects.
 #[test]
-fn strangers_and_watchers_who_leave_make_no_error_of_the_run() {
+fn refused_clients_and_leaving_watchers_cause_no_error_in_the_run() {
     let collector = Collector::start();
     let workspace = Workspace::with_model(8, "max_steps = 2\n");
     let token = JoinToken::lasting().unwrap();

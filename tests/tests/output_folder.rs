@@ -1,4 +1,4 @@
-//! What an earlier run left stays until a new one has something to put in its place, whatever stands in the way of that.
+//! Files of an earlier run stay until the new run has replacements, even if something blocks the new run.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
@@ -8,14 +8,14 @@ use std::path::Path;
 use dyad_tests::{Workspace, binary, text};
 use safetensors::SafeTensors;
 
-/// Four steps with a checkpoint after two in `out/`.
+/// Returns a workspace with a run of four steps in `out/`, with a checkpoint after two.
 fn finished() -> Workspace {
     let workspace = Workspace::with_model(16, "max_steps = 4\nsave_steps = 2\n");
     workspace.train(1, "out", &[]);
     workspace
 }
 
-/// Refused as invalid input, with these words in the error and these in the hint.
+/// Panics unless the run is refused as invalid input, and its error contains every part and its hint contains `hint`.
 fn refused(workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
     let output = workspace.launch(1, args);
     let said = text(&output);
@@ -25,7 +25,7 @@ fn refused(workspace: &Workspace, args: &[&str], message: &[&str], hint: &str) {
     assert!(line("hint: ").contains(hint), "{said}");
 }
 
-/// Every file that the run made and that it would be a loss to lose, with its bytes.
+/// Returns the bytes of the files that must not be lost.
 fn model(workspace: &Workspace) -> Vec<Vec<u8>> {
     let files =
         ["final/model.safetensors", "checkpoint-2/optimizer.safetensors", "checkpoint-2/dyad_state.json"];
@@ -67,7 +67,7 @@ fn spoil(path: &Path) {
 }
 
 #[test]
-fn an_overwriting_run_whose_first_numbers_are_none_removes_nothing() {
+fn an_overwriting_run_whose_first_loss_is_nan_removes_nothing() {
     let workspace = finished();
     let before = model(&workspace);
     let rows = fs::read(workspace.path("out/metrics.jsonl")).unwrap();
@@ -85,7 +85,7 @@ fn an_overwriting_run_whose_first_numbers_are_none_removes_nothing() {
     }
 }
 
-/// A trainer that first does something else.
+/// Writes a trainer that runs the shell line `first` before it starts. Returns the folder of the programs.
 fn slow_trainer(workspace: &Workspace, first: &str) -> String {
     let bin = workspace.path("bin");
     fs::create_dir(&bin).unwrap();
@@ -112,7 +112,7 @@ fn an_output_folder_that_is_moved_before_the_first_step_ends_the_run() {
 }
 
 #[test]
-fn a_lock_that_is_another_file_leaves_that_file_alone() {
+fn a_lock_linked_to_another_file_leaves_that_file_unchanged() {
     let workspace = Workspace::with_model(16, "max_steps = 1\n");
     fs::create_dir(workspace.path("out")).unwrap();
     workspace.write("victim", "precious\n");
@@ -128,7 +128,7 @@ fn a_lock_that_is_another_file_leaves_that_file_alone() {
 }
 
 #[test]
-fn a_resume_with_something_foreign_in_the_way_is_refused_before_it_trains() {
+fn a_resume_with_foreign_files_in_its_way_is_refused_before_training() {
     let workspace = finished();
     let out = workspace.path("out");
     let rows = fs::read(out.join("metrics.jsonl")).unwrap();
@@ -147,7 +147,7 @@ fn a_resume_with_something_foreign_in_the_way_is_refused_before_it_trains() {
 }
 
 #[test]
-fn a_complete_run_whose_model_is_damaged_says_so_and_can_make_it_again() {
+fn a_complete_run_with_a_damaged_model_says_so_and_can_rebuild_it() {
     let workspace = finished();
     let model = workspace.path("out/final/model.safetensors");
     let whole = fs::read(&model).unwrap();
@@ -182,7 +182,7 @@ fn a_checkpoint_without_its_checksums_is_damaged() {
 }
 
 #[test]
-fn files_of_the_user_in_a_model_that_goes_are_kept() {
+fn user_files_in_a_removed_model_folder_are_kept() {
     let workspace = finished();
     for folder in ["final", "checkpoint-2"] {
         fs::write(workspace.path("out").join(folder).join("scores.txt"), folder).unwrap();

@@ -1,4 +1,4 @@
-//! Starts from folders that earlier runs wrote: alone, damaged, edited, or with a file that cannot be read.
+//! Starts from folders that earlier runs wrote: without `model`, damaged, edited, or with an unreadable file.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
@@ -28,7 +28,7 @@ fn generate(workspace: &Workspace, model: &str) -> Output {
     command.args(["--max-new-tokens", "2"]).output().unwrap()
 }
 
-/// A run of two steps in `first/`, and its configuration without `model`.
+/// Returns a workspace with a run of two steps in `first/`, and a configuration without `model`.
 fn after_a_run(config: &str) -> Workspace {
     let workspace = Workspace::with_model(16, config);
     workspace.train(1, "first", &["--set", "max_steps=2", "--set", "save_steps=1"]);
@@ -38,7 +38,7 @@ fn after_a_run(config: &str) -> Workspace {
 }
 
 #[test]
-fn a_start_needs_no_model_beside_it() {
+fn from_checkpoint_needs_no_model_key() {
     for config in ["", "lora = true\nlora_r = 4\n"] {
         let workspace = after_a_run(config);
         let run = fs::read_to_string(workspace.path("run.toml")).unwrap();
@@ -52,7 +52,7 @@ fn a_start_needs_no_model_beside_it() {
 }
 
 #[test]
-fn a_start_whose_weights_were_damaged_is_refused_by_whoever_loads_it() {
+fn a_start_with_damaged_weights_is_refused_by_every_loader() {
     let workspace = after_a_run("");
     for folder in ["first/final", "first/checkpoint-1"] {
         flip_last_byte(&workspace.path(folder).join("model.safetensors"));
@@ -90,7 +90,7 @@ fn an_adapter_whose_weights_were_damaged_is_refused_and_an_edited_file_is_named(
 }
 
 #[test]
-fn a_tokenizer_that_cannot_be_read_is_not_one_that_is_absent() {
+fn an_unreadable_tokenizer_is_not_treated_as_absent() {
     let workspace = after_a_run("");
     let tokenizer = workspace.path("first/final/tokenizer.json");
     fs::remove_file(&tokenizer).unwrap();
@@ -120,16 +120,16 @@ fn an_adapters_configuration_that_cannot_be_read_says_why() {
     invalid(&workspace, &start, &["cannot read ", "first/final/adapter_config.json"], "may read");
 }
 
-/// Whoever serves the model reads from generation_config.json where an answer ends.
+/// Serving programs read from generation_config.json where an answer ends.
 #[test]
-fn a_model_keeps_the_generation_config_of_its_start_and_of_no_other() {
+fn a_model_keeps_only_the_generation_config_of_its_start() {
     let workspace = Workspace::with_model(16, "max_steps = 1\nmerge_adapter = true\nlora = true\n");
     workspace.new_model("start", &["--seed", "3"]);
     fs::remove_file(workspace.path("start/generation_config.json")).unwrap();
     let whole = ["--set", "lora=false", "--set", "merge_adapter=false"];
     workspace.train(1, "whole", &[&whole[..], &["--set", "from_checkpoint=start"]].concat());
     assert!(!workspace.path("whole/final/generation_config.json").exists(), "of the other folder");
-    // An adapter with a tokenizer and template of its own, over a model with others.
+    // An adapter with its own tokenizer and template, over a model with others.
     workspace.train(1, "adapter", &["--set", "save_steps=1"]);
     let template = "{% for m in messages %}{{ m.content }}|{% endfor %}";
     workspace.write("adapter/final/chat_template.jinja", template);

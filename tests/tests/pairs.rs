@@ -1,4 +1,4 @@
-//! What becomes of the pairs of a file: which are trained on, which are dropped and counted, which end the run by their line.
+//! Pairs of a file: which are trained on, which are dropped and counted, and which end the run with their line number.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
@@ -9,7 +9,7 @@ use dyad_tests::refusal::{invalid, invalid_at_once, invalid_of};
 use dyad_tests::{Workspace, binary, pair, pair_lines, text};
 use serde_json::{Value, json};
 
-/// Good pairs, two that say the same on both sides, and one that does so up to where it is cut.
+/// Returns a workspace with good pairs, two pairs with equal sides, and one whose sides are equal once it is cut.
 fn with_equal_sides() -> Workspace {
     let workspace =
         Workspace::with_model(9, "max_steps = 1\nmax_seq_length = 60\nvalidation_file = \"val.jsonl\"\n");
@@ -22,7 +22,7 @@ fn with_equal_sides() -> Workspace {
 }
 
 #[test]
-fn pairs_whose_sides_are_the_same_tokens_are_dropped_and_counted() {
+fn pairs_with_equal_sides_are_dropped_and_counted() {
     let workspace = with_equal_sides();
     let output = workspace.launch(2, &[]);
     assert!(output.status.success(), "{}", text(&output));
@@ -35,7 +35,7 @@ fn pairs_whose_sides_are_the_same_tokens_are_dropped_and_counted() {
 }
 
 #[test]
-fn a_file_of_nothing_but_equal_sides_says_why_nothing_is_left() {
+fn a_file_with_only_equal_sides_is_refused_with_the_reason() {
     let workspace = with_equal_sides();
     let equal = pair("What comes after 1?", "Two.", "Two.").to_string();
     workspace.write("equal.jsonl", &format!("{equal}\n{equal}\n"));
@@ -47,7 +47,7 @@ fn a_file_of_nothing_but_equal_sides_says_why_nothing_is_left() {
     }
 }
 
-/// The model's tokenizer gets a token for which the embedding has no row.
+/// Returns a workspace whose tokenizer has a token without a row in the embedding.
 fn with_a_token_too_many() -> Workspace {
     let workspace = Workspace::with_model(4, "validation_file = \"val.jsonl\"\n");
     let path = workspace.path("model/tokenizer.json");
@@ -79,7 +79,7 @@ fn a_token_without_a_row_in_the_embedding_is_refused_before_the_first_step() {
         refuse(trainers, "training_file", "answer.jsonl", "answer.jsonl line 5: ");
     }
     refuse(2, "validation_file", "prompt.jsonl", first);
-    // Nobody computes the other side of a supervised run.
+    // Supervised fine-tuning does not read the other side.
     let args =
         ["--set", "training_file=answer.jsonl", "--set", "training_method=sft", "--set", "max_steps=1"];
     workspace.train(1, "sft", &args);
@@ -92,7 +92,7 @@ fn generate(workspace: &Workspace, pairs: &str) -> Output {
 }
 
 #[test]
-fn generating_refuses_the_same_by_file_and_line() {
+fn generating_refuses_unknown_tokens_by_file_and_line() {
     let workspace = with_a_token_too_many();
     let output = generate(&workspace, "prompt.jsonl");
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
@@ -101,7 +101,7 @@ fn generating_refuses_the_same_by_file_and_line() {
     assert!(generate(&workspace, "answer.jsonl").status.success(), "the answers are not asked for");
 }
 
-/// A template as some models have it.
+/// Makes the template refuse system messages, as the templates of some models do.
 fn refuse_system_messages(model: &Path) {
     let path = model.join("tokenizer_config.json");
     let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
@@ -140,7 +140,7 @@ fn a_pair_that_the_template_refuses_is_named_by_file_and_line() {
 }
 
 #[test]
-fn a_byte_order_mark_and_line_ends_of_windows_change_nothing() {
+fn a_byte_order_mark_and_windows_line_ends_change_nothing() {
     let workspace = Workspace::with_model(8, "max_steps = 1\nshuffle = false\n");
     let plain = workspace.train(1, "plain", &[]);
     let windows = pair_lines(8).replace('\n', "\r\n");
@@ -151,7 +151,7 @@ fn a_byte_order_mark_and_line_ends_of_windows_change_nothing() {
 }
 
 #[test]
-fn files_in_other_formats_are_refused_with_the_way_out() {
+fn files_in_other_formats_are_refused_with_a_hint() {
     let workspace = Workspace::with_model(4, "");
     let lines = pair_lines(4);
     let utf16: Vec<u8> = format!("\u{feff}{lines}").encode_utf16().flat_map(u16::to_le_bytes).collect();
@@ -172,7 +172,7 @@ fn files_in_other_formats_are_refused_with_the_way_out() {
 }
 
 #[test]
-fn pipes_devices_sockets_and_folders_are_no_files_of_pairs() {
+fn pipes_devices_sockets_and_folders_are_refused_as_pair_files() {
     let workspace = Workspace::with_model(4, "");
     let made = Command::new("mkfifo").arg(workspace.path("pipe")).status().unwrap();
     assert!(made.success());
@@ -193,7 +193,7 @@ fn pipes_devices_sockets_and_folders_are_no_files_of_pairs() {
 }
 
 #[test]
-fn a_line_that_cannot_be_sent_is_refused_by_its_number() {
+fn a_line_too_long_to_send_is_refused_by_its_number() {
     let workspace = Workspace::with_model(4, "");
     let long = pair("Hi", &"word ".repeat(14_000_000), "No");
     workspace.write("pairs.jsonl", &format!("{}{long}\n", pair_lines(2)));
@@ -207,7 +207,7 @@ fn a_line_that_cannot_be_sent_is_refused_by_its_number() {
 
 /// A model that never sees the end of an answer does not learn to stop.
 #[test]
-fn outputs_without_a_stop_token_are_told_once_with_the_tokens_that_would_end_them() {
+fn outputs_without_a_stop_token_cause_one_warning_that_names_the_stop_tokens() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     let warning = "no preferred output ends with a token that ends an answer";
     let said = |name: &str| {
@@ -217,7 +217,7 @@ fn outputs_without_a_stop_token_are_told_once_with_the_tokens_that_would_end_the
     };
     assert!(!said("ends").contains(warning));
     let config = fs::read_to_string(workspace.path("model/generation_config.json")).unwrap();
-    // Another token ends an answer, by the file that those who serve the model read.
+    // generation_config.json, which serving programs read, names another token as the end of an answer.
     workspace.write("model/generation_config.json", r#"{"eos_token_id": 0}"#);
     let other = said("other");
     assert_eq!(other.matches(warning).count(), 1, "{other}");

@@ -1,9 +1,9 @@
-//! Dyad against TRL's own trainers on the same weights and pairs, in one, two and three trainer processes. TRL's numbers are
-//! made anew by each test; tolerances are stated in `tests/parity/compare.py`.
+//! Dyad against TRL's own trainers on the same weights and pairs, in one, two and three trainer processes. Each test runs TRL
+//! again; `tests/parity/compare.py` states the tolerances.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test that cannot set itself up has failed; figures for the reader"
+    reason = "a test that cannot set itself up has failed; the tests print measured differences"
 )]
 
 use std::path::PathBuf;
@@ -37,9 +37,9 @@ fn equals_trl(case: &str) -> Workspace {
     workspace
 }
 
-/// The corpus of the template engine is what transformers makes of it today.
+/// The expected file of the template engine equals the output of the installed transformers.
 #[test]
-fn the_corpus_of_templates_is_what_transformers_renders() {
+fn expected_template_outputs_equal_those_of_transformers() {
     let expected = root().join("trainer/data/tests/templates/expected.json");
     let now = python("templates.py", &[], &Workspace::empty());
     assert!(

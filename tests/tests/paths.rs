@@ -1,4 +1,4 @@
-//! Paths in the configuration: what a shell would make of them, and what none should be.
+//! Paths in the configuration: `~`, unexpanded shell syntax, and texts that are not paths.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use dyad_tests::refusal::{invalid, invalid_at_once};
 use dyad_tests::{Workspace, binary, text};
 
-/// A workspace with a home folder that holds the pairs and the model.
+/// Returns a workspace with a home folder that holds the pairs and the model.
 fn at_home() -> Workspace {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     fs::create_dir(workspace.path("home")).unwrap();
@@ -61,7 +61,7 @@ fn a_tilde_is_the_home_folder_in_the_name_of_the_configuration() {
 }
 
 #[test]
-fn what_a_shell_would_have_replaced_is_refused() {
+fn unexpanded_shell_syntax_in_paths_is_refused() {
     let workspace = Workspace::with_model(4, "");
     for key in ["output_dir", "training_file", "model", "from_checkpoint", "reference_cache"] {
         for (path, words) in
@@ -75,7 +75,7 @@ fn what_a_shell_would_have_replaced_is_refused() {
 }
 
 #[test]
-fn control_characters_and_addresses_are_no_paths() {
+fn control_characters_and_addresses_are_refused_as_paths() {
     let workspace = Workspace::with_model(4, "");
     let refuse = |set: &str, words: &str| {
         invalid_at_once(&workspace, &["--set", set], &["config key `output_dir`", words], "");
@@ -87,7 +87,7 @@ fn control_characters_and_addresses_are_no_paths() {
 }
 
 #[test]
-fn letters_of_all_scripts_blanks_dots_and_slashes_are_paths() {
+fn unicode_spaces_dots_and_slashes_are_allowed_in_paths() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     workspace.train(1, "mein Lauf ü 漢/1 🙂/", &[]);
     assert!(workspace.path("mein Lauf ü 漢/1 🙂/final/config.json").is_file());
@@ -100,7 +100,7 @@ fn letters_of_all_scripts_blanks_dots_and_slashes_are_paths() {
 }
 
 #[test]
-fn a_link_to_nothing_and_a_file_are_named_as_what_they_are() {
+fn a_dangling_link_and_a_file_as_output_folder_are_refused_with_their_kind() {
     let workspace = Workspace::with_model(4, "");
     symlink("nowhere/deep", workspace.path("dangling")).unwrap();
     let refuse = |path: &str, why: &str| {

@@ -1,4 +1,4 @@
-//! Pipes that nobody writes and devices without end, in the place of every file that a run reads: named, and never waited for.
+//! Pipes without a writer and endless devices in place of every file that a run reads: an error names them, and the run never waits.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
@@ -18,7 +18,7 @@ fn endless(path: &Path) {
     std::os::unix::fs::symlink("/dev/zero", path).unwrap();
 }
 
-/// Ends as invalid input, with these words in its error.
+/// Panics unless the command ends as invalid input with `words` in its error.
 fn refused(command: &mut Command, words: &[&str]) {
     let (status, error) = outcome(&mut command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
     assert_eq!(status, Some(2), "{error}");
@@ -27,7 +27,7 @@ fn refused(command: &mut Command, words: &[&str]) {
 }
 
 #[test]
-fn in_a_models_folder() {
+fn pipes_in_a_model_folder_are_refused() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     let files = [
         "adapter_config.json",
@@ -51,7 +51,7 @@ fn in_a_models_folder() {
 }
 
 #[test]
-fn in_an_output_folder() {
+fn pipes_in_an_output_folder_are_refused() {
     let workspace = Workspace::with_model(
         8,
         "max_steps = 2\nsave_steps = 1\nvalidation_file = \"pairs.jsonl\"\nn_evals = 1\n",
@@ -81,7 +81,7 @@ fn in_an_output_folder() {
 }
 
 #[test]
-fn on_the_command_line() {
+fn pipes_on_the_command_line_are_refused() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     let path = workspace.path("pipe");
     pipe(&path);

@@ -1,4 +1,4 @@
-//! `metrics.svg` of runs that go on, that were stopped and that failed.
+//! `metrics.svg` of running, stopped, failed and refused runs.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::Stdio;
@@ -6,12 +6,12 @@ use std::process::Stdio;
 use dyad_tests::processes::{children, interrupt, kill_9, outcome, wait_for};
 use dyad_tests::{Workspace, text};
 
-/// The picture of the rows that a run has left in `out/`, drawn now.
+/// Draws the rows that a run has left in `out/`, and returns the SVG.
 fn drawn_now(workspace: &Workspace) -> String {
     let dir = workspace.path("again");
     std::fs::create_dir(&dir).unwrap();
     std::fs::copy(workspace.path("out/metrics.jsonl"), dir.join("metrics.jsonl")).unwrap();
-    // A run that was not to be evaluated has no such file.
+    // A run without evaluations has no such file.
     let _ = std::fs::copy(workspace.path("out/eval_metrics.jsonl"), dir.join("eval_metrics.jsonl"));
     std::fs::read_to_string(launcher::show::plot::draw(&dir).unwrap().unwrap()).unwrap()
 }

@@ -1,4 +1,4 @@
-//! `--profile`: what it writes, and that what it says adds up.
+//! `--profile`: its files, and that its times add up.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use dyad_tests::{CURVE, Workspace, assert_same_curve, text};
@@ -12,7 +12,7 @@ fn seconds(rows: &Value) -> f64 {
     rows.as_array().unwrap().iter().map(|row| row["seconds"].as_f64().unwrap()).sum()
 }
 
-/// Whether the CPU has what matrix products in blocks need, and nothing asks for less.
+/// Whether the CPU supports blocked matrix products and no variable limits it.
 fn blocks_serve() -> bool {
     std::env::var_os("DYAD_CPU_CAPABILITY").is_none()
         && std::env::var_os("ATEN_CPU_CAPABILITY").is_none()
@@ -20,7 +20,7 @@ fn blocks_serve() -> bool {
 }
 
 #[test]
-fn every_rank_writes_a_trace_and_a_table_and_trains_as_ever() {
+fn every_rank_writes_a_trace_and_a_table_and_the_numbers_are_unchanged() {
     let workspace = Workspace::with_model(40, "");
     let plain = workspace.train(2, "plain", &[]);
     let profiled = workspace.train(2, "out", &["--profile"]);
@@ -30,7 +30,7 @@ fn every_rank_writes_a_trace_and_a_table_and_trains_as_ever() {
         let report = report(&workspace, &format!("out/profile/rank{rank}.json"));
         let summary = &report["summary"];
         assert_eq!(summary["steps"], 3);
-        // Parts of the step and what lies in none of them are the step, to rounding.
+        // The phases and the remaining time add up to the step, except for rounding.
         let step = summary["step_seconds"].as_f64().unwrap();
         assert!((seconds(&summary["phases"]) - step).abs() < 1e-6 * step + 1e-9, "{summary}");
         assert!(seconds(&summary["classes"]) < step * 1.5);
@@ -42,7 +42,7 @@ fn every_rank_writes_a_trace_and_a_table_and_trains_as_ever() {
         }
         assert!(report["roofline"]["flops_per_second"].as_f64().unwrap() > 1e9);
         let table = std::fs::read_to_string(workspace.path(&format!("out/profile/rank{rank}.txt"))).unwrap();
-        // Without AVX-512 libtorch's own linear layer serves.
+        // Without AVX-512 libtorch computes linear layers.
         let product = if blocks_serve() { "dyad::product" } else { "aten::" };
         for part in ["of the roofline", "by part of the step", "matrix product", product, "0 padding"] {
             assert!(table.contains(part), "no {part:?} in {table}");
@@ -52,9 +52,9 @@ fn every_rank_writes_a_trace_and_a_table_and_trains_as_ever() {
     }
 }
 
-/// A profile is a help: what it cannot be written into is found before the run, and later costs nothing.
+/// An unusable profile folder is an error before the first step; a profile that fails later does not fail the run.
 #[test]
-fn what_stands_in_a_profiles_way_is_named_before_the_first_step() {
+fn an_unusable_profile_folder_is_refused_before_the_first_step() {
     let workspace = Workspace::with_model(40, "");
     std::fs::create_dir(workspace.path("out")).unwrap();
     std::fs::write(workspace.path("out/profile"), "").unwrap();
@@ -71,7 +71,7 @@ fn what_stands_in_a_profiles_way_is_named_before_the_first_step() {
 }
 
 #[test]
-fn a_profile_that_cannot_be_written_costs_the_run_nothing() {
+fn a_profile_that_cannot_be_written_does_not_fail_the_run() {
     let workspace = Workspace::with_model(400, "max_steps = 40\n");
     let plain = workspace.train(1, "plain", &[]);
     let mut command = workspace.launcher(1, &["--profile"]);
@@ -82,7 +82,7 @@ fn a_profile_that_cannot_be_written_costs_the_run_nothing() {
     dyad_tests::processes::wait_for("the first step", || {
         (workspace.path("out/metrics.jsonl").exists()).then_some(())
     });
-    // Between the check and the end of the recorded steps, or behind both: either way the run is complete.
+    // Whether this happens before or after the end of the recorded steps, the run completes.
     let _ = std::fs::remove_dir_all(&out);
     let _ = std::fs::write(&out, "in the way");
     let output = launcher.wait_with_output().unwrap();
@@ -100,17 +100,17 @@ fn a_run_too_short_to_profile_says_so() {
     assert!(log.contains("nothing was profiled"), "{log}");
 }
 
-/// Of two steps one is recorded.
+/// One of the two steps is recorded.
 #[test]
-fn a_short_run_is_profiled_as_far_as_it_goes() {
+fn a_short_run_is_profiled_for_the_steps_it_has() {
     let workspace = Workspace::with_model(16, "");
     workspace.train(1, "out", &["--profile"]);
     assert_eq!(report(&workspace, "out/profile/rank0.json")["summary"]["steps"], 1);
 }
 
-/// Twelve pairs on three prompts: with sharing each prompt is computed once a step.
+/// Twelve pairs on three prompts: with sharing each prompt is computed once per step.
 #[test]
-fn pairs_of_one_prompt_are_computed_together_and_change_nothing() {
+fn pairs_that_share_a_prompt_compute_it_once_and_change_no_number() {
     let workspace = Workspace::with_model(36, "batch_size = 12\nshuffle = false\n");
     let lines = std::fs::read_to_string(workspace.path("pairs.jsonl")).unwrap();
     let mut pairs: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -132,7 +132,7 @@ fn pairs_of_one_prompt_are_computed_together_and_change_nothing() {
     assert_eq!(separate["computed"], separate["unshared"]);
     assert_eq!(shared["unshared"], separate["unshared"]);
     assert_eq!((&shared["repeated_prompt"], &shared["padding"]), (&0.into(), &0.into()));
-    // Twelve pairs have twenty-four answers and three prompts.
+    // Twelve pairs have 24 answers and three prompts, so sharing saves 21 of 24 prompts.
     let saved = separate["computed"].as_u64().unwrap() - shared["computed"].as_u64().unwrap();
     assert_eq!(saved, separate["repeated_prompt"].as_u64().unwrap());
     assert!(saved * 10 > separate["computed"].as_u64().unwrap() * 4, "{shared} {separate}");

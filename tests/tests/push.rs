@@ -1,4 +1,4 @@
-//! `--push`, to a host that is a folder of this machine.
+//! `--push` to a host that is simulated by a folder.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::os::unix::fs::PermissionsExt;
@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use dyad_tests::{Workspace, binary, text};
 
-/// In place of ssh: runs the line with a home folder of its own, and writes it down.
+/// Stands in for ssh: runs the command line with another home folder, and logs it.
 const SSH: &str = "#!/bin/sh\nfor line; do :; done\necho \"$line\" >> \"$LINES_SEEN\"\nHOME=$FAR_HOME exec sh -c \"$line\"\n";
 
 fn executable(workspace: &Workspace, name: &str, text: &str) {
@@ -51,7 +51,7 @@ fn binaries_and_libtorch_are_copied_once_and_the_agent_starts_from_the_copy() {
     names.sort();
     let [programs, libtorch] = &names[..] else { panic!("{names:?}") };
     assert!(libtorch.starts_with("libtorch-"), "{names:?}");
-    // Where the trainer's run path looks.
+    // The trainer's RPATH leads there.
     let library = cache.join(programs).join("target/release/../../.libtorch/torch/lib/libtorch_cpu.so");
     assert_eq!(std::fs::read_to_string(library).unwrap(), "a library");
     assert!(!cache.join(libtorch).join("torch/include").exists(), "headers are of no use there");
@@ -63,7 +63,7 @@ fn binaries_and_libtorch_are_copied_once_and_the_agent_starts_from_the_copy() {
     assert_eq!(copies(&seen()), 2);
     assert!(doctor(&workspace).status.success());
     assert_eq!(copies(&seen()), 2, "what is there is not sent again");
-    // Another build is another folder; libtorch stays.
+    // Another build gets another folder; libtorch is not copied again.
     executable(&workspace, "here/target/release/trainer", "#!/bin/sh\nexit 0\n");
     assert!(doctor(&workspace).status.success());
     assert_eq!((copies(&seen()), std::fs::read_dir(&cache).unwrap().count()), (3, 3));

@@ -1,13 +1,13 @@
-//! Reference log-probabilities that are kept instead of computed again: the same run, with less work.
+//! Reference log-probabilities that are cached instead of recomputed: the same run with less work.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use dyad_tests::{CURVE, Row, Workspace, assert_same_curve, number, text};
 
-/// Micro-batches of other pairs round differently.
+/// Micro-batches with other pairs round differently.
 const TOLERANCE: f64 = 1e-5;
 
-/// Everything but the divergence, which needs the reference model, and the accuracy: before the first update rewards are
-/// zero to rounding, and rounding decides which one is higher.
+/// All metrics except two. The divergence needs the reference model. The accuracy is noise in the first step: rewards are zero
+/// except for rounding.
 fn curve() -> Vec<&'static str> {
     CURVE.into_iter().filter(|name| !["kl", "rewards/accuracies"].contains(name)).collect()
 }
@@ -29,21 +29,21 @@ fn measured(rows: &[Row], key: &str) -> Vec<bool> {
     rows.iter().map(|row| row.contains_key(key)).collect()
 }
 
-/// Last evaluation's loss, and whether evaluations measured the divergence.
+/// Returns the loss of the last evaluation, and whether each evaluation measured the divergence.
 fn evaluations(workspace: &Workspace, out: &str) -> (f64, Vec<bool>) {
     let rows = workspace.rows(&format!("{out}/eval_metrics.jsonl"));
     (number(rows.last().unwrap(), "eval_loss"), measured(&rows, "eval_kl"))
 }
 
 #[test]
-fn the_second_epoch_and_the_next_run_reuse_what_the_reference_said() {
+fn the_second_epoch_and_the_next_run_reuse_reference_scores() {
     let workspace = workspace("");
     let computed = train(&workspace, 2, "computed", "compute");
     assert!(!workspace.path("kept").exists(), "nothing is kept unless asked for");
     let cached = train(&workspace, 2, "cached", "cache");
     assert_same_curve(&computed, &cached, &curve(), TOLERANCE);
     assert_eq!(measured(&computed, "kl"), [true; 10]);
-    // Work is sent four steps ahead: the scores of the first epoch's last steps may be known a little later.
+    // Steps are assigned four ahead, so the scores of the first epoch's last steps may arrive after the second epoch's first assignments.
     assert_eq!(measured(&cached, "kl")[..5], [true; 5]);
     let again = train(&workspace, 1, "again", "cache");
     assert_same_curve(&computed, &again, &curve(), TOLERANCE);
@@ -62,14 +62,14 @@ fn scores_of_another_model_precision_or_other_tokens_are_not_reused() {
     };
     assert_eq!(kl("same", &[]), [false; 2]);
     assert_eq!(kl("narrow", &["--set", "dtype=bfloat16"]), [true; 2]);
-    // The limit itself changes no number: only what it cuts does.
+    // A longer limit that cuts no pair changes no number.
     assert_eq!(kl("longer", &["--set", "max_seq_length=200"]), [false; 2]);
     assert!(kl("shorter", &["--set", "max_seq_length=40", "--set", "batch_size=40"])[0]);
     workspace.new_model("other", &["--seed", "7"]);
     assert_eq!(kl("other-model", &["--set", "model=other"]), [true; 2]);
 }
 
-/// As a template does that writes today's date.
+/// Prepends text to the template, as a template does that writes today's date.
 fn write_into_the_prompt(workspace: &Workspace, words: &str) {
     let path = workspace.path("model/tokenizer_config.json");
     let mut config: serde_json::Value =
@@ -80,11 +80,11 @@ fn write_into_the_prompt(workspace: &Workspace, words: &str) {
 }
 
 #[test]
-fn scores_are_kept_by_the_tokens_that_the_template_makes_of_a_pair() {
+fn scores_are_cached_by_the_tokens_of_a_pair() {
     let workspace = workspace("max_steps = 2\nshuffle = false\nreference_logps = \"cache\"\n");
     let kl = |out: &str, file: &str| {
         let rows = workspace.train(1, out, &["--set", &format!("training_file={file}")]);
-        // What the policy says before its first update is what the reference says of the same tokens.
+        // Before its first update the policy equals the reference, so the loss is ln 2.
         assert!((number(&rows[0], "loss") - std::f64::consts::LN_2).abs() < 1e-6, "{out}: {:?}", rows[0]);
         measured(&rows, "kl")
     };

@@ -1,4 +1,4 @@
-//! A run that loses a process goes on by itself, and ends as if nothing had happened.
+//! A run that loses a process restarts by itself and ends with the same numbers.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
@@ -7,12 +7,12 @@ use std::process::Stdio;
 use dyad_tests::processes::{children, kill_9, wait_for};
 use dyad_tests::{CURVE, Workspace, assert_same_curve, text};
 
-/// Kills a process of a run of two trainers once `ready` is there; what the launcher said when it was over.
+/// Kills a process of a run of two trainers once the file `ready` exists. Returns the launcher's output at the end of the run.
 fn killed(workspace: &Workspace, victim: &str, ready: &str, args: &[&str]) -> String {
     let mut command = workspace.launcher(2, &[&["--max-restarts", "3"], args].concat());
     let launcher = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     wait_for(ready, || workspace.path(ready).exists().then_some(()));
-    // Its log is there before it.
+    // The log file exists before the process.
     let process =
         wait_for(victim, || children(&launcher).into_iter().find(|process| process.command.contains(victim)));
     kill_9(process.pid);
@@ -60,23 +60,23 @@ fn a_run_that_is_killed_before_its_first_checkpoint_begins_anew() {
     same(&workspace, "whole", "out");
 }
 
-/// It must not go on from the checkpoints that it was to remove.
+/// It must not resume from the checkpoints that it should remove.
 #[test]
-fn an_overwriting_run_that_is_killed_begins_anew_over_what_it_overwrites() {
+fn a_killed_overwriting_run_does_not_resume_from_the_old_checkpoints() {
     let workspace = Workspace::with_model(16, "max_steps = 100\nn_checkpoints = 2\n");
     workspace.train(2, "whole", &["--set", "random_seed=1"]);
     workspace.train(2, "out", &[]);
     let run_once = workspace.path("out/logs/node0-cpu.log");
     fs::remove_file(run_once).unwrap();
     let overwrite = ["--overwrite", "--set", "random_seed=1"];
-    // Its process is there, its first row most likely not.
+    // The process has started, but has probably not written a row.
     killed(&workspace, "node0-cpu", "out/logs/node0-cpu.log", &overwrite);
     same(&workspace, "whole", "out");
 }
 
-/// A job that a scheduler queues again says the same as on its first start, and goes on with what it has begun, and nothing else.
+/// A requeued job runs the same command as at its first start. It must resume its own run and no other.
 #[test]
-fn a_job_that_is_started_again_goes_on_with_its_own_run_alone() {
+fn a_requeued_job_resumes_only_its_own_run() {
     let workspace = Workspace::with_model(16, "max_steps = 6\nn_checkpoints = 3\n");
     workspace.train(1, "whole", &["--set", "random_seed=1"]);
     workspace.train(1, "out", &[]);
@@ -86,19 +86,19 @@ fn a_job_that_is_started_again_goes_on_with_its_own_run_alone() {
             workspace.launch(1, &[&["--auto-resume", "--job", id, "--set", "random_seed=1"], more].concat());
         (output.status.code(), text(&output))
     };
-    // What lies there is somebody else's, also where the job's first start came to nothing.
+    // The run in the folder belongs to another job, also after this job's first start was refused.
     let (status, said) = job("c/7", &[]);
     assert!(status == Some(2) && said.contains("already holds a run"), "{said}");
     let (status, said) = job("c/7", &["--overwrite"]);
     assert!(status == Some(0) && !said.contains("resumed"), "{said}");
     assert!(weights("whole") == weights("out"));
-    // Complete, and queued again all the same.
+    // The run is complete, and the job is queued again.
     let written = || fs::metadata(workspace.path("out/final/model.safetensors")).unwrap().modified().unwrap();
     let before = written();
     let (status, said) = job("c/7", &["--overwrite"]);
     assert!(status == Some(0) && said.contains("this run is complete: "), "{said}");
     assert_eq!(written(), before);
-    // Lost on its way.
+    // The run is interrupted.
     fs::remove_dir_all(workspace.path("out/final")).unwrap();
     let (status, said) = job("c/7", &["--overwrite"]);
     assert!(status == Some(0) && said.contains("resumed after step "), "{said}");
@@ -113,7 +113,7 @@ fn a_job_that_is_started_again_goes_on_with_its_own_run_alone() {
 }
 
 #[test]
-fn what_cannot_work_is_not_tried_again() {
+fn a_permanent_failure_is_not_restarted() {
     let workspace = Workspace::with_model(16, "");
     let args = ["--max-restarts", "3", "--set", "max_seq_length=3"];
     let output = workspace.launch(2, &args);

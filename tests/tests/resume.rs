@@ -1,4 +1,4 @@
-//! A run that is interrupted and resumed ends with the same bytes as one that was not.
+//! An interrupted and resumed run ends with the same bytes as an uninterrupted one.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fs;
@@ -16,7 +16,7 @@ fn resumed_equals_uninterrupted(weights: &str, args: &[&str]) {
     wait_for("the first checkpoint", || workspace.path("cut/checkpoint-2").exists().then_some(()));
     kill_9(launcher.id() as i32);
     launcher.wait().unwrap();
-    // What a later checkpoint or the end of the run left behind is taken away: the resume has work to do for certain.
+    // Remove later checkpoints and the final model, so that the resume certainly has steps to do.
     for step in [4, 6, 8] {
         let _ = fs::remove_dir_all(workspace.path(&format!("cut/checkpoint-{step}")));
     }
@@ -24,7 +24,7 @@ fn resumed_equals_uninterrupted(weights: &str, args: &[&str]) {
 
     let output = workspace.launch(2, &[args.as_slice(), &["--resume"]].concat());
     assert!(output.status.success(), "{}", text(&output));
-    // Where reference scores are kept, steps that find them measure no divergence.
+    // With cached reference scores steps measure no divergence.
     let keeps_scores = args.iter().any(|arg| arg.starts_with("reference_logps="));
     let mut names = [&CURVE[..], &["num_tokens"]].concat();
     names.retain(|name| *name != "kl" || !keeps_scores);
@@ -43,9 +43,9 @@ fn bfloat16_resumes_bit_equal_from_its_float32_masters() {
     resumed_equals_uninterrupted("model.safetensors", &["--set", "dtype=bfloat16"]);
 }
 
-/// The killed run has kept scores of steps that the resumed one does again.
+/// The killed run has cached scores of steps that the resumed run repeats.
 #[test]
-fn kept_reference_scores_resume_bit_equal() {
+fn cached_reference_scores_resume_bit_equal() {
     let workspace = Workspace::empty();
     for mode in ["cache", "precompute"] {
         let cache = format!("reference_cache={}", workspace.path(mode).display());

@@ -1,4 +1,5 @@
-//! A resume is the same run: what computes otherwise is refused by name, what may change is listed, and a complete run stays as it is.
+//! A resume is the same run: changes that alter its numbers are refused by name, other changes are listed, and a complete run stays as
+//! it is.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use dyad_tests::apart::{copy, run};
 use dyad_tests::{BASE, CURVE, Workspace, assert_same_curve, text};
 
-/// All files below a folder, with their bytes; logs tell of every start.
+/// Returns all files below a folder with their bytes, without logs, which every start changes.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap().flatten() {
@@ -22,7 +23,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// A run of four steps that was cut off after two.
+/// Returns a workspace with a run of four steps that was interrupted after two.
 fn interrupted(extra: &str) -> Workspace {
     let workspace = Workspace::with_model(16, &format!("max_steps = 4\nn_checkpoints = 2\n{extra}"));
     workspace.train(1, "out", &[]);
@@ -30,7 +31,7 @@ fn interrupted(extra: &str) -> Workspace {
     workspace
 }
 
-/// A resume is refused with these words, and has changed nothing.
+/// Panics unless a resume is refused with `words` and changes no file.
 fn refused(workspace: &Workspace, args: &[&str], words: &str) {
     let before = files(&workspace.path("out"));
     let output = workspace.launch(1, &[args, &["--resume"]].concat());
@@ -47,7 +48,7 @@ fn replace(path: &Path, from: &str, to: &str) {
 }
 
 #[test]
-fn a_resume_that_computes_otherwise_is_refused_by_name() {
+fn a_resume_with_changed_results_is_refused_by_key() {
     let workspace = interrupted("");
     for (change, words) in [
         ("dpo_beta=0.9", "dpo_beta was 0.1 and is now 0.9"),
@@ -56,7 +57,7 @@ fn a_resume_that_computes_otherwise_is_refused_by_name() {
         ("shuffle=false", "shuffle was true and is now false"),
         ("lora=true", "lora was false and is now true"),
         ("max_steps=1", "has done 2 steps, but the configuration asks for 1"),
-        // Only trainers know how long the model's own sequences are.
+        // Only trainers know the model's own maximum length.
         ("max_seq_length=60", "max_seq_length was"),
         ("dtype=bfloat16", "dtype was float32 and is now bfloat16"),
     ] {
@@ -67,7 +68,7 @@ fn a_resume_that_computes_otherwise_is_refused_by_name() {
 }
 
 #[test]
-fn files_of_the_model_that_have_changed_are_named() {
+fn changed_model_files_are_named() {
     let workspace = interrupted("");
     copy(&workspace.path("model"), &workspace.path("kept"));
     let model = |file: &str| workspace.path("model").join(file);
@@ -81,7 +82,7 @@ fn files_of_the_model_that_have_changed_are_named() {
     replace(&model("tokenizer.json"), "\"fuse_unk\": false", "\"fuse_unk\": true");
     refused(&workspace, &[], "tokenizer.json was");
     put_back("tokenizer.json");
-    // Its layout decides nothing.
+    // Whitespace in the file does not matter.
     let json = fs::read_to_string(model("tokenizer.json")).unwrap();
     fs::write(model("tokenizer.json"), json.replace(": ", ":") + "\n").unwrap();
     assert!(workspace.launch(1, &["--resume"]).status.success());
@@ -98,7 +99,7 @@ fn an_adapter_resumes_over_its_own_base_and_with_its_own_scale() {
 }
 
 #[test]
-fn a_model_that_has_moved_is_the_same_run() {
+fn a_moved_model_is_the_same_run() {
     let workspace = interrupted("");
     let whole = workspace.train(1, "whole", &[]);
     fs::rename(workspace.path("model"), workspace.path("moved")).unwrap();
@@ -138,7 +139,7 @@ fn a_checkpoint_of_an_earlier_version_resumes_with_a_warning() {
         json.as_object_mut().unwrap().remove(key).unwrap();
     }
     fs::write(&state, json.to_string()).unwrap();
-    // Neither did it have checksums.
+    // Earlier versions wrote no checksums either.
     fs::remove_file(workspace.path("out/checkpoint-2/dyad_manifest.json")).unwrap();
     let output = workspace.launch(1, &["--resume"]);
     let said = text(&output);
@@ -172,7 +173,7 @@ fn a_complete_run_says_so_and_changes_nothing() {
 }
 
 #[test]
-fn a_complete_run_that_is_extended_equals_an_undisturbed_longer_one() {
+fn an_extended_complete_run_equals_an_uninterrupted_longer_one() {
     let workspace = Workspace::with_model(32, "n_checkpoints = 2\nn_epochs = 1\n");
     let longer = ["--set", "lr_scheduler_type=constant", "--set", "n_epochs=2"];
     let whole = workspace.train(2, "whole", &longer);
@@ -190,7 +191,7 @@ fn a_complete_run_that_is_extended_equals_an_undisturbed_longer_one() {
 }
 
 #[test]
-fn a_complete_run_without_a_checkpoint_names_the_way_to_go_on() {
+fn a_complete_run_without_a_checkpoint_says_how_to_continue() {
     let workspace = Workspace::with_model(16, "max_steps = 2\n");
     workspace.train(1, "out", &[]);
     let words =
@@ -198,7 +199,7 @@ fn a_complete_run_without_a_checkpoint_names_the_way_to_go_on() {
     refused(&workspace, &["--set", "max_steps=6"], &words);
 }
 
-/// Two folders with the same model and pairs, and a configuration that both find theirs by.
+/// Returns a workspace with two folders with the same model and pairs, and a configuration with relative paths for both.
 fn two_hosts(extra: &str) -> Workspace {
     let workspace = Workspace::empty();
     for host in ["a", "b"] {
@@ -212,7 +213,7 @@ fn two_hosts(extra: &str) -> Workspace {
     workspace
 }
 
-/// Training of two such hosts fails before its first row, by name.
+/// Panics unless training on both hosts fails before its first row with `words`.
 fn differs(workspace: &Workspace, flag: &str, words: &str) {
     let rows = workspace.path("a/out/metrics.jsonl");
     let before = fs::read(&rows).ok();
@@ -228,7 +229,7 @@ fn differs(workspace: &Workspace, flag: &str, words: &str) {
 }
 
 #[test]
-fn ranks_with_other_files_are_found_out_before_the_first_row() {
+fn ranks_with_different_files_fail_before_the_first_row() {
     let workspace = two_hosts("");
     let model = |file: &str| workspace.path("b/model").join(file);
     let put_back = |file: &str| fs::copy(workspace.path("a/model").join(file), model(file)).unwrap();
@@ -250,7 +251,7 @@ fn ranks_with_other_files_are_found_out_before_the_first_row() {
 }
 
 #[test]
-fn ranks_with_another_adapter_are_found_out() {
+fn ranks_with_different_adapters_fail() {
     let workspace = two_hosts("lora = true\nlora_r = 4\n");
     let first = run(&workspace, "two.toml", &["a", "b"], "--overwrite");
     assert!(first.coordinator.status.success(), "{}", first.text());
@@ -264,9 +265,9 @@ fn ranks_with_another_adapter_are_found_out() {
     differs(&workspace, "--overwrite", "adapter_config.json lora_alpha is ");
 }
 
-/// As on a host that still has an earlier run's folder.
+/// As on a host that still has the folder of an earlier run.
 #[test]
-fn a_rank_that_resumes_from_another_checkpoint_is_found_out() {
+fn a_rank_that_resumes_from_another_checkpoint_fails() {
     for stage in ["zero_stage = 0\n", "zero_stage = 2\n"] {
         let workspace = two_hosts(stage);
         let first = run(&workspace, "two.toml", &["a", "b"], "--overwrite");
@@ -288,10 +289,10 @@ fn a_rank_that_resumes_from_another_checkpoint_is_found_out() {
 #[test]
 fn trainers_of_two_builds_are_refused_by_name() {
     let workspace = two_hosts("");
-    // A build that differs in nothing but a byte that nobody reads.
+    // A build that differs only in an unused byte.
     let folder = workspace.path("target/release");
     fs::create_dir_all(&folder).unwrap();
-    // Where a trainer looks for libtorch from its own folder.
+    // The trainer looks for libtorch relative to its own folder.
     std::os::unix::fs::symlink(dyad_tests::root().join(".libtorch"), workspace.path(".libtorch")).unwrap();
     let other = folder.join("trainer");
     let mut program = fs::read(dyad_tests::binary("trainer")).unwrap();

@@ -1,4 +1,4 @@
-//! Whole runs over mutual TLS: same numbers, no secret where others can read it, and strangers stay outside.
+//! Whole runs over mutual TLS: the same numbers, secrets that only the owner can read, and refused clients.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use dyad_tests::processes::{Process, children, interrupt, outcome};
 use dyad_tests::{CURVE, Workspace, assert_same_curve, binary, text};
 use launcher::security::{Material, RunSecrets, TLS_DIR};
 
-/// The two ranks' sums are the same bits either way.
+/// The sums of the two ranks are bit-identical with and without TLS.
 #[test]
 fn tls_changes_no_number_of_a_run() {
     let workspace = Workspace::with_model(16, "max_steps = 4\n");
@@ -21,7 +21,7 @@ fn tls_changes_no_number_of_a_run() {
     assert_same_curve(&plain, &secured, &CURVE, 0.0);
 }
 
-/// A certificate of one's own, good for every role.
+/// One certificate of the user's own for every role.
 #[test]
 fn a_run_uses_the_certificates_it_is_given() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
@@ -30,7 +30,7 @@ fn a_run_uses_the_certificates_it_is_given() {
         let output = Command::new("openssl").args(words).current_dir(workspace.path(".")).output().unwrap();
         assert!(output.status.success(), "{args}: {}", text(&output));
     };
-    // As docs/security.md says.
+    // The same commands as in docs/security.md.
     std::fs::create_dir(workspace.path("tls")).unwrap();
     let curve = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
     make(&format!("req -x509 {curve} -keyout ca-key.pem -out tls/ca.pem -days 30 -subj /CN=dyad"));
@@ -51,12 +51,12 @@ fn a_run_uses_the_certificates_it_is_given() {
     assert_eq!(workspace.rows("out/metrics.jsonl").len(), 1);
 }
 
-/// A run over TLS that would go on for a long time, once it has done a step.
+/// A long run over TLS that has done a step.
 struct Secured {
     workspace: Workspace,
     launcher: Child,
     processes: Vec<Process>,
-    /// Where its processes have their keys.
+    /// Folder of the processes' keys.
     folder: PathBuf,
 }
 
@@ -84,7 +84,7 @@ impl Secured {
         words.next().unwrap().to_owned()
     }
 
-    /// What a further trainer is told at the door.
+    /// Starts one more trainer that tries to join, and returns its output.
     fn knock(&self, address: &str, tls_dir: Option<&Path>) -> Output {
         let mut command = Command::new(binary("trainer"));
         command.args(["run", "--coordinator", address, "--name", "node9-cpu", "--launch-index", "9"]);
@@ -95,7 +95,7 @@ impl Secured {
         command.output().unwrap()
     }
 
-    /// Ctrl-C; returns the launcher's status and what it wrote.
+    /// Sends SIGINT to the launcher. Returns its status and stderr.
     fn stop(&mut self) -> (Option<i32>, String) {
         interrupt(self.launcher.id() as i32);
         outcome(&mut self.launcher)
@@ -103,7 +103,7 @@ impl Secured {
 }
 
 #[test]
-fn secrets_are_in_files_for_their_owner_alone_and_go_with_the_run() {
+fn secrets_are_in_files_only_the_owner_reads_and_are_removed_with_the_run() {
     let mut run = Secured::start();
     assert!(run.address().starts_with("https://"));
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -140,7 +140,7 @@ fn secrets_are_in_files_for_their_owner_alone_and_go_with_the_run() {
 }
 
 #[test]
-fn a_trainer_that_is_not_let_in_says_why_and_the_run_goes_on() {
+fn a_refused_trainer_says_why_and_the_run_goes_on() {
     let mut run = Secured::start();
     let address = run.address();
     let plain = address.replace("https", "http");

@@ -1,11 +1,11 @@
-//! ZeRO stages, 8-bit moments, gradients in half the bytes and host offload: what they must not change, and what they save.
+//! ZeRO stages, 8-bit moments, bfloat16 gradients and host offload: the same numbers, and the memory they save.
 
 use dyad_tests::{BASE, CURVE, Workspace, assert_same_curve, number};
 
-/// Sums over ranks are taken in another order, so float32 results may differ in the last places.
+/// Sums over ranks are added in another order, so float32 results may differ in the last digits.
 const TOLERANCE: f64 = 1e-5;
 
-/// A rate at which rounding is not amplified from step to step.
+/// A workspace with a learning rate that does not amplify rounding from step to step.
 fn gentle(pairs: usize, config: &str) -> Workspace {
     let workspace = Workspace::with_model(pairs, "");
     workspace.write("run.toml", &format!("{}{config}", BASE.replace("1e-2", "1e-3")));
@@ -24,7 +24,7 @@ fn stage(
 }
 
 #[test]
-fn stages_at_every_world_size_follow_one_rank_alone() {
+fn zero_stages_at_every_world_size_match_a_single_rank() {
     let workspace = gentle(24, "n_epochs = 2\nweight_decay = 0.1\n");
     let alone = workspace.train(1, "alone", &[]);
     for (world, zero) in [(1, 3), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3), (4, 1), (4, 3)] {
@@ -33,9 +33,9 @@ fn stages_at_every_world_size_follow_one_rank_alone() {
     }
 }
 
-/// Ranks with more micro-batches than others, and one without pairs, go through the same collectives.
+/// Ranks with more micro-batches than others, and one without pairs, enter the same collectives.
 #[test]
-fn ranks_with_unequal_micro_batches_take_the_same_turns() {
+fn ranks_with_unequal_micro_batches_enter_the_same_collectives() {
     let workspace = gentle(10, "n_epochs = 2\nvalidation_file = \"pairs.jsonl\"\nn_evals = 2\n");
     let small = ["--set", "micro_batch_tokens=1", "--set", "batch_size=5"];
     let alone = workspace.train(1, "alone", &small);
@@ -49,7 +49,7 @@ fn ranks_with_unequal_micro_batches_take_the_same_turns() {
 }
 
 #[test]
-fn adapters_over_sharded_weights_learn_the_same() {
+fn adapters_over_sharded_weights_give_the_same_curve() {
     let workspace = Workspace::with_model(24, "lora = true\nlora_r = 4\nmerge_adapter = true\n");
     let alone = workspace.train(1, "alone", &[]);
     for zero in [1, 3] {
@@ -64,8 +64,8 @@ fn adapters_over_sharded_weights_learn_the_same() {
 #[test]
 fn sharding_and_recomputing_go_together_in_every_precision() {
     let workspace = gentle(16, "n_epochs = 2\n");
-    // Norms of parts are added in another order, which changes the clipping factor's last place. A master on the border between two
-    // bfloat16 values then rounds to the other: one weight in thousands moves by 2^-8 of itself.
+    // Norms of parts are added in another order, which changes the last digit of the clipping factor. A master halfway between two
+    // bfloat16 values may then round to the other one: one weight in thousands changes by 2^-8 of its value.
     for (dtype, tolerance) in [("dtype=float32", TOLERANCE), ("dtype=bfloat16", 1e-4)] {
         let kept = workspace.train(2, "kept", &["--set", dtype, "--overwrite"]);
         let extra = ["--set", dtype, "--set", "activation_checkpointing=full", "--overwrite"];
@@ -75,7 +75,7 @@ fn sharding_and_recomputing_go_together_in_every_precision() {
 }
 
 #[test]
-fn a_reference_kept_on_the_host_says_the_same() {
+fn an_offloaded_reference_gives_the_same_curve() {
     let workspace = Workspace::with_model(16, "n_epochs = 2\n");
     let here = workspace.train(1, "here", &[]);
     let host = ["--set", "offload_reference=true", "--set", "offload_optimizer=true"];
@@ -84,7 +84,7 @@ fn a_reference_kept_on_the_host_says_the_same() {
 }
 
 #[test]
-fn scores_from_before_spare_sharded_ranks_the_reference() {
+fn cached_and_precomputed_scores_work_with_sharded_weights() {
     let workspace = Workspace::with_model(16, "n_epochs = 2\nreference_cache = \"cache.sqlite\"\n");
     let asked = workspace.train(1, "asked", &[]);
     let names = ["loss", "grad_norm", "rewards/margins", "logps/chosen"];
@@ -95,7 +95,7 @@ fn scores_from_before_spare_sharded_ranks_the_reference() {
     }
 }
 
-/// Eight bits follow 32 closely, and the run ends as well.
+/// Eight bits follow 32 closely, and the final loss is as good.
 #[test]
 fn eight_bit_moments_learn_like_wide_ones() {
     let workspace = gentle(24, "n_epochs = 4\n");
@@ -104,14 +104,13 @@ fn eight_bit_moments_learn_like_wide_ones() {
     assert_same_curve(&wide, &narrow, &["loss"], 0.05);
     assert!(number(narrow.last().unwrap(), "loss") < 0.9 * number(&narrow[0], "loss"));
     let sharded = stage(&workspace, 3, 2, "sharded", &["--set", "optim=adamw_8bit"]);
-    // A gradient that rounds differently may fall to the next code, which is a hundredth of a moment.
+    // A gradient that rounds differently may get the next code, which is a hundredth of a moment away.
     assert_same_curve(&narrow, &sharded, &["loss"], 1e-3);
 }
 
-/// A rank's gradient is within 2^-9 of itself, and so is each sum on the way: the norm moves by less, because errors are as often
-/// up as down, and the curve by what AdamW makes of that.
+/// Each rank's gradient and each partial sum is rounded by at most 2^-9 of its value. The norm changes by less, because errors cancel.
 #[test]
-fn gradients_that_travel_in_bfloat16_teach_the_same() {
+fn bfloat16_gradient_reduction_gives_a_close_curve() {
     let workspace = gentle(24, "n_epochs = 2\n");
     let wide = workspace.train(1, "wide", &[]);
     for (world, zero) in [(2, 0), (3, 0), (2, 1), (2, 3)] {
@@ -121,25 +120,25 @@ fn gradients_that_travel_in_bfloat16_teach_the_same() {
         let (exact, rounded) = (number(&wide[0], "grad_norm"), number(&rows[0], "grad_norm"));
         let differs = (exact - rounded).abs() / exact;
         println!("{world} ranks, stage {zero}: the norm differs by {differs:e}");
-        // Sums over ranks in float32 differ by some 1e-7.
+        // Sums over ranks in float32 differ by about 1e-7.
         assert!(differs > 1e-6, "{world} ranks, stage {zero}: nothing was rounded");
         assert!(differs < 1.0 / 512.0, "{world} ranks, stage {zero}: {rounded}, not {exact}");
     }
-    // Nothing travels from one rank alone.
+    // A single rank sends no gradients.
     let alone = workspace.train(1, "alone", &["--set", "reduce_dtype=bfloat16"]);
     assert_same_curve(&wide, &alone, &CURVE, 0.0);
 }
 
-/// Bytes per parameter in float32: weights and their reference 8, gradients 4, moments 8, each divided from its stage on.
+/// Bytes per parameter in float32: weights and reference 8, gradients 4, moments 8. Each is divided among ranks from its stage on.
 fn formula(stage: usize, ranks: f64) -> f64 {
     let divided = |from: usize| if stage >= from { ranks } else { 1.0 };
     8.0 / divided(3) + 4.0 / divided(2) + 8.0 / divided(1)
 }
 
-/// By the kernel's account of each process. What a stage saves over no sharding is what the formula says, but for what is
-/// whole for a while: weights of two layers and gradients of three, of sixteen, and Gloo's copy of one.
+/// Measured as peak memory by the kernel. A stage saves what the formula says, less what is temporarily whole: the weights of two
+/// of the sixteen layers, the gradients of three, and Gloo's copy of one.
 #[test]
-fn each_rank_saves_the_memory_that_its_stage_promises() {
+fn each_zero_stage_saves_the_expected_memory() {
     let workspace = Workspace::with_model(8, "max_steps = 2\n");
     workspace.new_model("large", &["--hidden-size", "384", "--layers", "16", "--intermediate-size", "1024"]);
     let parameters = std::fs::metadata(workspace.path("large/model.safetensors")).unwrap().len() as f64 / 4.0;

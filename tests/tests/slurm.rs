@@ -9,7 +9,7 @@ use dyad_tests::processes::wait_for;
 use dyad_tests::slurm::Slurm;
 use dyad_tests::{Workspace, binary, text};
 
-/// Submits a run that would go on for a long time; the job's number, once it has done a step.
+/// Submits a long run. Returns the job's number once the run has done a step.
 fn long_job(slurm: &Slurm, workspace: &Workspace) -> String {
     let mut command = slurm.command(&binary("launcher").display().to_string());
     command.current_dir(workspace.path(".")).stdin(Stdio::null());
@@ -25,7 +25,7 @@ fn long_job(slurm: &Slurm, workspace: &Workspace) -> String {
         "1:00:00",
         "--submit",
     ]);
-    // Both nodes are this machine, where nothing would be secured by itself.
+    // Both nodes are this machine, so TLS would be off by default.
     let output = command.args(["--", "--listen", "127.0.0.1:0", "--tls", "on"]).output().unwrap();
     let said = text(&output);
     let job = said.trim().strip_prefix("Submitted batch job ").unwrap_or_else(|| panic!("{said}")).to_owned();
@@ -42,7 +42,7 @@ fn long_job(slurm: &Slurm, workspace: &Workspace) -> String {
     job
 }
 
-/// Where the trainers that run in this folder look for their coordinator.
+/// Returns the coordinator addresses of the trainers that run in this folder.
 fn coordinators_of_trainers(folder: &Path) -> Vec<String> {
     let folder = folder.canonicalize().unwrap();
     let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
@@ -72,10 +72,10 @@ fn a_run_in_an_allocation_goes_to_its_nodes_by_srun() {
 }
 
 #[test]
-fn a_batch_job_saves_before_its_time_is_up_is_queued_again_and_goes_on() {
+fn a_batch_job_saves_before_its_time_limit_and_resumes_when_requeued() {
     let (workspace, slurm) = (Workspace::with_model(16, "max_steps = 100000\n"), Slurm::start());
     let job = long_job(&slurm, &workspace);
-    // As --signal=B:USR1@300 does it before the time limit: to the script alone.
+    // As --signal=B:USR1@300 does before the time limit: only the script gets the signal.
     assert!(slurm.command("scancel").args(["--batch", "--signal=USR1", &job]).status().unwrap().success());
     wait_for("the job back in the queue", || (slurm.state(&job) == "PENDING").then_some(()));
     let steps = workspace.rows("out/metrics.jsonl").len();
@@ -83,7 +83,7 @@ fn a_batch_job_saves_before_its_time_is_up_is_queued_again_and_goes_on() {
 
     let config = std::fs::read_to_string(workspace.path("run.toml")).unwrap();
     workspace.write("run.toml", &config.replace("100000", &(steps + 1).to_string()));
-    // Slurm itself would wait two minutes. In the second in which the first attempt ended its nodes would refuse the next.
+    // Slurm itself would wait two minutes. Nodes refuse a job in the same second in which its first attempt ended.
     let ended = unix_seconds();
     wait_for("the second after", || (unix_seconds() > ended).then_some(()));
     let update = format!("JobId={job}");
@@ -112,7 +112,7 @@ fn a_cancelled_job_leaves_a_checkpoint() {
 }
 
 #[test]
-fn what_sbatch_refuses_is_told() {
+fn a_refusal_by_sbatch_is_reported() {
     let (workspace, slurm) = (Workspace::with_model(16, ""), Slurm::start());
     let mut command = slurm.command(&binary("launcher").display().to_string());
     command.current_dir(workspace.path(".")).args([

@@ -1,4 +1,4 @@
-//! What stands still is found while its connections are open and its heart beats, and named; what only slept goes on.
+//! Stalls: a stalled process or thread is found and named although its connections and heartbeats are alive. A suspended run goes on.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::{Child, Stdio};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use dyad_tests::processes::{self, Process, Watch, children, go_on, hold_thread, kill_9, stop, wait_for};
 use dyad_tests::{Workspace, binary, text};
 
-/// A run that would go on for a long time, with its processes, once it has done a step.
+/// Starts a long run. Returns it and its processes once it has done a step.
 fn long_run(workspace: &Workspace, args: &[&str]) -> (Child, Vec<Process>) {
     let mut command =
         workspace.launcher(2, &[&["--set", "max_steps=100000", "--max-restarts", "0"], args].concat());
@@ -22,7 +22,7 @@ fn find<'a>(processes: &'a [Process], part: &str) -> &'a Process {
     processes.iter().find(|process| process.command.contains(part)).unwrap()
 }
 
-/// The one error of a run that has failed and left nothing behind.
+/// Waits until the run fails and all processes are gone. Returns its only error.
 fn error_of(mut launcher: Child, processes: &[Process]) -> String {
     let watches: Vec<Watch> = processes.iter().map(Watch::on).collect();
     let (status, text) = processes::outcome(&mut launcher);
@@ -33,9 +33,9 @@ fn error_of(mut launcher: Child, processes: &[Process]) -> String {
     errors[0].to_owned()
 }
 
-/// Rank 0 waits in a collective meanwhile, and is not blamed.
+/// Meanwhile rank 0 waits in a collective and must not be blamed.
 #[test]
-fn a_computing_thread_that_stands_still_is_named_with_its_last_collective() {
+fn a_stalled_compute_thread_is_named_with_its_last_collective() {
     let workspace = Workspace::with_model(16, "");
     let (launcher, processes) = long_run(&workspace, &["--stall-timeout", "8"]);
     let trainer = find(&processes, "node1-cpu");
@@ -51,7 +51,7 @@ fn a_computing_thread_that_stands_still_is_named_with_its_last_collective() {
 }
 
 #[test]
-fn a_tokenising_thread_that_stands_still_is_found() {
+fn a_stalled_tokenising_thread_is_found() {
     let workspace = Workspace::with_model(16, "");
     let (launcher, processes) = long_run(&workspace, &["--stall-timeout", "8"]);
     let held = hold_thread(find(&processes, "node0-cpu").pid, Some("feed"));
@@ -62,7 +62,7 @@ fn a_tokenising_thread_that_stands_still_is_found() {
 }
 
 #[test]
-fn a_coordinator_that_is_stopped_is_named_and_ended() {
+fn a_suspended_coordinator_is_named_and_ended() {
     let workspace = Workspace::with_model(16, "");
     let (launcher, processes) = long_run(&workspace, &["--stall-timeout", "8"]);
     stop(find(&processes, "coordinator --config").pid);
@@ -70,7 +70,7 @@ fn a_coordinator_that_is_stopped_is_named_and_ended() {
     assert!(error.contains("coordinator") && error.contains("silent: no sign of life for 8 s"), "{error}");
 }
 
-/// Programs of which one stops itself before it does anything, where its command line has a word.
+/// Runs with a `program` that suspends itself at its start if its command line contains `word`. Returns the error.
 fn stopped_at_its_start(workspace: &Workspace, program: &str, word: &str) -> String {
     use std::os::unix::fs::PermissionsExt;
     let other = if program == "trainer" { "coordinator" } else { "trainer" };
@@ -88,25 +88,25 @@ fn stopped_at_its_start(workspace: &Workspace, program: &str, word: &str) -> Str
 }
 
 #[test]
-fn a_coordinator_that_is_stopped_before_it_listens_is_named() {
+fn a_coordinator_suspended_before_it_listens_is_named() {
     let error = stopped_at_its_start(&Workspace::with_model(16, ""), "coordinator", "--config");
     assert!(error.contains("coordinator on this machine is silent: no sign of life for 4 s"), "{error}");
 }
 
 #[test]
-fn a_trainer_that_is_stopped_before_it_joins_is_named() {
+fn a_trainer_suspended_before_it_joins_is_named() {
     let error = stopped_at_its_start(&Workspace::with_model(16, ""), "trainer", "node1-cpu");
     let named = "trainer rank 1 (node1-cpu) on this machine is silent: it has not joined the run for 20 s";
     assert!(error.contains(named), "{error}");
 }
 
-/// A shell's pipe that its writer neither fills nor closes stands in for a disk that hangs.
+/// A pipe that is neither written nor closed stands in for a hanging disk.
 #[test]
-fn a_coordinator_whose_reading_hangs_names_what_it_reads() {
+fn a_coordinator_that_hangs_while_reading_names_the_file() {
     let mut coordinator = std::process::Command::new(binary("coordinator"));
     coordinator.args(["--config", "/dev/stdin", "--world-size", "1", "--stall-timeout", "1"]);
     let mut coordinator = coordinator.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // Held open.
+    // Keep the pipe open.
     let _pipe = coordinator.stdin.take();
     let (status, text) = processes::outcome(&mut coordinator);
     assert_eq!(status, Some(1), "{text}");
@@ -114,9 +114,9 @@ fn a_coordinator_whose_reading_hangs_names_what_it_reads() {
     assert!(text.contains(named) && text.contains("--stall-timeout"), "{text}");
 }
 
-/// The launcher's machine may be gone with it: trainers find out by themselves.
+/// The launcher's machine may be gone as well, so trainers must notice by themselves.
 #[test]
-fn trainers_leave_a_coordinator_that_is_stopped() {
+fn trainers_leave_a_suspended_coordinator() {
     let workspace = Workspace::with_model(16, "");
     let (mut launcher, processes) = long_run(&workspace, &["--stall-timeout", "8"]);
     let trainers: Vec<Watch> =
@@ -129,15 +129,15 @@ fn trainers_leave_a_coordinator_that_is_stopped() {
     launcher.wait().unwrap();
 }
 
-/// A laptop that sleeps, or Ctrl-Z and fg: all clocks stand together, for longer than any silence may be.
+/// As when a laptop sleeps, or after Ctrl-Z and `fg`: all processes are suspended together for longer than the stall timeout.
 #[test]
-fn a_run_that_is_stopped_as_a_whole_goes_on_when_it_is_continued() {
+fn a_run_suspended_as_a_whole_goes_on_when_it_is_resumed() {
     let workspace = Workspace::with_model(16, "");
     let (mut launcher, processes) = long_run(&workspace, &["--stall-timeout", "3"]);
     let all = || processes.iter().map(|process| process.pid).chain([launcher.id() as i32]);
     for _ in 0..2 {
         all().for_each(stop);
-        // What is tested is time that passes.
+        // The test needs time to pass.
         std::thread::sleep(Duration::from_secs(5));
         let before = workspace.steps_so_far();
         all().for_each(go_on);

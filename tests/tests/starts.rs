@@ -1,5 +1,5 @@
-//! What a run can start from, adapters and model folders of every kind: each gives the numbers of transformers and PEFT, or is
-//! refused by an error that names the cause. What a run at learning rate 0 writes must give the same numbers there again.
+//! Starts from adapters and model folders of every kind: each gives the numbers of transformers and PEFT, or is refused with an
+//! error that names the cause. The folder that a run at learning rate 0 writes must give the same numbers again.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::fmt::Write as _;
@@ -10,9 +10,9 @@ use dyad_tests::processes::die_with_me;
 use dyad_tests::{Workspace, binary, number, root, text};
 use serde_json::{Map, Value};
 
-/// Of a mean of summed log-probabilities around -300: a float32 sum of that size is rounded to a tenth of this.
+/// Relative. Values are means of summed log-probabilities around -300; rounding of a float32 sum of that size is a tenth of this.
 const TOLERANCE: f64 = 1e-5;
-/// Two processes' worth of work at a time: a launcher's trainer and coordinator take turns.
+/// Runs at a time. A run's trainer and coordinator take turns, so each run keeps one core busy.
 const AT_ONCE: usize = 2;
 const RUN: &str = "training_file = \"pairs.jsonl\"\nbatch_size = 4\nmax_steps = 1\nlearning_rate = 0.0\nshuffle = false\n\
 dtype = \"float32\"\n";
@@ -29,11 +29,11 @@ fn python(what: &str, workspace: &Workspace) {
     assert!(output.status.success(), "starts.py {what}\n{}", text(&output));
 }
 
-/// Starts a run, and says what is wrong with what came of it.
+/// Starts a run. Returns a description of what is wrong with its result, or `None`.
 fn wrong(workspace: &Workspace, name: &str, start: &Value) -> Option<String> {
     let mut config = format!("{RUN}output_dir = \"out-{name}\"\n");
     for (key, value) in start["run"].as_object().unwrap() {
-        // JSON's strings, numbers and booleans are also TOML's.
+        // JSON strings, numbers and booleans are valid TOML.
         writeln!(config, "{key} = {value}").unwrap();
     }
     workspace.write(&format!("{name}.toml"), &config);
@@ -56,7 +56,7 @@ fn wrong(workspace: &Workspace, name: &str, start: &Value) -> Option<String> {
     let row: Map<String, Value> = workspace.rows(&format!("out-{name}/metrics.jsonl")).remove(0);
     for (metric, right) in [("logps/chosen", "chosen"), ("logps/rejected", "rejected")] {
         let (found, right) = (number(&row, metric), start[right].as_f64().unwrap());
-        // Written so that NaN is wrong.
+        // Written so that NaN fails.
         let close = (found - right).abs() <= TOLERANCE * right.abs();
         if !close {
             return Some(format!("{name}: {metric} {found}, right is {right}"));
@@ -65,7 +65,7 @@ fn wrong(workspace: &Workspace, name: &str, start: &Value) -> Option<String> {
     warned_wrongly(workspace, name, start["warns"].as_str())
 }
 
-/// `trainer check`, which dry runs and the doctor ask, refuses what a run refuses, with the same words, and nothing else.
+/// `trainer check`, which dry runs and the doctor use, must refuse the same starts as a run, with the same words.
 fn checked_wrongly(workspace: &Workspace, name: &str, refused: Option<&str>) -> Option<String> {
     let mut command = Command::new(binary("trainer"));
     command.args(["check", "--config", &format!("{name}.toml")]).current_dir(workspace.path("."));
@@ -78,7 +78,7 @@ fn checked_wrongly(workspace: &Workspace, name: &str, refused: Option<&str>) -> 
     (!right).then(|| format!("{name}: the check does not say {refused:?}:\n{said}"))
 }
 
-/// A start that is read otherwise than it may seem is told once; others without a word.
+/// A start must warn exactly once with `words`, or not at all if `words` is `None`.
 fn warned_wrongly(workspace: &Workspace, name: &str, words: Option<&str>) -> Option<String> {
     let log = std::fs::read_to_string(workspace.path(&format!("out-{name}/logs/node0-cpu.log"))).unwrap();
     let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();

@@ -1,4 +1,4 @@
-//! Who reads what a run says changes nothing in the run.
+//! Output streams that are full, closed or never read, and sparse environments, do not disturb a run.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::io::{PipeReader, PipeWriter};
@@ -9,7 +9,7 @@ use dyad_tests::processes::{terminate, wait_for};
 use dyad_tests::terminal::{Narrowing, Terminal};
 use dyad_tests::{Workspace, text};
 
-/// Whether the pipe takes no more.
+/// Whether the pipe is full.
 #[expect(unsafe_code, reason = "poll")]
 fn is_full(pipe: &PipeWriter) -> bool {
     let mut poll = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
@@ -18,7 +18,7 @@ fn is_full(pipe: &PipeWriter) -> bool {
 }
 
 #[test]
-fn a_pipe_that_nobody_reads_stops_no_run_and_no_signal() {
+fn a_full_unread_pipe_blocks_neither_run_nor_signals() {
     let workspace = Workspace::with_model(16, "max_steps = 1000000\n");
     let (_unread, pipe): (PipeReader, PipeWriter) = std::io::pipe().unwrap();
     let mut command = workspace.launcher(2, &["--verbose"]);
@@ -36,7 +36,7 @@ fn a_pipe_that_nobody_reads_stops_no_run_and_no_signal() {
 }
 
 #[test]
-fn streams_that_are_closed_or_full_fail_no_run_that_is_complete() {
+fn closed_or_full_streams_do_not_fail_a_complete_run() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     for (index, streams) in
         ["> /dev/full", "2> /dev/full", "<&- >&- 2>&-", "2>&1 | head -1"].iter().enumerate()
@@ -60,7 +60,7 @@ fn streams_that_are_closed_or_full_fail_no_run_that_is_complete() {
 }
 
 #[test]
-fn where_log_lines_are_json_every_line_is() {
+fn with_json_logs_every_line_is_json() {
     let workspace = Workspace::with_model(8, "max_steps = 1\n");
     let output = workspace.launch(1, &["--log-format", "json"]);
     assert!(output.status.success(), "{}", text(&output));
@@ -71,9 +71,9 @@ fn where_log_lines_are_json_every_line_is() {
     assert!(odd.is_empty(), "{odd:?}");
 }
 
-/// What a login shell, a cron job or a container leaves in the environment, or does not.
+/// Environments as a login shell, a cron job or a container sets them.
 #[test]
-fn an_environment_with_little_or_nothing_in_it_trains() {
+fn runs_train_with_a_sparse_or_empty_environment() {
     let workspace = Workspace::with_model(
         8,
         "max_steps = 1\nreference_logps = \"cache\"\nreference_cache = \"kept.sqlite\"\n",
@@ -88,18 +88,18 @@ fn an_environment_with_little_or_nothing_in_it_trains() {
     }
 }
 
-/// Without HOME there is no cache folder of the user's.
+/// Without HOME the user has no cache folder.
 #[test]
-fn reference_scores_are_kept_with_the_run_where_there_is_no_home() {
+fn without_home_reference_scores_are_kept_in_the_output_folder() {
     let workspace = Workspace::with_model(8, "max_steps = 1\nreference_logps = \"cache\"\n");
     let output = workspace.launcher(1, &[]).env_clear().output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     assert!(workspace.path("out/reference.sqlite").exists());
 }
 
-/// Ctrl-S: the terminal takes nothing more, and the run goes on and obeys.
+/// After Ctrl-S the terminal accepts no output; the run goes on and reacts to signals.
 #[test]
-fn a_terminal_that_is_stopped_stops_no_run_and_no_signal() {
+fn a_terminal_stopped_by_ctrl_s_blocks_neither_run_nor_signals() {
     let workspace = Workspace::with_model(16, "max_steps = 1000000\n");
     let (mut terminal, mut launcher) =
         Terminal::run(workspace.launcher(1, &["--verbose"]), 80, Narrowing::Reflows);

@@ -1,5 +1,5 @@
-//! `deploy/observability/tempo/tempo.yaml` against what Tempo 2.9 and 3 take. No Tempo is run here: the keys of both were read from their
-//! sources (`tests/observability/tempo-keys.json`).
+//! `deploy/observability/tempo/tempo.yaml` against the keys that Tempo 2.9 and 3 accept. No Tempo runs here:
+//! `tests/observability/tempo-keys.json` lists the keys from both sources.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use dyad_tests::root;
@@ -9,7 +9,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap()
 }
 
-/// Keys of a configuration that a version does not know, with their places.
+/// Returns the keys of a configuration that a version does not know, with their paths.
 fn unknown(known: &Value, version: &str, at: &str, config: &Value) -> Vec<String> {
     if known["free"].as_array().unwrap().iter().any(|free| free == at) {
         return Vec::new();
@@ -34,7 +34,7 @@ fn tempo_2_9_and_3_know_every_key_and_keep_traces_for_two_weeks() {
         assert_eq!(unknown(&known, version, "", &config), Vec::<String>::new(), "{version}");
     }
     assert_eq!(config["overrides"]["defaults"]["compaction"]["block_retention"], "336h");
-    // What the file said before, which 3 refused; and a word that neither knows.
+    // An earlier form of the file, which 3 refuses, and a key that neither version knows.
     let old = json!({ "compactor": { "compaction": { "block_retention": "336h" } } });
     assert!(unknown(&known, "2.9.0", "", &old).is_empty());
     assert_eq!(unknown(&known, "3.0.3", "", &old), ["compactor"]);
@@ -42,9 +42,9 @@ fn tempo_2_9_and_3_know_every_key_and_keep_traces_for_two_weeks() {
     assert_eq!(unknown(&known, "2.9.0", "", &wrong), ["storage.trace.wall"]);
 }
 
-/// The version that is deployed is one of them, wherever it is named.
+/// Both deployments name Tempo 2.9.0, one of these versions.
 #[test]
-fn the_tempo_that_is_deployed_is_one_that_the_configuration_is_for() {
+fn the_deployed_tempo_version_is_a_checked_one() {
     for file in ["compose.yaml", "kubernetes/tempo.yaml"] {
         let text = read(&format!("deploy/observability/{file}"));
         let image = text

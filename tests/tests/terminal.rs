@@ -1,4 +1,4 @@
-//! What a person sees of a run on a terminal, read from the terminal's screen.
+//! Output of a run on a terminal, read from the terminal's screen.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::process::Child;
@@ -7,10 +7,10 @@ use dyad_tests::Workspace;
 use dyad_tests::processes::{interrupt, wait_for};
 use dyad_tests::terminal::{Narrowing, Terminal};
 
-/// Only the live line has one of these.
+/// Texts that only the live line contains.
 const MARKS: [&str; 5] = ["/1000000", "<", "█", "░", "loss "];
 
-/// A run that would go on for a long time, and says something above the live line now and then.
+/// Starts a long run that prints a line above the live line now and then.
 fn long_run(columns: usize, narrowing: Narrowing) -> (Workspace, Terminal, Child) {
     let workspace = Workspace::with_model(16, "max_steps = 1000000\nsave_steps = 7\nsave_total_limit = 2\n");
     let command = workspace.launcher(1, &[]);
@@ -18,8 +18,8 @@ fn long_run(columns: usize, narrowing: Narrowing) -> (Workspace, Terminal, Child
     (workspace, terminal, launcher)
 }
 
-/// The step in the live line; none where it does not stand last, or where something of another one is left. Both may be so until it is
-/// drawn again.
+/// Returns the step in the live line. `None` if the live line is not the last row, or if parts of an earlier one remain; both may happen
+/// until the next redraw.
 fn live(rows: &[String]) -> Option<u64> {
     let marked: Vec<&String> =
         rows.iter().filter(|row| MARKS.iter().any(|mark| row.contains(mark))).collect();
@@ -29,7 +29,7 @@ fn live(rows: &[String]) -> Option<u64> {
     before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Waits until the live line tells of a step after this one; that one's number.
+/// Waits until the live line shows a later step than `after`, and returns it.
 fn next_step(terminal: &Terminal, after: u64) -> u64 {
     let mut rows = Vec::new();
     let later = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -42,7 +42,7 @@ fn next_step(terminal: &Terminal, after: u64) -> u64 {
         .unwrap_or_else(|_| panic!("no later step than {after} alone in the live line:\n{}", rows.join("\n")))
 }
 
-/// Sees the run end as it was asked to, with nothing left of the live line.
+/// Stops the run with SIGINT, and checks its last lines and that no part of the live line is left.
 fn stops(workspace: &Workspace, terminal: Terminal, mut launcher: Child) {
     interrupt(launcher.id() as i32);
     let status = wait_for("the end of the run", || launcher.try_wait().unwrap());
@@ -56,12 +56,12 @@ fn stops(workspace: &Workspace, terminal: Terminal, mut launcher: Child) {
     assert_eq!(screen.lines[screen.lines.len() - 2..], [stopped, hint]);
     assert!(!screen.lines.iter().any(|line| line.contains("error")), "{screen:?}");
     let devices = screen.lines.iter().find(|line| line.starts_with("devices  ")).unwrap();
-    // Whatever is left of it on a terminal that was narrow.
+    // A narrow terminal may have cut this line.
     assert!("devices  1 trainer on the CPU: as".starts_with(&devices[..17]), "{devices}");
 }
 
 #[test]
-fn a_resized_terminal_that_breaks_lines_anew_shows_one_live_line_and_nothing_stale() {
+fn a_resized_reflowing_terminal_shows_one_live_line_and_nothing_stale() {
     let (workspace, terminal, launcher) = long_run(80, Narrowing::Reflows);
     let mut step = next_step(&terminal, 0);
     for columns in [33, 200, 17, 120, 60, 25, 80] {
@@ -69,7 +69,7 @@ fn a_resized_terminal_that_breaks_lines_anew_shows_one_live_line_and_nothing_sta
         step = next_step(&terminal, step);
         step = next_step(&terminal, step);
     }
-    // Log lines stand above it, whole.
+    // Log lines above the live line are complete.
     let saved = wait_for("a checkpoint", || {
         let saved: Vec<String> =
             terminal.lines().into_iter().filter(|line| line.starts_with("saved    ")).collect();
@@ -83,8 +83,8 @@ fn a_resized_terminal_that_breaks_lines_anew_shows_one_live_line_and_nothing_sta
 }
 
 #[test]
-fn a_resized_terminal_that_cuts_lines_shows_one_live_line_and_nothing_stale() {
-    // Wide, so that no log line is cut.
+fn a_resized_cutting_terminal_shows_one_live_line_and_nothing_stale() {
+    // Start wide, so that no log line is cut.
     let (workspace, terminal, launcher) = long_run(240, Narrowing::Cuts);
     let mut step = next_step(&terminal, 0);
     for columns in [40, 120, 17, 240] {
@@ -96,7 +96,7 @@ fn a_resized_terminal_that_cuts_lines_shows_one_live_line_and_nothing_stale() {
 }
 
 #[test]
-fn on_a_narrow_terminal_a_run_leaves_its_lines_alone() {
+fn on_a_narrow_terminal_finished_lines_stay_intact() {
     let workspace =
         Workspace::with_model(8, "max_steps = 1\nn_evals = 1\nvalidation_file = \"pairs.jsonl\"\n");
     let (terminal, mut launcher) =

@@ -1,4 +1,4 @@
-//! Tokenizer folders: the ids and special tokens that transformers' AutoTokenizer makes of them, live, or a refusal by name.
+//! Tokenizer folders: Dyad gives the ids and special tokens of transformers' AutoTokenizer, or refuses the folder by name.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ fn load(folder: &Path) -> Result<ChatTokenizer, String> {
 #[derive(Debug, PartialEq)]
 struct Made {
     ids: Vec<Vec<u32>>,
-    /// With the special tokens that the tokenizer adds.
+    /// Ids with the special tokens that the tokenizer adds.
     plain: Vec<Vec<u32>>,
     special: String,
 }
@@ -74,9 +74,9 @@ fn every_tokenizer_folder_gives_the_ids_of_transformers_or_is_refused_by_name() 
     );
 }
 
-/// Template and special tokens mean something only with the tokenizer beside them.
+/// Template and special tokens belong to the tokenizer in the same folder.
 #[test]
-fn final_carries_the_one_set_of_tokenizer_files_that_was_trained_with() {
+fn final_holds_exactly_the_tokenizer_files_used_in_training() {
     let workspace = Workspace::with_model(8, "max_steps = 1\nfrom_checkpoint = \"start\"\n");
     workspace.new_model("start", &["--seed", "3"]);
     workspace.write("model/special_tokens_map.json", r#"{"bos_token": "!"}"#);
@@ -92,9 +92,9 @@ fn final_carries_the_one_set_of_tokenizer_files_that_was_trained_with() {
     }
 }
 
-/// An adapter's folder has no config.json, from which transformers knows that a tokenizer is Qwen2's.
+/// An adapter's folder has no config.json, from which transformers would know that the tokenizer is Qwen2's.
 #[test]
-fn the_tokenizer_beside_an_adapter_is_the_one_that_was_trained_with() {
+fn an_adapters_tokenizer_encodes_like_the_one_used_in_training() {
     let workspace = Workspace::with_model(8, "max_steps = 1\nlora = true\n");
     fs::remove_dir_all(workspace.path("model")).unwrap();
     workspace.new_model("model", &["--model-type", "qwen2"]);
@@ -112,7 +112,7 @@ fn the_tokenizer_beside_an_adapter_is_the_one_that_was_trained_with() {
     assert_eq!(adapter.encode(words).unwrap(), base.encode(words).unwrap());
 }
 
-/// A class that makes something else of tokenizer.json is known, or refused; a name that transformers does not know is none.
+/// Dyad knows or refuses every class that changes tokenizer.json. It ignores class names that transformers does not know.
 #[test]
 fn every_class_of_transformers_that_rebuilds_a_tokenizer_is_known_or_refused() {
     let workspace = Workspace::with_model(4, "");

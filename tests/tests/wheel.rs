@@ -1,4 +1,4 @@
-//! The Python wheel: built from the programs of this build, installed into a new environment, and used there as its user would.
+//! The Python wheel: built from this build's programs, installed into a new environment, and used there.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::os::unix::fs::symlink;
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use dyad_tests::{root, text};
 
-/// Builds it into a folder.
+/// Builds the wheel into a folder and returns its path.
 fn build(target: &Path) -> PathBuf {
     let output =
         Command::new("python3").arg(root().join("deploy/wheel/build.py")).arg(target).output().unwrap();
@@ -15,7 +15,7 @@ fn build(target: &Path) -> PathBuf {
     String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
-/// A new environment of the Python that has torch.
+/// A new virtual environment.
 struct Environment {
     dir: PathBuf,
     packages: PathBuf,
@@ -29,7 +29,7 @@ impl Environment {
         Self { dir: dir.to_owned(), packages: packages(dir) }
     }
 
-    /// Puts torch and what it needs beside what is installed here, as pip would.
+    /// Links torch and its dependencies into the environment.
     fn with_torch(self) -> Self {
         for entry in std::fs::read_dir(packages(&root().join(".venv/parity"))).unwrap() {
             let entry = entry.unwrap();
@@ -45,7 +45,7 @@ impl Environment {
         pip.args(args).arg(wheel).output().unwrap()
     }
 
-    /// A command of the wheel in a folder, and nothing of this build around it.
+    /// Returns a command of the wheel that runs in `folder` with a minimal environment.
     fn command(&self, name: &str, folder: &Path) -> Command {
         let mut command = Command::new(self.dir.join("bin").join(name));
         command.current_dir(folder).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", folder);
@@ -63,7 +63,7 @@ fn the_wheel_installs_beside_torch_and_trains() {
     let dir = tempfile::tempdir().unwrap();
     let wheel = build(&dir.path().join("dist"));
     let environment = Environment::new(&dir.path().join("venv")).with_torch();
-    // What it requires is there, and pip says so.
+    // pip finds that the wheel's requirements are met.
     let installed = environment.install(&wheel, &[]);
     assert!(installed.status.success(), "{}", text(&installed));
 
@@ -100,7 +100,7 @@ fn the_wheel_installs_beside_torch_and_trains() {
     refuses_other_torches(&environment, &wheel, dir.path());
 }
 
-/// Another torch has another binary interface; a torch in another folder is found.
+/// A missing torch or another version is refused, because its ABI differs. A torch in another folder is found.
 fn refuses_other_torches(environment: &Environment, wheel: &Path, dir: &Path) {
     let bare = Environment::new(&dir.join("bare"));
     let refused = bare.install(wheel, &[]);
@@ -109,12 +109,12 @@ fn refuses_other_torches(environment: &Environment, wheel: &Path, dir: &Path) {
     let output = bare.command("dyad-trainer", dir).arg("--version").output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     assert!(text(&output).contains("hint: pip install 'torch==2.11.*'"), "{}", text(&output));
-    // An environment that sees another one's packages, as one with --system-site-packages does.
+    // An environment that sees the packages of another one, as with --system-site-packages.
     std::fs::write(bare.packages.join("others.pth"), format!("{}\n", environment.packages.display()))
         .unwrap();
     let output = bare.command("dyad-trainer", dir).arg("--version").output().unwrap();
     assert!(output.status.success() && text(&output).starts_with("dyad-trainer "), "{}", text(&output));
-    // Its metadata says another version.
+    // Metadata of another torch version.
     let other = bare.packages.join("torch-2.10.0.dist-info");
     std::fs::create_dir(&other).unwrap();
     std::fs::write(other.join("METADATA"), "Metadata-Version: 2.1\nName: torch\nVersion: 2.10.0\n").unwrap();

@@ -1,9 +1,9 @@
-//! Words agree with the numbers before them: whatever prints a count with its noun goes by `dyad_proto::counted`.
+//! Nouns agree with the numbers before them: code that prints a count with its noun uses `dyad_proto::counted`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::path::{Path, PathBuf};
 
-/// Nouns that a count stands before.
+/// Nouns that follow a count.
 const NOUNS: [&str; 44] = [
     "answers",
     "arguments",
@@ -51,7 +51,7 @@ const NOUNS: [&str; 44] = [
     "values",
 ];
 
-/// Beside files of tests, whose words nobody reads.
+/// Collects the source files below a folder, without tests.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         let path = entry.path();
@@ -63,8 +63,8 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// A placeholder that is followed by a noun in the plural, whatever the number in its place is. Constants are in capitals, and more
-/// than one.
+/// Returns a plural noun that follows a placeholder. Placeholders of constants, which are in capitals, are skipped: their values are
+/// larger than one.
 fn plural_behind_a_count(line: &str) -> Option<&str> {
     let mut rest = line;
     while let Some((before, after)) = rest.split_once("} ") {
@@ -82,7 +82,7 @@ fn plural_behind_a_count(line: &str) -> Option<&str> {
 }
 
 #[test]
-fn no_noun_is_in_the_plural_behind_a_count_that_may_be_one() {
+fn no_plural_noun_follows_a_count_that_may_be_one() {
     let mut files = Vec::new();
     for folder in [
         "proto/src",
@@ -112,7 +112,7 @@ fn no_noun_is_in_the_plural_behind_a_count_that_may_be_one() {
 }
 
 #[test]
-fn a_plural_behind_a_count_is_found() {
+fn a_plural_noun_after_a_count_is_found() {
     for (line, word) in [
         (r#"format!("{} trainers", n)"#, Some("trainers")),
         (r#"format!("a {x} b {n:.1} more lines")"#, Some("lines")),

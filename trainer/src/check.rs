@@ -15,9 +15,10 @@ use dyad_proto::{Fault, RunConfig, files, left_out};
 use tch::{Device, Kind};
 
 use crate::load::Sources;
-use crate::lora;
+use crate::model::Model;
+use crate::model::lora;
 use crate::model::weights::Reading;
-use crate::model::{Model, ModelConfig};
+use dyad_families::ModelConfig;
 use dyad_torch::place::Place;
 
 /// Pairs that are turned into tokens: enough to meet the template and the vocabulary, few enough to take no time.

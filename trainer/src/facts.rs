@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use tch::Device;
 
 use crate::load::Sources;
-use crate::lora;
 use crate::model::Model;
+use crate::model::lora;
 use crate::model::weights::Digested;
 use dyad_torch::device::compute_kind;
 use dyad_torch::gpu::capability;
@@ -217,7 +217,7 @@ fn short(bytes: &[u8]) -> String {
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
-    crate::progress::advance();
+    crate::observe::progress::advance();
     match files::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         read => read.map(Some).map_err(|error| unreadable(path, &error)),

@@ -9,9 +9,9 @@ use dyad_proto::pairs::Message;
 use dyad_proto::{Fault, lfs, manifest};
 use tch::Tensor;
 
-use crate::lora;
 use crate::model::Model;
-use crate::model::blocks::Pass;
+use crate::model::lora;
+use crate::model::pass::Pass;
 use dyad_torch::ops::segment::Segment;
 use dyad_torch::place::Place;
 use dyad_torch::transfer::values;

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dyad_data::tokenized::Tokenized;
+use dyad_proto::checkpoint_state::{CheckpointState, RunIdentity};
 use dyad_proto::fingerprint::{Fingerprint, as_map};
 use dyad_proto::names::phase;
 use dyad_proto::run_config::ReferenceLogps as Mode;
@@ -19,23 +20,23 @@ use dyad_proto::{ErrorCode, Fault};
 use dyad_telemetry::TARGET;
 use tch::Device;
 
-use crate::checkpoint::{State, load::restore, rotate::rotate, save::Saver};
+use crate::checkpoint::{load::restore, read_state, rotate::rotate, save::Saver};
+use crate::cost::utilisation::ModelFlops;
 use crate::engine::{Engine, Share};
 use crate::error::EngineError;
 use crate::facts::of_checkpoint;
-use crate::feed::{Step, Work};
 use crate::load::Parts;
 use crate::model::Model;
 use crate::model::weights::Digested;
-use crate::parameters::Parameters;
-use crate::profile::Profile;
-use crate::progress;
-use crate::schedule::Schedule;
+use crate::observe::profile::Profile;
+use crate::observe::progress;
+use crate::observe::timing::peak_resident_bytes;
+use crate::observe::trace::{self, Beginning};
+use crate::optimizer::learning_rate::Schedule;
+use crate::session::feed::{Step, Work};
 use crate::session::{Handle, Identity, Session};
 use crate::start::{Incoming, Started, next, start};
-use crate::timing::peak_resident_bytes;
-use crate::trace::{self, Beginning};
-use crate::utilisation::ModelFlops;
+use crate::zero::parameters::Parameters;
 use dyad_torch::device::cuda_peak_bytes;
 use dyad_torch::ops::layer::kernel_threads;
 
@@ -96,7 +97,7 @@ struct RunningTrainer {
     engine: Engine,
     saver: Saver,
     schedule: Schedule,
-    state: State,
+    state: CheckpointState,
     place: Assignment,
     device: Device,
     handle: Handle,
@@ -115,22 +116,24 @@ impl RunningTrainer {
             config, place, device, parts, communicator, bucket_bytes, plan, backlog, facts, ..
         } = started;
         let Parts { policy, reference, parameters, saver } = parts;
-        let state = State {
+        let state = CheckpointState {
             step: plan.start_step,
             total_steps: plan.total_steps,
-            random_seed: config.random_seed,
-            batch_size: config.batch_size,
-            world_size: place.world_size,
             bucket_bytes,
-            num_tokens: 0,
-            evaluations: 0,
+            num_tokens: None,
+            evaluations: None,
             rotates: false,
-            fingerprint: Fingerprint {
-                dataset_sha256: plan.dataset_sha256,
-                validation_sha256: plan.validation_sha256,
-                steps_per_epoch: plan.steps_per_epoch,
-                config: as_map(&config),
-                facts: facts.into_iter().map(|fact| (fact.name, fact.value.into())).collect(),
+            run: RunIdentity {
+                random_seed: config.random_seed,
+                batch_size: config.batch_size,
+                world_size: place.world_size,
+                fingerprint: Fingerprint {
+                    dataset_sha256: plan.dataset_sha256,
+                    validation_sha256: plan.validation_sha256,
+                    steps_per_epoch: plan.steps_per_epoch,
+                    config: as_map(&config),
+                    facts: facts.into_iter().map(|fact| (fact.name, fact.value.into())).collect(),
+                },
             },
         };
         let flops = ModelFlops::new(&config, &policy.config);
@@ -378,7 +381,7 @@ fn no_number(sums: &PreferenceSums) -> Option<String> {
 
 /// Takes up a checkpoint, and says what this rank has read: each reads its own copy, and all must have read the same.
 fn resume(checkpoint: &Path, parameters: &mut Parameters, handle: &Handle) -> Result<(), Fault> {
-    let step = State::load(checkpoint)?.step;
+    let step = read_state(checkpoint)?.step;
     let read = Digested::default();
     restore(checkpoint, parameters, &read)?;
     handle.send(Sent::Facts(Facts { facts: of_checkpoint(step, &read) }));

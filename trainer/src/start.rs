@@ -16,21 +16,21 @@ use dyad_proto::{Fault, RunConfig};
 use dyad_telemetry::TARGET;
 use tch::{Device, Tensor};
 
-use crate::batch::Layout;
-use crate::checkpoint::{Home, State};
-use crate::cost::PassCost;
+use crate::batch::PairLayout;
+use crate::checkpoint::{Home, read_state};
+use crate::cost::flops::PassCost;
+use crate::cost::utilisation::peak_flops;
 use crate::error::EngineError;
 use crate::facts;
-use crate::feed::{self, Files, Work};
-use crate::gpu_meter;
-use crate::layout::Sharding;
+use crate::load::reading_ranks;
 use crate::load::{Among, Parts, Sources};
-use crate::loading;
-use crate::model::ModelConfig;
-use crate::progress;
-use crate::rendezvous::Rendezvous;
+use crate::observe::gpu_meter;
+use crate::observe::progress;
+use crate::session::feed::{self, Files, Work};
+use crate::session::rendezvous::Rendezvous;
 use crate::session::{Handle, Identity};
-use crate::utilisation::peak_flops;
+use crate::zero::ranges::Sharding;
+use dyad_families::ModelConfig;
 use dyad_torch::comm::measure::{USUAL_BUCKET, measure};
 use dyad_torch::comm::{Communicator, narrow};
 use dyad_torch::device;
@@ -91,7 +91,7 @@ pub fn start(
     // Before anything is measured by them.
     let mut facts = facts::of_files(&config, &sources, device, rule.max_len)?;
     handle.send(Sent::Facts(Facts { facts: facts.clone() }));
-    let cost = PassCost::new(&model, Layout::of(&config));
+    let cost = PassCost::new(&model, PairLayout::of(&config));
     let tokenizer = PairTokenizer::new(tokenizer, rule, CACHE_BYTES);
     let work = feed::start(received, tokenizer, cost, Files::of(&config), handle.clone())?;
     handle.enter(Phase::Rendezvous, 0);
@@ -108,7 +108,7 @@ pub fn start(
     handle.enter(Phase::Loading, 0);
     let loading = tracing::info_span!(target: TARGET, "load").entered();
     let began = Instant::now();
-    let reading = loading::choose(&config, &sources, &communicator, device)?;
+    let reading = reading_ranks::choose(&config, &sources, &communicator, device)?;
     let mut parts = Parts::load_by(&config, &sources, device, among, &reading)?;
     parts.saver.home = home.unwrap_or(parts.saver.home);
     let loaded = facts::of_weights(&mut parts.policy, &reading.digest.unwrap_or_default());
@@ -258,7 +258,7 @@ fn bucket_bytes(
     let saved = match communicator.rank() {
         // Whoever takes up the checkpoint has better words for a state that cannot be read.
         0 if !resume_from.as_os_str().is_empty() => {
-            State::load(resume_from).map_or(0, |state| state.bucket_bytes)
+            read_state(resume_from).map_or(0, |state| state.bucket_bytes)
         }
         _ => 0,
     };

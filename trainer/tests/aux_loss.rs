@@ -12,10 +12,10 @@ use dyad_torch::autograd::grad;
 use support::steps::{pairs, share};
 use support::{engine, new_model};
 use tch::{Device, Kind, Tensor};
-use trainer::batch::{Layout, MicroBatch};
+use trainer::batch::{MicroBatch, PairLayout};
 use trainer::engine::Engine;
-use trainer::model::blocks::Pass;
-use trainer::model::{DecoderLayer, LayerOutput, Part};
+use trainer::model::layer::{DecoderLayer, LayerOutput, Part};
+use trainer::model::pass::Pass;
 
 const COEFFICIENT: f64 = 0.5;
 
@@ -53,7 +53,7 @@ fn engine_with_aux_loss(dir: &Path, lora: bool, checkpointing: ActivationCheckpo
 /// The sum of the terms, and the norm of its gradient, from one graph over all layers.
 fn from_one_graph(engine: &Engine) -> (f64, f64) {
     let pairs = pairs();
-    let batch = MicroBatch::pack(&pairs.iter().collect::<Vec<_>>(), Layout::SharedPairs, Device::Cpu);
+    let batch = MicroBatch::pack(&pairs.iter().collect::<Vec<_>>(), PairLayout::SharedPairs, Device::Cpu);
     let embedded = engine.policy.embed(&batch.tokens).set_requires_grad(true);
     let pass = engine.policy.pass(&batch, true);
     let (mut hidden, mut total) = (embedded.shallow_clone(), Tensor::from(0.0));

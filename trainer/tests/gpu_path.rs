@@ -18,7 +18,7 @@ use support::kernels::{the_head_scores_as_float32, work_between_products_equals_
 use support::steps::{differences, pairs, share, two_steps};
 use support::{engine, new_model};
 use tch::{Device, Kind, Tensor};
-use trainer::batch::{Layout, MicroBatch};
+use trainer::batch::{MicroBatch, PairLayout};
 use trainer::engine::Engine;
 
 /// A llama with two query heads to a key head.
@@ -72,7 +72,7 @@ fn kernels_equal_their_definition() {
 fn a_micro_batch_brings_its_runs_along() {
     let pairs = pairs();
     let pairs: Vec<&Tokenized> = pairs.iter().collect();
-    let batch = as_on_gpu(|| MicroBatch::pack(&pairs, Layout::SharedPairs, Device::Cpu));
+    let batch = as_on_gpu(|| MicroBatch::pack(&pairs, PairLayout::SharedPairs, Device::Cpu));
     let (sent, runs) = (batch.varlen.unwrap(), dyad_torch::ops::flash_attention::Runs::of(&batch.segments));
     let list = |tensor: &Tensor| Vec::<i64>::try_from(&tensor.to_kind(Kind::Int64)).unwrap();
     assert_eq!(sent.queries.kind(), Kind::Int);
@@ -86,7 +86,7 @@ fn a_micro_batch_brings_its_runs_along() {
         (wide(&copies.starts), wide(&copies.places))
     );
     assert!(
-        MicroBatch::pack(&pairs, Layout::SharedPairs, Device::Cpu).varlen.is_none(),
+        MicroBatch::pack(&pairs, PairLayout::SharedPairs, Device::Cpu).varlen.is_none(),
         "the CPU has kernels of its own"
     );
 }
@@ -246,15 +246,15 @@ const COPIES: [&str; 7] = [
 const OUTSIDE_STEPS: [(&str, &str); 13] = [
     ("checkpoint/", "writes and restores checkpoints"),
     ("torch/comm/measure.rs", "times the link before the first step"),
-    ("unit_weights.rs to_device(Device::Cpu)", "adopts weights when they are loaded"),
+    ("zero/unit_weights.rs to_device(Device::Cpu)", "adopts weights when they are loaded"),
     ("generate.rs", "generates text"),
-    ("loading.rs", "decides at the start who reads the weights"),
-    ("model/relay.rs", "loads weights"),
-    ("model/weights.rs", "loads weights"),
+    ("load/reading_ranks.rs", "decides at the start who reads the weights"),
+    ("model/weights/relay.rs", "loads weights"),
+    ("model/weights/mod.rs", "loads weights"),
     ("objective/tests.rs", "unit tests"),
     ("optimizer/eight_bit.rs from_slice(", "makes the optimizer's states before the first step"),
     ("optimizer/update.rs double_value(", "the branch for CPUs"),
-    ("parameters/checkpoint_view.rs to_device(Device::Cpu)", "copies states for a checkpoint"),
+    ("zero/parameters/checkpoint_view.rs to_device(Device::Cpu)", "copies states for a checkpoint"),
     ("start.rs", "agrees on bucket sizes before the first step"),
     ("torch/transfer.rs", "holds the copies that steps make"),
 ];
@@ -269,7 +269,7 @@ const READS: [(&str, usize); 5] = [
     // The report, at the step's end.
     ("engine/step_statistics.rs", 1),
     // Before the passes on several GPUs: which rows of the embedding other ranks look up.
-    ("parameters/rows.rs", 1),
+    ("zero/parameters/embedding_rows.rs", 1),
 ];
 
 fn sources() -> Vec<(String, String)> {

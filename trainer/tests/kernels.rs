@@ -8,7 +8,7 @@ use dyad_proto::run_config::Dtype;
 use support::{engine, new_model};
 use tch::Kind;
 use trainer::engine::Share;
-use trainer::timing::peak_resident_bytes;
+use trainer::observe::timing::peak_resident_bytes;
 
 fn share(step: u32, length: u32) -> Share {
     let tokens = |first: u32| (0..length).map(|at| first + at % 200).collect();

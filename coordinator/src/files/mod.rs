@@ -1,4 +1,4 @@
-//! What the coordinator keeps on disk.
+//! The coordinator's files.
 
 pub mod output_dir;
 pub mod reference_store;

@@ -1,7 +1,7 @@
-//! The output folder: what may be written where, where a resumed run picks up, and what a run records.
+//! The output folder: checks before a run, the point where a resumed run continues, and the files that a run writes.
 //!
-//! [`inspect`] only looks (and makes the folder). What an earlier run left goes when the new one has something to put in its place:
-//! with its first row ([`Output`]). A run that ends before has changed nothing.
+//! [`inspect`] only checks (and creates the folder). Files of an earlier run are replaced when the new run writes its first row
+//! ([`Output`]). A run that ends before its first row leaves the earlier run intact.
 
 mod aside;
 mod checkpoint;
@@ -27,20 +27,20 @@ use crate::files::tensorboard::EventFile;
 use crate::run::metrics_row::Row;
 use crate::run::same_run::{Now, same_run};
 
-/// What to do with the traces of an earlier run.
+/// How to treat the files of an earlier run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// There must be none.
+    /// Fail if there are any.
     Fresh,
     /// Remove them.
     Overwrite,
     /// Go on from the newest checkpoint.
     Resume,
-    /// The same where there is one; else remove what an attempt without checkpoint left. A finished model is kept.
+    /// Resume if there is a checkpoint; else remove the files of the earlier attempt. Fail if there is only a finished model.
     AutoResume,
 }
 
-/// Where a resumed run picks up.
+/// Where a resumed run continues.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ResumePoint {
     /// Steps done.
@@ -51,29 +51,29 @@ pub struct ResumePoint {
     pub num_tokens: u64,
     /// Evaluations that have a row.
     pub evaluations: u64,
-    /// What the run computed when the checkpoint was made.
+    /// Fingerprint of the run when the checkpoint was made.
     pub then: Fingerprint,
 }
 
-/// What is about to happen to the output folder.
+/// The planned changes to the output folder.
 #[derive(Debug)]
 pub struct OutputPlan {
     folder: Folder,
     remove: Vec<PathBuf>,
-    /// Set when an earlier run goes on.
+    /// Set if an earlier run is resumed.
     pub resume: Option<ResumePoint>,
     /// The scheduler's job that the run belongs to.
     job: Option<String>,
 }
 
-/// What the run records: its configuration, rows of both kinds, and the same for TensorBoard.
+/// The files that a run writes: its configuration, rows of steps and evaluations, and the same rows for TensorBoard.
 #[derive(Debug)]
 pub struct Output {
     plan: OutputPlan,
     config_json: String,
-    /// What is told beside it.
+    /// Written to `run.json` with the configuration: command, trainers, facts.
     record: Option<Value>,
-    /// Open once there is a row.
+    /// Open from the first row on.
     files: Option<OutputFiles>,
     /// The evaluation due at the resumed step was done before.
     pub evaluated: bool,
@@ -94,7 +94,7 @@ impl OutputFiles {
     }
 }
 
-/// Checks that the folder can be written and used as `mode` says.
+/// Creates the folder if needed, and checks that it can be written and used as `mode` says.
 pub fn inspect(folder: &Folder, mode: Mode, now: &Now) -> Result<OutputPlan, Fault> {
     let dir = folder.path();
     folder.still_there()?;
@@ -109,7 +109,7 @@ pub fn inspect(folder: &Folder, mode: Mode, now: &Now) -> Result<OutputPlan, Fau
             refuse_earlier_run(dir, &traces)?;
             Ok(plan(unfinished.cloned().collect(), None))
         }
-        // What has neither checkpoint nor final model is worth nothing to a run that starts again.
+        // Files without a checkpoint or final model are of no use to a run that starts again.
         Mode::AutoResume => {
             let has = |wanted: fn(&Path) -> bool| traces.iter().any(|path| wanted(path));
             let mode = match (has(|path| checkpoint_step(path).is_some()), has(|path| path.ends_with(FINAL)))
@@ -125,7 +125,7 @@ pub fn inspect(folder: &Folder, mode: Mode, now: &Now) -> Result<OutputPlan, Fau
             Ok(plan(traces, None))
         }
         Mode::Resume => {
-            // What is in the way of a checkpoint or of the model would be found when they are saved, after all the training.
+            // Otherwise a foreign folder in the place of a checkpoint or of the model would be found only when they are saved.
             refuse_foreign(dir)?;
             let resume = Some(resume_point(dir, now)?);
             Ok(plan(unfinished.cloned().collect(), resume))
@@ -134,13 +134,13 @@ pub fn inspect(folder: &Folder, mode: Mode, now: &Now) -> Result<OutputPlan, Fau
 }
 
 impl OutputPlan {
-    /// Of a job, which the folder then tells of from the first row on.
+    /// Sets the scheduler's job; the folder records it with the first row.
     #[must_use]
     pub fn of_job(self, job: Option<String>) -> Self {
         Self { job, ..self }
     }
 
-    /// Removes what a run that died was in the middle of writing, which nobody can use, before this one writes the same.
+    /// Removes the unfinished folders of a run that died, and returns the output for the new run.
     pub fn start(self, config_json: String) -> Result<Output, Fault> {
         self.remove.iter().filter(|path| is_unfinished(path)).try_for_each(|path| remove(path))?;
         let evaluations = Kept::read(&self.folder.path().join(EVALUATION_METRICS), self.step())?;
@@ -154,8 +154,8 @@ impl OutputPlan {
         self.resume.as_ref().map_or(0, |resume| resume.step)
     }
 
-    /// Puts the new run's files in their places, and removes what is to go. All that can fail comes first, and what fails leaves the earlier
-    /// run as it was.
+    /// Puts the new run's files in their places and removes those of the earlier run. First does everything that is likely to fail; after
+    /// a failure there the earlier run is unchanged.
     fn apply(&self, config_json: &str, record: Option<&Value>) -> Result<OutputFiles, Fault> {
         let dir = self.folder.path();
         self.folder.still_there()?;
@@ -165,7 +165,7 @@ impl OutputPlan {
         let (metrics, evaluations) = (self.rows(METRICS)?, self.rows(EVALUATION_METRICS)?);
         let board = EventFile::create(&dir.join(TENSORBOARD), self.step())?;
         let job = || records::keep_job(dir, self.job.as_deref(), self.resume.is_some());
-        // Beside what is not removed yet it would tell of the earlier run.
+        // While files of an earlier run are still there, the job's record would claim them for this job: then write it last.
         let alone = self.remove.iter().all(|path| is_unfinished(path));
         let place = || -> Result<_, Fault> {
             if alone {
@@ -197,7 +197,7 @@ impl OutputPlan {
         StagedRows::new(path, &kept)
     }
 
-    /// Rows are replaced, and what is unfinished went at the start.
+    /// Paths to remove with the first row: not the metrics files, which are replaced, nor unfinished folders, which `start` removes.
     fn removed_with_the_first_row(&self) -> impl Iterator<Item = &Path> {
         let replaced = |path: &Path| path.ends_with(METRICS) || path.ends_with(EVALUATION_METRICS);
         self.remove.iter().map(PathBuf::as_path).filter(move |path| !is_unfinished(path) && !replaced(path))
@@ -211,14 +211,14 @@ impl Output {
         self.plan.folder.path()
     }
 
-    /// Adds what `run.json` is to tell beside the configuration, before the first row.
+    /// Sets the record that `run.json` holds with the configuration; without effect after the first row.
     pub fn tells(&mut self, record: impl FnOnce() -> Value) {
         if self.files.is_none() && self.record.is_none() {
             self.record = Some(record());
         }
     }
 
-    /// Writes the row of a step. With `durable` it is on the disk when this returns.
+    /// Writes the row of a step. With `durable` it is synced to the disk when this returns.
     pub fn step(&mut self, row: &Row, durable: bool) -> Result<(), Fault> {
         let files = self.files()?;
         files.metrics.append(&row.to_json())?;
@@ -249,7 +249,7 @@ impl Output {
     }
 }
 
-/// `.tmp-final` was to become, or was, `final`.
+/// Removes a file or folder. Foreign files in it are kept in `NAME-kept`, where NAME is `final` for `.tmp-final` too.
 fn remove(path: &Path) -> Result<(), Fault> {
     removal::remove(path, &finished_name(path)).map_err(|error| unusable(path, &error))
 }
@@ -272,7 +272,7 @@ fn unusable(path: &Path, error: impl std::fmt::Display) -> Fault {
 
 fn resume_point(dir: &Path, now: &Now) -> Result<ResumePoint, Fault> {
     let checkpoint::Checkpoint { path, state } = checkpoint::newest(dir)?;
-    same_run(&path, state.step, &state.identity, now)?.iter().for_each(|line| tracing::warn!("{line}"));
+    same_run(&path, state.step, &state.run, now)?.iter().for_each(|line| tracing::warn!("{line}"));
     let step = state.step;
     let rows = Kept::read(&dir.join(METRICS), step)?;
     if let Some(holes) = rows.holes(step) {
@@ -286,7 +286,7 @@ fn resume_point(dir: &Path, now: &Now) -> Result<ResumePoint, Fault> {
     }
     let last = || rows.last.as_ref().and_then(|row| row.get(metric::NUM_TOKENS).and_then(Value::as_u64));
     let num_tokens = state.num_tokens.or_else(last).unwrap_or(0);
-    Ok(ResumePoint { step, num_tokens, evaluations: kept.rows(), path, then: state.identity.fingerprint })
+    Ok(ResumePoint { step, num_tokens, evaluations: kept.rows(), path, then: state.run.fingerprint })
 }
 
 #[cfg(test)]
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn earlier_run_is_refused_without_a_word() {
+    fn fresh_mode_refuses_a_folder_with_an_earlier_run() {
         let dir = earlier_run();
         let fault = plan(dir.path(), Mode::Fresh).unwrap_err();
         assert!(fault.message.contains("already holds a run (checkpoint-10)"), "{fault}");
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_run_goes_on_or_starts_over_but_never_removes_a_model() {
+    fn auto_resume_resumes_or_starts_over_but_never_removes_a_model() {
         let dir = earlier_run();
         assert_eq!(plan(dir.path(), Mode::AutoResume).unwrap().resume.map(|resume| resume.step), Some(4));
         let early = tempfile::tempdir().unwrap();
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn fresh_folder_is_made_and_other_files_do_not_matter() {
+    fn fresh_mode_creates_the_folder_and_ignores_foreign_files() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "run.json", "{}");
         write(dir.path(), ".tmp-mydata/thesis", "precious");
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn overwrite_removes_just_the_traces_and_only_with_the_first_row() {
+    fn overwrite_removes_only_run_files_and_only_with_the_first_row() {
         let dir = earlier_run();
         for name in ["final-notes.txt", "checkpoint-best/model", "tb/other", "logs/my.txt"] {
             write(dir.path(), name, "of the user");
@@ -426,14 +426,14 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("run.json")).unwrap(), "{\n  \"n_epochs\": 2\n}\n");
     }
 
-    /// In the place of a file.
+    /// Makes a folder that is not empty in the place of a file.
     fn fill_folder(dir: &Path, name: &str) -> std::io::Result<()> {
         fs::create_dir_all(dir.join(name).join("x"))
     }
 
-    /// Each of them would end the new run with its first row.
+    /// Each obstacle makes the first row of the new run fail.
     #[test]
-    fn overwrite_removes_nothing_where_a_file_of_the_new_run_cannot_be_made() {
+    fn overwrite_removes_nothing_if_a_new_file_cannot_be_created() {
         type Meddling = fn(&Path) -> std::io::Result<()>;
         let cases: [(&str, Meddling); 7] = [
             ("tb", |dir| fs::write(dir.join("tb"), "")),
@@ -452,7 +452,7 @@ mod tests {
         for (name, meddle) in cases {
             let dir = earlier_run();
             write(dir.path(), "final/dyad_manifest.json", "{\"files\":{}}");
-            // Before the start, and between the start and the first row.
+            // The obstacle appears after this start and before its first row; later starts find it at once.
             let mut output = started(dir.path(), Mode::Overwrite);
             meddle(dir.path()).unwrap();
             let before = names(dir.path());
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_was_moved_before_the_first_row_gets_none() {
+    fn a_folder_replaced_before_the_first_row_gets_no_files() {
         let dir = tempfile::tempdir().unwrap();
         let (out, moved) = (dir.path().join("out"), dir.path().join("moved"));
         fs::create_dir(&out).unwrap();
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn overwrite_keeps_what_somebody_else_put_into_a_model() {
+    fn overwrite_keeps_foreign_files_in_a_checkpoint() {
         let dir = earlier_run();
         write(dir.path(), "checkpoint-4/my-eval.txt", "precious");
         started(dir.path(), Mode::Overwrite).step(&step_row(1.0), false).unwrap();
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resume_is_refused_where_something_foreign_is_in_the_way() {
+    fn resume_is_refused_if_a_foreign_folder_is_in_the_way() {
         for name in ["final", "checkpoint-8"] {
             let dir = earlier_run();
             write(dir.path(), &format!("{name}/notes.txt"), "precious");
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn resume_takes_the_newest_whole_checkpoint_and_cuts_the_metrics_with_the_first_row() {
+    fn resume_takes_the_newest_undamaged_checkpoint_and_trims_metrics_with_the_first_row() {
         let dir = earlier_run();
         let plan = plan(dir.path(), Mode::Resume).unwrap();
         let path = dir.path().join("checkpoint-4");
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_checkpoints_are_passed_over() {
+    fn damaged_checkpoints_are_skipped() {
         type Damaging = fn(&Path) -> std::io::Result<()>;
         let cases: [(&str, Damaging); 9] = [
             ("cut short", |path| fs::write(path.join(OPTIMIZER), "mom")),
@@ -558,9 +558,9 @@ mod tests {
         }
     }
 
-    /// As versions without checksums wrote them, and as small as safetensors files can be.
+    /// Checkpoints as versions without checksums wrote them, with the smallest possible safetensors files.
     #[test]
-    fn a_checkpoint_without_checksums_is_taken_when_its_files_are_as_long_as_they_say() {
+    fn a_checkpoint_without_checksums_is_accepted_if_file_lengths_match() {
         let dir = tempfile::tempdir().unwrap();
         let tensors = |len: u64, header: &str| [&len.to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
         let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn resume_names_what_differs() {
+    fn resume_error_names_the_difference() {
         let dir = earlier_run();
         type Change = fn(&mut Now);
         let cases: [(Change, &str); 3] = [

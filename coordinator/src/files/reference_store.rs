@@ -1,8 +1,8 @@
 //! Reference log-probabilities on disk, kept across runs: one SQLite file, shared by all runs of a user.
 //!
-//! A row's key is SHA-256 over the trainer's reference key and the hash of the pair's token ids: whatever changes the number (the
-//! model, its arithmetic, one token that it sees) changes the key, and nothing else does. So a template that writes today's date
-//! finds no numbers of yesterday, and another file with the same conversations finds all of them.
+//! A row's key is SHA-256 over the trainer's reference key and the hash of the pair's token ids. The key changes with everything that
+//! changes the score (the model, its arithmetic, one token), and with nothing else. So a template that writes today's date misses
+//! yesterday's scores, and another file with the same conversations finds all of them.
 
 use std::path::{Path, PathBuf};
 
@@ -13,13 +13,13 @@ use sha2::{Digest, Sha256};
 
 use crate::run::references::{Known, PairKey};
 
-/// Another run may be writing: how long to wait for it. Meanwhile the run stands still.
+/// How long to wait while another run writes to the file. This run is blocked meanwhile.
 const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// `user_version` of the file. Version 0 kept rows by the text of pairs in the table `reference_logps`; they are left alone.
+/// `user_version` of the file. Version 0 stored rows by the text of pairs in the table `reference_logps`; they are left unchanged.
 const VERSION: i32 = 1;
 
-/// The open file, seen through one reference key.
+/// The open file, for one reference key.
 #[derive(Debug)]
 pub struct ReferenceStore {
     path: PathBuf,
@@ -27,7 +27,7 @@ pub struct ReferenceStore {
     reference_key: String,
 }
 
-/// Where a run keeps them: what its config says, else the user's cache folder.
+/// Path of the file: `reference_cache` of the config, else in the user's cache folder, else in `output_dir`.
 #[must_use]
 pub fn path(config: &RunConfig) -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -39,12 +39,12 @@ pub fn path(config: &RunConfig) -> PathBuf {
     }
 }
 
-/// Why nothing can be kept, or is known.
+/// Why the file cannot be used.
 #[derive(Debug)]
 pub enum Trouble {
-    /// The disk is full, or somebody holds the file: the run can do without.
+    /// The disk is full or fails, or another process has locked the file: the run can go on without it.
     Passing(Fault),
-    /// The file is not one of these, or is damaged.
+    /// The file is not such a database, or is damaged: the run fails.
     Lasting(Fault),
 }
 
@@ -60,7 +60,7 @@ impl Trouble {
 }
 
 impl ReferenceStore {
-    /// Opens the file, or makes it.
+    /// Opens the file; creates it if it does not exist.
     pub fn open(path: &Path, reference_key: &str) -> Result<Self, Trouble> {
         if reference_key.is_empty() {
             let unsaid = Fault::failed("rank 0 did not say which reference model it holds");
@@ -72,14 +72,14 @@ impl ReferenceStore {
             std::fs::create_dir_all(folder)
                 .map_err(|error| Trouble::Lasting(Fault::input(cannot(path, &error)).hint(HINT)))?;
         }
-        // SQLite would wait for a pipe, and write to a device.
+        // Refuse pipes and devices first: SQLite would wait for a pipe and write to a device.
         if path.symlink_metadata().is_ok() {
             dyad_proto::files::open(path)
                 .map_err(|error| Trouble::Lasting(Fault::input(cannot(path, &error)).hint(HINT)))?;
         }
         let opened = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY)?;
-            // Losing the last rows to a power cut costs computing them again.
+            // Rows lost to a power cut are only computed again.
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "NORMAL")?;
             connection.execute_batch(
@@ -102,7 +102,7 @@ impl ReferenceStore {
         Ok(Self { path: path.to_owned(), connection, reference_key: reference_key.to_owned() })
     }
 
-    /// What is known of these pairs.
+    /// Returns the stored scores of these pairs.
     pub fn recall(&mut self, pairs: Vec<PairKey>) -> Result<Vec<Known>, Trouble> {
         let found: Result<Vec<Known>, rusqlite::Error> = (|| {
             let mut statement = self
@@ -120,7 +120,7 @@ impl ReferenceStore {
         found.map_err(|error| Trouble::of(&error, self.broken(&error)))
     }
 
-    /// Writes what is new.
+    /// Stores new scores.
     pub fn keep(&mut self, new: &[Known]) -> Result<(), Fault> {
         if new.is_empty() {
             return Ok(());
@@ -154,7 +154,7 @@ impl ReferenceStore {
     }
 }
 
-/// Rows of a file that no Dyad of this version has opened yet.
+/// Number of old rows in a file that this version has not opened yet; 0 afterwards, so that the warning appears once.
 fn unused_rows(connection: &Connection) -> Result<i64, rusqlite::Error> {
     let version: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let old = "SELECT count(*) FROM sqlite_master WHERE name = 'reference_logps'";
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn another_run_finds_the_same_tokens_wherever_they_stand() {
+    fn another_run_finds_scores_by_tokens_not_by_id_or_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/down/reference.sqlite");
         let mut store = ReferenceStore::open(&path, "model").unwrap();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_an_older_dyad_are_counted_once_and_left_alone() {
+    fn rows_of_an_older_version_are_counted_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("reference.sqlite");
         let old = Connection::open(&path).unwrap();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_store_is_named() {
+    fn opening_a_file_that_is_no_database_fails_and_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("reference.sqlite");
         std::fs::write(
@@ -226,7 +226,7 @@ mod tests {
         )
         .unwrap();
         let Trouble::Lasting(fault) = ReferenceStore::open(&path, "model").unwrap_err() else {
-            panic!("to wait for it is of no use");
+            panic!("the fault must be lasting");
         };
         assert!(
             fault.message.contains(&path.display().to_string()) && fault.hint.contains("reference_cache"),
@@ -235,9 +235,9 @@ mod tests {
         assert_eq!(fault.code.exit_status(), 2);
     }
 
-    /// The run goes on without; a damaged file is refused.
+    /// With passing trouble the run goes on without the store; a damaged file is lasting trouble.
     #[test]
-    fn a_full_disk_and_a_file_that_somebody_holds_are_passing_trouble() {
+    fn a_full_disk_and_a_locked_file_are_passing_trouble() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("r.sqlite");
         let mut store = ReferenceStore::open(&path, "key").unwrap();

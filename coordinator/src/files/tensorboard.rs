@@ -1,7 +1,7 @@
-//! Event files for TensorBoard: the rows of the metrics files again, in the format that TensorBoard reads.
+//! Event files for TensorBoard: the rows of the metrics files in the format that TensorBoard reads.
 //!
 //! A file is a sequence of TFRecords, each an `Event` message. Tags are those of Hugging Face's callback, so that runs of TRL and
-//! of Dyad lie in the same charts: `train/loss`, `train/rewards/margins`, `eval/loss`.
+//! Dyad appear in the same charts: `train/loss`, `train/rewards/margins`, `eval/loss`.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,7 +15,7 @@ use prost::Message;
 use crate::files::output_dir::rows::{still_there, unwritten};
 use crate::run::metrics_row::Row;
 
-/// `tensorflow.Event`, as far as it is written here.
+/// `tensorflow.Event`, with the fields that are written here.
 #[derive(Clone, PartialEq, Message)]
 struct TensorboardEvent {
     #[prost(double, tag = "1")]
@@ -48,12 +48,12 @@ struct TensorboardSummary {
 struct ScalarValue {
     #[prost(string, tag = "1")]
     tag: String,
-    /// Optional, because zero would be left out otherwise.
+    /// Optional, because prost omits a plain field that is zero.
     #[prost(float, optional, tag = "2")]
     simple_value: Option<f32>,
 }
 
-/// `tensorflow.SessionLog`: a start makes TensorBoard forget what an interrupted run wrote from that step on.
+/// `tensorflow.SessionLog`: a start makes TensorBoard drop the events of an interrupted run from that step on.
 #[derive(Clone, PartialEq, Message)]
 struct SessionLog {
     #[prost(int32, tag = "1")]
@@ -68,12 +68,12 @@ const START: i32 = 1;
 pub struct EventFile {
     path: PathBuf,
     file: File,
-    /// What it must be as long as.
+    /// Expected length of the file in bytes.
     bytes: u64,
 }
 
 impl EventFile {
-    /// Makes a file in this folder; a run that goes on after so many steps continues the curves of the files there.
+    /// Creates a file in this folder. With `resumed` > 0 it continues the curves of earlier files after that many steps.
     pub fn create(dir: &Path, resumed: u64) -> Result<Self, Fault> {
         let now = now();
         let path = dir.join(file_name(now));
@@ -90,19 +90,19 @@ impl EventFile {
         Ok(made)
     }
 
-    /// Where it is.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Removes a file that holds no row yet.
+    /// Removes the file, before it holds a row.
     pub fn discard(&self) {
-        // The error that led here is the one to tell.
+        // Ignored: the caller reports the error that led here.
         let _ = std::fs::remove_file(&self.path);
     }
 
-    /// Adds a row of either metrics file, under the step that it names.
+    /// Adds a row of either metrics file, under the row's step.
     pub fn add(&mut self, row: &Row) -> Result<(), Fault> {
         let step = row.get(metric::STEP).unwrap_or_default() as i64;
         let values = row.iter().filter(|(key, _)| *key != metric::STEP);
@@ -114,7 +114,7 @@ impl EventFile {
         self.append(&records)
     }
 
-    /// In one call, so that a reader hardly ever sees a torn record.
+    /// Writes all records in one call, so that a reader hardly ever sees a torn record.
     fn append(&mut self, records: &[u8]) -> Result<(), Fault> {
         still_there(&self.path, &self.file, self.bytes)?;
         self.file.write_all(records).map_err(|error| unwritten(&self.path, &error))?;
@@ -127,7 +127,7 @@ fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// TensorBoard reads the files of a folder in the order of the seconds in their names.
+/// Name of a new file; TensorBoard reads the files of a folder in the order of the seconds in their names.
 fn file_name(now: Duration) -> String {
     let host = files::of_kernel("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("events.out.tfevents.{:010}.{}.{}.0", now.as_secs(), host.trim(), std::process::id())
@@ -138,7 +138,7 @@ fn tag(key: &str) -> String {
     key.strip_prefix(metric::EVAL).map_or_else(|| format!("train/{key}"), |key| format!("eval/{key}"))
 }
 
-/// Length and data, each with its checksum.
+/// Appends one TFRecord: length and data, each with its checksum.
 fn record(out: &mut Vec<u8>, now: Duration, step: i64, what: What) {
     let data = TensorboardEvent { wall_time: now.as_secs_f64(), step, what: Some(what) }.encode_to_vec();
     let length = (data.len() as u64).to_le_bytes();
@@ -148,7 +148,7 @@ fn record(out: &mut Vec<u8>, now: Duration, step: i64, what: What) {
     out.extend(masked(&data).to_le_bytes());
 }
 
-/// TFRecord's checksum: CRC-32C, rotated and shifted, so that the checksum of data with checksums in it is no trivial one.
+/// TFRecord's checksum: CRC-32C, rotated and offset, because a plain CRC over data that contains CRCs is problematic.
 fn masked(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -169,7 +169,7 @@ mod tests {
         assert!(value.encode_to_vec().ends_with(&[0x15, 0, 0, 0, 0]));
     }
 
-    /// The empty file-version record as TensorFlow writes it: 24 bytes of data follow an 8-byte length.
+    /// The length counts the data only; a checksum of 4 bytes follows the length, and another one the data.
     #[test]
     fn records_carry_masked_checksums_of_length_and_data() {
         let mut bytes = Vec::new();

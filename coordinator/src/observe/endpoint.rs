@@ -1,11 +1,11 @@
-//! Over HTTP: `/metrics` in the OpenMetrics text format, and `/status`, where the run is, as JSON.
+//! HTTP endpoint: `/metrics` in the OpenMetrics text format, and `/status`, the run's status as JSON.
 //!
-//! The port asks nobody who they are, so what it takes is bounded: [`MOST`] connections, of which the oldest makes way for whoever
-//! comes. A scrape takes milliseconds, and a scraper whose idle connection went opens another.
+//! The port has no authentication, so its connections are limited to [`MOST`]: a new one closes the oldest. That does no harm, because
+//! a scrape takes milliseconds, and a scraper whose idle connection was closed opens another.
 //!
-//! A scraper reads at its own times, and most likely none of them lies between the end of the run and that of the process. What it has
-//! read last would then be a run that goes on, and what it finds next a port that is closed: a death. So the port stays open until the
-//! end has been read.
+//! A scraper would usually miss the moment between the end of the run and the end of the process: its last scrape would show a running
+//! run, and its next one a closed port, as after a crash. So the port stays open until the end has been scraped
+//! ([`Endpoint::last_scrape`]).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -30,22 +30,22 @@ use crate::handle::{RunHandle, RunStatus};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Open connections.
+/// Most open connections.
 pub const MOST: usize = 32;
 
-/// How long an answer may take to reach whoever asked, once the port closes.
+/// How long open answers may take to reach their clients once the port closes.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// A port whose oldest connection makes way.
+/// A listener that closes its oldest connection when there are [`MOST`].
 struct Few {
     listener: TcpListener,
     open: VecDeque<oneshot::Sender<()>>,
 }
 
-/// A connection that ends when it is to make way.
+/// A connection that can be told to close.
 struct Scraper {
     stream: TcpStream,
-    /// Resolves then. None once the port is closed, where nobody is in the way of others any more.
+    /// Resolves when it must close; `None` once that was read or the listener is gone.
     leave: Option<oneshot::Receiver<()>>,
 }
 
@@ -54,13 +54,13 @@ impl Listener for Few {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Scraper, SocketAddr) {
-        // This accept waits out a machine without sockets.
+        // axum's accept retries when the process has no free sockets.
         let (stream, address) = Listener::accept(&mut self.listener).await;
         self.open.retain(|guest| !guest.is_closed());
         if self.open.len() >= MOST
             && let Some(oldest) = self.open.pop_front()
         {
-            // Fails only for one that has left.
+            // Fails only if that connection has ended.
             let _ = oldest.send(());
         }
         let (ask, leave) = oneshot::channel();
@@ -74,7 +74,7 @@ impl Listener for Few {
 }
 
 impl Scraper {
-    /// Whether it may stay; whoever asks is woken when it may not.
+    /// Fails if the connection must close; otherwise the task is woken when that happens.
     fn stays(&mut self, cx: &mut Context<'_>) -> std::io::Result<()> {
         let Some(leave) = &mut self.leave else { return Ok(()) };
         match Pin::new(leave).poll(cx) {
@@ -121,14 +121,14 @@ impl AsyncWrite for Scraper {
     }
 }
 
-/// What scrapers have read so far.
+/// What scrapers have read so far: any metrics, and those after the end of the run.
 #[derive(Clone, Copy, Debug, Default)]
 struct Read {
     anything: bool,
     the_end: bool,
 }
 
-/// What is served, and what has been.
+/// State of the HTTP handlers.
 #[derive(Clone)]
 struct Served {
     metrics: Arc<Metrics>,
@@ -136,7 +136,7 @@ struct Served {
     read: watch::Sender<Read>,
 }
 
-/// The port while it is served, which is until the process ends.
+/// The open port, until the process ends.
 #[derive(Debug)]
 pub struct Endpoint {
     server: JoinHandle<()>,
@@ -147,7 +147,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Serves from now on.
+    /// Starts to serve.
     #[must_use]
     pub fn open(listener: TcpListener, metrics: Arc<Metrics>, run: RunHandle) -> Self {
         let (read, seen) = watch::channel(Read::default());
@@ -158,7 +158,7 @@ impl Endpoint {
             .with_state(Served { metrics: metrics.clone(), run, read });
         let (stop, stopped) = oneshot::channel::<()>();
         let stopping = async {
-            // Its other end going away is the sign.
+            // Resolves when the sender is dropped.
             let _ = stopped.await;
         };
         let serving = axum::serve(Few { listener, open: VecDeque::new() }, routes);
@@ -170,8 +170,8 @@ impl Endpoint {
         Self { server, stop, metrics, read: seen }
     }
 
-    /// After the run: closes the port once somebody has read how it ended, `patience` is over, or `hurry` resolves. Where nobody has
-    /// ever read anything, nobody is waited for; nor where the end of the run is not known.
+    /// Called after the run: closes the port once the end of the run has been scraped, `patience` is over, or `hurry` resolves. Closes it
+    /// at once if the metrics were never scraped, or if they do not show the end of the run.
     pub async fn last_scrape(mut self, patience: Duration, hurry: impl Future<Output = ()>) {
         let awaited = self.metrics.has_ended() && self.read.borrow().anything;
         if awaited && !patience.is_zero() {
@@ -198,7 +198,7 @@ async fn status(State(served): State<Served>) -> Json<RunStatus> {
 }
 
 async fn scrape(State(served): State<Served>) -> Response {
-    // Before it is written down: what ends meanwhile is for the next scrape.
+    // Read before encoding: if the run ends in between, this scrape does not count as one of the end.
     let the_end = served.metrics.has_ended();
     let text = served.metrics.encode();
     served.read.send_modify(|read| {

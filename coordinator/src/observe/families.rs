@@ -1,4 +1,4 @@
-//! The metrics by group: names, help texts and kinds.
+//! The metrics by group: names, help texts and types.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -16,7 +16,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 use crate::run::metrics_row::Row;
 
-/// A value as OpenMetrics writes it, which the encoder does not see to. What a reader would act on is shown.
+/// Escapes a label value for OpenMetrics, because the encoder does not. Control characters are shown as text.
 pub(super) fn label(value: &str) -> String {
     let lines = value.split('\n').map(|line| plain::line(line).replace('\\', "\\\\").replace('"', "\\\""));
     lines.collect::<Vec<_>>().join("\\n")
@@ -24,15 +24,15 @@ pub(super) fn label(value: &str) -> String {
 
 /// Label names and values.
 pub(super) type Labels = Vec<(&'static str, String)>;
-/// A gauge by labels; nothing is shown before it is set.
+/// Gauges by labels; a gauge is shown once it is set.
 pub(super) type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
-/// Seconds that add up, by labels.
+/// Counters of seconds by labels.
 pub(super) type Seconds = Family<Labels, Counter<f64, AtomicU64>>;
 
-/// Key of a row, name of its metric, what it says.
+/// Key of a row, name of its metric, help text.
 type Named = (&'static str, &'static str, &'static str);
 
-/// What rows of steps and of evaluations say; the latter put `eval_` before it.
+/// Metrics of steps and evaluations; those of evaluations have the prefix `eval_`.
 const BOTH: [Named; 8] = [
     (metric::LOSS, "loss", "Loss of the last step"),
     (
@@ -52,7 +52,7 @@ const BOTH: [Named; 8] = [
     (metric::KL, "kl_nats", "KL divergence of policy and reference per completion token"),
 ];
 
-/// What rows of steps say beside that.
+/// Metrics of steps only.
 const STEPS_ALONE: [Named; 4] = [
     (metric::GRAD_NORM, "gradient_norm", "Global gradient norm before clipping"),
     (metric::LEARNING_RATE, "learning_rate", "Learning rate of the last step"),
@@ -64,7 +64,7 @@ pub(super) fn added<M: Metric + Clone + Default>(registry: &mut Registry, name: 
     given(registry, name, help, M::default())
 }
 
-/// Where the kind alone does not say what the metric is, such as a histogram's buckets.
+/// Registers a metric that has no default, such as a histogram with its buckets.
 fn given<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
     registry.register(name, help, metric.clone());
     metric
@@ -75,7 +75,7 @@ fn durations() -> impl Iterator<Item = f64> {
     exponential_buckets(0.01, 2.0, 21)
 }
 
-/// What one of the metrics files says: its keys, and what shows them.
+/// The keys of one metrics file, each with its gauge.
 pub(super) struct Rows(Vec<(String, Gauges)>);
 
 impl Rows {
@@ -92,7 +92,7 @@ impl Rows {
         Self(BOTH.map(gauges).into())
     }
 
-    /// Shows those values of a row that it has.
+    /// Sets the gauges whose keys the row has.
     pub(super) fn set(&self, row: &Row) {
         for (key, gauges) in &self.0 {
             if let Some(value) = row.get(key) {
@@ -102,10 +102,10 @@ impl Rows {
     }
 }
 
-/// What a run is in; it is in one of them at a time.
+/// The states of a run, one at a time.
 const STATES: [&str; 4] = ["running", "complete", "stopped", "failed"];
 
-/// Whether the run goes on. The first two lack the run's label: alerts ask what was last seen at an address, whichever run that was.
+/// The state of the run. `done` and `failed` lack the label `run`, because alerts ask for the last state at an address, of any run.
 pub(super) struct Life {
     pub(super) done: Gauge,
     failed: Gauge,
@@ -114,15 +114,15 @@ pub(super) struct Life {
 }
 
 impl Life {
-    /// In the registry of the process, and in that of its run.
+    /// Registers the metrics; also returns the registry whose metrics carry the label `run`.
     pub(super) fn new(process: &mut Registry, run: String) -> (Self, &mut Registry) {
-        let done = "1 once the run has ended, however it did, and its coordinator is about to leave";
-        let failed = "1 once the run has failed; to be stopped on request is no failure";
+        let done = "1 once the run has ended, with or without success, and its coordinator is about to exit";
+        let failed = "1 once the run has failed; a stop on request is no failure";
         let (done, failed) =
             (added(process, "coordinator_done", done), added(process, "coordinator_failed", failed));
         let r = process.sub_registry_with_label(("run".into(), run.into()));
-        let states = added(r, "run_state", "1 for what the run is in: running, complete, stopped or failed");
-        let last = "When a rank last got on with its work, whatever that was";
+        let states = added(r, "run_state", "1 for the run's state: running, complete, stopped or failed");
+        let last = "When a rank last made progress with any work";
         let last_progress = added(r, "last_progress_timestamp_seconds", last);
         let life = Self { done, failed, states, last_progress };
         life.enter(STATES[0]);
@@ -136,7 +136,7 @@ impl Life {
         }
     }
 
-    /// The run has ended.
+    /// Sets the metrics of a run that has ended.
     pub(super) fn end(&self, failure: Option<ErrorCode>) {
         let (state, failed) = match failure {
             None => (STATES[1], false),
@@ -145,12 +145,12 @@ impl Life {
         };
         self.enter(state);
         self.failed.set(failed.into());
-        // At last: who sees this sees all the rest as well.
+        // Last, so that a scrape with done = 1 has all other final values.
         self.done.set(1);
     }
 }
 
-/// How far, how fast.
+/// Progress and speed.
 pub(super) struct Pace {
     pub(super) planned_steps: Gauge<f64, AtomicU64>,
     pub(super) steps: Counter,
@@ -172,7 +172,7 @@ impl Pace {
             steps: added(r, "steps", "Optimizer steps done by this coordinator"),
             tokens: added(r, "tokens", "Tokens trained on, prompts counted for each answer"),
             pairs: added(r, "pairs", "Preference pairs trained on"),
-            flops: added(r, "model_flops", "Operations that the model asked for"),
+            flops: added(r, "model_flops", "Floating-point operations that the model needs"),
             utilisation: added(r, "model_flops_utilization_ratio", utilisation),
             step_duration: given(r, "step_duration_seconds", "Optimizer steps, slowest rank", step),
             last_step: added(r, "last_step_timestamp_seconds", "When the last step was done"),
@@ -181,10 +181,10 @@ impl Pace {
     }
 }
 
-/// Phases that are told apart, and the longest name of one; trainers have nine.
+/// Most distinct phases, and longest name of a phase in bytes; trainers have nine phases.
 const PHASES: (usize, usize) = (32, 64);
 
-/// How long the phases of a step take. What they are called is the trainers' word, so it is bounded here.
+/// Durations of the phases of a step. Their names come from the trainers, so their number and length are bounded here.
 pub(super) struct Phases {
     family: Family<Labels, Histogram, fn() -> Histogram>,
     known: Mutex<HashMap<String, Histogram>>,
@@ -199,7 +199,7 @@ impl Phases {
         Self { family, known: Mutex::default() }
     }
 
-    /// Nothing is kept of a name too many or too long.
+    /// Records a duration; ignores a name that is too long or one too many.
     pub(super) fn observe(&self, phase: &str, seconds: f64) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(histogram) = known.get(phase) {
@@ -214,7 +214,7 @@ impl Phases {
     }
 }
 
-/// Rank by rank.
+/// Metrics by rank, and of the communicator.
 pub(super) struct Ranks {
     pub(super) phases: Phases,
     pub(super) collective_wait: Seconds,
@@ -231,7 +231,7 @@ impl Ranks {
     pub(super) fn new(r: &mut Registry) -> Self {
         let wait = "Time that a rank has waited for other ranks' gradients; the straggler waits least";
         let busy = "Time that a rank has spent in steps without waiting for others";
-        let memory = "Most memory that a rank has held: of its GPU, or resident on the host";
+        let memory = "Peak memory of a rank: of its GPU, or resident on the host";
         let generation = "Generation of the communicator";
         Self {
             phases: Phases::new(r),
@@ -240,14 +240,14 @@ impl Ranks {
             busy: added(r, "busy_seconds", busy),
             memory: added(r, "peak_memory_bytes", memory),
             heartbeat_age: added(r, "heartbeat_age_seconds", "Time since a rank was last heard of"),
-            trainers: added(r, "trainers", "Trainers that take part right now"),
-            world_size: added(r, "world_size", "Trainers that the run is meant to have"),
+            trainers: added(r, "trainers", "Trainers that take part now"),
+            world_size: added(r, "world_size", "Trainers that the run needs"),
             generation: added(r, "generation", generation),
         }
     }
 }
 
-/// What broke, and what would be lost.
+/// Failures and checkpoints.
 pub(super) struct Safety {
     pub(super) failures: Family<Labels, Counter>,
     pub(super) checkpoints: Counter,
@@ -265,7 +265,7 @@ impl Safety {
             checkpoints: added(r, "checkpoints", "Checkpoints written"),
             checkpoint_duration: given(r, "checkpoint_duration_seconds", "Writing of a checkpoint", duration),
             last_checkpoint: added(r, last, "When the last checkpoint was complete"),
-            checkpoint_due: added(r, due, "Since when a checkpoint is waited for; 0 if none is"),
+            checkpoint_due: added(r, due, "When the pending checkpoint became due; 0 if none is pending"),
         }
     }
 }
@@ -274,9 +274,9 @@ impl Safety {
 mod tests {
     use super::*;
 
-    /// A trainer of another build, or one that means ill.
+    /// Guards against a trainer of another build, or a malicious one.
     #[test]
-    fn phases_that_have_ever_new_names_do_not_fill_the_memory() {
+    fn new_phase_names_without_end_do_not_fill_memory() {
         let mut registry = Registry::default();
         let phases = Phases::new(&mut registry);
         phases.observe(&"x".repeat(PHASES.1 + 1), 1.0);

@@ -1,4 +1,4 @@
-//! What the trainers' GPUs are at, as NVML tells the trainers: by rank and GPU. Where it tells nothing there is no number.
+//! Metrics of the trainers' GPUs, by rank and GPU, as NVML reports them to the trainers. A missing value is not shown.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 
 use super::families::{Gauges, Labels, added, label};
 
-/// Longest name of a GPU that is shown; NVML's have 40 characters. It is the trainers' word, so it is bounded here.
+/// Longest GPU name that is shown, in characters; NVML's have 40. Bounded here because trainers send it.
 const NAME: usize = 64;
 
 pub(super) struct Gpus {
@@ -16,7 +16,7 @@ pub(super) struct Gpus {
     total: Gauges,
     utilization: Gauges,
     power: Gauges,
-    /// The labels under which a rank's GPU is shown.
+    /// The labels of each rank's GPU.
     shown: Mutex<HashMap<u32, Labels>>,
 }
 
@@ -24,15 +24,15 @@ impl Gpus {
     pub(super) fn new(r: &mut Registry) -> Self {
         let utilization = "Share of the time in which a kernel ran on a rank's GPU";
         Self {
-            used: added(r, "gpu_memory_used_bytes", "Memory of a rank's GPU that is taken, by whomever"),
-            total: added(r, "gpu_memory_total_bytes", "Memory of a rank's GPU"),
+            used: added(r, "gpu_memory_used_bytes", "Memory of a rank's GPU that all processes use"),
+            total: added(r, "gpu_memory_total_bytes", "Total memory of a rank's GPU"),
             utilization: added(r, "gpu_utilization_ratio", utilization),
-            power: added(r, "gpu_power_watts", "What a rank's GPU draws"),
+            power: added(r, "gpu_power_watts", "Power that a rank's GPU draws"),
             shown: Mutex::default(),
         }
     }
 
-    /// Shows what a rank's last heartbeat said, and nothing that it did not say.
+    /// Shows the values of a rank's last heartbeat, and removes all others.
     pub(super) fn show(&self, rank: u32, reading: Option<&GpuReading>) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let labels = reading.map(|reading| {
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nvml_does_not_say_is_not_shown_and_a_rank_has_one_gpu() {
+    fn missing_nvml_values_are_not_shown_and_a_rank_has_one_gpu() {
         let mut registry = Registry::with_prefix("dyad");
         let gpus = Gpus::new(&mut registry);
         let shown = || {

@@ -1,10 +1,10 @@
-//! Metrics for Prometheus and traces of steps. The engine tells it every event and every message.
+//! Metrics for Prometheus and traces of steps. The engine passes every event and every message to [`Observer`].
 //!
-//! It decides nothing about the run. It writes one thing: the trace context of a message that goes out ([`Observer::sends`]).
+//! The observer decides nothing about the run. It only fills in the trace context of outgoing messages ([`Observer::sends`]).
 //!
-//! - [`prometheus`]: the numbers, by Prometheus's naming rules; `families` and `gpus`: what there is of them.
-//! - [`endpoint`]: `/metrics` over HTTP.
-//! - [`traces`]: one trace a step, for those that are worth keeping.
+//! - [`prometheus`]: updates the metrics; `families` and `gpus` define them.
+//! - [`endpoint`]: `/metrics` and `/status` over HTTP.
+//! - [`traces`]: one trace per traced step.
 
 pub mod endpoint;
 mod families;
@@ -30,30 +30,30 @@ use crate::run::{Event, RunSpec};
 use prometheus::Metrics;
 use traces::{Sampling, StepTraces};
 
-/// The run's span, for calls that arrive from elsewhere.
+/// The run's span, as the parent for incoming calls.
 static RUN: OnceLock<SpanContext> = OnceLock::new();
 
-/// The span that all of the run belongs to; none where traces are off.
+/// The run's span; `None` if traces are off.
 #[must_use]
 pub fn run_context() -> Option<SpanContext> {
     RUN.get().cloned()
 }
 
-/// Everything that is told to the outside.
+/// Collects metrics and traces of a run.
 #[derive(Debug)]
 pub struct Observer {
-    /// Absent where nobody asks for them.
+    /// `None` without `--metrics-listen`.
     metrics: Option<Arc<Metrics>>,
     traces: Option<StepTraces>,
     began: SystemTime,
-    /// Ranks of connections.
+    /// Rank of each connection.
     ranks: HashMap<TrainerId, u32>,
-    /// All ranks were told after which work to leave.
+    /// Set once all ranks were told after which work to leave.
     drained: bool,
 }
 
 impl Observer {
-    /// Of a run. The current span of `tracing` is the run's.
+    /// The observer of a run, whose span must be the current span of `tracing`.
     #[must_use]
     pub fn new(spec: &RunSpec, sampling: Sampling, with_metrics: bool) -> Self {
         let run = dyad_telemetry::context_of(&tracing::Span::current());
@@ -67,13 +67,13 @@ impl Observer {
         Self { metrics, traces, began: SystemTime::now(), ranks: HashMap::new(), drained: false }
     }
 
-    /// The numbers, for the endpoint.
+    /// The metrics, for the endpoint.
     #[must_use]
     pub fn metrics(&self) -> Option<Arc<Metrics>> {
         self.metrics.clone()
     }
 
-    /// Something reached the engine.
+    /// Observes an event that the engine received.
     pub fn hears(&mut self, event: &Event) {
         let Some(metrics) = &self.metrics else { return };
         match event {
@@ -99,7 +99,7 @@ impl Observer {
         }
     }
 
-    /// Something goes out to a trainer; trace contexts are put in on the way.
+    /// Observes a message to a trainer, and fills in its trace context.
     pub fn sends(&mut self, id: TrainerId, message: &mut Down) {
         match message {
             Down::Welcome(welcome) => {
@@ -125,7 +125,7 @@ impl Observer {
         }
     }
 
-    /// Something was told to the watchers.
+    /// Observes an event for the watchers.
     pub fn happens(&mut self, happening: &EventBody) {
         if let Some(metrics) = &self.metrics {
             metrics.happens(happening);
@@ -133,7 +133,7 @@ impl Observer {
         let Some(traces) = &mut self.traces else { return };
         match happening {
             EventBody::Data(_) => traces.prepared(self.began, SystemTime::now()),
-            // Of an end in order, what is assigned and not done was never begun.
+            // After an orderly early end, no rank had begun the steps that are assigned and not done.
             EventBody::Ended(RunEnded { failure: Some(failure) })
                 if !(self.drained && failure.code() == ErrorCode::Interrupted) =>
             {
@@ -143,8 +143,8 @@ impl Observer {
         }
     }
 
-    /// A work is done by all ranks and its row written, which took since `began`. Says which step's trace the ranks are to
-    /// keep after all.
+    /// Observes a work that all ranks have done and whose row was written since `began`. Returns a step whose trace the ranks must keep
+    /// although it was not sampled.
     pub fn done(&mut self, done: &Done, began: SystemTime) -> Option<u64> {
         let row = done.row.as_ref()?;
         match done.work {

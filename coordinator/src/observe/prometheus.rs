@@ -1,8 +1,8 @@
-//! The run as numbers for Prometheus: base units, names that start with `dyad_`, labels that stay few.
+//! Metrics of the run for Prometheus: base units, names with the prefix `dyad_`, few labels.
 //!
-//! - CRD-M1: no label grows with the length of a run. `run` is one, `rank` is bounded by the world size, `gpu` by one for each rank, `phase` by
-//!   [`Phases`](super::families::Phases) whatever trainers report; `reason` and `state` are closed sets.
-//! - CRD-M2: what is not a finite number is shown as such in gauges, and never added to a sum: one NaN would stay for good.
+//! - CRD-M1: the number of label values does not grow with the length of a run. `run` has one value, `rank` and `gpu` have one per rank;
+//!   `phase` is bounded by [`Phases`](super::families::Phases) whatever trainers report; `reason` and `state` are closed sets.
+//! - CRD-M2: gauges show NaN and infinity as they are; sums never add them, because a sum would stay NaN.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,7 +31,7 @@ const REASONS: [(ErrorCode, &str); 4] = [
     (ErrorCode::Interrupted, "interrupted"),
 ];
 
-/// All numbers of one run.
+/// All metrics of one run.
 pub struct Metrics {
     registry: Registry,
     steps: Rows,
@@ -44,14 +44,14 @@ pub struct Metrics {
     state: Mutex<Counted>,
 }
 
-/// What numbers are derived from.
+/// State from which metrics are derived.
 #[derive(Debug, Default)]
 struct Counted {
     heard: HashMap<u32, Instant>,
-    /// Pieces of work that a rank has done.
+    /// The progress counter of each rank's last heartbeat.
     work: HashMap<u32, u64>,
     peak_flops: HashMap<u32, f64>,
-    /// Steps that a checkpoint is due after.
+    /// Steps after which a checkpoint follows.
     checkpoints: Vec<u64>,
 }
 
@@ -70,7 +70,7 @@ fn unix(time: SystemTime) -> f64 {
 }
 
 impl Metrics {
-    /// Nothing has happened yet.
+    /// The metrics of a run that has just begun.
     #[must_use]
     pub fn new(run_id: &str, config: &RunConfig, world_size: u32) -> Self {
         let mut registry = Registry::with_prefix("dyad");
@@ -84,13 +84,13 @@ impl Metrics {
             ("host", label(host.trim())),
             ("output_dir", label(&folder)),
         ];
-        r.register("run", "What runs here, and the folder that it writes", Info::new(info));
+        r.register("run", "The run and its output folder", Info::new(info));
         let (steps, evaluations) = (Rows::of_steps(r), Rows::of_evaluations(r));
         let (pace, ranks, safety) = (Pace::new(r), Ranks::new(r), Safety::new(r));
         let gpus = Gpus::new(r);
         ranks.world_size.set(i64::from(world_size));
         for (_, reason) in REASONS {
-            // Rates of what has never happened must be 0, not absent.
+            // The rate of a failure that never happened must be 0, not absent.
             let _ = safety.failures.get_or_create(&vec![("reason", reason.to_owned())]);
         }
         Self { registry, steps, evaluations, pace, ranks, safety, life, gpus, state: Mutex::default() }
@@ -100,7 +100,7 @@ impl Metrics {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything, as OpenMetrics text.
+    /// All metrics as OpenMetrics text.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let now = Instant::now();
         for (&rank, heard) in &self.state().heard {
@@ -111,7 +111,7 @@ impl Metrics {
         Ok(text)
     }
 
-    /// A rank has its place in a generation.
+    /// Records that a rank has its place in a generation.
     pub fn placed(&self, rank: u32, generation: u64, now: Instant) {
         self.ranks.generation.set(generation as i64);
         let mut state = self.state();
@@ -119,12 +119,12 @@ impl Metrics {
         self.ranks.trainers.set(state.heard.len() as i64);
     }
 
-    /// A rank showed a sign of life.
+    /// Records a sign of life of a rank.
     pub fn heard(&self, rank: u32, now: Instant) {
         self.state().heard.insert(rank, now);
     }
 
-    /// A rank says how far it is, and what its GPU is at.
+    /// Records a rank's heartbeat: its progress and its GPU's reading.
     pub fn beat(&self, rank: u32, beat: &Heartbeat) {
         if let Some(progress) = &beat.progress {
             let work = progress.marks.wrapping_add(progress.fed);
@@ -135,25 +135,25 @@ impl Metrics {
         self.gpus.show(rank, beat.gpu.as_ref());
     }
 
-    /// A rank's stream ended.
+    /// Removes a rank whose stream has ended.
     pub fn left(&self, rank: u32) {
         self.gpus.show(rank, None);
         let mut state = self.state();
         state.heard.remove(&rank);
         state.work.remove(&rank);
         self.ranks.trainers.set(state.heard.len() as i64);
-        // Under the lock: a scrape that is on its way must not show the rank again.
+        // Under the lock, so that a concurrent scrape does not create the gauge again.
         self.ranks.heartbeat_age.remove(&rank_label(rank));
     }
 
-    /// A rank has loaded its model.
+    /// Records the peak speed of a rank's device (operations per second), from its model report.
     pub fn model(&self, rank: u32, report: &ModelReport) {
         if report.peak_flops.is_finite() && report.peak_flops > 0.0 {
             self.state().peak_flops.insert(rank, report.peak_flops);
         }
     }
 
-    /// Something was told to the watchers.
+    /// Records an event for the watchers.
     pub fn happens(&self, happening: &EventBody) {
         match happening {
             EventBody::Data(data) => self.planned(data),
@@ -168,7 +168,7 @@ impl Metrics {
         }
     }
 
-    /// Whether the numbers are those of a run that has ended.
+    /// Whether the metrics show that the run has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.life.done.get() == 1
@@ -178,7 +178,7 @@ impl Metrics {
         self.pace.planned_steps.set(data.total_steps as f64);
     }
 
-    /// A checkpoint will follow a step.
+    /// Records that a checkpoint will follow a step.
     pub fn checkpoint_follows(&self, step: u64) {
         let mut state = self.state();
         if !state.checkpoints.contains(&step) {
@@ -186,7 +186,7 @@ impl Metrics {
         }
     }
 
-    /// A step is done by all ranks.
+    /// Records a step that all ranks have done.
     pub fn step(&self, step: u64, row: &Row, reports: &[StepReport], trace_id: Option<&str>) {
         let now = SystemTime::now();
         self.steps.set(row);
@@ -215,7 +215,7 @@ impl Metrics {
             self.pace.flops.inc_by(flops);
         }
         let state = self.state();
-        // A number over some of the devices would be wrong.
+        // Only if every rank's peak is known: a ratio over some of the devices would be wrong.
         if state.peak_flops.len() == reports.len() && seconds > 0.0 {
             let peak: f64 = state.peak_flops.values().sum();
             self.pace.utilisation.get_or_create(&Labels::new()).set(flops / seconds / peak);
@@ -236,7 +236,7 @@ impl Metrics {
         self.ranks.memory.get_or_create(&label).set(report.peak_memory_bytes as f64);
     }
 
-    /// An evaluation is done by all ranks.
+    /// Records an evaluation that all ranks have done.
     pub fn evaluation(&self, row: &Row) {
         self.evaluations.set(row);
         self.pace.evaluations.inc();
@@ -259,7 +259,7 @@ impl Metrics {
     }
 }
 
-/// What a trainer reports as a duration is one, and can be added up.
+/// Whether a trainer's value is a valid duration in seconds: not NaN, not negative, finite.
 fn is_time(seconds: f64) -> bool {
     (0.0..Duration::MAX.as_secs_f64()).contains(&seconds)
 }
@@ -298,7 +298,7 @@ mod tests {
         metrics.step(1, &step_row(&reports, context), &reports, trace);
     }
 
-    /// What stands behind a name and its labels, that of the run excepted.
+    /// The value of the metric with this name and these labels, without the label `run`.
     fn value(metrics: &Metrics, name: &str) -> String {
         let text = metrics.encode().unwrap().replace("run=\"run-1\",", "").replace("run=\"run-1\"", "");
         let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_in_one_state_and_the_end_is_told_with_its_reason() {
+    fn run_state_and_end_metrics_follow_the_outcome() {
         let states = |metrics: &Metrics| {
             let state = |name| value(metrics, &format!("dyad_run_state{{state=\"{name}\"}}"));
             ["running", "complete", "stopped", "failed"].map(state).join(" ")
@@ -329,9 +329,9 @@ mod tests {
         }
     }
 
-    /// Loading, evaluating and saving are progress as well, and take as long as they take.
+    /// Progress in loading, evaluating and saving counts as well.
     #[test]
-    fn progress_is_work_that_is_done_and_not_a_heart_that_beats() {
+    fn last_progress_changes_with_work_and_not_with_heartbeats() {
         use dyad_proto::wire::Progress;
         let metrics = metrics();
         let name = "dyad_last_progress_timestamp_seconds";
@@ -340,7 +340,7 @@ mod tests {
             let progress = Some(Progress { marks, fed, ..Progress::default() });
             metrics.beat(0, &Heartbeat { progress, ..Heartbeat::default() });
             let shown: f64 = value(&metrics, &format!("{name}{{}}")).parse().unwrap();
-            // The next progress is at another time than this.
+            // Reset, so that the next change can be seen.
             metrics.life.last_progress.get_or_create(&Labels::new()).set(1.0);
             shown
         };
@@ -351,7 +351,7 @@ mod tests {
         assert_eq!(beat(1, 1), 1.0);
     }
 
-    /// A model's path and a phase's name are anybody's.
+    /// A model's path and a phase's name may contain any characters.
     #[test]
     fn labels_are_escaped() {
         let config = RunConfig { model: "m\"x\\n\n\u{1b}".to_owned(), ..RunConfig::default() };
@@ -374,9 +374,9 @@ mod tests {
         assert_eq!(label("m/Llama 漢 7B"), "m/Llama 漢 7B");
     }
 
-    /// One bad step shows, and the next good one shows too.
+    /// A NaN step is shown, and the next good step too.
     #[test]
-    fn a_loss_that_is_not_a_number_does_not_break_the_exporter() {
+    fn a_nan_loss_does_not_break_the_exporter() {
         let metrics = metrics();
         step(&metrics, f64::NAN, None);
         assert_eq!(value(&metrics, "dyad_loss{}"), "NaN");
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn evaluations_are_shown_beside_steps() {
+    fn evaluations_and_steps_have_separate_metrics() {
         let metrics = metrics();
         step(&metrics, 1.0, None);
         let sums = PreferenceSums { pairs: 2, loss: 3.0, rewards_chosen: 1.0, ..PreferenceSums::default() };
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn utilisation_is_shown_only_where_every_device_is_known() {
+    fn utilisation_is_shown_only_if_every_device_peak_is_known() {
         let metrics = metrics();
         let known = ModelReport { peak_flops: 4e9, ..ModelReport::default() };
         metrics.model(0, &known);
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_is_due_from_the_step_that_it_follows_until_it_is_there() {
+    fn a_checkpoint_is_due_from_its_step_until_it_is_written() {
         let metrics = metrics();
         let due = || value(&metrics, "dyad_checkpoint_due_timestamp_seconds{}");
         metrics.checkpoint_follows(1);

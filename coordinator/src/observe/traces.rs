@@ -1,8 +1,8 @@
-//! One trace a step, linked to the run's: this side's spans, and which steps are kept.
+//! One trace per step, linked to the run's: the coordinator's spans, and the choice of the steps to export.
 //!
 //! Every step gets a trace context when it is assigned, so that all ranks record under the same ids. Whether it is exported is
-//! decided twice: when it is assigned (the first steps, then one in so many), and when it is done (slow ones). Ranks keep their
-//! spans in memory until then, so no collector has to hold back whole traces to choose among them.
+//! decided twice: when it is assigned (the first steps, then one in `every`), and when it is done (slow steps). Ranks keep their
+//! spans in memory until then, so no collector has to buffer whole traces to choose among them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,22 +15,22 @@ use crate::run::metrics_row::Row;
 
 /// Steps that the running median is taken over.
 const RECENT: usize = 64;
-/// With fewer steps behind it, no step is called slow.
+/// No step counts as slow before this many steps are done.
 const ENOUGH: usize = 8;
-/// A step is slow when it takes so many times the median of the recent ones.
+/// A step is slow if it takes longer than this many times the median of the recent steps.
 const SLOW: f64 = 1.5;
 
 /// Which steps are traced.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
-    /// So many of this process's first ones.
+    /// Number of this process's first steps that are all traced.
     pub first: u64,
-    /// After those, those whose number this divides; 0 for none.
+    /// After those, steps whose number is a multiple of this; 0 for none.
     pub every: u64,
 }
 
 impl Sampling {
-    /// Why a step is traced, as far as that is known before it is done; `nth` counts from 0 in this process.
+    /// Why a step is traced, if that is known before it is done; `nth` counts the steps of this process from 0.
     fn reason(self, step: u64, nth: u64) -> Option<&'static str> {
         if nth < self.first {
             return Some("first");
@@ -39,12 +39,12 @@ impl Sampling {
     }
 }
 
-/// Durations of recent steps.
+/// Durations of the recent steps, in seconds.
 #[derive(Debug, Default)]
 struct Recent(VecDeque<f64>);
 
 impl Recent {
-    /// Whether a step is slow beside those before it, which it then joins.
+    /// Whether a step is slow compared with those before it; then adds it to them.
     fn is_slow(&mut self, seconds: f64) -> bool {
         let slow = self.0.len() >= ENOUGH && seconds > SLOW * self.median();
         if self.0.len() >= RECENT {
@@ -63,25 +63,25 @@ impl Recent {
     }
 }
 
-/// A step that ranks work on.
+/// A step that is assigned and not done.
 #[derive(Debug)]
 struct OpenSpans {
     step: u64,
     context: SpanContext,
-    /// The context as it goes out to the ranks; empty where the sampler of the environment wants no trace at all.
+    /// The context as sent to the ranks; empty if the sampler of the environment wants no trace.
     traceparent: String,
-    /// Why it is traced; not known yet where there is none.
+    /// Why it is traced; `None` if that is not decided yet.
     reason: Option<&'static str>,
-    /// When it could begin: assigned, and the one before it done.
+    /// Earliest possible start: when the step was assigned and the one before it was done.
     begun: SystemTime,
 }
 
-/// What became of a step's trace.
+/// The decision on a finished step's trace.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// The trace, if it is exported.
+    /// The trace id, if the trace is exported.
     pub trace_id: Option<String>,
-    /// The ranks wait to be told so.
+    /// Whether the ranks must be told to export their spans.
     pub keep: bool,
 }
 
@@ -99,7 +99,7 @@ pub struct StepTraces {
 }
 
 impl StepTraces {
-    /// None yet.
+    /// No step is traced yet.
     #[must_use]
     pub fn new(spans: Spans, run: Option<SpanContext>, run_id: &str, sampling: Sampling) -> Self {
         Self {
@@ -114,7 +114,7 @@ impl StepTraces {
         }
     }
 
-    /// The context that goes out with a step, the same to all ranks; worked out for the first of them.
+    /// The trace context that goes out with a step: created for the first rank, and the same for all ranks.
     pub fn assign(&mut self, step: u64, now: SystemTime) -> String {
         let Self { spans, sampling, assigned, open, .. } = self;
         let open = open.entry(step).or_insert_with(|| {
@@ -128,13 +128,13 @@ impl StepTraces {
         open.traceparent.clone()
     }
 
-    /// All ranks have joined, and every pair is measured.
+    /// Emits the span `prepare`: from the start until all ranks have joined and every pair is measured.
     pub fn prepared(&self, began: SystemTime, now: SystemTime) {
         let Some(run) = self.run.as_ref().filter(|run| run.is_sampled()) else { return };
         self.spans.emit(Record::new("prepare", self.spans.child(run), Some(run.clone()), (began, now)));
     }
 
-    /// A step is done by all ranks; its row was written since `recording`.
+    /// Ends a step that all ranks have done and whose row was written since `recording`.
     pub fn done(&mut self, step: u64, row: &Row, reports: &[StepReport], recording: SystemTime) -> Verdict {
         let slow = self.recent.is_slow(row.get(metric::STEP_SECONDS).unwrap_or_default());
         let before = std::mem::replace(&mut self.last_done, recording);
@@ -155,7 +155,7 @@ impl StepTraces {
         Verdict { trace_id: Some(context.trace_id().to_string()), keep: late }
     }
 
-    /// The run ends here: the step that ranks were in is kept, as far as it got.
+    /// Exports the step in progress as failed, because the run ends here.
     pub fn fail(&mut self, reason: &str, now: SystemTime) {
         let Some((_, mut open)) = self.open.pop_first() else { return };
         open.begun = open.begun.max(self.last_done);
@@ -166,7 +166,7 @@ impl StepTraces {
         }
     }
 
-    /// A step begins when the first rank begins it, or when this side can: assigned, and the one before it done.
+    /// The root span of a step. It begins at `open.begun`, or when the first rank began the step if that is earlier.
     fn root(&self, open: OpenSpans, reason: &'static str, reports: &[StepReport], end: SystemTime) -> Record {
         let ranks = reports.iter().map(|report| report.started_unix_nanos).filter(|nanos| *nanos > 0).min();
         let start =
@@ -183,7 +183,7 @@ impl StepTraces {
     }
 }
 
-/// The numbers of a row that say what the step was like.
+/// The span's attributes from the step's row.
 fn numbers(row: &Row) -> impl Iterator<Item = KeyValue> {
     const SHOWN: [(&str, &str); 8] = [
         (metric::EPOCH, "train.epoch"),
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_steps_and_one_in_so_many_are_traced() {
+    fn first_steps_and_every_nth_step_are_traced() {
         let sampling = Sampling { first: 2, every: 10 };
         let reasons: Vec<_> = [1, 2, 3, 10, 11, 20].map(|step| sampling.reason(step, step - 1)).to_vec();
         assert_eq!(reasons, [Some("first"), Some("first"), None, Some("periodic"), None, Some("periodic")]);
@@ -213,12 +213,12 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_slow_beside_the_median_of_those_before_it() {
+    fn a_step_is_slow_compared_with_the_median_of_earlier_steps() {
         let mut recent = Recent::default();
         assert!(!(0..ENOUGH).any(|index| recent.is_slow(if index == 0 { 9.0 } else { 1.0 })));
         assert!(!recent.is_slow(1.4));
         assert!(recent.is_slow(1.6));
-        // A step that takes no number of seconds must not poison what follows.
+        // A NaN duration must not affect later steps.
         assert!(!recent.is_slow(f64::NAN));
         assert!(!recent.is_slow(1.0) && recent.is_slow(2.0));
         // When every step is slow, none is.

@@ -1,4 +1,4 @@
-//! The files of a run: preference pairs by number, identified by hash.
+//! The data files of a run: preference pairs by id; each file has a hash.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ impl Dataset {
         &self.sha256
     }
 
-    /// How many records there are; ids run from 0 to one below.
+    /// Number of records; their ids are 0 to one less than it.
     #[must_use]
     pub fn records(&self) -> usize {
         self.source.len()
@@ -38,19 +38,19 @@ impl Dataset {
         (0..self.source.len() as u64).map(|id| self.source.bytes(id))
     }
 
-    /// The file.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &str {
         self.source.path()
     }
 
-    /// One record's place, as people find it.
+    /// One record's place for a message, such as file and line.
     #[must_use]
     pub fn place(&self, id: u64) -> String {
         self.source.place(id)
     }
 
-    /// One record as it goes over the wire.
+    /// One record as a wire message.
     pub fn pair(&self, id: u64) -> Result<wire::Pair, Fault> {
         let content = self.source.pair(id)?.into();
         Ok(wire::Pair { id, content: Some(content), reference: None, line: self.source.line(id) })
@@ -60,14 +60,14 @@ impl Dataset {
 /// The files of a run.
 #[derive(Debug)]
 pub struct Datasets {
-    /// What is trained on.
+    /// The training pairs.
     pub train: Dataset,
-    /// What is evaluated on.
+    /// The validation pairs, if there are any.
     pub validation: Option<Dataset>,
 }
 
 impl Datasets {
-    /// Loads what the config names.
+    /// Loads the files that the config names.
     pub fn load(config: &RunConfig) -> Result<Self, Fault> {
         let load = |key, file: &String| Dataset::load(key, Path::new(file));
         Ok(Self {
@@ -86,13 +86,13 @@ impl Datasets {
         self.validation.as_ref().map_or("", Dataset::sha256)
     }
 
-    /// One of the files.
+    /// The file of a split.
     #[must_use]
     pub fn of(&self, split: wire::Split) -> Option<&Dataset> {
         if split == wire::Split::Validation { self.validation.as_ref() } else { Some(&self.train) }
     }
 
-    /// Pairs by id.
+    /// The pairs with these ids; none if the split has no file.
     pub fn pairs(
         &self,
         split: wire::Split,
@@ -102,7 +102,7 @@ impl Datasets {
             .map_or_else(|| Ok(Vec::new()), |dataset| ids.into_iter().map(|id| dataset.pair(id)).collect())
     }
 
-    /// What a user should know of how the files are read, a sentence each.
+    /// Notes for the user on how the files are read, one sentence each.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let of = |key, dataset: &Dataset| open::notes(key, &*dataset.source);
@@ -111,7 +111,7 @@ impl Datasets {
     }
 }
 
-/// As lower-case hex digits.
+/// SHA-256 as lower-case hex digits. Reports progress in between, because large files take long.
 fn sha256(bytes: &[u8]) -> String {
     let mut digest = Sha256::new();
     for part in bytes.chunks(1 << 24) {
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn hash_is_that_of_the_file() {
-        // What `sha256sum` prints for GOOD with a line end.
+        // Output of `sha256sum` for GOOD with a line end.
         let data = load(format!("{GOOD}\n")).unwrap();
         assert_eq!(data.sha256(), "0a6171d07d4f15187c58b3a5ab1a23e8209ddedafd4befafb366fc98c954e017");
     }

@@ -1,7 +1,7 @@
-//! The early end of a run: every rank finishes the same work, a checkpoint is written, and all leave.
+//! Early end of a run: every rank stops after the same work, a checkpoint is written, and all trainers leave.
 //!
-//! Hold goes to all; each answers how many works it has begun; then all do as many as the furthest. So nobody waits in a collective
-//! that another rank never enters, and not a step more is done than has been begun.
+//! All ranks get Hold and answer with the number of works they have begun. Then all ranks do as many works as the rank that is furthest.
+//! So no collective hangs, and no rank begins a step that no other rank has begun.
 
 use std::path::Path;
 
@@ -12,20 +12,21 @@ use dyad_proto::{ErrorCode, Fault, run_folder};
 use super::{Command, Run, Stage};
 use crate::run::training::Training;
 
-/// A run on its way to an early end.
+/// State of a run that ends early.
 #[derive(Debug)]
 pub(super) struct Draining {
     pub(super) training: Box<Training>,
     /// Works begun, by rank.
     begun: Vec<Option<u64>>,
-    /// What all ranks do, once that is known.
+    /// Number of works after which all ranks stop, once it is known.
     last: Option<u64>,
-    /// Who wanted it.
+    /// Who requested it.
     why: String,
 }
 
 impl Run {
-    /// Begins the early end. Before the first step there is nothing to save; once the model is being saved that is the end.
+    /// Begins the early end. During training, ranks get Hold. Before that the run ends at once, because there is nothing to save. If the
+    /// run is already ending, nothing changes.
     pub(super) fn drain(&mut self, why: String) -> Result<(), Fault> {
         match std::mem::replace(&mut self.stage, Stage::Finishing) {
             Stage::Training(training) => {
@@ -46,7 +47,7 @@ impl Run {
         }
     }
 
-    /// A rank says how many works it has begun.
+    /// Takes a rank's number of begun works.
     pub(super) fn held(&mut self, place: usize, works: u64) -> Result<(), Fault> {
         let wrong = "held when it was not asked to";
         let Stage::Draining(draining) = &mut self.stage else { return Err(self.violation(place, wrong)) };
@@ -57,23 +58,23 @@ impl Run {
         if let Some(begun) = draining.begun.iter().copied().collect::<Option<Vec<u64>>>() {
             let works = begun.into_iter().max().unwrap_or(0);
             draining.last = Some(works);
-            // The step that is saved may have its row already.
+            // The row of the step that is saved may be written already, but not synced.
             self.commands.push(Command::Persist);
             self.send_all(&Down::Drain(Drain { works }));
         }
         Ok(())
     }
 
-    /// Ranks may leave: they know what is left to be done, and report it before.
+    /// Whether ranks may leave: they know after which work to stop, and they report it before they leave.
     pub(super) fn drained(&self) -> bool {
         matches!(self.stage, Stage::Draining(Draining { last: Some(_), .. }))
     }
 
-    /// What the run ends with when all have left early; nothing when it is complete.
+    /// The outcome after an early end, once all ranks have left; `None` if the run was not ended early.
     pub(super) fn drain_outcome(&self) -> Option<Fault> {
         let Stage::Draining(draining) = &self.stage else { return None };
         if Some(draining.training.progress().1) != draining.last {
-            return Some(Fault::failed("the ranks left before all that they had begun was reported"));
+            return Some(Fault::failed("the ranks left before they had reported all work that they began"));
         }
         let step = self.roster.members().iter().map(|member| member.step).max().unwrap_or(0);
         let what = match &self.saved {
@@ -84,7 +85,7 @@ impl Run {
         Some(Fault::new(ErrorCode::Interrupted, message).hint(self.how_to_go_on()))
     }
 
-    /// By what is known here of checkpoints.
+    /// The hint on how to continue, from the last checkpoint if there is one.
     pub(super) fn how_to_go_on(&self) -> String {
         let saved = self.saved.as_ref().map(|saved| &saved.path);
         let checkpoint = saved.or(Some(&self.spec.resume_from)).filter(|path| !path.is_empty());

@@ -1,4 +1,4 @@
-//! How a run ends: deaths, broken rules, and what everybody is told.
+//! The end of a run: lost connections, protocol violations, and the messages to trainers and watchers.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::run::membership::{Standing, TrainerId};
 impl Run {
     /// A member's error fails the run. An unknown peer only gets the error back.
     pub(super) fn unreadable(&mut self, id: TrainerId, what: &str) -> Result<(), Fault> {
-        let what = format!("sent what cannot be read: {what}");
+        let what = format!("sent a message that cannot be read: {what}");
         if let Some(place) = self.roster.place(id) {
             return Err(self.violation(place, &what));
         }
@@ -31,16 +31,19 @@ impl Run {
             return Ok(());
         }
         let (who, during) = (member.describe(), member.whereabouts());
-        Err(Fault::lost(format!("{who} died: its connection closed during {during}"))
-            .hint("its log says more; a process that the kernel killed for memory leaves none"))
+        let died = Fault::lost(format!("{who} died: its connection closed during {during}"))
+            .hint("its log says more; a process that the kernel killed for memory leaves none");
+        Err(Fault { connection_closed: true, ..died.of_process(&member.id_of_process()) })
     }
 
     pub(super) fn violation(&self, place: usize, what: &str) -> Fault {
-        Fault::failed(format!("{} broke the protocol: it {what}", self.roster.members()[place].describe()))
+        let member = &self.roster.members()[place];
+        Fault::failed(format!("{} broke the protocol: it {what}", member.describe()))
+            .of_process(&member.id_of_process())
             .hint("run the coordinator and all trainers from the same build")
     }
 
-    /// Everybody still here is told to stop (after a failure), and the streams end. The first end counts.
+    /// Ends the run: tells connected trainers to stop (after a failure) and closes their streams. Later calls have no effect.
     pub(super) fn end(&mut self, now: Instant, failure: Option<Fault>) {
         if matches!(self.stage, Stage::Ended { .. }) {
             return;
@@ -57,8 +60,8 @@ impl Run {
         self.stage = Stage::Ended { failure, deadline: now + FAREWELL };
     }
 
-    /// Ends the run by what a trainer did or suffered. Once the model of all steps is written, one that dies on its way out, or does not
-    /// find it, changes nothing of that.
+    /// Ends the run because of a trainer's failure. If the final model is written already, the failure is only logged and the run
+    /// succeeds.
     pub(super) fn end_by(&mut self, now: Instant, cause: Fault) {
         let complete =
             matches!(self.stage, Stage::Finishing) && self.saved.as_ref().is_some_and(|saved| saved.r#final);
@@ -68,7 +71,7 @@ impl Run {
         self.end(now, (!complete).then_some(cause));
     }
 
-    /// Once steps may have been done, the hint says what became of them.
+    /// Adds to the hint how to continue, if steps may have been done.
     fn advised(&self, fault: Fault) -> Fault {
         let lost = matches!(fault.code, ErrorCode::Failed | ErrorCode::Unavailable);
         if !lost || (!self.trained && self.spec.resume_from.is_empty()) {

@@ -1,6 +1,6 @@
-//! What every rank says of itself, held against the other ranks and against the checkpoint. Pure.
+//! Compares the facts that every rank reports with those of the other ranks and of the checkpoint. Pure.
 //!
-//! - CRD-B1: no row is recorded of ranks that differ: a rank says what it is before it reports work, and a row needs all ranks.
+//! - CRD-B1: no row is recorded if ranks differ: every rank reports its facts before it reports work, and a row needs all ranks.
 
 use dyad_proto::Fault;
 use dyad_proto::fingerprint::{Change, Fingerprint, fact, fact_changes, may_differ_between_ranks};
@@ -8,7 +8,7 @@ use dyad_proto::wire::Fact;
 
 use crate::run::membership::Member;
 
-/// Facts of all ranks, in the batches that they come in.
+/// Facts of all ranks, in the batches in which they arrive.
 #[derive(Debug)]
 pub struct Facts {
     /// By rank: the batches that are not compared yet, oldest first.
@@ -17,39 +17,39 @@ pub struct Facts {
     compared: usize,
 }
 
-/// A fact by which ranks differ, with what each of them says; nothing where it says nothing.
+/// A fact by which ranks differ, with its value by rank; `None` for a rank that does not report it.
 #[derive(Debug, PartialEq, Eq)]
 struct Difference {
     name: String,
     values: Vec<Option<String>>,
 }
 
-/// What a resumed run is held against.
+/// The checkpoint's record, with which a resumed run is compared.
 #[derive(Clone, Debug, Default)]
 pub struct Then {
-    /// What the run computed when the checkpoint was made.
+    /// Fingerprint of the run when the checkpoint was made.
     pub fingerprint: Fingerprint,
     /// Its step.
     pub step: u64,
 }
 
-/// A batch that all ranks agree on, but for what may differ.
+/// A batch on which all ranks agree, except for facts that may differ.
 #[derive(Debug)]
 pub struct Agreed {
-    /// What rank 0 says.
+    /// The facts of rank 0.
     pub facts: Vec<Fact>,
-    /// What is to be said about it.
+    /// Warnings for the log about facts that differ.
     pub warnings: Vec<String>,
 }
 
 impl Facts {
-    /// None yet.
+    /// No facts yet.
     #[must_use]
     pub fn new(world_size: usize) -> Self {
         Self { waiting: vec![Vec::new(); world_size], compared: 0 }
     }
 
-    /// Takes a rank's next batch. Once all ranks have sent it, says what they agree on; or by what they differ.
+    /// Takes a rank's next batch. Once all ranks have sent theirs, returns the agreed facts, or fails if the ranks differ.
     pub fn hear(
         &mut self,
         place: usize,
@@ -75,7 +75,7 @@ impl Facts {
         Ok(batches.into_iter().next().map(|facts| Agreed { facts, warnings }))
     }
 
-    /// Whether the batch that was agreed on last is the first one, which says everything of files.
+    /// Whether the batch compared last is the first one, which holds all facts about files.
     #[must_use]
     pub fn is_first(&self) -> bool {
         self.compared == 1
@@ -83,7 +83,8 @@ impl Facts {
 }
 
 impl Then {
-    /// Refuses what computes otherwise than the checkpoint; says what rounds otherwise. `whole` where `now` tells of all files.
+    /// Fails if the run would not compute the same as the checkpoint's run; returns changes that only affect rounding. `whole` means that
+    /// `now` holds the facts of all files, so that a missing one counts as a change.
     pub fn check(&self, now: &[Fact], whole: bool) -> Result<Vec<Change>, Fault> {
         if let Some(step) = now.iter().find(|fact| fact.name == fact::STEP)
             && step.value != self.step.to_string()
@@ -109,7 +110,7 @@ fn not_the_same(change: &Change) -> Fault {
     )
 }
 
-/// By name, in the order of rank 0; what only others say comes last.
+/// The differing facts, in the order of rank 0; facts that only other ranks report come last.
 fn differences(batches: &[Vec<Fact>]) -> Vec<Difference> {
     let mut names: Vec<&str> = Vec::new();
     for fact in batches.iter().flatten() {
@@ -146,7 +147,8 @@ fn refusal(difference: &Difference, members: &[Member]) -> Fault {
     Fault::input(format!("the trainers would not compute the same: {}", told(difference, members))).hint(hint)
 }
 
-/// `dtype is Float at trainer rank 0 (a) on h0 and BFloat16 at trainer rank 1 (b) on h1`; of many ranks the first that says it.
+/// Text such as `dtype is Float at trainer rank 0 (a) on h0, but BFloat16 at trainer rank 1 (b) on h1`. For each value it names the first
+/// rank and the number of further ones.
 fn told(difference: &Difference, members: &[Member]) -> String {
     let mut said: Vec<(&Option<String>, usize, usize)> = Vec::new();
     for (rank, value) in difference.values.iter().enumerate() {
@@ -165,7 +167,7 @@ fn told(difference: &Difference, members: &[Member]) -> String {
     format!("{} is {}", shown(&difference.name), words.collect::<Vec<_>>().join(", but "))
 }
 
-/// Words of a peer, for a message.
+/// A peer's text for a message: at most 160 characters, without control characters.
 fn shown(text: &str) -> String {
     text.chars().take(160).map(|char| if char.is_control() { ' ' } else { char }).collect()
 }
@@ -200,7 +202,7 @@ mod tests {
         pairs.iter().map(|(name, value)| Fact { name: (*name).into(), value: (*value).into() }).collect()
     }
 
-    /// What three ranks with these batches come to.
+    /// The result for three ranks with these batches.
     fn heard(batches: [&[(&str, &str)]; 3]) -> Result<Agreed, Fault> {
         let (mut facts, members) = (Facts::new(3), members(3));
         assert!(facts.hear(1, batch(batches[1]), &members).unwrap().is_none());
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rank_that_differs_is_named_with_its_host() {
+    fn the_differing_rank_is_named_with_its_host() {
         let same: &[(&str, &str)] = &[("config.json rope_theta", "1.0"), ("tokenizer.json", "x")];
         assert_eq!(heard([same, same, same]).unwrap().facts, batch(same));
         let other: &[(&str, &str)] = &[("config.json rope_theta", "1.0"), ("tokenizer.json", "y")];
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_one_rank_has_is_a_difference() {
+    fn a_fact_missing_on_some_ranks_is_a_difference() {
         let (without, with): (&[_], &[_]) = (&[("a", "1")], &[("a", "1"), ("chat_template.jinja", "2")]);
         for batches in [[without, with, with], [with, without, with]] {
             let message = heard(batches).unwrap_err().message;
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_that_are_ahead_wait_for_the_batch_of_the_others() {
+    fn batches_of_a_rank_ahead_wait_for_the_other_ranks() {
         let (mut facts, members) = (Facts::new(2), members(2));
         for batch_of_rank_0 in [batch(&[("a", "1")]), batch(&[("b", "1")])] {
             assert!(facts.hear(0, batch_of_rank_0, &members).unwrap().is_none());
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_is_held_against_files_weights_and_step() {
+    fn facts_are_compared_with_the_checkpoint() {
         let kept = [(fact::DTYPE, "Float"), ("config.json rope_theta", "1.0"), (fact::WEIGHTS, "w")];
         let facts = kept.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
         let then = Then { fingerprint: Fingerprint { facts, ..Fingerprint::default() }, step: 4 };
@@ -266,7 +268,7 @@ mod tests {
         assert!(then.check(&batch(&[(fact::WEIGHTS, "v")]), false).is_err());
         assert!(then.check(&batch(&[(fact::STEP, "4")]), false).is_ok());
         assert!(then.check(&batch(&[(fact::STEP, "3")]), false).is_err());
-        // A checkpoint of a build that kept nothing.
+        // A checkpoint without facts.
         assert!(Then { step: 4, ..Then::default() }.check(&batch(&kept), true).is_ok());
     }
 }

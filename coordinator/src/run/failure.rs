@@ -1,7 +1,7 @@
-//! Which of many failures is the cause. Pure: the time is an argument.
+//! Finds the cause among many failures. Pure: the time is an argument.
 //!
-//! When a trainer dies, its peers fail a moment later because their communicator broke. Those echoes often arrive
-//! first, so an echo is held back for a while, and only used when no genuine cause turns up.
+//! When a trainer dies, its peers fail a moment later because their communicator broke. These echoes often arrive
+//! first, so an echo is held back for a while, and used only if no genuine cause arrives.
 
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,14 @@ use dyad_proto::{ErrorCode, Fault};
 /// person watching should not wait for long.
 pub const ECHO_HOLD_BACK: Duration = Duration::from_secs(3);
 
-/// Gathers failures until one is known to be the cause.
+/// Collects failures until one is known to be the cause.
 #[derive(Debug, Default)]
 pub struct Blame {
     echo: Option<(Instant, Fault)>,
 }
 
 impl Blame {
-    /// Takes a failure; returns it when it is genuine. The first echo is kept for later.
+    /// Takes a failure; returns it if it is genuine. The first echo is kept for later.
     pub fn suspect(&mut self, now: Instant, fault: Fault) -> Option<Fault> {
         if fault.code == ErrorCode::Echo {
             self.echo.get_or_insert((now + ECHO_HOLD_BACK, fault));
@@ -27,7 +27,7 @@ impl Blame {
         Some(fault)
     }
 
-    /// The held echo, once its time is up. It is a failed run then, since nobody else failed.
+    /// The held echo, once its time is up; its code is then `Failed`, because no genuine cause came.
     #[must_use]
     pub fn overdue(&self, now: Instant) -> Option<Fault> {
         let (deadline, fault) = self.echo.as_ref()?;
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn first_echo_is_used_when_nothing_else_comes() {
+    fn first_echo_is_used_if_no_genuine_cause_comes() {
         let now = Instant::now();
         let mut blame = Blame::default();
         assert_eq!(blame.overdue(now + ECHO_HOLD_BACK), None);

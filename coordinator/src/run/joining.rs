@@ -1,4 +1,4 @@
-//! Until all are there and every pair is measured: who is admitted, who measures what, how the ranks meet.
+//! The run before training: admitting trainers, comparing facts, connecting the ranks, measuring pairs, recalling reference scores.
 
 use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Down;
@@ -16,20 +16,21 @@ use crate::run::membership::{Member, TrainerId};
 use crate::run::references::{Known, References};
 use crate::run::training::GENERATION;
 
-/// So often for each place a trainer that comes is told of.
+/// Arrivals that watchers are told of: at most this many times the world size.
 const ARRIVALS: u32 = 4;
-/// Every rank gets a copy: nothing, or the 128 bytes of NCCL's unique id.
+/// Most bytes of a bootstrap offer, which every rank gets: empty, or the 128 bytes of NCCL's unique id.
 const BOOTSTRAP_BYTES: usize = 1024;
-/// A rank posts its addresses: one for each of the other ranks, a few times.
+/// Most postings of a rank.
 const POSTINGS: u32 = 64;
 const KEY_BYTES: usize = 256;
+/// Most bytes of a posting, which holds an address for each of the other ranks.
 const POSTING_BYTES: usize = 1 << 20;
 
 impl Run {
-    /// A message on a connection that belongs to no member.
+    /// Handles a message on a connection that belongs to no member.
     pub(super) fn stranger(&mut self, id: TrainerId, message: Up) -> Result<(), Fault> {
         let Up::Hello(hello) = message else {
-            // What a refused trainer sends before it learns of that needs no second answer.
+            // A refused trainer may send more before it learns of the refusal; it gets no second answer.
             self.commands.push(Command::Close(id));
             return Ok(());
         };
@@ -39,7 +40,7 @@ impl Run {
                 plain::peer_name(&hello.name)
             )))
         } else {
-            // Once the run has begun the roster is full, and admits nobody.
+            // Once the run has begun, the roster is full and admits no trainer.
             self.roster.admit(id, &hello)
         };
         match admitted {
@@ -56,7 +57,7 @@ impl Run {
     }
 
     fn joined(&mut self, id: TrainerId, name: String) -> Result<(), Fault> {
-        // Who comes and goes without end is not told of without end.
+        // Bounds the events if a trainer connects again and again.
         self.arrivals = self.arrivals.saturating_add(1);
         if self.arrivals <= self.spec.world_size.saturating_mul(ARRIVALS) {
             self.emit(EventBody::Arrived(TrainerArrived { name }));
@@ -65,9 +66,9 @@ impl Run {
             run_id: self.spec.run_id.clone(),
             run_config_json: self.spec.config_json.clone(),
             resume_from: self.spec.resume_from.clone(),
-            // A launcher finds out first, and knows what is to become of the run.
+            // 5 s more than the launcher's limit: the launcher must notice first, because it decides whether to restart the run.
             silence_seconds: silence::limit(silence::COORDINATOR, self.spec.stall_timeout) + 5,
-            // The observer knows the trace context.
+            // The observer fills in the trace context.
             ..Welcome::default()
         };
         self.commands.push(Command::Send(id, Down::Welcome(welcome)));
@@ -96,10 +97,10 @@ impl Run {
         Ok(())
     }
 
-    /// Ends the run where ranks differ from each other, or from the checkpoint.
+    /// Takes a rank's facts. Fails if ranks differ from each other or from the checkpoint.
     pub(super) fn compare(&mut self, place: usize, facts: Vec<Fact>) -> Result<(), Fault> {
         if matches!(self.stage, Stage::Joining { .. }) {
-            return Err(self.violation(place, "said what it computes before it had a rank"));
+            return Err(self.violation(place, "sent its facts before it had a rank"));
         }
         let Some(agreed) = self.facts.hear(place, facts, self.roster.members())? else { return Ok(()) };
         agreed.warnings.iter().for_each(|line| tracing::warn!("{line}"));
@@ -118,7 +119,7 @@ impl Run {
 
     pub(super) fn bootstrap(&mut self, place: usize, offer: BootstrapOffer) -> Result<(), Fault> {
         if offer.payload.len() > BOOTSTRAP_BYTES {
-            return Err(self.violation(place, "offered a communicator's address that is none"));
+            return Err(self.violation(place, "offered a communicator's address that is too long"));
         }
         if place != 0 || offer.generation != GENERATION || matches!(self.stage, Stage::Joining { .. }) {
             return Err(self.violation(place, "offered a communicator that it was not asked for"));
@@ -128,7 +129,7 @@ impl Run {
         Ok(())
     }
 
-    /// Ranks tell each other by way of the coordinator where they are to be found, so that none needs an open port for that.
+    /// Passes a rank's posting to all ranks. Ranks exchange their addresses through the coordinator, so that they need no open port for it.
     pub(super) fn posted(&mut self, place: usize, posting: Posting) -> Result<(), Fault> {
         if posting.generation != GENERATION || matches!(self.stage, Stage::Joining { .. }) {
             return Err(self.violation(place, "posted something out of turn"));
@@ -137,7 +138,7 @@ impl Run {
         *posted += 1;
         let many = *posted > POSTINGS;
         if many || posting.key.len() > KEY_BYTES || posting.value.len() > POSTING_BYTES {
-            return Err(self.violation(place, "posted more than ranks have to say to each other"));
+            return Err(self.violation(place, "posted more than the protocol allows"));
         }
         self.send_all(&Down::Posting(posting));
         Ok(())
@@ -171,7 +172,7 @@ impl Run {
         self.recall()
     }
 
-    /// Asks for what earlier runs have left, once it is known both of which model and of which tokens.
+    /// Asks for stored reference scores, once both the reference key and all token hashes are known.
     pub(super) fn recall(&mut self) -> Result<(), Fault> {
         let (Stage::Measured(lengths), Some(reference_key)) = (&self.stage, &self.reference_key) else {
             return Ok(());

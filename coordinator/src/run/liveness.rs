@@ -1,8 +1,8 @@
-//! Who is alive: what heartbeats say, what their absence says, and the coordinator's own.
+//! Heartbeats: those of trainers, their absence, and the coordinator's own.
 //!
-//! - CRD-V1: time counts only as far as this process was awake to hear something: after a laptop's sleep, a stopped and continued run,
-//!   or a write that took a minute, nobody is blamed for a silence that nobody could have broken.
-//! - CRD-V2: the coordinator's beats are commands of the run like all others. They stop when the loop stops that carries them out.
+//! - CRD-V1: only time in which this process was able to hear trainers counts as their silence. A laptop's sleep, a run that was stopped
+//!   and continued, or a write that took a minute does not count.
+//! - CRD-V2: the coordinator's beats are commands of the run like all others. They stop if the engine's loop stops.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,10 @@ use dyad_proto::{Fault, counted, silence};
 use super::{Command, Run, Stage};
 use crate::run::stalls::{Stall, Stalls};
 
-/// What passes between two ticks counts as no more than this.
+/// Time between two ticks counts as at most this.
 const AWAKE: Duration = Duration::from_secs(1);
 
-/// What the run knows of time.
+/// The clocks of a run.
 #[derive(Debug)]
 pub(super) struct Watch {
     last: Instant,
@@ -32,7 +32,7 @@ impl Watch {
         Self { last: now, since_beat: Duration::ZERO, silence, stalls: Stalls::new(stall_timeout) }
     }
 
-    /// How much time has passed since the last tick, by CRD-V1.
+    /// Time since the last tick, limited by CRD-V1.
     fn pass(&mut self, now: Instant) -> Duration {
         let passed = now.saturating_duration_since(self.last).min(AWAKE);
         self.last = now;
@@ -69,6 +69,7 @@ impl Run {
             return Err(Fault::lost(format!(
                 "{who} {process}, is silent: no sign of life for {seconds} s during {during}"
             ))
+            .of_process(&member.id_of_process())
             .hint("is that machine reachable, and the process not stopped?"));
         }
         let stall = self.roster.stalled(&self.watch.stalls, self.first_step());
@@ -94,17 +95,18 @@ impl Run {
             stall.time.as_secs(),
             stall.doing
         ))
+        .of_process(&member.id_of_process())
         .hint("look for a hung file system, device or network there; --stall-timeout changes the limit, 0 sets none")
     }
 
     pub(super) fn heartbeat(&mut self, place: usize, beat: Heartbeat) {
         let first = self.first_step();
         let before = self.roster.beat(place, beat, &mut self.watch.stalls, first);
-        // Most beats say what the last one said, and nobody need be looked at.
+        // Most beats report the same phase as before: skip the look at all members.
         if before == self.roster.members()[place].phase || self.phase >= Phase::Training {
             return;
         }
-        // Evaluating and saving belong to the training, and alternate with it.
+        // Evaluating and saving alternate with training and count as training here.
         let slowest = self.roster.slowest_phase().min(Phase::Training);
         if slowest > self.phase {
             self.phase = slowest;

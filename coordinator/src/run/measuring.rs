@@ -1,6 +1,6 @@
-//! Before training: every pair is tokenised by some rank, which reports its lengths. Pure.
+//! Measuring before training: for every pair, one rank tokenises it and reports its lengths. Pure.
 //!
-//! The coordinator holds no tokenizer, and shares out by cost: so it asks. Chunks go round robin over the ranks.
+//! The coordinator needs the lengths to share pairs out by cost, and has no tokenizer itself. Chunks go round robin over the ranks.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,13 +15,13 @@ use crate::run::sharding::Weighted;
 
 /// Most pairs of one request.
 const CHUNK_PAIRS: usize = 512;
-/// Pairs of the requests that all ranks together hold once: bounds what is copied and waits to be sent.
+/// Most pairs in total if every rank has one request: bounds the copies that wait to be sent.
 const REQUESTED_PAIRS: usize = 1 << 15;
-/// Fewer pairs than that are not worth a request.
+/// Lower bound for the pairs of one request: smaller requests are inefficient.
 const FEWEST_PAIRS: usize = 16;
-/// Most bytes of one request: far below the limit of a message, however long the pairs.
+/// Most bytes of one request with several pairs; far below the limit of a message.
 const CHUNK_BYTES: usize = 8 << 20;
-/// Requests a rank holds at once: one in work, one waiting.
+/// Most open requests of a rank: one in work, one waiting.
 const WINDOW: usize = 2;
 
 /// A request: contiguous records of one file.
@@ -33,13 +33,13 @@ pub struct Chunk {
     pub ids: Range<u64>,
 }
 
-/// What is known about every record of a file, by id.
+/// Lengths and verdicts of all records of a file, by id.
 #[derive(Clone, Debug, Default)]
 pub struct Lengths {
     pairs: Vec<PairLength>,
     /// The first record that cannot be used, and why.
     refused: Option<(u64, Fault)>,
-    /// Tokens that end an answer, in words.
+    /// The tokens that end an answer, as text.
     stop_tokens: String,
 }
 
@@ -51,19 +51,19 @@ impl Lengths {
         self.pairs.iter().filter(|length| kept(length.verdict())).map(|length| length.id).collect()
     }
 
-    /// How many records there are.
+    /// Number of records.
     #[must_use]
     pub fn records(&self) -> u64 {
         self.pairs.len() as u64
     }
 
-    /// How many records met this fate.
+    /// Number of records with this verdict.
     #[must_use]
     pub fn count(&self, verdict: PairVerdict) -> u64 {
         self.pairs.iter().filter(|length| length.verdict() == verdict).count() as u64
     }
 
-    /// An error when a record cannot be used, or nothing is kept; `key` is the config key that named the file.
+    /// Fails if a record cannot be used, or if no record is kept; `key` is the config key that names the file.
     pub fn check_usable(&self, key: &str, file: &Dataset) -> Result<(), Fault> {
         if let Some((first, fault)) = &self.refused {
             let refused = self.count(PairVerdict::Refused);
@@ -80,7 +80,7 @@ impl Lengths {
         Err(left_out::none_is_left(key, file.path(), &|verdict| self.count(verdict)))
     }
 
-    /// Tokens that end an answer, where no whole preferred output ends with one of them: the model would not learn to stop.
+    /// The tokens that end an answer, if no complete preferred output ends with one (the model would not learn to stop); else empty.
     #[must_use]
     pub fn endless(&self) -> String {
         let whole = || self.pairs.iter().filter(|length| length.verdict() == PairVerdict::Kept);
@@ -90,14 +90,14 @@ impl Lengths {
         if self.stop_tokens.is_empty() { "(none is known)".to_owned() } else { self.stop_tokens.clone() }
     }
 
-    /// A record and its tokens; none where there is no such record.
+    /// The key of a record; `None` if there is no such record.
     #[must_use]
     pub fn key(&self, split: Split, id: u64) -> Option<PairKey> {
         let length = self.pairs.get(usize::try_from(id).ok()?)?;
         Some(PairKey { split, id, tokens: (length.tokens_hash_high, length.tokens_hash_low) })
     }
 
-    /// What a rank computes on each of these pairs.
+    /// These pairs, each with the cost of computing it.
     #[must_use]
     pub fn weigh(&self, ids: &[u64], objective: Objective) -> Vec<Weighted> {
         let weigh = |&id: &u64| {
@@ -117,7 +117,7 @@ impl Lengths {
     }
 }
 
-/// What became of the training and the validation file; the schedule's numbers are not known here.
+/// The report on the training and validation pairs; the caller fills in the numbers of the schedule.
 #[must_use]
 pub fn data_report((train, validation): &(Lengths, Lengths)) -> DataReport {
     DataReport {
@@ -136,14 +136,14 @@ pub fn data_report((train, validation): &(Lengths, Lengths)) -> DataReport {
     }
 }
 
-/// Who still has to measure what.
+/// State of the measuring.
 #[derive(Debug)]
 pub struct Measuring {
-    /// By rank: not asked for yet.
+    /// By rank: chunks that are not requested yet.
     queued: Vec<VecDeque<Chunk>>,
-    /// By rank: asked for, not answered yet.
+    /// By rank: chunks that are requested and not answered.
     asked: Vec<VecDeque<Chunk>>,
-    /// Chunks that are not answered yet.
+    /// Number of all chunks that are not answered.
     open: usize,
     train: Lengths,
     validation: Lengths,
@@ -173,7 +173,7 @@ impl Measuring {
         }
     }
 
-    /// What to ask a rank for next, if it has room.
+    /// The next request to a rank; `None` if its window is full or nothing is left.
     pub fn next_request(&mut self, rank: usize) -> Option<Chunk> {
         if self.asked[rank].len() >= WINDOW {
             return None;
@@ -183,7 +183,7 @@ impl Measuring {
         Some(chunk)
     }
 
-    /// Takes an answer; the error says how it breaks the protocol.
+    /// Takes an answer. The error says how the rank broke the protocol.
     pub fn record(&mut self, rank: usize, report: MeasureReport) -> Result<(), String> {
         let answers = |chunk: &Chunk| {
             chunk.split == report.split()
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_that_never_end_are_told_with_the_tokens_that_would_end_them() {
+    fn outputs_without_a_stop_token_are_reported_with_the_stop_tokens() {
         let mut measuring = measuring(vec![vec![train(0..2)]], 2);
         measuring.next_request(0);
         let mut report = answer(0..2, PairVerdict::Kept);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn asks_within_the_window_and_ends_when_all_is_answered() {
+    fn requests_keep_to_the_window_and_finish_when_all_are_answered() {
         let mut measuring =
             measuring(vec![vec![train(0..2), train(4..6), train(6..7)], vec![train(2..4)]], 7);
         assert_eq!(measuring.next_request(0), Some(train(0..2)));
@@ -330,9 +330,9 @@ mod tests {
         assert_eq!((tokens(dpo), tokens(Objective::Likelihood)), (22, 15));
     }
 
-    /// Reports come in any order; people begin at the top of their file.
+    /// Reports arrive in any order, but the message names the first bad line of the file.
     #[test]
-    fn the_first_refused_pair_is_told_by_its_line_and_the_others_are_counted() {
+    fn the_first_refused_pair_is_named_by_line_and_the_others_are_counted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pairs.jsonl");
         let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;

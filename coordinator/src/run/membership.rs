@@ -1,28 +1,29 @@
-//! Who takes part in the run: admission, ranks, signs of life. Pure: time passes when it is told so.
+//! The trainers of the run: admission, ranks, signs of life. Pure: callers pass the elapsed time.
 //!
 //! - CRD-R1: a refused trainer never changes the roster.
-//! - CRD-R2: ranks follow the launcher's order, whatever order the trainers joined in.
+//! - CRD-R2: ranks follow the launcher's order, not the order in which trainers joined.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use dyad_proto::fault::Process;
 use dyad_proto::wire::{Heartbeat, Hello, Phase};
 use dyad_proto::{Fault, PROTOCOL_VERSION, counted, plain};
 
 use crate::run::stalls::{Kind, Pulse, Stall, Stalls, Worker};
 
-/// One connection; never used twice.
+/// Id of one connection; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TrainerId(pub u64);
 
-/// How a trainer stands.
+/// State of a trainer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Takes part.
     Active,
-    /// Said that it failed.
+    /// Reported a failure.
     Failed,
-    /// Has done all its work.
+    /// Reported that it has done all its work.
     Finished,
 }
 
@@ -35,20 +36,20 @@ pub struct Member {
     pub name: String,
     /// `cpu` or `cuda:N`.
     pub device: String,
-    /// Where it runs.
+    /// Name of its host; may be empty.
     pub host: String,
     build: String,
     launch_index: u32,
     rank: Option<usize>,
-    /// What it said it is doing.
+    /// Its last reported phase.
     pub phase: Phase,
-    /// The last step it spoke of.
+    /// Its highest reported step.
     pub step: u64,
     pid: u32,
-    /// For how long it has said nothing.
+    /// Time since its last message.
     silent: Duration,
     pulse: Pulse,
-    /// How it stands.
+    /// Its state.
     pub standing: Standing,
     /// Cleared when its stream ends.
     pub connected: bool,
@@ -70,6 +71,12 @@ impl Member {
         }
     }
 
+    /// Which process of the run it is.
+    #[must_use]
+    pub fn id_of_process(&self) -> Process {
+        Process::Trainer(self.name.clone())
+    }
+
     /// `on gpu3, process 4711`.
     #[must_use]
     pub fn process(&self) -> String {
@@ -79,12 +86,12 @@ impl Member {
         }
     }
 
-    /// Somebody who ought to say something.
+    /// Whether it has to send heartbeats.
     fn listened_to(&self) -> bool {
         self.rank.is_some() && self.connected && self.standing == Standing::Active
     }
 
-    /// Where it was last seen: `training, step 12`.
+    /// Its last phase and step: `training, step 12`.
     #[must_use]
     pub fn whereabouts(&self) -> String {
         let phase = match self.phase {
@@ -105,18 +112,18 @@ impl Member {
 pub struct Roster {
     world_size: usize,
     members: Vec<Member>,
-    /// Where each connection's member is; every message asks.
+    /// Index of each connection's member, for a quick lookup on every message.
     places: HashMap<TrainerId, usize>,
 }
 
 impl Roster {
-    /// Nobody yet.
+    /// An empty roster.
     #[must_use]
     pub fn new(world_size: usize) -> Self {
         Self { world_size, members: Vec::new(), places: HashMap::new() }
     }
 
-    /// Lets a trainer in, or says why not.
+    /// Admits a trainer, or returns why it is refused.
     pub fn admit(&mut self, id: TrainerId, hello: &Hello) -> Result<(), Fault> {
         self.check(hello).map_err(|reason| {
             Fault::input(format!("trainer {} is refused: {reason}", plain::peer_name(&hello.name)))
@@ -168,13 +175,13 @@ impl Roster {
         }
     }
 
-    /// Everybody is here.
+    /// Whether all trainers have joined.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.members.len() == self.world_size
     }
 
-    /// Gives ranks 0.. in launch order, and starts listening for signs of life.
+    /// Gives ranks 0.. in launch order, and starts to expect signs of life.
     pub fn assign_ranks(&mut self) {
         self.members.sort_by(|a, b| (a.launch_index, &a.name).cmp(&(b.launch_index, &b.name)));
         for (rank, member) in self.members.iter_mut().enumerate() {
@@ -185,29 +192,29 @@ impl Roster {
         }
     }
 
-    /// All trainers; by rank once ranks are given.
+    /// All trainers, in the order of ranks once these are given.
     #[must_use]
     pub fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// The place of a connection's trainer among [`Roster::members`], unless it was refused.
+    /// The index of a connection's trainer in [`Roster::members`]; `None` if it was not admitted.
     #[must_use]
     pub fn place(&self, id: TrainerId) -> Option<usize> {
         self.places.get(&id).copied()
     }
 
-    /// One trainer, to change how it stands.
+    /// One trainer, to change its state.
     pub fn member_mut(&mut self, place: usize) -> &mut Member {
         &mut self.members[place]
     }
 
-    /// Any message is a sign of life.
+    /// Records a message, which is a sign of life.
     pub fn heard(&mut self, place: usize) {
         self.members[place].silent = Duration::ZERO;
     }
 
-    /// Time passes, in which this process could have heard something.
+    /// Adds time in which this process was able to receive messages.
     pub fn pass(&mut self, time: Duration) {
         for member in &mut self.members {
             member.silent += time;
@@ -215,7 +222,7 @@ impl Roster {
         }
     }
 
-    /// A trainer says where it is and how far; `first` is the run's first step. Returns the phase before.
+    /// Takes a trainer's heartbeat; `first` is the run's first step. Returns the trainer's phase before it.
     pub fn beat(&mut self, place: usize, beat: Heartbeat, stalls: &mut Stalls, first: u64) -> Phase {
         let all = Stalls::all_still(self.workers(first));
         let member = &mut self.members[place];
@@ -230,13 +237,13 @@ impl Roster {
         before
     }
 
-    /// A ranked trainer at work that has said nothing for longer than `limit`.
+    /// A trainer at work from which no message came for longer than `limit`.
     #[must_use]
     pub fn silent(&self, limit: Duration) -> Option<&Member> {
         self.members.iter().find(|member| member.listened_to() && member.silent > limit)
     }
 
-    /// A trainer at work that stands still.
+    /// A trainer at work that has made no progress for too long.
     #[must_use]
     pub fn stalled(&self, stalls: &Stalls, first: u64) -> Option<Stall> {
         stalls.find(&self.workers(first).collect::<Vec<_>>())
@@ -251,14 +258,14 @@ impl Roster {
         })
     }
 
-    /// What the slowest trainer is doing.
+    /// The earliest phase of all trainers.
     #[must_use]
     pub fn slowest_phase(&self) -> Phase {
         self.members.iter().map(|member| member.phase).min().unwrap_or(Phase::Unspecified)
     }
 }
 
-/// These words go into logs and messages as they are. (A host may have no name.)
+/// Whether a trainer's text may appear in logs and messages as it is. Empty is allowed: a host may have no name.
 fn is_plain(text: &str) -> bool {
     text.len() <= 256 && !text.chars().any(char::is_control)
 }

@@ -1,6 +1,6 @@
-//! From the sums of all ranks to one row of metrics, by TRL's names. Pure.
+//! Computes one row of metrics from the sums of all ranks, with TRL's names. Pure.
 //!
-//! CRD-Y1: a row is made of sums over ranks divided once by global counts; never a mean of means.
+//! CRD-Y1: the values of a row are sums over ranks, divided once by global counts; never a mean of means.
 
 use std::collections::HashMap;
 
@@ -9,15 +9,15 @@ use dyad_proto::run_config::Objective;
 use dyad_proto::wire::{EvaluationReport, PreferenceSums, StepReport};
 use serde_json::{Map, Value};
 
-/// One line of `metrics.jsonl` or `eval_metrics.jsonl`, keys in the order in which they are written.
+/// One line of `metrics.jsonl` or `eval_metrics.jsonl`, with the keys in writing order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row(Vec<(String, f64)>);
 
-/// Counts of tokens, steps and bytes: written without a decimal point.
+/// Keys of counts (steps, tokens, bytes), which are written without a decimal point.
 const WHOLE_NUMBERS: [&str; 3] = [metric::STEP, metric::NUM_TOKENS, metric::PEAK_MEMORY_BYTES];
 
 impl Row {
-    /// The row as one line of JSON, without the line end. What is not finite becomes `null`.
+    /// The row as one line of JSON, without the line end. NaN and infinity become `null`.
     #[must_use]
     pub fn to_json(&self) -> String {
         let object: Map<String, Value> = self
@@ -31,27 +31,27 @@ impl Row {
         Value::Object(object).to_string()
     }
 
-    /// The row as it goes over the wire.
+    /// The row as a map, for wire messages.
     #[must_use]
     pub fn values(&self) -> HashMap<String, f64> {
         self.0.iter().cloned().collect()
     }
 
-    /// One value.
+    /// The value of a key, if the row has it.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<f64> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
     }
 
-    /// The first value that is NaN or infinite, of those that the model made.
+    /// The first value that is NaN or infinite, except durations and speeds.
     #[must_use]
     pub fn no_number(&self) -> Option<(&str, f64)> {
-        // How fast a step was says nothing of it.
+        // Times and speeds do not depend on the model.
         let of_time = |name: &str| name.ends_with("seconds") || name.ends_with("_per_second");
         self.iter().find(|(name, value)| !value.is_finite() && !of_time(name))
     }
 
-    /// All values, in the order in which they are written.
+    /// All keys and values, in writing order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
         self.0.iter().map(|(key, value)| (key.as_str(), *value))
     }
@@ -68,7 +68,7 @@ impl<const N: usize> From<[(&str, f64); N]> for Row {
     }
 }
 
-/// Sums over ranks.
+/// Adds up the sums of all ranks.
 #[must_use]
 pub fn total<'a>(sums: impl IntoIterator<Item = &'a PreferenceSums>) -> PreferenceSums {
     sums.into_iter().fold(PreferenceSums::default(), |total, rank| PreferenceSums {
@@ -88,18 +88,18 @@ pub fn total<'a>(sums: impl IntoIterator<Item = &'a PreferenceSums>) -> Preferen
     })
 }
 
-/// What a row needs beside the reports.
+/// Input of a step's row in addition to the reports.
 #[derive(Clone, Copy, Debug)]
 pub struct StepContext {
-    /// Decides which keys there are and what the loss is divided by.
+    /// Determines the keys, and the divisor of the loss.
     pub objective: Objective,
-    /// Passes over the data done after this step.
+    /// Number of passes over the data that are done after this step.
     pub epoch: f64,
     /// Tokens trained on before this step.
     pub tokens_before: u64,
 }
 
-/// The row of one optimizer step; one report a rank, in rank order.
+/// The row of one optimizer step, from one report per rank in rank order.
 #[must_use]
 pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
     let sums = total(reports.iter().filter_map(|report| report.sums.as_ref()));
@@ -114,13 +114,13 @@ pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
     row.push(metric::STEP_SECONDS, seconds);
     row.push(metric::TOKENS_PER_SECOND, sums.tokens as f64 / seconds);
     row.push(metric::PAIRS_PER_SECOND, sums.pairs as f64 / seconds);
-    // The rank that has most: it is the one that runs out first.
+    // The maximum over ranks: that rank runs out of memory first.
     let peak = reports.iter().map(|report| report.peak_memory_bytes).max().unwrap_or(0);
     row.push(metric::PEAK_MEMORY_BYTES, peak as f64);
     row
 }
 
-/// The row of one evaluation; one report a rank, in rank order.
+/// The row of one evaluation, from one report per rank in rank order.
 #[must_use]
 pub fn evaluation_row(reports: &[EvaluationReport], objective: Objective) -> Row {
     let sums = total(reports.iter().filter_map(|report| report.sums.as_ref()));
@@ -138,7 +138,7 @@ pub fn evaluation_row(reports: &[EvaluationReport], objective: Objective) -> Row
     row
 }
 
-/// Mean over pairs or over completion tokens, and what layers add to it.
+/// Mean loss over pairs or completion tokens, plus the layers' own loss.
 fn loss(sums: &PreferenceSums, objective: Objective) -> f64 {
     let count = if objective.is_per_token() { sums.completion_tokens } else { sums.pairs };
     sums.loss / count as f64 + sums.aux_loss
@@ -164,7 +164,7 @@ fn push_preferences(row: &mut Row, sums: &PreferenceSums, objective: Objective, 
     if sums.aux_loss != 0.0 {
         row.push(format!("{prefix}{}", metric::AUX_LOSS), sums.aux_loss);
     }
-    // Where reference log-probabilities were known, nobody saw the reference's whole distribution.
+    // There is no KL for pairs with known reference scores: the reference model did not run on them.
     if objective.needs_reference() && sums.kl_tokens > 0 {
         row.push(format!("{prefix}{}", metric::KL), sums.kl / sums.kl_tokens as f64);
     }
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn terms_of_layers_are_a_part_of_the_loss() {
+    fn the_layers_own_loss_is_part_of_the_loss() {
         let mut reports = reports();
         for report in &mut reports {
             report.sums.as_mut().unwrap().aux_loss = 0.125;
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_null() {
+    fn values_that_are_not_finite_are_null() {
         let mut reports = reports();
         reports[0].grad_norm = f64::NAN;
         assert!(step_row(&reports, DPO).to_json().contains(r#""grad_norm":null,"#));

@@ -1,4 +1,4 @@
-//! Log-probabilities of pairs under the reference model: which are known, which are still to be scored. Pure.
+//! Log-probabilities of pairs under the reference model: which are known, and which have to be scored. Pure.
 
 use std::collections::HashMap;
 
@@ -9,33 +9,33 @@ use dyad_proto::wire::{Pair, PairReference, ReferenceLogps, Split};
 use crate::run::report::Report;
 use crate::run::schedule::Work;
 
-/// Pairs of one chunk of scoring before the first step.
+/// Most pairs in a chunk that is scored before the first step.
 const CHUNK_PAIRS: usize = 256;
 
-/// Names the tokens of a pair, whatever file, template or date they come from.
+/// Hash of a pair's token ids; independent of file, template and date.
 pub type TokensHash = (u64, u64);
 
-/// A record, and what the model sees of it.
+/// A record and the hash of its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairKey {
     /// Which file.
     pub split: Split,
     /// Which record.
     pub id: u64,
-    /// Its tokens.
+    /// Hash of its tokens.
     pub tokens: TokensHash,
 }
 
-/// What the reference model says of one pair.
+/// The reference model's score of one pair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Known {
     /// Which pair.
     pub key: PairKey,
-    /// Log-probabilities of its outputs.
+    /// Log-probabilities of its chosen and rejected output.
     pub logps: ReferenceLogps,
 }
 
-/// All that is known of the pairs of a run.
+/// The known reference scores of a run's pairs.
 #[derive(Clone, Debug)]
 pub struct References {
     mode: Mode,
@@ -48,14 +48,14 @@ pub struct References {
 }
 
 impl References {
-    /// With what earlier runs have left.
+    /// Starts with the scores that earlier runs stored.
     #[must_use]
     pub fn new(mode: Mode, known: impl IntoIterator<Item = Known>) -> Self {
         let known = known.into_iter().map(|known| ((known.key.split, known.key.id), known.logps)).collect();
         Self { mode, known, chunks: Vec::new(), next: 0, scored: 0 }
     }
 
-    /// Decides what is scored before the first step, of the pairs that the run uses.
+    /// Chooses the pairs to score before the first step, from the ids that the run uses.
     pub fn plan(&mut self, train: &[u64], validation: &[u64]) {
         if self.mode != Mode::Precompute {
             return;
@@ -67,7 +67,7 @@ impl References {
         }
     }
 
-    /// The next chunk to score, once.
+    /// Number of the next chunk to score; each is returned once.
     pub fn next_chunk(&mut self) -> Option<u64> {
         (self.next < self.chunks.len()).then(|| {
             self.next += 1;
@@ -75,21 +75,21 @@ impl References {
         })
     }
 
-    /// Pairs of a chunk.
+    /// Ids of a chunk's pairs.
     #[must_use]
     pub fn chunk(&self, chunk: u64) -> (Split, &[u64]) {
         let (split, ids) = &self.chunks[chunk as usize];
         (*split, ids)
     }
 
-    /// Pairs scored before the first step, and all of them.
+    /// Number of pairs scored before the first step so far, and of all pairs to score there.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         (self.scored, self.chunks.iter().map(|(_, ids)| ids.len() as u64).sum())
     }
 
-    /// Puts what is known beside the pairs. Evaluations of a run that keeps its reference model measure anew, so that they
-    /// can tell how far the policy has moved from it.
+    /// Adds the known scores to the pairs. With `cache`, evaluations compute them again, because they measure how far the policy has moved
+    /// from the reference model.
     #[must_use]
     pub fn attach(&self, split: Split, mut pairs: Vec<Pair>) -> Vec<Pair> {
         if self.mode == Mode::Compute || self.mode == Mode::Cache && split == Split::Validation {
@@ -101,7 +101,7 @@ impl References {
         pairs
     }
 
-    /// Takes up what the ranks have scored; returns what is new, the error says how they break the protocol.
+    /// Takes the scores of the ranks' reports; returns the new ones. The error says how the ranks broke the protocol.
     pub fn learn(
         &mut self,
         work: Work,
@@ -123,7 +123,7 @@ impl References {
         let mut new = Vec::new();
         for reference in scored {
             let (id, Some(logps)) = (reference.id, reference.logps) else { continue };
-            let key = key(split, id).ok_or_else(|| format!("scored pair {id}, which there is not"))?;
+            let key = key(split, id).ok_or_else(|| format!("scored pair {id}, which does not exist"))?;
             // Skip NaN: the step that produced it will fail.
             let finite = logps.chosen.is_finite() && logps.rejected.is_finite();
             if finite && self.known.insert((split, id), logps).is_none() {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_is_scored_once_and_known_from_then_on() {
+    fn a_pair_is_new_once_and_known_afterwards() {
         let mut references = References::new(Mode::Cache, []);
         let report = Report::Step(StepReport { references: scored(&[3, 5]), ..StepReport::default() });
         let new = references.learn(Work::Step(1), std::slice::from_ref(&report), key).unwrap();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn precomputing_scores_what_no_earlier_run_has() {
+    fn precompute_scores_only_unknown_pairs() {
         let known = Known { key: key(Split::Train, 1).unwrap(), logps: logps(-7.0) };
         let mut references = References::new(Mode::Precompute, [known]);
         references.plan(&[0, 1, 2], &[0]);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_not_kept() {
+    fn nan_scores_are_not_kept() {
         let mut references = References::new(Mode::Cache, []);
         let bad = PairReference { id: 0, logps: Some(logps(f64::NAN)) };
         let report = Report::Step(StepReport { references: vec![bad], ..StepReport::default() });

@@ -1,29 +1,14 @@
-//! Whether a resume goes on with the run that the checkpoint is of, before anything is written. Pure.
+//! Checks, before anything is written, that a resume continues the run of the checkpoint. Pure.
 
 use std::path::Path;
 
-use dyad_proto::fingerprint::{Change, Fingerprint, config_changes};
+use dyad_proto::checkpoint_state::RunIdentity;
+use dyad_proto::fingerprint::{Change, config_changes};
 use dyad_proto::finished::{fewer, total_steps};
 use dyad_proto::run_config::LrSchedulerType;
 use dyad_proto::{Fault, RunConfig, counted};
-use serde::Deserialize;
 
-/// What a checkpoint says of its run.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct Identity {
-    /// Seed of the data order.
-    pub random_seed: u64,
-    /// Pairs per step.
-    pub batch_size: u32,
-    /// Trainers that took part; 0 where that was not written down.
-    #[serde(default)]
-    pub world_size: u32,
-    /// All else, as far as it was written down.
-    #[serde(flatten)]
-    pub fingerprint: Fingerprint,
-}
-
-/// What the run is now.
+/// The run as it is started now.
 #[derive(Clone, Debug)]
 pub struct Now {
     /// The checked config.
@@ -36,8 +21,8 @@ pub struct Now {
     pub world_size: u32,
 }
 
-/// Refuses another run by the first thing that differs; else says what there is to be said.
-pub fn same_run(path: &Path, step: u64, then: &Identity, now: &Now) -> Result<Vec<String>, Fault> {
+/// Fails on the first difference that makes it another run; otherwise returns warnings, such as a list of deliberate changes.
+pub fn same_run(path: &Path, step: u64, then: &RunIdentity, now: &Now) -> Result<Vec<String>, Fault> {
     let deliberate = changes(then, now).map_err(|change| {
         Fault::input(format!("cannot resume from {}: {change}", path.display()))
             .hint("resume with the data and config of that run, or start anew with --overwrite")
@@ -67,7 +52,7 @@ pub fn same_run(path: &Path, step: u64, then: &Identity, now: &Now) -> Result<Ve
     Ok(words)
 }
 
-fn changes(then: &Identity, now: &Now) -> Result<Vec<Change>, Change> {
+fn changes(then: &RunIdentity, now: &Now) -> Result<Vec<Change>, Change> {
     let kept = &then.fingerprint;
     if kept.dataset_sha256 != now.dataset_sha256 {
         return Err(Change::of_training_file(&kept.dataset_sha256, &now.dataset_sha256));
@@ -94,7 +79,7 @@ fn changes(then: &Identity, now: &Now) -> Result<Vec<Change>, Change> {
     Ok(deliberate)
 }
 
-/// A schedule spans the whole run: of another length it is another one.
+/// Note on the learning rate for a changed run length: the schedule spans the whole run, so it changes with the length.
 fn schedule(changes: &[Change], now: &Now, step: u64) -> String {
     let resized = changes.iter().any(|change| ["n_epochs", "max_steps"].contains(&change.name.as_str()));
     let constant =
@@ -109,37 +94,39 @@ fn schedule(changes: &[Change], now: &Now, step: u64) -> String {
 mod tests {
     use dyad_proto::fingerprint::as_map;
 
+    use dyad_proto::fingerprint::Fingerprint;
+
     use super::*;
 
     fn config() -> RunConfig {
         RunConfig { n_epochs: 2, ..RunConfig::default() }
     }
 
-    fn then() -> Identity {
+    fn then() -> RunIdentity {
         let fingerprint = Fingerprint {
             dataset_sha256: "aa".into(),
             steps_per_epoch: 3,
             config: as_map(&config()),
             ..Fingerprint::default()
         };
-        Identity { random_seed: 42, batch_size: 8, world_size: 2, fingerprint }
+        RunIdentity { random_seed: 42, batch_size: 8, world_size: 2, fingerprint }
     }
 
     fn now(config: RunConfig) -> Now {
         Now { config, dataset_sha256: "aa".into(), validation_sha256: String::new(), world_size: 2 }
     }
 
-    fn words(then: &Identity, now: &Now) -> Result<Vec<String>, Fault> {
+    fn words(then: &RunIdentity, now: &Now) -> Result<Vec<String>, Fault> {
         same_run(Path::new("out/checkpoint-4"), 4, then, now)
     }
 
     #[test]
-    fn the_same_run_goes_on_without_a_word() {
+    fn the_same_run_resumes_without_warnings() {
         assert_eq!(words(&then(), &now(config())), Ok(vec![]));
     }
 
     #[test]
-    fn what_computes_otherwise_is_refused_by_name() {
+    fn a_change_of_the_computation_is_refused_by_name() {
         let fault = words(&then(), &now(RunConfig { dpo_beta: 0.9, ..config() })).unwrap_err();
         assert_eq!(fault.message, "cannot resume from out/checkpoint-4: dpo_beta was 0.1 and is now 0.9");
         let other = Now { dataset_sha256: "bb".into(), ..now(config()) };
@@ -148,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn deliberate_changes_are_one_line_that_says_what_becomes_of_the_schedule() {
+    fn deliberate_changes_are_one_line_with_the_effect_on_the_schedule() {
         let longer = Now { world_size: 1, ..now(RunConfig { n_epochs: 3, ..config() }) };
         let line = "going on from out/checkpoint-4 with changes: n_epochs was 2 and is now 3, \
                     the number of trainers was 2 and is now 1; from step 5 on the learning rate is that of a run of the new length";
@@ -161,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn other_validation_pairs_are_listed() {
+    fn changed_validation_pairs_are_listed() {
         let other = Now { validation_sha256: "cc".into(), ..now(config()) };
         assert!(words(&then(), &other).unwrap()[0].contains("validation_file was absent and is now cc"));
     }
 
     #[test]
-    fn fewer_steps_than_are_done_are_refused() {
+    fn fewer_total_steps_than_done_are_refused() {
         for config in [RunConfig { n_epochs: 1, ..config() }, RunConfig { max_steps: Some(3), ..config() }] {
             let fault = words(&then(), &now(config)).unwrap_err();
             assert!(fault.message.contains("has done 4 steps, but the configuration asks for 3"), "{fault}");
@@ -176,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_of_an_earlier_version_is_compared_as_far_as_it_goes() {
+    fn a_checkpoint_of_an_earlier_version_is_compared_by_its_few_keys() {
         let mut old = then();
         old.fingerprint.config.clear();
         let line = words(&old, &now(RunConfig { dpo_beta: 0.9, ..config() })).unwrap().remove(0);

@@ -1,33 +1,33 @@
-//! When a checkpoint is due that nobody asked for by its step: a crash should not cost more than `save_minutes`. Pure: the time is an
-//! argument. One clock decides, the coordinator's, so that all ranks save after the same step.
+//! Checkpoints by time, so that a crash costs no more than about `save_minutes`. Pure: the time is an argument. Only the coordinator's
+//! clock decides, so that all ranks save after the same step.
 
 use std::time::{Duration, Instant};
 
 use dyad_proto::RunConfig;
 
-/// Since when no checkpoint was ordered.
+/// The time since the last checkpoint was ordered.
 #[derive(Debug)]
 pub struct Saving {
-    /// At most so long.
+    /// Longest time between checkpoints; `None` for no limit.
     every: Option<Duration>,
     since: Instant,
 }
 
 impl Saving {
-    /// Nothing is saved yet, and nothing done yet that could be lost.
+    /// Starts to count at `now`, the start of the training.
     #[must_use]
     pub fn new(config: &RunConfig, now: Instant) -> Self {
         let every = Duration::try_from_secs_f64(config.save_minutes * 60.0).ok();
         Self { every: every.filter(|every| !every.is_zero()), since: now }
     }
 
-    /// Whether the next step is to be saved for its time alone.
+    /// Whether the next step is to be saved because of the time.
     #[must_use]
     pub fn is_due(&self, now: Instant) -> bool {
         self.every.is_some_and(|every| now.saturating_duration_since(self.since) >= every)
     }
 
-    /// A step that goes out now is saved, for whatever reason.
+    /// Records that a step sent out now will be saved, for any reason.
     pub fn ordered(&mut self, now: Instant) {
         self.since = now;
     }
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_checkpoint_is_due_when_none_was_ordered_for_so_long() {
+    fn a_checkpoint_is_due_save_minutes_after_the_last_order() {
         let start = Instant::now();
         let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
         let mut saving = Saving::new(&RunConfig::default(), start);
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_minutes_are_never() {
+    fn zero_save_minutes_disable_timed_checkpoints() {
         let config = RunConfig { save_minutes: 0.0, ..RunConfig::default() };
         let start = Instant::now();
         assert!(!Saving::new(&config, start).is_due(start + Duration::from_secs(1 << 30)));

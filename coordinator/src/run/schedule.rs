@@ -1,10 +1,10 @@
-//! How long a run is, and after which steps it saves and evaluates. Pure.
+//! The number of steps of a run, and the steps after which it saves and evaluates. Pure.
 
 use std::fmt;
 
 use dyad_proto::RunConfig;
 
-/// One thing that all ranks do together.
+/// A unit of work that all ranks do together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Optimizer step, 1-based.
@@ -25,18 +25,18 @@ impl fmt::Display for Work {
     }
 }
 
-/// The steps of a run, known once it is known how many pairs are kept.
+/// The steps of a run, computed once the number of kept pairs is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// Steps that one pass over the kept pairs takes.
+    /// Steps of one pass over the kept pairs.
     pub steps_per_epoch: u64,
     /// Steps of the whole run.
     pub total_steps: u64,
     /// Steps that are followed by `checkpoint-N`.
     checkpoints: EvenlySpaced,
-    /// More of them: every so many steps.
+    /// Further checkpoints: after every multiple of this many steps.
     save_steps: Option<u64>,
-    /// Steps that are followed by an evaluation, after one before the first step.
+    /// Steps that are followed by an evaluation; there is another one before the first step. `None` without a validation file.
     evaluations: Option<EvenlySpaced>,
 }
 
@@ -69,19 +69,19 @@ impl Schedule {
         self.evaluations.is_some_and(|evaluations| step == 0 || evaluations.contains(step))
     }
 
-    /// Passes done after a step.
+    /// Number of passes over the data that are done after a step.
     #[must_use]
     pub fn epoch(&self, step: u64) -> f64 {
         step as f64 / self.steps_per_epoch as f64
     }
 
-    /// What comes first after `start_step` steps; an evaluation due right there is left out when it was `evaluated`.
+    /// The first work after `start_step` steps; skips an evaluation due there if it was `evaluated`.
     #[must_use]
     pub fn first(&self, start_step: u64, evaluated: bool) -> Option<Work> {
         if evaluated { self.after(Work::Evaluation(start_step)) } else { self.after(Work::Step(start_step)) }
     }
 
-    /// What comes after a work; nothing when the run is done.
+    /// The work after another one; `None` when the run is done.
     #[must_use]
     pub fn after(&self, work: Work) -> Option<Work> {
         match work {
@@ -94,7 +94,7 @@ impl Schedule {
     }
 }
 
-/// Steps `round(k * total / count)` for k = 1..=count. Not as a list: both numbers are the user's.
+/// Steps `round(k * total / count)` for k = 1..=count. Not stored as a list, because users may set both numbers very high.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct EvenlySpaced {
     total: u64,
@@ -103,7 +103,7 @@ struct EvenlySpaced {
 
 impl EvenlySpaced {
     fn contains(self, step: u64) -> bool {
-        // More than one a step is one a step.
+        // At most one per step.
         let count = u128::from(self.count).min(u128::from(self.total));
         let (total, step) = (u128::from(self.total), u128::from(step));
         if count == 0 || step == 0 || step > total {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn save_steps_come_beside_those_that_are_evenly_spaced() {
+    fn save_steps_add_to_the_evenly_spaced_checkpoints() {
         let config = RunConfig { n_checkpoints: 2, save_steps: Some(3), max_steps: Some(9), ..config(1, 1) };
         let schedule = Schedule::new(&config, 4);
         assert_eq!((0..=9).filter(|step| schedule.saves(*step)).collect::<Vec<_>>(), [3, 5, 6]);

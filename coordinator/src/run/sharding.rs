@@ -1,4 +1,4 @@
-//! Which pairs make up which step, and which rank takes which of them. Pure.
+//! The pairs of each step, and their assignment to ranks. Pure.
 //!
 //! - CRD-S1: the global batch of a step depends on (dataset hash, kept ids, seed, step) only, never on the world size.
 //! - CRD-S2: an epoch holds every kept id exactly once; its last batch may be smaller.
@@ -12,14 +12,14 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 
-/// What the order of all epochs follows from.
+/// Determines the order of the pairs in every epoch.
 #[derive(Clone, Debug)]
 pub struct DataOrder {
     /// SHA-256 of the training file, lower-case hex.
     pub dataset_sha256: String,
     /// The config's `random_seed`.
     pub random_seed: u64,
-    /// Off: every epoch is in file order.
+    /// If false, every epoch is in file order.
     pub shuffle: bool,
     /// Ids that are trained on, ascending.
     pub kept: Vec<u64>,
@@ -45,14 +45,14 @@ impl DataOrder {
     }
 }
 
-/// Fisher-Yates. Written out, because a resumed run must see the same order whatever version of `rand` is linked.
+/// Fisher-Yates. Implemented here, because a resumed run must see the same order with any version of `rand`.
 fn shuffle(ids: &mut [u64], generator: &mut ChaCha8Rng) {
     for last in (1..ids.len()).rev() {
         ids.swap(last, below(last as u64 + 1, generator) as usize);
     }
 }
 
-/// Uniform in `0..bound`: draws from the incomplete last multiple of `bound` are thrown away.
+/// Uniform in `0..bound`: rejects draws from the incomplete last interval of length `bound`.
 fn below(bound: u64, generator: &mut ChaCha8Rng) -> u64 {
     let limit = u64::MAX - u64::MAX % bound;
     loop {
@@ -63,7 +63,7 @@ fn below(bound: u64, generator: &mut ChaCha8Rng) -> u64 {
     }
 }
 
-/// Where the batch of a step (1-based) lies: its epoch (0-based) and its places in that epoch's order.
+/// The epoch (0-based) of a step (1-based), and the places of its batch in that epoch's order.
 #[must_use]
 pub fn batch_place(step: u64, kept: usize, batch_size: u32) -> (u64, Range<usize>) {
     let batch_size = batch_size as usize;
@@ -72,16 +72,17 @@ pub fn batch_place(step: u64, kept: usize, batch_size: u32) -> (u64, Range<usize
     ((step - 1) / steps_per_epoch, start..(start + batch_size).min(kept))
 }
 
-/// A pair and what it costs to compute.
+/// A pair and the cost of computing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weighted {
     /// Record id.
     pub id: u64,
-    /// In whatever unit: only ratios matter.
+    /// In any unit; only ratios matter.
     pub cost: u64,
 }
 
-/// Splits a batch over ranks: the costliest remaining pair goes to the least loaded rank, ties to the lower id and rank.
+/// Splits a batch over ranks: the costliest remaining pair goes to the least loaded rank; ties go to the lower id and rank. Returns the
+/// ids by rank, each in batch order.
 #[must_use]
 pub fn split_over_ranks(batch: &[Weighted], world_size: usize) -> Vec<Vec<u64>> {
     let mut longest_first: Vec<usize> = (0..batch.len()).collect();
@@ -111,7 +112,7 @@ mod tests {
         DataOrder { dataset_sha256: "ab".repeat(32), random_seed, shuffle: true, kept }
     }
 
-    /// Ids of one step, taken apart over ranks and put back in batch order.
+    /// Ids of one step's batch, and the same split over ranks.
     fn sharded(
         order: &DataOrder,
         step: u64,
@@ -126,7 +127,7 @@ mod tests {
     }
 
     proptest! {
-        /// The rule, word for word: rank by rank for each pair.
+        /// A direct implementation of the rule, without a heap, gives the same shares.
         #[test]
         fn split_takes_the_least_loaded_rank_each_time(
             costs in proptest::collection::vec(0_u64..20, 0..60),
@@ -180,7 +181,7 @@ mod tests {
             }
         }
 
-        /// Greedy longest-first leaves no rank ahead of another by more than the longest pair.
+        /// With the greedy split, loads differ by at most the longest pair.
         #[test]
         fn loads_differ_by_at_most_one_pair(
             tokens in proptest::collection::vec(1_u64..400, 1..60), world_size in 1_usize..=8,
@@ -193,7 +194,7 @@ mod tests {
         }
     }
 
-    /// Log-normal lengths as of real data, eight ranks: how long the others wait for the slowest, in the mean over many batches.
+    /// Log-normal lengths like those of real data, eight ranks: mean excess of the slowest rank over many batches.
     #[test]
     fn ranks_wait_less_than_three_per_cent_for_the_slowest() {
         let mut generator = ChaCha8Rng::seed_from_u64(1);
@@ -229,7 +230,7 @@ mod tests {
         assert_eq!(DataOrder { shuffle: false, ..base.clone() }.epoch(3), base.kept);
     }
 
-    /// Pins the order itself: were it to change, no older checkpoint could be resumed.
+    /// Pins the order: if it changed, older checkpoints could not be resumed correctly.
     #[test]
     fn order_never_changes() {
         assert_eq!(order((0..8).collect(), 42).epoch(0), [7, 0, 3, 6, 1, 2, 5, 4]);

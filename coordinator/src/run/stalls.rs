@@ -1,45 +1,45 @@
-//! Which trainer stands still although its heart beats. Pure: time is what the coordinator itself has been awake for.
+//! Finds trainers that make no progress although they send heartbeats. Pure: the caller passes the time that the coordinator was awake.
 //!
-//! - CRD-H1: a trainer that waits for others is never blamed while one that they may wait for gets on.
-//! - CRD-H2: a limit is never below [`FACTOR`] times the longest pause that the run has seen in that kind of work.
+//! - CRD-H1: a trainer that waits for others is never blamed while a trainer that it may wait for makes progress.
+//! - CRD-H2: a limit is never below [`FACTOR`] times the longest healthy pause so far in that kind of work.
 //!
-//! Every rank begins the same collectives in the same order. So whoever has begun the fewest is behind, and whoever has begun more
-//! may wait for it, whatever its computing thread seems to do: on GPUs a wait looks like work.
+//! Every rank begins the same collectives in the same order. So the ranks that have begun the fewest are behind, and a rank that has
+//! begun more may be waiting for them, even if its computing thread seems to work: on GPUs a wait looks like work.
 
 use std::time::Duration;
 
 use dyad_proto::wire::{Phase, Progress, Waiting};
 use dyad_proto::{agrees, counted, plain};
 
-/// A pause may be so many times the longest one that was seen.
+/// A pause may take this many times the longest one so far.
 const FACTOR: u32 = 10;
 
-/// Kinds of work whose pauses are alike.
+/// Kinds of work, each with its own limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Reading weights: a cold network file system stands still for minutes.
+    /// Reading weights: a cold network file system may pause for minutes.
     Loading,
     /// Waiting for lengths.
     Measuring,
-    /// Meeting the other ranks.
+    /// Connecting to the other ranks.
     Rendezvous,
-    /// Kernels are compiled, memory is taken.
+    /// The first step, which compiles kernels and allocates memory.
     FirstStep,
-    /// The steps after it.
+    /// All later steps.
     Step,
     /// Evaluation, and scoring with the reference model.
     Evaluation,
     /// Writing a model or checkpoint.
     Saving,
-    /// Turning pairs into tokens, on a thread of its own.
+    /// Tokenising, on a thread of its own.
     Tokenising,
 }
 
 const KINDS: usize = Kind::Tokenising as usize + 1;
 
 impl Kind {
-    /// What a thread may take for one piece of work before anything is known of the run. torchrun allows 10 minutes on GPUs and 30
-    /// on CPUs for anything.
+    /// The limit before longer pauses were seen in the run. For comparison: torchrun allows 10 minutes on GPUs and 30 on CPUs for
+    /// everything.
     const fn floor(self) -> Duration {
         Duration::from_secs(match self {
             Self::Loading | Self::Saving => 20 * 60,
@@ -49,7 +49,7 @@ impl Kind {
         })
     }
 
-    /// Of what a trainer says it is doing.
+    /// The kind of a trainer's phase and step; `first` is the run's first step.
     #[must_use]
     pub const fn of(phase: Phase, step: u64, first: u64) -> Self {
         match phase {
@@ -64,7 +64,7 @@ impl Kind {
     }
 }
 
-/// What a trainer last said of its threads, and how long it has been saying it.
+/// A trainer's last progress report, and the time since its threads last made progress.
 #[derive(Clone, Debug, Default)]
 pub struct Pulse {
     said: Option<Progress>,
@@ -73,13 +73,13 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Time passes.
+    /// Adds time without progress.
     pub fn pass(&mut self, time: Duration) {
         self.still += time;
         self.unfed += time;
     }
 
-    /// What it says now. `moved`: it said something else that is new.
+    /// Takes a new report. `moved`: the trainer's phase or step changed.
     fn hear(&mut self, progress: Progress, moved: bool) {
         let before = self.said.replace(progress);
         let Some((before, now)) = before.as_ref().zip(self.said.as_ref()) else { return self.start() };
@@ -95,7 +95,7 @@ impl Pulse {
         }
     }
 
-    /// From now on it counts.
+    /// Restarts both times at zero.
     pub fn start(&mut self) {
         (self.still, self.unfed) = (Duration::ZERO, Duration::ZERO);
     }
@@ -112,7 +112,7 @@ impl Pulse {
         self.said.as_ref().map_or(0, |said| said.collectives)
     }
 
-    /// `its last collective was all_reduce, number 12`.
+    /// Text such as `its last collective was all_reduce, number 12`.
     fn last_collective(&self) -> String {
         match self.said.as_ref().filter(|said| said.collectives > 0) {
             Some(said) => {
@@ -127,46 +127,47 @@ impl Pulse {
     }
 }
 
-/// One trainer at work, as far as it matters here.
+/// A trainer at work.
 #[derive(Clone, Copy, Debug)]
 pub struct Worker<'a> {
     /// Its place in the roster.
     pub place: usize,
     /// What it is doing.
     pub kind: Kind,
-    /// What it says of its threads.
+    /// Its progress.
     pub pulse: &'a Pulse,
 }
 
-/// A trainer stands still.
+/// A trainer that makes no progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stall {
-    /// Whose thread it is.
+    /// Its place in the roster.
     pub place: usize,
-    /// For how long.
+    /// Time without progress.
     pub time: Duration,
-    /// What it does or waits for, and which collective was its last.
+    /// What it does or waits for, and its last collective, for the message.
     pub doing: String,
-    /// How the others are related to it.
+    /// Which other ranks may wait for it, for the message; may be empty.
     pub others: String,
 }
 
 /// The limits of a run.
 #[derive(Clone, Debug)]
 pub struct Stalls {
-    /// In place of every kind's own; zero for no limits at all.
+    /// `--stall-timeout`: replaces the floor of every kind; zero for no limits.
     floor: Option<Duration>,
+    /// Longest healthy pause of each kind.
     seen: [Duration; KINDS],
 }
 
 impl Stalls {
-    /// As `--stall-timeout` says.
+    /// Limits for this `--stall-timeout`, in seconds.
     #[must_use]
     pub fn new(stall_timeout: Option<u64>) -> Self {
         Self { floor: stall_timeout.map(Duration::from_secs), seen: [Duration::ZERO; KINDS] }
     }
 
-    /// How long a pause may be.
+    /// Longest allowed pause in this kind of work.
     #[must_use]
     pub fn limit(&self, kind: Kind) -> Duration {
         if self.floor == Some(Duration::ZERO) {
@@ -175,15 +176,15 @@ impl Stalls {
         self.floor.unwrap_or(kind.floor()).max(self.seen[kind as usize] * FACTOR)
     }
 
-    /// A trainer says how far it is; `moved` when it is in another phase or step than before. What it was doing until now tells how
-    /// long a healthy pause is; `all` is how long every trainer has stood still.
+    /// Takes a trainer's progress report; `moved` if its phase or step changed. If the trainer made progress, its pause until now counts as
+    /// healthy. `all` is the time in which no trainer made progress.
     pub fn hear(&mut self, pulse: &mut Pulse, kind: Kind, progress: Progress, moved: bool, all: Duration) {
         let (still, unfed, waiting) = (pulse.still, pulse.unfed, pulse.waiting());
         let feeding = pulse.feeds();
         pulse.hear(progress, moved);
         let pause = match waiting {
             Waiting::Unspecified => still,
-            // Others may have worked meanwhile.
+            // Other ranks may have worked meanwhile, so only the time in which no rank made progress counts.
             Waiting::Collective => all,
             Waiting::Work | Waiting::Row => Duration::ZERO,
         };
@@ -200,13 +201,13 @@ impl Stalls {
         *seen = pause.max(*seen);
     }
 
-    /// How long all have stood still.
+    /// Time in which no trainer made progress.
     #[must_use]
     pub fn all_still<'a>(workers: impl Iterator<Item = Worker<'a>>) -> Duration {
         workers.map(|worker| worker.pulse.still).min().unwrap_or_default()
     }
 
-    /// Who stands still for too long.
+    /// The trainer that has made no progress for too long, if any.
     #[must_use]
     pub fn find(&self, workers: &[Worker<'_>]) -> Option<Stall> {
         let workers: Vec<&Worker<'_>> = workers.iter().filter(|worker| worker.pulse.said.is_some()).collect();
@@ -227,7 +228,7 @@ impl Stalls {
             let culprit = behind().filter(works).max_by_key(|worker| longest(&worker))?;
             return (culprit.pulse.still > self.limit(culprit.kind)).then(|| told(culprit, &workers));
         }
-        // All that are behind wait: for somebody who gets on, or for a tokenising thread, which has a limit of its own.
+        // All ranks that are behind wait: for a rank that makes progress, or for a tokenising thread, which has its own limit.
         if workers.iter().any(|worker| worker.pulse.feeds()) {
             return None;
         }
@@ -284,7 +285,7 @@ mod tests {
         }
     }
 
-    /// Trainers in one kind of work, by what they say.
+    /// Trainers in one kind of work, driven by their reports.
     struct Bench {
         stalls: Stalls,
         kind: Kind,
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rank_that_is_behind_is_named_and_not_those_that_wait_for_it() {
+    fn the_rank_behind_is_named_and_not_the_ranks_that_wait_for_it() {
         let mut bench = Bench::new(Some(10), Kind::Step, 3);
         // Rank 0 waits longest; rank 2 stops in its work.
         bench.says(0, progress(5, 8, Waiting::Collective));
@@ -327,7 +328,7 @@ mod tests {
         bench.says(1, progress(5, 8, Waiting::Collective));
         bench.passes(SECOND);
         bench.says(2, progress(5, 7, Waiting::Unspecified));
-        // Rank 2 was seen to pause for two seconds and to go on, so twenty may pass.
+        // Rank 2 had a healthy pause of two seconds, so twenty may pass.
         bench.passes(19 * SECOND);
         assert_eq!(bench.found(), None, "rank 0 has waited for 21 s, but rank 2 for none too long");
         bench.passes(2 * SECOND);
@@ -336,9 +337,9 @@ mod tests {
         assert_eq!(stall.others, "2 ranks are ahead of it and may wait for it");
     }
 
-    /// On GPUs the host waits for the device, which waits for another rank: that is not told from work.
+    /// On GPUs the host waits for the device, which waits for another rank. That cannot be told from work.
     #[test]
-    fn a_rank_that_seems_to_work_is_in_order_while_one_behind_it_gets_on() {
+    fn a_rank_ahead_is_not_blamed_while_the_rank_behind_makes_progress() {
         let mut bench = Bench::new(Some(10), Kind::Step, 2);
         bench.says(0, progress(1, 9, Waiting::Unspecified));
         for marks in 1..100 {
@@ -354,13 +355,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_stops_while_it_waits_is_behind_those_that_go_on() {
+    fn a_waiting_rank_with_fewer_collectives_is_blamed() {
         let mut bench = Bench::new(Some(10), Kind::Step, 2);
         bench.says(0, progress(5, 9, Waiting::Collective));
         bench.says(1, progress(5, 8, Waiting::Collective));
         bench.passes(11 * SECOND);
         assert_eq!(bench.found(), Some(1));
-        // One that has work and does not take it up is behind one that waits for it in the same place.
+        // Same number of collectives: a rank that does not take up its work is behind a rank that waits in a collective.
         bench.says(0, progress(6, 9, Waiting::Collective));
         bench.says(1, progress(6, 9, Waiting::Work));
         bench.passes(200 * SECOND);
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_collective_that_all_are_in_is_named() {
+    fn if_all_ranks_hang_in_one_collective_the_message_says_so() {
         let mut bench = Bench::new(Some(10), Kind::Step, 2);
         for rank in 0..2 {
             bench.says(rank, progress(5, 9, Waiting::Collective));
@@ -385,7 +386,7 @@ mod tests {
         bench.says(0, progress(1, 0, Waiting::Unspecified));
         assert_eq!(bench.stalls.limit(Kind::Step), 1000 * SECOND);
         assert_eq!(bench.stalls.limit(Kind::Saving), 1200 * SECOND, "another kind has learned nothing");
-        // Time without work says nothing of how long work takes.
+        // Time without work must not raise the limit.
         bench.says(0, progress(1, 0, Waiting::Work));
         bench.passes(1000 * SECOND);
         bench.says(0, progress(2, 0, Waiting::Unspecified));
@@ -393,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_for_a_slow_rank_teaches_nothing() {
+    fn waiting_for_a_slow_rank_does_not_raise_limits() {
         let mut bench = Bench::new(Some(1), Kind::Step, 2);
         bench.says(0, progress(1, 5, Waiting::Collective));
         for marks in 1..=100 {
@@ -422,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_found_without_limits_or_without_counts() {
+    fn no_stall_is_found_without_limits_or_without_progress_reports() {
         let mut bench = Bench::new(Some(0), Kind::Step, 1);
         bench.passes(Duration::from_secs(1 << 30));
         assert_eq!(bench.found(), None);

@@ -1,6 +1,6 @@
-//! The work stream of a run: what every rank is told to do next, and what their reports add up to. Pure.
+//! The works of a run: assigns them to the ranks and adds up the ranks' reports. Pure.
 //!
-//! - CRD-T1: every rank gets every work, in one order, even with no pair of its own: collectives need all of them.
+//! - CRD-T1: every rank gets every work, in the same order, even without a pair of its own: collectives need all ranks.
 //! - CRD-T2: no rank holds more than `WINDOW` works that it has not reported.
 
 use std::collections::VecDeque;
@@ -21,13 +21,13 @@ use crate::run::saving::Saving;
 use crate::run::schedule::{Schedule, Work};
 use crate::run::sharding::{DataOrder, batch_place, split_over_ranks};
 
-/// The only generation so far.
+/// The only generation of the communicator so far.
 pub const GENERATION: u64 = 1;
 
-/// Works sent ahead: a trainer tokenises and packs the next ones while it computes.
+/// Most works that are sent and not done: a trainer tokenises and packs the next ones while it computes.
 const WINDOW: usize = 4;
 
-/// Where the run picks up.
+/// Where the run starts or continues.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Start {
     /// Steps done.
@@ -36,51 +36,51 @@ pub struct Start {
     pub num_tokens: u64,
     /// Evaluations that have a row.
     pub evaluations: u64,
-    /// The evaluation due right there was done.
+    /// Whether the evaluation due after `step` was done.
     pub evaluated: bool,
 }
 
-/// What is known of the pairs before training.
+/// Lengths and reference scores of the pairs, known before training.
 #[derive(Debug)]
 pub struct KnownPairs {
-    /// Of the training file; some are kept.
+    /// Lengths of the training pairs, of which at least one is kept.
     pub train: Lengths,
-    /// Of the validation file.
+    /// Lengths of the validation pairs.
     pub validation: Lengths,
-    /// What the reference model has said of them.
+    /// Known reference scores of both.
     pub references: References,
 }
 
-/// A work that was sent and is not reported by all.
+/// A work that was sent and that not all ranks have reported.
 #[derive(Debug)]
 struct PendingStep {
     work: Work,
     /// Pairs over all ranks.
     pairs: u64,
-    /// A checkpoint follows.
+    /// Whether a checkpoint follows.
     saved: bool,
-    /// By rank.
+    /// The reports by rank.
     reports: Vec<Option<Report>>,
     /// Ranks that have not reported.
     missing: usize,
 }
 
-/// What all ranks together did.
+/// A work that all ranks have done.
 #[derive(Debug)]
 pub struct Done {
     /// Which work.
     pub work: Work,
-    /// Its metrics; none of reference scores.
+    /// Its metrics; `None` for reference scores.
     pub row: Option<Row>,
-    /// Reference log-probabilities that are new.
+    /// New reference log-probabilities.
     pub references: Vec<Known>,
-    /// What the ranks reported of an optimizer step, in rank order.
+    /// The ranks' reports on an optimizer step, in rank order; empty for other works.
     pub reports: Vec<StepReport>,
     /// Tokens trained on so far.
     pub num_tokens: u64,
     /// Evaluations so far.
     pub evaluations: u64,
-    /// A checkpoint follows: the row must outlive what may happen to the machine.
+    /// Whether the row must be synced to the disk, because a checkpoint follows.
     pub durable: bool,
 }
 
@@ -91,16 +91,16 @@ pub struct Training {
     world_size: usize,
     schedule: Schedule,
     saving: Saving,
-    /// What is sent next.
+    /// The next step or evaluation to send.
     upcoming: Option<Work>,
     references: References,
     pending: VecDeque<PendingStep>,
-    /// Works handed out so far.
+    /// Number of works sent so far.
     sent: u64,
     order: DataOrder,
     lengths: Lengths,
     validation: Lengths,
-    /// The epoch whose order was used last, and that order: shuffled once an epoch, not once a step.
+    /// The epoch used last and its order, kept so that it is shuffled once per epoch and not once per step.
     epoch: (u64, Vec<u64>),
     /// Validation pairs by rank, the same at each evaluation.
     evaluation_shares: Vec<Vec<u64>>,
@@ -109,7 +109,7 @@ pub struct Training {
 }
 
 impl Training {
-    /// The work stream over what was measured.
+    /// The works over the measured pairs, from `start` on.
     #[must_use]
     pub fn new(
         config: &RunConfig,
@@ -148,31 +148,31 @@ impl Training {
         }
     }
 
-    /// Pairs that the reference model has scored before the first step, and all that it is to score there.
+    /// Number of pairs scored before the first step so far, and of all pairs to score there.
     #[must_use]
     pub fn reference_progress(&self) -> (u64, u64) {
         self.references.progress()
     }
 
-    /// How long the run is.
+    /// The schedule of the run.
     #[must_use]
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
     }
 
-    /// Works that were sent, and of those the ones that every rank has reported.
+    /// Number of works sent, and of those that every rank has reported.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         (self.sent, self.sent - self.pending.len() as u64)
     }
 
-    /// Every work is done by every rank.
+    /// Whether all works are sent and every rank has reported them.
     #[must_use]
     pub fn finished(&self) -> bool {
         self.upcoming.is_none() && self.pending.is_empty()
     }
 
-    /// The next work, as one message a rank, if the window has room.
+    /// The next work as one message per rank; `None` if the window is full or nothing can be sent now.
     pub fn next_assignments(&mut self, data: &Datasets, now: Instant) -> Result<Option<Vec<Body>>, Fault> {
         if self.pending.len() >= WINDOW {
             return Ok(None);
@@ -191,7 +191,7 @@ impl Training {
         Ok(Some(messages))
     }
 
-    /// Every step can count on the reference scores that come before it.
+    /// The next work to send. Steps wait until all reference chunks are reported, because they need the scores.
     fn next_work(&mut self) -> Option<Work> {
         if let Some(chunk) = self.references.next_chunk() {
             return Some(Work::Reference(chunk));
@@ -215,7 +215,7 @@ impl Training {
         Ok((ids.len() as u64, (0..self.world_size).map(assignment).collect::<Result<_, Fault>>()?))
     }
 
-    /// Ids of a step's pairs, and the same by rank.
+    /// Ids of a step's pairs, in batch order and by rank.
     fn shares(&mut self, step: u64) -> (&[u64], Vec<Vec<u64>>) {
         let (epoch, places) = batch_place(step, self.order.kept.len(), self.config.batch_size);
         if self.epoch.0 != epoch {
@@ -226,7 +226,7 @@ impl Training {
         (batch, split_over_ranks(&weighed, self.world_size))
     }
 
-    /// Refuses before the first step what could not be sent at some later one.
+    /// Fails before the first step if the message of a later one would be too large.
     pub fn check_sizes(&mut self, data: &Datasets) -> Result<(), Fault> {
         let sizes = |split| {
             let sizes = data.of(split).into_iter().flat_map(Dataset::record_bytes);
@@ -268,14 +268,14 @@ impl Training {
                 global_chosen_tokens,
                 checkpoint,
                 rotates,
-                // The observer knows it.
+                // The observer fills it in.
                 traceparent: String::new(),
             }))
         };
         Ok((global_pairs, shares.into_iter().map(assignment).collect::<Result<_, Fault>>()?))
     }
 
-    /// Whether the step is saved, and whether for its time alone.
+    /// Whether the step is saved, and whether only because of the time.
     fn checkpoint(&mut self, step: u64, now: Instant) -> (bool, bool) {
         let asked = self.schedule.saves(step);
         // The last step writes `final`.
@@ -296,7 +296,7 @@ impl Training {
         Ok((pairs, self.evaluation_shares.iter().map(assignment).collect::<Result<_, Fault>>()?))
     }
 
-    /// Takes a report and returns what it completes; the error says how it breaks the protocol.
+    /// Takes a report and returns the works that it completes. The error says how the rank broke the protocol.
     pub fn record(&mut self, rank: usize, report: Report) -> Result<Vec<Done>, String> {
         let work = report.work();
         if report.generation() != GENERATION {
@@ -375,13 +375,13 @@ impl Training {
     }
 }
 
-/// Most steps whose messages are weighed beforehand; what comes later is refused when it comes.
+/// Most steps whose messages are checked before training; later ones are checked when they are sent.
 const WEIGHED_STEPS: usize = 100_000;
 
-/// Bytes around the text of a pair, at most.
+/// Upper bound on the bytes of a pair in a message, apart from its text.
 const AROUND_PAIR: usize = 64;
 
-/// A record of either file and its tokens.
+/// The key of a record in either file; `None` if there is no such record.
 pub(crate) fn pair_key(train: &Lengths, validation: &Lengths, split: Split, id: u64) -> Option<PairKey> {
     if split == Split::Validation { validation.key(split, id) } else { train.key(split, id) }
 }
@@ -395,7 +395,7 @@ fn check_size(work: Work, message: &Body) -> Result<(), Fault> {
     }
 }
 
-/// Bytes around the pairs of a message, at most.
+/// Upper bound on the bytes of a message, apart from its pairs.
 const AROUND_MESSAGE: usize = 256;
 
 fn check_bytes(work: Work, bytes: usize) -> Result<(), Fault> {

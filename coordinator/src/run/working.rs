@@ -1,4 +1,4 @@
-//! The work itself: what the window allows goes out, reports come in, until every trainer has finished.
+//! The training itself: sends works within the window and takes reports, until every trainer has finished.
 
 use std::time::Instant;
 
@@ -59,7 +59,7 @@ impl Run {
         self.work(Box::new(training))
     }
 
-    /// Hands out what the window allows; after the last report, the end.
+    /// Sends as many works as the window allows; after the last report, tells all ranks to finish.
     fn work(&mut self, mut training: Box<Training>) -> Result<(), Fault> {
         while let Some(messages) = training.next_assignments(&self.spec.data, self.now)? {
             for (place, message) in messages.into_iter().enumerate() {
@@ -81,9 +81,9 @@ impl Run {
                 self.take(&mut training, place, report, false)?;
                 self.work(training)
             }
-            // On a work that was in progress.
+            // A report on a work that was in progress when the early end began.
             Stage::Draining(mut draining) => {
-                // It is saved after one of them.
+                // Durable, because the step after which ranks save may be this one.
                 let taken = self.take(&mut draining.training, place, report, true);
                 self.stage = Stage::Draining(draining);
                 taken
@@ -113,7 +113,7 @@ impl Run {
         Ok(())
     }
 
-    /// Rank 0 hears of a step only behind its row: so no checkpoint appears of a step that the metrics lack.
+    /// Records finished works. Rank 0 is told of a step only after its row, so that no checkpoint appears before the row of its step.
     fn record(&mut self, done: Vec<Done>, durable: bool) -> Result<(), Fault> {
         for mut done in done {
             done.durable |= durable;
@@ -128,7 +128,7 @@ impl Run {
         Ok(())
     }
 
-    /// With its first row a run replaces what an earlier one left: a row of numbers that are none is no reason to.
+    /// Fails if the first row holds NaN or infinity: the first row replaces an earlier run's files, and such a run is not worth it.
     fn begins_well(&mut self, done: &Done) -> Result<(), Fault> {
         let Some(row) = done.row.as_ref().filter(|_| !self.recorded) else { return Ok(()) };
         if let Some((name, value)) = row.no_number() {

@@ -1,4 +1,4 @@
-//! Steps and evaluations that memory no longer holds, read again from the metrics files.
+//! Reads steps and evaluations that are no longer in memory from the metrics files.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,7 +11,7 @@ use dyad_proto::run_folder::{EVALUATION_METRICS, METRICS};
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::wire::{EvaluationMetrics, RunEvent, StepMetrics};
 
-/// Where an event stands among all steps and evaluations of a run. An evaluation follows the step that it was made after.
+/// Order of an event among all steps and evaluations of a run. An evaluation comes after its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Position {
     step: u64,
@@ -19,7 +19,7 @@ pub(super) struct Position {
 }
 
 impl Position {
-    /// None for events that have no row.
+    /// `None` for events without a row.
     pub(super) fn of(event: &Body) -> Option<Self> {
         match event {
             Body::Step(step) => Some(Self { step: step.step, evaluation: false }),
@@ -29,7 +29,7 @@ impl Position {
     }
 }
 
-/// Reads both metrics files side by side, from their beginning on.
+/// Reads both metrics files in parallel, from their beginning.
 pub(super) struct Rows {
     steps: RowLines,
     evaluations: RowLines,
@@ -37,15 +37,15 @@ pub(super) struct Rows {
 
 /// One metrics file.
 struct RowLines {
-    /// None after the last row, and where there is no file.
+    /// `None` after the last row, or if there is no file.
     file: Option<BufReader<File>>,
     evaluation: bool,
-    /// The next row, once it was read.
+    /// The next row, if it was read already.
     next: Option<(Position, RunEvent)>,
 }
 
 impl Rows {
-    /// Those of a run's output folder.
+    /// The rows in a run's output folder.
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let lines = |name: &str, evaluation| match files::open(&dir.join(name)) {
             Ok(file) => Ok(RowLines { file: Some(BufReader::new(file)), evaluation, next: None }),
@@ -57,7 +57,7 @@ impl Rows {
         Ok(Self { steps: lines(METRICS, false)?, evaluations: lines(EVALUATION_METRICS, true)? })
     }
 
-    /// Up to `most` of the rows in a range that follow those a watcher has seen, in order.
+    /// At most `most` rows of the range, in order, that come after `seen`, the last row shown to the watcher.
     pub(super) fn take(
         &mut self,
         range: &RangeInclusive<Position>,
@@ -87,7 +87,7 @@ impl Rows {
 }
 
 impl RowLines {
-    /// Where the next row stands; a line that holds no row is passed over.
+    /// Position of the next row; lines that hold no row are skipped.
     fn position(&mut self) -> io::Result<Option<Position>> {
         while self.next.is_none() {
             let Some(file) = &mut self.file else { break };
@@ -102,7 +102,7 @@ impl RowLines {
     }
 }
 
-/// The event that a row was written of. What was not finite is null in a row, and NaN again.
+/// The event from which a row was written. A null in the row (a value that was not finite) becomes NaN.
 fn event(line: &[u8], evaluation: bool) -> Option<Body> {
     let row: HashMap<String, Option<f64>> = serde_json::from_slice(line).ok()?;
     let mut values: HashMap<String, f64> =

@@ -1,9 +1,9 @@
-//! Accepts connections and finishes their TLS handshakes.
+//! TCP and TLS listener: accepts connections and completes their handshakes.
 //!
-//! - CRD-D1: nobody waits for anybody else: each connection is greeted by a task of its own, which gives up after [`GREETING`].
-//! - CRD-D2: open connections are bounded, and strangers are bounded apart: whoever has not yet made a call that was let in takes no
-//!   place from whoever has, and makes way for whoever comes.
-//! - CRD-D3: whoever is turned away is in the log, with address and reason, or in a count there ([`refusals`](super::refusals)).
+//! - CRD-D1: no connection waits for another: each handshake has a task of its own, which gives up after [`GREETING`].
+//! - CRD-D2: admitted connections (with at least one admitted call) and all others ("strangers") have separate limits. A stranger takes
+//!   no place from an admitted connection; if there are too many strangers, a new one closes the oldest.
+//! - CRD-D3: every refused connection is in the log, with address and reason, or in a count there ([`refusals`](super::refusals)).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -26,13 +26,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::io::{Bytes, Connection, Peer, Rewound};
 use super::refusals::{CONNECTION, PERIOD, Refusals};
 
-/// How long a peer may take until it speaks HTTP/2, its TLS handshake included.
+/// How long a peer may take to send the HTTP/2 preface, including its TLS handshake.
 pub const GREETING: Duration = Duration::from_secs(10);
-/// How long to wait when the machine has no more sockets to give.
+/// How long to wait after a failed accept, for example without free sockets.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long, and for how many bytes, to listen to a peer that was told off: closing at once would take the words back.
+/// How long, and how many bytes, to read from a refused peer: closing at once could discard the answer to it.
 const LINGER: (Duration, u64) = (Duration::from_secs(1), 1 << 16);
-/// What every HTTP/2 client says first.
+/// The HTTP/2 preface, which every client sends first.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// HTTP/2 for "this port speaks TLS": empty settings, and a GOAWAY for inadequate security.
@@ -45,25 +45,25 @@ const ALERT: &[u8] = &[0x15, 3, 3, 0, 2, 2, 70];
 pub struct Door {
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
-    /// Most connections, and most strangers beside them.
+    /// Most admitted connections, and also most strangers.
     most: usize,
     refusals: Refusals,
 }
 
 impl Door {
-    /// On a port; `most` connections at once.
+    /// A listener with at most `most` admitted connections, and as many strangers.
     #[must_use]
     pub fn new(listener: TcpListener, tls: Option<Arc<ServerConfig>>, most: usize) -> Self {
         Self { listener, tls, most, refusals: Refusals::default() }
     }
 
-    /// Who is turned away; to be closed when nobody knocks any more.
+    /// The log of refusals; to be closed when the port is closed.
     #[must_use]
     pub fn refusals(&self) -> Refusals {
         self.refusals.clone()
     }
 
-    /// The connections, greeted. Closed when the stream is dropped.
+    /// The connections after their handshakes. Dropping the stream closes the port.
     pub fn open(self) -> impl Stream<Item = std::io::Result<Connection>> + Send + 'static {
         let (deliver, arrived) = mpsc::channel(1);
         tokio::spawn(self.attend(deliver));
@@ -92,7 +92,7 @@ impl Door {
                     strangers.push_back((task.abort_handle(), address));
                 }
                 Err(error) => {
-                    // Too many open files, for example: those who are inside must not suffer from it.
+                    // Too many open files, for example. The open connections must stay open.
                     self.refusals.note("cannot accept a connection", None, &error.to_string());
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -100,30 +100,30 @@ impl Door {
         }
     }
 
-    /// Whoever has been a stranger longest makes way.
+    /// Closes the oldest stranger if there are too many.
     fn make_room(&self, strangers: &mut VecDeque<(AbortHandle, SocketAddr)>) {
         strangers.retain(|(task, _)| !task.is_finished());
         if strangers.len() >= self.most
             && let Some((task, address)) = strangers.pop_front()
         {
             task.abort();
-            let reason = format!("no call of it was let in when {} others came", self.most);
+            let reason = format!("no call of it was admitted before {} others came", self.most);
             self.refusals.note(CONNECTION, Some(address), &reason);
         }
     }
 }
 
-/// A connection on its way in.
+/// A new connection.
 struct TlsGuest {
     address: SocketAddr,
     refusals: Refusals,
-    /// Places for connections that have made a call.
+    /// Places for admitted connections.
     open: Arc<Semaphore>,
     deliver: mpsc::Sender<Connection>,
 }
 
 impl TlsGuest {
-    /// Lasts as long as the guest is a stranger; when it is aborted, the connection ends.
+    /// Runs as long as the connection is a stranger. Aborting this task closes the connection.
     async fn receive(self, stream: TcpStream, tls: Option<Arc<ServerConfig>>) {
         let greeting = tokio::time::timeout(GREETING, greet(stream, tls)).await;
         let greeting =
@@ -135,7 +135,7 @@ impl TlsGuest {
         let peer = Peer::new(self.address, roles, self.refusals, self.open);
         let (_host, makes_way) = oneshot::channel();
         let standing = Arc::clone(&peer.standing);
-        // Fails only when the run has ended; the connection then settles by being dropped.
+        // Fails only if the run has ended; the connection is then dropped, which settles it.
         let _ = self.deliver.send(Connection::new(bytes, peer, makes_way)).await;
         standing.settled.notified().await;
     }
@@ -143,7 +143,7 @@ impl TlsGuest {
 
 type Greeted = (Box<dyn Bytes>, Option<Vec<Role>>);
 
-/// Until the peer has said that it speaks HTTP/2; the error says what it did instead.
+/// Reads until the peer has sent the HTTP/2 preface; the error says what it sent instead.
 async fn greet(mut stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<Greeted, String> {
     let _ = stream.set_nodelay(true);
     let mut head = [0; 3];
@@ -183,7 +183,7 @@ async fn shake_hands(
     Ok((Box::new(Rewound::new(head, stream)), Some(roles)))
 }
 
-/// Why a certificate is refused, for a person to read. Authorities of other runs have the same name, and another key.
+/// Makes a TLS error readable. A certificate of another run's authority, which has the same name and another key, gets its own message.
 fn plainly(error: String) -> String {
     match ["UnknownIssuer", "BadSignature"].iter().any(|mark| error.contains(mark)) {
         true => format!("its certificate is of another authority ({error})"),
@@ -191,7 +191,7 @@ fn plainly(error: String) -> String {
     }
 }
 
-/// What a certificate, which the handshake has verified, says its owner is.
+/// The roles that a verified certificate names.
 fn roles(certificate: &CertificateDer<'static>) -> Vec<Role> {
     let Ok(parsed) = ParsedCertificate::try_from(certificate) else { return Vec::new() };
     let is = |role: &Role| {
@@ -201,7 +201,7 @@ fn roles(certificate: &CertificateDer<'static>) -> Vec<Role> {
     Role::ALL.into_iter().filter(is).collect()
 }
 
-/// Reads on from `head` to the end of HTTP/2's first words.
+/// Reads the rest of the HTTP/2 preface after `head`, and returns all of it.
 async fn preface(stream: &mut (impl AsyncRead + Unpin), head: &[u8]) -> Result<Vec<u8>, String> {
     let mut said = head.to_vec();
     said.resize(PREFACE.len(), 0);
@@ -212,7 +212,7 @@ async fn preface(stream: &mut (impl AsyncRead + Unpin), head: &[u8]) -> Result<V
     if said == PREFACE { Ok(said) } else { Err("it does not speak HTTP/2".into()) }
 }
 
-/// Lets the peer read what was said to it: unread bytes at the close would make the kernel reset the connection.
+/// Lets the peer read the answer before the connection closes: unread bytes at the close would make the kernel reset the connection.
 async fn linger(mut stream: impl AsyncRead + tokio::io::AsyncWrite + Unpin) {
     let (time, bytes) = LINGER;
     let _ = stream.shutdown().await;

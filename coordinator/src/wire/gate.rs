@@ -1,4 +1,4 @@
-//! Who may call what: the certificate's role, and the join token.
+//! Access control for calls: the certificate's role, and the join token.
 
 use std::time::SystemTime;
 
@@ -10,29 +10,29 @@ use tonic::{Request, Status};
 
 use super::io::Peer;
 
-/// Lets calls in, or says why not.
+/// Admits or refuses calls.
 #[derive(Clone, Debug, Default)]
 pub struct Gate {
-    /// What callers have to know; nothing where somebody has asked for an open port.
+    /// The token that callers must send; `None` for an open port (`--insecure`).
     token: Option<JoinToken>,
-    /// A certificate has to say that they are what they call as.
+    /// Whether callers need a certificate for the call's role.
     certified: bool,
 }
 
 impl Gate {
-    /// A gate that asks for the token, if there is one.
+    /// A gate that checks the token, if there is one.
     #[must_use]
     pub fn new(token: Option<JoinToken>, certified: bool) -> Self {
         Self { token, certified }
     }
 
-    /// Callers have to know something.
+    /// Whether callers need a token.
     #[must_use]
     pub fn asks(&self) -> bool {
         self.token.is_some()
     }
 
-    /// Checks a call that only `role` may make; a refusal is in the log when this returns.
+    /// Checks a call that only `role` may make. A refusal is logged before this returns.
     pub fn admit<T>(&self, request: &Request<T>, role: Role) -> Result<(), Status> {
         let peer = request.extensions().get::<Peer>();
         let roles = peer.and_then(|peer| peer.roles.as_deref());
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_runs_own_token_opens_and_only_in_time() {
+    fn only_the_runs_own_unexpired_token_is_accepted() {
         let now = SystemTime::now();
         let token = JoinToken::new([5; 32], now + Duration::from_secs(60));
         let gate = Gate::new(Some(token.clone()), true);

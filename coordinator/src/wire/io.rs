@@ -21,7 +21,7 @@ use super::refusals::{CONNECTION, Refusals};
 /// How long a connection may stay open before one of its calls is let in.
 pub const IDLE: Duration = Duration::from_secs(10);
 
-/// A stream some of whose bytes were read already.
+/// A stream that first returns bytes that were read before.
 #[derive(Debug)]
 pub struct Rewound<S> {
     head: Vec<u8>,
@@ -29,7 +29,7 @@ pub struct Rewound<S> {
 }
 
 impl<S> Rewound<S> {
-    /// Gives `head` back before what follows.
+    /// Reads return `head` first, then the bytes of `inner`.
     pub fn new(head: Vec<u8>, inner: S) -> Self {
         Self { head, inner }
     }
@@ -77,39 +77,41 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     }
 }
 
-/// How far a connection has come.
+/// State of a connection: no call could be read so far.
 const NO_CALL: u8 = 0;
+/// A call was refused.
 const REFUSED: u8 = 1;
-/// Somebody asked what anybody may ask.
+/// A health check was answered.
 const ASKED: u8 = 2;
+/// A call was admitted; never changes again.
 const ADMITTED: u8 = 3;
 
-/// How a connection stands; shared by its calls and by whoever greeted it.
+/// State of a connection, shared by its calls and by the listener's task.
 #[derive(Debug)]
 pub struct Standing {
     reached: AtomicU8,
-    /// Places for connections that have proven to be of the run.
+    /// Places for admitted connections.
     places: Arc<Semaphore>,
-    /// Its own place there.
+    /// Its own place, once it is admitted.
     place: Mutex<Option<OwnedSemaphorePermit>>,
-    /// It is admitted or gone: no stranger any more.
+    /// Notified when the connection is admitted or closed.
     pub settled: Notify,
 }
 
-/// Who is at the other end; every call of a connection carries it.
+/// The peer of a connection; every call of the connection carries it.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where it calls from.
+    /// Its address.
     pub address: SocketAddr,
-    /// What its certificate says it is; nothing is known in plain text.
+    /// The roles in its certificate; `None` in plain text.
     pub roles: Option<Vec<Role>>,
-    /// How it stands.
+    /// State of the connection.
     pub standing: Arc<Standing>,
     refusals: Refusals,
 }
 
 impl Peer {
-    /// Somebody who has made no call yet.
+    /// A peer that has made no call yet.
     #[must_use]
     pub fn new(
         address: SocketAddr,
@@ -122,7 +124,7 @@ impl Peer {
         Self { address, roles, standing: Arc::new(standing), refusals }
     }
 
-    /// One of its calls is let in: the connection may stay, if there is a place for it.
+    /// Admits the connection because one of its calls is admitted. Returns false if there is no place for it.
     #[must_use]
     pub fn admit(&self) -> bool {
         let mut place = self.standing.place.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,7 +139,7 @@ impl Peer {
         true
     }
 
-    /// It has asked what anybody may ask. Only a certificate makes it more than a stranger.
+    /// Records a health check, which any client may make. It admits the connection only if the peer has a certificate.
     pub fn asked(&self) {
         let stays = self.roles.is_some() && self.admit();
         if !stays {
@@ -145,14 +147,14 @@ impl Peer {
         }
     }
 
-    /// One of its calls is turned away, and the log says why.
+    /// Logs the refusal of one of its calls.
     pub fn refuse(&self, reason: &str) {
         self.note("call refused", reason);
-        // A connection that was admitted once stays so: its stream is a trainer's life.
+        // An admitted connection stays admitted: it may carry a trainer's stream.
         self.advance(REFUSED);
     }
 
-    /// Puts into the log, or a count there, what was not taken from it.
+    /// Logs that something from this peer was refused, or counts it.
     pub fn note(&self, what: &'static str, reason: &str) {
         self.refusals.note(what, Some(self.address), reason);
     }
@@ -167,30 +169,30 @@ impl Peer {
     }
 }
 
-/// What bytes come and go by: TCP, or TLS over it.
+/// A stream of bytes: TCP, or TLS over TCP.
 pub trait Bytes: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Bytes for S {}
 
-/// An open connection. Ends by itself when no call is let in within [`IDLE`], or when it has to make way before.
+/// An open connection. It closes if no call is admitted within [`IDLE`], or earlier if the listener needs its place.
 #[derive(Debug)]
 pub struct Connection {
     bytes: Box<dyn Bytes>,
     peer: Peer,
     deadline: Pin<Box<Sleep>>,
-    /// Ends when whoever greeted it wants it to make way.
+    /// Resolves when the listener's task is aborted to close this connection.
     host: oneshot::Receiver<Infallible>,
     over: bool,
 }
 
 impl Connection {
-    /// Of a peer that has been greeted.
+    /// The connection of a peer after its handshake.
     #[must_use]
     pub fn new(bytes: Box<dyn Bytes>, peer: Peer, host: oneshot::Receiver<Infallible>) -> Self {
         Self { bytes, peer, deadline: Box::pin(tokio::time::sleep(IDLE)), host, over: false }
     }
 
-    /// No call of it was let in, and its time is up.
+    /// Whether it must close: no call was admitted, and its time is up or its place is needed.
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.over && !self.peer.admitted() {
             let late = self.deadline.as_mut().poll(cx).is_ready();
@@ -206,7 +208,7 @@ impl Drop for Connection {
         if standing.reached.load(Ordering::Relaxed) == NO_CALL {
             self.peer.note(CONNECTION, "it ended without a call that could be read");
         }
-        // Calls that are still being answered hold the standing, but no place.
+        // Calls in progress still hold the standing; the place becomes free now.
         standing.place.lock().unwrap_or_else(PoisonError::into_inner).take();
         standing.settled.notify_one();
     }
@@ -266,7 +268,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_read_comes_again_before_the_rest() {
+    async fn rewound_returns_its_head_before_the_rest() {
         let mut stream = Rewound::new(b"abcde".to_vec(), &b"fgh"[..]);
         let mut first = [0; 3];
         stream.read_exact(&mut first).await.unwrap();
@@ -276,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_call_does_not_take_an_admission_back() {
+    fn a_refused_call_does_not_revoke_admission() {
         let peer = stranger(&Arc::new(Semaphore::new(1)));
         peer.refuse("no token");
         assert!(!peer.admitted());
@@ -290,20 +292,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_those_who_are_let_in_take_a_place_and_give_it_back() {
+    async fn only_admitted_connections_take_a_place_and_free_it() {
         let places = Arc::new(Semaphore::new(1));
         let (first, second) = (stranger(&places), stranger(&places));
         first.asked();
-        assert!(!first.admitted() && places.available_permits() == 1, "a question proves nothing");
+        assert!(!first.admitted() && places.available_permits() == 1, "a health check does not admit");
         assert!(first.admit() && first.admit() && !second.admit());
         let (_host, made_way) = oneshot::channel();
         drop(Connection::new(Box::new(tokio::io::empty()), first.clone(), made_way));
-        assert!(second.admit(), "the place is free although a call still knows of the connection");
+        assert!(second.admit(), "the place is free although a call still holds the peer");
         drop(first);
     }
 
     #[tokio::test]
-    async fn a_stranger_makes_way_and_a_member_does_not() {
+    async fn a_stranger_can_be_closed_and_an_admitted_connection_cannot() {
         let places = Arc::new(Semaphore::new(1));
         for member in [false, true] {
             let peer = stranger(&places);

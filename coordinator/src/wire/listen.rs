@@ -1,11 +1,11 @@
-//! Opens ports.
+//! Binds TCP ports.
 
 use std::io;
 
 use dyad_proto::{ErrorCode, Fault};
 use tokio::net::TcpListener;
 
-/// Opens the port that `flag` asks for.
+/// Binds the address that the option `flag` gives.
 pub async fn bind(address: &str, flag: &str) -> Result<TcpListener, Fault> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => {

@@ -1,5 +1,5 @@
-//! The coordinator's port: who gets a connection ([`door`]), who gets an answer ([`gate`]), and who is turned away, with a line
-//! in the log that says why ([`refusals`]).
+//! Access to the coordinator's port: the listener ([`door`]), access control for calls ([`gate`]), and the log of refusals
+//! ([`refusals`]).
 
 pub mod door;
 pub mod gate;
@@ -23,17 +23,17 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig, version};
 
 use gate::Gate;
 
-/// How the port is guarded.
+/// The access rules of the port.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
-    /// TLS with certificates on both sides; plain text without.
+    /// Mutual TLS; plain text if `None`.
     pub tls: Option<Arc<ServerConfig>>,
     /// Who may call what.
     pub gate: Gate,
 }
 
 impl Guard {
-    /// From the folder of the coordinator's certificate, or the file of the join token.
+    /// Loads the folder with the coordinator's certificate, or the file with the join token.
     pub fn load(tls_dir: Option<&Path>, token_file: Option<&Path>) -> Result<Self, Fault> {
         let Some(proof) = Proof::load(tls_dir, token_file)? else { return Ok(Self::default()) };
         let place = tls_dir.or(token_file).unwrap_or(Path::new("")).display();
@@ -50,7 +50,7 @@ impl Guard {
         Ok(Self { tls: tls.map(Arc::new), gate })
     }
 
-    /// Plain text may not leave the machine unless somebody has asked for that.
+    /// Fails for plain text on an address that other machines reach, unless `insecure` is set.
     pub fn allows(&self, address: SocketAddr, insecure: bool) -> Result<(), Fault> {
         if self.tls.is_some() || address.ip().is_loopback() {
             return Ok(());
@@ -66,8 +66,8 @@ impl Guard {
             .hint(format!("set {TLS_DIR} (docs/security.md), or accept plain text with --insecure")))
     }
 
-    /// On this machine other users are strangers too: where nobody has given a token, one is made and kept where trainers of this
-    /// user find it by the port.
+    /// On a loopback address without a token: makes a token, because other users of this machine must not join, and publishes it where
+    /// trainers of this user find it by the port.
     pub fn complete(&mut self, address: SocketAddr) -> Result<Option<Published>, Fault> {
         if self.gate.asks() || !address.ip().is_loopback() {
             return Ok(None);
@@ -79,7 +79,7 @@ impl Guard {
     }
 }
 
-/// TLS 1.3 with a certificate on both sides: whoever calls is of the run.
+/// TLS 1.3 with certificates on both sides, signed by the run's authority.
 fn server_config(material: &Material) -> Result<ServerConfig, String> {
     let certificates = |pem: &str, file: &str| -> Result<Vec<CertificateDer<'static>>, String> {
         let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
@@ -107,7 +107,7 @@ fn server_config(material: &Material) -> Result<ServerConfig, String> {
         .with_single_cert(own, key)
         .map_err(|error| format!("cert.pem and key.pem: {error}"))?;
     config.alpn_protocols.push(b"h2".to_vec());
-    // No resumption: a certificate is looked at whenever somebody connects.
+    // No resumption: every connection must show its certificate.
     config.send_tls13_tickets = 0;
     Ok(config)
 }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_text_stays_on_the_machine_unless_asked_otherwise() {
+    fn plain_text_needs_loopback_or_insecure() {
         let guard = Guard::default();
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         assert!(guard.allows(address("127.0.0.1:1"), false).is_ok());

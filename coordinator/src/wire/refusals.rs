@@ -1,47 +1,47 @@
-//! What the log says of those who are turned away: the first of a kind in full, the rest counted.
+//! Log lines about refused peers: the first refusal of a kind in full, the others as a count.
 //!
-//! - CRD-L1: however often somebody knocks, a port writes at most [`KINDS`] lines in full and as many counts in a [`PERIOD`].
-//! - CRD-L2: nobody is forgotten: what has no line of its own is in a count.
+//! - CRD-L1: however many connections come, a port writes at most [`KINDS`] full lines and about as many counts in a [`PERIOD`].
+//! - CRD-L2: every refusal without a line of its own is in a count.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long refusals are counted before a line says how many they were.
+/// How long refusals are counted before their count is logged.
 pub const PERIOD: Duration = Duration::from_secs(60);
-/// Kinds that are told apart at a time: a scan from many addresses must fill neither memory nor log.
+/// Most kinds that are counted separately: a scan from many addresses must fill neither memory nor log.
 const KINDS: usize = 64;
 
-/// What the log says of a connection that is not let in.
+/// The log message for a refused connection.
 pub const CONNECTION: &str = "connection refused";
 
-/// Refusals that are one to a reader of the log.
+/// Refusals with the same message, address and reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RefusalKind {
-    /// Such as [`CONNECTION`].
+    /// The message, such as [`CONNECTION`].
     what: &'static str,
     from: Option<IpAddr>,
     reason: String,
 }
 
-/// A kind that is in the log already.
+/// A kind that was logged already.
 #[derive(Clone, Copy, Debug)]
 struct KnownRefusal {
     told: Instant,
-    /// How many came since.
+    /// Refusals since then.
     more: u64,
 }
 
-/// A line that stands for many refusals.
+/// A count of refusals, for one log line.
 #[derive(Debug, PartialEq, Eq)]
 struct RefusalCount {
-    /// None for those that came when there were too many kinds to tell apart.
+    /// `None` for refusals of further kinds, when there were [`KINDS`] already.
     kind: Option<RefusalKind>,
     times: u64,
 }
 
-/// What is in the log, and what has yet to be. Pure.
+/// Which refusals are in the log, and the counts that are not. Pure.
 #[derive(Debug, Default)]
 struct Ledger {
     known: HashMap<RefusalKind, KnownRefusal>,
@@ -49,7 +49,7 @@ struct Ledger {
 }
 
 impl Ledger {
-    /// One more; whether it gets a line of its own.
+    /// Records a refusal; returns whether it gets a line of its own.
     fn note(&mut self, now: Instant, kind: RefusalKind) -> bool {
         if let Some(known) = self.known.get_mut(&kind) {
             known.more += 1;
@@ -63,7 +63,7 @@ impl Ledger {
         true
     }
 
-    /// Counts that are due. A kind that was quiet for a period is new when it comes again.
+    /// Returns the counts that are due. A kind without refusals for a period is forgotten, and gets a full line when it comes again.
     fn due(&mut self, now: Instant) -> Vec<RefusalCount> {
         let mut due = Vec::new();
         self.known.retain(|kind, known| {
@@ -85,12 +85,12 @@ impl Ledger {
     }
 }
 
-/// Who was turned away at one port; cheap to clone.
+/// The refusals at one port; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Refusals(Arc<Mutex<Ledger>>);
 
 impl Refusals {
-    /// Somebody was turned away, or nobody in particular could be let in.
+    /// Logs or counts a refusal; `from` is `None` if no peer is known.
     pub fn note(&self, what: &'static str, from: Option<SocketAddr>, reason: &str) {
         let kind = RefusalKind { what, from: from.map(|address| address.ip()), reason: reason.to_owned() };
         if self.with(|ledger| ledger.note(Instant::now(), kind)) {
@@ -98,12 +98,12 @@ impl Refusals {
         }
     }
 
-    /// Writes every count that is left.
+    /// Logs all remaining counts.
     pub fn close(&self) {
         self.sum_up(Instant::now() + PERIOD);
     }
 
-    /// Writes the counts that are due by then; to be called from time to time.
+    /// Logs the counts that are due at `now`; to be called regularly.
     pub fn sum_up(&self, now: Instant) {
         for RefusalCount { kind, times } in self.with(|ledger| ledger.due(now)) {
             match kind {
@@ -116,7 +116,7 @@ impl Refusals {
         }
     }
 
-    /// Nothing is written under the lock.
+    /// Runs `act` under the lock. The log is written outside of it.
     fn with<T>(&self, act: impl FnOnce(&mut Ledger) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_kind_has_a_line_and_the_rest_a_count() {
+    fn the_first_refusal_of_a_kind_gets_a_line_and_the_others_a_count() {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
         assert!(ledger.note(start, kind(1, "noise")));
         for _ in 0..1000 {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn who_keeps_knocking_is_counted_and_who_comes_back_is_new() {
+    fn repeated_refusals_are_counted_and_get_a_line_after_a_quiet_period() {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
         assert!(ledger.note(start, kind(1, "noise")));
         for period in 1..4 {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_from_everywhere_fills_neither_log_nor_memory() {
+    fn a_scan_from_many_addresses_fills_neither_log_nor_memory() {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
         let lines = (0..=u8::MAX).filter(|last| ledger.note(start, kind(*last, "noise"))).count();
         assert_eq!((lines, ledger.known.len()), (KINDS, KINDS));

@@ -1,4 +1,4 @@
-//! Authorities, and certificates good and bad.
+//! Certificate authorities, and valid and invalid certificates.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +10,7 @@ use rcgen::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Signs what it is asked to.
+/// A certificate authority with a join token.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     ca_pem: String,
@@ -28,13 +28,13 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), ca_pem, token }
     }
 
-    /// Of a process that is what `name` says, such as `trainer.dyad`.
+    /// Valid material for a process with the role `name`, such as `trainer.dyad`.
     pub fn material(&self, name: &str) -> Material {
         let now = SystemTime::now();
         self.signed(name, now - HOUR, now + HOUR)
     }
 
-    /// The same, but its certificate's time is over.
+    /// The same with an expired certificate.
     pub fn expired(&self, name: &str) -> Material {
         let now = SystemTime::now();
         self.signed(name, now - 2 * HOUR, now - HOUR)
@@ -57,7 +57,7 @@ impl Authority {
     }
 }
 
-/// Different at each call.
+/// Random bytes.
 fn rand_bytes() -> [u8; 32] {
     let key = KeyPair::generate().unwrap();
     key.public_key_raw()[..32].try_into().unwrap()

@@ -1,10 +1,10 @@
-//! A real coordinator process, and trainers that follow a script instead of computing.
+//! Starts a real coordinator process, and scripted trainers that compute nothing.
 #![allow(
     dead_code,
     unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "each test binary uses its own part of this, and a test may panic"
+    reason = "each test binary uses only a part of this module, and a test may panic"
 )]
 
 pub mod authority;
@@ -37,10 +37,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-/// Upper bound on every wait: a test that would hang fails instead.
+/// Upper bound on every wait, so that a test fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Fails the test when something takes far too long.
+/// Waits for the future; fails the test after [`PATIENCE`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited too long for {what}"))
 }
@@ -79,7 +79,7 @@ impl Workspace {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
         command.arg("--config").arg(self.path("run.toml")).args(args);
-        // What the test's own environment says of keys is not meant for this coordinator.
+        // The coordinator must not use keys of the test's own environment.
         command.env_remove(TLS_DIR).env_remove(TOKEN_FILE);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
@@ -90,7 +90,7 @@ impl Workspace {
         self.start_as(self.command(args), None).await
     }
 
-    /// The same over mutual TLS: with the coordinator's own material, and that of its trainers and launchers.
+    /// The same with mutual TLS: `own` is the coordinator's material, `theirs` that of trainers and launchers.
     pub async fn start_secured(&self, args: &[&str], own: &Material, theirs: [&Material; 2]) -> Coordinator {
         let dir = self.path("tls");
         own.write(&dir).unwrap();
@@ -99,7 +99,7 @@ impl Workspace {
         self.start_as(command, Some(theirs)).await
     }
 
-    /// Starts what a command says.
+    /// Starts this command, and waits until the coordinator listens.
     pub async fn start_as(&self, mut command: Command, theirs: Option<[&Material; 2]>) -> Coordinator {
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -116,7 +116,7 @@ impl Workspace {
         Coordinator { child, stdout, address, metrics, trainers: way(0), launchers: way(1) }
     }
 
-    /// Runs a coordinator that is expected to end by itself.
+    /// Runs a coordinator until it exits by itself.
     pub async fn run_alone(&self, args: &[&str]) -> Ended {
         Ended::of(self.command(args).spawn().unwrap()).await
     }
@@ -152,7 +152,7 @@ fn pairs(count: usize) -> String {
     (0..count).map(line).collect()
 }
 
-/// How a coordinator ended.
+/// Exit status and output of a coordinator.
 pub struct Ended {
     pub status: Option<i32>,
     pub stdout: String,
@@ -169,20 +169,20 @@ impl Ended {
         }
     }
 
-    /// The last words as a person sees them: message and hint.
+    /// The final message and hint in standard error.
     pub fn report(&self) -> &str {
         let begins = ["error: ", "stopped  "].into_iter().filter_map(|mark| self.stderr.find(mark)).min();
         begins.map_or("", |at| &self.stderr[at..])
     }
 }
 
-/// A coordinator that listens.
+/// A running coordinator.
 pub struct Coordinator {
     child: Child,
     stdout: BufReader<tokio::process::ChildStdout>,
     /// `host:port`.
     pub address: String,
-    /// Where metrics are served, if they are.
+    /// `host:port` of the metrics, if they are served.
     pub metrics: Option<String>,
     pub trainers: Access,
     pub launchers: Access,
@@ -235,13 +235,13 @@ impl Coordinator {
         tokio::spawn(async move { collected(watching(&access).await).await })
     }
 
-    /// The same, once the coordinator has answered.
+    /// The same, but returns only once the coordinator has accepted the call.
     pub async fn watched(&self) -> tokio::task::JoinHandle<Vec<RunEvent>> {
         tokio::spawn(collected(watching(&self.launchers).await))
     }
 }
 
-/// What a trainer was told.
+/// The messages that a trainer received.
 #[derive(Debug, Default)]
 pub struct Log {
     pub steps: Vec<StepAssignment>,
@@ -273,13 +273,13 @@ impl Trainer {
         self.send(Up::Heartbeat(Heartbeat { phase: phase.into(), step, ..Heartbeat::default() }));
     }
 
-    /// The next message; none when the coordinator has ended the stream.
+    /// The next message; `None` when the coordinator has ended the stream.
     pub async fn receive(&mut self) -> Option<Down> {
         let message = soon(&format!("a message to {}", self.name), self.incoming.message()).await;
         message.ok().flatten().map(|message| message.body.unwrap())
     }
 
-    /// Does what it is told up to and including step `last`.
+    /// Follows the coordinator's messages up to and including step `last`.
     pub async fn train_until(&mut self, last: u64) {
         while self.log.steps.last().is_none_or(|step| step.step < last) {
             let message = self.receive().await.expect("the coordinator closed the stream");
@@ -287,7 +287,7 @@ impl Trainer {
         }
     }
 
-    /// Does all it is told, and leaves in good order.
+    /// Follows the coordinator's messages until the stream ends.
     pub async fn run(mut self) -> Log {
         while let Some(message) = self.receive().await {
             self.obey(message);
@@ -295,13 +295,13 @@ impl Trainer {
         self.log
     }
 
-    /// Waits to be told to stop; says why. What arrives before is ignored.
+    /// Waits for Abort and returns its cause; ignores other messages.
     pub async fn aborted(&mut self) -> Failure {
         loop {
             match self.receive().await {
                 Some(Down::Abort(abort)) => return abort.cause.unwrap(),
                 Some(_) => {}
-                None => panic!("{} was let go without a word", self.name),
+                None => panic!("the stream of {} ended without Abort", self.name),
             }
         }
     }
@@ -386,7 +386,7 @@ pub fn ids(pairs: &[Pair]) -> Vec<u64> {
     pairs.iter().map(|pair| pair.id).collect()
 }
 
-/// Pair 3 of any file is too long, pair 5 is cut; the others have 10 tokens a side, and pair 0 is five times as long.
+/// Pair 3 of any file is too long, pair 5 is truncated. Prompts and outputs have 10 tokens, those of pair 0 have 50.
 fn measure(pair: &Pair) -> PairLength {
     let verdict = match pair.id {
         3 => PairVerdict::DroppedTooLong,
@@ -405,7 +405,7 @@ fn measure(pair: &Pair) -> PairLength {
     }
 }
 
-/// Per pair: a loss of its id, a margin of 1, 10 tokens a side, kl 0.1 a token.
+/// Per pair: a loss equal to its id, a margin of 1, 20 completion tokens, a KL of 0.1 per token.
 fn sums(pairs: &[Pair]) -> PreferenceSums {
     let count = pairs.len() as u64;
     let loss: u64 = pairs.iter().map(|pair| pair.id).sum();

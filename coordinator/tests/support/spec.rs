@@ -1,4 +1,4 @@
-//! The run as a state machine, for tests that feed it by hand: no process, no port.
+//! Input for tests that drive the run's state machine directly, without a process or port.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{Hello, MeasureReport, PairLength, PairVerdict};
 use dyad_proto::{PROTOCOL_VERSION, RunConfig};
 
-/// A run of two trainers over so many pairs, two a step.
+/// A run of two trainers over this many pairs, two pairs per step.
 pub fn spec(pairs: usize) -> RunSpec {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("train.jsonl");
@@ -37,7 +37,7 @@ pub fn spec(pairs: usize) -> RunSpec {
     }
 }
 
-/// What a trainer says first.
+/// A trainer's first message.
 pub fn hello(id: TrainerId) -> Up {
     Up::Hello(Hello {
         name: format!("t{}", id.0),
@@ -48,7 +48,7 @@ pub fn hello(id: TrainerId) -> Up {
     })
 }
 
-/// All pairs are kept, and one token long throughout.
+/// A report that keeps all pairs; prompts and outputs are one token long.
 pub fn measured(pairs: usize) -> MeasureReport {
     let verdict = PairVerdict::Kept.into();
     let length = |id| PairLength {

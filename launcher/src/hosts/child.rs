@@ -7,6 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use dyad_proto::fault::Process;
 use dyad_proto::{ErrorCode, Fault, ReportLine, grouped, plain, safe_file};
 use futures::stream::FuturesUnordered;
 use tokio::io::AsyncRead;
@@ -29,6 +30,8 @@ const TAIL: usize = 10;
 pub struct Child {
     /// How it is called in messages.
     pub label: String,
+    /// Which process of the run it is.
+    pub process: Process,
     stdout: Option<mpsc::Receiver<String>>,
     signals: Signals,
     end: watch::Receiver<Option<End>>,
@@ -93,35 +96,36 @@ pub struct Output {
 
 impl Child {
     /// Starts a program. Must be called on the main thread: the kernel ties the parent-death signal to the calling thread.
-    pub fn start(label: &str, mut command: Command, output: Output) -> Result<Self, Fault> {
+    pub fn start(process: Process, label: &str, mut command: Command, output: Output) -> Result<Self, Fault> {
         let program = command.as_std().get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stderr(Stdio::piped()).env("NO_COLOR", "1");
         die_with_me(&mut command);
         let report = Arc::default();
         let log = Log::create(output, Arc::clone(&report))?;
-        let mut process = command.spawn().map_err(|error| {
+        let mut child = command.spawn().map_err(|error| {
             Fault::failed(format!("cannot start {program}: {error}")).hint(missing_hint())
         })?;
         let (stdout_lines, stdout) = mpsc::channel(LINES);
         let (stderr_lines, stderr) = mpsc::channel(LINES);
         let pipes = [
-            process.stdout.take().map(|stream| tokio::spawn(pass_on(stream, stdout_lines))),
-            process.stderr.take().map(|stream| tokio::spawn(pass_on(stream, stderr_lines))),
+            child.stdout.take().map(|stream| tokio::spawn(pass_on(stream, stdout_lines))),
+            child.stderr.take().map(|stream| tokio::spawn(pass_on(stream, stderr_lines))),
         ];
         let (signals, wanted) = mpsc::unbounded_channel();
         let (tell, end) = watch::channel(None);
         tokio::spawn(async move {
-            let status = reap(process, wanted).await;
+            let status = reap(child, wanted).await;
             for pipe in pipes.into_iter().flatten() {
                 let _ = pipe.await;
             }
             let _ = tell.send(Some(End::Status(status)));
         });
-        Ok(Self::follow(label, log, report, Remote { stdout, stderr, end, signals }))
+        Ok(Self::follow((process, label), log, report, Remote { stdout, stderr, end, signals }))
     }
 
     /// Starts a program of Dyad on another host, as the command has it.
     pub fn start_there(
+        process: Process,
         label: &str,
         agent: &Agent,
         command: &Command,
@@ -141,14 +145,20 @@ impl Child {
         };
         let report = Arc::default();
         let log = Log::create(output, Arc::clone(&report))?;
-        Ok(Self::follow(label, log, report, agent.start(start)))
+        Ok(Self::follow((process, label), log, report, agent.start(start)))
     }
 
-    fn follow(label: &str, log: Log, report: Arc<Mutex<ChildReport>>, process: Remote) -> Self {
-        let Remote { stdout, stderr, end, signals } = process;
+    fn follow(
+        (process, label): (Process, &str),
+        log: Log,
+        report: Arc<Mutex<ChildReport>>,
+        streams: Remote,
+    ) -> Self {
+        let Remote { stdout, stderr, end, signals } = streams;
         let (file, label) = (log.output.file.clone(), label.to_owned());
         let writer = Some(tokio::spawn(log.write(stderr)));
-        Self { label, stdout: Some(stdout), signals: Signals(signals), end, report, log: file, writer }
+        let (stdout, signals) = (Some(stdout), Signals(signals));
+        Self { label, process, stdout, signals, end, report, log: file, writer }
     }
 
     /// The next line of its standard output, if that was piped; nothing behind the last.
@@ -228,11 +238,12 @@ impl Child {
             // It was told to end before it could listen for that.
             None if matches!(status.signal(), Some(libc::SIGTERM | libc::SIGINT)) => {
                 let message = format!("stopped when {} was told to end: {}", self.label, end(status));
-                Fault::new(ErrorCode::Interrupted, message)
+                Fault::new(ErrorCode::Interrupted, message).of_process(&self.process)
             }
             None => {
                 let died = Fault::new(code, format!("{} died: {}", self.label, end(status)));
-                Fault { lost: status.signal().is_some(), ..died.hint(self.log_hint()) }
+                let died = died.hint(self.log_hint()).of_process(&self.process);
+                Fault { lost: status.signal().is_some(), ..died }
             }
         })
     }
@@ -242,8 +253,9 @@ impl Child {
         let status = self.ended().await;
         match self.fault(status) {
             None => Ok(()),
-            Some(fault) if fault.message.contains(&self.label) => Err(fault),
-            Some(fault) => Err(fault.from_origin(self.label.clone())),
+            // The message says whose end it is.
+            Some(fault) if fault.process.is_some() => Err(fault),
+            Some(fault) => Err(fault.from_origin(self.label.clone()).of_process(&self.process)),
         }
     }
 
@@ -389,7 +401,8 @@ mod tests {
         command.args(["-c", script]);
         let console = Console::new(false, LogFormat::Text);
         let output = Output { file, console, speaker: Speaker { node: String::new(), rank: Some(1) } };
-        Child::start("trainer rank 1 (a-cpu)", command, output).unwrap().outcome().await
+        let process = Process::Trainer("a-cpu".into());
+        Child::start(process, "trainer rank 1 (a-cpu)", command, output).unwrap().outcome().await
     }
 
     #[tokio::test]

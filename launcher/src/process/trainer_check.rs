@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use dyad_families::{Report, Sizes};
-use dyad_proto::{ErrorCode, Fault, RunConfig};
+use dyad_proto::{Fault, RunConfig};
 use serde::Deserialize;
 
 use crate::process::programs::{missing_hint, program};
@@ -50,16 +50,11 @@ fn asked(arguments: &[&str], input: &str) -> Result<String, Fault> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let after = |start: &str| said.lines().filter_map(|line| line.strip_prefix(start)).next_back();
-    let code = output.status.code().and_then(ErrorCode::of_exit_status).unwrap_or(ErrorCode::Failed);
-    Err(match after("error: ") {
-        Some(message) => Fault::new(code, message).hint(after("hint: ").unwrap_or_default()),
-        None => {
-            let last = said.lines().next_back().unwrap_or("it says nothing");
-            Fault::failed(format!("{} check ended with {}: {last}", path.display(), output.status))
-                .hint(missing_hint())
-        }
-    })
+    Err(Fault::reported(&said, output.status.code()).unwrap_or_else(|| {
+        let last = said.lines().next_back().unwrap_or("it says nothing");
+        Fault::failed(format!("{} check ended with {}: {last}", path.display(), output.status))
+            .hint(missing_hint())
+    }))
 }
 
 /// The text of a log line that warns.

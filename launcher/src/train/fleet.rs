@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use dyad_proto::Fault;
+use dyad_proto::fault::Process;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::security::Proof;
 use dyad_telemetry::LogFormat;
@@ -124,7 +125,8 @@ async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fa
     let speaker = Speaker { node: "coordinator".into(), rank: None };
     let node = job.hosts.and_then(Hosts::coordinator_node);
     let keys = Keys { of: "coordinator", proof: job.security.coordinator()? };
-    start(job, node, "coordinator", keys, command, &[], output(job, "coordinator", speaker, console)).await
+    let who = (Process::Coordinator, "coordinator");
+    start(job, node, who, keys, command, &[], output(job, "coordinator", speaker, console)).await
 }
 
 /// Starts a trainer that finds the coordinator at an address.
@@ -149,7 +151,9 @@ pub async fn start_trainer(
     let speaker = Speaker { node: host, rank: Some(trainer.launch_index) };
     let keys = Keys { of: &trainer.name, proof: job.security.trainer(&trainer.name)? };
     let output = output(job, &trainer.name, speaker, console);
-    start(job, node, &trainer.label(), keys, command, &trainer.cores, output).await
+    let label = trainer.label();
+    let who = (Process::Trainer(trainer.name.clone()), label.as_str());
+    start(job, node, who, keys, command, &trainer.cores, output).await
 }
 
 /// What a process shows to the others, and the process's name.
@@ -167,7 +171,7 @@ fn output(job: &Job<'_>, name: &str, speaker: Speaker, console: &Console) -> Out
 async fn start(
     job: &Job<'_>,
     node: Option<usize>,
-    label: &str,
+    (process, label): (Process, &str),
     keys: Keys<'_>,
     mut command: Command,
     cores: &[usize],
@@ -183,12 +187,12 @@ async fn start(
             let folder = agent.keep(keys.of, keys.proof.clone()).await?;
             let (variable, value) = keys.proof.variable(Path::new(&folder));
             command.env(variable, value);
-            Child::start_there(label, agent, &command, cores, output)
+            Child::start_there(process, label, agent, &command, cores, output)
         }
         None => {
             job.security.equip(&mut command, keys.of, &keys.proof)?;
             keep_to(&mut command, cores);
-            Child::start(label, command, output)
+            Child::start(process, label, command, output)
         }
     }
 }

@@ -11,8 +11,6 @@ use crate::show::reached::Reached;
 
 /// As often the same failure at the same step ends the run.
 const SAME: u32 = 3;
-/// How the system says that there is no room, where whoever passes it on does not know what it says.
-const FULL: [&str; 3] = ["No space left on device", "Disk quota exceeded", "File too large"];
 
 /// What the attempts so far have come to.
 #[derive(Debug)]
@@ -133,12 +131,13 @@ fn is_same(one: &str, other: &str) -> bool {
 /// A process or host that is gone may be there again. What failed with words of its own before the first row of this attempt would
 /// most likely do so again: a missing library, a model that does not fit. Later, a device or a link may have failed.
 fn is_worth_another(fault: &Fault, reached: &Reached) -> bool {
-    let full = FULL.iter().any(|words| fault.message.contains(words));
-    fault.code == ErrorCode::Failed && !fault.lasting && !full && (fault.lost || reached.rows)
+    fault.code == ErrorCode::Failed && !fault.lasting && (fault.lost || reached.rows)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use dyad_proto::wire::run_event::Body;
 
     use super::*;
@@ -161,11 +160,12 @@ mod tests {
         );
         assert!(again(died(1), at(7, Some(5))).unwrap().ends_with("; going on from checkpoint-5"));
         assert!(again(Fault::failed("NCCL: a link is down"), at(7, None)).is_ok());
+        let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
         for (fault, reached) in [
             (Fault::input("bad"), at(7, None)),
             (Fault::new(ErrorCode::Interrupted, "stopped"), at(7, None)),
             (Fault::unavailable("the port is taken"), at(0, None)),
-            (Fault::failed("cannot write x: No space left on device (os error 28)"), at(7, Some(5))),
+            (Fault::unwritten(Path::new("x"), &full), at(7, Some(5))),
             (Fault::failed("cannot open shared object"), at(0, None)),
             (Fault::failed("step 8: the loss is NaN").lasting(), at(7, Some(5))),
         ] {

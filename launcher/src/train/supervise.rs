@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::Duration;
 
+use dyad_proto::fault::Process;
 use dyad_proto::run_folder::{self, METRICS};
 use dyad_proto::silence::{self, Silence};
 use dyad_proto::wire::run_event::Body;
@@ -136,8 +137,8 @@ fn show_last_lines(fault: &Fault, fleet: &Fleet, console: &Console) {
     if fault.code != ErrorCode::Failed {
         return;
     }
-    let text = fault.to_string();
-    let culprit = fleet.trainers.iter().chain([&fleet.coordinator]).find(|child| text.contains(&child.label));
+    let mut children = fleet.trainers.iter().chain([&fleet.coordinator]);
+    let culprit = children.find(|child| Some(&child.process) == fault.process.as_ref());
     let Some(culprit) = culprit else { return };
     let tail = culprit.tail();
     if !tail.is_empty() {
@@ -181,7 +182,7 @@ async fn follow(
             tokio::time::timeout(VERDICT, show(&mut events, &mut progress)).await.unwrap_or(Outcome::Silent).or(failed)
         }
         // A connection to a host that is cut off says nothing for a long time.
-        fault = fleet.coordinator.lost() => Outcome::Failed(fault.from_origin(fleet.coordinator.label.clone())),
+        fault = fleet.coordinator.lost() => Outcome::Failed(fault.from_origin(fleet.coordinator.label.clone()).of_process(&Process::Coordinator)),
     };
     *reached = progress.0.reached;
     match failure {
@@ -236,6 +237,7 @@ impl Awaited {
                 child.label
             ));
             let hint = "was it stopped (SIGSTOP), or does the disk that Dyad and libtorch lie on hang?";
+            let fault = fault.of_process(&child.process);
             (trainer.name.clone(), fault.hint(format!("{hint} {}", child.log_hint())))
         });
         Self { patience, joining: joining.collect(), most, waited: Silence::default() }
@@ -317,6 +319,7 @@ fn stopped(coordinator: &Child, job: &Job<'_>, seconds: u32) -> Fault {
         "the {} on {host} is silent: no sign of life for {seconds} s, though its process is there",
         coordinator.label
     ))
+    .of_process(&Process::Coordinator)
     .hint(format!(
         "was it stopped (SIGSTOP), or does the disk under output_dir hang? {}",
         coordinator.log_hint()
@@ -362,19 +365,17 @@ async fn everyone_left(fleet: &mut Fleet, last_scrape: Duration) {
 /// The coordinator's own account of its end, or what it looks like from here.
 async fn own_words(coordinator: &mut Child, from_here: Fault) -> Fault {
     let status = tokio::time::timeout(LEAVE, coordinator.ended()).await.ok().flatten();
-    coordinator.fault(status).unwrap_or_else(|| match from_here.hint.is_empty() {
+    let fault = coordinator.fault(status).unwrap_or_else(|| match from_here.hint.is_empty() {
         true => from_here.hint(coordinator.log_hint()),
         false => from_here,
-    })
+    });
+    fault.of_process(&Process::Coordinator)
 }
 
 /// The coordinator sees a connection close; the launcher knows which signal closed it.
 async fn with_signal(fault: Fault, fleet: &mut Fleet) -> Fault {
     for child in &mut fleet.trainers {
-        if !format!("{} {}", fault.origin, fault.message).contains(&child.label)
-            || !fault.message.contains("died")
-            || fault.message.contains("killed by signal")
-        {
+        if !fault.connection_closed || Some(&child.process) != fault.process.as_ref() {
             continue;
         }
         if let Ok(Some(status)) = tokio::time::timeout(LEAVE, child.ended()).await

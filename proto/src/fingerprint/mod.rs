@@ -1,7 +1,7 @@
-//! What a run computes, kept in its checkpoints, and what a resume has changed of it. Pure.
+//! Settings and facts that decide a run's numbers. Checkpoints keep them; a resume compares them. Pure.
 //!
-//! - PRO-P1: a key or fact that decides a number and differs is refused by name.
-//! - PRO-P2: what may be changed is listed, so that no change is silent.
+//! - PRO-P1: a resume fails, naming the key or fact, if one that decides a number differs.
+//! - PRO-P2: every permitted change is listed, so that no change is silent.
 
 mod roles;
 
@@ -19,21 +19,21 @@ use crate::wire::Fact;
 pub mod fact {
     /// Version and digest of the trainer program.
     pub const BUILD: &str = "the trainer's build";
-    /// The libtorch that it runs on.
+    /// Version of libtorch.
     pub const LIBTORCH: &str = "libtorch";
     /// `cpu` or `cuda`.
     pub const DEVICE: &str = "the kind of device";
-    /// What kernels are chosen by: instruction sets, or a GPU's generation.
+    /// Decides which kernels run: the CPU's instruction sets, or the GPU's generation.
     pub const PROCESSOR: &str = "the processor";
-    /// Precision of the passes.
+    /// Precision of the forward and backward passes.
     pub const DTYPE: &str = "dtype";
-    /// Most tokens of a sequence.
+    /// Maximum tokens of a sequence.
     pub const MAX_SEQ_LENGTH: &str = "max_seq_length";
     /// Digest of the weights that the run starts from.
     pub const WEIGHTS: &str = "the content of the weights of `model`";
     /// Digest of the adapter that the run starts from.
     pub const ADAPTER: &str = "the content of the adapter that training starts from";
-    /// The step of the checkpoint that a rank has read.
+    /// Step of the checkpoint that a rank has read.
     pub const STEP: &str = "the step of the checkpoint";
     /// Digest of the weights and moments that a rank has read from the checkpoint.
     pub const STATES: &str = "the content of the checkpoint";
@@ -41,27 +41,27 @@ pub mod fact {
 
 const MODULES: &str = "lora_trainable_modules";
 
-/// Facts that change the rounding of sums at most: another machine or build goes on with the run, and says so.
+/// Facts that change at most the rounding of sums. A resume on another machine or build is allowed and logged.
 const ROUNDING: [&str; 4] = [fact::BUILD, fact::LIBTORCH, fact::DEVICE, fact::PROCESSOR];
 
-/// What a run computes.
+/// The settings and facts that decide a run's numbers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Fingerprint {
     /// SHA-256 of the training file.
     pub dataset_sha256: String,
-    /// SHA-256 of the validation file; empty without one.
+    /// SHA-256 of the validation file; empty if there is no validation file.
     pub validation_sha256: String,
-    /// Steps that one pass over the kept pairs takes; 0 where that was not written down.
+    /// Steps of one pass over the kept pairs; 0 if unknown.
     pub steps_per_epoch: u64,
     /// The configuration; empty in checkpoints of builds that did not keep it.
     pub config: Map<String, Value>,
-    /// What the trainers said of files, weights and machine, by name.
+    /// Facts that the trainers reported about files, weights and machine, by name.
     pub facts: Map<String, Value>,
 }
 
 impl Fingerprint {
-    /// Written by a version that also writes checksums of all files.
+    /// Whether this was written by a version that also writes checksums of all files.
     #[must_use]
     pub fn is_of_this_version(&self) -> bool {
         !self.config.is_empty() || !self.facts.is_empty()
@@ -71,11 +71,11 @@ impl Fingerprint {
 /// A difference between a checkpoint and the run that resumes from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// What differs.
+    /// Name of the key or fact.
     pub name: String,
-    /// What the checkpoint says.
+    /// Value in the checkpoint.
     pub then: String,
-    /// What it is now.
+    /// Value now.
     pub now: String,
 }
 
@@ -86,7 +86,7 @@ impl fmt::Display for Change {
 }
 
 impl Change {
-    /// Of the training file, which has no digest among the facts.
+    /// A change of the training file, which is not among the facts.
     #[must_use]
     pub fn of_training_file(then: &str, now: &str) -> Self {
         Self { name: "the SHA-256 of training_file".into(), then: then.into(), now: now.into() }
@@ -97,7 +97,7 @@ impl Change {
     }
 }
 
-/// The keys that were changed deliberately; or the first that must not change.
+/// Returns the changed keys that may change, or as an error the first one that must not.
 pub fn config_changes(then: &Map<String, Value>, now: &RunConfig) -> Result<Vec<Change>, Change> {
     let (defaults, current) = (as_map(&RunConfig::default()), as_map(now));
     let (then, defaults) = (effective(then, &defaults), effective(&defaults, &defaults));
@@ -115,7 +115,8 @@ pub fn config_changes(then: &Map<String, Value>, now: &RunConfig) -> Result<Vec<
     Ok(deliberate)
 }
 
-/// What trainers say now against what they said then: what only rounds otherwise; or the first that computes otherwise.
+/// Compares the trainers' facts with those of the checkpoint. Returns the changes that only affect rounding, or as an error the first
+/// other change.
 pub fn fact_changes(then: &Map<String, Value>, now: &[Fact]) -> Result<Vec<Change>, Change> {
     let mut rounding = Vec::new();
     let absent = Value::Null;
@@ -126,7 +127,7 @@ pub fn fact_changes(then: &Map<String, Value>, now: &[Fact]) -> Result<Vec<Chang
         let now = Value::from(fact.value.as_str());
         match then.get(&fact.name) {
             Some(then) => Change::between(&fact.name, then, &now),
-            // Facts of another kind are new with this build; a file, or a field of one, was not there.
+            // A missing file (or field of a file) did not exist then. Other missing facts are new in this build.
             None if is_of_file(&fact.name) => Change::between(&fact.name, &absent, &now),
             None => None,
         }
@@ -140,18 +141,18 @@ pub fn fact_changes(then: &Map<String, Value>, now: &[Fact]) -> Result<Vec<Chang
     Ok(rounding)
 }
 
-/// Whether ranks that differ in it train together all the same, to the rounding of sums.
+/// Whether ranks may differ in this fact; the difference affects at most the rounding of sums.
 #[must_use]
 pub fn may_differ_between_ranks(name: &str) -> bool {
     name == fact::PROCESSOR
 }
 
-/// Whether a fact is a file of a model folder, or a field of one.
+/// Whether a fact is about a file of a model folder, or about a field of such a file.
 fn is_of_file(name: &str) -> bool {
     name.contains(".json") || name.contains(".jinja")
 }
 
-/// The configuration as it is kept.
+/// The configuration as a JSON object, as checkpoints keep it.
 #[must_use]
 pub fn as_map(config: &RunConfig) -> Map<String, Value> {
     match serde_json::to_value(config) {
@@ -160,8 +161,8 @@ pub fn as_map(config: &RunConfig) -> Map<String, Value> {
     }
 }
 
-/// With a value for every key: what was left out had its default, and `lora_alpha` follows from `lora_r`. (Where the run starts from an
-/// adapter, both are the adapter's, whose file is compared.)
+/// Fills in every absent key with its default; `lora_alpha` follows from `lora_r`. (A run that starts from an adapter takes both from
+/// the adapter's file, which is compared as a fact.)
 fn effective(config: &Map<String, Value>, defaults: &Map<String, Value>) -> Map<String, Value> {
     let mut all = defaults.clone();
     all.extend(config.iter().map(|(key, value)| (key.clone(), value.clone())));
@@ -179,10 +180,10 @@ fn effective(config: &Map<String, Value>, defaults: &Map<String, Value>) -> Map<
     all
 }
 
-/// A number is the same however it is written.
+/// Whether two values are equal; `1` and `1.0` are.
 fn same(a: &Value, b: &Value) -> bool {
     match (a.as_f64(), b.as_f64()) {
-        // Whole numbers may be larger than a float can tell apart.
+        // Do not compare two integers as f64: large ones would lose digits.
         (Some(x), Some(y)) if a.as_u64().is_none() || b.as_u64().is_none() => x == y,
         _ => a == b,
     }

@@ -5,27 +5,28 @@ use serde_json::Value;
 use crate::RunConfig;
 use crate::run_config::{LossType, Objective};
 
-/// What it means that a key has another value than in the checkpoint.
+/// How a resume treats a key whose value differs from the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Other numbers: the resume is refused.
+    /// Changes the numbers: the resume is refused.
     Computes,
-    /// A path: what lies there is compared, wherever it lies.
+    /// A path: the content is compared, not the path.
     Content,
-    /// Trainers work out what the neutral value means, and that is compared; two other values are compared as they are.
+    /// May be neutral (absent or `auto`): trainers resolve it and report the result as a fact, which is compared. If both values are
+    /// explicit, they are compared directly.
     Resolved,
-    /// The user's to change: it is listed, and the run goes on.
+    /// The user may change it: the change is listed, and the run goes on.
     Deliberate,
-    /// Changes no number and nothing that is kept.
+    /// Changes neither numbers nor files.
     DoesNotMatter,
 }
 
-/// Every key of [`RunConfig`], in its order: the first that differs is the one that is named.
+/// Role of every key of [`RunConfig`], in the same order. The first key that differs is reported.
 pub const ROLES: &[(&str, Role)] = &[
     ("model", Role::Content),
     ("model_revision", Role::Content),
     ("training_file", Role::Content),
-    // Evaluations change no weights: other pairs are listed.
+    // Evaluations change no weights. A change of the file is listed.
     ("validation_file", Role::Content),
     ("output_dir", Role::DoesNotMatter),
     ("training_method", Role::Computes),
@@ -40,7 +41,7 @@ pub const ROLES: &[(&str, Role)] = &[
     ("weight_decay", Role::Computes),
     ("max_grad_norm", Role::Computes),
     ("max_seq_length", Role::Resolved),
-    // A resume that names none takes that of the checkpoint.
+    // A resume without a date takes the date of the checkpoint.
     ("template_date", Role::Resolved),
     ("random_seed", Role::Computes),
     ("shuffle", Role::Computes),
@@ -62,8 +63,8 @@ pub const ROLES: &[(&str, Role)] = &[
     ("save_minutes", Role::Deliberate),
     ("save_total_limit", Role::Deliberate),
     ("n_evals", Role::Deliberate),
-    // How work is cut and kept decides the rounding of sums, as the world size does, and nothing else: whoever runs out of memory
-    // must be able to go on.
+    // The memory settings below marked Deliberate change only the rounding of sums, like the world size. A user whose run goes out of
+    // memory must be able to change them and resume.
     ("micro_batch_tokens", Role::Deliberate),
     ("prefix_sharing", Role::Deliberate),
     ("activation_checkpointing", Role::DoesNotMatter),
@@ -74,7 +75,7 @@ pub const ROLES: &[(&str, Role)] = &[
     ("model_loading", Role::DoesNotMatter),
 ];
 
-/// Whether a run of this configuration reads the key at all.
+/// Whether a run with this configuration uses the key.
 pub(super) fn is_read(key: &str, config: &RunConfig) -> bool {
     match key {
         "lora_r" | "lora_alpha" | "lora_dropout" | "lora_trainable_modules" => config.lora,
@@ -85,7 +86,7 @@ pub(super) fn is_read(key: &str, config: &RunConfig) -> bool {
     }
 }
 
-/// The value that leaves it to the trainer.
+/// Whether the value leaves the choice to the trainer (absent or `auto`).
 pub(super) fn is_neutral(value: &Value) -> bool {
     value.is_null() || value == "auto"
 }

@@ -1,4 +1,4 @@
-//! Every key has a role, and every change of one that computes is found.
+//! Tests: every change of a key or fact is refused, listed or ignored according to its role.
 
 use super::*;
 use crate::run_config::LossType;
@@ -7,7 +7,7 @@ fn config() -> RunConfig {
     RunConfig { model: "m".into(), training_file: "t".into(), output_dir: "o".into(), ..RunConfig::default() }
 }
 
-/// Another value than the default's, of the same type.
+/// Returns a different value of the same type.
 fn other(value: &Value) -> Value {
     match value {
         Value::Null | Value::String(_) => "other".into(),
@@ -16,7 +16,7 @@ fn other(value: &Value) -> Value {
     }
 }
 
-/// A run that reads every key.
+/// A configuration that reads the LoRA keys as well.
 fn reads_all() -> RunConfig {
     RunConfig {
         lora: true,
@@ -29,7 +29,7 @@ fn reads_all() -> RunConfig {
 }
 
 #[test]
-fn each_key_is_refused_listed_or_left_alone_as_its_role_says() {
+fn changed_keys_are_refused_listed_or_ignored_by_role() {
     for &(key, role) in ROLES {
         let now = match key {
             "simpo_gamma" => RunConfig { loss_type: LossType::Simpo, simpo_gamma: Some(0.7), ..reads_all() },
@@ -64,7 +64,7 @@ fn keys_that_a_run_does_not_read_may_change() {
 }
 
 #[test]
-fn a_value_that_is_written_out_is_the_same_as_the_default_it_spells() {
+fn explicit_defaults_equal_absent_keys() {
     let adapters = || RunConfig { lora: true, ..config() };
     let then = as_map(&adapters());
     assert_eq!(config_changes(&then, &RunConfig { lora_alpha: Some(128.0), ..adapters() }), Ok(vec![]));
@@ -72,7 +72,7 @@ fn a_value_that_is_written_out_is_the_same_as_the_default_it_spells() {
     assert_eq!(config_changes(&then, &spelt), Ok(vec![]));
     let change = config_changes(&then, &RunConfig { lora_alpha: Some(8.0), ..adapters() }).unwrap_err();
     assert_eq!(change.to_string(), "lora_alpha was 128.0 and is now 8.0");
-    // Trainers know what was left to them.
+    // A neutral value is compared as a fact of the trainers instead.
     assert_eq!(config_changes(&then, &RunConfig { max_seq_length: Some(60), ..adapters() }), Ok(vec![]));
     let then = as_map(&RunConfig { max_seq_length: Some(50), ..config() });
     let change = config_changes(&then, &RunConfig { max_seq_length: Some(60), ..config() }).unwrap_err();
@@ -80,14 +80,14 @@ fn a_value_that_is_written_out_is_the_same_as_the_default_it_spells() {
 }
 
 #[test]
-fn seeds_beyond_a_floats_precision_are_told_apart() {
+fn seeds_beyond_the_precision_of_f64_differ() {
     let then = as_map(&RunConfig { random_seed: u64::MAX, ..config() });
     let now = RunConfig { random_seed: u64::MAX - 1, ..config() };
     assert_eq!(config_changes(&then, &now).unwrap_err().name, "random_seed");
 }
 
 #[test]
-fn a_key_of_a_later_build_had_its_default_before() {
+fn a_key_missing_from_the_checkpoint_had_its_default() {
     let mut then = as_map(&config());
     then.remove("optim");
     then.insert("of_another_build".into(), 1.into());
@@ -105,7 +105,7 @@ fn kept(pairs: &[(&str, &str)]) -> Map<String, Value> {
 }
 
 #[test]
-fn facts_that_compute_are_refused_and_facts_that_round_are_listed() {
+fn changed_facts_are_refused_unless_they_only_affect_rounding() {
     let then = kept(&[(fact::PROCESSOR, "a"), (fact::WEIGHTS, "1"), ("config.json rope_theta", "10000.0")]);
     let now = facts(&[(fact::PROCESSOR, "b"), (fact::WEIGHTS, "1"), ("config.json rope_theta", "10000.0")]);
     assert_eq!(fact_changes(&then, &now).unwrap()[0].to_string(), "the processor was a and is now b");
@@ -114,7 +114,7 @@ fn facts_that_compute_are_refused_and_facts_that_round_are_listed() {
 }
 
 #[test]
-fn a_file_that_came_or_went_is_a_change_and_a_fact_of_a_later_build_is_none() {
+fn added_and_removed_files_are_changes_but_new_facts_are_not() {
     let then = kept(&[(fact::DTYPE, "Float"), ("chat_template.jinja", "1")]);
     let gone = fact_changes(&then, &facts(&[(fact::DTYPE, "Float")])).unwrap_err();
     assert_eq!(gone.to_string(), "chat_template.jinja was 1 and is now absent");
@@ -125,7 +125,7 @@ fn a_file_that_came_or_went_is_a_change_and_a_fact_of_a_later_build_is_none() {
 }
 
 #[test]
-fn a_fingerprint_survives_its_file_and_an_old_one_is_empty() {
+fn a_fingerprint_survives_json_and_an_old_one_is_empty() {
     let kept = Fingerprint {
         dataset_sha256: "aa".into(),
         config: as_map(&config()),

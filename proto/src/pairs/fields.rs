@@ -1,4 +1,4 @@
-//! Parts of a record that forms have in common, each with the error that names its field.
+//! Parsers for parts of a record that all forms use. Each error names its field.
 
 use serde_json::{Map, Value};
 
@@ -6,11 +6,11 @@ use super::strict::Strict;
 use super::{Message, RecordError, Role, broken};
 use crate::plain;
 
-/// The object that a line is.
+/// Parses a line as a JSON object.
 pub(super) fn record(line: &str) -> Result<Map<String, Value>, RecordError> {
     let Strict(value) = serde_json::from_str(line).map_err(|error| {
         let what = without_line_number(&error);
-        // What a rule of ours refuses is valid JSON.
+        // A data error comes from `Strict`: the JSON itself is valid.
         let problem = if error.is_data() { what } else { format!("not valid JSON ({what})") };
         RecordError { field: "record".into(), problem }
     })?;
@@ -28,7 +28,7 @@ fn without_line_number(error: &serde_json::Error) -> String {
     }
 }
 
-/// A prompt in messages: at least one, and the last is not the assistant's.
+/// Checks the messages of a prompt: at least one, and the last is not the assistant's.
 pub(super) fn prompt(messages: Vec<Message>, field: &str) -> Result<Vec<Message>, RecordError> {
     match messages.last() {
         None => broken(field, "empty; expected at least one message"),
@@ -40,7 +40,7 @@ pub(super) fn prompt(messages: Vec<Message>, field: &str) -> Result<Vec<Message>
     }
 }
 
-/// An output in messages: exactly one of the assistant.
+/// Checks the messages of an output: exactly one, of the assistant. `first` is its index in the field, for errors.
 pub(super) fn answer(messages: Vec<Message>, field: &str, first: usize) -> Result<Message, RecordError> {
     let count = messages.len();
     let Ok([message]) = <[Message; 1]>::try_from(messages) else {
@@ -55,7 +55,7 @@ pub(super) fn answer(messages: Vec<Message>, field: &str, first: usize) -> Resul
     Ok(message)
 }
 
-/// An output needs text.
+/// Fails if an output is empty or only white space.
 pub(super) fn output(text: &str, field: &str) -> Result<(), RecordError> {
     match text.trim().is_empty() {
         true => broken(field, "empty; an output needs text to train on"),
@@ -63,7 +63,7 @@ pub(super) fn output(text: &str, field: &str) -> Result<(), RecordError> {
     }
 }
 
-/// A list of messages.
+/// Parses a list of messages.
 pub(super) fn messages(value: Option<&Value>, field: &str) -> Result<Vec<Message>, RecordError> {
     let items = match value {
         Some(Value::Array(items)) => items,
@@ -86,7 +86,7 @@ fn message(value: &Value, field: &str) -> Result<Message, RecordError> {
         );
     };
     let content = text(object.get("content"), &format!("{field}.content"))?.to_owned();
-    // Libraries of tables write null where a message has no such field.
+    // Table libraries such as pandas write null for absent fields.
     let unknown = |(key, value): &(&String, &Value)| *key != "role" && *key != "content" && !value.is_null();
     if let Some((key, _)) = object.iter().find(unknown) {
         return broken(
@@ -97,7 +97,7 @@ fn message(value: &Value, field: &str) -> Result<Message, RecordError> {
     Ok(Message { role, content })
 }
 
-/// A string.
+/// Returns the value if it is a string.
 pub(super) fn text<'v>(value: Option<&'v Value>, field: &str) -> Result<&'v str, RecordError> {
     match value {
         Some(Value::String(text)) => Ok(text),
@@ -106,7 +106,7 @@ pub(super) fn text<'v>(value: Option<&'v Value>, field: &str) -> Result<&'v str,
     }
 }
 
-/// What a value is, with its article.
+/// The kind of a value with its article, for errors.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

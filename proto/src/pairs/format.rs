@@ -1,13 +1,13 @@
-//! What a file is that is no JSON Lines in UTF-8, and what makes JSON Lines of it. Pure.
+//! Recognises files that are not JSON Lines in UTF-8, and says how to convert them. Pure.
 
 use serde::de::IgnoredAny;
 
-/// What a file turned out to be.
+/// A recognised format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Format {
-    /// Follows "FILE is".
+    /// Description; follows "FILE is" in an error.
     pub(super) what: &'static str,
-    /// What to do about it.
+    /// Hint for the user.
     pub(super) remedy: &'static str,
 }
 
@@ -29,7 +29,7 @@ const ARROW: Format = format(
     "convert it: python3 -c 'import datasets; datasets.Dataset.from_file(\"OLD\").to_json(\"NEW\")'",
 );
 
-/// First bytes, longest first where one begins another.
+/// First bytes of formats. If one is a prefix of another, the longer comes first.
 const BEGINNINGS: [(&[u8], Format); 15] = [
     (b"\xff\xfe\0\0", UTF_32),
     (b"\0\0\xfe\xff", UTF_32),
@@ -51,19 +51,19 @@ const BEGINNINGS: [(&[u8], Format); 15] = [
     ),
 ];
 
-/// What stands before the JSON of a line and is no part of it. Editors on Windows put a byte order mark before a file's first
-/// line; files that were put together have it inside.
+/// Whether a character before the JSON of a line is skipped. Editors on Windows write a byte order mark at the start of a file;
+/// concatenated files have it in the middle too.
 pub(super) fn blank(letter: char) -> bool {
     letter.is_whitespace() || letter == '\u{feff}'
 }
 
-/// By the file's first bytes.
+/// Recognises a format by the file's first bytes.
 pub(super) fn of_bytes(bytes: &[u8]) -> Option<Format> {
     let begins = |(start, _): &&(&[u8], Format)| bytes.starts_with(start);
     if let Some((_, format)) = BEGINNINGS.iter().find(begins) {
         return Some(*format);
     }
-    // JSON begins with letters of ASCII: of the two bytes of each, one is zero.
+    // UTF-16 without a mark: JSON begins with ASCII characters, so one of the two bytes of each is zero.
     match bytes {
         [low, 0, next, 0, ..] if *low > 0 && *next > 0 => Some(UTF_16_LE),
         [0, high, 0, next, ..] if *high > 0 && *next > 0 => Some(UTF_16_BE),
@@ -71,7 +71,7 @@ pub(super) fn of_bytes(bytes: &[u8]) -> Option<Format> {
     }
 }
 
-/// By a text that has bad lines.
+/// Recognises the format of a text that has bad lines.
 pub(super) fn of_text(text: &str) -> Option<Format> {
     let text = text.trim_start_matches(blank);
     let mut marks = text.chars().filter(|letter| !letter.is_whitespace());
@@ -91,7 +91,7 @@ pub(super) fn of_text(text: &str) -> Option<Format> {
     }
 }
 
-/// The first line is no JSON value, but the start of one that goes on in the next lines.
+/// Whether the first line is only the start of a JSON value that the next lines continue.
 fn is_spread_over_lines(text: &str) -> bool {
     let first = text.lines().next().unwrap_or_default();
     let ends_early = |error: serde_json::Error| error.is_eof();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_no_lines_of_json_are_known() {
+    fn other_text_formats_are_recognised() {
         let remedy = |text: &str| of_text(text).map_or("", |format| format.remedy);
         assert!(remedy("\u{feff}[\n {\"a\": 1},\n {\"a\": 2}\n]").contains("'.[]'"));
         assert!(remedy("[{\"a\": 1}]").contains("'.[]'"));

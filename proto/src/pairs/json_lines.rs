@@ -1,4 +1,4 @@
-//! A JSON Lines file of preference pairs: every line checked, every bad one counted, the first one named.
+//! JSON Lines files of preference pairs. All lines are checked; an error counts the bad lines and describes the first one.
 
 use std::fs::Metadata;
 use std::io;
@@ -23,26 +23,26 @@ const EXPECTED: &str = "each line is one JSON object, with `input`, `preferred_o
 pub struct JsonLines {
     path: String,
     text: String,
-    /// Blank lines are no records.
+    /// Without blank lines.
     records: Vec<Record>,
     form: &'static Form,
     passed_over: Vec<String>,
 }
 
 impl JsonLines {
-    /// Reads and checks a whole file; `key` names it in errors, e.g. `training_file`.
+    /// Reads and checks a whole file; `key` is its configuration key for errors, e.g. `training_file`.
     pub fn load(key: &str, path: &Path) -> Result<Self, Fault> {
         Self::of_text(key, path, read(key, path)?)
     }
 
-    /// Checks the text of a file, or of its beginning. Uses all cores. No record at all is an error, too.
+    /// Checks the text of a file, or of its beginning, on all cores. Fails if it holds no record.
     pub fn of_text(key: &str, path: &Path, text: String) -> Result<Self, Fault> {
         let Checked { records, form, passed_over } = check_text(key, path, &text)?;
         let passed_over = passed_over.into_iter().collect();
         Ok(Self { path: path.display().to_string(), text, records, form, passed_over })
     }
 
-    /// The same, while `beside` does something else with the text.
+    /// Like [`JsonLines::load`]; `beside` processes the text in parallel.
     pub fn load_beside<T: Send>(
         key: &str,
         path: &Path,
@@ -86,14 +86,14 @@ impl PairSource for JsonLines {
     }
 
     fn pair(&self, id: u64) -> Result<PreferencePair, Fault> {
-        // Every line was checked.
+        // Fails only by a defect of Dyad: the line was checked when the file was loaded.
         self.form
             .parse(self.line_of(id))
             .map_err(|error| Fault::failed(format!("{}: {error}", self.place(id))))
     }
 }
 
-/// Reads a whole file; `key` names it in errors, e.g. `training_file`.
+/// Reads a whole file as UTF-8; `key` is its configuration key for errors, e.g. `training_file`.
 pub fn read(key: &str, path: &Path) -> Result<String, Fault> {
     let shown = path.display();
     let bytes = read_bytes(path).map_err(|error| {
@@ -112,12 +112,12 @@ pub fn read(key: &str, path: &Path) -> Result<String, Fault> {
     })
 }
 
-/// Read by all cores: most of it is the kernel's copying and clearing of memory.
+/// Reads on all cores: most of the time goes into the kernel's copying and clearing of memory.
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let file = files::open(path)?;
     let before = file.metadata()?;
     let length = before.len() as usize;
-    // What cannot be had is an error here; the vector that is filled would end the process.
+    // Return an error if the memory is not available; `vec!` would abort the process.
     Vec::<u8>::new()
         .try_reserve_exact(length)
         .map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?;
@@ -145,25 +145,25 @@ const PART: usize = 1 << 20;
 /// A pair in the text of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Where its JSON lies.
+    /// Byte range of its JSON in the text.
     pub place: Range<usize>,
-    /// Its line, from 1 on, blank lines counted.
+    /// Its line, 1-based, counting blank lines.
     pub line: u64,
 }
 
-/// What is found in whole lines of a text.
+/// Result of checking some whole lines of a text.
 #[derive(Debug, Default)]
 struct FilePart {
     records: Vec<Record>,
     lines: u64,
     bad_lines: usize,
-    /// Number of the first bad line, from 1 on, and what is wrong with it.
+    /// Number of the first bad line, 1-based within the part, and its error.
     first_bad: Option<(u64, RecordError)>,
     passed_over: PassedOver,
 }
 
 impl FilePart {
-    /// Checks the lines between two places of the text.
+    /// Checks the lines in a byte range of the text.
     fn read(form: &Form, text: &str, place: Range<usize>) -> Self {
         reading::goes_on();
         let mut part = Self::default();
@@ -191,7 +191,7 @@ impl FilePart {
         part
     }
 
-    /// Adds what was found in the lines that follow.
+    /// Adds the result of the lines that follow.
     fn join(mut self, next: Self) -> Self {
         let before = self.lines;
         self.records
@@ -205,7 +205,7 @@ impl FilePart {
     }
 }
 
-/// Every rule that a line must keep.
+/// Checks all rules of a line.
 fn check(form: &Form, record: &str, passed_over: &mut PassedOver) -> Result<(), RecordError> {
     if record.len() > MAX_PAIR_BYTES {
         return Err(RecordError {
@@ -225,7 +225,7 @@ fn check(form: &Form, record: &str, passed_over: &mut PassedOver) -> Result<(), 
     })
 }
 
-/// Cuts a text after line ends, into parts of about so many bytes.
+/// Splits a text after line ends into parts of slightly more than `bytes` bytes.
 fn parts(text: &str, bytes: usize) -> Vec<Range<usize>> {
     let mut parts = Vec::new();
     let mut start = 0;
@@ -238,7 +238,7 @@ fn parts(text: &str, bytes: usize) -> Vec<Range<usize>> {
     parts
 }
 
-/// What was found in a text.
+/// Result of checking a whole text.
 #[derive(Debug)]
 struct Checked {
     records: Vec<Record>,
@@ -252,7 +252,7 @@ fn form_of(text: &str) -> &'static Form {
     Form::of(lines.find(|line| !line.is_empty()).unwrap_or_default())
 }
 
-/// Where each record lies in the text; blank lines are no records. No record at all is an error, too. Uses all cores.
+/// Checks all lines on all cores and returns the place of each record; skips blank lines. Fails if there is no record.
 fn check_text(key: &str, path: &Path, text: &str) -> Result<Checked, Fault> {
     let form = form_of(text);
     let read = |place| FilePart::read(form, text, place);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_change_nothing() {
+    fn splitting_into_parts_does_not_change_the_result() {
         let texts = [
             "".into(),
             "\n".into(),
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_another_form_is_told_so() {
+    fn a_line_of_another_form_gets_a_hint() {
         let trl = r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#;
         assert_eq!(found(&format!("{trl}\n{trl}\n")).unwrap().len(), 2);
         for (text, field) in
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_that_are_passed_over_are_kept_by_name() {
+    fn names_of_unread_columns_are_kept() {
         let lines: String = ["id", "score"]
             .map(|name| {
                 format!("{{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\", \"{name}\": 1}}\n")
@@ -360,14 +360,14 @@ mod tests {
     }
 
     #[test]
-    fn byte_order_marks_are_no_part_of_a_line() {
+    fn byte_order_marks_are_ignored() {
         let text = format!("\u{feff}{GOOD}\r\n\u{feff}{GOOD}\r\n\u{feff}\r\n");
         let records = found(&text).unwrap();
         assert_eq!(records.iter().map(|record| &text[record.place.clone()]).collect::<Vec<_>>(), [GOOD; 2]);
     }
 
     #[test]
-    fn bytes_of_no_text_and_lines_of_no_end_are_named() {
+    fn nul_bytes_and_overlong_lines_are_refused() {
         let fault = found(&format!("{GOOD}\n\0\0\0\0")).unwrap_err();
         assert!(fault.message.starts_with("train.jsonl line 2: record: holds NUL bytes"), "{fault}");
         let long = GOOD.replace("Hello", &"x".repeat(MAX_PAIR_BYTES));
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_named_by_line() {
+    fn invalid_utf8_is_reported_with_its_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pairs.jsonl");
         std::fs::write(&path, b"{}\n\xff\xfe\n").unwrap();

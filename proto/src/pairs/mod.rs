@@ -1,9 +1,9 @@
-//! Preference pairs: what a pair is, and where pairs come from.
+//! Preference pairs and the files that hold them.
 //!
-//! - [`forms`]: how a line of JSON says a pair. A form is one file, and one line in [`forms::FORMS`].
-//! - [`source`]: pairs by number, wherever they lie. A kind of file is one type behind [`source::PairSource`].
-//! - [`open`]: which kind of file a path is.
-//! - [`json_lines`]: the one kind that there is, JSON Lines.
+//! - [`forms`]: how a JSON object describes a pair. Each form is one file and one line in [`forms::FORMS`].
+//! - [`source`]: access to pairs by number. Each kind of file implements [`source::PairSource`].
+//! - [`open`]: opens a file by its kind.
+//! - [`json_lines`]: JSON Lines, the only kind of file so far.
 
 mod fields;
 mod format;
@@ -16,7 +16,7 @@ mod wired;
 
 use serde::{Deserialize, Serialize};
 
-/// Who speaks.
+/// Role of a message's author.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -48,21 +48,21 @@ impl Role {
     }
 }
 
-/// One turn of a conversation, as chat templates take it.
+/// One message of a conversation, as chat templates take it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks.
+    /// Role of the author.
     pub role: Role,
-    /// What is said.
+    /// Text of the message.
     pub content: String,
 }
 
 /// A prompt and two outputs, one of them preferred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PreferencePair {
-    /// A conversation, which the model's chat template makes text of.
+    /// A conversation, which the model's chat template renders as text.
     Conversation(Conversation),
-    /// Text that goes to the tokenizer as it stands.
+    /// Text that goes to the tokenizer unchanged.
     Text(PlainText),
 }
 
@@ -80,7 +80,7 @@ pub struct Conversation {
 /// A text and two continuations of it. No chat template is applied; the end-of-sequence token is added to both continuations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlainText {
-    /// What both continue.
+    /// The text that both outputs continue.
     pub prompt: String,
     /// The continuation to move towards.
     pub chosen: String,
@@ -101,13 +101,13 @@ impl PreferencePair {
     }
 }
 
-/// A rule that a line breaks: where in the line, and what was expected instead.
+/// Error for a line that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct RecordError {
     /// Path of the field, e.g. `input.messages[2].role`; `record` for the line as a whole.
     pub field: String,
-    /// What is wrong and what was expected.
+    /// The problem, and what was expected.
     pub problem: String,
 }
 

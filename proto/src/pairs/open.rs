@@ -1,4 +1,4 @@
-//! Which kind of file a path is, and what there is to say of it.
+//! Opens a data file by its kind, and makes the notes about it that the user sees.
 
 use std::path::Path;
 
@@ -7,17 +7,17 @@ use super::json_lines::JsonLines;
 use super::source::PairSource;
 use crate::Fault;
 
-/// Reads and checks a file; `key` names it in errors, e.g. `training_file`.
+/// Reads and checks a file; `key` is its configuration key for errors, e.g. `training_file`.
 pub fn whole(key: &str, path: &Path) -> Result<Box<dyn PairSource>, Fault> {
     Ok(Box::new(JsonLines::load(key, path)?))
 }
 
-/// The same for the beginning of a file.
+/// Like [`whole`], for the beginning of a file.
 pub fn beginning(key: &str, path: &Path, text: String) -> Result<Box<dyn PairSource>, Fault> {
     Ok(Box::new(JsonLines::of_text(key, path, text)?))
 }
 
-/// The same, while `beside` does something else with the file's bytes, such as a checksum.
+/// Like [`whole`]; `beside` processes the file's bytes in parallel, e.g. to compute a checksum.
 pub fn whole_beside<T: Send>(
     key: &str,
     path: &Path,
@@ -27,7 +27,7 @@ pub fn whole_beside<T: Send>(
     Ok((Box::new(source), other))
 }
 
-/// What a user should know of how a file is read, a sentence each. Nothing for the hosted API's form, which is read whole.
+/// Notes for the user about how a file is read, one sentence each. Empty for the hosted API's form, all of which is read.
 #[must_use]
 pub fn notes(key: &str, source: &dyn PairSource) -> Vec<String> {
     let mut notes = Vec::new();

@@ -1,4 +1,4 @@
-//! Pairs by number, wherever they lie.
+//! Access to pairs by number, for any kind of file.
 
 use std::fmt::Debug;
 
@@ -6,31 +6,31 @@ use super::PreferencePair;
 use super::forms::Form;
 use crate::Fault;
 
-/// Checked pairs, numbered from 0 in the file's order. Two equal pairs are two.
-#[allow(clippy::len_without_is_empty, reason = "a source without a pair is an error where it is opened")]
+/// Checked pairs, numbered from 0 in the file's order. Duplicates are kept.
+#[allow(clippy::len_without_is_empty, reason = "a source is never empty: opening one without a pair fails")]
 pub trait PairSource: Debug + Send + Sync {
-    /// The file, as people know it.
+    /// Path of the file, for messages.
     fn path(&self) -> &str;
 
-    /// How many pairs there are.
+    /// Number of pairs.
     fn len(&self) -> usize;
 
-    /// How the file says a pair.
+    /// Form of the file's records.
     fn form(&self) -> &'static Form;
 
     /// Names of fields that are not read.
     fn passed_over(&self) -> &[String];
 
-    /// Bytes of a pair as it is written; on the wire it takes no more.
+    /// Bytes of a pair in the file; its wire form is not larger.
     fn bytes(&self, id: u64) -> usize;
 
-    /// Line of a pair, from 1 on, blank lines counted.
+    /// Line of a pair, 1-based, counting blank lines.
     fn line(&self, id: u64) -> u64;
 
-    /// One pair, parsed.
+    /// Parses one pair.
     fn pair(&self, id: u64) -> Result<PreferencePair, Fault>;
 
-    /// Where a pair stands, as people find it.
+    /// File and line of a pair, for messages.
     fn place(&self, id: u64) -> String {
         format!("{} line {}", self.path(), self.line(id))
     }

@@ -1,4 +1,4 @@
-//! A JSON value in which no object holds a key twice: readers disagree on which of the two counts.
+//! Parses JSON and refuses duplicate keys in an object: readers disagree on which of the two counts.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::plain;
 
-/// A value that was read so.
+/// A value without duplicate keys.
 pub(super) struct Strict(pub(super) Value);
 
 impl<'de> Deserialize<'de> for Strict {

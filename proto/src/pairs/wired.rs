@@ -1,4 +1,4 @@
-//! Pairs as they travel to trainers.
+//! Conversion of pairs to and from their wire form.
 
 use super::{Conversation, Message, PlainText, PreferencePair, Role};
 use crate::{Fault, wire};
@@ -71,14 +71,14 @@ impl TryFrom<wire::pair::Content> for PreferencePair {
 }
 
 impl wire::Pair {
-    /// What is in it.
+    /// Converts to a pair; fails if a part is missing.
     pub fn into_pair(self) -> Result<PreferencePair, Fault> {
         self.content.ok_or_else(incomplete)?.try_into()
     }
 }
 
 fn incomplete() -> Fault {
-    Fault::failed("the coordinator sent a pair that is not whole")
+    Fault::failed("the coordinator sent an incomplete pair")
 }
 
 #[cfg(test)]
@@ -87,7 +87,7 @@ mod tests {
     use crate::pairs::forms;
 
     #[test]
-    fn a_pair_arrives_as_it_was_sent_in_no_more_bytes_than_its_line() {
+    fn a_pair_survives_the_wire_in_fewer_bytes_than_its_line() {
         use prost::Message as _;
         for line in [
             r#"{"input":{"messages":[{"role":"system","content":"é"},{"role":"tool","content":""},{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Yo"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#,

@@ -1,10 +1,10 @@
-//! Every rule that a configuration must keep.
+//! Checks of a configuration.
 
 use super::RunConfig;
 use crate::Fault;
 
 impl RunConfig {
-    /// Every rule that needs no file system.
+    /// Checks all rules that do not depend on the content of files.
     pub fn check(&self) -> Result<(), Fault> {
         for (key, value) in [("training_file", &self.training_file), ("output_dir", &self.output_dir)] {
             if value.is_empty() {
@@ -36,8 +36,8 @@ impl RunConfig {
         self.check_ranges()
     }
 
-    /// What is allowed is far more than anybody uses; what is not is a slip of the pen, and some of it would end in memory that
-    /// nobody has or in numbers that float32 does not hold.
+    /// Checks the ranges of numbers. The ranges are far wider than needed. A number outside is a typing error; some would exhaust memory
+    /// or overflow float32.
     fn check_ranges(&self) -> Result<(), Fault> {
         let integers = [
             ("n_epochs", u64::from(self.n_epochs), 1..=1_000_000),
@@ -56,7 +56,7 @@ impl RunConfig {
             require(range.contains(&value), key, &expected, value as f64)?;
         }
         require(self.zero_stage <= 3, "zero_stage", "0, 1, 2 or 3", f64::from(self.zero_stage))?;
-        // The least are far below what anybody uses, and above what float32 makes 0 of, so that nothing is trained without a word.
+        // The minimums are far below useful values, but do not underflow to 0 in float32; a run with 0 would silently learn nothing.
         let above_0 =
             [("dpo_beta", self.dpo_beta, 1e-6, 1000.0), ("lora_alpha", self.lora_alpha(), 1e-6, 1e6)];
         for (key, value, least, most) in above_0 {
@@ -70,7 +70,7 @@ impl RunConfig {
             ("min_lr_ratio", self.min_lr_ratio, 0.0, 1.0),
             ("warmup_ratio", self.warmup_ratio, 0.0, 1.0),
             ("simpo_gamma", self.simpo_gamma(), 1e-6, 1000.0),
-            // A year.
+            // At most one year.
             ("save_minutes", self.save_minutes, 1e-9, 525_600.0),
         ];
         for (key, value, least, most) in from_0 {
@@ -83,7 +83,7 @@ impl RunConfig {
             require(value == 0.0 || (least..=most).contains(&value), key, &expected, value)?;
         }
         require(
-            // In float32, where it is used, too.
+            // Also below 1 after rounding to float32, in which it is used.
             (0.0..1.0).contains(&self.lora_dropout()) && (self.lora_dropout() as f32) < 1.0,
             "lora_dropout",
             "at least 0 and below 1",
@@ -100,7 +100,7 @@ fn require(holds: bool, key: &str, expected: &str, found: f64) -> Result<(), Fau
         .hint("see docs/config.md for every key and its range"))
 }
 
-/// Without the three hundred digits that some numbers have.
+/// Formats a number, in exponential form if it is very large or small.
 fn shown(number: f64) -> String {
     if number.fract() == 0.0 && number.abs() < 1e15 { format!("{number}") } else { format!("{number:?}") }
 }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_numbers_are_refused_by_name() {
+    fn out_of_range_numbers_are_refused_by_name() {
         for (key, value) in [
             ("n_checkpoints", "4294967295"),
             ("n_evals", "4294967295"),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_another_kind_name_key_and_line() {
+    fn values_of_a_wrong_type_are_refused_with_key_and_line() {
         for (key, value) in [
             ("batch_size", "8.0"),
             ("batch_size", "true"),

@@ -1,8 +1,8 @@
-//! Keys of the run configuration that take one of a few words.
+//! Types of configuration keys that have a fixed set of values.
 
 use serde::{Deserialize, Serialize};
 
-/// What the run optimises.
+/// Training method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TrainingMethod {
@@ -32,17 +32,17 @@ pub enum Dtype {
     Float32,
     /// bfloat16 with float32 master weights.
     Bfloat16,
-    /// bfloat16 where the device is fast at it, float32 elsewhere.
+    /// bfloat16 if the device computes it fast, otherwise float32.
     Auto,
 }
 
-/// Precision in which gradients travel between trainers; they are added up and kept in float32.
+/// Precision in which gradients are sent between trainers; they are summed and stored in float32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReduceDtype {
-    /// As they are.
+    /// Unrounded.
     Float32,
-    /// Rounded: half the bytes.
+    /// Rounded, with half the bytes.
     Bfloat16,
 }
 
@@ -58,13 +58,13 @@ pub enum LossType {
     Simpo,
 }
 
-/// How DPO comes by the reference model's log-probabilities.
+/// When the reference model's log-probabilities are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReferenceLogps {
-    /// In every step, beside the policy.
+    /// In every step, together with the policy.
     Compute,
-    /// The first time that a pair is seen; later epochs and later runs reuse them.
+    /// When a pair is first seen; later epochs and later runs reuse them.
     Cache,
     /// For all pairs before the first step; the reference model is then freed.
     Precompute,
@@ -74,11 +74,12 @@ pub enum ReferenceLogps {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelLoading {
-    /// One, where trainers are on several hosts, the model on a network file system, or not at every trainer.
+    /// Like `Broadcast` if trainers are on several hosts, or if the model is on a network file system or missing on a host; otherwise
+    /// like `Every`.
     Auto,
-    /// Every trainer.
+    /// Every trainer reads them.
     Every,
-    /// The one of rank 0; it sends them to the others.
+    /// Rank 0 reads them and sends them to the others.
     Broadcast,
 }
 
@@ -92,7 +93,7 @@ pub enum ActivationCheckpointing {
     Selective,
     /// All.
     Full,
-    /// As many as it takes to fit into the memory that is free.
+    /// As few as necessary to fit into free memory.
     Auto,
 }
 
@@ -102,7 +103,7 @@ pub enum ActivationCheckpointing {
 pub enum Optim {
     /// AdamW with float32 moments.
     Adamw,
-    /// AdamW with moments of 8 bits, quantised in blocks.
+    /// AdamW with 8-bit moments, quantised in blocks.
     #[serde(rename = "adamw_8bit")]
     Adamw8bit,
 }

@@ -1,6 +1,6 @@
-//! Keys of other trainers (TRL and transformers, Axolotl, LLaMA-Factory, PEFT, hosted fine-tuning APIs), and what they are called here.
+//! Keys of other trainers (TRL and transformers, Axolotl, LLaMA-Factory, PEFT, hosted fine-tuning APIs), and their names here.
 
-/// What to write instead of a key of another trainer; none for keys that nobody knows.
+/// Hint for a key of another trainer; `None` for unknown keys.
 pub(super) fn instead_of(key: &str) -> Option<String> {
     let key = key.to_ascii_lowercase().replace('-', "_");
     let found = KEYS.iter().find(|(names, ..)| names.contains(&key.as_str()));
@@ -12,7 +12,7 @@ pub(super) fn instead_of(key: &str) -> Option<String> {
     })
 }
 
-/// Names elsewhere, the name here, and what differs. Without a name here the note says what to do.
+/// Names elsewhere, the name here, and a note about differences. If there is no name here, the note says what to do.
 const KEYS: [(&[&str], &str, &str); 52] = [
     (
         &["model_name_or_path", "model_name", "base_model", "pretrained_model_name_or_path", "model_id"],
@@ -70,7 +70,7 @@ const KEYS: [(&[&str], &str, &str); 52] = [
     (
         &["gradient_accumulation_steps", "micro_batch_size", "per_gpu_train_batch_size"],
         "batch_size",
-        "write the pairs of a whole optimizer step; it is divided by micro_batch_tokens, and no number changes by that",
+        "write the pairs of a whole optimizer step; micro_batch_tokens splits them, without an effect on the result",
     ),
     (
         &["per_device_eval_batch_size", "eval_batch_size"],

@@ -1,15 +1,15 @@
-//! The key `lora_trainable_modules`: how its text is read. Whether a name matches a layer is known once the model is.
+//! Parses the key `lora_trainable_modules`. The trainer checks later whether the names match layers of the model.
 
 use crate::Fault;
 
 /// Which layers get adapters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoraModules {
-    /// Every linear layer but the head.
+    /// Every linear layer except the head.
     AllLinear,
-    /// Names of layers: whole ones, or their ends.
+    /// Full names of layers, or their endings.
     Names(Vec<String>),
-    /// A regular expression over whole names, as PEFT takes it.
+    /// A regular expression that must match the full name, as in PEFT.
     Pattern(String),
 }
 
@@ -18,7 +18,7 @@ const SPELLING: &str =
     "write lora_trainable_modules = \"all-linear\", or names with commas between them: \"q_proj,v_proj\"";
 
 impl LoraModules {
-    /// Reads the key's text.
+    /// Parses the value of the key.
     pub fn parse(text: &str) -> Result<Self, Fault> {
         let bad = |what: &str| {
             Err(Fault::input(format!("config key `lora_trainable_modules`: {what}, found {text:?}"))
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_of_names_is_refused_with_the_right_spelling() {
+    fn malformed_lists_are_refused_with_an_example() {
         for text in [
             "",
             " ",

@@ -1,7 +1,7 @@
-//! The run configuration: what a user writes in `run.toml`, with the fine-tuning API's names and defaults.
+//! The run configuration, which a user writes in `run.toml`, with the fine-tuning API's names and defaults.
 //!
-//! Unknown keys are errors that name the nearest known key; [`RunConfig::check`] states every other rule.
-//! The launcher reads the file, the coordinator keeps it, trainers get it at join: one copy, no flag forwarding.
+//! Unknown keys are errors that name the nearest known key; [`RunConfig::check`] has all other rules.
+//! The launcher reads the file, the coordinator keeps it, and trainers get it when they join.
 
 mod check;
 mod choices;
@@ -27,7 +27,7 @@ pub use self::read::RECORD;
 use self::read::{KEYS, at, from_table, known, parse_override, table_of, without_sections};
 use crate::{Fault, files};
 
-/// Everything that decides what a run computes.
+/// The run configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
@@ -55,72 +55,72 @@ pub struct RunConfig {
     pub learning_rate: f64,
     /// Shape of the learning rate over the run.
     pub lr_scheduler_type: LrSchedulerType,
-    /// Share of the peak rate that the schedule ends at.
+    /// Final learning rate as a share of the peak.
     pub min_lr_ratio: f64,
-    /// Share of all steps that the rate rises over.
+    /// Share of all steps in which the rate rises to its peak.
     pub warmup_ratio: f64,
     /// Decoupled weight decay; not applied to biases and norms.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 disables.
     pub max_grad_norm: f64,
-    /// Most tokens of prompt plus completion; longer completions are cut. Absent: the model's own limit.
+    /// Maximum tokens of prompt plus completion; longer completions are cut. Absent: the model's own limit.
     pub max_seq_length: Option<u32>,
-    /// Local date and time that chat templates are given, `YYYY-MM-DDTHH:MM:SS`. Absent: when the run starts.
+    /// Local date and time for chat templates, `YYYY-MM-DDTHH:MM:SS`. Absent: the start of the run.
     pub template_date: Option<String>,
     /// Seed of the data order, adapter initialisation and dropout.
     pub random_seed: u64,
-    /// Shuffle the pairs anew each epoch; otherwise file order.
+    /// Shuffle the pairs anew each epoch; otherwise use file order.
     pub shuffle: bool,
-    /// Precision of the passes.
+    /// Precision of the forward and backward passes.
     pub dtype: Dtype,
-    /// Precision in which gradients travel between trainers.
+    /// Precision in which gradients are sent between trainers.
     pub reduce_dtype: ReduceDtype,
     /// Train low-rank adapters instead of all weights.
     pub lora: bool,
-    /// Rank of the adapters. Absent: 64, or that of the adapter that the run starts from, as with the keys below.
+    /// Rank of the adapters. Absent: 64, or the rank of the adapter that the run starts from; the same holds for the keys below.
     pub lora_r: Option<u32>,
     /// Scale of the adapters is `lora_alpha / lora_r`. Absent: twice the rank.
     pub lora_alpha: Option<f64>,
-    /// Dropout on the adapters' input. Absent: none.
+    /// Dropout on the adapters' input. Absent: 0.
     pub lora_dropout: Option<f64>,
     /// `all-linear`, a comma-separated list such as `q_proj,v_proj`, or a regular expression. Absent: `all-linear`.
     pub lora_trainable_modules: Option<String>,
-    /// Also write the merged model beside the adapter at the end.
+    /// Also write the merged model at the end, in addition to the adapter.
     pub merge_adapter: bool,
     /// Preference loss.
     pub loss_type: LossType,
     /// Strength of the pull towards the reference model.
     pub dpo_beta: f64,
-    /// Margin that SimPO asks for between the rewards of the two outputs. Absent: 0.5.
+    /// SimPO's target margin between the rewards of the two outputs. Absent: 0.5.
     pub simpo_gamma: Option<f64>,
-    /// How DPO comes by the reference model's log-probabilities.
+    /// When the reference model's log-probabilities are computed.
     pub reference_logps: ReferenceLogps,
     /// File that keeps reference log-probabilities across runs. Absent: in the user's cache folder.
     pub reference_cache: Option<String>,
     /// Checkpoints over the run, evenly spaced; the last one is the final model.
     pub n_checkpoints: u32,
-    /// A checkpoint after every so many optimizer steps.
+    /// Write a checkpoint every this many optimizer steps.
     pub save_steps: Option<u64>,
-    /// A checkpoint whenever none was written for so long; the last two of these are kept. 0 disables.
+    /// Write a checkpoint if none was written for this many minutes; the last two of these are kept. 0 disables.
     pub save_minutes: f64,
-    /// Most checkpoints that are kept, of all kinds; the oldest go first.
+    /// Maximum number of checkpoints, of all kinds; the oldest are removed first.
     pub save_total_limit: Option<u32>,
-    /// Evaluations over the run, evenly spaced, after one before the first step. Needs `validation_file`. Absent: one at the end,
-    /// where there is such a file.
+    /// Evaluations over the run, evenly spaced, in addition to one before the first step. Needs `validation_file`. Absent: one at the
+    /// end if there is such a file.
     pub n_evals: Option<u32>,
-    /// Most tokens computed at once per trainer; a step's pairs are split into micro-batches of at most this many.
+    /// Maximum tokens computed at once per trainer; a step's pairs are split into micro-batches of at most this many.
     pub micro_batch_tokens: u32,
-    /// Compute a pair's prompt once for both outputs. Exact; off only to measure what it brings.
+    /// Compute a pair's prompt once for both outputs. Exact; turn it off only to measure its effect.
     pub prefix_sharing: bool,
     /// Layers that keep only their input and recompute the rest in the backward pass: less memory, more work.
     pub activation_checkpointing: ActivationCheckpointing,
-    /// What trainers divide among themselves: 0 nothing, 1 optimizer states, 2 gradients as well, 3 weights as well.
+    /// State that is sharded over trainers: 0 none, 1 optimizer states, 2 also gradients, 3 also weights.
     pub zero_stage: u8,
-    /// AdamW with moments of 32 or 8 bits.
+    /// AdamW with 32-bit or 8-bit moments.
     pub optim: Optim,
     /// Keep master weights and moments in host memory, and update them there.
     pub offload_optimizer: bool,
-    /// Keep the reference model in host memory and bring each layer to the device when it is computed.
+    /// Keep the reference model in host memory and copy each layer to the device when it is computed.
     pub offload_reference: bool,
     /// Which trainers read the model's files.
     pub model_loading: ModelLoading,
@@ -179,16 +179,16 @@ impl Default for RunConfig {
     }
 }
 
-/// No configuration is longer: what is, is another file.
+/// Maximum size of a configuration file in bytes; a larger file is not a configuration.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// How `template_date` is written.
+/// Format of `template_date`.
 const DATE: &str = "%Y-%m-%dT%H:%M:%S";
 
-/// A date as `template_date` is written.
+/// Parses a `template_date`.
 pub fn parse_date(text: &str) -> Result<NaiveDateTime, Fault> {
     let date = NaiveDateTime::parse_from_str(text, DATE).ok();
-    // Four digits: what templates make of other years differs between systems.
+    // Require four digits: systems differ in how they format other years in templates.
     date.filter(|date| date.format(DATE).to_string() == text && (1000..=9999).contains(&date.year()))
         .ok_or_else(|| {
             Fault::input(format!("template_date {text:?} is no date and time"))
@@ -207,9 +207,9 @@ impl RunConfig {
         KEYS.to_vec()
     }
 
-    /// Reads a TOML file or a `run.json`, applies `key=value` overrides, checks every rule.
+    /// Reads a TOML file or a `run.json`, applies `key=value` overrides, and checks all rules.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, Fault> {
-        // `--config=~/run.toml`: shells leave that to the program.
+        // Shells do not expand the `~` in `--config=~/run.toml`.
         let shown = path.display().to_string();
         let expanded = expand(&shown, home().as_deref())
             .map_err(|fault| Fault { message: format!("--config: {}", fault.message), ..fault })?;
@@ -237,13 +237,13 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// The form in which the configuration travels to trainers.
+    /// Serialises the configuration for trainers.
     pub fn to_json(&self) -> Result<String, Fault> {
         serde_json::to_string(self)
             .map_err(|error| Fault::failed(format!("cannot serialise the run config: {error}")))
     }
 
-    /// Reads what [`RunConfig::to_json`] wrote, and checks it again: it came over the wire.
+    /// Parses the output of [`RunConfig::to_json`] and checks it again, because it came over the wire.
     pub fn from_json(json: &str) -> Result<Self, Fault> {
         let mut value: serde_json::Value = serde_json::from_str(json)
             .map_err(|error| Fault::input(format!("run config from the coordinator: {error}")))?;
@@ -254,20 +254,20 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Fills in the date of a run that starts now, in the machine's local time.
+    /// Sets `template_date` to the current local time, unless it is set.
     pub fn fill_template_date(&mut self) {
         let now = || chrono::Local::now().naive_local().format(DATE).to_string();
         self.template_date.get_or_insert_with(now);
     }
 
-    /// The date that chat templates are given: the same on all ranks, because it was filled in before they had the configuration.
+    /// The date for chat templates. It is the same on all ranks, because it is filled in before they get the configuration.
     pub fn template_date(&self) -> Result<NaiveDateTime, Fault> {
         let date = self.template_date.as_deref();
         let date = date.ok_or_else(|| Fault::failed("the run's configuration came without template_date"))?;
         parse_date(date)
     }
 
-    /// Evaluations over the run, without the one before its first step.
+    /// Number of evaluations over the run, without the one before the first step.
     #[must_use]
     pub fn n_evals(&self) -> u32 {
         self.n_evals.unwrap_or(u32::from(self.validation_file.is_some()))
@@ -296,7 +296,7 @@ impl RunConfig {
         self.lora_trainable_modules.as_deref().map_or(Ok(LoraModules::AllLinear), LoraModules::parse)
     }
 
-    /// Reference log-probabilities outlive the step that computes them.
+    /// Whether reference log-probabilities are kept after the step that computes them.
     #[must_use]
     pub fn keeps_references(&self) -> bool {
         self.reference_logps != ReferenceLogps::Compute
@@ -375,14 +375,14 @@ mod tests {
     }
 
     #[test]
-    fn travels_as_json() {
+    fn a_configuration_survives_json() {
         let config = parse("max_steps = 3\nlora = true\n", &[]).unwrap();
         assert_eq!(RunConfig::from_json(&config.to_json().unwrap()).unwrap(), config);
     }
 
-    /// Another number, by however little, would be another run.
+    /// A changed last bit would make a different run.
     #[test]
-    fn numbers_travel_as_they_are() {
+    fn json_keeps_every_bit_of_a_number() {
         for text in [
             "0.00012345678901234567",
             "0.00098765432109876543",

@@ -1,9 +1,9 @@
-//! What a run minimises, and what follows from it. The only place that knows training methods and losses apart.
+//! The objective of a run and its properties. Other code should ask these methods instead of matching on training methods and losses.
 
 use super::{LossType, ReferenceLogps, RunConfig, TrainingMethod};
 use crate::Fault;
 
-/// What a run minimises.
+/// The function that a run minimises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Objective {
     /// A preference loss: a mean over pairs, each a function of the log-probabilities of both outputs.
@@ -13,19 +13,19 @@ pub enum Objective {
 }
 
 impl Objective {
-    /// The non-preferred output is computed on as well.
+    /// Whether the non-preferred output is computed too.
     #[must_use]
     pub const fn scores_both_outputs(self) -> bool {
         matches!(self, Self::Preference(_))
     }
 
-    /// Outputs of a pair that are computed on.
+    /// Number of outputs of a pair that are computed.
     #[must_use]
     pub const fn outputs_per_pair(self) -> usize {
         if self.scores_both_outputs() { 2 } else { 1 }
     }
 
-    /// The loss compares the policy with a reference model.
+    /// Whether the loss compares the policy with a reference model.
     #[must_use]
     pub const fn needs_reference(self) -> bool {
         match self {
@@ -34,13 +34,13 @@ impl Objective {
         }
     }
 
-    /// The loss is a mean over completion tokens instead of pairs.
+    /// Whether the loss is a mean over completion tokens instead of pairs.
     #[must_use]
     pub const fn is_per_token(self) -> bool {
         matches!(self, Self::Likelihood)
     }
 
-    /// Follows "reference_logps is set, but".
+    /// Reason for an error message; follows "reference_logps is set, but".
     const fn why_no_reference(self) -> &'static str {
         match self {
             Self::Likelihood => "supervised fine-tuning has no reference model",
@@ -49,11 +49,11 @@ impl Objective {
     }
 }
 
-/// SimPO's margin where the configuration has none, as in TRL's `CPOConfig`.
+/// Default of SimPO's margin, as in TRL's `CPOConfig`.
 const SIMPO_GAMMA: f64 = 0.5;
 
 impl RunConfig {
-    /// What the run minimises.
+    /// The function that the run minimises.
     #[must_use]
     pub fn objective(&self) -> Objective {
         match self.training_method {
@@ -68,7 +68,7 @@ impl RunConfig {
         self.simpo_gamma.unwrap_or(SIMPO_GAMMA)
     }
 
-    /// Keys that say something of a reference model or of a loss that the run does not have.
+    /// Fails if a key about a reference model or about SimPO is set, but the run has no reference model or another loss.
     pub(super) fn check_objective(&self) -> Result<(), Fault> {
         let objective = self.objective();
         if self.keeps_references() && !objective.needs_reference() {
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_a_reference_that_the_run_has_not_are_refused() {
+    fn reference_keys_are_refused_without_a_reference() {
         for method in ["loss_type = \"simpo\"", "training_method = \"sft\""] {
             for key in ["reference_logps = \"precompute\"", "offload_reference = true"] {
                 let fault = checked(&format!("{method}\n{key}")).unwrap_err();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_margin_belongs_to_simpo() {
+    fn simpo_gamma_needs_the_simpo_loss() {
         assert_eq!(checked("loss_type = \"simpo\"").unwrap().simpo_gamma(), 0.5);
         assert_eq!(checked("loss_type = \"simpo\"\nsimpo_gamma = 0").unwrap().simpo_gamma(), 0.0);
         for keys in [

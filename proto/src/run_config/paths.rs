@@ -1,5 +1,4 @@
-//! Paths in a configuration: `~/` is the home folder; what only a shell would replace, and what no path should hold, is refused by
-//! name. Pure.
+//! Paths in a configuration: expands `~/`; refuses shell variables, control characters and URLs. Pure.
 
 use super::RunConfig;
 use crate::Fault;
@@ -20,7 +19,7 @@ impl RunConfig {
         always.into_iter().chain(given).collect()
     }
 
-    /// Puts the home folder in the place of `~`.
+    /// Replaces `~` by the home folder in all paths.
     pub(super) fn expand_paths(&mut self, home: Option<&str>) -> Result<(), Fault> {
         for (key, path) in self.paths() {
             *path = expand(path, home).map_err(|fault| in_key(key, fault))?;
@@ -28,7 +27,7 @@ impl RunConfig {
         Ok(())
     }
 
-    /// What no path of any machine may be.
+    /// Fails if a path holds a control character or is a URL, or if an optional one is empty.
     pub(super) fn check_paths(&self) -> Result<(), Fault> {
         let mut config = self.clone();
         for (key, path) in config.paths() {
@@ -51,7 +50,7 @@ fn in_key(key: &str, fault: Fault) -> Fault {
     Fault { message: format!("config key `{key}`: {}", fault.message), ..fault }
 }
 
-/// `~` and `~/…` as a shell reads them; anything else that starts with `~`, or asks for a variable, is refused.
+/// Expands `~` and `~/…` like a shell. Fails for other paths that start with `~`, and for paths that hold a variable.
 pub fn expand(path: &str, home: Option<&str>) -> Result<String, Fault> {
     if let Some(variable) = variable(path) {
         return Err(Fault::input(format!("{path:?} holds {variable}, which nothing replaces here"))
@@ -85,7 +84,7 @@ fn variable(path: &str) -> Option<&str> {
 }
 
 fn check(path: &str) -> Result<(), Fault> {
-    // The two that are no control characters end lines all the same.
+    // Line and paragraph separators are not control characters, but also end lines.
     let invisible = |letter: &char| letter.is_control() || ['\u{2028}', '\u{2029}'].contains(letter);
     if let Some(letter) = path.chars().find(invisible) {
         return Err(Fault::input(format!("{path:?} holds the control character {letter:?}"))
@@ -107,7 +106,7 @@ mod tests {
     const HOME: Option<&str> = Some("/home/ada");
 
     #[test]
-    fn the_home_folder_is_meant_by_a_tilde_and_a_slash_alone() {
+    fn only_a_leading_tilde_and_slash_mean_the_home_folder() {
         for (path, expected) in [
             ("~", "/home/ada"),
             ("~/runs/1", "/home/ada/runs/1"),
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_path_should_hold_is_shown_without_doing_harm() {
+    fn control_characters_and_urls_are_refused_and_shown_escaped() {
         let fault = check("a\nb").unwrap_err();
         assert_eq!(fault.message, "\"a\\nb\" holds the control character '\\n'");
         for path in ["a\u{1b}[2Jb", "a\0", "a\tb", "a\u{2028}b", "a\u{85}b", "s3://bucket/x", "file:///x"] {

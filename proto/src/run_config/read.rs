@@ -1,4 +1,4 @@
-//! From TOML text and `--set` overrides to a configuration, with errors that name line and key.
+//! Parses TOML text and `--set` overrides into a configuration. Errors name line and key.
 
 use super::RunConfig;
 use super::foreign::instead_of;
@@ -53,10 +53,10 @@ pub(super) const KEYS: [&str; 46] = [
     "model_loading",
 ];
 
-/// What a `run.json` tells beside the configuration: who ran it, when, where and with what.
+/// Key of a `run.json` that is not configuration: a record of command, trainers and facts.
 pub const RECORD: &str = "recorded";
 
-/// Keys and values of TOML text, or of a `run.json`.
+/// Parses TOML text or a `run.json` into keys and values.
 pub(super) fn table_of(text: &str, source: &str) -> Result<toml::Table, Fault> {
     if text.trim_start().starts_with('{') {
         return table_of_json(text, source);
@@ -74,7 +74,7 @@ fn table_of_json(text: &str, source: &str) -> Result<toml::Table, Fault> {
     };
     let keys: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
-    // A key that is null is one that was not set.
+    // In a run.json, null means that the key is not set.
     let set = keys.into_iter().filter(|(key, value)| key != RECORD && !value.is_null());
     set.map(|(key, value)| match toml::Value::try_from(value) {
         Ok(value) => Ok((key, value)),
@@ -101,7 +101,7 @@ pub(super) fn known(key: &str) -> Result<(), Fault> {
     })
 }
 
-/// Other trainers' files have sections.
+/// Adds a hint if the unknown key is a section, as in configurations of other trainers.
 pub(super) fn without_sections(fault: Fault, value: &toml::Value) -> Fault {
     match value {
         toml::Value::Table(_) => {
@@ -132,7 +132,7 @@ pub(super) fn parse_override(item: &str) -> Result<(String, toml::Value), Fault>
     let (key, value) = (key.trim(), value.trim());
     let in_override = |fault: Fault| Fault { message: format!("--set {item}: {}", fault.message), ..fault };
     known(key).map_err(in_override)?;
-    // `--set model=my/folder` needs no quotes: what is no TOML value is a string.
+    // `--set model=my/folder` needs no quotes: a text that is not a TOML value is taken as a string.
     let literal = || toml::Value::String(value.to_owned());
     let parsed = parse_value(value).unwrap_or_else(literal);
     match typed(key, &parsed) {
@@ -143,7 +143,7 @@ pub(super) fn parse_override(item: &str) -> Result<(String, toml::Value), Fault>
     }
 }
 
-/// One TOML value; none where the text is no value, or more than one line.
+/// Parses one TOML value; `None` if the text is not a value or has more than one line.
 fn parse_value(text: &str) -> Option<toml::Value> {
     if text.contains(['\n', '\r']) {
         return None;
@@ -152,7 +152,7 @@ fn parse_value(text: &str) -> Option<toml::Value> {
 }
 
 pub(super) fn from_table(table: &toml::Table, source: &str, text: &str) -> Result<RunConfig, Fault> {
-    // One key at a time, so that an error names the key whatever its type.
+    // Check one key at a time, so that every type error names its key.
     for (key, value) in table {
         typed(key, value).map_err(|fault| at(fault, source, text, key))?;
     }
@@ -178,7 +178,7 @@ fn typed(key: &str, value: &toml::Value) -> Result<(), Fault> {
         .hint("see docs/config.md for every key and its type"))
 }
 
-/// `dpo_beta = 1` is as good as `dpo_beta = 1.0`, and `activation_checkpointing = true` as `"full"`.
+/// Converts integers to floats where a float is expected, and a boolean `activation_checkpointing` to `"full"` or `"none"`.
 fn promote(key: &str, value: toml::Value) -> toml::Value {
     const FLOATS: [&str; 9] = [
         "learning_rate",

@@ -1,4 +1,4 @@
-//! How trainers that are started by hand on the coordinator's machine find its join token: in a folder of this user alone.
+//! Join token of a coordinator that is started by hand. Trainers on the same machine find it in a folder that only this user can read.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use super::TOKEN_FILE;
 use super::token::JoinToken;
 use crate::{Fault, files};
 
-/// The token of a coordinator, as long as that lives.
+/// The token file of a running coordinator; dropping it removes the file.
 #[derive(Debug)]
 pub struct Published {
     path: PathBuf,
@@ -18,19 +18,19 @@ pub struct Published {
 
 impl Drop for Published {
     fn drop(&mut self) {
-        // Whoever has the port now may have written its own.
+        // Another coordinator may use the port now and may have replaced the file.
         if files::read_to_string(&self.path).is_ok_and(|text| text == self.text) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Writes the token of the coordinator at this port of the loopback device.
+/// Writes the token file of the coordinator at this port of the loopback interface.
 pub fn publish(port: u16, token: &JoinToken) -> Result<Published, Fault> {
     publish_in(&std::env::temp_dir(), port, token)
 }
 
-/// The token of the coordinator at `http://host:port`, if that is on this machine and of this user.
+/// The token of the coordinator at `http://host:port`, if it runs on this machine under this user.
 #[must_use]
 pub fn find(address: &str) -> Option<String> {
     find_in(&std::env::temp_dir(), address)
@@ -66,7 +66,7 @@ fn find_in(parent: &Path, address: &str) -> Option<String> {
     files::read_to_string(&dir.join(name(port.parse().ok()?))).ok().map(|text| text.trim().to_owned())
 }
 
-/// The folder is this user's, and nobody else may look into it.
+/// Fails unless the folder belongs to this user and no other user has access.
 fn own(dir: &Path) -> io::Result<()> {
     let about = fs::symlink_metadata(dir)?;
     if about.is_dir() && about.uid() == own_user() && about.mode() & 0o077 == 0 {
@@ -79,7 +79,7 @@ fn folder(parent: &Path) -> PathBuf {
     parent.join(format!("dyad-tokens-{}", own_user()))
 }
 
-/// Ports of other network namespaces are other ports.
+/// File name of a port's token. Includes the network namespace, because each has its own ports.
 fn name(port: u16) -> String {
     let namespace = fs::metadata("/proc/self/ns/net").map_or(0, |about| about.ino());
     format!("{namespace}-{port}")
@@ -87,7 +87,7 @@ fn name(port: u16) -> String {
 
 #[expect(unsafe_code, reason = "geteuid")]
 fn own_user() -> u32 {
-    // SAFETY: a plain system call that cannot fail.
+    // SAFETY: geteuid takes no arguments and cannot fail.
     unsafe { libc::geteuid() }
 }
 
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_found_by_its_port_and_goes_with_the_coordinator() {
+    fn a_token_is_found_by_its_port_until_the_coordinator_ends() {
         let dir = tempfile::tempdir().unwrap();
         let token = JoinToken::new([3; 32], SystemTime::now());
         let published = publish_in(dir.path(), 29400, &token).unwrap();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_others_can_read_or_have_planted_is_not_used() {
+    fn readable_and_linked_token_folders_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let token = JoinToken::new([3; 32], SystemTime::now());
         fs::create_dir(folder(dir.path())).unwrap();

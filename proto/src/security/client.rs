@@ -1,4 +1,4 @@
-//! The way to the coordinator, for whoever calls it: plain text or mutual TLS, with the join token in every call.
+//! Client side of connections to the coordinator: plain text or mutual TLS, with the join token in every call.
 
 use std::error::Error;
 use std::path::Path;
@@ -10,21 +10,21 @@ use tonic::{Code, Request, Status};
 use super::{Proof, SERVER_NAME, TLS_DIR, TOKEN_FILE, by_hand};
 use crate::Fault;
 
-/// Where the coordinator is, and what opens its door.
+/// Address of the coordinator, and the credentials for it.
 #[derive(Clone, Debug)]
 pub struct Access {
     address: String,
-    /// Without one, the token of a coordinator that this user has started by hand on this machine is looked for.
+    /// If `None`, uses the token of a coordinator that the same user started by hand on this machine, if there is one.
     proof: Option<Proof>,
 }
 
 impl Access {
-    /// To `http(s)://host:port`. With a folder the connection is TLS whichever of the two is written.
+    /// Access to `http(s)://host:port`. With `tls_dir` the connection uses TLS, even if the address begins with `http://`.
     pub fn new(address: &str, tls_dir: Option<&Path>, token_file: Option<&Path>) -> Result<Self, Fault> {
         Self::with(address, Proof::load(tls_dir, token_file)?)
     }
 
-    /// The same, with a proof that is in memory.
+    /// Like [`Access::new`], with credentials from memory.
     pub fn with(address: &str, proof: Option<Proof>) -> Result<Self, Fault> {
         let address = match (address.split_once("://"), &proof) {
             (Some(("http" | "https", rest)), Some(Proof::Certificate(_))) => format!("https://{rest}"),
@@ -42,13 +42,13 @@ impl Access {
         Ok(Self { address, proof })
     }
 
-    /// Where the coordinator is.
+    /// Address of the coordinator.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// What to connect to.
+    /// The endpoint to connect to, with TLS settings.
     pub fn endpoint(&self) -> Result<Endpoint, Fault> {
         let endpoint = Endpoint::from_shared(self.address.clone()).map_err(|_| {
             Fault::input(format!("--coordinator {}: expected http://host:port", self.address))
@@ -64,24 +64,24 @@ impl Access {
         })
     }
 
-    /// A call that shows the join token.
+    /// Makes a request with the join token in its metadata.
     pub fn request<T>(&self, message: T) -> Result<Request<T>, Fault> {
         let mut request = Request::new(message);
         let by_hand = || by_hand::find(&self.address);
         if let Some(token) = self.proof.as_ref().map(|proof| proof.token().to_owned()).or_else(by_hand) {
             let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
                 .parse()
-                .map_err(|_| Fault::input("what should be the join token is none"))?;
+                .map_err(|_| Fault::input("the join token holds characters that no join token has"))?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
         Ok(request)
     }
 
-    /// Why the door stays shut however often one knocks; nothing where the coordinator is just not reached (yet).
+    /// Returns an error if the coordinator refuses this process, so that retries cannot help; `None` if it is only unreachable (yet).
     #[must_use]
     pub fn refusal(&self, error: &(dyn Error + 'static)) -> Option<Fault> {
-        // First what the connection says: tonic turns some of its ends into statuses of their own.
+        // Check the connection's error first: tonic converts some connection failures to statuses.
         let why = chain(error);
         if let Some((_, what, hint)) = REASONS.iter().find(|(mark, ..)| why.contains(mark)) {
             return Some(self.refused(what).hint(*hint));
@@ -107,7 +107,7 @@ const NEW_CERTIFICATES: &str =
 
 const PLAIN: &str = "unset DYAD_TLS_DIR here, or set it for the coordinator (the launcher's --tls on)";
 
-/// What rustls says, what it means, and what to do about it. (A peer's refusal arrives as an alert.)
+/// Part of a rustls error text, its meaning, and a hint. (A refusal by the peer arrives as an alert.)
 const REASONS: [(&str, &str, &str); 14] = [
     ("alert: CertificateRequired", "it wants a certificate, and this process shows none", OTHER_RUN),
     ("alert: CertificateExpired", "this process's certificate has expired", NEW_CERTIFICATES),
@@ -118,7 +118,7 @@ const REASONS: [(&str, &str, &str); 14] = [
     ("peer certificate: Expired", "the coordinator's certificate has expired", NEW_CERTIFICATES),
     ("certificate expired", "the coordinator's certificate has expired", NEW_CERTIFICATES),
     ("peer certificate: UnknownIssuer", "the coordinator's certificate is of another authority", OTHER_RUN),
-    // Every run's authority has the same name, and a key of its own.
+    // The authorities of all runs have the same name but different keys.
     ("peer certificate: BadSignature", "the coordinator's certificate is of another authority", OTHER_RUN),
     ("peer certificate", "the coordinator's certificate is not one of a coordinator", OTHER_RUN),
     ("alert: ProtocolVersion", "it does not speak TLS", PLAIN),
@@ -126,7 +126,7 @@ const REASONS: [(&str, &str, &str); 14] = [
     ("minimum requirements", "it asks for TLS", OTHER_RUN),
 ];
 
-/// The innermost of the causes.
+/// Message of the innermost cause.
 #[must_use]
 pub fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_certificates_are_no_endpoint() {
+    fn invalid_certificates_are_refused() {
         let fault = Access::with("http://h:1", Some(certificate())).unwrap().endpoint().unwrap_err();
         assert!(fault.message.contains("cannot be used"), "{fault}");
     }

@@ -1,7 +1,7 @@
-//! What a process needs to talk to the others: over mutual TLS four files in one folder, which `DYAD_TLS_DIR` names; in plain text
-//! the join token, in a file that `DYAD_TOKEN_FILE` names.
+//! Credentials of a process. For mutual TLS: four files in the folder that `DYAD_TLS_DIR` names. For plain text: the join token, in the
+//! file that `DYAD_TOKEN_FILE` names.
 //!
-//! - PRO-W1: keys and tokens lie in files of mode 0600 in a folder of mode 0700; never in arguments, environment or logs.
+//! - PRO-W1: keys and tokens are in files of mode 0600 in a folder of mode 0700; never in arguments, environment or logs.
 
 pub mod by_hand;
 pub mod client;
@@ -17,22 +17,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::Fault;
 
-/// Longest file of a join token.
+/// Maximum bytes of a join token file.
 const MOST_OF_A_TOKEN: u64 = 64 << 10;
 
 /// The environment variable that names the folder.
 pub const TLS_DIR: &str = "DYAD_TLS_DIR";
 
-/// The environment variable that names the file of the join token where there is no TLS.
+/// The environment variable that names the file of the join token, without TLS.
 pub const TOKEN_FILE: &str = "DYAD_TOKEN_FILE";
 
-/// The file of the join token in a folder.
+/// Name of the join token file in a folder.
 const JOIN_TOKEN: &str = "join-token";
 
-/// What the coordinator's certificate is for, wherever the coordinator runs.
+/// Name in the coordinator's certificate, on any host.
 pub const SERVER_NAME: &str = "coordinator.dyad";
 
-/// As whom a process calls the coordinator; a DNS name in its certificate says so.
+/// Role of a process that calls the coordinator; a DNS name in its certificate shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// May join the run.
@@ -55,7 +55,7 @@ impl Role {
     }
 }
 
-/// What a process shows to the others of its run.
+/// Credentials that a process shows to the other processes of its run.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Proof {
@@ -81,7 +81,7 @@ impl From<Material> for Proof {
 }
 
 impl Proof {
-    /// From what a process was given: a folder with certificates, or the file of a token.
+    /// Loads a folder with certificates or else a token file; `None` if neither is given.
     pub fn load(tls_dir: Option<&Path>, token_file: Option<&Path>) -> Result<Option<Self>, Fault> {
         match (tls_dir, token_file) {
             (Some(dir), _) => Material::load(dir).map(|material| Some(Self::Certificate(material))),
@@ -99,7 +99,7 @@ impl Proof {
         }
     }
 
-    /// Writes a new folder that only its owner can read; fails where there is one already.
+    /// Writes the credentials into a new folder that only its owner can read; fails if the folder exists.
     pub fn write(&self, dir: &Path) -> Result<(), Fault> {
         match self {
             Self::Certificate(material) => material.write(dir),
@@ -107,7 +107,7 @@ impl Proof {
         }
     }
 
-    /// By which environment variable, with which value, a process finds what was written into this folder.
+    /// Name and value of the environment variable with which a process finds the credentials written into this folder.
     #[must_use]
     pub fn variable(&self, dir: &Path) -> (&'static str, PathBuf) {
         match self {
@@ -117,7 +117,7 @@ impl Proof {
     }
 }
 
-/// A join token that is in a file of its own.
+/// Reads a join token file; fails if other users can read it.
 fn load_token(path: &Path) -> Result<String, Fault> {
     let shown = path.display();
     let about = |error: std::io::Error| {
@@ -134,7 +134,7 @@ fn load_token(path: &Path) -> Result<String, Fault> {
     Ok(text)
 }
 
-/// Makes a folder for its owner alone, with these files.
+/// Creates a folder with these files, which only the owner can read.
 fn write_files(dir: &Path, files: &[(&str, &str)]) -> Result<(), Fault> {
     let failed = |path: &Path, error: std::io::Error| {
         Fault::failed(format!("cannot write {}: {error}", path.display()))
@@ -149,16 +149,16 @@ fn write_files(dir: &Path, files: &[(&str, &str)]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The contents of the four files of one process.
+/// Contents of the four credential files of one process.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Material {
-    /// `ca.pem`: whose certificates this process believes.
+    /// `ca.pem`: certificate of the run's authority.
     pub ca_pem: String,
-    /// `cert.pem`: who this process is.
+    /// `cert.pem`: certificate of this process.
     pub cert_pem: String,
-    /// `key.pem`: the private key to that.
+    /// `key.pem`: private key of that certificate.
     pub key_pem: String,
-    /// `join-token`: what every process of the run knows.
+    /// `join-token`: the secret that all processes of the run share.
     pub join_token: String,
 }
 
@@ -169,7 +169,7 @@ impl fmt::Debug for Material {
 }
 
 impl Material {
-    /// Reads a folder.
+    /// Reads the four files from a folder.
     pub fn load(dir: &Path) -> Result<Self, Fault> {
         let read = |name: &str| {
             let path = dir.join(name);
@@ -191,7 +191,7 @@ impl Material {
         })
     }
 
-    /// Writes a new folder that only its owner can read; fails where there is one already.
+    /// Writes the files into a new folder that only its owner can read; fails if the folder exists.
     pub fn write(&self, dir: &Path) -> Result<(), Fault> {
         write_files(dir, &self.files())
     }
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_for_their_owner_alone() {
+    fn only_the_owner_can_read_the_files() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("tls");
         material().write(&folder).unwrap();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_no_token_is_named() {
+    fn missing_files_and_invalid_tokens_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("tls");
         Material { join_token: "hello".into(), ..material() }.write(&folder).unwrap();
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_alone_is_in_a_file_that_others_cannot_read() {
+    fn a_token_file_must_not_be_readable_by_others() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("proof");
         let proof = Proof::Token(material().join_token);

@@ -1,4 +1,4 @@
-//! The join token: 256 random bits that the processes of a run share, and until when they open the door.
+//! The join token: 256 random bits that the processes of a run share, and an expiry time.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,13 +7,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::Fault;
 
-/// Ten years.
+/// Validity of a token for a run on one machine: ten years.
 const LASTING: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// How a token looks, for a hint.
+/// Description of a token's format, for hints.
 pub const FORM: &str = "a join token is 64 hexadecimal digits, a dot, and the Unix second of its expiry";
 
-/// `<64 hexadecimal digits>.<Unix second of its expiry>`. The coordinator goes by its own copy, so nobody can extend it.
+/// `<64 hexadecimal digits>.<Unix second of its expiry>`. The coordinator checks the expiry of its own copy, so a client cannot extend it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     text: String,
@@ -27,7 +27,7 @@ impl fmt::Debug for JoinToken {
 }
 
 impl JoinToken {
-    /// One that nobody can guess.
+    /// Makes a token from the system's random numbers.
     pub fn random(expires: SystemTime) -> Result<Self, Fault> {
         let mut secret = [0; 32];
         SystemRandom::new()
@@ -36,12 +36,12 @@ impl JoinToken {
         Ok(Self::new(secret, expires))
     }
 
-    /// The same, for a run on one machine, which may last as long as it likes.
+    /// Makes a random token for a run on one machine, valid for ten years.
     pub fn lasting() -> Result<Self, Fault> {
         Self::random(SystemTime::now() + LASTING)
     }
 
-    /// Of random bytes.
+    /// Makes a token from random bytes.
     #[must_use]
     pub fn new(secret: [u8; 32], expires: SystemTime) -> Self {
         let seconds = expires.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -50,7 +50,7 @@ impl JoinToken {
         Self { text, expires }
     }
 
-    /// Reads one; the error says what it is not, and never what it is.
+    /// Parses a token. The error never quotes the text, which may be a secret.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const NOT: &str = "not a join token";
         let (secret, seconds) = text.split_once('.').ok_or(NOT)?;
@@ -62,13 +62,13 @@ impl JoinToken {
         Ok(Self { text: text.to_owned(), expires })
     }
 
-    /// As it travels.
+    /// The token as text.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Opens no door any more.
+    /// Whether the token has expired.
     #[must_use]
     pub fn expired(&self, now: SystemTime) -> bool {
         now >= self.expires
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_end_on_time() {
+    fn tokens_expire_on_time() {
         let end = UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let token = JoinToken::parse(JoinToken::new([0xab; 32], end).text()).unwrap();
         assert!(token.text().starts_with("abab") && token.text().ends_with("ab.2000000000"));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_are_no_tokens() {
+    fn malformed_tokens_are_refused() {
         let hex = "ab".repeat(32);
         for text in ["", ".", &hex, &format!("{hex}."), &format!("{hex}.-1"), &format!("x{hex}.1"), "ab.1"] {
             assert!(JoinToken::parse(text).is_err(), "{text}");
@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_the_reader_panic(text in ".{0,90}", digits in "[0-9a-f]{64}\\.[0-9]{1,25}") {
+        fn parsing_never_panics(text in ".{0,90}", digits in "[0-9a-f]{64}\\.[0-9]{1,25}") {
             let _ = (JoinToken::parse(&text), JoinToken::parse(&digits));
         }
     }

@@ -1,4 +1,4 @@
-//! A real coordinator process, and the time it takes to read a file.
+//! A real coordinator process, and the time in which it reads a file.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,15 +13,15 @@ use crate::usage::{cpu_seconds, peak_memory};
 #[derive(Debug)]
 pub(crate) struct Coordinator {
     child: Child,
-    /// Kept open: a coordinator that cannot announce itself fails.
+    /// Kept open: a coordinator that cannot print its address fails.
     _stdout: BufReader<ChildStdout>,
     pub(crate) url: String,
-    /// From the start of the process until it listened.
+    /// Time from the start of the process until it listens.
     pub(crate) ready_after: Duration,
 }
 
 impl Coordinator {
-    /// Starts one and waits until it listens.
+    /// Starts a coordinator and waits until it listens.
     pub(crate) fn start(dir: &Path, data: &Path, trainers: usize, config: &str) -> Self {
         let run = dir.join("run.toml");
         let (data, out) = (data.display(), dir.join("out").display().to_string());
@@ -44,29 +44,29 @@ impl Coordinator {
         Self { child, _stdout: stdout, url, ready_after }
     }
 
-    /// Processor seconds so far.
+    /// Returns the processor seconds used so far.
     pub(crate) fn cpu_seconds(&self) -> f64 {
         cpu_seconds(&PathBuf::from(format!("/proc/{}/stat", self.child.id())))
     }
 
-    /// Largest resident set so far, in MiB.
+    /// Returns the largest resident set so far, in MiB.
     pub(crate) fn peak_memory(&self) -> f64 {
         peak_memory(self.child.id())
     }
 
-    /// Waits for a run that has succeeded.
+    /// Waits for the end of the run. Panics unless it succeeds.
     pub(crate) fn end(mut self) {
         assert!(self.child.wait().unwrap().success(), "the coordinator failed");
     }
 
-    /// Ends one whose run nobody needs.
+    /// Kills the coordinator before the end of its run.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 }
 
-/// Reads, checks and hashes a large file.
+/// Measures how the coordinator reads, checks and hashes a large file.
 pub(crate) fn index(dir: &Path, data: &Path, pairs: usize) -> Vec<(String, String)> {
     let bytes = std::fs::metadata(data).unwrap().len();
     let coordinator = Coordinator::start(dir, data, 1, "");

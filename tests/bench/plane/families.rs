@@ -1,4 +1,4 @@
-//! Tokenizers as the families in use have them, of vocabularies that are trained here.
+//! Tokenizers of common model families, with vocabularies that this benchmark trains.
 
 use std::path::{Path, PathBuf};
 
@@ -12,22 +12,22 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::{AddedToken, Tokenizer};
 
 const VOCABULARY: usize = 32_000;
-/// Training a unigram vocabulary takes minutes where BPE takes seconds: a smaller one, of fewer texts.
+/// Smaller and from fewer texts, because training a unigram vocabulary takes minutes where BPE takes seconds.
 const UNIGRAM_VOCABULARY: u32 = 8_000;
 const UNIGRAM_TEXTS: usize = 5_000;
 
-/// Where a vocabulary comes from.
+/// Origin of a vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Base {
-    /// `trainer new-model`, llama.
+    /// `trainer new-model` with llama.
     Gpt2,
-    /// `trainer new-model`, qwen2.
+    /// `trainer new-model` with qwen2.
     Qwen2,
     SentencePiece,
     Unigram,
 }
 
-/// A tokenizer with the template that goes with it.
+/// A tokenizer with its template.
 pub(crate) struct Family {
     pub(crate) name: &'static str,
     template: &'static str,
@@ -127,7 +127,7 @@ fn isolated(regex: &str) -> Value {
     json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false })
 }
 
-/// Takes digits by threes, normalises nothing, and looks whole words up before it merges.
+/// Splits digits into groups of three, normalises nothing, and looks up whole words before it merges.
 fn llama3(json: &mut Value) {
     json["normalizer"] = Value::Null;
     json["model"]["ignore_merges"] = true.into();
@@ -161,7 +161,7 @@ fn deepseek(json: &mut Value) {
     ]);
 }
 
-/// A family's model folder. Its vocabulary is trained once, whatever families share it.
+/// Creates a family's model folder and returns its path. A vocabulary that several families share is trained once.
 pub(crate) fn folder(family: &Family, dir: &Path, texts: &Path) -> PathBuf {
     let base = dir.join(format!("{:?}", family.base));
     if !base.exists() {
@@ -181,7 +181,7 @@ pub(crate) fn folder(family: &Family, dir: &Path, texts: &Path) -> PathBuf {
 }
 
 fn train(base: Base, out: &Path, texts: &Path) {
-    // Where the vocabulary is trained below, this gives the other files.
+    // If the vocabulary is trained below, this only writes the other files.
     let vocab_size = if matches!(base, Base::Gpt2 | Base::Qwen2) { VOCABULARY } else { 300 };
     let options = NewModelOptions {
         out: out.to_owned(),
@@ -219,7 +219,7 @@ fn special(tokens: &[String]) -> Vec<AddedToken> {
         .collect()
 }
 
-/// Trains on words, and gives the tokenizer without pre-tokenizer, with only the first three of its tokens as added ones.
+/// Trains on words. Returns the tokenizer without its pre-tokenizer, and with only its first three added tokens.
 fn trained(mut tokenizer: Tokenizer, mut trainer: TrainerWrapper, texts: &[String]) -> Value {
     tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', PrependScheme::Always, true)));
     tokenizer.train(&mut trainer, texts.iter()).unwrap();

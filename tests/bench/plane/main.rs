@@ -1,10 +1,10 @@
-//! The data and control plane on this machine: tokenising, a large file, many trainers. `make bench-plane`.
+//! `make bench-plane`: the data and control plane on this machine: tokenising, a large file, many trainers.
 //!
 //! Arguments: any of `tokens`, `file`, `trainers`; none means all.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a benchmark that cannot set itself up has failed; figures for the reader"
+    reason = "a benchmark that cannot set itself up has failed, and prints its results"
 )]
 
 mod coordinator;
@@ -20,7 +20,7 @@ use runs::Shape;
 /// Pairs of the large file.
 const MANY: usize = 1_000_000;
 const TRAINERS: Shape = Shape { trainers: 1000, batch: 8000, steps: 20, beats: 5 };
-/// What it takes to measure the pairs of the large file.
+/// A run that only measures the pairs of the large file.
 const MEASURING: Shape = Shape { steps: 1, beats: 0, ..TRAINERS };
 
 fn main() {

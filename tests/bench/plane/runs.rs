@@ -12,25 +12,25 @@ use tokio::task::JoinHandle;
 use crate::coordinator::Coordinator;
 use crate::trainers::{self, Stages};
 
-/// What a run is made of.
+/// Sizes of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) trainers: usize,
     pub(crate) batch: usize,
     pub(crate) steps: usize,
-    /// Seconds of nothing but heartbeats before the first step.
+    /// Seconds with only heartbeats before the first step.
     pub(crate) beats: u32,
 }
 
 type Rows = Vec<(String, String)>;
 
-/// Joins, measures, rests and trains; says what each took of the coordinator.
+/// Runs the phases join, measure, rest and train. Returns the coordinator's cost of each.
 pub(crate) fn measure(dir: &Path, data: &Path, shape: Shape) -> Rows {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(whole_run(dir, data, shape))
 }
 
-/// Processor and wall time since the last look.
+/// Processor and wall time since the last reading.
 struct Meter<'a> {
     coordinator: &'a Coordinator,
     cpu: f64,
@@ -83,7 +83,7 @@ async fn whole_run(dir: &Path, data: &Path, shape: Shape) -> Rows {
     report
 }
 
-/// When each step's row arrived at a watcher.
+/// Watches the run and returns when each step's row arrived.
 fn watch(url: &str) -> JoinHandle<Vec<Instant>> {
     let url = url.to_owned();
     tokio::spawn(async move {

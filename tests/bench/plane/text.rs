@@ -1,4 +1,4 @@
-//! English-like text that nobody has to download: words by Zipf's law, sentences, now and then a number or a new line.
+//! Generated English-like text: words by Zipf's law, sentences, now and then a number or a line break.
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -18,7 +18,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Frequent words are short.
+    /// Creates the vocabulary; frequent words are short.
     pub(crate) fn new(seed: u64) -> Self {
         let mut writer = Self { state: seed | 1, words: Vec::new() };
         for rank in 0..WORDS {
@@ -29,7 +29,7 @@ impl Writer {
         writer
     }
 
-    /// One line of a preference file: about 150 tokens of prompt and 65 of each output.
+    /// Returns one line of a preference file: about 150 tokens of prompt and 65 of each output.
     pub(crate) fn pair(&mut self) -> String {
         let mut messages = Vec::new();
         if self.below(4) == 0 {
@@ -49,7 +49,7 @@ impl Writer {
         .to_string()
     }
 
-    /// Sentences of about so many words.
+    /// Returns sentences of about `words` words in all.
     fn text(&mut self, words: usize) -> String {
         let words = words / 2 + self.below(words);
         let (mut text, mut sentence) = (String::new(), 0);
@@ -95,7 +95,7 @@ impl Writer {
         [pick(&ONSETS), pick(&VOWELS), pick(&CODAS)].concat()
     }
 
-    /// xorshift64*.
+    /// Returns a random number below `bound` (xorshift64*).
     fn below(&mut self, bound: usize) -> usize {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
@@ -116,7 +116,7 @@ impl Log for usize {
 
 /// Writes a preference file; returns its size in bytes.
 pub(crate) fn write_pairs(path: &Path, pairs: usize) -> io::Result<u64> {
-    // Lines repeat after a while, with a number that makes each of them its own.
+    // Lines repeat, and a number makes each of them unique.
     let mut writer = Writer::new(7);
     let lines: Vec<String> = (0..pairs.min(20_000)).map(|_| writer.pair()).collect();
     let mut file = BufWriter::new(std::fs::File::create(path)?);

@@ -1,4 +1,4 @@
-//! Tokens per second of one core, from a line of JSON to the ids of a pair, for the tokenizers and templates in use.
+//! Tokens per second of one core, from a line of JSON to the ids of a pair, for common tokenizers and templates.
 
 use std::path::Path;
 use std::time::Instant;
@@ -14,13 +14,13 @@ use crate::usage::cpu_seconds;
 
 const RULE: Rule = Rule { max_len: 4096, preferred_only: false, embedding_rows: u32::MAX };
 
-/// One row a tokenizer: its name and million tokens per second of processor time. Told as they come: training takes a while.
+/// Calls `tell` with each tokenizer's name and million tokens per second of processor time as soon as it is measured.
 pub(crate) fn measure(dir: &Path, seconds: f64, tell: &dyn Fn(&str, &str)) {
     let mut writer = Writer::new(3);
     let texts = dir.join("texts.jsonl");
     let lines: Vec<String> = (0..20_000).map(|_| writer.pair()).collect();
     std::fs::write(&texts, lines.join("\n")).unwrap();
-    // What is measured is not what the tokenizer was trained on.
+    // Measure on other texts than the tokenizer was trained on.
     let lines: Vec<String> = (0..4_000).map(|_| writer.pair()).collect();
     for family in &FAMILIES {
         tell(family.name, &one(&folder(family, dir, &texts), &lines, seconds));

@@ -1,4 +1,4 @@
-//! Trainers that speak the protocol and compute nothing: one connection and one stream each, as real ones.
+//! Trainers that speak the protocol and compute nothing. Like real trainers, each has one connection and one stream.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,18 +16,18 @@ use dyad_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
 use tokio::sync::{Barrier, mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-/// Where all trainers, and whoever measures, wait for each other.
+/// Barriers of all trainers and the measuring task.
 #[derive(Debug)]
 pub(crate) struct Stages {
-    /// Everybody has joined.
+    /// All trainers have joined.
     pub(crate) assigned: Barrier,
     /// All pairs are measured.
     pub(crate) planned: Barrier,
-    /// The beats of an idle while are over.
+    /// The idle phase is over.
     pub(crate) rested: Barrier,
-    /// Last step done.
+    /// The last step is done.
     pub(crate) trained: Barrier,
-    /// What stands for the all-reduce of a step.
+    /// Stands in for the all-reduce of a step.
     step: Barrier,
     /// Heartbeats before the first step.
     beats: u32,
@@ -55,7 +55,7 @@ struct Trainer {
     reported: Vec<Instant>,
 }
 
-/// Joins, does as told until the run ends; returns when each step was reported.
+/// Joins and follows the coordinator until the run ends. Returns when each step was reported.
 pub(crate) async fn run(url: String, index: usize, stages: Arc<Stages>) -> Vec<Instant> {
     let access = Access::new(&url, None, None).unwrap();
     let channel = access.endpoint().unwrap().tcp_nodelay(true).connect().await.unwrap();
@@ -118,7 +118,7 @@ impl Trainer {
         }
     }
 
-    /// Nothing but signs of life, a second apart, spread over that second.
+    /// Sends only heartbeats, one per second, at a time within the second that depends on the index.
     async fn rest(&self) {
         self.stages.planned.wait().await;
         tokio::time::sleep(Duration::from_millis(self.index as u64 % 1000)).await;

@@ -1,24 +1,24 @@
-//! `make bench-telemetry`: what traces and metrics cost a run: of a very small model, where they cost most, and of one whose steps
-//! take a tenth of a second. `bench-telemetry large` measures that one alone.
+//! `make bench-telemetry`: the cost of traces and metrics for runs of two models: a very small one, where they cost most, and one whose
+//! steps take a tenth of a second. `bench-telemetry large` measures only the second one.
 //!
 //! Each round trains the same steps with everything off, with traces at the default sampling and metrics served, and with every
-//! step traced; the order changes from round to round. A ratio is taken within its round, so that other load on the machine
-//! meets both sides; what is printed is the median of the rounds.
+//! step traced. The order changes from round to round. A ratio is taken within its round, so that other load on the machine
+//! affects both sides. Printed values are medians of the rounds.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a benchmark that cannot set itself up has failed, and prints"
+    reason = "a benchmark that cannot set itself up has failed, and prints its results"
 )]
 
 use dyad_tests::collector::Collector;
 use dyad_tests::{Workspace, number, text};
 
 const ROUNDS: usize = 7;
-/// Steps left out at the start: memory is touched first there.
+/// Steps left out at the start, because they touch memory for the first time.
 const WARM: usize = 20;
 
-/// What is trained.
+/// A model and its number of steps.
 struct Model {
     name: &'static str,
     hidden: &'static str,
@@ -35,7 +35,7 @@ const MODELS: [Model; 2] = [
 const MODES: [(&str, Option<&str>); 3] =
     [("off", None), ("on, 1 step in 100", Some("100")), ("on, every step", Some("1"))];
 
-/// Seconds of a run.
+/// Times of a run, in seconds.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
     /// Mean step.
@@ -97,7 +97,7 @@ fn measure(workspace: &Workspace, collector: &Collector, every: Option<&str>) ->
     Cost { step: steps.iter().sum::<f64>() / steps.len() as f64, cpu }
 }
 
-/// Processor time of all processes that were started and have ended, in seconds.
+/// Returns the processor time of all child processes that have ended, in seconds.
 #[expect(unsafe_code, reason = "getrusage")]
 fn children_cpu() -> f64 {
     // SAFETY: a zeroed rusage is a valid one, and the call fills it.

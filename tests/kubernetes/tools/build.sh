@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a Kubernetes control plane into .tools/kubernetes/bin: etcd, kube-apiserver, kube-controller-manager, the JobSet
-# controller and kustomize, all from the Go module proxy in the versions that go.mod and this file name. About ten minutes on two
-# cores, once.
+# controller and kustomize. All come from the Go module proxy, in the versions in go.mod and in this file. The first build takes about
+# ten minutes on two cores.
 #
 #   tests/kubernetes/tools/build.sh [FOLDER]
 set -euo pipefail

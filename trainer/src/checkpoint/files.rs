@@ -12,7 +12,7 @@ use dyad_proto::run_folder::{is_own, is_real_folder, unfinished};
 use dyad_proto::{Fault, removal, safe_file};
 
 use super::cannot_write;
-use crate::progress;
+use crate::observe::progress;
 
 /// Sums of files that were taken while writing them.
 pub(super) type Sums = BTreeMap<PathBuf, Sum>;

@@ -9,7 +9,7 @@ use dyad_data::adapter::ADAPTER_WEIGHTS;
 use super::OPTIMIZER_FILE;
 use crate::model::weights::{Digested, Weights};
 use crate::optimizer::states::MASTER;
-use crate::parameters::Parameters;
+use crate::zero::parameters::Parameters;
 use dyad_proto::Fault;
 
 /// Overwrites this rank's part of masters and moments, then the tensors that the model computes with. A checkpoint is taken whole, and

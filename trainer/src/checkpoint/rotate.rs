@@ -7,7 +7,9 @@ use dyad_proto::files::read_to_string;
 use dyad_proto::removal::remove;
 use dyad_proto::run_folder::{checkpoint_step, unfinished};
 
-use super::{STATE_FILE, State};
+use dyad_proto::checkpoint_state::CheckpointState;
+
+use super::STATE_FILE;
 
 /// Checkpoints that nobody asked for: so many are kept, so that one is left if the newest gets damaged.
 const KEPT: usize = 2;
@@ -43,7 +45,8 @@ fn saved(output_dir: &Path, newest: u64) -> Vec<Saved> {
         .filter_map(|path| {
             let step = checkpoint_step(&path).filter(|step| *step <= newest)?;
             let text = read_to_string(&path.join(STATE_FILE)).ok()?;
-            let state = serde_json::from_str::<State>(&text).ok().filter(|state| state.step == step)?;
+            let state =
+                serde_json::from_str::<CheckpointState>(&text).ok().filter(|state| state.step == step)?;
             Some(Saved { step, rotates: state.rotates })
         })
         .collect();

@@ -5,18 +5,20 @@ use std::path::{Path, PathBuf};
 
 use dyad_data::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use dyad_proto::Fault;
+use dyad_proto::checkpoint_state::CheckpointState;
 use dyad_proto::run_folder::FINAL;
 use tch::{Device, Kind};
 
 use super::files::{self, Home, Sums};
 use super::tensors::{NamedStored, Stored, Written, write_file, write_model};
-use super::{OPTIMIZER_FILE, STATE_FILE, State, cannot_write};
-use crate::drain::Recorded;
-use crate::lora::Adapters;
+use super::{OPTIMIZER_FILE, STATE_FILE, cannot_write};
+use crate::model::Model;
+use crate::model::lora::Adapters;
 use crate::model::weights::Reading;
-use crate::model::{Model, listed};
+use crate::model::weights::listed;
 use crate::optimizer::states::MASTER;
-use crate::parameters::Kept;
+use crate::session::drain::Recorded;
+use crate::zero::parameters::Kept;
 use dyad_torch::place::Place;
 
 /// What stays the same over a run: where files come from and how weights are stored.
@@ -56,7 +58,7 @@ impl Saver {
     pub fn checkpoint(
         &self,
         kept: &[Kept],
-        state: &State,
+        state: &CheckpointState,
         recorded: impl FnOnce() -> Recorded,
     ) -> Result<PathBuf, Fault> {
         self.home.write(&format!("checkpoint-{}", state.step), |dir| {
@@ -64,13 +66,14 @@ impl Saver {
             let written = weights.and(write_file(&dir.join(OPTIMIZER_FILE), &self.optimizer_tensors(kept))?);
             let sums = self.finite(state.step, written)?;
             let Recorded { num_tokens, evaluations, .. } = recorded();
-            write_json(&dir.join(STATE_FILE), &State { num_tokens, evaluations, ..state.clone() })?;
+            let (num_tokens, evaluations) = (Some(num_tokens), Some(evaluations));
+            write_json(&dir.join(STATE_FILE), &CheckpointState { num_tokens, evaluations, ..state.clone() })?;
             Ok(sums)
         })
     }
 
     /// `final/`: the model alone, ready to serve, and what was done for it: a run that is resumed once more is complete.
-    pub fn finish(&self, kept: &[Kept], state: &State) -> Result<PathBuf, Fault> {
+    pub fn finish(&self, kept: &[Kept], state: &CheckpointState) -> Result<PathBuf, Fault> {
         self.home.write(FINAL, |dir| {
             let mut written = self.weights(dir, kept)?;
             if let Some(adapter) = self.adapter.as_ref().filter(|_| self.merge) {
@@ -160,6 +163,6 @@ fn name_class(config: &Path, class: &str) -> Result<(), Fault> {
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Fault> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| cannot_write(path, &error))?;
+    let text = serde_json::to_string_pretty(value).map_err(|error| cannot_write(path, &error.into()))?;
     std::fs::write(path, text + "\n").map_err(|error| cannot_write(path, &error))
 }

@@ -8,13 +8,13 @@ use std::path::Path;
 
 use dyad_proto::Fault;
 use dyad_proto::manifest::Sum;
-use safetensors::{Dtype, View, serialize_to_file};
+use safetensors::{Dtype, SafeTensorError, View, serialize_to_file};
 use tch::{Device, Kind, Tensor};
 
 use super::cannot_write;
 use super::files::Sums;
 use crate::model::weights::is_finite;
-use crate::progress;
+use crate::observe::progress;
 
 /// Largest file of a sharded model, the size transformers cuts at.
 const SHARD_BYTES: usize = 5_000_000_000;
@@ -81,7 +81,10 @@ pub(super) fn write_file(path: &Path, tensors: &[(String, Stored)]) -> Result<Wr
     let (sum, not_finite) = (Cell::new(Sum::EMPTY), RefCell::default());
     let view = |(name, stored)| Viewed { name, stored, sum: &sum, not_finite: &not_finite };
     let views = tensors.iter().map(|(name, stored)| (name.as_str(), view((name, stored))));
-    serialize_to_file(views, Some(metadata), path).map_err(|error| cannot_write(path, &error))?;
+    serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+        SafeTensorError::IoError(error) => cannot_write(path, &error),
+        error => cannot_write(path, &io::Error::other(error)),
+    })?;
     let header = header_sum(path).map_err(|error| cannot_write(path, &error))?;
     let sums = Sums::from([(path.to_owned(), header.then(sum.get()))]);
     Ok(Written { sums, not_finite: not_finite.into_inner() })

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::Engine;
 use crate::batch;
-use crate::unit_weights::GatheredWeights;
+use crate::zero::unit_weights::GatheredWeights;
 use dyad_torch::comm::CommError;
 use dyad_torch::transfer::{read, upload};
 

@@ -25,17 +25,17 @@ use tch::Device;
 use self::micro_steps::MicroBatchPairs;
 use self::passes::MicroStep;
 use self::step_statistics::{StepStatistics, sums};
-use crate::batch::{Layout, MicroBatch, TokenCounts};
+use crate::batch::{MicroBatch, PairLayout, TokenCounts};
+use crate::cost::activation_memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
 use crate::error::EngineError;
-use crate::memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
 use crate::model::Model;
 use crate::objective::StepObjective;
 use crate::objective::head::{Scorer, score_batch};
 use crate::objective::statistics::{DeviceSums, HostSums};
+use crate::observe::profile::summary::STEP;
+use crate::observe::timing::Phases;
 use crate::optimizer::Optimizer;
-use crate::parameters::Parameters;
-use crate::profile::summary::STEP;
-use crate::timing::Phases;
+use crate::zero::parameters::Parameters;
 use dyad_torch::comm::Communicator;
 use dyad_torch::recorder::Span;
 use dyad_torch::transfer::read;
@@ -60,7 +60,7 @@ struct EngineSettings {
     objective: Objective,
     /// The objective with what its loss reads; each step puts in its divisor.
     evaluation: StepObjective,
-    layout: Layout,
+    layout: PairLayout,
     micro_batch_tokens: usize,
     /// Layers from this one up keep what they have computed; those below compute it again.
     first_uncheckpointed_layer: usize,
@@ -118,7 +118,7 @@ impl Engine {
         let settings = EngineSettings {
             objective: config.objective(),
             evaluation: StepObjective::of(config),
-            layout: Layout::of(config),
+            layout: PairLayout::of(config),
             micro_batch_tokens: config.micro_batch_tokens as usize,
             first_uncheckpointed_layer: first_uncheckpointed_layer(
                 config,

@@ -9,13 +9,13 @@ use super::reference::ReferenceSide;
 use super::step_statistics::StepStatistics;
 use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
-use crate::model::LayerOutput;
-use crate::model::blocks::Pass;
+use crate::model::layer::LayerOutput;
+use crate::model::pass::Pass;
 use crate::objective::StepObjective;
 use crate::objective::head::{HeadGradients, Scorer, Scores, score_batch};
 use crate::objective::statistics::{DeviceSums, Statistic};
-use crate::timing::Phases;
-use crate::unit_weights::GatheredWeights;
+use crate::observe::timing::Phases;
+use crate::zero::unit_weights::GatheredWeights;
 use dyad_torch::autograd::{grad, grad_into};
 use dyad_torch::ops::layer::accumulate;
 

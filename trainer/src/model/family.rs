@@ -2,7 +2,10 @@
 
 use dyad_proto::Fault;
 
-use super::{Family, ModelConfig, llama, qwen2};
+use dyad_families::ModelConfig;
+
+use super::layer::Family;
+use super::{llama, qwen2};
 
 /// All of them.
 const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY];

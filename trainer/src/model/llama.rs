@@ -7,8 +7,13 @@ use dyad_proto::Fault;
 use dyad_torch::ops::layer::rms_norm_with_residual;
 use tch::Tensor;
 
-use super::blocks::{Attention, Linear, Mlp, Pass};
-use super::{DecoderLayer, Family, LayerOutput, LayerSource, ModelConfig, Part};
+use dyad_families::ModelConfig;
+
+use super::attention::Attention;
+use super::layer::{DecoderLayer, Family, LayerOutput, LayerSource, Part};
+use super::linear::Linear;
+use super::mlp::Mlp;
+use super::pass::Pass;
 
 /// Which projections carry a bias.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +83,7 @@ impl LlamaLayer {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
-                span: config.spans.get(source.index()).copied().unwrap_or_default(),
+                span: config.spans.get(source.index).copied().unwrap_or_default(),
             },
             post_attention_layernorm: source.tensor("post_attention_layernorm.weight", &[hidden])?,
             mlp: Mlp {

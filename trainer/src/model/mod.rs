@@ -3,84 +3,37 @@
 //! A family is one file that implements [`DecoderLayer`], and a line in [`family`]; everything else (embedding, final
 //! norm, head, adapters, gradients, checkpoints) works through that trait and the Hugging Face names it reports.
 
-pub mod blocks;
-mod claim;
+pub mod attention;
 mod family;
-mod files;
-pub mod llama;
-pub mod qwen2;
-pub mod relay;
 #[cfg(test)]
-mod test_files;
+mod kernels_agree;
+pub mod layer;
+pub mod linear;
+pub mod llama;
+pub mod lora;
+pub mod mlp;
+pub mod pass;
+pub mod qwen2;
+pub mod rotary;
 pub mod weights;
 
-use dyad_torch::ops::layer::rms_norm;
-use dyad_torch::place::Place;
-use std::fmt;
 use std::path::Path;
 use std::rc::Rc;
 
-use blocks::{Linear, Pass, Rotary};
-pub(crate) use claim::listed;
-pub use dyad_families::ModelConfig;
+use dyad_families::ModelConfig;
 use dyad_proto::Fault;
-use tch::{Kind, Tensor};
-use weights::{Reading, Wanted, Weights};
-
-use crate::batch::MicroBatch;
-use crate::parameters::Named;
-use crate::unit_weights::{GatheredWeights, Keep, Residence};
 use dyad_torch::comm::CommError;
+use dyad_torch::ops::layer::rms_norm;
+use dyad_torch::place::Place;
+use tch::{Kind, Tensor};
 
-/// One decoder layer of any family.
-pub trait DecoderLayer: fmt::Debug {
-    /// `[tokens, hidden]` -> `[tokens, hidden]`.
-    fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> LayerOutput;
-
-    /// Every part with its Hugging Face name below the layer, in a fixed order.
-    fn parts(&mut self) -> Vec<(&'static str, Part<'_>)>;
-
-    /// A layer of other handles to the same tensors, without adapters.
-    fn share(&self) -> Box<dyn DecoderLayer>;
-}
-
-type LoadLayer = fn(&ModelConfig, &LayerSource<'_>) -> Result<Box<dyn DecoderLayer>, Fault>;
-
-/// How layers of a family are named and loaded.
-#[derive(Debug)]
-pub(crate) struct Family {
-    /// `model_type` of `config.json`; `dyad_families` reads the fields of the same name.
-    pub model_type: &'static str,
-    /// Names of a layer's tensors below the layer.
-    pub tensor_names: fn(&ModelConfig) -> Vec<String>,
-    /// Loads a layer.
-    pub load_layer: LoadLayer,
-}
-
-/// What a layer computes.
-#[derive(Debug)]
-pub struct LayerOutput {
-    /// `[tokens, hidden]`.
-    pub hidden: Tensor,
-    /// A term of the step's loss that the layer adds, such as that of a router: a scalar, with its coefficient, divided as the step's loss
-    /// is. `[]`
-    pub aux_loss: Option<Tensor>,
-}
-
-impl From<Tensor> for LayerOutput {
-    fn from(hidden: Tensor) -> Self {
-        Self { hidden, aux_loss: None }
-    }
-}
-
-/// A part of a layer that holds parameters.
-#[derive(Debug)]
-pub enum Part<'a> {
-    /// A linear layer, e.g. `self_attn.q_proj`.
-    Linear(&'a mut Linear),
-    /// A norm's weight, e.g. `input_layernorm`.
-    Norm(&'a mut Tensor),
-}
+use self::layer::{DecoderLayer, LayerSource, layer_tensors};
+use self::pass::Pass;
+use self::rotary::Rotary;
+use self::weights::{Reading, Wanted, Weights};
+use crate::batch::MicroBatch;
+use crate::zero::parameters::Named;
+use crate::zero::unit_weights::{GatheredWeights, Keep, Residence};
 
 /// A language model: embedding, layers, final norm, head.
 #[derive(Debug)]
@@ -283,50 +236,6 @@ fn top_tensors<'a>(final_norm: &'a mut Tensor, untied_head: Option<&'a mut Tenso
     let mut top = vec![(FINAL_NORM.to_owned(), final_norm)];
     top.extend(untied_head.map(|head| (HEAD.to_owned(), head)));
     top
-}
-
-/// Base tensors of one layer with their full names.
-pub fn layer_tensors(index: usize, layer: &mut dyn DecoderLayer) -> Vec<(String, &mut Tensor)> {
-    let mut named = Vec::new();
-    for (name, part) in layer.parts() {
-        let prefix = format!("model.layers.{index}.{name}");
-        match part {
-            Part::Norm(weight) => named.push((format!("{prefix}.weight"), weight)),
-            Part::Linear(linear) => {
-                named.push((format!("{prefix}.weight"), &mut linear.weight));
-                named.extend(linear.bias.as_mut().map(|bias| (format!("{prefix}.bias"), bias)));
-            }
-        }
-    }
-    named
-}
-
-/// Where one layer's tensors come from.
-#[derive(Debug)]
-pub struct LayerSource<'a> {
-    weights: &'a Weights,
-    index: usize,
-    place: Place,
-}
-
-impl LayerSource<'_> {
-    /// Which layer it is, from 0.
-    #[must_use]
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
-    /// Loads a tensor named below the layer.
-    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, Fault> {
-        self.weights.load(&format!("model.layers.{}.{name}", self.index), shape, self.place)
-    }
-
-    /// Loads a linear layer.
-    pub fn linear(&self, name: &str, outputs: i64, inputs: i64, bias: bool) -> Result<Linear, Fault> {
-        let weight = self.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
-        let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[outputs])).transpose()?;
-        Ok(Linear { weight, bias, adapter: None })
-    }
 }
 
 /// Every tensor of a model, by its Hugging Face name.

@@ -1,7 +1,7 @@
 //! Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama's block with biases on q, k and v, always, whatever config.json says; upper layers may see a
 //! window.
 
-use super::Family;
+use super::layer::Family;
 use super::llama::{Biases, LlamaLayer, tensor_names};
 
 pub(super) const FAMILY: Family = Family {

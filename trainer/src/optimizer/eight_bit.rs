@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::unit_weights::part;
+use crate::zero::unit_weights::part;
 use dyad_torch::adamw::{AdamHyper, AdamSlot, adamw_8bit, fused_adamw};
 use dyad_torch::error::TorchError;
 

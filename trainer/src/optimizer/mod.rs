@@ -1,6 +1,7 @@
 //! One optimizer step: global gradient norm, clipping, AdamW on float32 masters.
 
 pub mod eight_bit;
+pub mod learning_rate;
 pub mod states;
 pub mod update;
 
@@ -9,8 +10,8 @@ use tch::Tensor;
 
 use self::update::{Clip, Update};
 use crate::error::EngineError;
-use crate::parameters::Parameters;
-use crate::progress;
+use crate::observe::progress;
+use crate::zero::parameters::Parameters;
 use dyad_torch::adamw::AdamHyper;
 
 /// AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with betas 0.9 and 0.999, eps 1e-8.
@@ -55,7 +56,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::parameters::{Keeping, tests::keeping};
+    use crate::zero::parameters::{Keeping, tests::keeping};
     use dyad_torch::backend::as_on_gpu;
 
     fn parameters(keeping: Keeping) -> (Tensor, Parameters) {

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::eight_bit::{self, BLOCK};
 use super::update::{Clip, Update};
-use crate::unit_weights::part;
+use crate::zero::unit_weights::part;
 use dyad_torch::adamw::{AdamHyper, AdamPass, AdamSlot, adamw_in_one_pass, fused_adamw};
 use dyad_torch::backend::on_gpu_path;
 use dyad_torch::error::TorchError;

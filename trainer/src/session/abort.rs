@@ -8,7 +8,7 @@ use dyad_proto::{ErrorCode, Fault};
 use tonic::Code;
 
 use super::{Handle, LAST_SPANS};
-use crate::trace;
+use crate::observe::trace;
 
 /// Why this trainer stops, and how its call ends. `welcome`: it takes part in the run already.
 pub(super) fn reason(abort: Abort, welcome: bool) -> (Fault, Code) {

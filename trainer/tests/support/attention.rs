@@ -5,7 +5,7 @@ use dyad_torch::ops::attention_kernel::Kernel;
 use dyad_torch::ops::flash_attention::{Gathered, Runs, Varlen};
 use dyad_torch::ops::segment::Segment;
 use tch::{Device, Kind, Tensor};
-use trainer::model::blocks::composed_attention;
+use trainer::model::attention::composed_attention;
 
 /// A segment whose branches follow its prompt.
 fn segment(start: i64, prompt: i64, branches: &[i64]) -> Segment {

@@ -1,10 +1,10 @@
-//! A C header of the foreign functions and structs that a Rust file declares.
+//! Makes a C header from the foreign functions and structs that a Rust file declares.
 
 use std::fmt::Write;
 
 use syn::{ForeignItem, ForeignItemFn, Item, ItemStruct, ReturnType, Type};
 
-/// What C++ code includes so that its compiler compares definitions with the declarations in `source`.
+/// The header text for the declarations in `source`. C++ files include it, so that the compiler checks their definitions.
 pub(crate) fn of(source: &str) -> Result<String, String> {
     let file = syn::parse_file(source).map_err(|error| error.to_string())?;
     let mut header = String::from(
@@ -17,7 +17,7 @@ pub(crate) fn of(source: &str) -> Result<String, String> {
             Item::ForeignMod(block) => {
                 for item in &block.items {
                     match item {
-                        // The C library declares its own.
+                        // Functions of the C library: its own headers declare them.
                         ForeignItem::Fn(item) if !item.sig.ident.to_string().starts_with("dyad_") => {}
                         ForeignItem::Fn(item) => header += &function(item)?,
                         _ => return Err("only functions are known in an extern block".into()),
@@ -61,7 +61,7 @@ fn returned(output: &ReturnType) -> Result<String, String> {
     }
 }
 
-/// A declaration of `name` with a type, as C writes it; without a name, the type alone.
+/// A C declaration of `name` with type `ty`; only the type if `name` is empty.
 fn declared(ty: &Type, name: &str) -> Result<String, String> {
     let Type::BareFn(function) = ty else {
         let ty = named(ty)?;
@@ -72,7 +72,7 @@ fn declared(ty: &Type, name: &str) -> Result<String, String> {
     Ok(format!("{} (*{name})({})", returned(&function.output)?, inputs?.join(", ")))
 }
 
-/// `at::Tensor` is never const: libtorch's handles are not.
+/// The C name of a type. Pointers to `at::Tensor` are never const, because libtorch's own handles are not.
 fn named(ty: &Type) -> Result<String, String> {
     match ty {
         Type::Ptr(pointer) => {
@@ -110,7 +110,7 @@ fn named(ty: &Type) -> Result<String, String> {
     }
 }
 
-/// `RawBoard` is `dyad_board`.
+/// The C name of a Rust struct, e.g. `dyad_board` for `RawBoard`.
 fn c_name(rust: &str) -> String {
     let mut name = String::from("dyad");
     for letter in rust.strip_prefix("Raw").unwrap_or(rust).chars() {

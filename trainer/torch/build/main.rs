@@ -1,5 +1,5 @@
-//! Builds the bridge in `cpp/` against the pinned libtorch, and says where programs find libtorch at run time.
-#![allow(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
+//! Builds the bridge in `cpp/` against the pinned libtorch, and sets the run path by which programs find libtorch.
+#![allow(clippy::print_stdout, reason = "cargo reads the standard output of build scripts")]
 
 mod header;
 
@@ -24,30 +24,30 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!("cargo:rustc-link-search=native={}", lib.display());
     let link_args = [
-        // libtorch's own OpenMP, whose threads the kernels share: a second one would bring threads of its own.
+        // libtorch's own OpenMP library, so that kernels share its threads: a second library would start more threads.
         lib.join("libgomp.so.1").canonicalize()?.display().to_string(),
         format!("-Wl,-rpath,{}", run_path(&lib.canonicalize()?)?),
     ];
     for argument in &link_args {
         println!("cargo:rustc-link-arg={argument}");
     }
-    // Cargo hands arguments to the linker for this package alone: those that depend on it read them in their build scripts.
+    // Cargo applies link arguments to this package only: the build scripts of packages that depend on it read them from here.
     println!("cargo:link_args={}", link_args.join(" "));
     Ok(())
 }
 
-/// Where the program looks for libtorch when it starts, from its own folder: no path of the machine that built it is left in it.
+/// The run path by which a program finds libtorch, relative to the program: the binary contains no path of the build machine.
 fn run_path(lib: &Path) -> Result<String, Box<dyn Error>> {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).canonicalize()?;
     // target/release/build/PACKAGE/out
     let programs = out.ancestors().nth(3).ok_or("OUT_DIR is not below a target folder")?;
     let wanted = [
-        // The build itself, and its tests.
+        // Programs and tests in the build folder.
         relative(programs, lib),
         relative(&programs.join("deps"), lib),
-        // The image, and what --push copies.
+        // The container image, and the folder that --push copies.
         PathBuf::from("../../.libtorch/torch/lib"),
-        // The wheel, beside PyTorch's.
+        // The Python wheel, installed next to PyTorch's.
         PathBuf::from("../../torch/lib"),
     ];
     let mut places: Vec<String> = Vec::new();
@@ -59,7 +59,7 @@ fn run_path(lib: &Path) -> Result<String, Box<dyn Error>> {
     Ok(places.join(":"))
 }
 
-/// The way from one folder to another.
+/// The relative path from one folder to another.
 fn relative(from: &Path, to: &Path) -> PathBuf {
     let shared = from.components().zip(to.components()).take_while(|(from, to)| from == to).count();
     let up = from.components().skip(shared).map(|_| Path::new(".."));
@@ -72,15 +72,15 @@ fn build() -> cc::Build {
         .cpp(true)
         .std("c++20")
         .includes(["cpp/comm", "cpp/cpu", "cpp/gpu", "cpp/torch"])
-        // Lets loops with comparisons and square roots become vector code; no result changes by it.
+        // Lets the compiler vectorise loops with comparisons and square roots; results stay the same.
         .flag_if_supported("-fno-trapping-math")
         .flag_if_supported("-fno-math-errno");
     build
 }
 
-/// Loops over rows, once for each set of instructions; which is taken is decided at run time.
+/// Compiles the loops over rows once for each instruction set; the program picks one at run time.
 fn compile_loops() {
-    // Whole registers also where the compiler makes vector code by itself; for AVX-512 it would take halves.
+    // Use 512-bit registers in auto-vectorised code too; by default the compiler uses 256 bits for AVX-512.
     let v4 = [
         "-mavx512f",
         "-mavx512bw",
@@ -135,21 +135,21 @@ fn compile_bridge(include: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Header of the functions that Rust declares: every definition is compared with it.
+/// Writes the header of the functions that Rust declares; the C++ compiler checks every definition against it.
 fn declarations() -> Result<PathBuf, Box<dyn Error>> {
     let header = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("ffi.h");
     std::fs::write(&header, header::of(&std::fs::read_to_string("src/ffi.rs")?)?)?;
     Ok(header)
 }
 
-/// libtorch's headers, which most files begin with, read once for all of them. Compilers other than GCC read them in every file.
+/// Precompiles the libtorch headers that most files include. Returns `None` if the compiler is not GCC; then every file parses them.
 fn precompiled(build: &cc::Build) -> Result<Option<PathBuf>, Box<dyn Error>> {
     let compiler = build.try_get_compiler()?;
     if !compiler.is_like_gnu() {
         return Ok(None);
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
-    // GCC takes the precompiled file where it lies beside the header that is included.
+    // GCC uses the precompiled file if it is in the same folder as the included header.
     let header = out.join("precompiled.h");
     std::fs::copy("cpp/torch/precompiled.h", &header)?;
     let mut command = compiler.to_command();
@@ -164,15 +164,15 @@ fn precompiled(build: &cc::Build) -> Result<Option<PathBuf>, Box<dyn Error>> {
 fn bridge(include: &Path) -> cc::Build {
     let mut build = build();
     build
-        // Errors of libtorch name the header that they come from.
+        // libtorch's error messages contain header paths: keep the build machine's folder out of them.
         .flag(format!("-ffile-prefix-map={}=libtorch", include.parent().unwrap_or(include).display()))
         .flag_if_supported("-Wno-unused-parameter")
-        // Otherwise loops that clamp or choose (8-bit moments) get a path for each outcome, computed for all lanes.
+        // Without this flag, loops that clamp or select (8-bit moments) get one code path per outcome, each computed for all lanes.
         .flag_if_supported("-fno-thread-jumps")
-        // Vector loops, and at::parallel_for: without OpenMP its loops run on one thread, without a word.
+        // For vector loops and at::parallel_for: without OpenMP its loops silently run on one thread.
         .flag("-fopenmp")
         .define("USE_C10D_GLOO", None)
-        // System headers: their warnings are not ours.
+        // As system headers, so that they give no warnings.
         .flag("-isystem")
         .flag(include)
         .flag("-isystem")

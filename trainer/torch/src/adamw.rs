@@ -1,4 +1,4 @@
-//! AdamW in place: libtorch's fused step, and steps on CPUs in one pass over memory.
+//! AdamW in place: libtorch's fused step, and CPU steps that pass over memory once.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use tch::{Device, Kind, Tensor};
@@ -36,8 +36,8 @@ pub struct AdamHyper {
     pub eps: f64,
 }
 
-/// One AdamW step in place; `step` is a float32 scalar tensor that counts from 1. Gradients are divided first by the float32
-/// value of `divisor`, where there is one.
+/// One AdamW step in place; `step` is a float32 scalar tensor that counts from 1. If there is a `divisor` (float32 scalar), the
+/// gradients are divided by it first.
 pub fn fused_adamw(
     slots: &[AdamSlot<'_>],
     step: &Tensor,
@@ -49,7 +49,7 @@ pub fn fused_adamw(
     };
     let steps = vec![step.as_ptr(); slots.len()];
     let values = [hyper.learning_rate, hyper.beta1, hyper.beta2, hyper.weight_decay, hyper.eps];
-    // SAFETY: five arrays of `slots.len()` live tensors each, a live tensor or none, and five doubles.
+    // SAFETY: five arrays of `slots.len()` live tensors each, a live tensor or null, and five doubles.
     unsafe {
         check(dyad_fused_adamw(
             list(|slot| slot.parameter.as_ptr()).as_ptr(),
@@ -64,18 +64,18 @@ pub fn fused_adamw(
     }
 }
 
-/// What a step on the CPU does beside, while the values are at hand.
+/// Extra work of a CPU step, done while the values are in cache.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamPass<'a> {
     /// Gradients are multiplied by this first.
     pub scale: f64,
-    /// Gets the new parameters, bfloat16.
+    /// Receives the new parameters in bfloat16.
     pub published: Option<&'a Tensor>,
-    /// Leaves zeros in the gradient's place.
+    /// Sets the gradient to zero after the step.
     pub clears: bool,
 }
 
-/// One AdamW step in place and on the CPU, in one pass over memory; `step` counts from 1.
+/// One AdamW step in place on the CPU, in one pass over memory; `step` counts from 1.
 pub fn adamw_in_one_pass(
     slot: &AdamSlot<'_>,
     adam_pass: AdamPass<'_>,
@@ -91,7 +91,7 @@ pub fn adamw_in_one_pass(
     assert!(adam_pass.published.is_none_or(|tensor| fits(tensor, Kind::BFloat16)));
     let AdamHyper { learning_rate, beta1, beta2, weight_decay, eps } = hyper;
     let values = [learning_rate, beta1, beta2, weight_decay, eps, step as f64, adam_pass.scale];
-    // SAFETY: live, contiguous CPU tensors of one length and of the kinds that the bridge asks for, and seven doubles.
+    // SAFETY: live, contiguous CPU tensors of the same length and of the kinds that the bridge expects, and seven doubles.
     unsafe {
         check(dyad_adamw(
             slot.parameter.as_ptr(),
@@ -105,8 +105,8 @@ pub fn adamw_in_one_pass(
     }
 }
 
-/// One AdamW step on moments of eight bits, on the CPU: codes, largest magnitudes, fractions, their middles and starts of the
-/// first moment, then of the second; `step` counts from 1.
+/// One AdamW step with 8-bit moments, on the CPU. `moments` holds five tensors for the first moment, then five for the second:
+/// codes, largest magnitudes of blocks, fractions, midpoints between fractions, starts of cells. `step` counts from 1.
 pub fn adamw_8bit(
     parameter: &Tensor,
     gradient: &Tensor,
@@ -114,11 +114,11 @@ pub fn adamw_8bit(
     step: u64,
     hyper: AdamHyper,
 ) -> Result<(), TorchError> {
-    assert_eq!(moments.len(), 10, "five tensors a moment");
+    assert_eq!(moments.len(), 10, "five tensors per moment");
     assert!(moments.iter().chain([&parameter, &gradient]).all(|tensor| tensor.is_contiguous()));
     let AdamHyper { learning_rate, beta1, beta2, weight_decay, eps } = hyper;
     let values = [learning_rate, beta1, beta2, weight_decay, eps, step as f64];
-    // SAFETY: live, contiguous CPU tensors of the sizes that a block of 256 asks for, and six doubles.
+    // SAFETY: live, contiguous CPU tensors of the sizes that blocks of 256 values need, and six doubles.
     unsafe {
         check(dyad_adamw_8bit(
             parameter.as_ptr(),
@@ -133,7 +133,7 @@ pub fn adamw_8bit(
 mod tests {
     use super::*;
 
-    /// First step of AdamW from zero state moves by lr * sign(g), after the decay by lr * weight_decay.
+    /// From zero state the first AdamW step moves by lr * sign(g), after a decay by lr * weight_decay.
     #[test]
     fn adamw_first_step_is_the_sign_of_the_gradient() {
         let options = (Kind::Float, Device::Cpu);

@@ -1,4 +1,4 @@
-//! Gradients with output gradients of the caller's own, which tch leaves out.
+//! Gradients for output gradients that the caller passes; tch has no such function.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use tch::{Kind, Tensor};
@@ -11,7 +11,7 @@ pub(crate) fn pointers(tensors: &[&Tensor]) -> Vec<*const C_tensor> {
     tensors.iter().map(|tensor| tensor.as_ptr()).collect()
 }
 
-/// Gradients of `sum <output, output_grad>` by each input; `None` where nothing depends on the input. Frees the graph.
+/// Gradients of `sum <output, output_grad>` with respect to each input; `None` if no output depends on it. Frees the graph.
 pub fn grad(
     outputs: &[&Tensor],
     output_grads: &[&Tensor],
@@ -20,8 +20,9 @@ pub fn grad(
     grad_into(outputs, output_grads, inputs, &[])
 }
 
-/// The same where the first inputs may have a sink each: a contiguous float32 tensor to which the gradient is added if
-/// [`crate::ops::product`] makes it, and which then is `None`. Others are returned as ever.
+/// Like [`grad`], with sinks for the first `sinks.len()` inputs. A sink is a contiguous float32 tensor of the input's size. If a
+/// linear layer of [`crate::ops`] can add the gradient to the sink, it does and the result is `None`; otherwise the gradient is
+/// returned.
 pub fn grad_into(
     outputs: &[&Tensor],
     output_grads: &[&Tensor],

@@ -1,5 +1,5 @@
-//! Which implementation computes an operator. Every choice is made here, by kind, device and sizes.
-#![expect(unsafe_code, reason = "asks the bridge what the CPU has")]
+//! Chooses the implementation of an operator by kind, device and sizes. Every such choice is made here.
+#![expect(unsafe_code, reason = "asks the bridge for CPU features")]
 
 use std::cell::Cell;
 
@@ -19,11 +19,12 @@ pub enum Backend {
     Torch,
 }
 
-/// Values that a thread of a GPU reads at once: last axes are multiples of it.
+/// Values that a GPU thread reads at once: the last axis of a tensor must be a multiple of it.
 pub const GPU_VECTOR: i64 = 8;
 
 impl Backend {
-    /// For operators that work row by row on tensors of one kind. On a GPU their last axis comes in runs of `run` values.
+    /// For operators that work row by row on tensors of one kind. The GPU kernels need a last axis
+    /// that is a multiple of `run`.
     #[must_use]
     pub fn of(tensors: &[&Tensor], run: i64) -> Self {
         let Some(kind) = tensors.first().map(|tensor| tensor.kind()) else { return Self::Torch };
@@ -41,7 +42,7 @@ impl Backend {
         }
     }
 
-    /// For what is computed on logits of this projection, `[vocab, hidden]`.
+    /// For operators on the logits of this projection, `[vocab, hidden]`.
     #[must_use]
     pub fn of_logits(weight: &Tensor) -> Self {
         match Self::of(&[weight], 1) {
@@ -50,7 +51,7 @@ impl Backend {
         }
     }
 
-    /// For products of matrices of one kind. In bfloat16 the bridge's own multiply pairs: widths are even.
+    /// For products of matrices of one kind. In bfloat16 the bridge's products multiply pairs, so widths must be even.
     #[must_use]
     pub fn of_matrices(matrices: &[&Tensor]) -> Self {
         let Some(kind) = matrices.first().map(|matrix| matrix.kind()) else { return Self::Torch };
@@ -66,14 +67,14 @@ impl Backend {
     }
 }
 
-/// Whether this CPU has the instructions that the bridge's products of such matrices need.
+/// Whether this CPU has the instructions that the bridge's products of matrices of this kind need.
 #[must_use]
 pub fn has_products(kind: Kind) -> bool {
-    // SAFETY: asks what the CPU has.
+    // SAFETY: only reads CPU features.
     matches!(kind, Kind::Float | Kind::BFloat16) && unsafe { dyad_products_serve(kind == Kind::BFloat16) }
 }
 
-/// Whether the bridge's kernels for GPUs compute passes of this kind on the GPU that was opened.
+/// Whether the bridge's GPU kernels support this kind and are loaded on the GPU that was opened.
 #[must_use]
 pub fn has_gpu_kernels(kind: Kind) -> bool {
     kind == Kind::BFloat16 && kernels_are_loaded()
@@ -83,7 +84,7 @@ thread_local! {
     static AS_ON_GPU: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does work on the CPU as GPUs do it, on this thread. Tests reach what GPUs run by it.
+/// Runs `work` on this thread with the GPU code paths, even for CPU tensors. Lets tests run those paths without a GPU.
 pub fn as_on_gpu<T>(work: impl FnOnce() -> T) -> T {
     let before = AS_ON_GPU.replace(true);
     let result = work();
@@ -91,7 +92,7 @@ pub fn as_on_gpu<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Whether tensors on a device take what GPUs run, rather than what CPUs run.
+/// Whether tensors on this device take the GPU code paths.
 #[must_use]
 pub fn on_gpu_path(device: Device) -> bool {
     device != Device::Cpu || AS_ON_GPU.get()
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn kind_and_device_choose() {
+    fn kind_and_device_choose_the_backend() {
         let (wide, narrow) = (zeros(&[2, 8], Kind::Float), zeros(&[2, 8], Kind::BFloat16));
         assert_eq!(Backend::of(&[&wide, &wide], GPU_VECTOR), Backend::Cpu);
         assert_eq!(Backend::of(&[&narrow], GPU_VECTOR), Backend::Cpu);

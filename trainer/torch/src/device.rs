@@ -1,4 +1,4 @@
-//! Where the passes run, and in which precision.
+//! Device and precision of the passes.
 
 use std::ffi::{c_int, c_void};
 
@@ -9,8 +9,8 @@ use tch::{Cuda, Device, Kind};
 use crate::error::{TorchError, check};
 use crate::ffi::{dyad_cuda_current_stream, dyad_cuda_free_bytes, dyad_cuda_peak_bytes};
 
-/// Turns `cpu` or `cuda:N` into a device that works, loading libtorch's CUDA back end when it is asked for: before anything is
-/// computed, because libtorch looks for that back end once.
+/// Turns `cpu` or `cuda:N` into a usable device. For CUDA it loads libtorch's CUDA back end; call it before anything is computed,
+/// because libtorch looks for that back end only once.
 pub fn open(name: &str) -> Result<Device, Fault> {
     if name == "cpu" {
         return Ok(Device::Cpu);
@@ -31,15 +31,16 @@ pub fn open(name: &str) -> Result<Device, Fault> {
     Ok(Device::Cuda(index))
 }
 
-/// The linker leaves libtorch_cuda out of the binary; loading it registers the CUDA back end, so that one binary serves both.
+/// Loads libtorch_cuda, which registers the CUDA back end. The binary is not linked to it, so that one binary runs with and
+/// without CUDA.
 #[expect(unsafe_code, reason = "dlopen")]
 fn load_cuda_back_end() -> Result<(), Fault> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: libtorch_cuda's initialisers only register kernels and touch no state of ours.
+    // SAFETY: libtorch_cuda's initialisers only register kernels and touch none of this program's state.
     let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
     match library {
         Ok(library) => {
-            // Never unloaded: kernels stay registered for the life of the process.
+            // Never unload it: its kernels stay registered until the process ends.
             std::mem::forget(library);
             Ok(())
         }
@@ -48,14 +49,14 @@ fn load_cuda_back_end() -> Result<(), Fault> {
     }
 }
 
-/// Where a GPU is on the bus, as NVML reads it: domain, bus, device and function.
+/// PCI address of a GPU in NVML's format: domain, bus, device and function.
 #[expect(unsafe_code, reason = "foreign functions of the CUDA driver")]
 pub fn pci_address(index: usize) -> Result<String, cudarc::driver::DriverError> {
     use cudarc::driver::result::{device, init};
     use cudarc::driver::sys::CUdevice_attribute as Attribute;
     init()?;
     let gpu = device::get(index as i32)?;
-    // SAFETY: the device is one that the driver has just named.
+    // SAFETY: the driver has just returned this device.
     let ask = |attribute| unsafe { device::get_attribute(gpu, attribute) };
     let domain = ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
     let bus = ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
@@ -63,14 +64,14 @@ pub fn pci_address(index: usize) -> Result<String, cudarc::driver::DriverError> 
     Ok(format!("{domain:08X}:{bus:02X}:{slot:02X}.0"))
 }
 
-/// Waits until the device has done all that it was given.
+/// Waits until the device has finished all queued work.
 pub fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         Cuda::synchronize(index as i64);
     }
 }
 
-/// Precision of the passes. `auto` is bfloat16 on CUDA devices and on CPUs where a bfloat16 step is the faster one.
+/// Precision of the passes. `auto` means bfloat16 on CUDA devices and on CPUs where a bfloat16 step is faster.
 #[must_use]
 pub fn compute_kind(dtype: Dtype, device: Device) -> Kind {
     match dtype {
@@ -81,7 +82,7 @@ pub fn compute_kind(dtype: Dtype, device: Device) -> Kind {
     }
 }
 
-/// The configuration's name for a precision of passes.
+/// The configuration's name for a precision.
 #[must_use]
 pub fn precision(kind: Kind) -> &'static str {
     if kind == Kind::BFloat16 { "bfloat16" } else { "float32" }
@@ -91,9 +92,10 @@ fn cpu_info() -> String {
     dyad_proto::files::of_kernel("/proc/cpuinfo").unwrap_or_default()
 }
 
-/// Decides by the text of `/proc/cpuinfo`. AMX multiplies tiles of bfloat16 many times faster than float32. `vdpbf16ps` (AVX512_BF16) does two
-/// bfloat16 products in the time of one float32 product on AMD's cores (Zen 4 and later: a step was 1.5 times as fast). On Intel's cores it
-/// starts once a cycle where a float32 product starts twice, so conversions make the step slower: 1.6 times on a Xeon.
+/// Whether a training step is faster in bfloat16, by the text of `/proc/cpuinfo`. AMX multiplies tiles of bfloat16 many times faster
+/// than float32. On AMD's cores (Zen 4 and later) `vdpbf16ps` (AVX512_BF16) does two bfloat16 products in the time of one float32
+/// product: a step was 1.5 times as fast. Intel's cores start one `vdpbf16ps` but two float32 products per cycle, so conversions make
+/// the step slower: 1.6 times on a Xeon.
 fn cpu_is_faster_in_bfloat16(cpu_info: &str) -> bool {
     let field = |name: &str| {
         let mut fields = cpu_info.lines().filter_map(|line| line.split_once(':'));
@@ -103,7 +105,7 @@ fn cpu_is_faster_in_bfloat16(cpu_info: &str) -> bool {
     has("amx_bf16") || (has("avx512_bf16") && field("vendor_id") == "AuthenticAMD")
 }
 
-/// Bytes of a CUDA device that nobody holds.
+/// Free bytes of a CUDA device, with the bytes that libtorch has cached but does not use.
 #[expect(unsafe_code, reason = "foreign functions of the bridge")]
 pub fn cuda_free_bytes(device: usize) -> Result<u64, TorchError> {
     let mut bytes = 0;
@@ -112,7 +114,7 @@ pub fn cuda_free_bytes(device: usize) -> Result<u64, TorchError> {
     Ok(bytes.max(0) as u64)
 }
 
-/// The driver's handle of libtorch's current stream on a CUDA device; null is the default stream.
+/// The driver's handle for libtorch's current stream on a CUDA device; null means the default stream.
 #[expect(unsafe_code, reason = "foreign functions of the bridge")]
 pub fn cuda_current_stream(device: usize) -> Result<*mut c_void, TorchError> {
     let mut stream = std::ptr::null_mut();
@@ -121,7 +123,7 @@ pub fn cuda_current_stream(device: usize) -> Result<*mut c_void, TorchError> {
     Ok(stream)
 }
 
-/// Most bytes that libtorch has held for tensors on a CUDA device.
+/// Peak bytes that libtorch has allocated for tensors on a CUDA device.
 #[expect(unsafe_code, reason = "foreign functions of the bridge")]
 pub fn cuda_peak_bytes(device: usize) -> Result<u64, TorchError> {
     let mut bytes = 0;
@@ -135,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_cannot_be_had_says_what_to_do() {
+    fn unavailable_devices_fail_with_a_hint() {
         assert!(open("tpu").unwrap_err().message.contains("unknown device"));
         // Without a GPU, or without the CUDA set, this fails before anything is computed.
         if std::fs::metadata("/dev/nvidia0").is_err() {
@@ -144,20 +146,22 @@ mod tests {
     }
 
     #[test]
-    fn named_precisions_are_taken_as_they_are() {
+    fn explicit_dtypes_are_used_unchanged() {
         assert_eq!(compute_kind(Dtype::Float32, Device::Cpu), Kind::Float);
         assert_eq!(compute_kind(Dtype::Bfloat16, Device::Cpu), Kind::BFloat16);
     }
 
     #[test]
-    fn a_cpu_computes_in_bfloat16_by_default_where_that_is_faster() {
-        let cpu = |vendor: &str, flags: &str| format!("processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu avx2 {flags}\n\n");
+    fn auto_dtype_is_bfloat16_on_cpus_where_it_is_faster() {
+        let cpu = |vendor: &str, flags: &str| {
+            format!("processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu avx2 {flags}\n\n")
+        };
         let faster = |vendor, flags| cpu_is_faster_in_bfloat16(&cpu(vendor, flags));
         assert!(faster("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile"));
         assert!(!faster("GenuineIntel", "avx512f avx512_bf16"));
         assert!(faster("AuthenticAMD", "avx512f avx512_bf16"));
         assert!(!faster("AuthenticAMD", "avx512f"));
-        // Arm's kernels name neither a vendor nor flags.
+        // Linux on Arm lists neither a vendor nor flags.
         assert!(!cpu_is_faster_in_bfloat16("processor\t: 0\nFeatures\t: fp asimd bf16\n"));
     }
 }

@@ -5,17 +5,17 @@ use std::ffi::CStr;
 
 use crate::ffi::{RawError, free};
 
-/// What libtorch said, without its backtrace.
+/// An error message of libtorch, without its C++ backtrace.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct TorchError(pub String);
 
-/// Turns the bridge's error convention into a `Result`, freeing the message.
+/// Turns the bridge's error convention into a `Result` and frees the message.
 pub(crate) fn check(raw: RawError) -> Result<(), TorchError> {
     if raw.is_null() {
         return Ok(());
     }
-    // SAFETY: the bridge hands out either null or a malloc'ed, NUL-terminated string that is ours to free, once.
+    // SAFETY: the bridge returns null or a malloc'ed, NUL-terminated string that the caller frees once.
     unsafe {
         let message = CStr::from_ptr(raw).to_string_lossy().trim().to_owned();
         free(raw.cast());

@@ -1,10 +1,10 @@
-//! Every function of the C++ bridge (`cpp/`), and every struct that crosses to it.
+//! Declarations of every function of the C++ bridge (`cpp/`), and of every struct that is passed to it.
 //!
-//! `build/header.rs` makes a C header of this file, which the bridge includes: the C++ compiler refuses a definition whose parameters
-//! differ from its declaration here, and the structs of both sides are the same by construction.
+//! `build/header.rs` makes a C header from this file, and the bridge includes it. So the C++ compiler rejects a definition whose
+//! parameters differ from its declaration here, and both sides use the same structs.
 //!
-//! Functions that can fail return null, or a message that the caller frees. Tensors are borrowed; a `*mut *mut C_tensor` takes a new
-//! tensor that the caller owns. What each function asks of its arguments stands at its definition.
+//! Functions that can fail return null on success, else a message that the caller frees. Tensor arguments are borrowed; a
+//! `*mut *mut C_tensor` receives a new tensor that the caller owns. The requirements on arguments are documented at each definition.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use std::ffi::{c_char, c_int, c_void};
@@ -14,7 +14,7 @@ use torch_sys::C_tensor;
 /// Null on success, else a message that the caller frees.
 pub(crate) type RawError = *mut c_char;
 
-/// A linear layer; null where there is no bias, nothing to add to, or no adapter.
+/// A linear layer. `bias`, `onto` (a tensor to add the result to), `a` and `b` (the adapter) may be null.
 #[repr(C)]
 pub(crate) struct RawLinear {
     pub(crate) weight: *const C_tensor,
@@ -25,7 +25,7 @@ pub(crate) struct RawLinear {
     pub(crate) scale: f64,
 }
 
-/// Runs of queries and keys; `gather`, `starts` and `places` are null together.
+/// Runs of queries and keys; see `Varlen`. Either all of `gather`, `starts` and `places` are null, or none is.
 #[repr(C)]
 pub(crate) struct RawRuns {
     pub(crate) queries: *const C_tensor,
@@ -38,7 +38,7 @@ pub(crate) struct RawRuns {
     pub(crate) pairs: f64,
 }
 
-/// One thing that the profiler saw. Pointers live until the sink returns.
+/// One event of the profiler. Pointers are valid until the sink returns.
 #[repr(C)]
 pub(crate) struct RawEvent {
     pub(crate) name: *const c_char,
@@ -53,14 +53,14 @@ pub(crate) struct RawEvent {
     pub(crate) on_device: bool,
 }
 
-/// Bytes that are lent for a call.
+/// Bytes that are borrowed for the duration of a call.
 #[repr(C)]
 pub(crate) struct RawBytes {
     pub(crate) data: *const u8,
     pub(crate) len: usize,
 }
 
-/// How the bridge calls a board on which ranks leave word for each other.
+/// A board (`comm/board.rs`) and the callbacks by which the bridge uses it.
 #[repr(C)]
 pub(crate) struct RawBoard {
     pub(crate) board: *mut c_void,
@@ -145,7 +145,7 @@ unsafe extern "C" {
     pub(crate) fn dyad_swiglu(gate: *const C_tensor, up: *const C_tensor, y: *mut *mut C_tensor) -> RawError;
     pub(crate) fn dyad_accumulate(total: *const C_tensor, part: *const C_tensor) -> RawError;
     pub(crate) fn dyad_kernel_threads(threads: *mut usize) -> RawError;
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests ask which instructions were chosen"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests ask which instruction set was chosen"))]
     pub(crate) fn dyad_kernel_lanes() -> i64;
 
     // cpp/cpu/{attention,head,linears,product}.cpp
@@ -259,6 +259,6 @@ unsafe extern "C" {
     pub(crate) fn dyad_work_wait(work: *mut c_void) -> RawError;
     pub(crate) fn dyad_work_free(work: *mut c_void);
 
-    // The C library's.
+    // The C library.
     pub(crate) fn free(pointer: *mut c_void);
 }

@@ -1,5 +1,5 @@
-//! Kernels for what surrounds matrix products on NVIDIA GPUs (`cpp/gpu/kernels.cu`), compiled by NVRTC when a GPU is opened.
-//! Without them libtorch's operators do the same in more passes over memory.
+//! Loads the bridge's kernels for NVIDIA GPUs (`cpp/gpu/kernels.cu`): operators between matrix products. NVRTC compiles them when a
+//! GPU is opened. Without them libtorch's operators do the same work with more passes over memory.
 #![expect(unsafe_code, reason = "foreign functions of the CUDA driver and of the bridge")]
 
 use std::ffi::{CString, c_void};
@@ -16,28 +16,28 @@ use crate::ffi::{dyad_gpu_kernels, dyad_gpu_kernels_ready};
 const SOURCE: &str = include_str!("../cpp/gpu/kernels.cu");
 /// In the order of `Kernel` in `cpp/gpu/gpu.cpp`.
 const NAMES: [&str; 5] = ["gpu_swiglu", "gpu_swiglu_backward", "gpu_rotate", "gpu_head", "gpu_fold"];
-/// The first generation with bfloat16; the driver translates for later ones.
+/// The first GPU generation with bfloat16; the driver compiles this code for later generations.
 const GENERATION: (&str, (i32, i32)) = ("compute_80", (8, 0));
-/// Makes the kernels ready for a GPU, once for the process; says so where they cannot be had.
+/// Loads the kernels on a GPU, once per process; logs a warning if that fails.
 pub fn prepare(index: usize) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let loaded = crate::panics::caught(|| load(index).map_err(dyad_proto::Fault::failed));
         if let Err(fault) = loaded {
-            tracing::warn!("slower than need be: no kernels of our own on this GPU: {}", fault.message);
+            tracing::warn!("training runs slower: cannot load Dyad's kernels on this GPU: {}", fault.message);
         }
     });
 }
 
-/// The kernels as the driver takes them. Needs NVRTC, and no GPU.
+/// Compiles the kernels to PTX. Needs NVRTC, but no GPU.
 pub fn compile() -> Result<Ptx, String> {
     load_nvrtc()?;
     let options = CompileOptions { arch: Some(GENERATION.0), ..CompileOptions::default() };
     compile_ptx_with_opts(SOURCE, options).map_err(|error| format!("NVRTC: {error}"))
 }
 
-/// libtorch's stub pulls NVRTC in from wherever the wheels have put it; cudarc then finds it by its name. NVRTC in turn looks
-/// for a companion by name alone, which the wheels have put beside it.
+/// Loads NVRTC and its builtins library. libtorch's stub is linked to NVRTC and finds it in the wheels; once loaded,
+/// cudarc finds it by name. NVRTC loads its builtins library by name only, so load it here from NVRTC's folder.
 fn load_nvrtc() -> Result<(), String> {
     let stub = open(Path::new("libcaffe2_nvrtc.so"));
     stub.or_else(|error| open(Path::new("libnvrtc.so.13")).map_err(|other| format!("{error}; {other}")))?;
@@ -47,13 +47,14 @@ fn load_nvrtc() -> Result<(), String> {
     Ok(())
 }
 
-/// Loads a library for the life of the process.
+/// Loads a library and never unloads it.
 fn open(library: &Path) -> Result<(), String> {
-    // SAFETY: NVRTC's initialisers touch no state of ours.
+    // SAFETY: NVRTC's initialisers touch none of this program's state.
     let opened = unsafe { Library::open(Some(library), RTLD_NOW | RTLD_GLOBAL) };
     opened.map(std::mem::forget).map_err(|error| error.to_string())
 }
 
+/// Paths of the `libnvrtc-builtins` libraries in the folder of the loaded NVRTC.
 fn beside_nvrtc() -> Vec<PathBuf> {
     let maps = dyad_proto::files::of_kernel("/proc/self/maps").unwrap_or_default();
     let nvrtc = maps
@@ -76,8 +77,8 @@ fn load(index: usize) -> Result<(), String> {
     let image = CString::new(compile()?.to_src()).map_err(|error| error.to_string())?;
     let driver = |error: cudarc::driver::DriverError| format!("CUDA driver: {error}");
     let gpu = device::get(index as i32).map_err(driver)?;
-    // SAFETY: the primary context is the one libtorch uses and is never released; the image ends in NUL; the module is never
-    // unloaded, so that its functions are there for the life of the process.
+    // SAFETY: the primary context is the one that libtorch uses and is never released; the image ends in NUL; the module is never
+    // unloaded, so its functions stay valid until the process ends.
     unsafe {
         primary_ctx::retain(gpu).and_then(|context| ctx::set_current(context)).map_err(driver)?;
         let module = module::load_data(image.as_ptr().cast()).map_err(driver)?;
@@ -94,13 +95,13 @@ fn load(index: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether the kernels are there.
+/// Whether the kernels are loaded.
 pub(crate) fn kernels_are_loaded() -> bool {
     // SAFETY: reads a pointer that is set once, before anything is computed.
     unsafe { dyad_gpu_kernels_ready() }
 }
 
-/// Compute capability of a GPU, e.g. (9, 0); asked of the driver once.
+/// Compute capability of a GPU, e.g. (9, 0). The driver is asked once per GPU.
 pub fn capability(index: usize) -> Result<(i32, i32), Fault> {
     static KNOWN: Mutex<Vec<(usize, (i32, i32))>> = Mutex::new(Vec::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,7 +109,7 @@ pub fn capability(index: usize) -> Result<(i32, i32), Fault> {
         return Ok(capability);
     }
     let capability = ask_capability(index).map_err(|error| {
-        Fault::failed(format!("cannot tell the generation of cuda:{index}: {error}"))
+        Fault::failed(format!("cannot read the compute capability of cuda:{index}: {error}"))
             .hint("check nvidia-smi and the driver")
     })?;
     known.push((index, capability));
@@ -121,7 +122,7 @@ fn ask_capability(index: usize) -> Result<(i32, i32), cudarc::driver::DriverErro
     use cudarc::driver::sys::CUdevice_attribute as Attribute;
     init()?;
     let gpu = device::get(index as i32)?;
-    // SAFETY: the device is one that the driver has just named.
+    // SAFETY: the driver has just returned this device.
     let ask = |attribute| unsafe { device::get_attribute(gpu, attribute) };
     Ok((
         ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,

@@ -1,14 +1,14 @@
-//! libtorch beyond tch: the C++ bridge (`cpp/`), kernels for CPUs and GPUs, collectives, copies, recording.
+//! libtorch features that tch lacks: the C++ bridge (`cpp/`), kernels for CPUs and GPUs, collectives, copies, profiling.
 //!
-//! - [`ffi`]: every function of the bridge. [`error`]: what it says.
-//! - [`autograd`], [`adamw`], [`storage`]: what tch leaves out of libtorch.
-//! - [`backend`], [`ops`]: which implementation computes, and operators of a decoder.
-//! - [`device`], [`place`], [`gpu`], [`transfer`]: where tensors are, kernels for GPUs, copies between host and device.
+//! - [`ffi`]: declarations of the bridge's functions. [`error`]: its errors.
+//! - [`autograd`], [`adamw`], [`storage`]: libtorch functions that tch lacks.
+//! - [`backend`], [`ops`]: choice of an implementation, and the operators of a decoder.
+//! - [`device`], [`place`], [`gpu`], [`transfer`]: devices, precision, GPU kernels, copies between host and device.
 //! - [`comm`]: collectives between ranks.
-//! - [`recorder`], [`panics`]: libtorch's profiler; its exceptions as errors.
+//! - [`recorder`], [`panics`]: libtorch's profiler; panics as errors.
 //!
-//! Nothing here knows a model, a loss or a run.
-// Tests read what they wrote; all else goes through `dyad_proto::files`.
+//! This crate does not depend on models, losses or runs.
+// Tests may open files directly; all other code uses `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod adamw;

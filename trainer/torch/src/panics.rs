@@ -1,17 +1,17 @@
-//! The one boundary where a panic becomes an error: tch panics when libtorch refuses an operation.
+//! Turns panics into errors, in one place: tch panics when a libtorch operation fails.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use dyad_proto::Fault;
 
-/// Keeps panics quiet: [`caught`] reports them as errors.
+/// Logs panics at debug level only, because [`caught`] reports them as errors.
 pub fn silence() {
     std::panic::set_hook(Box::new(|info| tracing::debug!("{info}")));
 }
 
-/// Runs `body`; a panic inside it is a failed run, not a crash.
+/// Runs `body` and returns a panic inside it as a [`Fault`].
 pub fn caught<T>(body: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    // What `body` touched is not used again after an error.
+    // Unwind safety: the program does not use the values that `body` changed after an error.
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         Err(fault(text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("unknown panic")))
@@ -21,7 +21,7 @@ pub fn caught<T>(body: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
 fn fault(panic: &str) -> Fault {
     let torch = panic.split_once("Torch(\"").map(|(_, rest)| rest);
     let text = torch.unwrap_or(panic);
-    // The first line says what; the rest is libtorch's C++ backtrace.
+    // The first line is the message; the rest is libtorch's C++ backtrace.
     let line = text.split("\\n").next().unwrap_or(text).lines().next().unwrap_or_default();
     let line = line.trim_end_matches("\")");
     if text.contains("out of memory") || text.contains("can't allocate memory") {
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_libtorch_refuses_is_one_line() {
+    fn libtorch_errors_are_reported_in_one_line() {
         let result = caught(|| {
             let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
             Ok(x.matmul(&x))

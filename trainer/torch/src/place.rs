@@ -1,8 +1,8 @@
-//! Where tensors of a model are, and in which precision.
+//! Device and precision of a model's tensors.
 
 use tch::{Device, Kind};
 
-/// Where and in which precision a tensor lives.
+/// Device and precision of a tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     /// Device.

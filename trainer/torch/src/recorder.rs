@@ -1,4 +1,4 @@
-//! Safe face of `cpp/torch/profile.cpp`: libtorch's profiler.
+//! Safe interface to libtorch's profiler (`cpp/torch/profile.cpp`).
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use std::ffi::{CStr, CString, c_void};
@@ -8,30 +8,30 @@ use std::path::Path;
 use crate::error::{TorchError, check};
 use crate::ffi::{RawEvent, dyad_profile_start, dyad_profile_stop, dyad_span_begin, dyad_span_end};
 
-/// One thing that the profiler saw.
+/// One event of the profiler.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// Operator (`aten::mm`), span or kernel.
+    /// Name of the operator (`aten::mm`), span or kernel.
     pub name: String,
-    /// Thread that it began on.
+    /// Id of the thread on which it started.
     pub thread: u64,
-    /// Nanoseconds on a clock of the profiler's.
+    /// Start in nanoseconds, on the profiler's clock.
     pub start_ns: u64,
-    /// Nanoseconds.
+    /// Duration in nanoseconds.
     pub duration_ns: u64,
     /// Allocated (positive) or freed (negative) bytes of a `[memory]` event.
     pub bytes: i64,
-    /// Sizes of each input; empty for what is no tensor.
+    /// Shape of each input; empty if the input is not a tensor.
     pub shapes: Vec<Vec<i64>>,
     /// Kind of each input in C++ terms, e.g. `float`.
     pub kinds: Vec<String>,
-    /// A named part of the program rather than an operator.
+    /// Whether it is a [`Span`] and not an operator.
     pub is_span: bool,
-    /// Ran on an accelerator rather than on the host.
+    /// Whether it ran on an accelerator and not on the host.
     pub on_device: bool,
 }
 
-/// Starts to record what this thread does, and the GPU where `cuda` is set; with `memory`, every allocation too.
+/// Starts to record this thread; with `cuda` also the GPU, with `memory` also every allocation.
 pub fn start(cuda: bool, memory: bool) -> Result<(), TorchError> {
     // SAFETY: takes two flags.
     unsafe { check(dyad_profile_start(cuda, memory)) }
@@ -42,7 +42,7 @@ pub fn stop(trace: Option<&Path>) -> Result<Vec<Event>, TorchError> {
     let path = trace.map(|path| CString::new(path.as_os_str().as_bytes())).transpose();
     let path = path.map_err(|_| TorchError("a path cannot hold a NUL byte".into()))?;
     let mut events: Vec<Event> = Vec::new();
-    // SAFETY: the path is null or NUL-terminated; the sink gets back the vector, which outlives the call.
+    // SAFETY: the path is null or NUL-terminated; the bridge passes the vector to the sink only, and it outlives the call.
     unsafe {
         let path = path.as_ref().map_or(std::ptr::null(), |path| path.as_ptr());
         check(dyad_profile_stop(path, take, (&raw mut events).cast()))?;
@@ -51,8 +51,7 @@ pub fn stop(trace: Option<&Path>) -> Result<Vec<Event>, TorchError> {
 }
 
 extern "C" fn take(context: *mut c_void, event: *const RawEvent) {
-    // SAFETY: `stop` passed the vector; the bridge passes a live event whose strings end in NUL and whose array is as long
-    // as it says.
+    // SAFETY: `context` is the vector of `stop`; the bridge passes a live event with NUL-terminated strings and `n_shapes` sizes.
     unsafe {
         let events = &mut *context.cast::<Vec<Event>>();
         let raw = &*event;
@@ -75,7 +74,7 @@ extern "C" fn take(context: *mut c_void, event: *const RawEvent) {
     }
 }
 
-/// `[rank, sizes…, rank, sizes…]` taken apart.
+/// Splits `[rank, sizes…, rank, sizes…]` into shapes.
 fn unpacked(mut sizes: &[i64]) -> Vec<Vec<i64>> {
     let mut shapes = Vec::new();
     while let Some((&rank, rest)) = sizes.split_first() {
@@ -86,22 +85,22 @@ fn unpacked(mut sizes: &[i64]) -> Vec<Vec<i64>> {
     shapes
 }
 
-/// A named part of the program, from here until it is dropped, as the profiler sees it.
+/// A named part of the program, which the profiler records from `enter` until drop.
 #[derive(Debug)]
 pub struct Span(*mut c_void);
 
 impl Span {
-    /// Begins.
+    /// Begins the span on this thread.
     #[must_use]
     pub fn enter(name: &str) -> Self {
-        // SAFETY: the name is as long as said and is copied.
+        // SAFETY: pointer and length are of a live string, which the bridge copies.
         Self(unsafe { dyad_span_begin(name.as_ptr().cast(), name.len()) })
     }
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
-        // SAFETY: ours since `enter`, ended once.
+        // SAFETY: made by `enter`, ended here only.
         unsafe { dyad_span_end(self.0) }
     }
 }
@@ -112,9 +111,9 @@ mod tests {
 
     use super::*;
 
-    /// One test, because the profiler is one for the process.
+    /// One test for everything, because a process has only one profiler.
     #[test]
-    fn operators_spans_shapes_and_allocations_are_seen() {
+    fn operators_spans_shapes_and_allocations_are_recorded() {
         let x = Tensor::ones([30, 20], (Kind::Float, Device::Cpu));
         start(false, true).unwrap();
         {
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_are_taken_apart() {
+    fn shapes_are_unpacked() {
         assert_eq!(unpacked(&[2, 30, 20, 0, 1, 7]), vec![vec![30, 20], vec![], vec![7]]);
         assert!(unpacked(&[]).is_empty());
     }

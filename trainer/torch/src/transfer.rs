@@ -1,8 +1,8 @@
-//! Every copy between host and device of a training step goes through here, so that it can be seen. Copies to the device do not wait:
-//! they come from pinned memory.
+//! Copies between host and device. Every such copy of a training step goes through here, so that profiles show it. Copies to the
+//! device do not wait, because they come from pinned memory.
 //!
-//! - TRN-T1: nothing but [`read`] makes the host wait for the device inside a step. Once the passes have begun, a step calls it once, at its
-//!   end. Before them it is called for what ranks have to agree on: the number of micro-batches (`zero_stage` 2 and 3), and on several
+//! - TRN-T1: inside a step only [`read`] makes the host wait for the device. After the passes have begun, a step calls it once, at its
+//!   end. Before the passes it reads values that ranks agree on: the number of micro-batches (`zero_stage` 2 and 3), and on several
 //!   GPUs the rows of the embedding that the step looks up.
 
 use tch::{Device, Tensor, kind::Element};
@@ -10,29 +10,29 @@ use tch::{Device, Tensor, kind::Element};
 use crate::recorder::Span;
 use crate::storage::pinned;
 
-/// Part of a step in which the host waits for the device.
+/// Name of the span in which the host waits for the device.
 pub const READ: &str = "read";
 
-/// Host values as a tensor on the device. The copy is queued; the host goes on, and its pinned buffer is kept by libtorch until
-/// the device has taken it.
+/// Copies host values to a tensor on the device. The copy is queued and the host does not wait; libtorch keeps the pinned buffer
+/// until the copy is done.
 pub fn upload<T: Element>(values: &[T], device: Device) -> Tensor {
     let host = Tensor::from_slice(values);
     if !device.is_cuda() || values.is_empty() {
         return host.to_device(device);
     }
     let kind = host.kind();
-    // Without pinned memory to be had the copy is as right, and waits.
+    // If no pinned memory is available, copy from pageable memory: same result, but the host waits.
     pinned(&host).unwrap_or(host).to_device_(device, kind, true, false)
 }
 
-/// Values of a tensor, inside a step.
+/// Values of a tensor in order. Waits for the device, inside a span named [`READ`].
 #[must_use]
 pub fn read<T: Element>(tensor: &Tensor) -> Vec<T> {
     let _span = Span::enter(READ);
     values(tensor)
 }
 
-/// Values of a tensor, in order. Waits for everything that they depend on.
+/// Values of a tensor, in order. Waits for all work that they depend on.
 #[must_use]
 pub fn values<T: Element>(tensor: &Tensor) -> Vec<T> {
     let host = tensor.to_device(Device::Cpu).to_kind(T::KIND).contiguous();
@@ -41,7 +41,7 @@ pub fn values<T: Element>(tensor: &Tensor) -> Vec<T> {
     values
 }
 
-/// Lists of integers that travel in one copy and come apart on the device.
+/// Lists of integers that are uploaded in one copy and split on the device.
 #[derive(Debug, Default)]
 pub struct Pack {
     values: Vec<i64>,
@@ -49,14 +49,14 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// Adds a list; its place among the others is its number.
+    /// Adds a list. [`Pack::upload`] returns the lists in the order in which they were added.
     pub fn add(&mut self, list: impl IntoIterator<Item = i64>) {
         let before = self.values.len();
         self.values.extend(list);
         self.lengths.push((self.values.len() - before) as i64);
     }
 
-    /// Adds a list that is read as 32-bit integers, two to a word.
+    /// Adds a list of 32-bit integers, two in each 64-bit value; see [`narrow_view`].
     pub fn add_narrow(&mut self, list: &[i32]) {
         let word = |pair: &[i32]| {
             let high = pair.get(1).copied().unwrap_or(0);
@@ -65,7 +65,7 @@ impl Pack {
         self.add(list.chunks(2).map(word));
     }
 
-    /// Sends everything; one view a list, in order.
+    /// Uploads all lists and returns one view for each, in order.
     #[must_use]
     pub fn upload(&self, device: Device) -> Vec<Tensor> {
         upload(&self.values, device).split_with_sizes(self.lengths.as_slice(), 0)
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_come_apart_as_they_went_in() {
+    fn packed_lists_unpack_unchanged() {
         let mut pack = Pack::default();
         pack.add([1, -2, 3]);
         pack.add([]);

@@ -1,4 +1,4 @@
-//! The header that the bridge's C++ compiler compares its definitions with.
+//! Tests of the header that the C++ compiler checks the bridge's definitions against.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 #[path = "../build/header.rs"]
@@ -27,7 +27,7 @@ fn declarations_become_c() {
 }
 
 #[test]
-fn what_c_does_not_have_is_refused() {
+fn types_unknown_to_c_are_refused() {
     for (rust, error) in [
         ("struct RawX { a: u8 }", "RawX crosses to C without #[repr(C)]"),
         ("unsafe extern \"C\" { fn dyad_x(text: &str); }", "a type that C does not have"),

@@ -1,4 +1,5 @@
-//! What an earlier run left, on its way out: first out of sight, where it can be brought back, and gone once the new run has its place.
+//! Removal of an earlier run's files in two stages: folders are first renamed, which can be undone, and deleted once the new run's files
+//! are in place.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,8 @@ use dyad_proto::{Fault, removal};
 
 use super::{remove, unusable};
 
-/// Folders under names of their own, because rank 0 may be filling a checkpoint under that of an unfinished one, and files that are still in
-/// their places. Dropped, the folders go back.
+/// Renamed folders, and files that are still in their places. The folders get names of their own, because rank 0 may be writing a
+/// checkpoint under the name for unfinished ones. Dropping this renames the folders back.
 #[derive(Debug, Default)]
 pub(super) struct Aside {
     folders: Vec<PathBuf>,
@@ -17,7 +18,7 @@ pub(super) struct Aside {
 }
 
 impl Aside {
-    /// Renames folders, which takes no time whatever they hold.
+    /// Renames the folders, which is fast whatever their size.
     pub(super) fn put<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<Self, Fault> {
         let mut aside = Self::default();
         for path in paths {
@@ -26,7 +27,7 @@ impl Aside {
                 continue;
             }
             let hidden = set_aside(path);
-            // Of this run's own start there is none.
+            // A leftover of an earlier run; this run has not put anything there yet.
             remove(&hidden)?;
             fs::rename(path, hidden).map_err(|error| unusable(path, &error))?;
             aside.folders.push(path.to_owned());
@@ -34,7 +35,7 @@ impl Aside {
         Ok(aside)
     }
 
-    /// Removes all of it.
+    /// Deletes all of it.
     pub(super) fn remove(mut self) -> Result<(), Fault> {
         let folders = std::mem::take(&mut self.folders);
         folders.iter().try_for_each(|path| remove(&set_aside(path)))?;
@@ -46,7 +47,7 @@ impl Aside {
 impl Drop for Aside {
     fn drop(&mut self) {
         for path in &self.folders {
-            // The error that led here is the one to tell.
+            // Ignored: the caller reports the error that led here.
             let _ = fs::rename(set_aside(path), path);
         }
     }

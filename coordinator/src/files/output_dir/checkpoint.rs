@@ -1,38 +1,25 @@
-//! Which checkpoint a run goes on from: the newest that is whole. One that is not is named and passed over.
+//! Finds the checkpoint to resume from: the newest undamaged one. Damaged ones are skipped with a warning.
 
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use dyad_proto::checkpoint_state::CheckpointState;
 use dyad_proto::manifest::{Damage, Manifest};
 use dyad_proto::run_folder::{MANIFEST, OPTIMIZER, STATE, checkpoint_step};
 use dyad_proto::{Fault, counted, files};
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::unusable;
-use crate::run::same_run::Identity;
 
-/// `dyad_state.json` of a checkpoint, as far as the coordinator reads it.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct CheckpointState {
-    pub(super) step: u64,
-    /// Tokens trained on; unknown to checkpoints of earlier versions.
-    pub(super) num_tokens: Option<u64>,
-    /// Rows of evaluations before that step; unknown to checkpoints of earlier versions.
-    pub(super) evaluations: Option<u64>,
-    #[serde(flatten)]
-    pub(super) identity: Identity,
-}
-
-/// A checkpoint that is whole.
+/// An undamaged checkpoint.
 #[derive(Debug)]
 pub(super) struct Checkpoint {
     pub(super) path: PathBuf,
     pub(super) state: CheckpointState,
 }
 
-/// The newest whole checkpoint of a folder. Reads all bytes of it, and of those that it finds damaged before.
+/// The newest undamaged checkpoint of a folder. Reads all its bytes, and those of every newer one that is damaged.
 pub(super) fn newest(dir: &Path) -> Result<Checkpoint, Fault> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(|error| unusable(dir, &error))? {
@@ -78,7 +65,7 @@ fn none(dir: &Path, damaged: &[(PathBuf, Damage)]) -> Fault {
     Fault::input(message).hint("put back what is damaged from a copy, or start again with --overwrite")
 }
 
-/// `checkpoint-0006`: the number of a checkpoint, not written as Dyad writes it.
+/// Whether the name is like `checkpoint-0006`: a step number that Dyad writes in another way.
 fn is_lookalike(path: &Path) -> bool {
     lookalike_step(path).is_some() && checkpoint_step(path).is_none()
 }
@@ -92,7 +79,7 @@ fn misnamed(path: &Path) -> String {
     format!("Dyad's name of a checkpoint is checkpoint-{step}; rename it to go on from there")
 }
 
-/// Where the checkpoint's run stood, if everything in the folder is as it was written.
+/// The checkpoint's state, if every file in the folder is as it was written.
 fn examine(path: &Path, step: u64) -> Result<CheckpointState, Damage> {
     let state = read_state(path)?;
     if state.step != step {
@@ -107,7 +94,7 @@ fn examine(path: &Path, step: u64) -> Result<CheckpointState, Damage> {
             tracing::info!(path = %path.display(), mib = bytes >> 20, "checking the checkpoint");
             manifest.verify(path)?;
         }
-        None if state.identity.fingerprint.is_of_this_version() => {
+        None if state.run.fingerprint.is_of_this_version() => {
             return Err(Damage::new(MANIFEST, "is missing"));
         }
         None => {
@@ -133,7 +120,7 @@ fn unreadable(file: &str, error: &io::Error) -> Damage {
     }
 }
 
-/// What can be said of a checkpoint without checksums: all files are there, and as long as their own headers have it.
+/// Checks a checkpoint without checksums: all files must exist, with the lengths that their headers give.
 fn plausible(path: &Path) -> Result<(), Damage> {
     let adapter = path.join("adapter_config.json").exists();
     let (config, weights) = if adapter {
@@ -164,7 +151,7 @@ fn json(path: &Path, file: &str) -> Result<Value, Damage> {
     serde_json::from_str(&text).map_err(|error| Damage::new(file, format!("is torn: {error}")))
 }
 
-/// A safetensors file ends where its header says.
+/// Checks that a safetensors file ends where its header says.
 fn whole(path: &Path, file: &str) -> Result<(), Damage> {
     let read = || -> io::Result<(u64, Option<u64>)> {
         let mut source = files::open(path)?;
@@ -187,7 +174,7 @@ fn whole(path: &Path, file: &str) -> Result<(), Damage> {
     }
 }
 
-/// Where the last tensor ends, by the header.
+/// End of the last tensor, in bytes after the header; `None` if the header cannot be parsed.
 fn data_end(header: &[u8]) -> Option<u64> {
     let header: serde_json::Map<String, Value> = serde_json::from_slice(header).ok()?;
     let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");

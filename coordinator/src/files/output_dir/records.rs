@@ -1,4 +1,5 @@
-//! The configuration that a run is recorded with: `run.json` is that of its beginning; a resume with another one adds its own.
+//! The recorded configuration of a run: `run.json` holds the one of the first start; a resume with another configuration adds a
+//! file of its own.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use super::unusable;
 
-/// The configuration, ready to be put where it can be read later; none where it is recorded already.
+/// The file with the configuration, ready to be put in place; `None` if the same configuration is recorded already.
 pub(super) fn staged(
     dir: &Path,
     config_json: &str,
@@ -22,7 +23,7 @@ pub(super) fn staged(
     staged.map(Some).map_err(|error| unusable(&path, &error))
 }
 
-/// A key a line, and what is told of the run at the end.
+/// The configuration with one key per line, followed by `record`.
 fn text(config_json: &str, record: Option<&Value>) -> String {
     let Some(Value::Object(mut keys)) = parsed(config_json) else { return format!("{config_json}\n") };
     keys.extend(record.map(|record| (RECORD.to_owned(), record.clone())));
@@ -36,7 +37,7 @@ fn parsed(text: &str) -> Option<Value> {
 fn place(dir: &Path, config_json: &str, resumed: Option<u64>) -> Option<PathBuf> {
     let first = dir.join(RUN_CONFIG);
     let mut before = files::read_to_string(&first).ok().and_then(|text| parsed(&text));
-    // Who runs it, and where, is no part of what is run.
+    // The record (command, trainers, facts) is not part of the configuration.
     before.as_mut().and_then(Value::as_object_mut).map(|keys| keys.remove(RECORD));
     match (resumed, before) {
         (Some(_), Some(before)) if parsed(config_json).is_some_and(|now| now == before) => None,
@@ -45,8 +46,8 @@ fn place(dir: &Path, config_json: &str, resumed: Option<u64>) -> Option<PathBuf>
     }
 }
 
-/// Whose run it is: a job of a scheduler's, or nobody's that comes again. Who goes on by hand with what a job has begun takes nothing
-/// from it.
+/// Records which scheduler job owns the run, for later `--job` restarts. A fresh run without a job removes the record; a resume without
+/// a job keeps it.
 pub(super) fn keep_job(dir: &Path, job: Option<&str>, resumed: bool) -> Result<(), Fault> {
     let path = dir.join(JOB);
     let kept = match job {
@@ -97,14 +98,14 @@ mod tests {
         assert_eq!(read("run-from-6.json").unwrap(), written(2));
         keep(dir.path(), "{\"n_epochs\":3}", None).unwrap();
         assert_eq!(read("run.json").unwrap(), written(3));
-        // Somebody removed it.
+        // If run.json was removed, a resume writes it again.
         fs::remove_file(dir.path().join("run.json")).unwrap();
         keep(dir.path(), "{\"n_epochs\":4}", Some(8)).unwrap();
         assert_eq!(read("run.json").unwrap(), written(4));
     }
 
     #[test]
-    fn what_is_told_of_a_run_is_no_part_of_its_configuration() {
+    fn a_different_command_is_no_change_of_the_configuration() {
         let dir = tempfile::tempdir().unwrap();
         let record = serde_json::json!({ "command": ["launcher", "--config", "run.toml"] });
         let put = |record: &Value, resumed| {
@@ -115,7 +116,7 @@ mod tests {
         let read = || fs::read_to_string(dir.path().join("run.json")).unwrap();
         let first = read();
         assert!(first.contains("\"recorded\": {") && first.contains("\"--config\""), "{first}");
-        // The same run, gone on with by another command.
+        // The same run, resumed with another command.
         assert!(!put(&serde_json::json!({ "command": ["launcher", "--resume"] }), Some(4)));
         assert_eq!(read(), first);
     }

@@ -1,4 +1,4 @@
-//! The metrics files: rows that are appended while the run goes on, and what a run that is resumed keeps of those before.
+//! The metrics files: appending rows during a run, and selecting the rows that a resumed run keeps.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -11,19 +11,19 @@ use serde_json::Value;
 
 use super::unusable;
 
-/// Rows of an earlier run up to the step that it is resumed after.
+/// Rows of an earlier run, up to the step after which it is resumed.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Kept {
     text: String,
-    /// The last of them.
+    /// The last row.
     pub(super) last: Option<Value>,
     steps: BTreeSet<u64>,
-    /// Lines that hold no row, but for one at the end that a kill has torn; from 1.
+    /// Numbers (from 1) of lines that hold no row, except the last line, which a kill may have torn.
     torn: Vec<usize>,
 }
 
 impl Kept {
-    /// What a file holds up to a step; nothing where it is missing.
+    /// The rows of a file up to a step; none if the file does not exist.
     pub(super) fn read(path: &Path, step: u64) -> Result<Self, Fault> {
         match files::read_rows(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -51,7 +51,7 @@ impl Kept {
         kept
     }
 
-    /// What is missing of one row for each step from 1 to `step`, in words.
+    /// A message about missing and unreadable rows, if not every step from 1 to `step` has one.
     pub(super) fn holes(&self, step: u64) -> Option<String> {
         let mut holes = Vec::new();
         let mut next = 1;
@@ -67,19 +67,19 @@ impl Kept {
         [steps, self.torn()].into_iter().flatten().reduce(|steps, torn| format!("{steps}; {torn}"))
     }
 
-    /// How many rows there are.
+    /// Number of rows.
     pub(super) fn rows(&self) -> u64 {
         self.steps.len() as u64
     }
 
-    /// What is missing of so many rows of steps before `step`, in words.
+    /// A message if there are fewer than `expected` rows of steps before `step`.
     pub(super) fn lost_before(&self, step: u64, expected: u64) -> Option<String> {
         let found = self.steps.range(..step).count() as u64;
         let lost = expected.saturating_sub(found);
         (lost > 0).then(|| format!("lacks {} of {expected} before step {step}", counted(lost, "row")))
     }
 
-    /// Lines that are no rows, in words.
+    /// A message with the numbers of the lines that hold no row, if there are any.
     pub(super) fn torn(&self) -> Option<String> {
         let lines: Vec<String> = self.torn.iter().map(ToString::to_string).collect();
         (!lines.is_empty())
@@ -87,7 +87,7 @@ impl Kept {
     }
 }
 
-/// Single steps and ranges of them.
+/// The message for missing steps; each entry is a step or a range such as `5 to 7`.
 fn lacks(holes: &[String]) -> String {
     match holes {
         [step] if !step.contains(' ') => format!("lacks the row of step {step}"),
@@ -95,16 +95,16 @@ fn lacks(holes: &[String]) -> String {
     }
 }
 
-/// A JSON Lines file that grows by one row at a time.
+/// A JSON Lines file to which rows are appended.
 #[derive(Debug)]
 pub(super) struct MetricsFile {
     path: PathBuf,
     file: File,
-    /// What it must be as long as.
+    /// Expected length of the file in bytes.
     bytes: u64,
 }
 
-/// A metrics file that is ready to take the place of the one before, which a kill leaves as it was.
+/// A metrics file that is ready to replace the earlier one atomically: a kill leaves the earlier one unchanged.
 #[derive(Debug)]
 pub(super) struct StagedRows {
     path: PathBuf,
@@ -113,13 +113,13 @@ pub(super) struct StagedRows {
 }
 
 impl StagedRows {
-    /// With the rows that are kept.
+    /// Writes the kept rows to a temporary file.
     pub(super) fn new(path: PathBuf, kept: &Kept) -> Result<Self, Fault> {
         let staged = Staged::new(&path, kept.text.as_bytes()).map_err(|error| unusable(&path, &error))?;
         Ok(Self { path, staged, bytes: kept.text.len() as u64 })
     }
 
-    /// Takes the place; rows are added from here on.
+    /// Replaces the earlier file, and returns the new one for appending.
     pub(super) fn place(self) -> Result<MetricsFile, Fault> {
         let file = self.staged.place().map_err(|error| unusable(&self.path, &error))?;
         Ok(MetricsFile { path: self.path, file, bytes: self.bytes })
@@ -127,12 +127,12 @@ impl StagedRows {
 }
 
 impl MetricsFile {
-    /// Writes one row through to the file system, so that a reader never waits for a buffer.
+    /// Writes one row to the file without buffering, so that readers see it at once.
     pub(super) fn append(&mut self, row: &str) -> Result<(), Fault> {
         still_there(&self.path, &self.file, self.bytes)?;
         let row = format!("{row}\n");
         if let Err(error) = self.file.write_all(row.as_bytes()) {
-            // A part of a row is no row.
+            // Remove the part of the row that was written.
             let _ = self.file.set_len(self.bytes);
             return Err(unwritten(&self.path, &error));
         }
@@ -146,7 +146,7 @@ impl MetricsFile {
     }
 }
 
-/// Refuses to go on writing where nobody would find it: the path must lead to the file that was opened, as long as it was left.
+/// Fails unless the path still leads to the opened file and the file has the expected length; otherwise rows would be lost.
 pub(crate) fn still_there(path: &Path, file: &File, bytes: u64) -> Result<(), Fault> {
     let what = match (fs::metadata(path), file.metadata()) {
         (Err(error), _) if error.kind() == io::ErrorKind::NotFound => "was removed or moved".to_owned(),
@@ -164,12 +164,12 @@ pub(crate) fn still_there(path: &Path, file: &File, bytes: u64) -> Result<(), Fa
 }
 
 pub(crate) fn unwritten(path: &Path, error: &io::Error) -> Fault {
-    let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
-    let fault = Fault::failed(format!("cannot write {}: {error}", path.display()));
-    match full.contains(&error.kind()) {
-        true => fault.hint("make room on the disk of output_dir").lasting(),
-        false => fault.hint("check the disk of output_dir and its permissions"),
-    }
+    let fault = Fault::unwritten(path, error);
+    let hint = match fault.lasting {
+        true => "make room on the disk of output_dir",
+        false => "check the disk of output_dir and its permissions",
+    };
+    fault.hint(hint)
 }
 
 #[cfg(test)]
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_evaluations_that_are_gone_are_counted() {
+    fn missing_evaluation_rows_are_counted() {
         let lost = |text: &str, expected| Kept::of(text, 6).lost_before(6, expected);
         assert_eq!(lost(&rows([0, 3, 6]), 2), None);
         assert_eq!(lost(&rows([3, 6]), 2).unwrap(), "lacks 1 row of 2 before step 6");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_named_and_a_row_torn_at_the_end_is_none() {
+    fn missing_rows_are_named_and_a_torn_last_row_is_ignored() {
         let holes = |text: &str| Kept::of(text, 9).holes(9);
         assert_eq!(holes(&(rows(1..=12) + "{\"step\":13,")), None);
         assert_eq!(holes(&rows(1..=8)).unwrap(), "lacks the row of step 9");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_removed_replaced_or_changed_takes_no_more_rows() {
+    fn append_fails_after_the_file_was_removed_replaced_or_changed() {
         type Meddling = fn(&Path) -> io::Result<()>;
         let cases: [(Meddling, &str); 5] = [
             (|path| fs::remove_file(path), "was removed or moved"),

@@ -1,4 +1,4 @@
-//! Forms of data: how one JSON object says a preference pair. All lines of a file are of one form, that of its first line.
+//! Forms of data: how a JSON object describes a preference pair. All lines of a file have the form of its first line.
 
 mod hosted;
 mod trl;
@@ -12,42 +12,42 @@ use super::{PreferencePair, RecordError};
 /// A form of data.
 #[derive(Debug)]
 pub struct Form {
-    /// What it is called.
+    /// Name of the form, for messages.
     pub name: &'static str,
-    /// Its fields, as errors list them.
+    /// List of its fields, for messages.
     pub fields: &'static str,
-    /// Whether an object is meant to be of this form.
+    /// Whether an object is meant to have this form.
     recognises: fn(&Map<String, Value>) -> bool,
-    /// Reads a line, every rule checked.
+    /// Checks all rules of a line and returns the pair.
     parse: fn(&str, &mut PassedOver) -> Result<PreferencePair, RecordError>,
-    /// Checks every rule, and keeps nothing.
+    /// Checks all rules of a line without returning the pair.
     check: fn(&str, &mut PassedOver) -> Result<(), RecordError>,
 }
 
-/// Names of fields that are not read, where the form allows for others.
+/// Names of fields that are not read, in forms that permit further fields.
 pub(super) type PassedOver = BTreeSet<String>;
 
 /// Every form; the first that recognises an object reads it.
 const FORMS: [&Form; 2] = [&hosted::FORM, &trl::FORM];
 
 impl Form {
-    /// The form of a line. What is of no form is read as the first, whose errors say what was expected.
+    /// The form of a line; the first form if none recognises it, because its errors say what was expected.
     pub(super) fn of(line: &str) -> &'static Self {
         Self::recognised(line).unwrap_or(FORMS[0])
     }
 
-    /// The form of a line, if it is of one.
+    /// The form that recognises a line, if any.
     pub(super) fn recognised(line: &str) -> Option<&'static Self> {
         let Ok(Value::Object(record)) = serde_json::from_str(line) else { return None };
         FORMS.into_iter().find(|form| (form.recognises)(&record))
     }
 
-    /// Reads a line and checks every rule.
+    /// Reads a line and checks all rules.
     pub fn parse(&self, line: &str) -> Result<PreferencePair, RecordError> {
         (self.parse)(line, &mut PassedOver::new())
     }
 
-    /// Checks every rule, keeps nothing, and adds fields that are not read.
+    /// Checks all rules of a line; adds the names of unread fields to `passed_over`.
     pub(super) fn check(&self, line: &str, passed_over: &mut PassedOver) -> Result<(), RecordError> {
         (self.check)(line, passed_over)
     }

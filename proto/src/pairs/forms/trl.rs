@@ -6,8 +6,8 @@
 //!  "chosen": [{"role": "assistant", "content": "Hello"}], "rejected": [{"role": "assistant", "content": "No"}]}
 //! ```
 //!
-//! Without `prompt`, what `chosen` and `rejected` begin with in common is the prompt, by the rule of TRL's `extract_prompt`. Other columns
-//! are passed over, as there; those that would change a text are refused.
+//! Without `prompt`, the common beginning of `chosen` and `rejected` is the prompt, by the rule of TRL's `extract_prompt`. Other columns
+//! are ignored, as in TRL; columns that would change a text are refused.
 
 use serde_json::{Map, Value};
 
@@ -24,9 +24,9 @@ pub(super) const FORM: Form = Form {
     check: |line, passed_over| read(line, passed_over).map(drop),
 };
 
-/// Columns that TRL reads, and that are not supported.
+/// Columns that TRL reads and Dyad does not support.
 const REFUSED: [&str; 4] = ["tools", "chat_template_kwargs", "image", "images"];
-/// Most columns that are named as passed over.
+/// Maximum number of ignored columns that are named.
 const MOST_NAMED: usize = 16;
 
 fn read(line: &str, passed_over: &mut PassedOver) -> Result<PreferencePair, RecordError> {
@@ -86,7 +86,7 @@ fn conversation(
     }))
 }
 
-/// How many items both begin with, by TRL's rule: at least one is left to each.
+/// Length of the common beginning by TRL's rule: at least one item of each remains.
 fn common<T: PartialEq>(chosen: &[T], rejected: &[T]) -> usize {
     let same = chosen.iter().zip(rejected).take_while(|(a, b)| a == b).count();
     same.min(chosen.len().saturating_sub(1)).min(rejected.len().saturating_sub(1))
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_stay_texts() {
+    fn strings_become_plain_text() {
         let line = r#"{"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}"#;
         assert_eq!(parsed(line), Ok(plain_text("The sky is", " blue.", " green.")));
     }
@@ -168,13 +168,13 @@ mod tests {
 
     /// The examples of the documentation of TRL's `extract_prompt`, and its edges.
     #[test]
-    fn a_prompt_that_is_not_there_is_the_common_beginning() {
+    fn a_missing_prompt_is_the_common_beginning() {
         let line = r#"{"chosen": [{"role": "user", "content": "What color is the sky?"}, {"role": "assistant", "content": "It is blue."}],
             "rejected": [{"role": "user", "content": "What color is the sky?"}, {"role": "assistant", "content": "It is green."}]}"#;
         assert_eq!(parsed(line), Ok(chat("What color is the sky?", "It is blue.", "It is green.")));
         let line = r#"{"chosen": "The sky is blue.", "rejected": "The sky is green."}"#;
         assert_eq!(parsed(line), Ok(plain_text("The sky is", " blue.", " green.")));
-        // One is the beginning of the other: the last letter in common is left to both.
+        // One text is the beginning of the other: both keep the last common character.
         let line = r#"{"chosen": "abc", "rejected": "abcd"}"#;
         assert_eq!(parsed(line), Ok(plain_text("ab", "c", "cd")));
         let line = r#"{"chosen": "x", "rejected": "y"}"#;
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_that_are_not_read_are_named() {
+    fn unread_columns_are_named() {
         let mut passed_over = PassedOver::new();
         let line = r#"{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 7.5, "id": "x", "images": []}"#;
         FORM.check(line, &mut passed_over).unwrap();

@@ -304,14 +304,14 @@ mod tests {
     use dyad_proto::run_config::{LossType, Objective};
 
     use super::*;
-    use crate::batch::Layout;
+    use crate::batch::PairLayout;
     use crate::objective::LossOptions;
 
     const VOCAB: i64 = 11;
 
     fn batch() -> MicroBatch {
         let pair = |n: u32| Tokenized { prompt: vec![1, 2], chosen: vec![n, 4, 5], rejected: vec![6, n] };
-        MicroBatch::pack(&[&pair(3), &pair(7), &pair(9)], Layout::SharedPairs, Device::Cpu)
+        MicroBatch::pack(&[&pair(3), &pair(7), &pair(9)], PairLayout::SharedPairs, Device::Cpu)
     }
 
     fn dpo(beta: f64, divisor: f64) -> StepObjective {

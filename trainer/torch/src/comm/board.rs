@@ -1,20 +1,20 @@
-//! Where ranks that are about to connect leave word for each other. Gloo asks for a key-value store; it gets one without a port.
+//! Key-value store through which ranks exchange addresses before they connect. Gloo needs one; this one opens no port.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Words by key, the same for all ranks.
+/// A key-value store that all ranks share.
 pub trait Board: Debug + Send + Sync {
-    /// Leaves word; all ranks can read it from then on.
+    /// Stores a value; from then on all ranks can read it.
     fn post(&self, key: &str, value: Vec<u8>);
 
-    /// What was left under the key; nothing where nobody has within that time.
+    /// Waits for the value of a key; `None` if it is still missing after `patience`.
     fn read(&self, key: &str, patience: Duration) -> Option<Vec<u8>>;
 }
 
-/// What has arrived in this process; by itself the board of ranks that are threads of one.
+/// Values that have arrived in this process. On its own it is a board for ranks that are threads of one process.
 #[derive(Debug, Default)]
 pub struct LocalBoard {
     words: Mutex<HashMap<String, Vec<u8>>>,
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_waits_for_the_word_and_not_for_ever() {
+    fn read_waits_for_its_key_until_the_timeout() {
         let board = LocalBoard::default();
         assert_eq!(board.read("a", Duration::ZERO), None);
         std::thread::scope(|scope| {

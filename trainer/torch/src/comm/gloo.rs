@@ -1,6 +1,7 @@
-//! Gloo, the one inside libtorch, over the board on which ranks leave word for each other.
+//! Collectives by the Gloo inside libtorch; ranks exchange their addresses through a [`Board`].
 //!
-//! - TRN-G1: no rank listens anywhere but on the address that it was given, and to nobody once all are connected.
+//! - TRN-G1: a rank listens only on the address that it was given, and accepts no connection once all ranks are connected (on kernels
+//!   without socket filters its ports stay open, with a warning).
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use std::ffi::{CString, c_int, c_void};
@@ -19,16 +20,16 @@ use crate::ffi::{
     dyad_work_free, dyad_work_wait,
 };
 
-/// How long a collective may take before it counts as broken: in effect for ever. A peer may legally compute or load for an hour; a
-/// dead one is noticed at once by its closed connection, one that stands still by the coordinator, and both end the rest.
+/// Timeout of a collective: in effect none, because a peer may compute or load for an hour. A dead peer is noticed at once by its
+/// closed connection, and the coordinator notices a peer that hangs; both end the other ranks.
 const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// RawBytes of one collective: larger tensors go as several, so that one piece is on the wire while another waits for its peers.
-/// Gloo keeps two segments of at most 1 MiB on the way to a peer, which over 5 ms of delay is a third of what a stream reaches;
-/// and it works on a copy, whose size this bounds.
+/// Bytes of one collective. Larger tensors are split, so that one piece is on the wire while another waits for its peers: Gloo
+/// sends a peer at most two segments of 1 MiB at a time, which with 5 ms of delay gives a third of a TCP stream's rate. Gloo also
+/// works on a copy, whose size this limits.
 const PIECE_BYTES: i64 = 4 << 20;
 
-/// How long ranks wait for each other when connecting.
+/// How long ranks wait for each other when they connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl RawBytes {
@@ -36,7 +37,7 @@ impl RawBytes {
         if self.len == 0 {
             return Vec::new();
         }
-        // SAFETY: the caller lends so many bytes for the call.
+        // SAFETY: the caller lends `len` bytes for the duration of the call.
         unsafe { std::slice::from_raw_parts(self.data, self.len) }.to_vec()
     }
 
@@ -69,11 +70,11 @@ extern "C" fn read(
 }
 
 extern "C" fn free(board: *mut c_void) {
-    // SAFETY: made by Store::new; the bridge calls this once, when nothing holds the store any more.
+    // SAFETY: made by Store::new; the bridge calls this once, after the last reference to the store is gone.
     drop(unsafe { Box::from_raw(board.cast::<Shared>()) });
 }
 
-/// The board, as Gloo wants to see it.
+/// A board as the store that Gloo takes.
 struct Store(*mut c_void);
 
 impl Store {
@@ -81,10 +82,10 @@ impl Store {
         let board = Box::into_raw(Box::new(board)).cast();
         let calls = RawBoard { board, post, read, free };
         let mut store = std::ptr::null_mut();
-        // SAFETY: the calls are copied, the board is freed with the store; an out-pointer that lives across the call.
+        // SAFETY: the bridge copies `calls` and frees the board with the store; the out-pointer lives across the call.
         let made =
             unsafe { dyad_store_new(&raw const calls, CONNECT_TIMEOUT.as_millis() as i64, &raw mut store) };
-        checked("opening the board of the ranks", made)?;
+        checked("creating the rendezvous store", made)?;
         Ok(Self(store))
     }
 }
@@ -96,7 +97,7 @@ impl Drop for Store {
     }
 }
 
-/// Where this rank stands and how it reaches the others.
+/// This rank and how it connects to the others.
 #[derive(Clone, Debug)]
 pub struct GlooOptions {
     /// Separates the keys of this generation from those of earlier ones.
@@ -105,7 +106,7 @@ pub struct GlooOptions {
     pub interface_host: String,
     /// This rank.
     pub rank: usize,
-    /// All ranks.
+    /// Number of ranks.
     pub world_size: usize,
 }
 
@@ -123,7 +124,7 @@ unsafe impl Send for Gloo {}
 unsafe impl Sync for Gloo {}
 
 impl Gloo {
-    /// Connects to all other ranks; blocks until they are there.
+    /// Connects to all other ranks; blocks until they are connected or the timeout passes.
     pub fn connect(board: Arc<dyn Board>, options: &GlooOptions) -> Result<Self, CommError> {
         let operation = "connecting the ranks";
         let store = Store::new(board)?;
@@ -146,14 +147,15 @@ impl Gloo {
         };
         checked(operation, result)?;
         if open_ports > 0 {
-            tracing::warn!(open_ports, "this kernel cannot close the ports by which ranks have connected");
+            tracing::warn!(open_ports, "this kernel has no socket filters: the ports of the ranks stay open");
         }
         let connected = Self { raw, rank: options.rank, world_size: options.world_size };
         match sockets::of_another_user(&before) {
             None => Ok(connected),
-            Some(user) => {
-                Err(CommError { operation, reason: format!("user {user} of this machine connected first") })
-            }
+            Some(user) => Err(CommError {
+                operation,
+                reason: format!("a process of user id {user} connected in place of a rank"),
+            }),
         }
     }
 
@@ -199,7 +201,7 @@ impl Communicator for Gloo {
         })
     }
 
-    /// Gloo reduces everything everywhere; each rank then keeps its slice.
+    /// An all-reduce of the whole input, from which each rank keeps its slice.
     fn reduce_scatter(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError> {
         let (pending, len) = (self.all_reduce(input)?, output.size()[0]);
         let own = input.narrow(0, self.rank as i64 * len, len);
@@ -232,7 +234,7 @@ impl Communicator for Gloo {
     }
 
     fn abort(&self) {
-        // SAFETY: the group is live; closing its connections is safe beside a collective in flight.
+        // SAFETY: the group is live; its connections may be closed while a collective is in flight.
         if let Err(error) = check(unsafe { dyad_gloo_abort(self.raw) }) {
             tracing::warn!(%error, "gloo could not close its connections");
         }
@@ -243,7 +245,7 @@ fn values_of_a_piece(tensor: &Tensor) -> i64 {
     PIECE_BYTES / tensor.kind().elt_size_in_bytes() as i64
 }
 
-/// Starts a collective for each piece of so many values: where it begins, and its length.
+/// Starts a collective for each piece of at most `most` values; `start` takes the offset and length of a piece.
 fn in_pieces(
     values: i64,
     most: i64,
@@ -256,7 +258,7 @@ fn in_pieces(
     Ok(Box::new(Together(pieces.collect::<Result<_, _>>()?)))
 }
 
-/// Several collectives that are waited for as one.
+/// Several collectives with one `wait`.
 struct Together(Vec<Box<dyn Pending>>);
 
 impl Pending for Together {

@@ -1,4 +1,4 @@
-//! What the way between the ranks can do, and how large a bucket it wants.
+//! Measures latency and bandwidth between the ranks, and derives the bucket size from them.
 
 use std::fmt;
 use std::time::Instant;
@@ -7,37 +7,37 @@ use tch::{Device, Kind, Tensor};
 
 use super::{CommError, Communicator};
 
-/// A bucket may lose this share of its time on the wire to the all-reduce's latency.
+/// Largest share of a bucket's transfer time that the latency of the all-reduce may take.
 const LATENCY_SHARE: f64 = 0.05;
 const MIN_BUCKET: i64 = 1 << 20;
-/// Larger ones would begin too late: nothing of a bucket travels before its last gradient is there.
+/// A bucket is sent after its last gradient is computed, so a larger one would start too late.
 const MAX_BUCKET: i64 = 64 << 20;
-/// Where nothing could be measured.
+/// Bucket size in bytes without a valid measurement.
 pub const USUAL_BUCKET: i64 = 8 << 20;
 
-/// The fastest of so many counts: what else the machine does only ever adds time.
+/// All-reduces for each size. The fastest counts, because other load on the machine only adds time.
 const ROUNDS: usize = 5;
-/// Of next to nothing, which other load delays more than it takes.
+/// All-reduces of one value: more rounds, because other load may delay one by more than it takes.
 const SHORT_ROUNDS: usize = 20;
-/// Sizes that are tried, in values of four bytes: the first that takes [`PAST_LATENCY`] times as long as one value, or the last.
+/// Sizes to measure, in float32 values. The first that takes [`PAST_LATENCY`] times as long as one value counts, else the last.
 const SIZES: [i64; 4] = [1 << 18, 1 << 20, 1 << 22, 1 << 24];
 const PAST_LATENCY: f64 = 8.0;
 
 /// An all-reduce of `bytes` takes `latency_seconds + bytes / bytes_per_second`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LinkSpeed {
-    /// Seconds of an all-reduce of next to nothing.
+    /// Seconds of an all-reduce of one value.
     pub latency_seconds: f64,
-    /// Bytes of the tensor, not of what travels for it.
+    /// Bytes of the reduced tensor per second; the bytes on the wire differ.
     pub bytes_per_second: f64,
 }
 
 impl LinkSpeed {
-    /// Bytes that a bucket of float32 values should have which travel as `kind`, pieces of so many bytes at once.
+    /// Size in bytes of a bucket of float32 values that are sent as `kind`, in pieces of `piece` bytes.
     #[must_use]
     pub fn bucket_bytes(self, piece: Option<i64>, kind: Kind) -> i64 {
         let travelling = bucket_bytes(self.latency_seconds, self.bytes_per_second);
-        // Pieces of several buckets fill the wire as those of a large one do, and begin earlier.
+        // Pieces of several small buckets fill the link as well as pieces of a large one, and start earlier.
         let travelling = piece.map_or(travelling, |piece| travelling.min(piece));
         travelling * (Kind::Float.elt_size_in_bytes() / kind.elt_size_in_bytes()) as i64
     }
@@ -50,8 +50,8 @@ impl fmt::Display for LinkSpeed {
     }
 }
 
-/// The smallest power of two that keeps latency below a twentieth of the time on the wire, from 1 to 64 MiB. A power of two,
-/// so that two measurements of one link mostly agree: how gradients are grouped decides how their sums are rounded.
+/// Bytes of a bucket: the smallest power of two, from 1 to 64 MiB, for which latency is at most a twentieth of the transfer time.
+/// A power of two, so that two measurements of a link mostly agree: the grouping of gradients decides how their sums are rounded.
 #[must_use]
 pub fn bucket_bytes(latency_seconds: f64, bytes_per_second: f64) -> i64 {
     let bytes = latency_seconds * bytes_per_second / LATENCY_SHARE;
@@ -61,7 +61,7 @@ pub fn bucket_bytes(latency_seconds: f64, bytes_per_second: f64) -> i64 {
     (bytes.log2().ceil().exp2() as i64).clamp(MIN_BUCKET, MAX_BUCKET)
 }
 
-/// Times a few all-reduces. Every rank must call it at the same point, and every rank gets rank 0's answer.
+/// Times a few all-reduces. All ranks must call it at the same point; all get rank 0's result.
 pub fn measure(comm: &dyn Communicator, device: Device) -> Result<LinkSpeed, CommError> {
     if comm.world_size() == 1 {
         return Ok(LinkSpeed { latency_seconds: 0.0, bytes_per_second: f64::INFINITY });
@@ -78,7 +78,7 @@ pub fn measure(comm: &dyn Communicator, device: Device) -> Result<LinkSpeed, Com
     Ok(LinkSpeed { latency_seconds, bytes_per_second })
 }
 
-/// Seconds of an all-reduce of so many float32 values, on rank 0.
+/// Seconds of an all-reduce of `values` float32 values: the fastest of `rounds` on rank 0.
 fn seconds(comm: &dyn Communicator, device: Device, values: i64, rounds: usize) -> Result<f64, CommError> {
     let tensor = Tensor::zeros([values], (Kind::Float, device));
     let mut fastest = f64::INFINITY;
@@ -86,7 +86,7 @@ fn seconds(comm: &dyn Communicator, device: Device, values: i64, rounds: usize) 
         comm.barrier()?;
         let start = Instant::now();
         comm.all_reduce(&tensor)?.wait()?;
-        // Reading a value waits for the device, too.
+        // Reading a value also waits for the device.
         let _ = tensor.double_value(&[0]);
         fastest = fastest.min(start.elapsed().as_secs_f64());
     }
@@ -102,17 +102,17 @@ mod tests {
     const MIB: i64 = 1 << 20;
 
     #[test]
-    fn a_bucket_is_as_large_as_latency_asks_for() {
-        // 0.1 ms at 2 GB/s is 0.2 MB on the wire; twenty times that, and the next power of two.
+    fn bucket_size_follows_from_latency_and_bandwidth() {
+        // 0.1 ms at 2 GB/s is 0.2 MB; twenty times that is 4 MB.
         assert_eq!(bucket_bytes(0.1e-3, 2e9), 4 * MIB);
-        // 2 ms at 400 MB/s: 0.8 MB, sixteen of them.
+        // 2 ms at 400 MB/s is 0.8 MB; twenty times that is 16 MB.
         assert_eq!(bucket_bytes(2e-3, 400e6), 16 * MIB);
-        // NVLink: 20 us at 200 GB/s.
+        // NVLink: 20 us at 200 GB/s is 4 MB; twenty times that is over the limit.
         assert_eq!(bucket_bytes(20e-6, 200e9), 64 * MIB);
     }
 
     #[test]
-    fn latency_is_a_twentieth_of_the_time_on_the_wire_unless_a_limit_is_hit() {
+    fn latency_is_at_most_a_twentieth_of_the_transfer_time_unless_a_limit_is_hit() {
         for latency in [1e-5, 1e-4, 1e-3, 1e-2] {
             for rate in [1e8, 1e9, 1e10] {
                 let bytes = bucket_bytes(latency, rate);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_and_nonsense_gets_the_usual_size() {
+    fn buckets_stay_within_limits_and_invalid_speeds_give_the_usual_size() {
         assert_eq!(bucket_bytes(1e-6, 1e8), MIN_BUCKET);
         assert_eq!(bucket_bytes(1.0, 1e10), MAX_BUCKET);
         for (latency, rate) in
@@ -135,18 +135,18 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_no_larger_than_what_travels_at_once() {
+    fn a_bucket_is_at_most_one_piece() {
         let far = LinkSpeed { latency_seconds: 10e-3, bytes_per_second: 0.3e9 };
         assert_eq!(far.bucket_bytes(None, Kind::Float), 64 * MIB);
         assert_eq!(far.bucket_bytes(Some(4 * MIB), Kind::Float), 4 * MIB);
-        // Twice as many values in the same bytes.
+        // bfloat16 sends twice as many values in the same bytes.
         assert_eq!(far.bucket_bytes(Some(4 * MIB), Kind::BFloat16), 8 * MIB);
         let near = LinkSpeed { latency_seconds: 0.1e-3, bytes_per_second: 0.1e9 };
         assert_eq!(near.bucket_bytes(Some(4 * MIB), Kind::Float), MIB);
     }
 
     #[test]
-    fn it_reads_as_a_line() {
+    fn link_speed_is_displayed_on_one_line() {
         let speed = LinkSpeed { latency_seconds: 0.12e-3, bytes_per_second: 1.9e9 };
         assert_eq!(speed.to_string(), "0.12 ms, 1.90 GB/s");
     }

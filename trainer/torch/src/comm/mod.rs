@@ -1,4 +1,4 @@
-//! Collectives between the trainers of one generation: Gloo on CPUs, NCCL on GPUs, one trait.
+//! Collectives between the trainers of one generation: one trait, implemented by Gloo for CPUs and by NCCL for GPUs.
 //!
 //! - TRN-C1: every rank issues the same collectives in the same order; one thread issues them.
 //! - TRN-C2: a tensor handed to a collective is not touched until its [`Pending`] is waited for.
@@ -22,7 +22,7 @@ use tch::Tensor;
 pub struct CommError {
     /// The collective, e.g. `all_reduce`.
     pub operation: &'static str,
-    /// What the back end said.
+    /// The back end's message.
     pub reason: String,
 }
 
@@ -32,7 +32,7 @@ pub trait Pending {
     fn wait(self: Box<Self>) -> Result<(), CommError>;
 }
 
-/// A collective whose result is copied to where it is wanted.
+/// A collective whose result is copied to another tensor.
 struct Copied {
     pending: Box<dyn Pending>,
     from: Tensor,
@@ -50,13 +50,13 @@ impl Pending for Copied {
 
 /// Sum-reducing collectives over all ranks of a generation.
 pub trait Communicator: Send + Sync + fmt::Debug {
-    /// This process's place.
+    /// This process's rank.
     fn rank(&self) -> usize;
 
-    /// Number of places.
+    /// Number of ranks.
     fn world_size(&self) -> usize;
 
-    /// Bytes of one piece of a collective; several are in flight. Larger buckets gain nothing. `None` if a tensor travels whole.
+    /// Bytes of one piece of a collective; several pieces are in flight, so larger buckets gain nothing. `None` if tensors are not split.
     fn piece_bytes(&self) -> Option<i64> {
         None
     }
@@ -71,10 +71,10 @@ pub trait Communicator: Send + Sync + fmt::Debug {
     /// Concatenates every rank's `input` in rank order into `output`; `input` may be this rank's slice of it.
     fn all_gather(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError>;
 
-    /// Overwrites `tensor` with that of rank `root`.
+    /// Overwrites `tensor` with the tensor of rank `root`.
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Box<dyn Pending>, CommError>;
 
-    /// Returns when every rank has called it.
+    /// Waits until every rank has called it.
     fn barrier(&self) -> Result<(), CommError>;
 
     /// Breaks every collective in flight; callable from any thread.

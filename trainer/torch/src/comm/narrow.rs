@@ -1,14 +1,14 @@
-//! Sums whose addends travel in fewer bytes than they are kept in.
+//! Reductions that send values in a narrower kind than they are stored in.
 //!
-//! Each rank's addend is rounded, and so is each addition on the way: with `N` ranks `2 N - 1` times, in bfloat16 by at most 1 part
-//! in 512 each. What torch's `bf16_compress_hook` does. Every rank gets the same sum.
+//! Each rank's addend and each addition is rounded: with `N` ranks `2 N - 1` times, in bfloat16 by at most 1 part in 512 each. torch's
+//! `bf16_compress_hook` does the same. Every rank gets the same sum.
 
 use dyad_proto::run_config::ReduceDtype;
 use tch::{Kind, Tensor};
 
 use super::{CommError, Communicator, Copied, Pending};
 
-/// As libtorch names it.
+/// libtorch's kind for a configured dtype.
 #[must_use]
 pub fn kind(dtype: ReduceDtype) -> Kind {
     match dtype {
@@ -17,7 +17,7 @@ pub fn kind(dtype: ReduceDtype) -> Kind {
     }
 }
 
-/// Sums `tensor` over all ranks, in place; it travels as `kind`.
+/// Sums `tensor` over all ranks, in place; values are sent as `kind`.
 pub fn all_reduce(
     comm: &dyn Communicator,
     kind: Kind,
@@ -31,7 +31,7 @@ pub fn all_reduce(
     Ok(Box::new(Copied { pending, from: travels, to: tensor.shallow_clone() }))
 }
 
-/// Sums `input` over all ranks and leaves this rank's slice in `output`, as [`Communicator::reduce_scatter`]; it travels as `kind`.
+/// Sums `input` over all ranks and leaves this rank's slice in `output`, as [`Communicator::reduce_scatter`]; values are sent as `kind`.
 pub fn reduce_scatter(
     comm: &dyn Communicator,
     kind: Kind,

@@ -1,8 +1,8 @@
-//! NCCL, loaded at run time, with cudarc's types, on a stream of its own.
+//! Collectives by NCCL, loaded at run time with cudarc's types, on a separate stream.
 //!
-//! Collectives wait for libtorch's current stream by an event and the current stream waits for them by another, so that the
-//! host never blocks and reductions run beside the layers still to come. The communicator is non-blocking: creation is
-//! polled against a deadline, and an abort from any thread breaks what is in flight.
+//! A collective waits for libtorch's current stream by a CUDA event, and the current stream waits for the collective by another
+//! event. So the host does not block, and reductions overlap with the computation of the next layers. The communicator is
+//! non-blocking: its creation is polled until a deadline, and any thread can abort the collectives in flight.
 #![expect(unsafe_code, reason = "foreign functions of NCCL and the CUDA driver")]
 
 mod library;
@@ -23,17 +23,17 @@ use self::stream::{Event, current_stream, driver, make_stream};
 use super::{CommError, Communicator, Pending};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1800);
-/// Between two looks at a communicator that is being made; NCCL offers no way to be told.
+/// Sleep between two polls of a call in progress; NCCL sends no notification.
 const POLL: Duration = Duration::from_millis(2);
 /// Busy-poll for this long before sleeping: NCCL accepts a collective within a fraction of it.
 const SOON: Duration = Duration::from_millis(1);
-/// An abort that takes longer is left to the end of the process.
+/// How long `abort` waits for NCCL; a slower abort goes on in its thread until the process ends.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An NCCL communicator bound to one GPU.
 #[derive(Debug)]
 pub struct Nccl {
-    /// Gone after an abort. The lock keeps an abort from freeing it under a call.
+    /// `None` after an abort. The lock keeps an abort from freeing the communicator during a call.
     raw: Mutex<Option<Raw>>,
     api: &'static Api,
     stream: CUstream,
@@ -54,7 +54,7 @@ unsafe impl Send for Nccl {}
 unsafe impl Sync for Nccl {}
 
 impl Nccl {
-    /// Connects to all other ranks; blocks until they are there or the deadline passes.
+    /// Connects to all other ranks; blocks until they are connected or the timeout passes.
     pub fn connect(id: &UniqueId, rank: usize, world_size: usize, gpu: usize) -> Result<Self, CommError> {
         let api = api()?;
         let stream = make_stream(gpu)?;
@@ -70,7 +70,7 @@ impl Nccl {
         Ok(communicator)
     }
 
-    /// Waits until a call that returned "in progress" has been taken in.
+    /// Waits until NCCL has accepted a call that returned `ncclInProgress`.
     fn settle(&self, operation: &'static str, deadline: Instant) -> Result<(), CommError> {
         let began = Instant::now();
         loop {
@@ -100,7 +100,7 @@ impl Nccl {
         }
     }
 
-    /// Puts a collective on the communicator's stream, after everything libtorch has queued so far.
+    /// Queues a collective on the communicator's stream, after all work that libtorch has queued so far.
     fn start(
         &self,
         operation: &'static str,
@@ -197,12 +197,12 @@ impl Communicator for Nccl {
 
     fn abort(&self) {
         let Some(raw) = self.raw.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        // NCCL may wait here for a kernel that waits for a dead peer; whoever aborts is about to leave, and does not.
+        // NCCL may block on a kernel that waits for a dead peer: abort in a thread, and wait for it only until a timeout.
         let (done, aborted) = mpsc::channel();
         let comm_abort = self.api.comm_abort;
         let spawned = std::thread::Builder::new().name("nccl-abort".into()).spawn(move || {
             let Raw(raw) = { raw };
-            // SAFETY: taken out under the lock, so nobody else uses it and nobody frees it again.
+            // SAFETY: taken out under the lock, so no other call uses or frees it.
             let _ = unsafe { comm_abort(raw) };
             let _ = done.send(());
         });

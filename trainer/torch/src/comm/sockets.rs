@@ -1,8 +1,8 @@
-//! Who is at the other end of the connections between ranks, as far as the kernel tells: on one machine, whose they are.
+//! Finds the user at the other end of the connections between ranks. The kernel knows the user only for peers on this machine.
 
 use std::collections::HashSet;
 
-/// Sockets of this process, by their inodes.
+/// Inodes of this process's sockets.
 pub(super) fn own() -> HashSet<u64> {
     let descriptors = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let inode = |entry: std::fs::DirEntry| {
@@ -12,8 +12,8 @@ pub(super) fn own() -> HashSet<u64> {
     descriptors.filter_map(inode).collect()
 }
 
-/// Another user of this machine at the other end of a connection that was not there before. Gloo asks nobody who it is: whoever
-/// knows a port may connect before the rank that is meant. Of other machines nothing is known here.
+/// User id at the other end of a connection opened since `before`, if that is another user of this machine. Gloo does not
+/// authenticate its peers: a process that knows a port may connect before the expected rank. Peers on other machines are not checked.
 pub(super) fn of_another_user(before: &HashSet<u64>) -> Option<u32> {
     let own: HashSet<u64> = own().difference(before).copied().collect();
     let user = own_user();
@@ -40,7 +40,7 @@ struct SocketEntry {
 }
 
 impl SocketEntry {
-    /// An established connection.
+    /// Parses a line; `None` unless the connection is established.
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace().skip(1);
         let (local, remote) = (words.next()?.to_owned(), words.next()?.to_owned());
@@ -52,6 +52,7 @@ impl SocketEntry {
     }
 }
 
+/// User id of the first peer of an own socket that is not `user`.
 fn stranger(table: &[SocketEntry], own: &HashSet<u64>, user: u32) -> Option<u32> {
     let mine = |entry: &&SocketEntry| own.contains(&entry.inode);
     let other = |mine: &SocketEntry| {
@@ -76,15 +77,15 @@ mod tests {
 ";
 
     #[test]
-    fn a_connection_of_another_user_is_seen() {
+    fn a_connection_of_another_user_is_found() {
         let table: Vec<SocketEntry> = TABLE.lines().filter_map(SocketEntry::parse).collect();
-        assert_eq!(table.len(), 4, "only what is established");
+        assert_eq!(table.len(), 4, "only established connections");
         assert_eq!(stranger(&table, &HashSet::from([12, 14]), 1000), Some(65534));
         assert_eq!(stranger(&table, &HashSet::from([14, 15]), 1000), None);
     }
 
     #[test]
-    fn connections_of_this_user_are_no_strangers() {
+    fn connections_of_the_same_user_are_accepted() {
         let before = own();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

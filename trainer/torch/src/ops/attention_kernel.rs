@@ -1,4 +1,4 @@
-//! Which attention kernel serves: a pure choice by precision, head width and the GPU's generation, made loudly at start.
+//! Chooses the attention kernel by precision, head width and GPU generation, and logs the choice at the start.
 
 use dyad_proto::Fault;
 use tch::{Device, Kind};
@@ -8,16 +8,16 @@ use crate::place::Place;
 /// A kernel for attention over packed segments on devices other than the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
-    /// FlashAttention-2 over all runs of a micro-batch.
+    /// FlashAttention-2, one call for all runs of a micro-batch.
     Flash,
-    /// The memory-efficient kernel (CUTLASS) over all runs; key heads are copied for their query heads.
+    /// The memory-efficient kernel (CUTLASS), one call for all runs; key heads are copied, one for each query head.
     Efficient,
-    /// A call for each segment and branch, with a mask for branches.
+    /// One call per segment and branch, with a mask for branches.
     Segments,
 }
 
 impl Kernel {
-    /// As logs and profiles call it.
+    /// Name in logs and profiles.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -28,15 +28,15 @@ impl Kernel {
     }
 }
 
-/// Generation of a GPU, e.g. (9, 0) for Hopper.
+/// Compute capability of a GPU, e.g. (9, 0) for Hopper.
 pub type Capability = (i32, i32);
 
-/// The best kernel for such passes. Widths and generations are those that libtorch 2.11 states for its kernels.
+/// The best kernel for this precision, head width and GPU. The conditions are those of libtorch 2.11's kernels.
 #[must_use]
 pub fn choose(kind: Kind, head_dim: i64, capability: Capability) -> Kernel {
     let ampere = capability >= (8, 0);
     let half = matches!(kind, Kind::BFloat16 | Kind::Half);
-    // Generations with less shared memory have no backward pass for these widths.
+    // FlashAttention has no backward pass for these widths on generations with less shared memory.
     let narrow = matches!(capability, (8, 6..=9) | (12, _)) && (193..=224).contains(&head_dim);
     if half && ampere && head_dim % 8 == 0 && head_dim <= 256 && !narrow {
         return Kernel::Flash;
@@ -46,16 +46,16 @@ pub fn choose(kind: Kind, head_dim: i64, capability: Capability) -> Kernel {
     if serves && bytes % 16 == 0 && capability >= (5, 0) { Kernel::Efficient } else { Kernel::Segments }
 }
 
-/// What a run is told before its first step.
+/// Result of [`judge`], before the first step of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// The kernel that this precision is meant to take.
+    /// The fast kernel for this precision.
     Fine(Kernel),
-    /// It trains, but slowly; why.
+    /// A slow kernel, and the reason.
     Slow(Kernel, String),
 }
 
-/// Looks at a choice before anything is computed: bfloat16 that the GPU does not have is refused, a slow kernel named.
+/// Checks the chosen kernel before anything is computed. Fails if the GPU has no bfloat16; gives the reason for a slow kernel.
 pub fn judge(kind: Kind, head_dim: i64, capability: Capability) -> Result<Verdict, Fault> {
     let kernel = choose(kind, head_dim, capability);
     let (major, minor) = capability;
@@ -78,7 +78,7 @@ pub fn judge(kind: Kind, head_dim: i64, capability: Capability) -> Result<Verdic
     }
 }
 
-/// Says once which kernel the passes will take; nothing to say on the CPU.
+/// Logs which kernel the passes will use, with a warning if it is slow; logs nothing on the CPU.
 pub fn announce(head_dim: i64, place: Place) -> Result<(), Fault> {
     let Device::Cuda(index) = place.device else { return Ok(()) };
     let capability = crate::gpu::capability(index)?;
@@ -94,7 +94,7 @@ pub fn announce(head_dim: i64, place: Place) -> Result<(), Fault> {
 /// The kernel for tensors of this kind and head width on a device.
 #[must_use]
 pub fn kernel_on(device: Device, kind: Kind, head_dim: i64) -> Kernel {
-    // A device whose generation cannot be told was announced with an error; on the CPU only tests come here.
+    // `announce` has already failed for a GPU of unknown generation. Only tests pass the CPU.
     let capability = match device {
         Device::Cuda(index) => crate::gpu::capability(index).unwrap_or_default(),
         _ => (9, 0),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_flash_refuses_goes_to_the_next_best() {
+    fn inputs_that_flash_refuses_take_the_next_best_kernel() {
         assert_eq!(choose(Kind::Float, 128, H100), Kernel::Efficient);
         assert_eq!(choose(Kind::BFloat16, 264, H100), Kernel::Efficient);
         assert_eq!(choose(Kind::BFloat16, 200, RTX_4090), Kernel::Efficient);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_kernels_are_named_and_missing_precisions_refused() {
+    fn slow_kernels_give_a_reason_and_missing_precisions_fail() {
         assert_eq!(judge(Kind::BFloat16, 128, H100).unwrap(), Verdict::Fine(Kernel::Flash));
         assert_eq!(judge(Kind::Float, 64, T4).unwrap(), Verdict::Fine(Kernel::Efficient));
         let Verdict::Slow(Kernel::Segments, why) = judge(Kind::BFloat16, 100, H100).unwrap() else {

@@ -1,9 +1,9 @@
-//! Attention over packed segments in one call a layer: what libtorch's variable-length kernels are told on CUDA devices, and
-//! the call. [`super::blocks`] has the same for other devices.
+//! Attention over packed segments in one call per layer, by libtorch's variable-length kernels on CUDA devices.
+//! [`super::layer::segmented_attention`] computes the same on CPUs.
 //!
-//! A *run* is a stretch of queries that sees one stretch of keys, causally from its end: a prompt with its first branch sees
-//! itself, each further branch sees the prompt and itself. Queries lie in the packed row as they come; keys and values of
-//! prompts with further branches are copied, once for each of these.
+//! A *run* is a range of queries and the range of keys that they see: the last query sees all of them, each query before it one
+//! key less. A prompt and its first branch are one run, which sees itself; each further branch is a run that sees the prompt and
+//! itself. Queries stay in packed order. Keys and values of a prompt are copied once for each further branch.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use tch::Tensor;
@@ -13,34 +13,34 @@ use super::segment::Segment;
 use crate::error::check;
 use crate::ffi::{RawRuns, dyad_varlen_attention};
 
-/// Runs of a packed row, by where they begin.
+/// Runs of a packed row, as the lists that the kernels take.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Runs {
-    /// First query of each run, and one past the last run's last. `[runs + 1]`
+    /// First query of each run, then the number of queries. `[runs + 1]`
     pub queries: Vec<i32>,
-    /// The same of its keys.
+    /// First key of each run, then the number of keys. `[runs + 1]`
     pub keys: Vec<i32>,
-    /// Row of each key; empty where keys are the rows as they come.
+    /// Row of each key; empty if the keys are the rows in packed order. `[keys]`
     pub gather: Vec<i64>,
     /// Longest run of queries.
     pub max_queries: i64,
     /// Longest run of keys.
     pub max_keys: i64,
-    /// Pairs of a query and a key that see each other.
+    /// Number of (query, key) pairs where the query sees the key.
     pub pairs: f64,
 }
 
-/// The way back from gathered keys to their rows.
+/// For each row, the keys that are copies of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Copies {
-    /// Where each row's list of places begins, and one past the last. `[rows + 1]`
+    /// Start of each row's list in `places`, then the length of `places`. `[rows + 1]`
     pub starts: Vec<i32>,
-    /// Keys that a row has become, row by row. `[keys]`
+    /// Indices of the keys that are copies of a row, row after row. `[keys]`
     pub places: Vec<i32>,
 }
 
 impl Runs {
-    /// Of segments that lie one after the other.
+    /// Runs of consecutive segments.
     #[must_use]
     pub fn of(segments: &[Segment]) -> Self {
         let mut runs = Self { queries: vec![0], keys: vec![0], ..Self::default() };
@@ -62,7 +62,7 @@ impl Runs {
         runs
     }
 
-    /// Which keys each of so many rows has become; nothing where keys are the rows as they come.
+    /// The keys that are copies of each row; empty if the keys are the rows in packed order.
     #[must_use]
     pub fn copies(&self) -> Copies {
         if self.gather.is_empty() {
@@ -80,7 +80,7 @@ impl Runs {
         Copies { starts, places }
     }
 
-    /// So many queries that see themselves and so many keys before them.
+    /// Adds a run of `queries` queries that see themselves and `before` keys before them.
     fn add(&mut self, before: i64, queries: i64) {
         if queries == 0 {
             return;
@@ -94,24 +94,24 @@ impl Runs {
     }
 }
 
-/// Runs whose lists are on the device: made once a micro-batch, used by every layer.
+/// [`Runs`] whose lists are on the device: made once per micro-batch, used by every layer.
 #[derive(Debug)]
 pub struct Varlen {
-    /// Int32. `[runs + 1]`
+    /// As [`Runs::queries`], int32. `[runs + 1]`
     pub queries: Tensor,
-    /// Int32. `[runs + 1]`
+    /// As [`Runs::keys`], int32. `[runs + 1]`
     pub keys: Tensor,
-    /// Where keys are gathered.
+    /// How keys are copied; `None` if they are the rows in packed order.
     pub gathered: Option<Gathered>,
     /// Longest run of queries.
     pub max_queries: i64,
     /// Longest run of keys.
     pub max_keys: i64,
-    /// Pairs of a query and a key that see each other.
+    /// As [`Runs::pairs`].
     pub pairs: f64,
 }
 
-/// Keys that are copies of rows.
+/// Copies of rows as keys; the lists are on the device.
 #[derive(Debug)]
 pub struct Gathered {
     /// Row of each key, int64. `[keys]`
@@ -123,8 +123,8 @@ pub struct Gathered {
 }
 
 impl Varlen {
-    /// Attention of all runs: `[tokens, heads, width]`, and `[tokens, kv heads, width]` keys and values. `None` where the
-    /// kernel for such tensors takes no runs.
+    /// Attention of all runs: queries `[tokens, heads, width]`, keys and values `[tokens, kv heads, width]`. `None` if `kernel`
+    /// is [`Kernel::Segments`], which takes no runs.
     #[must_use]
     pub fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, kernel: Kernel) -> Option<Tensor> {
         let code = match kernel {
@@ -146,7 +146,7 @@ impl Varlen {
             pairs: self.pairs,
         };
         let mut raw = std::ptr::null_mut();
-        // SAFETY: live tensors all through, and a place for the result.
+        // SAFETY: all pointers are null or to live tensors, and there is a place for the result.
         let made = unsafe {
             check(dyad_varlen_attention(
                 q.as_ptr(),
@@ -158,7 +158,7 @@ impl Varlen {
             ))
         };
         if let Err(error) = made {
-            // Kernels are chosen by what they take (`attention.rs`): a refusal is a bug, as with tch's own operators.
+            // The kernel was chosen for these tensors (`attention_kernel.rs`), so an error is a bug: panic as tch's operators do.
             panic!("variable-length attention: {error}");
         }
         // SAFETY: on success the bridge has left a fresh tensor that we own.
@@ -174,7 +174,7 @@ mod tests {
         Segment { start, prompt, branches: branches.into() }
     }
 
-    /// By hand: a prompt of 3 with branches of 2 and 1, then one of 2 with one branch of 2.
+    /// Computed by hand: a prompt of 3 with branches of 2 and 1, then a prompt of 2 with a branch of 2.
     #[test]
     fn a_further_branch_sees_the_prompt_and_itself() {
         let runs = Runs::of(&[segment(0, 3, &[2, 1]), segment(6, 2, &[2])]);
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(runs.pairs, 15.0 + 4.0 + 10.0);
     }
 
-    /// Numbers that differ from case to case and are the same in every run.
+    /// A deterministic pseudo-random generator.
     struct Draw(u64);
 
     impl Draw {
@@ -207,7 +207,7 @@ mod tests {
             .collect()
     }
 
-    /// By the definition of a segment: the keys that each query sees.
+    /// The keys that each query sees, by the definition of a segment.
     fn seen_by_definition(segments: &[Segment]) -> Vec<Vec<i64>> {
         let mut seen = Vec::new();
         for Segment { start, prompt, branches } in segments {
@@ -224,7 +224,7 @@ mod tests {
         seen
     }
 
-    /// By the runs, under a causal mask from the end of each.
+    /// The keys that each query sees, by the runs with a causal mask aligned to the end of each.
     fn seen_by_runs(runs: &Runs, tokens: usize) -> Vec<Vec<i64>> {
         let mut seen = vec![Vec::new(); tokens];
         for (queries, keys) in runs.queries.windows(2).zip(runs.keys.windows(2)) {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_show_each_query_what_its_segment_does() {
+    fn runs_give_each_query_the_keys_of_its_segment() {
         let mut draw = Draw(7);
         for _ in 0..500 {
             let segments = segments(&mut draw);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_no_queries_is_left_out() {
+    fn runs_without_queries_are_left_out() {
         let runs = Runs::of(&[segment(0, 2, &[0, 0, 1]), segment(3, 0, &[])]);
         assert_eq!((runs.queries, runs.keys), (vec![0, 2, 3], vec![0, 2, 5]));
     }

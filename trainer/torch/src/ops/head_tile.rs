@@ -1,4 +1,4 @@
-//! What the head does with one tile of logits: by a kernel on the CPU and on GPUs, composed elsewhere.
+//! Scores one tile of the LM head's logits: by the bridge's kernels for CPUs and GPUs, otherwise by libtorch's operators.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use tch::{Kind, Tensor};
@@ -7,21 +7,21 @@ use crate::backend::{Backend, GPU_VECTOR, on_gpu_path};
 use crate::error::check;
 use crate::ffi::dyad_head_score;
 
-/// What one tile of logits says.
+/// Scores of one tile of logits.
 #[derive(Debug)]
 pub struct TileScore {
     /// Log-probability of each row's target, float64. `[rows]`
     pub logps: Tensor,
-    /// The same under the reference.
+    /// The same under the reference; `None` without a reference. `[rows]`
     pub reference_logps: Option<Tensor>,
     /// Sum over the rows of KL(policy || reference), float64; 0 without a reference. `[]`
     pub kl: Tensor,
-    /// How far each probability is above what was to be, `softmax(z) - onehot(target)`, where they are kept: the gradient of
-    /// minus the log-probability by the logits. `[rows, vocab]`
+    /// `softmax(z) - onehot(target)`, the gradient of minus the log-probability with respect to the logits. `None` unless
+    /// kept. `[rows, vocab]`
     pub errors: Option<Tensor>,
 }
 
-/// Scores logits `[rows, vocab]`; takes them, because errors are built in their place.
+/// Scores logits `[rows, vocab]`. With `keep` it overwrites them with the errors, which is why it takes ownership.
 #[must_use]
 pub fn score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep: bool) -> TileScore {
     let all: Vec<&Tensor> = [&policy].into_iter().chain(&reference).collect();
@@ -42,8 +42,8 @@ fn fused_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, keep
         Some((logits, logps, kl)) => (logits.as_ptr(), logps.as_ptr(), kl.as_ptr()),
         None => (null, null, null),
     };
-    // SAFETY: live, contiguous tensors of the kinds and sizes that the bridge asks for; the three of the reference are null
-    // together.
+    // SAFETY: live, contiguous tensors of the kinds and sizes that the bridge expects; the three tensors of the reference are
+    // either all null or all live.
     let scored = unsafe {
         check(dyad_head_score(
             policy.as_ptr(),
@@ -90,7 +90,7 @@ fn composed_score(policy: Tensor, reference: Option<Tensor>, targets: &Tensor, k
     TileScore { logps, reference_logps, kl, errors }
 }
 
-/// A refusal is a bug of the caller's, as with tch's own operators.
+/// Panics on an error, which is a bug in the caller, as tch's operators do.
 fn accept(result: Result<(), crate::error::TorchError>) {
     if let Err(error) = result {
         panic!("fused head: {error}");
@@ -105,7 +105,7 @@ mod tests {
 
     const ROWS: i64 = 9;
 
-    /// Fused against composed: to rounding in float32; bfloat16 keeps eight bits of each probability.
+    /// Equal up to rounding in float32; in bfloat16 each probability keeps eight bits.
     #[test]
     fn fused_head_equals_its_composition() {
         tch::manual_seed(5);
@@ -133,7 +133,7 @@ mod tests {
         }
     }
 
-    /// To the last bit, so that the first step of a run shows none.
+    /// The KL is exactly zero, so that the first step of a run reports no divergence.
     #[test]
     fn equal_logits_do_not_diverge() {
         for kind in [Kind::Float, Kind::BFloat16] {
@@ -146,9 +146,9 @@ mod tests {
         }
     }
 
-    /// Sums of the size of the shift would leave four digits of a divergence that is smaller.
+    /// Float32 sums as large as the shift would round away a smaller divergence.
     #[test]
-    fn a_shift_of_all_logits_is_no_divergence() {
+    fn shifting_all_logits_gives_no_divergence() {
         let logits = Tensor::randn([ROWS, 1003], (Kind::Float, Device::Cpu)) * 4.0;
         let targets = Tensor::zeros([ROWS], (Kind::Int64, Device::Cpu));
         let kl = fused_score(&logits + 60.0, Some(logits), &targets, false).kl.double_value(&[]);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_logit_that_is_no_number_is_not_hidden() {
+    fn nan_logits_give_nan_log_probabilities() {
         let logits = Tensor::zeros([1, 40], (Kind::Float, Device::Cpu));
         let _ = logits.narrow(1, 7, 1).fill_(f64::NAN);
         let targets = Tensor::zeros([1], (Kind::Int64, Device::Cpu));

@@ -1,4 +1,4 @@
-//! Operators of a decoder layer: norms, rotations, linear layers, SwiGLU, attention over segments. Each has its derivative.
+//! Operators of a decoder layer: norms, rotations, linear layers, SwiGLU, attention over segments. All are differentiable.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use tch::{Kind, Tensor};
@@ -30,12 +30,12 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     rms_norm_with_residual(x, weight, eps).0
 }
 
-/// The same, and `x` for the residual: the gradients of both come together in the norm's kernel, where there is one.
+/// The norm, and `x` again for the residual connection: on CPUs the norm's backward kernel adds the gradients of both.
 pub fn rms_norm_with_residual(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
     if Backend::of(&[x, weight], 1) == Backend::Cpu {
         return cpu_rms_norm(x, weight, eps);
     }
-    // One launch each way on a GPU.
+    // On a GPU one kernel launch forward and one backward.
     let normed = x.internal_fused_rms_norm(weight.size().as_slice(), Some(weight), eps).0;
     (normed, x.shallow_clone())
 }
@@ -57,29 +57,29 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     made(|out| unsafe { dyad_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
 }
 
-/// The same on a GPU, by the bridge's kernel where it serves.
+/// The same for the GPU path, by the bridge's kernel if it supports the tensors. The first half of each row of `sin` is negated.
 pub fn rotate_signed(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     gpu_kernels::rotate(x, cos, sin).unwrap_or_else(|| rotate_half(x, cos, sin))
 }
 
-/// The same on any device, in three launches; `sin` is negative in its first half.
+/// The same on any device, in three launches. The first half of each row of `sin` is negated.
 pub fn rotate_half(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     // SAFETY: three live tensors, and a place for the result; the operators check sizes.
     made(|out| unsafe { dyad_rotate_half(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out) })
 }
 
-/// One linear layer as the bridge takes it.
+/// Arguments of one linear layer.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearArgs<'a> {
     /// `[out, in]`.
     pub weight: &'a Tensor,
     /// `[out]`.
     pub bias: Option<&'a Tensor>,
-    /// The adapter residual it.
+    /// The layer's adapter.
     pub adapter: Option<AdapterArgs<'a>>,
 }
 
-/// A low-rank update as the bridge takes it.
+/// Arguments of a low-rank update.
 #[derive(Clone, Copy, Debug)]
 pub struct AdapterArgs<'a> {
     /// `[rank, in]`.
@@ -90,8 +90,9 @@ pub struct AdapterArgs<'a> {
     pub scale: f64,
 }
 
-/// Linear layers of one input `[tokens, in]`, adapters included, on any device: `[tokens, out]` each. `own_products` takes
-/// the bridge's, which must serve all matrices; they alone add to `onto`, `[tokens, out]`, in layers without a bias.
+/// Linear layers of one input `[tokens, in]`, adapters included, on any device: `[tokens, out]` each. `own_products` uses the
+/// bridge's products, which must support all matrices. Only they can add the results to `onto`, `[tokens, out]`, and only without
+/// a bias.
 pub fn linears<const N: usize>(
     x: &Tensor,
     layers: [LinearArgs<'_>; N],
@@ -102,7 +103,7 @@ pub fn linears<const N: usize>(
         let adapter = layer.adapter;
         assert!(
             onto.is_none() || (own_products && layer.bias.is_none()),
-            "only the bridge's products add, and no bias too"
+            "`onto` needs the bridge's products and no bias"
         );
         RawLinear {
             onto: pointer(onto),
@@ -115,7 +116,7 @@ pub fn linears<const N: usize>(
     run(x, &raw, own_products)
 }
 
-/// `x wᵀ + bias` by the bridge's own products, which must serve.
+/// `x wᵀ + bias` by the bridge's own products, which must support the matrices.
 pub(crate) fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let [y] = run(x, &[RawLinear::plain(weight, bias)], true);
     y
@@ -123,8 +124,8 @@ pub(crate) fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Ten
 
 fn run<const N: usize>(x: &Tensor, linears: &[RawLinear; N], own_products: bool) -> [Tensor; N] {
     let mut ys = [std::ptr::null_mut(); N];
-    // SAFETY: live tensors, null where they may be missing, and a place for each result; the operators check sizes, and callers
-    // those of the bridge's own products.
+    // SAFETY: live tensors, or null for optional ones, and a place for each result; libtorch's operators check sizes, and callers
+    // check them for the bridge's own products.
     let done = check(unsafe { dyad_linears(x.as_ptr(), linears.as_ptr(), N, own_products, ys.as_mut_ptr()) });
     if let Err(error) = done {
         panic!("linear layers: {error}");
@@ -143,7 +144,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     made(|out| unsafe { dyad_swiglu(gate.as_ptr(), up.as_ptr(), out) })
 }
 
-/// Threads that share a kernel's work.
+/// Number of threads that share a kernel's work.
 pub fn kernel_threads() -> Result<usize, TorchError> {
     let mut threads = 0;
     // SAFETY: writes one integer.
@@ -151,7 +152,7 @@ pub fn kernel_threads() -> Result<usize, TorchError> {
     Ok(threads)
 }
 
-/// `total += part`, whatever the kinds; `total` is changed through every handle to it.
+/// `total += part` for any kinds, in place: every handle to `total` sees the change.
 pub fn accumulate(total: &Tensor, part: &Tensor) {
     let narrow = total.kind() == Kind::Float && part.kind() == Kind::BFloat16;
     let plain = total.size() == part.size() && total.is_contiguous() && part.is_contiguous();
@@ -160,20 +161,20 @@ pub fn accumulate(total: &Tensor, part: &Tensor) {
         tch::no_grad(|| total += part);
         return;
     }
-    // SAFETY: two live, contiguous CPU tensors of the same size and of the kinds that the bridge asks for.
+    // SAFETY: two live, contiguous CPU tensors of the same size and of the kinds that the bridge expects.
     if let Err(error) = check(unsafe { dyad_accumulate(total.as_ptr(), part.as_ptr()) }) {
         panic!("fused kernel: {error}");
     }
 }
 
-/// Attention over packed segments: `[tokens, heads, width]`, and `[tokens, kv heads, width]` keys and values.
+/// Attention over packed segments: queries `[tokens, heads, width]`, keys and values `[tokens, kv heads, width]`.
 pub fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
     let mut layout = Vec::new();
     for segment in segments {
         layout.extend([segment.start, segment.prompt, segment.branches.len() as i64]);
         layout.extend(&segment.branches);
     }
-    // SAFETY: three live tensors, an array as long as said, and a place for the result.
+    // SAFETY: three live tensors, an array of the given length, and a place for the result.
     made(|out| unsafe {
         dyad_segmented_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), layout.as_ptr(), layout.len(), out)
     })
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
     use crate::ffi::dyad_kernel_lanes;
 
-    /// Without OpenMP the bridge compiles as well, and its loops run on one thread.
+    /// Without OpenMP the bridge still compiles, but its loops run on one thread.
     #[test]
     fn kernels_share_their_work_between_all_threads() {
         tch::set_num_threads(2);
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn fused_kernels_take_the_instructions_that_were_asked_for() {
+    fn fused_kernels_use_the_requested_instructions() {
         let v3 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
         let v4 = ["avx512f", "avx512bw", "avx512dq", "avx512vl"];
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
@@ -209,12 +210,12 @@ mod tests {
         assert_eq!(unsafe { dyad_kernel_lanes() }, expected);
     }
 
-    /// The tests of fused kernels once more, in processes that take the loops of lesser CPUs.
+    /// Runs the tests of fused kernels again, in processes that use the loops for older CPUs.
     #[test]
-    fn kernels_are_right_with_every_set_of_instructions() {
+    fn kernels_are_right_with_every_instruction_set() {
         for capability in ["avx2", "default"] {
             let output = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["tests::fused_", "is_no_number", "equal_logits"])
+                .args(["tests::fused_", "nan_logits", "equal_logits"])
                 .env("DYAD_CPU_CAPABILITY", capability)
                 .output()
                 .unwrap();

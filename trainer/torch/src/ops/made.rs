@@ -1,4 +1,4 @@
-//! Results of the bridge's operators.
+//! Takes over the result tensors of the bridge's operators.
 #![expect(unsafe_code, reason = "takes over tensors that the bridge made")]
 
 use tch::Tensor;
@@ -7,7 +7,7 @@ use torch_sys::C_tensor;
 use crate::error::check;
 use crate::ffi::RawError;
 
-/// The new tensor that a kernel made. A refusal is a bug of the caller's, as with tch's own operators.
+/// The new tensor that a kernel made. Panics on an error, which is a bug in the caller, as tch's operators do.
 pub(super) fn made(kernel: impl FnOnce(*mut *mut C_tensor) -> RawError) -> Tensor {
     let mut raw = std::ptr::null_mut();
     if let Err(error) = check(kernel(&raw mut raw)) {

@@ -1,4 +1,4 @@
-//! Operators of a decoder, each by the implementation that serves: the bridge's kernels for CPUs, those for GPUs, or libtorch's operators.
+//! Operators of a decoder. [`crate::backend`] chooses the bridge's CPU kernels, its GPU kernels, or libtorch's operators.
 
 pub mod attention_kernel;
 pub mod flash_attention;

@@ -1,5 +1,5 @@
-//! Matrix products of linear layers and of the LM head: the bridge's own (`cpp/cpu/product.cpp`) where they are faster than
-//! libtorch's, which serve everywhere else.
+//! Matrix products of linear layers and of the LM head: the bridge's own (`cpp/cpu/product.cpp`) where they are faster, otherwise
+//! libtorch's.
 #![expect(unsafe_code, reason = "foreign functions of the bridge")]
 
 use tch::{Kind, Tensor};
@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::error::check;
 use crate::ffi::{dyad_add_outer, dyad_add_outer_wide, dyad_product};
 
-/// Whether the bridge's products serve `x wᵀ + bias` and its derivative.
+/// Whether the bridge's products support `x wᵀ + bias` and its derivative.
 #[must_use]
 pub fn projects(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
     let out_is_even = weight.kind() == Kind::Float || weight.size()[0] % 2 == 0;
@@ -23,7 +23,7 @@ pub fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     if !projects(x, weight, bias) {
         return x.linear(weight, bias);
     }
-    assert_eq!(x.size().last(), weight.size().last(), "as many inputs as the weights want");
+    assert_eq!(x.size().last(), weight.size().last(), "one input per column of the weight");
     layer::project(x, weight, bias)
 }
 
@@ -33,30 +33,30 @@ pub fn times(a: &Tensor, b: &Tensor) -> Tensor {
         return a.matmul(b);
     }
     let (a, b) = (a.contiguous(), b.contiguous());
-    assert_eq!(a.size()[1], b.size()[0], "as many columns as rows");
-    // SAFETY: two live, contiguous tensors of matching sizes and of a kind that is served, and a place for the result.
+    assert_eq!(a.size()[1], b.size()[0], "one column of `a` per row of `b`");
+    // SAFETY: two live, contiguous tensors of matching sizes and of a supported kind, and a place for the result.
     made(|out| unsafe { dyad_product(a.as_ptr(), b.as_ptr(), out) })
 }
 
-/// `sum += aᵀ b` in float32: `[terms, rows]` and `[terms, columns]` to `[rows, columns]`; `sum` is changed through every handle
-/// to it.
+/// `sum += aᵀ b` in float32: `[terms, rows]` and `[terms, columns]` to `[rows, columns]`, in place: every handle to `sum` sees the
+/// change.
 pub fn add_outer(sum: &Tensor, a: &Tensor, b: &Tensor) {
     if sum.kind() == Kind::Float && sum.is_contiguous() && Backend::of_matrices(&[a, b]) == Backend::Cpu {
         let (a, b) = (a.contiguous(), b.contiguous());
         assert!(a.size()[0] == b.size()[0] && sum.size() == [a.size()[1], b.size()[1]], "one row per term");
-        // SAFETY: three live, contiguous tensors of matching sizes, the first float32, the others of a kind that is served.
+        // SAFETY: three live, contiguous tensors of matching sizes, the first float32, the others of a supported kind.
         if let Err(error) = check(unsafe { dyad_add_outer(sum.as_ptr(), a.as_ptr(), b.as_ptr()) }) {
             panic!("adding a product: {error}");
         }
     } else if a.kind() == Kind::Float {
-        // One fused multiply-accumulate instead of a second tensor of the sum's size.
+        // One fused multiply-accumulate avoids a second tensor of the sum's size.
         let _ = sum.shallow_clone().addmm_(&a.tr(), b);
     } else if !add_wide(sum, a, b) {
         accumulate(sum, &a.tr().matmul(b));
     }
 }
 
-/// `sum += aᵀ b` in one go where a GPU can; says whether it did.
+/// `sum += aᵀ b` in one operator if the device has one (bfloat16 factors on CUDA); returns whether it did.
 fn add_wide(sum: &Tensor, a: &Tensor, b: &Tensor) -> bool {
     let mut done = false;
     // SAFETY: three live tensors, and a place for the answer; the operator checks sizes.
@@ -75,8 +75,8 @@ mod tests {
     use crate::autograd::{grad, grad_into};
     use crate::backend::as_on_gpu;
 
-    /// Rows, inputs and outputs: less than a block, several blocks and panels with rests, more terms than are kept at once,
-    /// more columns than rows.
+    /// (rows, inputs, outputs): smaller than a block; several blocks and panels with remainders; more terms than one slab; more
+    /// columns than rows.
     const SHAPES: [(i64, i64, i64); 6] =
         [(1, 4, 6), (37, 70, 100), (130, 514, 200), (700, 66, 130), (65, 5000, 34), (33, 64, 9000)];
     const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
@@ -85,8 +85,8 @@ mod tests {
         Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind)
     }
 
-    /// Largest difference from the product in float64, relative to the largest value: float32 rounds each of up to 9000
-    /// sums, bfloat16 keeps eight bits of a result, and is rounded to up to twice.
+    /// Asserts a small largest difference from the float64 product, relative to the largest value. Float32 rounds each of up to
+    /// 9000 additions; bfloat16 keeps eight bits of a result, which is rounded up to twice.
     fn close(found: &Tensor, exact: &Tensor, what: &str) {
         let tolerance = if found.kind() == Kind::Float { 2e-6 } else { 1e-2 };
         let worst = ((found.to_kind(Kind::Double) - exact).abs().max() / exact.abs().max()).double_value(&[]);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn products_are_those_of_float64() {
+    fn products_match_float64() {
         tch::manual_seed(6);
         for (kind, (rows, inputs, outputs)) in
             KINDS.iter().flat_map(|kind| SHAPES.map(|shape| (*kind, shape)))
@@ -112,15 +112,15 @@ mod tests {
             let sum = random(&[outputs, inputs], Kind::Float);
             let expected = exact(&sum) + exact(&dy).tr().matmul(&exact(&x));
             add_outer(&sum, &dy, &x);
-            // Elsewhere libtorch's product rounds what is added.
+            // libtorch rounds the product to `kind` before it adds it: compare with that kind's tolerance.
             let sum = if Backend::of_matrices(&[&dy, &x]) == Backend::Cpu { sum } else { sum.to_kind(kind) };
             close(&sum, &expected, "sum + dyᵀ x");
         }
     }
 
-    /// Gradients handed out and gradients added to a sink, against libtorch's.
+    /// Compares returned gradients and gradients added to a sink with libtorch's.
     #[test]
-    fn gradients_are_those_of_libtorchs_linear_layer() {
+    fn gradients_match_libtorchs_linear_layer() {
         tch::manual_seed(7);
         for kind in KINDS {
             let leaf = |size: &[i64]| random(size, kind).set_requires_grad(true);

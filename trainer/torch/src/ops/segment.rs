@@ -1,6 +1,6 @@
-//! Packed tokens that attend to each other.
+//! Segments of packed tokens.
 
-/// A run of packed tokens that attends only to itself: a prompt, then branches that each continue the prompt.
+/// Consecutive packed tokens that attend to no other segment: a prompt, then branches that each continue the prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// First token in the packed row.

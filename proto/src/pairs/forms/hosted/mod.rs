@@ -18,7 +18,7 @@ use crate::plain;
 
 const KEYS: [&str; 3] = ["input", "preferred_output", "non_preferred_output"];
 
-/// A field that is not known is an error: a misspelt name must not go unnoticed.
+/// Unknown fields are errors, so that a misspelt name does not go unnoticed.
 pub(super) const FORM: Form = Form {
     name: "hosted API",
     fields: "`input`, `preferred_output` and `non_preferred_output`",
@@ -27,12 +27,12 @@ pub(super) const FORM: Form = Form {
     check: |line, _: &mut PassedOver| check(line),
 };
 
-/// Reads one line and checks every rule.
+/// Reads one line and checks all rules.
 fn parse(line: &str) -> Result<PreferencePair, RecordError> {
     QuickPair::read(line).map_or_else(|| by_the_rules(line), |pair| Ok(pair.into()))
 }
 
-/// Checks every rule, and keeps nothing.
+/// Checks all rules of one line.
 fn check(line: &str) -> Result<(), RecordError> {
     QuickPair::read(line).map_or_else(|| by_the_rules(line).map(drop), |_| Ok(()))
 }
@@ -144,7 +144,7 @@ mod tests {
         }
     }
     #[test]
-    fn of_a_long_key_or_word_little_is_quoted() {
+    fn long_keys_and_values_are_cut_in_errors() {
         let long = "k".repeat(1 << 20);
         for line in [
             format!("{{\"{long}\": 1}}"),
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_unicode_and_nesting_without_end_are_no_json() {
+    fn lone_surrogates_and_deep_nesting_are_invalid_json() {
         let deep = format!("{}7{}", "[".repeat(100_000), "]".repeat(100_000));
         for line in [
             GOOD.replace("Hi", "\\ud800"),

@@ -1,5 +1,5 @@
-//! A good line, read fast: one pass, and nothing copied but text that needs unescaping. Says nothing of other lines,
-//! which are read again by the rules in full: those find the words.
+//! Fast reader for valid lines: one pass, copying only text that needs unescaping. For other lines it returns `None`, and the full
+//! parser reads them again to produce the error.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -36,7 +36,7 @@ struct Turn<'a> {
     content: Cow<'a, str>,
 }
 
-/// A JSON object: serde would read a struct from a list, too.
+/// Accepts only a JSON object; serde alone would also read a struct from a list.
 struct JsonObject<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for JsonObject<T> {
@@ -59,7 +59,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     }
 }
 
-/// A pair whose text still lies in its line.
+/// A pair that borrows its text from its line.
 pub(super) struct QuickPair<'a> {
     messages: Vec<(Role, Cow<'a, str>)>,
     preferred: Cow<'a, str>,
@@ -67,7 +67,7 @@ pub(super) struct QuickPair<'a> {
 }
 
 impl<'a> QuickPair<'a> {
-    /// The pair, if every rule is kept.
+    /// Returns the pair, or `None` if the line breaks a rule.
     pub(super) fn read(line: &'a str) -> Option<Self> {
         let JsonObject(record) = serde_json::from_str::<JsonObject<QuickRecord<'a>>>(line).ok()?;
         let messages = record.input.0.messages.into_iter();
@@ -151,7 +151,7 @@ mod tests {
         .concat()
     }
 
-    /// Tokens of JSON, so that a replaced one often leaves valid JSON.
+    /// Splits a line into JSON tokens, so that replacing one often leaves valid JSON.
     fn tokens(line: &str) -> Vec<String> {
         let mut tokens: Vec<String> = Vec::new();
         let mut quoted = false;
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_a_good_line_at_once() {
+    fn reads_a_good_line() {
         let line = good();
         assert_eq!(tokens(&line).concat(), line);
         let quick = PreferencePair::from(QuickPair::read(&line).unwrap());
@@ -179,9 +179,9 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4000))]
-        /// Whatever the quick reader takes, the rules take, and as the same pair.
+        /// For every line that the fast reader accepts, the full parser returns the same pair.
         #[test]
-        fn takes_nothing_that_the_rules_refuse(
+        fn accepts_nothing_that_the_full_parser_refuses(
             edits in proptest::collection::vec((any::<prop::sample::Index>(), 0..PIECES.len(), 0..3_u8), 0..4),
         ) {
             let mut tokens = tokens(&good());

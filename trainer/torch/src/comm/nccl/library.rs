@@ -1,4 +1,4 @@
-//! NCCL's library: found at run time, its unique id, its configuration, its errors.
+//! Loads NCCL's library at run time; its unique id, configuration and errors.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -11,19 +11,19 @@ use dyad_proto::counted;
 
 use crate::comm::CommError;
 
-/// `ncclConfig_t` says so itself: NCCL_CONFIG_INITIALIZER.
+/// `magic` of an `ncclConfig_t`, as NCCL_CONFIG_INITIALIZER sets it.
 const CONFIG_MAGIC: u32 = 0xcafe_beef;
-/// Version whose `ncclConfig_t` is filled below, 2.28.0.
+/// NCCL version of the `ncclConfig_t` that `config` fills: 2.28.0.
 const CONFIG_VERSION: u32 = 22800;
 /// NCCL_CONFIG_UNDEF_INT.
 const UNDEFINED: i32 = i32::MIN;
 
-/// What the ranks of a generation share.
+/// NCCL's unique id, which all ranks of a generation share.
 #[derive(Clone, Copy, Debug)]
 pub struct UniqueId(pub(super) ncclUniqueId);
 
 impl UniqueId {
-    /// A new id; rank 0 makes it.
+    /// Makes a new id; only rank 0 calls it.
     pub fn new() -> Result<Self, CommError> {
         let api = api()?;
         let mut id = ncclUniqueId { internal: [0; 128] };
@@ -32,13 +32,13 @@ impl UniqueId {
         Ok(Self(id))
     }
 
-    /// As it travels.
+    /// The 128 bytes that rank 0 sends to the other ranks.
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
         self.0.internal.iter().map(|&byte| byte as u8).collect()
     }
 
-    /// As it arrives.
+    /// Reads the bytes of [`UniqueId::to_bytes`]; fails unless there are 128.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CommError> {
         let bytes: &[u8; 128] = bytes.try_into().map_err(|_| {
             error(
@@ -50,7 +50,7 @@ impl UniqueId {
     }
 }
 
-/// From one buffer to another: so many values of a kind, and an operator or a root.
+/// Arguments: input, output, number of values, their kind, operator or root, communicator, stream.
 type Collective<R> = unsafe extern "C" fn(
     *const c_void,
     *mut c_void,
@@ -61,7 +61,7 @@ type Collective<R> = unsafe extern "C" fn(
     CUstream,
 ) -> ncclResult_t;
 
-/// NCCL's functions. cudarc has their types, but looks for `libnccl.so`, while wheels ship `libnccl.so.2` alone.
+/// NCCL's functions. cudarc's own loader looks for `libnccl.so`, but wheels contain only `libnccl.so.2`.
 #[derive(Debug)]
 pub(super) struct Api {
     pub(super) get_unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> ncclResult_t,
@@ -85,7 +85,7 @@ pub(super) struct Api {
 
 impl Api {
     fn load() -> Result<Self, libloading::Error> {
-        // SAFETY: NCCL's initialisers touch no state of ours; every symbol has the type that nccl.h gives it.
+        // SAFETY: NCCL's initialisers touch none of this program's state; every symbol has its type from nccl.h.
         unsafe {
             let library = Library::new("libnccl.so.2").or_else(|_| Library::new("libnccl.so"))?;
             let api = Self {
@@ -99,14 +99,14 @@ impl Api {
                 all_gather: *library.get(b"ncclAllGather")?,
                 get_error_string: *library.get(b"ncclGetErrorString")?,
             };
-            // Never unloaded: the functions are there for the life of the process.
+            // Never unload it: the functions must stay valid until the process ends.
             std::mem::forget(library);
             Ok(api)
         }
     }
 }
 
-/// NCCL, loaded by the first who asks.
+/// NCCL's functions; the first call loads the library.
 pub(super) fn api() -> Result<&'static Api, CommError> {
     static API: OnceLock<Api> = OnceLock::new();
     if let Some(api) = API.get() {
@@ -120,7 +120,7 @@ pub(super) fn api() -> Result<&'static Api, CommError> {
     }
 }
 
-/// Non-blocking, everything else as NCCL decides.
+/// Configuration of a non-blocking communicator; NCCL chooses all other settings.
 pub(super) fn config() -> ncclConfig_t {
     ncclConfig_t {
         size: size_of::<ncclConfig_t>(),
@@ -148,7 +148,7 @@ pub(super) fn checked(operation: &'static str, result: ncclResult_t) -> Result<(
     match result {
         ncclResult_t::ncclSuccess | ncclResult_t::ncclInProgress => Ok(()),
         failed => {
-            // SAFETY: NCCL hands out a static string.
+            // SAFETY: NCCL returns a static string.
             let text = unsafe { CStr::from_ptr((api()?.get_error_string)(failed)) };
             Err(error(operation, text.to_string_lossy().into_owned()))
         }

@@ -1,4 +1,4 @@
-//! The communicator's stream, and the events that order it against libtorch's: no host ever waits for a device here.
+//! The communicator's stream, and the events that order it relative to libtorch's stream. The host never waits for a device here.
 
 use cudarc::driver::result::{ctx, device, event, primary_ctx, stream};
 use cudarc::driver::sys::{CUevent, CUevent_flags, CUevent_wait_flags, CUstream};
@@ -7,13 +7,13 @@ use super::library::error;
 use crate::comm::CommError;
 use crate::device::cuda_current_stream;
 
-/// The stream that libtorch queues its work on now.
+/// The stream on which libtorch queues its work now.
 pub(super) fn current_stream(gpu: usize) -> Result<CUstream, CommError> {
     let stream = cuda_current_stream(gpu).map_err(|reason| error("the current stream", reason.0))?;
     Ok(stream.cast())
 }
 
-/// A stream of our own on a GPU, whose context becomes this thread's.
+/// Makes a stream on a GPU, and makes the GPU's context current on this thread.
 pub(super) fn make_stream(gpu: usize) -> Result<CUstream, CommError> {
     let device = driver("cuDeviceGet", device::get(gpu as i32))?;
     // SAFETY: the primary context is the one libtorch uses; it is never released, like libtorch's own reference.
@@ -23,11 +23,11 @@ pub(super) fn make_stream(gpu: usize) -> Result<CUstream, CommError> {
     driver("cuStreamCreate", stream::create(stream::StreamKind::NonBlocking))
 }
 
-/// A mark in a stream.
+/// A CUDA event.
 pub(super) struct Event(CUevent);
 
 impl Event {
-    /// Marks what is queued on a stream so far.
+    /// Records an event after all work queued on a stream so far.
     pub(super) fn record(stream: CUstream) -> Result<Self, CommError> {
         let made = Self(driver("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING))?);
         // SAFETY: event and stream are live.
@@ -35,7 +35,7 @@ impl Event {
         Ok(made)
     }
 
-    /// Makes later work on a stream wait for the mark.
+    /// Makes later work on a stream wait for the event.
     pub(super) fn block(&self, stream: CUstream) -> Result<(), CommError> {
         let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: event and stream are live.
@@ -50,7 +50,7 @@ impl Drop for Event {
     }
 }
 
-/// An error of the driver's as one of ours.
+/// Converts an error of the CUDA driver.
 pub(super) fn driver<T>(
     operation: &'static str,
     result: Result<T, cudarc::driver::DriverError>,

@@ -6,6 +6,11 @@
 //! - TRN-S4: a failure is on its way to the coordinator before the process ends.
 
 mod abort;
+pub mod connect;
+pub mod drain;
+pub mod feed;
+pub mod rendezvous;
+pub mod signals;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -27,12 +32,12 @@ use tokio::sync::mpsc as async_mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Streaming};
 
-use crate::connect::patiently;
-use crate::drain::{Gate, Recorded, Watermark};
-use crate::gpu_meter;
-use crate::progress;
-use crate::signals::Told;
-use crate::trace;
+use crate::observe::gpu_meter;
+use crate::observe::progress;
+use crate::observe::trace;
+use crate::session::connect::patiently;
+use crate::session::drain::{Gate, Recorded, Watermark};
+use crate::session::signals::Told;
 use dyad_torch::comm::Communicator;
 use dyad_torch::comm::board::{Board, LocalBoard};
 

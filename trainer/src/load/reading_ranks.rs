@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::EngineError;
 use crate::load::Sources;
-use crate::model::relay::Relay;
+use crate::model::weights::relay::Relay;
 use crate::model::weights::{Digested, Reading, Weights};
 use dyad_torch::comm::{CommError, Communicator};
 use dyad_torch::transfer::values;

@@ -7,7 +7,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Bucket, Parameters};
-use crate::unit_weights::part;
+use crate::zero::unit_weights::part;
 use dyad_torch::comm::{CommError, Communicator, Pending, narrow};
 use dyad_torch::transfer::{read, upload};
 

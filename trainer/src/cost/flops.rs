@@ -4,20 +4,20 @@
 use dyad_families::shape::{PairTokens, Shape};
 use dyad_proto::wire::PairLength;
 
-use crate::batch::Layout;
-use crate::model::ModelConfig;
+use crate::batch::PairLayout;
+use dyad_families::ModelConfig;
 
 /// Operations of one model's passes.
 #[derive(Clone, Debug)]
 pub struct PassCost {
     shape: Shape,
-    layout: Layout,
+    layout: PairLayout,
 }
 
 impl PassCost {
     /// Of a model of this shape.
     #[must_use]
-    pub fn new(config: &ModelConfig, layout: Layout) -> Self {
+    pub fn new(config: &ModelConfig, layout: PairLayout) -> Self {
         Self { shape: Shape::from(config), layout }
     }
 
@@ -30,9 +30,9 @@ impl PassCost {
             rejected: length.rejected_tokens.into(),
         };
         let work = match self.layout {
-            Layout::ChosenOnly => pair.chosen_only(),
-            Layout::SharedPairs => pair.shared(),
-            Layout::SeparatePairs => pair.separate(),
+            PairLayout::ChosenOnly => pair.chosen_only(),
+            PairLayout::SharedPairs => pair.shared(),
+            PairLayout::SeparatePairs => pair.separate(),
         };
         (self.shape.forward(work).total() / 1e3) as u64
     }

@@ -10,9 +10,9 @@ use dyad_proto::RunConfig;
 use dyad_proto::wire::{PairLength, ReferenceLogps};
 use tch::Kind;
 
-use crate::batch::Layout;
-use crate::cost::PassCost;
-use crate::model::ModelConfig;
+use crate::batch::PairLayout;
+use crate::cost::flops::PassCost;
+use dyad_families::ModelConfig;
 use dyad_torch::place::Place;
 
 /// Operations of a run's steps.
@@ -30,7 +30,7 @@ impl ModelFlops {
     #[must_use]
     pub fn new(config: &RunConfig, model: &ModelConfig) -> Self {
         Self {
-            cost: PassCost::new(model, Layout::of(config)),
+            cost: PassCost::new(model, PairLayout::of(config)),
             // Backward, the gradients of inputs and of weights take a forward pass each; adapters have next to no weights.
             policy: if config.lora { 2.0 } else { 3.0 },
             asks_reference: config.objective().needs_reference(),
@@ -133,7 +133,7 @@ mod tests {
             .unwrap()
         };
         let pair = Tokenized { prompt: vec![1; 9], chosen: vec![1; 5], rejected: vec![1; 4] };
-        let forward = PassCost::new(&model, Layout::of(&config(false))).of(&length(&pair)) as f64 * 1e3;
+        let forward = PassCost::new(&model, PairLayout::of(&config(false))).of(&length(&pair)) as f64 * 1e3;
         let flops =
             |lora, known| ModelFlops::new(&config(lora), &model).of(std::slice::from_ref(&pair), &[known]);
         assert_eq!(flops(false, None), 4.0 * forward);

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use crate::progress;
-use crate::trace;
+use crate::observe::progress;
+use crate::observe::trace;
 use dyad_torch::recorder::Span;
 
 /// Seconds by phase; a phase entered twice adds up.

@@ -1,5 +1,11 @@
 //! Tensors of a Hugging Face model folder, by name, from one or many safetensors files, mapped rather than read.
 
+mod claim;
+mod files;
+pub mod relay;
+#[cfg(test)]
+mod test_files;
+
 use dyad_torch::place::Place;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -11,10 +17,11 @@ use dyad_data::files::is_there;
 use dyad_proto::Fault;
 use tch::{Device, Kind, Tensor};
 
-pub use super::claim::Wanted;
-use super::files::{Files, check_shape};
-use super::relay::{self, Relay, Relayed};
-use crate::progress;
+pub use self::claim::Wanted;
+pub(crate) use self::claim::listed;
+use crate::observe::progress;
+use files::{Files, check_shape};
+use relay::{Relay, Relayed};
 
 /// How the ranks of a run come by the files of a model.
 #[derive(Clone, Debug, Default)]
@@ -245,7 +252,7 @@ pub(crate) fn is_finite(tensor: &Tensor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::test_files::{File, write};
+    use crate::model::weights::test_files::{File, write};
 
     #[test]
     fn a_digest_follows_names_and_values_and_not_the_order() {

@@ -9,7 +9,7 @@ use std::path::Path;
 use dyad_proto::{Fault, noun};
 
 use super::files::{Files, Stored};
-use super::{EMBEDDING, HEAD};
+use crate::model::{EMBEDDING, HEAD};
 
 /// Most names that a message lists.
 const LISTED: usize = 3;
@@ -186,7 +186,7 @@ fn floating(files: Files, warnings: Vec<String>) -> Result<Claimed, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::test_files::{File, write};
+    use crate::model::weights::test_files::{File, write};
 
     const NAMES: [&str; 3] = [EMBEDDING, "model.layers.0.a.weight", "model.norm.weight"];
 

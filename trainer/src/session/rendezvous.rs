@@ -7,7 +7,7 @@ use dyad_proto::wire::{Assignment, CommunicatorReady};
 use dyad_proto::{ErrorCode, Fault};
 use tch::Device;
 
-use crate::progress::{self, Counted};
+use crate::observe::progress::{self, Counted};
 use dyad_torch::comm::board::Board;
 use dyad_torch::comm::gloo::{Gloo, GlooOptions};
 use dyad_torch::comm::nccl::{Nccl, UniqueId};

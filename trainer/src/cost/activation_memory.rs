@@ -5,7 +5,7 @@ use dyad_families::shape::{GPU_TILE_BYTES, MOST_TILES, Shape, TILE_BYTES};
 use dyad_proto::run_config::ActivationCheckpointing;
 use tch::Device;
 
-use crate::model::ModelConfig;
+use dyad_families::ModelConfig;
 use dyad_torch::backend::has_gpu_kernels;
 use dyad_torch::device::cuda_free_bytes;
 use dyad_torch::place::Place;

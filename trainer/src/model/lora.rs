@@ -11,10 +11,11 @@ use dyad_proto::run_config::LoraModules;
 use dyad_proto::{Fault, RunConfig, counted};
 use tch::{Device, Kind, Tensor};
 
-use crate::model::blocks::{Adapter, Linear};
+use crate::model::Model;
+use crate::model::layer::Part;
+use crate::model::linear::{Adapter, Linear};
 use crate::model::weights::{Reading, Wanted, Weights};
-use crate::model::{Model, Part};
-use crate::parameters::Named;
+use crate::zero::parameters::Named;
 
 /// The adapters of a model: training, generation, resuming and merging know them by this.
 #[derive(Clone, Debug)]

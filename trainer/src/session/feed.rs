@@ -12,8 +12,8 @@ use dyad_proto::wire::{
 };
 use dyad_proto::{Fault, RunConfig};
 
-use crate::cost::PassCost;
-use crate::progress;
+use crate::cost::flops::PassCost;
+use crate::observe::progress;
 use crate::session::Handle;
 
 /// Next thing to do, ready to compute.

@@ -5,8 +5,8 @@
 //! reduction starts there while lower units still compute. With sharding each rank updates its own part of every bucket.
 
 mod checkpoint_view;
+mod embedding_rows;
 mod gradients;
-mod rows;
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -15,9 +15,9 @@ pub use checkpoint_view::{Kept, Source};
 use dyad_proto::run_config::Optim;
 use tch::{Device, Kind, Tensor};
 
-use crate::layout::{Layout, Sharding, bucket_ranges};
 use crate::optimizer::states::{MASTER, States};
-use crate::unit_weights::{Link, Residence, UnitWeights, part};
+use crate::zero::ranges::{Layout, Sharding, bucket_ranges};
+use crate::zero::unit_weights::{Link, Residence, UnitWeights, part};
 use dyad_torch::comm::Pending;
 use dyad_torch::storage::releasable_zeros;
 
@@ -94,7 +94,7 @@ pub struct Parameters {
     /// Buckets whose gradients are being divided, oldest first.
     in_flight: std::collections::VecDeque<usize>,
     /// Rows of the embedding that this step looks up, where they travel alone.
-    rows: Option<rows::Rows>,
+    rows: Option<embedding_rows::Rows>,
 }
 
 /// A trainable tensor of the model, float32, with its checkpoint name.

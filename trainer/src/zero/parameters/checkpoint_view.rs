@@ -5,10 +5,10 @@ use tch::{Device, Tensor};
 
 use super::{Bucket, Parameters};
 use crate::error::EngineError;
-use crate::layout::{ALIGN, Slot};
 use crate::optimizer::states::{MASTER, StateTensor};
 use crate::optimizer::update::Update;
-use crate::unit_weights::part;
+use crate::zero::ranges::{ALIGN, Slot};
+use crate::zero::unit_weights::part;
 use dyad_torch::comm::CommError;
 
 /// A whole tensor with its checkpoint name, e.g. `model.norm.weight` and `exp_avg`.

@@ -297,7 +297,7 @@ pub(super) fn check_shape(name: &str, path: &Path, found: &[i64], expected: &[i6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::test_files::{File as Made, write};
+    use crate::model::weights::test_files::{File as Made, write};
 
     fn index(dir: &Path, entries: &[(&str, &str)]) {
         let map: serde_json::Map<String, Value> =

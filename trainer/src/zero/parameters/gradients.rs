@@ -3,8 +3,8 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Bucket, Parameters};
-use crate::trace;
-use crate::unit_weights::part;
+use crate::observe::trace;
+use crate::zero::unit_weights::part;
 use dyad_torch::comm::{CommError, Pending, narrow};
 use dyad_torch::storage::{allocate_memory, release_memory};
 

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::layout::{Layout, Sharding};
-use crate::progress;
+use crate::observe::progress;
+use crate::zero::ranges::{Layout, Sharding};
 use dyad_torch::comm::{CommError, Communicator, Pending};
 use dyad_torch::storage::{allocate_memory, releasable_zeros, release_memory};
 

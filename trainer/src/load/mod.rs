@@ -1,5 +1,7 @@
 //! From the run's configuration to models and parameters that can train.
 
+pub mod reading_ranks;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -13,12 +15,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Home;
 use crate::checkpoint::save::{SavedAdapter, Saver};
-use crate::layout::{Layout, Sharding};
-use crate::lora::{self, Adapters};
+use crate::model::lora::{self, Adapters};
+use crate::model::weights::listed;
 use crate::model::weights::{Digested, Reading};
-use crate::model::{Model, ModelConfig, listed, stored_kind};
-use crate::parameters::{Keeping, Named, Parameters};
-use crate::unit_weights::{Keep, Link, UnitWeights};
+use crate::model::{Model, stored_kind};
+use crate::zero::parameters::{Keeping, Named, Parameters};
+use crate::zero::ranges::{Layout, Sharding};
+use crate::zero::unit_weights::{Keep, Link, UnitWeights};
+use dyad_families::ModelConfig;
 use dyad_torch::comm::measure::USUAL_BUCKET;
 use dyad_torch::comm::narrow;
 use dyad_torch::device::compute_kind;

@@ -1,0 +1,75 @@
+//! Whether the two sides of a pair share their prompt's tokens: the key `prefix_sharing`.
+
+use std::collections::HashMap;
+
+use dyad_data::tokenized::Tokenized;
+use dyad_proto::RunConfig;
+
+/// Which completions a pass scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairLayout {
+    /// Both sides, the prompt computed once.
+    SharedPairs,
+    /// Both sides, each with its own copy of the prompt.
+    SeparatePairs,
+    /// The chosen side alone (supervised fine-tuning).
+    ChosenOnly,
+}
+
+impl PairLayout {
+    /// What a run asks for.
+    #[must_use]
+    pub fn of(config: &RunConfig) -> Self {
+        match (config.objective().scores_both_outputs(), config.prefix_sharing) {
+            (false, _) => Self::ChosenOnly,
+            (true, true) => Self::SharedPairs,
+            (true, false) => Self::SeparatePairs,
+        }
+    }
+}
+
+/// An answer that a pass scores.
+pub(super) struct OutputTokens<'a> {
+    pub(super) sequence: usize,
+    pub(super) tokens: &'a [u32],
+}
+
+/// Which answers follow which prompt, computed once. Pairs of one prompt share it.
+pub(super) fn plan<'a>(
+    pairs: &[&'a Tokenized],
+    layout: PairLayout,
+) -> Vec<(&'a [u32], Vec<OutputTokens<'a>>)> {
+    let mut plan: Vec<(&[u32], Vec<OutputTokens<'_>>)> = Vec::new();
+    let mut of_prompt: HashMap<&[u32], usize> = HashMap::new();
+    for (index, pair) in pairs.iter().enumerate() {
+        let prompt = pair.prompt.as_slice();
+        let chosen = |sequence| OutputTokens { sequence, tokens: &pair.chosen };
+        let rejected = |sequence| OutputTokens { sequence, tokens: &pair.rejected };
+        match layout {
+            PairLayout::ChosenOnly => plan.push((prompt, vec![chosen(index)])),
+            PairLayout::SeparatePairs => {
+                plan.push((prompt, vec![chosen(2 * index)]));
+                plan.push((prompt, vec![rejected(2 * index + 1)]));
+            }
+            PairLayout::SharedPairs => {
+                let segment = *of_prompt.entry(prompt).or_insert(plan.len());
+                if segment == plan.len() {
+                    plan.push((prompt, Vec::new()));
+                }
+                plan[segment].1.extend([chosen(2 * index), rejected(2 * index + 1)]);
+            }
+        }
+    }
+    plan
+}
+
+/// Packed tokens that one pair takes in a layout.
+#[must_use]
+pub fn packed_tokens(pair: &Tokenized, layout: PairLayout) -> usize {
+    let (prompt, chosen, rejected) = (pair.prompt.len(), pair.chosen.len(), pair.rejected.len());
+    match layout {
+        PairLayout::SharedPairs => prompt + chosen + rejected,
+        PairLayout::SeparatePairs => 2 * prompt + chosen + rejected,
+        PairLayout::ChosenOnly => prompt + chosen,
+    }
+}
