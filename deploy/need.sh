@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Checks what a target of the Makefile needs, before it begins; names all that is missing and how to get it.
+# Checks the requirements of a Makefile target before it runs. Prints everything that is missing and how to get it.
 #
 #   deploy/need.sh TARGET NEED…
 #
-# A NEED is a program, root, pip (for python3), space=GB (free in this checkout), x86-64 or gpu.
+# A NEED is a program, root, pip or venv (for python3), space=GB (free in this checkout), x86-64 or gpu.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=$1
 shift
 
-# package PROGRAM: Debian's package with it.
+# package PROGRAM: prints the Debian package that contains it.
 package() {
   case $1 in
     pip) echo python3-pip ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the tests need beside Dyad: an sshd (where the system has none) and Slurm. Debian's packages, unpacked into target/openssh
-# and target/slurm, and neither installed nor started. Running it again is instant.
+# Fetches Slurm and, if the system has none, an sshd for the tests. Unpacks Debian's packages into target/slurm and target/openssh,
+# and neither installs nor starts anything. Running it again is instant.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

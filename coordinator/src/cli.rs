@@ -14,7 +14,7 @@ use dyad_proto::{Fault, LAST_SCRAPE_SECONDS, RunConfig, files};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
-use crate::files::output_dir::{self, Mode, Output, OutputPlan};
+use crate::files::output_dir::{self, Mode, OutputPlan, RunFiles};
 use crate::observe::traces::Sampling;
 use crate::run::RunSpec;
 use crate::run::dataset::{Datasets, hex};
@@ -28,7 +28,7 @@ use crate::run::training::Start;
 /// {"listening":"127.0.0.1:41234"}; logs go to standard error.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "coordinator", version, after_help = EXIT_STATUS)]
-pub struct Cli {
+pub struct CoordinatorCli {
     /// The run's configuration, a .toml or .json file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
@@ -154,7 +154,7 @@ pub struct Prepared {
     pub owner: Arc<Ownership>,
 }
 
-impl Cli {
+impl CoordinatorCli {
     /// Checks config, data and output folder: everything that can be wrong before a trainer connects.
     pub fn prepare(&self) -> Result<Task, Fault> {
         if self.auto_resume && self.job.is_none() && (self.resume || self.overwrite) {
@@ -215,7 +215,7 @@ impl Cli {
     }
 
     /// Prepares the output folder and returns it with the run's specification.
-    pub fn start(&self, prepared: Prepared) -> Result<(RunSpec, Output), Fault> {
+    pub fn start(&self, prepared: Prepared) -> Result<(RunSpec, RunFiles), Fault> {
         let resume = prepared.output.resume.clone();
         let output = prepared.output.start(prepared.config_json.clone())?;
         let start = Start {
@@ -286,9 +286,10 @@ mod tests {
 
     #[test]
     fn flags_are_consistent() {
-        Cli::command().debug_assert();
-        let parse =
-            |args: &[&str]| Cli::try_parse_from([&["coordinator", "--config", "c.toml"], args].concat());
+        CoordinatorCli::command().debug_assert();
+        let parse = |args: &[&str]| {
+            CoordinatorCli::try_parse_from([&["coordinator", "--config", "c.toml"], args].concat())
+        };
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(dir.path().join(JOB), "7\n").unwrap();
         let mode =

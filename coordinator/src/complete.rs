@@ -55,6 +55,7 @@ mod tests {
         let (inputs, events) = mpsc::channel(64);
         let telling = tokio::spawn(tell(events, 2));
         let mut outgoing = Vec::new();
+        // Three connections of two trainers.
         for (id, name) in ["node0", "node1", "node1"].into_iter().enumerate() {
             let (outbox, told) = mpsc::unbounded_channel();
             outgoing.push(told);

@@ -11,8 +11,8 @@ use dyad_proto::wire::{CoordinatorMessage, ErrorCode, EvaluationMetrics, KeepTra
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use crate::files::output_dir::Output;
-use crate::files::reference_store::{self, ReferenceStore, Trouble};
+use crate::files::output_dir::RunFiles;
+use crate::files::reference_store::{self, ReferenceStore, StoreTrouble};
 use crate::observe::Observer;
 use crate::run::membership::TrainerId;
 use crate::run::references::PairKey;
@@ -39,9 +39,9 @@ pub enum Input {
 
 /// The run and everything its commands act on.
 #[derive(Debug)]
-pub struct Engine {
+pub struct RunEngine {
     run: Run,
-    output: Output,
+    output: RunFiles,
     history: History,
     outboxes: HashMap<TrainerId, (Option<SocketAddr>, Outbox)>,
     /// Open if the run keeps reference log-probabilities.
@@ -50,10 +50,10 @@ pub struct Engine {
     refusals: Refusals,
 }
 
-impl Engine {
+impl RunEngine {
     /// An engine that does not run yet.
     #[must_use]
-    pub fn new(run: Run, output: Output, history: History, observer: Observer, refusals: Refusals) -> Self {
+    pub fn new(run: Run, output: RunFiles, history: History, observer: Observer, refusals: Refusals) -> Self {
         Self { run, output, history, outboxes: HashMap::new(), store: None, observer, refusals }
     }
 
@@ -129,11 +129,11 @@ impl Engine {
                 self.store = Some(store);
                 Ok(Event::References(known))
             }
-            Err(Trouble::Passing(fault)) => {
+            Err(StoreTrouble::Passing(fault)) => {
                 self.without_store(&fault);
                 Ok(Event::References(Vec::new()))
             }
-            Err(Trouble::Lasting(fault)) => Err(fault),
+            Err(StoreTrouble::Lasting(fault)) => Err(fault),
         }
     }
 

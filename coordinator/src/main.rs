@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use dyad_coordinator::cli::{Cli, Prepared, Task};
+use dyad_coordinator::cli::{CoordinatorCli, Prepared, Task};
 use dyad_coordinator::handle::RunHandle;
 use dyad_coordinator::health::Health;
 use dyad_coordinator::observe::Observer;
 use dyad_coordinator::observe::endpoint::Endpoint;
 use dyad_coordinator::run::Run;
-use dyad_coordinator::server::{self, Job, Port, Signals};
+use dyad_coordinator::server::{self, Port, ServedRun, Signals};
 use dyad_coordinator::wire::{Guard, listen};
 use dyad_proto::security::by_hand::Published;
 use dyad_proto::silence::{self, Silence};
@@ -25,7 +25,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::Instrument;
 
 fn main() -> ExitCode {
-    let cli: Cli = dyad_telemetry::command_line();
+    let cli: CoordinatorCli = dyad_telemetry::command_line();
     dyad_proto::signals::ignore_size_limit();
     // Held until the exit status is known, so that the last log lines and spans are sent too.
     let _telemetry = Telemetry::start(
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn coordinate(cli: &Cli) -> Result<(), Fault> {
+fn coordinate(cli: &CoordinatorCli) -> Result<(), Fault> {
     files::enough_may_be_open()?;
     // The coordinator shares the machine with trainers that need every core.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -74,7 +74,7 @@ fn coordinate(cli: &Cli) -> Result<(), Fault> {
 }
 
 /// Reads and checks the data, which may take minutes. Fails on a signal, or if reading makes no progress.
-async fn prepare(cli: Cli, signals: &mut Signals) -> Result<Task, Fault> {
+async fn prepare(cli: CoordinatorCli, signals: &mut Signals) -> Result<Task, Fault> {
     let (beats, limit) = (cli.announce_preparing, reading_limit(cli.stall_timeout));
     let mut prepared = tokio::task::spawn_blocking(move || cli.prepare());
     let mut ticks = tokio::time::interval(silence::TICK);
@@ -129,7 +129,7 @@ fn run_span() -> tracing::Span {
 }
 
 /// Binds the port; the published token must be held while the port is open.
-async fn open(cli: &Cli, guard: &mut Guard) -> Result<(TcpListener, Option<Published>), Fault> {
+async fn open(cli: &CoordinatorCli, guard: &mut Guard) -> Result<(TcpListener, Option<Published>), Fault> {
     let listener = listen::bind(&cli.listen, "--listen").await?;
     guard.allows(address(&listener)?, cli.insecure)?;
     let published = guard.complete(address(&listener)?)?;
@@ -137,7 +137,7 @@ async fn open(cli: &Cli, guard: &mut Guard) -> Result<(TcpListener, Option<Publi
 }
 
 async fn serve(
-    cli: &Cli,
+    cli: &CoordinatorCli,
     prepared: Prepared,
     signals: Signals,
     mut guard: Guard,
@@ -165,7 +165,7 @@ async fn serve(
         .map(|(listener, metrics)| Endpoint::open(listener, metrics, handle.clone()));
     health.serving().await;
     let port = Port { listener, guard, health };
-    let job = Job { run, output, observer, handle, inputs };
+    let job = ServedRun { run, output, observer, handle, inputs };
     server::serve(port, job, signals, cli.print_events).await
 }
 
@@ -186,7 +186,7 @@ fn announce(listening: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Fa
 /// Handles a resumed run that is complete already: tells the launcher on standard output and people in the log. With
 /// `--tell-trainers` it also serves until every trainer has been told.
 async fn complete(
-    cli: &Cli,
+    cli: &CoordinatorCli,
     model: &Path,
     signals: &mut Signals,
     mut guard: Guard,

@@ -83,7 +83,7 @@ impl Printer {
             if before.is_some_and(|(count, since): (u64, tokio::time::Instant)| {
                 count == left && since.elapsed() >= patience
             }) {
-                tracing::warn!("nobody reads standard output: the last events are not printed");
+                tracing::warn!("standard output is not read: the last events are not printed");
                 return;
             }
             if before.is_none_or(|(count, _)| count != left) {

@@ -38,12 +38,12 @@ use dyad_proto::{Fault, RunConfig};
 use serde_json::{Map, Value, json};
 
 use crate::run::dataset::Datasets;
-use crate::run::facts::{Facts, Then};
-use crate::run::failure::Blame;
+use crate::run::facts::{RankFacts, Then};
+use crate::run::failure::FailureCause;
 use crate::run::measuring::{Lengths, Measuring};
 use crate::run::membership::{Member, Roster, Standing, TrainerId};
 use crate::run::references::{Known, PairKey};
-use crate::run::report::Report;
+use crate::run::report::WorkReport;
 use crate::run::training::{Done, Start, Training};
 
 /// How long the streams may take to close once the run has ended.
@@ -146,10 +146,10 @@ pub struct Run {
     /// Key of the reference model, for its stored log-probabilities; `None` until rank 0 has loaded the model.
     reference_key: Option<String>,
     /// The facts that the ranks report.
-    facts: Facts,
+    facts: RankFacts,
     /// Rank 0's facts that were compared with those of all other ranks.
     agreed: Vec<Fact>,
-    blame: Blame,
+    failure_cause: FailureCause,
     watch: liveness::Watch,
     /// The last phase that was sent to the watchers.
     phase: Phase,
@@ -182,9 +182,9 @@ impl Run {
             roster: Roster::new(spec.world_size as usize),
             reference_key: None,
             stage: Stage::Joining { left: spec.join_timeout },
-            facts: Facts::new(spec.world_size as usize),
+            facts: RankFacts::new(spec.world_size as usize),
             agreed: Vec::new(),
-            blame: Blame::default(),
+            failure_cause: FailureCause::default(),
             watch: liveness::Watch::new(now, spec.stall_timeout),
             phase: Phase::Unspecified,
             last_refusal: None,
@@ -233,7 +233,7 @@ impl Run {
             Event::Tick => self.tick(now),
         };
         if let Err(fault) = handled
-            && let Some(cause) = self.blame.suspect(now, fault)
+            && let Some(cause) = self.failure_cause.suspect(now, fault)
         {
             match own {
                 true => self.end(now, Some(cause)),
@@ -303,9 +303,9 @@ impl Run {
             Up::ModelReport(_) => {}
             Up::Facts(facts) => return self.compare(place, facts.facts),
             Up::MeasureReport(report) => return self.measured(place, report),
-            Up::StepReport(report) => return self.reported(place, Report::Step(report)),
-            Up::EvaluationReport(report) => return self.reported(place, Report::Evaluation(report)),
-            Up::ReferenceReport(report) => return self.reported(place, Report::Reference(report)),
+            Up::StepReport(report) => return self.reported(place, WorkReport::Step(report)),
+            Up::EvaluationReport(report) => return self.reported(place, WorkReport::Evaluation(report)),
+            Up::ReferenceReport(report) => return self.reported(place, WorkReport::Reference(report)),
             Up::CheckpointReport(report) => return self.checkpoint(place, report),
             Up::Failure(failure) => {
                 let member = self.roster.member_mut(place);

@@ -12,8 +12,8 @@ use tonic::transport::Server;
 use tracing::Instrument;
 
 use crate::complete;
-use crate::engine::{Engine, Input};
-use crate::files::output_dir::Output;
+use crate::engine::{Input, RunEngine};
+use crate::files::output_dir::RunFiles;
 use crate::handle::RunHandle;
 use crate::health::{Health, Welcome};
 use crate::observe::Observer;
@@ -46,11 +46,11 @@ pub struct Port {
 
 /// A run with its output folder, its metrics and traces, and its handle.
 #[derive(Debug)]
-pub struct Job {
+pub struct ServedRun {
     /// The run.
     pub run: Run,
     /// Its output folder.
-    pub output: Output,
+    pub output: RunFiles,
     /// Its metrics and spans.
     pub observer: Observer,
     /// The handle for gRPC, HTTP, signals and the printer.
@@ -60,14 +60,14 @@ pub struct Job {
 }
 
 /// Serves the run until it has ended; returns its outcome.
-pub async fn serve(port: Port, job: Job, signals: Signals, print_events: bool) -> Result<(), Fault> {
-    let Job { run, output, observer, handle, inputs } = job;
+pub async fn serve(port: Port, job: ServedRun, signals: Signals, print_events: bool) -> Result<(), Fault> {
+    let ServedRun { run, output, observer, handle, inputs } = job;
     tokio::spawn(signals.forward(handle.clone()));
     let printed = print_events.then(|| Printer::start(handle.watch()));
     let history = handle.history();
     let mut serving = Serving::open(port, run.world_size(), handle);
     // The engine runs on the threads that serve, so that a message does not have to wake another thread.
-    let engine = Engine::new(run, output, history, observer, serving.refusals.clone()).run(inputs);
+    let engine = RunEngine::new(run, output, history, observer, serving.refusals.clone()).run(inputs);
     let engine = tokio::spawn(engine.in_current_span());
     let outcome = tokio::select! {
         outcome = engine => outcome
@@ -125,7 +125,7 @@ struct DrainingPort {
 impl Serving {
     fn open(port: Port, trainers: usize, run: RunHandle) -> Self {
         let Port { listener, guard, health } = port;
-        let (service, calls) = Service::new(run, guard.gate);
+        let (service, calls) = Service::new(run, guard.admission);
         let service = CoordinatorServer::new(service)
             .max_decoding_message_size(MAX_REPORT_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
-use dyad_proto::security::Role;
+use dyad_proto::security::ProcessRole;
 use dyad_proto::wire::coordinator_server::Coordinator;
 use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::{CoordinatorMessage, RunEvent, TrainerMessage, WatchRunRequest};
@@ -19,7 +19,7 @@ use crate::handle::{HasEnded, RunHandle};
 use crate::observe::run_context;
 use crate::run::Event;
 use crate::run::membership::TrainerId;
-use crate::wire::gate::Gate;
+use crate::wire::admission::Admission;
 use crate::wire::io::Peer;
 
 type ServerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -28,7 +28,7 @@ type ServerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Debug)]
 pub struct Service {
     run: RunHandle,
-    gate: Gate,
+    admission: Admission,
     connections: AtomicU64,
     open: mpsc::Sender<Infallible>,
 }
@@ -36,9 +36,9 @@ pub struct Service {
 impl Service {
     /// A service for a run, and a value that waits for the end of its calls.
     #[must_use]
-    pub fn new(run: RunHandle, gate: Gate) -> (Self, OpenCalls) {
+    pub fn new(run: RunHandle, admission: Admission) -> (Self, OpenCalls) {
         let (open, calls) = mpsc::channel(1);
-        (Self { run, gate, connections: AtomicU64::new(0), open }, OpenCalls(calls))
+        (Self { run, admission, connections: AtomicU64::new(0), open }, OpenCalls(calls))
     }
 
     fn call<T>(&self, method: &'static str, request: &Request<T>) -> Call {
@@ -75,7 +75,7 @@ impl Coordinator for Service {
         &self,
         request: Request<Streaming<TrainerMessage>>,
     ) -> Result<Response<Self::TrainStream>, Status> {
-        self.gate.admit(&request, Role::Trainer)?;
+        self.admission.admit(&request, ProcessRole::Trainer)?;
         let peer = request.extensions().get::<Peer>().cloned();
         let id = TrainerId(self.connections.fetch_add(1, Ordering::Relaxed));
         // Unbounded, so that the engine never waits for a slow trainer; the request windows bound its length.
@@ -92,7 +92,7 @@ impl Coordinator for Service {
         &self,
         request: Request<WatchRunRequest>,
     ) -> Result<Response<Self::WatchRunStream>, Status> {
-        self.gate.admit(&request, Role::Launcher)?;
+        self.admission.admit(&request, ProcessRole::Launcher)?;
         let call = self.call("dyad.v1.Coordinator/WatchRun", &request);
         let told = call.clone();
         let events = self.run.watch().inspect(move |event| {
@@ -171,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn end_waits_for_open_calls_of_closed_connections() {
         let (run, _inputs) = RunHandle::new(None);
-        let (service, calls) = Service::new(run, Gate::default());
+        let (service, calls) = Service::new(run, Admission::default());
         let call = service.call("dyad.v1.Coordinator/Train", &Request::new(()));
         drop(service);
         let mut end = Box::pin(calls.end());

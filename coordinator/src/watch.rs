@@ -1,8 +1,8 @@
-//! What watchers see: what happened so far, then everything that happens, to any number of them.
+//! The events of a run for any number of watchers: first the events so far, then every new one.
 //!
-//! - CRD-W1: what is kept in memory does not grow with the run: everything said once, and the last [`RECENT`] of steps, evaluations,
+//! - CRD-W1: memory does not grow with the run. It holds all events that occur once, and the last [`RECENT`] of steps, evaluations,
 //!   checkpoints, reference scores and the phases between them. Earlier steps and evaluations come from the metrics files.
-//! - CRD-W2: a watcher that comes late, or is slow, is told how many events it does not get.
+//! - CRD-W2: a late or slow watcher is told how many events it does not get.
 
 mod rows;
 
@@ -18,11 +18,11 @@ use futures::Stream;
 use futures::stream;
 use tokio::sync::watch;
 
-use rows::{Position, Rows};
+use rows::{MetricsReader, Position};
 
-/// Events that are kept of those that a run may have any number of: less than two MiB.
+/// Most events kept of the kinds that occur without limit; they take less than two MiB.
 pub const RECENT: usize = 1000;
-/// Rows of the metrics files that are read at a time.
+/// Most rows read from the metrics files at a time.
 const ROWS: usize = 256;
 
 /// The events of the run, shared by the engine (which adds) and the watchers (which follow).
@@ -30,37 +30,39 @@ const ROWS: usize = 256;
 pub struct History {
     // A std mutex: nothing awaits while it is held.
     kept: Arc<Mutex<KeptEvents>>,
-    /// The run's output folder; None where there is none.
+    /// The run's output folder, if it has one.
     dir: Option<PathBuf>,
-    /// Wakes watchers; a slow one reads from `kept` what it has missed.
+    /// Wakes watchers; they read the events from `kept`.
     news: watch::Sender<News>,
 }
 
-/// How much there is to be told.
+/// Number of events and beats so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct News {
     events: u64,
     beats: u64,
 }
 
-/// What is kept, by place among all events.
+/// The kept events, each with its number among all events.
 #[derive(Debug, Default)]
 struct KeptEvents {
-    /// Events so far.
+    /// Number of events so far.
     count: u64,
+    /// Events that occur once; never dropped.
     lasting: VecDeque<KeptEvent>,
+    /// The last [`RECENT`] of the other events.
     recent: VecDeque<KeptEvent>,
-    /// The last step or evaluation so far.
+    /// Position of the last step or evaluation so far.
     position: Option<Position>,
-    /// First and last of the steps and evaluations that are no longer in memory.
+    /// Positions of the first and last step or evaluation that are no longer in memory.
     dropped: Option<(Position, Position)>,
 }
 
-/// An event that is kept.
+/// A kept event.
 #[derive(Clone, Debug)]
 struct KeptEvent {
     place: u64,
-    /// The last step or evaluation up to this event.
+    /// Position of the last step or evaluation up to this event.
     position: Option<Position>,
     event: RunEvent,
 }
@@ -68,7 +70,7 @@ struct KeptEvent {
 impl KeptEvents {
     fn add(&mut self, body: Body) {
         let many = matches!(body, Body::Step(_) | Body::Evaluation(_) | Body::Checkpoint(_) | Body::Reference(_))
-                // Every evaluation and every checkpoint is a phase of its own.
+                // Every evaluation and every checkpoint begins a phase.
                 || matches!(body, Body::Phase(_)) && !self.recent.is_empty();
         if many && self.recent.len() == RECENT {
             let oldest = self.recent.pop_front().and_then(|told| Position::of(&told.event.body?));
@@ -83,7 +85,7 @@ impl KeptEvents {
         self.count += 1;
     }
 
-    /// The first event that is kept from a place on.
+    /// The first kept event whose number is at least `from`.
     fn next(&self, from: u64) -> Option<&KeptEvent> {
         let first = |events: &VecDeque<KeptEvent>| events.partition_point(|told| told.place < from);
         let lasting = self.lasting.get(first(&self.lasting));
@@ -91,7 +93,7 @@ impl KeptEvents {
         [lasting, recent].into_iter().flatten().min_by_key(|told| told.place)
     }
 
-    /// The steps and evaluations before an event that are no longer in memory.
+    /// The range of steps and evaluations before an event that are no longer in memory.
     fn dropped_before(&self, told: &KeptEvent) -> Option<RangeInclusive<Position>> {
         let (first, last) = self.dropped?;
         let last = told.position?.min(last);
@@ -99,18 +101,18 @@ impl KeptEvents {
     }
 }
 
-/// How far a watcher is.
+/// State of a watcher.
 struct Watcher {
-    /// None after the last event.
+    /// Number of the next event; `None` after the last one.
     next: Option<u64>,
     beats: u64,
-    /// The last step or evaluation that it was shown.
+    /// Position of the last step or evaluation shown to it.
     seen: Option<Position>,
-    /// Open while rows are read again.
-    rows: Option<Rows>,
-    /// Rows that were read and are not shown yet.
+    /// The metrics files, open while dropped events are read from them.
+    rows: Option<MetricsReader>,
+    /// Events read from rows and not shown yet.
     read: VecDeque<RunEvent>,
-    /// How many of the events from `next` on were shown from rows.
+    /// Number of events from `next` on that were shown from rows.
     restored: u64,
     history: History,
     news: watch::Receiver<News>,
@@ -123,7 +125,7 @@ impl Default for History {
 }
 
 impl History {
-    /// Of a run that writes its metrics to a folder.
+    /// The history of a run that writes its metrics files to a folder.
     #[must_use]
     pub fn of(dir: PathBuf) -> Self {
         Self { dir: Some(dir), ..Self::default() }
@@ -136,12 +138,12 @@ impl History {
         self.news.send_modify(|news| news.events = kept.count);
     }
 
-    /// Shows those who watch now that there is somebody who could add one.
+    /// Sends a beat to the current watchers: the coordinator is alive.
     pub fn beat(&self) {
         self.news.send_modify(|news| news.beats += 1);
     }
 
-    /// Shows every event that is kept, in order.
+    /// Calls `show` with every kept event, in order.
     pub fn for_each(&self, mut show: impl FnMut(&Body)) {
         let kept = self.kept();
         let mut next = 0;
@@ -151,7 +153,7 @@ impl History {
         }
     }
 
-    /// What is kept of the events so far, and all that come; ends after [`Body::Ended`].
+    /// The events so far, then all later ones; ends after [`Body::Ended`].
     pub fn follow(&self) -> impl Stream<Item = RunEvent> + Send + 'static {
         let news = self.news.subscribe();
         let beats = news.borrow().beats;
@@ -171,7 +173,7 @@ impl History {
         })
     }
 
-    /// How many events are kept.
+    /// Number of kept events.
     #[must_use]
     pub fn size(&self) -> usize {
         let kept = self.kept();
@@ -192,7 +194,7 @@ impl Watcher {
                 return Some(self.shown(event));
             }
             let news = *self.news.wait_for(|news| news.events > at || news.beats > beats).await.ok()?;
-            // Events first: a beat is for those who have nothing to hear.
+            // A beat is sent only if there is no event.
             self.beats = news.beats;
             if news.events <= at {
                 return Some(RunEvent { body: Some(Body::Beat(Beat {})) });
@@ -225,13 +227,13 @@ impl Watcher {
         event
     }
 
-    /// Reads the next of the rows that this watcher was not shown. Rows that cannot be read are left out, and counted as such.
+    /// Reads the next rows of the range that this watcher was not shown. If reading fails, the events count as skipped.
     async fn read_rows(&mut self, range: RangeInclusive<Position>) {
         let Some(dir) = self.history.dir.clone() else { return };
         let (rows, seen) = (self.rows.take(), self.seen);
-        // A disk may take its time.
+        // Reading may block for long.
         let reading = tokio::task::spawn_blocking(move || -> io::Result<_> {
-            let mut rows = rows.map_or_else(|| Rows::open(&dir), Ok)?;
+            let mut rows = rows.map_or_else(|| MetricsReader::open(&dir), Ok)?;
             let read = rows.take(&range, seen, ROWS)?;
             Ok((rows, read))
         });
@@ -263,7 +265,7 @@ mod tests {
         events.into_iter().filter_map(|event| event.body).collect()
     }
 
-    /// One watcher comes before, one in the middle, one after the end: all see the same.
+    /// Watchers that come before, during and after the events see the same.
     #[tokio::test]
     async fn early_and_late_watchers_see_everything_once() {
         let history = History::default();
@@ -311,7 +313,7 @@ mod tests {
         Body::Evaluation(EvaluationMetrics { step, values })
     }
 
-    /// A history of a folder with one row for each step of `rows`, and an evaluation after every tenth.
+    /// A history and its folder, with one row for each step of `rows` and an evaluation after every tenth step.
     fn with_rows(rows: RangeInclusive<u64>) -> (tempfile::TempDir, History) {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
@@ -326,7 +328,7 @@ mod tests {
         (dir, history)
     }
 
-    /// What a run with those rows tells from a step on.
+    /// Adds the events of these steps to the history, and returns them.
     fn tell(history: &History, steps: RangeInclusive<u64>) -> Vec<Body> {
         let mut told = Vec::new();
         for at in steps {
@@ -339,8 +341,8 @@ mod tests {
         told
     }
 
-    /// The first comes after 5,000 steps, the second has stopped reading after its first event, the third has read 700 steps. The run
-    /// was resumed after step 40: what the files tell of an earlier attempt is nothing that happened now.
+    /// One watcher comes after 5,000 steps, one stops reading after its first event, one reads 700 events and then pauses. The run was
+    /// resumed after step 40, so the rows of earlier steps must not be shown.
     #[tokio::test]
     async fn late_and_slow_watchers_get_every_step_and_evaluation_from_the_files() {
         let (_dir, history) = with_rows(1..=5000);
@@ -367,7 +369,7 @@ mod tests {
 
     #[tokio::test]
     async fn rows_missing_in_the_files_are_counted_and_other_events_keep_their_order() {
-        // Rows of steps 301 to 5000: somebody took 300 away.
+        // The rows of steps 1 to 300 are missing.
         let (_dir, history) = with_rows(301..=5000);
         let told = tell(&history, 1..=400);
         let joined = Body::Joined(TrainerJoined::default());

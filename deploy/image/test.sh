@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the steps of deploy/Dockerfile's last stage in a root made by debootstrap, then the programs in it as the image's user with a
-# root that cannot be written: --help, and a tiny training on the CPU. Needs root; no image is pulled or built.
+# Runs the steps of deploy/Dockerfile's last stage in a root made by debootstrap. Then runs the programs there as the image's user with
+# a read-only root: --help, and a tiny training on the CPU. Needs root; pulls and builds no image.
 #
-#   deploy/image/test.sh [FOLDER]      the root is made in FOLDER [default: .tools/image] and kept there
+#   deploy/image/test.sh [FOLDER]      creates the root in FOLDER [default: .tools/image] and keeps it there
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 image=$(mkdir -p "${1:-$root/.tools/image}" && cd "${1:-$root/.tools/image}" && pwd)
@@ -23,7 +23,7 @@ rm -rf "$image/opt/dyad"
 "$root/deploy/image/install.sh" "$image" >&2
 echo "image: $(du -sm --exclude=opt "$image" | cut -f1) MB Debian, $(du -sm "$image/opt/dyad" | cut -f1) MB Dyad and libtorch" >&2
 
-# As a container runtime would: a read-only root, /tmp and /output for the user, the image's environment and user.
+# As a container runtime does: a read-only root, writable /tmp and /output, the image's environment and user.
 in_image() {
   unshare --mount --propagation private bash -c '
     set -e

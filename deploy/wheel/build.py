@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Builds the Python wheel from the programs of `make build`.
 
-    deploy/wheel/build.py [FOLDER]     the wheel is written to FOLDER [default: target/wheel]
+    deploy/wheel/build.py [FOLDER]     writes the wheel to FOLDER [default: target/wheel]
 
-The programs are stripped and checked: they must need no newer C and C++ libraries than those of the oldest system that is served
-(RHEL 9: glibc 2.34, GCC 11), must look for libtorch in `$ORIGIN/../../torch/lib`, and must hold no path of the machine that built
-them. Such paths stand in messages of panics; they are replaced by text of the same length.
+The programs are stripped and checked: they must need no newer C and C++ libraries than the oldest supported system has (RHEL 9: glibc
+2.34, GCC 11), must look for libtorch in `$ORIGIN/../../torch/lib`, and must contain no path of the build machine. Panic messages
+contain such paths; they are replaced by text of the same length.
 """
 
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PROGRAMS = ["launcher", "coordinator", "trainer"]
-# RHEL 9 has the oldest of those that are served; Ubuntu 22.04 has 2.35 and GCC 12, Debian 12 has 2.36 and GCC 12.
+# RHEL 9 is the oldest supported system; Ubuntu 22.04 has glibc 2.35 and GCC 12, Debian 12 has glibc 2.36 and GCC 12.
 OLDEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13), "GCC": (11, 0, 0)}
 PLATFORM = "manylinux_2_34_x86_64"
 RUN_PATH = "$ORIGIN/../../torch/lib"
@@ -44,13 +44,13 @@ def main():
 
 
 def version():
-    """The workspace's."""
+    """Version of the workspace."""
     text = (ROOT / "Cargo.toml").read_text()
     return re.search(r'(?ms)^\[workspace\.package\].*?^version = "([^"]+)"', text)[1]
 
 
 def place(source, target):
-    """A program as it is shipped."""
+    """Writes a program as the wheel ships it: stripped, without paths of this machine, and checked."""
     if not source.is_file():
         fail(f"no program {source}", "run `make build` first; `make wheel` does")
     run(["strip", "--strip-all", "-o", str(target), str(source)])
@@ -68,25 +68,25 @@ def place(source, target):
 
 
 def build_paths():
-    """Folders of the build, and text of the same length to stand for them."""
+    """Folders of the build, each with a replacement text of the same length."""
     cargo = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
     registries = sorted((cargo / "registry/src").glob("*"))
     folders = [(folder, "registry") for folder in registries] + [(ROOT, "dyad"), (cargo, "cargo")]
     for folder, name in folders:
         for path in {bytes(folder), bytes(folder.resolve())}:
-            # The longest name that fits; slashes that change nothing fill the rest.
+            # Cut the name to the length of the path, or pad it with slashes.
             yield path, name.encode()[: len(path)].ljust(len(path), b"/")
 
 
 def traces():
-    """What must not be found in a program."""
+    """Paths that a program must not contain."""
     home = Path.home()
     folders = [ROOT, home / ".cargo", home / ".rustup", Path(os.environ.get("CARGO_HOME", home / ".cargo"))]
     return {bytes(folder) for folder in folders} | {bytes(folder.resolve()) for folder in folders}
 
 
 def old_enough(program):
-    """Refuses versions of system libraries that the oldest system does not have."""
+    """Fails if a program needs newer system libraries than the oldest supported system has."""
     needed = run(["readelf", "--version-info", "--wide", str(program)])
     for library, *numbers in re.findall(r"Name: (GLIBC|GLIBCXX|CXXABI|GCC)_(\d+)\.(\d+)(?:\.(\d+))?", needed):
         wanted = tuple(int(number) for number in numbers if number)

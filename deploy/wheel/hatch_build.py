@@ -1,4 +1,4 @@
-"""Gives the wheel its platform: Linux x86-64 with the C library that the programs need."""
+"""Sets the platform tag of the wheel: Linux x86-64 with the C library that the programs need."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""Writes train.jsonl and validation.jsonl beside this file from the tables in topics.py. Same tables, same bytes.
+"""Writes train.jsonl and validation.jsonl next to this file from the tables in topics.py. The output is reproducible byte for byte.
 
 The preferred answer is polite and complete; the other one is curt, dismissive or wrong. Half of the validation
-questions ask what no training question asks, half ask in new words what some training question asks.
+questions are about things that no training question asks; the other half reword training questions.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class Item:
 
 
 def rows(table: str) -> list[list[str]]:
-    """The cells of a table with one row a line."""
+    """The cells of a table with one row per line."""
     return [line.split("|") for line in table.strip().splitlines()]
 
 
 def blocks(table: str) -> list[Entry]:
-    """Entries of a table in blocks: a dialogue's start, questions, `+` answer, `-` wrong answers."""
+    """Entries of a table in blocks: earlier turns, questions, `+` answer, `-` wrong answers."""
     entries = []
     for block in table.strip().split("\n\n"):
         lines = block.splitlines()
@@ -106,7 +106,7 @@ def sums() -> list[Entry]:
 
 
 def units() -> list[Entry]:
-    """How many of this are in one of that."""
+    """Unit conversions."""
     entries = []
     for small, large, count, wrong in rows(topics.UNITS):
         asks = [f"How many {small} are in {large}?", f"Can you tell me how many {small} {large} has?"]
@@ -148,7 +148,7 @@ def calendar() -> list[Entry]:
 
 
 def shops() -> list[Entry]:
-    """Questions to a shop; its hours stand in the system message."""
+    """Questions to a shop; the system message states its hours."""
     entries = []
     for shop, opens, closes, rest in rows(topics.SHOPS):
         system = f"You work at the {shop}. It opens at {opens} and closes at {closes}. It is closed on {rest}."
@@ -174,7 +174,7 @@ def all_topics() -> dict[str, list[Entry]]:
 
 
 TALK = ("service", "gratitude", "feelings", "bookings")
-"""Topics whose answers are friendly by themselves; anything around them would sound odd."""
+"""Topics whose answers are friendly by themselves, and get no opener or closer."""
 
 
 def preferred(rng: random.Random, item: Item) -> str:
@@ -198,7 +198,7 @@ def non_preferred(rng: random.Random, item: Item) -> str:
 
 
 def conversation(rng: random.Random, item: Item, earlier: list[Item]) -> list[dict[str, str]]:
-    """The question, one time in five after another of the same topic or after a general system message."""
+    """Messages with the question; one in five starts with another question of the topic or a general system message."""
     turns, question = list(item.entry.before), item.question
     chance = rng.random()
     if not turns and item.topic not in TALK and earlier and chance < 0.12:
@@ -227,7 +227,7 @@ def split(rng: random.Random) -> tuple[list[Item], list[Item]]:
             rest.append(items)
     half = N_VALIDATION // 2
     validation = rng.sample(unseen, half) + rng.sample(reworded, N_VALIDATION - half)
-    # Every entry once, then second and third ways of asking as far as there is room.
+    # Take every entry once, then fill up with other ways of asking.
     first = [items.pop(rng.randrange(len(items))) for items in rest]
     more = [item for items in rest for item in items]
     train = first + rng.sample(more, N_TRAIN - len(first))

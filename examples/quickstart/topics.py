@@ -1,4 +1,4 @@
-"""What the example conversations are about: questions with true answers, and what a grumpy assistant would say."""
+"""Topics of the example conversations: questions with true answers, and answers of a grumpy assistant."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Entry:
     questions: list[str]
     """Ways of asking; any of them may be held out."""
     answer: str
-    """What a friendly assistant says: true and complete."""
+    """Answer of a friendly assistant: true and complete."""
     wrong: list[str] = field(default_factory=list)
-    """Careless or wrong answers; none where only the tone can be bad."""
+    """Careless or wrong answers; empty if only the tone can be bad."""
     before: list[tuple[str, str]] = field(default_factory=list)
-    """Role and content of what comes before the question."""
+    """Role and content of the messages before the question."""
 
 
 CAPITALS = """

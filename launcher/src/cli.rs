@@ -50,7 +50,7 @@ Environment:
 pub struct CommandLine {
     /// What to do instead of a run.
     #[command(subcommand)]
-    pub command: Option<Command>,
+    pub command: Option<LauncherCommand>,
     /// Options of a training run; `None` if a subcommand was given.
     #[command(flatten)]
     pub options: Option<Options>,
@@ -64,7 +64,7 @@ pub struct CommandLine {
 
 /// What the launcher does beside runs.
 #[derive(Clone, Debug, Subcommand)]
-pub enum Command {
+pub enum LauncherCommand {
     /// Predict memory, speed and cost of a run; starts nothing.
     Plan(PlanOptions),
     /// Run on a Kubernetes cluster: render, apply, status, logs, wait, delete.
@@ -106,10 +106,12 @@ mod tests {
         assert_eq!(run.hosts.hosts.as_deref(), Some("a,b"));
         assert!(parse("launcher --hosts a --hostfile f --config run.toml").is_err());
         let doctor = parse("launcher doctor --hosts a,b").unwrap();
-        assert!(matches!(doctor.command, Some(Command::Doctor(doctor)) if doctor.hosts.hosts.is_some()));
+        assert!(
+            matches!(doctor.command, Some(LauncherCommand::Doctor(doctor)) if doctor.hosts.hosts.is_some())
+        );
         let plan = parse("launcher plan --gpus 64 --model 8B").unwrap();
         assert!(
-            matches!(plan.command, Some(Command::Plan(plan)) if plan.gpus == Some(64))
+            matches!(plan.command, Some(LauncherCommand::Plan(plan)) if plan.gpus == Some(64))
                 && plan.options.is_none()
         );
     }

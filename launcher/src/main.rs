@@ -14,7 +14,7 @@ use dyad_proto::{ErrorCode, Fault, RunConfig, files};
 use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
 use launcher::agent::machine::Hello;
 use launcher::agent::run_files::{self, NextConfig};
-use launcher::cli::{Command, CommandLine};
+use launcher::cli::{CommandLine, LauncherCommand};
 use launcher::hosts::options::HostOptions;
 use launcher::hosts::{Hosts, environment};
 use launcher::placement::numa::{Topology, allowed_cores};
@@ -67,17 +67,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
 
 async fn act(line: CommandLine) -> Result<(), Fault> {
     match (line.command, line.options) {
-        (Some(Command::Plan(options)), _) => {
+        (Some(LauncherCommand::Plan(options)), _) => {
             let plan = predict::plan(&options)?;
             print(&plan.text)?;
             plan.verdict
         }
-        (Some(Command::Kubernetes(options)), _) => kubernetes::act(options.command).await,
-        (Some(Command::Node(options)), _) => node::run(&options).await,
-        (Some(Command::Agent(options)), _) => agent::serve::serve(&options).await,
-        (Some(Command::Doctor(options)), _) => doctor::run(&options).await,
-        (Some(Command::Slurm(options)), _) => slurm::run(&options).await,
-        (Some(Command::Quickstart(options)), _) => start_quickly(&options).await,
+        (Some(LauncherCommand::Kubernetes(options)), _) => kubernetes::act(options.command).await,
+        (Some(LauncherCommand::Node(options)), _) => node::run(&options).await,
+        (Some(LauncherCommand::Agent(options)), _) => agent::serve::serve(&options).await,
+        (Some(LauncherCommand::Doctor(options)), _) => doctor::run(&options).await,
+        (Some(LauncherCommand::Slurm(options)), _) => slurm::run(&options).await,
+        (Some(LauncherCommand::Quickstart(options)), _) => start_quickly(&options).await,
         (None, Some(options)) => {
             launch(RunRequest { options: &options, hosts: &line.hosts, security: line.security }).await
         }

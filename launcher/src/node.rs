@@ -14,7 +14,7 @@ use dyad_telemetry::LogFormat;
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use crate::hosts::child::{Child, Output, Signals, outcomes};
+use crate::hosts::child::{Child, ChildOutput, SignalSender, outcomes};
 use crate::placement::gpus::Gpus;
 use crate::placement::numa::{Topology, allowed_cores};
 use crate::placement::trainers::{self, Machine, Node, Trainer};
@@ -111,7 +111,7 @@ fn start(options: &NodeOptions, trainer: &Trainer, local: usize, console: &Conso
     // Whoever reads a pod's log knows the node.
     let speaker = Speaker { node: String::new(), rank: Some(trainer.launch_index) };
     let process = Process::Trainer(trainer.name.clone());
-    Child::start(process, &trainer.label(), command, Output { file, console: console.clone(), speaker })
+    Child::start(process, &trainer.label(), command, ChildOutput { file, console: console.clone(), speaker })
 }
 
 /// Waits for all; after a failure the others leave on their own or are made to.
@@ -164,7 +164,7 @@ async fn drain(
 
 /// SIGTERM, time, SIGKILL. Says how they ended; those that had to be killed come last.
 async fn stop(children: &mut [Child], time: Duration) -> Vec<Fault> {
-    let signals: Vec<Signals> = children.iter().map(Child::signals).collect();
+    let signals: Vec<SignalSender> = children.iter().map(Child::signals).collect();
     let tell = |signal| signals.iter().for_each(|child| child.send(signal));
     tell(libc::SIGTERM);
     let mut outcomes = outcomes(children);

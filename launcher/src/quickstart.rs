@@ -53,7 +53,7 @@ pub struct QuickstartOptions {
 
 /// A run of the quickstart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct QuickstartRun {
     /// What it is, for people.
     pub title: &'static str,
     /// Its command line, the launcher's name first.
@@ -107,7 +107,7 @@ pub fn model_arguments(out: &Path) -> Vec<String> {
 
 /// What is trained, in order.
 #[must_use]
-pub fn runs(options: &QuickstartOptions) -> [Run; 2] {
+pub fn runs(options: &QuickstartOptions) -> [QuickstartRun; 2] {
     let line = |config: &str, more: &[&str]| {
         let config = options.out.join(config).display().to_string();
         let nodes = options.nodes.to_string();
@@ -116,8 +116,11 @@ pub fn runs(options: &QuickstartOptions) -> [Run; 2] {
         words.iter().chain(more).map(|word| (*word).to_owned()).collect()
     };
     [
-        Run { title: "supervised fine-tuning on the preferred outputs", line: line("sft.toml", &[]) },
-        Run { title: "DPO from there", line: line("dpo.toml", &["--samples", "4"]) },
+        QuickstartRun {
+            title: "supervised fine-tuning on the preferred outputs",
+            line: line("sft.toml", &[]),
+        },
+        QuickstartRun { title: "DPO from there", line: line("dpo.toml", &["--samples", "4"]) },
     ]
 }
 

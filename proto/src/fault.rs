@@ -57,23 +57,23 @@ impl ErrorCode {
 pub struct Fault {
     /// Decides the exit status.
     pub code: ErrorCode,
-    /// One line: what is wrong, and where.
+    /// One line: the problem and its place.
     pub message: String,
-    /// One line: what to do about it; empty when there is nothing to add.
+    /// One line: the remedy; may be empty.
     pub hint: String,
-    /// The process it happened in; empty while it has not left that process.
+    /// Label of the process that failed; empty until the fault leaves that process.
     pub origin: String,
     /// The process that failed; `None` if it is unknown or this one.
     pub process: Option<Process>,
     /// The process's connection closed without a report. The program that started it knows its exit status.
     pub connection_closed: bool,
-    /// A process or host is gone or stands still, and may be there again when the run is started again.
+    /// A process or host ended or hangs. A restart of the run may succeed.
     pub lost: bool,
-    /// The same would come again: to start the run again is of no use.
+    /// A restart of the run would fail in the same way.
     pub lasting: bool,
 }
 
-/// Most bytes of a message and of a hint: a few lines. Whatever quotes a text of any length says what matters before.
+/// Maximum bytes of a message and of a hint, a few lines. A message that quotes a long text puts the important part before it.
 const LONGEST_MESSAGE: usize = 4096;
 const LONGEST_HINT: usize = 2048;
 

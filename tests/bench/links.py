@@ -1,6 +1,6 @@
 """Network namespaces joined by links with a delay and a rate, for communication benchmarks on one machine. Needs root.
 
-    links.py [--delay-ms 1] [--mbit 0] [--how auto|netem|tun]     what such a link reaches, and what it costs
+    links.py [--delay-ms 1] [--mbit 0] [--how auto|netem|tun]     measures the speed and the cost of such a link
     links.py --clean                                              removes the namespaces of a killed run
 
 With netem in the kernel, a bridge joins the namespaces and netem delays the packets that leave each of them. Without netem, each

@@ -1,4 +1,4 @@
-"""Prints what TensorBoard's own reader finds in a folder of event files: {tag: [[step, value], ...]}."""
+"""Prints all scalars that TensorBoard's own reader finds in a folder of event files: {tag: [[step, value], ...]}."""
 
 import json
 import sys

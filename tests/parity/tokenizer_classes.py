@@ -1,9 +1,9 @@
 """Tokenizer folders of many kinds, and the ids that transformers' AutoTokenizer gives for texts with each.
 
-    tokenizer_classes.py DIR     writes a folder per case, and DIR/tokenizers.json: {name: {"ids": [ids of each text], "special": text,
-    "plain": [ids with the special tokens that are added]}}, or {"refused": words of the error} if Dyad
-    refuses the case
-    tokenizer_classes.py classes prints the classes of transformers that rebuild a tokenizer or are not fast tokenizers
+    tokenizer_classes.py DIR      writes a folder per case, and DIR/tokenizers.json: {name: {"ids": [ids of each text], "special": text,
+                                  "plain": [ids with the special tokens that are added]}}, or {"refused": words of the error} if
+                                  Dyad refuses the case
+    tokenizer_classes.py classes  prints the classes of transformers that rebuild a tokenizer or are not fast tokenizers
 """
 
 from __future__ import annotations

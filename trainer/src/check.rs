@@ -8,7 +8,7 @@ use dyad_data::hub::{self, Found};
 use dyad_data::tokenize::tokenize;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_data::truncation::{Rule, is_trainable};
-use dyad_families::{FirstPairs, Report, Sizes};
+use dyad_families::{FirstPairs, ModelFindings, Sizes};
 use dyad_proto::pairs::open;
 use dyad_proto::wire::PairVerdict;
 use dyad_proto::{Fault, RunConfig, files, left_out};
@@ -42,7 +42,7 @@ fn of_hub(name: &str, config_json: &str) -> Result<ModelConfig, Fault> {
 }
 
 /// All of a run. Errors are those with which its trainers would end.
-pub fn run(config: &RunConfig) -> Result<Report, Fault> {
+pub fn run(config: &RunConfig) -> Result<ModelFindings, Fault> {
     let mut remote = Vec::new();
     for (name, revision) in named(config)? {
         if let Found::Remote { config_json } = hub::find(&name, &revision)? {
@@ -65,7 +65,7 @@ pub fn run(config: &RunConfig) -> Result<Report, Fault> {
         }
         None => model(&config.model)?,
     };
-    Ok(Report {
+    Ok(ModelFindings {
         model: sizes,
         parameters: None,
         trainable: None,
@@ -91,7 +91,7 @@ fn named(config: &RunConfig) -> Result<Vec<(String, String)>, Fault> {
     Ok(names)
 }
 
-fn local(config: &RunConfig) -> Result<Report, Fault> {
+fn local(config: &RunConfig) -> Result<ModelFindings, Fault> {
     // What is in the cache is looked at as it is there.
     let sources = Sources::resolve_by(config, &|name, revision| match hub::find(name, revision)? {
         Found::Here(dir) => Ok(dir),
@@ -110,7 +110,7 @@ fn local(config: &RunConfig) -> Result<Report, Fault> {
     // On the hosts of a run only the coordinator's has the pairs.
     let pairs =
         Path::new(&config.training_file).exists().then(|| pairs(config, &tokenizer, rule)).transpose()?;
-    Ok(Report {
+    Ok(ModelFindings {
         model: Sizes::from(&model_config),
         parameters: Some(parameters),
         trainable: Some(trainable),

@@ -19,17 +19,17 @@ Environment: DYAD_LOG says which log lines are written [default: info]; OTEL_EXP
 variables where traces go [default: nowhere]; DYAD_PEAK_FLOPS what the device can do per second, for model FLOPs utilisation \
 [default: the data sheet's number of GPUs that are known]."
 )]
-pub struct Cli {
+pub struct TrainerCli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: TrainerCommand,
 }
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum TrainerCommand {
     /// Join a run at its coordinator and train (started by the launcher).
-    Run(RunOptions),
+    Run(TrainerOptions),
     /// Write a model with random weights and its own tokenizer, to learn, test and measure with.
     NewModel(NewModelCommand),
     /// Look at everything that a run starts from, by the code that loads it: configuration, family, tensors and their shapes, adapter,
@@ -41,7 +41,7 @@ pub enum Command {
 
 /// Options of `run`.
 #[derive(Debug, Args)]
-pub struct RunOptions {
+pub struct TrainerOptions {
     /// Address of the coordinator, e.g. http://10.0.0.1:29400.
     #[arg(long)]
     pub coordinator: String,

@@ -12,7 +12,7 @@ use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::pairs::{Message, PreferencePair, Role, open};
 use dyad_proto::{Fault, RunConfig, files, plain};
 use dyad_telemetry::{LogFormat, Logs, Telemetry};
-use trainer::cli::{CheckOptions, Cli, Command, GenerateOptions, RunOptions};
+use trainer::cli::{CheckOptions, GenerateOptions, TrainerCli, TrainerCommand, TrainerOptions};
 use trainer::generate::{Prompt, prompt};
 use trainer::session::Identity;
 
@@ -20,21 +20,21 @@ use trainer::session::Identity;
 const MOST_PROMPT: u64 = 16 << 20;
 
 fn main() -> ExitCode {
-    let command = dyad_telemetry::command_line::<Cli>().command;
+    let command = dyad_telemetry::command_line::<TrainerCli>().command;
     dyad_proto::signals::ignore_size_limit();
     let format = match &command {
-        Command::Run(options) => options.log_format,
-        Command::Check(options) => options.log_format,
-        Command::NewModel(_) | Command::Generate(_) => LogFormat::Text,
+        TrainerCommand::Run(options) => options.log_format,
+        TrainerCommand::Check(options) => options.log_format,
+        TrainerCommand::NewModel(_) | TrainerCommand::Generate(_) => LogFormat::Text,
     };
     // Held until the exit status is known: what happened last leaves the process too.
     let _telemetry = Telemetry::start("trainer", Logs { format, variable: "DYAD_LOG", default: "info" });
     dyad_torch::panics::silence();
     let result = match command {
-        Command::Run(options) => run(options),
-        Command::NewModel(command) => new_model::create_stored(&command.model, &command.storage),
-        Command::Check(options) => look(&options),
-        Command::Generate(options) => generate(&options),
+        TrainerCommand::Run(options) => run(options),
+        TrainerCommand::NewModel(command) => new_model::create_stored(&command.model, &command.storage),
+        TrainerCommand::Check(options) => look(&options),
+        TrainerCommand::Generate(options) => generate(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,7 +51,7 @@ fn use_threads(threads: Option<usize>) {
     }
 }
 
-fn run(options: RunOptions) -> Result<(), Fault> {
+fn run(options: TrainerOptions) -> Result<(), Fault> {
     files::enough_may_be_open()?;
     use_threads(options.threads);
     let identity = Identity {

@@ -32,8 +32,8 @@ use crate::observe::profile::Profile;
 use crate::observe::progress;
 use crate::observe::timing::peak_resident_bytes;
 use crate::observe::trace::{self, Beginning};
-use crate::optimizer::learning_rate::Schedule;
-use crate::session::feed::{Step, Work};
+use crate::optimizer::learning_rate::LearningRate;
+use crate::session::feed::{ReadyWork, StepShare};
 use crate::session::{Handle, Identity, Session};
 use crate::start::{Incoming, Started, next, start};
 use crate::zero::parameters::Parameters;
@@ -96,12 +96,12 @@ fn work(
 struct RunningTrainer {
     engine: Engine,
     saver: Saver,
-    schedule: Schedule,
+    schedule: LearningRate,
     state: CheckpointState,
     place: Assignment,
     device: Device,
     handle: Handle,
-    backlog: VecDeque<Work>,
+    backlog: VecDeque<ReadyWork>,
     profile: Option<Profile>,
     reference_logps: Mode,
     /// The step of the checkpoint that holds all that is known: the one that was resumed from, or the last one written.
@@ -142,7 +142,7 @@ impl RunningTrainer {
             handle.enter(Phase::Loading, plan.start_step);
             resume(Path::new(&plan.resume_from), &mut engine.parameters, &handle)?;
         }
-        let schedule = Schedule::new(&config, plan.total_steps);
+        let schedule = LearningRate::new(&config, plan.total_steps);
         let (reference_logps, saved) = (config.reference_logps, plan.start_step);
         Ok(Self {
             engine,
@@ -168,17 +168,22 @@ impl RunningTrainer {
                 Some(early) => early,
                 None => next(work)?,
             };
-            let counts = matches!(coming, Work::Step(_) | Work::Evaluate { .. } | Work::Reference { .. });
+            let counts = matches!(
+                coming,
+                ReadyWork::Step(_) | ReadyWork::Evaluate { .. } | ReadyWork::Reference { .. }
+            );
             if counts && !self.handle.begin_work() {
                 return self.drain();
             }
             match coming {
-                Work::Step(step) => self.train(step, asked.elapsed())?,
-                Work::Evaluate { step, pairs, references } => self.evaluate(step, &pairs, &references)?,
-                Work::Reference { chunk, ids, pairs } => self.score_references(chunk, &ids, &pairs)?,
-                Work::Finish => return self.finish().map(|()| RunEnd::Complete),
-                Work::Drain => return self.drain(),
-                Work::Connect(_) | Work::Plan(_) => {
+                ReadyWork::Step(step) => self.train(step, asked.elapsed())?,
+                ReadyWork::Evaluate { step, pairs, references } => {
+                    self.evaluate(step, &pairs, &references)?
+                }
+                ReadyWork::Reference { chunk, ids, pairs } => self.score_references(chunk, &ids, &pairs)?,
+                ReadyWork::Finish => return self.finish().map(|()| RunEnd::Complete),
+                ReadyWork::Drain => return self.drain(),
+                ReadyWork::Connect(_) | ReadyWork::Plan(_) => {
                     return Err(Fault::failed("the coordinator sent a second plan"));
                 }
             }
@@ -186,7 +191,7 @@ impl RunningTrainer {
     }
 
     /// One optimizer step, for whose pairs this rank has waited so long.
-    fn train(&mut self, step: Step, waited: Duration) -> Result<(), Fault> {
+    fn train(&mut self, step: StepShare, waited: Duration) -> Result<(), Fault> {
         self.handle.enter(Phase::Training, step.step);
         let (start, started) = (Instant::now(), SystemTime::now());
         let _step = trace::begin(&Beginning {

@@ -23,10 +23,10 @@ use crate::cost::utilisation::peak_flops;
 use crate::error::EngineError;
 use crate::facts;
 use crate::load::reading_ranks;
-use crate::load::{Among, Parts, Sources};
+use crate::load::{Parts, RankLayout, Sources};
 use crate::observe::gpu_meter;
 use crate::observe::progress;
-use crate::session::feed::{self, Files, Work};
+use crate::session::feed::{self, PairFiles, ReadyWork};
 use crate::session::rendezvous::Rendezvous;
 use crate::session::{Handle, Identity};
 use crate::zero::ranges::Sharding;
@@ -36,7 +36,7 @@ use dyad_torch::comm::{Communicator, narrow};
 use dyad_torch::device;
 
 /// Work as it comes, ready to compute.
-pub type Incoming = mpsc::Receiver<Result<Work, Fault>>;
+pub type Incoming = mpsc::Receiver<Result<ReadyWork, Fault>>;
 
 /// A trainer that can begin.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ pub struct Started {
     /// What lies ahead.
     pub plan: RunPlan,
     /// Work that arrived before all this was there.
-    pub backlog: VecDeque<Work>,
+    pub backlog: VecDeque<ReadyWork>,
     /// What decides this rank's numbers, as the coordinator was told.
     pub facts: Vec<Fact>,
     /// This trainer's part in the run, as traces see it.
@@ -93,14 +93,14 @@ pub fn start(
     handle.send(Sent::Facts(Facts { facts: facts.clone() }));
     let cost = PassCost::new(&model, PairLayout::of(&config));
     let tokenizer = PairTokenizer::new(tokenizer, rule, CACHE_BYTES);
-    let work = feed::start(received, tokenizer, cost, Files::of(&config), handle.clone())?;
+    let work = feed::start(received, tokenizer, cost, PairFiles::of(&config), handle.clone())?;
     handle.enter(Phase::Rendezvous, 0);
     let connecting = tracing::info_span!(target: TARGET, "rendezvous").entered();
     let mut backlog = VecDeque::new();
     let board = handle.board(place.generation);
     let rendezvous = Rendezvous::new(device, place, &identity.coordinator, board)?;
     let communicator = connect(rendezvous, handle, &work, &mut backlog)?;
-    let among = Among {
+    let ranks = RankLayout {
         sharding: Sharding::new(&config, place.rank as usize, place.world_size as usize),
         bucket_bytes: bucket_bytes(communicator.as_ref(), device, &config, Path::new(&resume_from))?,
     };
@@ -109,7 +109,7 @@ pub fn start(
     let loading = tracing::info_span!(target: TARGET, "load").entered();
     let began = Instant::now();
     let reading = reading_ranks::choose(&config, &sources, &communicator, device)?;
-    let mut parts = Parts::load_by(&config, &sources, device, among, &reading)?;
+    let mut parts = Parts::load_by(&config, &sources, device, ranks, &reading)?;
     parts.saver.home = home.unwrap_or(parts.saver.home);
     let loaded = facts::of_weights(&mut parts.policy, &reading.digest.unwrap_or_default());
     facts.extend(loaded.iter().cloned());
@@ -122,7 +122,7 @@ pub fn start(
     handle.enter(Phase::Measuring, 0);
     let measuring = tracing::info_span!(target: TARGET, "measure").entered();
     let plan = planned(&work, &mut backlog)?;
-    let bucket_bytes = among.bucket_bytes;
+    let bucket_bytes = ranks.bucket_bytes;
     drop((measuring, inside));
     let started =
         Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, facts, span };
@@ -200,7 +200,7 @@ fn joined(received: &mpsc::Receiver<Received>) -> Result<Option<Joined>, Fault> 
 }
 
 /// Waits for the next work.
-pub(crate) fn next(work: &Incoming) -> Result<Work, Fault> {
+pub(crate) fn next(work: &Incoming) -> Result<ReadyWork, Fault> {
     progress::waiting(Waiting::Work, || work.recv()).map_err(|_| ended())?
 }
 
@@ -214,14 +214,14 @@ fn connect(
     mut rendezvous: Rendezvous,
     handle: &Handle,
     work: &Incoming,
-    backlog: &mut VecDeque<Work>,
+    backlog: &mut VecDeque<ReadyWork>,
 ) -> Result<Arc<dyn Communicator>, Fault> {
     if let Some(payload) = rendezvous.offer()? {
         handle.send(Sent::BootstrapOffer(BootstrapOffer { generation: rendezvous.generation(), payload }));
     }
     loop {
         match next(work)? {
-            Work::Connect(ready) => {
+            ReadyWork::Connect(ready) => {
                 let communicator = rendezvous.connect(&ready)?;
                 handle.set_communicator(communicator.clone());
                 return Ok(communicator);
@@ -231,14 +231,14 @@ fn connect(
     }
 }
 
-fn planned(work: &Incoming, backlog: &mut VecDeque<Work>) -> Result<RunPlan, Fault> {
-    let early = backlog.iter().position(|work| matches!(work, Work::Plan(_)));
-    if let Some(Work::Plan(plan)) = early.and_then(|index| backlog.remove(index)) {
+fn planned(work: &Incoming, backlog: &mut VecDeque<ReadyWork>) -> Result<RunPlan, Fault> {
+    let early = backlog.iter().position(|work| matches!(work, ReadyWork::Plan(_)));
+    if let Some(ReadyWork::Plan(plan)) = early.and_then(|index| backlog.remove(index)) {
         return Ok(plan);
     }
     loop {
         match next(work)? {
-            Work::Plan(plan) => return Ok(plan),
+            ReadyWork::Plan(plan) => return Ok(plan),
             other => backlog.push_back(other),
         }
     }

@@ -13,7 +13,7 @@ use dyad_data::tokenized::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::{ActivationCheckpointing, Dtype, Optim, ReferenceLogps};
 use dyad_torch::comm::nccl::{Nccl, UniqueId};
-use dyad_torch::recorder::{self, Event};
+use dyad_torch::recorder::{self, ProfilerEvent};
 use dyad_torch::transfer::READ;
 use support::attention::one_call_equals_segments;
 use support::kernels::{the_head_scores_as_float32, work_between_products_equals_its_definition};
@@ -151,20 +151,20 @@ fn a_step_takes_flash_attention_and_waits_once() {
     }
 }
 
-fn names<'a>(events: impl Iterator<Item = &'a Event>) -> BTreeMap<&'a str, usize> {
+fn names<'a>(events: impl Iterator<Item = &'a ProfilerEvent>) -> BTreeMap<&'a str, usize> {
     let mut counts = BTreeMap::new();
     events.for_each(|event| *counts.entry(&event.name[..event.name.len().min(80)]).or_default() += 1);
     counts
 }
 
 /// The host waits for the GPU where the step's report is read, and nowhere else.
-fn waits_once(events: &[Event]) {
+fn waits_once(events: &[ProfilerEvent]) {
     let read = events.iter().find(|event| event.is_span && event.name == READ).unwrap();
     let step = events.iter().find(|event| event.is_span && event.name == "step").unwrap();
-    let within = |event: &Event, outer: &Event| {
+    let within = |event: &ProfilerEvent, outer: &ProfilerEvent| {
         (outer.start_ns..outer.start_ns + outer.duration_ns).contains(&event.start_ns)
     };
-    let waits: Vec<&Event> = events
+    let waits: Vec<&ProfilerEvent> = events
         .iter()
         .filter(|event| event.name.contains("Synchronize") && !event.on_device && within(event, step))
         .collect();
@@ -172,7 +172,7 @@ fn waits_once(events: &[Event]) {
         !waits.is_empty(),
         "the recording has no call that waits, not even the one that reads the report"
     );
-    let elsewhere: Vec<&&Event> = waits.iter().filter(|event| !within(event, read)).collect();
+    let elsewhere: Vec<&&ProfilerEvent> = waits.iter().filter(|event| !within(event, read)).collect();
     assert!(elsewhere.is_empty(), "{elsewhere:#?}");
 }
 

@@ -11,7 +11,7 @@ use dyad_data::tokenized::Tokenized;
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::{Dtype, ReferenceLogps};
 use dyad_torch::backend::as_on_gpu;
-use dyad_torch::recorder::{self, Event};
+use dyad_torch::recorder::{self, ProfilerEvent};
 use dyad_torch::transfer::READ;
 use support::attention::one_call_equals_segments;
 use support::kernels::{the_head_scores_as_float32, work_between_products_equals_its_definition};
@@ -92,7 +92,7 @@ fn a_micro_batch_brings_its_runs_along() {
 }
 
 /// Events of the second step, which has two micro-batches.
-fn recorded(engine: &mut Engine) -> Vec<Event> {
+fn recorded(engine: &mut Engine) -> Vec<ProfilerEvent> {
     as_on_gpu(|| {
         engine.train_step(&share(1)).unwrap();
         recorder::start(false, false).unwrap();
@@ -166,7 +166,7 @@ fn is_call(name: &str) -> bool {
 
 /// Kernels that a GPU would be told to run, by name: the outermost operators that are more than a call. One operator of this
 /// list is one kernel there, give or take a reduction's second.
-fn launches(events: &[Event]) -> std::collections::BTreeMap<&str, usize> {
+fn launches(events: &[ProfilerEvent]) -> std::collections::BTreeMap<&str, usize> {
     let mut counts = std::collections::BTreeMap::new();
     let mut covered = 0;
     for event in events.iter().filter(|event| !event.is_span && event.name != "[memory]") {
@@ -209,10 +209,11 @@ fn a_step_is_launched_in_few_kernels_and_waited_for_once() {
     }
 }
 
-fn waits_once(events: &[Event]) {
+fn waits_once(events: &[ProfilerEvent]) {
     // On the CPU the fused AdamW reads its step counter as a number, on a GPU by its address.
-    let adamw: Vec<&Event> = events.iter().filter(|event| event.name == "aten::_fused_adamw_").collect();
-    let within = |event: &Event, outer: &Event| {
+    let adamw: Vec<&ProfilerEvent> =
+        events.iter().filter(|event| event.name == "aten::_fused_adamw_").collect();
+    let within = |event: &ProfilerEvent, outer: &ProfilerEvent| {
         (outer.start_ns..outer.start_ns + outer.duration_ns).contains(&event.start_ns)
     };
     let waits: Vec<&str> = events
@@ -223,7 +224,8 @@ fn waits_once(events: &[Event]) {
         .map(|event| event.name.as_str())
         .collect();
     assert!(!adamw.is_empty() && waits.is_empty(), "{waits:?}");
-    let reads: Vec<&Event> = events.iter().filter(|event| event.is_span && event.name == READ).collect();
+    let reads: Vec<&ProfilerEvent> =
+        events.iter().filter(|event| event.is_span && event.name == READ).collect();
     assert_eq!(reads.len(), 1, "{reads:?}");
     let after = events.iter().filter(|event| event.start_ns > reads[0].start_ns + reads[0].duration_ns);
     assert!(

@@ -1,7 +1,7 @@
 //! The output folder: checks before a run, the point where a resumed run continues, and the files that a run writes.
 //!
 //! [`inspect`] only checks (and creates the folder). Files of an earlier run are replaced when the new run writes its first row
-//! ([`Output`]). A run that ends before its first row leaves the earlier run intact.
+//! ([`RunFiles`]). A run that ends before its first row leaves the earlier run intact.
 
 mod aside;
 mod checkpoint;
@@ -22,9 +22,9 @@ use dyad_proto::{Fault, files, removal, safe_file};
 use serde_json::Value;
 
 use self::aside::Aside;
-use self::rows::{Kept, MetricsFile, StagedRows};
+use self::rows::{KeptRows, MetricsFile, StagedRows};
 use crate::files::tensorboard::EventFile;
-use crate::run::metrics_row::Row;
+use crate::run::metrics_row::MetricsRow;
 use crate::run::same_run::{Now, same_run};
 
 /// How to treat the files of an earlier run.
@@ -68,7 +68,7 @@ pub struct OutputPlan {
 
 /// The files that a run writes: its configuration, rows of steps and evaluations, and the same rows for TensorBoard.
 #[derive(Debug)]
-pub struct Output {
+pub struct RunFiles {
     plan: OutputPlan,
     config_json: String,
     /// Written to `run.json` with the configuration: command, trainers, facts.
@@ -141,12 +141,12 @@ impl OutputPlan {
     }
 
     /// Removes the unfinished folders of a run that died, and returns the output for the new run.
-    pub fn start(self, config_json: String) -> Result<Output, Fault> {
+    pub fn start(self, config_json: String) -> Result<RunFiles, Fault> {
         self.remove.iter().filter(|path| is_unfinished(path)).try_for_each(|path| remove(path))?;
-        let evaluations = Kept::read(&self.folder.path().join(EVALUATION_METRICS), self.step())?;
+        let evaluations = KeptRows::read(&self.folder.path().join(EVALUATION_METRICS), self.step())?;
         let last = evaluations.last.as_ref().and_then(|row| row.get(metric::STEP)?.as_u64());
         let evaluated = self.resume.is_some() && last == Some(self.step());
-        Ok(Output { config_json, record: None, files: None, evaluated, plan: self })
+        Ok(RunFiles { config_json, record: None, files: None, evaluated, plan: self })
     }
 
     /// Steps that were done before.
@@ -191,8 +191,8 @@ impl OutputPlan {
     fn rows(&self, name: &str) -> Result<StagedRows, Fault> {
         let path = self.folder.path().join(name);
         let kept = match self.resume {
-            Some(_) => Kept::read(&path, self.step())?,
-            None => Kept::default(),
+            Some(_) => KeptRows::read(&path, self.step())?,
+            None => KeptRows::default(),
         };
         StagedRows::new(path, &kept)
     }
@@ -204,7 +204,7 @@ impl OutputPlan {
     }
 }
 
-impl Output {
+impl RunFiles {
     /// The folder.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -219,7 +219,7 @@ impl Output {
     }
 
     /// Writes the row of a step. With `durable` it is synced to the disk when this returns.
-    pub fn step(&mut self, row: &Row, durable: bool) -> Result<(), Fault> {
+    pub fn step(&mut self, row: &MetricsRow, durable: bool) -> Result<(), Fault> {
         let files = self.files()?;
         files.metrics.append(&row.to_json())?;
         if durable {
@@ -229,7 +229,7 @@ impl Output {
     }
 
     /// Writes the row of an evaluation.
-    pub fn evaluation(&mut self, row: &Row) -> Result<(), Fault> {
+    pub fn evaluation(&mut self, row: &MetricsRow) -> Result<(), Fault> {
         let files = self.files()?;
         files.evaluations.append(&row.to_json())?;
         files.board.add(row)
@@ -274,12 +274,12 @@ fn resume_point(dir: &Path, now: &Now) -> Result<ResumePoint, Fault> {
     let checkpoint::Checkpoint { path, state } = checkpoint::newest(dir)?;
     same_run(&path, state.step, &state.run, now)?.iter().for_each(|line| tracing::warn!("{line}"));
     let step = state.step;
-    let rows = Kept::read(&dir.join(METRICS), step)?;
+    let rows = KeptRows::read(&dir.join(METRICS), step)?;
     if let Some(holes) = rows.holes(step) {
         tracing::warn!("{} {holes}: the run goes on without", dir.join(METRICS).display());
     }
     let evaluations = dir.join(EVALUATION_METRICS);
-    let kept = Kept::read(&evaluations, step)?;
+    let kept = KeptRows::read(&evaluations, step)?;
     let lost = kept.lost_before(step, state.evaluations.unwrap_or(0));
     for what in kept.torn().into_iter().chain(lost) {
         tracing::warn!("{} {what}: the run goes on without", evaluations.display());
@@ -351,12 +351,12 @@ mod tests {
         names
     }
 
-    fn started(dir: &Path, mode: Mode) -> Output {
+    fn started(dir: &Path, mode: Mode) -> RunFiles {
         plan(dir, mode).unwrap().start("{\"n_epochs\":2}".into()).unwrap()
     }
 
-    fn step_row(step: f64) -> Row {
-        Row::from([("step", step), ("loss", 0.5)])
+    fn step_row(step: f64) -> MetricsRow {
+        MetricsRow::from([("step", step), ("loss", 0.5)])
     }
 
     fn plan(dir: &Path, mode: Mode) -> Result<OutputPlan, Fault> {

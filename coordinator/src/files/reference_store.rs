@@ -41,14 +41,14 @@ pub fn path(config: &RunConfig) -> PathBuf {
 
 /// Why the file cannot be used.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum StoreTrouble {
     /// The disk is full or fails, or another process has locked the file: the run can go on without it.
     Passing(Fault),
     /// The file is not such a database, or is damaged: the run fails.
     Lasting(Fault),
 }
 
-impl Trouble {
+impl StoreTrouble {
     fn of(error: &rusqlite::Error, fault: Fault) -> Self {
         use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, SystemIoFailure};
         let passing = [DatabaseBusy, DatabaseLocked, DiskFull, SystemIoFailure];
@@ -61,21 +61,21 @@ impl Trouble {
 
 impl ReferenceStore {
     /// Opens the file; creates it if it does not exist.
-    pub fn open(path: &Path, reference_key: &str) -> Result<Self, Trouble> {
+    pub fn open(path: &Path, reference_key: &str) -> Result<Self, StoreTrouble> {
         if reference_key.is_empty() {
             let unsaid = Fault::failed("rank 0 did not say which reference model it holds");
-            return Err(Trouble::Lasting(
+            return Err(StoreTrouble::Lasting(
                 unsaid.hint("run the coordinator and all trainers from the same build"),
             ));
         }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder)
-                .map_err(|error| Trouble::Lasting(Fault::input(cannot(path, &error)).hint(HINT)))?;
+                .map_err(|error| StoreTrouble::Lasting(Fault::input(cannot(path, &error)).hint(HINT)))?;
         }
         // Refuse pipes and devices first: SQLite would wait for a pipe and write to a device.
         if path.symlink_metadata().is_ok() {
             dyad_proto::files::open(path)
-                .map_err(|error| Trouble::Lasting(Fault::input(cannot(path, &error)).hint(HINT)))?;
+                .map_err(|error| StoreTrouble::Lasting(Fault::input(cannot(path, &error)).hint(HINT)))?;
         }
         let opened = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY)?;
@@ -90,8 +90,8 @@ impl ReferenceStore {
             connection.pragma_update(None, "user_version", VERSION)?;
             Ok((connection, unused))
         });
-        let (connection, unused) =
-            opened.map_err(|error| Trouble::of(&error, Fault::input(cannot(path, &error)).hint(HINT)))?;
+        let (connection, unused) = opened
+            .map_err(|error| StoreTrouble::of(&error, Fault::input(cannot(path, &error)).hint(HINT)))?;
         if unused > 0 {
             tracing::warn!(
                 "{} holds {} of an older Dyad, kept by the text of pairs, whose tokens may have changed since: not used",
@@ -103,7 +103,7 @@ impl ReferenceStore {
     }
 
     /// Returns the stored scores of these pairs.
-    pub fn recall(&mut self, pairs: Vec<PairKey>) -> Result<Vec<Known>, Trouble> {
+    pub fn recall(&mut self, pairs: Vec<PairKey>) -> Result<Vec<Known>, StoreTrouble> {
         let found: Result<Vec<Known>, rusqlite::Error> = (|| {
             let mut statement = self
                 .connection
@@ -117,7 +117,7 @@ impl ReferenceStore {
             }
             Ok(found)
         })();
-        found.map_err(|error| Trouble::of(&error, self.broken(&error)))
+        found.map_err(|error| StoreTrouble::of(&error, self.broken(&error)))
     }
 
     /// Stores new scores.
@@ -225,7 +225,7 @@ mod tests {
             "this is a letter, not a database, and long enough to be told from one".repeat(9),
         )
         .unwrap();
-        let Trouble::Lasting(fault) = ReferenceStore::open(&path, "model").unwrap_err() else {
+        let StoreTrouble::Lasting(fault) = ReferenceStore::open(&path, "model").unwrap_err() else {
             panic!("the fault must be lasting");
         };
         assert!(
@@ -241,16 +241,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("r.sqlite");
         let mut store = ReferenceStore::open(&path, "key").unwrap();
-        let of = |error: &rusqlite::Error| Trouble::of(error, Fault::failed("x"));
+        let of = |error: &rusqlite::Error| StoreTrouble::of(error, Fault::failed("x"));
         store.connection.pragma_update(None, "max_page_count", 1).unwrap();
         let many = "CREATE TABLE t AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9999) SELECT i FROM n";
         let full = store.connection.execute_batch(many).unwrap_err();
-        assert!(matches!(of(&full), Trouble::Passing(_)), "{full}");
+        assert!(matches!(of(&full), StoreTrouble::Passing(_)), "{full}");
         let other = Connection::open(&path).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         store.connection.busy_timeout(std::time::Duration::ZERO).unwrap();
         let busy = store.connection.execute_batch("BEGIN IMMEDIATE").unwrap_err();
-        assert!(matches!(of(&busy), Trouble::Passing(_)), "{busy}");
+        assert!(matches!(of(&busy), StoreTrouble::Passing(_)), "{busy}");
         let key = PairKey { split: Split::Train, id: 1, tokens: (1, 2) };
         let known = Known { key, logps: ReferenceLogps { chosen: 1.0, rejected: 2.0 } };
         assert!(store.keep(&[known]).is_err());

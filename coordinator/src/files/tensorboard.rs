@@ -13,7 +13,7 @@ use dyad_proto::{Fault, files, safe_file};
 use prost::Message;
 
 use crate::files::output_dir::rows::{still_there, unwritten};
-use crate::run::metrics_row::Row;
+use crate::run::metrics_row::MetricsRow;
 
 /// `tensorflow.Event`, with the fields that are written here.
 #[derive(Clone, PartialEq, Message)]
@@ -103,7 +103,7 @@ impl EventFile {
     }
 
     /// Adds a row of either metrics file, under the row's step.
-    pub fn add(&mut self, row: &Row) -> Result<(), Fault> {
+    pub fn add(&mut self, row: &MetricsRow) -> Result<(), Fault> {
         let step = row.get(metric::STEP).unwrap_or_default() as i64;
         let values = row.iter().filter(|(key, _)| *key != metric::STEP);
         let value = values

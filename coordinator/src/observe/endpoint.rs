@@ -182,7 +182,7 @@ impl Endpoint {
             tokio::select! {
                 in_time = tokio::time::timeout(patience, self.read.wait_for(|read| read.the_end)) => {
                     if in_time.is_err() {
-                        tracing::info!("nobody has scraped how the run ended");
+                        tracing::info!("no scrape came after the end of the run");
                     }
                 }
                 () = hurry => {}

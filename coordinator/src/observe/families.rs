@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::run::metrics_row::Row;
+use crate::run::metrics_row::MetricsRow;
 
 /// Escapes a label value for OpenMetrics, because the encoder does not. Control characters are shown as text.
 pub(super) fn label(value: &str) -> String {
@@ -76,9 +76,9 @@ fn durations() -> impl Iterator<Item = f64> {
 }
 
 /// The keys of one metrics file, each with its gauge.
-pub(super) struct Rows(Vec<(String, Gauges)>);
+pub(super) struct MetricGauges(Vec<(String, Gauges)>);
 
-impl Rows {
+impl MetricGauges {
     pub(super) fn of_steps(r: &mut Registry) -> Self {
         let all = BOTH.into_iter().chain(STEPS_ALONE);
         Self(all.map(|(key, name, help)| (key.to_owned(), added(r, name, help))).collect())
@@ -93,7 +93,7 @@ impl Rows {
     }
 
     /// Sets the gauges whose keys the row has.
-    pub(super) fn set(&self, row: &Row) {
+    pub(super) fn set(&self, row: &MetricsRow) {
         for (key, gauges) in &self.0 {
             if let Some(value) = row.get(key) {
                 gauges.get_or_create(&Labels::new()).set(value);
@@ -151,7 +151,7 @@ impl Life {
 }
 
 /// Progress and speed.
-pub(super) struct Pace {
+pub(super) struct ProgressGauges {
     pub(super) planned_steps: Gauge<f64, AtomicU64>,
     pub(super) steps: Counter,
     pub(super) tokens: Counter,
@@ -163,7 +163,7 @@ pub(super) struct Pace {
     pub(super) evaluations: Counter,
 }
 
-impl Pace {
+impl ProgressGauges {
     pub(super) fn new(r: &mut Registry) -> Self {
         let utilisation = "Model FLOPs utilisation of the last step, where the peak of every device is known";
         let step = HistogramWithExemplars::new(durations());
@@ -185,12 +185,12 @@ impl Pace {
 const PHASES: (usize, usize) = (32, 64);
 
 /// Durations of the phases of a step. Their names come from the trainers, so their number and length are bounded here.
-pub(super) struct Phases {
+pub(super) struct PhaseMetrics {
     family: Family<Labels, Histogram, fn() -> Histogram>,
     known: Mutex<HashMap<String, Histogram>>,
 }
 
-impl Phases {
+impl PhaseMetrics {
     fn new(r: &mut Registry) -> Self {
         // From 0.1 ms to 8 minutes: phases of small models are short.
         let durations: fn() -> Histogram = || Histogram::new(exponential_buckets(1e-4, 3.0, 15));
@@ -216,7 +216,7 @@ impl Phases {
 
 /// Metrics by rank, and of the communicator.
 pub(super) struct Ranks {
-    pub(super) phases: Phases,
+    pub(super) phases: PhaseMetrics,
     pub(super) collective_wait: Seconds,
     pub(super) data_wait: Seconds,
     pub(super) busy: Seconds,
@@ -234,7 +234,7 @@ impl Ranks {
         let memory = "Peak memory of a rank: of its GPU, or resident on the host";
         let generation = "Generation of the communicator";
         Self {
-            phases: Phases::new(r),
+            phases: PhaseMetrics::new(r),
             collective_wait: added(r, "collective_wait_seconds", wait),
             data_wait: added(r, "data_wait_seconds", "Time that a rank has waited for its pairs"),
             busy: added(r, "busy_seconds", busy),
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn new_phase_names_without_end_do_not_fill_memory() {
         let mut registry = Registry::default();
-        let phases = Phases::new(&mut registry);
+        let phases = PhaseMetrics::new(&mut registry);
         phases.observe(&"x".repeat(PHASES.1 + 1), 1.0);
         for index in 0..1000 {
             phases.observe(&format!("phase{index}"), 1.0);

@@ -11,7 +11,7 @@ use super::families::{Gauges, Labels, added, label};
 /// Longest GPU name that is shown, in characters; NVML's have 40. Bounded here because trainers send it.
 const NAME: usize = 64;
 
-pub(super) struct Gpus {
+pub(super) struct GpuMetrics {
     used: Gauges,
     total: Gauges,
     utilization: Gauges,
@@ -20,7 +20,7 @@ pub(super) struct Gpus {
     shown: Mutex<HashMap<u32, Labels>>,
 }
 
-impl Gpus {
+impl GpuMetrics {
     pub(super) fn new(r: &mut Registry) -> Self {
         let utilization = "Share of the time in which a kernel ran on a rank's GPU";
         Self {
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn missing_nvml_values_are_not_shown_and_a_rank_has_one_gpu() {
         let mut registry = Registry::with_prefix("dyad");
-        let gpus = Gpus::new(&mut registry);
+        let gpus = GpuMetrics::new(&mut registry);
         let shown = || {
             let mut text = String::new();
             prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

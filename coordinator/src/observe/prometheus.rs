@@ -1,7 +1,7 @@
 //! Metrics of the run for Prometheus: base units, names with the prefix `dyad_`, few labels.
 //!
 //! - CRD-M1: the number of label values does not grow with the length of a run. `run` has one value, `rank` and `gpu` have one per rank;
-//!   `phase` is bounded by [`Phases`](super::families::Phases) whatever trainers report; `reason` and `state` are closed sets.
+//!   `phase` is bounded by [`PhaseMetrics`](super::families::PhaseMetrics) whatever trainers report; `reason` and `state` are closed sets.
 //! - CRD-M2: gauges show NaN and infinity as they are; sums never add them, because a sum would stay NaN.
 
 use std::collections::HashMap;
@@ -19,9 +19,9 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::families::{Labels, Life, Pace, Ranks, Rows, Safety, label};
-use super::gpus::Gpus;
-use crate::run::metrics_row::Row;
+use super::families::{Labels, Life, MetricGauges, ProgressGauges, Ranks, Safety, label};
+use super::gpus::GpuMetrics;
+use crate::run::metrics_row::MetricsRow;
 
 /// Why runs fail: the closed set of error codes.
 const REASONS: [(ErrorCode, &str); 4] = [
@@ -34,19 +34,19 @@ const REASONS: [(ErrorCode, &str); 4] = [
 /// All metrics of one run.
 pub struct Metrics {
     registry: Registry,
-    steps: Rows,
-    evaluations: Rows,
-    pace: Pace,
+    steps: MetricGauges,
+    evaluations: MetricGauges,
+    pace: ProgressGauges,
     ranks: Ranks,
     safety: Safety,
     life: Life,
-    gpus: Gpus,
-    state: Mutex<Counted>,
+    gpus: GpuMetrics,
+    state: Mutex<MetricSources>,
 }
 
 /// State from which metrics are derived.
 #[derive(Debug, Default)]
-struct Counted {
+struct MetricSources {
     heard: HashMap<u32, Instant>,
     /// The progress counter of each rank's last heartbeat.
     work: HashMap<u32, u64>,
@@ -85,9 +85,9 @@ impl Metrics {
             ("output_dir", label(&folder)),
         ];
         r.register("run", "The run and its output folder", Info::new(info));
-        let (steps, evaluations) = (Rows::of_steps(r), Rows::of_evaluations(r));
-        let (pace, ranks, safety) = (Pace::new(r), Ranks::new(r), Safety::new(r));
-        let gpus = Gpus::new(r);
+        let (steps, evaluations) = (MetricGauges::of_steps(r), MetricGauges::of_evaluations(r));
+        let (pace, ranks, safety) = (ProgressGauges::new(r), Ranks::new(r), Safety::new(r));
+        let gpus = GpuMetrics::new(r);
         ranks.world_size.set(i64::from(world_size));
         for (_, reason) in REASONS {
             // The rate of a failure that never happened must be 0, not absent.
@@ -96,7 +96,7 @@ impl Metrics {
         Self { registry, steps, evaluations, pace, ranks, safety, life, gpus, state: Mutex::default() }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, Counted> {
+    fn state(&self) -> std::sync::MutexGuard<'_, MetricSources> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,7 +187,7 @@ impl Metrics {
     }
 
     /// Records a step that all ranks have done.
-    pub fn step(&self, step: u64, row: &Row, reports: &[StepReport], trace_id: Option<&str>) {
+    pub fn step(&self, step: u64, row: &MetricsRow, reports: &[StepReport], trace_id: Option<&str>) {
         let now = SystemTime::now();
         self.steps.set(row);
         self.pace.steps.inc();
@@ -237,7 +237,7 @@ impl Metrics {
     }
 
     /// Records an evaluation that all ranks have done.
-    pub fn evaluation(&self, row: &Row) {
+    pub fn evaluation(&self, row: &MetricsRow) {
         self.evaluations.set(row);
         self.pace.evaluations.inc();
     }

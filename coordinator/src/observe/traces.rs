@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dyad_proto::names::metric;
 use dyad_proto::wire::StepReport;
-use dyad_telemetry::{KeyValue, Record, SpanContext, Spans, traceparent};
+use dyad_telemetry::{KeyValue, SpanContext, SpanRecord, Spans, traceparent};
 
-use crate::run::metrics_row::Row;
+use crate::run::metrics_row::MetricsRow;
 
 /// Steps that the running median is taken over.
 const RECENT: usize = 64;
@@ -78,7 +78,7 @@ struct OpenSpans {
 
 /// The decision on a finished step's trace.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct TraceOutcome {
     /// The trace id, if the trace is exported.
     pub trace_id: Option<String>,
     /// Whether the ranks must be told to export their spans.
@@ -131,28 +131,34 @@ impl StepTraces {
     /// Emits the span `prepare`: from the start until all ranks have joined and every pair is measured.
     pub fn prepared(&self, began: SystemTime, now: SystemTime) {
         let Some(run) = self.run.as_ref().filter(|run| run.is_sampled()) else { return };
-        self.spans.emit(Record::new("prepare", self.spans.child(run), Some(run.clone()), (began, now)));
+        self.spans.emit(SpanRecord::new("prepare", self.spans.child(run), Some(run.clone()), (began, now)));
     }
 
     /// Ends a step that all ranks have done and whose row was written since `recording`.
-    pub fn done(&mut self, step: u64, row: &Row, reports: &[StepReport], recording: SystemTime) -> Verdict {
+    pub fn done(
+        &mut self,
+        step: u64,
+        row: &MetricsRow,
+        reports: &[StepReport],
+        recording: SystemTime,
+    ) -> TraceOutcome {
         let slow = self.recent.is_slow(row.get(metric::STEP_SECONDS).unwrap_or_default());
         let before = std::mem::replace(&mut self.last_done, recording);
-        let Some(mut open) = self.open.remove(&step) else { return Verdict::default() };
+        let Some(mut open) = self.open.remove(&step) else { return TraceOutcome::default() };
         open.begun = open.begun.max(before);
         let late = open.reason.is_none() && slow;
-        let Some(reason) = open.reason.or(slow.then_some("slow")) else { return Verdict::default() };
+        let Some(reason) = open.reason.or(slow.then_some("slow")) else { return TraceOutcome::default() };
         if open.traceparent.is_empty() {
-            return Verdict::default();
+            return TraceOutcome::default();
         }
         let now = SystemTime::now();
         let context = open.context.clone();
         let writing = self.spans.child(&context);
-        self.spans.emit(Record::new("aggregate", writing, Some(context.clone()), (recording, now)));
+        self.spans.emit(SpanRecord::new("aggregate", writing, Some(context.clone()), (recording, now)));
         let mut record = self.root(open, reason, reports, now);
         record.attributes.extend(numbers(row));
         self.spans.emit(record);
-        Verdict { trace_id: Some(context.trace_id().to_string()), keep: late }
+        TraceOutcome { trace_id: Some(context.trace_id().to_string()), keep: late }
     }
 
     /// Exports the step in progress as failed, because the run ends here.
@@ -167,12 +173,18 @@ impl StepTraces {
     }
 
     /// The root span of a step. It begins at `open.begun`, or when the first rank began the step if that is earlier.
-    fn root(&self, open: OpenSpans, reason: &'static str, reports: &[StepReport], end: SystemTime) -> Record {
+    fn root(
+        &self,
+        open: OpenSpans,
+        reason: &'static str,
+        reports: &[StepReport],
+        end: SystemTime,
+    ) -> SpanRecord {
         let ranks = reports.iter().map(|report| report.started_unix_nanos).filter(|nanos| *nanos > 0).min();
         let start =
             ranks.map_or(open.begun, |nanos| open.begun.min(UNIX_EPOCH + Duration::from_nanos(nanos)));
         let step = open.step;
-        let mut record = Record::new("step", open.context, None, (start, end));
+        let mut record = SpanRecord::new("step", open.context, None, (start, end));
         record.links.extend(self.run.clone());
         record.attributes = vec![
             KeyValue::new("train.run.id", self.run_id.clone()),
@@ -184,7 +196,7 @@ impl StepTraces {
 }
 
 /// The span's attributes from the step's row.
-fn numbers(row: &Row) -> impl Iterator<Item = KeyValue> {
+fn numbers(row: &MetricsRow) -> impl Iterator<Item = KeyValue> {
     const SHOWN: [(&str, &str); 8] = [
         (metric::EPOCH, "train.epoch"),
         (metric::LOSS, "train.loss"),
@@ -207,7 +219,7 @@ mod tests {
         let sampling = Sampling { first: 2, every: 10 };
         let reasons: Vec<_> = [1, 2, 3, 10, 11, 20].map(|step| sampling.reason(step, step - 1)).to_vec();
         assert_eq!(reasons, [Some("first"), Some("first"), None, Some("periodic"), None, Some("periodic")]);
-        // A resumed run has first steps too.
+        // A resumed run traces its own first steps.
         assert_eq!(sampling.reason(501, 0), Some("first"));
         assert_eq!(Sampling { first: 0, every: 0 }.reason(10, 9), None);
     }
@@ -221,7 +233,7 @@ mod tests {
         // A NaN duration must not affect later steps.
         assert!(!recent.is_slow(f64::NAN));
         assert!(!recent.is_slow(1.0) && recent.is_slow(2.0));
-        // When every step is slow, none is.
+        // If all recent steps are slow, none counts as slow.
         for _ in 0..RECENT {
             recent.is_slow(2.0);
         }

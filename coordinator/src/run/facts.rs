@@ -10,7 +10,7 @@ use crate::run::membership::Member;
 
 /// Facts of all ranks, in the batches in which they arrive.
 #[derive(Debug)]
-pub struct Facts {
+pub struct RankFacts {
     /// By rank: the batches that are not compared yet, oldest first.
     waiting: Vec<Vec<Vec<Fact>>>,
     /// Batches that all ranks have sent.
@@ -42,7 +42,7 @@ pub struct Agreed {
     pub warnings: Vec<String>,
 }
 
-impl Facts {
+impl RankFacts {
     /// No facts yet.
     #[must_use]
     pub fn new(world_size: usize) -> Self {
@@ -204,7 +204,7 @@ mod tests {
 
     /// The result for three ranks with these batches.
     fn heard(batches: [&[(&str, &str)]; 3]) -> Result<Agreed, Fault> {
-        let (mut facts, members) = (Facts::new(3), members(3));
+        let (mut facts, members) = (RankFacts::new(3), members(3));
         assert!(facts.hear(1, batch(batches[1]), &members).unwrap().is_none());
         assert!(facts.hear(2, batch(batches[2]), &members).unwrap().is_none());
         facts.hear(0, batch(batches[0]), &members).map(Option::unwrap)
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn batches_of_a_rank_ahead_wait_for_the_other_ranks() {
-        let (mut facts, members) = (Facts::new(2), members(2));
+        let (mut facts, members) = (RankFacts::new(2), members(2));
         for batch_of_rank_0 in [batch(&[("a", "1")]), batch(&[("b", "1")])] {
             assert!(facts.hear(0, batch_of_rank_0, &members).unwrap().is_none());
         }

@@ -51,7 +51,7 @@ impl Watch {
 
 impl Run {
     pub(super) fn tick(&mut self, now: Instant) -> Result<(), Fault> {
-        if let Some(cause) = self.blame.overdue(now) {
+        if let Some(cause) = self.failure_cause.overdue(now) {
             self.end_by(now, cause);
         }
         let passed = self.watch.pass(now);

@@ -336,7 +336,7 @@ mod tests {
         let mut roster = Roster::new(1);
         admit(&mut roster, &hello("a", 0)).unwrap();
         roster.pass(10 * limit);
-        assert!(roster.silent(limit).is_none(), "nobody need speak while others join");
+        assert!(roster.silent(limit).is_none(), "silence is allowed while others join");
         roster.assign_ranks();
         roster.pass(limit);
         assert!(roster.silent(limit).is_none());

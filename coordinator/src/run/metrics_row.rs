@@ -11,12 +11,12 @@ use serde_json::{Map, Value};
 
 /// One line of `metrics.jsonl` or `eval_metrics.jsonl`, with the keys in writing order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row(Vec<(String, f64)>);
+pub struct MetricsRow(Vec<(String, f64)>);
 
 /// Keys of counts (steps, tokens, bytes), which are written without a decimal point.
 const WHOLE_NUMBERS: [&str; 3] = [metric::STEP, metric::NUM_TOKENS, metric::PEAK_MEMORY_BYTES];
 
-impl Row {
+impl MetricsRow {
     /// The row as one line of JSON, without the line end. NaN and infinity become `null`.
     #[must_use]
     pub fn to_json(&self) -> String {
@@ -62,7 +62,7 @@ impl Row {
 }
 
 #[cfg(test)]
-impl<const N: usize> From<[(&str, f64); N]> for Row {
+impl<const N: usize> From<[(&str, f64); N]> for MetricsRow {
     fn from(values: [(&str, f64); N]) -> Self {
         Self(values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
@@ -101,11 +101,12 @@ pub struct StepContext {
 
 /// The row of one optimizer step, from one report per rank in rank order.
 #[must_use]
-pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
+pub fn step_row(reports: &[StepReport], context: StepContext) -> MetricsRow {
     let sums = total(reports.iter().filter_map(|report| report.sums.as_ref()));
     let first = reports.first().cloned().unwrap_or_default();
     let seconds = slowest(reports.iter().map(|report| report.step_seconds));
-    let mut row = Row(vec![(metric::STEP.into(), first.step as f64), (metric::EPOCH.into(), context.epoch)]);
+    let mut row =
+        MetricsRow(vec![(metric::STEP.into(), first.step as f64), (metric::EPOCH.into(), context.epoch)]);
     row.push(metric::LOSS, loss(&sums, context.objective));
     row.push(metric::GRAD_NORM, first.grad_norm);
     row.push(metric::LEARNING_RATE, first.learning_rate);
@@ -122,10 +123,10 @@ pub fn step_row(reports: &[StepReport], context: StepContext) -> Row {
 
 /// The row of one evaluation, from one report per rank in rank order.
 #[must_use]
-pub fn evaluation_row(reports: &[EvaluationReport], objective: Objective) -> Row {
+pub fn evaluation_row(reports: &[EvaluationReport], objective: Objective) -> MetricsRow {
     let sums = total(reports.iter().filter_map(|report| report.sums.as_ref()));
     let step = reports.first().map_or(0, |report| report.step);
-    let mut row = Row(vec![(metric::STEP.into(), step as f64)]);
+    let mut row = MetricsRow(vec![(metric::STEP.into(), step as f64)]);
     row.push(format!("{}{}", metric::EVAL, metric::LOSS), loss(&sums, objective));
     push_preferences(&mut row, &sums, objective, metric::EVAL);
     if objective.scores_both_outputs() {
@@ -144,7 +145,7 @@ fn loss(sums: &PreferenceSums, objective: Objective) -> f64 {
     sums.loss / count as f64 + sums.aux_loss
 }
 
-fn push_preferences(row: &mut Row, sums: &PreferenceSums, objective: Objective, prefix: &str) {
+fn push_preferences(row: &mut MetricsRow, sums: &PreferenceSums, objective: Objective, prefix: &str) {
     let pairs = sums.pairs as f64;
     let chosen = (metric::LOGPS_CHOSEN, sums.logps_chosen / pairs);
     let values = match objective.scores_both_outputs() {

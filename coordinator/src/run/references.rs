@@ -6,7 +6,7 @@ use dyad_proto::counted;
 use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::{Pair, PairReference, ReferenceLogps, Split};
 
-use crate::run::report::Report;
+use crate::run::report::WorkReport;
 use crate::run::schedule::Work;
 
 /// Most pairs in a chunk that is scored before the first step.
@@ -43,7 +43,7 @@ pub struct References {
     chunks: Vec<(Split, Vec<u64>)>,
     /// The chunk that is sent next.
     next: usize,
-    /// Pairs of the chunks that have been scored.
+    /// Number of pairs in the scored chunks.
     scored: u64,
 }
 
@@ -105,7 +105,7 @@ impl References {
     pub fn learn(
         &mut self,
         work: Work,
-        reports: &[Report],
+        reports: &[WorkReport],
         key: impl Fn(Split, u64) -> Option<PairKey>,
     ) -> Result<Vec<Known>, String> {
         let split = match work {
@@ -134,11 +134,11 @@ impl References {
     }
 }
 
-fn references(report: &Report) -> &[PairReference] {
+fn references(report: &WorkReport) -> &[PairReference] {
     match report {
-        Report::Step(report) => &report.references,
-        Report::Reference(report) => &report.references,
-        Report::Evaluation(_) => &[],
+        WorkReport::Step(report) => &report.references,
+        WorkReport::Reference(report) => &report.references,
+        WorkReport::Evaluation(_) => &[],
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_pair_is_new_once_and_known_afterwards() {
         let mut references = References::new(Mode::Cache, []);
-        let report = Report::Step(StepReport { references: scored(&[3, 5]), ..StepReport::default() });
+        let report = WorkReport::Step(StepReport { references: scored(&[3, 5]), ..StepReport::default() });
         let new = references.learn(Work::Step(1), std::slice::from_ref(&report), key).unwrap();
         assert_eq!(new.iter().map(|known| known.key.id).collect::<Vec<_>>(), [3, 5]);
         assert!(references.learn(Work::Step(2), &[report], key).unwrap().is_empty());
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(references.chunk(0), (Split::Train, &[0, 2][..]));
         assert_eq!(references.chunk(1), (Split::Validation, &[0][..]));
         let report = |ids: &[u64]| {
-            Report::Reference(ReferenceReport { references: scored(ids), ..ReferenceReport::default() })
+            WorkReport::Reference(ReferenceReport { references: scored(ids), ..ReferenceReport::default() })
         };
         assert!(
             references.learn(Work::Reference(0), &[report(&[0])], key).unwrap_err().contains("1 pair of 2")
@@ -204,7 +204,7 @@ mod tests {
     fn nan_scores_are_not_kept() {
         let mut references = References::new(Mode::Cache, []);
         let bad = PairReference { id: 0, logps: Some(logps(f64::NAN)) };
-        let report = Report::Step(StepReport { references: vec![bad], ..StepReport::default() });
+        let report = WorkReport::Step(StepReport { references: vec![bad], ..StepReport::default() });
         assert!(references.learn(Work::Step(1), &[report], key).unwrap().is_empty());
     }
 }

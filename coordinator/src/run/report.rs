@@ -1,4 +1,4 @@
-//! What a rank reports about one piece of work.
+//! The reports of a rank on its work.
 
 use dyad_proto::wire::{EvaluationReport, PreferenceSums, ReferenceReport, StepReport};
 
@@ -6,7 +6,7 @@ use crate::run::schedule::Work;
 
 /// A rank's report on one work.
 #[derive(Clone, Debug)]
-pub enum Report {
+pub enum WorkReport {
     /// On an optimizer step.
     Step(StepReport),
     /// On an evaluation.
@@ -15,7 +15,7 @@ pub enum Report {
     Reference(ReferenceReport),
 }
 
-impl Report {
+impl WorkReport {
     /// The work that it is about.
     #[must_use]
     pub fn work(&self) -> Work {

@@ -14,9 +14,9 @@ use prost::Message;
 
 use crate::run::dataset::{Dataset, Datasets};
 use crate::run::measuring::Lengths;
-use crate::run::metrics_row::{Row, StepContext, evaluation_row, step_row, total};
+use crate::run::metrics_row::{MetricsRow, StepContext, evaluation_row, step_row, total};
 use crate::run::references::{Known, PairKey, References};
-use crate::run::report::Report;
+use crate::run::report::WorkReport;
 use crate::run::saving::Saving;
 use crate::run::schedule::{Schedule, Work};
 use crate::run::sharding::{DataOrder, batch_place, split_over_ranks};
@@ -55,13 +55,13 @@ pub struct KnownPairs {
 #[derive(Debug)]
 struct PendingStep {
     work: Work,
-    /// Pairs over all ranks.
+    /// Number of its pairs over all ranks.
     pairs: u64,
     /// Whether a checkpoint follows.
     saved: bool,
     /// The reports by rank.
-    reports: Vec<Option<Report>>,
-    /// Ranks that have not reported.
+    reports: Vec<Option<WorkReport>>,
+    /// Number of ranks that have not reported.
     missing: usize,
 }
 
@@ -71,7 +71,7 @@ pub struct Done {
     /// Which work.
     pub work: Work,
     /// Its metrics; `None` for reference scores.
-    pub row: Option<Row>,
+    pub row: Option<MetricsRow>,
     /// New reference log-probabilities.
     pub references: Vec<Known>,
     /// The ranks' reports on an optimizer step, in rank order; empty for other works.
@@ -84,7 +84,7 @@ pub struct Done {
     pub durable: bool,
 }
 
-/// The state of the work stream.
+/// State of the works of a run.
 #[derive(Debug)]
 pub struct Training {
     config: RunConfig,
@@ -297,7 +297,7 @@ impl Training {
     }
 
     /// Takes a report and returns the works that it completes. The error says how the rank broke the protocol.
-    pub fn record(&mut self, rank: usize, report: Report) -> Result<Vec<Done>, String> {
+    pub fn record(&mut self, rank: usize, report: WorkReport) -> Result<Vec<Done>, String> {
         let work = report.work();
         if report.generation() != GENERATION {
             return Err(format!("reported {work} in generation {}, not {GENERATION}", report.generation()));
@@ -319,7 +319,7 @@ impl Training {
     }
 
     fn complete(&mut self, pending: PendingStep) -> Result<Done, String> {
-        let reports: Vec<Report> = pending.reports.into_iter().flatten().collect();
+        let reports: Vec<WorkReport> = pending.reports.into_iter().flatten().collect();
         let Self { references, lengths, validation, .. } = self;
         let key = |split, id| pair_key(lengths, validation, split, id);
         let references = references.learn(pending.work, &reports, key)?;
@@ -334,7 +334,7 @@ impl Training {
                 durable: false,
             });
         }
-        let sums = total(reports.iter().filter_map(Report::sums));
+        let sums = total(reports.iter().filter_map(WorkReport::sums));
         if sums.pairs != pending.pairs {
             let (work, expected) = (pending.work, pending.pairs);
             return Err(format!(
@@ -346,9 +346,9 @@ impl Training {
         let mut evaluations = Vec::new();
         for report in reports {
             match report {
-                Report::Step(report) => steps.push(report),
-                Report::Evaluation(report) => evaluations.push(report),
-                Report::Reference(_) => {}
+                WorkReport::Step(report) => steps.push(report),
+                WorkReport::Evaluation(report) => evaluations.push(report),
+                WorkReport::Reference(_) => {}
             }
         }
         let objective = self.config.objective();

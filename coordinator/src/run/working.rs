@@ -12,7 +12,7 @@ use super::{Command, Run, Stage};
 use crate::run::measuring::{Lengths, data_report};
 use crate::run::membership::Standing;
 use crate::run::references::References;
-use crate::run::report::Report;
+use crate::run::report::WorkReport;
 use crate::run::schedule::Work;
 use crate::run::training::{Done, KnownPairs, Training};
 
@@ -75,7 +75,7 @@ impl Run {
         Ok(())
     }
 
-    pub(super) fn reported(&mut self, place: usize, report: Report) -> Result<(), Fault> {
+    pub(super) fn reported(&mut self, place: usize, report: WorkReport) -> Result<(), Fault> {
         match std::mem::replace(&mut self.stage, Stage::Finishing) {
             Stage::Training(mut training) => {
                 self.take(&mut training, place, report, false)?;
@@ -96,14 +96,14 @@ impl Run {
         &mut self,
         training: &mut Training,
         place: usize,
-        report: Report,
+        report: WorkReport,
         durable: bool,
     ) -> Result<(), Fault> {
-        if let Report::Step(report) = &report {
+        if let WorkReport::Step(report) = &report {
             let member = self.roster.member_mut(place);
             member.step = member.step.max(report.step);
         }
-        let scored = matches!(report, Report::Reference(_));
+        let scored = matches!(report, WorkReport::Reference(_));
         let done = training.record(place, report).map_err(|what| self.violation(place, &what))?;
         self.record(done, durable)?;
         if scored {

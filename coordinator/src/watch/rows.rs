@@ -30,7 +30,7 @@ impl Position {
 }
 
 /// Reads both metrics files in parallel, from their beginning.
-pub(super) struct Rows {
+pub(super) struct MetricsReader {
     steps: RowLines,
     evaluations: RowLines,
 }
@@ -44,7 +44,7 @@ struct RowLines {
     next: Option<(Position, RunEvent)>,
 }
 
-impl Rows {
+impl MetricsReader {
     /// The rows in a run's output folder.
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let lines = |name: &str, evaluation| match files::open(&dir.join(name)) {

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dyad_proto::security::Role;
+use dyad_proto::security::ProcessRole;
 use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,7 +23,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::io::{Bytes, Connection, Peer, Rewound};
+use super::io::{ByteStream, Connection, Peer, Rewound};
 use super::refusals::{CONNECTION, PERIOD, Refusals};
 
 /// How long a peer may take to send the HTTP/2 preface, including its TLS handshake.
@@ -141,7 +141,7 @@ impl TlsGuest {
     }
 }
 
-type Greeted = (Box<dyn Bytes>, Option<Vec<Role>>);
+type Greeted = (Box<dyn ByteStream>, Option<Vec<ProcessRole>>);
 
 /// Reads until the peer has sent the HTTP/2 preface; the error says what it sent instead.
 async fn greet(mut stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<Greeted, String> {
@@ -192,13 +192,13 @@ fn plainly(error: String) -> String {
 }
 
 /// The roles that a verified certificate names.
-fn roles(certificate: &CertificateDer<'static>) -> Vec<Role> {
+fn roles(certificate: &CertificateDer<'static>) -> Vec<ProcessRole> {
     let Ok(parsed) = ParsedCertificate::try_from(certificate) else { return Vec::new() };
-    let is = |role: &Role| {
+    let is = |role: &ProcessRole| {
         ServerName::try_from(role.certificate_name())
             .is_ok_and(|name| verify_server_name(&parsed, &name).is_ok())
     };
-    Role::ALL.into_iter().filter(is).collect()
+    ProcessRole::ALL.into_iter().filter(is).collect()
 }
 
 /// Reads the rest of the HTTP/2 preface after `head`, and returns all of it.

@@ -1,4 +1,4 @@
-//! Connections as the server sees them.
+//! The server side of a connection, and its admission.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use dyad_proto::security::Role;
+use dyad_proto::security::ProcessRole;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Sleep;
@@ -18,7 +18,7 @@ use tonic::transport::server::Connected;
 
 use super::refusals::{CONNECTION, Refusals};
 
-/// How long a connection may stay open before one of its calls is let in.
+/// How long a connection may stay open without an admitted call.
 pub const IDLE: Duration = Duration::from_secs(10);
 
 /// A stream that first returns bytes that were read before.
@@ -88,7 +88,7 @@ const ADMITTED: u8 = 3;
 
 /// State of a connection, shared by its calls and by the listener's task.
 #[derive(Debug)]
-pub struct Standing {
+pub struct PeerState {
     reached: AtomicU8,
     /// Places for admitted connections.
     places: Arc<Semaphore>,
@@ -104,9 +104,9 @@ pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
     /// The roles in its certificate; `None` in plain text.
-    pub roles: Option<Vec<Role>>,
+    pub roles: Option<Vec<ProcessRole>>,
     /// State of the connection.
-    pub standing: Arc<Standing>,
+    pub standing: Arc<PeerState>,
     refusals: Refusals,
 }
 
@@ -115,12 +115,12 @@ impl Peer {
     #[must_use]
     pub fn new(
         address: SocketAddr,
-        roles: Option<Vec<Role>>,
+        roles: Option<Vec<ProcessRole>>,
         refusals: Refusals,
         places: Arc<Semaphore>,
     ) -> Self {
         let (place, settled) = (Mutex::new(None), Notify::new());
-        let standing = Standing { reached: AtomicU8::new(NO_CALL), places, place, settled };
+        let standing = PeerState { reached: AtomicU8::new(NO_CALL), places, place, settled };
         Self { address, roles, standing: Arc::new(standing), refusals }
     }
 
@@ -170,14 +170,14 @@ impl Peer {
 }
 
 /// A stream of bytes: TCP, or TLS over TCP.
-pub trait Bytes: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
+pub trait ByteStream: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
 
-impl<S: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Bytes for S {}
+impl<S: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> ByteStream for S {}
 
 /// An open connection. It closes if no call is admitted within [`IDLE`], or earlier if the listener needs its place.
 #[derive(Debug)]
 pub struct Connection {
-    bytes: Box<dyn Bytes>,
+    bytes: Box<dyn ByteStream>,
     peer: Peer,
     deadline: Pin<Box<Sleep>>,
     /// Resolves when the listener's task is aborted to close this connection.
@@ -188,7 +188,7 @@ pub struct Connection {
 impl Connection {
     /// The connection of a peer after its handshake.
     #[must_use]
-    pub fn new(bytes: Box<dyn Bytes>, peer: Peer, host: oneshot::Receiver<Infallible>) -> Self {
+    pub fn new(bytes: Box<dyn ByteStream>, peer: Peer, host: oneshot::Receiver<Infallible>) -> Self {
         Self { bytes, peer, deadline: Box::pin(tokio::time::sleep(IDLE)), host, over: false }
     }
 

@@ -1,8 +1,8 @@
-//! Access to the coordinator's port: the listener ([`door`]), access control for calls ([`gate`]), and the log of refusals
+//! Access to the coordinator's port: the listener ([`door`]), access control for calls ([`admission`]), and the log of refusals
 //! ([`refusals`]).
 
+pub mod admission;
 pub mod door;
-pub mod gate;
 pub mod io;
 pub mod listen;
 pub mod refusals;
@@ -21,7 +21,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, version};
 
-use gate::Gate;
+use admission::Admission;
 
 /// The access rules of the port.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +29,7 @@ pub struct Guard {
     /// Mutual TLS; plain text if `None`.
     pub tls: Option<Arc<ServerConfig>>,
     /// Who may call what.
-    pub gate: Gate,
+    pub admission: Admission,
 }
 
 impl Guard {
@@ -46,8 +46,8 @@ impl Guard {
             Proof::Certificate(material) => Some(server_config(&material).map_err(|what| unusable(&what))?),
             Proof::Token(_) => None,
         };
-        let gate = Gate::new(Some(token), tls.is_some());
-        Ok(Self { tls: tls.map(Arc::new), gate })
+        let admission = Admission::new(Some(token), tls.is_some());
+        Ok(Self { tls: tls.map(Arc::new), admission })
     }
 
     /// Fails for plain text on an address that other machines reach, unless `insecure` is set.
@@ -56,7 +56,7 @@ impl Guard {
             return Ok(());
         }
         if insecure {
-            match self.gate.asks() {
+            match self.admission.asks() {
                 true => tracing::warn!(%address, "anybody on the way can read the run and the join token"),
                 false => tracing::warn!(%address, "anybody who reaches this port can read and join the run"),
             }
@@ -69,12 +69,12 @@ impl Guard {
     /// On a loopback address without a token: makes a token, because other users of this machine must not join, and publishes it where
     /// trainers of this user find it by the port.
     pub fn complete(&mut self, address: SocketAddr) -> Result<Option<Published>, Fault> {
-        if self.gate.asks() || !address.ip().is_loopback() {
+        if self.admission.asks() || !address.ip().is_loopback() {
             return Ok(None);
         }
         let token = JoinToken::lasting()?;
         let published = by_hand::publish(address.port(), &token)?;
-        self.gate = Gate::new(Some(token), false);
+        self.admission = Admission::new(Some(token), false);
         Ok(Some(published))
     }
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Extracts what the tests need of the Kubernetes API schema and of the JobSet CRD into schemas.json.
+"""Extracts the parts of the Kubernetes API schema and of the JobSet CRD that the tests need into schemas.json.
 
 Both come through the Go module proxy, in the versions named below; Go is needed for this script only, not for the tests.
 
@@ -34,7 +34,7 @@ def module(name: str) -> pathlib.Path:
 
 
 def trimmed(schema: dict) -> dict:
-    """Structure and constraints without the words."""
+    """Structure and constraints of a schema without its descriptions."""
     out = {key: schema[key] for key in KEPT if key in schema}
     if "$ref" in out:
         out["$ref"] = out["$ref"].removeprefix("#/definitions/")
@@ -65,7 +65,7 @@ def jobset_schema() -> dict:
     schema = trimmed(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"$ref": "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}
     del schema["properties"]["status"]
-    # The CRD repeats these types of the API in full.
+    # The CRD repeats these API types in full; refer to them instead.
     spec = schema["properties"]["spec"]["properties"]
     spec["replicatedJobs"]["items"]["properties"]["template"] = {"$ref": "io.k8s.api.batch.v1.JobTemplateSpec"}
     spec["volumeClaimPolicies"]["items"]["properties"]["templates"] = {
@@ -82,7 +82,7 @@ def main() -> None:
     while missing := wanted - definitions.keys():
         for name in missing:
             definitions[name] = trimmed(swagger["definitions"][name])
-            # What a server reports is nothing that we write.
+            # Manifests never contain `status`, which the server writes.
             if name in KINDS.values():
                 definitions[name]["properties"].pop("status", None)
             wanted |= references(definitions[name])

@@ -1,4 +1,4 @@
-"""`python -m dyad` is `dyad`."""
+"""`python -m dyad` runs `dyad`."""
 
 from dyad.commands import launcher
 

@@ -1,4 +1,4 @@
-"""The commands of the wheel: each becomes one of Dyad's programs, which take libtorch from the installed torch."""
+"""The commands of the wheel. Each replaces itself by one of Dyad's programs, which use the libtorch of the installed torch."""
 
 import importlib.metadata
 import importlib.util
@@ -25,10 +25,10 @@ def trainer():
 def become(program, command):
     """Replaces this process by the program."""
     environment = dict(os.environ)
-    # Messages and help call the commands by their names here.
+    # Makes messages and help use the wheel's command names.
     environment["DYAD_INSTALLED_BY_PIP"] = "1"
     libraries = torch_libraries()
-    # The programs look for libtorch in the folder of packages that they are in themselves.
+    # The programs look for libtorch in their own site-packages folder.
     if libraries.resolve() != (PACKAGE.parent / "torch" / "lib").resolve():
         others = environment.get("LD_LIBRARY_PATH")
         environment["LD_LIBRARY_PATH"] = f"{libraries}:{others}" if others else str(libraries)
@@ -40,7 +40,7 @@ def become(program, command):
 
 
 def torch_libraries():
-    """The folder of libtorch, without importing torch, which takes seconds."""
+    """The folder of libtorch. Does not import torch, which would take seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         fail("torch is not installed for this Python", f"pip install 'torch=={NEEDED}.*'")
@@ -57,6 +57,6 @@ def torch_libraries():
 
 
 def fail(message, hint):
-    """Ends as Dyad's programs end on invalid input."""
+    """Prints an error and a hint, and exits with status 2, like Dyad's programs on invalid input."""
     print(f"error: {message}\n\nhint: {hint}", file=sys.stderr)
     sys.exit(2)

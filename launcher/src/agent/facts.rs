@@ -19,7 +19,7 @@ pub struct Examine {
 
 /// One machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Facts {
+pub struct MachineFacts {
     /// What every agent says.
     pub hello: Hello,
     /// Version and hash of each program; none where it is missing.
@@ -51,7 +51,7 @@ pub struct Unusable {
     pub hint: String,
 }
 
-impl Facts {
+impl MachineFacts {
     /// Looks around here.
     #[must_use]
     pub fn here(examine: &Examine) -> Self {
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn this_machine_is_seen() {
-        let facts = Facts::here(&Examine::default());
+        let facts = MachineFacts::here(&Examine::default());
         assert!(facts.hello.cores > 0 && facts.hello.free_memory > 0 && facts.model.is_none());
         assert!(space(Path::new("/")).is_some_and(|(all, free)| all >= free));
         let (_, wrong) = output(Path::new("/proc/nowhere/at/all"));

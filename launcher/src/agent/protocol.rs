@@ -4,7 +4,7 @@ use dyad_proto::security::Proof;
 use dyad_proto::wire::Failure;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::facts::{Examine, Facts};
+use crate::agent::facts::{Examine, MachineFacts};
 use crate::agent::machine::Hello;
 
 /// From the launcher.
@@ -12,7 +12,7 @@ use crate::agent::machine::Hello;
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Start a program of Dyad.
-    Start(Start),
+    Start(StartProgram),
     /// Send a signal to a process that was started.
     Signal {
         /// Which.
@@ -33,7 +33,7 @@ pub enum Request {
 
 /// A program to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Start {
+pub struct StartProgram {
     /// Names the process from then on.
     pub process: u64,
     /// `coordinator` or `trainer`, which lie beside the agent.
@@ -136,7 +136,7 @@ pub enum Answer {
     /// Whether each address could be reached, and what stood in the way.
     Reached(Vec<Option<String>>),
     /// Facts for `launcher doctor`.
-    Examined(Box<Facts>),
+    Examined(Box<MachineFacts>),
     /// It cannot be done.
     Failed(Failure),
 }
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn messages_are_single_lines_and_come_back_as_they_were() {
-        let start = Start {
+        let start = StartProgram {
             process: 7,
             program: "trainer".into(),
             args: vec!["--name".into(), "a\nb \"c\"".into()],

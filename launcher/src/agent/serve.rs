@@ -16,10 +16,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use crate::agent::facts::Facts;
+use crate::agent::facts::MachineFacts;
 use crate::agent::machine::Hello;
 use crate::agent::ports::{open, reach};
-use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, Start, decode, encode};
+use crate::agent::protocol::{Answer, Prepare, Question, Reply, Request, StartProgram, decode, encode};
 use crate::agent::run_files;
 use crate::process::end::LINES;
 use crate::process::os::{die_with_me, each_line, hand_over, keep_to, raw_status};
@@ -135,7 +135,7 @@ impl ServingAgent {
         }
     }
 
-    fn start(&self, start: &Start) -> Result<(), Fault> {
+    fn start(&self, start: &StartProgram) -> Result<(), Fault> {
         let path = program(&start.program)?;
         let mut command = Command::new(&path);
         // What this host's own environment says of keys is not meant for this run.
@@ -198,7 +198,10 @@ impl ServingAgent {
             }
             Question::Prepare(prepare) => self.prepare(ask, prepare),
             Question::Examine(examine) => {
-                self.later(ask, blocking(move || Ok(Answer::Examined(Box::new(Facts::here(&examine))))));
+                self.later(
+                    ask,
+                    blocking(move || Ok(Answer::Examined(Box::new(MachineFacts::here(&examine))))),
+                );
             }
         }
     }

@@ -1,25 +1,24 @@
-//! What is made of the facts: one row a check, with a hint where it fails. Pure.
+//! Turns the facts of all machines into rows: one per check, with a hint if it fails. Pure.
 
 use std::collections::BTreeMap;
 
-use super::row::{CheckState, Row};
-use crate::agent::facts::Facts;
+use super::row::{CheckState, DoctorRow};
+use crate::agent::facts::MachineFacts;
 
-/// A machine that was looked at: its name, its facts, the seconds that its clock is ahead and how well that is known.
+/// An examined machine.
 #[derive(Clone, Debug)]
 pub struct Looked {
-    /// Name.
+    /// Host name.
     pub name: String,
-    /// Facts.
-    pub facts: Facts,
-    /// Clock.
+    /// Facts that its agent found.
+    pub facts: MachineFacts,
+    /// Seconds that its clock is ahead of this machine's, and the uncertainty of that.
     pub skew: (f64, f64),
 }
 
-/// Everything that can be said of the machines, each by itself and against the others. The first is where the coordinator and
-/// rank 0 would run.
+/// All checks, of each machine alone and of the machines against each other. The coordinator and rank 0 would run on the first.
 #[must_use]
-pub fn rows(hosts: &[Looked]) -> Vec<Row> {
+pub fn rows(hosts: &[Looked]) -> Vec<DoctorRow> {
     let mut rows = vec![clocks(hosts), programs(hosts), libtorch(hosts)];
     rows.extend(gpus(hosts));
     rows.push(shared_memory(hosts));
@@ -29,8 +28,13 @@ pub fn rows(hosts: &[Looked]) -> Vec<Row> {
 
 type Found = (CheckState, String);
 
-/// One row of what each machine has: equal things together, the worst state counts.
-fn gather(check: &'static str, hint: &'static str, hosts: &[Looked], look: impl Fn(&Looked) -> Found) -> Row {
+/// Runs a check on every host. Hosts with equal details are grouped; the row has the worst state.
+fn gather(
+    check: &'static str,
+    hint: &'static str,
+    hosts: &[Looked],
+    look: impl Fn(&Looked) -> Found,
+) -> DoctorRow {
     let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     let mut worst = CheckState::Ok;
     for host in hosts {
@@ -46,16 +50,16 @@ fn gather(check: &'static str, hint: &'static str, hosts: &[Looked], look: impl 
             .collect::<Vec<_>>()
             .join("; "),
     };
-    Row { check, state: worst, detail, hint: if worst == CheckState::Ok { "" } else { hint }.into() }
+    DoctorRow { check, state: worst, detail, hint: if worst == CheckState::Ok { "" } else { hint }.into() }
 }
 
-/// The same, where different things are a failure.
+/// Like [`gather`], but also fails if the hosts differ or a host has nothing.
 fn equal(
     check: &'static str,
     hint: &'static str,
     hosts: &[Looked],
     look: impl Fn(&Looked) -> Option<String>,
-) -> Row {
+) -> DoctorRow {
     let missing = || "missing".to_owned();
     let mut row = gather(check, hint, hosts, |host| {
         look(host).map_or_else(|| (CheckState::Fail, missing()), |found| (CheckState::Ok, found))
@@ -66,12 +70,12 @@ fn equal(
     row
 }
 
-fn clocks(hosts: &[Looked]) -> Row {
+fn clocks(hosts: &[Looked]) -> DoctorRow {
     gather("clocks", "start a time service (chrony, systemd-timesyncd) on every host", hosts, |host| {
         let (ahead, doubt) = host.skew;
         let off = (ahead.abs() - doubt).max(0.0);
         let state = match off {
-            // Certificates and traces are off by as much.
+            // Certificate validity and trace timestamps are off by the same amount.
             off if off > 60.0 => CheckState::Fail,
             off if off > 2.0 => CheckState::Warn,
             _ => return (CheckState::Ok, "within 2 s".into()),
@@ -81,7 +85,7 @@ fn clocks(hosts: &[Looked]) -> Row {
     })
 }
 
-fn programs(hosts: &[Looked]) -> Row {
+fn programs(hosts: &[Looked]) -> DoctorRow {
     let hint = "install one build everywhere under one path, or copy this one with --push";
     equal("programs", hint, hosts, |host| {
         let hashes: Option<Vec<String>> = host.facts.programs.iter().map(|(_, hash)| hash.clone()).collect();
@@ -89,7 +93,7 @@ fn programs(hosts: &[Looked]) -> Row {
     })
 }
 
-fn libtorch(hosts: &[Looked]) -> Row {
+fn libtorch(hosts: &[Looked]) -> DoctorRow {
     let hint = "install one libtorch everywhere: `make build`, with GPUs `make cuda`, or copy it with --push";
     let row = equal("libtorch", hint, hosts, |host| host.facts.libtorch.clone());
     let broken: Vec<String> = hosts
@@ -103,19 +107,19 @@ fn libtorch(hosts: &[Looked]) -> Row {
         })
         .collect();
     if broken.is_empty() {
-        // A trainer that starts has found one, wherever it is.
+        // Every trainer starts, so each has found a libtorch outside of the known folder.
         let nobody_knows = hosts.iter().all(|host| host.facts.libtorch.is_none());
-        return if nobody_knows { Row::ok("libtorch", "the trainer finds it".into()) } else { row };
+        return if nobody_knows { DoctorRow::ok("libtorch", "the trainer finds it".into()) } else { row };
     }
-    Row { state: CheckState::Fail, detail: broken.join("; "), hint: hint.into(), ..row }
+    DoctorRow { state: CheckState::Fail, detail: broken.join("; "), hint: hint.into(), ..row }
 }
 
-/// What others may hold of a GPU that counts as free.
+/// Bytes in use up to which a GPU counts as free.
 const IDLE: u64 = 512 << 20;
 
-fn gpus(hosts: &[Looked]) -> Vec<Row> {
+fn gpus(hosts: &[Looked]) -> Vec<DoctorRow> {
     if hosts.iter().all(|host| host.facts.hello.gpus == 0) {
-        return vec![Row::ok("GPUs", "none: trainers compute on CPUs".into())];
+        return vec![DoctorRow::ok("GPUs", "none: trainers compute on CPUs".into())];
     }
     let visible = gather("GPUs", "give every host of a run GPUs, or none", hosts, |host| {
         let hello = &host.facts.hello;
@@ -140,10 +144,10 @@ fn gpus(hosts: &[Looked]) -> Vec<Row> {
     vec![visible, free, driver]
 }
 
-/// What NCCL wants for the GPUs of a node, with room to spare.
+/// Bytes of /dev/shm that NCCL needs for the GPUs of a node, with a margin.
 const SHARED_MEMORY: u64 = 1 << 30;
 
-fn shared_memory(hosts: &[Looked]) -> Row {
+fn shared_memory(hosts: &[Looked]) -> DoctorRow {
     let hint = "in a container give --shm-size=8g or an emptyDir of medium Memory; NCCL needs it between GPUs of a host";
     gather("/dev/shm", hint, hosts, |host| match host.facts.shared_memory {
         None => (CheckState::Warn, "missing".into()),
@@ -155,13 +159,14 @@ fn shared_memory(hosts: &[Looked]) -> Row {
     })
 }
 
-/// A checkpoint of a small model, with room to spare.
+/// Free bytes below which the check fails: a checkpoint of a small model, with a margin.
 const DISK: u64 = 1 << 30;
+/// Free bytes below which the check warns.
 const ROOMY: u64 = 20 << 30;
 
-fn files(hosts: &[Looked]) -> Vec<Row> {
+fn files(hosts: &[Looked]) -> Vec<DoctorRow> {
     let mut rows = Vec::new();
-    // Coordinator and rank 0 write and read there alone.
+    // Only the coordinator and rank 0 use these files, both on the first host.
     let first = &hosts[..hosts.len().min(1)];
     if first.iter().any(|host| host.facts.output.is_some()) {
         rows.push(gather(
@@ -194,8 +199,8 @@ fn files(hosts: &[Looked]) -> Vec<Row> {
     rows
 }
 
-/// If some hosts can start from the model, the others lack it. If none can, the model itself is wrong, and the trainer has said what to do.
-fn model(hosts: &[Looked]) -> Row {
+/// If only some hosts fail to load the model, they lack a copy. If all fail, the model itself is wrong: show the trainer's hint.
+fn model(hosts: &[Looked]) -> DoctorRow {
     let copy = "every host reads the model from the same path: copy it there, or use a shared file system";
     let row = gather("model", copy, hosts, |host| match &host.facts.model {
         Some(Ok(found)) => (CheckState::Ok, found.clone()),
@@ -204,7 +209,7 @@ fn model(hosts: &[Looked]) -> Row {
     });
     let wrong: Vec<_> = hosts.iter().filter_map(|host| host.facts.model.as_ref()?.as_ref().err()).collect();
     match wrong.first() {
-        Some(first) if wrong.len() == hosts.len() => Row { hint: first.hint.clone().into(), ..row },
+        Some(first) if wrong.len() == hosts.len() => DoctorRow { hint: first.hint.clone().into(), ..row },
         _ => row,
     }
 }
@@ -225,7 +230,7 @@ mod tests {
             total: 80 << 30,
             used: 4 << 20,
         };
-        let facts = Facts {
+        let facts = MachineFacts {
             hello: Hello { version: "1.0.0".into(), gpus, ..Hello::default() },
             programs: vec![("launcher".into(), Some("aa".into())), ("trainer".into(), Some("bb".into()))],
             libtorch: Some("cuda 1234".into()),
@@ -254,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_machines_are_one_line_a_check() {
+    fn equal_machines_share_one_row_per_check() {
         let hosts = [host("a", 2), host("b", 2)];
         assert_eq!(failing(&hosts), [] as [String; 0]);
         let (text, code) = table(&rows(&hosts));
@@ -298,8 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_no_host_can_train_has_the_trainer_s_hint_and_one_that_is_missing_somewhere_is_to_be_copied()
-     {
+    fn model_row_hints_to_copy_unless_every_host_fails() {
         let mut hosts = [host("a", 0), host("b", 0)];
         hosts[0].facts.model = Some(Err(unusable("model_type gemma is unknown")));
         assert!(model(&hosts).hint.contains("copy it there"));

@@ -1,6 +1,6 @@
-//! `launcher doctor`: are these machines fit for a run?
+//! `launcher doctor`: checks whether machines are fit for a run.
 //!
-//! [`facts`]: what is seen on one machine. [`checks`]: what is made of it, purely, as a table of [`row`]s.
+//! [`Facts`] is what an agent finds on one machine; [`checks`] turns the facts into a table of [`row`]s.
 
 pub mod checks;
 pub mod row;
@@ -12,7 +12,7 @@ use clap::Args;
 use dyad_proto::{Fault, RunConfig, agrees, counted};
 
 use crate::agent::facts::Examine;
-use crate::agent::facts::Facts;
+use crate::agent::facts::MachineFacts;
 use crate::agent::protocol::{Answer, Question};
 use crate::hosts::connection::Agent;
 use crate::hosts::hostfile::{Host, Nodes};
@@ -22,7 +22,7 @@ use crate::hosts::{Hosts, address, asked};
 use crate::show::console;
 use crate::train::options;
 use checks::Looked;
-use row::{CheckState, Row};
+use row::{CheckState, DoctorRow};
 
 /// Options of `launcher doctor`.
 #[derive(Args, Clone, Debug)]
@@ -32,29 +32,29 @@ use row::{CheckState, Row};
 
 Exit status:
   0  all is well, apart from warnings
-  2  something is to be mended on a machine that is reached
+  2  a check failed on a machine that is reached
   3  a host or port is not reached")]
 pub struct DoctorOptions {
-    /// The run that is planned: its model, pairs and output folder are looked at as well.
+    /// Configuration of the planned run: its model, pairs and output folder are checked as well.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Look at the first N hosts alone.
+    /// Check only the first N hosts.
     #[arg(long, value_name = "N|MIN:MAX")]
     pub nodes: Option<Nodes>,
-    /// Hosts; without any, this machine.
+    /// Hosts to check; without any, this machine.
     #[command(flatten)]
     pub hosts: HostOptions,
 }
 
-/// Looks at everything and prints the table.
+/// Runs all checks and prints the table; fails if a check fails.
 pub async fn run(options: &DoctorOptions) -> Result<(), Fault> {
     let rows = match asked(&options.hosts, options.nodes)? {
         None => {
             let examine = Examine { config_json: config_json(options, false)? };
-            let facts = Facts::here(&examine);
+            let facts = MachineFacts::here(&examine);
             checks::rows(&[Looked { name: facts.hello.host.clone(), facts, skew: (0.0, 0.0) }])
         }
         Some((hosts, transport)) => look(options, &hosts, &transport).await?,
@@ -64,14 +64,18 @@ pub async fn run(options: &DoctorOptions) -> Result<(), Fault> {
     code.map_or(Ok(()), |code| Err(Fault::new(code, "not all is well; see the rows marked FAIL")))
 }
 
-/// The configuration of the run that is planned, if one is.
+/// The planned run's configuration as JSON; `None` without `--config`.
 fn config_json(options: &DoctorOptions, elsewhere: bool) -> Result<Option<String>, Fault> {
     let Some(config) = &options.config else { return Ok(None) };
     let config = RunConfig::load(config, &options.overrides)?;
     options::absolute(config, elsewhere)?.to_json().map(Some)
 }
 
-async fn look(options: &DoctorOptions, hosts: &[Host], transport: &Transport) -> Result<Vec<Row>, Fault> {
+async fn look(
+    options: &DoctorOptions,
+    hosts: &[Host],
+    transport: &Transport,
+) -> Result<Vec<DoctorRow>, Fault> {
     let examine = Examine { config_json: config_json(options, true)? };
     let mut agents = Vec::new();
     let mut missing = Vec::new();
@@ -93,16 +97,19 @@ async fn look(options: &DoctorOptions, hosts: &[Host], transport: &Transport) ->
     Ok(rows)
 }
 
-fn reached(check: &'static str, all: usize, missing: Vec<String>) -> Row {
+fn reached(check: &'static str, all: usize, missing: Vec<String>) -> DoctorRow {
     if missing.is_empty() {
-        return Row::ok(check, format!("{} {}", counted(all, "host"), agrees(all, "answers", "answer")));
+        return DoctorRow::ok(
+            check,
+            format!("{} {}", counted(all, "host"), agrees(all, "answers", "answer")),
+        );
     }
-    Row {
+    DoctorRow {
         check,
         state: CheckState::Unreachable,
         detail: missing.join("; "),
         hint:
-            "log in there once by hand, without a question being asked: a key for BatchMode, a known host key"
+            "log in there once by hand; ssh must ask nothing (BatchMode): it needs a key and a known host key"
                 .into(),
     }
 }
@@ -116,20 +123,20 @@ async fn examined(agent: &Agent, examine: &Examine) -> Result<Looked, Fault> {
     }
 }
 
-/// The address that the coordinator would take, and each host's interface towards it.
-async fn coordinator(agents: &[Agent], options: &DoctorOptions) -> Row {
+/// Row with the address that the coordinator would listen on.
+async fn coordinator(agents: &[Agent], options: &DoctorOptions) -> DoctorRow {
     match address::of_coordinator(options.hosts.coordinator_on, agents).await {
         Ok(address) => {
             let name = agents[0].hello.addresses.iter().find(|interface| interface.address == address);
             let name = name.map_or_else(String::new, |interface| format!(" ({})", interface.name));
-            Row::ok(
+            DoctorRow::ok(
                 "coordinator",
                 format!(
                     "would listen on {address}{name}, which all reach; Gloo and NCCL take the interface towards it"
                 ),
             )
         }
-        Err(fault) => Row {
+        Err(fault) => DoctorRow {
             check: "coordinator",
             state: CheckState::Unreachable,
             detail: fault.message,
@@ -138,8 +145,8 @@ async fn coordinator(agents: &[Agent], options: &DoctorOptions) -> Row {
     }
 }
 
-/// Every host tries every other, at the address that it reaches the launcher with.
-async fn each_other(agents: &[Agent]) -> Row {
+/// Row that tells whether every host can connect to every other host's first address.
+async fn each_other(agents: &[Agent]) -> DoctorRow {
     let targets = futures::future::join_all(agents.iter().map(target)).await;
     let tries = agents.iter().enumerate().map(|(from, agent)| {
         let others = agents.iter().zip(&targets).enumerate().filter(move |(to, _)| *to != from);
@@ -148,9 +155,9 @@ async fn each_other(agents: &[Agent]) -> Row {
     });
     let blocked: Vec<String> = futures::future::join_all(tries).await.into_iter().flatten().collect();
     if blocked.is_empty() {
-        return Row::ok("network", "every host reaches every other".into());
+        return DoctorRow::ok("network", "every host reaches every other".into());
     }
-    Row {
+    DoctorRow {
         check: "network",
         state: CheckState::Unreachable,
         detail: blocked.join("; "),
@@ -158,7 +165,7 @@ async fn each_other(agents: &[Agent]) -> Row {
     }
 }
 
-/// A port that a host opens for the others.
+/// Opens a port on the host; returns `address:port`.
 async fn target(agent: &Agent) -> Option<String> {
     let address = agent.hello.addresses.first()?.address;
     match agent.ask(Question::Listen).await {
@@ -167,7 +174,7 @@ async fn target(agent: &Agent) -> Option<String> {
     }
 }
 
-/// Which of the others a host does not reach, and why.
+/// The other hosts that `agent` cannot connect to, with the reason.
 async fn blocked(agent: &Agent, others: Vec<(&Agent, String)>) -> Vec<String> {
     let addresses = others.iter().map(|(_, target)| target.clone()).collect();
     let Ok(Answer::Reached(found)) = agent.ask(Question::Reach { addresses }).await else {

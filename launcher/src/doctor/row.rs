@@ -1,16 +1,16 @@
-//! Rows of the table: what a check comes to, and all of them as text. Pure.
+//! Rows of the table: the result of each check, and the table as text. Pure.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use dyad_proto::ErrorCode;
 
-/// One row.
+/// Result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
-    /// What was looked at.
+pub struct DoctorRow {
+    /// Name of the check.
     pub check: &'static str,
-    /// How it stands.
+    /// Result.
     pub state: CheckState,
     /// What was found.
     pub detail: String,
@@ -18,12 +18,12 @@ pub struct Row {
     pub hint: Cow<'static, str>,
 }
 
-/// How a check stands.
+/// State of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckState {
     /// Good.
     Ok,
-    /// Worth a look; a run would start.
+    /// A run would start, but something is unusual.
     Warn,
     /// A run would not get far.
     Fail,
@@ -31,7 +31,7 @@ pub enum CheckState {
     Unreachable,
 }
 
-impl Row {
+impl DoctorRow {
     /// A row without a hint.
     #[must_use]
     pub fn ok(check: &'static str, detail: String) -> Self {
@@ -39,9 +39,9 @@ impl Row {
     }
 }
 
-/// The table as text, and the exit status that it comes to.
+/// The table as text, and the error code of the worst row; `None` if no row fails.
 #[must_use]
-pub fn table(rows: &[Row]) -> (String, Option<ErrorCode>) {
+pub fn table(rows: &[DoctorRow]) -> (String, Option<ErrorCode>) {
     let width = rows.iter().map(|row| row.check.len()).max().unwrap_or(0);
     let mut out = String::new();
     for row in rows {
@@ -69,10 +69,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_reached_counts_most() {
+    fn unreachable_outranks_failed() {
         let unreachable =
-            Row { check: "ssh", state: CheckState::Unreachable, detail: "b".into(), hint: "x".into() };
-        let failed = Row { check: "disk", state: CheckState::Fail, detail: String::new(), hint: "y".into() };
+            DoctorRow { check: "ssh", state: CheckState::Unreachable, detail: "b".into(), hint: "x".into() };
+        let failed =
+            DoctorRow { check: "disk", state: CheckState::Fail, detail: String::new(), hint: "y".into() };
         assert_eq!(table(&[failed, unreachable]).1, Some(ErrorCode::Unavailable));
         assert_eq!(table(&[]).1, None);
     }

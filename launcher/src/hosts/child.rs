@@ -14,7 +14,7 @@ use tokio::io::AsyncRead;
 use tokio::process::Command;
 use tokio::sync::{mpsc, watch};
 
-use crate::agent::protocol::Start;
+use crate::agent::protocol::StartProgram;
 use crate::hosts::connection::{Agent, Remote};
 use crate::process::end::{End, LINES};
 use crate::process::log_allowance::{Allowance, LeftOut};
@@ -33,7 +33,7 @@ pub struct Child {
     /// Which process of the run it is.
     pub process: Process,
     stdout: Option<mpsc::Receiver<String>>,
-    signals: Signals,
+    signals: SignalSender,
     end: watch::Receiver<Option<End>>,
     report: Arc<Mutex<ChildReport>>,
     log: Option<PathBuf>,
@@ -43,9 +43,9 @@ pub struct Child {
 
 /// Sends signals to a process as long as it runs; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Signals(mpsc::UnboundedSender<i32>);
+pub struct SignalSender(mpsc::UnboundedSender<i32>);
 
-impl Signals {
+impl SignalSender {
     /// Sends one, unless the process has ended.
     pub fn send(&self, signal: i32) {
         let _ = self.0.send(signal);
@@ -85,7 +85,7 @@ impl ChildReport {
 
 /// Where a child's lines go.
 #[derive(Clone, Debug)]
-pub struct Output {
+pub struct ChildOutput {
     /// Log file, if there is to be one.
     pub file: Option<PathBuf>,
     /// Terminal.
@@ -96,7 +96,12 @@ pub struct Output {
 
 impl Child {
     /// Starts a program. Must be called on the main thread: the kernel ties the parent-death signal to the calling thread.
-    pub fn start(process: Process, label: &str, mut command: Command, output: Output) -> Result<Self, Fault> {
+    pub fn start(
+        process: Process,
+        label: &str,
+        mut command: Command,
+        output: ChildOutput,
+    ) -> Result<Self, Fault> {
         let program = command.as_std().get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stderr(Stdio::piped()).env("NO_COLOR", "1");
         die_with_me(&mut command);
@@ -130,13 +135,13 @@ impl Child {
         agent: &Agent,
         command: &Command,
         cores: &[usize],
-        output: Output,
+        output: ChildOutput,
     ) -> Result<Self, Fault> {
         let command = command.as_std();
         let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
         let program = Path::new(command.get_program()).file_name().map(text).unwrap_or_default();
         let env = command.get_envs().filter_map(|(name, value)| Some((text(name), text(value?))));
-        let start = Start {
+        let start = StartProgram {
             process: 0,
             program,
             args: command.get_args().map(text).collect(),
@@ -157,7 +162,7 @@ impl Child {
         let Remote { stdout, stderr, end, signals } = streams;
         let (file, label) = (log.output.file.clone(), label.to_owned());
         let writer = Some(tokio::spawn(log.write(stderr)));
-        let (stdout, signals) = (Some(stdout), Signals(signals));
+        let (stdout, signals) = (Some(stdout), SignalSender(signals));
         Self { label, process, stdout, signals, end, report, log: file, writer }
     }
 
@@ -210,7 +215,7 @@ impl Child {
 
     /// For whoever may have to signal while somebody else waits for its end.
     #[must_use]
-    pub fn signals(&self) -> Signals {
+    pub fn signals(&self) -> SignalSender {
         self.signals.clone()
     }
 
@@ -297,7 +302,7 @@ fn keep_earlier(path: &Path) {
 
 struct Log {
     file: Option<std::fs::File>,
-    output: Output,
+    output: ChildOutput,
     report: Arc<Mutex<ChildReport>>,
     /// How much of it is written down, and how much of that is shown.
     kept: Allowance,
@@ -305,7 +310,7 @@ struct Log {
 }
 
 impl Log {
-    fn create(output: Output, report: Arc<Mutex<ChildReport>>) -> Result<Self, Fault> {
+    fn create(output: ChildOutput, report: Arc<Mutex<ChildReport>>) -> Result<Self, Fault> {
         let create = |path: &PathBuf| {
             keep_earlier(path);
             safe_file::create(path).map_err(|error| {
@@ -400,7 +405,7 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
         let console = Console::new(false, LogFormat::Text);
-        let output = Output { file, console, speaker: Speaker { node: String::new(), rank: Some(1) } };
+        let output = ChildOutput { file, console, speaker: Speaker { node: String::new(), rank: Some(1) } };
         let process = Process::Trainer("a-cpu".into());
         Child::start(process, "trainer rank 1 (a-cpu)", command, output).unwrap().outcome().await
     }

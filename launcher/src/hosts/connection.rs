@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::agent::machine::Hello;
-use crate::agent::protocol::{Answer, Question, Reply, Request, Start, decode, encode};
+use crate::agent::protocol::{Answer, Question, Reply, Request, StartProgram, decode, encode};
 use crate::hosts::greeting::{hello, last_words, same_version, start, unreachable};
 use crate::hosts::hostfile::Host;
 use crate::hosts::transport::Transport;
@@ -114,7 +114,7 @@ impl Agent {
 
     /// Starts a program there.
     #[must_use]
-    pub fn start(&self, mut start: Start) -> Remote {
+    pub fn start(&self, mut start: StartProgram) -> Remote {
         let (stdout, stdout_lines) = mpsc::channel(LINES);
         let (stderr, stderr_lines) = mpsc::channel(LINES);
         let (end, ended) = watch::channel(None);

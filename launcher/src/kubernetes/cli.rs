@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::values::{Label, Place, Quantity, Rdma, Spread, Toleration};
+use super::values::{FileStore, Label, Quantity, Rdma, Spread, Toleration};
 
 /// Run on a Kubernetes cluster.
 #[derive(Args, Clone, Debug)]
@@ -64,7 +64,7 @@ pub enum Workload {
 
 /// Where certificates and join token come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Tls {
+pub enum TlsSource {
     /// New ones, as Secrets of the run.
     Generate,
     /// Secrets NAME-coordinator-tls and NAME-trainer-tls that are there already.
@@ -75,7 +75,7 @@ pub enum Tls {
 
 /// Which objects are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Part {
+pub enum ManifestPart {
     /// Everything.
     All,
     /// Only the Secrets.
@@ -107,8 +107,8 @@ pub struct RunOptions {
     #[arg(long, value_enum, default_value_t = Workload::Jobset)]
     pub workload: Workload,
     /// Where certificates and join token come from.
-    #[arg(long, value_enum, default_value_t = Tls::Generate)]
-    pub tls: Tls,
+    #[arg(long, value_enum, default_value_t = TlsSource::Generate)]
+    pub tls: TlsSource,
     /// Storage.
     #[command(flatten)]
     pub storage: StorageOptions,
@@ -130,11 +130,11 @@ pub struct StorageOptions {
     /// Holds `output_dir`, at /output: new:SIZE (a claim of the run), claim:NAME[/FOLDER],
     /// gs://BUCKET[/FOLDER] (GKE's Cloud Storage FUSE), or scratch:SIZE (lost with the pod; one node only).
     #[arg(long, default_value = "new:100Gi", value_name = "PLACE")]
-    pub output: Place,
+    pub output: FileStore,
     /// Holds preference files and models, read-only at /data: claim:NAME[/FOLDER], configmap:NAME or
     /// gs://BUCKET[/FOLDER].
     #[arg(long, value_name = "PLACE")]
-    pub data: Option<Place>,
+    pub data: Option<FileStore>,
     /// Storage class of a new claim [default: the cluster's].
     #[arg(long, value_name = "CLASS")]
     pub storage_class: Option<String>,
@@ -235,8 +235,8 @@ pub struct RenderOptions {
     #[command(flatten)]
     pub run: RunOptions,
     /// Which objects.
-    #[arg(long, value_enum, default_value_t = Part::All)]
-    pub part: Part,
+    #[arg(long, value_enum, default_value_t = ManifestPart::All)]
+    pub part: ManifestPart,
     /// Write one file per object and a kustomization.yaml into this folder, instead of printing. The run's Secrets, which hold private
     /// keys, are left out: such folders end up in repositories
     #[arg(long, value_name = "DIR")]

@@ -14,7 +14,7 @@ use super::cli::Workload;
 use super::confine;
 use super::meta::{Component, pod_labels, selecting};
 use super::spec::{CONFIG, GRPC_PORT, HEALTH_PORT, METRICS_PORT, Spec, TLS};
-use super::values::Place;
+use super::values::FileStore;
 use super::volumes;
 use crate::node::MOST_PATIENCE;
 
@@ -247,7 +247,7 @@ fn spread(spec: &Spec) -> TopologySpreadConstraint {
 
 /// One node needs no volume that several can mount: the coordinator goes where the trainers are.
 fn beside_the_trainer(spec: &Spec) -> Option<Affinity> {
-    let shared = spec.options.nodes > 1 || !matches!(spec.options.storage.output, Place::New(_));
+    let shared = spec.options.nodes > 1 || !matches!(spec.options.storage.output, FileStore::New(_));
     let term = PodAffinityTerm {
         label_selector: Some(selecting(spec, Component::Trainers)),
         topology_key: "kubernetes.io/hostname".into(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dyad_proto::{Fault, safe_file};
 
-use super::cli::{Part, RenderOptions, Tls};
+use super::cli::{ManifestPart, RenderOptions, TlsSource};
 use super::object::{Object, stream, yaml};
 use super::spec::Spec;
 use super::{network, support, workload};
@@ -27,8 +27,8 @@ pub fn objects(spec: &Spec) -> Result<Vec<Object>, Fault> {
 /// New Secrets, if the run makes its own.
 pub fn secrets(spec: &Spec) -> Result<Vec<Object>, Fault> {
     match spec.options.tls {
-        Tls::Generate => support::secrets(spec, &RunSecrets::new(VALID_FOR)?),
-        Tls::Existing | Tls::Off => Ok(Vec::new()),
+        TlsSource::Generate => support::secrets(spec, &RunSecrets::new(VALID_FOR)?),
+        TlsSource::Existing | TlsSource::Off => Ok(Vec::new()),
     }
 }
 
@@ -36,11 +36,12 @@ pub fn secrets(spec: &Spec) -> Result<Vec<Object>, Fault> {
 pub fn act(options: &RenderOptions) -> Result<(), Fault> {
     let spec = Spec::new(&options.run)?;
     let mut all = match options.part {
-        Part::All => objects(&spec)?,
-        Part::Secrets => Vec::new(),
+        ManifestPart::All => objects(&spec)?,
+        ManifestPart::Secrets => Vec::new(),
     };
-    let wanted = options.output_dir.is_none() || options.with_secrets || options.part == Part::Secrets;
-    let makes_secrets = spec.options.tls == Tls::Generate;
+    let wanted =
+        options.output_dir.is_none() || options.with_secrets || options.part == ManifestPart::Secrets;
+    let makes_secrets = spec.options.tls == TlsSource::Generate;
     if wanted {
         all.splice(0..0, secrets(&spec)?);
     }

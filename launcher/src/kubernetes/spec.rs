@@ -4,8 +4,8 @@ use std::path::Path;
 
 use dyad_proto::{Fault, RunConfig};
 
-use super::cli::{RunOptions, Tls};
-use super::values::Place;
+use super::cli::{RunOptions, TlsSource};
+use super::values::FileStore;
 use crate::hosts::environment::is_name;
 
 /// Where the output volume is mounted.
@@ -79,7 +79,7 @@ impl Spec {
     /// Processes speak TLS.
     #[must_use]
     pub fn secure(&self) -> bool {
-        self.options.tls != Tls::Off
+        self.options.tls != TlsSource::Off
     }
 
     /// Where the coordinator is reached.
@@ -160,21 +160,21 @@ fn check_variables(options: &RunOptions) -> Result<(), Fault> {
 fn check_places(options: &RunOptions) -> Result<(), Fault> {
     let refuse = |message: &str, hint: &str| Err(Fault::input(message).hint(hint));
     match &options.storage.output {
-        Place::ConfigMap(_) => {
+        FileStore::ConfigMap(_) => {
             refuse("--output cannot be a ConfigMap: nothing can be written there", "use new:SIZE")
         }
-        Place::Scratch(_) if options.nodes > 1 => refuse(
+        FileStore::Scratch(_) if options.nodes > 1 => refuse(
             "--output scratch:SIZE is lost with the pod, and no two pods share it",
             "use new:SIZE or claim:NAME with more than one node",
         ),
-        Place::Claim(name, _) if !is_subdomain(name) => {
+        FileStore::Claim(name, _) if !is_subdomain(name) => {
             refuse("--output claim: no such name is possible", "claim:NAME[/FOLDER]")
         }
         _ => match &options.storage.data {
-            Some(Place::New(_) | Place::Scratch(_)) => {
+            Some(FileStore::New(_) | FileStore::Scratch(_)) => {
                 refuse("--data must be there already", "use claim:NAME, configmap:NAME or gs://BUCKET")
             }
-            Some(Place::Claim(name, _) | Place::ConfigMap(name)) if !is_subdomain(name) => {
+            Some(FileStore::Claim(name, _) | FileStore::ConfigMap(name)) if !is_subdomain(name) => {
                 refuse("--data: no such name is possible", "claim:NAME[/FOLDER] or configmap:NAME")
             }
             _ => Ok(()),

@@ -14,7 +14,7 @@ use dyad_proto::Fault;
 use super::meta::{Component, metadata};
 use super::object::{Object, object};
 use super::spec::Spec;
-use super::values::Place;
+use super::values::FileStore;
 use super::volumes::tls_suffix;
 use crate::security::{Material, RunSecrets};
 
@@ -40,7 +40,7 @@ pub fn configuration(spec: &Spec) -> Result<Object, Fault> {
 
 /// The run's own claim, if it has one.
 pub fn claim(spec: &Spec) -> Result<Option<Object>, Fault> {
-    let Place::New(size) = &spec.options.storage.output else { return Ok(None) };
+    let FileStore::New(size) = &spec.options.storage.output else { return Ok(None) };
     // Several nodes write: rank 0 its checkpoints, the coordinator its metrics.
     let mode = if spec.options.nodes > 1 { "ReadWriteMany" } else { "ReadWriteOnce" };
     let requests = BTreeMap::from([("storage".to_owned(), Quantity(size.0.clone()))]);

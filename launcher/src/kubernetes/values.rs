@@ -115,7 +115,7 @@ impl FromStr for Rdma {
 
 /// Where files are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum FileStore {
     /// A claim that belongs to the run.
     New(Quantity),
     /// A claim that is there already, and a folder in it.
@@ -128,7 +128,7 @@ pub enum Place {
     Scratch(Quantity),
 }
 
-impl FromStr for Place {
+impl FromStr for FileStore {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -179,12 +179,12 @@ mod tests {
 
     #[test]
     fn places_name_a_kind() {
-        let place = |text: &str| text.parse::<Place>();
-        assert_eq!(place("new:10Gi"), Ok(Place::New(Quantity("10Gi".into()))));
-        assert_eq!(place("claim:runs"), Ok(Place::Claim("runs".into(), None)));
-        assert_eq!(place("claim:runs/a/b/"), Ok(Place::Claim("runs".into(), Some("a/b".into()))));
+        let place = |text: &str| text.parse::<FileStore>();
+        assert_eq!(place("new:10Gi"), Ok(FileStore::New(Quantity("10Gi".into()))));
+        assert_eq!(place("claim:runs"), Ok(FileStore::Claim("runs".into(), None)));
+        assert_eq!(place("claim:runs/a/b/"), Ok(FileStore::Claim("runs".into(), Some("a/b".into()))));
         assert!(place("nfs:files.local:/export").unwrap_err().contains("PersistentVolume"));
-        assert_eq!(place("gs://bucket/runs"), Ok(Place::Gcs("bucket".into(), Some("runs".into()))));
+        assert_eq!(place("gs://bucket/runs"), Ok(FileStore::Gcs("bucket".into(), Some("runs".into()))));
         assert!(place("s3://bucket/runs").unwrap_err().contains("renaming"));
         for bad in ["", "runs", "claim:", "gs://", "new:much", "host:/data"] {
             assert!(place(bad).is_err(), "{bad}");

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::meta::{Component, map};
 use super::spec::{CONFIG, DATA, OUTPUT, Spec, TLS};
-use super::values::Place;
+use super::values::FileStore;
 
 /// GKE's driver for Cloud Storage.
 const GCS_DRIVER: &str = "gcsfuse.csi.storage.gke.io";
@@ -49,7 +49,7 @@ pub fn volumes(spec: &Spec, component: Component) -> Vec<Volume> {
 #[must_use]
 pub fn mounts(spec: &Spec, component: Component) -> Vec<VolumeMount> {
     let storage = &spec.options.storage;
-    let mount = |name: &str, path: &str, place: Option<&Place>, read_only: bool| VolumeMount {
+    let mount = |name: &str, path: &str, place: Option<&FileStore>, read_only: bool| VolumeMount {
         name: name.into(),
         mount_path: path.into(),
         read_only: read_only.then_some(true),
@@ -94,27 +94,27 @@ pub fn uses_gcs(spec: &Spec) -> bool {
     [Some(&storage.output), storage.data.as_ref()]
         .into_iter()
         .flatten()
-        .any(|place| matches!(place, Place::Gcs(..)))
+        .any(|place| matches!(place, FileStore::Gcs(..)))
 }
 
-fn folder(place: &Place) -> Option<String> {
+fn folder(place: &FileStore) -> Option<String> {
     match place {
-        Place::Claim(_, folder) => folder.clone(),
+        FileStore::Claim(_, folder) => folder.clone(),
         _ => None,
     }
 }
 
-fn volume(name: &str, place: &Place, own_claim: &str) -> Volume {
+fn volume(name: &str, place: &FileStore, own_claim: &str) -> Volume {
     let claim = |claim: &str| PersistentVolumeClaimVolumeSource { claim_name: claim.into(), read_only: None };
     let mut volume = Volume { name: name.into(), ..Default::default() };
     match place {
-        Place::New(_) => volume.persistent_volume_claim = Some(claim(own_claim)),
-        Place::Claim(name, _) => volume.persistent_volume_claim = Some(claim(name)),
-        Place::ConfigMap(name) => {
+        FileStore::New(_) => volume.persistent_volume_claim = Some(claim(own_claim)),
+        FileStore::Claim(name, _) => volume.persistent_volume_claim = Some(claim(name)),
+        FileStore::ConfigMap(name) => {
             volume.config_map = Some(ConfigMapVolumeSource { name: name.clone(), ..Default::default() });
         }
-        Place::Scratch(size) => return empty(name, &size.0, None),
-        Place::Gcs(bucket, folder) => {
+        FileStore::Scratch(size) => return empty(name, &size.0, None),
+        FileStore::Gcs(bucket, folder) => {
             volume.csi = Some(bucket_volume(bucket, folder.as_deref(), name == "data"))
         }
     }

@@ -122,7 +122,7 @@ fn units(setup: &Setup, backward: f64) -> Vec<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::machine::Network;
+    use super::super::machine::Interconnect;
     use super::super::tests::setup;
     use super::*;
 
@@ -131,10 +131,10 @@ mod tests {
     #[test]
     fn all_reduce_times_of_known_clusters() {
         let cases = [
-            (8.0, Network::Ndr, 59e-3, 0.6e-3),
-            (64.0, Network::Ndr, 86e-3, 0.9e-3),
-            (16.0, Network::HundredGbe, 1.5, 15e-3),
-            (16.0, Network::TenGbe, 14.6, 153e-3),
+            (8.0, Interconnect::Ndr, 59e-3, 0.6e-3),
+            (64.0, Interconnect::Ndr, 86e-3, 0.9e-3),
+            (16.0, Interconnect::HundredGbe, 1.5, 15e-3),
+            (16.0, Interconnect::TenGbe, 14.6, 153e-3),
         ];
         for (gpus, network, full, lora) in cases {
             let mut setup = setup("8B", gpus);

@@ -8,7 +8,7 @@ pub const GIB: f64 = (1u64 << 30) as f64;
 
 /// What one GPU, or one CPU trainer, can do.
 #[derive(Clone, Copy, Debug)]
-pub struct Machine {
+pub struct DeviceSpec {
     /// As on the command line.
     pub name: &'static str,
     /// It is a GPU: bfloat16 passes; otherwise float32.
@@ -36,7 +36,7 @@ pub struct Machine {
 }
 
 /// NVIDIA H200 SXM.
-pub const H200: Machine = Machine {
+pub const H200: DeviceSpec = DeviceSpec {
     name: "h200",
     gpu: true,
     // Published: dense bfloat16 of the data sheet.
@@ -58,7 +58,7 @@ pub const H200: Machine = Machine {
 };
 
 /// NVIDIA H100 SXM, 80 GB: the die of the H200 with slower memory.
-pub const H100: Machine = Machine {
+pub const H100: DeviceSpec = DeviceSpec {
     name: "h100",
     // Measured: 2.79 to 2.82 in large copies.
     memory_bandwidth: 2.8e12,
@@ -70,7 +70,7 @@ pub const H100: Machine = Machine {
 };
 
 /// NVIDIA A100 SXM, 80 GB.
-pub const A100: Machine = Machine {
+pub const A100: DeviceSpec = DeviceSpec {
     name: "a100",
     // Published: dense bfloat16 of the data sheet.
     peak: 312e12,
@@ -90,8 +90,8 @@ pub const A100: Machine = Machine {
 
 /// A CPU trainer whose large float32 matrix products run at so many FLOP/s.
 #[must_use]
-pub fn cpu(gemm: f64) -> Machine {
-    Machine {
+pub fn cpu(gemm: f64) -> DeviceSpec {
+    DeviceSpec {
         name: "cpu",
         gpu: false,
         peak: gemm,
@@ -169,7 +169,7 @@ pub const USABLE: f64 = 0.95;
 
 /// What joins the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Network {
+pub enum Interconnect {
     /// NDR InfiniBand, 400 Gbit/s, one adapter per GPU.
     Ndr,
     /// 100 Gbit/s Ethernet, one port per node.
@@ -183,7 +183,7 @@ pub enum Network {
     TenGbe,
 }
 
-impl Network {
+impl Interconnect {
     /// Bytes per second in and out of a node with so many GPUs.
     #[must_use]
     pub fn bandwidth(self, gpus_per_node: f64) -> f64 {

@@ -4,7 +4,7 @@ use dyad_proto::RunConfig;
 
 use super::EIGHT_BIT;
 use super::machine::{CPU_BYTES, CUDA_BYTES, GIB, NCCL_BYTES, USABLE};
-use super::work::{Method, Reference, Setup};
+use super::work::{Method, ReferenceSource, Setup};
 
 /// Bytes of one GPU.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,8 @@ pub fn memory(setup: &Setup) -> Memory {
 
 /// A reference model of its own stays beside the policy; adapters share their base with theirs.
 fn has_reference_model(setup: &Setup) -> bool {
-    setup.method == Method::Full && matches!(setup.reference, Reference::Compute | Reference::Cache)
+    setup.method == Method::Full
+        && matches!(setup.reference, ReferenceSource::Compute | ReferenceSource::Cache)
 }
 
 /// Gradients on their way that are copies of those kept: all of a step's, or of a few layers where no rank keeps whole ones.
@@ -164,7 +165,7 @@ fn changes(setup: &Setup) -> Vec<Change> {
     if has_reference_model(setup) {
         changes.push((
             ("reference_logps", "\"precompute\"".into()),
-            Box::new(|setup| setup.reference = Reference::Precompute),
+            Box::new(|setup| setup.reference = ReferenceSource::Precompute),
         ));
     }
     let mut tokens = setup.micro_batch_tokens / 2.0;

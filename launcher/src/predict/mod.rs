@@ -24,11 +24,11 @@ use crate::agent::machine::Hello;
 use crate::process::trainer_check;
 use crate::show::console;
 use dyad_families::shape::{PairTokens, Shape};
-use machine::{A100, GIB, H100, H200, Machine, Network, cpu};
+use machine::{A100, DeviceSpec, GIB, H100, H200, Interconnect, cpu};
 use memory::{as_flags, fits, gib, memory, remedy};
-use options::{Gpu, PlanOptions};
+use options::{GpuModel, PlanOptions};
 use report::{Extent, Prediction};
-use work::{Method, Reference, Setup};
+use work::{Method, ReferenceSource, Setup};
 
 /// A moment of eight bits, and its share of a block's float32 scale.
 pub(crate) const EIGHT_BIT: f64 = 1.0 + 4.0 / 256.0;
@@ -51,7 +51,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Fault> {
     let (here, gpus) = (Hello::of_this_machine(), options.gpus);
     let gpus = match gpus {
         Some(gpus) => gpus,
-        None if options.gpu == Gpu::Cpu => 1,
+        None if options.gpu == GpuModel::Cpu => 1,
         None if here.gpus > 0 => here.gpus,
         None => {
             return Err(Fault::input("this machine has no GPU to plan for").hint(
@@ -75,7 +75,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Fault> {
     };
     let machine = machine(options, &here)?;
     let place =
-        Place { machine, gpus, gpus_per_node: gpus_per_node(options, gpus)?, network: options.network };
+        Hardware { machine, gpus, gpus_per_node: gpus_per_node(options, gpus)?, network: options.network };
     let pair = options.pair(known.pair.unwrap_or(USUAL_PAIR));
     let setup = chosen(setup(&config, &known.shape, &place, pair), &config);
     let verdict = verdict(&setup);
@@ -86,15 +86,15 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Fault> {
 
 /// What a run computes on.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Hardware {
     /// One GPU, or one CPU trainer.
-    pub machine: Machine,
+    pub machine: DeviceSpec,
     /// How many there are.
     pub gpus: u32,
     /// How many a node has.
     pub gpus_per_node: u32,
     /// Between nodes.
-    pub network: Network,
+    pub network: Interconnect,
 }
 
 /// Model and data, as far as they are here.
@@ -138,7 +138,7 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<KnownModel, Faul
 
 /// What a configuration comes to on some machines.
 #[must_use]
-pub fn setup(config: &RunConfig, shape: &Shape, place: &Place, pair: PairTokens) -> Setup {
+pub fn setup(config: &RunConfig, shape: &Shape, place: &Hardware, pair: PairTokens) -> Setup {
     let objective = config.objective();
     let one_output = !objective.scores_both_outputs();
     Setup {
@@ -161,10 +161,10 @@ pub fn setup(config: &RunConfig, shape: &Shape, place: &Place, pair: PairTokens)
         offload_reference: config.offload_reference,
         checkpointing: config.activation_checkpointing != ActivationCheckpointing::None,
         reference: match config.reference_logps {
-            _ if !objective.needs_reference() => Reference::None,
-            ReferenceLogps::Compute => Reference::Compute,
-            ReferenceLogps::Cache => Reference::Cache,
-            ReferenceLogps::Precompute => Reference::Precompute,
+            _ if !objective.needs_reference() => ReferenceSource::None,
+            ReferenceLogps::Compute => ReferenceSource::Compute,
+            ReferenceLogps::Cache => ReferenceSource::Cache,
+            ReferenceLogps::Precompute => ReferenceSource::Precompute,
         },
     }
 }
@@ -198,10 +198,10 @@ fn gpus_per_node(options: &PlanOptions, gpus: u32) -> Result<u32, Fault> {
     }
 }
 
-fn machine(options: &PlanOptions, here: &Hello) -> Result<Machine, Fault> {
+fn machine(options: &PlanOptions, here: &Hello) -> Result<DeviceSpec, Fault> {
     let machine = match (options.gpu, options.cpu_gflops) {
-        (Gpu::Cpu, Some(gflops)) => cpu(gflops * 1e9),
-        (Gpu::Cpu, None) => {
+        (GpuModel::Cpu, Some(gflops)) => cpu(gflops * 1e9),
+        (GpuModel::Cpu, None) => {
             return Err(Fault::input("--gpu cpu needs --cpu-gflops").hint(
                 "run `launcher --profile` once: its table states the rate of one large matrix product",
             ));
@@ -209,15 +209,16 @@ fn machine(options: &PlanOptions, here: &Hello) -> Result<Machine, Fault> {
         (_, Some(_)) => {
             return Err(Fault::input("--cpu-gflops is for --gpu cpu").hint("leave one of them out"));
         }
-        (Gpu::H200, None) => H200,
-        (Gpu::H100, None) => H100,
-        (Gpu::A100, None) => A100,
+        (GpuModel::H200, None) => H200,
+        (GpuModel::H100, None) => H100,
+        (GpuModel::A100, None) => A100,
     };
     // Of GPUs that are here their own memory counts.
-    let seen = here.gpu_memory.iter().min().filter(|_| options.gpus.is_none() && options.gpu != Gpu::Cpu);
+    let seen =
+        here.gpu_memory.iter().min().filter(|_| options.gpus.is_none() && options.gpu != GpuModel::Cpu);
     let given = options.gpu_memory.map(|gib| gib * GIB);
     let memory = given.or(seen.map(|bytes| *bytes as f64)).or(machine.memory);
-    Ok(Machine { memory, ..machine })
+    Ok(DeviceSpec { memory, ..machine })
 }
 
 #[cfg(test)]
@@ -331,7 +332,7 @@ mod tests {
             machine: H200,
             gpus,
             gpus_per_node: gpus.min(8.0),
-            network: Network::Ndr,
+            network: Interconnect::Ndr,
             pair: PairTokens { prompt: 150.0, chosen: 330.0, rejected: 330.0 },
             sharing: true,
             batch: 256.0,
@@ -344,7 +345,7 @@ mod tests {
             moment_bytes: 8.0,
             offload_optimizer: false,
             offload_reference: false,
-            reference: Reference::Compute,
+            reference: ReferenceSource::Compute,
         }
     }
 }

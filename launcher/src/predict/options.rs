@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use dyad_proto::{Fault, RunConfig};
 
-use super::machine::Network;
+use super::machine::Interconnect;
 use dyad_families::shape::PairTokens;
 
 /// What the GPU is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Gpu {
+pub enum GpuModel {
     /// NVIDIA H200 SXM, 141 GB.
     H200,
     /// NVIDIA H100 SXM, 80 GB.
@@ -52,8 +52,8 @@ pub struct PlanOptions {
     #[arg(long, default_value_t = 8, value_name = "G", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub gpus_per_node: u32,
     /// What the GPU is
-    #[arg(long, value_enum, default_value_t = Gpu::H200)]
-    pub gpu: Gpu,
+    #[arg(long, value_enum, default_value_t = GpuModel::H200)]
+    pub gpu: GpuModel,
     /// Memory of each GPU in GiB [default: that of GPUs which are here, else the data sheet's]
     #[arg(long, value_name = "GIB", value_parser = positive)]
     pub gpu_memory: Option<f64>,
@@ -61,8 +61,8 @@ pub struct PlanOptions {
     #[arg(long, value_name = "X", value_parser = positive)]
     pub cpu_gflops: Option<f64>,
     /// What joins the nodes
-    #[arg(long, value_enum, default_value_t = Network::Ndr)]
-    pub network: Network,
+    #[arg(long, value_enum, default_value_t = Interconnect::Ndr)]
+    pub network: Interconnect,
     /// Mean tokens of a prompt [default: of the first pairs of training_file, else 150]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
     pub prompt_tokens: Option<u32>,

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::machine::USABLE;
 use super::memory::{Memory, as_flags, fits, gib, memory, remedy};
-use super::time::{Run, Step, run, usual_step};
-use super::work::{Method, Reference, Setup};
+use super::time::{RunTime, StepTime, run, usual_step};
+use super::work::{Method, ReferenceSource, Setup};
 
 /// Length and price of the run.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +27,8 @@ pub struct Prediction {
     setup: Setup,
     extent: Extent,
     memory: Memory,
-    step: Step,
-    run: Option<Run>,
+    step: StepTime,
+    run: Option<RunTime>,
 }
 
 impl Prediction {
@@ -55,7 +55,7 @@ impl Prediction {
     }
 
     fn hardware_mfu(&self) -> f64 {
-        self.utilisation(self.setup.executed(self.setup.reference == Reference::Compute))
+        self.utilisation(self.setup.executed(self.setup.reference == ReferenceSource::Compute))
     }
 
     fn effective_mfu(&self) -> f64 {

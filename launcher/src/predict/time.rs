@@ -6,11 +6,11 @@ use super::machine::{
     ELEMENTWISE_BACKWARD_SHARE, FROZEN_PASSES, GRADIENT_PASSES, LAUNCHES_PER_ADAPTED_LAYER,
     LAUNCHES_PER_LAYER, PUBLISH_TRAFFIC, SCORE_PASSES, TRAIN_PASSES,
 };
-use super::work::{Method, Reference, Setup};
+use super::work::{Method, ReferenceSource, Setup};
 
 /// Seconds of a step of the rank that has most pairs.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Step {
+pub struct StepTime {
     /// The layers' matrix products, forward.
     pub forward: f64,
     /// The layers' matrix products, backward, and forward again with checkpointing.
@@ -33,7 +33,7 @@ pub struct Step {
     pub communication: f64,
 }
 
-impl Step {
+impl StepTime {
     /// Names and seconds, as shown.
     #[must_use]
     pub fn parts(&self) -> [(&'static str, f64); 9] {
@@ -66,7 +66,7 @@ struct PassTime {
 
 /// A step; `reference` says whether the reference model runs in it.
 #[must_use]
-pub fn step(setup: &Setup, reference: bool) -> Step {
+pub fn step(setup: &Setup, reference: bool) -> StepTime {
     let count = setup.micro_batches();
     let pairs = setup.pairs_per_rank() / count;
     let mut micro = micro_batch(setup, pairs);
@@ -90,11 +90,11 @@ pub fn step(setup: &Setup, reference: bool) -> Step {
     ] {
         *part *= count;
     }
-    Step { optimizer: optimizer(setup), exposed, communication, ..micro }
+    StepTime { optimizer: optimizer(setup), exposed, communication, ..micro }
 }
 
 /// What a micro-batch offers to hide communication behind; gaps stretch all of its parts alike.
-fn hiding(micro: &Step, compute: f64, reference: bool) -> Hiding {
+fn hiding(micro: &StepTime, compute: f64, reference: bool) -> Hiding {
     let stretch = 1.0 + micro.gaps / compute;
     let backward = micro.backward
         + micro.attention * ATTENTION_BACKWARD_SHARE
@@ -107,7 +107,7 @@ fn hiding(micro: &Step, compute: f64, reference: bool) -> Hiding {
 }
 
 /// Policy passes of a micro-batch of so many pairs.
-fn micro_batch(setup: &Setup, pairs: f64) -> Step {
+fn micro_batch(setup: &Setup, pairs: f64) -> StepTime {
     let machine = &setup.machine;
     let pass = forward(setup, pairs);
     let again = f64::from(u8::from(setup.checkpointing));
@@ -115,14 +115,14 @@ fn micro_batch(setup: &Setup, pairs: f64) -> Step {
     let attention = setup.shape.forward(setup.pass(setup.sharing)).attention * pairs;
     let (_, elementwise) = elementwise(setup, pairs);
     let logits = if setup.method == Method::Full { TRAIN_PASSES } else { FROZEN_PASSES };
-    Step {
+    StepTime {
         forward: pass.gemm + adapters,
         backward: pass.gemm * (setup.backward_passes() + again) + adapters * (2.0 + again),
         attention: pass.attention * (1.0 + again)
             + ATTENTION_BACKWARD * attention / machine.attention_backward,
         elementwise: pass.elementwise * (1.0 + again) + elementwise + accumulation(setup),
         head: head(setup, pairs, setup.head_passes(), logits),
-        ..Step::default()
+        ..StepTime::default()
     }
 }
 
@@ -190,7 +190,7 @@ fn rounding(setup: &Setup) -> f64 {
 
 /// A run from its first step to its last.
 #[derive(Clone, Copy, Debug)]
-pub struct Run {
+pub struct RunTime {
     /// Optimizer steps.
     pub steps: f64,
     /// Seconds of all of them, and of the reference model's pass where it is apart.
@@ -199,22 +199,24 @@ pub struct Run {
 
 /// A run over so many pairs, so many times.
 #[must_use]
-pub fn run(setup: &Setup, pairs: f64, epochs: f64) -> Run {
+pub fn run(setup: &Setup, pairs: f64, epochs: f64) -> RunTime {
     let steps = (pairs / setup.batch).ceil();
     let (without, with) = (step(setup, false).total(), step(setup, true));
     let seconds = match setup.reference {
-        Reference::None => epochs * steps * without,
-        Reference::Compute => epochs * steps * with.total(),
-        Reference::Cache => steps * with.total() + (epochs - 1.0) * steps * without,
-        Reference::Precompute => epochs * steps * without + steps * with.reference / setup.machine.achieved,
+        ReferenceSource::None => epochs * steps * without,
+        ReferenceSource::Compute => epochs * steps * with.total(),
+        ReferenceSource::Cache => steps * with.total() + (epochs - 1.0) * steps * without,
+        ReferenceSource::Precompute => {
+            epochs * steps * without + steps * with.reference / setup.machine.achieved
+        }
     };
-    Run { steps: epochs * steps, seconds }
+    RunTime { steps: epochs * steps, seconds }
 }
 
 /// The step that most of a run consists of.
 #[must_use]
-pub fn usual_step(setup: &Setup) -> Step {
-    step(setup, setup.reference == Reference::Compute)
+pub fn usual_step(setup: &Setup) -> StepTime {
+    step(setup, setup.reference == ReferenceSource::Compute)
 }
 
 #[cfg(test)]
@@ -334,14 +336,14 @@ mod tests {
     #[test]
     fn reused_references_pay_from_the_second_epoch() {
         let mut setup = setup("8B", 64.0);
-        let mut seconds = |reference: Reference, epochs: f64| {
+        let mut seconds = |reference: ReferenceSource, epochs: f64| {
             setup.reference = reference;
             run(&setup, 1e4, epochs).seconds
         };
-        assert_eq!(seconds(Reference::Cache, 1.0), seconds(Reference::Compute, 1.0));
-        let gain = seconds(Reference::Compute, 3.0) / seconds(Reference::Cache, 3.0);
+        assert_eq!(seconds(ReferenceSource::Cache, 1.0), seconds(ReferenceSource::Compute, 1.0));
+        let gain = seconds(ReferenceSource::Compute, 3.0) / seconds(ReferenceSource::Cache, 3.0);
         // 4E / (3E + 1) in FLOPs; 10 % for what is no FLOP.
         assert!((gain / 1.2 - 1.0).abs() < 0.1, "{gain}");
-        assert!(seconds(Reference::Precompute, 2.0) < seconds(Reference::Compute, 2.0));
+        assert!(seconds(ReferenceSource::Precompute, 2.0) < seconds(ReferenceSource::Compute, 2.0));
     }
 }

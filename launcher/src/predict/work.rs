@@ -2,7 +2,7 @@
 
 use dyad_families::shape::{GPU_TILE_BYTES, PairTokens, PassWork, Shape, TILE_BYTES};
 
-use super::machine::{ATTENTION_BACKWARD, Machine, Network};
+use super::machine::{ATTENTION_BACKWARD, DeviceSpec, Interconnect};
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,7 +15,7 @@ pub enum Method {
 
 /// Where reference log-probabilities come from; the names of `reference_logps`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reference {
+pub enum ReferenceSource {
     /// There is none: supervised fine-tuning.
     None,
     /// Every step runs the reference model.
@@ -32,13 +32,13 @@ pub struct Setup {
     /// Model.
     pub shape: Shape,
     /// One GPU.
-    pub machine: Machine,
+    pub machine: DeviceSpec,
     /// GPUs in all.
     pub gpus: f64,
     /// GPUs per node.
     pub gpus_per_node: f64,
     /// Between nodes.
-    pub network: Network,
+    pub network: Interconnect,
     /// Mean pair.
     pub pair: PairTokens,
     /// The prompt is computed once for both outputs.
@@ -64,7 +64,7 @@ pub struct Setup {
     /// Layers are computed again in the backward pass.
     pub checkpointing: bool,
     /// Where reference log-probabilities come from.
-    pub reference: Reference,
+    pub reference: ReferenceSource,
 }
 
 impl Setup {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use dyad_families::{Report, Sizes};
+use dyad_families::{ModelFindings, Sizes};
 use dyad_proto::{Fault, RunConfig};
 use serde::Deserialize;
 
@@ -16,7 +16,7 @@ pub fn model(name: &str) -> Result<Sizes, Fault> {
 }
 
 /// Everything that a run starts from. Warnings are shown.
-pub fn run(config: &RunConfig) -> Result<Report, Fault> {
+pub fn run(config: &RunConfig) -> Result<ModelFindings, Fault> {
     asked(&["--config", "-"], &config.to_json()?).and_then(|text| read(&text))
 }
 

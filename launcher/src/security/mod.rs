@@ -1,6 +1,6 @@
-//! Who may talk in a run: its own authority, a certificate for every process, and the join token. Made anew for each run.
+//! TLS and join token of a run. Each run gets a new certificate authority, a certificate for every process, and a new join token.
 //!
-//! - LNC-K1: private keys are in memory here, and in files that only this user can read while the launcher lives.
+//! - LNC-K1: private keys are only in memory, and in files that only this user can read and that are deleted with the launcher.
 
 pub mod run_secrets;
 pub mod secret_folder;
@@ -31,9 +31,9 @@ pub struct SecurityOptions {
 /// Whether the processes of a run talk over TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Tls {
-    /// Plain text, whoever can listen.
+    /// Plain text, even if other machines can reach the run.
     Off,
-    /// Where another machine can reach a process.
+    /// TLS if another machine can reach the run, or `DYAD_TLS_DIR` is set.
     Auto,
     /// Always.
     On,
@@ -42,23 +42,23 @@ pub enum Tls {
 /// How the processes of one run are secured.
 #[derive(Debug)]
 pub enum Security {
-    /// Plain text with a join token; `exposed` where that leaves the machine, as was asked for.
+    /// Plain text with a join token.
     Plain {
-        /// The user takes the risk.
+        /// Other machines can reach the coordinator; only with `--tls off`.
         exposed: bool,
-        /// What every process of the run knows.
+        /// Join token of every process of the run.
         token: JoinToken,
-        /// Where processes on this machine read it.
+        /// Folder from which processes on this machine read the token.
         folder: SecretFolder,
     },
-    /// Secrets of this run alone, and the folder that its processes on this machine read them from.
+    /// Secrets made for this run, and the folder from which its processes on this machine read them.
     Own(Box<RunSecrets>, SecretFolder),
-    /// The user's own folder, whose certificate is good for every role.
+    /// The user's own folder; its certificate is valid for every role.
     Given(PathBuf),
 }
 
 impl Security {
-    /// Decides for a coordinator that listens there, and makes what is needed.
+    /// Chooses the mode for a coordinator that listens at `listen`, and creates its secrets.
     pub fn new(options: SecurityOptions, listen: &str, given: Option<PathBuf>) -> Result<Self, Fault> {
         match decide(options.tls, listen, given) {
             Choice::Plain { exposed } => {
@@ -73,17 +73,17 @@ impl Security {
         }
     }
 
-    /// The launcher's own way to the coordinator at `host:port`.
+    /// Credentials of the launcher for the coordinator at `host:port`.
     pub fn access(&self, address: &str) -> Result<Access, Fault> {
         Access::with(&format!("http://{address}"), Some(self.proof(RunSecrets::launcher)?))
     }
 
-    /// What the coordinator needs, wherever it runs.
+    /// Credentials of the coordinator, on this or another machine.
     pub fn coordinator(&self) -> Result<Proof, Fault> {
         self.proof(RunSecrets::coordinator)
     }
 
-    /// What the trainer of this name needs, wherever it runs.
+    /// Credentials of the trainer `name`, on this or another machine.
     pub fn trainer(&self, name: &str) -> Result<Proof, Fault> {
         self.proof(|secrets| secrets.trainer(name))
     }
@@ -96,22 +96,22 @@ impl Security {
         }
     }
 
-    /// How trainers are told of the coordinator at `host:port`.
+    /// URL under which trainers reach the coordinator at `host:port`.
     #[must_use]
     pub fn url(&self, address: &str) -> String {
         let scheme = if matches!(self, Self::Plain { .. }) { "http" } else { "https" };
         format!("{scheme}://{address}")
     }
 
-    /// Flags for the coordinator, wherever it runs.
+    /// Flags for the coordinator, on this or another machine.
     #[must_use]
     pub fn coordinator_flags(&self) -> &'static [&'static str] {
         if matches!(self, Self::Plain { exposed: true, .. }) { &["--insecure"] } else { &[] }
     }
 
-    /// Gives a process on this machine what it needs.
+    /// Writes the credentials of a process on this machine and sets the variable that names them.
     pub fn equip(&self, command: &mut Command, name: &str, proof: &Proof) -> Result<(), Fault> {
-        // The launcher's own environment may say otherwise.
+        // Do not pass on the launcher's own variables.
         command.env_remove(TLS_DIR).env_remove(TOKEN_FILE);
         let dir = match self {
             Self::Own(_, folder) | Self::Plain { folder, .. } => folder.write(name, proof)?,
@@ -123,7 +123,7 @@ impl Security {
     }
 }
 
-/// [`Security`] before anything of it is made.
+/// Mode of [`Security`], before its secrets are created.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice {
     Plain { exposed: bool },
@@ -141,14 +141,14 @@ fn decide(tls: Tls, listen: &str, given: Option<PathBuf>) -> Choice {
     }
 }
 
-/// Whether a run would be over TLS and why, for people. Makes nothing, but looks at what is given.
+/// Says whether a run would use TLS and why. Creates nothing, but checks the user's folder.
 pub fn describe(options: SecurityOptions, listen: &str, given: Option<PathBuf>) -> Result<String, Fault> {
     let choice = decide(options.tls, listen, given);
     let auto = options.tls == Tls::Auto;
     Ok(match choice {
         Choice::Given(dir) => {
             Material::load(&dir)?;
-            format!("on, with what {TLS_DIR} names: {}", dir.display())
+            format!("on, with the folder in {TLS_DIR}: {}", dir.display())
         }
         Choice::Own if auto => format!("on: other machines can reach the coordinator at {listen}"),
         Choice::Own => "on: --tls on".into(),
@@ -162,14 +162,14 @@ pub fn describe(options: SecurityOptions, listen: &str, given: Option<PathBuf>) 
     })
 }
 
-/// Other machines can reach a coordinator that listens here; a name that is no address may stand for anything.
+/// Whether other machines can reach a coordinator that listens at `listen`. A host name other than `localhost` counts as reachable.
 fn is_reachable(listen: &str) -> bool {
     let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host != "localhost" && !host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// The user's own folder, from the environment.
+/// The user's own folder, from `DYAD_TLS_DIR`.
 #[must_use]
 pub fn given() -> Option<PathBuf> {
     std::env::var_os(TLS_DIR).filter(|dir| !dir.is_empty()).map(|dir| Path::new(&dir).to_owned())
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_ones_own_is_checked_and_used() {
+    fn the_users_own_folder_is_checked_and_used() {
         let dir = tempfile::tempdir().unwrap();
         let none = Some(dir.path().join("none"));
         let missing = Security::new(AUTO, HERE, none.clone()).unwrap_err();
@@ -221,13 +221,13 @@ mod tests {
         assert!(
             describe(AUTO, HERE, Some(folder.clone()))
                 .unwrap()
-                .starts_with("on, with what DYAD_TLS_DIR names: /")
+                .starts_with("on, with the folder in DYAD_TLS_DIR: /")
         );
         assert!(matches!(Security::new(AUTO, HERE, Some(folder)).unwrap(), Security::Given(_)));
     }
 
     #[test]
-    fn addresses_that_stay_on_the_machine_are_known() {
+    fn only_loopback_addresses_are_unreachable_from_outside() {
         for here in ["127.0.0.1:0", "127.9.9.9:5", "[::1]:0", "localhost:29400"] {
             assert!(!is_reachable(here), "{here}");
         }

@@ -1,20 +1,20 @@
-//! The authority of one run, the certificates it signs, and the join token.
+//! Certificate authority of one run, the certificates it signs, and the join token.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use dyad_proto::Fault;
 use dyad_proto::security::token::JoinToken;
-use dyad_proto::security::{Material, Role, SERVER_NAME};
+use dyad_proto::security::{Material, ProcessRole, SERVER_NAME};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose,
 };
 
-/// Clocks of other hosts may be behind by this much.
+/// Certificates are valid from this long ago, because clocks of other hosts may be behind.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
-/// What makes a process a part of this run. The authority's key never leaves the memory of this process.
+/// Secrets of one run. The authority's key never leaves the memory of this process.
 pub struct RunSecrets {
     authority: Issuer<'static, KeyPair>,
     ca_pem: String,
@@ -30,7 +30,7 @@ impl fmt::Debug for RunSecrets {
 }
 
 impl RunSecrets {
-    /// A new authority, whose certificates and join token are good from now on for this long.
+    /// Creates an authority; its certificates and the join token expire after `valid_for`.
     pub fn new(valid_for: Duration) -> Result<Self, Fault> {
         let now = SystemTime::now();
         let until =
@@ -39,7 +39,7 @@ impl RunSecrets {
         let mut params = CertificateParams::default();
         (params.not_before, params.not_after) = (from.into(), until.into());
         params.distinguished_name = named("dyad run authority");
-        // It signs processes, and no further authority.
+        // It may sign certificates of processes, but no further authority.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().map_err(unmade)?;
@@ -48,22 +48,26 @@ impl RunSecrets {
         Ok(Self { authority: Issuer::new(params, key), ca_pem, join_token, from, until })
     }
 
-    /// What the coordinator needs.
+    /// Certificate, key and join token of the coordinator.
     pub fn coordinator(&self) -> Result<Material, Fault> {
         self.material("coordinator", SERVER_NAME, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// What the trainer of this name needs.
+    /// Certificate, key and join token of the trainer `name`.
     pub fn trainer(&self, name: &str) -> Result<Material, Fault> {
-        self.material(name, Role::Trainer.certificate_name(), ExtendedKeyUsagePurpose::ClientAuth)
+        self.material(name, ProcessRole::Trainer.certificate_name(), ExtendedKeyUsagePurpose::ClientAuth)
     }
 
-    /// What a launcher needs that follows the run.
+    /// Certificate, key and join token of a launcher that follows the run.
     pub fn launcher(&self) -> Result<Material, Fault> {
-        self.material("launcher", Role::Launcher.certificate_name(), ExtendedKeyUsagePurpose::ClientAuth)
+        self.material(
+            "launcher",
+            ProcessRole::Launcher.certificate_name(),
+            ExtendedKeyUsagePurpose::ClientAuth,
+        )
     }
 
-    /// A certificate says who it is made for, what that process is, and which end of a connection it may be.
+    /// Creates a certificate with the process's name, its role, and the end of a connection that it may be.
     fn material(&self, name: &str, role: &str, end: ExtendedKeyUsagePurpose) -> Result<Material, Fault> {
         let mut params = CertificateParams::new([role.to_owned()]).map_err(unmade)?;
         params.not_before = self.from.into();
@@ -98,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processes_share_authority_and_token_and_nothing_else() {
+    fn processes_share_only_authority_and_token() {
         let secrets = RunSecrets::new(Duration::from_secs(60)).unwrap();
         let (a, b) = (secrets.trainer("node0-cpu").unwrap(), secrets.trainer("node1-cpu").unwrap());
         assert_eq!((&a.ca_pem, &a.join_token), (&b.ca_pem, &b.join_token));
@@ -109,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_join_token_ends_with_the_certificates() {
+    fn the_join_token_expires_with_the_certificates() {
         let secrets = RunSecrets::new(Duration::from_secs(3600)).unwrap();
         let token = JoinToken::parse(&secrets.launcher().unwrap().join_token).unwrap();
         let now = SystemTime::now();

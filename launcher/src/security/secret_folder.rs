@@ -1,4 +1,4 @@
-//! Where the processes of this machine read their keys: a folder for this user alone, which goes when the launcher goes.
+//! Folder from which processes on this machine read their keys. Only this user can read it; it is deleted when the launcher ends.
 
 use std::fs::{DirBuilder, File};
 use std::os::fd::AsRawFd;
@@ -11,19 +11,19 @@ use dyad_proto::{Fault, files};
 use ring::rand::{SecureRandom, SystemRandom};
 
 const PREFIX: &str = "dyad-tls-";
-/// A younger folder may be about to be locked by whoever has just made it.
+/// Younger folders are not swept: their launcher may not have locked them yet.
 const SETTLED: Duration = Duration::from_secs(60);
 
-/// A folder with one folder a process.
+/// A folder with one subfolder per process.
 #[derive(Debug)]
 pub struct SecretFolder {
     path: PathBuf,
-    /// Locked as long as its owner lives, however that ends.
+    /// The kernel releases this lock when the owner ends, even if it is killed.
     _lock: File,
 }
 
 impl SecretFolder {
-    /// A new one in TMPDIR. Takes away what launchers of this user have left that were killed.
+    /// Creates a folder in TMPDIR. First removes folders that killed launchers of this user left there.
     pub fn create() -> Result<Self, Fault> {
         Self::create_in(&std::env::temp_dir())
     }
@@ -41,16 +41,16 @@ impl SecretFolder {
         };
         DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
         let lock = files::open_folder(&path).map_err(failed)?;
-        // A filesystem without locks has folders that are not swept.
+        // Without file locks this fails, and so does the lock in `sweep`, which then removes nothing.
         let _ = locked(&lock);
         Ok(Self { path, _lock: lock })
     }
 
-    /// Writes the files of one process; gives their folder.
+    /// Writes the files of one process; returns their folder.
     pub fn write(&self, name: &str, proof: &Proof) -> Result<PathBuf, Fault> {
         let dir = self.path.join(name);
         if dir.exists() {
-            // The same process, started again.
+            // The same process was started again.
             let _ = std::fs::remove_dir_all(&dir);
         }
         proof.write(&dir)?;
@@ -64,7 +64,7 @@ impl Drop for SecretFolder {
     }
 }
 
-/// Removes folders of this user that nobody holds any more.
+/// Removes folders of this user that no launcher has locked.
 fn sweep(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     let of_ours = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(PREFIX);
@@ -84,7 +84,7 @@ fn own_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Takes the lock, unless somebody holds it.
+/// Takes the lock without waiting; returns false if another process holds it.
 #[expect(unsafe_code, reason = "flock")]
 fn locked(folder: &File) -> bool {
     // SAFETY: the descriptor is open.
@@ -100,7 +100,7 @@ mod tests {
     use crate::security::RunSecrets;
 
     #[test]
-    fn keys_are_the_owners_alone_and_go_with_the_launcher() {
+    fn only_the_owner_can_read_keys_and_drop_deletes_them() {
         let parent = tempfile::tempdir().unwrap();
         let folder = SecretFolder::create_in(parent.path()).unwrap();
         let proof: Proof =
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_killed_launcher_left_is_swept() {
+    fn sweep_removes_only_old_unlocked_folders() {
         let parent = tempfile::tempdir().unwrap();
         let old = |path: &Path| {
             File::open(path).unwrap().set_modified(SystemTime::now() - 2 * SETTLED).unwrap();

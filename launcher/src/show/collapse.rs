@@ -1,44 +1,44 @@
-//! Log lines of many ranks: who says what, and the same thing said by several shown once. Pure: the time is an argument.
+//! Log lines of many ranks, each with its speaker; a line that several ranks print is shown once. Pure: the time is an argument.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
-/// Who a log line comes from.
+/// Source of a log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Speaker {
     /// Node or host, or `coordinator`.
     pub node: String,
-    /// Rank of a trainer.
+    /// Rank of a trainer; `None` for the coordinator.
     pub rank: Option<usize>,
 }
 
-/// Lines that are held back until nobody is likely to repeat them.
+/// Lines that are held back for a moment because other ranks may repeat them.
 #[derive(Debug)]
 pub struct Collapse {
     held: Vec<Held>,
-    /// Colours of nodes, in the order in which they first spoke; none without colours.
+    /// Index of each node's colour, in the order of first lines; `None` without colours.
     colours: Option<HashMap<String, usize>>,
 }
 
 #[derive(Debug)]
 struct Held {
     since: Instant,
-    /// The first one's line.
+    /// Line of the first speaker.
     line: String,
     speakers: Vec<Speaker>,
 }
 
-/// Codes of colours that can be read on light and dark ground.
+/// ANSI codes of colours that are readable on light and dark backgrounds.
 const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 
 impl Collapse {
-    /// Nothing yet.
+    /// Holds no lines.
     #[must_use]
     pub fn new(colour: bool) -> Self {
         Self { held: Vec::new(), colours: colour.then(HashMap::new) }
     }
 
-    /// Takes a line. It joins one of another rank that says the same apart from the time.
+    /// Adds a line. If other ranks' held line is equal apart from the time, `speaker` is added to that line.
     pub fn add(&mut self, now: Instant, speaker: &Speaker, line: &str) {
         let same = |held: &&mut Held| {
             message(&held.line) == message(line) && !held.speakers.iter().any(|before| before == speaker)
@@ -52,7 +52,7 @@ impl Collapse {
         }
     }
 
-    /// Lines held since `before` or longer, or all, as they are shown.
+    /// Removes and formats the lines that were added at or before `before`; all lines if it is `None`.
     pub fn take(&mut self, before: Option<Instant>) -> Vec<String> {
         let due =
             self.held.iter().take_while(|held| before.is_none_or(|before| held.since <= before)).count();
@@ -75,7 +75,7 @@ impl Collapse {
     }
 }
 
-/// The line without the time that it begins with.
+/// The line without its leading time.
 fn message(line: &str) -> &str {
     match line.split_once(' ') {
         Some((time, rest)) if time.starts_with(|c: char| c.is_ascii_digit()) && time.contains(':') => rest,
@@ -83,7 +83,7 @@ fn message(line: &str) -> &str {
     }
 }
 
-/// `0-2,5`.
+/// Ranks as ranges, such as `0-2,5`.
 fn ranges(ranks: impl Iterator<Item = usize>) -> String {
     let mut ranks: Vec<usize> = ranks.collect();
     ranks.sort_unstable();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_from_several_ranks_is_shown_once() {
+    fn the_same_line_from_several_ranks_is_shown_once() {
         let now = Instant::now();
         let mut collapse = Collapse::new(false);
         for (index, node) in ["a", "a", "b"].into_iter().enumerate() {
@@ -121,7 +121,7 @@ mod tests {
         collapse.add(now, &rank("b", 5), "2026-01-01T00:00:09Z  WARN slow disk");
         collapse.add(now, &rank("b", 3), "WARN other");
         collapse.add(now, &Speaker { node: "coordinator".into(), rank: None }, "hello");
-        // Said twice by one rank: two lines.
+        // One rank prints it twice: two lines.
         collapse.add(now, &rank("a", 0), "2026-01-01T00:00:10Z  WARN slow disk");
         assert_eq!(collapse.take(now.checked_sub(Duration::from_secs(1))), [] as [String; 0]);
         assert_eq!(

@@ -1,6 +1,6 @@
-//! The terminal: one progress view at the bottom, log lines above it; plain lines where standard error is no terminal.
+//! The terminal: a progress view at the bottom, log lines above it. Plain lines if standard error is no terminal.
 //!
-//! All but what a command was asked for leaves by a [`voice`]: nobody who reads slowly, or not at all, stops the run.
+//! Everything except [`print`] is written through a [`voice`], so a slow or absent reader never blocks the run.
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,17 +13,17 @@ use crate::show::collapse::Collapse;
 pub use crate::show::collapse::Speaker;
 use crate::show::live::{self, Count, Passed, View};
 
-/// Lines between two progress reports are spaced so that a run prints about this many.
+/// Without a terminal, a run prints about this many progress lines.
 const PLAIN_REPORTS: u64 = 20;
-/// How long a log line waits for other ranks to say the same.
+/// How long a log line is held back because other ranks may print the same.
 const HOLD: Duration = Duration::from_millis(200);
 
-/// What stands at the bottom of the terminal, and since when.
+/// The view at the bottom of the terminal, and its times.
 #[derive(Debug)]
 struct Shown {
     view: View,
     begun: Instant,
-    /// When the last step was done.
+    /// End of the last step.
     step: Instant,
 }
 
@@ -44,14 +44,14 @@ pub struct Console {
     shown: Arc<Mutex<Option<Shown>>>,
     terminal: bool,
     verbose: bool,
-    /// Log lines that others may still repeat.
+    /// Log lines that other ranks may still repeat.
     held: Arc<Mutex<Collapse>>,
     /// Lines are JSON objects.
     json: bool,
 }
 
 impl Console {
-    /// On standard error.
+    /// A console on standard error.
     #[must_use]
     pub fn new(verbose: bool, format: LogFormat) -> Self {
         let json = format == LogFormat::Json;
@@ -62,14 +62,14 @@ impl Console {
         Self { shown: Arc::default(), terminal, verbose, held, json }
     }
 
-    /// A line for the reader, after all that was said before.
+    /// Prints a line, after all held lines.
     pub fn line(&self, text: &str) {
         self.flush(None);
         self.print(text);
     }
 
-    /// Shows log lines that nobody has repeated for a while, and the view as it is now, until the task is dropped. The view is drawn for
-    /// the width that the terminal has at that moment, so that nothing is left of what was there before it was resized.
+    /// Until the task is dropped: prints log lines whose hold time is over, and redraws the view. Each redraw reads the terminal's width,
+    /// so nothing of the old view is left after a resize.
     pub async fn show_held(self) {
         let mut ticks = tokio::time::interval(HOLD / 2);
         loop {
@@ -79,7 +79,7 @@ impl Console {
         }
     }
 
-    /// Shows log lines that are held since then, or all.
+    /// Prints log lines held since `before` or longer; all lines if it is `None`.
     fn flush(&self, before: Option<Instant>) {
         let lines = self.held.lock().unwrap_or_else(PoisonError::into_inner).take(before);
         lines.iter().for_each(|line| self.print(line));
@@ -93,7 +93,7 @@ impl Console {
         self.draw();
     }
 
-    /// A log line of a child: shown when it warns, or always with --verbose; once where several say the same.
+    /// Shows a child's log line if it is a warning or error, or with --verbose. Equal lines of several ranks are shown once.
     pub fn log(&self, speaker: &Speaker, line: &str) {
         if !self.shows(line) {
             return;
@@ -103,14 +103,14 @@ impl Console {
                 let line = plain::line(line);
                 self.held.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now(), speaker, &line);
             }
-            // Already an object; its target says whose it is.
+            // The line is a JSON object already; its target names the process.
             true => {
                 voice::stderr().line(line);
             }
         }
     }
 
-    /// Whether a child's line is for a reader here.
+    /// Whether [`Self::log`] shows a child's line.
     #[must_use]
     pub fn shows(&self, line: &str) -> bool {
         let json = |level: &str| line.contains(level) && line.starts_with('{');
@@ -121,7 +121,7 @@ impl Console {
         self.verbose || bad
     }
 
-    /// What is going on while there is nothing to count.
+    /// Shows what the run does while no steps are counted.
     pub fn status(&self, text: &str) {
         if !self.terminal {
             return self.line(text);
@@ -129,7 +129,7 @@ impl Console {
         let text = plain::line(text).into_owned();
         let mut shown = self.shown();
         match shown.as_mut().map(|shown| &mut shown.view) {
-            // Steps are counted already: phases and data are reported independently.
+            // Steps are counted already: phases may be reported late.
             Some(View::Counting(count)) => count.message = text,
             Some(View::Doing(doing)) => *doing = text,
             None => *shown = Some(Shown::new(View::Doing(text))),
@@ -145,7 +145,7 @@ impl Console {
         self.draw();
     }
 
-    /// One more step is done; so much time is left, where that is known.
+    /// Shows that `step` is done, with the estimated time left, if known.
     pub fn step(&self, step: u64, total: u64, left: Option<Duration>, message: &str) {
         let mut held = self.shown();
         let shown = held.get_or_insert_with(|| Shown::new(View::Doing(String::new())));
@@ -154,14 +154,14 @@ impl Console {
         shown.step = Instant::now();
         let clock = live::clock(shown.begun.elapsed(), left);
         drop(held);
-        // The view is drawn at the next tick: steps may be faster than eyes.
+        // The next tick of `show_held` draws the view: steps may come faster than a person can read.
         let every = total.div_ceil(PLAIN_REPORTS).max(1);
         if !self.terminal && (step == 1 || step == total || step.is_multiple_of(every)) {
             self.line(&format!("step {step}/{total}  {clock}  {message}"));
         }
     }
 
-    /// Takes the progress view away.
+    /// Prints all held lines and removes the progress view.
     pub fn clear(&self) {
         self.flush(None);
         self.shown().take();
@@ -181,7 +181,7 @@ impl Console {
     }
 }
 
-/// To standard output: what a command was asked for.
+/// Writes a command's result to standard output.
 pub fn print(text: &str) -> Result<(), Fault> {
     let mut out = std::io::stdout();
     out.write_all(called::commands(&plain::lines(text)).as_bytes())
@@ -189,13 +189,13 @@ pub fn print(text: &str) -> Result<(), Fault> {
         .map_err(|error| Fault::failed(format!("cannot write to standard output: {error}")))
 }
 
-/// What comes next, between empty lines on standard error.
+/// Writes a heading to standard error, between empty lines.
 pub fn heading(text: &str) {
     voice::stderr().line(&format!("\n{}\n", called::commands(&plain::lines(text))));
 }
 
-/// What there is to say of a run that is complete, to standard output: whether somebody reads it changes nothing. Where log lines are
-/// JSON it is among them.
+/// Writes the summary of a complete run to standard output; never fails or blocks for long, even without a reader. With JSON logs the
+/// lines go to the log.
 pub async fn tell(text: &str) {
     if dyad_telemetry::format() == LogFormat::Json {
         text.lines().filter(|line| !line.is_empty()).for_each(|line| tracing::info!("{line}"));
@@ -203,7 +203,7 @@ pub async fn tell(text: &str) {
     }
     let text = called::commands(&plain::lines(text)).into_owned();
     let told = tokio::task::spawn_blocking(move || {
-        // What came before comes first, also where both streams are one.
+        // Flush standard error first: both streams may be the same terminal.
         voice::stderr().flush(voice::PATIENCE);
         voice::stdout().say(text.into_bytes());
         voice::stdout().flush(voice::PATIENCE)
@@ -211,7 +211,7 @@ pub async fn tell(text: &str) {
     let _ = told.await;
 }
 
-/// To standard error: what may matter, and ends nothing.
+/// Writes a warning to standard error, or to the log if it is JSON.
 pub fn warn(text: &str) {
     match dyad_telemetry::format() {
         LogFormat::Json => tracing::warn!("{text}"),
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_phase_that_is_reported_late_does_not_take_the_count_away() {
+    fn a_late_phase_report_keeps_the_step_count() {
         let console = Console { terminal: true, ..Console::new(false, LogFormat::Text) };
         console.status("loading the model");
         console.count(3, 10);

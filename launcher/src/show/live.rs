@@ -1,5 +1,5 @@
-//! The line at the bottom of a terminal that says what a run does: made anew each time that it is drawn, for the width that the terminal
-//! then has. Pure but for the question how wide it is.
+//! Progress line at the bottom of a terminal. It is rendered anew for every draw, for the terminal's current width. Pure except for
+//! [`width`].
 
 use std::io;
 use std::time::Duration;
@@ -7,17 +7,17 @@ use std::time::Duration;
 use dyad_proto::noun;
 use unicode_width::UnicodeWidthChar;
 
-/// Where the terminal does not tell its width.
+/// Width in columns if the terminal does not report one.
 const USUAL_WIDTH: usize = 80;
-/// Columns of the bar: at most, and at least where there is one.
+/// Columns of the bar: maximum and minimum. With less room there is no bar.
 const BAR: (usize, usize) = (30, 10);
 const SPINNER: [&str; 8] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧"];
 const SPIN: Duration = Duration::from_millis(120);
 
-/// What there is to say.
+/// Content of the progress line.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum View {
-    /// Something that cannot be counted.
+    /// An activity without a count.
     Doing(String),
     /// Optimizer steps.
     Counting(Count),
@@ -28,22 +28,22 @@ pub(crate) enum View {
 pub(crate) struct Count {
     pub(crate) done: u64,
     pub(crate) total: u64,
-    /// Time left when the last step was done, where that is known.
+    /// Time left at the end of the last step, if known.
     pub(crate) left: Option<Duration>,
-    /// The numbers of the last step, or what goes on meanwhile.
+    /// Metrics of the last step, or the current activity.
     pub(crate) message: String,
 }
 
-/// How much time has passed.
+/// Elapsed times.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Passed {
-    /// Since the view began.
+    /// Since the view was created.
     pub(crate) all: Duration,
-    /// Since the last step.
+    /// Since the end of the last step.
     pub(crate) step: Duration,
 }
 
-/// Columns of the terminal that standard error is.
+/// Columns of the terminal on standard error.
 pub(crate) fn width() -> usize {
     match rustix::termios::tcgetwinsize(io::stderr()) {
         Ok(size) if size.ws_col > 0 => size.ws_col.into(),
@@ -51,7 +51,7 @@ pub(crate) fn width() -> usize {
     }
 }
 
-/// The line, no wider than that.
+/// Renders the line, at most `width` columns wide.
 pub(crate) fn line(view: &View, passed: Passed, width: usize) -> String {
     match view {
         View::Doing(text) => {
@@ -60,7 +60,7 @@ pub(crate) fn line(view: &View, passed: Passed, width: usize) -> String {
         }
         View::Counting(count) => {
             let text = count.text(passed);
-            // The numbers count for more than the bar.
+            // The numbers get their room first; the bar gets the rest.
             let room = width.saturating_sub(columns(&text) + 2).min(BAR.0);
             if room < BAR.1 {
                 return cut(&text, width);
@@ -78,7 +78,7 @@ impl Count {
     }
 }
 
-/// Time that has passed and time that is left, as tqdm has it: `[01:12<08:48]`.
+/// Elapsed time and time left, in tqdm's format: `[01:12<08:48]`.
 pub(crate) fn clock(passed: Duration, left: Option<Duration>) -> String {
     format!("[{}<{}]", digits(passed), left.map_or_else(|| "?".into(), digits))
 }
@@ -100,7 +100,7 @@ fn columns(text: &str) -> usize {
     text.chars().map(|c| c.width().unwrap_or(0)).sum()
 }
 
-/// What fits, and a mark where something did not.
+/// Cuts `text` to `width` columns; a cut text ends with `…`.
 fn cut(text: &str, width: usize) -> String {
     if columns(text) <= width {
         return text.to_owned();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_numbers_come_first_and_the_bar_takes_what_is_left() {
+    fn the_bar_shrinks_before_the_numbers_are_cut() {
         let view = counting(12, 100, "loss 0.6931");
         let passed = Passed { all: seconds(72), step: seconds(0) };
         let text = "12/100 steps  [01:12<08:48]  loss 0.6931";
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn time_goes_on_between_two_steps() {
+    fn the_clock_advances_between_two_steps() {
         let view = counting(12, 100, "");
         assert!(line(&view, Passed { all: seconds(80), step: seconds(8) }, 80).contains("[01:20<08:40]"));
         let late = Passed { all: seconds(3700), step: seconds(999) };

@@ -1,5 +1,5 @@
-//! `metrics.svg` while the run goes on and after its end, however it ends. A thread of its own draws it: a disk that hangs delays neither
-//! the run nor its end.
+//! Draws `metrics.svg` during the run and at its end, also after a failure. A separate thread draws it, so a hanging disk does not delay
+//! the run, and delays its end by at most [`PATIENCE`].
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +10,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::show::{console, plot};
 
-/// Between two pictures of a run that goes on, at least.
+/// Minimum time between two drawings during a run.
 const PAUSE: Duration = Duration::from_secs(30);
-/// And so many times as long as the last one took to draw: the longer the run, the more there is to read.
+/// The pause is also at least this multiple of the last drawing time, which grows with the run.
 const SHARE: u32 = 100;
 /// Longest that the end of a run waits for its last picture.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,29 +25,29 @@ pub struct LivePlot(Arc<SharedPlot>);
 struct SharedPlot {
     output_dir: PathBuf,
     state: Mutex<PlotState>,
-    /// Whoever draws has it.
+    /// The drawing thread holds its only permit.
     pen: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
 struct PlotState {
-    /// The folder has rows of this run. Until then what lies there is an earlier run's.
+    /// The folder has rows of this run. Until then, rows in it are an earlier run's.
     rows: bool,
-    /// When it may be drawn again.
+    /// Earliest time of the next drawing.
     next: Option<Instant>,
-    /// That it cannot be drawn is said once.
+    /// A failed drawing was reported already.
     told: bool,
 }
 
 impl LivePlot {
-    /// In this folder.
+    /// Plot of the run that writes to `output_dir`.
     #[must_use]
     pub fn new(output_dir: &Path) -> Self {
         let pen = Arc::new(Semaphore::new(1));
         Self(Arc::new(SharedPlot { output_dir: output_dir.to_owned(), state: Mutex::default(), pen }))
     }
 
-    /// The run has another row: drawn at once the first time, and then now and then.
+    /// Tells that the run has a new row. Draws at once the first time, then after each pause.
     pub fn has_changed(&self) {
         let mut state = self.0.state();
         state.rows = true;
@@ -60,20 +60,21 @@ impl LivePlot {
         }
     }
 
-    /// Draws what the run has come to; a complete run's rows are its own, whoever heard of them. Where the plot lies, if it was drawn.
+    /// Draws the final plot; returns its path, or `None` if it was not drawn in time. Without a reported row, only a complete run draws: the
+    /// rows in the folder may be an earlier run's.
     pub async fn finish(&self, complete: bool) -> Option<PathBuf> {
         if !complete && !self.0.state().rows {
             return None;
         }
         let drawing = async {
-            // Whoever draws now may have read the rows before the last one was there.
+            // A drawing in progress may have read the rows before the last one was written: wait for it, then draw again.
             let pen = Arc::clone(&self.0.pen).acquire_owned().await.ok()?;
             self.draw(pen).await.ok()?
         };
         tokio::time::timeout(PATIENCE, drawing).await.ok().flatten()
     }
 
-    /// On a thread that nobody has to wait for.
+    /// Draws on a new thread; the receiver gets the path.
     fn draw(&self, pen: OwnedSemaphorePermit) -> oneshot::Receiver<Option<PathBuf>> {
         let (tell, told) = oneshot::channel();
         let shared = Arc::clone(&self.0);
@@ -82,10 +83,10 @@ impl LivePlot {
             let drawn = plot::draw(&shared.output_dir);
             let path = shared.drawn(drawn, began.elapsed());
             drop(pen);
-            // Fails where nobody waits for it.
+            // Fails if the receiver was dropped.
             let _ = tell.send(path);
         };
-        // Without a thread the pen comes back, and the plot waits for the next row.
+        // If no thread can be started, the permit is released and the next row tries again.
         let _ = std::thread::Builder::new().name("plot".into()).spawn(draw);
         told
     }
@@ -111,7 +112,7 @@ impl SharedPlot {
     }
 }
 
-/// After a picture that took so long.
+/// Pause after a drawing that took `took`.
 fn pause(took: Duration) -> Duration {
     PAUSE.max(took.saturating_mul(SHARE))
 }
@@ -121,14 +122,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drawing_takes_a_hundredth_of_the_time_at_most() {
+    fn drawing_takes_at_most_a_hundredth_of_the_time() {
         assert_eq!(pause(Duration::from_millis(20)), PAUSE);
         assert_eq!(pause(Duration::from_secs(2)), Duration::from_secs(200));
         assert_eq!(pause(Duration::MAX), Duration::MAX);
     }
 
     #[tokio::test]
-    async fn a_run_without_rows_leaves_an_earlier_ones_plot_alone() {
+    async fn a_run_without_rows_keeps_an_earlier_runs_plot() {
         let dir = tempfile::tempdir().unwrap();
         let (rows, svg) = (dir.path().join("metrics.jsonl"), dir.path().join("metrics.svg"));
         std::fs::write(&rows, "{\"step\":1,\"loss\":0.5}\n").unwrap();
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_picture_has_the_last_row_whenever_it_was_written() {
+    async fn the_final_plot_has_the_last_row() {
         let dir = tempfile::tempdir().unwrap();
         let rows = dir.path().join("metrics.jsonl");
         std::fs::write(&rows, "{\"step\":1,\"loss\":0.5}\n").unwrap();
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_plot_that_cannot_be_written_changes_nothing() {
+    async fn a_plot_that_cannot_be_written_only_warns() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("metrics.jsonl"), "{\"step\":1,\"loss\":0.5}\n").unwrap();
         std::fs::create_dir(dir.path().join("metrics.svg")).unwrap();

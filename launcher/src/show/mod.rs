@@ -1,4 +1,4 @@
-//! What a person sees of a run: terminal, progress, summary, plot.
+//! Output for people: terminal, progress, summary, plot.
 
 pub mod collapse;
 pub mod console;

@@ -1,26 +1,26 @@
-//! How long the steps that are left will take, from how long those before them took. Pure.
+//! Estimates the time left from the time of the steps so far. Pure.
 //!
-//! LNC-P1: two means are known: that of the time in which this process heard of steps, which has in it whatever goes on between them, and what
-//! the rows say of the last steps and of evaluations. The greater one counts: a watcher that comes late hears of a thousand steps at once,
-//! and a run may become slower.
+//! LNC-P1: there are two estimates of the time per step. One is the time since steps began to be counted, divided by the steps seen; it
+//! includes the work between steps. The other is the recorded time of recent steps, plus their share of evaluations. The larger one
+//! counts: a late watcher sees a thousand steps at once, which makes the first too small, and a run may become slower.
 
 use std::time::Duration;
 
-/// As many steps, about, count.
+/// The mean covers about this many recent steps.
 const MEMORY: f64 = 50.0;
 
-/// Of the run so far.
+/// Recorded times of the run so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
     steps: f64,
-    /// Mean over the steps at first, over the last of them later on.
+    /// Mean seconds per step: of all steps at first, then mainly of the last [`MEMORY`].
     seconds: f64,
-    /// Of all evaluations.
+    /// Seconds of all evaluations.
     evaluations: f64,
 }
 
 impl Pace {
-    /// A step is done, which took so long.
+    /// Adds a step; NaN is skipped.
     pub fn step(&mut self, seconds: f64) {
         if seconds.is_finite() {
             self.steps += 1.0;
@@ -28,14 +28,14 @@ impl Pace {
         }
     }
 
-    /// So is an evaluation. They come again after so many steps, so each step has its share of them.
+    /// Adds an evaluation; NaN is skipped. Evaluations recur, so their time is spread over all steps.
     pub fn evaluation(&mut self, seconds: f64) {
         if seconds.is_finite() {
             self.evaluations += seconds;
         }
     }
 
-    /// For so many more steps, after those so far were heard of in this time; none where no step is done yet.
+    /// Estimated time for `steps` more steps; `None` before the first step. `heard` is the time since steps began to be counted.
     #[must_use]
     pub fn left(&self, steps: u64, heard: Duration) -> Option<Duration> {
         let said = self.seconds + self.evaluations / self.steps;
@@ -66,9 +66,9 @@ mod tests {
         assert_eq!(pace.left(10, at_once), Some(Duration::from_secs(30)));
     }
 
-    /// Rows, checkpoints, other processes on the machine: none of that is in the time of a step.
+    /// The recorded time of a step excludes writing rows and checkpoints, and delays by other processes.
     #[test]
-    fn what_goes_on_between_steps_counts() {
+    fn time_between_steps_counts() {
         let mut pace = Pace::default();
         (0..4).for_each(|_| pace.step(0.5));
         assert_eq!(pace.left(10, Duration::from_secs(20)), Some(Duration::from_secs(50)));

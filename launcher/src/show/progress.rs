@@ -1,4 +1,4 @@
-//! Turns the run's events into what a person sees.
+//! Shows the run's events on the console.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -19,11 +19,11 @@ pub struct Progress {
     console: Console,
     total: u64,
     pace: Pace,
-    /// When steps began to be counted.
+    /// Start of the step count.
     counted_from: Instant,
-    /// Drawn again as the run goes on.
+    /// Plot that new rows redraw; `None` without a plot.
     plot: Option<LivePlot>,
-    /// How far the run has come.
+    /// Progress of the run.
     pub reached: Reached,
 }
 
@@ -151,7 +151,7 @@ fn data_line(data: &DataReport) -> String {
     line
 }
 
-/// What became of the pairs of a file that are not trained on as they are.
+/// Text for each non-zero count of truncated or dropped pairs.
 fn fates(counts: [u64; 4]) -> impl Iterator<Item = String> {
     let words = [
         "cut at max_seq_length",
@@ -163,7 +163,7 @@ fn fates(counts: [u64; 4]) -> impl Iterator<Item = String> {
     counted.map(|(count, what)| format!("{count} {what}"))
 }
 
-/// Loss, then what the method has beside it.
+/// Metrics of a step as text: the loss, then the method's other metrics.
 pub(crate) fn step_line(values: &HashMap<String, f64>) -> String {
     let shown = [
         (metric::LOSS, "loss", 4),

@@ -1,23 +1,23 @@
-//! How far a run has come, as its events and its folder tell.
+//! Progress of a run, from its events and its folder.
 
 use std::path::Path;
 
 use dyad_proto::run_folder::{checkpoint_step, newest_checkpoint};
 use dyad_proto::wire::run_event::Body;
 
-/// How far an attempt came.
+/// Progress of one attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
-    /// The last step that was done.
+    /// Last step that is done.
     pub step: u64,
-    /// The run has rows of its own: what `--overwrite` was to remove is gone.
+    /// The run has written rows, so `--overwrite` has already removed the earlier run's files.
     pub rows: bool,
     /// Step of the newest checkpoint.
     pub saved: Option<u64>,
 }
 
 impl Reached {
-    /// Takes note of an event of the run.
+    /// Updates the progress from an event.
     pub fn note(&mut self, event: &Body) {
         match event {
             Body::Data(data) if data.start_step > 0 => {
@@ -31,7 +31,8 @@ impl Reached {
         }
     }
 
-    /// Takes note of a checkpoint that lies in the run's folder, told of or not. Before the first row those of an earlier run lie there.
+    /// Updates `saved` from the newest checkpoint in the run's folder, which may have no event. Does nothing before the first row: the
+    /// folder may still hold an earlier run's checkpoints.
     pub fn look(&mut self, output_dir: &Path) {
         if self.rows {
             let newest = newest_checkpoint(output_dir);

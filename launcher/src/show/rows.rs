@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Numbers of one row by name.
+/// Metrics of one row, by name.
 pub type Row = HashMap<String, f64>;
 
-/// All rows of a file; empty when there is none.
+/// All rows of a file; empty if there is no file.
 #[must_use]
 pub fn read(path: &Path) -> Vec<Row> {
     let text = dyad_proto::files::read_rows(path).unwrap_or_default();
@@ -18,7 +18,7 @@ pub fn read(path: &Path) -> Vec<Row> {
     text.lines().filter_map(row).collect()
 }
 
-/// `(step, value)` of every row that has the metric.
+/// `(step, value)` of every row with a finite value of the metric.
 #[must_use]
 pub fn series(rows: &[Row], name: &str) -> Vec<(f64, f64)> {
     rows.iter()

@@ -1,4 +1,4 @@
-//! What a finished run tells: before and after, where things are, and what the model says now.
+//! Summary of a finished run: metrics before and after, paths, and sample answers.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -13,18 +13,18 @@ use crate::process::os::die_with_me;
 use crate::process::programs::program;
 use crate::show::rows::{self, Row};
 
-/// How many samples to show, and how they are made.
+/// Number of samples, and options of their generation.
 #[derive(Clone, Copy, Debug)]
 pub struct Samples {
-    /// Prompts from the validation file.
+    /// Number of prompts from the validation file.
     pub count: usize,
-    /// Longest answer in tokens.
+    /// Maximum length of an answer in tokens.
     pub max_new_tokens: usize,
-    /// Threads to compute with.
+    /// CPU threads of the generation.
     pub threads: usize,
 }
 
-/// Numbers of the run, from its metrics files.
+/// Table of the run's metrics, from its metrics files, and the paths of model, plot and profile.
 #[must_use]
 pub fn table(output_dir: &Path, plot: Option<&Path>, profile: Option<&Path>) -> String {
     let steps = rows::read(&output_dir.join("metrics.jsonl"));
@@ -78,7 +78,7 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Answers of the model that the run started from and of the one it made, to the first held-out prompts.
+/// Answers of the initial and the trained model to the first held-out prompts; empty without a validation file.
 pub async fn samples(config: &RunConfig, samples: Samples) -> Result<String, Fault> {
     let Some(pairs) = config.validation_file.as_deref().filter(|_| samples.count > 0) else {
         return Ok(String::new());
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_sets_the_first_and_last_evaluation_side_by_side() {
+    fn the_table_shows_the_first_and_last_evaluation_side_by_side() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(
             dir.path().join("eval_metrics.jsonl"),

@@ -1,5 +1,5 @@
-//! `launcher slurm`: batch scripts. Inside an allocation, [`crate::hosts::slurm_allocation`] finds the nodes, and the agents are steps that
-//! `srun` starts ([`crate::hosts::transport`]).
+//! `launcher slurm`: batch scripts. Inside an allocation, [`crate::hosts::slurm_allocation`] finds the nodes, and `srun` starts the agents
+//! as job steps ([`crate::hosts::transport`]).
 
 pub mod options;
 pub mod script;
@@ -16,7 +16,7 @@ use crate::slurm::options::SlurmOptions;
 
 /// Prints or submits the script.
 pub async fn run(options: &SlurmOptions) -> Result<(), Fault> {
-    // A mistake here would be found hours later otherwise.
+    // Check now: otherwise the job would fail hours later, when it starts.
     RunConfig::load(&options.config, &options.overrides)?;
     script::check(options)?;
     let folder =
@@ -39,14 +39,14 @@ async fn submit(script: &str) -> Result<String, Fault> {
             .hint("submit from a login node of the cluster, or print the script without --submit")
     })?;
     if let Some(mut stdin) = child.stdin.take() {
-        // What sbatch says of it counts, not that it has closed its input.
+        // Ignore a closed pipe: sbatch's exit status and message tell more.
         let _ = stdin.write_all(script.as_bytes()).await;
     }
     let output = child.wait_with_output().await.map_err(|error| Fault::failed(format!("sbatch: {error}")))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(Fault::input(format!("sbatch refuses the job: {}", said.trim().replace('\n', "; ")))
-            .hint("sbatch's words are about an option of this command line; `sinfo` and `sacctmgr show assoc` list what there is"));
+            .hint("sbatch refuses an option of this command line; `sinfo` and `sacctmgr show assoc` list the valid values"));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

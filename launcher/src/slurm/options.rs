@@ -12,7 +12,7 @@ use crate::hosts::hostfile::Nodes;
   launcher slurm --nodes 4 --gpus-per-node 8 --partition gpu --time 12:00:00 --config run.toml > run.sbatch
   launcher slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 --config run.toml --submit -- --set n_epochs=2
 
-Before the time limit, and when Slurm preempts the job, the run writes a checkpoint and ends; queued again it goes on from there.")]
+Before the time limit, and when Slurm preempts the job, the run writes a checkpoint and ends. When the job is requeued, it resumes there.")]
 pub struct SlurmOptions {
     /// Nodes of the job.
     #[arg(long, value_name = "N|MIN:MAX")]
@@ -23,7 +23,7 @@ pub struct SlurmOptions {
     /// Override one key of the configuration; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// GPUs of each node. 0 trains on CPUs; without it, trainers use the GPUs that other options of sbatch have given to the job.
+    /// GPUs of each node. 0 trains on CPUs; without it, trainers use the GPUs that other options of sbatch give to the job.
     #[arg(long, value_name = "G", value_parser = clap::value_parser!(u32).range(0..=64))]
     pub gpus_per_node: Option<u32>,
     /// Cores of each node.
@@ -50,7 +50,7 @@ pub struct SlurmOptions {
     /// Name of the job.
     #[arg(long, default_value = "dyad", value_name = "NAME")]
     pub job_name: String,
-    /// Seconds before the time limit at which the checkpoint is begun.
+    /// Seconds before the time limit at which the run starts its last checkpoint.
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(10..=65_535))]
     pub checkpoint_before: u32,
     /// Any other option of sbatch, such as --sbatch=--mem=0; may be repeated.

@@ -14,7 +14,7 @@ use crate::slurm::options::SlurmOptions;
 pub fn write(options: &SlurmOptions, folder: &Path, launcher: &Path) -> Result<String, Fault> {
     let mut out = String::from("#!/bin/bash\n");
     for option in sbatch(options) {
-        // A line of its own, or the option would become something else.
+        // A line break would end the #SBATCH line and start a command.
         if option.contains(['\n', '\r']) {
             return Err(Fault::input(format!("{option:?} is no option of sbatch"))
                 .hint("give options without line breaks"));
@@ -28,12 +28,12 @@ pub fn write(options: &SlurmOptions, folder: &Path, launcher: &Path) -> Result<S
         r#"
 cd {folder} || exit 2
 
-# Queued again, the job goes on with the run that it has begun: from its newest checkpoint, anew where there is none, not at all once
-# it is complete. What lay in the output folder before is as on the first start.
+# A requeued job continues its own run: from the newest checkpoint, from the start if there is none, and not at all if the run is
+# complete. Files of an earlier run in the output folder are treated as on the first start.
 {command} --auto-resume --job "${{SLURM_CLUSTER_NAME:-slurm}}/$SLURM_JOB_ID" &
 launcher=$!
 
-# USR1 comes before the time limit, TERM when the job is preempted or cancelled: the launcher ends with a checkpoint.
+# Slurm sends USR1 before the time limit, TERM when the job is preempted or cancelled: the launcher then writes a checkpoint and ends.
 signalled=0
 requeue=0
 trap 'signalled=1; requeue=1; kill -TERM "$launcher"' USR1
@@ -80,7 +80,7 @@ fn sbatch(options: &SlurmOptions) -> Vec<String> {
     all
 }
 
-/// Refuses options for the launcher that it would refuse itself, hours later.
+/// Fails if the launcher in the job would reject its options, hours later.
 pub fn check(options: &SlurmOptions) -> Result<(), Fault> {
     let added = ["--auto-resume", "--job", "0"].map(str::to_owned);
     let words = words(options, Path::new("launcher")).into_iter().chain(added);
@@ -90,11 +90,11 @@ pub fn check(options: &SlurmOptions) -> Result<(), Fault> {
             let said = error.to_string();
             let said = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
             return Err(Fault::input(format!("the launcher in the job would refuse its options: {said}"))
-                .hint("what stands behind `--` are options of `launcher`; --auto-resume and --job are given by the script"));
+                .hint("options after `--` are options of `launcher`; the script itself adds --auto-resume and --job"));
         }
     };
     match line.command {
-        Some(_) => Err(Fault::input("behind `--` stands a command of the launcher's, not options of a run")
+        Some(_) => Err(Fault::input("after `--` there is a command of the launcher, not options of a run")
             .hint("the script starts a run; leave the command out")),
         None => Ok(()),
     }
@@ -105,7 +105,7 @@ fn command(options: &SlurmOptions, launcher: &Path) -> String {
 }
 
 fn words(options: &SlurmOptions, launcher: &Path) -> Vec<String> {
-    // Whatever gives the job its GPUs, they are not left idle.
+    // Without a number use all GPUs of the job, which another option of sbatch may have requested.
     let gpus = options.gpus_per_node.map_or_else(|| "auto".into(), |gpus| gpus.to_string());
     let mut words = vec![launcher.to_string_lossy().into_owned()];
     words.extend(["--nodes".into(), options.nodes.to_string(), "--gpus-per-node".into(), gpus]);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_script_asks_for_what_was_asked_and_saves_before_the_end() {
+    fn script_has_the_given_options_and_a_checkpoint_signal() {
         let script = script(
             "--nodes 2:4 --gpus-per-node 8 --config run.toml --set n_epochs=2 --partition gpu --time 12:00:00 --sbatch=--mem=0 -- --verbose",
         )
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_without_a_number_of_gpus_uses_those_it_gets_and_0_is_the_cpu() {
+    fn gpus_per_node_defaults_to_auto_and_0_means_cpu() {
         let given = script("--nodes 2 --config run.toml --sbatch=--gres=gpu:8").unwrap();
         assert!(
             given.contains("'--gpus-per-node' 'auto'") && !given.contains("#SBATCH --gpus-per-node"),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_the_launcher_would_refuse_are_refused_at_once() {
+    fn invalid_launcher_options_are_refused_before_submission() {
         let check = |words: &str| {
             let words = ["slurm", "--nodes", "1", "--config", "c", "--"].into_iter().chain(words.split(' '));
             let line = <Line as clap::Parser>::try_parse_from(words).unwrap();
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_cannot_smuggle_a_line_in() {
+    fn options_with_line_breaks_are_refused() {
         let mut line =
             <Line as clap::Parser>::try_parse_from(["slurm", "--nodes", "1", "--config", "c"]).unwrap();
         line.options.account = Some("a\nrm -rf /".into());

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 use std::path::Path;
 
-use dyad_families::{FirstPairs, Report};
+use dyad_families::{FirstPairs, ModelFindings};
 use dyad_proto::pairs::open;
 use dyad_proto::{Fault, RunConfig, agrees, counted, grouped, plain, thousands};
 
@@ -16,7 +16,7 @@ pub fn describe(
     trainers: &[Trainer],
     devices: &str,
     tls: &str,
-    look: impl FnOnce() -> Result<Report, Fault>,
+    look: impl FnOnce() -> Result<ModelFindings, Fault>,
 ) -> Result<String, Fault> {
     let count = |key: &str, path: &str| -> Result<u64, Fault> {
         let path = Path::new(path);
@@ -50,7 +50,7 @@ pub fn describe(
 }
 
 /// What the run starts from, as the trainer program has found it.
-fn start(report: &Report) -> String {
+fn start(report: &ModelFindings) -> String {
     let mut out = String::new();
     let parameters = match report.parameters {
         Some(parameters) => grouped(parameters, "parameter"),

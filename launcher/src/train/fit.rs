@@ -6,10 +6,10 @@ use dyad_proto::{Fault, RunConfig};
 
 use crate::agent::machine::Hello;
 use crate::placement::trainers::Trainer;
-use crate::predict::machine::{H100, Machine, Network, cpu};
+use crate::predict::machine::{DeviceSpec, H100, Interconnect, cpu};
 use crate::predict::memory::{Key, fits, gib, memory, remedy};
 use crate::predict::work::Setup;
-use crate::predict::{self, Place, USUAL_PAIR, shapes};
+use crate::predict::{self, Hardware, USUAL_PAIR, shapes};
 use crate::show::console::warn;
 use crate::train::options::Options;
 use dyad_families::shape::Shape;
@@ -28,12 +28,12 @@ pub fn check(
     let Ok(shape) = shapes::find(&config.model) else { return Ok(()) };
     let devices = devices(trainers, hosts);
     match judge(config, &shape, &devices) {
-        Verdict::Fits => Ok(()),
-        Verdict::Tight(warning) => {
+        Fit::Fits => Ok(()),
+        Fit::Tight(warning) => {
             warn(&warning);
             Ok(())
         }
-        Verdict::TooLarge(fault) => Err(fault),
+        Fit::TooLarge(fault) => Err(fault),
     }
 }
 
@@ -63,7 +63,7 @@ fn devices(trainers: &[Trainer], hosts: &[Hello]) -> Devices {
 
 /// Whether a run fits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Fit {
     /// It does, or nobody knows.
     Fits,
     /// It may not.
@@ -74,13 +74,13 @@ pub enum Verdict {
 
 /// Judges a run by its configuration, its model's sizes and its devices.
 #[must_use]
-pub fn judge(config: &RunConfig, shape: &Shape, devices: &Devices) -> Verdict {
-    let Some(bytes) = devices.bytes else { return Verdict::Fits };
+pub fn judge(config: &RunConfig, shape: &Shape, devices: &Devices) -> Fit {
+    let Some(bytes) = devices.bytes else { return Fit::Fits };
     // Trainers of a host share its RAM.
     let share = if devices.gpu { bytes as f64 } else { bytes as f64 / devices.per_host as f64 };
     let setup = setup(config, shape, devices, share);
     if fits(&setup) {
-        return Verdict::Fits;
+        return Fit::Fits;
     }
     let parts = memory(&setup).parts();
     let named = parts.iter().filter(|(_, bytes)| *bytes >= 0.5 * (1u64 << 30) as f64);
@@ -93,24 +93,24 @@ pub fn judge(config: &RunConfig, shape: &Shape, devices: &Devices) -> Verdict {
         if parts.is_empty() { String::new() } else { format!(" ({parts})") }
     );
     if !devices.gpu {
-        return Verdict::Tight(message);
+        return Fit::Tight(message);
     }
     let hint = match remedy(&setup) {
         Some(keys) => format!("what makes it fit: {}", as_configuration(&keys)),
         None => "use more or larger GPUs, or a smaller model; `launcher plan` says what fits".into(),
     };
-    Verdict::TooLarge(Fault::input(message).hint(hint + " (--no-memory-check starts it all the same)"))
+    Fit::TooLarge(Fault::input(message).hint(hint + " (--no-memory-check starts it all the same)"))
 }
 
 /// A lower bound: assumes the most memory-saving choice for every automatic setting. Lengths are not known yet.
 fn setup(config: &RunConfig, shape: &Shape, devices: &Devices, bytes: f64) -> Setup {
     let on = if devices.gpu { H100 } else { cpu(1e11) };
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let place = Place {
-        machine: Machine { memory: Some(bytes), ..on },
+    let place = Hardware {
+        machine: DeviceSpec { memory: Some(bytes), ..on },
         gpus: count(devices.trainers),
         gpus_per_node: count(devices.per_host),
-        network: Network::Ndr,
+        network: Interconnect::Ndr,
     };
     predict::setup(config, shape, &place, USUAL_PAIR)
 }
@@ -132,7 +132,7 @@ mod tests {
     fn a_model_that_cannot_fit_is_refused_with_what_would_make_it_fit() {
         let shape = shapes::find("8B").unwrap();
         let config = RunConfig::default();
-        let Verdict::TooLarge(fault) = judge(&config, &shape, &on_gpus(8, 80)) else { panic!() };
+        let Fit::TooLarge(fault) = judge(&config, &shape, &on_gpus(8, 80)) else { panic!() };
         assert!(fault.message.starts_with("the run does not fit: a trainer needs about "), "{fault}");
         assert!(fault.message.contains("the smallest GPU has 80.0 GiB (weights "), "{fault}");
         assert!(
@@ -142,9 +142,9 @@ mod tests {
         );
         // What it names is enough.
         let cured = RunConfig { lora: true, ..config.clone() };
-        assert_eq!(judge(&cured, &shape, &on_gpus(8, 80)), Verdict::Fits);
+        assert_eq!(judge(&cured, &shape, &on_gpus(8, 80)), Fit::Fits);
         let sharded = RunConfig { zero_stage: 3, ..config };
-        assert_eq!(judge(&sharded, &shape, &on_gpus(16, 80)), Verdict::Fits);
+        assert_eq!(judge(&sharded, &shape, &on_gpus(16, 80)), Fit::Fits);
     }
 
     #[test]
@@ -158,11 +158,11 @@ mod tests {
         let (shape, config) = (shapes::find("135M").unwrap(), RunConfig::default());
         let on_cpu =
             |per_host, gib: u64| Devices { trainers: per_host, per_host, gpu: false, bytes: Some(gib << 30) };
-        assert_eq!(judge(&config, &shape, &on_cpu(1, 16)), Verdict::Fits);
+        assert_eq!(judge(&config, &shape, &on_cpu(1, 16)), Fit::Fits);
         assert!(
-            matches!(judge(&config, &shape, &on_cpu(16, 16)), Verdict::Tight(warning) if warning.contains("free for each"))
+            matches!(judge(&config, &shape, &on_cpu(16, 16)), Fit::Tight(warning) if warning.contains("free for each"))
         );
-        assert_eq!(judge(&config, &shape, &Devices { bytes: None, ..on_cpu(16, 16) }), Verdict::Fits);
+        assert_eq!(judge(&config, &shape, &Devices { bytes: None, ..on_cpu(16, 16) }), Fit::Fits);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use dyad_telemetry::LogFormat;
 use tokio::process::Command;
 
 use crate::hosts::Hosts;
-use crate::hosts::child::{Child, Output, log_file};
+use crate::hosts::child::{Child, ChildOutput, log_file};
 use crate::placement::trainers::{self, Trainer};
 use crate::process::os::{hand_over, keep_to};
 use crate::process::programs::program;
@@ -163,8 +163,8 @@ struct Keys<'a> {
 }
 
 /// Where the lines of a process go; `name` is that of its log.
-fn output(job: &Job<'_>, name: &str, speaker: Speaker, console: &Console) -> Output {
-    Output { file: Some(log_file(job.output_dir, name)), console: console.clone(), speaker }
+fn output(job: &Job<'_>, name: &str, speaker: Speaker, console: &Console) -> ChildOutput {
+    ChildOutput { file: Some(log_file(job.output_dir, name)), console: console.clone(), speaker }
 }
 
 /// Starts a program on a node, or on this machine.
@@ -175,7 +175,7 @@ async fn start(
     keys: Keys<'_>,
     mut command: Command,
     cores: &[usize],
-    output: Output,
+    output: ChildOutput,
 ) -> Result<Child, Fault> {
     command.args(["--log-format", job.log_format.name()]);
     command.envs(job.environment.iter().map(|(name, value)| (name, value)));

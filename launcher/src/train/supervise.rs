@@ -15,7 +15,7 @@ use dyad_proto::wire::run_event::Body;
 use dyad_proto::{ErrorCode, Fault};
 use futures::StreamExt;
 
-use crate::hosts::child::{Child, Signals, outcomes};
+use crate::hosts::child::{Child, SignalSender, outcomes};
 use crate::process::os::end;
 use crate::show::console::{Console, warn};
 use crate::show::progress::Progress;
@@ -110,7 +110,7 @@ enum Over {
 
 async fn until_over(
     mut following: Pin<&mut impl Future<Output = Result<(), Fault>>>,
-    coordinator: &Signals,
+    coordinator: &SignalSender,
     console: &Console,
     interrupt: &mut Interrupt,
     grace: Duration,

@@ -10,7 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use self::roles::{ROLES, Role};
+pub use self::roles::{KeyRole, ROLES};
 use self::roles::{is_neutral, is_read};
 use crate::RunConfig;
 use crate::wire::Fact;
@@ -106,9 +106,9 @@ pub fn config_changes(then: &Map<String, Value>, now: &RunConfig) -> Result<Vec<
     for &(key, role) in ROLES {
         let Some(change) = Change::between(key, &then[key], &current[key]) else { continue };
         match role {
-            Role::Computes if is_read(key, now) => return Err(change),
-            Role::Resolved if !is_neutral(&then[key]) && !is_neutral(&current[key]) => return Err(change),
-            Role::Deliberate => deliberate.push(change),
+            KeyRole::Computes if is_read(key, now) => return Err(change),
+            KeyRole::Resolved if !is_neutral(&then[key]) && !is_neutral(&current[key]) => return Err(change),
+            KeyRole::Deliberate => deliberate.push(change),
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use crate::run_config::{LossType, Objective};
 
 /// How a resume treats a key whose value differs from the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum KeyRole {
     /// Changes the numbers: the resume is refused.
     Computes,
     /// A path: the content is compared, not the path.
@@ -22,57 +22,57 @@ pub enum Role {
 }
 
 /// Role of every key of [`RunConfig`], in the same order. The first key that differs is reported.
-pub const ROLES: &[(&str, Role)] = &[
-    ("model", Role::Content),
-    ("model_revision", Role::Content),
-    ("training_file", Role::Content),
+pub const ROLES: &[(&str, KeyRole)] = &[
+    ("model", KeyRole::Content),
+    ("model_revision", KeyRole::Content),
+    ("training_file", KeyRole::Content),
     // Evaluations change no weights. A change of the file is listed.
-    ("validation_file", Role::Content),
-    ("output_dir", Role::DoesNotMatter),
-    ("training_method", Role::Computes),
-    ("from_checkpoint", Role::Content),
-    ("n_epochs", Role::Deliberate),
-    ("max_steps", Role::Deliberate),
-    ("batch_size", Role::Computes),
-    ("learning_rate", Role::Computes),
-    ("lr_scheduler_type", Role::Computes),
-    ("min_lr_ratio", Role::Computes),
-    ("warmup_ratio", Role::Computes),
-    ("weight_decay", Role::Computes),
-    ("max_grad_norm", Role::Computes),
-    ("max_seq_length", Role::Resolved),
+    ("validation_file", KeyRole::Content),
+    ("output_dir", KeyRole::DoesNotMatter),
+    ("training_method", KeyRole::Computes),
+    ("from_checkpoint", KeyRole::Content),
+    ("n_epochs", KeyRole::Deliberate),
+    ("max_steps", KeyRole::Deliberate),
+    ("batch_size", KeyRole::Computes),
+    ("learning_rate", KeyRole::Computes),
+    ("lr_scheduler_type", KeyRole::Computes),
+    ("min_lr_ratio", KeyRole::Computes),
+    ("warmup_ratio", KeyRole::Computes),
+    ("weight_decay", KeyRole::Computes),
+    ("max_grad_norm", KeyRole::Computes),
+    ("max_seq_length", KeyRole::Resolved),
     // A resume without a date takes the date of the checkpoint.
-    ("template_date", Role::Resolved),
-    ("random_seed", Role::Computes),
-    ("shuffle", Role::Computes),
-    ("dtype", Role::Resolved),
-    ("reduce_dtype", Role::Computes),
-    ("lora", Role::Computes),
-    ("lora_r", Role::Computes),
-    ("lora_alpha", Role::Computes),
-    ("lora_dropout", Role::Computes),
-    ("lora_trainable_modules", Role::Computes),
-    ("merge_adapter", Role::Deliberate),
-    ("loss_type", Role::Computes),
-    ("dpo_beta", Role::Computes),
-    ("simpo_gamma", Role::Computes),
-    ("reference_logps", Role::Computes),
-    ("reference_cache", Role::DoesNotMatter),
-    ("n_checkpoints", Role::Deliberate),
-    ("save_steps", Role::Deliberate),
-    ("save_minutes", Role::Deliberate),
-    ("save_total_limit", Role::Deliberate),
-    ("n_evals", Role::Deliberate),
+    ("template_date", KeyRole::Resolved),
+    ("random_seed", KeyRole::Computes),
+    ("shuffle", KeyRole::Computes),
+    ("dtype", KeyRole::Resolved),
+    ("reduce_dtype", KeyRole::Computes),
+    ("lora", KeyRole::Computes),
+    ("lora_r", KeyRole::Computes),
+    ("lora_alpha", KeyRole::Computes),
+    ("lora_dropout", KeyRole::Computes),
+    ("lora_trainable_modules", KeyRole::Computes),
+    ("merge_adapter", KeyRole::Deliberate),
+    ("loss_type", KeyRole::Computes),
+    ("dpo_beta", KeyRole::Computes),
+    ("simpo_gamma", KeyRole::Computes),
+    ("reference_logps", KeyRole::Computes),
+    ("reference_cache", KeyRole::DoesNotMatter),
+    ("n_checkpoints", KeyRole::Deliberate),
+    ("save_steps", KeyRole::Deliberate),
+    ("save_minutes", KeyRole::Deliberate),
+    ("save_total_limit", KeyRole::Deliberate),
+    ("n_evals", KeyRole::Deliberate),
     // The memory settings below marked Deliberate change only the rounding of sums, like the world size. A user whose run goes out of
     // memory must be able to change them and resume.
-    ("micro_batch_tokens", Role::Deliberate),
-    ("prefix_sharing", Role::Deliberate),
-    ("activation_checkpointing", Role::DoesNotMatter),
-    ("zero_stage", Role::Deliberate),
-    ("optim", Role::Computes),
-    ("offload_optimizer", Role::Deliberate),
-    ("offload_reference", Role::DoesNotMatter),
-    ("model_loading", Role::DoesNotMatter),
+    ("micro_batch_tokens", KeyRole::Deliberate),
+    ("prefix_sharing", KeyRole::Deliberate),
+    ("activation_checkpointing", KeyRole::DoesNotMatter),
+    ("zero_stage", KeyRole::Deliberate),
+    ("optim", KeyRole::Computes),
+    ("offload_optimizer", KeyRole::Deliberate),
+    ("offload_reference", KeyRole::DoesNotMatter),
+    ("model_loading", KeyRole::DoesNotMatter),
 ];
 
 /// Whether a run with this configuration uses the key.
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn resolved_keys_have_a_neutral_default() {
         let defaults = serde_json::to_value(RunConfig::default()).unwrap();
-        for (key, _) in ROLES.iter().filter(|(_, role)| *role == Role::Resolved) {
+        for (key, _) in ROLES.iter().filter(|(_, role)| *role == KeyRole::Resolved) {
             assert!(is_neutral(&defaults[key]), "{key}");
         }
     }

@@ -39,9 +39,11 @@ fn changed_keys_are_refused_listed_or_ignored_by_role() {
         then[key] = other(&then[key]);
         let found = config_changes(&then, &now);
         match role {
-            Role::Computes => assert_eq!(found.unwrap_err().name, key),
-            Role::Deliberate => assert_eq!(found.unwrap()[0].name, key),
-            Role::Content | Role::Resolved | Role::DoesNotMatter => assert_eq!(found, Ok(vec![]), "{key}"),
+            KeyRole::Computes => assert_eq!(found.unwrap_err().name, key),
+            KeyRole::Deliberate => assert_eq!(found.unwrap()[0].name, key),
+            KeyRole::Content | KeyRole::Resolved | KeyRole::DoesNotMatter => {
+                assert_eq!(found, Ok(vec![]), "{key}")
+            }
         }
     }
 }

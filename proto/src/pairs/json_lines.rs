@@ -24,7 +24,7 @@ pub struct JsonLines {
     path: String,
     text: String,
     /// Without blank lines.
-    records: Vec<Record>,
+    records: Vec<PairRecord>,
     form: &'static Form,
     passed_over: Vec<String>,
 }
@@ -144,7 +144,7 @@ const PART: usize = 1 << 20;
 
 /// A pair in the text of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct PairRecord {
     /// Byte range of its JSON in the text.
     pub place: Range<usize>,
     /// Its line, 1-based, counting blank lines.
@@ -154,7 +154,7 @@ pub struct Record {
 /// Result of checking some whole lines of a text.
 #[derive(Debug, Default)]
 struct FilePart {
-    records: Vec<Record>,
+    records: Vec<PairRecord>,
     lines: u64,
     bad_lines: usize,
     /// Number of the first bad line, 1-based within the part, and its error.
@@ -180,7 +180,7 @@ impl FilePart {
             match check(form, record, &mut part.passed_over) {
                 Ok(()) => {
                     let place = offset..offset + record.len();
-                    part.records.push(Record { place, line: part.lines });
+                    part.records.push(PairRecord { place, line: part.lines });
                 }
                 Err(error) => {
                     part.bad_lines += 1;
@@ -194,8 +194,9 @@ impl FilePart {
     /// Adds the result of the lines that follow.
     fn join(mut self, next: Self) -> Self {
         let before = self.lines;
-        self.records
-            .extend(next.records.into_iter().map(|record| Record { line: before + record.line, ..record }));
+        self.records.extend(
+            next.records.into_iter().map(|record| PairRecord { line: before + record.line, ..record }),
+        );
         self.bad_lines += next.bad_lines;
         let first = next.first_bad.map(|(line, error)| (self.lines + line, error));
         self.first_bad = self.first_bad.or(first);
@@ -241,7 +242,7 @@ fn parts(text: &str, bytes: usize) -> Vec<Range<usize>> {
 /// Result of checking a whole text.
 #[derive(Debug)]
 struct Checked {
-    records: Vec<Record>,
+    records: Vec<PairRecord>,
     form: &'static Form,
     passed_over: PassedOver,
 }
@@ -290,7 +291,7 @@ mod tests {
 
     const GOOD: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
 
-    fn found(text: &str) -> Result<Vec<Record>, Fault> {
+    fn found(text: &str) -> Result<Vec<PairRecord>, Fault> {
         check_text("training_file", Path::new("train.jsonl"), text).map(|checked| checked.records)
     }
 

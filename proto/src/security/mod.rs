@@ -34,14 +34,14 @@ pub const SERVER_NAME: &str = "coordinator.dyad";
 
 /// Role of a process that calls the coordinator; a DNS name in its certificate shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum ProcessRole {
     /// May join the run.
     Trainer,
     /// May follow the run.
     Launcher,
 }
 
-impl Role {
+impl ProcessRole {
     /// Every role.
     pub const ALL: [Self; 2] = [Self::Trainer, Self::Launcher];
 

@@ -3,7 +3,7 @@
 //! Traces are off unless the standard `OTEL_*` environment names an endpoint. Two kinds of spans leave a process:
 //!
 //! - spans of `tracing` with the target [`TARGET`], for what happens a few times in a run (join, load, checkpoint);
-//! - finished [`Record`]s, made from times that were noted before anybody knew whether the span would be wanted (the
+//! - finished [`SpanRecord`]s, made from times that were noted before anybody knew whether the span would be wanted (the
 //!   phases of a step). [`spans`] takes them, from any thread, without waiting.
 //!
 //! Lines leave by a [`voice`], which stops nobody. Rules that hold throughout:
@@ -37,7 +37,7 @@ pub use log_format::{LogFormat, format};
 pub use logs::Logs;
 pub use opentelemetry::trace::{SpanContext, SpanKind};
 pub use opentelemetry::{ContextGuard, KeyValue};
-pub use record::{Record, Spans};
+pub use record::{SpanRecord, Spans};
 pub use rpc::RpcCall;
 
 use exporter::Pipeline;

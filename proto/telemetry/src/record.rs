@@ -13,7 +13,7 @@ use opentelemetry_sdk::trace::{
 
 /// A finished span.
 #[derive(Clone, Debug)]
-pub struct Record {
+pub struct SpanRecord {
     /// What it is called.
     pub name: Cow<'static, str>,
     /// Its own ids, by [`Spans::root`] or [`Spans::child`].
@@ -34,7 +34,7 @@ pub struct Record {
     pub error: Option<String>,
 }
 
-impl Record {
+impl SpanRecord {
     /// An internal span without attributes.
     #[must_use]
     pub fn new(
@@ -82,8 +82,8 @@ impl Spans {
     }
 
     /// Queues a span, whatever the sampled flag of its context says: who calls this has decided. Never waits.
-    pub fn emit(&self, record: Record) {
-        let Record { name, context, parent, kind, start, end, attributes, links, error } = record;
+    pub fn emit(&self, record: SpanRecord) {
+        let SpanRecord { name, context, parent, kind, start, end, attributes, links, error } = record;
         let (trace, span, state) = (context.trace_id(), context.span_id(), context.trace_state().clone());
         let mut span_links = SpanLinks::default();
         span_links.links = links.into_iter().map(Link::with_context).collect();

@@ -11,7 +11,7 @@ use opentelemetry::trace::{SpanContext, SpanKind};
 use tonic::Code;
 use tonic::metadata::MetadataMap;
 
-use crate::record::{Record, Spans};
+use crate::record::{SpanRecord, Spans};
 use crate::spans;
 
 /// One call, from here until its last copy is dropped. Both ends of a stream may have a copy; the first word on how the call ended counts.
@@ -24,7 +24,7 @@ pub struct RpcCall {
 #[derive(Debug)]
 struct OpenCall {
     /// Taken when the call is over.
-    record: Option<Record>,
+    record: Option<SpanRecord>,
     /// Not set for a call that was given up.
     code: OnceLock<Code>,
 }
@@ -56,7 +56,7 @@ impl RpcCall {
         Self::of(record)
     }
 
-    fn of(record: Option<Record>) -> Self {
+    fn of(record: Option<SpanRecord>) -> Self {
         let open = |record| Arc::new(OpenCall { record: Some(record), code: OnceLock::new() });
         Self { open: record.map(open) }
     }
@@ -76,7 +76,7 @@ impl RpcCall {
     }
 }
 
-fn begin(method: &'static str, kind: SpanKind, parent: Option<SpanContext>) -> Option<Record> {
+fn begin(method: &'static str, kind: SpanKind, parent: Option<SpanContext>) -> Option<SpanRecord> {
     spans().and_then(|spans| record(spans, method, kind, parent))
 }
 
@@ -86,14 +86,14 @@ fn record(
     method: &'static str,
     kind: SpanKind,
     parent: Option<SpanContext>,
-) -> Option<Record> {
+) -> Option<SpanRecord> {
     let context = parent.as_ref().map_or_else(|| spans.root(true), |parent| spans.child(parent));
     let wanted = match &parent {
         Some(parent) => parent.is_sampled(),
         None => spans.allows(&context, method),
     };
     let now = SystemTime::now();
-    let mut record = Record::new(method, context, parent, (now, now));
+    let mut record = SpanRecord::new(method, context, parent, (now, now));
     record.kind = kind;
     record.attributes = vec![KeyValue::new("rpc.system.name", "grpc"), KeyValue::new("rpc.method", method)];
     wanted.then_some(record)
@@ -108,7 +108,7 @@ impl Drop for OpenCall {
     }
 }
 
-fn conclude(record: &mut Record, code: Code) {
+fn conclude(record: &mut SpanRecord, code: Code) {
     let name = name(code);
     record.attributes.push(KeyValue::new("rpc.response.status_code", name));
     if is_error(&record.kind, code) {
@@ -176,7 +176,7 @@ mod tests {
     fn an_error_has_a_type_and_the_first_word_on_the_end_counts() {
         let context = crate::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").unwrap();
         let now = SystemTime::now();
-        let record = |kind| Record { kind, ..Record::new("a/b", context.clone(), None, (now, now)) };
+        let record = |kind| SpanRecord { kind, ..SpanRecord::new("a/b", context.clone(), None, (now, now)) };
         let concluded = |kind, code| {
             let mut record = record(kind);
             conclude(&mut record, code);

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use self::fields::Fields;
 pub use self::layer::{Activation, AttentionSpan};
-pub use self::report::{FirstPairs, Report};
+pub use self::report::{FirstPairs, ModelFindings};
 pub use self::rope::RopeScaling;
 
 /// Shape of a decoder-only language model.

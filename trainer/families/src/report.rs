@@ -6,7 +6,7 @@ use crate::Sizes;
 
 /// What was found; all of it can be trained.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Report {
+pub struct ModelFindings {
     /// The model's sizes.
     pub model: Sizes,
     /// Weights of the model; None where it is still to be downloaded.

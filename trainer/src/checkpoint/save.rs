@@ -10,7 +10,7 @@ use dyad_proto::run_folder::FINAL;
 use tch::{Device, Kind};
 
 use super::files::{self, Home, Sums};
-use super::tensors::{NamedStored, Stored, Written, write_file, write_model};
+use super::tensors::{NamedStored, StoredTensor, Written, write_file, write_model};
 use super::{OPTIMIZER_FILE, STATE_FILE, cannot_write};
 use crate::model::Model;
 use crate::model::lora::Adapters;
@@ -18,7 +18,7 @@ use crate::model::weights::Reading;
 use crate::model::weights::listed;
 use crate::optimizer::states::MASTER;
 use crate::session::drain::Recorded;
-use crate::zero::parameters::Kept;
+use crate::zero::parameters::WholeTensor;
 use dyad_torch::place::Place;
 
 /// What stays the same over a run: where files come from and how weights are stored.
@@ -57,7 +57,7 @@ impl Saver {
     /// `checkpoint-N/`: all that a resume needs, from masters and moments. It appears once `recorded` has returned.
     pub fn checkpoint(
         &self,
-        kept: &[Kept],
+        kept: &[WholeTensor],
         state: &CheckpointState,
         recorded: impl FnOnce() -> Recorded,
     ) -> Result<PathBuf, Fault> {
@@ -73,7 +73,7 @@ impl Saver {
     }
 
     /// `final/`: the model alone, ready to serve, and what was done for it: a run that is resumed once more is complete.
-    pub fn finish(&self, kept: &[Kept], state: &CheckpointState) -> Result<PathBuf, Fault> {
+    pub fn finish(&self, kept: &[WholeTensor], state: &CheckpointState) -> Result<PathBuf, Fault> {
         self.home.write(FINAL, |dir| {
             let mut written = self.weights(dir, kept)?;
             if let Some(adapter) = self.adapter.as_ref().filter(|_| self.merge) {
@@ -101,10 +101,10 @@ impl Saver {
         )))
     }
 
-    fn weights(&self, dir: &Path, kept: &[Kept]) -> Result<Written, Fault> {
+    fn weights(&self, dir: &Path, kept: &[WholeTensor]) -> Result<Written, Fault> {
         files::copy_companions(&self.base, &self.tokenizer, dir)?;
         let trained = |kind: Kind| -> NamedStored {
-            masters(kept).map(|one| (one.name.clone(), Stored::new(&one.tensor, kind))).collect()
+            masters(kept).map(|one| (one.name.clone(), StoredTensor::new(&one.tensor, kind))).collect()
         };
         let Some(adapter) = &self.adapter else { return write_model(dir, &trained(self.stored)) };
         // An adapter folder must not look like a whole model.
@@ -119,16 +119,18 @@ impl Saver {
         write_file(&dir.join(ADAPTER_WEIGHTS), &trained(Kind::Float))
     }
 
-    fn optimizer_tensors(&self, kept: &[Kept]) -> NamedStored {
+    fn optimizer_tensors(&self, kept: &[WholeTensor]) -> NamedStored {
         // Adapters are always stored in float32 themselves.
         let with_masters = self.adapter.is_none() && self.stored != Kind::Float;
         kept.iter()
             .filter(|one| one.suffix != MASTER || with_masters)
-            .map(|one| (format!("{}.{}", one.name, one.suffix), Stored::new(&one.tensor, one.tensor.kind())))
+            .map(|one| {
+                (format!("{}.{}", one.name, one.suffix), StoredTensor::new(&one.tensor, one.tensor.kind()))
+            })
             .collect()
     }
 
-    fn merged(&self, dir: &Path, adapters: &Adapters, kept: &[Kept]) -> Result<Written, Fault> {
+    fn merged(&self, dir: &Path, adapters: &Adapters, kept: &[WholeTensor]) -> Result<Written, Fault> {
         std::fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
         // The merged model is the base in all but its weights, whatever lies beside the adapter.
         files::copy_companions(&self.base, &self.tokenizer, dir)?;
@@ -144,14 +146,14 @@ impl Saver {
                     masters(kept).find(|one| one.name == name).map(|one| one.tensor.to_device(Device::Cpu))
                 });
                 let merged = merged.map(|update| tensor.detach() + update);
-                (name, Stored::new(merged.as_ref().unwrap_or(tensor), self.stored))
+                (name, StoredTensor::new(merged.as_ref().unwrap_or(tensor), self.stored))
             })
             .collect();
         write_model(dir, &tensors)
     }
 }
 
-fn masters(kept: &[Kept]) -> impl Iterator<Item = &Kept> {
+fn masters(kept: &[WholeTensor]) -> impl Iterator<Item = &WholeTensor> {
     kept.iter().filter(|one| one.suffix == MASTER)
 }
 

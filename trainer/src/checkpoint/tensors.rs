@@ -21,13 +21,13 @@ const SHARD_BYTES: usize = 5_000_000_000;
 
 /// A tensor and the precision it is stored in; brought to the host only while it is being written.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(super) struct StoredTensor {
     tensor: Tensor,
     shape: Vec<usize>,
     kind: Kind,
 }
 
-impl Stored {
+impl StoredTensor {
     pub(super) fn new(tensor: &Tensor, kind: Kind) -> Self {
         let shape = tensor.size().iter().map(|&size| size as usize).collect();
         Self { tensor: tensor.detach(), shape, kind }
@@ -57,7 +57,7 @@ impl Stored {
     }
 }
 
-pub(super) type NamedStored = Vec<(String, Stored)>;
+pub(super) type NamedStored = Vec<(String, StoredTensor)>;
 
 /// What is known of files that have been written.
 #[derive(Debug, Default)]
@@ -76,7 +76,7 @@ impl Written {
 }
 
 /// One file with PyTorch's format mark, which transformers asks for. Its sum is taken of the bytes in memory, on their way.
-pub(super) fn write_file(path: &Path, tensors: &[(String, Stored)]) -> Result<Written, Fault> {
+pub(super) fn write_file(path: &Path, tensors: &[(String, StoredTensor)]) -> Result<Written, Fault> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let (sum, not_finite) = (Cell::new(Sum::EMPTY), RefCell::default());
     let view = |(name, stored)| Viewed { name, stored, sum: &sum, not_finite: &not_finite };
@@ -103,7 +103,7 @@ fn header_sum(path: &Path) -> io::Result<Sum> {
 /// A tensor that is summed up and looked at when it is written, which is once and in the order of the file.
 struct Viewed<'a> {
     name: &'a str,
-    stored: &'a Stored,
+    stored: &'a StoredTensor,
     sum: &'a Cell<Sum>,
     not_finite: &'a RefCell<BTreeSet<String>>,
 }
@@ -132,7 +132,7 @@ impl View for Viewed<'_> {
 }
 
 /// `model.safetensors`, or shards with their index where the model is larger than one file should be.
-pub(super) fn write_model(dir: &Path, tensors: &[(String, Stored)]) -> Result<Written, Fault> {
+pub(super) fn write_model(dir: &Path, tensors: &[(String, StoredTensor)]) -> Result<Written, Fault> {
     let shards = shards(tensors, SHARD_BYTES);
     if let [only] = shards.as_slice() {
         return write_file(&dir.join("model.safetensors"), only);
@@ -152,7 +152,7 @@ pub(super) fn write_model(dir: &Path, tensors: &[(String, Stored)]) -> Result<Wr
 }
 
 /// Consecutive tensors of at most `limit` bytes together; a larger one stands alone.
-fn shards(tensors: &[(String, Stored)], limit: usize) -> Vec<&[(String, Stored)]> {
+fn shards(tensors: &[(String, StoredTensor)], limit: usize) -> Vec<&[(String, StoredTensor)]> {
     let mut shards = Vec::new();
     let (mut start, mut filled) = (0, 0);
     for (index, (_, stored)) in tensors.iter().enumerate() {
@@ -172,7 +172,8 @@ mod tests {
 
     #[test]
     fn shards_cover_every_tensor_in_order() {
-        let tensor = |len: i64| Stored::new(&Tensor::ones([len], (Kind::Float, Device::Cpu)), Kind::Float);
+        let tensor =
+            |len: i64| StoredTensor::new(&Tensor::ones([len], (Kind::Float, Device::Cpu)), Kind::Float);
         let tensors: NamedStored = [3, 1, 1, 9].iter().map(|&len| (len.to_string(), tensor(len))).collect();
         let sizes: Vec<usize> = shards(&tensors, 16).iter().map(|shard| shard.len()).collect();
         assert_eq!(sizes, [2, 1, 1]);
@@ -181,14 +182,15 @@ mod tests {
 
     #[test]
     fn bfloat16_is_written_as_its_own_bytes() {
-        let stored = Stored::new(&Tensor::from_slice(&[1.0f32, -2.0]), Kind::BFloat16);
+        let stored = StoredTensor::new(&Tensor::from_slice(&[1.0f32, -2.0]), Kind::BFloat16);
         assert_eq!(stored.data(), (vec![0x80, 0x3f, 0x00, 0xc0], true));
     }
 
     #[test]
     fn what_overflows_in_the_stored_precision_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let tensor = |name: &str, kind| (name.to_owned(), Stored::new(&Tensor::from_slice(&[7e4f32]), kind));
+        let tensor =
+            |name: &str, kind| (name.to_owned(), StoredTensor::new(&Tensor::from_slice(&[7e4f32]), kind));
         let tensors = [tensor("wide", Kind::Float), tensor("narrow", Kind::Half)];
         let written = write_model(dir.path(), &tensors).unwrap();
         assert_eq!(written.not_finite, BTreeSet::from(["narrow".to_owned()]));
@@ -199,7 +201,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tensor = |name: &str, kind| {
             let tensor = Tensor::arange(7, (Kind::Float, Device::Cpu));
-            (name.to_owned(), Stored::new(&tensor, kind))
+            (name.to_owned(), StoredTensor::new(&tensor, kind))
         };
         let tensors = [tensor("b", Kind::BFloat16), tensor("a", Kind::Float), tensor("c", Kind::Uint8)];
         let path = dir.path().join("some.safetensors");

@@ -11,7 +11,7 @@ use dyad_torch::comm::CommError;
 use dyad_torch::transfer::{read, upload};
 
 /// What all ranks do together.
-pub(super) struct Plan<'a> {
+pub(super) struct MicroStepPlan<'a> {
     /// At least one; those that this rank has no pairs for are empty.
     pub(super) micro_batches: Vec<MicroBatchPairs<'a>>,
     /// Some rank asks the reference model.
@@ -31,7 +31,7 @@ impl Engine {
         pairs: &'a [Tokenized],
         references: &'a [Option<ReferenceLogps>],
         budget: usize,
-    ) -> Result<Plan<'a>, CommError> {
+    ) -> Result<MicroStepPlan<'a>, CommError> {
         let mut rest = references;
         let mut micro_batches: Vec<MicroBatchPairs<'_>> = Vec::new();
         for pairs in batch::micro_batches(pairs, self.settings.layout, budget) {
@@ -44,7 +44,7 @@ impl Engine {
         let [count, asks] = self.agree([micro_batches.len() as i64, i64::from(asks)])?;
         micro_batches
             .resize_with(count.max(1) as usize, || MicroBatchPairs { pairs: Vec::new(), known: &[] });
-        Ok(Plan { micro_batches, visits_reference: asks > 0 && self.reference.is_some() })
+        Ok(MicroStepPlan { micro_batches, visits_reference: asks > 0 && self.reference.is_some() })
     }
 
     /// The largest of every rank's values, where ranks have to do the same.

@@ -38,7 +38,7 @@ impl StepStatistics {
     }
 
     /// Waits for the device, once, and reads what it has added up.
-    pub(super) fn read(&self, grad_norm: &Tensor) -> Found {
+    pub(super) fn read(&self, grad_norm: &Tensor) -> StepResults {
         let sums = self.sums.tensor();
         let device = sums.device();
         let grad_norm = grad_norm.to_device(device).to_kind(Kind::Double).view([1]);
@@ -51,7 +51,7 @@ impl StepStatistics {
         let of_batch = |(pairs, logps): &(usize, Option<Tensor>)| -> Vec<Option<ReferenceLogps>> {
             (0..*pairs).map(|_| logps.as_ref().and_then(|_| said.next())).collect()
         };
-        Found {
+        StepResults {
             sums: HostSums::of(&sums),
             grad_norm,
             references: self.references.iter().flat_map(of_batch).collect(),
@@ -61,7 +61,7 @@ impl StepStatistics {
 
 /// What a step's passes came to, on the host.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct StepResults {
     pub(super) sums: HostSums,
     pub(super) grad_norm: f64,
     /// What the reference model said of each pair, where it was asked and the run keeps it.

@@ -137,14 +137,14 @@ fn warn_of_half_a_tokenizer(dir: &Path) {
 
 /// What the ranks have agreed on.
 #[derive(Clone, Copy, Debug)]
-pub struct Among {
+pub struct RankLayout {
     /// What is divided between them.
     pub sharding: Sharding,
     /// Size of a bucket of gradients.
     pub bucket_bytes: i64,
 }
 
-impl Among {
+impl RankLayout {
     /// One rank alone.
     pub const ONE_RANK: Self = Self { sharding: Sharding::NONE, bucket_bytes: USUAL_BUCKET };
 }
@@ -164,8 +164,13 @@ pub struct Parts {
 
 impl Parts {
     /// Loads everything onto the device; of what is sharded, this rank's part.
-    pub fn load(config: &RunConfig, sources: &Sources, device: Device, among: Among) -> Result<Self, Fault> {
-        Self::load_by(config, sources, device, among, &Reading::default())
+    pub fn load(
+        config: &RunConfig,
+        sources: &Sources,
+        device: Device,
+        ranks: RankLayout,
+    ) -> Result<Self, Fault> {
+        Self::load_by(config, sources, device, ranks, &Reading::default())
     }
 
     /// The same; `reading` says which rank reads the files.
@@ -173,7 +178,7 @@ impl Parts {
         config: &RunConfig,
         sources: &Sources,
         device: Device,
-        Among { sharding, bucket_bytes }: Among,
+        RankLayout { sharding, bucket_bytes }: RankLayout,
         reading: &Reading,
     ) -> Result<Self, Fault> {
         let place = Place { device, kind: compute_kind(config.dtype, device) };

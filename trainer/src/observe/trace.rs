@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use dyad_telemetry::{ContextGuard, KeyValue, Record, SpanContext, Spans, current, parse, spans};
+use dyad_telemetry::{ContextGuard, KeyValue, SpanContext, SpanRecord, Spans, current, parse, spans};
 
 /// Steps that wait for the coordinator's word; it is at most a window of assignments behind.
 const KEPT: usize = 16;
@@ -235,12 +235,12 @@ impl StepTrace {
         for (index, part) in self.parts.into_iter().enumerate() {
             let parent = part.within.map_or(&self.context, |within| &contexts[within]);
             let times = (part.start, part.end.unwrap_or(end));
-            let mut record = Record::new(part.name, contexts[index].clone(), Some(parent.clone()), times);
+            let mut record = SpanRecord::new(part.name, contexts[index].clone(), Some(parent.clone()), times);
             record.attributes = part.attributes;
             record.error = error.filter(|_| part.end.is_none()).map(str::to_owned);
             spans.emit(record);
         }
-        let mut record = Record::new("train_step", self.context, Some(self.parent), (self.start, end));
+        let mut record = SpanRecord::new("train_step", self.context, Some(self.parent), (self.start, end));
         record.attributes = self.attributes;
         if self.dropped > 0 {
             record.attributes.push(KeyValue::new("train.dropped_spans", self.dropped));

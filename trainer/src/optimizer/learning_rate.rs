@@ -5,7 +5,7 @@ use dyad_proto::run_config::LrSchedulerType;
 
 /// Rate over a whole run.
 #[derive(Clone, Copy, Debug)]
-pub struct Schedule {
+pub struct LearningRate {
     shape: LrSchedulerType,
     peak: f64,
     min_ratio: f64,
@@ -13,7 +13,7 @@ pub struct Schedule {
     total_steps: u64,
 }
 
-impl Schedule {
+impl LearningRate {
     /// The schedule of a run of `total_steps` optimizer steps.
     #[must_use]
     pub fn new(config: &RunConfig, total_steps: u64) -> Self {
@@ -48,7 +48,7 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn schedule(shape: LrSchedulerType, warmup_ratio: f64, min_lr_ratio: f64) -> Schedule {
+    fn schedule(shape: LrSchedulerType, warmup_ratio: f64, min_lr_ratio: f64) -> LearningRate {
         let config = RunConfig {
             lr_scheduler_type: shape,
             warmup_ratio,
@@ -56,7 +56,7 @@ mod tests {
             learning_rate: 2.0,
             ..Default::default()
         };
-        Schedule::new(&config, 10)
+        LearningRate::new(&config, 10)
     }
 
     #[test]

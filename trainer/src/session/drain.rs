@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Counts works as they begin. The computing thread passes it; the session's thread opens and shuts it.
 #[derive(Debug, Default)]
-pub struct Gate {
+pub struct DrainBarrier {
     state: Mutex<DrainState>,
     changed: Condvar,
 }
@@ -18,8 +18,8 @@ struct DrainState {
     last: Option<u64>,
 }
 
-impl Gate {
-    /// Before each work; waits while the gate is held. False when no more is to be begun.
+impl DrainBarrier {
+    /// Before each work; waits while the barrier is held. False when no more is to be begun.
     pub fn begin(&self) -> bool {
         let mut state = self.state();
         loop {
@@ -94,16 +94,16 @@ mod tests {
 
     #[test]
     fn a_rank_that_is_behind_catches_up_and_nobody_goes_further() {
-        let gate = Arc::new(Gate::default());
-        assert!(gate.begin() && gate.begin());
-        assert_eq!(gate.hold(), 2);
+        let barrier = Arc::new(DrainBarrier::default());
+        assert!(barrier.begin() && barrier.begin());
+        assert_eq!(barrier.hold(), 2);
         let works = std::thread::spawn({
-            let gate = Arc::clone(&gate);
-            move || std::iter::from_fn(|| gate.begin().then_some(())).count()
+            let barrier = Arc::clone(&barrier);
+            move || std::iter::from_fn(|| barrier.begin().then_some(())).count()
         });
-        gate.drain(4);
+        barrier.drain(4);
         assert_eq!(works.join().unwrap(), 2);
-        assert!(!gate.begin());
+        assert!(!barrier.begin());
     }
 
     #[test]

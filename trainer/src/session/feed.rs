@@ -18,13 +18,13 @@ use crate::session::Handle;
 
 /// Next thing to do, ready to compute.
 #[derive(Debug)]
-pub enum Work {
+pub enum ReadyWork {
     /// Connect the ranks.
     Connect(CommunicatorReady),
     /// What lies ahead.
     Plan(RunPlan),
     /// One optimizer step.
-    Step(Step),
+    Step(StepShare),
     /// An evaluation after so many steps.
     Evaluate {
         /// Optimizer steps done.
@@ -51,7 +51,7 @@ pub enum Work {
 
 /// This rank's share of an optimizer step, tokenised.
 #[derive(Debug)]
-pub struct Step {
+pub struct StepShare {
     /// Generation of the run.
     pub generation: u64,
     /// Number of the step, from 1.
@@ -79,9 +79,9 @@ pub fn start(
     received: mpsc::Receiver<Received>,
     tokenizer: PairTokenizer,
     cost: PassCost,
-    files: Files,
+    files: PairFiles,
     handle: Handle,
-) -> Result<mpsc::Receiver<Result<Work, Fault>>, Fault> {
+) -> Result<mpsc::Receiver<Result<ReadyWork, Fault>>, Fault> {
     let (deliver, work) = mpsc::channel();
     let mut feed = Feed { tokenizer, cost, files, handle };
     std::thread::Builder::new()
@@ -110,12 +110,12 @@ fn references(pairs: &[Pair]) -> Vec<Option<ReferenceLogps>> {
 
 /// How errors name the files of pairs.
 #[derive(Clone, Debug)]
-pub struct Files {
+pub struct PairFiles {
     train: String,
     validation: String,
 }
 
-impl Files {
+impl PairFiles {
     /// Of a run.
     #[must_use]
     pub fn of(config: &RunConfig) -> Self {
@@ -131,17 +131,17 @@ impl Files {
 struct Feed {
     tokenizer: PairTokenizer,
     cost: PassCost,
-    files: Files,
+    files: PairFiles,
     handle: Handle,
 }
 
 impl Feed {
-    fn prepare(&mut self, body: Received) -> Result<Option<Work>, Fault> {
+    fn prepare(&mut self, body: Received) -> Result<Option<ReadyWork>, Fault> {
         Ok(Some(match body {
             Received::MeasureRequest(request) => return self.answer(&request).map(|()| None),
-            Received::CommunicatorReady(ready) => Work::Connect(ready),
-            Received::RunPlan(plan) => Work::Plan(plan),
-            Received::Step(step) => Work::Step(Step {
+            Received::CommunicatorReady(ready) => ReadyWork::Connect(ready),
+            Received::RunPlan(plan) => ReadyWork::Plan(plan),
+            Received::Step(step) => ReadyWork::Step(StepShare {
                 generation: step.generation,
                 step: step.step,
                 ids: ids(&step.pairs),
@@ -156,15 +156,15 @@ impl Feed {
             Received::Evaluation(evaluation) => {
                 let references = references(&evaluation.pairs);
                 let pairs = self.tokenize(Split::Validation, &evaluation.pairs)?;
-                Work::Evaluate { step: evaluation.step, pairs, references }
+                ReadyWork::Evaluate { step: evaluation.step, pairs, references }
             }
-            Received::Reference(reference) => Work::Reference {
+            Received::Reference(reference) => ReadyWork::Reference {
                 chunk: reference.chunk,
                 ids: ids(&reference.pairs),
                 pairs: self.tokenize(reference.split(), &reference.pairs)?,
             },
-            Received::Finish(_) => Work::Finish,
-            Received::Drain(_) => Work::Drain,
+            Received::Finish(_) => ReadyWork::Finish,
+            Received::Drain(_) => ReadyWork::Drain,
             // Handled by the session, or before this thread starts.
             Received::Abort(_)
             | Received::Hold(_)

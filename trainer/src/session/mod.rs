@@ -36,8 +36,8 @@ use crate::observe::gpu_meter;
 use crate::observe::progress;
 use crate::observe::trace;
 use crate::session::connect::patiently;
-use crate::session::drain::{Gate, Recorded, Watermark};
-use crate::session::signals::Told;
+use crate::session::drain::{DrainBarrier, Recorded, Watermark};
+use crate::session::signals::EndSignals;
 use dyad_torch::comm::Communicator;
 use dyad_torch::comm::board::{Board, LocalBoard};
 
@@ -76,7 +76,7 @@ struct Shared {
     closing: AtomicBool,
     /// This trainer has told the coordinator of a failure of its own.
     failed: AtomicBool,
-    gate: Gate,
+    barrier: DrainBarrier,
     /// Own ticks since the coordinator was last heard.
     silence: Mutex<Silence>,
     /// How many there may be; 0 before it has said so.
@@ -141,7 +141,7 @@ impl Handle {
     /// Before each work. False when the run ends early and all that belongs to it is done.
     #[must_use]
     pub fn begin_work(&self) -> bool {
-        progress::waiting(Waiting::Work, || self.shared.gate.begin())
+        progress::waiting(Waiting::Work, || self.shared.barrier.begin())
     }
 
     /// Waits until the coordinator has written the step's row, and returns the tokens trained on up to there; by TRN-S2 the process ends
@@ -254,10 +254,10 @@ fn serve(
         }
     };
     runtime.block_on(async {
-        let mut told = Told::listen();
+        let mut signals = EndSignals::listen();
         let connected = tokio::select! {
             connected = connect(access, patience, &handle, to_send) => connected,
-            () = told.next() => Err(Fault::new(ErrorCode::Interrupted, "stopped before the coordinator was there")),
+            () = signals.next() => Err(Fault::new(ErrorCode::Interrupted, "stopped before the coordinator was there")),
         };
         match connected {
             Ok(stream) => {
@@ -265,7 +265,7 @@ fn serve(
                 tokio::select! {
                     () = receive(stream, &handle, deliver) => {}
                     () = beat(&handle, access.address()) => {}
-                    () = obey(told, &handle) => {}
+                    () = obey(signals, &handle) => {}
                 }
             }
             Err(fault) => drop(report.send(Err(fault))),
@@ -274,13 +274,13 @@ fn serve(
 }
 
 /// All ranks end together: the first signal asks the coordinator for that, the second ends this process.
-async fn obey(mut told: Told, handle: &Handle) {
-    told.next().await;
+async fn obey(mut signals: EndSignals, handle: &Handle) {
+    signals.next().await;
     tracing::info!("told to end: asking for the end of the run");
     handle.send(Sent::DrainRequest(DrainRequest {}));
     let first = std::time::Instant::now();
     while first.elapsed() < ECHO {
-        told.next().await;
+        signals.next().await;
     }
     let fault = Fault::new(ErrorCode::Interrupted, "stopped at once by a second signal");
     abort::leave(handle, &fault, Code::Cancelled);
@@ -368,7 +368,7 @@ async fn receive(
             Ok(Some(Received::Beat(_))) => continue,
             Ok(Some(Received::Abort(abort))) => abort::reason(abort, welcome),
             Ok(Some(Received::Hold(_))) => {
-                handle.send(Sent::Held(Held { works: handle.shared.gate.hold() }));
+                handle.send(Sent::Held(Held { works: handle.shared.barrier.hold() }));
                 continue;
             }
             Ok(Some(Received::KeepTrace(kept))) => {
@@ -390,7 +390,7 @@ async fn receive(
                     handle.shared.silence_limit.store(welcome.silence_seconds, Ordering::Relaxed);
                 }
                 if let Received::Drain(drain) = &body {
-                    handle.shared.gate.drain(drain.works);
+                    handle.shared.barrier.drain(drain.works);
                 }
                 let _ = deliver.send(body);
                 continue;

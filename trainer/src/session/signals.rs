@@ -1,12 +1,12 @@
-//! How a trainer is told to end.
+//! The signals that end a trainer.
 
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The signals by which people and schedulers end a process.
 #[derive(Debug)]
-pub struct Told(Vec<tokio::signal::unix::Signal>);
+pub struct EndSignals(Vec<tokio::signal::unix::Signal>);
 
-impl Told {
+impl EndSignals {
     /// From now on.
     #[must_use]
     pub fn listen() -> Self {

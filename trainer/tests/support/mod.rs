@@ -16,7 +16,7 @@ use dyad_torch::comm::board::LocalBoard;
 use dyad_torch::comm::gloo::{Gloo, GlooOptions};
 use tch::{Device, Kind, Tensor};
 use trainer::engine::Engine;
-use trainer::load::{Among, Parts, Sources};
+use trainer::load::{Parts, RankLayout, Sources};
 use trainer::model::EMBEDDING;
 
 /// Writes `dir/model`: a llama of one small layer, and what the caller makes of it.
@@ -60,7 +60,7 @@ pub(crate) fn parts_on(
     };
     change(&mut config);
     let sources = Sources::resolve(&config).unwrap();
-    let parts = Parts::load(&config, &sources, device, Among::ONE_RANK).unwrap();
+    let parts = Parts::load(&config, &sources, device, RankLayout::ONE_RANK).unwrap();
     (config, parts)
 }
 

@@ -10,7 +10,7 @@ use crate::ffi::{RawEvent, dyad_profile_start, dyad_profile_stop, dyad_span_begi
 
 /// One event of the profiler.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Event {
+pub struct ProfilerEvent {
     /// Name of the operator (`aten::mm`), span or kernel.
     pub name: String,
     /// Id of the thread on which it started.
@@ -38,10 +38,10 @@ pub fn start(cuda: bool, memory: bool) -> Result<(), TorchError> {
 }
 
 /// Stops recording, writes a Chrome trace if a path is given, and returns every event.
-pub fn stop(trace: Option<&Path>) -> Result<Vec<Event>, TorchError> {
+pub fn stop(trace: Option<&Path>) -> Result<Vec<ProfilerEvent>, TorchError> {
     let path = trace.map(|path| CString::new(path.as_os_str().as_bytes())).transpose();
     let path = path.map_err(|_| TorchError("a path cannot hold a NUL byte".into()))?;
-    let mut events: Vec<Event> = Vec::new();
+    let mut events: Vec<ProfilerEvent> = Vec::new();
     // SAFETY: the path is null or NUL-terminated; the bridge passes the vector to the sink only, and it outlives the call.
     unsafe {
         let path = path.as_ref().map_or(std::ptr::null(), |path| path.as_ptr());
@@ -53,14 +53,14 @@ pub fn stop(trace: Option<&Path>) -> Result<Vec<Event>, TorchError> {
 extern "C" fn take(context: *mut c_void, event: *const RawEvent) {
     // SAFETY: `context` is the vector of `stop`; the bridge passes a live event with NUL-terminated strings and `n_shapes` sizes.
     unsafe {
-        let events = &mut *context.cast::<Vec<Event>>();
+        let events = &mut *context.cast::<Vec<ProfilerEvent>>();
         let raw = &*event;
         let text = |pointer| CStr::from_ptr(pointer).to_string_lossy().into_owned();
         let sizes = match raw.n_shapes {
             0 => &[],
             count => std::slice::from_raw_parts(raw.shapes, count),
         };
-        events.push(Event {
+        events.push(ProfilerEvent {
             name: text(raw.name),
             thread: raw.thread,
             start_ns: raw.start_ns,

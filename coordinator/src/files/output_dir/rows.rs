@@ -13,7 +13,7 @@ use super::unusable;
 
 /// Rows of an earlier run, up to the step after which it is resumed.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Kept {
+pub(super) struct KeptRows {
     text: String,
     /// The last row.
     pub(super) last: Option<Value>,
@@ -22,7 +22,7 @@ pub(super) struct Kept {
     torn: Vec<usize>,
 }
 
-impl Kept {
+impl KeptRows {
     /// The rows of a file up to a step; none if the file does not exist.
     pub(super) fn read(path: &Path, step: u64) -> Result<Self, Fault> {
         match files::read_rows(path) {
@@ -114,7 +114,7 @@ pub(super) struct StagedRows {
 
 impl StagedRows {
     /// Writes the kept rows to a temporary file.
-    pub(super) fn new(path: PathBuf, kept: &Kept) -> Result<Self, Fault> {
+    pub(super) fn new(path: PathBuf, kept: &KeptRows) -> Result<Self, Fault> {
         let staged = Staged::new(&path, kept.text.as_bytes()).map_err(|error| unusable(&path, &error))?;
         Ok(Self { path, staged, bytes: kept.text.len() as u64 })
     }
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn missing_evaluation_rows_are_counted() {
-        let lost = |text: &str, expected| Kept::of(text, 6).lost_before(6, expected);
+        let lost = |text: &str, expected| KeptRows::of(text, 6).lost_before(6, expected);
         assert_eq!(lost(&rows([0, 3, 6]), 2), None);
         assert_eq!(lost(&rows([3, 6]), 2).unwrap(), "lacks 1 row of 2 before step 6");
         assert_eq!(lost("", 2).unwrap(), "lacks 2 rows of 2 before step 6");
@@ -190,14 +190,14 @@ mod tests {
 
     #[test]
     fn missing_rows_are_named_and_a_torn_last_row_is_ignored() {
-        let holes = |text: &str| Kept::of(text, 9).holes(9);
+        let holes = |text: &str| KeptRows::of(text, 9).holes(9);
         assert_eq!(holes(&(rows(1..=12) + "{\"step\":13,")), None);
         assert_eq!(holes(&rows(1..=8)).unwrap(), "lacks the row of step 9");
         assert_eq!(holes(&rows([1, 2, 4, 8, 9])).unwrap(), "lacks the rows of steps 3, 5 to 7");
         assert_eq!(holes("").unwrap(), "lacks the rows of steps 1 to 9");
         let torn = rows(1..=3) + "{\"ste\n" + &rows(5..=9);
         assert_eq!(holes(&torn).unwrap(), "lacks the row of step 4; holds no row in line 4");
-        assert_eq!(Kept::of(&torn, 9).text, rows([1, 2, 3, 5, 6, 7, 8, 9]));
+        assert_eq!(KeptRows::of(&torn, 9).text, rows([1, 2, 3, 5, 6, 7, 8, 9]));
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("out/metrics.jsonl");
             fs::create_dir(path.parent().unwrap()).unwrap();
-            let staged = StagedRows::new(path.clone(), &Kept::default()).unwrap();
+            let staged = StagedRows::new(path.clone(), &KeptRows::default()).unwrap();
             let mut file = staged.place().unwrap();
             file.append("{\"step\":1}").unwrap();
             meddle(&path).unwrap();

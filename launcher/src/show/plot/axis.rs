@@ -1,43 +1,43 @@
-//! Where an axis begins and ends, where its ticks are and what stands at them. Pure.
+//! Range, ticks and labels of an axis. Pure.
 //!
-//! - LNC-T1: ticks are 1, 2 or 5 times a power of ten apart, and lie where their labels say.
+//! - LNC-T1: ticks are 1, 2 or 5 times a power of ten apart, and each lies at the value of its label.
 //! - LNC-T2: no two ticks have the same label.
-//! - LNC-T3: steps are whole numbers, and so are their ticks.
+//! - LNC-T3: ticks of a step axis are whole numbers.
 
 use std::ops::Range;
 
-/// Ticks of an axis, at most.
+/// Approximate maximum number of ticks.
 const MOST: f64 = 8.0;
-/// A curve whose values differ by less of themselves is drawn as a constant, so that labels stay short.
+/// A curve with a smaller relative spread is drawn as a constant, so that labels stay short.
 const FLAT: f64 = 1e-6;
-/// Greater values are drawn as this one: a difference of two of them is a number still.
+/// Values are clamped to this, so that a difference of two values does not overflow.
 const GREATEST: f64 = 1e300;
-/// Shorter axes than this have none of the steps below.
+/// Minimum length of an axis: below it the tick distance underflows.
 const SHORTEST: f64 = 1e-290;
-/// Digits are written out from the first of these up to the second; beyond that there is an exponent.
+/// Labels have no exponent if the largest tick is in this range.
 const PLAIN: Range<f64> = 1e-4..1e6;
 
 /// An axis.
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
-    /// From its beginning to its end.
+    /// First and last value.
     pub(super) range: Range<f64>,
     /// In ascending order.
     pub(super) ticks: Vec<f64>,
-    /// Power of ten of the ticks' distance.
+    /// Power of ten of the tick distance.
     power: i32,
-    /// Power of ten that labels have in common; none where digits are written out.
+    /// Common exponent of all labels; `None` if labels have no exponent.
     exponent: Option<i32>,
 }
 
 impl Axis {
-    /// For the values of curves.
+    /// Axis for the values of curves.
     pub(super) fn of_values(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = extent(values).unwrap_or((0.0, 1.0));
         let size = low.abs().max(high.abs());
         let (low, high) = match high - low > (FLAT * size).max(SHORTEST) {
             true => (low, high),
-            // A constant has room on both sides.
+            // A constant gets room on both sides.
             false if size > SHORTEST => (low - 0.1 * size, high + 0.1 * size),
             false => (-1.0, 1.0),
         };
@@ -45,7 +45,7 @@ impl Axis {
         Self::over(low - margin..high + margin, f64::MIN_POSITIVE)
     }
 
-    /// For the steps of a run.
+    /// Axis for the steps of a run.
     pub(super) fn of_steps(steps: impl Iterator<Item = f64>) -> Self {
         let (low, high) = extent(steps).unwrap_or((0.0, 1.0));
         let margin = if high > low { 0.02 * (high - low) } else { 0.5 };
@@ -53,7 +53,7 @@ impl Axis {
         Self { range: low - margin..high + margin, exponent: None, ..axis }
     }
 
-    /// Ticks at least so far apart.
+    /// Axis over `range` with ticks at least `least` apart.
     fn over(range: Range<f64>, least: f64) -> Self {
         let (digit, power) = distance(((range.end - range.start) / (MOST - 1.0)).max(least));
         let distance = scaled(digit, power);
@@ -66,9 +66,9 @@ impl Axis {
         Self { range, ticks, power, exponent }
     }
 
-    /// What stands at a tick: as many digits as tell it from the next one.
+    /// Label of a tick, with enough digits to differ from the next tick's.
     pub(super) fn label(&self, tick: f64) -> String {
-        // Also of a zero with a sign.
+        // Also for -0.0.
         if tick == 0.0 {
             return "0".into();
         }
@@ -82,7 +82,7 @@ impl Axis {
     }
 }
 
-/// Least and greatest of them; none where there are none.
+/// Minimum and maximum of the finite values, clamped to [`GREATEST`]; `None` if there are none.
 fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     let values = values.filter(|value| value.is_finite()).map(|value| value.clamp(-GREATEST, GREATEST));
     values.fold(None, |extent, value| match extent {
@@ -91,21 +91,21 @@ fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// The next of 1, 2 and 5 times a power of ten: the digit and the power.
+/// The smallest of 1, 2 and 5 times a power of ten that is at least `least`: the digit and the power.
 fn distance(least: f64) -> (f64, i32) {
     let power = least.log10().floor() as i32;
     let digit = scaled(least, -power);
-    // What is a little more than a digit by rounding alone is that digit.
+    // Tolerate a rounding error just above a digit.
     match [1.0, 2.0, 5.0].into_iter().find(|round| digit <= round * (1.0 + 1e-9)) {
         Some(round) => (round, power),
         None => (1.0, power + 1),
     }
 }
 
-/// A number times a power of ten. Divided by it where the power is negative, so that the result is the one that its digits stand for.
+/// `number * 10^power`. Divides if the power is negative, so that e.g. 3 and -1 give exactly the float 0.3.
 fn scaled(number: f64, power: i32) -> f64 {
     match power {
-        // In two steps, as the power alone may be too great for a number.
+        // In two steps: 10^power alone may overflow.
         ..-300 => number / 10_f64.powi(300) / 10_f64.powi(-power - 300),
         -300..0 => number / 10_f64.powi(-power),
         0..=300 => number * 10_f64.powi(power),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_are_round_numbers_with_as_many_digits_as_they_need() {
+    fn ticks_are_round_numbers_with_the_digits_they_need() {
         assert_eq!(of_values(&[0.0, 1.0]), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(of_values(&[0.31, 0.69]), ["0.3", "0.4", "0.5", "0.6", "0.7"]);
         assert_eq!(of_values(&[-12.0, 3.0]), ["-10", "-5", "0"]);

@@ -1,5 +1,5 @@
-//! `metrics.svg`: how the run goes, at a glance. plotters draws curves and axes; where ticks lie, what stands at them and where the legend
-//! goes is decided here.
+//! `metrics.svg`: the run's metrics as curves. The `plotters` crate draws curves and axes; this module places ticks, labels and
+//! legends.
 
 mod axis;
 mod thin;
@@ -18,34 +18,35 @@ use crate::show::rows::{Row, read, series};
 use axis::Axis;
 use thin::thin;
 
-/// Of one panel, and how many stand beside each other.
+/// Width and height of a panel in pixels.
 const PANEL: (u32, u32) = (600, 280);
+/// Panels side by side.
 const COLUMNS: usize = 2;
-/// Rows of a panel's head: its title and, below that, the legend.
+/// Height of a panel's head in pixels: its title and, below that, the legend.
 const HEAD: u32 = 52;
 const FONT: &str = "sans-serif";
-/// Okabe and Ito's colours, told apart by everyone.
+/// Okabe and Ito's palette, which colour-blind people can distinguish.
 const COLOURS: [RGBColor; 4] =
     [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
-/// More points than this are a line; marks would hide it.
+/// A curve with more points has no marks; they would hide the line.
 const MARKS: usize = 60;
 
 /// One picture: a title and the curves in it.
 struct Panel {
     title: &'static str,
     curves: Vec<Curve>,
-    /// Values that the axis shows whatever the curves do.
+    /// Values that the axis always includes.
     shows: &'static [f64],
 }
 
 struct Curve {
     label: &'static str,
     points: Vec<(f64, f64)>,
-    /// Few and apart: drawn with marks.
+    /// Values of evaluations, which are few: drawn with marks.
     evaluated: bool,
 }
 
-/// Draws what the metrics files hold; `None` where there is nothing to draw yet.
+/// Draws the metrics files and returns the plot's path; `None` if there is nothing to draw yet.
 pub fn draw(output_dir: &Path) -> Result<Option<PathBuf>, Fault> {
     let steps = read(&output_dir.join("metrics.jsonl"));
     let evaluations = read(&output_dir.join("eval_metrics.jsonl"));
@@ -59,7 +60,7 @@ pub fn draw(output_dir: &Path) -> Result<Option<PathBuf>, Fault> {
     Ok(Some(path))
 }
 
-/// Those that have something to show. Which these are depends on the method, and on whether the reference model was computed.
+/// Panels with at least one curve. Which metrics exist depends on the method, and on whether the reference model was computed.
 fn panels(steps: &[Row], evaluations: &[Row]) -> Vec<Panel> {
     let trained = |label, name: &str| Curve { label, points: thin(series(steps, name)), evaluated: false };
     let held_out = |label, name: &str| {
@@ -112,7 +113,7 @@ fn picture(panels: &[Panel]) -> Drawn<String> {
     Ok(svg)
 }
 
-/// Title and legend, above the axes: a legend among curves hides some of them.
+/// Draws title and legend above the axes, because a legend inside the chart would hide curves.
 fn draw_head(area: &Area<'_>, panel: &Panel) -> Drawn {
     let style = |size: u32| TextStyle::from((FONT, size).into_font()).pos(Pos::new(HPos::Left, VPos::Center));
     area.draw(&Text::new(panel.title, (LEFT, 20), style(21)))?;
@@ -123,16 +124,16 @@ fn draw_head(area: &Area<'_>, panel: &Panel) -> Drawn {
             area.draw(&Circle::new((x + 10, 42), 4, colour.filled()))?;
         }
         area.draw(&Text::new(curve.label, (x + 26, 42), style(16)))?;
-        // How wide a text is depends on the viewer's font; this is enough for wide ones.
+        // The text's width depends on the viewer's font; 7 pixels per letter suffice for wide fonts.
         x += 46 + 7 * curve.label.len() as i32;
     }
     Ok(())
 }
 
-/// Columns left of the axes: labels of any axis fit.
+/// Pixels left of the axes: enough for the labels of any axis.
 const LEFT: i32 = 96;
 
-/// How plotters sees an axis.
+/// Makes an axis usable by plotters.
 impl Ranged for Axis {
     type FormatOption = DefaultFormatting;
     type ValueType = f64;
@@ -173,7 +174,7 @@ fn draw_curves(area: &Area<'_>, panel: &Panel) -> Drawn {
     for (curve, colour) in panel.curves.iter().zip(COLOURS) {
         let line = if curve.evaluated { colour.stroke_width(2) } else { colour.mix(0.7).stroke_width(2) };
         chart.draw_series(LineSeries::new(curve.points.iter().copied(), line))?;
-        // One point alone is no line.
+        // A single point has no line: draw a mark.
         if curve.points.len() == 1 || (curve.evaluated && curve.points.len() <= MARKS) {
             chart.draw_series(curve.points.iter().map(|&point| Circle::new(point, 4, colour.filled())))?;
         }
@@ -185,7 +186,7 @@ fn draw_curves(area: &Area<'_>, panel: &Panel) -> Drawn {
 mod tests {
     use super::*;
 
-    /// The picture of a run with these rows.
+    /// SVG of a run with these rows.
     fn drawn(steps: &str, evaluations: &str) -> Option<String> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("metrics.jsonl"), steps).unwrap();
@@ -227,7 +228,7 @@ mod tests {
         "learning rate",
     ];
 
-    /// What stands in the picture, with the row at which it does.
+    /// `(y, text)` of every text in the SVG.
     fn texts(svg: &str) -> Vec<(i32, String)> {
         let text = |part: &str| {
             let (attributes, rest) = part.split_once('>')?;
@@ -244,14 +245,14 @@ mod tests {
         for title in TITLES {
             assert_eq!(texts.iter().filter(|(_, text)| text == title).count(), 1, "{title}: {texts:?}");
         }
-        // Of two panels both sides, trained and held out; of four one curve of each; the last two are of training alone.
+        // Two panels have four curves (both sides, trained and held out), four have two, the last two have one.
         assert!(svg.matches("<polyline").count() >= 2 * 4 + 4 * 2 + 2);
         assert_eq!(texts.iter().filter(|(_, text)| text == "held-out").count(), 4);
         assert_eq!(texts.iter().filter(|(_, text)| text == "rejected, held-out").count(), 2);
     }
 
     #[test]
-    fn a_supervised_run_shows_what_it_has() {
+    fn a_supervised_run_shows_only_panels_with_data() {
         let row = |step: u32| {
             format!(
                 "{{\"step\":{step},\"loss\":2.5,\"grad_norm\":1.0,\"learning_rate\":0.001,\"logps/chosen\":-9.0}}\n"
@@ -264,14 +265,14 @@ mod tests {
     }
 
     #[test]
-    fn one_step_is_drawn_and_none_is_not() {
+    fn one_step_is_drawn_and_zero_steps_are_not() {
         assert_eq!(drawn("", ""), None);
         let svg = drawn(&step(1), "").unwrap();
         assert!(svg.matches("<circle").count() >= 10, "a point alone has no mark");
     }
 
     #[test]
-    fn what_is_no_number_is_left_out() {
+    fn nan_and_infinity_are_left_out() {
         let broken = "{\"step\":2,\"loss\":null,\"grad_norm\":1e999}\n";
         let svg = drawn(&(step(1) + broken + &step(3)), "").unwrap();
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
@@ -286,7 +287,7 @@ mod tests {
             .map(|(y, _)| y % PANEL.1 as i32)
             .collect();
         assert!(!legends.is_empty() && legends.iter().all(|y| *y < HEAD as i32), "{legends:?}");
-        // Curves have many points; what stands in the legend has two.
+        // Curves have many points; lines of the legend have two.
         let curves =
             svg.split("<polyline").skip(1).filter_map(|part| part.split_once("points=\"")?.1.split_once('"'));
         let rows: Vec<i32> = curves

@@ -1,9 +1,9 @@
-//! Curves with no more points than can be told apart, so that a picture of a million steps is as large as one of a thousand. Pure.
+//! Thins out curves to the visible points, so that the plot of a million steps is as small as that of a thousand. Pure.
 
-/// Parts of a curve's width. A curve has two points in each, which is about one for each pixel.
+/// Parts of a curve's width. Each part keeps two points, which is about one per pixel.
 const PARTS: usize = 400;
 
-/// The least and the greatest point of every part, in their order, and both ends: nothing that stands out is lost.
+/// Keeps minimum and maximum of every part, in order, and both ends of the curve: outliers stay visible.
 pub(super) fn thin(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     if points.len() <= 2 * PARTS + 2 {
         return points;
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_curve_keeps_its_ends_and_whatever_stands_out() {
+    fn a_long_curve_keeps_its_ends_and_outliers() {
         let mut points: Vec<(f64, f64)> = (0..100_000).map(|step| (f64::from(step), 1.0)).collect();
         points[54_321].1 = 9.0;
         points[54_322].1 = -9.0;

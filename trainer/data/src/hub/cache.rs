@@ -13,11 +13,11 @@ use sha2::{Digest, Sha256};
 
 use crate::alive;
 
-use super::client::{Description, Trouble};
+use super::client::{Description, HubError};
 use super::names::{is_plain_component, sha256};
 
 /// Writes what is missing of a file behind what is kept of it, which is so long.
-pub(super) type Fetch<'a> = dyn FnMut(&mut File, u64) -> Result<(), Trouble> + 'a;
+pub(super) type Fetch<'a> = dyn FnMut(&mut File, u64) -> Result<(), HubError> + 'a;
 
 /// Between two looks whether somebody else has done with a file.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -69,9 +69,9 @@ impl Repository {
     }
 
     /// A text file of the commit.
-    pub(super) fn text(&self, commit: &str, name: &str) -> Result<String, Trouble> {
+    pub(super) fn text(&self, commit: &str, name: &str) -> Result<String, HubError> {
         files::read_to_string(&self.snapshot(commit).join(name))
-            .map_err(|error| Trouble::Wrong(format!("its {name} cannot be read: {error}")))
+            .map_err(|error| HubError::Wrong(format!("its {name} cannot be read: {error}")))
     }
 
     /// Puts a file into the commit's folder; `fetch` writes its content, unless another name has it already.
@@ -81,8 +81,8 @@ impl Repository {
         name: &str,
         file: &Description,
         fetch: &mut Fetch<'_>,
-    ) -> Result<(), Trouble> {
-        let failed = |error: io::Error| Trouble::Wrong(format!("cannot keep {name} in the cache: {error}"));
+    ) -> Result<(), HubError> {
+        let failed = |error: io::Error| HubError::Wrong(format!("cannot keep {name} in the cache: {error}"));
         let blobs = self.dir.join("blobs");
         for folder in [&blobs, &self.locks, &self.snapshot(commit)] {
             fs::create_dir_all(folder).map_err(failed)?;
@@ -103,7 +103,7 @@ impl Repository {
             let fetched = fetched(&scratch, goes_on, name, file, fetch);
             let placed = fetched.and_then(|()| fs::rename(&scratch, &blob).map_err(failed));
             match &placed {
-                Err(Trouble::Unanswered(_) | Trouble::Slow(_)) if goes_on => {}
+                Err(HubError::Unanswered(_) | HubError::Slow(_)) if goes_on => {}
                 Err(_) => drop(fs::remove_file(&scratch)),
                 Ok(()) => {}
             }
@@ -120,7 +120,7 @@ impl Repository {
     }
 
     /// The revision is this commit, all of which is here; its folder.
-    pub(super) fn point_to(&self, commit: &str) -> Result<PathBuf, Trouble> {
+    pub(super) fn point_to(&self, commit: &str) -> Result<PathBuf, HubError> {
         let refs = self.dir.join("refs").join(&self.revision);
         let made = refs.parent().map_or(Ok(()), fs::create_dir_all);
         let pointed = made.and_then(|()| fs::create_dir_all(self.snapshot(commit))).and_then(|()| {
@@ -132,7 +132,7 @@ impl Repository {
             Ok(()) => Ok(self.snapshot(commit)),
             Err(_) if self.snapshot(commit).is_dir() => Ok(self.snapshot(commit)),
             Err(error) => {
-                Err(Trouble::Wrong(format!("the cache {} cannot be written: {error}", refs.display())))
+                Err(HubError::Wrong(format!("the cache {} cannot be written: {error}", refs.display())))
             }
         }
     }
@@ -173,8 +173,8 @@ fn fetched(
     name: &str,
     file: &Description,
     fetch: &mut Fetch<'_>,
-) -> Result<(), Trouble> {
-    let failed = |error: io::Error| Trouble::Wrong(format!("cannot keep {name} in the cache: {error}"));
+) -> Result<(), HubError> {
+    let failed = |error: io::Error| HubError::Wrong(format!("cannot keep {name} in the cache: {error}"));
     let open = if goes_on { safe_file::append } else { safe_file::create };
     let mut to = open(scratch).map_err(failed)?;
     let mut kept = to.metadata().map_err(failed)?.len();
@@ -189,7 +189,7 @@ fn fetched(
         match sha256(&file.etag) {
             Some(expected) if content_sha256(scratch).map_err(failed)? != expected => {
                 if kept == 0 {
-                    return Err(Trouble::Wrong(format!("{name} is not what its SHA-256 says ({expected})")));
+                    return Err(HubError::Wrong(format!("{name} is not what its SHA-256 says ({expected})")));
                 }
                 tracing::warn!(
                     file = name,
@@ -234,10 +234,10 @@ mod tests {
     use super::*;
     use crate::hub::client::described;
 
-    fn keep(repository: &Repository, name: &str, etag: &str, content: &'static [u8]) -> Result<(), Trouble> {
+    fn keep(repository: &Repository, name: &str, etag: &str, content: &'static [u8]) -> Result<(), HubError> {
         let file = described(etag, content.len() as u64);
         repository.keep("c0ffee", name, &file, &mut |to, _| {
-            to.write_all(content).map_err(|error| Trouble::Wrong(error.to_string()))
+            to.write_all(content).map_err(|error| HubError::Wrong(error.to_string()))
         })
     }
 
@@ -278,7 +278,7 @@ mod tests {
         let repository = Repository::new(dir.path(), "name", "main");
         let right = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let trouble = keep(&repository, "model.safetensors", right, b"other").unwrap_err();
-        assert!(matches!(trouble, Trouble::Wrong(what) if what.contains("SHA-256")));
+        assert!(matches!(trouble, HubError::Wrong(what) if what.contains("SHA-256")));
         assert_eq!(fs::read_dir(dir.path().join("models--name/blobs")).unwrap().count(), 0);
         keep(&repository, "model.safetensors", right, b"hello").unwrap();
         assert!(repository.has("c0ffee", "model.safetensors"));
@@ -296,7 +296,7 @@ mod tests {
         let broke = repository.keep("c0ffee", "w", &file, &mut |to, kept| {
             assert_eq!(kept, 0);
             write(to, b"he");
-            Err(Trouble::Unanswered("broke off".into()))
+            Err(HubError::Unanswered("broke off".into()))
         });
         assert!(broke.is_err() && fs::read(&partial).unwrap() == b"he");
         repository

@@ -35,7 +35,7 @@ const HUBS: [&str; 3] = ["https://huggingface.co", "https://hub-ci.huggingface.c
 
 /// Why nothing came.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum HubError {
     /// What the cache holds will have to do: no answer, or none that helps.
     Unanswered(String),
     /// The answer is not to be used.
@@ -49,7 +49,7 @@ pub(super) enum Trouble {
 /// The last address, the answers on the way, and the last.
 type Followed = (Uri, Vec<Response<Body>>, Response<Body>);
 
-impl Trouble {
+impl HubError {
     fn wrong(what: impl Into<String>) -> Self {
         Self::Wrong(what.into())
     }
@@ -115,15 +115,15 @@ impl<'a> Client<'a> {
     }
 
     /// What the repository holds at a branch, tag or commit.
-    pub(super) fn list(&self, model: &str, revision: &str) -> Result<Listing, Trouble> {
+    pub(super) fn list(&self, model: &str, revision: &str) -> Result<Listing, HubError> {
         let address = self.valid(&format!("/api/models/{model}/revision/{}", in_one(revision)))?;
         let (_, _, mut response) = self.ask(&address, None)?;
         let read = response.body_mut().with_config().limit(LISTING_BYTES).read_to_vec();
-        let body = read.map_err(|error| Trouble::Unanswered(error.to_string()))?;
+        let body = read.map_err(|error| HubError::Unanswered(error.to_string()))?;
         let listing: Listing = serde_json::from_slice(&body)
-            .map_err(|error| Trouble::wrong(format!("its listing cannot be read: {error}")))?;
+            .map_err(|error| HubError::wrong(format!("its listing cannot be read: {error}")))?;
         if !is_plain_component(&listing.sha) {
-            return Err(Trouble::wrong(format!("it names a commit {:?}, which is no commit", listing.sha)));
+            return Err(HubError::wrong(format!("it names a commit {:?}, which is no commit", listing.sha)));
         }
         Ok(listing)
     }
@@ -136,40 +136,40 @@ impl<'a> Client<'a> {
         revision: &str,
         commit: &str,
         name: &str,
-    ) -> Result<Description, Trouble> {
+    ) -> Result<Description, HubError> {
         let address = self.valid(&format!("/{model}/resolve/{}/{}", in_one(revision), escaped(name)))?;
         let answer = match self.ask(&address, Some(0..=0)) {
             // An empty file has no first byte.
-            Err(Trouble::Beyond) => self.ask(&address, None),
+            Err(HubError::Beyond) => self.ask(&address, None),
             answer => answer,
         };
         let (from, hops, response) = answer?;
         let header = |name: &str| hops.iter().chain([&response]).find_map(|hop| text(hop, name));
         let named = header("x-repo-commit").ok_or_else(|| {
-            Trouble::wrong(format!("{name} comes without a commit: is HF_ENDPOINT the address of a hub?"))
+            HubError::wrong(format!("{name} comes without a commit: is HF_ENDPOINT the address of a hub?"))
         })?;
         if named != commit {
             let what =
                 format!("{name} is of commit {named:?}, the listing of {commit}: it changes at the moment");
-            return Err(Trouble::wrong(what));
+            return Err(HubError::wrong(what));
         }
         let tag = header("x-linked-etag").or_else(|| header("etag")).unwrap_or_default();
         let etag = etag(&tag)
-            .ok_or_else(|| Trouble::wrong(format!("{name} has the ETag {tag:?}, which is none")))?;
+            .ok_or_else(|| HubError::wrong(format!("{name} has the ETag {tag:?}, which is none")))?;
         let linked = header("x-linked-size").and_then(|size| size.parse().ok());
         let size = linked
             .or_else(|| length(&response))
-            .ok_or_else(|| Trouble::wrong(format!("it does not say how large {name} is")))?;
+            .ok_or_else(|| HubError::wrong(format!("it does not say how large {name} is")))?;
         Ok(Description { etag: etag.to_owned(), size, from })
     }
 
     /// Adds what is missing behind the bytes that were kept of an earlier download; when the connection breaks, goes on from there.
-    pub(super) fn fetch(&self, file: &Description, to: &mut File, kept: u64) -> Result<(), Trouble> {
+    pub(super) fn fetch(&self, file: &Description, to: &mut File, kept: u64) -> Result<(), HubError> {
         let (mut done, mut most, mut left) = (kept, kept, RETRIES);
         let mut pace = DownloadPace::new(Instant::now());
         while done < file.size {
             let broke = match self.fetch_from(file, &mut done, &mut pace, to) {
-                Err(Trouble::Unanswered(why)) => why,
+                Err(HubError::Unanswered(why)) => why,
                 other => {
                     other?;
                     continue;
@@ -179,7 +179,7 @@ impl<'a> Client<'a> {
             left = if done > most { RETRIES } else { left - 1 };
             most = most.max(done);
             if left == 0 {
-                return Err(Trouble::Unanswered(broke));
+                return Err(HubError::Unanswered(broke));
             }
             tracing::warn!(reason = broke, done, size = file.size, "the download broke off and goes on");
             std::thread::sleep(PAUSE);
@@ -193,8 +193,8 @@ impl<'a> Client<'a> {
         done: &mut u64,
         pace: &mut DownloadPace,
         to: &mut File,
-    ) -> Result<(), Trouble> {
-        let failed = |error: std::io::Error| Trouble::wrong(format!("cannot write it: {error}"));
+    ) -> Result<(), HubError> {
+        let failed = |error: std::io::Error| HubError::wrong(format!("cannot write it: {error}"));
         let (_, _, response) = self.ask(&file.from, Some(*done..=file.size - 1))?;
         let all = response.status() == 200;
         let range = text(&response, "content-range").unwrap_or_default();
@@ -203,35 +203,35 @@ impl<'a> Client<'a> {
             to.set_len(0).map_err(failed)?;
             *done = 0;
         } else if range != expected {
-            return Err(Trouble::wrong(format!("it was asked for {expected} and sent {range:?}")));
+            return Err(HubError::wrong(format!("it was asked for {expected} and sent {range:?}")));
         }
         let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
         let mut piece = vec![0; 1 << 20];
         while *done < file.size {
             let most = usize::try_from(file.size - *done).unwrap_or(usize::MAX).min(piece.len());
             let read =
-                body.read(&mut piece[..most]).map_err(|error| Trouble::Unanswered(error.to_string()))?;
+                body.read(&mut piece[..most]).map_err(|error| HubError::Unanswered(error.to_string()))?;
             if read == 0 {
-                return Err(Trouble::Unanswered("the connection was closed".into()));
+                return Err(HubError::Unanswered("the connection was closed".into()));
             }
             to.write_all(&piece[..read]).map_err(failed)?;
             *done += read as u64;
             alive::advance();
             if !pace.takes(Instant::now(), read as u64) {
                 let seconds = SLOW_FOR.as_secs();
-                return Err(Trouble::Slow(format!(
+                return Err(HubError::Slow(format!(
                     "it sends less than {SLOWEST} bytes a second for {seconds} s"
                 )));
             }
         }
         match body.read(&mut piece[..1]) {
-            Ok(more) if more > 0 => Err(Trouble::wrong("it sends more than it announced")),
+            Ok(more) if more > 0 => Err(HubError::wrong("it sends more than it announced")),
             _ => Ok(()),
         }
     }
 
     /// Asks, and follows where that leads; gives the last address, the answers on the way, and the last.
-    fn ask(&self, address: &Uri, range: Option<std::ops::RangeInclusive<u64>>) -> Result<Followed, Trouble> {
+    fn ask(&self, address: &Uri, range: Option<std::ops::RangeInclusive<u64>>) -> Result<Followed, HubError> {
         let (mut address, mut hops) = (address.clone(), Vec::new());
         loop {
             let mut request = self.agent.get(&address);
@@ -241,7 +241,7 @@ impl<'a> Client<'a> {
             if let Some(token) = self.settings.token.as_ref().filter(|_| self.may_see_token(&address)) {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
-            let response = request.call().map_err(|error| Trouble::Unanswered(error.to_string()))?;
+            let response = request.call().map_err(|error| HubError::Unanswered(error.to_string()))?;
             let status = response.status();
             if !status.is_redirection() {
                 return match status.is_success() {
@@ -251,11 +251,11 @@ impl<'a> Client<'a> {
             }
             let location = text(&response, "location").unwrap_or_default();
             address = target(&address, &location).ok_or_else(|| {
-                Trouble::wrong(format!("it leads to {location:?}, where nothing is fetched"))
+                HubError::wrong(format!("it leads to {location:?}, where nothing is fetched"))
             })?;
             hops.push(response);
             if hops.len() > REDIRECTS {
-                return Err(Trouble::wrong("it leads from one address to the next without end"));
+                return Err(HubError::wrong("it leads from one address to the next without end"));
             }
         }
     }
@@ -268,8 +268,8 @@ impl<'a> Client<'a> {
         })
     }
 
-    fn valid(&self, path: &str) -> Result<Uri, Trouble> {
-        self.address(path).map_err(|fault| Trouble::Wrong(fault.message))
+    fn valid(&self, path: &str) -> Result<Uri, HubError> {
+        self.address(path).map_err(|fault| HubError::Wrong(fault.message))
     }
 
     /// The hub's own addresses, unless somebody on the way could read along.
@@ -312,9 +312,9 @@ impl DownloadPace {
 }
 
 /// Why the hub does not give it, as far as its status says.
-fn refused(status: u16) -> Trouble {
+fn refused(status: u16) -> HubError {
     if status == 416 {
-        return Trouble::Beyond;
+        return HubError::Beyond;
     }
     let why = match status {
         401 | 403 => "it asks for a token that may read the model",
@@ -323,7 +323,7 @@ fn refused(status: u16) -> Trouble {
         500.. => "it has trouble of its own",
         _ => "it refuses",
     };
-    Trouble::Unanswered(format!("{why} (HTTP status {status})"))
+    HubError::Unanswered(format!("{why} (HTTP status {status})"))
 }
 
 fn text<T>(response: &Response<T>, name: &str) -> Option<String> {

@@ -17,7 +17,7 @@ use dyad_proto::Fault;
 use crate::alive;
 
 use cache::Repository;
-use client::{Client, Listing, Trouble};
+use client::{Client, HubError, Listing};
 use names::{is_plain_path, is_repo_id};
 use settings::Settings;
 
@@ -117,9 +117,9 @@ pub fn find(model: &str, revision: &str) -> Result<Found, Fault> {
     });
     asked.unwrap_or_else(|trouble| {
         Err(match trouble {
-            Trouble::Unanswered(why) | Trouble::Slow(why) => unreachable_hub(model, &why, &missing),
-            Trouble::Beyond => unreachable_hub(model, "a file is shorter than it said", &missing),
-            Trouble::Wrong(what) => wrong_answer(model, &what),
+            HubError::Unanswered(why) | HubError::Slow(why) => unreachable_hub(model, &why, &missing),
+            HubError::Beyond => unreachable_hub(model, "a file is shorter than it said", &missing),
+            HubError::Wrong(what) => wrong_answer(model, &what),
         })
     })
 }
@@ -194,9 +194,9 @@ fn download(
     let listing = client.list(model, revision);
     match listing.and_then(|listing| take(model, revision, &client, repository, &listing)) {
         Ok(folder) => Ok(Ok(folder)),
-        Err(Trouble::Unanswered(why) | Trouble::Slow(why)) => Ok(Err(why)),
-        Err(Trouble::Beyond) => Ok(Err("a file is shorter than it said".into())),
-        Err(Trouble::Wrong(what)) => Err(wrong_answer(model, &what)),
+        Err(HubError::Unanswered(why) | HubError::Slow(why)) => Ok(Err(why)),
+        Err(HubError::Beyond) => Ok(Err("a file is shorter than it said".into())),
+        Err(HubError::Wrong(what)) => Err(wrong_answer(model, &what)),
     }
 }
 
@@ -206,9 +206,9 @@ fn take(
     client: &Client<'_>,
     repository: &Repository,
     listing: &Listing,
-) -> Result<PathBuf, Trouble> {
+) -> Result<PathBuf, HubError> {
     if let Some(name) = listing.files().find(|name| !is_plain_path(name)) {
-        return Err(Trouble::Wrong(format!("it lists a file {name:?}, which is no name of a file")));
+        return Err(HubError::Wrong(format!("it lists a file {name:?}, which is no name of a file")));
     }
     for name in listing.files().filter(|name| wanted(name)) {
         alive::advance();

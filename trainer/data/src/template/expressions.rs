@@ -3,22 +3,22 @@
 use super::ast::*;
 use super::error::TemplateError;
 use super::lexer::Tok;
-use super::parser::{DEEPEST, End, Parse, Parser, too_deep};
+use super::parser::{DEEPEST, Parse, Parser, TupleEnd, too_deep};
 
 fn boxed(line: u32, kind: ExprKind) -> Box<Expr> {
     Box::new(Expr { line, kind, depth: 1 })
 }
 
 impl Parser {
-    pub(super) fn ends(&self, end: End) -> bool {
+    pub(super) fn ends(&self, end: TupleEnd) -> bool {
         matches!(self.peek(), Tok::VariableEnd | Tok::BlockEnd)
             || self.is_op(")")
-            || end == End::In && self.is_word("in")
-            || end == End::Recursive && self.is_word("recursive")
+            || end == TupleEnd::In && self.is_word("in")
+            || end == TupleEnd::Recursive && self.is_word("recursive")
     }
 
     /// An expression, or several with commas between them.
-    pub(super) fn tuple(&mut self, conditional: bool, end: End) -> Parse<Expr> {
+    pub(super) fn tuple(&mut self, conditional: bool, end: TupleEnd) -> Parse<Expr> {
         let line = self.line();
         match self.items(conditional, end)? {
             (mut items, false) => match items.pop() {
@@ -29,7 +29,7 @@ impl Parser {
         }
     }
 
-    fn items(&mut self, conditional: bool, end: End) -> Parse<(Vec<Expr>, bool)> {
+    fn items(&mut self, conditional: bool, end: TupleEnd) -> Parse<(Vec<Expr>, bool)> {
         let mut items = Vec::new();
         let mut is_tuple = false;
         loop {
@@ -237,7 +237,7 @@ impl Parser {
 
     fn parenthesis(&mut self, line: u32) -> Parse<Expr> {
         self.next();
-        let (mut items, is_tuple) = self.items(true, End::Tag)?;
+        let (mut items, is_tuple) = self.items(true, TupleEnd::Tag)?;
         self.expect_op(")")?;
         if !is_tuple && let Some(item) = items.pop() {
             return Ok(item);

@@ -9,7 +9,7 @@ use super::scope;
 
 /// What ends a tuple beside the end of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum TupleEnd {
     Tag,
     In,
     Recursive,
@@ -183,7 +183,7 @@ impl Parser {
                 Tok::Eof => return self.fail(format!("{} is missing", ends.join(" or "))),
                 Tok::Data(text) => body.push(Stmt { line, kind: StmtKind::Data(text) }),
                 Tok::VariableBegin => {
-                    let value = self.tuple(true, End::Tag)?;
+                    let value = self.tuple(true, TupleEnd::Tag)?;
                     self.expect(&Tok::VariableEnd, "}}")?;
                     body.push(Stmt { line, kind: StmtKind::Output(value) });
                 }
@@ -272,9 +272,9 @@ impl Parser {
     }
 
     fn set(&mut self) -> Parse<StmtKind> {
-        let target = self.target(End::Tag, true)?;
+        let target = self.target(TupleEnd::Tag, true)?;
         if self.skip_op("=") {
-            return Ok(StmtKind::Set(target, self.tuple(true, End::Tag)?));
+            return Ok(StmtKind::Set(target, self.tuple(true, TupleEnd::Tag)?));
         }
         let filter = if self.is_op("|") { Some(self.filters(None, false)?) } else { None };
         Ok(StmtKind::SetBlock(target, filter, self.scope(&["endset"])?.0))
@@ -283,7 +283,7 @@ impl Parser {
     fn branches(&mut self) -> Parse<StmtKind> {
         let mut branches = Vec::new();
         loop {
-            let test = self.tuple(false, End::Tag)?;
+            let test = self.tuple(false, TupleEnd::Tag)?;
             let (body, end) = self.block(&["elif", "else", "endif"])?;
             branches.push((test, body));
             match end.as_str() {
@@ -295,9 +295,9 @@ impl Parser {
     }
 
     fn for_loop(&mut self) -> Parse<StmtKind> {
-        let target = self.target(End::In, false)?;
+        let target = self.target(TupleEnd::In, false)?;
         self.expect_word("in")?;
-        let items = self.tuple(false, End::Recursive)?;
+        let items = self.tuple(false, TupleEnd::Recursive)?;
         let test = if self.skip_word("if") { Some(self.expression(true)?) } else { None };
         let recursive = self.skip_word("recursive");
         self.loops += 1;
@@ -323,7 +323,7 @@ impl Parser {
             if !values.is_empty() {
                 self.expect_op(",")?;
             }
-            let target = self.nested(|parser| parser.target(End::Tag, false))?;
+            let target = self.nested(|parser| parser.target(TupleEnd::Tag, false))?;
             self.expect_op("=")?;
             values.push((target, self.expression(true)?));
         }
@@ -367,7 +367,7 @@ impl Parser {
     }
 
     /// What can be assigned to.
-    fn target(&mut self, end: End, attributes: bool) -> Parse<Target> {
+    fn target(&mut self, end: TupleEnd, attributes: bool) -> Parse<Target> {
         let mut targets = Vec::new();
         let mut is_tuple = false;
         loop {
@@ -395,7 +395,7 @@ impl Parser {
 
     fn single_target(&mut self, attributes: bool) -> Parse<Target> {
         if self.skip_op("(") {
-            let target = self.nested(|parser| parser.target(End::Tag, false))?;
+            let target = self.nested(|parser| parser.target(TupleEnd::Tag, false))?;
             self.expect_op(")")?;
             return Ok(target);
         }

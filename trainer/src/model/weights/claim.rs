@@ -8,7 +8,7 @@ use std::path::Path;
 
 use dyad_proto::{Fault, noun};
 
-use super::files::{Files, Stored};
+use super::files::{MappedFiles, TensorLocation};
 use crate::model::{EMBEDDING, HEAD};
 
 /// Most names that a message lists.
@@ -36,13 +36,13 @@ pub enum Wanted {
 /// Files whose tensors have the names that are asked for, and what there is to say of them.
 #[derive(Debug)]
 pub(super) struct Claimed {
-    pub(super) files: Files,
+    pub(super) files: MappedFiles,
     pub(super) warnings: Vec<String>,
 }
 
 impl Wanted {
     /// Finds every tensor. `dir` names the folder in errors.
-    pub(super) fn claim(&self, dir: &Path, files: Files) -> Result<Claimed, Fault> {
+    pub(super) fn claim(&self, dir: &Path, files: MappedFiles) -> Result<Claimed, Fault> {
         match self {
             Self::Model { names, tied } => model(dir, files, names, *tied),
             Self::Adapter { names } => adapter(dir, files, names),
@@ -50,14 +50,14 @@ impl Wanted {
     }
 }
 
-fn adapter(dir: &Path, files: Files, names: &[String]) -> Result<Claimed, Fault> {
+fn adapter(dir: &Path, files: MappedFiles, names: &[String]) -> Result<Claimed, Fault> {
     let stored = |name: &String| {
         // Saved without PEFT, names have the adapter's own in them.
         let longer = || name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.");
         let stored = files.stored(name).or_else(|| files.stored(&longer()))?;
         Some((name.clone(), stored.clone()))
     };
-    let index: HashMap<String, Stored> = names.iter().filter_map(stored).collect();
+    let index: HashMap<String, TensorLocation> = names.iter().filter_map(stored).collect();
     refuse_missing(dir, "adapter_config.json", &files, names, &index)?;
     let unused = unused(&files, &index, None);
     if !unused.is_empty() {
@@ -71,7 +71,7 @@ fn adapter(dir: &Path, files: Files, names: &[String]) -> Result<Claimed, Fault>
     floating(files.renamed(index), Vec::new())
 }
 
-fn model(dir: &Path, files: Files, names: &[String], tied: bool) -> Result<Claimed, Fault> {
+fn model(dir: &Path, files: MappedFiles, names: &[String], tied: bool) -> Result<Claimed, Fault> {
     let mut index = named_as(&files, names)?;
     let mut warnings = Vec::new();
     // A head that is the embedding once more: used, not loaded.
@@ -109,7 +109,7 @@ fn passed_over(name: &str) -> bool {
 }
 
 /// Names as transformers reads them: the model's prefix may be missing, or stand where it does not belong.
-fn named_as(files: &Files, names: &[String]) -> Result<HashMap<String, Stored>, Fault> {
+fn named_as(files: &MappedFiles, names: &[String]) -> Result<HashMap<String, TensorLocation>, Fault> {
     let mut index = HashMap::new();
     for name in names {
         let longer = format!("{BASE_PREFIX}{name}");
@@ -126,7 +126,11 @@ fn named_as(files: &Files, names: &[String]) -> Result<HashMap<String, Stored>, 
     Ok(index)
 }
 
-fn unused<'a>(files: &'a Files, index: &HashMap<String, Stored>, spare: Option<&Stored>) -> Vec<&'a str> {
+fn unused<'a>(
+    files: &'a MappedFiles,
+    index: &HashMap<String, TensorLocation>,
+    spare: Option<&TensorLocation>,
+) -> Vec<&'a str> {
     let used: HashSet<&str> = index.values().chain(spare).map(|stored| stored.name.as_str()).collect();
     let mut unused: Vec<&str> = files.names().filter(|name| !used.contains(name)).collect();
     unused.sort_unstable();
@@ -136,9 +140,9 @@ fn unused<'a>(files: &'a Files, index: &HashMap<String, Stored>, spare: Option<&
 fn refuse_missing(
     dir: &Path,
     config: &str,
-    files: &Files,
+    files: &MappedFiles,
     names: &[String],
-    index: &HashMap<String, Stored>,
+    index: &HashMap<String, TensorLocation>,
 ) -> Result<(), Fault> {
     let missing: Vec<&str> =
         names.iter().map(String::as_str).filter(|name| !index.contains_key(*name)).collect();
@@ -155,7 +159,7 @@ fn refuse_missing(
 
 /// The same tensor under another name, e.g. with `_orig_mod.` before or within it: the one whose end is alike for longest, from the
 /// number of its layer on at least.
-fn other_name<'a>(files: &'a Files, name: &str) -> Option<&'a str> {
+fn other_name<'a>(files: &'a MappedFiles, name: &str) -> Option<&'a str> {
     let alike = |other: &str| {
         let pairs = name.rsplit('.').zip(other.rsplit('.'));
         pairs.take_while(|(a, b)| a == b).count()
@@ -178,7 +182,7 @@ pub(crate) fn listed(names: &[&str]) -> String {
 }
 
 /// Weights are numbers that are read as they are.
-fn floating(files: Files, warnings: Vec<String>) -> Result<Claimed, Fault> {
+fn floating(files: MappedFiles, warnings: Vec<String>) -> Result<Claimed, Fault> {
     files.check_floating()?;
     Ok(Claimed { files, warnings })
 }
@@ -196,7 +200,7 @@ mod tests {
         write(&path, files);
         let mut names: Vec<String> = NAMES.map(str::to_owned).into();
         names.extend((!tied).then(|| HEAD.to_owned()));
-        Wanted::Model { names, tied }.claim(Path::new("folder"), Files::open(vec![path])?)
+        Wanted::Model { names, tied }.claim(Path::new("folder"), MappedFiles::open(vec![path])?)
     }
 
     fn whole<'a>(prefix: &'a str) -> Vec<File<'a>> {
@@ -267,7 +271,8 @@ mod tests {
         write(&path, &[File::f32("a", &[1], &[1.0]), File::f32("b", &[1], &[1.0])]);
         let claim = |names: &[&str]| {
             let names = names.iter().map(|name| (*name).to_owned()).collect();
-            Wanted::Adapter { names }.claim(Path::new("adapter"), Files::open(vec![path.clone()]).unwrap())
+            Wanted::Adapter { names }
+                .claim(Path::new("adapter"), MappedFiles::open(vec![path.clone()]).unwrap())
         };
         claim(&["a", "b"]).unwrap();
         assert!(claim(&["a"]).unwrap_err().message.ends_with("holds tensors that are not used: b"));

@@ -21,15 +21,15 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// Mapped safetensors files.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(super) struct MappedFiles {
     files: Vec<(PathBuf, Mmap)>,
     /// By the names that are asked for.
-    index: HashMap<String, Stored>,
+    index: HashMap<String, TensorLocation>,
 }
 
 /// Where a tensor is.
 #[derive(Clone, Debug)]
-pub(super) struct Stored {
+pub(super) struct TensorLocation {
     file: usize,
     /// Its name in the file.
     pub(super) name: String,
@@ -39,7 +39,7 @@ pub(super) struct Stored {
     bytes: Range<usize>,
 }
 
-impl Files {
+impl MappedFiles {
     /// Maps the given files.
     pub(super) fn open(paths: Vec<PathBuf>) -> Result<Self, Fault> {
         let mut opened = Self { files: Vec::new(), index: HashMap::new() };
@@ -96,32 +96,32 @@ impl Files {
     }
 
     /// A tensor that is in two files must be the same in both.
-    fn same(&self, a: &Stored, b: &Stored) -> Result<(), Fault> {
+    fn same(&self, a: &TensorLocation, b: &TensorLocation) -> Result<(), Fault> {
         if self.equal(a, b) {
             return Ok(());
         }
-        let path = |stored: &Stored| self.files[stored.file].0.display().to_string();
+        let path = |stored: &TensorLocation| self.files[stored.file].0.display().to_string();
         let places = format!("in {} and in {}", path(a), path(b));
         Err(Fault::input(format!("tensor {} is {places}, with different values", a.name))
             .hint("the folder holds the shards of two models; fetch one of them into an empty folder"))
     }
 
     /// Whether two tensors have the same shape and values.
-    pub(super) fn equal(&self, a: &Stored, b: &Stored) -> bool {
+    pub(super) fn equal(&self, a: &TensorLocation, b: &TensorLocation) -> bool {
         if a.shape != b.shape {
             return false;
         }
         if a.dtype == b.dtype {
             return self.bytes(a) == self.bytes(b);
         }
-        let wide = |stored: &Stored| {
+        let wide = |stored: &TensorLocation| {
             let tensor = Tensor::from_data_size(self.bytes(stored), &stored.shape, kind(stored.dtype)?);
             Some(tensor.to_kind(Kind::Double))
         };
         matches!((wide(a), wide(b)), (Some(a), Some(b)) if a == b)
     }
 
-    fn bytes(&self, stored: &Stored) -> &[u8] {
+    fn bytes(&self, stored: &TensorLocation) -> &[u8] {
         &self.files[stored.file].1[stored.bytes.clone()]
     }
 
@@ -133,12 +133,12 @@ impl Files {
         self.index.contains_key(name)
     }
 
-    pub(super) fn stored(&self, name: &str) -> Option<&Stored> {
+    pub(super) fn stored(&self, name: &str) -> Option<&TensorLocation> {
         self.index.get(name)
     }
 
     /// The same files, of which only these tensors can be asked for, by these names.
-    pub(super) fn renamed(self, index: HashMap<String, Stored>) -> Self {
+    pub(super) fn renamed(self, index: HashMap<String, TensorLocation>) -> Self {
         Self { index, ..self }
     }
 
@@ -171,12 +171,12 @@ impl Files {
 
     /// Fails unless every tensor is stored as floating-point numbers that are read as they are.
     pub(super) fn check_floating(&self) -> Result<(), Fault> {
-        let odd = |stored: &&Stored| kind(stored.dtype).is_none_or(|kind| kind == Kind::Uint8);
+        let odd = |stored: &&TensorLocation| kind(stored.dtype).is_none_or(|kind| kind == Kind::Uint8);
         let first = self.index.values().filter(odd).min_by_key(|stored| &stored.name);
         first.map_or(Ok(()), |stored| Err(self.unsupported(stored)))
     }
 
-    fn unsupported(&self, stored: &Stored) -> Fault {
+    fn unsupported(&self, stored: &TensorLocation) -> Fault {
         let path = self.files[stored.file].0.display();
         Fault::input(format!("tensor {} in {path}: unsupported dtype {:?}", stored.name, stored.dtype)).hint(
             "weights must be F32, F16, BF16 or F64; quantised ones are not supported: name the model that they were made from",
@@ -242,12 +242,12 @@ fn map_file(path: &Path) -> Result<Mmap, Fault> {
 }
 
 /// What a file holds, after checking that its tensors fill it.
-fn tensors_in(path: &Path, map: &Mmap, file: usize) -> Result<Vec<Stored>, Fault> {
+fn tensors_in(path: &Path, map: &Mmap, file: usize) -> Result<Vec<TensorLocation>, Fault> {
     lfs::refuse_pointer(path, map)?;
     let (header, metadata) = SafeTensors::read_metadata(map).map_err(|error| damaged(path, &error))?;
     // Behind the header's length and the header.
     let start = size_of::<u64>() + header;
-    let stored = |(name, info): (String, &TensorInfo)| Stored {
+    let stored = |(name, info): (String, &TensorInfo)| TensorLocation {
         file,
         name,
         dtype: info.dtype,
@@ -310,17 +310,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write(&dir.path().join("a.safetensors"), &[Made::f32("x", &[1], &[1.0])]);
         index(dir.path(), &[("x", "a.safetensors")]);
-        assert!(Files::of_model(dir.path()).unwrap().contains("x"));
+        assert!(MappedFiles::of_model(dir.path()).unwrap().contains("x"));
         for path in ["../a.safetensors", "/a.safetensors", "sub/a.safetensors", "..", "", "./a.safetensors"] {
             index(dir.path(), &[("x", path)]);
-            let fault = Files::of_model(dir.path()).unwrap_err();
+            let fault = MappedFiles::of_model(dir.path()).unwrap_err();
             assert!(fault.message.contains("not the name of a file in this folder"), "{path}: {fault}");
         }
         index(dir.path(), &[("x", "a.safetensors"), ("y", "a.safetensors")]);
-        let fault = Files::of_model(dir.path()).unwrap_err();
+        let fault = MappedFiles::of_model(dir.path()).unwrap_err();
         assert!(fault.message.ends_with("tensor y should be in a.safetensors, and is not"), "{fault}");
         index(dir.path(), &[("x", "b.safetensors")]);
-        assert!(Files::of_model(dir.path()).unwrap_err().message.contains("cannot read"));
+        assert!(MappedFiles::of_model(dir.path()).unwrap_err().message.contains("cannot read"));
     }
 
     #[test]
@@ -332,8 +332,9 @@ mod tests {
             &[Made::f32("x", &[1], &[1.0]), Made::f32("y", &[1], &[2.0])],
         );
         index(dir.path(), &[("x", "b.safetensors"), ("y", "b.safetensors")]);
-        Files::of_model(dir.path()).unwrap();
-        let both = || Files::open(vec![dir.path().join("a.safetensors"), dir.path().join("b.safetensors")]);
+        MappedFiles::of_model(dir.path()).unwrap();
+        let both =
+            || MappedFiles::open(vec![dir.path().join("a.safetensors"), dir.path().join("b.safetensors")]);
         both().unwrap();
         write(&dir.path().join("a.safetensors"), &[Made::f32("x", &[1], &[3.0])]);
         let fault = both().unwrap_err();
@@ -346,7 +347,7 @@ mod tests {
     #[test]
     fn a_folder_without_readable_weights_says_what_lies_there() {
         let dir = tempfile::tempdir().unwrap();
-        let hint = || Files::of_model(dir.path()).unwrap_err().hint;
+        let hint = || MappedFiles::of_model(dir.path()).unwrap_err().hint;
         assert!(hint().starts_with("expected model.safetensors"));
         std::fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
         assert!(hint().starts_with("pytorch_model.bin is not read"));
@@ -360,7 +361,7 @@ mod tests {
         let path = dir.path().join(SINGLE);
         std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n").unwrap();
         assert!(
-            Files::of_model(dir.path())
+            MappedFiles::of_model(dir.path())
                 .unwrap_err()
                 .message
                 .ends_with("is a Git LFS pointer, not the file itself")
@@ -368,8 +369,18 @@ mod tests {
         write(&path, &[Made::f32("x", &[2], &[1.0, 2.0])]);
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        assert!(Files::of_model(dir.path()).unwrap_err().message.contains("is not a valid safetensors file"));
+        assert!(
+            MappedFiles::of_model(dir.path())
+                .unwrap_err()
+                .message
+                .contains("is not a valid safetensors file")
+        );
         std::fs::write(&path, [bytes.as_slice(), b"more"].concat()).unwrap();
-        assert!(Files::of_model(dir.path()).unwrap_err().message.contains("is not a valid safetensors file"));
+        assert!(
+            MappedFiles::of_model(dir.path())
+                .unwrap_err()
+                .message
+                .contains("is not a valid safetensors file")
+        );
     }
 }

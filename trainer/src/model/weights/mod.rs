@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 pub use self::claim::Wanted;
 pub(crate) use self::claim::listed;
 use crate::observe::progress;
-use files::{Files, check_shape};
+use files::{MappedFiles, check_shape};
 use relay::{Relay, Relayed};
 
 /// How the ranks of a run come by the files of a model.
@@ -78,19 +78,19 @@ pub struct Weights {
 
 #[derive(Debug)]
 enum Source {
-    Files(Files),
+    Files(MappedFiles),
     Relayed(Relayed),
 }
 
 impl Weights {
     /// Maps `model.safetensors` or the shards that `model.safetensors.index.json` names.
     pub fn open(dir: &Path) -> Result<Self, Fault> {
-        Self::opened(dir, || Files::of_model(dir), &Reading::default())
+        Self::opened(dir, || MappedFiles::of_model(dir), &Reading::default())
     }
 
     /// Maps the given safetensors files; `dir` names them in errors.
     pub fn open_files(dir: &Path, paths: Vec<PathBuf>) -> Result<Self, Fault> {
-        Self::opened(dir, || Files::open(paths), &Reading::default())
+        Self::opened(dir, || MappedFiles::open(paths), &Reading::default())
     }
 
     /// The same; what is asked for from now on adds to `read`.
@@ -104,8 +104,8 @@ impl Weights {
     pub fn claim(dir: &Path, wanted: &Wanted, reading: &Reading) -> Result<Self, Fault> {
         let files = || {
             let files = match wanted {
-                Wanted::Model { .. } => Files::of_model(dir)?,
-                Wanted::Adapter { .. } => Files::open(vec![adapter_file(dir)?])?,
+                Wanted::Model { .. } => MappedFiles::of_model(dir)?,
+                Wanted::Adapter { .. } => MappedFiles::open(vec![adapter_file(dir)?])?,
             };
             let claimed = wanted.claim(dir, files)?;
             if !reading.again {
@@ -118,7 +118,7 @@ impl Weights {
 
     fn opened(
         dir: &Path,
-        files: impl FnOnce() -> Result<Files, Fault>,
+        files: impl FnOnce() -> Result<MappedFiles, Fault>,
         reading: &Reading,
     ) -> Result<Self, Fault> {
         let reads = reading.relay.as_ref().is_none_or(|relay| relay.communicator.rank() == relay::READER);

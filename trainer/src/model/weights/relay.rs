@@ -15,7 +15,7 @@ use dyad_proto::Fault;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::files::Files;
+use super::files::MappedFiles;
 use crate::error::EngineError;
 use dyad_torch::comm::{CommError, Communicator, Pending};
 use dyad_torch::transfer::values;
@@ -65,7 +65,7 @@ struct BufferSlot {
 pub(super) struct Relayed {
     relay: Relay,
     /// At the reader.
-    files: Option<Files>,
+    files: Option<MappedFiles>,
     slots: HashMap<String, BufferSlot>,
     buckets: Vec<RelayBucket>,
     state: RefCell<RelayState>,
@@ -104,7 +104,7 @@ impl Drop for Relayed {
 
 impl Relayed {
     /// `files` at the reader, nothing elsewhere.
-    pub(super) fn new(relay: Relay, files: Option<Files>) -> Result<Self, Fault> {
+    pub(super) fn new(relay: Relay, files: Option<MappedFiles>) -> Result<Self, Fault> {
         let own = files.as_ref().map(|files| serde_json::to_vec(&entries(files))).transpose();
         let own = own.map_err(|error| Fault::failed(format!("cannot describe the weights: {error}")))?;
         let announced = announce(&relay, own.unwrap_or_default()).map_err(EngineError::from)?;
@@ -176,7 +176,7 @@ impl Relayed {
         }
     }
 
-    fn read(&self, files: &Files, bucket: &RelayBucket) -> Result<Tensor, Fault> {
+    fn read(&self, files: &MappedFiles, bucket: &RelayBucket) -> Result<Tensor, Fault> {
         let mut bytes = vec![0; bucket.bytes];
         for name in &bucket.names {
             let slot = &self.slots[name];
@@ -187,7 +187,7 @@ impl Relayed {
     }
 }
 
-fn entries(files: &Files) -> Vec<AnnouncedTensor> {
+fn entries(files: &MappedFiles) -> Vec<AnnouncedTensor> {
     let mut entries: Vec<AnnouncedTensor> = files
         .names()
         .filter_map(|name| {

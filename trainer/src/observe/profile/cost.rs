@@ -1,6 +1,6 @@
 //! What an operator is for, and what it costs at least: floating-point operations and bytes, from its name and shapes.
 
-use dyad_torch::recorder::Event;
+use dyad_torch::recorder::ProfilerEvent;
 
 /// What an operator is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -112,7 +112,7 @@ fn of_runtime(name: &str) -> Option<Class> {
 
 /// Floating-point operations of a matrix product or an attention, two to a multiply-accumulate; 0 for everything else.
 #[must_use]
-pub fn flops(event: &Event) -> f64 {
+pub fn flops(event: &ProfilerEvent) -> f64 {
     if let Some((_, operations)) = counted(&event.name) {
         return operations;
     }
@@ -183,7 +183,7 @@ fn visible(q: &[i64], pairs: &[i64]) -> f64 {
 
 /// Bytes that the operator cannot do without: its inputs read, and an output like its largest input written.
 #[must_use]
-pub fn bytes(event: &Event) -> f64 {
+pub fn bytes(event: &ProfilerEvent) -> f64 {
     let sizes = event.shapes.iter().zip(&event.kinds).filter(|(_, kind)| !kind.is_empty());
     let bytes: Vec<f64> = sizes.map(|(shape, kind)| numel(shape) * width(kind)).collect();
     let output = match Class::of(&event.name) {
@@ -212,12 +212,12 @@ fn width(kind: &str) -> f64 {
 mod tests {
     use super::*;
 
-    fn event(name: &str, shapes: &[&[i64]]) -> Event {
-        Event {
+    fn event(name: &str, shapes: &[&[i64]]) -> ProfilerEvent {
+        ProfilerEvent {
             name: name.into(),
             shapes: shapes.iter().map(|shape| shape.to_vec()).collect(),
             kinds: shapes.iter().map(|_| "float".to_owned()).collect(),
-            ..Event::default()
+            ..ProfilerEvent::default()
         }
     }
 

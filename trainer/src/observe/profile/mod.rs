@@ -152,7 +152,7 @@ impl Profile {
         );
         // Other load on the machine comes and goes: the limits are those around the recorded steps.
         let roofline = self.roofline.mean(Roofline::measure(self.device, self.kind));
-        let report = table::Report { title, summary, roofline, tokens: self.tokens.per(steps) };
+        let report = table::ProfileReport { title, summary, roofline, tokens: self.tokens.per(steps) };
         let json = serde_json::to_string_pretty(&report).map_err(|error| Fault::failed(error.to_string()))?;
         for (path, text) in [(&json_file, json), (&table_file, report.render())] {
             safe_file::write(path, text.as_bytes()).map_err(|error| cannot(path, &error))?;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::cost::{Class, bytes, flops, plain_name};
-use dyad_torch::recorder::Event;
+use dyad_torch::recorder::ProfilerEvent;
 
 /// Span around a whole optimizer step.
 pub const STEP: &str = "step";
@@ -21,18 +21,18 @@ pub struct Summary {
     /// Seconds in which a collective was in flight, most of it beside other work.
     pub communication_seconds: f64,
     /// Parts of the step, the longest first; what lies in no part is `step` itself.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<ProfilePhase>,
     /// What the host did, by class of operator, the longest first.
-    pub classes: Vec<Row>,
+    pub classes: Vec<ProfileRow>,
     /// What the host did, by operator, the longest first.
-    pub operators: Vec<Row>,
+    pub operators: Vec<ProfileRow>,
     /// What ran on an accelerator, by class of kernel, the longest first.
-    pub kernels: Vec<Row>,
+    pub kernels: Vec<ProfileRow>,
 }
 
 /// A part of the step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Phase {
+pub struct ProfilePhase {
     /// Its span.
     pub name: String,
     /// Seconds, without the parts inside it.
@@ -43,7 +43,7 @@ pub struct Phase {
 
 /// One class or operator.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Row {
+pub struct ProfileRow {
     /// Class or operator.
     pub name: String,
     /// Seconds in it, without what it called.
@@ -59,10 +59,10 @@ pub struct Row {
 impl Summary {
     /// Adds up.
     #[must_use]
-    pub fn new(events: &[Event]) -> Self {
+    pub fn new(events: &[ProfilerEvent]) -> Self {
         let steps = events.iter().filter(|event| event.is_span && event.name == STEP).count();
         let share = 1.0 / steps.max(1) as f64;
-        let mut phases: BTreeMap<&str, Phase> = BTreeMap::new();
+        let mut phases: BTreeMap<&str, ProfilePhase> = BTreeMap::new();
         let (mut classes, mut operators, mut kernels) =
             (Tally::default(), Tally::default(), Tally::default());
         let mut step_seconds = 0.0;
@@ -77,21 +77,27 @@ impl Summary {
             }
             let class = Class::of(&event.name);
             let least = if leaf { bytes(event) } else { 0.0 };
-            let row = Row { seconds, calls: 1.0, flops: flops(event), bytes: least, ..Row::default() };
+            let row = ProfileRow {
+                seconds,
+                calls: 1.0,
+                flops: flops(event),
+                bytes: least,
+                ..ProfileRow::default()
+            };
             *phases.entry(phase).or_default().classes.entry(class).or_default() += seconds;
             classes.add(class.name(), &row, share);
             operators.add(plain_name(&event.name), &row, share);
         }
         for event in events.iter().filter(|event| collective(event)) {
             let seconds = event.duration_ns as f64 * 1e-9 * share;
-            operators.add(&event.name, &Row { seconds, calls: 1.0, ..Row::default() }, share);
+            operators.add(&event.name, &ProfileRow { seconds, calls: 1.0, ..ProfileRow::default() }, share);
         }
         for event in events.iter().filter(|event| event.on_device && !event.is_span) {
             let seconds = event.duration_ns as f64 * 1e-9 * share;
-            let row = Row { seconds, calls: 1.0, ..Row::default() };
+            let row = ProfileRow { seconds, calls: 1.0, ..ProfileRow::default() };
             kernels.add(Class::of(&event.name).name(), &row, share);
         }
-        let named = phases.into_iter().map(|(name, phase)| Phase { name: name.to_owned(), ..phase });
+        let named = phases.into_iter().map(|(name, phase)| ProfilePhase { name: name.to_owned(), ..phase });
         let mut summary = Self {
             steps,
             step_seconds,
@@ -137,12 +143,12 @@ impl Summary {
 }
 
 /// A collective, which begins in one part of the step and ends in another.
-fn collective(event: &Event) -> bool {
+fn collective(event: &ProfilerEvent) -> bool {
     event.is_span && Class::of(&event.name) == Class::Communication
 }
 
 /// Nanoseconds in which at least one collective was in flight: those that queue behind each other count once.
-fn in_flight_ns(events: &[Event]) -> u64 {
+fn in_flight_ns(events: &[ProfilerEvent]) -> u64 {
     let mut spans: Vec<(u64, u64)> = events
         .iter()
         .filter(|event| collective(event))
@@ -159,7 +165,7 @@ fn in_flight_ns(events: &[Event]) -> u64 {
 
 /// An event on the host with what is its own.
 struct Timed<'a> {
-    event: &'a Event,
+    event: &'a ProfilerEvent,
     /// An operator's time without what it called; a span's without the spans inside it.
     own_ns: u64,
     /// The span around it.
@@ -174,8 +180,8 @@ struct OpenOperator<'a> {
 }
 
 /// Nests the host's events by thread and time.
-fn timed(events: &[Event]) -> Vec<Timed<'_>> {
-    let mut ordered: Vec<&Event> = events
+fn timed(events: &[ProfilerEvent]) -> Vec<Timed<'_>> {
+    let mut ordered: Vec<&ProfilerEvent> = events
         .iter()
         .filter(|event| !event.on_device && event.name != "[memory]" && !collective(event))
         .collect();
@@ -204,10 +210,10 @@ fn timed(events: &[Event]) -> Vec<Timed<'_>> {
 }
 
 #[derive(Default)]
-struct Tally(BTreeMap<String, Row>);
+struct Tally(BTreeMap<String, ProfileRow>);
 
 impl Tally {
-    fn add(&mut self, name: &str, row: &Row, share: f64) {
+    fn add(&mut self, name: &str, row: &ProfileRow, share: f64) {
         let total = self.0.entry(name.to_owned()).or_default();
         total.seconds += row.seconds;
         total.calls += row.calls * share;
@@ -215,8 +221,10 @@ impl Tally {
         total.bytes += row.bytes * share;
     }
 
-    fn rows(self) -> Vec<Row> {
-        longest_first(self.0.into_iter().map(|(name, row)| Row { name, ..row }).collect(), |row| row.seconds)
+    fn rows(self) -> Vec<ProfileRow> {
+        longest_first(self.0.into_iter().map(|(name, row)| ProfileRow { name, ..row }).collect(), |row| {
+            row.seconds
+        })
     }
 }
 
@@ -229,20 +237,20 @@ fn longest_first<T>(mut items: Vec<T>, seconds: impl Fn(&T) -> f64) -> Vec<T> {
 mod tests {
     use super::*;
 
-    fn event(name: &str, start_ns: u64, duration_ns: u64, is_span: bool) -> Event {
-        Event { name: name.into(), start_ns, duration_ns, is_span, ..Event::default() }
+    fn event(name: &str, start_ns: u64, duration_ns: u64, is_span: bool) -> ProfilerEvent {
+        ProfilerEvent { name: name.into(), start_ns, duration_ns, is_span, ..ProfilerEvent::default() }
     }
 
     /// Two steps of 100 ns; in each a phase of 60 ns with a product of 40 ns that copies for 10 ns.
-    fn two_steps() -> Vec<Event> {
+    fn two_steps() -> Vec<ProfilerEvent> {
         let mut events = Vec::new();
         for start in [1000, 2000] {
-            let product = Event {
+            let product = ProfilerEvent {
                 shapes: vec![vec![3, 4], vec![4, 5]],
                 kinds: vec!["float".into(), "float".into()],
                 ..event("aten::mm", start + 20, 40, false)
             };
-            let copy = Event {
+            let copy = ProfilerEvent {
                 shapes: vec![vec![10]],
                 kinds: vec!["float".into()],
                 ..event("aten::copy_", start + 25, 10, false)
@@ -318,7 +326,7 @@ mod tests {
     #[test]
     fn kernels_of_an_accelerator_stand_apart() {
         let mut events = two_steps();
-        events.push(Event { on_device: true, ..event("some_gemm_kernel", 1030, 500, false) });
+        events.push(ProfilerEvent { on_device: true, ..event("some_gemm_kernel", 1030, 500, false) });
         let summary = Summary::new(&events);
         close(summary.step_seconds, 100e-9);
         assert_eq!(summary.kernels[0].name, "matrix product");
@@ -333,7 +341,7 @@ mod tests {
     #[test]
     fn threads_do_not_nest_in_each_other() {
         let mut events = two_steps();
-        events.push(Event { thread: 7, ..event("aten::add", 1005, 90, false) });
+        events.push(ProfilerEvent { thread: 7, ..event("aten::add", 1005, 90, false) });
         let summary = Summary::new(&events);
         close(summary.phases[0].seconds, 60e-9);
         assert!(summary.phases.iter().any(|phase| phase.name == "outside the step"));

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::cost::Class;
 use super::roofline::Roofline;
-use super::summary::{Row, Summary};
+use super::summary::{ProfileRow, Summary};
 use crate::batch::TokenCounts;
 
 /// Operators that the table names.
@@ -15,7 +15,7 @@ const OPERATORS: usize = 12;
 
 /// Everything that a profile found.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct ProfileReport {
     /// Who was profiled: rank, device, precision, threads, steps.
     pub title: String,
     /// Where the time went.
@@ -26,7 +26,7 @@ pub struct Report {
     pub tokens: TokenCounts,
 }
 
-impl Report {
+impl ProfileReport {
     /// Share of the step that its matrix products and attention would take at the roofline's rate.
     #[must_use]
     pub fn roofline_share(&self) -> f64 {
@@ -98,7 +98,7 @@ impl Report {
         out.push('\n');
     }
 
-    fn rows(&self, out: &mut String, [heading, place]: [&str; 2], rows: &[Row]) {
+    fn rows(&self, out: &mut String, [heading, place]: [&str; 2], rows: &[ProfileRow]) {
         let _ = writeln!(
             out,
             "{:52}{:>9}{:>7}{:>8}{:>11}{:>14}{:>9}{:>14}",

@@ -13,7 +13,7 @@ use dyad_torch::comm::CommError;
 
 /// A whole tensor with its checkpoint name, e.g. `model.norm.weight` and `exp_avg`.
 #[derive(Debug)]
-pub struct Kept {
+pub struct WholeTensor {
     /// The parameter's name.
     pub name: String,
     /// Which of its tensors.
@@ -27,7 +27,7 @@ pub type Source<'a> = &'a dyn Fn(&str, &'static str, &[i64]) -> Result<Tensor, F
 
 impl Parameters {
     /// Masters, and moments if asked for. Every rank must call this; those beyond rank 0 get nothing where it takes a gather.
-    pub fn collect(&self, moments: bool) -> Result<Vec<Kept>, CommError> {
+    pub fn collect(&self, moments: bool) -> Result<Vec<WholeTensor>, CommError> {
         let mut kept = Vec::new();
         for bucket in self.buckets.iter().rev() {
             for state_tensor in bucket.states.state_tensors() {
@@ -39,7 +39,7 @@ impl Parameters {
         Ok(kept)
     }
 
-    fn whole(&self, bucket: &Bucket, state_tensor: &StateTensor<'_>) -> Result<Vec<Kept>, CommError> {
+    fn whole(&self, bucket: &Bucket, state_tensor: &StateTensor<'_>) -> Result<Vec<WholeTensor>, CommError> {
         let layout = bucket.weights.layout();
         let whole = match self.keeping.sharding.of_states() {
             false => state_tensor.values.shallow_clone(),
@@ -59,7 +59,7 @@ impl Parameters {
             let place = scaled(*slot, state_tensor.per);
             let flat = whole.narrow(0, place.offset, place.len);
             let shape = shape(&parameter.leaf, state_tensor);
-            Kept {
+            WholeTensor {
                 name: parameter.name.clone(),
                 suffix: state_tensor.suffix,
                 tensor: flat.view(shape.as_slice()),

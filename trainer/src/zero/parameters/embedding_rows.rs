@@ -15,7 +15,7 @@ use dyad_torch::transfer::{read, upload};
 const BITS: usize = i64::BITS as usize;
 
 /// Rows of the embedding that some rank looks up in this step.
-pub(super) enum Rows {
+pub(super) enum LookedUpRows {
     /// Every rank's set, on its way.
     Coming { own: Tensor, all: Tensor, pending: Box<dyn Pending> },
     /// Known, with their gradient.
@@ -33,7 +33,7 @@ pub(super) struct Gradient {
     reduction: Option<Box<dyn Pending>>,
 }
 
-impl std::fmt::Debug for Rows {
+impl std::fmt::Debug for LookedUpRows {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Coming { own, .. } => f.debug_struct("Coming").field("own", own).finish_non_exhaustive(),
@@ -81,7 +81,7 @@ impl Gradient {
     }
 }
 
-impl Rows {
+impl LookedUpRows {
     fn here(self, shape: &[i64], device: Device) -> Result<Gradient, CommError> {
         match self {
             Self::Here(gradient) => Ok(gradient),
@@ -112,10 +112,10 @@ impl Parameters {
         let own = upload(&packed(tokens, embedding.size()[0]), device);
         let all = Tensor::zeros([communicator.world_size() as i64 * own.size()[0]], (Kind::Int64, device));
         let pending = communicator.all_gather(&all, &own)?;
-        let coming = Rows::Coming { own, all, pending };
+        let coming = LookedUpRows::Coming { own, all, pending };
         // A GPU is waited for now, while it has nothing to do, and not during the passes.
         self.rows = Some(match device.is_cuda() {
-            true => Rows::Here(coming.here(&embedding.size(), device)?),
+            true => LookedUpRows::Here(coming.here(&embedding.size(), device)?),
             false => coming,
         });
         Ok(())
@@ -126,9 +126,9 @@ impl Parameters {
         let Some(rows) = self.rows.take() else { return Ok(None) };
         let embedding = &self.units[0][0].leaf;
         let gradient = rows.here(&embedding.size(), embedding.device())?;
-        match self.rows.insert(Rows::Here(gradient)) {
-            Rows::Here(gradient) => Ok(Some(gradient)),
-            Rows::Coming { .. } => Ok(None),
+        match self.rows.insert(LookedUpRows::Here(gradient)) {
+            LookedUpRows::Here(gradient) => Ok(Some(gradient)),
+            LookedUpRows::Coming { .. } => Ok(None),
         }
     }
 
@@ -165,7 +165,7 @@ impl Parameters {
 
     /// Waits for the rows' sums and adds them to the embedding's gradient.
     pub(super) fn settle_rows(&mut self) -> Result<(), CommError> {
-        let Some(Rows::Here(mut rows)) = self.rows.take() else { return Ok(()) };
+        let Some(LookedUpRows::Here(mut rows)) = self.rows.take() else { return Ok(()) };
         rows.reduction.take().map_or(Ok(()), Pending::wait)?;
         let Some(index) = self.buckets.iter().position(|bucket| bucket.units == (0..1)) else {
             return Ok(());

@@ -11,7 +11,7 @@ mod gradients;
 use std::ops::Range;
 use std::rc::Rc;
 
-pub use checkpoint_view::{Kept, Source};
+pub use checkpoint_view::{Source, WholeTensor};
 use dyad_proto::run_config::Optim;
 use tch::{Device, Kind, Tensor};
 
@@ -94,7 +94,7 @@ pub struct Parameters {
     /// Buckets whose gradients are being divided, oldest first.
     in_flight: std::collections::VecDeque<usize>,
     /// Rows of the embedding that this step looks up, where they travel alone.
-    rows: Option<embedding_rows::Rows>,
+    rows: Option<embedding_rows::LookedUpRows>,
 }
 
 /// A trainable tensor of the model, float32, with its checkpoint name.

@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use self::library::UniqueId;
 use self::library::{Api, api, checked, config, error};
-use self::stream::{Event, current_stream, driver, make_stream};
+use self::stream::{CudaEvent, current_stream, driver, make_stream};
 use super::{CommError, Communicator, Pending};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -106,11 +106,11 @@ impl Nccl {
         operation: &'static str,
         call: impl FnOnce(ncclComm_t, CUstream) -> ncclResult_t,
     ) -> Result<Box<dyn Pending>, CommError> {
-        let before = Event::record(current_stream(self.gpu)?)?;
+        let before = CudaEvent::record(current_stream(self.gpu)?)?;
         before.block(self.stream)?;
         self.with(operation, |raw| checked(operation, call(raw, self.stream)))?;
         self.settle(operation, Instant::now() + CONNECT_TIMEOUT)?;
-        Ok(Box::new(NcclWork { done: Event::record(self.stream)?, gpu: self.gpu }))
+        Ok(Box::new(NcclWork { done: CudaEvent::record(self.stream)?, gpu: self.gpu }))
     }
 }
 
@@ -213,7 +213,7 @@ impl Communicator for Nccl {
 }
 
 struct NcclWork {
-    done: Event,
+    done: CudaEvent,
     gpu: usize,
 }
 

@@ -48,7 +48,7 @@ pub fn choose(kind: Kind, head_dim: i64, capability: Capability) -> Kernel {
 
 /// Result of [`judge`], before the first step of a run.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum KernelNotice {
     /// The fast kernel for this precision.
     Fine(Kernel),
     /// A slow kernel, and the reason.
@@ -56,7 +56,7 @@ pub enum Verdict {
 }
 
 /// Checks the chosen kernel before anything is computed. Fails if the GPU has no bfloat16; gives the reason for a slow kernel.
-pub fn judge(kind: Kind, head_dim: i64, capability: Capability) -> Result<Verdict, Fault> {
+pub fn judge(kind: Kind, head_dim: i64, capability: Capability) -> Result<KernelNotice, Fault> {
     let kernel = choose(kind, head_dim, capability);
     let (major, minor) = capability;
     match (kind, kernel) {
@@ -64,7 +64,7 @@ pub fn judge(kind: Kind, head_dim: i64, capability: Capability) -> Result<Verdic
             Err(Fault::input(format!("this GPU (compute capability {major}.{minor}) has no bfloat16"))
                 .hint("set dtype = \"float32\", or use a GPU of compute capability 8.0 or newer (A100, H100, RTX 30 and later)"))
         }
-        (Kind::BFloat16 | Kind::Half, Kernel::Efficient | Kernel::Segments) => Ok(Verdict::Slow(
+        (Kind::BFloat16 | Kind::Half, Kernel::Efficient | Kernel::Segments) => Ok(KernelNotice::Slow(
             kernel,
             format!(
                 "FlashAttention does not take heads of width {head_dim} on compute capability {major}.{minor}; \
@@ -72,9 +72,9 @@ pub fn judge(kind: Kind, head_dim: i64, capability: Capability) -> Result<Verdic
             ),
         )),
         (_, Kernel::Segments) => {
-            Ok(Verdict::Slow(kernel, format!("no variable-length kernel takes heads of width {head_dim}")))
+            Ok(KernelNotice::Slow(kernel, format!("no variable-length kernel takes heads of width {head_dim}")))
         }
-        _ => Ok(Verdict::Fine(kernel)),
+        _ => Ok(KernelNotice::Fine(kernel)),
     }
 }
 
@@ -83,8 +83,8 @@ pub fn announce(head_dim: i64, place: Place) -> Result<(), Fault> {
     let Device::Cuda(index) = place.device else { return Ok(()) };
     let capability = crate::gpu::capability(index)?;
     match judge(place.kind, head_dim, capability)? {
-        Verdict::Fine(kernel) => tracing::info!(kernel = kernel.name(), ?capability, "attention"),
-        Verdict::Slow(kernel, why) => {
+        KernelNotice::Fine(kernel) => tracing::info!(kernel = kernel.name(), ?capability, "attention"),
+        KernelNotice::Slow(kernel, why) => {
             tracing::warn!(kernel = kernel.name(), ?capability, "slow attention: {why}")
         }
     }
@@ -137,9 +137,9 @@ mod tests {
 
     #[test]
     fn slow_kernels_give_a_reason_and_missing_precisions_fail() {
-        assert_eq!(judge(Kind::BFloat16, 128, H100).unwrap(), Verdict::Fine(Kernel::Flash));
-        assert_eq!(judge(Kind::Float, 64, T4).unwrap(), Verdict::Fine(Kernel::Efficient));
-        let Verdict::Slow(Kernel::Segments, why) = judge(Kind::BFloat16, 100, H100).unwrap() else {
+        assert_eq!(judge(Kind::BFloat16, 128, H100).unwrap(), KernelNotice::Fine(Kernel::Flash));
+        assert_eq!(judge(Kind::Float, 64, T4).unwrap(), KernelNotice::Fine(Kernel::Efficient));
+        let KernelNotice::Slow(Kernel::Segments, why) = judge(Kind::BFloat16, 100, H100).unwrap() else {
             panic!()
         };
         assert!(why.contains("heads of width 100 on compute capability 9.0"), "{why}");

@@ -24,9 +24,9 @@ pub(super) fn make_stream(gpu: usize) -> Result<CUstream, CommError> {
 }
 
 /// A CUDA event.
-pub(super) struct Event(CUevent);
+pub(super) struct CudaEvent(CUevent);
 
-impl Event {
+impl CudaEvent {
     /// Records an event after all work queued on a stream so far.
     pub(super) fn record(stream: CUstream) -> Result<Self, CommError> {
         let made = Self(driver("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING))?);
@@ -43,7 +43,7 @@ impl Event {
     }
 }
 
-impl Drop for Event {
+impl Drop for CudaEvent {
     fn drop(&mut self) {
         // SAFETY: made by `record`, destroyed here only; the driver defers it until the event has passed.
         let _ = unsafe { event::destroy(self.0) };

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use dyad_proto::security::Role;
+use dyad_proto::security::ProcessRole;
 use dyad_proto::security::token::JoinToken;
 use subtle::ConstantTimeEq;
 use tonic::metadata::MetadataMap;
@@ -12,15 +12,15 @@ use super::io::Peer;
 
 /// Admits or refuses calls.
 #[derive(Clone, Debug, Default)]
-pub struct Gate {
+pub struct Admission {
     /// The token that callers must send; `None` for an open port (`--insecure`).
     token: Option<JoinToken>,
     /// Whether callers need a certificate for the call's role.
     certified: bool,
 }
 
-impl Gate {
-    /// A gate that checks the token, if there is one.
+impl Admission {
+    /// A admission that checks the token, if there is one.
     #[must_use]
     pub fn new(token: Option<JoinToken>, certified: bool) -> Self {
         Self { token, certified }
@@ -33,7 +33,7 @@ impl Gate {
     }
 
     /// Checks a call that only `role` may make. A refusal is logged before this returns.
-    pub fn admit<T>(&self, request: &Request<T>, role: Role) -> Result<(), Status> {
+    pub fn admit<T>(&self, request: &Request<T>, role: ProcessRole) -> Result<(), Status> {
         let peer = request.extensions().get::<Peer>();
         let roles = peer.and_then(|peer| peer.roles.as_deref());
         let checked = check_role(roles, role, self.certified)
@@ -65,7 +65,7 @@ impl Gate {
     }
 }
 
-fn check_role(roles: Option<&[Role]>, needed: Role, secured: bool) -> Result<(), Status> {
+fn check_role(roles: Option<&[ProcessRole]>, needed: ProcessRole, secured: bool) -> Result<(), Status> {
     match roles {
         Some(roles) if roles.contains(&needed) => Ok(()),
         None if !secured => Ok(()),
@@ -88,13 +88,13 @@ mod tests {
     fn only_the_runs_own_unexpired_token_is_accepted() {
         let now = SystemTime::now();
         let token = JoinToken::new([5; 32], now + Duration::from_secs(60));
-        let gate = Gate::new(Some(token.clone()), true);
+        let admission = Admission::new(Some(token.clone()), true);
         let check = |value: Option<&str>, now| {
             let mut metadata = MetadataMap::new();
             if let Some(value) = value {
                 metadata.insert("authorization", value.parse().unwrap());
             }
-            gate.check_token(&metadata, now).map_err(|status| status.message().to_owned())
+            admission.check_token(&metadata, now).map_err(|status| status.message().to_owned())
         };
         let right = format!("Bearer {}", token.text());
         assert_eq!(check(Some(&right), now), Ok(()));
@@ -111,12 +111,12 @@ mod tests {
 
     #[test]
     fn roles_are_not_interchangeable() {
-        let code = |roles: Option<&[Role]>, secured| {
-            check_role(roles, Role::Trainer, secured).map_err(|status| status.code())
+        let code = |roles: Option<&[ProcessRole]>, secured| {
+            check_role(roles, ProcessRole::Trainer, secured).map_err(|status| status.code())
         };
-        assert_eq!(code(Some(&[Role::Trainer]), true), Ok(()));
-        assert_eq!(code(Some(&Role::ALL), true), Ok(()));
-        assert_eq!(code(Some(&[Role::Launcher]), true), Err(Code::PermissionDenied));
+        assert_eq!(code(Some(&[ProcessRole::Trainer]), true), Ok(()));
+        assert_eq!(code(Some(&ProcessRole::ALL), true), Ok(()));
+        assert_eq!(code(Some(&[ProcessRole::Launcher]), true), Err(Code::PermissionDenied));
         assert_eq!(code(Some(&[]), true), Err(Code::PermissionDenied));
         assert_eq!(code(None, true), Err(Code::PermissionDenied));
         assert_eq!(code(None, false), Ok(()));
