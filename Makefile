@@ -17,22 +17,22 @@ build: ## Install libtorch into .libtorch/ if it is missing and build target/rel
 	@[ -x target/release/launcher ] || echo "building: the first time takes about 10 minutes on two cores"
 	cargo build --release --workspace --bins
 
-cuda: ## Install the full CUDA set of libtorch (about 5 GB); the same binaries then train on GPUs.
+cuda: ## Install libtorch with all CUDA libraries (about 5 GB); the same binaries then train on GPUs.
 	@deploy/need.sh "make cuda" x86-64 g++ python3 pip space=12
 	@deploy/install-libtorch.sh --cuda
 
-quickstart: build ## Train a small model on the shipped preference pairs: SFT, then DPO on two trainers (about 2 minutes, and the first build).
+quickstart: build ## Train a small model on the example pairs: SFT, then DPO on two trainers (about 2 minutes after the first build).
 	@target/release/launcher quickstart
 
-wheel: build ## Build the Python wheel into target/wheel from the programs; `pip install` takes it beside torch 2.11.
+wheel: build ## Build the Python wheel into target/wheel; it needs torch 2.11 from pip.
 	@deploy/need.sh "make wheel" strip readelf
 	@deploy/wheel/build.py
 
-test: need-test build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, those against TRL's own numbers and on four hosts (as root) included.
+test: need-test build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, with comparisons to TRL and runs on four hosts (needs root).
 	@tests/install-tools.sh
 	cargo test --release --workspace --no-fail-fast
 
-test-quick: build ## Unit tests and those of pure decisions: no TRL, no root, no network; under two minutes after a build.
+test-quick: build ## Unit tests and other fast tests: no TRL, no root, no network; under two minutes after a build.
 	cargo test --release --workspace --no-fail-fast --lib --test decisions --test decode --test templates --test layers --test links --test words
 
 need-test:
@@ -45,30 +45,30 @@ image: ## Build the image dyad:cpu with docker, podman or buildah (VARIANT=cuda 
 need-image:
 	@deploy/need.sh "make test-image" root debootstrap cpio
 
-test-image: need-image build ## Run the image's steps in a new Debian root, and a tiny training in it (needs root and debootstrap).
+test-image: need-image build ## Run the image's build steps in a new Debian root, and a tiny training there (needs root and debootstrap).
 	@deploy/image/test.sh
 
 need-gpu:
 	@deploy/need.sh "this target" gpu
 
-test-gpu: need-gpu build ## On a machine with a GPU, after `make cuda`: kernels, steps, collectives against the same on the CPU (2 minutes).
+test-gpu: need-gpu build ## Compare kernels, steps and collectives on a GPU with the CPU (needs a GPU and `make cuda`; 2 minutes).
 	cargo test --release -p dyad-trainer --test gpu -- --include-ignored --test-threads=1
 	cargo test --release -p dyad-trainer --test communicator nccl
 
 need-kubernetes:
 	@deploy/need.sh "make test-kubernetes" go root debootstrap cpio ip
 
-test-kubernetes: need-kubernetes test-image ## Real API server and controllers, real processes on a stand-in node (needs Go and root; builds 10 minutes once).
+test-kubernetes: need-kubernetes test-image ## Test with a real Kubernetes API server on a simulated node (needs Go and root; first build 10 minutes).
 	@tests/kubernetes/tools/build.sh
 	@tests/kubernetes/test_cluster.py
 
-render-kubernetes: ## Write deploy/kubernetes/{base,overlays} anew from what the launcher renders.
+render-kubernetes: ## Write deploy/kubernetes/{base,overlays} again with the launcher.
 	UPDATE_GOLDEN=1 cargo test --release --quiet -p dyad-launcher --test kubernetes
 
 need-lint:
 	@deploy/need.sh "make lint" cargo fmt clippy
 
-lint: need-lint build $(CARGO_DENY) ## Formatting, clippy; licences, sources and, where RustSec is reached, advisories of dependencies.
+lint: need-lint build $(CARGO_DENY) ## Check formatting, clippy, and licences, sources and (with network) advisories of dependencies.
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO_DENY) --log-level error check bans licenses sources
@@ -77,29 +77,29 @@ lint: need-lint build $(CARGO_DENY) ## Formatting, clippy; licences, sources and
 bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (12 to 19 minutes).
 	$(PARITY)/bin/python tests/bench/bench.py --python $(PARITY)/bin/python
 
-bench-gpu: need-gpu build $(PARITY)/.done ## The GPU table beside TRL: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`).
+bench-gpu: need-gpu build $(PARITY)/.done ## Speed and memory against TRL on a GPU: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`).
 	$(PARITY)/bin/python tests/bench/bench_gpu.py --python $(PARITY)/bin/python
 
-bench-plane: build ## Tokenising, a file of a million pairs, a thousand trainers; no model (about 2 minutes, 2 GB in TMPDIR).
+bench-plane: build ## Speed of tokenising, of reading a million pairs, and of a thousand simulated trainers (about 2 minutes, 2 GB in TMPDIR).
 	cargo run --release --quiet -p dyad-tests --example bench-plane
 
-bench-telemetry: build ## What traces and metrics cost a run of a small model (about 8 minutes).
+bench-telemetry: build ## Cost of traces and metrics in runs of small models (about 8 minutes).
 	cargo run --release --quiet -p dyad-tests --example bench-telemetry
 
-bench-links: root build $(PARITY)/.done ## How much of a step waits for gradients over links with a delay (needs root; about 15 minutes).
+bench-links: root build $(PARITY)/.done ## Time that steps wait for gradients over links with a delay (needs root; about 15 minutes).
 	$(PARITY)/bin/python tests/bench/bench_links.py --python $(PARITY)/bin/python
 
 root:
 	@deploy/need.sh "make bench-links" root ip tc
 
-clean: ## Remove what was built and trained; keeps libtorch and the Python environment.
+clean: ## Remove build outputs and quickstart runs; keeps libtorch and the Python environment.
 	cargo clean
 	rm -rf quickstart-runs
 
 $(PARITY)/.done: tests/parity/requirements.txt
 	@deploy/need.sh "TRL in $(PARITY)" python3 pip venv space=6
 	@echo "installing TRL $$(sed -n 's/^trl==//p' $<) into $(PARITY)/ (about 5 GB) …" >&2
-	@# Debian packs a venv's own pip apart; the system's pip installs into the environment as well.
+	@# Debian ships a venv's pip in another package; the system's pip can install into the environment too.
 	@rm -rf $(PARITY) && python3 -m venv --without-pip $(PARITY)
 	@python3 -m pip --python $(PARITY)/bin/python --quiet --disable-pip-version-check install -r $<
 	@touch $@

@@ -8,13 +8,14 @@ use clap::Parser;
 use dyad_proto::finished::{complete, kept_template_date};
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
-use dyad_proto::run_folder::{RUN_CONFIG, begun_by};
+use dyad_proto::run_flags::{EarlierRunFlags, ObservationFlags, OutputMode};
+use dyad_proto::run_folder::RUN_CONFIG;
 use dyad_proto::security::{TLS_DIR, TOKEN_FILE};
-use dyad_proto::{Fault, LAST_SCRAPE_SECONDS, RunConfig, files};
+use dyad_proto::{Fault, RunConfig, files};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
-use crate::files::output_dir::{self, Mode, OutputPlan, RunFiles};
+use crate::files::output_dir::{self, OutputPlan, RunFiles};
 use crate::observe::traces::Sampling;
 use crate::run::RunSpec;
 use crate::run::dataset::{Datasets, hex};
@@ -58,22 +59,9 @@ pub struct CoordinatorCli {
     #[arg(long, value_name = "HOST:PORT")]
     pub health_listen: Option<String>,
 
-    /// Go on from the newest checkpoint in output_dir
-    #[arg(long, conflicts_with = "overwrite")]
-    pub resume: bool,
-
-    /// Go on from the newest checkpoint in output_dir; if there is none, start again. For schedulers that restart jobs
-    #[arg(long)]
-    pub auto_resume: bool,
-
-    /// Id of the scheduler's job: --auto-resume applies only if this job started the run in output_dir. Otherwise --auto-resume is
-    /// ignored, and --overwrite or --resume apply if given
-    #[arg(long, value_name = "ID", requires = "auto_resume")]
-    pub job: Option<String>,
-
-    /// Remove the metrics, checkpoints and final model of an earlier run in output_dir
-    #[arg(long)]
-    pub overwrite: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take it for the program's own")]
+    pub earlier: EarlierRunFlags,
 
     /// If the run is complete already, stay until every trainer has connected and been told. For schedulers that start coordinator
     /// and trainers together
@@ -83,11 +71,6 @@ pub struct CoordinatorCli {
     /// How long to wait until all trainers have joined
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub join_timeout_seconds: u64,
-
-    /// How long a trainer that still sends heartbeats may make no progress; also shortens how long it, or the coordinator, may be
-    /// silent [default: by phase, 5 to 20 minutes, and longer where a run's own pauses are long]. 0 sets no limit
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=604_800))]
-    pub stall_timeout: Option<u64>,
 
     /// Write every event of the run as a JSON line on standard output
     #[arg(long)]
@@ -105,18 +88,9 @@ pub struct CoordinatorCli {
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
 
-    /// Serve metrics for Prometheus on this address, under /metrics [default: not at all]
-    #[arg(long, value_name = "HOST:PORT")]
-    pub metrics_listen: Option<String>,
-
-    /// How long to wait after the end of the run for a last scrape of its metrics, if they were scraped before. 0 does not wait
-    #[arg(long, value_name = "SECONDS", default_value_t = LAST_SCRAPE_SECONDS, value_parser = clap::value_parser!(u64).range(..=3600))]
-    pub metrics_linger: u64,
-
-    /// Trace the first three steps and then one in N, if OTEL_EXPORTER_OTLP_ENDPOINT is set; slow and failed steps are always
-    /// traced. 0 traces only slow and failed steps
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub trace_every: u64,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take it for the program's own")]
+    pub observation: ObservationFlags,
 }
 
 const EXIT_STATUS: &str = "\
@@ -157,16 +131,13 @@ pub struct Prepared {
 impl CoordinatorCli {
     /// Checks config, data and output folder: everything that can be wrong before a trainer connects.
     pub fn prepare(&self) -> Result<Task, Fault> {
-        if self.auto_resume && self.job.is_none() && (self.resume || self.overwrite) {
-            return Err(Fault::input("--auto-resume with --resume or --overwrite needs --job")
-                .hint("give --job ID: it tells a run of this job from an earlier run in output_dir"));
-        }
+        self.earlier.check()?;
         let mut config = read_config(&self.config)?;
         refuse_entangled(&config, &self.config)?;
         // Before anything in the folder is read, because another run may be changing it.
         let owner = Arc::new(Ownership::take(Path::new(&config.output_dir))?);
-        let mode = self.mode(Path::new(&config.output_dir));
-        if matches!(mode, Mode::Resume | Mode::AutoResume) && config.template_date.is_none() {
+        let mode = self.earlier.mode(Path::new(&config.output_dir));
+        if matches!(mode, OutputMode::Resume | OutputMode::AutoResume) && config.template_date.is_none() {
             let dir = Path::new(&config.output_dir);
             config.template_date = kept_template_date(dir).or_else(|| recorded_date(dir));
         }
@@ -175,7 +146,7 @@ impl CoordinatorCli {
         let data = Datasets::load(&config)?;
         let sha256 = data.train.sha256().to_owned();
         let dir = Path::new(&config.output_dir);
-        if matches!(mode, Mode::Resume | Mode::AutoResume)
+        if matches!(mode, OutputMode::Resume | OutputMode::AutoResume)
             && let Some(model) = complete(dir, &config, &|| Ok(sha256.clone()))?
         {
             return Ok(Task::Complete(model));
@@ -186,25 +157,15 @@ impl CoordinatorCli {
             validation_sha256: data.validation_sha256().to_owned(),
             world_size: self.world_size,
         };
-        let output = output_dir::inspect(owner.folder(), mode, &now)?.of_job(self.job.clone());
+        let output = output_dir::inspect(owner.folder(), mode, &now)?.of_job(self.earlier.job.clone());
         Ok(Task::Run(Box::new(Prepared { config_json: config.to_json()?, config, data, output, owner })))
     }
 
     /// Which steps are traced.
     #[must_use]
     pub fn sampling(&self) -> Sampling {
-        let first = if self.trace_every == 0 { 0 } else { FIRST_STEPS };
-        Sampling { first, every: self.trace_every }
-    }
-
-    fn mode(&self, output_dir: &Path) -> Mode {
-        let own = self.job.as_ref().is_none_or(|job| begun_by(output_dir, job));
-        match (self.resume, self.overwrite) {
-            _ if self.auto_resume && own => Mode::AutoResume,
-            (true, _) => Mode::Resume,
-            (false, true) => Mode::Overwrite,
-            (false, false) => Mode::Fresh,
-        }
+        let first = if self.observation.trace_every == 0 { 0 } else { FIRST_STEPS };
+        Sampling { first, every: self.observation.trace_every }
     }
 
     /// The command that the user typed: the launcher's, or this program's.
@@ -232,7 +193,7 @@ impl CoordinatorCli {
             data: prepared.data,
             world_size: self.world_size,
             join_timeout: Duration::from_secs(self.join_timeout_seconds),
-            stall_timeout: self.stall_timeout,
+            stall_timeout: self.observation.stall_timeout,
             start,
             resume_from: resume.as_ref().map_or_else(String::new, |resume| resume.path.display().to_string()),
             then: resume.map(|resume| Then { fingerprint: resume.then, step: resume.step }),
@@ -270,7 +231,6 @@ fn run_id() -> String {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use dyad_proto::run_folder::JOB;
 
     use super::*;
 
@@ -290,20 +250,7 @@ mod tests {
         let parse = |args: &[&str]| {
             CoordinatorCli::try_parse_from([&["coordinator", "--config", "c.toml"], args].concat())
         };
-        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        std::fs::write(dir.path().join(JOB), "7\n").unwrap();
-        let mode =
-            |args: &[&str], dir: &Path| parse(&[&["--world-size", "2"], args].concat()).unwrap().mode(dir);
-        assert_eq!(mode(&["--resume"], dir.path()), Mode::Resume);
         assert!(parse(&["--world-size", "2", "--resume", "--overwrite"]).is_err());
-        assert_eq!(mode(&["--auto-resume"], other.path()), Mode::AutoResume);
-        for (flag, first) in
-            [(None, Mode::Fresh), (Some("--overwrite"), Mode::Overwrite), (Some("--resume"), Mode::Resume)]
-        {
-            let args: Vec<&str> = ["--auto-resume", "--job=7"].into_iter().chain(flag).collect();
-            assert_eq!(mode(&args, other.path()), first, "{flag:?}");
-            assert_eq!(mode(&args, dir.path()), Mode::AutoResume, "{flag:?}");
-        }
         let fault =
             parse(&["--world-size", "2", "--auto-resume", "--overwrite"]).unwrap().prepare().unwrap_err();
         assert!(fault.message.contains("needs --job"), "{fault}");

@@ -64,7 +64,9 @@ fn coordinate(cli: &CoordinatorCli) -> Result<(), Fault> {
         // The run is over; `serve` has released its folder.
         drop(span);
         if let Some(endpoint) = endpoint {
-            endpoint.last_scrape(Duration::from_secs(cli.metrics_linger), server::hurried()).await;
+            endpoint
+                .last_scrape(Duration::from_secs(cli.observation.metrics_linger), server::hurried())
+                .await;
         }
         served
     });
@@ -75,7 +77,7 @@ fn coordinate(cli: &CoordinatorCli) -> Result<(), Fault> {
 
 /// Reads and checks the data, which may take minutes. Fails on a signal, or if reading makes no progress.
 async fn prepare(cli: CoordinatorCli, signals: &mut Signals) -> Result<Task, Fault> {
-    let (beats, limit) = (cli.announce_preparing, reading_limit(cli.stall_timeout));
+    let (beats, limit) = (cli.announce_preparing, reading_limit(cli.observation.stall_timeout));
     let mut prepared = tokio::task::spawn_blocking(move || cli.prepare());
     let mut ticks = tokio::time::interval(silence::TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -145,7 +147,7 @@ async fn serve(
     endpoint: &mut Option<Endpoint>,
 ) -> Result<(), Fault> {
     let (listener, _published) = open(cli, &mut guard).await?;
-    let metrics = match &cli.metrics_listen {
+    let metrics = match &cli.observation.metrics_listen {
         Some(address) => Some(listen::bind(address, "--metrics-listen").await?),
         None => None,
     };

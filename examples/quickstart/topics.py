@@ -804,7 +804,7 @@ I moved to a new town and know nobody.
 + A new town can be hard at first. A sports club or a language class is a good place to meet kind people.
 """
 
-# First user line, first answer, then ways of going on, `+` the friendly answer, `-` what a bad waiter would say.
+# First user line and first answer, then possible next user lines, `+` the friendly answer, `-` answers of a rude waiter.
 BOOKINGS = """
 I would like to book a table.|Gladly! For how many people, and when?
 For four people, at seven tonight.

@@ -48,28 +48,28 @@ Environment:
                                work as OpenTelemetry says [default: nowhere]"
 )]
 pub struct CommandLine {
-    /// What to do instead of a run.
+    /// The subcommand; `None` for a training run.
     #[command(subcommand)]
     pub command: Option<LauncherCommand>,
     /// Options of a training run; `None` if a subcommand was given.
     #[command(flatten)]
     pub options: Option<Options>,
-    /// Where the run goes. Not a part of [`Options`]: clap cannot tell whether a group is there that has groups of its own.
+    /// Hosts of the run. Not part of [`Options`]: clap cannot tell whether an optional group with nested groups is present.
     #[command(flatten)]
     pub hosts: HostOptions,
-    /// Who may talk to whom; no part of [`Options`] for the same reason.
+    /// TLS and join token. Not part of [`Options`] for the same reason.
     #[command(flatten)]
     pub security: SecurityOptions,
 }
 
-/// What the launcher does beside runs.
+/// Subcommands of the launcher.
 #[derive(Clone, Debug, Subcommand)]
 pub enum LauncherCommand {
     /// Predict memory, speed and cost of a run; starts nothing.
     Plan(PlanOptions),
     /// Run on a Kubernetes cluster: render, apply, status, logs, wait, delete.
     Kubernetes(Box<KubernetesOptions>),
-    /// Start and watch the trainers of one node, where a scheduler has placed one such process per node.
+    /// Start and watch the trainers of one node, for a scheduler that starts one such process per node.
     Node(NodeOptions),
     /// Check machines before a run: ssh, clocks, versions, GPUs, ports, memory, disk, model.
     Doctor(DoctorOptions),
@@ -77,7 +77,7 @@ pub enum LauncherCommand {
     Slurm(SlurmOptions),
     /// Make a small model and train it on shipped pairs, first supervised, then with DPO, on this machine's CPU.
     Quickstart(QuickstartOptions),
-    /// Serve a launcher on standard input and output; what `launcher --hosts` starts on each host.
+    /// Node agent: `launcher --hosts` starts it on each host and talks to it over standard input and output.
     Agent(AgentOptions),
 }
 
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_need_no_command_and_commands_no_run() {
+    fn run_options_and_subcommands_are_parsed() {
         let run = parse("launcher --nodes 4 --config run.toml").unwrap();
         let options = run.options.unwrap();
         assert!(

@@ -1,11 +1,12 @@
 //! Starts the processes of a run, follows them, and shows what they do.
 //!
-//! - [`cli`]: the command line. [`train`]: a run from its options to its end. [`node`], [`quickstart`], [`doctor`], [`slurm`],
-//!   [`kubernetes`], [`predict`] (`launcher plan`): the other commands.
-//! - [`hosts`]: processes here and on other hosts. [`agent`]: this program on another host, and what it finds there.
-//! - [`placement`]: which trainer computes where. [`process`]: Dyad's programs as processes. [`security`]: certificates and join token.
+//! - [`cli`]: the command line. [`train`]: a training run. [`node`], [`quickstart`], [`doctor`], [`slurm`], [`kubernetes`],
+//!   [`predict`] (`launcher plan`): the other commands.
+//! - [`hosts`]: processes on this machine and on other hosts. [`agent`]: the node agent on each host, and its protocol.
+//! - [`placement`]: device, cores and threads of each trainer. [`process`]: Dyad's programs as processes. [`security`]: certificates
+//!   and join token.
 //! - [`show`]: terminal, summary, plot.
-// Tests read what they wrote; all else goes through `dyad_proto::files`.
+// Only tests may use `std::fs` to read; other code uses `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod agent;

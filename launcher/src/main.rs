@@ -1,5 +1,5 @@
 //! Entry point of the launcher: command line in, exit status out.
-// Tests read what they wrote; all else goes through `dyad_proto::files`.
+// Only tests may use `std::fs` to read; other code uses `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use dyad_proto::folder::Folder;
 use dyad_proto::ownership::Ownership;
+use dyad_proto::run_flags::{EarlierRunFlags, OutputMode};
 use dyad_proto::{ErrorCode, Fault, RunConfig, files};
 use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
 use launcher::agent::machine::Hello;
@@ -28,24 +29,25 @@ use launcher::show::reached::Reached;
 use launcher::show::summary;
 use launcher::show::summary::Samples;
 use launcher::train::interrupt::Interrupt;
-use launcher::train::options::{self, Earlier, NumaBinding, Options};
+use launcher::train::options::{self, NumaBinding, Options};
 use launcher::train::restart::Restarts;
 use launcher::train::supervise::Job;
 use launcher::train::{dry_run, fit, supervise};
 use launcher::{agent, doctor, hosts, kubernetes, node, predict, quickstart, security, slurm};
 use tracing::Instrument;
 
-/// How long hosts that a run has lost are tried again, and how often.
+/// How long the launcher tries to reconnect to a lost host.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Time between two such tries.
 const PAUSE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let line: CommandLine = dyad_telemetry::command_line();
     dyad_proto::signals::ignore_size_limit();
     let format = line.options.as_ref().map_or(LogFormat::Text, |options| options.log_format);
-    // Lines for people go through the console.
+    // In text format the console prints the launcher's progress, so its log only shows warnings.
     let default = if format == LogFormat::Json { "info" } else { "warn" };
-    // Held until the exit status is known: what happened last leaves the process too.
+    // Dropped after the exit status is known, so that the last spans and logs are exported.
     let _telemetry = Telemetry::start("launcher", Logs { format, variable: "DYAD_LOG", default });
     match runtime().and_then(|runtime| runtime.block_on(act(line))) {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,7 +58,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// One thread: children are tied to the life of the thread that starts them.
+/// A runtime with one thread: the kernel kills children when the thread that started them ends.
 fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
     files::enough_may_be_open()?;
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
@@ -85,7 +87,7 @@ async fn act(line: CommandLine) -> Result<(), Fault> {
     }
 }
 
-/// The quickstart's files, its model, and both its runs.
+/// Runs the quickstart: writes its files, makes its model, trains twice.
 async fn start_quickly(options: &QuickstartOptions) -> Result<(), Fault> {
     quickstart::write_files(&options.out)?;
     let step = |title: &str, program: &str, words: &[String]| {
@@ -99,20 +101,18 @@ async fn start_quickly(options: &QuickstartOptions) -> Result<(), Fault> {
         let line = CommandLine::try_parse_from(&run.line)
             .map_err(|error| Fault::failed(format!("the quickstart's own command is wrong: {error}")))?;
         let options = line.options.ok_or_else(|| Fault::failed("the quickstart's own command is no run"))?;
-        // Each run is as large as a task of its own.
+        // Boxed: the future of a run is large.
         let request = RunRequest { options: &options, hosts: &line.hosts, security: line.security };
         Box::pin(launch(request)).await?;
     }
     Ok(())
 }
 
-/// What the command line asks for.
+/// The options of a run from the command line.
 #[derive(Clone, Copy)]
 struct RunRequest<'a> {
     options: &'a Options,
-    /// Where the run goes.
     hosts: &'a HostOptions,
-    /// Who may talk to whom.
     security: SecurityOptions,
 }
 
@@ -125,7 +125,7 @@ async fn launch(request: RunRequest<'_>) -> Result<(), Fault> {
     let mut interrupt = Interrupt::new()?;
     let mut restarts = Restarts::new(options.max_restarts);
     let transport = Arc::new(transport);
-    // Until when hosts are tried again that a run has lost.
+    // Until when to reconnect to lost hosts; `None` before the first restart.
     let mut deadline = None;
     loop {
         let mut reached = Reached::default();
@@ -158,7 +158,7 @@ async fn launch(request: RunRequest<'_>) -> Result<(), Fault> {
     }
 }
 
-/// Before anything is started: Ctrl-C ends what the launcher waits for.
+/// Waits for `work`; a signal ends the wait with an error. Used while no process of the run exists.
 async fn unless<T>(
     interrupt: &mut Interrupt,
     restarts: &Restarts,
@@ -178,7 +178,7 @@ async fn unless<T>(
 async fn launch_here(request: RunRequest<'_>) -> Result<(), Fault> {
     let options = request.options;
     let machine = Machine::here();
-    // Of a range as many as there are, which is this machine.
+    // MIN:MAX counts hosts, and there is one: this machine.
     let nodes = match options.nodes {
         Some(nodes) if nodes.min < nodes.max => nodes.of(1)?,
         nodes => nodes.map_or(1, |nodes| nodes.max),
@@ -191,13 +191,14 @@ async fn launch_here(request: RunRequest<'_>) -> Result<(), Fault> {
         Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
     }
     let config = options::load(options, false)?;
-    let earlier = Earlier::of(options, Path::new(&config.output_dir))?;
-    if let Some(model) = options::complete(earlier, &config)? {
+    options.earlier.check()?;
+    let mode = options.earlier.mode(Path::new(&config.output_dir));
+    if let Some(model) = options::complete(mode, &config)? {
         console::tell(&format!("this run is complete: {}\n", model.display())).await;
         return Ok(());
     }
     fit::check(options, &config, &trainers, &[Hello::of_this_machine()])?;
-    let fresh = earlier == Earlier::Refused;
+    let fresh = mode == OutputMode::Fresh;
     let listen = options.listen.as_deref().unwrap_or("127.0.0.1:0");
     if options.dry_run {
         run_files::look(&config, true, fresh)?;
@@ -206,7 +207,7 @@ async fn launch_here(request: RunRequest<'_>) -> Result<(), Fault> {
         return print(&dry_run::describe(&config, &trainers, &devices, &tls, look)?);
     }
     let mut interrupt = Interrupt::new()?;
-    // Kept until this process ends: no other run comes in between two attempts of this one.
+    // Held until this process ends, so that no other run takes the folder between two attempts.
     let owner = run_files::take(&config, fresh)?;
     let config_file = NextConfig(run_files::write_config(&config)?);
     let console = Console::new(options.verbose, options.log_format);
@@ -223,12 +224,12 @@ async fn launch_here(request: RunRequest<'_>) -> Result<(), Fault> {
         let trained = traced(attempt).await;
         match trained {
             Ok(()) => break,
-            // A folder that was removed or replaced has nothing to go on from.
+            // No restart if the folder was removed or replaced: its checkpoints are gone.
             Err(fault) if interrupt.came() || folder.still_there().is_err() => {
                 return Err(restarts.stopped(fault));
             }
             Err(fault) => {
-                // A coordinator that is killed does not tell of its last checkpoint.
+                // A killed coordinator does not report its last checkpoint.
                 reached.look(Path::new(&config.output_dir));
                 console.line(&restarts.after(fault, &reached)?);
             }
@@ -237,15 +238,15 @@ async fn launch_here(request: RunRequest<'_>) -> Result<(), Fault> {
     tell(options, &config, &plot, &machine, &restarts, &mut interrupt).await
 }
 
-/// One of possibly several starts of a run.
+/// One attempt at a run; a restart makes another one.
 struct Attempt<'a> {
-    /// What came before.
+    /// Earlier attempts.
     restarts: &'a Restarts,
-    /// How far this one comes.
+    /// Progress of this attempt.
     reached: &'a mut Reached,
 }
 
-/// Where a run goes.
+/// Trainers, hosts and output folder of a run.
 struct RunPlace<'a> {
     trainers: &'a [Trainer],
     hosts: Option<&'a Hosts>,
@@ -279,15 +280,16 @@ async fn launch_there(
         let on_first = hosts.coordinator_node().is_some();
         return print(&dry_run::describe_hosts(config, &trainers, &listen, &devices, &tls, on_first));
     }
-    // Whether the job has begun what lies on the hosts is not known here: the coordinator looks.
-    let fresh = Earlier::of(options, Path::new(&config.output_dir))? == Earlier::Refused
-        && !options.auto_resume
+    // With --auto-resume only the coordinator can see whether this job began the run in the hosts' folder, so it decides.
+    options.earlier.check()?;
+    let fresh = options.earlier.mode(Path::new(&config.output_dir)) == OutputMode::Fresh
+        && !options.earlier.auto_resume
         && restarts.total() == 0;
     let preparing = hosts.prepare(config, fresh);
     let (config_file, owner) =
         unless(interrupt, restarts, "the hosts looked at the run's files", preparing).await?;
     let config_file = NextConfig(config_file);
-    // Logs are gathered on this machine, which may share no file system with the hosts.
+    // The launcher writes all logs here; this machine may share no file system with the hosts.
     let output_dir = Path::new(&config.output_dir);
     run_files::make_logs(output_dir)?;
     let names: Vec<&str> = hosts.agents().iter().map(|agent| agent.host.name.as_str()).collect();
@@ -313,7 +315,7 @@ async fn launch_there(
     Ok(())
 }
 
-/// One attempt at a run, in a span that everything of it is part of, below whatever started the launcher.
+/// Runs an attempt in a tracing span, a child of the span in `TRACEPARENT` if there is one.
 async fn traced(attempt: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
     let span = tracing::info_span!(target: TARGET, "launch");
     if let Some(parent) = dyad_telemetry::environment() {
@@ -324,7 +326,7 @@ async fn traced(attempt: impl Future<Output = Result<(), Fault>>) -> Result<(), 
     result
 }
 
-/// Says it, and draws samples, which may take long, until somebody has had enough of that.
+/// Prints the summary and sample answers of a complete run. Generating samples may take long; a signal stops it.
 async fn tell(
     options: &Options,
     config: &RunConfig,
@@ -337,7 +339,7 @@ async fn tell(
         () = say(options, config, plot, machine, restarts) => return Ok(()),
         signal = interrupt.wait() => signal,
     };
-    // A scheduler asks for an end, and the run has come to its own. A person learns that not all was shown.
+    // The run is complete, so SIGTERM and SIGHUP succeed. After Ctrl-C the user learns that samples are missing.
     if signal != libc::SIGINT {
         return Ok(());
     }
@@ -346,10 +348,10 @@ async fn tell(
         .hint(format!("the model lies in {}", model.display())))
 }
 
-/// What there is to say of a complete run.
+/// Prints restarts, summary table and samples.
 async fn say(options: &Options, config: &RunConfig, plot: &LivePlot, machine: &Machine, restarts: &Restarts) {
     let output_dir = Path::new(&config.output_dir);
-    // The model is there: a plot or sample that fails must not make the run look failed.
+    // The model is complete: if a plot or sample fails, the run still succeeds.
     let plot = plot.finish(true).await;
     let again = restarts.summary().map(|again| format!("restarts {again}\n")).unwrap_or_default();
     let profile = options.profile.then(|| output_dir.join("profile")).filter(|folder| folder.is_dir());
@@ -391,12 +393,12 @@ async fn train(
         hosts: place.hosts,
         environment: &environment,
         connect_timeout: options.connect_timeout,
-        stall_timeout: options.stall_timeout,
+        stall_timeout: options.observation.stall_timeout,
         log_format: options.log_format,
         owner: place.owner,
         plot: place.plot,
         last_scrape: Duration::from_secs(
-            options.metrics_listen.as_ref().map_or(0, |_| options.metrics_linger),
+            options.observation.metrics_listen.as_ref().map_or(0, |_| options.observation.metrics_linger),
         ),
     };
     let grace = Duration::from_secs(options.grace_period);
@@ -405,7 +407,7 @@ async fn train(
         () = console.clone().show_held() => Ok(()),
     };
     if result.is_err() {
-        // So far the run has come, and that can be looked at.
+        // Finish the plot of the partial run.
         tokio::select! {
             _ = place.plot.finish(false) => {}
             _ = interrupt.wait() => {}
@@ -415,23 +417,17 @@ async fn train(
 }
 
 fn coordinator_flags(options: &Options, restarts: &Restarts) -> Vec<String> {
-    let mut flags = vec![format!("--trace-every={}", options.trace_every)];
-    if let Some(address) = &options.metrics_listen {
-        let seconds = options.metrics_linger;
-        flags.extend([format!("--metrics-listen={address}"), format!("--metrics-linger={seconds}")]);
-    }
-    flags.extend(options.stall_timeout.iter().map(|seconds| format!("--stall-timeout={seconds}")));
-    // Until the run has a row of its own, what lies in the folder is an earlier run's, and still to be removed.
-    let overwrite = options.overwrite && !restarts.has_rows();
+    let given = &options.earlier;
+    // Before this run's first row the folder still holds the earlier run, so a restart passes --overwrite again.
+    let overwrite = given.overwrite && !restarts.has_rows();
     let again = restarts.total() > 0 && !overwrite;
-    // The job's mark in the folder tells as much of later attempts, also those of a launcher that is started again.
-    let job = options.job.is_some();
-    flags.extend(options.job.iter().map(|job| format!("--job={job}")));
-    let set = [
-        ("--resume", options.resume && (job || !again)),
-        ("--overwrite", if job { options.overwrite } else { overwrite }),
-        ("--auto-resume", options.auto_resume || again),
-    ];
-    flags.extend(set.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
-    flags
+    // With --job the flags stay as given: the coordinator reads in the folder whether this job began the run.
+    let job = given.job.is_some();
+    let earlier = EarlierRunFlags {
+        resume: given.resume && (job || !again),
+        overwrite: if job { given.overwrite } else { overwrite },
+        auto_resume: given.auto_resume || again,
+        job: given.job.clone(),
+    };
+    [options.observation.arguments(), earlier.arguments()].concat()
 }

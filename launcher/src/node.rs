@@ -1,8 +1,8 @@
-//! `launcher node`: the trainers of one node, where a scheduler (Kubernetes) has placed one such process per node.
+//! `launcher node`: starts and watches the trainers of one node. A scheduler (Kubernetes) starts one such process per node.
 //!
-//! - LNC-N1: the status is that of the first genuine failure; trainers that fell over somebody else's do not count.
+//! - LNC-N1: the exit status is that of the first genuine failure, not of a trainer that failed because another one failed.
 //! - LNC-N2: when [`run`] returns, no trainer is left.
-//! - LNC-N3: SIGTERM reaches every trainer, which then have the grace period to finish their step and save.
+//! - LNC-N3: SIGTERM reaches every trainer; they have the grace period to finish their step and save.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,11 +22,11 @@ use crate::process::os::keep_to;
 use crate::show::console::{Console, Speaker, warn};
 use crate::train::interrupt::Interrupt;
 
-/// How long the others may take to hear of a failure from the coordinator: it holds echoes back for three seconds.
+/// How long the other trainers may take to end after a failure. The coordinator tells them of it, for an echo only after three seconds.
 const VERDICT: Duration = Duration::from_secs(10);
-/// How long they then have to leave.
+/// Time between SIGTERM and SIGKILL for trainers that are still there then.
 const LEAVE: Duration = Duration::from_secs(5);
-/// As long as a trainer waits for its coordinator: a day.
+/// Largest `--wait-for-coordinator`: a day, in seconds.
 pub const MOST_PATIENCE: u64 = 86_400;
 
 /// Start and watch the trainers of this node.
@@ -39,10 +39,10 @@ pub struct NodeOptions {
     /// Address of the coordinator, e.g. https://dyad-coordinator:29400.
     #[arg(long, value_name = "URL")]
     pub coordinator: String,
-    /// Place of this node among all, from 0; a Job with completionMode Indexed sets the variable.
+    /// Index of this node, from 0; a Kubernetes Job with completionMode Indexed sets the variable.
     #[arg(long, env = "JOB_COMPLETION_INDEX", value_name = "N")]
     pub node_index: u32,
-    /// GPUs of this node, with one trainer each. 0 starts one CPU trainer.
+    /// GPUs to use on this node, with one trainer each. 0 starts one CPU trainer.
     #[arg(long, value_name = "G", value_parser = clap::value_parser!(u32).range(0..=64))]
     pub gpus: u32,
     /// Folder for one log file per trainer; without it their lines go to standard error only.
@@ -51,12 +51,12 @@ pub struct NodeOptions {
     /// How long each trainer tries to reach the coordinator.
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MOST_PATIENCE))]
     pub wait_for_coordinator: u64,
-    /// How long trainers may take to finish their step and save once SIGTERM has come.
+    /// How long trainers may take to finish their step and save after SIGTERM.
     #[arg(long, default_value_t = 290, value_name = "SECONDS")]
     pub grace_period: u64,
 }
 
-/// Runs the node's trainers to their end. Must be called on the main thread, as [`Child::start`].
+/// Runs the node's trainers to their end. Must be called on the main thread, like [`Child::start`].
 pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
     let mut interrupt = Interrupt::new()?;
     let machine = Machine::here();
@@ -89,7 +89,7 @@ pub async fn run(options: &NodeOptions) -> Result<(), Fault> {
     result
 }
 
-/// What to start, purely from options and machine.
+/// The trainers to start, from options and machine.
 fn trainers(options: &NodeOptions, machine: &Machine) -> Result<Vec<Trainer>, Fault> {
     machine.sure_of_gpus(Gpus::Count(options.gpus))?;
     if options.gpus > machine.gpus {
@@ -108,13 +108,13 @@ fn start(options: &NodeOptions, trainer: &Trainer, local: usize, console: &Conso
     let mut command = trainers::command(trainer, url, patience, local)?;
     keep_to(&mut command, &trainer.cores);
     let file = options.logs.as_ref().map(|logs| logs.join(format!("{}.log", trainer.name)));
-    // Whoever reads a pod's log knows the node.
+    // A pod's log holds one node, so its lines do not name it.
     let speaker = Speaker { node: String::new(), rank: Some(trainer.launch_index) };
     let process = Process::Trainer(trainer.name.clone());
     Child::start(process, &trainer.label(), command, ChildOutput { file, console: console.clone(), speaker })
 }
 
-/// Waits for all; after a failure the others leave on their own or are made to.
+/// Waits for all trainers. After a failure the others have [`VERDICT`] to end on their own, then they are stopped.
 async fn follow(children: &mut [Child]) -> Result<(), Fault> {
     let mut faults = Vec::new();
     let mut verdict = None;
@@ -139,7 +139,7 @@ async fn follow(children: &mut [Child]) -> Result<(), Fault> {
     worst(faults)
 }
 
-/// After SIGTERM: the trainers finish their step and save, within the grace period.
+/// After SIGTERM: gives the trainers the grace period to finish their step and save.
 async fn drain(
     options: &NodeOptions,
     children: &mut [Child],
@@ -162,7 +162,7 @@ async fn drain(
     }
 }
 
-/// SIGTERM, time, SIGKILL. Says how they ended; those that had to be killed come last.
+/// Sends SIGTERM, waits for `time`, then sends SIGKILL. Returns the faults in the order of the ends: killed trainers come last.
 async fn stop(children: &mut [Child], time: Duration) -> Vec<Fault> {
     let signals: Vec<SignalSender> = children.iter().map(Child::signals).collect();
     let tell = |signal| signals.iter().for_each(|child| child.send(signal));
@@ -181,7 +181,7 @@ async fn stop(children: &mut [Child], time: Duration) -> Vec<Fault> {
     faults
 }
 
-/// The node's outcome: a genuine failure counts most, then that it was asked to stop, then somebody else's failure.
+/// The node's outcome: the first genuine failure, else an interruption, else an echo of a failure elsewhere.
 fn worst(mut faults: Vec<Fault>) -> Result<(), Fault> {
     let genuine = |fault: &Fault| !matches!(fault.code, ErrorCode::Echo | ErrorCode::Interrupted);
     if let Some(at) = faults.iter().position(genuine) {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_of_a_node_follow_those_of_the_nodes_before_it() {
+    fn ranks_are_numbered_across_nodes() {
         let machine = &Machine { cores: 16, gpus: 8, gpu_trouble: None };
         let second = trainers(&options(8, 1), machine).unwrap();
         let last = &second[7];

@@ -1,4 +1,4 @@
-//! `launcher quickstart`: the whole path on one machine, with data and configurations that this program carries.
+//! `launcher quickstart`: makes and trains a small model on one machine, with built-in data and configurations.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use tokio::process::Command;
 use crate::process::os::die_with_me;
 use crate::process::programs::program;
 
-/// Files that it writes, as they stand in the source.
+/// Names and contents of the files that the quickstart writes.
 const FILES: [(&str, &str); 4] = [
     ("train.jsonl", include_str!("../../examples/quickstart/train.jsonl")),
     ("validation.jsonl", include_str!("../../examples/quickstart/validation.jsonl")),
@@ -18,7 +18,7 @@ const FILES: [(&str, &str); 4] = [
     ("dpo.toml", include_str!("../../examples/quickstart/dpo.toml")),
 ];
 
-/// A Llama of four million parameters: it learns the pairs in a minute.
+/// Arguments for a Llama of four million parameters, which learns the pairs in a minute.
 const MODEL: [&str; 14] = [
     "--vocab-size",
     "2048",
@@ -43,7 +43,7 @@ const MODEL: [&str; 14] = [
 supervised, then with DPO from there, and shows answers to questions that it has not seen. It takes one to two minutes on two cores."
 )]
 pub struct QuickstartOptions {
-    /// Folder for all that it writes: pairs, configurations, model and runs. Runs of an earlier quickstart there are replaced
+    /// Folder for pairs, configurations, model and runs. Runs of an earlier quickstart in it are replaced
     #[arg(long, value_name = "DIR", default_value = "quickstart-runs")]
     pub out: PathBuf,
     /// Trainers of each run
@@ -54,13 +54,13 @@ pub struct QuickstartOptions {
 /// A run of the quickstart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuickstartRun {
-    /// What it is, for people.
+    /// Heading on the terminal.
     pub title: &'static str,
-    /// Its command line, the launcher's name first.
+    /// Command line, starting with `launcher`.
     pub line: Vec<String>,
 }
 
-/// Writes pairs and configurations.
+/// Writes pairs and configurations. Fails if a file exists with other content.
 pub fn write_files(out: &Path) -> Result<(), Fault> {
     let cannot = |path: &Path, error: std::io::Error| {
         Fault::input(format!("cannot write {}: {error}", path.display()))
@@ -88,7 +88,7 @@ pub fn write_files(out: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A configuration whose files and runs lie in a folder.
+/// A configuration with its paths moved into `folder`.
 fn placed(config: &str, folder: &str) -> String {
     let folder = folder.trim_end_matches('/').replace('\\', "\\\\").replace('"', "\\\"");
     config
@@ -105,7 +105,7 @@ pub fn model_arguments(out: &Path) -> Vec<String> {
     own.into_iter().chain(fixed).chain(["--overwrite".to_owned()]).collect()
 }
 
-/// What is trained, in order.
+/// The two runs, in order.
 #[must_use]
 pub fn runs(options: &QuickstartOptions) -> [QuickstartRun; 2] {
     let line = |config: &str, more: &[&str]| {
@@ -124,7 +124,7 @@ pub fn runs(options: &QuickstartOptions) -> [QuickstartRun; 2] {
     ]
 }
 
-/// Makes the model.
+/// Runs the trainer program to make the model.
 pub async fn make_model(out: &Path) -> Result<(), Fault> {
     let trainer = program("trainer")?;
     let mut command = Command::new(&trainer);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_the_configurations_lies_outside_the_folder() {
+    fn all_configured_paths_are_inside_the_folder() {
         for (name, text) in FILES.iter().filter(|(name, _)| name.ends_with(".toml")) {
             let placed = placed(text, "there/");
             let elsewhere = |path: &str| placed.contains(path);

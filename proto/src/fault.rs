@@ -126,7 +126,7 @@ impl Fault {
         self
     }
 
-    /// Adds the process that failed, unless it is set already.
+    /// Sets the label of the process that failed, unless it is set already.
     #[must_use]
     pub fn from_origin(mut self, origin: impl Into<String>) -> Self {
         if self.origin.is_empty() {
@@ -135,21 +135,21 @@ impl Fault {
         self
     }
 
-    /// Adds which process failed, unless that is known already.
+    /// Sets the process that failed, unless it is set already.
     #[must_use]
     pub fn of_process(mut self, process: &Process) -> Self {
         self.process.get_or_insert_with(|| process.clone());
         self
     }
 
-    /// A file cannot be written. A full disk makes the fault lasting.
+    /// A file cannot be written. The fault is lasting if the disk is full or a quota or size limit is reached.
     pub fn unwritten(path: &Path, error: &io::Error) -> Self {
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
         let fault = Self::failed(format!("cannot write {}: {error}", path.display()));
         Self { lasting: full.contains(&error.kind()), ..fault }
     }
 
-    /// The report that a Dyad program ended its standard error with, if there is one. `status` is the exit status.
+    /// Parses the last report in a Dyad program's standard error; `None` if there is none. `status` is the program's exit status.
     #[must_use]
     pub fn reported(stderr: &str, status: Option<i32>) -> Option<Self> {
         let code = status.and_then(ErrorCode::of_exit_status).unwrap_or(ErrorCode::Failed);

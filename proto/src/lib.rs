@@ -41,6 +41,7 @@ pub mod plain;
 pub mod reading;
 pub mod removal;
 pub mod run_config;
+pub mod run_flags;
 pub mod run_folder;
 pub mod safe_file;
 pub mod security;
@@ -69,10 +70,6 @@ pub mod wire {
 
 /// Increase whenever the wire format changes incompatibly.
 pub const PROTOCOL_VERSION: u32 = 6;
-
-/// Default time that a coordinator waits after its run for a last scrape of its metrics, in seconds. Slightly more than 30 s, a common
-/// scrape interval of Prometheus.
-pub const LAST_SCRAPE_SECONDS: u64 = 35;
 
 /// Largest gRPC message either side accepts: a measure request of a few thousand long pairs fits.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

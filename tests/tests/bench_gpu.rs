@@ -101,10 +101,28 @@ fn the_whole_script_runs_on_a_cpu() {
         }
         for share in [8, 9, 10] {
             let percent: f64 = columns[share].strip_suffix(" %").unwrap().parse().unwrap();
-            assert!((0.0..1000.0).contains(&percent), "{row}");
+            assert!(percent > 0.0 && percent < 200.0, "{row}");
         }
         assert!(columns[11].parse::<f64>().unwrap() > 0.01 && columns[12].contains("attention"), "{row}");
     }
+}
+
+/// 84.64 TFLOP (see below) and 2,900 tokens a step in 2 s, on a device of 84.64 TFLOP/s.
+#[test]
+fn the_tables_numbers_follow_from_seconds_and_flops() {
+    let code = "from bench_gpu import *; p = Pair(1100, 350, 350); w = WORKLOADS['2k']._replace(batch=1); \
+                cell = Cell('8b', SHAPES['8b'], False, '2k', w, [p]); flops = model_flops(cell.shape, [p], False); \
+                args = argparse.Namespace(peak=flops); row = Row('Dyad', 2.0, 3.5, 'flash', flops * 1.5, 0.625, 'x'); \
+                print(line(args, cell, row, Row('TRL', 5.0)))";
+    let output = Command::new(root().join(".venv/parity/bin/python"))
+        .args(["-c", code])
+        .current_dir(root().join("tests/bench"))
+        .output()
+        .unwrap();
+    assert_eq!(
+        text(&output).trim(),
+        "| 8b | full | 2k | Dyad | 0.50 | 2.50x | 1,450 | 50.0 % | 75.0 % | 62.5 % | 3.50 | flash | x |"
+    );
 }
 
 /// TFLOP of one pair at 8 B: full fine-tuning and LoRA, with forward passes unshared and shared. The expected values were computed by

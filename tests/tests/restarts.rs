@@ -103,7 +103,7 @@ fn a_requeued_job_resumes_only_its_own_run() {
     let (status, said) = job("c/7", &["--overwrite"]);
     assert!(status == Some(0) && said.contains("resumed after step "), "{said}");
     same(&workspace, "whole", "out");
-    // Another job begins anew.
+    // Another job starts a new run.
     let (status, said) = job("c/8", &["--overwrite"]);
     assert!(status == Some(0) && !said.contains("resumed") && !said.contains("complete: "), "{said}");
     let (status, said) = job("c/7", &[]);

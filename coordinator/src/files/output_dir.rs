@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use dyad_proto::fingerprint::Fingerprint;
 use dyad_proto::folder::Folder;
 use dyad_proto::names::metric;
+use dyad_proto::run_flags::OutputMode;
 use dyad_proto::run_folder::{
     EVALUATION_METRICS, FINAL, METRICS, TENSORBOARD, checkpoint_step, finished_name, is_unfinished,
     refuse_earlier_run, refuse_foreign, refuse_obstacles, traces,
@@ -26,19 +27,6 @@ use self::rows::{KeptRows, MetricsFile, StagedRows};
 use crate::files::tensorboard::EventFile;
 use crate::run::metrics_row::MetricsRow;
 use crate::run::same_run::{Now, same_run};
-
-/// How to treat the files of an earlier run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Fail if there are any.
-    Fresh,
-    /// Remove them.
-    Overwrite,
-    /// Go on from the newest checkpoint.
-    Resume,
-    /// Resume if there is a checkpoint; else remove the files of the earlier attempt. Fail if there is only a finished model.
-    AutoResume,
-}
 
 /// Where a resumed run continues.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,7 +83,7 @@ impl OutputFiles {
 }
 
 /// Creates the folder if needed, and checks that it can be written and used as `mode` says.
-pub fn inspect(folder: &Folder, mode: Mode, now: &Now) -> Result<OutputPlan, Fault> {
+pub fn inspect(folder: &Folder, mode: OutputMode, now: &Now) -> Result<OutputPlan, Fault> {
     let dir = folder.path();
     folder.still_there()?;
     check_writable(dir)?;
@@ -105,26 +93,26 @@ pub fn inspect(folder: &Folder, mode: Mode, now: &Now) -> Result<OutputPlan, Fau
     let unfinished = traces.iter().filter(|path| is_unfinished(path));
     let plan = |remove, resume| OutputPlan { folder: folder.clone(), remove, resume, job: None };
     match mode {
-        Mode::Fresh => {
+        OutputMode::Fresh => {
             refuse_earlier_run(dir, &traces)?;
             Ok(plan(unfinished.cloned().collect(), None))
         }
         // Files without a checkpoint or final model are of no use to a run that starts again.
-        Mode::AutoResume => {
+        OutputMode::AutoResume => {
             let has = |wanted: fn(&Path) -> bool| traces.iter().any(|path| wanted(path));
             let mode = match (has(|path| checkpoint_step(path).is_some()), has(|path| path.ends_with(FINAL)))
             {
-                (true, _) => Mode::Resume,
-                (false, true) => Mode::Fresh,
-                (false, false) => Mode::Overwrite,
+                (true, _) => OutputMode::Resume,
+                (false, true) => OutputMode::Fresh,
+                (false, false) => OutputMode::Overwrite,
             };
             inspect(folder, mode, now)
         }
-        Mode::Overwrite => {
+        OutputMode::Overwrite => {
             refuse_foreign(dir)?;
             Ok(plan(traces, None))
         }
-        Mode::Resume => {
+        OutputMode::Resume => {
             // Otherwise a foreign folder in the place of a checkpoint or of the model would be found only when they are saved.
             refuse_foreign(dir)?;
             let resume = Some(resume_point(dir, now)?);
@@ -294,6 +282,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use dyad_proto::manifest::Manifest;
+    use dyad_proto::run_flags::OutputMode;
     use dyad_proto::run_folder::{MANIFEST, OPTIMIZER, STATE};
     use tempfile::TempDir;
 
@@ -351,7 +340,7 @@ mod tests {
         names
     }
 
-    fn started(dir: &Path, mode: Mode) -> RunFiles {
+    fn started(dir: &Path, mode: OutputMode) -> RunFiles {
         plan(dir, mode).unwrap().start("{\"n_epochs\":2}".into()).unwrap()
     }
 
@@ -359,14 +348,14 @@ mod tests {
         MetricsRow::from([("step", step), ("loss", 0.5)])
     }
 
-    fn plan(dir: &Path, mode: Mode) -> Result<OutputPlan, Fault> {
+    fn plan(dir: &Path, mode: OutputMode) -> Result<OutputPlan, Fault> {
         inspect(&Folder::unseen(dir), mode, &now())
     }
 
     #[test]
     fn fresh_mode_refuses_a_folder_with_an_earlier_run() {
         let dir = earlier_run();
-        let fault = plan(dir.path(), Mode::Fresh).unwrap_err();
+        let fault = plan(dir.path(), OutputMode::Fresh).unwrap_err();
         assert!(fault.message.contains("already holds a run (checkpoint-10)"), "{fault}");
         assert!(fault.hint.contains("--resume") && fault.hint.contains("--overwrite"));
     }
@@ -374,15 +363,21 @@ mod tests {
     #[test]
     fn auto_resume_resumes_or_starts_over_but_never_removes_a_model() {
         let dir = earlier_run();
-        assert_eq!(plan(dir.path(), Mode::AutoResume).unwrap().resume.map(|resume| resume.step), Some(4));
+        assert_eq!(
+            plan(dir.path(), OutputMode::AutoResume).unwrap().resume.map(|resume| resume.step),
+            Some(4)
+        );
         let early = tempfile::tempdir().unwrap();
         write(early.path(), METRICS, "{\"step\":1}\n");
-        let again = plan(early.path(), Mode::AutoResume).unwrap();
+        let again = plan(early.path(), OutputMode::AutoResume).unwrap();
         assert_eq!((again.resume, again.remove), (None, vec![early.path().join(METRICS)]));
         let done = tempfile::tempdir().unwrap();
         write(done.path(), "final/dyad_manifest.json", "{}");
         assert!(
-            plan(done.path(), Mode::AutoResume).unwrap_err().message.contains("already holds a run (final)")
+            plan(done.path(), OutputMode::AutoResume)
+                .unwrap_err()
+                .message
+                .contains("already holds a run (final)")
         );
     }
 
@@ -391,11 +386,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "run.json", "{}");
         write(dir.path(), ".tmp-mydata/thesis", "precious");
-        assert!(plan(dir.path(), Mode::Fresh).is_ok());
+        assert!(plan(dir.path(), OutputMode::Fresh).is_ok());
         let deep = dir.path().join("a/b");
-        started(&deep, Mode::Fresh).step(&step_row(1.0), true).unwrap();
+        started(&deep, OutputMode::Fresh).step(&step_row(1.0), true).unwrap();
         assert_eq!(names(&deep), [EVALUATION_METRICS, METRICS, "run.json", TENSORBOARD]);
-        started(dir.path(), Mode::Fresh).step(&step_row(1.0), false).unwrap();
+        started(dir.path(), OutputMode::Fresh).step(&step_row(1.0), false).unwrap();
         assert!(dir.path().join(".tmp-mydata/thesis").exists());
     }
 
@@ -406,7 +401,7 @@ mod tests {
             write(dir.path(), name, "of the user");
         }
         let before = names(dir.path());
-        let mut output = started(dir.path(), Mode::Overwrite);
+        let mut output = started(dir.path(), OutputMode::Overwrite);
         let half_written = |name: &String| !name.starts_with(".tmp-");
         assert_eq!(names(dir.path()), before.into_iter().filter(half_written).collect::<Vec<_>>());
         output.step(&step_row(1.0), false).unwrap();
@@ -453,10 +448,10 @@ mod tests {
             let dir = earlier_run();
             write(dir.path(), "final/dyad_manifest.json", "{\"files\":{}}");
             // The obstacle appears after this start and before its first row; later starts find it at once.
-            let mut output = started(dir.path(), Mode::Overwrite);
+            let mut output = started(dir.path(), OutputMode::Overwrite);
             meddle(dir.path()).unwrap();
             let before = names(dir.path());
-            for mode in [Mode::Overwrite, Mode::Resume, Mode::AutoResume] {
+            for mode in [OutputMode::Overwrite, OutputMode::Resume, OutputMode::AutoResume] {
                 let fault = plan(dir.path(), mode).unwrap_err();
                 assert!(fault.message.contains(&format!(": {name} is ")), "{fault}");
             }
@@ -470,7 +465,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (out, moved) = (dir.path().join("out"), dir.path().join("moved"));
         fs::create_dir(&out).unwrap();
-        let plan = inspect(&Folder::seen(&out).unwrap(), Mode::Fresh, &now()).unwrap();
+        let plan = inspect(&Folder::seen(&out).unwrap(), OutputMode::Fresh, &now()).unwrap();
         let mut output = plan.start("{}".into()).unwrap();
         fs::rename(&out, &moved).unwrap();
         fs::create_dir(&out).unwrap();
@@ -483,7 +478,7 @@ mod tests {
     fn overwrite_keeps_foreign_files_in_a_checkpoint() {
         let dir = earlier_run();
         write(dir.path(), "checkpoint-4/my-eval.txt", "precious");
-        started(dir.path(), Mode::Overwrite).step(&step_row(1.0), false).unwrap();
+        started(dir.path(), OutputMode::Overwrite).step(&step_row(1.0), false).unwrap();
         assert!(!dir.path().join("checkpoint-4").exists());
         let kept = fs::read_to_string(dir.path().join("checkpoint-4-kept/my-eval.txt")).unwrap();
         assert_eq!(kept, "precious");
@@ -495,7 +490,7 @@ mod tests {
         for name in ["final", "checkpoint-8"] {
             let dir = earlier_run();
             write(dir.path(), &format!("{name}/notes.txt"), "precious");
-            for mode in [Mode::Resume, Mode::AutoResume] {
+            for mode in [OutputMode::Resume, OutputMode::AutoResume] {
                 let fault = plan(dir.path(), mode).unwrap_err();
                 assert!(
                     fault.message.ends_with(&format!("holds {name}, which Dyad did not write")),
@@ -509,7 +504,7 @@ mod tests {
     #[test]
     fn resume_takes_the_newest_undamaged_checkpoint_and_trims_metrics_with_the_first_row() {
         let dir = earlier_run();
-        let plan = plan(dir.path(), Mode::Resume).unwrap();
+        let plan = plan(dir.path(), OutputMode::Resume).unwrap();
         let path = dir.path().join("checkpoint-4");
         let resume = plan.resume.as_ref().unwrap();
         assert_eq!((resume.step, &resume.path, resume.num_tokens), (4, &path, 400));
@@ -549,10 +544,10 @@ mod tests {
         for (what, damage) in cases {
             let dir = earlier_run();
             damage(&dir.path().join("checkpoint-4")).unwrap();
-            let resume = plan(dir.path(), Mode::Resume).unwrap().resume.unwrap();
+            let resume = plan(dir.path(), OutputMode::Resume).unwrap().resume.unwrap();
             assert_eq!((resume.step, resume.num_tokens), (2, 200), "{what}");
             fs::write(dir.path().join("checkpoint-2/model.safetensors"), "").unwrap();
-            let fault = plan(dir.path(), Mode::AutoResume).unwrap_err();
+            let fault = plan(dir.path(), OutputMode::AutoResume).unwrap_err();
             let expected = "checkpoint-2: model.safetensors has 0 bytes, not 7";
             assert!(fault.message.ends_with(expected), "{what}: {fault}");
         }
@@ -571,7 +566,7 @@ mod tests {
         let file = |name: &str| dir.path().join("checkpoint-4").join(name);
         fs::write(file("model.safetensors"), &good).unwrap();
         fs::write(file(OPTIMIZER), &good).unwrap();
-        let resume = || plan(dir.path(), Mode::Resume).map(|plan| plan.resume.unwrap().num_tokens);
+        let resume = || plan(dir.path(), OutputMode::Resume).map(|plan| plan.resume.unwrap().num_tokens);
         assert_eq!(resume(), Ok(7));
         let bad = [vec![], vec![0; good.len()], good[..good.len() - 1].to_vec(), tensors(u64::MAX, header)];
         for bytes in bad {
@@ -592,12 +587,15 @@ mod tests {
         for (change, expected) in cases {
             let mut now = now();
             change(&mut now);
-            let fault = inspect(&Folder::unseen(dir.path()), Mode::Resume, &now).unwrap_err();
+            let fault = inspect(&Folder::unseen(dir.path()), OutputMode::Resume, &now).unwrap_err();
             assert!(fault.message.ends_with(expected), "{fault}");
         }
         let empty = tempfile::tempdir().unwrap();
         assert!(
-            plan(empty.path(), Mode::Resume).unwrap_err().message.contains("no checkpoint to resume from")
+            plan(empty.path(), OutputMode::Resume)
+                .unwrap_err()
+                .message
+                .contains("no checkpoint to resume from")
         );
     }
 
@@ -605,7 +603,7 @@ mod tests {
     fn folder_that_cannot_be_written_is_named() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "file", "");
-        let fault = plan(&dir.path().join("file/out"), Mode::Fresh).unwrap_err();
+        let fault = plan(&dir.path().join("file/out"), OutputMode::Fresh).unwrap_err();
         assert!(
             fault.message.contains("cannot write output_dir") && fault.message.contains("file/out"),
             "{fault}"

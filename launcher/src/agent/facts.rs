@@ -1,4 +1,4 @@
-//! What an agent finds out about its machine for `launcher doctor`.
+//! Facts about a machine that its agent collects for `launcher doctor`.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,39 +10,39 @@ use crate::agent::machine::{Gpu, Hello, nvidia_smi};
 use crate::process::programs::{libtorch_stamp, own_folder, program_hash};
 use crate::process::trainer_check;
 
-/// What `launcher doctor` wants to know of a host beside what is always looked at.
+/// Optional checks that `launcher doctor` asks for.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Examine {
-    /// Of the run that is planned, if any.
+    /// Configuration of the planned run, as JSON.
     pub config_json: Option<String>,
 }
 
-/// One machine.
+/// Facts about one machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MachineFacts {
-    /// What every agent says.
+    /// The agent's greeting.
     pub hello: Hello,
-    /// Version and hash of each program; none where it is missing.
+    /// Name and shortened SHA-256 of each program; `None` if it cannot be read.
     pub programs: Vec<(String, Option<String>)>,
-    /// Which libtorch is installed beside them.
+    /// Build of the installed libtorch.
     pub libtorch: Option<String>,
-    /// The trainer starts: its libraries are found.
+    /// Whether the trainer starts, so all its libraries are found.
     pub trainer_starts: Result<(), String>,
     /// Version of the NVIDIA driver.
     pub driver: Option<String>,
-    /// GPUs as nvidia-smi has them.
+    /// GPUs that nvidia-smi lists.
     pub gpus: Vec<Gpu>,
-    /// Bytes of /dev/shm, all and free.
+    /// Total and free bytes of /dev/shm.
     pub shared_memory: Option<(u64, u64)>,
-    /// Bytes free where the output folder is or will be, and why nothing can be written there.
+    /// Free bytes at the output folder, and the error if it cannot be written to; `None` without a configuration.
     pub output: Option<(u64, Option<String>)>,
-    /// What a run would start from, or why it would not; absent without a configuration.
+    /// The model of the run, or why it cannot be used; `None` without a configuration.
     pub model: Option<Result<String, Unusable>>,
-    /// Training and validation file can be read; absent without a configuration.
+    /// The training file, if it and the validation file can be read, else the error; `None` without a configuration.
     pub pairs: Option<Result<String, String>>,
 }
 
-/// Why a run would not start from a model, in the trainer's words.
+/// The trainer program's error about a model.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Unusable {
     /// What is wrong.
@@ -52,7 +52,7 @@ pub struct Unusable {
 }
 
 impl MachineFacts {
-    /// Looks around here.
+    /// Collects the facts of this machine.
     #[must_use]
     pub fn here(examine: &Examine) -> Self {
         let folder = own_folder().unwrap_or_default();
@@ -78,7 +78,7 @@ fn libtorch(folder: &Path) -> Option<String> {
     if let Some((set, stamp)) = libtorch_stamp(&dir) {
         return Some(format!("{set} {}", stamp.chars().take(12).collect::<String>()));
     }
-    // A pushed copy holds no stamp; its name says as much.
+    // A copy made by --push has no stamp, but the stamp's hash is in its folder name.
     let name = dir.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned();
     name.starts_with("libtorch-").then_some(name)
 }
@@ -96,12 +96,12 @@ fn driver() -> Option<String> {
     Some(text.trim().to_owned())
 }
 
-/// Bytes of the file system that a path is on, all and free for this user.
+/// Total bytes of a path's file system, and those free for this user.
 #[expect(unsafe_code, reason = "statvfs")]
 fn space(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
-    // SAFETY: a zeroed struct is a valid one to be filled; the path ends with a zero byte.
+    // SAFETY: the call fills the struct, for which zeroes are valid; the path ends with a zero byte.
     let found = unsafe {
         let mut found: libc::statvfs = std::mem::zeroed();
         (libc::statvfs(path.as_ptr(), &raw mut found) == 0).then_some(found)
@@ -109,7 +109,7 @@ fn space(path: &Path) -> Option<(u64, u64)> {
     Some((found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize))
 }
 
-/// The folder need not be there yet: what counts is the nearest one above it.
+/// Free bytes and write error. If the folder does not exist yet, its nearest existing parent is checked.
 fn output(dir: &Path) -> (u64, Option<String>) {
     let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let free = space(there).map_or(0, |(_, free)| free);
@@ -118,7 +118,7 @@ fn output(dir: &Path) -> (u64, Option<String>) {
     (free, written.err().map(|error| format!("{}: {error}", there.display())))
 }
 
-/// As the trainers of a run would find it.
+/// Checks the model with the trainer program, as at the start of a run.
 fn model(config: &RunConfig) -> Result<String, Unusable> {
     let report = trainer_check::run(config)
         .map_err(|fault| Unusable { message: fault.to_string(), hint: fault.hint })?;
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_is_seen() {
+    fn facts_of_this_machine_are_collected() {
         let facts = MachineFacts::here(&Examine::default());
         assert!(facts.hello.cores > 0 && facts.hello.free_memory > 0 && facts.model.is_none());
         assert!(space(Path::new("/")).is_some_and(|(all, free)| all >= free));

@@ -1,4 +1,4 @@
-//! What a host offers, as its agent sees it.
+//! Resources of a host, as its agent sees them.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::placement::numa::{Topology, allowed_cores};
 use crate::placement::trainers::Machine;
 
-/// The agent's first words.
+/// The agent's first message: resources of its host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Of the launcher's package; both ends must be of one build.
+    /// Version of the launcher package; must be the same on both ends.
     pub version: String,
     /// Host name.
     pub host: String,
@@ -20,17 +20,17 @@ pub struct Hello {
     pub cores: usize,
     /// Visible GPUs.
     pub gpus: u32,
-    /// Why nobody can tell how many GPUs are visible.
+    /// Why the number of visible GPUs is unknown; `None` if it is known.
     pub gpu_trouble: Option<String>,
-    /// Memory of each GPU in bytes, where nvidia-smi tells.
+    /// Memory of each GPU in bytes; empty if nvidia-smi does not tell.
     pub gpu_memory: Vec<u64>,
     /// Free memory of the host in bytes.
     pub free_memory: u64,
-    /// Memory nodes and their cores.
+    /// NUMA nodes and their cores.
     pub topology: Topology,
-    /// Addresses by which others may reach this host, likeliest first; loopback ones last.
+    /// Addresses at which others may reach this host, likeliest first, loopback last.
     pub addresses: Vec<Interface>,
-    /// Address that the launching machine has from here, when it came over ssh.
+    /// Address of the launching machine, from `SSH_CONNECTION`; `None` without ssh.
     pub launcher_address: Option<IpAddr>,
     /// Seconds since 1970 by this host's clock.
     pub clock: f64,
@@ -45,21 +45,21 @@ pub struct Interface {
     pub address: IpAddr,
 }
 
-/// One GPU, as nvidia-smi has it.
+/// One GPU, as nvidia-smi lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gpu {
-    /// As CUDA counts.
+    /// nvidia-smi's index.
     pub index: String,
     /// Its name.
     pub name: String,
-    /// Bytes that it has.
+    /// Bytes of memory.
     pub total: u64,
-    /// Bytes that others use.
+    /// Bytes in use.
     pub used: u64,
 }
 
 impl Hello {
-    /// Looks at this host.
+    /// The greeting for this host.
     #[must_use]
     pub fn of_this_machine() -> Self {
         let Machine { cores, gpus, gpu_trouble } = Machine::here();
@@ -104,7 +104,7 @@ pub fn interfaces() -> Vec<Interface> {
     all.into_iter().map(|found| Interface { address: found.ip(), name: found.name }).collect()
 }
 
-/// All GPUs of this host; none where nvidia-smi is missing.
+/// All GPUs of this host; empty if nvidia-smi is missing.
 #[must_use]
 pub fn nvidia_smi() -> Vec<Gpu> {
     let query = ["--query-gpu=index,name,memory.total,memory.used", "--format=csv,noheader,nounits"];
@@ -112,7 +112,7 @@ pub fn nvidia_smi() -> Vec<Gpu> {
     output.map(|output| parse_gpus(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
 }
 
-/// `0, NVIDIA H100, 81559, 4` by line, memory in MiB.
+/// Parses lines such as `0, NVIDIA H100, 81559, 4`: index, name, total and used MiB.
 fn parse_gpus(text: &str) -> Vec<Gpu> {
     let gpu = |line: &str| {
         let words: Vec<&str> = line.split(',').map(str::trim).collect();
@@ -123,14 +123,15 @@ fn parse_gpus(text: &str) -> Vec<Gpu> {
     text.lines().filter_map(gpu).collect()
 }
 
-/// `SSH_CONNECTION` is client address and port, server address and port.
+/// Client and server address from `SSH_CONNECTION`, which holds client address and port, then server address and port.
 fn ssh_ends(connection: &str) -> (Option<IpAddr>, Option<IpAddr>) {
     let words: Vec<&str> = connection.split_whitespace().collect();
     let parse = |index: usize| words.get(index).and_then(|word| word.parse().ok());
     (parse(0), parse(2))
 }
 
-/// The address that ssh came in on is reached by one other host at least. A container's own bridges reach nobody.
+/// Sorts addresses. First the one that ssh connected to: at least one other host reaches it. Container bridges come late: no other host
+/// reaches them.
 fn likeliest_first(mut interfaces: Vec<Interface>, ssh: Option<IpAddr>) -> Vec<Interface> {
     interfaces.retain(|interface| !is_link_local(interface.address));
     interfaces.sort_by_key(|Interface { name, address }| {
@@ -140,7 +141,7 @@ fn likeliest_first(mut interfaces: Vec<Interface>, ssh: Option<IpAddr>) -> Vec<I
     interfaces
 }
 
-/// Such addresses mean nothing without the name of an interface.
+/// Link-local addresses only work together with an interface name.
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
@@ -153,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_that_ssh_came_in_on_is_tried_first_and_loopback_last() {
+    fn address_of_the_ssh_connection_comes_first_and_loopback_last() {
         let interface =
             |name: &str, address: &str| Interface { name: name.into(), address: address.parse().unwrap() };
         let found = vec![
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn nvidia_smi_is_read() {
+    fn nvidia_smi_output_is_parsed() {
         let gpus = parse_gpus(
             "0, NVIDIA H100 80GB HBM3, 81559, 4\n1, NVIDIA H100 80GB HBM3, 81559, 20000\nNo devices\n",
         );

@@ -1,9 +1,10 @@
-//! The node agent: `launcher agent` on each host starts and watches processes there for a launcher somewhere else.
+//! The node agent: `launcher agent` on each host starts and watches processes for a launcher on another machine.
 //!
-//! - LNC-A1: when its standard input closes, or the launcher is silent for too long, everything that it started is killed.
-//! - LNC-A2: its standard output holds protocol lines alone.
+//! - LNC-A1: when its standard input closes, or the launcher is silent for too long, it kills all processes that it started.
+//! - LNC-A2: its standard output holds only protocol lines.
 //!
-//! [`protocol`]: what is said. [`machine`]: what the host offers. [`ports`]: who reaches whom. [`serve`]: the agent itself.
+//! [`protocol`]: messages. [`machine`]: resources of the host. [`facts`]: facts for `launcher doctor`. [`ports`]: reachability of
+//! addresses. [`run_files`]: checks of a run's files. [`serve`]: the agent itself.
 
 pub mod facts;
 pub mod machine;

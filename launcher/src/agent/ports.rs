@@ -1,4 +1,4 @@
-//! Which addresses lead from one machine to another: ports that are opened and knocked at to find out.
+//! Reachability test: one machine opens a port, the others try to connect to it.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 use dyad_proto::Fault;
 use tokio::net::{TcpListener, TcpStream};
 
-/// How long an address may take to answer.
+/// Time limit of a connection attempt.
 const REACH: Duration = Duration::from_secs(5);
 
-/// How long "no route to host" is tried again: a link that has just come up answers so until its neighbours have been asked anew.
+/// How long to retry after "no route to host": the kernel returns it for a moment after a link comes up.
 const SETTLES: Duration = Duration::from_secs(3);
-/// Between two tries.
+/// Time between two retries.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A port on every address of this host.
+/// Opens a port on all addresses of this host; returns listener and port.
 pub async fn open() -> Result<(TcpListener, u16), Fault> {
     let failed = |error: std::io::Error| {
         Fault::unavailable(format!("cannot open a port: {error}"))
             .hint("does this host allow programs to listen?")
     };
-    // A socket for both families, unless the kernel has no IPv6.
+    // One socket for IPv6 and IPv4; only IPv4 if the kernel has no IPv6.
     let listener = match TcpListener::bind("[::]:0").await {
         Ok(listener) => listener,
         Err(_) => TcpListener::bind("0.0.0.0:0").await.map_err(failed)?,
@@ -29,7 +29,7 @@ pub async fn open() -> Result<(TcpListener, u16), Fault> {
     Ok((listener, port))
 }
 
-/// What stands between here and each address; nothing where it answers.
+/// Connects to each `host:port`. Returns the error for each, `None` if it answers.
 pub async fn reach(addresses: &[String]) -> Vec<Option<String>> {
     let tries = addresses.iter().map(|address| async move {
         match tokio::time::timeout(REACH, connect(address)).await {

@@ -1,4 +1,4 @@
-//! What launcher and node agent say to each other: one JSON value a line, over the agent's standard input and output.
+//! Messages between launcher and node agent: one JSON value per line, over the agent's standard input and output.
 
 use dyad_proto::security::Proof;
 use dyad_proto::wire::Failure;
@@ -7,59 +7,59 @@ use serde::{Deserialize, Serialize};
 use crate::agent::facts::{Examine, MachineFacts};
 use crate::agent::machine::Hello;
 
-/// From the launcher.
+/// A message from the launcher.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Start a program of Dyad.
     Start(StartProgram),
-    /// Send a signal to a process that was started.
+    /// Send a signal to a started process.
     Signal {
-        /// Which.
+        /// Id of the process.
         process: u64,
         /// Number of the signal.
         signal: i32,
     },
-    /// Look something up, or do something once.
+    /// A request with one answer.
     Ask {
-        /// Names the answer.
+        /// Id, repeated in the answer.
         ask: u64,
-        /// What.
+        /// The request.
         question: Question,
     },
-    /// A sign of life, to be answered.
+    /// A sign of life; the agent answers with [`Reply::Pong`].
     Ping,
 }
 
 /// A program to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartProgram {
-    /// Names the process from then on.
+    /// Id of the process in later messages.
     pub process: u64,
-    /// `coordinator` or `trainer`, which lie beside the agent.
+    /// `coordinator` or `trainer`, from the agent's own folder.
     pub program: String,
-    /// Its arguments.
+    /// Arguments.
     pub args: Vec<String>,
-    /// Set in its environment besides the agent's own.
+    /// Environment variables in addition to the agent's own.
     pub env: Vec<(String, String)>,
-    /// Cores that it keeps to; empty for all.
+    /// Cores to pin the process to; empty for all.
     pub cores: Vec<usize>,
 }
 
-/// Something the agent answers once.
+/// A request that the agent answers once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Question {
-    /// Check what the configuration names on this host, and write it into the output folder where the coordinator runs.
+    /// Check the files that the configuration names. On the coordinator's host, also write the configuration into the output folder.
     Prepare(Prepare),
-    /// Write what a process shows to the others into a folder for this user alone. It goes when the agent ends.
+    /// Write a process's credentials into a private folder, which the agent removes when it ends.
     Keep {
         /// Name of the process.
         process: String,
-        /// What it shows.
+        /// Its credentials.
         proof: Proof,
     },
-    /// Open a port on all addresses until the agent is told to close it.
+    /// Open a port on all addresses, until [`Question::StopListening`].
     Listen,
     /// Close that port.
     StopListening,
@@ -68,87 +68,87 @@ pub enum Question {
         /// `host:port`.
         addresses: Vec<String>,
     },
-    /// Everything that `launcher doctor` looks at.
+    /// Collect the facts for `launcher doctor`.
     Examine(Examine),
 }
 
-/// What a host has to hold for a run.
+/// How to check a host before a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Prepare {
     /// The checked configuration.
     pub config_json: String,
-    /// The coordinator runs here: it reads the pairs and writes the output folder.
+    /// The coordinator runs on this host, so check the pairs and take the output folder.
     pub coordinator: bool,
-    /// An earlier run in the output folder is in the way.
+    /// Fail if the output folder holds an earlier run.
     pub fresh: bool,
 }
 
-/// From the agent.
+/// A message from the agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// First of all: who and what this host is.
+    /// The first message: version and resources of the host.
     Hello(Box<Hello>),
-    /// A line of a process.
+    /// A line that a process wrote.
     Line {
-        /// Whose.
+        /// Id of the process.
         process: u64,
         /// From standard output, not standard error.
         stdout: bool,
-        /// Without its end.
+        /// The line without its newline.
         text: String,
     },
-    /// A process has ended; all its lines came before.
+    /// A process has ended. All its lines came before this message.
     Ended {
-        /// Which.
+        /// Id of the process.
         process: u64,
-        /// As wait(2) has it.
+        /// Status as wait(2) returns it.
         status: i32,
     },
     /// A process could not be started.
     Unstarted {
-        /// Which.
+        /// Id of the process.
         process: u64,
-        /// Why.
+        /// The error.
         trouble: Failure,
     },
-    /// To a question.
+    /// Answer to a [`Request::Ask`].
     Answer {
-        /// Which.
+        /// Id of the request.
         ask: u64,
-        /// What was found.
+        /// The answer.
         answer: Answer,
     },
     /// Answers a ping.
     Pong,
 }
 
-/// What the agent found.
+/// Result of a [`Question`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// It is done.
+    /// Success without a value.
     Done,
-    /// The path of what was written.
+    /// Path of the written file or folder.
     Written(String),
-    /// The port that was opened.
+    /// The opened port.
     Listening(u16),
-    /// Whether each address could be reached, and what stood in the way.
+    /// For each address the error, or `None` if it was reached.
     Reached(Vec<Option<String>>),
     /// Facts for `launcher doctor`.
     Examined(Box<MachineFacts>),
-    /// It cannot be done.
+    /// The request failed.
     Failed(Failure),
 }
 
-/// One line, with its end.
+/// A message as one line, with its newline.
 #[must_use]
 pub fn encode<T: Serialize>(message: &T) -> String {
-    // Nothing here has keys that are no strings, which is all that serialisation could fail on.
+    // Cannot fail: all map keys in these types are strings.
     serde_json::to_string(message).unwrap_or_default() + "\n"
 }
 
-/// What a line says; `None` for anything else, such as what a login script prints.
+/// Parses a line; `None` if it is no message, for example output of a login script.
 #[must_use]
 pub fn decode<T: for<'a> Deserialize<'a>>(line: &str) -> Option<T> {
     serde_json::from_str(line).ok()
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_single_lines_and_come_back_as_they_were() {
+    fn messages_are_single_lines_and_decode_to_the_same_value() {
         let start = StartProgram {
             process: 7,
             program: "trainer".into(),

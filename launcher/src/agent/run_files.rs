@@ -1,4 +1,4 @@
-//! The files that a run names, on the machine where it would run: checked before anything starts.
+//! Checks the files that a run's configuration names, before any process starts.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use dyad_proto::{Fault, RunConfig, files, safe_file};
 
 use crate::process::programs::program;
 
-/// Takes the output folder, which only one run may write into, and looks at everything that the configuration names. A folder that is
-/// not there yet is only made once all else is right.
+/// Locks the output folder for this run and checks all files that the configuration names. A missing folder is created only after
+/// all checks pass.
 pub fn take(config: &RunConfig, fresh: bool) -> Result<Ownership, Fault> {
     let dir = Path::new(&config.output_dir);
     let owner = dir.is_dir().then(|| Ownership::take(dir)).transpose()?;
@@ -18,8 +18,8 @@ pub fn take(config: &RunConfig, fresh: bool) -> Result<Ownership, Fault> {
     owner.map_or_else(|| Ownership::take(dir), Ok)
 }
 
-/// Looks on this machine at everything that the configuration names: the model, and where the coordinator runs (`files`) the pairs
-/// and the output folder, in which an earlier run is in the way of a fresh one.
+/// Checks the model folders and programs on this machine. With `files` (the coordinator's host), also checks the files of pairs and the
+/// output folder; with `fresh`, fails if that folder holds an earlier run.
 pub fn look(config: &RunConfig, files: bool, fresh: bool) -> Result<(), Fault> {
     for (key, model) in [("model", Some(&config.model)), ("from_checkpoint", config.from_checkpoint.as_ref())]
     {
@@ -31,7 +31,7 @@ pub fn look(config: &RunConfig, files: bool, fresh: bool) -> Result<(), Fault> {
     }
     if files {
         readable_files(config)?;
-        // Before anything is written: a refused start must not replace the earlier run's configuration and logs.
+        // Check before writing: a refused start must not replace the earlier run's configuration and logs.
         refuse_entangled(config, Path::new(""))?;
         let output_dir = Path::new(&config.output_dir);
         if let Some(what) = files::obstacle(output_dir) {
@@ -48,7 +48,7 @@ pub fn look(config: &RunConfig, files: bool, fresh: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The files of pairs, by the names that the configuration gives them.
+/// Fails if the training or validation file cannot be read.
 pub fn readable_files(config: &RunConfig) -> Result<(), Fault> {
     readable("training_file", &config.training_file)?;
     config.validation_file.as_ref().map_or(Ok(()), |path| readable("validation_file", path))
@@ -57,7 +57,7 @@ pub fn readable_files(config: &RunConfig) -> Result<(), Fault> {
 fn readable(key: &str, path: &str) -> Result<(), Fault> {
     let cannot = |why: String| Fault::input(format!("cannot read {key} {path}: {why}"));
     if ["/dev/fd/", "/dev/std", "/proc/self/"].iter().any(|start| path.starts_with(start)) {
-        // The coordinator is another process, with other streams.
+        // The coordinator reads the file, and its streams are other ones.
         return Err(cannot("it is a stream of this process".into()).hint("write the pairs into a file first"));
     }
     files::open(Path::new(path)).map(drop).map_err(|error| {
@@ -67,7 +67,7 @@ fn readable(key: &str, path: &str) -> Result<(), Fault> {
 }
 
 fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {
-    // What cannot be read is left to the trainer, which says what is wrong with it.
+    // Do not follow links or open files: the trainer reports unreadable ones better.
     let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
     if has("config.json") || has("adapter_config.json") {
         return Ok(());
@@ -78,7 +78,7 @@ fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {
     Err(Fault::input(format!("{key} {} holds no config.json", dir.display())).hint(hint))
 }
 
-/// Makes the output folder and writes the checked configuration into it, for the coordinator to read.
+/// Makes the output folder and writes the checked configuration into it for the coordinator. Returns the file's path.
 pub fn write_config(config: &RunConfig) -> Result<PathBuf, Fault> {
     let dir = Path::new(&config.output_dir);
     make_logs(dir)?;
@@ -88,7 +88,7 @@ pub fn write_config(config: &RunConfig) -> Result<PathBuf, Fault> {
     Ok(path)
 }
 
-/// What [`write_config`] wrote, which goes when the run is over: by then it is `run.json`, or the run was none.
+/// Removes the file of [`write_config`] on drop. By then the coordinator has recorded it as `run.json`, unless the run never trained.
 #[derive(Debug)]
 pub struct NextConfig(pub PathBuf);
 
@@ -98,7 +98,7 @@ impl Drop for NextConfig {
     }
 }
 
-/// Makes the folder of logs.
+/// Makes the folder `logs` in the output folder.
 pub fn make_logs(output_dir: &Path) -> Result<(), Fault> {
     refuse_obstacles(output_dir)?;
     let logs = output_dir.join("logs");

@@ -1,4 +1,4 @@
-//! The agent's life: say hello, obey line by line, and take everything along when the launcher is gone.
+//! The agent's main loop: sends its greeting, carries out requests, and kills its processes when the launcher is gone.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -29,26 +29,26 @@ use crate::security::secret_folder::SecretFolder;
 /// Options of `launcher agent`.
 #[derive(Args, Clone, Debug)]
 pub struct AgentOptions {
-    /// End, and kill what was started, when the launcher has said nothing for so long.
+    /// End, and kill all started processes, if the launcher sends nothing for this long.
     #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub silence: u64,
 }
 
-/// Serves a launcher on standard input and output until that is gone; does not return then.
+/// Serves a launcher on standard input and output until it is gone, then exits the process. Returns only errors.
 pub async fn serve(options: &AgentOptions) -> Result<(), Fault> {
     outlive_signals()?;
     let silence = Duration::from_secs(options.silence);
     LocalSet::new().run_until(obey(silence)).await;
-    // A read of standard input cannot be taken back, so there is no other way out. What is left dies with this process.
+    // Exit: the blocked read of standard input cannot be cancelled. Processes that are left die with this one.
     std::process::exit(0)
 }
 
-/// A scheduler signals everything of a job; trainers then ask for a checkpoint, and the agent must live to see it through.
+/// Ignores the signals by which a scheduler ends a job: it signals all processes, and the agent must live until the checkpoint is written.
 fn outlive_signals() -> Result<(), Fault> {
     for kind in
         [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::user_defined1()]
     {
-        // A handler stays for the life of the process.
+        // The handler stays installed after the drop.
         let _ = signal(kind).map_err(|error| Fault::failed(format!("cannot listen for signals: {error}")))?;
     }
     Ok(())
@@ -68,14 +68,14 @@ async fn obey(silence: Duration) {
     agent.say(&Reply::Hello(Box::new(Hello::of_this_machine())));
     tokio::select! {
         () = agent.listen_to(silence) => {}
-        // LNC-A1: nobody listens to what the agent says.
+        // LNC-A1: standard output is closed.
         () = write(said, lines) => {}
     }
     agent.kill_all();
     drop(agent.owner.borrow_mut().take());
 }
 
-/// Answers go before what processes say.
+/// Writes messages to standard output, answers before process output. Returns if a write fails.
 async fn write(mut said: mpsc::UnboundedReceiver<String>, mut lines: mpsc::Receiver<String>) {
     let mut stdout = tokio::io::stdout();
     loop {
@@ -94,14 +94,14 @@ async fn write(mut said: mpsc::UnboundedReceiver<String>, mut lines: mpsc::Recei
 
 struct ServingAgent {
     say: mpsc::UnboundedSender<String>,
-    /// What processes say, and their ends, in this order. A process that says more than the launcher takes waits.
+    /// Lines and ends of processes, in order. Bounded: a process that writes faster than the launcher reads is blocked.
     news: mpsc::Sender<String>,
-    /// Process ids of what runs.
+    /// Pid of each running process.
     processes: Rc<RefCell<HashMap<u64, i32>>>,
     listener: Option<tokio::task::JoinHandle<()>>,
-    /// Where processes here read their keys; goes with the agent.
+    /// Private folder with the credentials of this host's processes; removed when the agent ends.
     keys: Option<SecretFolder>,
-    /// Of the output folder, where the coordinator runs here; goes with the agent.
+    /// Lock of the output folder if the coordinator runs here; released when the agent ends.
     owner: Rc<RefCell<Option<Ownership>>>,
 }
 
@@ -111,7 +111,7 @@ impl ServingAgent {
         let _ = self.say.send(encode(reply));
     }
 
-    /// Obeys until the launcher is gone.
+    /// Carries out requests until standard input closes or stays silent for `silence`.
     async fn listen_to(&mut self, silence: Duration) {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         while let Ok(Ok(Some(line))) = tokio::time::timeout(silence, lines.next_line()).await {
@@ -138,7 +138,7 @@ impl ServingAgent {
     fn start(&self, start: &StartProgram) -> Result<(), Fault> {
         let path = program(&start.program)?;
         let mut command = Command::new(&path);
-        // What this host's own environment says of keys is not meant for this run.
+        // TLS folder and token file in this host's own environment are not meant for this run.
         command.env_remove(TLS_DIR).env_remove(TOKEN_FILE);
         command.args(&start.args).envs(start.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -165,7 +165,7 @@ impl ServingAgent {
     #[expect(unsafe_code, reason = "kill")]
     fn signal(&self, process: u64, signal: i32) {
         if let Some(&pid) = self.processes.borrow().get(&process) {
-            // SAFETY: a plain system call; what is in the map is not reaped yet, so the id is still its own.
+            // SAFETY: a system call without pointers.
             unsafe { libc::kill(pid, signal) };
         }
     }
@@ -207,7 +207,7 @@ impl ServingAgent {
     }
 
     fn prepare(&self, ask: u64, prepare: Prepare) {
-        // Asked again, it has the folder already.
+        // After a repeated request the agent already holds the lock.
         let (owner, owned) = (Rc::clone(&self.owner), self.owner.borrow().is_some());
         self.later(ask, async move {
             let (answer, taken) = blocking(move || prepared(&prepare, owned)).await?;
@@ -225,20 +225,20 @@ impl ServingAgent {
         });
     }
 
-    /// Nobody needs the port once its addresses were tried: it must not stay open for the whole run.
+    /// Closes the test port, so that it is not open during the run.
     fn close_port(&mut self, ask: u64) {
         let (before, say) = (self.listener.take(), self.say.clone());
         tokio::task::spawn_local(async move {
             if let Some(before) = before {
                 before.abort();
-                // The socket is closed once the task has gone.
+                // The task owns the socket and closes it when it ends.
                 let _ = before.await;
             }
             let _ = say.send(encode(&reply(ask, Ok(Answer::Done))));
         });
     }
 
-    /// Opens a port in place of the one before. Connecting to it is all that is tried.
+    /// Opens a port and closes the previous one. Peers only connect to it.
     fn open_port(&mut self, ask: u64) {
         let say = self.say.clone();
         let task = tokio::task::spawn_local(async move {
@@ -256,7 +256,7 @@ impl ServingAgent {
     }
 }
 
-/// Passes a process's lines on until it has ended and all are read; its status as wait(2) has it.
+/// Forwards a process's lines until it has ended and all are read. Returns its status as wait(2) does.
 async fn watch(mut child: Child, process: u64, news: &mpsc::Sender<String>) -> i32 {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (_, _, status) = tokio::join!(
@@ -277,7 +277,7 @@ async fn pass_on<R: AsyncRead + Unpin>(
     each_line(stream, news, |text| encode(&Reply::Line { process, stdout, text })).await;
 }
 
-/// Files and drivers may take their time; the agent goes on listening meanwhile, or it would count as lost.
+/// Runs slow work (files, drivers) on another thread: an agent that does not answer pings meanwhile would count as lost.
 async fn blocking<T: Send + 'static>(
     look: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {

@@ -1,6 +1,6 @@
 //! `launcher doctor`: checks whether machines are fit for a run.
 //!
-//! [`Facts`] is what an agent finds on one machine; [`checks`] turns the facts into a table of [`row`]s.
+//! An agent collects [`MachineFacts`] on each machine; [`checks`] turns them into a table of [`row`]s.
 
 pub mod checks;
 pub mod row;
@@ -150,10 +150,12 @@ async fn each_other(agents: &[Agent]) -> DoctorRow {
     let targets = futures::future::join_all(agents.iter().map(target)).await;
     let tries = agents.iter().enumerate().map(|(from, agent)| {
         let others = agents.iter().zip(&targets).enumerate().filter(move |(to, _)| *to != from);
-        let others = others.filter_map(|(_, (other, target))| Some((other, target.clone()?)));
+        let others = others.filter_map(|(_, (other, target))| Some((other, target.clone().ok()?)));
         blocked(agent, others.collect())
     });
-    let blocked: Vec<String> = futures::future::join_all(tries).await.into_iter().flatten().collect();
+    let blocked = futures::future::join_all(tries).await.into_iter().flatten();
+    let blocked: Vec<String> =
+        targets.iter().filter_map(|target| target.clone().err()).chain(blocked).collect();
     if blocked.is_empty() {
         return DoctorRow::ok("network", "every host reaches every other".into());
     }
@@ -166,19 +168,24 @@ async fn each_other(agents: &[Agent]) -> DoctorRow {
 }
 
 /// Opens a port on the host; returns `address:port`.
-async fn target(agent: &Agent) -> Option<String> {
-    let address = agent.hello.addresses.first()?.address;
+async fn target(agent: &Agent) -> Result<String, String> {
+    let Some(interface) = agent.hello.addresses.first() else {
+        return Err(format!("{} has no address that others could connect to", agent.host));
+    };
     match agent.ask(Question::Listen).await {
-        Ok(Answer::Listening(port)) => Some(SocketAddr::new(address, port).to_string()),
-        _ => None,
+        Ok(Answer::Listening(port)) => Ok(SocketAddr::new(interface.address, port).to_string()),
+        Ok(other) => Err(agent.unexpected(&other).message),
+        Err(fault) => Err(format!("{} opened no port: {fault}", agent.host)),
     }
 }
 
 /// The other hosts that `agent` cannot connect to, with the reason.
 async fn blocked(agent: &Agent, others: Vec<(&Agent, String)>) -> Vec<String> {
     let addresses = others.iter().map(|(_, target)| target.clone()).collect();
-    let Ok(Answer::Reached(found)) = agent.ask(Question::Reach { addresses }).await else {
-        return Vec::new();
+    let found = match agent.ask(Question::Reach { addresses }).await {
+        Ok(Answer::Reached(found)) => found,
+        Ok(other) => return vec![agent.unexpected(&other).message],
+        Err(fault) => return vec![format!("{} tried no connection: {fault}", agent.host)],
     };
     let blocked = others.iter().zip(found).filter_map(|((other, target), why)| Some((other, target, why?)));
     blocked

@@ -1,4 +1,4 @@
-//! `launcher kubernetes apply`: server-side apply of everything the run consists of.
+//! `launcher kubernetes apply`: server-side apply of all of the run's objects.
 
 use dyad_proto::Fault;
 
@@ -37,7 +37,7 @@ pub async fn act(options: &ApplyOptions) -> Result<(), Fault> {
     print(&format!("\nfollow it with: launcher kubernetes wait {place}\n"))
 }
 
-/// New Secrets for a new run. A run that is there keeps its own: its processes have read them.
+/// Secrets to apply. A run that exists keeps its Secrets, because its processes have read them; otherwise old ones are replaced.
 async fn secrets(spec: &Spec, cluster: &Cluster, applying: Applying) -> Result<Vec<Object>, Fault> {
     let secrets = render::secrets(spec)?;
     let goes_on = !secrets.is_empty() && !cluster.workloads().await?.is_empty();

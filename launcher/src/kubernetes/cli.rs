@@ -17,11 +17,11 @@ pub struct KubernetesOptions {
 /// What to do on a cluster.
 #[derive(Clone, Debug, Subcommand)]
 pub enum KubernetesCommand {
-    /// Print the run's objects as YAML; asks no cluster.
+    /// Print the run's objects as YAML; needs no cluster.
     Render(RenderOptions),
     /// Create the run's objects (server-side apply), and follow the run with --wait.
     Apply(ApplyOptions),
-    /// Show the run's objects, its pods and how far it is.
+    /// Show the run's workload, its pods and its progress.
     Status(StatusOptions),
     /// Print the logs of all pods, each line with its pod.
     Logs(LogsOptions),
@@ -31,7 +31,7 @@ pub enum KubernetesCommand {
     Delete(DeleteOptions),
 }
 
-/// Which cluster, and where in it.
+/// How to reach the cluster.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ClusterOptions {
     /// Kubeconfig file [default: $KUBECONFIG or ~/.kube/config, else the pod's service account].
@@ -58,7 +58,7 @@ pub struct RunName {
 pub enum Workload {
     /// One JobSet: restarts as a whole, from the last checkpoint. Needs the JobSet controller.
     Jobset,
-    /// Two plain Jobs; the trainers' is indexed. Needs nothing but Kubernetes.
+    /// Two plain Jobs. Needs only Kubernetes itself.
     Job,
 }
 
@@ -67,7 +67,7 @@ pub enum Workload {
 pub enum TlsSource {
     /// New ones, as Secrets of the run.
     Generate,
-    /// Secrets NAME-coordinator-tls and NAME-trainer-tls that are there already.
+    /// Existing Secrets NAME-coordinator-tls and NAME-trainer-tls.
     Existing,
     /// None: the processes talk in plain text.
     Off,
@@ -82,7 +82,7 @@ pub enum ManifestPart {
     Secrets,
 }
 
-/// What the run consists of.
+/// Options that describe the run.
 #[derive(Args, Clone, Debug)]
 pub struct RunOptions {
     /// Name and namespace.
@@ -97,7 +97,7 @@ pub struct RunOptions {
     /// Container image, built from deploy/Dockerfile; best by digest.
     #[arg(long, value_name = "IMAGE")]
     pub image: String,
-    /// Run configuration (TOML); its paths are those inside the pods.
+    /// Run configuration (TOML); its paths are paths inside the pods.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// Override one key of the configuration; may be repeated.
@@ -112,7 +112,7 @@ pub struct RunOptions {
     /// Storage.
     #[command(flatten)]
     pub storage: StorageOptions,
-    /// Resources and places.
+    /// Resources and placement.
     #[command(flatten)]
     pub scheduling: SchedulingOptions,
     /// Ends and restarts.
@@ -146,7 +146,7 @@ pub struct StorageOptions {
     pub scratch_size: Quantity,
 }
 
-/// What pods need and where they go.
+/// Resources and placement of the pods.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Scheduling")]
 pub struct SchedulingOptions {
@@ -202,12 +202,12 @@ pub struct LifecycleOptions {
     /// Seconds that the coordinator waits for all trainers: scheduling and image pulls must fit.
     #[arg(long, default_value_t = 3600, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=604_800))]
     pub join_timeout: u32,
-    /// Seconds after its end until the run's workload is removed; its claim stays. 0 keeps it.
+    /// Seconds from the run's end until its workload is removed; its claim stays. 0 keeps the workload.
     #[arg(long, default_value_t = 604_800, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=31_536_000))]
     pub ttl: u32,
 }
 
-/// Who may talk to whom.
+/// Network and environment of the pods.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkOptions {
@@ -238,7 +238,7 @@ pub struct RenderOptions {
     #[arg(long, value_enum, default_value_t = ManifestPart::All)]
     pub part: ManifestPart,
     /// Write one file per object and a kustomization.yaml into this folder, instead of printing. The run's Secrets, which hold private
-    /// keys, are left out: such folders end up in repositories
+    /// keys, are left out, because such folders are often committed to a repository
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
     /// Write the Secrets too, each into a file that only you can read
@@ -255,7 +255,7 @@ pub struct ApplyOptions {
     /// The cluster.
     #[command(flatten)]
     pub cluster: ClusterOptions,
-    /// Let the server check everything and keep nothing.
+    /// With `server`, the server only checks the objects and stores nothing.
     #[arg(long, value_enum, default_value_t = DryRun::None, value_name = "none|server")]
     pub dry_run: DryRun,
     /// Take over fields that another tool owns.
@@ -266,7 +266,7 @@ pub struct ApplyOptions {
     pub wait: bool,
 }
 
-/// Whether anything is kept.
+/// Whether the server stores the objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DryRun {
     /// Yes.
@@ -295,7 +295,7 @@ pub struct LogsOptions {
     /// The cluster.
     #[command(flatten)]
     pub cluster: ClusterOptions,
-    /// Go on until the pods end.
+    /// Follow the logs until the pods end.
     #[arg(long, short)]
     pub follow: bool,
     /// Only the last lines of each pod.
@@ -312,7 +312,7 @@ pub struct WaitOptions {
     /// The cluster.
     #[command(flatten)]
     pub cluster: ClusterOptions,
-    /// Give up after so many seconds, with exit status 3; the run goes on.
+    /// Stop following after this many seconds, with exit status 3; the run goes on.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
     /// Show every log line of the coordinator.

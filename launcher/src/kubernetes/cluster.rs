@@ -14,10 +14,10 @@ use super::meta::{INSTANCE, LAUNCHER, MANAGED_BY};
 use super::object::Object;
 use super::spec::check_run_name;
 
-/// Whose fields the launcher's are.
+/// Field manager of the launcher's server-side apply.
 pub const FIELD_MANAGER: &str = "dyad";
 
-/// Every kind that a run may have: group, version, kind, plural. In the order in which they are deleted.
+/// Every kind that a run may have: group, version, kind, plural. In order of deletion.
 const KINDS: [(&str, &str, &str, &str); 8] = [
     ("jobset.x-k8s.io", "v1alpha2", "JobSet", "jobsets"),
     ("batch", "v1", "Job", "jobs"),
@@ -36,9 +36,9 @@ pub const WORKLOADS: [&str; 2] = ["JobSet", "Job"];
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
-    /// Where the run is.
+    /// Namespace of the run.
     pub namespace: String,
-    /// What it is called.
+    /// Name of the run.
     pub name: String,
 }
 
@@ -53,12 +53,12 @@ impl std::fmt::Debug for Cluster {
 pub struct Applying {
     /// The server only checks.
     pub dry_run: bool,
-    /// Fields of others are taken over.
+    /// Take over fields that another manager owns.
     pub force: bool,
 }
 
 impl Cluster {
-    /// Reads the kubeconfig. Nothing is asked of the server yet.
+    /// Reads the kubeconfig. Sends no request yet.
     pub async fn connect(options: &ClusterOptions, run: &RunName) -> Result<Self, Fault> {
         check_run_name(&run.name, run.namespace.as_deref())?;
         let config = config(options).await?;
@@ -98,12 +98,12 @@ impl Cluster {
         applied.map(drop).map_err(|error| refused(&error, "apply", object.kind(), object.name()))
     }
 
-    /// An object, if it is there.
+    /// An object; `None` if it does not exist.
     pub async fn get(&self, kind: &str, name: &str) -> Result<Option<DynamicObject>, Fault> {
         self.api(kind)?.get_opt(name).await.map_err(|error| refused(&error, "get", kind, name))
     }
 
-    /// The run's objects of a kind; none where the cluster has no such kind.
+    /// The run's objects of a kind; empty if the cluster does not know the kind.
     pub async fn list(&self, kind: &str) -> Result<Vec<DynamicObject>, Fault> {
         let ours = format!("{INSTANCE}={},{MANAGED_BY}={LAUNCHER}", self.name);
         match self.api(kind)?.list(&ListParams::default().labels(&ours)).await {
@@ -113,7 +113,8 @@ impl Cluster {
         }
     }
 
-    /// The run's own objects of every kind, in the order in which they are deleted. What a controller made of them goes with them.
+    /// The run's own objects of every kind, in order of deletion. Objects that a controller created are left out: Kubernetes deletes them
+    /// with their owners. So are objects that are being deleted already.
     pub async fn everything(&self) -> Result<Vec<(&'static str, DynamicObject)>, Fault> {
         let mut found = Vec::new();
         for (_, _, kind, _) in KINDS {
@@ -126,7 +127,7 @@ impl Cluster {
         Ok(found)
     }
 
-    /// Deletes an object; one that is gone already is no error.
+    /// Deletes an object; succeeds if it does not exist.
     pub async fn delete(&self, kind: &str, name: &str) -> Result<(), Fault> {
         let parameters =
             DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..Default::default() };
@@ -137,7 +138,7 @@ impl Cluster {
         }
     }
 
-    /// Requests about pods.
+    /// API of the namespace's pods.
     #[must_use]
     pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.namespace)
@@ -201,7 +202,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text.replace('\n', " ")
 }
 
-/// What the server's answer means for the user.
+/// Converts the server's answer to an error with a hint for the user.
 fn refused(error: &kube::Error, verb: &str, kind: &str, name: &str) -> Fault {
     let kube::Error::Api(status) = error else {
         return Fault::unavailable(format!("cannot {verb} {kind} {name}: {}", chain(error)))
@@ -232,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_says_what_to_do() {
+    fn refused_requests_have_hints() {
         let answer = |code: u16, kind: &str| {
             let status = Status { code, message: "no".into(), ..Default::default() };
             refused(&kube::Error::Api(Box::new(status)), "apply", kind, "dyad")

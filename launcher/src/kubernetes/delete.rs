@@ -1,4 +1,4 @@
-//! `launcher kubernetes delete`: removes the run's objects, after saying which.
+//! `launcher kubernetes delete`: lists the run's objects, asks, and deletes them.
 
 use std::io::{BufRead, IsTerminal};
 

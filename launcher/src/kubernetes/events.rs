@@ -1,10 +1,10 @@
-//! The coordinator's log in a pod: JSON lines that are events of the run, and plain lines that are not.
+//! Parses the coordinator's log in a pod: JSON lines are events of the run, other lines are plain log lines.
 
 use dyad_proto::wire::RunEvent;
 use dyad_proto::wire::run_event::Body;
 use serde_json::Value;
 
-/// The event that a line holds, if it holds one.
+/// The event in a line; `None` for other lines.
 #[must_use]
 pub fn event(line: &str) -> Option<Body> {
     if !line.starts_with("{\"body\":") {
@@ -15,7 +15,7 @@ pub fn event(line: &str) -> Option<Body> {
     serde_json::from_value::<RunEvent>(value).ok()?.body
 }
 
-/// JSON has no NaN: a metric that is none was written as null.
+/// JSON has no NaN, so a NaN metric is written as null. Removes such metrics.
 fn drop_nulls(event: &mut Value) {
     for kind in ["step", "evaluation"] {
         if let Some(Value::Object(values)) = event.pointer_mut(&format!("/body/{kind}/values")) {
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn a_metric_that_is_no_number_costs_only_itself() {
+    fn a_nan_metric_is_dropped_and_the_others_stay() {
         let values = HashMap::from([("loss".to_owned(), f64::NAN), ("kl".to_owned(), 1.0)]);
         let text = line(Body::Step(StepMetrics { step: 3, values }));
         assert!(text.contains("null"), "{text}");

@@ -1,4 +1,4 @@
-//! A Job of pods, alone or in a JobSet, and what follows from each way that a pod can end.
+//! A Job, alone or in a JobSet, with its rules for each exit status of a pod.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::pods;
 use super::spec::Spec;
 use dyad_proto::ErrorCode;
 
-/// Alone, a Job replaces its pods itself.
+/// A Job outside a JobSet; it replaces failed pods itself.
 pub(super) fn plain_job(spec: &Spec, component: Component) -> Job {
     let mut metadata = metadata(spec, &spec.named(component.word()));
     metadata.labels.get_or_insert_default().append(&mut queue_labels(spec));
@@ -20,7 +20,7 @@ pub(super) fn plain_job(spec: &Spec, component: Component) -> Job {
     let rules = vec![
         on_disruption("Ignore"),
         on_exit("FailJob", &[ErrorCode::InvalidInput], component),
-        // These pods come back, find the coordinator that was started again, and continue from its checkpoint.
+        // Replacement pods find the restarted coordinator and continue from its checkpoint.
         on_exit("Ignore", &[ErrorCode::Echo, ErrorCode::Interrupted], component),
     ];
     Job {
@@ -45,7 +45,7 @@ pub(super) fn job(spec: &Spec, component: Component) -> JobSpec {
         completion_mode: Some("Indexed".into()),
         completions: Some(pods),
         parallelism: Some(pods),
-        // Two pods of one index would both claim its place in the run.
+        // Replace a pod only after its end: two pods with one index would claim the same place in the run.
         pod_replacement_policy: Some("Failed".into()),
         template: pods::template(spec, component),
         ..Default::default()

@@ -11,7 +11,7 @@ use super::meta::{Component, metadata};
 use super::spec::Spec;
 use dyad_proto::ErrorCode;
 
-/// The set of a run.
+/// The JobSet of a run.
 pub fn jobset(spec: &Spec) -> JobSet {
     let mut metadata = metadata(spec, spec.name());
     metadata.labels.get_or_insert_default().append(&mut queue_labels(spec));
@@ -32,7 +32,7 @@ pub fn jobset(spec: &Spec) -> JobSet {
                 subdomain: spec.name().to_owned(),
                 publish_not_ready_addresses: true,
             },
-            // Of both: pods that still run when a set is done are deleted, and their logs with them.
+            // Wait for both: when a JobSet is done, its running pods are deleted with their logs.
             success_policy: SuccessPolicy {
                 operator: "All",
                 target_replicated_jobs: vec!["coordinator", "trainers"],
@@ -44,7 +44,7 @@ pub fn jobset(spec: &Spec) -> JobSet {
     }
 }
 
-/// Reads how a Job ended from the message that its `podFailurePolicy` leaves.
+/// Rules that match the message which a Job's `podFailurePolicy` writes when the Job fails.
 fn set_rules() -> Vec<FailurePolicyRule> {
     let rule = |name, action, pattern| FailurePolicyRule {
         name,
@@ -59,12 +59,12 @@ fn set_rules() -> Vec<FailurePolicyRule> {
     ]
 }
 
-/// In a set every end of a pod that matters fails its Job at once, and the set decides.
+/// A Job in the JobSet. A failed pod fails its Job at once, and the JobSet decides about the restart.
 fn job_in_set(spec: &Spec, component: Component) -> JobSpec {
     let rules = vec![
         on_disruption("FailJob"),
         on_exit("FailJob", &[ErrorCode::InvalidInput, ErrorCode::Interrupted], component),
-        // Stopped because another failed: that one decides.
+        // This pod stopped because another pod failed; the other pod's status decides.
         on_exit("Ignore", &[ErrorCode::Echo], component),
     ];
     JobSpec {

@@ -1,4 +1,4 @@
-//! `jobset.x-k8s.io/v1alpha2` as far as a run needs it.
+//! Types of `jobset.x-k8s.io/v1alpha2`; only the fields that a run needs.
 
 use k8s_openapi::api::batch::v1::JobTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -17,15 +17,15 @@ pub struct JobSet {
     pub kind: &'static str,
     /// Name and labels.
     pub metadata: ObjectMeta,
-    /// What runs.
+    /// The specification.
     pub spec: JobSetSpec,
 }
 
-/// What runs.
+/// Specification of a JobSet.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobSetSpec {
-    /// Whose address every pod is told.
+    /// Pod whose address the controller writes to every pod.
     pub coordinator: Coordinator,
     /// DNS names of pods.
     pub network: Network,
@@ -33,7 +33,7 @@ pub struct JobSetSpec {
     pub success_policy: SuccessPolicy,
     /// When it starts again, and when it gives up.
     pub failure_policy: FailurePolicy,
-    /// When it is removed after its end; absent: never.
+    /// Seconds from its end until it is removed; `None`: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_seconds_after_finished: Option<u32>,
     /// The Jobs.
@@ -46,9 +46,9 @@ pub struct JobSetSpec {
 pub struct Coordinator {
     /// Name of its replicated Job.
     pub replicated_job: &'static str,
-    /// Which of the Jobs.
+    /// Index of the Job.
     pub job_index: i32,
-    /// Which of its pods.
+    /// Index of the pod in the Job.
     pub pod_index: i32,
 }
 
@@ -56,10 +56,10 @@ pub struct Coordinator {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Network {
-    /// The controller makes a headless Service.
+    /// The controller creates a headless Service.
     #[serde(rename = "enableDNSHostnames")]
     pub enable_dns_hostnames: bool,
-    /// Its name.
+    /// Name of that Service.
     pub subdomain: String,
     /// Names resolve before pods are ready.
     pub publish_not_ready_addresses: bool,
@@ -71,7 +71,7 @@ pub struct Network {
 pub struct SuccessPolicy {
     /// `All` or `Any`.
     pub operator: &'static str,
-    /// Of these Jobs.
+    /// Names of the replicated Jobs that must succeed.
     pub target_replicated_jobs: Vec<&'static str>,
 }
 
@@ -79,23 +79,23 @@ pub struct SuccessPolicy {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailurePolicy {
-    /// Restarts that count, at most.
+    /// Maximum number of counted restarts.
     pub max_restarts: u16,
-    /// The first rule that matches decides; without one the set starts again, which counts.
+    /// The first matching rule decides; without a match the set restarts, which counts.
     pub rules: Vec<FailurePolicyRule>,
 }
 
-/// What follows from a failed Job.
+/// Reaction to a failed Job.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailurePolicyRule {
-    /// For messages.
+    /// Name of the rule, for messages.
     pub name: &'static str,
     /// `FailJobSet`, `RestartJobSet` or `RestartJobSetAndIgnoreMaxRestarts`.
     pub action: &'static str,
     /// Reasons of the Job's `Failed` condition.
     pub on_job_failure_reasons: Vec<&'static str>,
-    /// RE2 patterns of its message.
+    /// RE2 patterns of the condition's message.
     pub on_job_failure_message_patterns: Vec<&'static str>,
 }
 
@@ -105,7 +105,7 @@ pub struct FailurePolicyRule {
 pub struct ReplicatedJob {
     /// Part of the pods' names.
     pub name: &'static str,
-    /// How many Jobs.
+    /// Number of Jobs.
     pub replicas: i32,
     /// The template.
     pub template: JobTemplateSpec,

@@ -1,4 +1,4 @@
-//! `launcher kubernetes logs`: the lines of all pods, each with its pod in front.
+//! `launcher kubernetes logs`: the log lines of all pods, each prefixed with its pod.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::events::event;
 use super::state::{Phase, container_state, phase, pod_prefix};
 use super::{print, status};
 
-/// Between two looks for pods that were not there before.
+/// Time between two looks for new pods.
 const AGAIN: Duration = Duration::from_secs(3);
 
 /// Prints logs.

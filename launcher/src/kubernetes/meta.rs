@@ -6,23 +6,23 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use super::spec::Spec;
 
-/// Names the run; every object of a run carries it.
+/// Label with the run's name, on every object of the run.
 pub const INSTANCE: &str = "app.kubernetes.io/instance";
-/// Says that an object is ours.
+/// Label of objects that the launcher created.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The value of [`MANAGED_BY`].
 pub const LAUNCHER: &str = "dyad-launcher";
 
-/// Says which part of a run a pod is.
+/// Label of a pod with its component.
 pub const COMPONENT: &str = "app.kubernetes.io/component";
 
-/// One of an object's labels.
+/// Value of the label `key`.
 #[must_use]
 pub fn label<'a>(labels: Option<&'a BTreeMap<String, String>>, key: &str) -> Option<&'a str> {
     labels.and_then(|labels| labels.get(key)).map(String::as_str)
 }
 
-/// Which process a pod holds.
+/// Kind of process in a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Component {
     /// The coordinator.
@@ -32,7 +32,7 @@ pub enum Component {
 }
 
 impl Component {
-    /// The word in names and labels.
+    /// Its name in object names and labels.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -42,7 +42,7 @@ impl Component {
     }
 }
 
-/// Text pairs as Kubernetes' types want them.
+/// Builds a map of strings for Kubernetes' types.
 #[must_use]
 pub fn map<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
@@ -62,13 +62,13 @@ pub fn pod_labels(spec: &Spec, component: Component) -> BTreeMap<String, String>
     labels
 }
 
-/// What finds the pods of a component: labels that never change.
+/// Labels that select a component's pods; they never change.
 #[must_use]
 pub fn pod_selector(spec: &Spec, component: Component) -> BTreeMap<String, String> {
     map([(INSTANCE, spec.name()), (COMPONENT, component.word())])
 }
 
-/// The same as a selector.
+/// [`pod_selector`] as a label selector.
 #[must_use]
 pub fn selecting(spec: &Spec, component: Component) -> LabelSelector {
     LabelSelector { match_labels: Some(pod_selector(spec, component)), ..Default::default() }

@@ -1,9 +1,9 @@
-//! `launcher kubernetes`: a run as Kubernetes objects, and what is done with them on a cluster.
+//! `launcher kubernetes`: renders a run as Kubernetes objects, and applies, follows and deletes them on a cluster.
 //!
 //! - [`spec`]: options and configuration, checked together. Everything up to [`render`] is pure.
 //! - [`workload`], [`job`], [`jobset`], [`jobset_types`], [`pods`], [`confine`], [`volumes`], [`network`], [`support`]: the objects.
-//! - [`object`], [`meta`], [`values`], [`cli`]: their form, their names, their options.
-//! - [`cluster`]: talks to the API server; [`state`] and [`events`] (pure) read what it says.
+//! - [`object`], [`meta`], [`values`], [`cli`]: serialisation of objects, their names and labels, option values, command line.
+//! - [`cluster`]: requests to the API server; [`state`] and [`events`] (pure) interpret its answers and the log.
 //! - [`apply`], [`status`], [`logs`], [`wait`], [`delete`]: one file per command.
 
 pub mod apply;
@@ -35,7 +35,7 @@ use dyad_proto::Fault;
 use crate::show::console::{print, warn};
 use cli::KubernetesCommand;
 
-/// Does what the command line says.
+/// Runs a `launcher kubernetes` command.
 pub async fn act(command: KubernetesCommand) -> Result<(), Fault> {
     match command {
         KubernetesCommand::Render(options) => render::act(&options),

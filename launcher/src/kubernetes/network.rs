@@ -1,4 +1,4 @@
-//! Services and NetworkPolicies: nobody talks to the run's pods or is talked to, but for what is written here.
+//! Services and NetworkPolicies: all traffic from and to the run's pods is denied, except for the connections listed here.
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::networking::v1::{
@@ -16,7 +16,7 @@ use super::object::{Object, object};
 use super::spec::{GRPC_PORT, METRICS_PORT, Spec};
 use super::volumes;
 
-/// Headless Services: one names the coordinator; plain Jobs need another for the trainers' own names.
+/// Headless Services: one for the coordinator's DNS name; plain Jobs need another for the trainers' DNS names.
 pub fn services(spec: &Spec) -> Result<Vec<Object>, Fault> {
     let port = |name: &str, port: i32, protocol: Option<&str>| ServicePort {
         name: Some(name.into()),
@@ -39,7 +39,7 @@ fn headless(spec: &Spec, component: Component, ports: Option<Vec<ServicePort>>) 
         metadata: metadata(spec, &spec.named(component.word())),
         spec: Some(ServiceSpec {
             cluster_ip: Some("None".into()),
-            // Trainers look for the coordinator while it still reads its data.
+            // Trainers resolve the coordinator's name while it still reads its data.
             publish_not_ready_addresses: Some(true),
             selector: Some(pod_selector(spec, component)),
             ports,
@@ -49,7 +49,7 @@ fn headless(spec: &Spec, component: Component, ports: Option<Vec<ServicePort>>) 
     }
 }
 
-/// Default deny for the run's pods, then what each component needs.
+/// Denies all traffic of the run's pods by default, then allows what each component needs.
 pub fn policies(spec: &Spec) -> Result<Vec<Object>, Fault> {
     if spec.options.network.no_network_policy {
         return Ok(Vec::new());
@@ -77,7 +77,7 @@ pub fn policies(spec: &Spec) -> Result<Vec<Object>, Fault> {
 
 fn from_trainers(spec: &Spec) -> Vec<NetworkPolicyEgressRule> {
     let trainers = vec![pods(spec, Component::Trainers)];
-    // Gloo and NCCL listen on ports that the kernel chooses.
+    // All ports: Gloo and NCCL listen on ports that the kernel chooses.
     let mut out = vec![
         NetworkPolicyEgressRule { to: Some(trainers), ports: None },
         NetworkPolicyEgressRule {
@@ -110,9 +110,9 @@ fn policy(
     }
 }
 
-/// What every pod may reach outside the run: names, traces, and buckets where they are mounted.
+/// Connections that every pod may open outside the run: DNS, the trace collector, and buckets if one is mounted.
 fn outward(spec: &Spec) -> Vec<NetworkPolicyEgressRule> {
-    // To anywhere: a node's own cache of names is in no namespace.
+    // Any destination: a node-local DNS cache is in no namespace.
     let dns = NetworkPolicyPort { protocol: Some("UDP".into()), ..tcp(53) };
     let mut rules = vec![NetworkPolicyEgressRule { to: None, ports: Some(vec![dns, tcp(53)]) }];
     if let Some(endpoint) = &spec.options.network.otlp_endpoint {
@@ -125,7 +125,8 @@ fn outward(spec: &Spec) -> Vec<NetworkPolicyEgressRule> {
     rules
 }
 
-/// `http://otel-collector.observability:4317`: port 4317 of pods in that namespace; a name without one may be anywhere.
+/// Peer and port of an OTLP endpoint. `http://otel-collector.observability:4317` is port 4317 of pods in the namespace `observability`; a
+/// host without a namespace may be anywhere (`None`).
 fn collector(endpoint: &str) -> (Option<NetworkPolicyPeer>, i32) {
     let (scheme, rest) = endpoint.split_once("://").unwrap_or(("http", endpoint));
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_collector_in_the_cluster_is_reached_by_its_namespace() {
+    fn a_collector_in_the_cluster_is_selected_by_its_namespace() {
         let namespace_of = |endpoint: &str| {
             let (peer, port) = collector(endpoint);
             let selector = peer.and_then(|peer| peer.namespace_selector?.match_labels);

@@ -1,15 +1,15 @@
-//! Rendered objects: typed while they are made, plain values once they are.
+//! Rendered objects: built from typed structs, then kept as JSON values.
 
 use dyad_proto::Fault;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// One object, with its fields in the order in which people read them.
+/// One object, with its fields in a readable order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object(pub Value);
 
 impl Object {
-    /// Its kind.
+    /// Kind of the object.
     #[must_use]
     pub fn kind(&self) -> &str {
         self.0["kind"].as_str().unwrap_or_default()
@@ -21,13 +21,13 @@ impl Object {
         self.0["apiVersion"].as_str().unwrap_or_default()
     }
 
-    /// Its name.
+    /// Name of the object.
     #[must_use]
     pub fn name(&self) -> &str {
         self.0["metadata"]["name"].as_str().unwrap_or_default()
     }
 
-    /// A file for it: `jobset.yaml`, or with its name where there are several of a kind: `service-coordinator.yaml`.
+    /// File name: the kind, such as `jobset.yaml`, plus the part of its name after the run's, such as `service-coordinator.yaml`.
     #[must_use]
     pub fn file_name(&self, run: &str) -> String {
         let kind = self.kind().to_lowercase();
@@ -38,14 +38,14 @@ impl Object {
     }
 }
 
-/// From a typed object.
+/// Converts a typed object.
 pub fn object<T: Serialize>(typed: &T) -> Result<Object, Fault> {
     serde_json::to_value(typed)
         .map(|value| Object(ordered(value)))
         .map_err(|error| Fault::failed(format!("cannot render an object: {error}")))
 }
 
-/// What a reader looks for first; everything else follows in alphabetical order.
+/// Fields that are written first; all others follow in alphabetical order.
 const FIRST: [&str; 14] = [
     "apiVersion",
     "kind",

@@ -1,4 +1,4 @@
-//! The pods: one that coordinates, and one per node that starts the node's trainers.
+//! The pods: one for the coordinator, and one per node that starts the node's trainers.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use super::values::FileStore;
 use super::volumes;
 use crate::node::MOST_PATIENCE;
 
-/// Seconds that a node keeps for itself, between the trainers' last chance and the end of the grace period.
+/// Seconds by which the trainers' grace period is shorter than the pod's, so that `launcher node` can end in time.
 const LAST_SECONDS: u32 = 10;
 
 /// Template of a component's pods.
@@ -47,7 +47,7 @@ fn pod(spec: &Spec, component: Component) -> PodSpec {
     PodSpec {
         service_account_name: Some(spec.name().to_owned()),
         automount_service_account_token: Some(false),
-        // A Service named like the run would otherwise leave variables such as DYAD_PORT in every container.
+        // Otherwise a Service named like the run sets variables such as DYAD_PORT in every container.
         enable_service_links: Some(false),
         restart_policy: Some("Never".into()),
         termination_grace_period_seconds: Some(i64::from(spec.options.lifecycle.grace_period)),
@@ -80,7 +80,7 @@ fn coordinator(spec: &Spec) -> Container {
             limits: Some(quantities([("memory", "4Gi")])),
             claims: None,
         }),
-        // It reads all pairs before it listens.
+        // Up to 10 minutes: the coordinator reads all pairs before it listens.
         startup_probe: Some(probe(spec, 5, 120)),
         readiness_probe: Some(probe(spec, 10, 3)),
         liveness_probe: Some(probe(spec, 20, 6)),
@@ -99,7 +99,7 @@ fn coordinator_flags(spec: &Spec) -> Vec<String> {
         "--tell-trainers".to_owned(),
         "--print-events".to_owned(),
     ];
-    // The kubelet's probes show no certificate.
+    // The kubelet's probes have no client certificate, so with TLS they need a plain-text port.
     args.push(if spec.secure() {
         format!("--health-listen=0.0.0.0:{HEALTH_PORT}")
     } else {
@@ -119,7 +119,7 @@ fn probe(spec: &Spec, period: i32, failures: i32) -> Probe {
     }
 }
 
-/// No probes: a collective or a checkpoint may rightly take long, and the coordinator watches heartbeats.
+/// Container of the trainers. It has no probes: a collective or a checkpoint may take long, and the coordinator watches heartbeats.
 fn trainers(spec: &Spec) -> Container {
     let lifecycle = &spec.options.lifecycle;
     let grace = lifecycle.grace_period.saturating_sub(LAST_SECONDS).max(1);
@@ -143,7 +143,7 @@ fn trainers(spec: &Spec) -> Container {
     }
 }
 
-/// What both have.
+/// Fields that both containers have.
 fn container(spec: &Spec, component: Component) -> Container {
     Container {
         name: component.word().into(),
@@ -151,7 +151,7 @@ fn container(spec: &Spec, component: Component) -> Container {
         env: Some(environment(spec, component)),
         security_context: Some(confine::container(false)),
         volume_mounts: Some(volumes::mounts(spec, component)),
-        // The last lines of a container that failed say why, also where nobody kept its log.
+        // Keep the last log lines of a failed container in the pod's status, also after its log is gone.
         termination_message_policy: Some("FallbackToLogsOnError".into()),
         ..Default::default()
     }
@@ -202,7 +202,7 @@ fn resources(spec: &Spec) -> Option<ResourceRequirements> {
     })
 }
 
-/// `cpu: 500m` and the like.
+/// A map of quantities, such as `cpu: 500m`.
 fn quantities<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, Quantity> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), Quantity(value.to_owned()))).collect()
 }
@@ -245,7 +245,7 @@ fn spread(spec: &Spec) -> TopologySpreadConstraint {
     }
 }
 
-/// One node needs no volume that several can mount: the coordinator goes where the trainers are.
+/// With one node, the new claim is `ReadWriteOnce`: the coordinator must run on the trainers' node to mount it.
 fn beside_the_trainer(spec: &Spec) -> Option<Affinity> {
     let shared = spec.options.nodes > 1 || !matches!(spec.options.storage.output, FileStore::New(_));
     let term = PodAffinityTerm {

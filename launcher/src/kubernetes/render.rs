@@ -1,4 +1,4 @@
-//! `launcher kubernetes render`: from options and configuration to the list of objects.
+//! `launcher kubernetes render`: turns options and configuration into a list of objects.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::spec::Spec;
 use super::{network, support, workload};
 use crate::security::RunSecrets;
 
-/// Certificates of a run serve this long; a run that takes longer is rendered anew and resumed.
+/// Validity of a run's certificates; a longer run must be rendered again and resumed.
 pub const VALID_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// Everything but the Secrets, in the order in which it is created.
+/// All objects except the Secrets, in order of creation.
 pub fn objects(spec: &Spec) -> Result<Vec<Object>, Fault> {
     let mut objects = vec![support::account(spec)?, support::configuration(spec)?];
     objects.extend(support::claim(spec)?);
@@ -24,7 +24,7 @@ pub fn objects(spec: &Spec) -> Result<Vec<Object>, Fault> {
     Ok(objects)
 }
 
-/// New Secrets, if the run makes its own.
+/// New Secrets with `--tls generate`; otherwise empty.
 pub fn secrets(spec: &Spec) -> Result<Vec<Object>, Fault> {
     match spec.options.tls {
         TlsSource::Generate => support::secrets(spec, &RunSecrets::new(VALID_FOR)?),

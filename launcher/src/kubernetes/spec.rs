@@ -1,4 +1,4 @@
-//! What is rendered: the options and the run's configuration, checked together.
+//! The checked input of rendering: options and the run's configuration.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::hosts::environment::is_name;
 pub const OUTPUT: &str = "/output";
 /// Where preference files and models are mounted.
 pub const DATA: &str = "/data";
-/// Where the image keeps a small model and pairs to try a cluster with.
+/// Where the image has a small model and pairs for trying out a cluster.
 pub const EXAMPLE: &str = "/opt/dyad/example";
 /// Where the run configuration is mounted.
 pub const CONFIG: &str = "/etc/dyad/run";
@@ -20,17 +20,17 @@ pub const CONFIG: &str = "/etc/dyad/run";
 pub const TLS: &str = "/etc/dyad/tls";
 /// Port of the coordinator.
 pub const GRPC_PORT: i32 = 29400;
-/// Port on which it answers probes in plain text where the other one speaks TLS.
+/// Port for plain-text probes of the coordinator if [`GRPC_PORT`] uses TLS.
 pub const HEALTH_PORT: i32 = 29401;
-/// Port of its metrics.
+/// Port of the coordinator's metrics.
 pub const METRICS_PORT: i32 = 9464;
-/// A pod's name is the run's with up to 22 characters after it, and has at most 63.
+/// Maximum length of a run's name: a pod's name appends up to 22 characters and has at most 63.
 const LONGEST_NAME: usize = 40;
 
 /// A run that can be rendered.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// What was asked for.
+    /// Options of the command line.
     pub options: RunOptions,
     /// The configuration, with paths inside the pods.
     pub config: RunConfig,
@@ -43,7 +43,7 @@ impl Spec {
         Self::with_config(options, config)
     }
 
-    /// The same with a configuration that was read already.
+    /// Like [`Self::new`], with a configuration that was read already.
     pub fn with_config(options: &RunOptions, mut config: RunConfig) -> Result<Self, Fault> {
         check_names(options)?;
         check_places(options)?;
@@ -57,32 +57,32 @@ impl Spec {
         &self.options.run.name
     }
 
-    /// Name of one of its objects.
+    /// Name of an object of the run: `<run>-<suffix>`.
     #[must_use]
     pub fn named(&self, suffix: &str) -> String {
         format!("{}-{suffix}", self.name())
     }
 
-    /// Trainer processes.
+    /// Number of trainer processes.
     #[must_use]
     pub fn world_size(&self) -> u32 {
         self.options.nodes * self.options.gpus_per_node.max(1)
     }
 
-    /// A model is fetched from the hub.
+    /// Whether a model is fetched from the hub.
     #[must_use]
     pub fn needs_hub(&self) -> bool {
         let remote = |model: &str| !model.is_empty() && !Path::new(model).is_absolute();
         remote(&self.config.model) || self.config.from_checkpoint.as_deref().is_some_and(remote)
     }
 
-    /// Processes speak TLS.
+    /// Whether the processes use TLS.
     #[must_use]
     pub fn secure(&self) -> bool {
         self.options.tls != TlsSource::Off
     }
 
-    /// Where the coordinator is reached.
+    /// URL of the coordinator.
     #[must_use]
     pub fn coordinator_url(&self) -> String {
         let scheme = if self.secure() { "https" } else { "http" };
@@ -90,7 +90,7 @@ impl Spec {
     }
 }
 
-/// Lower-case letters, digits and `-`, a letter first, none of them `-` at the end: good for every kind of object.
+/// Whether `text` can name every kind of object: at most 63 lower-case letters, digits and `-`, first a letter, not `-` at the end.
 #[must_use]
 pub fn is_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -100,7 +100,7 @@ pub fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// As [`is_label`], with dots between parts and digits in front allowed: what names most objects.
+/// Whether `text` can name most kinds of objects: parts like [`is_label`], separated by dots, which may also start with a digit.
 fn is_subdomain(text: &str) -> bool {
     let part = |part: &str| is_label(&format!("a{part}")) && !part.starts_with('-') && !part.is_empty();
     text.len() <= 253 && text.split('.').all(part)
@@ -182,7 +182,7 @@ fn check_places(options: &RunOptions) -> Result<(), Fault> {
     }
 }
 
-/// Paths become those inside the pods: results below /output, data below /data, models there too or on the hub.
+/// Makes paths absolute inside the pods and checks them: results below /output, data below /data, models below /data or on the hub.
 fn move_paths(config: &mut RunConfig, has_data: bool) -> Result<(), Fault> {
     config.output_dir = inside("output_dir", &config.output_dir, OUTPUT, &[OUTPUT])?;
     config.training_file = inside("training_file", &config.training_file, DATA, &[DATA, OUTPUT, EXAMPLE])?;
@@ -194,7 +194,7 @@ fn move_paths(config: &mut RunConfig, has_data: bool) -> Result<(), Fault> {
     }
     for (key, model) in [("model", Some(&config.model)), ("from_checkpoint", config.from_checkpoint.as_ref())]
     {
-        // Anything else is an id on the hub, which a relative path would look like.
+        // Anything else counts as a hub id, because a relative path looks the same.
         match model.map_or("", String::as_str) {
             path if path.starts_with('/') => drop(inside(key, path, DATA, &[DATA, OUTPUT, EXAMPLE])?),
             path if path.starts_with(['.', '~']) => return Err(outside(key, path, &[DATA, OUTPUT, EXAMPLE])),

@@ -1,4 +1,4 @@
-//! What the API server's objects say of the run. Pure.
+//! Derives the run's state from the API server's objects. Pure.
 
 use std::fmt::Write;
 
@@ -12,22 +12,22 @@ use super::meta::{COMPONENT, Component, label};
 const COORDINATOR: &str = Component::Coordinator.word();
 const TRAINERS: &str = Component::Trainers.word();
 
-/// Where the run stands.
+/// State of the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// There is no workload.
     Absent,
     /// A queue holds it back.
     Suspended,
-    /// It goes on, or is about to.
+    /// It runs, or is about to start.
     Active,
     /// It is done.
     Complete,
-    /// It has failed for good: why, as the controller says.
+    /// It has failed for good, with the controller's reason.
     Failed(String),
 }
 
-/// From the run's JobSet or Jobs.
+/// Phase of the run, from its JobSet or Jobs.
 #[must_use]
 pub fn phase(workloads: &[DynamicObject]) -> Phase {
     let condition = |object: &DynamicObject, names: &[&str]| {
@@ -43,7 +43,7 @@ pub fn phase(workloads: &[DynamicObject]) -> Phase {
     if let Some(failed) = workloads.iter().find_map(|object| condition(object, &["Failed"])) {
         return Phase::Failed(failed["message"].as_str().unwrap_or("no reason given").to_owned());
     }
-    // Of a JobSet its own end is the run's, whatever it is called; of plain Jobs the coordinator's.
+    // The JobSet decides, whatever its name; with plain Jobs the coordinator's Job decides.
     let decisive = |object: &&DynamicObject| {
         object.data["spec"]["replicatedJobs"].is_array()
             || object.metadata.name.as_deref().unwrap_or_default().ends_with("-coordinator")
@@ -81,7 +81,7 @@ fn workload_words(object: &DynamicObject) -> String {
         },
         Phase::Complete => "complete".into(),
         Phase::Failed(reason) => format!("failed: {reason}"),
-        // Of plain Jobs only the coordinator's decides over the run; the trainers' may be done all the same.
+        // `phase` ignores the end of the trainers' plain Job; show it as complete all the same.
         Phase::Active
             if count("/spec/completions").is_some_and(|all| count("/status/succeeded") == Some(all)) =>
         {
@@ -91,7 +91,7 @@ fn workload_words(object: &DynamicObject) -> String {
     }
 }
 
-/// A table of the pods, each with what keeps it or what it ended with.
+/// A table of the pods: name, node, and why the pod waits or how it ended.
 #[must_use]
 pub fn pod_lines(pods: &[Pod]) -> String {
     let rows: Vec<[String; 3]> = pods
@@ -139,20 +139,20 @@ fn pod_words(pod: &Pod) -> String {
     }
 }
 
-/// The newest pod of the coordinator, of pods oldest first.
+/// The coordinator's newest pod; `pods` must be sorted oldest first.
 #[must_use]
 pub fn coordinator(pods: &[Pod]) -> Option<&Pod> {
     let component = |pod: &Pod| label(pod.metadata.labels.as_ref(), COMPONENT) == Some(COORDINATOR);
     pods.iter().rfind(|pod| component(pod))
 }
 
-/// How the one container of a pod stands.
+/// State of a pod's only container.
 #[must_use]
 pub fn container_state(pod: &Pod) -> Option<&ContainerState> {
     pod.status.as_ref()?.container_statuses.as_ref()?.first()?.state.as_ref()
 }
 
-/// What an exit status of Dyad's programs means.
+/// Meaning of an exit status of Dyad's programs.
 #[must_use]
 pub fn exit_words(code: i32) -> String {
     match code {
@@ -167,7 +167,7 @@ pub fn exit_words(code: i32) -> String {
     }
 }
 
-/// How a pod is called in front of its lines: `coordinator`, or `node 3`.
+/// Prefix of a pod's log lines: `coordinator`, or e.g. `node 3`.
 #[must_use]
 pub fn pod_prefix(pod: &Pod) -> String {
     let labels = pod.metadata.labels.as_ref();
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jobset_tells_where_the_run_stands() {
+    fn a_jobset_decides_the_phase() {
         let of = |status| phase(&[jobset(status)]);
         assert_eq!((phase(&[]), of(json!({}))), (Phase::Absent, Phase::Active));
         assert_eq!(
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn with_plain_jobs_the_coordinators_end_is_the_runs() {
+    fn with_plain_jobs_the_coordinators_job_decides_the_phase() {
         let job = |name: &str, status: Value| {
             parsed(
                 json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name }, "status": status }),
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_say_what_keeps_them() {
+    fn pod_words_say_why_a_pod_waits_or_ended() {
         let words = |status: Value| {
             let pod: Pod =
                 serde_json::from_value(json!({ "metadata": { "name": "p" }, "status": status })).unwrap();

@@ -1,4 +1,4 @@
-//! `launcher kubernetes status`: workload, pods and progress, once.
+//! `launcher kubernetes status`: prints workload, pods and progress once.
 
 use dyad_proto::wire::run_event::Body;
 use dyad_proto::{ErrorCode, Fault, counted};
@@ -12,7 +12,7 @@ use super::print;
 use super::state::{Phase, coordinator, phase, pod_lines, workload_lines};
 use crate::show::progress::step_line;
 
-/// Lines of the coordinator's log that are looked at: its last step is among them.
+/// Lines read from the end of the coordinator's log; the last step is among them.
 const TAIL: i64 = 200;
 
 /// Prints the status.
@@ -32,7 +32,7 @@ pub async fn act(options: &StatusOptions) -> Result<(), Fault> {
     }
 }
 
-/// There is no such run.
+/// The error for a run that does not exist.
 pub fn absent(cluster: &Cluster) -> Fault {
     Fault::input(format!("no run {} in namespace {}", cluster.name, cluster.namespace))
         .hint("check --name, --namespace and --context; `launcher kubernetes apply` starts a run")
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_event_that_counts_is_the_progress() {
+    fn progress_is_the_last_relevant_event() {
         let data = Body::Data(DataReport { total_steps: 9, ..Default::default() });
         let step = Body::Step(StepMetrics { step: 3, values: HashMap::from([("loss".into(), 0.25)]) });
         assert_eq!(last_word([].into_iter()), "nothing yet");

@@ -1,4 +1,4 @@
-//! What the pods need beside them: account, configuration, claim, certificates.
+//! Objects that the pods need: account, configuration, claim, certificates.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use super::values::FileStore;
 use super::volumes::tls_suffix;
 use crate::security::{Material, RunSecrets};
 
-/// An account with no rights at all: the pods ask nothing of the API server, and get no token for it.
+/// A service account without rights: the pods send no requests to the API server and get no token.
 pub fn account(spec: &Spec) -> Result<Object, Fault> {
     object(&ServiceAccount {
         metadata: metadata(spec, spec.name()),
@@ -27,7 +27,7 @@ pub fn account(spec: &Spec) -> Result<Object, Fault> {
     })
 }
 
-/// The checked configuration, as the coordinator reads it.
+/// ConfigMap with the checked configuration as JSON, for the coordinator.
 pub fn configuration(spec: &Spec) -> Result<Object, Fault> {
     let text = serde_json::to_string_pretty(&spec.config)
         .map_err(|error| Fault::failed(format!("cannot serialise the run config: {error}")))?;
@@ -38,10 +38,10 @@ pub fn configuration(spec: &Spec) -> Result<Object, Fault> {
     })
 }
 
-/// The run's own claim, if it has one.
+/// The run's own claim; `None` unless `--output new:SIZE`.
 pub fn claim(spec: &Spec) -> Result<Option<Object>, Fault> {
     let FileStore::New(size) = &spec.options.storage.output else { return Ok(None) };
-    // Several nodes write: rank 0 its checkpoints, the coordinator its metrics.
+    // Rank 0 writes checkpoints and the coordinator writes metrics, possibly on different nodes.
     let mode = if spec.options.nodes > 1 { "ReadWriteMany" } else { "ReadWriteOnce" };
     let requests = BTreeMap::from([("storage".to_owned(), Quantity(size.0.clone()))]);
     object(&PersistentVolumeClaim {
@@ -57,7 +57,7 @@ pub fn claim(spec: &Spec) -> Result<Option<Object>, Fault> {
     .map(Some)
 }
 
-/// One Secret per role. None can be changed: processes that run already would not learn of it.
+/// One Secret per role. They are immutable, because running processes would not notice a change.
 pub fn secrets(spec: &Spec, secrets: &RunSecrets) -> Result<Vec<Object>, Fault> {
     let trainers = Component::Trainers;
     [(Component::Coordinator, secrets.coordinator()?), (trainers, secrets.trainer(trainers.word())?)]

@@ -1,4 +1,4 @@
-//! Values of options, checked as they are parsed.
+//! Values of options, checked when they are parsed.
 
 use std::str::FromStr;
 
@@ -25,9 +25,9 @@ impl FromStr for Quantity {
 /// `KEY=VALUE`: a label or an environment variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// Before the first `=`.
+    /// Text before the first `=`.
     pub key: String,
-    /// After it.
+    /// Text after the first `=`.
     pub value: String,
 }
 
@@ -42,14 +42,14 @@ impl FromStr for Label {
     }
 }
 
-/// `KEY[=VALUE][:EFFECT]`, as `kubectl taint` has it.
+/// `KEY[=VALUE][:EFFECT]`, the syntax of `kubectl taint`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Toleration {
     /// Key of the taint.
     pub key: String,
-    /// Its value; any where absent.
+    /// Value of the taint; `None` matches any.
     pub value: Option<String>,
-    /// Its effect; any where absent.
+    /// Effect of the taint; `None` matches any.
     pub effect: Option<String>,
 }
 
@@ -73,9 +73,9 @@ impl FromStr for Toleration {
 /// `KEY=required|preferred`: a topology that pods spread over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spread {
-    /// Label of nodes that names their place.
+    /// Node label that names the topology domain.
     pub key: String,
-    /// A pod that would lie uneven waits.
+    /// Whether a pod waits if it would make the spread uneven.
     pub required: bool,
 }
 
@@ -96,7 +96,7 @@ impl FromStr for Spread {
 pub struct Rdma {
     /// Name of the resource.
     pub resource: String,
-    /// How many.
+    /// Number of devices.
     pub count: u32,
 }
 
@@ -118,9 +118,9 @@ impl FromStr for Rdma {
 pub enum FileStore {
     /// A claim that belongs to the run.
     New(Quantity),
-    /// A claim that is there already, and a folder in it.
+    /// An existing claim, and a folder in it.
     Claim(String, Option<String>),
-    /// A ConfigMap that is there already.
+    /// An existing ConfigMap.
     ConfigMap(String),
     /// A Google Cloud Storage bucket, and a folder in it, through GKE's FUSE driver.
     Gcs(String, Option<String>),
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_are_kubernetes_own() {
+    fn quantities_have_kubernetes_suffixes() {
         for good in ["8", "500m", "100Gi", "1.5Ti", "20k"] {
             assert_eq!(good.parse(), Ok(Quantity(good.into())));
         }
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn taints_are_written_as_kubectl_has_them() {
+    fn tolerations_have_the_syntax_of_kubectl_taint() {
         let toleration: Toleration = "dedicated=training:NoSchedule".parse().unwrap();
         assert_eq!((toleration.key.as_str(), toleration.value.as_deref()), ("dedicated", Some("training")));
         assert_eq!(toleration.effect.as_deref(), Some("NoSchedule"));

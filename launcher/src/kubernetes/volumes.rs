@@ -12,10 +12,10 @@ use super::meta::{Component, map};
 use super::spec::{CONFIG, DATA, OUTPUT, Spec, TLS};
 use super::values::FileStore;
 
-/// GKE's driver for Cloud Storage.
+/// GKE's CSI driver for Cloud Storage.
 const GCS_DRIVER: &str = "gcsfuse.csi.storage.gke.io";
 
-/// What a pod mounts.
+/// Volumes of a component's pod.
 #[must_use]
 pub fn volumes(spec: &Spec, component: Component) -> Vec<Volume> {
     let storage = &spec.options.storage;
@@ -30,7 +30,7 @@ pub fn volumes(spec: &Spec, component: Component) -> Vec<Volume> {
     if spec.secure() {
         let secret = SecretVolumeSource {
             secret_name: Some(spec.named(tls_suffix(component))),
-            // The group may read: files belong to root, the process does not.
+            // Group-readable: the files belong to root, and the process does not run as root.
             default_mode: Some(0o440),
             ..Default::default()
         };
@@ -45,7 +45,7 @@ pub fn volumes(spec: &Spec, component: Component) -> Vec<Volume> {
     volumes
 }
 
-/// Where it mounts them.
+/// Mount points of a component's container.
 #[must_use]
 pub fn mounts(spec: &Spec, component: Component) -> Vec<VolumeMount> {
     let storage = &spec.options.storage;
@@ -72,7 +72,7 @@ pub fn mounts(spec: &Spec, component: Component) -> Vec<VolumeMount> {
     mounts
 }
 
-/// Last part of the name of a component's Secret.
+/// Suffix of the name of a component's Secret.
 #[must_use]
 pub fn tls_suffix(component: Component) -> &'static str {
     match component {
@@ -81,13 +81,13 @@ pub fn tls_suffix(component: Component) -> &'static str {
     }
 }
 
-/// Annotations that the volumes' drivers ask for.
+/// Annotations that the volumes' drivers need.
 #[must_use]
 pub fn annotations(spec: &Spec) -> BTreeMap<String, String> {
     if uses_gcs(spec) { map([("gke-gcsfuse/volumes", "true")]) } else { BTreeMap::new() }
 }
 
-/// A volume is a bucket, reached from within the pod.
+/// Whether a volume is a bucket; the pod itself then connects to Cloud Storage.
 #[must_use]
 pub fn uses_gcs(spec: &Spec) -> bool {
     let storage = &spec.options.storage;
@@ -121,7 +121,7 @@ fn volume(name: &str, place: &FileStore, own_claim: &str) -> Volume {
     volume
 }
 
-/// Folders in the bucket are real ones only where it has a hierarchical namespace: renaming them is then one operation.
+/// Volume of a bucket. Only in a bucket with a hierarchical namespace are folders real, and renaming one a single operation.
 fn bucket_volume(bucket: &str, folder: Option<&str>, read_only: bool) -> CSIVolumeSource {
     let mut options = vec!["implicit-dirs".to_owned(), format!("uid={0},gid={0}", super::confine::USER)];
     options.extend(folder.map(|folder| format!("only-dir={folder}")));

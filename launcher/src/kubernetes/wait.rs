@@ -1,7 +1,7 @@
-//! `launcher kubernetes wait`: follows the run with the same progress view as on bare metal, and ends as it does.
+//! `launcher kubernetes wait`: follows the run with the same progress view as on bare metal, and ends with the run's status.
 //!
-//! What is followed is the coordinator's log, where it writes the run's events: a log is there after the pod's end, is read again
-//! from any point after a broken connection, and asks for no right beyond reading logs.
+//! It reads the run's events from the coordinator's log. A log outlives its container, can be read again after a broken connection, and
+//! needs no permission beyond reading logs.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::show::console::{Console, Speaker};
 use crate::show::progress::Progress;
 use crate::train::interrupt::Interrupt;
 
-/// Between two looks at the workload.
+/// Time between two looks at the workload.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Follows the run to its end.
@@ -46,40 +46,40 @@ pub async fn act(options: &WaitOptions) -> Result<(), Fault> {
     outcome
 }
 
-/// A run that was there and is gone has been deleted, which somebody wanted.
+/// The error for a run that disappeared. Only a user deletes a run, so its code is `Interrupted`.
 fn deleted(name: &str) -> Fault {
     Fault::new(ErrorCode::Interrupted, format!("run {name} was deleted while it was followed")).hint(
         "`launcher kubernetes apply` of the same run goes on from its last checkpoint if the output was kept",
     )
 }
 
-/// Resolves after so many seconds; never where there is no limit.
+/// Resolves after `seconds`; never if it is `None`.
 async fn limit(seconds: Option<u64>) -> u64 {
     let Some(seconds) = seconds else { return std::future::pending().await };
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     seconds
 }
 
-/// The code that the coordinator's container ended with.
+/// Error code of the coordinator's exit status; `None` if it has not ended.
 fn exit_code(pods: &[Pod]) -> Option<ErrorCode> {
     let ended = container_state(coordinator(pods)?)?.terminated.as_ref()?;
     ErrorCode::of_exit_status(ended.exit_code)
 }
 
-/// Looks in a row that an API server may leave unanswered: it is restarted now and then, and the run does not mind.
+/// Maximum number of unanswered looks in a row. API servers restart now and then, which does not affect the run.
 const PATIENCE: u32 = 60;
 
 struct Follower<'a> {
     cluster: &'a Cluster,
     console: Console,
-    /// The coordinator's pod, and how many of its lines were read.
+    /// Uid of the coordinator's pod, and the number of log lines read.
     reading: Option<(String, usize)>,
     progress: Progress,
-    /// What the coordinator said at its end.
+    /// Failure that the coordinator reported at its end.
     failure: Option<Fault>,
-    /// Shown last, so that a repeated state is not told again.
+    /// Last state shown, so that an unchanged state is not shown again.
     told: String,
-    /// The run was there at an earlier look.
+    /// The run existed at the last look.
     seen: bool,
 }
 
@@ -109,9 +109,9 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Reads what is new in the coordinator's log; says how the run ended, once it has.
+    /// Reads new lines of the coordinator's log; returns the outcome if the run has ended.
     async fn take_in(&mut self, workloads: &[DynamicObject], pods: &[Pod]) -> Option<Result<(), Fault>> {
-        // Taken before the log is read: what has ended by then has said its last word.
+        // Take the phase before reading the log: if the run has ended, the log is complete.
         let here = phase(workloads);
         let read = match coordinator(pods) {
             Some(pod) => self.read(pod).await.is_ok(),
@@ -128,7 +128,7 @@ impl<'a> Follower<'a> {
             }
             Phase::Failed(reason) => Some(Err(self.failed(&reason, pods))),
             Phase::Active | Phase::Suspended => {
-                // A log that cannot be read yet is no news; where the run stands is.
+                // The log cannot be read yet: show workload and pods instead.
                 if !read {
                     self.tell(format!("{}{}", workload_lines(workloads), pod_lines(pods)));
                 }
@@ -148,7 +148,7 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Reads on in a pod's log until it ends or breaks off.
+    /// Reads new lines of a pod's log until it ends or the connection breaks.
     async fn read(&mut self, pod: &Pod) -> Result<(), String> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
@@ -198,11 +198,11 @@ impl<'a> Follower<'a> {
         self.failure = Some(fault.from_origin("coordinator"));
     }
 
-    /// The coordinator's account of the failure, or the controller's.
+    /// The failure that the coordinator reported, else the controller's reason.
     fn failed(&self, reason: &str, pods: &[Pod]) -> Fault {
         let hint = "all lines: `launcher kubernetes logs`";
         match self.failure.clone().filter(|fault| fault.code != ErrorCode::Interrupted) {
-            // What a log says has lost its code; the container's exit status has kept it.
+            // An error read from a plain log line has no code; the container's exit status has it.
             Some(fault) => Fault { code: exit_code(pods).unwrap_or(fault.code), ..fault },
             None => {
                 self.console.line(pod_lines(pods).trim_end());

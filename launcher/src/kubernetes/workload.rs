@@ -1,6 +1,6 @@
 //! The JobSet, or the two plain Jobs.
 //!
-//! Pods never restart by themselves (`restartPolicy: Never`): one owner decides over restarts, the JobSet or the Jobs.
+//! Pods never restart by themselves (`restartPolicy: Never`): only the JobSet or the Jobs decide about restarts.
 
 use super::cli::Workload;
 use super::job::plain_job;
@@ -10,7 +10,7 @@ use super::object::{Object, object};
 use super::spec::Spec;
 use dyad_proto::Fault;
 
-/// Every object that runs pods.
+/// All objects that run pods.
 pub fn render(spec: &Spec) -> Result<Vec<Object>, Fault> {
     match spec.options.workload {
         Workload::Jobset => Ok(vec![object(&jobset(spec))?]),

@@ -1,24 +1,24 @@
-//! Which GPUs a process started here would see: what the driver shows, and what `CUDA_VISIBLE_DEVICES` leaves of it.
+//! GPUs that a process started here would see: those of the driver, restricted by `CUDA_VISIBLE_DEVICES`.
 //!
-//! CUDA itself takes a list that it does not understand for a shorter one, without a word. Here it is an error that names the entry,
-//! so that no run computes on fewer devices than its owner asked for, or on none.
+//! CUDA silently ignores an invalid entry of that list and all entries after it. Here such an entry is an error, so that no run silently
+//! uses fewer GPUs than the user asked for, or none.
 
 use std::path::Path;
 use std::str::FromStr;
 
 use dyad_proto::counted;
 
-/// What a machine has, by the kernel driver.
+/// GPUs of a machine, from the kernel driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
-    /// How many.
+    /// Number of GPUs.
     pub count: u32,
-    /// Their UUIDs, where the driver tells.
+    /// UUIDs of all GPUs; empty if the driver does not tell.
     pub uuids: Vec<String>,
 }
 
 impl Present {
-    /// The kernel driver's list below `root`, or what some sandboxes show in its stead: the devices.
+    /// Reads the driver's list in `/proc` below `root`. Some sandboxes hide it; then counts the device files in `/dev`.
     #[must_use]
     pub fn read(root: &Path) -> Self {
         let listed: Vec<_> = std::fs::read_dir(root.join("proc/driver/nvidia/gpus"))
@@ -40,13 +40,13 @@ impl Present {
         Self { count: listed.len() as u32, uuids: if known { uuids } else { Vec::new() } }
     }
 
-    /// How many of them `CUDA_VISIBLE_DEVICES` leaves, or why nobody can tell.
+    /// Number of GPUs that remain visible with this value of `CUDA_VISIBLE_DEVICES`, or what is wrong with the value.
     pub fn visible(&self, chosen: Option<&str>) -> Result<u32, String> {
         let Some(list) = chosen else { return Ok(self.count) };
         let mut seen: Vec<VisibleGpu<'_>> = Vec::new();
         for text in list.split(',').map(str::trim) {
             let entry = match self.entry(text, list)? {
-                // CUDA reads no further.
+                // CUDA ignores the rest.
                 VisibleGpu::End => break,
                 entry => entry,
             };
@@ -57,14 +57,14 @@ impl Present {
             }
             seen.push(entry);
         }
-        // A process sees one slice of a GPU, however many are named.
+        // A process sees only one MIG slice, even if the list names several.
         let slices = seen.iter().filter(|entry| matches!(entry, VisibleGpu::Slice(_))).count();
         Ok(if slices > 0 { 1 } else { seen.len() as u32 })
     }
 
     fn entry<'a>(&self, text: &'a str, list: &str) -> Result<VisibleGpu<'a>, String> {
         let unknown = |why: String| Err(format!("CUDA_VISIBLE_DEVICES={list}: {why}"));
-        // Slurm's word for none, and the container toolkit's.
+        // Slurm sets NoDevFiles for no GPU, NVIDIA's container toolkit none or void.
         if text.is_empty()
             || text == "-1"
             || ["nodevfiles", "none", "void"].contains(&text.to_ascii_lowercase().as_str())
@@ -93,7 +93,7 @@ impl Present {
     }
 }
 
-/// One of the list.
+/// An entry of `CUDA_VISIBLE_DEVICES`.
 #[derive(Debug, PartialEq, Eq)]
 enum VisibleGpu<'a> {
     Index(u32),
@@ -108,7 +108,7 @@ pub fn count(gpus: u32) -> String {
     counted(gpus, "GPU")
 }
 
-/// `nvidia0`, `nvidia1` …
+/// Number of device files `nvidia0`, `nvidia1`, …
 fn device_files(folder: &Path) -> u32 {
     let names = std::fs::read_dir(folder)
         .into_iter()
@@ -122,9 +122,9 @@ fn device_files(folder: &Path) -> u32 {
 /// GPUs per node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gpus {
-    /// All that the machine has, shared out over the nodes.
+    /// All GPUs of the machine, divided among its nodes.
     Auto,
-    /// Exactly so many.
+    /// Exactly this many.
     Count(u32),
 }
 
@@ -151,7 +151,7 @@ mod tests {
 
     /// Some sandboxes hide the driver's list in /proc.
     #[test]
-    fn gpus_are_counted_by_their_device_files_where_the_driver_lists_none() {
+    fn device_files_are_counted_if_the_driver_lists_no_gpus() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(Present::read(root.path()), Present::default());
         for name in ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"] {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_drivers_list_counts_more_and_names_uuids() {
+    fn driver_list_has_priority_over_device_files_and_has_uuids() {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), "dev/nvidia0", "");
         for (bus, uuid) in [("0000:01:00.0", "GPU-aa11"), ("0000:02:00.0", "GPU-ab22")] {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn visible_devices_leave_what_cuda_would_show() {
+    fn visible_devices_are_counted_as_cuda_counts_them() {
         let four = Present {
             count: 4,
             uuids: ["GPU-aa11", "GPU-ab22", "GPU-cc", "GPU-dd"].map(str::to_owned).into(),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn visible_devices_that_are_not_there_are_named() {
+    fn errors_name_the_invalid_visible_device() {
         let two = Present { count: 2, uuids: vec!["GPU-aa11".into(), "GPU-ab22".into()] };
         for (chosen, words) in [
             ("0,9", "has no GPU 9, it has 2 GPUs"),

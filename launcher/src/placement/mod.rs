@@ -1,4 +1,4 @@
-//! Which trainer computes where: GPUs, cores, threads. Pure but for looks at the machine.
+//! GPU, cores and threads of each trainer. Reads the machine's hardware, has no other side effects.
 
 pub mod gpus;
 pub mod numa;

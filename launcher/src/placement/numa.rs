@@ -1,21 +1,21 @@
-//! Which cores a trainer keeps to on a machine whose memory is split between nodes. Memory that a trainer touches first comes
-//! from the node that it runs on, so keeping the threads there keeps the memory near.
+//! Cores for trainers on a machine with several NUMA nodes. The kernel allocates memory on the node of the thread that first touches it,
+//! so pinning a trainer's threads to one node keeps its memory near.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Nodes of memory with their cores, and the node that each GPU hangs on.
+/// Cores of each NUMA node, and cores near each GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
-    /// Cores of each node that this process may use; nodes without any are left out.
+    /// Cores of each node that this process may use; nodes without such cores are left out.
     pub(super) nodes: Vec<Vec<usize>>,
-    /// Cores near each GPU, in CUDA's order by bus; empty where nobody knows.
+    /// Cores near each GPU, in the order of PCI bus ids; empty if unknown.
     pub(super) gpus: Vec<Vec<usize>>,
 }
 
 impl Topology {
-    /// What the kernel says below `root`, of the cores in `allowed`.
+    /// Reads `/sys` and `/proc` below `root`; keeps only cores in `allowed`.
     #[must_use]
     pub fn read(root: &Path, allowed: &[usize]) -> Self {
         let cores = |node: usize| -> Vec<usize> {
@@ -34,7 +34,7 @@ impl Topology {
         buses.sort_unstable();
         let near = |bus: &String| {
             let path = root.join(format!("sys/bus/pci/devices/{bus}/numa_node"));
-            // -1 where the firmware does not say.
+            // -1, which does not parse, if the firmware does not tell the node.
             let node = dyad_proto::files::of_kernel(path).ok().and_then(|text| text.trim().parse().ok());
             node.map_or_else(Vec::new, cores)
         };
@@ -44,19 +44,19 @@ impl Topology {
 
 /// Cores that this process may use.
 #[must_use]
-#[expect(unsafe_code, reason = "asking the kernel")]
+#[expect(unsafe_code, reason = "sched_getaffinity")]
 pub fn allowed_cores() -> Vec<usize> {
-    // SAFETY: a zeroed set is a valid one, and the kernel fills no more than its size.
+    // SAFETY: zeroes are a valid set, and the kernel writes at most its size.
     let set = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set);
         set
     };
-    // SAFETY: indices below the set's size.
+    // SAFETY: indices are below the set's size.
     (0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
 }
 
-/// `0-3,8,10-11`.
+/// Parses a list such as `0-3,8,10-11`.
 fn parse_list(text: &str) -> Vec<usize> {
     let range = |item: &str| {
         let (first, last) = item.split_once('-').unwrap_or((item, item));
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_lists_are_read_and_cores_of_others_left_out() {
+    fn topology_is_read_and_has_only_allowed_cores() {
         let root = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = root.path().join(name);
@@ -99,7 +99,7 @@ mod tests {
         write("sys/devices/system/node/online", "0-2\n");
         write("sys/devices/system/node/node0/cpulist", "0-2,8\n");
         write("sys/devices/system/node/node1/cpulist", "3-5\n");
-        // Memory without cores.
+        // A node with memory but no cores.
         write("sys/devices/system/node/node2/cpulist", "\n");
         write("proc/driver/nvidia/gpus/0000:41:00.0/information", "");
         write("proc/driver/nvidia/gpus/0000:01:00.0/information", "");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_keeps_to_its_cores() {
+    async fn a_process_is_pinned_to_its_cores() {
         let core = *allowed_cores().last().unwrap();
         let mut command = tokio::process::Command::new("cat");
         command.arg("/proc/self/status");

@@ -1,4 +1,4 @@
-//! What to start, as a pure function of the options and the machine.
+//! The trainers to start, as a pure function of options and machine.
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,23 +11,23 @@ use crate::placement::gpus::{self, Gpus, Present};
 use crate::placement::numa::Topology;
 use crate::process::programs::program;
 
-/// oneDNN compiles about 25 kernels for every new number of tokens, two MiB each, and keeps 1024. A few steps' worth is
-/// enough, as the next step has another number anyway.
+/// oneDNN compiles about 25 kernels of two MiB for every new number of tokens and caches 1024. Steps rarely have the same number, so
+/// a cache for a few steps is enough.
 const KERNEL_CACHE: (&str, &str) = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64");
 
-/// What the machine offers.
+/// CPU cores and GPUs of a machine.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
     /// CPU cores that this process may use.
     pub cores: usize,
-    /// GPUs that are visible.
+    /// Visible GPUs; 0 if unknown.
     pub gpus: u32,
-    /// Why nobody can tell how many GPUs are visible.
+    /// Why the number of visible GPUs is unknown; `None` if it is known.
     pub gpu_trouble: Option<String>,
 }
 
 impl Machine {
-    /// Looks at this machine.
+    /// Reads this machine's cores and GPUs.
     #[must_use]
     pub fn here() -> Self {
         let chosen = std::env::var("CUDA_VISIBLE_DEVICES").ok();
@@ -39,13 +39,13 @@ impl Machine {
         }
     }
 
-    /// Refuses a machine whose GPUs nobody can tell, unless none is wanted.
+    /// Fails if the number of GPUs is unknown, unless 0 GPUs are wanted.
     pub fn sure_of_gpus(&self, wanted: Gpus) -> Result<(), Fault> {
         trusted(self.gpu_trouble.as_deref(), wanted)
     }
 }
 
-/// Refuses GPUs that nobody can tell, unless none is wanted.
+/// Fails with `gpu_trouble`, unless 0 GPUs are wanted.
 pub fn trusted(gpu_trouble: Option<&str>, wanted: Gpus) -> Result<(), Fault> {
     match gpu_trouble.filter(|_| wanted != Gpus::Count(0)) {
         None => Ok(()),
@@ -60,27 +60,27 @@ pub fn trusted(gpu_trouble: Option<&str>, wanted: Gpus) -> Result<(), Fault> {
 pub struct Trainer {
     /// Unique name, e.g. `node0-cpu`.
     pub name: String,
-    /// Ranks are given in this order.
+    /// Position among all trainers, from 0. The coordinator assigns ranks in this order.
     pub launch_index: usize,
-    /// Which node it belongs to, from 0.
+    /// Index of its node, from 0.
     pub node: usize,
     /// `cpu` or `cuda:N`.
     pub device: String,
-    /// Threads of its CPU passes.
+    /// Number of threads of each thread pool.
     pub threads: usize,
-    /// Cores that it keeps to; empty for all.
+    /// Cores that it is pinned to; empty for all.
     pub cores: Vec<usize>,
 }
 
 impl Trainer {
-    /// How its process is called in messages.
+    /// Name of its process in messages.
     #[must_use]
     pub fn label(&self) -> String {
         format!("trainer rank {} ({})", self.launch_index, self.name)
     }
 }
 
-/// The trainers of a run, all on this machine.
+/// The trainers of a run on this machine only.
 pub fn trainers(nodes: u32, gpus: Gpus, machine: &Machine) -> Result<Vec<Trainer>, Fault> {
     machine.sure_of_gpus(gpus)?;
     let per_node = match gpus {
@@ -112,12 +112,13 @@ pub fn trainers(nodes: u32, gpus: Gpus, machine: &Machine) -> Result<Vec<Trainer
     Ok((0..nodes).flat_map(node).collect())
 }
 
-/// More GPUs than there are.
+/// Start of an error message: `8 GPUs are asked for`.
 pub(crate) fn asked_for(gpus: u64) -> String {
     format!("{} {} asked for", counted(gpus, "GPU"), agrees(gpus, "is", "are"))
 }
 
-/// What the trainers compute on, in one line, and the GPUs that stay idle, in another. `here` are the GPUs of each node's machine.
+/// A line about the trainers' devices, and a line about idle GPUs if there are any. `here` has the name and GPUs of each node's machine,
+/// or one entry if all nodes are on this machine.
 #[must_use]
 pub fn devices(trainers: &[Trainer], gpus: Gpus, here: &[(String, u32)]) -> (String, Option<String>) {
     let count = trainers.len();
@@ -146,19 +147,19 @@ pub fn devices(trainers: &[Trainer], gpus: Gpus, here: &[(String, u32)]) -> (Str
     (format!("{trainers_are} on {}", gpus::count(on_gpus)), idle)
 }
 
-/// Where trainers run, from the hostfile or from Slurm.
+/// One node of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Node<'a> {
-    /// Begins the names of its trainers.
+    /// Prefix of its trainers' names.
     pub name: &'a str,
-    /// Which of the run's nodes it is, from 0.
+    /// Index of the node in the run, from 0.
     pub index: usize,
-    /// Cores for each trainer; none leaves one.
+    /// Threads of each trainer; 0 becomes 1.
     pub threads: usize,
 }
 
 impl Node<'_> {
-    /// Its trainers: one on each of these GPUs, or so many on the CPU where it uses none.
+    /// Its trainers: one per GPU in `gpus`, or `on_cpu` CPU trainers if `gpus` is empty. `first` is the first launch index.
     #[must_use]
     pub fn trainers(&self, first: usize, gpus: Range<u32>, on_cpu: u32) -> Vec<Trainer> {
         let name = self.name;
@@ -182,7 +183,7 @@ impl Node<'_> {
     }
 }
 
-/// How a trainer is called, whoever starts it. `beside`: how many trainers its machine has.
+/// Command line and environment of a trainer. `beside` is the number of trainers on its machine, itself included.
 pub fn command(
     trainer: &Trainer,
     coordinator: &str,
@@ -194,19 +195,19 @@ pub fn command(
     command.args(["--launch-index", &trainer.launch_index.to_string(), "--device", &trainer.device]);
     command.args(["--connect-timeout", &connect_timeout.to_string()]);
     let threads = trainer.threads.to_string();
-    // Every thread pool of the process keeps to its share of the cores.
+    // All thread pools of the process must use only its share of the cores.
     command.args(["--threads", &threads]).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
     if std::env::var_os(KERNEL_CACHE.0).is_none() {
         command.env(KERNEL_CACHE.0, KERNEL_CACHE.1);
     }
-    // torchrun's name.
+    // The variable has the same name as in torchrun.
     command.env("LOCAL_WORLD_SIZE", beside.to_string()).stdout(Stdio::null());
     Ok(command)
 }
 
 impl Topology {
-    /// Keeps each trainer to cores near its memory: those near its GPU, or an equal share of the nodes. Nothing to do where
-    /// there is one node.
+    /// Sets each trainer's cores: those near its GPU, or for CPU trainers the cores of an equal share of the NUMA nodes. Does nothing
+    /// with fewer than two nodes.
     pub fn bind(&self, trainers: &mut [Trainer]) {
         let (nodes, count) = (self.nodes.len(), trainers.len());
         if nodes < 2 {
@@ -261,9 +262,9 @@ mod tests {
         assert_eq!(trainers(2, Gpus::Count(0), &machine(4)).unwrap()[1].device, "cpu");
     }
 
-    /// Eight GPUs and three nodes train on six; fewer GPUs than nodes are no reason to compute on the CPU.
+    /// Three nodes with eight GPUs train on six. Fewer GPUs than nodes is an error, not a fallback to the CPU.
     #[test]
-    fn fewer_gpus_than_nodes_are_refused_and_idle_ones_named() {
+    fn fewer_gpus_than_nodes_are_refused_and_idle_gpus_are_reported() {
         for (nodes, gpus, here) in [(2, 1, "has 1 GPU,"), (9, 8, "has 8 GPUs,")] {
             let fault = trainers(nodes, Gpus::Auto, &machine(gpus)).unwrap_err();
             assert!(
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn gpus_that_nobody_can_tell_are_refused_unless_none_is_wanted() {
+    fn an_unknown_number_of_gpus_is_refused_unless_zero_is_wanted() {
         let unsure = Machine { gpu_trouble: Some("CUDA_VISIBLE_DEVICES=9: no".into()), ..machine(0) };
         let fault = trainers(1, Gpus::Auto, &unsure).unwrap_err();
         assert!(fault.message.contains("CUDA_VISIBLE_DEVICES=9") && fault.hint.contains("--gpus-per-node 0"));
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn gpus_that_are_not_there_are_refused_with_a_hint() {
+    fn too_many_gpus_are_refused_with_a_hint() {
         let fault = trainers(1, Gpus::Count(1), &machine(0)).unwrap_err();
         assert!(fault.message.contains("no CUDA device") && fault.hint.contains("--gpus-per-node 0"));
         assert!(

@@ -1,9 +1,9 @@
-//! Collectives: how long they take, and how much of that the backward pass hides.
+//! Time of collectives, and the part of it that the backward pass hides.
 
 use super::machine::{BUCKET_BYTES, COLLECTIVE_LATENCY};
 use super::work::{Method, Setup};
 
-/// Seconds of one all-reduce: `2 (N-1)/N bytes / bandwidth`, by the faster of two ways across nodes.
+/// Seconds of one all-reduce: `2 (N-1)/N bytes / bandwidth`; across nodes the faster of one ring and a hierarchical all-reduce.
 #[must_use]
 pub fn all_reduce(setup: &Setup, bytes: f64) -> f64 {
     let share = |ranks: f64| 2.0 * (ranks - 1.0) / ranks;
@@ -21,36 +21,36 @@ pub fn all_reduce(setup: &Setup, bytes: f64) -> f64 {
     latency + ring.min(by_node)
 }
 
-/// Seconds of a reduce-scatter or an all-gather of so many bytes in all: half an all-reduce.
+/// Seconds of a reduce-scatter or an all-gather of `bytes` in total: half an all-reduce.
 #[must_use]
 pub fn half(setup: &Setup, bytes: f64) -> f64 {
     all_reduce(setup, bytes) / 2.0
 }
 
-/// What a rank sends and waits for in a step.
+/// Communication of a rank in a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Traffic {
     /// Seconds of all collectives.
     pub total: f64,
-    /// Seconds of them that no computation hides.
+    /// Seconds of them that are not hidden behind computation.
     pub exposed: f64,
 }
 
-/// Seconds of one micro-batch, as far as communication hides behind them.
+/// Seconds of one micro-batch that can hide communication.
 #[derive(Clone, Copy, Debug)]
 pub struct Hiding {
-    /// Everything up to the head's gradient.
+    /// Everything up to and including the head's gradient.
     pub forward: f64,
     /// The layers' backward pass.
     pub backward: f64,
-    /// Forward passes of the reference model in it.
+    /// Number of forward passes of the reference model.
     pub references: f64,
 }
 
 /// Communication of a step.
 ///
-/// Stages 0 and 1 reduce in the last micro-batch, stages 2 and 3 in each, of looked-up rows only in the last. Stage 1 and 2 gather
-/// the updated weights after the optimizer, hidden by nothing; stage 3 gathers layers before each pass.
+/// Stages 0 and 1 reduce gradients in the last micro-batch, stages 2 and 3 in each; the embedding's looked-up rows are reduced only in the
+/// last. Stages 1 and 2 gather the updated weights after the optimizer, which nothing hides. Stage 3 gathers layers before each pass.
 #[must_use]
 pub fn traffic(setup: &Setup, hiding: Hiding) -> Traffic {
     let (micro_batches, sharded) = (setup.micro_batches(), setup.zero > 0);
@@ -66,7 +66,7 @@ pub fn traffic(setup: &Setup, hiding: Hiding) -> Traffic {
         let passes = 2.0 + hiding.references;
         let gathers = passes * (setup.shape.layers * layer + head_gather(setup));
         let hidden = hiding.forward + hiding.backward;
-        // The first layer's weights are waited for; the rest travel beside the reductions.
+        // The first layer's weights are always waited for; the other gathers share the wire with the reductions.
         let late =
             |reduction: Traffic| (gathers + reduction.total - hidden).max(layer).max(reduction.exposed);
         traffic.total += gathers * micro_batches;
@@ -78,13 +78,14 @@ pub fn traffic(setup: &Setup, hiding: Hiding) -> Traffic {
     if setup.gpus > 1.0 { traffic } else { Traffic { total: 0.0, exposed: 0.0 } }
 }
 
-/// Embedding and head of a sharded model.
+/// Seconds to gather embedding and head of a sharded model.
 fn head_gather(setup: &Setup) -> f64 {
     let matrices = if setup.shape.tied { 1.0 } else { 2.0 };
     half(setup, matrices * setup.compute_bytes() * setup.shape.head())
 }
 
-/// All buckets' reductions, and those that end after the backward pass: units from the head down, one wire.
+/// Reductions of one backward pass. Gradients are ready from the head down, and buckets travel one after another; the time after the
+/// backward pass's end is exposed.
 fn reduction(setup: &Setup, backward: f64, with_rows: bool, seconds: &dyn Fn(f64) -> f64) -> Traffic {
     let (mut clock, mut wire, mut total, mut bucket) = (0.0, 0.0_f64, 0.0, 0.0);
     let mut units = units(setup, backward);
@@ -105,8 +106,8 @@ fn reduction(setup: &Setup, backward: f64, with_rows: bool, seconds: &dyn Fn(f64
     Traffic { total, exposed: (wire - clock).max(0.0) }
 }
 
-/// `(seconds of backward, values that travel)` of head, layers and the embedding's looked-up rows: at most one for each token of
-/// the step. What a tied head adds to the embedding travels as a head does.
+/// `(seconds of backward, values to reduce)` of the head, each layer and the embedding. The embedding reduces at most one row per token of
+/// the step. A tied head's gradient is reduced like a head's.
 fn units(setup: &Setup, backward: f64) -> Vec<(f64, f64)> {
     let shape = &setup.shape;
     let (layer, matrix) = match setup.method {
@@ -126,8 +127,8 @@ mod tests {
     use super::super::tests::setup;
     use super::*;
 
-    /// Times by hand for 8B in bfloat16 (16.06 GB) and its rank-16 adapters in float32 (168 MB), without latency: 8 %, because
-    /// the hand calculation leaves the way inside the node out.
+    /// Times by hand for 8B in bfloat16 (16.06 GB) and its rank-16 adapters in float32 (168 MB), without latency. Tolerance 8 %, because
+    /// the hand calculation ignores the traffic inside a node.
     #[test]
     fn all_reduce_times_of_known_clusters() {
         let cases = [
@@ -152,12 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn what_the_backward_pass_cannot_hide_is_exposed() {
+    fn communication_that_the_backward_pass_cannot_hide_is_exposed() {
         let setup = Setup { batch: 16.0, ..setup("8B", 8.0) };
         let hiding = |backward: f64| Hiding { forward: 1.0, backward, references: 1.0 };
         let (slow, fast) = (traffic(&setup, hiding(10.0)), traffic(&setup, hiding(0.0)));
         assert!((fast.exposed / fast.total - 1.0).abs() < 1e-9);
-        // The gradients of the first layer and the looked-up rows are the last: their way is never hidden.
+        // The gradients of the first layer and of the looked-up rows are the last: nothing hides their reduction.
         let rows = setup.batch * setup.pair.shared().tokens * setup.shape.hidden;
         assert!(rows < setup.shape.head());
         let last = all_reduce(&setup, 4.0 * setup.shape.layer()) + all_reduce(&setup, 4.0 * rows);
@@ -165,9 +166,9 @@ mod tests {
         assert_eq!(slow.total, fast.total);
     }
 
-    /// In stage 2 each micro-batch reduces the layers; what the step has looked up travels once.
+    /// In stage 2 each micro-batch reduces the layers' gradients; the step's looked-up rows are reduced once.
     #[test]
-    fn looked_up_rows_travel_once_a_step() {
+    fn looked_up_rows_are_reduced_once_a_step() {
         let setup = Setup { zero: 2, batch: 64.0, micro_batch_tokens: 4096.0, ..setup("8B", 8.0) };
         let hiding = Hiding { forward: 1.0, backward: 1.0, references: 1.0 };
         let reduce = |bytes: f64| half(&setup, bytes);

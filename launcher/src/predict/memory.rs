@@ -1,4 +1,4 @@
-//! Memory of one GPU by part, and what would make a run fit.
+//! Memory of one GPU by part, and changes that make a run fit.
 
 use dyad_proto::RunConfig;
 
@@ -6,18 +6,18 @@ use super::EIGHT_BIT;
 use super::machine::{CPU_BYTES, CUDA_BYTES, GIB, NCCL_BYTES, USABLE};
 use super::work::{Method, ReferenceSource, Setup};
 
-/// Bytes of one GPU.
+/// Memory of one GPU in bytes, by part.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// Weights that the passes read.
+    /// Weights in the compute precision.
     pub weights: f64,
     /// Gradients of a step.
     pub gradients: f64,
-    /// Master weights, where they are apart, and AdamW's moments.
+    /// Master weights, if they are separate, and AdamW's moments.
     pub optimizer: f64,
     /// The reference model.
     pub reference: f64,
-    /// What a micro-batch keeps for its backward pass, and the widest moment of that.
+    /// Activations that a micro-batch keeps for its backward pass, and that pass's peak of temporaries.
     pub activations: f64,
     /// Tiles of logits and the rows that reach the head.
     pub head: f64,
@@ -28,7 +28,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Names and bytes, as shown.
+    /// Name and bytes of each part, in the order of display.
     #[must_use]
     pub fn parts(&self) -> [(&'static str, f64); 8] {
         [
@@ -43,20 +43,20 @@ impl Memory {
         ]
     }
 
-    /// All of it.
+    /// Sum of all parts in bytes.
     #[must_use]
     pub fn total(&self) -> f64 {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 }
 
-/// Memory of one GPU.
+/// Predicts the memory of one GPU.
 #[must_use]
 pub fn memory(setup: &Setup) -> Memory {
     let (shape, trained, width) = (&setup.shape, setup.trained(), setup.compute_bytes());
     let sharded = |stage: u8| if setup.zero >= stage { setup.gpus } else { 1.0 };
     let frozen = if setup.method == Method::Full { 0.0 } else { shape.parameters() };
-    // In float32 the model computes on the masters themselves.
+    // In float32 the weights are the master weights.
     let masters = if setup.machine.gpu { 4.0 } else { 0.0 };
     let state = if setup.offload_optimizer { 0.0 } else { masters + setup.moment_bytes };
     let second_model = has_reference_model(setup) && !setup.offload_reference;
@@ -74,13 +74,13 @@ pub fn memory(setup: &Setup) -> Memory {
     }
 }
 
-/// A reference model of its own stays beside the policy; adapters share their base with theirs.
+/// Whether a separate reference model stays in memory. With adapters, the frozen base is the reference model.
 fn has_reference_model(setup: &Setup) -> bool {
     setup.method == Method::Full
         && matches!(setup.reference, ReferenceSource::Compute | ReferenceSource::Cache)
 }
 
-/// Gradients on their way that are copies of those kept: all of a step's, or of a few layers where no rank keeps whole ones.
+/// Bytes of rounded copies of gradients during reduction: of all gradients, or of a few layers if gradients are sharded.
 fn rounded(setup: &Setup) -> f64 {
     if !setup.rounds_gradients() {
         return 0.0;
@@ -104,7 +104,7 @@ fn activations(setup: &Setup) -> f64 {
     } else {
         shape.layers * saved_per_token(setup)
     };
-    // The widest moment of a backward pass: gradients of gate, up, their product and its input, and one layer's weights.
+    // Peak of temporaries in a backward pass: gradients of gate, up, their product and its input, and of one layer's weights.
     let transient = tokens * shape.transient_values() * width;
     let weight_gradients = if setup.method == Method::Full { shape.layer() * width } else { 0.0 };
     tokens * layers * width + transient + weight_gradients
@@ -112,17 +112,18 @@ fn activations(setup: &Setup) -> f64 {
 
 fn head(setup: &Setup) -> f64 {
     let rows = setup.pairs_per_micro_batch() * setup.pair.rows();
-    // Rows of policy and reference, and the gradient of the former.
+    // Three copies of the rows: the policy's, their gradient, and the reference's.
     2.0 * setup.tile_bytes() + 3.0 * rows * setup.shape.hidden * setup.compute_bytes()
 }
 
-/// It fits, or nobody knows how much there is.
+/// Whether the run fits; true if the machine's memory is unknown.
 #[must_use]
 pub fn fits(setup: &Setup) -> bool {
     setup.machine.memory.is_none_or(|bytes| memory(setup).total() <= USABLE * bytes)
 }
 
-/// The least costly changes of the command line that make it fit, if any do: one alone, else the fewest of all together.
+/// Changes of the configuration that make the run fit; `None` if no change does. Returns the cheapest single change that suffices, else
+/// the first changes that suffice together, without the unnecessary ones.
 #[must_use]
 pub fn remedy(setup: &Setup) -> Option<Vec<Key>> {
     let changes = changes(setup);
@@ -147,10 +148,10 @@ pub fn remedy(setup: &Setup) -> Option<Vec<Key>> {
     Some(chosen.iter().map(|(key, _)| key.clone()).collect())
 }
 
-/// A key of the configuration, and a value in TOML.
+/// A configuration key, and its value in TOML.
 pub type Key = (&'static str, String);
 
-/// Keys as options of `launcher plan` and of a run.
+/// Keys as `--set` options of `launcher plan` and of a run.
 #[must_use]
 pub fn as_flags(keys: &[Key]) -> String {
     let flag = |(key, value): &Key| format!("--set {key}={}", value.trim_matches('"'));
@@ -159,7 +160,7 @@ pub fn as_flags(keys: &[Key]) -> String {
 
 type Change = (Key, Box<dyn Fn(&mut Setup)>);
 
-/// What can be changed, cheapest first: what costs no time, then communication, then compute, then the method.
+/// Possible changes, cheapest first: first those that cost almost no time, then communication, then compute, then the method.
 fn changes(setup: &Setup) -> Vec<Change> {
     let mut changes: Vec<Change> = Vec::new();
     if has_reference_model(setup) {
@@ -198,7 +199,7 @@ fn changes(setup: &Setup) -> Vec<Change> {
     changes
 }
 
-/// `12.3 GiB`.
+/// Bytes as text, such as `12.3 GiB`.
 #[must_use]
 pub fn gib(bytes: f64) -> String {
     format!("{:.1} GiB", bytes / GIB)
@@ -229,14 +230,14 @@ mod tests {
         assert!((memory(&setup).optimizer / wide - 6.03125 / 12.0).abs() < 1e-9);
         (setup.moment_bytes, setup.method, setup.gradient_bytes) = (8.0, Method::Lora(16.0), 2.0);
         let memory = memory(&setup);
-        // 2 B per frozen weight and 16 on the adapters: 16.7 GB; 1 %.
+        // 2 B per frozen weight and 16 on the adapters: 16.7 GB. Tolerance 1 %.
         let states = memory.weights + memory.gradients + memory.optimizer;
         assert!((states / 16.7e9 - 1.0).abs() < 0.01 && memory.reference == 0.0, "{states:e}");
     }
 
-    /// Two bytes of each of 8.03 billion gradients, and nothing where they go nowhere.
+    /// The copies take two bytes for each of 8.03 billion gradients; one GPU sends nothing and needs none.
     #[test]
-    fn gradients_that_travel_rounded_are_there_twice() {
+    fn rounded_gradients_need_a_second_copy() {
         let more = |gpus: f64| {
             let mut setup = setup("8B", gpus);
             let wide = memory(&setup).total();
@@ -247,8 +248,8 @@ mod tests {
         assert!((more(8.0) - 2.0).abs() < 1e-9);
     }
 
-    /// Peaks that libtorch's allocator named on an H200 (docs/lab/benchmarks.md), 8B, LoRA: nothing and all computed again. 6 %: pairs
-    /// differ in length. The CUDA context is no tensor.
+    /// Peaks of libtorch's allocator on an H200 (docs/lab/benchmarks.md), 8B, LoRA, without and with activation checkpointing. Tolerance
+    /// 6 %, because pairs differ in length. The allocator does not count the CUDA context.
     #[test]
     fn peaks_on_a_gpu_are_predicted() {
         let pair = |prompt, output| PairTokens { prompt, chosen: output, rejected: output };

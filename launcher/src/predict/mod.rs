@@ -1,9 +1,9 @@
-//! `launcher plan`: memory, speed and cost of a run before anybody rents a GPU.
+//! `launcher plan`: predicts memory, speed and cost of a run without running it.
 //!
-//! A plan is of a run's configuration, with its names and defaults. Constants are in [`machine`] alone, each with its source.
+//! A plan uses the keys and defaults of a run's configuration. Constants of the hardware are in [`machine`], each with its source.
 //!
-//! - [`options`]: the command line. [`shapes`]: sizes of models. [`work`]: what a run computes.
-//! - [`memory`], [`comm`], [`time`]: what that takes. [`report`]: how it is shown.
+//! - [`options`]: the command line. [`shapes`]: sizes of models. [`work`]: the computation of a run.
+//! - [`memory`], [`comm`], [`time`]: its memory, communication and time. [`report`]: table and JSON.
 
 pub mod comm;
 pub mod machine;
@@ -30,22 +30,22 @@ use options::{GpuModel, PlanOptions};
 use report::{Extent, Prediction};
 use work::{Method, ReferenceSource, Setup};
 
-/// A moment of eight bits, and its share of a block's float32 scale.
+/// Bytes of an 8-bit moment, with its share of the float32 scale of a block of 256.
 pub(crate) const EIGHT_BIT: f64 = 1.0 + 4.0 / 256.0;
 
-/// Tokens of a prompt and of an answer where nothing is known of the data.
+/// Assumed tokens of a prompt and of each answer if the data is unknown.
 pub(crate) const USUAL_PAIR: PairTokens = PairTokens { prompt: 150.0, chosen: 330.0, rejected: 330.0 };
 
-/// What was planned.
+/// Result of planning.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// For standard output.
+    /// Table or JSON for standard output.
     pub text: String,
-    /// Why the run cannot be trained as planned, and what would make it fit.
+    /// An error if the run does not fit, with a hint on what would make it fit.
     pub verdict: Result<(), Fault>,
 }
 
-/// Plans a run.
+/// Predicts a run; fails if the options or the model are invalid.
 pub fn plan(options: &PlanOptions) -> Result<Plan, Fault> {
     let config = options.run()?;
     let (here, gpus) = (Hello::of_this_machine(), options.gpus);
@@ -84,27 +84,27 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Fault> {
     Ok(Plan { text, verdict })
 }
 
-/// What a run computes on.
+/// Hardware of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Hardware {
     /// One GPU, or one CPU trainer.
     pub machine: DeviceSpec,
-    /// How many there are.
+    /// Total number of GPUs or CPU trainers.
     pub gpus: u32,
-    /// How many a node has.
+    /// GPUs or CPU trainers per node.
     pub gpus_per_node: u32,
-    /// Between nodes.
+    /// Network between nodes.
     pub network: Interconnect,
 }
 
-/// Model and data, as far as they are here.
+/// Model and data, as far as this machine has them.
 struct KnownModel {
     shape: Shape,
     pairs: Option<f64>,
     pair: Option<PairTokens>,
 }
 
-/// Looks at what the run starts from by the code that trains; what cannot be trained is refused.
+/// Reads model and data with the trainer's own code; fails if the model cannot be trained. Without the data file it returns no lengths.
 fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<KnownModel, Fault> {
     let model = match (&options.model, config.model.is_empty()) {
         (Some(model), _) => model,
@@ -136,7 +136,7 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<KnownModel, Faul
     Ok(KnownModel { shape: Shape::of(model, &report.model), pairs, pair })
 }
 
-/// What a configuration comes to on some machines.
+/// The setup of a configuration on the given hardware.
 #[must_use]
 pub fn setup(config: &RunConfig, shape: &Shape, place: &Hardware, pair: PairTokens) -> Setup {
     let objective = config.objective();
@@ -148,7 +148,7 @@ pub fn setup(config: &RunConfig, shape: &Shape, place: &Hardware, pair: PairToke
         gpus_per_node: place.gpus_per_node.into(),
         network: place.network,
         pair: if one_output { PairTokens { rejected: 0.0, ..pair } } else { pair },
-        // Of one sequence nothing is computed twice.
+        // A single sequence has no prompt to compute twice.
         sharing: config.prefix_sharing || one_output,
         batch: config.batch_size.into(),
         micro_batch_tokens: config.micro_batch_tokens.into(),
@@ -169,7 +169,7 @@ pub fn setup(config: &RunConfig, shape: &Shape, place: &Hardware, pair: PairToke
     }
 }
 
-/// What a run chooses by itself: layers are computed again only where they would not fit otherwise.
+/// Resolves `activation_checkpointing = auto` as a run does: checkpointing only if the run does not fit without it.
 fn chosen(setup: Setup, config: &RunConfig) -> Setup {
     let kept = Setup { checkpointing: false, ..setup.clone() };
     if config.activation_checkpointing == ActivationCheckpointing::Auto && fits(&kept) { kept } else { setup }
@@ -213,7 +213,7 @@ fn machine(options: &PlanOptions, here: &Hello) -> Result<DeviceSpec, Fault> {
         (GpuModel::H100, None) => H100,
         (GpuModel::A100, None) => A100,
     };
-    // Of GPUs that are here their own memory counts.
+    // Without --gpus the plan is for this machine's GPUs: use their memory.
     let seen =
         here.gpu_memory.iter().min().filter(|_| options.gpus.is_none() && options.gpu != GpuModel::Cpu);
     let given = options.gpu_memory.map(|gib| gib * GIB);
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_planned_is_refused_with_a_hint() {
+    fn invalid_options_fail_with_a_hint() {
         for (line, message, hint) in [
             ("--gpus 12 --model 8B", "--gpus 12 is no multiple of --gpus-per-node 8", "alike"),
             ("--gpus 1 --model 8B --gpu cpu", "--gpu cpu needs --cpu-gflops", "--profile"),
@@ -292,7 +292,7 @@ mod tests {
         }
     }
 
-    /// What does not fit is an error of the plan, which is shown all the same.
+    /// A run that does not fit is an error, but its table is printed all the same.
     #[test]
     fn a_run_that_does_not_fit_says_what_would_make_it_fit() {
         let small = planned("--gpus 1 --model 8B").unwrap();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_has_the_names_and_defaults_of_a_run() {
+    fn a_plan_has_the_keys_and_defaults_of_a_run() {
         let line = |line: &str| {
             <Line as clap::Parser>::try_parse_from(format!("plan --model 8B {line}").split_whitespace())
                 .unwrap()

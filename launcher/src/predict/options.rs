@@ -8,7 +8,7 @@ use dyad_proto::{Fault, RunConfig};
 use super::machine::Interconnect;
 use dyad_families::shape::PairTokens;
 
-/// What the GPU is.
+/// Type of GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GpuModel {
     /// NVIDIA H200 SXM, 141 GB.
@@ -35,32 +35,32 @@ Exit status:
   1  it does not fit; the error says what would make it fit
   2  invalid input, or a model that cannot be trained")]
 pub struct PlanOptions {
-    /// The run that is planned. Options below that name keys of the configuration take the place of what it says
+    /// Configuration of the planned run. Options below that name keys of the configuration override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration, or of its defaults; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Model folder, hub id (its config.json is asked for), or a size such as 8B: 135M, 0.5B, 1B, 3B, 8B, 14B and 70B are published
+    /// Model folder, hub id (its config.json is fetched), or a size such as 8B: 135M, 0.5B, 1B, 3B, 8B, 14B and 70B are published
     /// models, others are scaled from those [default: the configuration's]
     #[arg(long, value_name = "MODEL|SIZE", required_unless_present = "config")]
     pub model: Option<String>,
-    /// GPUs in all; trainers in all with --gpu cpu [default: the GPUs of this machine]
+    /// Total number of GPUs; of trainers with --gpu cpu [default: the GPUs of this machine]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub gpus: Option<u32>,
-    /// GPUs of a node; fewer where --gpus is smaller
+    /// GPUs of a node; at most --gpus
     #[arg(long, default_value_t = 8, value_name = "G", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub gpus_per_node: u32,
-    /// What the GPU is
+    /// Type of GPU
     #[arg(long, value_enum, default_value_t = GpuModel::H200)]
     pub gpu: GpuModel,
-    /// Memory of each GPU in GiB [default: that of GPUs which are here, else the data sheet's]
+    /// Memory of each GPU in GiB [default: that of this machine's GPUs, else the data sheet's]
     #[arg(long, value_name = "GIB", value_parser = positive)]
     pub gpu_memory: Option<f64>,
     /// With --gpu cpu: GFLOP/s of large float32 matrix products per trainer; `launcher --profile` measures them
     #[arg(long, value_name = "X", value_parser = positive)]
     pub cpu_gflops: Option<f64>,
-    /// What joins the nodes
+    /// Network between nodes
     #[arg(long, value_enum, default_value_t = Interconnect::Ndr)]
     pub network: Interconnect,
     /// Mean tokens of a prompt [default: of the first pairs of training_file, else 150]
@@ -72,7 +72,7 @@ pub struct PlanOptions {
     /// Pairs of the data set, for hours and cost of the whole run [default: those of training_file]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub pairs: Option<u32>,
-    /// What a GPU costs per hour, in any currency
+    /// Price of a GPU per hour, in any currency
     #[arg(long, value_name = "X", value_parser = positive)]
     pub price_per_gpu_hour: Option<f64>,
     /// Print JSON: bytes, seconds, shares
@@ -83,7 +83,7 @@ pub struct PlanOptions {
     pub keys: KeyOptions,
 }
 
-/// Keys of the run's configuration that plans are often varied by.
+/// Configuration keys that plans often vary.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Keys of the configuration (docs/config.md)")]
 pub struct KeyOptions {
@@ -105,10 +105,10 @@ pub struct KeyOptions {
     /// adamw or `adamw_8bit`
     #[arg(long, value_name = "OPTIM")]
     pub optim: Option<String>,
-    /// Master weights and moments live in host memory; the time that takes is not predicted
+    /// Keep master weights and moments in host memory; the time of the transfers is not predicted
     #[arg(long)]
     pub offload_optimizer: bool,
-    /// Precision in which gradients travel: float32 or bfloat16
+    /// Precision in which gradients are sent: float32 or bfloat16
     #[arg(long, value_name = "DTYPE")]
     pub reduce_dtype: Option<String>,
     /// Compute the prompt once per output instead of once per pair
@@ -117,13 +117,13 @@ pub struct KeyOptions {
     /// Pairs per optimizer step, over all GPUs
     #[arg(long, value_name = "PAIRS")]
     pub batch_size: Option<String>,
-    /// Most tokens computed at once per GPU
+    /// Maximum number of tokens computed at once per GPU
     #[arg(long, value_name = "N")]
     pub micro_batch_tokens: Option<String>,
-    /// What is computed again in the backward pass: none, full or auto
+    /// Layers that are recomputed in the backward pass: none, full or auto
     #[arg(long, value_name = "LAYERS", alias = "checkpointing")]
     pub activation_checkpointing: Option<String>,
-    /// How DPO comes by the reference model's log-probabilities: compute, cache or precompute
+    /// How DPO obtains the reference model's log-probabilities: compute, cache or precompute
     #[arg(long, value_name = "WHEN", alias = "reference")]
     pub reference_logps: Option<String>,
     /// Passes over the data set
@@ -131,15 +131,15 @@ pub struct KeyOptions {
     pub n_epochs: Option<String>,
 }
 
-/// Keys that every run has, where only the plan's options say what the run is. No file of these names is looked at.
+/// Placeholders for mandatory keys, for a plan without `--config`. No file of these names is read.
 const UNSAID: [&str; 3] = ["model=planned", "training_file=planned", "output_dir=planned"];
 
 impl PlanOptions {
-    /// The run's configuration, as a run itself reads and checks it.
+    /// The run's configuration, read and checked as by a run.
     pub fn run(&self) -> Result<RunConfig, Fault> {
         let mut overrides = self.keys.overrides();
         overrides.extend(self.model.iter().map(|model| format!("model={model}")));
-        // What was written last counts.
+        // Of several values of a key the last one counts, so --set comes last.
         overrides.extend(self.overrides.iter().cloned());
         match &self.config {
             Some(path) => RunConfig::load(path, &overrides),
@@ -150,7 +150,7 @@ impl PlanOptions {
         }
     }
 
-    /// Lengths of a pair: as given, else those that are known.
+    /// Lengths of a pair in tokens: the given ones, else `known`.
     #[must_use]
     pub fn pair(&self, known: PairTokens) -> PairTokens {
         let output = |known: f64| self.output_tokens.map_or(known, f64::from);

@@ -17,11 +17,11 @@ pub struct Extent {
     pub pairs: Option<f64>,
     /// Passes over it.
     pub epochs: f64,
-    /// What a GPU costs per hour.
+    /// Price of a GPU per hour.
     pub price: Option<f64>,
 }
 
-/// Everything that is predicted.
+/// The complete prediction of a run.
 #[derive(Clone, Debug)]
 pub struct Prediction {
     setup: Setup,
@@ -45,7 +45,7 @@ impl Prediction {
         self.setup.batch / self.step.total()
     }
 
-    /// Tokens of the pairs as they are, nothing shared or padded.
+    /// Tokens per second, over all GPUs; the prompt counts twice per pair and padding does not count.
     fn tokens_per_second(&self) -> f64 {
         self.pairs_per_second() * self.setup.pair.separate().tokens
     }
@@ -194,7 +194,7 @@ impl Prediction {
         out
     }
 
-    /// What the prediction rests on without proof.
+    /// Assumptions of the prediction that are not validated.
     fn caveats(&self) -> Vec<&'static str> {
         let setup = &self.setup;
         let sharded = setup.zero > 0
@@ -224,7 +224,7 @@ impl Prediction {
         notes
     }
 
-    /// The same for a program: bytes, seconds, shares.
+    /// The prediction as JSON: bytes, seconds, shares.
     #[must_use]
     pub fn json(&self) -> Value {
         let object = |parts: &[(&'static str, f64)]| -> Map<String, Value> {
@@ -261,7 +261,7 @@ impl Prediction {
     }
 }
 
-/// `1.23 s` or `45.6 ms`.
+/// Seconds as text, such as `1.23 s` or `45.6 ms`.
 fn time(seconds: f64) -> String {
     if seconds < 1.0 { format!("{:.1} ms", 1e3 * seconds) } else { format!("{seconds:.2} s") }
 }
@@ -274,7 +274,7 @@ mod tests {
     const RUN: Extent = Extent { pairs: Some(60_000.0), epochs: 2.0, price: Some(3.0) };
 
     #[test]
-    fn the_table_says_what_is_not_known() {
+    fn the_table_lists_what_is_not_validated() {
         let mut setup = setup("8B", 64.0);
         let table = Prediction::of(setup.clone(), RUN).table();
         for part in [

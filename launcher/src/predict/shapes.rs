@@ -1,4 +1,4 @@
-//! Where the shape of a model comes from: its folder, the hub, or a table of published sizes.
+//! Finds the shape of a model: from its folder, the hub, or a table of published sizes.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ const TABLE: [PublishedShape; 7] = [
     PublishedShape { name: "70B",  layers: 80, hidden: 8192, heads: 64, key_heads: 8, head_dim: 128, ffn: 28672, vocab: 128256, tied: false },
 ];
 
-/// A size of the table, a model folder or a hub id. What cannot be trained is refused as a run refuses it.
+/// Returns the shape for a size such as `8B`, a model folder or a hub id. Fails like a run if the model cannot be trained.
 pub fn find(model: &str) -> Result<Shape, Fault> {
     let dir = Path::new(model);
     if let Some(parameters) = size(model).filter(|_| !dir.exists()) {
@@ -52,13 +52,13 @@ pub fn find(model: &str) -> Result<Shape, Fault> {
     Ok(Shape::of(model, &found))
 }
 
-/// Whether it is a size rather than a model.
+/// Whether `model` is a size rather than a folder or hub id.
 #[must_use]
 pub fn is_size(model: &str) -> bool {
     size(model).is_some() && !Path::new(model).exists()
 }
 
-/// A model of so many parameters, shaped like the published one that is nearest in size.
+/// A model with `parameters` weights, with the proportions of the published model that is nearest in size.
 fn scaled(name: &str, parameters: f64) -> Shape {
     let ratio = |known: &Shape| (known.parameters() / parameters).ln().abs();
     let known = TABLE.iter().map(published);
@@ -72,7 +72,7 @@ fn scaled(name: &str, parameters: f64) -> Shape {
         ffn: nearest.ffn * factor,
         ..nearest.clone()
     };
-    // Parameters grow with the factor, and lie within these.
+    // Bisection: the number of parameters grows with the factor, which lies between these bounds.
     let (mut low, mut high) = (1e-3, 1e3);
     for _ in 0..100 {
         let middle = f64::midpoint(low, high);
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_size_has_a_shape_of_as_many_parameters() {
+    fn any_size_has_a_shape_with_that_many_parameters() {
         for (name, parameters) in
             [("7B", 7e9), ("32b", 32e9), ("350M", 350e6), ("1.5B", 1.5e9), ("405B", 405e9)]
         {
@@ -143,7 +143,7 @@ mod tests {
         assert!(fault.message.contains("mixtral") && fault.hint.contains("supported: llama"), "{fault:?}");
     }
 
-    /// Counts by hand from the published configurations; 1 % because they are quoted to three digits.
+    /// Counts by hand from the published configurations, rounded to three digits. Tolerance 1.5 % for the parts, 0.1 % for the totals.
     #[test]
     fn parameter_counts_match_published_models() {
         for (name, blocks, head, adapters) in [

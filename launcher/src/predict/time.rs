@@ -1,4 +1,4 @@
-//! Seconds of one optimizer step by part, and what follows from them.
+//! Seconds of one optimizer step by part, and of the whole run.
 
 use super::comm::{Hiding, Traffic, traffic};
 use super::machine::{
@@ -8,33 +8,33 @@ use super::machine::{
 };
 use super::work::{Method, ReferenceSource, Setup};
 
-/// Seconds of a step of the rank that has most pairs.
+/// Seconds of a step, on the rank with the most pairs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StepTime {
     /// The layers' matrix products, forward.
     pub forward: f64,
-    /// The layers' matrix products, backward, and forward again with checkpointing.
+    /// The layers' matrix products, backward, and recomputed forward with checkpointing.
     pub backward: f64,
     /// Attention of the policy.
     pub attention: f64,
-    /// Norms, rotation, SwiGLU, residuals, gradients added up.
+    /// Norms, rotation, SwiGLU, residuals, accumulation of gradients.
     pub elementwise: f64,
     /// The head: scores, loss, gradients.
     pub head: f64,
-    /// The reference model, all of it.
+    /// The whole reference model.
     pub reference: f64,
-    /// Throttling, launches, padding: what published trainers lose beside the above.
+    /// Difference between the modelled and the achieved compute time: throttling, kernel launches.
     pub gaps: f64,
-    /// Norm, clipping, AdamW.
+    /// Gradient norm, clipping, AdamW.
     pub optimizer: f64,
-    /// Communication that no computation hides.
+    /// Communication that is not hidden behind computation.
     pub exposed: f64,
-    /// All communication, hidden or not; no part of the sum.
+    /// All communication, hidden or not; not part of the total.
     pub communication: f64,
 }
 
 impl StepTime {
-    /// Names and seconds, as shown.
+    /// Name and seconds of each part, in the order of display.
     #[must_use]
     pub fn parts(&self) -> [(&'static str, f64); 9] {
         [
@@ -50,7 +50,7 @@ impl StepTime {
         ]
     }
 
-    /// The whole step.
+    /// Seconds of the whole step.
     #[must_use]
     pub fn total(&self) -> f64 {
         self.parts().iter().map(|(_, seconds)| seconds).sum()
@@ -64,7 +64,7 @@ struct PassTime {
     elementwise: f64,
 }
 
-/// A step; `reference` says whether the reference model runs in it.
+/// Predicts a step; `reference` says whether the reference model runs in it.
 #[must_use]
 pub fn step(setup: &Setup, reference: bool) -> StepTime {
     let count = setup.micro_batches();
@@ -93,7 +93,7 @@ pub fn step(setup: &Setup, reference: bool) -> StepTime {
     StepTime { optimizer: optimizer(setup), exposed, communication, ..micro }
 }
 
-/// What a micro-batch offers to hide communication behind; gaps stretch all of its parts alike.
+/// Times of a micro-batch that can hide communication. `gaps` stretches all of them by the same factor.
 fn hiding(micro: &StepTime, compute: f64, reference: bool) -> Hiding {
     let stretch = 1.0 + micro.gaps / compute;
     let backward = micro.backward
@@ -106,7 +106,7 @@ fn hiding(micro: &StepTime, compute: f64, reference: bool) -> Hiding {
     }
 }
 
-/// Policy passes of a micro-batch of so many pairs.
+/// Time of the policy's passes over a micro-batch of `pairs`.
 fn micro_batch(setup: &Setup, pairs: f64) -> StepTime {
     let machine = &setup.machine;
     let pass = forward(setup, pairs);
@@ -128,7 +128,7 @@ fn micro_batch(setup: &Setup, pairs: f64) -> StepTime {
 
 fn forward(setup: &Setup, pairs: f64) -> PassTime {
     let (machine, flops) = (&setup.machine, setup.shape.forward(setup.pass(setup.sharing)));
-    // Few tokens: the products wait for the weights.
+    // With few tokens, reading the weights takes longer than the products.
     let weights = setup.compute_bytes() * setup.shape.blocks() / machine.memory_bandwidth;
     PassTime {
         gemm: (flops.layers * pairs / machine.gemm).max(weights),
@@ -139,7 +139,7 @@ fn forward(setup: &Setup, pairs: f64) -> PassTime {
 
 /// Seconds of elementwise work, forward and backward.
 ///
-/// Least passes over memory per token and layer, in values. Forward: two norms (read, write), two residuals (two reads, a
+/// Minimum passes over memory per token and layer, in values. Forward: two norms (read, write), two residuals (two reads, a
 /// write), rotation of queries and keys (read, write), SwiGLU (two reads, a write). Backward: norms read two and write
 /// one, residuals as before, rotation as before, SwiGLU reads three and writes two.
 fn elementwise(setup: &Setup, pairs: f64) -> (f64, f64) {
@@ -154,7 +154,7 @@ fn elementwise(setup: &Setup, pairs: f64) -> (f64, f64) {
     (seconds(forward), seconds(backward))
 }
 
-/// Adding a micro-batch's weight gradients to those of the step: one read of the former, read and write of the latter.
+/// Seconds to add a micro-batch's weight gradients to those of the step: one read of the former, a read and a write of the latter.
 fn accumulation(setup: &Setup) -> f64 {
     let bytes = setup.compute_bytes() + 2.0 * setup.gradient_bytes;
     bytes * setup.trained() / setup.machine.memory_bandwidth
@@ -166,7 +166,7 @@ fn head(setup: &Setup, pairs: f64, products: f64, logit_passes: f64) -> f64 {
     products * 2.0 * setup.shape.head() * rows / setup.machine.gemm + logits / setup.machine.memory_bandwidth
 }
 
-/// Kernels of a micro-batch.
+/// Number of kernel launches of a micro-batch.
 fn launches(setup: &Setup, reference: bool) -> f64 {
     let again = f64::from(u8::from(setup.checkpointing)) + f64::from(u8::from(reference));
     let passes = 1.0 + BACKWARD_LAUNCHES + again;
@@ -181,7 +181,7 @@ fn optimizer(setup: &Setup) -> f64 {
     (bytes * values + rounding(setup)) / setup.machine.memory_bandwidth
 }
 
-/// Bytes moved to round gradients before they travel and to widen them afterwards.
+/// Bytes moved to round gradients before they are sent and to widen them afterwards.
 fn rounding(setup: &Setup) -> f64 {
     let reductions = if setup.zero >= 2 { setup.micro_batches() } else { 1.0 };
     let bytes = 2.0 * (setup.gradient_bytes + setup.travelling_bytes);
@@ -193,11 +193,11 @@ fn rounding(setup: &Setup) -> f64 {
 pub struct RunTime {
     /// Optimizer steps.
     pub steps: f64,
-    /// Seconds of all of them, and of the reference model's pass where it is apart.
+    /// Seconds of all steps, plus the reference model's pass with `precompute`.
     pub seconds: f64,
 }
 
-/// A run over so many pairs, so many times.
+/// Predicts a run of `epochs` passes over `pairs`.
 #[must_use]
 pub fn run(setup: &Setup, pairs: f64, epochs: f64) -> RunTime {
     let steps = (pairs / setup.batch).ceil();
@@ -213,7 +213,7 @@ pub fn run(setup: &Setup, pairs: f64, epochs: f64) -> RunTime {
     RunTime { steps: epochs * steps, seconds }
 }
 
-/// The step that most of a run consists of.
+/// The most common step of a run.
 #[must_use]
 pub fn usual_step(setup: &Setup) -> StepTime {
     step(setup, setup.reference == ReferenceSource::Compute)
@@ -228,8 +228,8 @@ mod tests {
     use dyad_families::shape::Shape;
 
     /// Microseconds per token of an 8B model on sequences of 2,048 tokens, 16k tokens a step, ZeRO-1 over 8 H200, computed
-    /// independently: GEMM 50.4 without the head at 830 TFLOP/s, attention 10.0, elementwise 4.4 at 1.25 times the least passes and
-    /// 4.1 TB/s. 5 %.
+    /// independently: GEMM 50.4 without the head at 830 TFLOP/s, attention 10.0, elementwise 4.4 at 1.25 times the minimum passes and
+    /// 4.1 TB/s. Tolerance 5 %.
     #[test]
     fn parts_of_a_step_agree_with_the_roofline() {
         let mut setup = setup("8B", 8.0);
@@ -248,15 +248,14 @@ mod tests {
             let (forward, backward) = elementwise(&setup, 8.0);
             close(per_token(forward + backward), expected);
         }
-        // Fused AdamW alone with bfloat16 gradients: 26 bytes a parameter, 51 ms.
+        // Fused AdamW alone with bfloat16 gradients: 26 bytes per parameter, 51 ms.
         let bytes = (ADAMW_STATE_TRAFFIC + 2.0) * setup.shape.parameters();
         close(bytes / setup.machine.memory_bandwidth, 51e-3);
     }
 
-    /// The only end-to-end check there is. Measured on 2 cores at 165 GFLOP/s in float32: 1.4 pairs per second
-    /// (docs/lab/benchmarks.md has 1.33), 2.63 GiB. 35 %, of which 22 % are used: the model knows nothing of products
-    /// too small for their best rate. The share of the roofline that the model assumes was measured on this workload too, so
-    /// this checks what is counted, not that share.
+    /// End-to-end check on CPUs. Measured on 2 cores at 165 GFLOP/s in float32: 1.4 pairs per second (docs/lab/benchmarks.md has 1.33),
+    /// 2.63 GiB. Tolerance 35 %; the prediction is off by 22 %, because it ignores that small products are slower. `CPU_ACHIEVED` was
+    /// measured on this workload too, so this checks the counted work, not that constant.
     #[test]
     fn the_cpu_benchmark_is_predicted() {
         let mut setup = setup("8B", 1.0);
@@ -279,13 +278,13 @@ mod tests {
         assert!((gib / 2.63 - 1.0).abs() < 0.35, "{gib}");
         setup.sharing = false;
         let gain = pairs_per_second / (setup.batch / usual_step(&setup).total());
-        // Measured side by side: 1.39; two such measurements differ by 10 %.
+        // Measured in one session: 1.39; two such measurements differ by 10 %.
         assert!((gain / 1.39 - 1.0).abs() < 0.1, "{gain}");
     }
 
-    /// Pairs per second on one H200 (docs/lab/benchmarks.md), 8B: LoRA; LoRA in micro-batches of 16k, also with everything computed again;
-    /// full fine-tuning with 8-bit moments. 12 %: the first is what the achieved share was taken from; the next two were measured before
-    /// adapters were put before the layer they adapt, the last with a third of the layers computed again.
+    /// Pairs per second on one H200 (docs/lab/benchmarks.md), 8B: LoRA; LoRA in micro-batches of 16k tokens, without and with activation
+    /// checkpointing; full fine-tuning with 8-bit moments. Tolerance 12 %. `GPU_ACHIEVED` was derived from the first case. The next two
+    /// were measured before adapters were put before the layer they adapt, the last with a third of the layers recomputed.
     #[test]
     fn measured_gpu_runs_are_predicted() {
         let pair = |prompt, output| PairTokens { prompt, chosen: output, rejected: output };
@@ -306,10 +305,10 @@ mod tests {
         assert!(found.iter().all(|ratio| (ratio - 1.0).abs() < 0.12), "{found:?}");
     }
 
-    /// Pairs per second that others measured on 8 H100: Mistral 7B, prefix sharing, packing, ZeRO-3, checkpointing, reference in
-    /// the loop (arXiv 2410.20305, figures of the repository frankxwang/dpo-prefix-sharing). The published median
-    /// length is taken for prompt and one output, batch and micro-batch are guesses. That trainer is another one: ours is predicted
-    /// to be 1.48 to 1.64 times as fast, and 2.3 times on TL;DR, whose outputs are shortest.
+    /// Published pairs per second of another trainer on 8 H100: Mistral 7B, prefix sharing, packing, ZeRO-3, checkpointing, reference
+    /// in the loop (arXiv 2410.20305, figures of the repository frankxwang/dpo-prefix-sharing). The published median length is used as
+    /// the length of prompt and one output; batch and micro-batch are guesses. Dyad is predicted to be 1.48 to 1.64 times as fast, and 2.3
+    /// times on TL;DR, whose outputs are shortest.
     #[test]
     fn published_runs_of_another_trainer_are_slower() {
         let mut setup = setup("8B", 8.0);
@@ -334,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn reused_references_pay_from_the_second_epoch() {
+    fn cached_references_save_time_from_the_second_epoch() {
         let mut setup = setup("8B", 64.0);
         let mut seconds = |reference: ReferenceSource, epochs: f64| {
             setup.reference = reference;
@@ -342,7 +341,7 @@ mod tests {
         };
         assert_eq!(seconds(ReferenceSource::Cache, 1.0), seconds(ReferenceSource::Compute, 1.0));
         let gain = seconds(ReferenceSource::Compute, 3.0) / seconds(ReferenceSource::Cache, 3.0);
-        // 4E / (3E + 1) in FLOPs; 10 % for what is no FLOP.
+        // 4E / (3E + 1) in FLOPs; 10 % tolerance for other work.
         assert!((gain / 1.2 - 1.0).abs() < 0.1, "{gain}");
         assert!(seconds(ReferenceSource::Precompute, 2.0) < seconds(ReferenceSource::Compute, 2.0));
     }

@@ -1,10 +1,10 @@
-//! What is to be computed: pairs, passes and their FLOPs.
+//! Work of a run: pairs, passes and their FLOPs.
 
 use dyad_families::shape::{GPU_TILE_BYTES, PairTokens, PassWork, Shape, TILE_BYTES};
 
 use super::machine::{ATTENTION_BACKWARD, DeviceSpec, Interconnect};
 
-/// What is trained.
+/// Trained parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Method {
     /// All weights.
@@ -20,7 +20,7 @@ pub enum ReferenceSource {
     None,
     /// Every step runs the reference model.
     Compute,
-    /// The first epoch runs the reference model, later ones reuse what it said.
+    /// The first epoch runs the reference model; later epochs reuse its log-probabilities.
     Cache,
     /// The reference model runs before the first step and is then freed.
     Precompute,
@@ -33,48 +33,48 @@ pub struct Setup {
     pub shape: Shape,
     /// One GPU.
     pub machine: DeviceSpec,
-    /// GPUs in all.
+    /// Total number of GPUs.
     pub gpus: f64,
     /// GPUs per node.
     pub gpus_per_node: f64,
-    /// Between nodes.
+    /// Network between nodes.
     pub network: Interconnect,
-    /// Mean pair.
+    /// Mean lengths of a pair.
     pub pair: PairTokens,
     /// The prompt is computed once for both outputs.
     pub sharing: bool,
     /// Pairs per optimizer step, over all GPUs.
     pub batch: f64,
-    /// Most tokens computed at once.
+    /// Maximum number of tokens of a micro-batch.
     pub micro_batch_tokens: f64,
-    /// What is trained.
+    /// Trained parameters.
     pub method: Method,
     /// ZeRO stage: 1 shards optimizer states, 2 gradients as well, 3 weights as well.
     pub zero: u8,
     /// Bytes of a gradient value.
     pub gradient_bytes: f64,
-    /// Bytes of it on its way to other ranks.
+    /// Bytes of a gradient value when it is sent to other ranks.
     pub travelling_bytes: f64,
-    /// Bytes of AdamW's two moments of a value.
+    /// Bytes of AdamW's two moments per trained value.
     pub moment_bytes: f64,
-    /// Masters and moments are on the host.
+    /// Master weights and moments are in host memory.
     pub offload_optimizer: bool,
-    /// The reference model is on the host.
+    /// The reference model is in host memory.
     pub offload_reference: bool,
-    /// Layers are computed again in the backward pass.
+    /// Layers are recomputed in the backward pass.
     pub checkpointing: bool,
     /// Where reference log-probabilities come from.
     pub reference: ReferenceSource,
 }
 
 impl Setup {
-    /// Nodes in all.
+    /// Number of nodes.
     #[must_use]
     pub fn nodes(&self) -> f64 {
         self.gpus / self.gpus_per_node
     }
 
-    /// What a forward pass over a pair goes through.
+    /// Work of a forward pass over a pair.
     pub(crate) fn pass(&self, sharing: bool) -> PassWork {
         if sharing { self.pair.shared() } else { self.pair.separate() }
     }
@@ -85,7 +85,7 @@ impl Setup {
         self.pass(self.sharing).tokens
     }
 
-    /// Pairs of the rank that has most; the others wait for it.
+    /// Pairs per step of the rank with the most pairs; the others wait for it.
     #[must_use]
     pub fn pairs_per_rank(&self) -> f64 {
         (self.batch / self.gpus).ceil()
@@ -98,19 +98,19 @@ impl Setup {
         (self.pairs_per_rank() / pairs).ceil()
     }
 
-    /// Most pairs of one micro-batch.
+    /// Maximum number of pairs of a micro-batch.
     #[must_use]
     pub fn pairs_per_micro_batch(&self) -> f64 {
         (self.pairs_per_rank() / self.micro_batches()).ceil()
     }
 
-    /// Bytes of a value in the passes.
+    /// Bytes of a weight or activation in the passes.
     #[must_use]
     pub fn compute_bytes(&self) -> f64 {
         if self.machine.gpu { 2.0 } else { 4.0 }
     }
 
-    /// Values that are trained.
+    /// Number of trained values.
     #[must_use]
     pub fn trained(&self) -> f64 {
         match self.method {
@@ -119,31 +119,32 @@ impl Setup {
         }
     }
 
-    /// FLOPs of the adapters for a pair, forward.
+    /// FLOPs of the adapters' forward pass over a pair.
     #[must_use]
     pub fn adapter_flops(&self) -> f64 {
         if self.method == Method::Full { 0.0 } else { 2.0 * self.trained() * self.tokens() }
     }
 
-    /// Gradients travel as rounded copies.
+    /// Whether gradients are sent as rounded copies.
     #[must_use]
     pub fn rounds_gradients(&self) -> bool {
         self.gpus > 1.0 && self.travelling_bytes < self.gradient_bytes
     }
 
-    /// Backward passes over the layers' products, in forward passes; frozen weights have no gradient of their own.
+    /// Products of a backward pass, as a multiple of a forward pass; frozen weights need no weight gradient.
     #[must_use]
     pub fn backward_passes(&self) -> f64 {
         if self.method == Method::Full { 2.0 } else { 1.0 }
     }
 
-    /// Most bytes of one tile of logits.
+    /// Maximum bytes of one tile of logits.
     #[must_use]
     pub fn tile_bytes(&self) -> f64 {
         (if self.machine.gpu { GPU_TILE_BYTES } else { TILE_BYTES }) as f64
     }
 
-    /// Passes over the head: logits, both gradients, and the logits again where a trained head's pair outgrows a tile.
+    /// Products with the head: logits, the input's gradient, for a trained head its own gradient, and the logits again if a pair exceeds a
+    /// tile.
     #[must_use]
     pub fn head_passes(&self) -> f64 {
         let tile_rows = (self.tile_bytes() / (self.compute_bytes() * self.shape.vocab)).floor().max(1.0);
@@ -166,7 +167,7 @@ impl Setup {
         policy + adapters + if reference { pass.total() } else { 0.0 }
     }
 
-    /// FLOPs of a pair that every trainer must account for: nothing shared, recomputed or referred to.
+    /// FLOPs of a pair's forward and backward pass, without prefix sharing, recomputation and reference model.
     #[must_use]
     pub fn model_flops(&self) -> f64 {
         (1.0 + self.backward_passes()) * self.shape.forward(self.pass(false)).total()
@@ -177,7 +178,7 @@ impl Setup {
 mod tests {
     use super::*;
 
-    /// An 8B model's TFLOP per pair, computed independently and quoted to three digits: 1 %.
+    /// TFLOP of an 8B model per pair, computed independently and rounded to three digits. Tolerance 1.5 %.
     #[test]
     fn flops_of_known_workloads() {
         let shape = crate::predict::shapes::find("8B").unwrap();

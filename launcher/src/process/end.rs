@@ -1,15 +1,15 @@
-//! How a process of a run ends, and how many of its lines may wait.
+//! How a process of a run ended, and how many of its lines are buffered.
 
 use dyad_proto::Fault;
 
-/// Lines on their way from a process to its log. A process that writes faster waits: nothing piles up here.
+/// Buffered lines between a process and its log. If the buffer is full, the process blocks.
 pub const LINES: usize = 256;
 
 /// How a process ended.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// With this status, as wait(2) has it.
+    /// With this status, as wait(2) returns it.
     Status(i32),
-    /// Nobody knows: its host is lost, or it could not be started there.
+    /// Without a known status: its host is lost, or it could not be started there.
     Lost(Fault),
 }

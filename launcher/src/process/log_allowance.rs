@@ -1,16 +1,16 @@
-//! How much a process may say. One that writes without end must fill neither memory nor disk, nor hide what others say. Pure: the
-//! time is an argument.
+//! Rate limit for the output of a process. An endless writer must not fill memory or disk, or hide the output of other processes.
+//! Pure: the time is an argument.
 
 use std::time::{Duration, Instant};
 
-/// Longest line that is kept whole.
+/// Longest line in bytes; the rest of a longer line is dropped.
 pub const LONGEST_LINE: usize = 16 << 10;
-/// Every line costs as much as this beside its bytes: empty ones are no way around.
+/// Cost of a line in addition to its bytes, so that empty lines are limited too.
 const LINE: u64 = 64;
-/// How often a reader is told what was left out.
+/// Shortest time between two reports of dropped lines.
 pub const REPORT: Duration = Duration::from_secs(10);
 
-/// A bucket that fills with time and that lines take from.
+/// A token bucket: it fills at a constant rate, and each line takes tokens.
 #[derive(Debug)]
 pub struct Allowance {
     most: u64,
@@ -21,23 +21,23 @@ pub struct Allowance {
     reported: Instant,
 }
 
-/// What a reader does not get.
+/// Dropped output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Lines.
+    /// Dropped lines.
     pub lines: u64,
-    /// And the bytes in them.
+    /// Bytes in these lines.
     pub bytes: u64,
 }
 
 impl Allowance {
-    /// For a file: 16 MiB at once, such as a trace of every thread, and 256 KiB a second on end.
+    /// For a file: a burst of 16 MiB, such as the stack traces of all threads, then 256 KiB/s.
     #[must_use]
     pub fn of_file(now: Instant) -> Self {
         Self::new(now, 16 << 20, 256 << 10)
     }
 
-    /// For a terminal, where a person reads: 64 KiB at once, and 8 KiB a second on end.
+    /// For a terminal: a burst of 64 KiB, then 8 KiB/s.
     #[must_use]
     pub fn of_terminal(now: Instant) -> Self {
         Self::new(now, 64 << 10, 8 << 10)
@@ -48,10 +48,10 @@ impl Allowance {
         Self { most, per_second, left: most, filled: now, left_out, reported: now }
     }
 
-    /// Whether a line of so many bytes may be shown. What may not is counted.
+    /// Whether a line of `bytes` bytes may pass. Counts it as dropped if not.
     pub fn takes(&mut self, now: Instant, bytes: usize) -> bool {
         let passed = now.saturating_duration_since(self.filled);
-        // Less than a millisecond would round to nothing, again and again.
+        // Wait for a whole millisecond: shorter steps would always round to zero tokens.
         if passed >= Duration::from_millis(1) {
             let gained =
                 u64::try_from(passed.as_millis()).unwrap_or(u64::MAX).saturating_mul(self.per_second) / 1000;
@@ -68,7 +68,7 @@ impl Allowance {
         false
     }
 
-    /// What was left out since it was last asked, once a [`REPORT`]; at the end whatever there is.
+    /// Returns what was dropped since the last report, if that is at least [`REPORT`] ago or `end` is set; `None` if nothing was.
     pub fn due(&mut self, now: Instant, end: bool) -> Option<LeftOut> {
         let due = end || now.saturating_duration_since(self.reported) >= REPORT;
         if self.left_out == LeftOut::default() || !due {
@@ -84,19 +84,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_passes_and_a_flood_is_counted() {
+    fn a_burst_passes_and_dropped_lines_are_counted() {
         let start = Instant::now();
         let mut allowance = Allowance::of_terminal(start);
         let passed = (0..100_000).filter(|_| allowance.takes(start, 36)).count();
         assert_eq!(passed, (64 << 10) / 100);
-        assert_eq!(allowance.due(start, false), None, "not every line has a line that says so");
+        assert_eq!(allowance.due(start, false), None, "at most one report per interval");
         let left_out = LeftOut { lines: 100_000 - passed as u64, bytes: 36 * (100_000 - passed as u64) };
         assert_eq!(allowance.due(start + REPORT, false), Some(left_out));
         assert_eq!(allowance.due(start + REPORT, true), None);
     }
 
     #[test]
-    fn whoever_goes_on_writing_has_what_a_second_gives() {
+    fn sustained_output_is_limited_to_the_rate() {
         let start = Instant::now();
         let mut allowance = Allowance::of_terminal(start);
         while allowance.takes(start, 0) {}
@@ -105,7 +105,7 @@ mod tests {
             let passed = (0..1000).filter(|_| allowance.takes(second(nth), 0)).count();
             assert!((127..=129).contains(&passed), "{passed}");
         }
-        // Steps too small to count for themselves count together.
+        // Steps shorter than a millisecond add up.
         let passed =
             (0..20_000).filter(|at| allowance.takes(second(5) + Duration::from_micros(at * 50), 0)).count();
         assert!((240..270).contains(&passed), "{passed}");

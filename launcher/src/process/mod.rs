@@ -1,4 +1,4 @@
-//! Processes of this machine: Dyad's programs, how they end, how much they may log.
+//! Processes on this machine: finding Dyad's programs, starting them, their ends, limits of their logs.
 
 pub mod end;
 pub mod log_allowance;

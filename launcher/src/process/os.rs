@@ -1,4 +1,4 @@
-//! What is done to every process that is started here, by the launcher as by an agent.
+//! Process setup (pinning, parent death, lock), reading of output and exit statuses, for launcher and agent.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -11,19 +11,19 @@ use tokio::sync::mpsc;
 
 use crate::process::log_allowance::LONGEST_LINE;
 
-/// Keeps the process that the command starts, and all its threads, to some cores.
+/// Pins the command's process and all its threads to these cores; does nothing if the list is empty.
 #[expect(unsafe_code, reason = "sched_setaffinity between fork and exec")]
 pub fn keep_to(command: &mut Command, cores: &[usize]) {
     if cores.is_empty() {
         return;
     }
-    // SAFETY: a zeroed set is a valid one; CPU_SET ignores what lies beyond it.
+    // SAFETY: zeroes are a valid set; CPU_SET ignores cores beyond its size.
     let set = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         cores.iter().for_each(|&core| libc::CPU_SET(core, &mut set));
         set
     };
-    // SAFETY: one async-signal-safe call between fork and exec. Where the kernel refuses, the process runs anywhere.
+    // SAFETY: one async-signal-safe call between fork and exec. If it fails, the process runs on all cores.
     unsafe {
         command.pre_exec(move || {
             libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
@@ -32,8 +32,8 @@ pub fn keep_to(command: &mut Command, cores: &[usize]) {
     }
 }
 
-/// Makes the process that the command starts end with this one, however that ends, and with its own handle. It gets a group of its
-/// own: Ctrl-C in the terminal reaches the launcher alone, which then stops everything in order.
+/// The kernel kills the command's process when the thread that started it ends; dropping its handle kills it too. It gets its own process
+/// group: Ctrl-C in the terminal reaches only the launcher, which then stops all processes in order.
 #[expect(unsafe_code, reason = "prctl between fork and exec")]
 pub fn die_with_me(command: &mut Command) {
     command.kill_on_drop(true).process_group(0);
@@ -42,19 +42,19 @@ pub fn die_with_me(command: &mut Command) {
     unsafe {
         command.pre_exec(move || {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            // The launcher may have died before the line above.
+            // The parent may have died before the line above.
             if libc::getppid() as u32 != parent { Err(std::io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
         });
     }
 }
 
-/// Lets the process that the command starts keep a file open that is open here, and sets a variable that tells of it.
+/// Lets the command's process inherit the open lock file, and sets the variable that names its descriptor.
 #[expect(unsafe_code, reason = "fcntl between fork and exec")]
 pub fn hand_over(command: &mut Command, owner: &Ownership) {
     let Some((fd, variable)) = owner.to_hand_over() else { return };
     command.envs([variable]);
-    // SAFETY: one async-signal-safe call between fork and exec, on a descriptor that is copied by the fork. The owner outlives the
-    // command's start; where it did not, the call would fail and the process would take the folder itself.
+    // SAFETY: one async-signal-safe call between fork and exec. The owner outlives the start, so the descriptor is open; if it were not,
+    // the call would fail and the process would take the lock itself.
     unsafe {
         command.pre_exec(move || {
             libc::fcntl(fd, libc::F_SETFD, 0);
@@ -63,8 +63,8 @@ pub fn hand_over(command: &mut Command, owner: &Ownership) {
     }
 }
 
-/// Passes lines on until the stream ends, and reads no further while nobody takes them. By bytes: a line that is no UTF-8 must not end
-/// the log. Where nobody listens any more, it goes on reading: the process must be able to write all the same.
+/// Sends each line of the stream until it ends. Stops reading while the channel is full, which blocks the writing process. If the channel
+/// is closed, it reads on and drops the lines, so that the process never blocks. Invalid UTF-8 is replaced; it must not end the log.
 pub async fn each_line<R: AsyncRead + Unpin, T>(stream: R, to: &mpsc::Sender<T>, wrap: impl Fn(String) -> T) {
     let mut reader = BufReader::new(stream);
     let mut lines = OutputLines::default();
@@ -84,16 +84,16 @@ pub async fn each_line<R: AsyncRead + Unpin, T>(stream: R, to: &mpsc::Sender<T>,
     }
 }
 
-/// Makes lines of bytes. Of one that is too long the beginning comes at once, and at its end how much is missing.
+/// Splits bytes into lines. For a line above [`LONGEST_LINE`] it returns the beginning at once, and at its end the number of dropped bytes.
 #[derive(Debug, Default)]
 struct OutputLines {
     line: Vec<u8>,
-    /// Bytes that are not in it, of a line that is too long.
+    /// Dropped bytes of a line that is too long; `None` while the line fits.
     missing: Option<usize>,
 }
 
 impl OutputLines {
-    /// Takes bytes before the line's end.
+    /// Adds bytes of the current line. Returns its beginning when it becomes too long.
     fn add(&mut self, bytes: &[u8]) -> Option<String> {
         if let Some(missing) = &mut self.missing {
             *missing += bytes.len();
@@ -108,7 +108,7 @@ impl OutputLines {
         Some(format!("{} [the line goes on]", self.text()))
     }
 
-    /// The line ends.
+    /// Ends the line; returns it, or the number of dropped bytes.
     fn end(&mut self) -> String {
         match self.missing.take() {
             Some(missing) => left_out(missing),
@@ -127,13 +127,13 @@ impl OutputLines {
     }
 }
 
-/// A process's end as wait(2) has it; where the kernel does not tell, it failed.
+/// Status as wait(2) returns it; exit status 1 if waiting failed.
 #[must_use]
 pub fn raw_status(ended: std::io::Result<ExitStatus>) -> i32 {
     ended.map_or(1 << 8, ExitStatusExt::into_raw)
 }
 
-/// `killed by signal 9 (SIGKILL)` or `exit status 1`.
+/// Text for messages: `killed by signal 9 (SIGKILL), …` or `exit status 1`.
 #[must_use]
 pub fn end(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
@@ -166,13 +166,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_come_as_they_were_written_whatever_they_are_made_of() {
+    async fn all_lines_arrive_even_empty_or_invalid_utf8() {
         assert_eq!(lines_of(b"a\r\n\nb\xff\nlast").await, ["a", "", "b\u{fffd}", "last"]);
         assert_eq!(lines_of(b"").await, [] as [&str; 0]);
     }
 
     #[tokio::test]
-    async fn a_line_without_end_is_cut_and_what_is_missing_is_counted() {
+    async fn long_lines_are_cut_and_dropped_bytes_are_counted() {
         let long =
             [vec![b'x'; 3 * LONGEST_LINE + 5], b"\nnext\n".to_vec(), vec![b'y'; LONGEST_LINE + 1]].concat();
         let lines = lines_of(&long).await;
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_told_in_words() {
+    fn exit_statuses_are_described() {
         assert_eq!(end(ExitStatus::from_raw(11)), "killed by signal 11 (SIGSEGV)");
         assert_eq!(end(ExitStatus::from_raw(7 << 8)), "exit status 7");
     }

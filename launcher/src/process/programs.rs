@@ -1,4 +1,4 @@
-//! Dyad's own programs and libtorch: where they are, and which build they are of.
+//! Paths and builds of Dyad's programs and of libtorch.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use dyad_proto::{Fault, called};
 use sha2::{Digest, Sha256};
 
-/// Folder of this program.
+/// Folder of the running program.
 pub fn own_folder() -> Result<PathBuf, Fault> {
     let own =
         std::env::current_exe().map_err(|error| Fault::failed(format!("cannot find myself: {error}")))?;
     Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
 }
 
-/// A program of Dyad, beside this one unless `DYAD_BIN_DIR` says otherwise.
+/// Path of a Dyad program: in `DYAD_BIN_DIR`, or without that variable in this program's folder. Fails if it is missing.
 pub fn program(name: &str) -> Result<PathBuf, Fault> {
     let dir = std::env::var_os("DYAD_BIN_DIR").map_or_else(own_folder, |dir| Ok(dir.into()))?;
     let path = dir.join(name);
@@ -23,7 +23,7 @@ pub fn program(name: &str) -> Result<PathBuf, Fault> {
     Err(Fault::failed(format!("no program {}", path.display())).hint(missing_hint()))
 }
 
-/// What to do where one of the programs is missing, or cannot be started: it depends on how Dyad came here.
+/// Hint for a missing or unusable program; depends on how Dyad was installed.
 pub fn missing_hint() -> &'static str {
     if std::env::var_os("DYAD_BIN_DIR").is_some() {
         return "DYAD_BIN_DIR names the folder that holds launcher, coordinator and trainer of one build";
@@ -37,7 +37,7 @@ pub fn missing_hint() -> &'static str {
     }
 }
 
-/// A folder that `make build` builds into.
+/// Whether `make build` builds into this folder.
 fn is_checkout(folder: &Path) -> bool {
     let root = folder.join("../..");
     folder.ends_with("target/release") && root.join("Makefile").is_file() && root.join("Cargo.toml").is_file()
@@ -58,13 +58,13 @@ pub fn add_file(hash: &mut Sha256, path: &Path) -> Result<(), Fault> {
     }
 }
 
-/// The first twelve digits of a hash.
+/// The first twelve hex digits of a hash.
 #[must_use]
 pub fn short(digest: &[u8]) -> String {
     digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Which set of libtorch a folder holds, and the stamp that its installation left.
+/// Variant of libtorch in a folder (`cuda` or `cpu`) and the stamp that its installation wrote; `None` without a stamp.
 #[must_use]
 pub fn libtorch_stamp(folder: &Path) -> Option<(&'static str, String)> {
     let stamp =
@@ -72,7 +72,7 @@ pub fn libtorch_stamp(folder: &Path) -> Option<(&'static str, String)> {
     ["cuda", "cpu"].into_iter().find_map(stamp)
 }
 
-/// SHA-256 of a program beside this one, shortened; `None` where it cannot be read.
+/// Shortened SHA-256 of a program in `folder`; `None` if it cannot be read.
 #[must_use]
 pub fn program_hash(folder: &Path, name: &str) -> Option<String> {
     let mut hash = Sha256::new();

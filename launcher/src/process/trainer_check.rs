@@ -1,4 +1,4 @@
-//! Asks the trainer program what it would make of a run or model (`trainer check`), by the very code that loads it.
+//! Checks a run or model with `trainer check`, which uses the trainer's own loading code.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -10,12 +10,12 @@ use serde::Deserialize;
 use crate::process::programs::{missing_hint, program};
 use crate::show::console;
 
-/// A hub id, or a model folder.
+/// Sizes of a model; `name` is a hub id or a model folder.
 pub fn model(name: &str) -> Result<Sizes, Fault> {
     asked(&["--model", name], "").and_then(|text| read(&text))
 }
 
-/// Everything that a run starts from. Warnings are shown.
+/// Checks model, tokenizer, template and first pairs of a run. Prints warnings.
 pub fn run(config: &RunConfig) -> Result<ModelFindings, Fault> {
     asked(&["--config", "-"], &config.to_json()?).and_then(|text| read(&text))
 }
@@ -40,7 +40,7 @@ fn asked(arguments: &[&str], input: &str) -> Result<String, Fault> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(cannot)?;
-    // It reads all of it before it says anything; one that cannot start reads nothing, and says why.
+    // Cannot deadlock: the trainer reads all input before it writes. Ignore errors: a trainer that cannot start reads nothing and reports why.
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input.as_bytes());
     }
@@ -57,10 +57,9 @@ fn asked(arguments: &[&str], input: &str) -> Result<String, Fault> {
     }))
 }
 
-/// The text of a log line that warns.
+/// Text of a log line of level WARN, without time and module; `None` for other lines.
 fn warning(line: &str) -> Option<&str> {
     let (_, text) = line.split_once(" WARN ")?;
-    // The module that says it.
     Some(match text.split_once(": ") {
         Some((module, rest)) if module.contains("::") && !module.contains(' ') => rest,
         _ => text,

@@ -1,5 +1,5 @@
 //! Progress line at the bottom of a terminal. It is rendered anew for every draw, for the terminal's current width. Pure except for
-//! [`width`].
+//! `width`.
 
 use std::io;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Draws `metrics.svg` during the run and at its end, also after a failure. A separate thread draws it, so a hanging disk does not delay
-//! the run, and delays its end by at most [`PATIENCE`].
+//! the run, and delays its end by at most `PATIENCE`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,8 +60,8 @@ impl LivePlot {
         }
     }
 
-    /// Draws the final plot; returns its path, or `None` if it was not drawn in time. Without a reported row, only a complete run draws: the
-    /// rows in the folder may be an earlier run's.
+    /// Draws the final plot; returns its path, or `None` if it was not drawn in time. Without a reported row, only a complete run draws:
+    /// the rows in the folder may be an earlier run's.
     pub async fn finish(&self, complete: bool) -> Option<PathBuf> {
         if !complete && !self.0.state().rows {
             return None;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::pairs::json_lines;
-use dyad_proto::run_folder::begun_by;
-use dyad_proto::{Fault, LAST_SCRAPE_SECONDS, RunConfig, finished};
+use dyad_proto::run_flags::{EarlierRunFlags, ObservationFlags, OutputMode};
+use dyad_proto::{Fault, RunConfig, finished};
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
@@ -32,20 +32,9 @@ pub struct Options {
     /// Override one key of the configuration; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Continue from the last complete checkpoint in `output_dir`.
-    #[arg(long, conflicts_with = "overwrite")]
-    pub resume: bool,
-    /// Delete the metrics and checkpoints of an earlier run in `output_dir`.
-    #[arg(long)]
-    pub overwrite: bool,
-    /// Continue from the last complete checkpoint in `output_dir`; where there is none, start (again). A run that is complete stays as it
-    /// is. For schedulers that start a job again.
-    #[arg(long)]
-    pub auto_resume: bool,
-    /// The scheduler's job, with --auto-resume: only a run that this job has begun is gone on with. Until then everything is as without
-    /// --auto-resume, --overwrite or --resume beside it included.
-    #[arg(long, value_name = "ID", requires = "auto_resume")]
-    pub job: Option<String>,
+    /// What to do with an earlier run in `output_dir`.
+    #[command(flatten)]
+    pub earlier: EarlierRunFlags,
     /// Check everything and print what would be started; start nothing.
     #[arg(long)]
     pub dry_run: bool,
@@ -70,11 +59,6 @@ pub struct Options {
     /// end the run. 0 never starts it again.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub max_restarts: u32,
-    /// How long a trainer may stand still although its heart beats, whatever it is doing; also shortens how long it, or the
-    /// coordinator, may be silent. By default its phase says how long, 5 to 20 minutes, and longer where a run's own pauses are long.
-    /// 0 sets no limit.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=604_800))]
-    pub stall_timeout: Option<u64>,
     /// Start although the run does not fit the memory by estimate.
     #[arg(long)]
     pub no_memory_check: bool,
@@ -90,17 +74,9 @@ pub struct Options {
     /// How log lines of all processes look, here and in `output_dir/logs`.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// Let the coordinator serve metrics for Prometheus on this address [default: not at all].
-    #[arg(long, value_name = "HOST:PORT")]
-    pub metrics_listen: Option<String>,
-    /// How long the coordinator stays after the end of the run until somebody has scraped how it ended, where its metrics have been
-    /// scraped before: without that, Prometheus takes the end of a run for the death of its coordinator. A little more than the
-    /// interval of scrapes is enough; 0 waits for nobody.
-    #[arg(long, value_name = "SECONDS", default_value_t = LAST_SCRAPE_SECONDS, value_parser = clap::value_parser!(u64).range(..=3600))]
-    pub metrics_linger: u64,
-    /// Trace the first three steps and one in so many, where OTEL_EXPORTER_OTLP_ENDPOINT is set; slow and failed ones always.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub trace_every: u64,
+    /// Stalls, metrics and traces.
+    #[command(flatten)]
+    pub observation: ObservationFlags,
 }
 
 /// Whether trainers keep to the cores near their memory; torchrun's flag.
@@ -153,39 +129,9 @@ fn absolute_path(here: &Path, path: &str) -> String {
     here.join(path).components().collect::<PathBuf>().to_string_lossy().into_owned()
 }
 
-/// What is to become of an earlier run in the output folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Earlier {
-    /// There must be none.
-    Refused,
-    /// It goes.
-    Removed,
-    /// It goes on.
-    Resumed,
-    /// It goes on where there is something to go on from, or is tried again.
-    Tried,
-}
-
-impl Earlier {
-    /// As the options have it; what a job of a scheduler has begun, the same job goes on with.
-    pub fn of(options: &Options, output_dir: &Path) -> Result<Self, Fault> {
-        if options.auto_resume && options.job.is_none() && (options.resume || options.overwrite) {
-            return Err(Fault::input("--auto-resume beside --resume or --overwrite needs --job")
-                .hint("give --job ID, by which what this job has begun is told from what lay there before"));
-        }
-        let own = options.job.as_ref().is_none_or(|job| begun_by(output_dir, job));
-        Ok(match (options.resume, options.overwrite) {
-            _ if options.auto_resume && own => Self::Tried,
-            (true, _) => Self::Resumed,
-            (_, true) => Self::Removed,
-            _ => Self::Refused,
-        })
-    }
-}
-
 /// The finished model of a run that goes on and has nothing left to do. Nothing is written.
-pub fn complete(earlier: Earlier, config: &RunConfig) -> Result<Option<PathBuf>, Fault> {
-    if matches!(earlier, Earlier::Refused | Earlier::Removed) {
+pub fn complete(mode: OutputMode, config: &RunConfig) -> Result<Option<PathBuf>, Fault> {
+    if matches!(mode, OutputMode::Fresh | OutputMode::Overwrite) {
         return Ok(None);
     }
     let file = &config.training_file;

@@ -9,7 +9,7 @@ mod schema;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use launcher::cli::{Command, CommandLine};
+use launcher::cli::{CommandLine, LauncherCommand};
 use launcher::kubernetes::cli::{KubernetesCommand, RenderOptions};
 use launcher::kubernetes::object::{Object, stream};
 use launcher::kubernetes::render;
@@ -29,7 +29,7 @@ fn options(arguments: &str) -> RenderOptions {
     let line = format!("launcher kubernetes render {config} {arguments}");
     let line = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
     match line.command {
-        Some(Command::Kubernetes(options)) => match options.command {
+        Some(LauncherCommand::Kubernetes(options)) => match options.command {
             KubernetesCommand::Render(options) => options,
             other => panic!("{other:?}"),
         },

@@ -1,4 +1,4 @@
-//! What a change of each configuration key means for a run that is resumed.
+//! Effect of each changed configuration key on a resume.
 
 use serde_json::Value;
 

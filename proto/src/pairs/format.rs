@@ -1,4 +1,4 @@
-//! Recognises files that are not JSON Lines in UTF-8, and says how to convert them. Pure.
+//! Recognises files that are not JSON Lines in UTF-8; gives a hint how to convert them. Pure.
 
 use serde::de::IgnoredAny;
 

@@ -1,4 +1,4 @@
-//! Reads the command line of one of Dyad's programs.
+//! Parses the command line of Dyad's programs.
 
 use std::io::Write;
 
@@ -6,7 +6,7 @@ use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use dyad_proto::called;
 
-/// As [`Parser::parse`], with hints for frequent mistakes; help and errors call commands as they are called here.
+/// Like [`Parser::parse`], with hints for frequent mistakes. In the wheel, help and errors use the wheel's command names.
 #[must_use]
 pub fn command_line<T: Parser>() -> T {
     let refused = match T::try_parse() {
@@ -20,7 +20,7 @@ pub fn command_line<T: Parser>() -> T {
     let mut text = refused.render().to_string();
     text.extend(hint.map(|hint| format!("\nhint: {hint}\n")));
     let text = called::commands(&text);
-    // Nothing is left to do when nobody reads it.
+    // Ignore errors: there is no other place to report them.
     let _ = match refused.use_stderr() {
         true => std::io::stderr().write_all(text.as_bytes()),
         false => std::io::stdout().write_all(text.as_bytes()),
@@ -28,7 +28,7 @@ pub fn command_line<T: Parser>() -> T {
     std::process::exit(refused.exit_code())
 }
 
-/// The word that was taken for a command, where no command was meant or known.
+/// The argument that clap refused as an unknown or misplaced command or option.
 fn word(refused: &clap::Error) -> Option<&str> {
     let kind = match refused.kind() {
         ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
@@ -43,7 +43,7 @@ fn word(refused: &clap::Error) -> Option<&str> {
 }
 
 fn hint(program: &str, word: &str) -> Option<String> {
-    // A conflict shows the word in quotes.
+    // In a conflict, clap quotes the word.
     let word = word.split('\'').nth(1).unwrap_or(word);
     match word {
         _ if program != "launcher" => None,
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_configuration_without_its_option_and_commands_of_the_trainer_are_recognised() {
+    fn frequent_mistakes_get_a_hint() {
         let hint = |word| hint("launcher", word);
         assert!(hint("run.toml").unwrap().ends_with("--config run.toml"));
         assert!(hint("generate").unwrap().contains("trainer generate"));

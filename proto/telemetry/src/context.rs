@@ -1,4 +1,4 @@
-//! Trace contexts between processes: W3C `traceparent` and `tracestate`, in the environment, in gRPC metadata, in messages.
+//! Passing trace contexts between processes: W3C `traceparent` and `tracestate` in the environment, gRPC metadata and messages.
 
 use std::collections::HashMap;
 
@@ -19,14 +19,14 @@ fn remote(carrier: &HashMap<String, String>) -> Option<SpanContext> {
     context.is_valid().then_some(context)
 }
 
-/// The context of whoever started this process: `TRACEPARENT` and `TRACESTATE`.
+/// The context of the parent process, from `TRACEPARENT` and `TRACESTATE`.
 #[must_use]
 pub fn environment() -> Option<SpanContext> {
     let value = |name: &&str| Some(((*name).to_owned(), std::env::var(name.to_uppercase()).ok()?));
     remote(&HEADERS.iter().filter_map(value).collect())
 }
 
-/// The context in a `traceparent`; none if it is empty or malformed.
+/// Parses a `traceparent`; `None` if it is empty or malformed.
 #[must_use]
 pub fn parse(traceparent: &str) -> Option<SpanContext> {
     remote(&HashMap::from([(HEADERS[0].to_owned(), traceparent.to_owned())]))
@@ -63,21 +63,20 @@ pub fn extract(metadata: &MetadataMap) -> Option<SpanContext> {
     remote(&HEADERS.iter().filter_map(value).collect())
 }
 
-/// Makes a span of `tracing` the child of another process's. Before it is entered; without effect where traces are off.
+/// Makes a span of `tracing` the child of another process's span. Call it before the span is entered. No effect if traces are off.
 pub fn adopt(span: &tracing::Span, parent: &SpanContext) {
-    // Fails only where nobody exports the span.
+    // Fails only if the span is not exported.
     let _ = span.set_parent(Context::new().with_remote_span_context(parent.clone()));
 }
 
-/// The context of a span of `tracing`; none where traces are off.
+/// The context of a span of `tracing`; `None` if traces are off.
 #[must_use]
 pub fn context_of(span: &tracing::Span) -> Option<SpanContext> {
     let context = span.context().span().span_context().clone();
     context.is_valid().then_some(context)
 }
 
-/// How a run ended that a span of `tracing` stands for. A run that was stopped on request has not failed. Without effect where traces are
-/// off.
+/// Records in a run's span how the run ended. A run that was stopped on request has not failed. No effect if traces are off.
 pub fn conclude<T>(span: &tracing::Span, ended: &Result<T, Fault>) {
     let outcome = match ended {
         Ok(_) => "complete",
@@ -91,7 +90,7 @@ pub fn conclude<T>(span: &tracing::Span, ended: &Result<T, Fault>) {
     span.set_attribute("train.outcome", outcome);
 }
 
-/// Makes a context this thread's current one until the guard goes: log lines then carry its ids.
+/// Makes a context this thread's current one until the guard is dropped; log lines then carry its ids.
 #[must_use]
 pub fn current(context: &SpanContext) -> ContextGuard {
     Context::new().with_remote_span_context(context.clone()).attach()
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_parents_are_no_parents() {
+    fn malformed_traceparents_are_ignored() {
         for text in
             ["", "00", "00-0-0-00", &PARENT.replace("0af7651916cd43dd8448eb211c80319c", &"0".repeat(32))]
         {

@@ -1,4 +1,4 @@
-//! The way from a span to the collector: a queue, a thread that empties it, a runtime of its own for gRPC.
+//! Export of spans to the collector: a queue, a thread that empties it, and a separate runtime for gRPC.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::record::Spans;
 /// Name of the instrumentation scope.
 const SCOPE: &str = "dyad";
 
-/// Everything behind the spans of a process.
+/// The exporter of a process's spans.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     runtime: Runtime,
@@ -30,7 +30,7 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// Connects lazily: a collector that is not there is noticed with the first delivery.
+    /// Starts the pipeline. It connects lazily: an unreachable collector is noticed with the first export.
     pub(crate) fn start(service: &'static str, endpoint: String) -> Result<Self, String> {
         let runtime =
             Builder::new_multi_thread().worker_threads(1).thread_name("telemetry").enable_all().build();
@@ -42,7 +42,7 @@ impl Pipeline {
         let exporter = match exporter {
             Ok(exporter) => exporter,
             Err(error) => {
-                // Not dropped: this may run inside another runtime, which takes that ill.
+                // Do not drop the runtime: dropping it inside another runtime panics.
                 runtime.shutdown_background();
                 return Err(format!("{endpoint}: {error}"));
             }
@@ -54,7 +54,7 @@ impl Pipeline {
             failing: AtomicBool::new(false),
         };
         let resource = resource(service);
-        // Sizes and delays by OTEL_BSP_*.
+        // OTEL_BSP_* set sizes and delays.
         let mut processor = BatchSpanProcessor::builder(exporter).build();
         processor.set_resource(&resource);
         let processor = Arc::new(processor);
@@ -76,7 +76,7 @@ impl Pipeline {
         }
     }
 
-    /// Delivers what is left, within `limit`.
+    /// Exports the remaining spans, within `limit`.
     pub(crate) fn finish(self, limit: Duration) {
         let provider = self.provider;
         within(limit, move || {
@@ -86,7 +86,7 @@ impl Pipeline {
     }
 }
 
-/// `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win over what the process knows.
+/// Attributes of this process. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` take precedence.
 fn resource(service: &'static str) -> Resource {
     let set = Resource::builder().build();
     let unknown = |value: &opentelemetry::Value| value.as_str().starts_with("unknown_service");
@@ -108,7 +108,7 @@ fn resource(service: &'static str) -> Resource {
     if named { resource.build() } else { resource.with_service_name(service).build() }
 }
 
-/// One queue for the spans of `tracing` and for finished records.
+/// Puts spans of `tracing` into the same queue as finished records.
 #[derive(Debug)]
 struct ExporterState(Arc<BatchSpanProcessor>);
 
@@ -128,7 +128,7 @@ impl SpanProcessor for ExporterState {
     }
 }
 
-/// Delivers on the runtime, and says once when that fails and once when it works again.
+/// Exports on the runtime; logs once when that fails and once when it works again.
 #[derive(Debug)]
 struct Watched {
     inner: Arc<OtlpExporter>,
@@ -140,7 +140,7 @@ struct Watched {
 impl SpanExporter for Watched {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let inner = Arc::clone(&self.inner);
-        // The queue's thread is no thread of a runtime, which gRPC and its timers need.
+        // gRPC and its timers need a runtime thread; the queue's thread is not one.
         let sent = self.runtime.spawn(async move { inner.export(batch).await }).await;
         let result = sent.unwrap_or_else(|error| Err(OTelSdkError::InternalFailure(error.to_string())));
         let endpoint = &self.endpoint;

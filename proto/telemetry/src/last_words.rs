@@ -1,5 +1,5 @@
-//! What a process says last when it fails or was asked to stop: `error: …` or `stopped  …`, and `hint: …`, for people; one JSON object
-//! where log lines are such.
+//! Final report of a process that fails or stops on request: `error: …` or `stopped  …`, and `hint: …`; one JSON object if log lines are
+//! JSON.
 
 use dyad_proto::{ErrorCode, Fault, called, plain};
 use serde_json::{Map, Value};
@@ -7,37 +7,37 @@ use serde_json::{Map, Value};
 use crate::log_format::{LogFormat, json_line, process};
 use crate::voice;
 
-/// Only last words have it: by this the launcher tells them from other lines.
+/// Field that only final reports have; the launcher recognises them by it.
 const MARK: &str = "exit_status";
 
-/// Writes on standard error why this process ends without success, in the format of its log lines.
+/// Writes to standard error why this process ends without success, in the format of its log lines, and flushes.
 pub fn last_words(fault: &Fault) {
     let text = match process() {
         Some((service, LogFormat::Json)) => json(service, fault),
         Some((_, LogFormat::Text)) | None => called::commands(&fault.report()).into_owned(),
     };
     voice::stderr().line(&text);
-    // Nothing is left to do when nobody reads standard error.
+    // Ignore a failed flush: there is no other place to report to.
     voice::stderr().flush(voice::PATIENCE);
 }
 
 fn json(service: &str, fault: &Fault) -> String {
     let mut fields = Map::new();
-    // Cut and escaped as for people: whoever started this process reads no line without end.
+    // `to_string` cuts and escapes: the parent process does not read lines of unlimited length.
     fields.insert("message".into(), called::commands(&fault.to_string()).into());
     if !fault.hint.is_empty() {
         fields.insert("hint".into(), called::commands(&plain::line(&fault.hint)).into());
     }
     fields.insert(MARK.into(), fault.code.exit_status().into());
-    // Nothing is wrong where a stop was asked for.
+    // A stop on request is not an error.
     let level = if fault.code == ErrorCode::Interrupted { "INFO" } else { "ERROR" };
     json_line(level, service, fields)
 }
 
-/// Error and hint of a JSON line, if those are the last words of a process.
+/// Parses a JSON log line: returns error and hint if it is a final report.
 #[must_use]
 pub fn read_last_words(line: &str) -> Option<(String, String)> {
-    // Every line of every process comes by here.
+    // Avoid parsing: this is called for every line of every process.
     if !line.starts_with('{') || !line.contains(MARK) {
         return None;
     }
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_that_was_asked_for_is_no_error_in_json_either() {
+    fn a_stop_on_request_is_not_an_error_in_json() {
         let line = json("launcher", &Fault::new(ErrorCode::Interrupted, "stopped by SIGINT"));
         let read: Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&read["level"], &read["fields"]["exit_status"]), (&"INFO".into(), &130.into()));
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_are_no_last_words() {
+    fn other_lines_are_not_final_reports() {
         let mut fields = Map::new();
         fields.insert("message".into(), "a child ended, exit_status 1".into());
         for line in

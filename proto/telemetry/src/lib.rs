@@ -1,16 +1,16 @@
-//! What Dyad's processes say of themselves: log lines, and traces over OTLP.
+//! Log lines and OTLP traces of Dyad's processes.
 //!
 //! Traces are off unless the standard `OTEL_*` environment names an endpoint. Two kinds of spans leave a process:
 //!
-//! - spans of `tracing` with the target [`TARGET`], for what happens a few times in a run (join, load, checkpoint);
-//! - finished [`SpanRecord`]s, made from times that were noted before anybody knew whether the span would be wanted (the
-//!   phases of a step). [`spans`] takes them, from any thread, without waiting.
+//! - spans of `tracing` with the target [`TARGET`], for rare events of a run (join, load, checkpoint);
+//! - finished [`SpanRecord`]s, made from recorded times when it is known that the span is wanted (the phases of a step). [`spans`] takes
+//!   them from any thread, without waiting.
 //!
-//! Lines leave by a [`voice`], which stops nobody. Rules that hold throughout:
+//! [`voice`] writes log lines without blocking. Invariants:
 //!
-//! - TEL-O1: training never waits for a collector. A full queue drops spans; the end of a process waits [`PATIENCE`] at most.
-//! - TEL-O2: where traces are off, nothing is recorded.
-// Tests read what they wrote; all else goes through `dyad_proto::files`.
+//! - TEL-O1: training never waits for a collector. A full queue drops spans; at its end, a process waits at most [`PATIENCE`].
+//! - TEL-O2: if traces are off, nothing is recorded.
+// Tests may use `std::fs` directly; other code reads through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod command_line;
@@ -46,25 +46,25 @@ use settings::Tracing;
 /// Target of the spans that are exported; log lines do not show them.
 pub const TARGET: &str = "dyad_trace";
 
-/// Longest that the end of a process waits for its last spans to be delivered.
+/// Maximum time that a process waits at its end for the export of its last spans.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
 static SPANS: OnceLock<Spans> = OnceLock::new();
 
-/// Where finished records go; none where traces are off.
+/// Takes finished records; `None` if traces are off.
 #[must_use]
 pub fn spans() -> Option<&'static Spans> {
     SPANS.get()
 }
 
-/// Keeps traces flowing while it lives; delivers what is left when it goes.
+/// Guard for logs and traces of a process. Dropping it exports the remaining spans and flushes log lines.
 #[derive(Debug)]
 pub struct Telemetry {
     pipeline: Option<Pipeline>,
 }
 
 impl Telemetry {
-    /// Starts logs and, where the environment asks for them, traces. Once in a process.
+    /// Starts logs and, if the environment asks for them, traces. Call it once per process.
     #[must_use]
     pub fn start(service: &'static str, logs: Logs) -> Self {
         let (pipeline, trouble) = match settings::decide(&|name| std::env::var(name).ok()) {

@@ -1,4 +1,4 @@
-//! How a process's log lines look: text, or one JSON object a line.
+//! Format of a process's log lines: text, or one JSON object a line.
 
 use std::sync::OnceLock;
 
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people
@@ -21,7 +21,7 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// As it is written on a command line.
+    /// Name of the format on a command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -33,7 +33,7 @@ impl LogFormat {
 
 static PROCESS: OnceLock<(&'static str, LogFormat)> = OnceLock::new();
 
-/// Keeps this process's service name and format, for the lines that `tracing` does not write.
+/// Stores this process's service name and format, for lines that are not written by `tracing`.
 pub(crate) fn remember(service: &'static str, format: LogFormat) {
     let _ = PROCESS.set((service, format));
 }
@@ -49,10 +49,10 @@ pub fn format() -> LogFormat {
     process().map_or(LogFormat::Text, |(_, format)| format)
 }
 
-/// One line with the time of now, without the line end.
+/// Makes a JSON log line with the current time, without the line end.
 pub(crate) fn json_line(level: &str, target: &str, fields: Map<String, Value>) -> String {
     let mut time = String::new();
-    // Fails where nothing can be written into a string.
+    // Writing into a string cannot fail.
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
     let mut line = Map::new();
     line.insert("timestamp".into(), time.into());

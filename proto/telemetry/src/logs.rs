@@ -19,18 +19,18 @@ use crate::TARGET;
 use crate::log_format::{LogFormat, json_line};
 use crate::voice::Lines;
 
-/// What is logged, and how.
+/// Settings of the log.
 #[derive(Clone, Copy, Debug)]
 pub struct Logs {
-    /// How lines look.
+    /// Format of the lines.
     pub format: LogFormat,
-    /// The environment variable that says which lines are written.
+    /// The environment variable that holds the filter.
     pub variable: &'static str,
-    /// Which lines are written where it is not set.
+    /// The filter if the variable is not set.
     pub default: &'static str,
 }
 
-/// Whose events may become part of a span.
+/// Prefixes of targets whose events are added to spans.
 const OURS: [&str; 4] = ["coordinator", "dyad", "launcher", "trainer"];
 
 fn is_exported(metadata: &Metadata<'_>) -> bool {
@@ -45,7 +45,7 @@ fn is_exported(metadata: &Metadata<'_>) -> bool {
 /// Installs the process's subscriber; a second call in one process does nothing.
 pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
     let (filter, trouble) = filter(logs, std::env::var(logs.variable).ok());
-    // Exported spans are no part of a log line.
+    // Log lines do not show exported spans.
     let filter = match format!("{TARGET}=off").parse() {
         Ok(directive) => filter.add_directive(directive),
         Err(_) => filter,
@@ -53,7 +53,7 @@ pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
     let lines = tracing_subscriber::fmt::layer();
     let lines = match logs.format {
         LogFormat::Text => {
-            // NO_COLOR is looked at where the colours are made.
+            // `with_ansi` overrides NO_COLOR.
             let ansi = std::io::stderr().is_terminal();
             let lines = lines.with_writer(|| PlainLines(Lines));
             lines.with_ansi(ansi).with_target(false).with_filter(filter).boxed()
@@ -74,7 +74,7 @@ pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
     }
 }
 
-/// Which lines are written where the variable has this value, and what is wrong with it.
+/// Makes the filter from the variable's value. If that is invalid, returns the default filter and a warning.
 fn filter(logs: Logs, value: Option<String>) -> (EnvFilter, Option<String>) {
     let Logs { variable, default, .. } = logs;
     match value.map(|value| EnvFilter::try_new(&value).map_err(|error| (value, error))) {
@@ -87,12 +87,12 @@ fn filter(logs: Logs, value: Option<String>) -> (EnvFilter, Option<String>) {
     }
 }
 
-/// Writes whole lines, of which none shows more than it says: texts that are quoted come from data, files and peers.
+/// Escapes control characters in log lines: quoted texts come from data, files and peers.
 struct PlainLines<W>(W);
 
 impl<W: Write> Write for PlainLines<W> {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
-        // A layer writes an event at a time. Line ends within it would look like further events.
+        // Each write is one event. Line ends within it would look like further events.
         let text = String::from_utf8_lossy(lines);
         let text = text.strip_suffix('\n').unwrap_or(&text);
         let shown = plain::coloured(text).replace('\n', "\\n");
@@ -157,7 +157,7 @@ impl Visit for LogFields {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // What is not finite has no number in JSON.
+        // JSON has no NaN or infinity: write them as strings.
         self.put(field, if value.is_finite() { value.into() } else { value.to_string().into() });
     }
 }
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_one_line_that_only_its_own_colours_change() {
+    fn an_event_is_one_line_and_keeps_only_colours() {
         let mut lines = PlainLines(Vec::new());
         lines.write_all(b"\x1b[33m WARN\x1b[0m cannot read a\n2026 ERROR made up \x1b[2J\r\n").unwrap();
         let expected = "\u{1b}[33m WARN\u{1b}[0m cannot read a\\n2026 ERROR made up \\u{1b}[2J\\r\n";
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_cannot_be_read_is_named_and_the_default_taken() {
+    fn an_invalid_filter_is_reported_and_the_default_used() {
         let logs = Logs { format: LogFormat::Text, variable: "DYAD_LOG", default: "info" };
         let chosen = |value: Option<&str>| {
             let (filter, trouble) = filter(logs, value.map(str::to_owned));

@@ -1,4 +1,4 @@
-//! Spans that are made when they are over, from times that were noted on the way.
+//! Spans that are created after they have ended, from recorded times.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use opentelemetry_sdk::trace::{
 /// A finished span.
 #[derive(Clone, Debug)]
 pub struct SpanRecord {
-    /// What it is called.
+    /// Name of the span.
     pub name: Cow<'static, str>,
-    /// Its own ids, by [`Spans::root`] or [`Spans::child`].
+    /// Ids of the span, from [`Spans::root`] or [`Spans::child`].
     pub context: SpanContext,
-    /// Who caused it.
+    /// The parent span.
     pub parent: Option<SpanContext>,
-    /// Client, server or neither.
+    /// Client, server or internal.
     pub kind: SpanKind,
-    /// When it began.
+    /// Start of the span.
     pub start: SystemTime,
-    /// When it ended.
+    /// End of the span.
     pub end: SystemTime,
-    /// What else is known.
+    /// Attributes.
     pub attributes: Vec<KeyValue>,
-    /// Spans of other traces that belong to it.
+    /// Related spans of other traces.
     pub links: Vec<SpanContext>,
-    /// Why it failed, if it did.
+    /// Error message, if the span failed.
     pub error: Option<String>,
 }
 
@@ -58,7 +58,7 @@ pub struct Spans {
 }
 
 impl Spans {
-    /// Ids of the first span of a new trace.
+    /// Makes ids for the root span of a new trace.
     #[must_use]
     pub fn root(&self, sampled: bool) -> SpanContext {
         let ids = RandomIdGenerator::default();
@@ -66,14 +66,14 @@ impl Spans {
         SpanContext::new(ids.new_trace_id(), ids.new_span_id(), flags, false, TraceState::default())
     }
 
-    /// Ids of a span below another.
+    /// Makes ids for a child span.
     #[must_use]
     pub fn child(&self, parent: &SpanContext) -> SpanContext {
         let span = RandomIdGenerator::default().new_span_id();
         SpanContext::new(parent.trace_id(), span, parent.trace_flags(), false, parent.trace_state().clone())
     }
 
-    /// Whether `OTEL_TRACES_SAMPLER` lets a trace of this root be kept at all.
+    /// Whether `OTEL_TRACES_SAMPLER` samples a trace with this root.
     #[must_use]
     pub fn allows(&self, root: &SpanContext, name: &str) -> bool {
         let decision =
@@ -81,7 +81,7 @@ impl Spans {
         decision == SamplingDecision::RecordAndSample
     }
 
-    /// Queues a span, whatever the sampled flag of its context says: who calls this has decided. Never waits.
+    /// Queues a span, independent of the sampled flag of its context: the caller decides. Never waits.
     pub fn emit(&self, record: SpanRecord) {
         let SpanRecord { name, context, parent, kind, start, end, attributes, links, error } = record;
         let (trace, span, state) = (context.trace_id(), context.span_id(), context.trace_state().clone());
@@ -94,7 +94,7 @@ impl Spans {
             span_kind: kind,
             name,
             start_time: start,
-            // A clock that was set back must not make a span end before it began.
+            // If the clock was set back, the span must not end before it starts.
             end_time: end.max(start),
             attributes,
             dropped_attributes_count: 0,
@@ -105,7 +105,7 @@ impl Spans {
         });
     }
 
-    /// Delivers what is queued, within `limit`: for a process that is about to end in a hurry.
+    /// Exports queued spans, within `limit`; for a process that is about to exit quickly.
     pub fn flush(&self, limit: Duration) {
         let processor = Arc::clone(&self.processor);
         crate::deadline::within(limit, move || {

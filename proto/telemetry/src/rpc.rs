@@ -1,7 +1,7 @@
 //! Spans of gRPC calls, by OpenTelemetry's semantic conventions for RPC (1.45).
 //!
-//! What makes a call an error: for whoever made it every status but OK; for whoever answered it those that the conventions name, which
-//! say that the server is at fault. A caller that leaves, or is refused, is no error of the server.
+//! A client span is an error for every status except OK. A server span is an error only for statuses that the conventions list as the
+//! server's fault; a client that leaves or is refused is not an error of the server.
 
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -14,23 +14,24 @@ use tonic::metadata::MetadataMap;
 use crate::record::{SpanRecord, Spans};
 use crate::spans;
 
-/// One call, from here until its last copy is dropped. Both ends of a stream may have a copy; the first word on how the call ended counts.
+/// One call, from its creation until the last clone is dropped. Both directions of a stream may hold a clone; the first reported status
+/// counts.
 #[derive(Clone, Debug)]
 pub struct RpcCall {
-    /// Absent where the call is not traced.
+    /// `None` if the call is not traced.
     open: Option<Arc<OpenCall>>,
 }
 
 #[derive(Debug)]
 struct OpenCall {
-    /// Taken when the call is over.
+    /// Taken when the call ends.
     record: Option<SpanRecord>,
-    /// Not set for a call that was given up.
+    /// Not set if the call was abandoned.
     code: OnceLock<Code>,
 }
 
 impl RpcCall {
-    /// A call that this process makes, e.g. of `dyad.v1.Coordinator/Train` at `http://host:port`.
+    /// Starts the span of an outgoing call, e.g. of `dyad.v1.Coordinator/Train` at `http://host:port`.
     #[must_use]
     pub fn client(method: &'static str, address: &str, parent: Option<SpanContext>) -> Self {
         let mut record = begin(method, SpanKind::Client, parent);
@@ -42,7 +43,7 @@ impl RpcCall {
         Self::of(record)
     }
 
-    /// A call that this process answers; `run` is the span that all of a run belongs to, wherever the call came from.
+    /// Starts the span of an incoming call. `run` is the run's span; if the call belongs to another trace, the span links to it.
     #[must_use]
     pub fn server(method: &'static str, metadata: &MetadataMap, run: Option<SpanContext>) -> Self {
         let parent = crate::extract(metadata);
@@ -68,7 +69,7 @@ impl RpcCall {
         }
     }
 
-    /// How the call ended, unless that was said before. A call of which it is never said was given up by the caller.
+    /// Reports the status of the call; later reports are ignored. A call without a report counts as cancelled by the caller.
     pub fn ended(&self, code: Code) {
         if let Some(open) = &self.open {
             let _ = open.code.set(code);
@@ -80,7 +81,7 @@ fn begin(method: &'static str, kind: SpanKind, parent: Option<SpanContext>) -> O
     spans().and_then(|spans| record(spans, method, kind, parent))
 }
 
-/// The parent's word on sampling counts; without one, `OTEL_TRACES_SAMPLER`'s.
+/// Starts the record of a call. The parent's sampled flag decides whether it is kept; without a parent, `OTEL_TRACES_SAMPLER` does.
 fn record(
     spans: &Spans,
     method: &'static str,
@@ -132,7 +133,7 @@ fn is_error(kind: &SpanKind, code: Code) -> bool {
     }
 }
 
-/// gRPC's own names.
+/// gRPC's name of a status.
 fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -159,9 +160,9 @@ fn name(code: Code) -> &'static str {
 mod tests {
     use super::*;
 
-    /// All codes, by their numbers; the conventions' table for gRPC.
+    /// Compares all codes with the conventions' table for gRPC.
     #[test]
-    fn a_server_is_at_fault_by_the_codes_that_the_conventions_name_and_a_client_fails_by_all_but_ok() {
+    fn error_codes_follow_the_rpc_conventions() {
         let codes = (0..=16).map(Code::from_i32);
         let errors = |kind| codes.clone().filter(|code| is_error(&kind, *code)).map(name).collect::<Vec<_>>();
         assert_eq!(
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_a_type_and_the_first_word_on_the_end_counts() {
+    fn errors_have_a_type_and_the_first_status_counts() {
         let context = crate::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").unwrap();
         let now = SystemTime::now();
         let record = |kind| SpanRecord { kind, ..SpanRecord::new("a/b", context.clone(), None, (now, now)) };

@@ -1,13 +1,13 @@
-//! Whether traces are wanted, by OpenTelemetry's environment variables. Pure.
+//! Reads from OpenTelemetry's environment variables whether traces are wanted. Pure.
 
-/// What the environment asks for.
+/// Tracing as the environment asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Tracing {
     /// No traces.
     Off,
     /// Traces, to this endpoint.
     On { endpoint: String },
-    /// Traces, but not in a way that this build can do.
+    /// Traces in a way that this build does not support; holds the reason.
     Refused(String),
 }
 
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_that_is_not_built_in_is_named() {
+    fn unsupported_protocols_are_named() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://a:4318");
         let Tracing::Refused(reason) = with(&[endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")])
         else {

@@ -1,10 +1,10 @@
-//! How words leave a process: over a queue of bounded size, on a thread of their own.
+//! Non-blocking output to standard error and standard output: a bounded queue, written by a thread of its own.
 //!
-//! - TEL-V1: nobody who speaks waits for whoever listens. A pipe that is not read or a terminal that stands still (Ctrl-S, a pager, a
-//!   hung ssh) stops no run and delays no signal.
-//! - TEL-V2: what nobody reads is dropped, the oldest first, and once somebody reads again a line says how many lines that were.
-//! - TEL-V3: lines stand above the picture at the bottom of a terminal, and nothing of an earlier picture is left.
-//! - TEL-V4: the end of a process waits for its last words as long as they leave, and no longer than [`PATIENCE`].
+//! - TEL-V1: writing to the queue never waits for the reader. A pipe that is not read or a blocked terminal (Ctrl-S, a pager, a hung ssh)
+//!   stops no run and delays no signal.
+//! - TEL-V2: if the queue is full, the oldest text is dropped. When the reader continues, a line tells the number of dropped lines.
+//! - TEL-V3: lines appear above the picture (the progress line at the bottom of a terminal); earlier pictures are erased.
+//! - TEL-V4: before a process ends, it waits for queued text while some is being written, and no longer than [`PATIENCE`].
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,18 +17,18 @@ use dyad_proto::{agrees, counted, plain};
 
 use crate::log_format::{LogFormat, format, json_line};
 
-/// Bytes that wait at most, beside the words that came last.
+/// Maximum bytes in the queue; the newest text may exceed it.
 const ROOM: usize = 1 << 20;
-/// Longest line of words that are long.
+/// Maximum bytes of a line in a text that is longer than this.
 const LONGEST_LINE: usize = 64 << 10;
-/// Longest that somebody waits for words to leave.
+/// Maximum time that [`Voice::flush`] waits at the end of a process.
 pub const PATIENCE: Duration = Duration::from_secs(3);
-/// As long may pass without any of them leaving.
+/// [`Voice::flush`] gives up if nothing was written for this long.
 const STANDSTILL: Duration = Duration::from_secs(1);
-/// Between two tries where the stream is one that does not wait.
+/// Time between two tries on a non-blocking stream.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// One stream that words leave on.
+/// Non-blocking output to one stream.
 #[derive(Debug)]
 pub struct Voice {
     shared: Arc<SharedQueue>,
@@ -44,20 +44,20 @@ struct SharedQueue {
 struct QueueState {
     ahead: VecDeque<QueuedText>,
     bytes: usize,
-    /// Lines that nobody will read.
+    /// Number of dropped lines, not reported yet.
     dropped: u64,
-    /// Something is on its way.
+    /// The thread is writing a text.
     writing: bool,
-    /// How often something has left.
+    /// Number of texts written.
     left: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 struct QueuedText {
     text: Vec<u8>,
-    /// Lines that are lost with these words: their own, none for a picture, and those a notice tells of.
+    /// Dropped lines to report if this text is dropped: its own lines; 0 for a picture; for a notice, the number that it reports.
     lines: u64,
-    /// What the next picture takes the place of.
+    /// The text is a picture: the next text erases it.
     picture: bool,
 }
 
@@ -66,7 +66,7 @@ impl QueuedText {
         Self { text, lines, picture: false }
     }
 
-    /// As they go to the stream, where a picture is up or not.
+    /// Bytes for the stream; `picture` says whether a picture is on the terminal now.
     fn on_top_of(self, picture: bool) -> Vec<u8> {
         let mut out = if picture { ERASE.to_vec() } else { Vec::new() };
         match self.picture && !self.text.is_empty() {
@@ -79,10 +79,10 @@ impl QueuedText {
     }
 }
 
-/// From the cursor's row on, the terminal is empty. The cursor waits at the picture's first column: where a terminal that has become
-/// narrower breaks the picture over several rows, the cursor stays before all of it.
+/// Clears the terminal from the cursor on. The cursor rests at the picture's first column, so it stays before the whole picture even if
+/// a narrower terminal wraps it over several rows.
 const ERASE: &[u8] = b"\r\x1b[J";
-/// What does not fit is cut off, not wrapped: a terminal may become narrower while the picture is on its way.
+/// Turns wrapping off: the terminal may become narrower before the picture arrives.
 const CLIPPED: &[u8] = b"\x1b[?7l";
 const PARKED: &[u8] = b"\r\x1b[?7h";
 
@@ -92,42 +92,43 @@ pub fn stderr() -> &'static Voice {
     VOICE.get_or_init(|| Voice::over(io::stderr().as_fd().try_clone_to_owned().ok().map(File::from)))
 }
 
-/// Standard output of this process, for what may be dropped.
+/// Standard output of this process, for text that may be dropped.
 pub fn stdout() -> &'static Voice {
     static VOICE: OnceLock<Voice> = OnceLock::new();
     VOICE.get_or_init(|| Voice::over(io::stdout().as_fd().try_clone_to_owned().ok().map(File::from)))
 }
 
 impl Voice {
-    /// Over a stream; without one, words vanish.
+    /// Output to a stream; without a stream, all text is dropped.
     fn over(stream: Option<File>) -> Self {
         let shared = Arc::new(SharedQueue::default());
         if let Some(stream) = stream {
             let of_thread = Arc::clone(&shared);
-            // Where no thread can be started, words wait and are dropped in turn.
+            // If the thread cannot be started, text is queued and finally dropped.
             let _ =
                 std::thread::Builder::new().name("words".into()).spawn(move || of_thread.write_to(&stream));
         }
         Self { shared }
     }
 
-    /// Says a line; its end is added.
+    /// Queues a line; adds the line end.
     pub fn line(&self, text: &str) {
         self.say(format!("{text}\n").into_bytes());
     }
 
-    /// Says whole lines.
+    /// Queues whole lines.
     pub fn say(&self, text: Vec<u8>) {
         let lines = text.iter().filter(|byte| **byte == b'\n').count() as u64;
         self.shared.add(QueuedText::lines(cut(text), lines));
     }
 
-    /// Shows a line at the bottom of a terminal, no wider than that, until the next one takes its place; an empty one takes it away.
+    /// Shows a line at the bottom of a terminal, cut at its width, until the next call replaces it; an empty one removes it.
     pub fn show(&self, picture: &str) {
         self.shared.add(QueuedText { text: picture.into(), lines: 0, picture: true });
     }
 
-    /// Waits until all has left, while something leaves now and then, and no longer than `patience`. Says whether all has.
+    /// Waits until the queue is written, at most `patience`; gives up earlier if nothing is written for a second. Returns whether all
+    /// text was written.
     pub fn flush(&self, patience: Duration) -> bool {
         self.shared.wait(patience)
     }
@@ -140,14 +141,14 @@ impl SharedQueue {
 
     fn add(&self, words: QueuedText) {
         let mut state = self.state();
-        // Of pictures that nobody has seen yet the last one is enough.
+        // Replace a picture that was not written yet.
         if words.picture && state.ahead.back().is_some_and(|last| last.picture) {
             let unseen = state.ahead.pop_back().map_or(0, |unseen| unseen.text.len());
             state.bytes -= unseen;
         }
         state.bytes += words.text.len();
         state.ahead.push_back(words);
-        // The last one stays, however long it is: it may be all that a process says.
+        // Keep the newest text, whatever its length: it may be the error that ends the process.
         while state.bytes > ROOM && state.ahead.len() > 1 {
             let Some(oldest) = state.ahead.pop_front() else { break };
             state.bytes -= oldest.text.len();
@@ -174,8 +175,8 @@ impl SharedQueue {
         true
     }
 
-    /// Words have left: only now is it known that somebody reads, and what was dropped is told. A notice that is dropped in its turn
-    /// gives its count back.
+    /// Called after each write. A completed write shows that the stream is being read, so this queues the notice about dropped lines. If
+    /// the notice is dropped too, its count is reported later.
     fn written(&self) {
         let mut state = self.state();
         (state.writing, state.left) = (false, state.left + 1);
@@ -189,7 +190,7 @@ impl SharedQueue {
         self.changed.notify_all();
     }
 
-    /// The thread of its own: lives as long as the process.
+    /// Body of the writing thread; never returns.
     fn write_to(&self, stream: &File) {
         let mut picture = false;
         loop {
@@ -201,7 +202,7 @@ impl SharedQueue {
             state.bytes -= words.text.len();
             state.writing = true;
             drop(state);
-            // A stream that is closed, or a full disk: these words are lost, the next ones may not be.
+            // Ignore errors (closed stream, full disk): this text is lost, but later writes may succeed.
             let up = words.picture && !words.text.is_empty();
             let _ = write_all(stream, &words.on_top_of(std::mem::replace(&mut picture, up)));
             self.written();
@@ -209,7 +210,7 @@ impl SharedQueue {
     }
 }
 
-/// Whole lines, without the middle of one that nobody would read to its end.
+/// Cuts the middle out of overlong lines.
 fn cut(text: Vec<u8>) -> Vec<u8> {
     if text.len() <= LONGEST_LINE {
         return text;
@@ -228,7 +229,7 @@ fn cut(text: Vec<u8>) -> Vec<u8> {
 
 fn notice(dropped: u64) -> Vec<u8> {
     let (lines, are) = (counted(dropped, "line"), agrees(dropped, "is", "are"));
-    let words = format!("{lines} {are} left out here: nobody read in time");
+    let words = format!("{lines} {are} left out here: the output was not read in time");
     let line = match format() {
         LogFormat::Text => words,
         LogFormat::Json => {
@@ -239,7 +240,7 @@ fn notice(dropped: u64) -> Vec<u8> {
     (line + "\n").into_bytes()
 }
 
-/// Also where another process has made the stream one that does not wait.
+/// Writes everything, also if another process has made the stream non-blocking.
 fn write_all(mut stream: &File, mut text: &[u8]) -> io::Result<()> {
     while !text.is_empty() {
         match stream.write(text) {
@@ -253,7 +254,7 @@ fn write_all(mut stream: &File, mut text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// For `tracing`: every event is one write.
+/// Writer for `tracing`, which writes every event in one call.
 #[derive(Debug)]
 pub(crate) struct Lines;
 
@@ -281,13 +282,13 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_measure_loses_its_middle_and_never_itself() {
+    fn an_overlong_line_loses_only_its_middle() {
         let line = |length: usize| format!("error: {}: the end\n", "x".repeat(length)).into_bytes();
         let kept = cut([line(3 * ROOM), line(5)].concat());
         let text = String::from_utf8(kept).unwrap();
         assert!(text.starts_with("error: xxx") && text.ends_with(": the end\nerror: xxxxx: the end\n"));
         assert!(text.contains(" more bytes] ") && text.len() < 2 * LONGEST_LINE);
-        // Many lines are not one long line; nor are they dropped when they come at once.
+        // A long text of short lines is neither cut nor dropped.
         let many = line(1000).repeat(2000);
         assert_eq!(cut(many.clone()), many);
         let shared = SharedQueue::default();
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn words_arrive_in_order_and_the_end_waits_for_them() {
+    fn text_arrives_in_order_and_flush_waits_for_it() {
         let (mut reader, voice) = pipe();
         (0..50).for_each(|number| voice.line(&number.to_string()));
         assert!(voice.flush(PATIENCE));
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_goes_before_whatever_comes_next_and_only_the_last_one_is_kept() {
+    fn the_next_text_erases_a_picture_and_only_the_last_picture_is_kept() {
         let shared = SharedQueue::default();
         let picture = |text: &str| QueuedText { text: text.into(), lines: 0, picture: true };
         for words in
@@ -327,14 +328,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_stops_nobody_and_what_was_dropped_is_counted() {
+    fn an_unread_pipe_does_not_block_and_dropped_lines_are_counted() {
         let (reader, voice) = pipe();
         let line = "x".repeat(1023);
         let said = 4096;
         (0..said).for_each(|_| voice.line(&line));
         voice.line("the last words");
         assert!(!voice.flush(Duration::from_millis(10)));
-        // Somebody reads again.
+        // The pipe is read again.
         let mut lines = io::BufRead::lines(io::BufReader::new(reader)).map_while(Result::ok);
         let (mut whole, mut left_out) = (0, 0);
         for text in lines.by_ref() {
@@ -352,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_that_is_dropped_itself_gives_its_count_back() {
+    fn a_dropped_notice_gives_its_count_back() {
         let shared = SharedQueue::default();
         let add = |count: usize| {
             (0..count).for_each(|_| shared.add(QueuedText::lines(vec![b'x'; ROOM / 4], 1)));
@@ -362,12 +363,12 @@ mod tests {
         shared.written();
         assert_eq!(shared.state().dropped, 0, "the notice waits");
         add(1);
-        // The notice and the line behind it made room.
+        // The notice (for 2 lines) and one line were dropped.
         assert_eq!(shared.state().dropped, 2 + 1);
     }
 
     #[test]
-    fn a_stream_that_is_closed_ends_nothing() {
+    fn writing_to_a_closed_stream_does_not_fail() {
         let (reader, voice) = pipe();
         drop(reader);
         voice.line("to nobody");

@@ -1,16 +1,15 @@
-//! Signs that long work in this crate gets on, for whoever watches over the process: what only takes long must not look like what
-//! stands still.
+//! Progress signals of long work in this crate, so that a watchdog can tell slow work from a hang.
 
 use std::sync::OnceLock;
 
 static MARK: OnceLock<fn()> = OnceLock::new();
 
-/// From now on this is called with every piece of long work that is done, from any thread. Who comes first is told.
+/// Registers a function that is called after every piece of long work, from any thread. Only the first registration counts.
 pub fn tell(mark: fn()) {
     let _ = MARK.set(mark);
 }
 
-/// A piece is done.
+/// Signals that a piece of work is done.
 pub(crate) fn advance() {
     if let Some(mark) = MARK.get() {
         mark();

@@ -1,5 +1,5 @@
-//! Which template a tokenizer's folder has, chosen as transformers chooses: files stand over tokenizer_config.json, and of
-//! several named templates the one called `default` is used.
+//! The chat template of a tokenizer folder, chosen as transformers chooses: template files take precedence over
+//! tokenizer_config.json, and of several named templates the one called `default` is used.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,12 +14,12 @@ use crate::template::{Cause, Given, Moment, Template, TemplateError};
 
 const DEFAULT: &str = "default";
 
-/// A template, and where it was written.
+/// A template, and the file that it comes from.
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
     template: Template,
     origin: String,
-    /// Names and texts that templates know beside the conversation.
+    /// Names and texts of the special tokens, which templates can use as variables.
     special_tokens: Vec<(String, String)>,
     now: Moment,
 }
@@ -38,7 +38,7 @@ impl ChatTemplate {
         Ok(Self { template, origin, special_tokens, now })
     }
 
-    /// Text of a conversation.
+    /// Renders a conversation, with `answer` as its last message.
     pub(crate) fn render(
         &self,
         messages: &[Message],
@@ -92,7 +92,7 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// Source of the template, and the file that it is in.
+/// Returns the source of the template, and the name of its file.
 fn source(dir: &Path, config: &Map<String, Value>) -> Result<(String, String), Fault> {
     let mut named = BTreeMap::new();
     let file = dir.join("chat_template.jinja");

@@ -1,4 +1,4 @@
-//! Reads the files beside a model's weights. Only a file that is not there is absent: one that cannot be read is an error.
+//! Reads the text and JSON files of a model folder. A missing file is `None`; an unreadable one is an error.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -8,17 +8,17 @@ use serde_json::{Map, Value};
 
 use dyad_proto::lfs::refuse_pointer;
 
-/// Whether anything has this name, be it a link to nowhere: whoever reads it then says what is wrong with it.
+/// Whether the path exists. A dangling link exists too, so that reading it reports the error.
 #[must_use]
 pub fn is_there(path: &Path) -> bool {
     !path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
-/// Text of a file, if there is one.
+/// Text of a file; `None` if the file is missing.
 pub fn text(path: &Path) -> Result<Option<String>, Fault> {
     let bytes = match dyad_proto::files::read(path) {
         Ok(bytes) => bytes,
-        // A link to nowhere is there.
+        // A dangling link is an error, not a missing file.
         Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => return Ok(None),
         Err(error) => {
             return Err(Fault::input(format!("cannot read {}: {error}", path.display()))
@@ -32,7 +32,7 @@ pub fn text(path: &Path) -> Result<Option<String>, Fault> {
     })
 }
 
-/// The object in a JSON file, if there is a file.
+/// The object in a JSON file; `None` if the file is missing.
 pub fn object(path: &Path) -> Result<Option<Map<String, Value>>, Fault> {
     let Some(text) = text(path)? else { return Ok(None) };
     let broken = |error: serde_json::Error| {

@@ -1,14 +1,14 @@
-//! From preference pairs to token ids. Knows no device and no libtorch.
+//! Turns preference pairs into token ids. Uses no device and no libtorch.
 //!
-//! - [`alive`]: signs that long work gets on.
-//! - [`adapter`]: what a PEFT adapter folder says, and which layers it adapts.
-//! - [`hub`]: a folder or a hub id becomes a local model folder.
+//! - [`alive`]: progress signals of long work.
+//! - [`adapter`]: configuration of a PEFT adapter folder, and the layers that it adapts.
+//! - [`hub`]: finds the local folder of a model, or downloads it by its hub id.
 //! - [`tokenizer`]: tokenizer and chat template of a model folder.
-//! - [`tokenize`]: one pair becomes prompt, chosen and rejected ids, by TRL's rule.
-//! - [`truncation`]: pairs that are too long. [`pair_tokenizer`]: many pairs, each tokenised once.
-//! - [`reference_key`]: names a reference model.
-//! - [`new_model`]: small random models to learn and test with.
-// Tests read what they wrote; all else goes through `dyad_proto::files`.
+//! - [`tokenize`]: turns one pair into prompt, chosen and rejected ids, by TRL's rule.
+//! - [`truncation`]: cuts or drops pairs that are too long. [`pair_tokenizer`]: tokenises many pairs, each once.
+//! - [`reference_key`]: cache key of a reference model.
+//! - [`new_model`]: writes small random models for learning and tests.
+// Tests may read their own files directly; all other code goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod adapter;

@@ -1,4 +1,4 @@
-//! Small random models in Hugging Face format, to learn and test with: own byte-level BPE tokenizer, ChatML template,
+//! Small random models in Hugging Face format, for learning and tests: their own byte-level BPE tokenizer, ChatML template,
 //! random weights. The same options give the same bytes.
 
 mod weights;
@@ -64,13 +64,13 @@ pub struct NewModelOptions {
     pub overwrite: bool,
 }
 
-/// How the weights are stored; with these, models of any size.
+/// How the weights are stored.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Storage {
     /// Precision of the stored weights.
     #[arg(long, value_enum, default_value_t = StoredDtype::Float32)]
     pub dtype: StoredDtype,
-    /// A head of its own instead of the embedding.
+    /// Store a separate output head instead of using the embedding as head.
     #[arg(long)]
     pub untied_head: bool,
     /// Rows of embedding and head, if more than the tokenizer has entries; the rest is never used.
@@ -104,7 +104,7 @@ impl StoredDtype {
         }
     }
 
-    /// As safetensors calls it.
+    /// Name in safetensors.
     fn code(self) -> &'static str {
         match self {
             Self::Float32 => "F32",
@@ -112,7 +112,7 @@ impl StoredDtype {
         }
     }
 
-    /// As config.json calls it.
+    /// Name in config.json.
     fn name(self) -> &'static str {
         match self {
             Self::Float32 => "float32",
@@ -121,18 +121,18 @@ impl StoredDtype {
     }
 }
 
-/// `trainer new-model`.
+/// Options of `trainer new-model`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct NewModelCommand {
-    /// Shape.
+    /// Shape of the model.
     #[command(flatten)]
     pub model: NewModelOptions,
-    /// Storage.
+    /// Storage of the weights.
     #[command(flatten)]
     pub storage: Storage,
 }
 
-/// Writes the model folder, float32 with the embedding as head.
+/// Writes the model folder, in float32, with the embedding as head.
 pub fn create(options: &NewModelOptions) -> Result<(), Fault> {
     create_stored(options, &Storage::default())
 }
@@ -188,7 +188,7 @@ fn texts(path: &Path) -> Result<Vec<String>, Fault> {
     for id in 0..source.len() as u64 {
         texts.extend(source.pair(id)?.into_texts());
     }
-    // The template's own words must be in the vocabulary too.
+    // The vocabulary must also cover the role names of the template.
     texts.extend(["system\n", "user\n", "assistant\n"].map(str::to_owned));
     Ok(texts)
 }
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(std::fs::read(options.out.join("model.safetensors")).unwrap(), first);
     }
 
-    /// Shards, a head of its own, rows that no token has, two bytes a value: every tensor is there once, with finite values.
+    /// With shards, an untied head, padded rows and bfloat16, every tensor is written once and has finite values.
     #[test]
     fn a_large_model_is_written_in_shards() {
         let (_dir, options) = model();

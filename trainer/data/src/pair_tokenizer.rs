@@ -1,5 +1,5 @@
-//! Pairs from the wire become tokens, each once as far as the cache goes: measuring, every epoch, every evaluation and the reference
-//! model's pass ask for the same pairs.
+//! Tokenises pairs from the wire and caches them: measuring, every epoch, every evaluation and the reference model's pass use the same
+//! pairs.
 
 use std::collections::HashMap;
 
@@ -12,13 +12,13 @@ use crate::tokenized::Tokenized;
 use crate::tokenizer::ChatTokenizer;
 use crate::truncation::{Rule, is_trainable};
 
-/// Most bytes of token ids that are kept: some 60,000 pairs of 1,000 tokens.
+/// Largest cache of token ids in bytes: about 60,000 pairs of 1,000 tokens.
 pub const CACHE_BYTES: usize = 256 << 20;
 
-/// What became of a pair: its tokens, or why it cannot become tokens of this model.
+/// Tokens of a pair, or why it cannot be tokenised for this model.
 type Outcome = Result<(PairVerdict, Tokenized), Fault>;
 
-/// Tokenizer, rule, and the pairs that were tokenised before.
+/// Tokenizer, rule, and cached pairs.
 #[derive(Debug)]
 pub struct PairTokenizer {
     tokenizer: ChatTokenizer,
@@ -30,13 +30,13 @@ pub struct PairTokenizer {
 }
 
 impl PairTokenizer {
-    /// With an empty cache of so many bytes.
+    /// Creates a tokenizer with an empty cache of at most `cache_bytes`.
     #[must_use]
     pub fn new(tokenizer: ChatTokenizer, rule: Rule, cache_bytes: usize) -> Self {
         Self { tokenizer, rule, cache: HashMap::new(), bytes_left: cache_bytes }
     }
 
-    /// Tokens of pairs of one file. `file` is its name in errors.
+    /// Returns the tokens of pairs of one file; fails if a pair cannot be trained on. `file` is its name in errors.
     pub fn tokenize(&mut self, split: Split, pairs: &[Pair], file: &str) -> Result<Vec<Tokenized>, Fault> {
         let usable = |(pair, outcome): (&Pair, Outcome)| {
             let named = |fault: Fault| Fault {
@@ -55,8 +55,8 @@ impl PairTokenizer {
         pairs.iter().zip(self.outcomes(split, pairs)).map(usable).collect()
     }
 
-    /// Token counts of pairs, for the coordinator's shards, and why the first of those cannot be used that cannot. An error is no
-    /// fault of a pair.
+    /// Returns the token counts of pairs, for the coordinator's shards, and the error of the first pair that cannot be used. Fails only
+    /// for reasons that are not the fault of a pair.
     pub fn measure(
         &mut self,
         split: Split,
@@ -86,7 +86,7 @@ impl PairTokenizer {
         self.tokenizer.stop_tokens()
     }
 
-    /// In order; those that are not in the cache on all cores at once.
+    /// Outcomes in the order of `pairs`; tokenises pairs that are not cached on all cores.
     fn outcomes(&mut self, split: Split, pairs: &[Pair]) -> Vec<Outcome> {
         let cached: Vec<_> = pairs.iter().map(|pair| self.cache.get(&(split, pair.id)).cloned()).collect();
         let missing: Vec<&Pair> =
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!((lengths.len(), refusal, tokens.cache.len()), (3, None, 2));
         let first = tokens.tokenize(Split::Train, &pairs, "pairs.jsonl").unwrap();
         assert_eq!((&first[0], tokens.cache.len()), (&first[2], 2));
-        // Another text under the same id would be tokenised anew if the cache were not asked.
+        // Pair 0 has another text under its old id: equal tokens show that they came from the cache.
         let changed = [pair(2, "new"), pair(0, "something else"), pair(1, "never")];
         let cached = tokens.tokenize(Split::Train, &changed, "pairs.jsonl").unwrap();
         assert_eq!(cached[1..], first[..2]);

@@ -1,22 +1,22 @@
-//! Ids of plain text, to which no chat template is applied: those of `tokenizer(text)` in transformers, which adds special tokens.
+//! Ids of plain text without a chat template: the same as `tokenizer(text)` in transformers, which adds special tokens.
 //!
-//! What is added is decided by the post-processor of tokenizer.json. transformers 5.23 ignores `add_bos_token` and `add_eos_token` of
-//! tokenizer_config.json where there is a tokenizer.json (`PreTrainedTokenizerBase._from_pretrained`).
+//! The post-processor of tokenizer.json decides which tokens are added. transformers 5.23 ignores `add_bos_token` and `add_eos_token`
+//! of tokenizer_config.json if there is a tokenizer.json (`PreTrainedTokenizerBase._from_pretrained`).
 
 use tokenizers::Tokenizer;
 
-/// What is put around the ids of a text.
+/// Ids that are added before and after the ids of a text.
 #[derive(Debug)]
 pub(crate) struct Around {
     before: Vec<u32>,
     after: Vec<u32>,
 }
 
-/// Texts that show what a post-processor adds.
+/// Texts that are encoded to find out which ids a post-processor adds.
 const PROBES: [&str; 3] = ["a", "Hello there", ""];
 
 impl Around {
-    /// What the post-processor adds to each of a few texts; `None` where that is not always the same at both ends.
+    /// Finds the ids that the post-processor adds; `None` if they differ between texts or are not at the ends.
     pub(crate) fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let ids = |text: &str, special| Some(tokenizer.encode_fast(text, special).ok()?.get_ids().to_vec());
         let mut found: Option<Self> = None;
@@ -39,7 +39,7 @@ impl Around {
         found
     }
 
-    /// The ids with what is put around them.
+    /// Adds the ids before and after.
     pub(crate) fn put(&self, ids: &[u32]) -> Vec<u32> {
         [&self.before, ids, &self.after].concat()
     }

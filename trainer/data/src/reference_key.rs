@@ -1,5 +1,5 @@
-//! Names a reference model, so that its log-probabilities can be kept: equal keys and equal tokens give equal numbers. Tokenizer,
-//! template, date and sequence limit decide the tokens alone, which each pair's own hash names.
+//! Cache key of a reference model: equal keys and equal tokens give equal log-probabilities. Tokenizer, template, date and sequence
+//! limit are not part of the key: they only affect the tokens, which each pair's own hash covers.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,21 +10,21 @@ use sha2::{Digest, Sha256};
 
 use crate::alive;
 
-/// Raised when the passes change what they round.
+/// Raise this when a change to the forward pass changes its rounding.
 const ARITHMETIC: u32 = 1;
 const MODEL_FILES: [&str; 3] = ["config.json", "adapter_config.json", "model.safetensors.index.json"];
 
-/// What a reference log-probability depends on beside the pair's tokens.
+/// Everything except the pair's tokens that a reference log-probability depends on.
 #[derive(Clone, Debug)]
 pub struct ReferenceModel<'a> {
-    /// Model folder, and the adapter folder on top of it where there is one.
+    /// Model folder, then the adapter folder if there is one.
     pub weights: Vec<&'a Path>,
     /// Precision and kind of device.
     pub arithmetic: String,
 }
 
 impl ReferenceModel<'_> {
-    /// SHA-256 over all of it, lower-case hex. Reads every file once.
+    /// SHA-256 over all fields and files, in lower-case hex. Reads every file once.
     pub fn key(&self) -> Result<String, Fault> {
         let mut files: Vec<PathBuf> = Vec::new();
         for folder in &self.weights {
@@ -75,7 +75,7 @@ mod tests {
     const INDEX: &str = "model.safetensors.index.json";
 
     #[test]
-    fn a_key_follows_every_file_and_setting_but_not_the_folders_place() {
+    fn keys_depend_on_every_file_and_setting_but_not_on_the_path() {
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let write = |dir: &Path, name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
         for dir in [one.path(), other.path()] {
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(before.len(), 64);
         assert_eq!(key(other.path(), "Float cpu"), before);
         assert_ne!(key(one.path(), "BFloat16 cpu"), before);
-        // Tokens are not the model's business: each pair is kept by its own.
+        // The key ignores tokenizer files: each pair's own hash covers its tokens.
         for name in ["README.md", "tokenizer.json", "chat_template.jinja"] {
             write(other.path(), name, "new");
             assert_eq!(key(other.path(), "Float cpu"), before, "{name}");

@@ -13,24 +13,24 @@ use crate::tokenizer_class::TokenizerClass;
 const STANDARD: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// Special tokens without names, and those with names of the model's own.
+/// Fields of special tokens without names, and of special tokens with model-specific names.
 const EXTRA: &str = "extra_special_tokens";
 const SPECIFIC: &str = "model_specific_special_tokens";
 
-/// What templates and the tokenizer are given.
+/// Special and added tokens, for templates and the tokenizer.
 #[derive(Debug)]
 pub(crate) struct SpecialTokens {
-    /// Names, in transformers' order; templates know them.
+    /// Named tokens, in transformers' order; templates can use the names.
     pub(crate) named: Vec<(String, AddedToken)>,
-    /// More special tokens, without names.
+    /// Special tokens without names.
     extra: Vec<AddedToken>,
-    /// Tokens that the configuration lists by their ids.
+    /// Added tokens of the configuration, in the order of their ids.
     listed: Vec<AddedToken>,
     class: TokenizerClass,
 }
 
 impl SpecialTokens {
-    /// Reads them; `config` is tokenizer_config.json.
+    /// Reads the tokens; `config` is tokenizer_config.json, `tokenizer` is tokenizer.json.
     pub(crate) fn read(
         dir: &Path,
         config: &Map<String, Value>,
@@ -130,7 +130,7 @@ impl SpecialTokens {
         self.named.iter().find(|(known, _)| known == name).map(|(_, token)| token.content.as_str())
     }
 
-    /// Makes the tokenizer know all of them, as transformers does when it loads.
+    /// Adds all missing tokens to the tokenizer, as transformers does when it loads.
     pub(crate) fn complete(&self, tokenizer: &mut Tokenizer) {
         let known = tokenizer.get_added_tokens_decoder();
         let same = |one: &AddedToken, other: &AddedToken| {
@@ -164,19 +164,19 @@ impl SpecialTokens {
     }
 }
 
-/// Names of tokens that are none of the standard ones.
+/// Whether this is the name of a token, but not of a standard one.
 fn is_own_name(name: &str) -> bool {
     name.ends_with("_token") && !STANDARD.contains(&name)
 }
 
-/// The old name of extra tokens, where the new one says nothing.
+/// If `spare`, moves the field `additional_special_tokens` to its new name `extra_special_tokens`.
 fn rename_additional(config: &mut Map<String, Value>, spare: bool) {
     if spare && let Some(additional) = config.remove("additional_special_tokens") {
         config.insert(EXTRA.to_owned(), additional);
     }
 }
 
-/// Named tokens of tokenizer_config.json. They take the place of those that are listed as such, which transformers then passes over.
+/// Collects model-specific named tokens of tokenizer_config.json. As in transformers, they replace an existing list of such tokens.
 fn gather_specific(config: &mut Map<String, Value>) {
     let own =
         |(name, value): (&String, &Value)| (is_own_name(name) && value.is_string()).then(|| name.clone());
@@ -193,7 +193,7 @@ fn gather_specific(config: &mut Map<String, Value>) {
     }
 }
 
-/// special_tokens_map.json stands over tokenizer_config.json where the latter lists no added tokens.
+/// Overrides fields of tokenizer_config.json with special_tokens_map.json; used only if the former lists no added tokens.
 fn merge_map(dir: &Path, config: &mut Map<String, Value>) -> Result<(), Fault> {
     let file = dir.join("special_tokens_map.json");
     for (name, mut value) in files::object(&file)?.unwrap_or_default() {
@@ -243,7 +243,7 @@ fn special(token: &mut Value) {
     }
 }
 
-/// added_tokens.json, which old tokenizers have.
+/// Reads added_tokens.json of old tokenizers.
 fn legacy(dir: &Path, config: &Map<String, Value>, listed: &mut Vec<(u64, AddedToken)>) -> Result<(), Fault> {
     let file = dir.join("added_tokens.json");
     let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
@@ -272,7 +272,7 @@ fn wrong(file: &Path, field: &str, why: &str) -> Fault {
         .hint("save the tokenizer again with transformers' save_pretrained")
 }
 
-/// A token as a text or as transformers' object.
+/// Reads a token that is a string or transformers' `AddedToken` object.
 fn entry(file: &Path, field: &str, value: &Value) -> Result<AddedToken, Fault> {
     if let Value::String(text) = value {
         return Ok(AddedToken::from(text.clone(), true));

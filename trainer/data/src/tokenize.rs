@@ -1,7 +1,6 @@
-//! One pair becomes prompt, chosen and rejected ids, by TRL's rule: render the prompt and both full conversations (plain text stands
-//! for itself, with the end-of-sequence token after both outputs), tokenise
-//! each once, split at their common token prefix. Templates and tokenizers that treat the prompt's end differently alone
-//! and in full therefore never shift the completion.
+//! Turns one pair into prompt, chosen and rejected ids, by TRL's rule: render the prompt and both full conversations, tokenise each
+//! once, and split at their common token prefix. Plain text is not rendered; it only gets the end-of-sequence token after both outputs.
+//! So the split stays correct if a template or tokenizer writes the end of the prompt differently when an answer follows.
 
 use dyad_proto::Fault;
 use dyad_proto::pairs::{Conversation, PlainText, PreferencePair};
@@ -11,7 +10,7 @@ use crate::tokenized::Tokenized;
 use crate::tokenizer::ChatTokenizer;
 use crate::truncation::{Rule, is_trainable, truncate};
 
-/// Ids of a pair, and whether it can be trained on by the rule.
+/// Returns the ids of a pair, and whether the rule allows to train on it.
 pub fn tokenize(
     tokenizer: &ChatTokenizer,
     pair: &PreferencePair,
@@ -35,11 +34,11 @@ pub fn tokenize(
     Ok((verdict, tokenized))
 }
 
-/// Ids of whole texts: the prompt, and each output behind it.
+/// Ids of whole texts: the prompt alone, and the prompt with each output.
 struct Sequences {
     prompt: Vec<u32>,
     chosen: Vec<u32>,
-    /// `None` where the run leaves it out.
+    /// `None` if the run ignores the rejected output.
     rejected: Option<Vec<u32>>,
 }
 

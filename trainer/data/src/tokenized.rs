@@ -5,21 +5,21 @@ use sha2::{Digest, Sha256};
 /// Token ids of a pair. The full sequences are `prompt + chosen` and `prompt + rejected`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokenized {
-    /// What both answers continue.
+    /// Ids of the prompt, which both answers continue.
     pub prompt: Vec<u32>,
-    /// The preferred answer, with whatever the template puts after it.
+    /// The preferred answer, and everything that the template puts after it.
     pub chosen: Vec<u32>,
-    /// The other answer.
+    /// The rejected answer.
     pub rejected: Vec<u32>,
 }
 
 impl Tokenized {
-    /// All of its ids.
+    /// All ids of the three parts.
     pub fn tokens(&self) -> impl Iterator<Item = u32> {
         [&self.prompt, &self.chosen, &self.rejected].into_iter().flatten().copied()
     }
 
-    /// First 16 bytes of SHA-256 over the ids and where each part ends, as two numbers.
+    /// First 16 bytes of the SHA-256 over the ids and the length of each part, as two numbers.
     #[must_use]
     pub fn hash(&self) -> (u64, u64) {
         let mut hash = Sha256::new();
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_follows_every_token_and_where_the_parts_end() {
+    fn hashes_depend_on_every_token_and_on_the_part_boundaries() {
         let hashes = [
             pair(&[1, 2], &[3], &[4]),
             pair(&[1], &[2, 3], &[4]),

@@ -16,22 +16,22 @@ use crate::special::SpecialTokens;
 use crate::template::Moment;
 use crate::tokenizer_class::{Declared, broken};
 
-/// Renders conversations as the model expects them and turns text into ids.
+/// Renders conversations with the chat template and turns text into ids.
 #[derive(Debug)]
 pub struct ChatTokenizer {
     tokenizer: Tokenizer,
-    /// Where the tokenizer allows for one.
+    /// `None` if the tokenizer has parts that the quick encoder does not support.
     quick: Option<QuickEncoder>,
     template: ChatTemplate,
     stop_ids: Vec<u32>,
-    /// What plain text gets; `None` where that is not known.
+    /// Ids added to plain text; `None` if they depend on the text.
     around: Option<Around>,
     eos_token: Option<String>,
 }
 
 impl ChatTokenizer {
-    /// Reads a folder as transformers' `AutoTokenizer` does; `model` says which tokens end an answer, and `now` is the date that
-    /// templates are given.
+    /// Reads a folder as transformers' `AutoTokenizer` does. The folder `model` says which tokens end an answer; `now` is the date for
+    /// templates.
     pub fn load(dir: &Path, model: &Path, now: NaiveDateTime) -> Result<Self, Fault> {
         let path = dir.join("tokenizer.json");
         let text = files::text(&path)?.ok_or_else(|| {
@@ -49,7 +49,7 @@ impl ChatTokenizer {
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
-        // Length is the run's business (max_seq_length), never the file's.
+        // The run's max_seq_length limits the length, not the file.
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);
         let special = SpecialTokens::read(dir, &config, &json, class)?;
@@ -65,22 +65,22 @@ impl ChatTokenizer {
         })
     }
 
-    /// Text of a conversation, with the opening of the assistant's turn if asked for.
+    /// Renders a conversation, with the start of the assistant's turn if `add_generation_prompt`.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Fault> {
         self.template.render(messages, None, add_generation_prompt)
     }
 
-    /// Text of a conversation that ends with an answer.
+    /// Renders a conversation with `answer` as its last message.
     pub fn render_answered(&self, messages: &[Message], answer: &Message) -> Result<String, Fault> {
         self.template.render(messages, Some(answer), false)
     }
 
-    /// Ids of rendered text. The template holds every special token: none is added.
+    /// Ids of rendered text. Adds no special tokens: the template has written them.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Fault> {
         Ok(self.encode_like(text.to_owned(), None)?.ids)
     }
 
-    /// Ids of a text that no chat template was applied to, with the special tokens that the tokenizer adds.
+    /// Ids of plain text, with the special tokens that the tokenizer adds.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, Fault> {
         let around = self.around.as_ref().ok_or_else(|| {
             Fault::input("the tokenizer's post_processor changes more than both ends of a text: plain text is not supported with it")
@@ -89,7 +89,7 @@ impl ChatTokenizer {
         Ok(around.put(&self.encode(text)?))
     }
 
-    /// The text that ends a completion of plain text.
+    /// The token that ends a plain-text completion, as text.
     pub fn eos_token(&self) -> Result<&str, Fault> {
         self.eos_token.as_deref().ok_or_else(|| {
             Fault::input("the tokenizer has no eos_token, which ends the outputs of plain-text pairs")
@@ -97,7 +97,7 @@ impl ChatTokenizer {
         })
     }
 
-    /// The same; `like` is a text that probably starts alike, and spares encoding what both start with.
+    /// Like [`Self::encode`]; reuses the ids of the start that `text` shares with the earlier text `like`.
     pub(crate) fn encode_like(&self, text: String, like: Option<&Encoded>) -> Result<Encoded, Fault> {
         let encoded = match &self.quick {
             Some(quick) => quick.encode(&self.tokenizer, text, like),
@@ -109,14 +109,14 @@ impl ChatTokenizer {
         encoded.map_err(|error| Fault::input(format!("the tokenizer refuses a text: {error}")))
     }
 
-    /// Text of ids, without special tokens.
+    /// Decodes ids, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Fault> {
         self.tokenizer
             .decode(ids, true)
             .map_err(|error| Fault::failed(format!("cannot decode tokens: {error}")))
     }
 
-    /// Every id must have a row in the model's embedding: no other row would be the right one.
+    /// Fails if an id has no row in the model's embedding.
     pub fn check_known(&self, ids: impl IntoIterator<Item = u32>, embedding_rows: u32) -> Result<(), Fault> {
         let Some(id) = ids.into_iter().find(|&id| id >= embedding_rows) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(id).unwrap_or_default();
@@ -135,14 +135,14 @@ impl ChatTokenizer {
         &self.stop_ids
     }
 
-    /// Those ids' texts.
+    /// Texts of [`Self::stop_ids()`].
     #[must_use]
     pub fn stop_tokens(&self) -> Vec<String> {
         let text = |&id: &u32| self.tokenizer.id_to_token(id).unwrap_or_else(|| format!("id {id}"));
         self.stop_ids.iter().map(text).collect()
     }
 
-    /// Whether an answer's ids end with one of them; spaces may follow it.
+    /// Whether an answer's ids end with one of [`Self::stop_ids()`]; white space may follow it.
     #[must_use]
     pub fn ends(&self, ids: &[u32]) -> bool {
         let last = ids.iter().rposition(|id| self.stop_ids.contains(id));
@@ -153,8 +153,8 @@ impl ChatTokenizer {
     }
 }
 
-/// What `tokenizer_class` must be in a copy of a tokenizer's files without the model's config.json, for transformers to make the same of
-/// it; none where it is so already.
+/// The `tokenizer_class` that a copy of the tokenizer's files without config.json needs, so that transformers builds the same tokenizer;
+/// `None` if it needs no change.
 pub fn class_without_model(dir: &Path) -> Result<Option<&'static str>, Fault> {
     let text = files::text(&dir.join("tokenizer.json"))?.unwrap_or_default();
     let config = files::object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
@@ -164,7 +164,7 @@ pub fn class_without_model(dir: &Path) -> Result<Option<&'static str>, Fault> {
     Ok((with != without).then(|| with.name()))
 }
 
-/// Keys that change ids in transformers and are not known here.
+/// Refuses keys of tokenizer_config.json that change ids in transformers and are not supported here.
 fn known(dir: &Path, config: &Map<String, Value>) -> Result<(), Fault> {
     let file = dir.join("tokenizer_config.json");
     let refused = |key: &str, hint: &str| {
@@ -200,7 +200,7 @@ fn stop_ids(model: &Path, special: &SpecialTokens, tokenizer: &Tokenizer) -> Res
     Ok(special.text("eos_token").and_then(|token| tokenizer.token_to_id(token)).into_iter().collect())
 }
 
-/// An id as tokenizers have them: a larger one must not become another token's.
+/// Reads a token id; fails if it does not fit, because truncating it would give another token's id.
 fn token_id(file: &Path, id: &Value) -> Result<u32, Fault> {
     id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
         let shown = id.to_string();
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_that_no_token_can_have_is_refused_by_name() {
+    fn impossible_token_ids_are_refused_with_their_value() {
         let id = |json: &str| token_id(Path::new("m/config.json"), &serde_json::from_str(json).unwrap());
         assert_eq!((id("0"), id("4294967295")), (Ok(0), Ok(u32::MAX)));
         for wrong in ["4294967296", "4294967297", "18446744073709551615", "-1", "1.5", "\"2\"", "null"] {

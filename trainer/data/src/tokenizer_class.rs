@@ -1,5 +1,5 @@
-//! Which tokenizer transformers 5.23 makes of a folder: the one of tokenizer.json, or only its vocabulary and merges within a class of
-//! its own, whose way of cutting text stands over the file's (`AutoTokenizer.from_pretrained`,
+//! Which tokenizer transformers 5.23 builds from a folder: tokenizer.json as it is, or a class that takes only its vocabulary and merges
+//! and splits text by its own rules (`AutoTokenizer.from_pretrained`,
 //! `TokenizersBackend.convert_to_native_format`).
 
 use std::path::Path;
@@ -11,8 +11,8 @@ use tokenizers::Tokenizer;
 /// transformers gives every qwen2 folder this split, whatever its tokenizer.json says.
 pub(crate) const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Classes of transformers that make something else of tokenizer.json than what it holds, and that are not known here. Without `Fast`,
-/// sorted. `tests/parity/tokenizer_classes.py classes` lists them.
+/// Classes of transformers that do not use tokenizer.json as it is and are not supported here. Without the suffix `Fast`, sorted.
+/// `tests/parity/tokenizer_classes.py classes` lists them.
 const OTHERS: &[&str] = &[
     "AlbertTokenizer",
     "AutoTokenizer",
@@ -118,10 +118,10 @@ const OTHERS: &[&str] = &[
     "XLNetTokenizer",
 ];
 
-/// What is made of tokenizer.json.
+/// The class that builds a tokenizer from tokenizer.json.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TokenizerClass {
-    /// Itself.
+    /// Uses tokenizer.json unchanged.
     AsItIs,
     Llama,
     Qwen2,
@@ -130,7 +130,7 @@ pub(crate) enum TokenizerClass {
 
 use TokenizerClass::{AsItIs, Gpt2, Llama, Qwen2};
 
-/// What says which class it is.
+/// The files that decide the class.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Declared<'d> {
     /// Folder of the tokenizer, for errors.
@@ -144,12 +144,12 @@ pub(crate) struct Declared<'d> {
 }
 
 impl Declared<'_> {
-    /// As `AutoTokenizer` chooses.
+    /// The class that `AutoTokenizer` chooses; fails if it is not supported.
     pub(crate) fn class(&self) -> Result<TokenizerClass, Fault> {
         let word = |map: &Map<String, Value>| Some(map.get("tokenizer_class")?.as_str()?.to_owned());
         let declared = word(self.config).or_else(|| word(self.model));
         let declared = declared.as_deref().map(|name| name.strip_suffix("Fast").unwrap_or(name));
-        // With code of its own, which is not run here and there only if trusted, the family does not decide.
+        // If `auto_map` names custom code and a class is declared, the family does not decide. Custom code is never run here.
         let own_code = match self.config.get("auto_map") {
             Some(Value::Array(_)) => true,
             Some(map) => map.get("AutoTokenizer").is_some_and(|code| !code.is_null()),
@@ -173,7 +173,7 @@ impl Declared<'_> {
         }
     }
 
-    /// The tokenizer without its added tokens, and what there is to say of it. `json` is tokenizer.json.
+    /// Builds the tokenizer, and returns a warning if part of the file is ignored. `json` is tokenizer.json.
     pub(crate) fn build(
         &self,
         class: TokenizerClass,
@@ -202,7 +202,7 @@ impl Declared<'_> {
         Ok((serde_json::from_value(rebuilt).map_err(|error| broken(Box::new(error)))?, warning))
     }
 
-    /// The same text would have other ids each time.
+    /// Refuses dropout: the same text would get other ids each time.
     fn refuse_dropout(&self, json: &Value) -> Result<(), Fault> {
         match json.pointer("/model/dropout").and_then(Value::as_f64) {
             Some(dropout) if dropout > 0.0 => Err(Fault::input(format!(
@@ -214,7 +214,7 @@ impl Declared<'_> {
         }
     }
 
-    /// Vocabulary and merges, all that is taken of the file's model.
+    /// A BPE model with the file's vocabulary and merges, and nothing else of it.
     fn model(&self, class: TokenizerClass, json: &Value) -> Result<Value, Fault> {
         let vocab = json.pointer("/model/vocab").filter(|vocab| vocab.is_object());
         let merges = json.pointer("/model/merges").filter(|merges| merges.is_array());
@@ -301,7 +301,7 @@ impl TokenizerClass {
         }
     }
 
-    /// Special tokens that it has where nothing names others; none is one that it does not have either.
+    /// Default special tokens of the class; `None` means that the class has no such token by default.
     pub(crate) fn defaults(self) -> &'static [(&'static str, Option<&'static str>)] {
         const END: Option<&str> = Some("<|endoftext|>");
         match self {
@@ -312,20 +312,21 @@ impl TokenizerClass {
         }
     }
 
-    /// Whether every named token becomes a special one at last, without whatever the files say of the spaces around it.
+    /// Whether named tokens are added again at the end as special tokens, with default values for `lstrip`, `rstrip` and `single_word`.
     pub(crate) fn adds_named_again(self) -> bool {
         self == Qwen2
     }
 }
 
-/// What cuts a text, and puts it together again.
+/// Parts of a class that split a text and join it again.
 struct ClassFrame {
     normalizer: Value,
     pre_tokenizer: Value,
     decoder: Value,
 }
 
-/// The part of tokenizer.json that would cut text otherwise. Of SentencePiece's spaces there are three spellings.
+/// Returns the part of tokenizer.json that splits text differently from the class. For Llama, the three spellings of SentencePiece's
+/// spaces (`Prepend`, `Replace`, `Metaspace`) count as equal.
 fn passed_over(class: TokenizerClass, json: &Value, frame: &ClassFrame) -> Option<&'static str> {
     let part = |name: &str| json.get(name).cloned().unwrap_or_default();
     let (normalizer, pre_tokenizer) = (part("normalizer"), part("pre_tokenizer"));
@@ -343,7 +344,7 @@ fn passed_over(class: TokenizerClass, json: &Value, frame: &ClassFrame) -> Optio
     }
     (pre_tokenizer != frame.pre_tokenizer).then_some("pre_tokenizer")
 }
-/// A `tokenizer.json` that cannot be read.
+/// The error for a `tokenizer.json` that cannot be read.
 pub(crate) fn broken(path: &Path, error: &dyn std::fmt::Display) -> Fault {
     Fault::input(format!("{}: {error}", path.display())).hint(
         "the file is damaged, or not a fast tokenizer's; save the tokenizer anew with transformers' save_pretrained",

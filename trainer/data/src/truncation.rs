@@ -1,27 +1,27 @@
-//! Pairs that are too long are cut to the length of the run's sequences, or left out.
+//! Cuts pairs that are longer than the run's sequences, or drops them.
 
 use dyad_proto::wire::PairVerdict;
 
 use crate::tokenized::Tokenized;
 
-/// What a run asks of its sequences.
+/// Limits of a run's sequences.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// Most tokens of prompt plus completion.
     pub max_len: usize,
-    /// Supervised fine-tuning: the other answer is left out, and decides nothing.
+    /// Supervised fine-tuning: the rejected answer is ignored.
     pub preferred_only: bool,
-    /// Rows of the model's embedding: ids from there on have no meaning to it.
+    /// Rows of the model's embedding: ids must be less than this.
     pub embedding_rows: u32,
 }
 
-/// Pairs of this verdict are computed on.
+/// Whether pairs with this verdict are trained on.
 #[must_use]
 pub fn is_trainable(verdict: PairVerdict) -> bool {
     matches!(verdict, PairVerdict::Kept | PairVerdict::Truncated)
 }
 
-/// Keeps the start of each sequence; drops the pair where a side would have nothing left to train on, or both the same.
+/// Cuts the end of each sequence; drops the pair if a side has no tokens left to train on, or if both sides are equal.
 pub(crate) fn truncate(mut pair: Tokenized, rule: Rule) -> (PairVerdict, Tokenized) {
     if pair.prompt.is_empty() || pair.chosen.is_empty() || !rule.preferred_only && pair.rejected.is_empty() {
         return (PairVerdict::DroppedEmpty, pair);
@@ -32,7 +32,7 @@ pub(crate) fn truncate(mut pair: Tokenized, rule: Rule) -> (PairVerdict, Tokeniz
     let cut = pair.chosen.len() > room || pair.rejected.len() > room;
     pair.chosen.truncate(room);
     pair.rejected.truncate(room);
-    // A supervised run has no other side, and trains on one that is preferred to nothing as well.
+    // A supervised run does not use the rejected side, so it may equal the chosen one.
     if !rule.preferred_only && pair.chosen == pair.rejected {
         return (PairVerdict::DroppedIdentical, pair);
     }
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn sides_of_the_same_tokens_are_dropped_also_after_the_cut() {
+    fn pairs_with_equal_sides_are_dropped_also_after_truncation() {
         let verdict = |pair, rule| truncate(pair, rule).0;
         assert_eq!(verdict(pair(&[1], &[2, 3], &[2, 3]), RULE), PairVerdict::DroppedIdentical);
         let late = || pair(&[1; 8], &[2, 3, 4], &[2, 3, 5]);

@@ -1,4 +1,4 @@
-//! The template engine against transformers, over a corpus: `tests/parity/templates.py` writes what is expected.
+//! Compares the template engine with transformers on a corpus; `tests/parity/templates.py` writes the expected texts.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
     serde_json::from_str(&std::fs::read_to_string(corpus().join(name)).unwrap()).unwrap()
 }
 
-/// A tokenizer that knows no words, with the special tokens of the corpus.
+/// A tokenizer with an empty vocabulary and the special tokens of the corpus.
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, json: serde_json::Value| {
@@ -36,7 +36,7 @@ fn now() -> chrono::NaiveDateTime {
     "2026-03-07T21:05:09".parse().unwrap()
 }
 
-/// What a template makes of each conversation, with and without the opening of an answer.
+/// Renders each conversation, with and without the generation prompt.
 fn rendered(dir: &Path, template: &str, conversations: &[Vec<Message>]) -> Vec<Result<String, String>> {
     std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
     let tokenizer = ChatTokenizer::load(dir, dir, now());
@@ -47,8 +47,8 @@ fn rendered(dir: &Path, template: &str, conversations: &[Vec<Message>]) -> Vec<R
     conversations.iter().flat_map(|messages| [render(messages, true), render(messages, false)]).collect()
 }
 
-/// Every template renders to the text that transformers renders, fails where it fails, or is refused by an error that names
-/// what is not supported: `refused.json` lists those, so that none joins them unseen.
+/// Every template gives the same text as in transformers, fails if it fails there, or is refused with an error that names the
+/// unsupported construct. `refused.json` lists the refused templates, so that a new one is noticed.
 #[test]
 fn templates_render_as_in_transformers_or_are_refused_by_name() {
     let dir = folder();
@@ -73,9 +73,9 @@ fn templates_render_as_in_transformers_or_are_refused_by_name() {
     assert_eq!(refused, read("refused.json"));
 }
 
-/// What is nested without end is an error that names the construct, whatever the stack holds; jinja2 refuses most of these as well.
+/// Very deep nesting is an error that names the construct and never overflows the stack. jinja2 refuses most of these templates too.
 #[test]
-fn nesting_beyond_measure_is_refused_and_ends_nothing() {
+fn deep_nesting_is_refused_without_a_stack_overflow() {
     let many =
         |start: &str, part: &str, end: &str, count: usize| format!("{start}{}{end}", part.repeat(count));
     let grown = |start: &str, pass: &str| {
@@ -100,7 +100,7 @@ fn nesting_beyond_measure_is_refused_and_ends_nothing() {
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".to_owned(),
         "{% macro f(x=f()) %}{% endmacro %}{{ f() }}".to_owned(),
         "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(),
-        // Built pass by pass.
+        // Values that grow by one level in every iteration.
         grown("x=[]", "{% set ns.x = [ns.x] %}"),
         grown("x={}", "{% set ns.x = {'a': ns.x} %}"),
         grown("x=()", "{% set ns.x = (ns.x, ns.x) %}"),

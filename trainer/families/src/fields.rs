@@ -5,10 +5,10 @@ use std::ops::RangeInclusive;
 use dyad_proto::Fault;
 use serde_json::{Map, Value};
 
-/// Larger than any size of a model; products of two stay far from overflow.
+/// Larger than any size of a model; a product of two does not overflow.
 const LARGEST: i64 = 1 << 31;
 
-/// The fields of a JSON object. A null is the same as no field.
+/// The fields of a JSON object. Reading treats a null as an absent field.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
@@ -39,7 +39,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// A number of things, of which there is at least one.
+    /// A count of at least 1.
     pub(super) fn size(self, name: &str, default: i64) -> Result<i64, Fault> {
         let sized = |value: &Value| value.as_i64().filter(|size| (1..=LARGEST).contains(size));
         Ok(self.typed(name, "a whole number of at least 1", sized)?.unwrap_or(default))
@@ -54,7 +54,7 @@ impl<'a> Fields<'a> {
         Ok(self.within(name, 0.0..=1.0)?.unwrap_or(default))
     }
 
-    /// A number that some model may have: beyond, float32 would hold nothing sensible.
+    /// A number within `range`. Numbers outside occur in no model and would break float32 arithmetic.
     pub(super) fn within(self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, Fault> {
         let expected = format!("a number from {:?} to {:?}", range.start(), range.end());
         self.typed(name, &expected, |value| value.as_f64().filter(|number| range.contains(number)))

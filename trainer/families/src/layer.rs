@@ -1,4 +1,4 @@
-//! What a decoder layer computes, as data: the activation of its MLP, and which tokens it sees.
+//! Settings of a decoder layer: the activation of its MLP, and its attention span.
 
 use dyad_proto::Fault;
 
@@ -27,7 +27,7 @@ impl Activation {
         ("relu", Self::Relu),
     ];
 
-    /// By its name in `config.json`.
+    /// Reads the name in `config.json`.
     pub(crate) fn parse(value: &serde_json::Value) -> Result<Self, Fault> {
         let found = value.as_str().and_then(|name| Self::NAMES.iter().find(|(known, _)| *known == name));
         found.map(|(_, activation)| *activation).ok_or_else(|| {
@@ -38,12 +38,12 @@ impl Activation {
     }
 }
 
-/// Which tokens before it a token sees.
+/// Which earlier tokens a token attends to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttentionSpan {
     /// All of them.
     #[default]
     Full,
-    /// The last so many by position, itself included: `sliding_window` of transformers.
+    /// At most this many of the latest tokens, itself included: `sliding_window` of transformers.
     Window(i64),
 }

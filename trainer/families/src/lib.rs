@@ -1,7 +1,7 @@
-//! Families of models: `config.json` of a Hugging Face model, with the fields that change the mathematics, as transformers reads them; and
-//! what a model comes to in weights, operations and memory ([`shape`]). Trainer and launcher share it; nothing here knows of libtorch.
+//! Families of models. Reads the fields of a Hugging Face model's `config.json` that change its mathematics, as transformers does, and
+//! counts weights, operations and memory of a model ([`shape`]). Trainer and launcher share this crate; it does not use libtorch.
 //!
-//! - FAM-C1: a field that changes what is computed is understood, or refused by name with its value.
+//! - FAM-C1: a field that changes the computation is supported, or refused by name with its value.
 
 mod fields;
 mod layer;
@@ -47,7 +47,7 @@ pub struct ModelConfig {
     pub rope_scaling: RopeScaling,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: i64,
-    /// The LM head is the embedding.
+    /// Whether the LM head is the embedding.
     pub tie_word_embeddings: bool,
     /// Biases on the attention projections (Llama's switch; Qwen2 has its own rule).
     pub attention_bias: bool,
@@ -55,17 +55,17 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Activation of the MLP.
     pub activation: Activation,
-    /// What each layer sees.
+    /// Attention span of each layer.
     pub spans: Vec<AttentionSpan>,
     /// Dropout of attention weights that transformers applies when it trains.
     pub attention_dropout: f64,
     /// Precision that the weights are stored in, e.g. `bfloat16`.
     pub torch_dtype: String,
-    /// What transformers ignores, to be said once.
+    /// Warnings, such as fields that transformers ignores; print them once.
     pub warnings: Vec<String>,
 }
 
-/// Sizes that memory and speed follow from.
+/// Sizes that determine memory and speed.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Sizes {
     /// `model_type`, which names the family.
@@ -76,13 +76,13 @@ pub struct Sizes {
     pub hidden: i64,
     /// Width of all query heads together.
     pub query: i64,
-    /// Width of all key heads together; values are as wide.
+    /// Width of all key heads together; values have the same width.
     pub key: i64,
     /// Width inside the MLP.
     pub ffn: i64,
     /// Rows of the embedding.
     pub vocab: i64,
-    /// Embedding and head are one matrix.
+    /// Whether embedding and head are one matrix.
     pub tied: bool,
     /// Longest sequence that the model was made for.
     pub max_position_embeddings: i64,
@@ -104,17 +104,17 @@ impl From<&ModelConfig> for Sizes {
     }
 }
 
-/// What a family takes where `config.json` says nothing: the defaults of its class in transformers.
+/// Values of a family for fields that `config.json` omits: the defaults of its class in transformers.
 struct FamilyDefaults {
     name: &'static str,
     vocab_size: i64,
     intermediate_size: i64,
-    /// Absent: as many as query heads.
+    /// `None`: as many as query heads.
     num_key_value_heads: Option<i64>,
     max_position_embeddings: i64,
-    /// Heads must divide the width.
+    /// Whether the number of heads must divide `hidden_size`.
     divides: bool,
-    /// Its class in transformers has attention windows.
+    /// Whether its class in transformers has attention windows.
     windows: bool,
 }
 
@@ -138,13 +138,13 @@ const FAMILIES: &[FamilyDefaults] = &[
         windows: true,
     },
 ];
-/// Every `model_type` that is read.
+/// Every supported `model_type`.
 #[must_use]
 pub fn names() -> Vec<&'static str> {
     FAMILIES.iter().map(|family| family.name).collect()
 }
 
-/// Of both families.
+/// Defaults of both families.
 const HIDDEN_SIZE: i64 = 4_096;
 const LAYERS: i64 = 32;
 const MOST_LAYERS: i64 = 10_000;
@@ -213,7 +213,7 @@ impl ModelConfig {
 }
 
 impl ModelConfig {
-    /// transformers drops attention weights where it trains such a model; the kernels here do not.
+    /// Fails if the model has attention dropout: transformers applies it in training, but the kernels here cannot.
     pub fn refuse_dropout(&self) -> Result<(), Fault> {
         if self.attention_dropout == 0.0 {
             return Ok(());
@@ -246,7 +246,7 @@ fn layers(fields: Fields<'_>) -> Result<usize, Fault> {
     Ok(layers as usize)
 }
 
-/// A null is as many as query heads in every family here; what an absent field means is the family's.
+/// A null means as many as query heads in every family; an absent field means the family's default.
 fn kv_heads(fields: Fields<'_>, family: &FamilyDefaults, heads: i64) -> Result<i64, Fault> {
     let absent = family.num_key_value_heads.filter(|_| !fields.mentions("num_key_value_heads"));
     fields.size("num_key_value_heads", absent.unwrap_or(heads))
@@ -266,8 +266,8 @@ fn check_heads(config: &ModelConfig, family: &FamilyDefaults) -> Result<(), Faul
     Err(Fault::input(wrong).hint("config.json is damaged, or not of this model"))
 }
 
-/// What each layer sees: windows of Qwen2, by layer or from a layer on. llama has no window in transformers, whatever the field says; a
-/// warning names it.
+/// Attention span of each layer. In Qwen2, windows are set per layer or from a layer on. In transformers, llama has no windows and ignores
+/// the field; a warning names it.
 fn spans(fields: Fields<'_>, family: &FamilyDefaults, layers: usize) -> Result<Vec<AttentionSpan>, Fault> {
     const FULL: &str = "full_attention";
     const SLIDING: &str = "sliding_attention";
@@ -305,7 +305,7 @@ fn spans(fields: Fields<'_>, family: &FamilyDefaults, layers: usize) -> Result<V
     types.iter().map(span).collect()
 }
 
-/// Longer sequences than a window have no fused kernel here: each is computed with a mask of its length squared.
+/// Warns about attention windows: a sequence longer than its window gets no fused kernel, but a mask of length × length.
 fn slower(spans: &[AttentionSpan]) -> Option<String> {
     let windows = spans.iter().filter_map(|span| match span {
         AttentionSpan::Window(window) => Some(*window),
@@ -339,7 +339,7 @@ mod tests {
     const LLAMA: &str = r#"{"model_type":"llama","vocab_size":512,"hidden_size":64,"intermediate_size":128,
         "num_hidden_layers":2,"num_attention_heads":4,"rms_norm_eps":1e-5,"max_position_embeddings":256,"hidden_act":"silu"}"#;
 
-    /// With more fields, of which a later one counts.
+    /// Parses `LLAMA` with more fields; a later field overrides an earlier one.
     fn with(extra: &str) -> Result<ModelConfig, Fault> {
         ModelConfig::parse(&format!("{},{extra}}}", LLAMA.trim_end_matches('}')))
     }
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_those_of_transformers() {
+    fn attention_windows_match_transformers() {
         use AttentionSpan::{Full, Window};
         let qwen = |extra: &str| with(&format!("\"model_type\":\"qwen2\",\"num_key_value_heads\":4,{extra}"));
         for (extra, spans) in [
@@ -423,7 +423,7 @@ mod tests {
             let fault = qwen(extra).unwrap_err();
             assert!(fault.message.contains("sliding") || fault.message.contains("layer_types"), "{fault}");
         }
-        // llama has none in transformers.
+        // llama has no windows in transformers.
         let ignored = with("\"sliding_window\":8").unwrap().warnings;
         assert_eq!(ignored, ["config.json: fields that llama does not know are ignored: sliding_window"]);
         assert!(with("\"sliding_window\":null").unwrap().warnings.is_empty());
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_says_so() {
+    fn unsupported_values_are_refused_by_name() {
         assert_eq!(refused("\"hidden_act\":\"mish\""), "hidden_act = \"mish\" is not supported");
         assert_eq!(with("\"hidden_act\":\"gelu_pytorch_tanh\"").unwrap().activation, Activation::GeluTanh);
         with("\"hidden_act\":\"swish\"").unwrap();

@@ -1,5 +1,5 @@
-//! Fields of `config.json` that would make another model of it: quantised weights, other activations, experts, caps and scales of
-//! other families. At a neutral value each is harmless.
+//! Refuses fields of `config.json` that describe a model which is not supported: quantised weights, experts, caps and scales of other
+//! families. Each is allowed at its neutral value.
 
 use dyad_proto::Fault;
 use serde_json::Value;
@@ -58,10 +58,10 @@ const FACTORS: [&str; 10] = [
     "scale_emb",
 ];
 
-/// Where tools keep how they have quantised the weights.
+/// Fields in which tools describe how they quantised the weights.
 const QUANTISED: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
 
-/// Read, or without any meaning for the numbers.
+/// Fields that are read or do not affect the computation.
 const KNOWN: [&str; 91] = [
     "_attn_implementation_autoset",
     "_commit_hash",
@@ -156,7 +156,7 @@ const KNOWN: [&str; 91] = [
     "vocab_size",
 ];
 
-/// Refuses what is not understood; says which fields are passed over.
+/// Fails at a field that is not supported; returns a warning with the names of ignored fields.
 pub(super) fn check(fields: Fields<'_>, family: &str, windows: bool) -> Result<Vec<String>, Fault> {
     refuse_quantised(fields)?;
     if let Some(file) = fields.0.get("transformers_weights").filter(|file| !file.is_null()) {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_another_model_is_refused_with_its_value() {
+    fn fields_that_change_the_model_are_refused_with_their_value() {
         for (json, message) in [
             (r#"{"final_logit_softcapping":30.0}"#, "final_logit_softcapping = 30.0 is not supported"),
             (r#"{"qk_norm":true}"#, "qk_norm = true is not supported"),
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn neutral_values_say_nothing_and_strange_fields_are_named() {
+    fn neutral_values_are_silent_and_unknown_fields_are_listed() {
         let neutral = r#"{"final_logit_softcapping":null,"qk_norm":false,"num_experts":0,"residual_multiplier":1,
             "logit_scale":1.0,"is_causal":true,"quantization_config":null,"pretraining_tp":2,"unsloth_fixed":true,"strange":null}"#;
         assert_eq!(checked(neutral).unwrap(), Vec::<String>::new());

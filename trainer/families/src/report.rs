@@ -1,43 +1,43 @@
-//! What `trainer check` says of a run's start, and the launcher reads.
+//! Report of `trainer check`, which the launcher reads.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Sizes;
 
-/// What was found; all of it can be trained.
+/// Findings about a run that can be trained.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ModelFindings {
     /// The model's sizes.
     pub model: Sizes,
-    /// Weights of the model; None where it is still to be downloaded.
+    /// Number of weights of the model; `None` if it must be downloaded first.
     pub parameters: Option<u64>,
-    /// Weights that the run trains; None where the model is still to be downloaded.
+    /// Number of weights that the run trains; `None` if the model must be downloaded first.
     pub trainable: Option<u64>,
-    /// Hub ids that a run would download first: of those only `config.json` was read.
+    /// Hub ids that a run would download first; the check has read only their `config.json`.
     pub to_download: Vec<String>,
-    /// Most tokens of a sequence; None where the model is still to be downloaded.
+    /// Most tokens of a sequence; `None` if the model must be downloaded first.
     pub max_seq_length: Option<usize>,
-    /// What became of the first pairs; None where there is no tokenizer yet, or no training file.
+    /// Statistics of the first pairs; `None` if there is no tokenizer yet, or no training file.
     pub pairs: Option<FirstPairs>,
 }
 
 /// The first pairs of the training file.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct FirstPairs {
-    /// How many were turned into tokens.
+    /// Number of pairs that were tokenised.
     pub pairs: usize,
-    /// Tokens of the longest sequence, after cutting.
+    /// Tokens of the longest sequence, after truncation.
     pub longest: usize,
-    /// Cut at `max_seq_length`.
+    /// Number of pairs that were cut to `max_seq_length`.
     pub truncated: usize,
-    /// Pairs that a run would leave out.
+    /// Number of pairs that a run would drop.
     pub dropped: usize,
-    /// Mean tokens of the prompts of the others.
+    /// Mean tokens of the prompts of pairs that are not dropped.
     pub prompt: f64,
     /// Mean tokens of their preferred answers.
     pub chosen: f64,
-    /// Mean tokens of their other answers.
+    /// Mean tokens of their rejected answers.
     pub rejected: f64,
-    /// What there is to say of the file's form, a sentence each.
+    /// Notes about the file's format, one sentence each.
     pub notes: Vec<String>,
 }

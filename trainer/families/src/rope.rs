@@ -1,4 +1,4 @@
-//! How positions turn into rotation frequencies: two spellings, read in transformers' order of precedence.
+//! Settings of rotary positions: two spellings, read with transformers' order of precedence.
 
 use std::ops::RangeInclusive;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 
-/// How positions turn into rotation frequencies.
+/// Scaling of the rotation frequencies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// `inv_freq[i] = theta^(-2i/d)`.
@@ -35,9 +35,9 @@ pub(super) struct Rope {
     pub(super) scaling: RopeScaling,
 }
 
-/// transformers' base where nothing is said.
+/// transformers' default base.
 const THETA: f64 = 10_000.0;
-/// Far beyond what models have.
+/// Limits far beyond the values of real models.
 const THETAS: RangeInclusive<f64> = 1.0..=1e15;
 const FACTORS: RangeInclusive<f64> = 1e-3..=1e6;
 const LENGTHS: RangeInclusive<f64> = 1.0..=1e12;
@@ -90,7 +90,7 @@ fn theta(fields: Fields<'_>, rope: Fields<'_>, warnings: &mut Vec<String>) -> Re
         && inner != outer
     {
         warnings.push(format!(
-            "rope_theta is {outer}, and {inner} beside the scaling: {inner} counts, as in transformers"
+            "rope_theta is {outer}, but {inner} in the rope scaling: {inner} counts, as in transformers"
         ));
     }
     Ok(inner.or(outer).unwrap_or(THETA))
@@ -105,7 +105,7 @@ fn needed(rope: Fields<'_>, kind: &str, name: &str) -> Result<f64, Fault> {
 
 fn llama3(fields: Fields<'_>, rope: Fields<'_>, max_position_embeddings: i64) -> Result<RopeScaling, Fault> {
     let original = "original_max_position_embeddings";
-    // One beside the scaling counts before one in it.
+    // As in transformers, a value outside the scaling object takes precedence.
     let original = match (fields.within(original, LENGTHS)?, rope.within(original, LENGTHS)?) {
         (Some(length), _) | (None, Some(length)) => length,
         (None, None) => max_position_embeddings as f64,
@@ -126,7 +126,8 @@ fn llama3(fields: Fields<'_>, rope: Fields<'_>, max_position_embeddings: i64) ->
     })
 }
 
-/// What this kind of scaling does not read: ignored by transformers, unless it turns part of a head or differs by layer.
+/// Checks the fields that this kind of scaling does not read. Refuses those that rotate part of a head or differ by layer; transformers
+/// ignores the others, so they only get a warning.
 fn check_others(
     rope: Fields<'_>,
     kind: &str,
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_spellings_that_differ_transformers_takes_the_old_one() {
+    fn rope_scaling_wins_over_rope_parameters() {
         let both = r#"{"rope_parameters":{"rope_type":"default","rope_theta":500000.0},
             "rope_scaling":{"type":"linear","factor":2.0},"rope_theta":20000.0}"#;
         assert_eq!(rope(both).unwrap(), (20_000.0, RopeScaling::Linear { factor: 2.0 }, 1));
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_named() {
+    fn unsupported_rope_scaling_is_refused_by_name() {
         for (json, message) in [
             (r#"{"rope_scaling":{"rope_type":"yarn","factor":2}}"#, "rope scaling \"yarn\" is not supported"),
             (

@@ -1,14 +1,14 @@
-//! What a model comes to: weights, floating-point operations of a pass, and values that are kept for the backward pass. The formulas that
-//! trainers share pairs by, that `launcher plan` predicts with and that benchmarks count with.
+//! Size of a model: weights, floating-point operations of a pass, and values that are kept for the backward pass. These formulas are used
+//! to share pairs among trainers, by `launcher plan` and by benchmarks.
 //!
-//! Counts are `f64`: they only ever enter products.
+//! Counts are `f64`, because they are only multiplied and added.
 
 use crate::{ModelConfig, Sizes};
 
 /// Sizes of a decoder with a gated MLP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
-    /// What the user called it.
+    /// Name of the model for output.
     pub name: String,
     /// Decoder layers.
     pub layers: f64,
@@ -16,18 +16,18 @@ pub struct Shape {
     pub hidden: f64,
     /// Width of all query heads together.
     pub query: f64,
-    /// Width of all key heads together; values are as wide.
+    /// Width of all key heads together; values have the same width.
     pub key: f64,
     /// Width inside the gated MLP.
     pub ffn: f64,
     /// Entries of the vocabulary.
     pub vocab: f64,
-    /// Embedding and head are one matrix.
+    /// Whether embedding and head are one matrix.
     pub tied: bool,
 }
 
 impl Shape {
-    /// Of sizes that were read.
+    /// Converts the sizes of a model.
     #[must_use]
     pub fn of(name: &str, sizes: &Sizes) -> Self {
         let count = |count: i64| count as f64;
@@ -43,7 +43,7 @@ impl Shape {
         }
     }
 
-    /// Weights of one layer's seven projections; norms and biases are below a thousandth and left out.
+    /// Weights of one layer's seven projections. Norms and biases are ignored: they are below a thousandth.
     #[must_use]
     pub fn layer(&self) -> f64 {
         2.0 * self.hidden * self.query + 2.0 * self.hidden * self.key + 3.0 * self.hidden * self.ffn
@@ -82,8 +82,8 @@ impl Shape {
         self.layers * r * sides.iter().map(|(inputs, outputs)| inputs + outputs).sum::<f64>()
     }
 
-    /// FLOPs of one forward pass: `2 N_l t + 2 H h + 4 d_q L a`, for `t` tokens, `h` rows of the head and `a` pairs of tokens that see each
-    /// other. The backward pass is the same multiple of each.
+    /// FLOPs of one forward pass: `2 N_l t + 2 H h + 4 d_q L a`, for `t` tokens, `h` rows of the head and `a` pairs of tokens that attend
+    /// to each other. The backward pass multiplies each term by the same factor.
     #[must_use]
     pub fn forward(&self, work: PassWork) -> Flops {
         Flops {
@@ -93,8 +93,9 @@ impl Shape {
         }
     }
 
-    /// Values that one layer keeps for each token until its backward pass: both norms' input and output, queries and attention's output,
-    /// keys and values, gate, up and their product. `copied_keys` are kept once more; without a fused activation so is its output.
+    /// Values that one layer keeps for each token until its backward pass: input and output of both norms, queries and attention output,
+    /// keys and values, gate, up and their product. `copied_keys` adds a copy of keys and values; without a fused activation, its output
+    /// is kept too.
     #[must_use]
     pub fn kept_values(&self, copied_keys: bool, fused_activation: bool) -> f64 {
         let copies = if copied_keys { 2.0 * self.key } else { 0.0 };
@@ -115,36 +116,36 @@ impl From<&ModelConfig> for Shape {
     }
 }
 
-/// What a forward pass goes through.
+/// Work of a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PassWork {
     /// Tokens that go through the layers.
     pub tokens: f64,
     /// Rows that reach the head: completion tokens.
     pub rows: f64,
-    /// Pairs of tokens that see each other.
+    /// Pairs of tokens that attend to each other.
     pub seen: f64,
 }
 
-/// Tokens of a pair; those of the rejected output are zero where it is left out.
+/// Tokens of a pair; `rejected` is zero if the run does not use it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PairTokens {
-    /// Prompt.
+    /// Tokens of the prompt.
     pub prompt: f64,
-    /// Preferred output.
+    /// Tokens of the preferred output.
     pub chosen: f64,
-    /// Other output.
+    /// Tokens of the rejected output.
     pub rejected: f64,
 }
 
 impl PairTokens {
-    /// Completion tokens.
+    /// Completion tokens of both outputs.
     #[must_use]
     pub fn rows(&self) -> f64 {
         self.chosen + self.rejected
     }
 
-    /// With the prompt computed once for both outputs.
+    /// Work if the prompt is computed once for both outputs.
     #[must_use]
     pub fn shared(&self) -> PassWork {
         let Self { prompt, chosen, rejected } = *self;
@@ -156,7 +157,7 @@ impl PairTokens {
         }
     }
 
-    /// With a prompt of its own for each output.
+    /// Work if the prompt is computed for each output.
     #[must_use]
     pub fn separate(&self) -> PassWork {
         let Self { prompt, chosen, rejected } = *self;
@@ -167,7 +168,7 @@ impl PairTokens {
         }
     }
 
-    /// The preferred output alone.
+    /// Work for the prompt and the preferred output alone.
     #[must_use]
     pub fn chosen_only(&self) -> PassWork {
         let Self { prompt, chosen, .. } = *self;
@@ -186,23 +187,23 @@ pub struct Flops {
     pub layers: f64,
     /// The head's matrix products.
     pub head: f64,
-    /// Scores and weighted values.
+    /// Attention scores and weighted values.
     pub attention: f64,
 }
 
 impl Flops {
-    /// Their sum.
+    /// The sum of all kinds.
     #[must_use]
     pub fn total(&self) -> f64 {
         self.layers + self.head + self.attention
     }
 }
 
-/// Most bytes of one tile of logits on a CPU. Two of them live at once, where no kernel serves up to [`MOST_TILES`].
+/// Largest tile of logits on a CPU, in bytes. Two tiles live at once; without a kernel, up to [`MOST_TILES`].
 pub const TILE_BYTES: u64 = 96 << 20;
-/// The same on a GPU, which wants a thousand rows of a large vocabulary to keep busy.
+/// Largest tile of logits on a GPU, in bytes: a GPU needs a thousand rows of a large vocabulary to be busy.
 pub const GPU_TILE_BYTES: u64 = 256 << 20;
-/// Tiles of logits that live at once.
+/// Most tiles of logits that live at once.
 pub const MOST_TILES: u64 = 4;
 
 #[cfg(test)]
@@ -215,9 +216,9 @@ mod tests {
         Shape::from(&ModelConfig::parse(json).unwrap())
     }
 
-    /// By hand: N = 8 (4·512² + 3·512·1408) = 25.69 M, H = 512·32000 = 16.38 M, 4·512·8 = 16,384 for tokens that see each other.
+    /// Computed by hand: N = 8 (4·512² + 3·512·1408) = 25.69 M, H = 512·32000 = 16.38 M, 4·512·8 = 16,384 per pair of such tokens.
     #[test]
-    fn operations_are_those_of_the_formula() {
+    fn flops_match_the_formula() {
         let pair = PairTokens { prompt: 150.0, chosen: 65.0, rejected: 65.0 };
         let close = |work: PassWork, expected: f64| {
             let found = shape().forward(work).total();

@@ -114,6 +114,10 @@ mod tests {
 
     #[test]
     fn the_host_says_what_is_free() {
-        assert!(free_bytes(Device::Cpu, 2).unwrap() > 1 << 20);
+        let free = || dyad_proto::host_memory::free().unwrap();
+        let (before, found, after) = (free(), free_bytes(Device::Cpu, 2).unwrap(), free());
+        // Other tests allocate and free memory meanwhile.
+        assert!(found > before.min(after) / 2 / 10 * 8, "{found} of {before} bytes for two ranks");
+        assert!(found < before.max(after) / 2 / 10 * 12, "{found} of {before} bytes for two ranks");
     }
 }

@@ -56,3 +56,15 @@ fn fused_rms_norm_equals_its_composition() {
         agree(&inputs, beside, || composed_rms_norm(x, weight, 1e-5) * 3 + x);
     }
 }
+
+#[test]
+fn layer_kernels_are_right_with_every_instruction_set() {
+    dyad_torch_testing::run_with_older_instruction_sets(&[
+        "model::attention::tests::fused_attention_equals_its_composition",
+        "model::attention::tests::nan_in_a_query_stays_in_its_row",
+        "model::kernels_agree::fused_rms_norm_equals_its_composition",
+        "model::linear::tests::fused_layers_of_one_input_equal_their_composition",
+        "model::mlp::tests::fused_swiglu_equals_its_composition",
+        "model::rotary::tests::fused_rotation_equals_its_composition",
+    ]);
+}

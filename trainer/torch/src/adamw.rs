@@ -13,7 +13,7 @@ use crate::ffi::{dyad_adamw, dyad_adamw_8bit, dyad_fused_adamw};
 pub struct AdamSlot<'a> {
     /// Master weights, float32, updated in place.
     pub parameter: &'a Tensor,
-    /// Gradient, float32, read only.
+    /// Gradient, float32. A divisor or [`AdamPass::clears`] changes it in place.
     pub gradient: &'a Tensor,
     /// Running mean of the gradient.
     pub exp_avg: &'a Tensor,

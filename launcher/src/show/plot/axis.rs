@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-/// Approximate maximum number of ticks.
+/// Maximum number of ticks of an axis.
 const MOST: f64 = 8.0;
 /// A curve with a smaller relative spread is drawn as a constant, so that labels stay short.
 const FLAT: f64 = 1e-6;
 /// Values are clamped to this, so that a difference of two values does not overflow.
 const GREATEST: f64 = 1e300;
-/// Minimum length of an axis: below it the tick distance underflows.
+/// Minimum length of an axis, far enough from underflow for exact ticks.
 const SHORTEST: f64 = 1e-290;
 /// Labels have no exponent if the largest tick is in this range.
 const PLAIN: Range<f64> = 1e-4..1e6;

@@ -1,11 +1,11 @@
-//! Whether an adapter goes on top of the model that it was trained over, as far as names tell.
+//! Checks, by name, that an adapter is used with the model that it was trained over.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-/// What to say where it does not. `adapter`: the base and its revision as the adapter names them; `run`: the model as the user
-/// names it, which lies in `dir`.
+/// Returns a warning if the adapter's base seems to be another model. `adapter`: base and revision that the adapter names; `run`: the
+/// model's name as the user wrote it; `dir`: its folder.
 #[must_use]
 pub fn mismatch(adapter: (Option<&str>, Option<&str>), run: &str, dir: &Path) -> Option<String> {
     let (named, revision) = adapter;
@@ -34,10 +34,10 @@ fn same(named: &str, run: &str, dir: &Path) -> bool {
     let ids = [Some(run.to_owned()), hub_id(&here), original(dir)];
     let mut known = ids.iter().flatten().map(String::as_str).chain(here.to_str());
     match (is_hub_id(named), hub_id(Path::new(named))) {
-        // The folder's own name is all that a copy of a hub's model has.
+        // For a copy of a hub model, only the folder's name can be compared.
         (true, _) => known.any(|id| is_same_id(named, id)),
         (false, Some(id)) => known.any(|other| is_same_id(&id, other)),
-        // A folder of another machine: by its last name.
+        // A folder on another machine: compare the last part of the path.
         (false, None) => known.any(|id| last(id).eq_ignore_ascii_case(last(named))),
     }
 }
@@ -53,18 +53,18 @@ fn last(name: &str) -> &str {
     name.trim_end_matches('/').rsplit('/').next().unwrap_or(name)
 }
 
-/// `org/name`, and no folder.
+/// Whether the name looks like `org/name` and not like a path.
 fn is_hub_id(name: &str) -> bool {
     name.matches('/').count() == 1 && !name.starts_with(['.', '/', '~']) && !name.ends_with('/')
 }
 
-/// The id of a model in the hub's cache, `…/models--org--name/snapshots/…`.
+/// The hub id of a folder in the hub's cache, `…/models--org--name/snapshots/…`.
 fn hub_id(path: &Path) -> Option<String> {
     let folder = path.components().find_map(|part| part.as_os_str().to_str()?.strip_prefix("models--"))?;
     Some(folder.replacen("--", "/", 1))
 }
 
-/// The name that a model's configuration says it was loaded by.
+/// The hub id in `_name_or_path` of the model's config.json.
 fn original(dir: &Path) -> Option<String> {
     let text = dyad_proto::files::read_to_string(&dir.join("config.json")).ok()?;
     let json: Value = serde_json::from_str(&text).ok()?;
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_base_is_told_with_both_names() {
+    fn a_different_base_warns_with_both_names() {
         let root = tempfile::tempdir().unwrap();
         let dir = |name: &str| {
             let path = root.path().join(name);
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(said(one.to_str().unwrap(), "x", &one), None);
         let text = said(other.to_str().unwrap(), "one/final", &one).unwrap();
         assert!(text.contains("other/final") && text.contains("one/final"), "{text}");
-        // On another machine the folder is not there: its last name is all there is.
+        // The folder does not exist here, as on another machine: only the last part of the path counts.
         assert_eq!(said("/elsewhere/final", "one/final", &one), None);
         assert!(said("/elsewhere/llama", "one/final", &one).is_some());
         // Hub ids.
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_that_may_be_another_is_told() {
+    fn a_possibly_different_revision_warns() {
         let root = tempfile::tempdir().unwrap();
         let cached = root.path().join("models--org--base/snapshots/abc");
         std::fs::create_dir_all(&cached).unwrap();

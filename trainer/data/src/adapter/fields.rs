@@ -1,5 +1,5 @@
-//! The fields of `adapter_config.json`: those that choose layers, ranks and scales are read; those that say nothing of the
-//! numbers are passed over; every other one must be at its neutral value.
+//! The fields of `adapter_config.json`. Fields that choose layers, ranks and scales are read; fields that do not affect the result are
+//! ignored; every other field must have its neutral value.
 
 use dyad_proto::Fault;
 use serde_json::{Map, Value};
@@ -8,13 +8,13 @@ use super::AdapterConfig;
 use super::python_regex::PythonRegex;
 use super::targets::{Exclude, Layers, Patterns, Targets, unreadable};
 
-/// What PEFT takes where `target_modules` is absent: its choice for both families that are supported.
+/// PEFT's default of `target_modules` for both supported families.
 const USUAL_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
-/// PEFT's rank and alpha where they are absent.
+/// PEFT's default rank and alpha.
 const USUAL_RANK: i64 = 8;
 const USUAL_ALPHA: f64 = 8.0;
 
-/// Read by [`parse`].
+/// Fields that [`parse`] reads.
 const READ: [&str; 17] = [
     "peft_type",
     "task_type",
@@ -35,7 +35,7 @@ const READ: [&str; 17] = [
     "fan_in_fan_out",
 ];
 
-/// They change no number: notes, and settings of features that another field turns on.
+/// Ignored fields: notes, and settings of features that another field turns on.
 const NOTES: [&str; 7] = [
     "auto_mapping",
     "peft_version",
@@ -43,14 +43,14 @@ const NOTES: [&str; 7] = [
     "megatron_core",
     "qalora_group_size",
     "runtime_config",
-    // How the adapter began.
+    // Settings of the initialisation.
     "eva_config",
 ];
 
-/// Ways of beginning that leave the base model as it is.
+/// Initialisations that do not change the base model.
 const HARMLESS_BEGINNINGS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
-/// The whole of a configuration, or the first field that is not supported.
+/// Parses a configuration; fails at the first field that is not supported.
 pub(super) fn parse(fields: &Map<String, Value>) -> Result<AdapterConfig, Fault> {
     refuse_unsupported(fields)?;
     let fields = AdapterFields(fields);
@@ -81,7 +81,7 @@ fn check_ranks(config: &AdapterConfig) -> Result<(), Fault> {
     if config.r < 1 {
         return Err(Fault::input(format!("r = {}: expected at least 1", config.r)));
     }
-    // As the keys of the run's configuration.
+    // The same limits as in the run's configuration.
     if let Some(alpha) = config
         .alpha_pattern
         .values()
@@ -130,7 +130,7 @@ fn refuse_unsupported(fields: &Map<String, Value>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Null, false, and what is empty.
+/// Whether a value is null, false or empty.
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -170,7 +170,7 @@ fn remedy(name: &str) -> &'static str {
 struct AdapterFields<'a>(&'a Map<String, Value>);
 
 impl AdapterFields<'_> {
-    /// None where the field is absent or null.
+    /// `None` if the field is absent or null.
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())
     }
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_peft_writes_at_its_neutral_values_is_read() {
+    fn neutral_peft_fields_are_accepted() {
         let config = with(
             r#""alpha_pattern": {}, "rank_pattern": {}, "alora_invocation_tokens": null, "auto_mapping": {"a": "b"},
             "arrow_config": null, "bias": "none", "eva_config": {"rho": 2.0}, "exclude_modules": null, "fan_in_fan_out": false,
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn layer_numbers_go_with_a_list_of_names_only() {
+    fn layers_to_transform_needs_a_list_of_target_modules() {
         let layers = |extra: &str| with(extra).unwrap().layers;
         assert!(matches!(layers(r#""layers_to_transform": 1"#), Some(layers) if layers.indices == [1]));
         assert!(layers(r#""layers_to_transform": []"#).is_none());

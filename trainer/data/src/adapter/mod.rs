@@ -1,8 +1,8 @@
-//! PEFT adapter folders: what `adapter_config.json` says, which layers it adapts, with which rank and scale.
+//! PEFT adapter folders: reads `adapter_config.json` and finds the adapted layers with their ranks and scales.
 //!
-//! - DAT-A1: a field that changes what PEFT computes is understood, or refused by name.
-//! - DAT-A2: patterns and names choose the layers that PEFT chooses. A regular expression that Rust would read otherwise than
-//!   Python is refused.
+//! - DAT-A1: a field that changes PEFT's result is supported, or refused by name.
+//! - DAT-A2: patterns and names choose the layers that PEFT chooses. A regular expression that Rust and Python read differently is
+//!   refused.
 
 pub mod base;
 mod fields;
@@ -17,17 +17,17 @@ use serde_json::{Map, Value};
 use self::targets::{Exclude, Layers, Patterns, Targets};
 use crate::files;
 
-/// File that makes a folder a PEFT adapter.
+/// Configuration file of a PEFT adapter; a folder with it is an adapter.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// Weights of a PEFT adapter.
+/// Weight file of a PEFT adapter.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
-/// An adapter: PEFT's `LoraConfig`, the fields that are not at their neutral value in every adapter that is supported.
+/// PEFT's `LoraConfig`, without the fields that must have their neutral value.
 #[derive(Clone, Debug)]
 pub struct AdapterConfig {
-    /// Rank where no pattern says otherwise.
+    /// Rank of layers that match no pattern.
     pub r: i64,
-    /// Scale numerator where no pattern says otherwise.
+    /// Scale numerator of layers that match no pattern.
     pub lora_alpha: f64,
     /// Dropout probability on the input.
     pub lora_dropout: f64,
@@ -39,15 +39,15 @@ pub struct AdapterConfig {
     pub alpha_pattern: Patterns,
     /// The adapted layers.
     pub targets: Targets,
-    /// Exceptions from them.
+    /// Exceptions from `targets`.
     pub exclude: Exclude,
-    /// Decoder layers that `targets` is narrowed to.
+    /// Decoder layers that `targets` is limited to; `None` for all.
     pub layers: Option<Layers>,
-    /// The model underneath.
+    /// Name of the base model.
     pub base: Option<String>,
-    /// Revision of the model underneath.
+    /// Revision of the base model.
     pub revision: Option<String>,
-    /// What PEFT ignores, to be said once.
+    /// Warnings about fields that PEFT ignores; print them once.
     pub warnings: Vec<String>,
 }
 
@@ -60,7 +60,7 @@ impl AdapterConfig {
             .map_err(|fault| Fault { message: format!("{}: {}", path.display(), fault.message), ..fault })
     }
 
-    /// An adapter of one rank and scale, as a run describes it.
+    /// An adapter with one rank and scale for all layers, as a run's configuration describes it.
     #[must_use]
     pub fn plain(r: i64, lora_alpha: f64, lora_dropout: f64, targets: Targets) -> Self {
         Self {
@@ -79,7 +79,7 @@ impl AdapterConfig {
         }
     }
 
-    /// What PEFT is told of this adapter over `base`: it loads as it is, with the same layers, ranks and scales.
+    /// The `adapter_config.json` of this adapter over `base`. PEFT loads it with the same layers, ranks and scales.
     #[must_use]
     pub fn to_json(&self, base: &str, target_modules: Vec<String>) -> Value {
         let mut json = serde_json::json!({
@@ -105,17 +105,17 @@ impl AdapterConfig {
     }
 }
 
-/// The model that an adapter was trained on.
+/// The base model that an adapter was trained over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
     /// Folder or hub id.
     pub name: String,
-    /// Branch, tag or commit, where the adapter names one.
+    /// Branch, tag or commit, if the adapter names one.
     pub revision: Option<String>,
 }
 
 impl Base {
-    /// What an adapter folder names as its base; `None` where it names none.
+    /// Reads the base from an adapter folder; `None` if it names no base.
     pub fn of(dir: &Path) -> Result<Option<Self>, Fault> {
         let fields = read(&dir.join(ADAPTER_CONFIG))?;
         let text = |name: &str| {
@@ -125,7 +125,7 @@ impl Base {
         Ok(text("base_model_name_or_path").map(|name| Self { name, revision: text("revision") }))
     }
 
-    /// The same, where there must be one.
+    /// Like [`Self::of`], but fails if the folder names no base.
     pub fn required(dir: &Path) -> Result<Self, Fault> {
         Self::of(dir)?.ok_or_else(|| {
             Fault::input(format!("{} names no base model", dir.join(ADAPTER_CONFIG).display()))
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_base_of_an_adapter_is_the_one_that_its_configuration_names() {
+    fn the_base_is_read_from_the_adapter_config() {
         let dir = tempfile::tempdir().unwrap();
         let base = |text: &str| {
             std::fs::write(dir.path().join(ADAPTER_CONFIG), text).unwrap();
@@ -170,7 +170,7 @@ mod tests {
         for nothing in [r#"{"base_model_name_or_path": null}"#, r#"{"base_model_name_or_path": " "}"#, "{}"] {
             assert_eq!(base(nothing), Ok(None), "{nothing}");
         }
-        // What cannot be read is an error of its own, not an adapter without a base.
+        // An unreadable file is an error, not an adapter without a base.
         assert!(base("[").unwrap_err().contains("adapter_config.json: "));
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
         assert!(base(pointer).unwrap_err().contains("is a Git LFS pointer"));

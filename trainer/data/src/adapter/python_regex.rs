@@ -1,5 +1,5 @@
-//! Python regular expressions, as PEFT takes them, read by Rust's `regex`. Both languages spell most constructs alike; what one
-//! has not, or reads otherwise, is refused by name. Whether a whole text matches depends on neither's way of searching.
+//! Python regular expressions, as PEFT uses them, run by Rust's `regex`. Both languages spell most constructs alike; a construct that one
+//! lacks or reads differently is refused by name. Whether a whole text matches does not depend on the engine's search order.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -16,12 +16,12 @@ impl PythonRegex {
         Self::compiled(pattern, &format!("^(?:{pattern})$"))
     }
 
-    /// `re.match(rf"(.*\.)?({pattern})$", text)`, which is how PEFT looks up ranks and alphas.
+    /// `re.match(rf"(.*\.)?({pattern})$", text)`, as PEFT looks up ranks and alphas.
     pub fn ending(pattern: &str) -> Result<Self, String> {
         Self::compiled(pattern, &format!(r"^(?:.*\.)?(?:{pattern})$"))
     }
 
-    /// Whether it matches.
+    /// Whether the pattern matches a text.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         self.0.is_match(text)
@@ -29,13 +29,13 @@ impl PythonRegex {
 
     fn compiled(pattern: &str, whole: &str) -> Result<Self, String> {
         Scanner { rest: pattern.chars().peekable(), open: 0 }.pattern()?;
-        // The last line of regex's message says what is wrong; those before it draw the place.
+        // The last line of regex's message gives the reason; the lines before it show the position.
         let reason = |error: regex::Error| error.to_string().lines().last().unwrap_or_default().to_owned();
         Regex::new(whole).map(Self).map_err(reason)
     }
 }
 
-/// Characters that make a text more than a name.
+/// Whether a text has a special character of regular expressions, apart from the dot.
 #[must_use]
 pub fn is_pattern(text: &str) -> bool {
     text.contains(['\\', '^', '$', '*', '+', '?', '(', ')', '[', ']', '{', '}', '|'])
@@ -47,9 +47,9 @@ struct Scanner<'a> {
 }
 
 impl Scanner<'_> {
-    /// Walks over the pattern; an error names the first construct that is not in both languages.
+    /// Scans the pattern; fails with the first construct that the two languages do not share.
     fn pattern(mut self) -> Result<(), String> {
-        // Whether what stands before can be repeated.
+        // Whether a quantifier may follow the previous construct.
         let mut repeatable = false;
         while let Some(c) = self.rest.next() {
             repeatable = match c {
@@ -73,7 +73,7 @@ impl Scanner<'_> {
         if self.open > 0 { Err("a `(` is not closed".into()) } else { Ok(()) }
     }
 
-    /// Behind a backslash. Whether it can be repeated.
+    /// Reads the character after a backslash; returns whether a quantifier may follow.
     fn escape(&mut self) -> Result<bool, String> {
         match self.rest.next() {
             Some('d' | 'D' | 'w' | 'W' | 's' | 'S') => Ok(true),
@@ -84,7 +84,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Behind `(`.
+    /// Reads the start of a group, after `(`.
     fn group(&mut self) -> Result<(), String> {
         self.open += 1;
         if self.rest.next_if_eq(&'?').is_none() {
@@ -117,7 +117,7 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    /// Behind a quantifier: a lazy mark is the same in both; a `+` is possessive in Python and another repetition in Rust.
+    /// Reads what follows a quantifier. A lazy `?` is the same in both languages; `+` is possessive in Python and a repetition in Rust.
     fn repetition(&mut self, quantifier: &str) -> Result<(), String> {
         self.rest.next_if_eq(&'?');
         match self.rest.peek() {
@@ -126,7 +126,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Behind `{`: `{2}`, `{2,}` and `{2,3}` only. Everything else is a literal or another count in one of the languages.
+    /// Reads the rest of `{2}`, `{2,}` or `{2,3}`, after `{`. Other forms are literal text or another count in one of the languages.
     fn count(&mut self) -> Result<String, String> {
         let mut inside = String::new();
         while let Some(c) = self.rest.next_if(|c| c.is_ascii_digit() || *c == ',') {
@@ -138,7 +138,7 @@ impl Scanner<'_> {
         if good { Ok(text) } else { Err(format!("`{text}`")) }
     }
 
-    /// Behind `[`.
+    /// Reads the rest of a character class, after `[`.
     fn class(&mut self) -> Result<(), String> {
         self.rest.next_if_eq(&'^');
         let mut members = 0;
@@ -150,7 +150,7 @@ impl Scanner<'_> {
                     Some(c) if literal_when_escaped(c) => {}
                     other => return Err(format!("`\\{}` in `[…]`", other.unwrap_or(' '))),
                 },
-                // `[`, `&&`, `--`, `~~` and `||` are sets inside sets in Rust.
+                // `[`, `&&`, `--`, `~~` and `||` are set operations in Rust.
                 '-' if self.rest.peek() != Some(&'-') => {}
                 c if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '/' | ' ') => {}
                 c => return Err(format!("`{c}` in `[…]`")),
@@ -161,7 +161,7 @@ impl Scanner<'_> {
     }
 }
 
-/// Punctuation behind a backslash is itself in both languages, but for `\<` and `\>`, which are ends of words in Rust.
+/// Whether an escaped character stands for itself in both languages: all punctuation except `\<` and `\>`, word boundaries in Rust.
 fn literal_when_escaped(c: char) -> bool {
     c.is_ascii_punctuation() && !matches!(c, '<' | '>')
 }
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_whole_match_takes_the_whole_name() {
+    fn whole_patterns_must_match_the_whole_name() {
         let name = "model.layers.11.self_attn.q_proj";
         let yes = [
             r".*self_attn\.(q_proj|v_proj)",
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_of_ranks_matches_the_end_of_a_name_at_a_dot() {
+    fn rank_patterns_match_the_end_of_a_name_at_a_dot() {
         let matches = |pattern: &str, name: &str| PythonRegex::ending(pattern).unwrap().matches(name);
         let name = "model.layers.1.self_attn.q_proj";
         for pattern in
@@ -202,12 +202,12 @@ mod tests {
         }
         assert!(!matches("proj", name) && !matches("q_pro", name) && !matches("layers.1", name));
         assert!(matches("attn.q_proj|k_proj", "model.k_proj"));
-        // The bare dot is any character.
+        // An unescaped dot matches any character.
         assert!(matches("layers.1.self_attn.q_proj", "model.layers.1xself_attn.q_proj"));
     }
 
     #[test]
-    fn what_rust_would_read_otherwise_is_named() {
+    fn patterns_that_rust_reads_differently_are_refused_by_name() {
         let refused = [
             ("(?!a).*", "`(?!`"),
             ("(?<=a)b", "`(?<`"),

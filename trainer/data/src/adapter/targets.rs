@@ -16,7 +16,7 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// A decoder of so many layers, each of `linears` and norms with these names below the layer.
+    /// A decoder with `layers` layers; `linears` and `norms` are the names inside each layer.
     #[must_use]
     pub fn of_decoder(layers: usize, linears: &[&str], norms: &[&str]) -> Self {
         let at = |layer: usize, name: &str| format!("model.layers.{layer}.{name}");
@@ -34,13 +34,13 @@ impl Modules {
         Self { linears, others }
     }
 
-    /// Names below a layer that are known, e.g. `q_proj`.
+    /// Last parts of the names of linear layers, e.g. `q_proj`.
     fn short_linears(&self) -> Vec<&str> {
         sorted(self.linears.iter().map(|name| short(name)))
     }
 }
 
-/// The modules that a module is in.
+/// Names of the modules that contain a module.
 fn above(name: &str) -> Vec<String> {
     name.match_indices('.').map(|(at, _)| name[..at].to_owned()).collect()
 }
@@ -59,11 +59,11 @@ fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 /// PEFT's `target_modules`.
 #[derive(Clone, Debug)]
 pub enum Targets {
-    /// Every linear layer but the head.
+    /// Every linear layer except the head.
     AllLinear,
-    /// Whole names, or their ends.
+    /// Whole names, or ends of names after a dot.
     Names(Vec<String>),
-    /// A pattern of whole names.
+    /// A pattern that matches whole names.
     Pattern(PythonRegex),
 }
 
@@ -72,9 +72,9 @@ pub enum Targets {
 pub enum Exclude {
     /// No exceptions.
     Nothing,
-    /// Whole names, or their ends.
+    /// Whole names, or ends of names after a dot.
     Names(Vec<String>),
-    /// A pattern of whole names.
+    /// A pattern that matches whole names.
     Pattern(PythonRegex),
 }
 
@@ -83,16 +83,16 @@ pub enum Exclude {
 pub struct Layers {
     /// Numbers of layers.
     pub indices: Vec<i64>,
-    /// Names of the lists that are numbered; none for any.
+    /// Names of the module lists that the indices refer to; empty for any list.
     pub lists: Vec<String>,
 }
 
-/// Values by patterns of names: PEFT's `rank_pattern` and `alpha_pattern`. The first pattern that matches counts.
+/// Values by name pattern: PEFT's `rank_pattern` and `alpha_pattern`. The first matching pattern counts.
 #[derive(Clone, Debug, Default)]
 pub struct Patterns(Vec<(String, PythonRegex, f64)>);
 
 impl Patterns {
-    /// From the fields of a JSON object, in their order.
+    /// Reads the fields of a JSON object, in their order.
     pub fn new(fields: &Map<String, Value>) -> Result<Self, Fault> {
         let pattern = |(pattern, value): (&String, &Value)| {
             let number = value
@@ -104,7 +104,7 @@ impl Patterns {
         fields.iter().map(pattern).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether there is none.
+    /// Whether there are no patterns.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -115,7 +115,7 @@ impl Patterns {
         self.0.iter().map(|(_, _, value)| *value)
     }
 
-    /// As PEFT reads them.
+    /// The JSON object that PEFT reads.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let whole = |value: f64| if value.fract() == 0.0 { Value::from(value as i64) } else { value.into() };
@@ -127,7 +127,7 @@ impl Patterns {
     }
 }
 
-/// Refuses a pattern.
+/// The error for a pattern that is not supported.
 pub(super) fn unreadable(pattern: &str, reason: &str) -> Fault {
     Fault::input(format!("the regular expression {pattern:?} is not supported: {reason}"))
         .hint("write it with groups, alternatives, character classes and repetitions only, or list the names of the layers")
@@ -140,12 +140,12 @@ pub struct Adapted {
     pub name: String,
     /// Rank.
     pub rank: i64,
-    /// `alpha / rank`, or what rsLoRA makes of it.
+    /// `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA.
     pub scale: f64,
 }
 
 impl AdapterConfig {
-    /// The layers that PEFT would adapt, in the model's order. Something else than a linear layer inside a decoder layer is refused.
+    /// Returns the layers that PEFT would adapt, in the model's order. Fails if one is not a linear layer inside a decoder layer.
     pub fn select(&self, modules: &Modules) -> Result<Vec<Adapted>, Fault> {
         let chosen = |name: &&String| !self.exclude.takes(name) && self.targets_take(name, modules);
         if let Some(other) = modules.others.iter().find(chosen) {
@@ -170,7 +170,7 @@ impl AdapterConfig {
     fn targets_take(&self, name: &str, modules: &Modules) -> bool {
         match &self.targets {
             Targets::AllLinear => modules.linears.iter().any(|linear| linear == name),
-            // A whole name is taken whatever the layers say.
+            // As in PEFT, a whole name is selected even if `layers` excludes it.
             Targets::Names(names) => {
                 names.iter().any(|whole| whole == name)
                     || ends_with_one(name, names)
@@ -196,10 +196,10 @@ impl Layers {
         self.index(name).is_some_and(|index| self.indices.contains(&index))
     }
 
-    /// The first number behind a list's name, as PEFT finds it.
+    /// The index after the name of a module list, as PEFT finds it.
     fn index(&self, name: &str) -> Option<i64> {
         let parts: Vec<&str> = name.split('.').collect();
-        // Something stands behind the number; where any list will do, something stands before the list as well.
+        // A part must follow the number. If any list is allowed, a part must precede the list's name too.
         let numbered = |at: &usize| at + 2 < parts.len() && is_number(parts[at + 1]);
         if self.lists.is_empty() {
             let at = (1..parts.len()).find(numbered)?;
@@ -220,7 +220,7 @@ fn ends_with_one(name: &str, names: &[String]) -> bool {
     names.iter().any(|one| ends_with(name, one))
 }
 
-/// The whole name, or its end behind a dot.
+/// Whether `end` is the whole name, or its end after a dot.
 fn ends_with(name: &str, end: &str) -> bool {
     name.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
@@ -233,7 +233,7 @@ fn not_supported(name: &str, modules: &Modules) -> Fault {
     ))
 }
 
-/// Refuses names that a run's configuration asks for and that match no layer.
+/// Fails if a name from the run's configuration matches no layer.
 pub fn check_names(key: &str, names: &[String], modules: &Modules) -> Result<(), Fault> {
     for name in names {
         if modules.linears.iter().any(|linear| ends_with(linear, name)) {
@@ -261,7 +261,7 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         .filter(|near| likeness(near) > 0.75)
 }
 
-/// The shortest `target_modules` that means these layers and no others.
+/// The shortest `target_modules` that selects exactly these layers.
 #[must_use]
 pub fn target_modules(adapted: &[Adapted], modules: &Modules) -> Vec<String> {
     let shorts = sorted(adapted.iter().map(|layer| short(&layer.name)));
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_of_names_whole_names_and_patterns_choose_layers() {
+    fn suffixes_whole_names_and_patterns_choose_layers() {
         assert_eq!(
             selected(&plain(names(&["q_proj"]))),
             ["0.self_attn.q_proj", "1.self_attn.q_proj", "2.self_attn.q_proj"]
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_linear_layer_of_a_decoder_layer_is_refused_by_name() {
+    fn targets_outside_linear_decoder_layers_are_refused_by_name() {
         for (target, named) in
             [("lm_head", "lm_head"), ("embed_tokens", "model.embed_tokens"), ("self_attn", "self_attn")]
         {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_matches_nothing_is_named_with_the_nearest() {
+    fn unmatched_names_suggest_the_nearest_name() {
         let check = |name: &str| check_names("lora_trainable_modules", &[name.to_owned()], &modules());
         check("q_proj").unwrap();
         check("self_attn.q_proj").unwrap();
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_means_the_same_layers() {
+    fn written_target_modules_select_the_same_layers() {
         let modules = modules();
         let written = |config: &AdapterConfig| target_modules(&config.select(&modules).unwrap(), &modules);
         assert_eq!(written(&plain(Targets::AllLinear)), ["down_proj", "q_proj", "v_proj"]);

@@ -1,5 +1,5 @@
-//! The Hugging Face cache, as huggingface_hub lays it out: contents by their tags in `blobs/`, links to them by commit and name in
-//! `snapshots/`, and in `refs/` which commit a branch is.
+//! The Hugging Face cache, in huggingface_hub's layout: file contents named by ETag in `blobs/`, links to them by commit and file name in
+//! `snapshots/`, and the commit of each branch or tag in `refs/`.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -16,12 +16,12 @@ use crate::alive;
 use super::client::{Description, HubError};
 use super::names::{is_plain_component, sha256};
 
-/// Writes what is missing of a file behind what is kept of it, which is so long.
+/// Appends the missing rest of a file; the number is the length that is already there, in bytes.
 pub(super) type Fetch<'a> = dyn FnMut(&mut File, u64) -> Result<(), HubError> + 'a;
 
-/// Between two looks whether somebody else has done with a file.
+/// Time between two attempts to lock a file.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Between two signs for those who wait.
+/// Time between two updates of a file's modification time, as a progress signal for waiting processes.
 const TOLD: Duration = Duration::from_secs(1);
 
 /// One model in the cache.
@@ -29,7 +29,7 @@ const TOLD: Duration = Duration::from_secs(1);
 pub(super) struct Repository {
     dir: PathBuf,
     locks: PathBuf,
-    /// The branch, tag or commit that is wanted.
+    /// The requested branch, tag or commit.
     revision: String,
 }
 
@@ -40,7 +40,7 @@ impl Repository {
         Self { dir: cache.join(&name), locks: cache.join(".locks").join(name), revision }
     }
 
-    /// The commit that the revision was last seen at.
+    /// The commit that the revision pointed to when it was last downloaded.
     fn commit(&self) -> Option<String> {
         if is_commit(&self.revision) {
             return Some(self.revision.clone());
@@ -49,7 +49,7 @@ impl Repository {
         Some(commit.trim().to_owned()).filter(|commit| is_plain_component(commit))
     }
 
-    /// The folder of the commit that the revision was last seen at, if it holds a model; the error says what is missing.
+    /// The folder of [`Self::commit`] if it holds a complete model or adapter; the error says what is missing.
     pub(super) fn complete(&self) -> Result<PathBuf, String> {
         let absent = || "is not in the Hugging Face cache".to_owned();
         let folder = self.snapshot(&self.commit().ok_or_else(absent)?);
@@ -63,18 +63,18 @@ impl Repository {
         }
     }
 
-    /// The file is there.
+    /// Whether the commit's folder has the file.
     pub(super) fn has(&self, commit: &str, name: &str) -> bool {
         self.snapshot(commit).join(name).is_file()
     }
 
-    /// A text file of the commit.
+    /// Reads a text file of the commit.
     pub(super) fn text(&self, commit: &str, name: &str) -> Result<String, HubError> {
         files::read_to_string(&self.snapshot(commit).join(name))
             .map_err(|error| HubError::Wrong(format!("its {name} cannot be read: {error}")))
     }
 
-    /// Puts a file into the commit's folder; `fetch` writes its content, unless another name has it already.
+    /// Puts a file into the commit's folder; calls `fetch` for its content unless the cache has it already.
     pub(super) fn keep(
         &self,
         commit: &str,
@@ -87,7 +87,7 @@ impl Repository {
         for folder in [&blobs, &self.locks, &self.snapshot(commit)] {
             fs::create_dir_all(folder).map_err(failed)?;
         }
-        // Trainers of one machine ask for the same files at the same time.
+        // Trainers on one machine download the same files at the same time.
         let lock = File::create(self.locks.join(format!("{}.lock", file.etag))).map_err(failed)?;
         let partial = blobs.join(format!("{}.incomplete", file.etag));
         let locked = take(&lock, &partial);
@@ -95,10 +95,10 @@ impl Repository {
         if !blob.is_file() {
             let scratch = match locked {
                 true => partial,
-                // The file is fetched twice, into a file of each one's own.
+                // Locks do not work here: each process downloads into its own file.
                 false => blobs.join(format!("{}.{}.incomplete", file.etag, std::process::id())),
             };
-            // Only of what has a checksum is it known in the end that beginning and rest belong together.
+            // Resume only files with a checksum: only it can tell that the old and the new part belong together.
             let goes_on = locked && sha256(&file.etag).is_some();
             let fetched = fetched(&scratch, goes_on, name, file, fetch);
             let placed = fetched.and_then(|()| fs::rename(&scratch, &blob).map_err(failed));
@@ -119,16 +119,16 @@ impl Repository {
         }
     }
 
-    /// The revision is this commit, all of which is here; its folder.
+    /// Records that the revision is this commit, after all its files are here; returns the commit's folder.
     pub(super) fn point_to(&self, commit: &str) -> Result<PathBuf, HubError> {
         let refs = self.dir.join("refs").join(&self.revision);
         let made = refs.parent().map_or(Ok(()), fs::create_dir_all);
         let pointed = made.and_then(|()| fs::create_dir_all(self.snapshot(commit))).and_then(|()| {
-            // A commit needs nothing that points to it.
+            // A revision that is itself a commit needs no ref.
             if self.revision == commit { Ok(()) } else { safe_file::write(&refs, commit.as_bytes()) }
         });
         match pointed {
-            // A cache that cannot be written serves all the same.
+            // A read-only cache that has the folder is good enough.
             Ok(()) => Ok(self.snapshot(commit)),
             Err(_) if self.snapshot(commit).is_dir() => Ok(self.snapshot(commit)),
             Err(error) => {
@@ -142,13 +142,13 @@ impl Repository {
     }
 }
 
-/// Forty hexadecimal digits.
+/// Whether a revision is a commit: forty hexadecimal digits.
 fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Takes the lock that others may have who fetch the same file. While that gets on, so does who waits for it. False where locks do not
-/// work.
+/// Waits for the lock on a file that another process may be downloading. Signals progress while that download makes progress. Returns
+/// false if the file system has no locks.
 fn take(lock: &File, partial: &Path) -> bool {
     let mut seen = None;
     loop {
@@ -166,7 +166,7 @@ fn take(lock: &File, partial: &Path) -> bool {
     }
 }
 
-/// Fetches a file, or what is missing of it, and checks that it is what was announced.
+/// Fetches a file or its missing rest, and checks its SHA-256 if the ETag is one.
 fn fetched(
     scratch: &Path,
     goes_on: bool,
@@ -193,7 +193,7 @@ fn fetched(
                 }
                 tracing::warn!(
                     file = name,
-                    "what was kept of an earlier download is damaged: it begins anew"
+                    "the partial file of an earlier download is damaged: starting again"
                 );
                 to.set_len(0).map_err(failed)?;
                 kept = 0;
@@ -213,7 +213,7 @@ fn content_sha256(path: &Path) -> io::Result<String> {
             read => hash.update(&piece[..read]),
         }
         alive::advance();
-        // For those who wait for the lock; where it cannot be done they wait all the same.
+        // A progress signal for processes that wait for the lock. They also wait without it.
         if told.elapsed() > TOLD {
             told = Instant::now();
             let _ = file.set_modified(SystemTime::now());
@@ -221,7 +221,7 @@ fn content_sha256(path: &Path) -> io::Result<String> {
     }
 }
 
-/// A file that the index of the weights names and that is not there.
+/// Name of a missing file that the index of the weights lists.
 fn missing_shard(folder: &Path) -> Option<String> {
     let index = files::read(&folder.join("model.safetensors.index.json")).ok()?;
     let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_is_huggingface_hubs() {
+    fn the_cache_layout_matches_huggingface_hub() {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::new(dir.path(), "org/name", "main");
         keep(&repository, "config.json", "tag", b"{}").unwrap();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn revisions_are_kept_side_by_side_and_a_commit_is_its_own_name() {
+    fn revisions_coexist_and_a_commit_needs_no_ref() {
         let dir = tempfile::tempdir().unwrap();
         let commit = "0123456789abcdef0123456789abcdef01234567";
         for (revision, reference) in [("main", true), ("refs/pr/1", true), (commit, false)] {
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_that_is_not_what_its_tag_says_is_not_kept() {
+    fn content_that_does_not_match_its_sha256_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::new(dir.path(), "name", "main");
         let right = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_download_that_broke_off_goes_on_and_a_damaged_beginning_is_fetched_again() {
+    fn broken_downloads_resume_and_damaged_partial_files_restart() {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::new(dir.path(), "name", "main");
         let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
@@ -320,7 +320,7 @@ mod tests {
             assert_eq!(fs::read(blobs.join(hello)).unwrap(), b"hello", "{damaged}");
             fs::remove_file(blobs.join(hello)).unwrap();
         }
-        // Nothing would tell that beginning and rest do not belong together.
+        // Without a checksum, a mismatch of the two parts would go unnoticed: the download starts again.
         fs::write(blobs.join("tag.incomplete"), "he").unwrap();
         let whole = repository.keep("c0ffee", "c", &described("tag", 5), &mut |to, kept| {
             assert_eq!(kept, 0);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_model_is_not_taken_for_one() {
+    fn a_model_with_a_missing_shard_is_incomplete() {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::new(dir.path(), "name", "main");
         keep(&repository, "config.json", "a", b"{}").unwrap();

@@ -1,8 +1,8 @@
-//! Asks the hub: what a repository holds, and for its files.
+//! HTTP client of the hub: lists a repository and downloads its files.
 //!
-//! - DAT-H1: the token goes to the hub's own addresses over TLS (or to this machine), and nowhere else, whatever redirects say.
-//! - DAT-H2: a body is read to the length that was announced for it, and no further.
-//! - DAT-H3: a download that only takes long is waited for, one that brings next to nothing is given up.
+//! - DAT-H1: the token is sent only to the hub's own addresses, over TLS or to this machine, even after redirects.
+//! - DAT-H2: a body is read up to its announced length, and no further.
+//! - DAT-H3: a slow download continues; a download below [`SLOWEST`] bytes per second is given up.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,34 +19,34 @@ use crate::alive;
 use super::names::{etag, is_plain_component};
 use super::settings::Settings;
 
-/// What huggingface_hub waits for a connection, an answer, and between two pieces of a body.
+/// Timeout for the connection, the answer, and each read of a body: the same as in huggingface_hub.
 const PATIENCE: Duration = Duration::from_secs(10);
 const REDIRECTS: usize = 5;
-/// A broken download goes on where it was so often without a new byte.
+/// A download is given up after this many breaks in a row without a new byte.
 const RETRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
-/// A download that brings fewer bytes a second, over as long as this, is given up: curl's --speed-limit and --speed-time.
+/// A download with fewer bytes per second than this, over [`SLOW_FOR`], is given up: curl's --speed-limit and --speed-time.
 const SLOWEST: u64 = 1024;
 const SLOW_FOR: Duration = Duration::from_secs(300);
-/// A listing of some hundred thousand files.
+/// Largest listing in bytes: several hundred thousand files.
 const LISTING_BYTES: u64 = 64 << 20;
-/// Addresses that are the hub, beside the one that the environment names.
+/// Addresses of the hub, in addition to the endpoint from the environment.
 const HUBS: [&str; 3] = ["https://huggingface.co", "https://hub-ci.huggingface.co", "https://hf.co"];
 
-/// Why nothing came.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum HubError {
-    /// What the cache holds will have to do: no answer, or none that helps.
+    /// No usable answer; the caller falls back to the cache.
     Unanswered(String),
-    /// The answer is not to be used.
+    /// The answer must not be used: an error.
     Wrong(String),
-    /// There is no such part of the file.
+    /// The requested range is beyond the end of the file.
     Beyond,
-    /// It comes, but would hardly come to an end.
+    /// The download is too slow to finish.
     Slow(String),
 }
 
-/// The last address, the answers on the way, and the last.
+/// The final address, the redirect answers on the way, and the final answer.
 type Followed = (Uri, Vec<Response<Body>>, Response<Body>);
 
 impl HubError {
@@ -55,7 +55,7 @@ impl HubError {
     }
 }
 
-/// A repository at a commit.
+/// The files of a repository at a commit.
 #[derive(Debug, Deserialize)]
 pub(super) struct Listing {
     /// The commit.
@@ -69,24 +69,24 @@ struct Sibling {
 }
 
 impl Listing {
-    /// Names of the files, as they were sent.
+    /// Names of the files, unchecked.
     pub(super) fn files(&self) -> impl Iterator<Item = &str> {
         self.siblings.iter().map(|file| file.rfilename.as_str())
     }
 }
 
-/// A file as the hub describes it before it sends it.
+/// Metadata of a file, read before its download.
 #[derive(Debug)]
 pub(super) struct Description {
-    /// Names the content.
+    /// Identifies the content.
     pub(super) etag: String,
-    /// Bytes.
+    /// Size in bytes.
     pub(super) size: u64,
-    /// Where it is.
+    /// Final address of the file.
     from: Uri,
 }
 
-/// The way to the hub.
+/// Client for requests to the hub.
 pub(super) struct Client<'a> {
     settings: &'a Settings,
     agent: Agent,
@@ -96,7 +96,7 @@ impl<'a> Client<'a> {
     pub(super) fn new(settings: &'a Settings) -> Result<Self, Fault> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            // Every redirect is looked at here.
+            // `ask` follows redirects, because it must check each one.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_resolve(Some(PATIENCE))
@@ -114,7 +114,7 @@ impl<'a> Client<'a> {
         Ok(client)
     }
 
-    /// What the repository holds at a branch, tag or commit.
+    /// Lists the files of a repository at a branch, tag or commit.
     pub(super) fn list(&self, model: &str, revision: &str) -> Result<Listing, HubError> {
         let address = self.valid(&format!("/api/models/{model}/revision/{}", in_one(revision)))?;
         let (_, _, mut response) = self.ask(&address, None)?;
@@ -128,8 +128,8 @@ impl<'a> Client<'a> {
         Ok(listing)
     }
 
-    /// What the hub says of a file that the listing names. A range of one byte asks for it: the answer has all that an answer to
-    /// HEAD has, also from servers that know no HEAD.
+    /// Reads the metadata of a listed file. Requests a range of one byte: the answer has the same headers as for HEAD, and also works
+    /// with servers that do not support HEAD.
     pub(super) fn describe(
         &self,
         model: &str,
@@ -150,12 +150,12 @@ impl<'a> Client<'a> {
         })?;
         if named != commit {
             let what =
-                format!("{name} is of commit {named:?}, the listing of {commit}: it changes at the moment");
+                format!("{name} is of commit {named:?}, the listing of {commit}: the model is changing now");
             return Err(HubError::wrong(what));
         }
         let tag = header("x-linked-etag").or_else(|| header("etag")).unwrap_or_default();
         let etag = etag(&tag)
-            .ok_or_else(|| HubError::wrong(format!("{name} has the ETag {tag:?}, which is none")))?;
+            .ok_or_else(|| HubError::wrong(format!("{name} has the ETag {tag:?}, which is not valid")))?;
         let linked = header("x-linked-size").and_then(|size| size.parse().ok());
         let size = linked
             .or_else(|| length(&response))
@@ -163,7 +163,7 @@ impl<'a> Client<'a> {
         Ok(Description { etag: etag.to_owned(), size, from })
     }
 
-    /// Adds what is missing behind the bytes that were kept of an earlier download; when the connection breaks, goes on from there.
+    /// Appends the rest of a file after the `kept` bytes of an earlier download; resumes if the connection breaks.
     pub(super) fn fetch(&self, file: &Description, to: &mut File, kept: u64) -> Result<(), HubError> {
         let (mut done, mut most, mut left) = (kept, kept, RETRIES);
         let mut pace = DownloadPace::new(Instant::now());
@@ -175,7 +175,7 @@ impl<'a> Client<'a> {
                     continue;
                 }
             };
-            // A hub that knows no ranges begins anew each time.
+            // A hub without range support starts from zero each time, so compare with the longest part so far.
             left = if done > most { RETRIES } else { left - 1 };
             most = most.max(done);
             if left == 0 {
@@ -230,7 +230,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Asks, and follows where that leads; gives the last address, the answers on the way, and the last.
+    /// Sends a GET request and follows redirects.
     fn ask(&self, address: &Uri, range: Option<std::ops::RangeInclusive<u64>>) -> Result<Followed, HubError> {
         let (mut address, mut hops) = (address.clone(), Vec::new());
         loop {
@@ -251,11 +251,11 @@ impl<'a> Client<'a> {
             }
             let location = text(&response, "location").unwrap_or_default();
             address = target(&address, &location).ok_or_else(|| {
-                HubError::wrong(format!("it leads to {location:?}, where nothing is fetched"))
+                HubError::wrong(format!("it redirects to {location:?}, which is not allowed"))
             })?;
             hops.push(response);
             if hops.len() > REDIRECTS {
-                return Err(HubError::wrong("it leads from one address to the next without end"));
+                return Err(HubError::wrong("it redirects too many times"));
             }
         }
     }
@@ -272,7 +272,7 @@ impl<'a> Client<'a> {
         self.address(path).map_err(|fault| HubError::Wrong(fault.message))
     }
 
-    /// The hub's own addresses, unless somebody on the way could read along.
+    /// Whether the token may be sent: only to the hub's own addresses, over TLS or to this machine.
     fn may_see_token(&self, address: &Uri) -> bool {
         let hub = |hub: &str| hub.parse().is_ok_and(|hub: Uri| origin(&hub) == origin(address));
         let hidden = address.scheme_str() == Some("https") || is_loopback(address);
@@ -280,10 +280,10 @@ impl<'a> Client<'a> {
     }
 }
 
-/// How fast a download is.
+/// Measures the speed of a download.
 #[derive(Debug)]
 struct DownloadPace {
-    /// Of the time that is looked at.
+    /// Start of the current interval.
     began: Instant,
     bytes: u64,
     last: Instant,
@@ -294,9 +294,9 @@ impl DownloadPace {
         Self { began: now, bytes: 0, last: now }
     }
 
-    /// Takes note of bytes that have come. False when they were too few over [`SLOW_FOR`].
+    /// Counts received bytes. Returns false if they were too few over [`SLOW_FOR`].
     fn takes(&mut self, now: Instant, bytes: u64) -> bool {
-        // Reads do not wait for so long: this process stood still itself.
+        // A read times out much earlier, so this process itself was stopped: start a new interval.
         if now.duration_since(self.last) > SLOW_FOR / 2 {
             *self = Self::new(now);
         }
@@ -311,7 +311,7 @@ impl DownloadPace {
     }
 }
 
-/// Why the hub does not give it, as far as its status says.
+/// Converts an HTTP error status.
 fn refused(status: u16) -> HubError {
     if status == 416 {
         return HubError::Beyond;
@@ -330,7 +330,7 @@ fn text<T>(response: &Response<T>, name: &str) -> Option<String> {
     response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
-/// Of the whole file, from an answer to a range or to none.
+/// Size of the whole file in bytes, from an answer with or without a range.
 fn length<T>(response: &Response<T>) -> Option<u64> {
     match text(response, "content-range") {
         Some(range) => range.rsplit_once('/')?.1.parse().ok(),
@@ -338,7 +338,7 @@ fn length<T>(response: &Response<T>) -> Option<u64> {
     }
 }
 
-/// A revision as one part of an address, as huggingface_hub writes it.
+/// Escapes a revision as one segment of a path, as huggingface_hub does.
 fn in_one(revision: &str) -> String {
     escaped(revision).replace('/', "%2F")
 }
@@ -369,7 +369,7 @@ fn is_loopback(address: &Uri) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Where a redirect leads. Never from TLS into plain text, and never from another machine to this one.
+/// The target of a redirect; `None` if it leads from TLS to plain text or from another machine to this one.
 fn target(from: &Uri, location: &str) -> Option<Uri> {
     let absolute = match location.strip_prefix('/') {
         Some(rest) if !rest.starts_with('/') => {
@@ -382,7 +382,7 @@ fn target(from: &Uri, location: &str) -> Option<Uri> {
     (allowed && (is_loopback(from) || !is_loopback(&to))).then_some(to)
 }
 
-/// A file that nobody serves.
+/// Describes a file that no server has.
 #[cfg(test)]
 pub(super) fn described(etag: &str, size: u64) -> Description {
     Description { etag: etag.to_owned(), size, from: Uri::from_static("https://nowhere.invalid/") }
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_brings_next_to_nothing_is_given_up_and_what_is_slow_is_not() {
+    fn stalled_downloads_are_given_up_and_slow_ones_are_not() {
         let begin = Instant::now();
         let lasts = |bytes: u64, every: u64| {
             let mut pace = DownloadPace::new(begin);
@@ -414,9 +414,9 @@ mod tests {
         assert!(pace.takes(begin + SLOW_FOR * 9, 1) && pace.takes(begin + SLOW_FOR * 10, 1));
     }
 
-    /// One that knows no ranges sends all of it, whatever was asked for.
+    /// A hub without range support sends the whole file for any range.
     #[test]
-    fn a_download_goes_on_where_it_was_or_begins_anew_where_the_hub_cannot() {
+    fn downloads_resume_or_restart_if_the_hub_ignores_ranges() {
         let content = b"0123456789";
         for ranges in [true, false] {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_goes_to_the_hub_and_not_in_the_clear() {
+    fn the_token_goes_only_to_the_hub_and_never_in_plain_text() {
         for (endpoint, address, sent) in [
             ("https://huggingface.co", "https://huggingface.co/api/x", true),
             ("https://huggingface.co", "https://HuggingFace.co:443/api/x", true),
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn redirects_lead_neither_into_the_clear_nor_to_this_machine() {
+    fn redirects_to_plain_text_or_to_this_machine_are_refused() {
         let hub = uri("https://huggingface.co/a/b");
         let to = |from: &Uri, location: &str| target(from, location).map(|to| to.to_string());
         assert_eq!(to(&hub, "/api/x").as_deref(), Some("https://huggingface.co/api/x"));

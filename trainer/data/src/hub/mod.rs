@@ -1,9 +1,9 @@
-//! Finds a model: a local folder as it is, or a hub id downloaded into the Hugging Face cache.
+//! Finds a model: uses a local folder as it is, or downloads a hub id into the Hugging Face cache.
 //!
-//! - [`settings`]: the environment, as huggingface_hub reads it.
-//! - [`client`]: what is asked of the hub.
-//! - [`cache`]: folders and files that huggingface_hub knows as well.
-//! - [`names`]: what may become the name of a file here.
+//! - [`settings`]: environment variables, as huggingface_hub reads them.
+//! - [`client`]: requests to the hub.
+//! - [`cache`]: the cache folder, shared with huggingface_hub.
+//! - [`names`]: checks of names that become file names.
 
 mod cache;
 mod client;
@@ -21,10 +21,10 @@ use client::{Client, HubError, Listing};
 use names::{is_plain_path, is_repo_id};
 use settings::Settings;
 
-/// What belongs to a model's weights. Absent ones are skipped.
+/// Files that belong to a model's weights. Absent files are skipped.
 pub const MODEL_COMPANIONS: [&str; 3] = ["config.json", "generation_config.json", "LICENSE"];
 
-/// What belongs to a tokenizer: these are one set, and mean something only together.
+/// Files of a tokenizer. They are one set: do not mix files of two tokenizers.
 pub const TOKENIZER_COMPANIONS: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,18 +36,18 @@ pub const TOKENIZER_COMPANIONS: [&str; 8] = [
     "tokenizer.model",
 ];
 
-/// Folder of a tokenizer's other chat templates.
+/// Folder of a tokenizer's additional chat templates.
 pub const OTHER_TEMPLATES: &str = "additional_chat_templates";
 
-/// The branch that is taken where nobody names another revision.
+/// The default revision.
 pub const MAIN: &str = "main";
 
-/// The local folder of `model`, at the head of its main branch.
+/// Returns the local folder of `model`, at the head of its main branch; downloads it if needed.
 pub fn resolve(model: &str) -> Result<PathBuf, Fault> {
     resolve_at(model, MAIN)
 }
 
-/// The same at a branch, tag or commit. A folder is taken as it is.
+/// Like [`resolve`], at a branch, tag or commit. A local folder is used as it is.
 pub fn resolve_at(model: &str, revision: &str) -> Result<PathBuf, Fault> {
     if let Some(folder) = folder(model)? {
         return Ok(folder);
@@ -60,7 +60,7 @@ pub fn resolve_at(model: &str, revision: &str) -> Result<PathBuf, Fault> {
     }
     match download(model, revision, &settings, &repository)? {
         Ok(folder) => Ok(folder),
-        // As huggingface_hub does: what is there serves while the hub does not.
+        // As in huggingface_hub, use the cached model if the hub does not answer.
         Err(why) => match repository.complete() {
             Ok(folder) => {
                 tracing::warn!(model, reason = why, "the hub cannot be asked: the cached model is used");
@@ -71,19 +71,19 @@ pub fn resolve_at(model: &str, revision: &str) -> Result<PathBuf, Fault> {
     }
 }
 
-/// Where a model is.
+/// Place of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// In this folder: the user's, or the cache's.
+    /// In this folder, of the user or of the cache.
     Here(PathBuf),
-    /// On the hub alone.
+    /// Only on the hub.
     Remote {
-        /// The text of its `config.json`; empty where there is none, as with adapters.
+        /// The text of its `config.json`; empty if there is none, as with adapters.
         config_json: String,
     },
 }
 
-/// Finds a model without downloading it: of a hub id that is not in the cache only `config.json` is asked for.
+/// Finds a model without downloading it; for a hub id that is not in the cache, fetches only `config.json`.
 pub fn find(model: &str, revision: &str) -> Result<Found, Fault> {
     if let Some(folder) = folder(model)? {
         return Ok(Found::Here(folder));
@@ -118,7 +118,7 @@ pub fn find(model: &str, revision: &str) -> Result<Found, Fault> {
     asked.unwrap_or_else(|trouble| {
         Err(match trouble {
             HubError::Unanswered(why) | HubError::Slow(why) => unreachable_hub(model, &why, &missing),
-            HubError::Beyond => unreachable_hub(model, "a file is shorter than it said", &missing),
+            HubError::Beyond => unreachable_hub(model, "a file is shorter than announced", &missing),
             HubError::Wrong(what) => wrong_answer(model, &what),
         })
     })
@@ -132,7 +132,7 @@ fn plain(revision: &str) -> Result<(), Fault> {
     }
 }
 
-/// The folder that a name is of, unless it is a hub id.
+/// Returns the folder of a local model, `None` for a hub id; fails if a path names no folder.
 fn folder(model: &str) -> Result<Option<PathBuf>, Fault> {
     let path = Path::new(model);
     if path.is_dir() {
@@ -142,7 +142,7 @@ fn folder(model: &str) -> Result<Option<PathBuf>, Fault> {
     if !is_repo_id(model) {
         return Err(Fault::input(format!("no model folder at {model}")).hint(hint));
     }
-    // A folder's name that is misspelt is not asked for on the hub.
+    // Do not ask the hub for a misspelt folder name.
     let Some((parent, name)) = model.split_once('/') else {
         return Err(Fault::input(format!("no model folder at {model}"))
             .hint(format!("{hint}{}", like(Path::new("."), model))));
@@ -156,7 +156,7 @@ fn folder(model: &str) -> Result<Option<PathBuf>, Fault> {
     }
 }
 
-/// The folder whose name is most like the one that was written, in words.
+/// Suggests the folder with the most similar name; empty if none is similar.
 fn like(parent: &Path, name: &str) -> String {
     let Ok(entries) = std::fs::read_dir(parent) else { return String::new() };
     let folders = entries.flatten().filter(|entry| entry.path().is_dir());
@@ -183,7 +183,7 @@ fn wrong_answer(model: &str, what: &str) -> Fault {
         .hint("HF_ENDPOINT says which hub is asked; a local folder needs none")
 }
 
-/// Brings the cache up to date; the inner error says why the hub did not help.
+/// Updates the cache from the hub; the inner error says why the hub gave no usable answer.
 fn download(
     model: &str,
     revision: &str,
@@ -195,7 +195,7 @@ fn download(
     match listing.and_then(|listing| take(model, revision, &client, repository, &listing)) {
         Ok(folder) => Ok(Ok(folder)),
         Err(HubError::Unanswered(why) | HubError::Slow(why)) => Ok(Err(why)),
-        Err(HubError::Beyond) => Ok(Err("a file is shorter than it said".into())),
+        Err(HubError::Beyond) => Ok(Err("a file is shorter than announced".into())),
         Err(HubError::Wrong(what)) => Err(wrong_answer(model, &what)),
     }
 }
@@ -220,7 +220,7 @@ fn take(
     repository.point_to(&listing.sha)
 }
 
-/// Files of the folder itself; variants lie in folders of their own.
+/// Whether to download a file: model, adapter and tokenizer files at the top level (subfolders hold variants), and chat templates.
 fn wanted(name: &str) -> bool {
     let weights = name.ends_with(".safetensors") || name.ends_with(".index.json");
     let other_template = name
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_and_tokenizers_are_wanted_and_nothing_else() {
+    fn only_weights_and_tokenizer_files_are_downloaded() {
         assert!(wanted("model-00001-of-00002.safetensors") && wanted("model.safetensors.index.json"));
         assert!(!wanted("pytorch_model.bin") && !wanted("README.md") && !wanted("model/../x.safetensors"));
     }

@@ -1,19 +1,19 @@
-//! Names that come from somewhere else, and become names of files here: plain ones, or none.
+//! Checks of names that come from outside and become file names here.
 
-/// One component of a path that stays where it is put: no separator, nothing that a shell or terminal would read otherwise.
+/// Whether a name is a single safe component of a path: no separator, no `.` or `..`, no control character, no white space but a space.
 #[must_use]
 pub fn is_plain_component(name: &str) -> bool {
     let strange = |c: char| matches!(c, '/' | '\\' | ':') || c.is_control() || c.is_whitespace() && c != ' ';
     !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.chars().any(strange)
 }
 
-/// Plain components with slashes between them.
+/// Whether a path consists of plain components with slashes between them.
 #[must_use]
 pub fn is_plain_path(name: &str) -> bool {
     name.split('/').all(is_plain_component)
 }
 
-/// `name` or `org/name`, by the hub's own rules; everything else is meant as a path.
+/// Whether a text is `name` or `org/name` by the hub's rules; any other text is a path.
 #[must_use]
 pub fn is_repo_id(id: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -30,13 +30,13 @@ pub fn is_repo_id(id: &str) -> bool {
         && !id.ends_with(".git")
 }
 
-/// An `ETag` header's value, `"…"` or `W/"…"`, as the cache names a blob.
+/// The blob name of an `ETag` header, `"…"` or `W/"…"`; `None` if it is not a safe file name.
 pub(super) fn etag(header: &str) -> Option<&str> {
     let tag = header.trim_start_matches(['W', '/']).trim_matches('"');
     is_plain_component(tag).then_some(tag)
 }
 
-/// The SHA-256 that names the content of a large file; other tags are something else.
+/// The SHA-256 if the ETag is one, as for large files; `None` for other ETags.
 pub(super) fn sha256(etag: &str) -> Option<&str> {
     let hex =
         etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!((sha256(&sha[..63]), sha256(&sha.to_uppercase())), (None, None));
     }
 
-    /// Each was asked of `huggingface_hub.utils.validate_repo_id` 2.4.0.
+    /// Expected results come from `huggingface_hub.utils.validate_repo_id` 2.4.0.
     #[test]
     fn repo_ids_follow_the_hubs_rules() {
         let long = "x".repeat(97);

@@ -1,30 +1,29 @@
-//! What the environment says of the hub: where its cache is, whether it may be asked, with which token. As huggingface_hub 2.4.0
-//! reads it.
+//! Hub settings from the environment: cache folder, address, offline mode and token, as huggingface_hub 2.4.0 reads them.
 
 use std::path::{Path, PathBuf};
 
 use dyad_proto::Fault;
 
-/// Longest file of a token.
+/// Largest token file in bytes.
 const MOST_OF_A_TOKEN: u64 = 64 << 10;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// What the environment says.
+/// Settings from the environment.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Settings {
     /// Folder of the cache.
     pub(super) cache: PathBuf,
-    /// Where the hub is, without a slash at the end.
+    /// Address of the hub, without a slash at the end.
     pub(super) endpoint: String,
-    /// The variable that says not to ask it.
+    /// The variable that turns on offline mode; `None` if online.
     pub(super) offline: Option<&'static str>,
-    /// Who asks.
+    /// Access token.
     pub(super) token: Option<String>,
 }
 
 impl Settings {
-    /// Of this process.
+    /// Reads the environment of this process.
     pub(super) fn from_environment() -> Result<Self, Fault> {
         let read = |path: &Path| match dyad_proto::files::read_to_string_or_pipe(path, MOST_OF_A_TOKEN) {
             Ok(text) => Ok(Some(text)),
@@ -65,7 +64,7 @@ impl Settings {
     }
 }
 
-/// The first of the two that says anything decides.
+/// The first of the two variables that is not empty decides.
 fn offline(variable: &dyn Fn(&str) -> Option<String>) -> Option<&'static str> {
     let said =
         |name: &'static str| variable(name).filter(|value| !value.is_empty()).map(|value| (name, value));
@@ -77,7 +76,7 @@ fn is_true(value: Option<&str>) -> bool {
     value.is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
 }
 
-/// From the environment, else from the file that `hf auth login` writes. Secrets often end with a line end.
+/// Reads the token from the environment, else from the file that `hf auth login` writes. Removes line ends, which secrets often have.
 fn token(
     variable: &dyn Fn(&str) -> Option<String>,
     file: &dyn Fn() -> Result<Option<String>, Fault>,
@@ -88,7 +87,7 @@ fn token(
         Some(token) => Some(token),
         None => file()?.as_deref().and_then(clean),
     };
-    // It goes into a line of HTTP.
+    // The token becomes part of an HTTP header line.
     if token.as_ref().is_some_and(|token| !token.bytes().all(|byte| (0x21..0x7f).contains(&byte))) {
         return Err(Fault::input("the hub's token holds a blank or a character that no token has")
             .hint("look at HF_TOKEN, or at the file that HF_TOKEN_PATH names"));
@@ -101,12 +100,12 @@ fn clean(token: &str) -> Option<String> {
     Some(token.trim()).filter(|token| !token.is_empty()).map(str::to_owned)
 }
 
-/// As Python joins paths.
+/// Joins paths as Python does.
 fn join(folder: &str, name: &str) -> String {
     Path::new(folder).join(name).to_string_lossy().into_owned()
 }
 
-/// A leading `~` is the home folder; `$NAME` and `${NAME}` are variables, where they are set.
+/// Replaces a leading `~` by the home folder, and `$NAME` and `${NAME}` by variables that are set.
 fn expanded(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> String {
     let home = variable("HOME").unwrap_or_else(|| "~".into());
     let text = match text.strip_prefix('~') {
@@ -152,9 +151,9 @@ mod tests {
         Settings::of(&variable, &read)
     }
 
-    /// Each line was asked of huggingface_hub 2.4.0 (`constants.HF_HUB_CACHE`).
+    /// Expected results come from huggingface_hub 2.4.0 (`constants.HF_HUB_CACHE`).
     #[test]
-    fn the_cache_is_where_huggingface_hub_has_it() {
+    fn the_cache_folder_matches_huggingface_hub() {
         for (variables, cache) in [
             (&[][..], "/home/me/.cache/huggingface/hub"),
             (&[("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub"),
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn words_for_offline_are_huggingface_hubs() {
+    fn offline_values_match_huggingface_hub() {
         let offline = |variables: &[(&str, &str)]| settings(variables, None).unwrap().offline;
         for word in ["1", "YES", "yes", "on", "True", "TRUE"] {
             assert_eq!(offline(&[("HF_HUB_OFFLINE", word)]), Some("HF_HUB_OFFLINE"), "{word}");
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_cleaned_and_empty_ones_are_none() {
+    fn tokens_are_trimmed_and_empty_ones_ignored() {
         let file = Some(("/home/me/.cache/huggingface/token", "hf_file\n"));
         let token = |variables: &[(&str, &str)]| settings(variables, file).unwrap().token;
         for (variables, expected) in [
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_an_address() {
+    fn an_endpoint_must_be_an_http_address() {
         let endpoint =
             |value: &str| settings(&[("HF_ENDPOINT", value)], None).map(|settings| settings.endpoint);
         assert_eq!(endpoint("https://mirror.example//").unwrap(), "https://mirror.example");

@@ -1,4 +1,4 @@
-//! Random weights of a new model, written tensor by tensor: no more than a few chunks are in memory, whatever the model's size.
+//! Random weights of a new model. They are written tensor by tensor, so that memory holds only a few chunks for any model size.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,11 +13,11 @@ use serde_json::{Map, Value, json};
 
 use super::{NewModelOptions, Storage, StoredDtype, cannot_write, write_json};
 
-/// Values that one thread makes at a time.
+/// Values that one thread generates at a time.
 const CHUNK: usize = 1 << 18;
-/// Chunks in memory.
+/// Most chunks in memory.
 const CHUNKS: usize = 64;
-/// Words of the generator that one value takes.
+/// Generator words (32 bits each) per value.
 const WORDS: u128 = 4;
 
 /// A tensor to write.
@@ -25,7 +25,7 @@ const WORDS: u128 = 4;
 struct Planned {
     name: String,
     shape: Vec<usize>,
-    /// Values that were drawn before its first: its values do not depend on the order of writing.
+    /// Number of values drawn before this tensor's first. So its values do not depend on the order of writing.
     drawn: u128,
 }
 
@@ -34,7 +34,7 @@ impl Planned {
         self.shape.iter().product()
     }
 
-    /// Norms start at one, biases at zero, matrices normal with deviation 0.02.
+    /// One for norms, zero for biases; `None` for matrices, which are normal with deviation 0.02.
     fn constant(&self) -> Option<f32> {
         match self.name.as_str() {
             name if name.contains("norm") => Some(1.0),
@@ -44,7 +44,7 @@ impl Planned {
     }
 }
 
-/// Writes `model.safetensors`, or shards and their index where that would be larger than a shard may be.
+/// Writes `model.safetensors`, or shards and their index if one file would be larger than a shard may be.
 pub(super) fn write(options: &NewModelOptions, storage: &Storage, vocab: usize) -> Result<(), Fault> {
     let shards = shards(planned(options, storage, vocab), storage);
     let total: usize = shards.iter().flatten().map(|tensor| tensor.len() * storage.dtype.bytes()).sum();
@@ -70,7 +70,7 @@ pub(super) fn write(options: &NewModelOptions, storage: &Storage, vocab: usize) 
     }
 }
 
-/// Weight files of a model that is replaced: readers would take them for this one's.
+/// Removes weight files of the replaced model: readers would take them for files of the new one.
 fn remove_old(dir: &Path) -> Result<(), Fault> {
     let files = std::fs::read_dir(dir).map_err(|error| cannot_write(dir, &error))?;
     for path in files.filter_map(|file| Some(file.ok()?.path())) {
@@ -82,7 +82,7 @@ fn remove_old(dir: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Every tensor in the order of drawing.
+/// All tensors, in the order in which their values are drawn.
 fn planned(options: &NewModelOptions, storage: &Storage, vocab: usize) -> Vec<Planned> {
     let mut drawn = 0;
     tensors(options, storage, vocab)
@@ -97,7 +97,7 @@ fn planned(options: &NewModelOptions, storage: &Storage, vocab: usize) -> Vec<Pl
         .collect()
 }
 
-/// Name and shape of every tensor of the model.
+/// Names and shapes of all tensors of the model.
 fn tensors(options: &NewModelOptions, storage: &Storage, vocab: usize) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (options.hidden_size, options.intermediate_size);
     let keys = hidden / options.heads * options.kv_heads;
@@ -126,7 +126,8 @@ fn tensors(options: &NewModelOptions, storage: &Storage, vocab: usize) -> Vec<(S
     tensors
 }
 
-/// Runs of tensors that fit a file; a larger one stands alone. Sorted by name inside each, as readers expect.
+/// Groups consecutive tensors into files of at most `shard_mib`; a larger tensor gets its own file. Sorted by name in each file, as
+/// readers expect.
 fn shards(tensors: Vec<Planned>, storage: &Storage) -> Vec<Vec<Planned>> {
     let limit = storage.shard_mib.max(1) << 20;
     let mut shards: Vec<Vec<Planned>> = vec![Vec::new()];
@@ -162,7 +163,7 @@ fn write_shard(path: &Path, tensors: &[Planned], dtype: StoredDtype, seed: u64) 
     file.flush()
 }
 
-/// The file's table of contents, padded so that the values are aligned.
+/// The safetensors header, padded so that the values are aligned.
 fn header(tensors: &[Planned], dtype: StoredDtype) -> String {
     let mut header = Map::from_iter([("__metadata__".to_owned(), json!({ "format": "pt" }))]);
     let mut start = 0;
@@ -189,13 +190,13 @@ fn chunk(tensor: &Planned, start: usize, dtype: StoredDtype, seed: u64) -> Vec<u
     }
 }
 
-/// The upper half of a finite float32, rounded to the nearest, ties to even.
+/// Rounds a finite float32 to bfloat16, to nearest, ties to even.
 fn bfloat16(value: f32) -> u16 {
     let bits = value.to_bits();
     ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
-/// Box-Muller.
+/// A standard normal value, by the Box-Muller transform.
 fn normal(rng: &mut ChaCha8Rng) -> f32 {
     let (u, v): (f64, f64) = (rng.random::<f64>().max(f64::MIN_POSITIVE), rng.random());
     ((-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()) as f32
@@ -205,7 +206,7 @@ fn normal(rng: &mut ChaCha8Rng) -> f32 {
 mod tests {
     use super::*;
 
-    /// A generator that is set to a value's place gives what one that came there gives.
+    /// Seeking the generator to a value gives the same value as drawing up to it.
     #[test]
     fn values_do_not_depend_on_chunks() {
         let mut one = ChaCha8Rng::seed_from_u64(3);

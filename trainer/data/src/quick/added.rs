@@ -1,15 +1,15 @@
-//! Added tokens, found as the crate finds them: some in the text as it is, the others in what is left, normalised.
+//! Finds added tokens as the crate does: some in the original text, the others in the normalised rest.
 
 use aho_corasick::{AhoCorasick, AhoCorasickBuilder, MatchKind};
 use tokenizers::{AddedToken, NormalizedString, Normalizer, Tokenizer};
 
-/// Tokens that are sought together.
+/// Tokens that one search finds.
 #[derive(Debug)]
 pub(super) struct Search {
     automaton: AhoCorasick,
-    /// By pattern.
+    /// Ids by pattern number.
     ids: Vec<u32>,
-    /// Bytes of the longest.
+    /// Length of the longest token in bytes.
     pub(super) longest: usize,
 }
 
@@ -21,7 +21,7 @@ pub(super) struct Added {
 }
 
 impl Added {
-    /// `None` where a token takes spaces or looks at its neighbours.
+    /// `None` if a token strips spaces or depends on its neighbours.
     pub(super) fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let mut tokens: Vec<_> = tokenizer.get_added_tokens_decoder().into_values().collect();
         tokens.sort_unstable_by(|a, b| a.content.cmp(&b.content));
@@ -40,7 +40,7 @@ impl Search {
             if let (true, Some(normalizer)) = (token.normalized, tokenizer.get_normalizer()) {
                 normalizer.normalize(&mut content).ok()?;
             }
-            // A pattern without text would be found everywhere.
+            // An empty pattern would match everywhere.
             Some(content.get().to_owned()).filter(|content| !content.is_empty())
         };
         let patterns = tokens.iter().map(pattern).collect::<Option<Vec<_>>>()?;
@@ -59,7 +59,7 @@ impl Search {
         self.ids.is_empty()
     }
 
-    /// Start, end and id of every token in a text.
+    /// Start, end and id of each token in a text.
     pub(super) fn find<'s>(&'s self, text: &'s str) -> impl Iterator<Item = (usize, usize, u32)> + 's {
         let found = (!self.is_empty()).then(|| self.automaton.find_iter(text));
         found.into_iter().flatten().map(|one| (one.start(), one.end(), self.ids[one.pattern().as_usize()]))

@@ -1,4 +1,4 @@
-//! Pre-tokenizers as cuts that need no copies and no offsets.
+//! Pre-tokenizers as cuts of a text, without copies and offsets.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,20 +14,20 @@ use tokenizers::{
 
 use super::joints::Joints;
 
-/// The split that a `ByteLevel` pre-tokenizer makes unless told not to.
+/// The default split of a `ByteLevel` pre-tokenizer.
 const GPT2_SPLIT: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 type Word<'w> = &'w mut dyn FnMut(&str) -> Result<()>;
 
-/// From normalised text to words, and from words to ids.
+/// Cuts normalised text into words, and turns words into ids.
 #[derive(Debug)]
 pub(super) struct Cuts {
-    /// Text is cut by the first, what comes out by the next, and so on.
+    /// The first cuts the text, the next cuts the resulting pieces, and so on.
     cuts: Vec<Cut>,
     joints: Option<Joints>,
-    /// How the vocabulary writes each byte, where it does not write characters.
+    /// The character for each byte, for byte-level vocabularies; `None` if the vocabulary holds characters.
     letters: Option<[char; 256]>,
-    /// What cuts a word again that is written in letters.
+    /// Pre-tokenizers that cut a word after its bytes were replaced by `letters`.
     after: Vec<PreTokenizerWrapper>,
 }
 
@@ -43,7 +43,7 @@ impl Cut {
     }
 }
 
-/// What a split looks for.
+/// Pattern of a split.
 #[derive(Debug)]
 enum CutSpans {
     Regex { regex: SysRegex, invert: bool },
@@ -52,7 +52,7 @@ enum CutSpans {
 }
 
 impl Cuts {
-    /// Of pre-tokenizers that are known here, before a model that gives a word the same ids wherever it stands.
+    /// Builds the cuts; `None` if a pre-tokenizer is not supported. The model must give a word the same ids at every position.
     pub(super) fn of(pre_tokenizer: Option<&PreTokenizerWrapper>, model: &ModelWrapper) -> Option<Self> {
         let mut parts = Vec::new();
         flatten(pre_tokenizer, &mut parts);
@@ -70,7 +70,7 @@ impl Cuts {
     ) -> Option<Self> {
         let PreTokenizerWrapper::ByteLevel(bytes) = bytes else { return None };
         use PreTokenizerWrapper::{Digits, Punctuation, Split};
-        // These look at nothing but the word in hand.
+        // These depend only on the word itself.
         if bytes.add_prefix_space
             || !after.iter().all(|part| matches!(part, Digits(_) | Punctuation(_) | Split(_)))
         {
@@ -95,20 +95,20 @@ impl Cuts {
         let cuts = parts.iter().map(|part| cut(part)).collect::<Option<Vec<_>>>()?;
         let joints = if let ModelWrapper::BPE(bpe) = model { Joints::of(bpe) } else { None };
         let splits = |cut: &Cut| matches!(cut, Cut::Spaces { split: true, .. });
-        // Whole texts as words would never be met again.
+        // Without cuts, each whole text would be a word, and the cache of words would be useless.
         let worthwhile = joints.is_some() || cuts.iter().any(splits);
         let found = Self { cuts, joints, letters: None, after: Vec::new() };
-        // After another cut, the first piece need not be where the text starts.
+        // After another cut, the first piece may not be at the start of the text.
         let known = !found.cuts.iter().skip(1).any(Cut::treats_first);
         (worthwhile && known).then_some(found)
     }
 
-    /// Whether the first piece of a text is treated otherwise than the rest.
+    /// Whether the first piece of a text is treated differently from the others.
     pub(super) fn treats_first(&self) -> bool {
         self.cuts.iter().any(Cut::treats_first)
     }
 
-    /// Cuts a text that is not empty; `first`: nothing is before it.
+    /// Cuts a text that is not empty; `first`: it is at the start of the whole text.
     pub(super) fn cut(&self, text: &str, first: bool, word: Word<'_>) -> Result<()> {
         match &self.joints {
             None => self.cut_from(0, text, first, word),
@@ -193,7 +193,7 @@ fn metaspace_cut(metaspace: &Metaspace) -> Cut {
     }
 }
 
-/// Of plain text only a space is known: it needs no escape.
+/// Supports regular expressions, and of string patterns only the space, which needs no escape.
 fn regex(split: &Split) -> Option<CutSpans> {
     let regex = match &split.pattern {
         SplitPattern::Regex(regex) => regex,
@@ -202,7 +202,7 @@ fn regex(split: &Split) -> Option<CutSpans> {
     Some(CutSpans::Regex { regex: SysRegex::new(regex).ok()?, invert: split.invert })
 }
 
-/// SentencePiece: spaces become `by` (`▁`), with one prepended if the text has none in front.
+/// SentencePiece: replaces spaces by `by` (`▁`), and prepends one if the scheme asks for it and the text does not start with it.
 fn spaces(text: &str, by: char, scheme: PrependScheme, first: bool) -> Cow<'_, str> {
     let mut written = Cow::Borrowed(text);
     if text.contains(' ') {
@@ -245,7 +245,7 @@ fn split(at: &CutSpans, behavior: SplitDelimiterBehavior, text: &str, take: Take
     }
 }
 
-/// Adds each span to the one before where the rule says so.
+/// Joins each span to the previous one if `joins(previous matches, this matches)`.
 fn joined(spans: Vec<(Range<usize>, bool)>, joins: fn(bool, bool) -> bool) -> Vec<Range<usize>> {
     let mut pieces: Vec<Range<usize>> = Vec::new();
     let mut before = false;
@@ -260,7 +260,7 @@ fn joined(spans: Vec<(Range<usize>, bool)>, joins: fn(bool, bool) -> bool) -> Ve
 }
 
 impl CutSpans {
-    /// Every part of a text, in order, and whether it is what is looked for.
+    /// Calls `take` for every part of a text in order, and tells whether it matches the pattern.
     fn find(&self, text: &str, take: &mut dyn FnMut(Range<usize>, bool) -> Result<()>) -> Result<()> {
         match self {
             Self::Regex { regex, invert } => {
@@ -292,7 +292,7 @@ fn each(
     if last < text.len() { take(last..text.len(), false) } else { Ok(()) }
 }
 
-/// Printable bytes stand for themselves, the others for the letters from U+0100 on: GPT-2's table.
+/// GPT-2's table: printable bytes map to themselves, other bytes to characters from U+0100 on.
 fn letters() -> [char; 256] {
     let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut next = 0x100;

@@ -1,20 +1,19 @@
-//! Where a text may be cut although no pre-tokenizer cuts it: between characters that no merge can bring together.
+//! Extra cuts of a text, where no pre-tokenizer cuts it: between characters that no merge can join.
 //!
-//! - DAT-J1: a BPE model with these cuts gives the ids that it gives without.
+//! - DAT-J1: a BPE model gives the same ids with these cuts as without.
 //!
-//! Why. A BPE model starts from one symbol a character (or one a byte, where a character is not in the vocabulary and
-//! `byte_fallback` is on) and merges neighbours, the lowest rank first and among equal ranks the leftmost, until none is left
-//! that `merges` knows. Take neighbouring characters x and y that stand side by side in no entry of the vocabulary. A merge
-//! across the border between them would make an entry that is written as the left symbol's entry followed by the right one's.
-//! Symbols that are entries of their own text would put x beside y in it, which no entry has. Symbols that are not are bytes
-//! and the unknown token; [`Joints::of`] makes sure that no entry contains one of those and more. So no merge ever crosses the
-//! border; the queue of merges falls into two that do not touch each other's symbols, and running them one after the other
-//! gives what running them mixed gives.
+//! Proof: a BPE model starts with one symbol per character (or one per byte, if the character is not in the vocabulary and
+//! `byte_fallback` is on). It merges neighbours, the lowest rank first and the leftmost among equal ranks, until `merges` has no
+//! neighbouring pair. Let x and y be neighbouring characters that stand side by side in no entry of the vocabulary. A merge across
+//! their border would make an entry whose text is the left symbol's text followed by the right one's. If both symbols stand for
+//! their own text, that entry contains x next to y: a contradiction. The other symbols are bytes and the unknown token;
+//! [`Joints::of`] makes sure that no entry contains one of these and more. So no merge crosses the border. The queue of merges
+//! splits into two that share no symbols, and running one after the other gives the same result as running them mixed.
 //!
-//! Two things beside merges look across borders. A whole text that is an entry is one token under `ignore_merges`: such models
-//! have no joints. A pending unknown token is written when the next known character comes, after bytes that came before that
-//! and joined with unknown ones: cuts are made only before characters that are in the vocabulary, where it is written anyway,
-//! unless bytes can stand for everything and nothing is ever unknown.
+//! Two other things look across borders. With `ignore_merges`, a whole text that is an entry is one token: such models get no
+//! joints. A pending unknown token is written when the next known character comes, after bytes that came in between, and joined
+//! with further unknown ones. So cuts are made only before characters in the vocabulary, where it is written anyway, unless the
+//! vocabulary has all 256 bytes and no character is unknown.
 
 use std::array::from_fn;
 use std::collections::{HashMap, HashSet};
@@ -22,16 +21,17 @@ use std::collections::{HashMap, HashSet};
 use tokenizers::Result;
 use tokenizers::models::bpe::BPE;
 
-/// SentencePiece's space, beside ASCII the most frequent character of a text.
+/// SentencePiece's space, the most frequent character that is not ASCII.
 const SPACE: char = '▁';
 const COMMON: usize = 129;
 
 /// Pairs of characters between which no text is cut.
 pub(super) struct Joints {
-    /// By the numbers of two common characters.
+    /// The same as [`Self::slow`], precomputed for common characters: ASCII and [`SPACE`].
     common: Box<[[bool; COMMON]; COMMON]>,
+    /// Neighbours inside an entry of the vocabulary.
     pairs: HashSet<(char, char)>,
-    /// What a piece may start with; `None`: anything.
+    /// Characters that a piece may start with; `None` for any.
     starts: Option<HashSet<char>>,
 }
 
@@ -42,7 +42,7 @@ impl std::fmt::Debug for Joints {
 }
 
 impl Joints {
-    /// Of a model that has any.
+    /// Builds the joints of a model; `None` if its text cannot be cut safely.
     pub(super) fn of(bpe: &BPE) -> Option<Self> {
         let affix = |affix: &Option<String>| affix.as_ref().is_some_and(|affix| !affix.is_empty());
         if bpe.ignore_merges || affix(&bpe.continuing_subword_prefix) || affix(&bpe.end_of_word_suffix) {
@@ -54,7 +54,7 @@ impl Joints {
             .map(|byte| format!("<0x{byte:02X}>"))
             .filter(|token| bpe.byte_fallback && vocabulary.contains_key(token))
             .collect();
-        // Entries of one id could stand for each other.
+        // Two entries with one id could stand for each other.
         if ids.len() != vocabulary.len() || is_within(&vocabulary, &bytes, bpe.unk_token.as_deref()) {
             return None;
         }
@@ -63,7 +63,7 @@ impl Joints {
             (false, Some(unknown)) if vocabulary.contains_key(unknown) => {
                 Some(vocabulary.keys().filter_map(|token| single(token)).collect())
             }
-            // Unknown characters would be left out, and their neighbours meet.
+            // The model would skip unknown characters, and their neighbours could merge.
             (false, _) => return None,
         };
         let pairs = vocabulary.keys().flat_map(|token| token.chars().zip(token.chars().skip(1))).collect();
@@ -78,7 +78,7 @@ impl Joints {
             || self.starts.as_ref().is_some_and(|starts| !starts.contains(&after))
     }
 
-    /// Whether these two stay together.
+    /// Whether a text must not be cut between these two characters.
     fn joined(&self, before: char, after: char) -> bool {
         match (number(before), number(after)) {
             (Some(before), Some(after)) => self.common[before][after],
@@ -86,7 +86,7 @@ impl Joints {
         }
     }
 
-    /// Cuts wherever that is possible.
+    /// Cuts a text wherever possible and calls `word` for each piece.
     pub(super) fn cut(&self, text: &str, word: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
         let mut last = 0;
         let mut characters = text.char_indices();
@@ -102,7 +102,7 @@ impl Joints {
     }
 }
 
-/// Whether an entry is made of one that does not stand for its own text, and more.
+/// Whether an entry contains a byte token or the unknown token together with other text.
 fn is_within(vocabulary: &HashMap<String, u32>, bytes: &[String], unknown: Option<&str>) -> bool {
     let has = |token: &str, part: &str| token != part && token.contains(part);
     vocabulary.keys().any(|token| {

@@ -1,9 +1,9 @@
-//! The ids that the `tokenizers` crate gives, sooner: words that were met before are looked up, and text that was encoded
-//! before is not encoded again.
+//! A faster encoder with the same ids as the `tokenizers` crate: it caches the ids of words, and reuses the ids of a text with the same
+//! start.
 //!
-//! - DAT-Q1: equal to the plain pipeline, id by id. A tokenizer with a part that is not known here gets no quick encoder.
-//! - DAT-Q2: added tokens cut a text into pieces that are encoded on their own, so two texts that agree beyond the end of such
-//!   a token have the same ids up to there.
+//! - DAT-Q1: equal to the plain pipeline, id by id. A tokenizer with an unsupported part gets no quick encoder.
+//! - DAT-Q2: the pieces between added tokens are encoded on their own. So two texts that are equal up to some bytes after an added token
+//!   have the same ids up to that token.
 
 mod added;
 mod cuts;
@@ -22,17 +22,17 @@ use cuts::Cuts;
 use normal::Normal;
 use words::Words;
 
-/// Encodes like the tokenizer that it was made from.
+/// Gives the same ids as the tokenizer that it was made from.
 #[derive(Debug)]
 pub(crate) struct QuickEncoder {
     added: Added,
     normal: Normal,
     cuts: Cuts,
-    /// One for each thread that encodes; taken out while it does.
+    /// One cache per encoding thread; a thread takes it out while it encodes.
     words: Mutex<Vec<Words>>,
 }
 
-/// A text, its ids, and where other texts that start alike may take over.
+/// A text, its ids, and the marks up to which a text with the same start can reuse the ids.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Encoded {
     text: String,
@@ -40,23 +40,24 @@ pub(crate) struct Encoded {
     marks: Vec<Mark>,
 }
 
-/// An added token in a text.
+/// The end of an added token in a text.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
+    /// Byte position.
     end: usize,
-    /// Ids up to its end.
+    /// Number of ids up to here.
     ids: usize,
-    /// Bytes that decide that it is there, and what is before it.
+    /// Length of the prefix that decides this token and the ids before it, in bytes.
     decided: usize,
 }
 
 impl Encoded {
-    /// Of a text that was encoded some other way; nothing can be taken from it.
+    /// Ids from the plain pipeline; no other text can reuse them.
     pub(crate) fn plain(ids: Vec<u32>) -> Self {
         Self { ids, ..Self::default() }
     }
 
-    /// DAT-Q2: what a text can take from this one. A token is the same in both if all that could have made it another is.
+    /// DAT-Q2: marks that `text` shares with this one. A mark is shared if all bytes that decide it are equal.
     fn shared(&self, text: &str) -> Vec<Mark> {
         let agree = self.text.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
         self.marks.iter().take_while(|mark| mark.decided <= agree).copied().collect()
@@ -64,7 +65,7 @@ impl Encoded {
 }
 
 impl QuickEncoder {
-    /// For a tokenizer whose every part is known here.
+    /// `None` if a part of the tokenizer is not supported.
     pub(crate) fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let quick = Self {
             added: Added::of(tokenizer)?,
@@ -72,14 +73,14 @@ impl QuickEncoder {
             cuts: Cuts::of(tokenizer.get_pre_tokenizer(), model(tokenizer)?)?,
             words: Mutex::default(),
         };
-        // The crate asks where the first piece was in the text before it was normalised.
+        // The crate looks up the position of the first piece in the text before normalisation.
         let known = !quick.cuts.treats_first()
             || quick.normal.is_identity()
             || quick.normal.keeps_start() && quick.added.normalized.is_empty();
         (known && quick.agrees(tokenizer)).then_some(quick)
     }
 
-    /// Shows parts that act on every text, such as a post-processor that adds to it.
+    /// Encodes a sample both ways; this finds parts that change every text, such as a post-processor.
     fn agrees(&self, tokenizer: &Tokenizer) -> bool {
         let text = "Don't  panic:\n\n\tthe 12345 naïve cafés of 東京 cost 5€ — e\u{301} ﬁne!  🙂\r\n ";
         let plain = tokenizer.encode_fast(text, false).ok();
@@ -87,7 +88,7 @@ impl QuickEncoder {
         plain.zip(quick).is_some_and(|(plain, quick)| plain.get_ids() == quick.ids)
     }
 
-    /// Encodes a text; `like` is one that probably starts alike.
+    /// Encodes a text; `like` is an earlier text that probably has the same start.
     pub(crate) fn encode(
         &self,
         tokenizer: &Tokenizer,
@@ -121,7 +122,7 @@ struct WorkBuffers<'w> {
 }
 
 impl WorkBuffers<'_> {
-    /// Goes on after the last mark.
+    /// Encodes the text after the last mark.
     fn encode_rest(&mut self) -> Result<()> {
         let (text, raw) = (self.text, &self.quick.added.raw);
         let from = self.marks.last().map_or(0, |mark| mark.end);
@@ -130,14 +131,14 @@ impl WorkBuffers<'_> {
             let (start, end) = (from + start, from + end);
             self.encode_part(last..start)?;
             self.ids.push(id);
-            // Only tokens that start here or before could have been found in its place.
+            // Only a token that starts here or earlier could replace this one.
             self.marks.push(Mark { end, ids: self.ids.len(), decided: start + raw.longest });
             last = end;
         }
         self.encode_part(last..text.len())
     }
 
-    /// Text between added tokens that are sought in the text as it is.
+    /// Encodes text between two added tokens of the original text.
     fn encode_part(&mut self, part: Range<usize>) -> Result<()> {
         if part.is_empty() {
             return Ok(());
@@ -150,7 +151,7 @@ impl WorkBuffers<'_> {
             self.ids.push(id);
             if normal.is_identity() {
                 let end = part.start + end;
-                // A token of the other kind that starts within this one would have cut it.
+                // A token of the original text that starts within this one would have cut it.
                 let decided = end + added.raw.longest.max(added.normalized.longest);
                 self.marks.push(Mark { end, ids: self.ids.len(), decided });
             }
@@ -159,7 +160,7 @@ impl WorkBuffers<'_> {
         self.encode_piece(&normalized[last..], part.start + last == 0)
     }
 
-    /// Normalised text without added tokens.
+    /// Encodes normalised text without added tokens.
     fn encode_piece(&mut self, piece: &str, first: bool) -> Result<()> {
         if piece.is_empty() {
             return Ok(());

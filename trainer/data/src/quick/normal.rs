@@ -1,23 +1,23 @@
-//! Normalisers: SentencePiece's spaces as string operations, Unicode forms not at all on ASCII, all else by the crate.
+//! Normalisers: SentencePiece's spaces are string operations, Unicode forms are skipped for ASCII, and the crate does the rest.
 
 use std::borrow::Cow;
 
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::{NormalizedString, Normalizer};
 
-/// What a normaliser does, as far as it is known.
+/// Steps of a normaliser, if all of them are known.
 #[derive(Debug)]
 pub(super) struct Normal {
-    /// `None`: only the crate knows.
+    /// `None`: the crate has to normalise.
     steps: Option<Vec<NormalStep>>,
 }
 
 #[derive(Debug)]
 enum NormalStep {
-    /// ASCII has neither composed letters nor compatibility forms.
+    /// NFC, NFD, NFKC or NFKD: none of them changes ASCII text.
     UnicodeForm,
     Prepend(String),
-    /// Spaces become this.
+    /// Replaces spaces by this text.
     Spaces(String),
 }
 
@@ -28,12 +28,12 @@ impl Normal {
         Self { steps: known.then_some(found) }
     }
 
-    /// Whether every text stays as it is.
+    /// Whether normalisation changes no text.
     pub(super) fn is_identity(&self) -> bool {
         self.steps.as_ref().is_some_and(Vec::is_empty)
     }
 
-    /// Whether what it does is known, and leaves the start of a text its start.
+    /// Whether all steps are known; known steps keep the start of a text at the start.
     pub(super) fn keeps_start(&self) -> bool {
         self.steps.is_some()
     }
@@ -46,7 +46,7 @@ impl Normal {
             (None, None) => Cow::Borrowed(text),
             (None, Some(normalizer)) => {
                 let mut normalized = NormalizedString::from(text);
-                // The plain pipeline goes on with what it has, too.
+                // The plain pipeline ignores this error, too.
                 let _ = normalizer.normalize(&mut normalized);
                 Cow::Owned(normalized.get().to_owned())
             }

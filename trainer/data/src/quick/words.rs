@@ -1,23 +1,24 @@
-//! Ids of words that were met before, as many as fit.
+//! Cache of the ids of words.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use tokenizers::Result;
 
-/// Words that one thread remembers, and bytes of the longest.
+/// Most words in a cache, which is emptied when it is full; and the longest cached word in bytes.
 pub(super) const WORDS: usize = 1 << 16;
 const WORD_BYTES: usize = 64;
 
-/// Ids of words.
+/// Words and their ids; one cache per thread.
 #[derive(Debug, Default)]
 pub(super) struct Words {
+    /// Ranges of `ids`.
     pub(super) places: HashMap<Box<str>, Range<u32>>,
     ids: Vec<u32>,
 }
 
 impl Words {
-    /// Appends the ids of a word, made if it is new.
+    /// Appends the ids of a word; calls `make` if the word is not cached.
     pub(super) fn append(
         &mut self,
         word: &str,

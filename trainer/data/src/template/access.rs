@@ -1,4 +1,4 @@
-//! Attributes, items and slices, in the order in which jinja2's sandbox looks for them.
+//! Attributes, items and slices, looked up in the same order as in jinja2's sandbox.
 
 use std::rc::Rc;
 
@@ -57,7 +57,7 @@ const OF_STR: [&str; 47] = [
     "zfill",
 ];
 const OF_LIST: [&str; 3] = ["copy", "count", "index"];
-/// The sandbox hides what would change a value.
+/// The sandbox hides methods that change a value.
 const OF_LIST_UNSAFE: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const OF_DICT: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
 const OF_DICT_UNSAFE: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
@@ -78,7 +78,7 @@ const OF_NUMBER: [&str; 14] = [
     "mapping",
 ];
 
-/// An attribute that Python's own type has.
+/// The attribute `name` of the Python type; `None` if the type has no such attribute.
 pub(super) fn own(object: &Value, name: &str) -> Outcome<Option<Value>> {
     if name.starts_with("__") {
         return Err(TemplateError::unsupported(format!("the attribute '{name}'")));
@@ -167,7 +167,7 @@ fn subscript(object: &Value, key: &Value) -> Outcome<Option<Value>> {
         usize::try_from(index).ok().filter(|&index| index < length)
     };
     Ok(match object {
-        // A key that cannot be one is no error: jinja2 takes the item for missing.
+        // An unhashable key is not an error: jinja2 treats the item as missing.
         Value::Dict(pairs) if key.hashable().is_ok() => find(pairs, key)?.cloned(),
         Value::List(items) | Value::Tuple(items) | Value::Group(items) => {
             at(items.len()).map(|at| items[at].clone())
@@ -204,12 +204,12 @@ pub(super) fn slice(object: &Value, parts: &[Value; 3]) -> Outcome<Value> {
         Value::Undefined(what) => Err(TemplateError::failed(&**what)),
         Value::Range(..) => Err(TemplateError::unsupported("a slice of a range")),
         Value::Markup(_) => Err(markup()),
-        // An error in jinja2, or nothing where the whole expression is constant.
+        // jinja2 raises an error, or returns nothing if the whole expression is constant.
         _ => Err(TemplateError::unsupported(format!("a slice of a {}", object.kind()))),
     }
 }
 
-/// Python's `slice.indices`, gone through.
+/// The indices of Python's `range(*slice.indices(length))`.
 fn indices(length: usize, parts: &[Value; 3]) -> Outcome<Vec<usize>> {
     let part = |at: usize| match &parts[at] {
         Value::None => Ok(None),

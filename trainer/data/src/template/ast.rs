@@ -1,4 +1,4 @@
-//! What a template says.
+//! Syntax tree of a template.
 
 /// Names are numbers into [`super::parser::Parsed::names`].
 pub(super) type Name = u32;
@@ -16,7 +16,7 @@ pub(super) enum Const {
 pub(super) struct Expr {
     pub(super) line: u32,
     pub(super) kind: ExprKind,
-    /// Of the expressions within it, itself counted.
+    /// Levels of nested expressions, including this one.
     pub(super) depth: usize,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum ExprKind {
     Item(Box<Expr>, Box<Expr>),
     Slice(Box<Expr>, Box<[Option<Expr>; 3]>),
     Call(Box<Expr>, Box<Arguments>),
-    /// Without input: the body of a block.
+    /// Input, name, arguments. Without an input, the filter takes the text of a block.
     Filter(Option<Box<Expr>>, String, Box<Arguments>),
     Test(Box<Expr>, String, Box<Arguments>),
     Not(Box<Expr>),
@@ -39,7 +39,7 @@ pub(super) enum ExprKind {
     Compare(Box<Expr>, Vec<(Comparison, Expr)>),
     And(Box<Expr>, Box<Expr>),
     Or(Box<Expr>, Box<Expr>),
-    /// Test, value, other value.
+    /// Condition, value, value of the else part.
     Cond(Box<Expr>, Box<Expr>, Option<Box<Expr>>),
     List(Vec<Expr>),
     Tuple(Vec<Expr>),
@@ -47,7 +47,7 @@ pub(super) enum ExprKind {
 }
 
 impl ExprKind {
-    /// How deep the expressions within it are.
+    /// Levels of nested expressions below this one.
     pub(super) fn depth(&self) -> usize {
         let deepest = |parts: &[Expr]| parts.iter().map(|part| part.depth).max().unwrap_or(0);
         let pair = |a: &Expr, b: &Expr| a.depth.max(b.depth);
@@ -129,7 +129,7 @@ pub(super) enum Target {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scope {
     pub(super) body: Vec<Stmt>,
-    /// Names that are undefined in it until they are set, whatever the conversation gives.
+    /// Names that are undefined in this scope until they are set, even if the conversation has values for them.
     pub(super) unset: Vec<Name>,
 }
 
@@ -145,7 +145,7 @@ pub(super) enum StmtKind {
     Output(Expr),
     Set(Target, Expr),
     SetBlock(Target, Option<Expr>, Scope),
-    /// Test and body of each branch.
+    /// Condition and body of each branch, and the else body.
     If(Vec<(Expr, Vec<Stmt>)>, Vec<Stmt>),
     For(std::sync::Arc<For>),
     With(Vec<(Target, Expr)>, Scope),
@@ -170,10 +170,10 @@ pub(super) struct For {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Macro {
     pub(super) name: String,
-    /// Names and defaults.
+    /// Numbers, names and defaults.
     pub(super) parameters: Vec<(Name, String, Option<Expr>)>,
     pub(super) body: Scope,
-    /// Numbers of `caller`, `varargs` and `kwargs`, where the body speaks of them.
+    /// Numbers of `caller`, `varargs` and `kwargs`; `None` if the body does not use the name.
     pub(super) caller: Option<Name>,
     pub(super) varargs: Option<Name>,
     pub(super) kwargs: Option<Name>,

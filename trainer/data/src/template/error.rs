@@ -1,15 +1,15 @@
-//! Why a template cannot be used, or refuses a conversation.
+//! Errors of templates.
 
 use std::fmt;
 
-/// What kind of refusal it is.
+/// Kind of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// jinja2 would not read it either.
+    /// jinja2 refuses the source as well.
     Syntax,
-    /// jinja2 knows it and this engine does not.
+    /// jinja2 may support it; this engine does not.
     Unsupported,
-    /// jinja2 would fail here as well.
+    /// jinja2 fails here as well.
     Failed,
     /// The template called `raise_exception`.
     Raised,
@@ -33,7 +33,7 @@ impl TemplateError {
         Self::new(Cause::Syntax, message)
     }
 
-    /// `construct` is what is not known here.
+    /// The error for an unsupported construct; `construct` names it.
     pub(super) fn unsupported(construct: impl fmt::Display) -> Self {
         Self::new(Cause::Unsupported, format!("{construct} is not supported"))
     }
@@ -42,7 +42,7 @@ impl TemplateError {
         Self::new(Cause::Failed, message)
     }
 
-    /// The same, with a line if it has none.
+    /// Sets the line, unless it is known already.
     #[must_use]
     pub(super) fn at(mut self, line: u32) -> Self {
         if self.line == 0 {

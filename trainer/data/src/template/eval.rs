@@ -1,4 +1,4 @@
-//! Values of expressions.
+//! Evaluates expressions.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -83,7 +83,7 @@ impl Renderer<'_> {
         items.iter().map(|item| self.eval(item, frame)).collect()
     }
 
-    /// A chain: each value is held against the one before it, until one comparison fails.
+    /// A chained comparison: compares each value with the previous one, until one comparison fails.
     fn comparison(&self, first: &Expr, others: &[(Comparison, Expr)], frame: &Rc<Frame>) -> Outcome<Value> {
         let mut left = self.eval(first, frame)?;
         for (comparison, right) in others {
@@ -121,7 +121,7 @@ impl Renderer<'_> {
         Ok(Args { positional, named })
     }
 
-    /// Filters; the innermost one of a block has no input of its own and takes the given one.
+    /// Applies filters; the innermost filter of a filter block has no input and takes the text `block`.
     pub(super) fn filtered(&self, expr: &Expr, block: Option<Value>, frame: &Rc<Frame>) -> Outcome<Value> {
         let ExprKind::Filter(input, name, arguments) = &expr.kind else {
             return Err(TemplateError::failed("a filter was expected"));
@@ -177,7 +177,7 @@ impl Renderer<'_> {
     }
 }
 
-/// One comparison.
+/// Compares two values.
 pub(super) fn compare(comparison: Comparison, left: &Value, right: &Value) -> Outcome<bool> {
     let ordered = |is: fn(Ordering) -> bool| Ok(left.compare(right)?.is_some_and(is));
     match comparison {

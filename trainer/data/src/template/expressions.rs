@@ -1,4 +1,4 @@
-//! Tokens to expressions, by jinja2's precedence: it differs from Python's (`-2 ** 2` is 4, `~` binds closer than `+`).
+//! Parses expressions with jinja2's precedence, which differs from Python's (`-2 ** 2` is 4, `~` binds closer than `+`).
 
 use super::ast::*;
 use super::error::TemplateError;
@@ -17,7 +17,7 @@ impl Parser {
             || end == TupleEnd::Recursive && self.is_word("recursive")
     }
 
-    /// An expression, or several with commas between them.
+    /// Parses an expression, or a tuple of expressions with commas between them.
     pub(super) fn tuple(&mut self, conditional: bool, end: TupleEnd) -> Parse<Expr> {
         let line = self.line();
         match self.items(conditional, end)? {
@@ -66,7 +66,7 @@ impl Parser {
         Ok(value)
     }
 
-    /// An expression over others, which may not be nested too deeply to be gone through.
+    /// Builds an expression; fails if it is nested too deeply to be evaluated.
     fn expr(&self, line: u32, kind: ExprKind) -> Parse<Expr> {
         let depth = 1 + kind.depth();
         if depth > DEEPEST { Err(too_deep().at(line)) } else { Ok(Expr { line, kind, depth }) }
@@ -397,7 +397,7 @@ impl Parser {
         }
     }
 
-    /// One filter after the other; `inline` leaves out the first bar.
+    /// Parses a chain of filters; with `inline` the first one has no `|` before it.
     pub(super) fn filters(&mut self, mut input: Option<Expr>, mut inline: bool) -> Parse<Expr> {
         while inline || self.is_op("|") {
             if !std::mem::take(&mut inline) {
@@ -409,7 +409,7 @@ impl Parser {
             if !super::filters::NAMES.contains(&name.as_str()) {
                 return match super::filters::REFUSED.contains(&name.as_str()) {
                     true => Err(TemplateError::unsupported(format!("the filter '{name}'")).at(line)),
-                    // In a branch that is not taken jinja2 does not mind.
+                    // Not a syntax error: jinja2 ignores unknown filters in a branch that does not run.
                     false => Err(TemplateError::unsupported(format!(
                         "the filter '{name}', which jinja2 does not have either,"
                     ))

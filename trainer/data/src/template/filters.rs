@@ -57,7 +57,7 @@ pub(super) const NAMES: [&str; 46] = [
     "wordcount",
 ];
 
-/// jinja2 has these, and no template of a conversation needs them.
+/// Filters of jinja2 that are not supported; chat templates do not need them.
 pub(super) const REFUSED: [&str; 8] =
     ["filesizeformat", "pprint", "random", "striptags", "urlencode", "urlize", "wordwrap", "xmlattr"];
 
@@ -68,7 +68,7 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Outcome<Value> {
     if sequences::NAMES.contains(&name) {
         return sequences::call(name, value, args);
     }
-    // What escaping made is still text for filters that only pass it on.
+    // The value as text. Escaped text is refused, because jinja2 would escape the other texts of the filter.
     let soft = || -> Outcome<std::rc::Rc<str>> {
         match value {
             Value::Markup(_) => Err(super::value::markup()),
@@ -181,7 +181,7 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// Words begin behind spaces, hyphens and opening brackets.
+/// Title case; a word begins after spaces, hyphens and opening brackets.
 fn title(text: &str) -> Outcome<String> {
     let begins = |character: char| is_space(character) || "-({[<".contains(character);
     let mut out = String::with_capacity(text.len());
@@ -260,7 +260,7 @@ fn int(value: &Value, args: Args) -> Outcome<Value> {
         },
         _ => match value.number() {
             Some(Number::Int(whole)) => Some(whole),
-            // An infinite number ends `int` with an error that the filter does not catch.
+            // Python's `int` raises an error for infinity that the filter does not catch.
             Some(Number::Float(number)) if number.is_infinite() => return Err(beyond()),
             Some(Number::Float(number)) => of_float(number)?,
             None => to_float(value)?.map_or(Ok(None), of_float)?,
@@ -303,7 +303,7 @@ fn read_int(text: &str, base: i64) -> Outcome<Option<i64>> {
     }
 }
 
-/// `float(value)`; `None`: it is no number.
+/// `float(value)`; `None` if the text is not a number.
 fn to_float(value: &Value) -> Outcome<Option<f64>> {
     let text = match value {
         Value::Str(text) => text,

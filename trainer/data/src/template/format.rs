@@ -1,4 +1,4 @@
-//! Text with placeholders: `%` and `str.format`.
+//! Formatting of text with placeholders: `%` and `str.format`.
 
 use std::rc::Rc;
 
@@ -8,11 +8,11 @@ use super::functions::Args;
 use super::text;
 use super::value::{Number, Outcome, Value, find};
 
-/// How a value is laid out.
+/// Layout of a formatted value.
 #[derive(Clone, Debug)]
 struct JsonLayout {
     fill: char,
-    /// `<`, `>`, `^` or `=` (behind the sign).
+    /// `<`, `>`, `^` or `=` (pads after the sign).
     align: Option<char>,
     sign: char,
     alternate: bool,
@@ -22,7 +22,7 @@ struct JsonLayout {
     kind: char,
 }
 
-/// Nothing is laid out wider than that.
+/// Largest width and precision.
 const WIDEST: usize = 1 << 20;
 
 fn bad(kind: char, value: &Value) -> TemplateError {
@@ -193,7 +193,7 @@ fn cut(text: &str, precision: Option<usize>) -> &str {
     &text[..end.map_or(text.len(), |(at, _)| at)]
 }
 
-/// A number that is not negative, as C prints it.
+/// Formats a non-negative number as C does.
 fn float(value: f64, kind: char, precision: usize, alternate: bool) -> String {
     let shown = if value.is_nan() {
         "nan".to_owned()
@@ -232,7 +232,7 @@ fn exponential(value: f64, precision: usize, alternate: bool) -> String {
     format!("{digits}{dot}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }
 
-/// Without zeros at the end of the fraction.
+/// Removes trailing zeros of the fraction.
 fn trimmed(shown: &str) -> String {
     let (digits, exponent) = shown.find('e').map_or((shown, ""), |at| shown.split_at(at));
     let digits =
@@ -261,7 +261,7 @@ fn pad(body: &str, head: &str, layout: &JsonLayout, default: char) -> String {
     }
 }
 
-/// `text.format(…)`; `mapping` stands in for named arguments in `format_map`.
+/// `text.format(…)`; `mapping` replaces the named arguments in `format_map`.
 pub(super) fn braces(text: &str, args: &Args, mapping: Option<&Value>) -> Outcome<String> {
     let mut out = String::new();
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! What can be called, and with what.
+//! Global functions, the `loop` variable, and binding of arguments.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,11 +9,11 @@ use super::error::TemplateError;
 use super::value::function::{Function, Loop};
 use super::value::{Outcome, Pairs, Value, put};
 
-/// Functions that every template knows.
+/// Functions that every template can call.
 pub(super) const GLOBALS: [&str; 8] =
     ["range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now", "lipsum"];
 
-/// The most numbers that a range may have in the sandbox.
+/// Most numbers of a range in the sandbox.
 const LONGEST_RANGE: i64 = 100_000;
 
 impl Loop {
@@ -71,7 +71,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// Arguments by the names of parameters, of which the first must be given.
+    /// Assigns the arguments to the named parameters; the first `required` parameters must have a value.
     pub(super) fn bind<const N: usize>(
         self,
         what: &str,
@@ -99,7 +99,7 @@ impl Args {
         }
     }
 
-    /// Arguments without names, so many at least and at most.
+    /// Returns at least `least` and at most `most` positional arguments; named arguments are an error.
     pub(super) fn positional(self, what: &str, least: usize, most: usize) -> Outcome<Vec<Value>> {
         if !self.named.is_empty() {
             return Err(TemplateError::failed(format!("{what} takes no named arguments")));
@@ -114,7 +114,7 @@ impl Args {
     }
 }
 
-/// Calls what needs neither clock nor template.
+/// Calls a global function that needs neither the clock nor the template.
 pub(super) fn call_global(name: &str, args: Args) -> Outcome<Value> {
     match name {
         "range" => range(&args.positional("range", 1, 3)?),
@@ -143,7 +143,7 @@ fn range(args: &[Value]) -> Outcome<Value> {
     if step == 0 {
         return Err(TemplateError::failed("range() arg 3 must not be zero"));
     }
-    // Before anything is subtracted: numbers near the ends of their type.
+    // In i128, because the difference of two i64 may overflow.
     let distance = (i128::from(stop) - i128::from(start)) * i128::from(step.signum());
     if distance > i128::from(LONGEST_RANGE) * i128::from(step.unsigned_abs()) {
         return Err(TemplateError::failed("a range of more than 100000 numbers"));
@@ -188,7 +188,7 @@ fn namespace(args: Args) -> Outcome<Value> {
     Ok(Value::Namespace(Rc::new(RefCell::new(attributes))))
 }
 
-/// Calls of cyclers and joiners.
+/// Calls `next` or `reset` of a cycler; any other name returns the current item.
 pub(super) fn cycler_method((items, at): &(Vec<Value>, Cell<usize>), name: &str) -> Value {
     let index = at.get();
     match name {

@@ -1,4 +1,4 @@
-//! `tojson` as transformers has it: Python's `json.dumps` with its arguments.
+//! The filter `tojson` as in transformers: Python's `json.dumps` with its arguments.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! Source to tokens, with jinja2's rules of whitespace under `trim_blocks` and `lstrip_blocks`.
+//! Splits source into tokens, with jinja2's white-space rules for `trim_blocks` and `lstrip_blocks`.
 
 use super::error::TemplateError;
 use super::text::is_space;
@@ -24,13 +24,13 @@ pub(super) struct Token {
     pub(super) tok: Tok,
 }
 
-/// The longest first.
+/// Longer operators first: the first match counts.
 const OPERATORS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
     "=", ".", ":", "|", ",", ";",
 ];
 
-/// Tokens of a whole source; line ends become `\n` and one at the end goes, as in jinja2.
+/// Tokens of a whole source. As in jinja2, line ends become `\n`, and one line end at the end of the source is removed.
 pub(super) fn tokens(source: &str) -> Result<Vec<Token>, TemplateError> {
     let mut source = source.replace("\r\n", "\n").replace('\r', "\n");
     if source.ends_with('\n') {
@@ -46,9 +46,9 @@ struct Lexer<'s> {
     source: &'s str,
     at: usize,
     line: u32,
-    /// How far lines have been counted.
+    /// Byte up to which lines are counted.
     counted: usize,
-    /// Whether what was taken last ended with a line end.
+    /// Whether the last part read ended with a line end; true at the start of the source.
     starts_line: bool,
     out: Vec<Token>,
 }
@@ -111,7 +111,7 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    /// Text before a tag, less what the tag strips.
+    /// Adds the text before a tag, without the white space that the tag strips.
     fn data(&mut self, end: usize, sign: Option<u8>, variable: bool) {
         let text = &self.source[self.at..end];
         let kept = match sign {
@@ -141,7 +141,7 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    /// Where text goes on behind the end of a tag.
+    /// Position after the end of a tag and the white space that it strips.
     fn after_end(&self, end: usize, sign: Option<u8>, trims: bool) -> usize {
         let rest = &self.source[end..];
         match sign {
@@ -175,7 +175,7 @@ impl Lexer<'_> {
         self.fail("a raw block has no end")
     }
 
-    /// `{{ … }}` or `{% … %}`.
+    /// Reads `{{ … }}` or `{% … %}`.
     fn tag(&mut self, begin: usize, inside: usize, variable: bool) -> Result<(), TemplateError> {
         self.at = begin;
         self.push(if variable { Tok::VariableBegin } else { Tok::BlockBegin });
@@ -286,7 +286,7 @@ impl Lexer<'_> {
     }
 }
 
-/// Length of `raw %}` with what belongs to it.
+/// Length of `raw %}`, with white space and signs; `None` if the tag is another one.
 fn raw_begin(tag: &str) -> Option<usize> {
     let rest = tag.trim_start_matches(is_space).strip_prefix("raw")?.trim_start_matches(is_space);
     let rest = match rest.strip_prefix("-%}") {
@@ -296,7 +296,7 @@ fn raw_begin(tag: &str) -> Option<usize> {
     Some(tag.len() - rest.len())
 }
 
-/// Length of digits with single underscores between them.
+/// Length of a run of digits, with single underscores allowed between them.
 fn digits(text: &str, is_digit: fn(u8) -> bool) -> usize {
     let bytes = text.as_bytes();
     let mut end = 0;
@@ -347,7 +347,7 @@ fn integer(text: &str) -> (usize, Option<Tok>) {
     (skip + length, value.ok().map(Tok::Int))
 }
 
-/// Python's escapes, as `unicode-escape` reads them.
+/// Resolves Python's escapes, as the codec `unicode-escape` does.
 fn unescape(text: &str) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,11 +1,11 @@
-//! Arithmetic, as Python does it.
+//! Python's arithmetic.
 
 use super::ast::Math;
 use super::error::TemplateError;
 use super::format;
 use super::value::{Number, Outcome, Value, markup};
 
-/// The longest text or list that a product may make.
+/// Longest text (bytes) or list (items) that a product may build.
 const LONGEST: usize = 1 << 24;
 
 fn beyond() -> TemplateError {
@@ -39,7 +39,7 @@ fn refused(value: &Value, operator: &str) -> TemplateError {
 pub(super) fn apply(operation: Math, left: &Value, right: &Value) -> Outcome<Value> {
     for value in [left, right] {
         match value {
-            // A text takes anything for its placeholders, in which an undefined value is the empty text.
+            // `text % undefined` is allowed: the undefined value prints as an empty text.
             Value::Undefined(what) if !(operation == Math::Mod && matches!(left, Value::Str(_))) => {
                 return Err(TemplateError::failed(&**what));
             }
@@ -113,10 +113,10 @@ fn whole(operation: Math, left: i64, right: i64) -> Outcome<Value> {
         Math::Add => left.checked_add(right).map(Value::Int).ok_or_else(beyond),
         Math::Sub => left.checked_sub(right).map(Value::Int).ok_or_else(beyond),
         Math::Mul => left.checked_mul(right).map(Value::Int).ok_or_else(beyond),
-        // Python divides whole numbers exactly; floats do so up to 2^53.
+        // Python divides whole numbers exactly; float division is exact only up to 2^53.
         Math::Div if left.unsigned_abs().max(right.unsigned_abs()) > 1 << 53 => Err(beyond()),
         Math::Div => float(operation, left as f64, right as f64),
-        // Rounds down, where the machine rounds towards zero.
+        // Python rounds down; the machine rounds towards zero.
         Math::FloorDiv => divisible(left.checked_div(right).map(|quotient| {
             quotient - i64::from(left.wrapping_rem(right) != 0 && (left < 0) != (right < 0))
         })),

@@ -1,4 +1,4 @@
-//! Methods of Python's texts, lists and dictionaries.
+//! Methods of Python's strings, lists and dictionaries.
 
 use std::rc::Rc;
 
@@ -8,7 +8,7 @@ use super::functions::Args;
 use super::text::{self, is_space};
 use super::value::{Outcome, Pairs, Value, find, put};
 
-/// Calls a method that [`super::access::own`] knows.
+/// Calls a method that [`super::access::own`] returned.
 pub(super) fn call(object: &Value, name: &str, args: Args) -> Outcome<Value> {
     match object {
         Value::Str(text) => of_text(text, name, args),
@@ -71,7 +71,7 @@ fn of_sequence(object: &Value, name: &str, args: Args) -> Outcome<Value> {
     }
 }
 
-/// Start and end among arguments, as slices take them.
+/// Optional start and end arguments, with the rules of slices, in items or characters.
 struct Bounds {
     start: usize,
     end: usize,
@@ -90,7 +90,7 @@ impl Bounds {
         Ok(Self { start: bound(at, 0)?, end: bound(at + 1, length)?.min(length) })
     }
 
-    /// The part of a text, and how many characters are before it.
+    /// The part of a text within the bounds, and the number of characters before it.
     fn part<'t>(&self, text: &'t str) -> Option<(&'t str, usize)> {
         let bounds = text::boundaries(text);
         let start = *bounds.get(self.start)?;
@@ -179,7 +179,7 @@ fn plain(text: &str, name: &str) -> Outcome<Value> {
                     c.to_uppercase().collect::<String>()
                 }
             });
-            // The last sigma of a word is small in its own way.
+            // The lower case of a sigma differs at the end of a word.
             match text.contains('Σ') {
                 true => Err(TemplateError::unsupported("swapping the case of 'Σ'")),
                 false => Ok(Value::from(swapped.collect::<String>())),
@@ -294,7 +294,7 @@ fn split(text: &str, from_right: bool, separator: Option<Value>, most: Option<Va
     Ok(Value::from(parts.into_iter().map(Value::from).collect::<Vec<_>>()))
 }
 
-/// Split at runs of spaces.
+/// Splits at runs of white space.
 fn words(text: &str, from_right: bool, most: usize) -> Vec<&str> {
     let mut parts = Vec::new();
     let trim = |text| {

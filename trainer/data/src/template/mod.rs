@@ -1,10 +1,10 @@
 //! Chat templates as transformers renders them: jinja2 with Python's values, in the environment of
 //! `transformers.utils.chat_template_utils`.
 //!
-//! - DAT-T1: what renders here renders to the same text there. What is not known here is an error that names it.
+//! - DAT-T1: a template that renders here gives the same text there. An unsupported construct is an error that names it.
 //!
-//! There is no jinja2 in Rust of which this can be said: minijinja prints, joins, compares and divides by rules of its own,
-//! and nothing of that can be told from a template's text. `trainer/data/tests/templates.rs` holds it against jinja2 itself.
+//! No crate guarantees this: minijinja has its own rules for printing, joining, comparing and dividing, and a template's source does
+//! not show whether they matter. `trainer/data/tests/templates.rs` compares this engine with jinja2 itself.
 
 mod access;
 mod ast;
@@ -38,12 +38,12 @@ pub(crate) use error::{Cause, TemplateError};
 pub(crate) use strftime::Moment;
 use value::Value;
 
-/// A template that can be rendered.
+/// A parsed template.
 #[derive(Debug)]
 pub(crate) struct Template {
     parsed: Parsed,
     loop_name: Option<ast::Name>,
-    /// Functions that every template knows, where the template names them.
+    /// For each name of the template, the global function of that name, if there is one.
     globals: Vec<Option<&'static str>>,
 }
 
@@ -55,7 +55,7 @@ impl Template {
         Ok(Self { loop_name: number("loop"), globals: parsed.names.iter().map(global).collect(), parsed })
     }
 
-    /// Text of the template; `context` gives values to names, the last one wins.
+    /// Renders the template; `context` gives values to names, and the last value of a name counts.
     pub(crate) fn render(
         &self,
         context: &[(&str, Given<'_>)],
@@ -81,7 +81,7 @@ impl Template {
     }
 }
 
-/// What a conversation gives to a template.
+/// A value from the conversation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Given<'a> {
     None,

@@ -1,22 +1,22 @@
-//! How deep a value is. Values are gone through, and dropped, by functions that call themselves, so their depth must have a bound; only
-//! attributes of namespaces outlive a pass of a loop, so only they can grow without one.
+//! Depth of a value. Values are traversed and dropped recursively, so their depth must be bounded. Only namespace attributes outlive an
+//! iteration of a loop, so only they can grow without limit.
 
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::value::Value;
 
-/// Containers within each other. Python itself prints no more than about a thousand.
+/// Most levels of nested containers. Python itself prints at most about a thousand.
 pub(super) const MOST_DEEP: usize = 1000;
-/// How often a namespace may become an attribute of one.
+/// How often a value that contains a namespace may be assigned to an attribute.
 pub(super) const MOST_NAMESPACES: usize = 10_000;
 
-/// What is found below a value.
+/// Nesting of a value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Nesting {
-    /// Containers within each other; none for a text or number.
+    /// Levels of nested containers; zero for a text or number.
     pub(super) depth: usize,
-    /// A namespace is among them.
+    /// Whether one of the containers is a namespace.
     pub(super) has_namespace: bool,
 }
 
@@ -25,7 +25,7 @@ impl Nesting {
         Self::with(value, &mut HashMap::new())
     }
 
-    /// What is shared is looked at once. A namespace that holds itself adds nothing.
+    /// Visits shared containers once. A namespace that contains itself adds no depth.
     fn with(value: &Value, seen: &mut HashMap<*const u8, Self>) -> Self {
         let place = match value {
             Value::List(items) | Value::Tuple(items) | Value::Group(items) | Value::View(_, items) => {

@@ -1,4 +1,4 @@
-//! Tokens to statements, by jinja2's grammar.
+//! Parses statements, by jinja2's grammar.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,7 +7,7 @@ use super::error::TemplateError;
 use super::lexer::{Tok, Token, tokens};
 use super::scope;
 
-/// What ends a tuple beside the end of a tag.
+/// A word that ends a tuple, in addition to the end of the tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TupleEnd {
     Tag,
@@ -15,7 +15,7 @@ pub(super) enum TupleEnd {
     Recursive,
 }
 
-/// A template that has been read.
+/// A parsed template: statements, and names by number.
 #[derive(Debug)]
 pub(super) struct Parsed {
     pub(super) root: Scope,
@@ -29,25 +29,25 @@ pub(super) struct Parser {
     at: usize,
     numbers: HashMap<String, Name>,
     names: Vec<String>,
-    /// Loops around, in this function.
+    /// Number of enclosing loops within the current macro.
     loops: usize,
-    /// `caller`, `varargs` and `kwargs` that were named since a macro began.
+    /// Those of `caller`, `varargs` and `kwargs` that the current macro has used so far.
     special: HashSet<String>,
-    /// Of what is being read.
+    /// Current nesting depth.
     depth: usize,
 }
 
 const TAGS_UNSUPPORTED: [&str; 6] = ["autoescape", "block", "extends", "include", "import", "from"];
 
-/// Expressions and tags within each other. Templates of models have ten; jinja2 stops at Python's limit, which is near a thousand for
-/// some constructs and near a hundred for others.
+/// Most levels of nested expressions and tags. Templates of models have about ten; jinja2 stops at Python's recursion limit, near a
+/// thousand levels for some constructs and near a hundred for others.
 pub(super) const DEEPEST: usize = 200;
 
 pub(super) fn too_deep() -> TemplateError {
     TemplateError::unsupported(format!("more than {DEEPEST} expressions or tags within each other"))
 }
 
-/// Reads a template.
+/// Parses a template.
 pub(super) fn parse(source: &str) -> Parse<Parsed> {
     let mut parser = Parser {
         tokens: tokens(source)?,
@@ -65,7 +65,7 @@ pub(super) fn parse(source: &str) -> Parse<Parsed> {
 }
 
 impl Parser {
-    /// Reads something within something else.
+    /// Parses a nested part; fails if the nesting is deeper than [`DEEPEST`].
     pub(super) fn nested<T>(&mut self, read: impl FnOnce(&mut Self) -> Parse<T>) -> Parse<T> {
         if self.depth >= DEEPEST {
             return Err(too_deep().at(self.line()));
@@ -159,7 +159,7 @@ impl Parser {
         Ok(())
     }
 
-    /// Number of a name.
+    /// Returns the number of a name; a new name gets the next number.
     pub(super) fn name(&mut self, name: String) -> Name {
         if matches!(name.as_str(), "caller" | "varargs" | "kwargs") {
             self.special.insert(name.clone());
@@ -173,7 +173,7 @@ impl Parser {
         number
     }
 
-    /// Statements up to one of the words, and which word it was.
+    /// Parses statements up to one of the words `ends`; also returns the word.
     fn statements(&mut self, ends: &[&str]) -> Parse<(Vec<Stmt>, String)> {
         let mut body = Vec::new();
         loop {
@@ -199,7 +199,7 @@ impl Parser {
         }
     }
 
-    /// The rest of a tag, then statements.
+    /// Parses the end of a tag, then statements.
     fn block(&mut self, ends: &[&str]) -> Parse<(Vec<Stmt>, String)> {
         self.skip_op(":");
         self.expect(&Tok::BlockEnd, "%}")?;
@@ -251,7 +251,7 @@ impl Parser {
         Ok(())
     }
 
-    /// A body that no break leaves.
+    /// Parses a body in which `break` and `continue` cannot reach the enclosing loop.
     fn alone<T>(&mut self, read: impl FnOnce(&mut Self) -> Parse<T>) -> Parse<T> {
         let loops = std::mem::take(&mut self.loops);
         let read = read(self);
@@ -304,7 +304,7 @@ impl Parser {
         let body = self.scope(&["endfor", "else"]);
         self.loops -= 1;
         let (body, end) = body?;
-        // The else block of a loop stands beside it: a break there leaves the loop around.
+        // A `break` in the else block of a loop leaves the enclosing loop.
         let otherwise = if end == "else" { self.scope(&["endfor"])?.0 } else { Scope::default() };
         let number = self.name("loop".to_owned());
         if scope::stores(&target, number) || scope::sets(&body.body, number) {
@@ -366,7 +366,7 @@ impl Parser {
         Ok(Macro { name, parameters, body, caller, varargs, kwargs })
     }
 
-    /// What can be assigned to.
+    /// Parses the target of an assignment.
     fn target(&mut self, end: TupleEnd, attributes: bool) -> Parse<Target> {
         let mut targets = Vec::new();
         let mut is_tuple = false;

@@ -1,4 +1,4 @@
-//! Runs statements.
+//! Renders statements.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -16,25 +16,26 @@ use super::value::frame::Frame;
 use super::value::function::{Closure, Function, Loop};
 use super::value::{Outcome, Value};
 
-/// Calls within calls; jinja2 stops at Python's limit, which is near this.
+/// Most levels of nested calls; jinja2 stops at Python's recursion limit, which is near this.
 const CALLS: usize = 200;
-/// What a call may need of the stack, and how much more there is where less is left.
+/// Bytes of stack that a call may need, and the size of a new stack segment if fewer are left.
 const CALL_BYTES: usize = 1 << 20;
 const MORE_BYTES: usize = 8 << 20;
 
-/// One rendering.
+/// State of one rendering.
 pub(super) struct Renderer<'t> {
     pub(super) template: &'t Parsed,
-    /// What the conversation gives, by the names' numbers.
+    /// Values from the conversation, by number of the name.
     pub(super) context: Vec<Option<Value>>,
     pub(super) loop_name: Option<Name>,
     pub(super) now: &'t Moment,
+    /// Levels of nested calls.
     pub(super) depth: Cell<usize>,
-    /// How often a namespace has become an attribute.
+    /// How often a value with a namespace was assigned to an attribute.
     pub(super) namespaces: Cell<usize>,
 }
 
-/// What comes after a statement.
+/// How rendering continues after a statement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
     Next,
@@ -110,7 +111,7 @@ impl Renderer<'_> {
         Ok(Flow::Next)
     }
 
-    /// Text of statements in a scope of their own.
+    /// Renders statements in their own scope.
     fn scoped(&self, scope: &Scope, frame: &Rc<Frame>) -> Outcome<String> {
         let mut out = String::new();
         match self.run(&scope.body, &Frame::new(Some(frame), Some(scope)), &mut out)? {
@@ -154,7 +155,7 @@ impl Renderer<'_> {
         Ok(())
     }
 
-    /// What a loop builds into an attribute, pass by pass, must not become too deep to be gone through.
+    /// Fails if a value is nested too deeply to be traversed, as when a loop adds a level in every iteration.
     fn refuse_deep(&self, value: &Value) -> Outcome<()> {
         let nesting = Nesting::of(value);
         if nesting.depth > MOST_DEEP {
@@ -180,7 +181,7 @@ impl Renderer<'_> {
         }
     }
 
-    /// A loop at a depth of recursion.
+    /// Runs a loop; `depth` is its level of recursion.
     pub(super) fn each(
         &self,
         each: &Arc<For>,
@@ -208,7 +209,7 @@ impl Renderer<'_> {
             depth,
             changed: RefCell::default(),
         });
-        // jinja2 counts a round once its body has run to the end: one that was left is none to the else block.
+        // As in jinja2, the else block runs unless the body of an iteration ran to its end, without `break` or `continue`.
         let mut rounds = 0;
         for index in 0..state.items.len() {
             state.index.set(index);
@@ -275,7 +276,7 @@ impl Renderer<'_> {
         Ok(Value::from(out))
     }
 
-    /// Parameters get what was given, and nothing where nothing was.
+    /// Assigns the arguments to the parameters; a parameter without an argument stays undefined.
     fn bind(&self, function: &Macro, args: Args, frame: &Frame) -> Outcome<()> {
         let what = &function.name;
         let Args { positional, mut named } = args;

@@ -1,17 +1,17 @@
-//! Which names a scope starts without. jinja2 decides before it renders where a name comes from: one that a scope sets before
-//! it reads it is undefined in inner scopes until then, even where the conversation gives a value of that name.
+//! Names that are undefined at the start of a scope. jinja2 resolves names before it renders: if a scope sets a name before it reads
+//! it, the name is undefined until then, in inner scopes too, even if the conversation has a value for it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::ast::*;
 
-/// Fills in [`Scope::unset`], everywhere.
+/// Fills in [`Scope::unset`] of all scopes.
 pub(super) fn analyse(root: &mut Scope) {
     scope(root, &mut Vec::new(), &[]);
 }
 
-/// Names of a scope, in the order in which jinja2 meets them.
+/// Names of a scope: read or set so far, initially undefined, and set.
 #[derive(Clone, Debug, Default)]
 struct Symbols {
     known: HashSet<Name>,
@@ -65,7 +65,7 @@ fn conditional(branches: &[(Expr, Vec<Stmt>)], otherwise: &[Stmt], symbols: &mut
     };
     let parts = [
         branch(&|copy| statements(body, copy, outer)),
-        // Each elif is an if of its own, one after the other, without an else.
+        // jinja2 treats the elifs as separate ifs, one after the other, without an else.
         branch(&|copy| {
             for other in others {
                 conditional(std::slice::from_ref(other), &[], copy, outer);
@@ -79,7 +79,7 @@ fn conditional(branches: &[(Expr, Vec<Stmt>)], otherwise: &[Stmt], symbols: &mut
         symbols.unset.extend(&part.unset);
         symbols.stored.extend(&part.stored);
     }
-    // What only some branches set comes from outside where none of them ran.
+    // A name that only some branches set has its outer value if none of these branches ran.
     for name in symbols.stored.difference(&before) {
         if !parts.iter().all(|part| part.stored.contains(name)) {
             symbols.unset.remove(name);
@@ -169,7 +169,7 @@ pub(super) fn sets(body: &[Stmt], name: Name) -> bool {
     })
 }
 
-/// Whether a loop's condition may read what the loop's body sets: jinja2 asks it between the rounds.
+/// Whether a loop's condition may read a namespace that the body sets: jinja2 evaluates the condition between iterations.
 pub(super) fn depends(test: &Expr, body: &[Stmt]) -> bool {
     let mut changed = HashSet::new();
     namespaces(body, &mut changed);
@@ -197,7 +197,7 @@ fn namespaces(body: &[Stmt], changed: &mut HashSet<Name>) {
     }
 }
 
-/// Names that an expression reads, in order.
+/// Visits the names that an expression reads, in order.
 fn names(value: &Expr, visit: &mut dyn FnMut(Name)) {
     match &value.kind {
         ExprKind::Const(_) => {}

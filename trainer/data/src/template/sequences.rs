@@ -1,4 +1,4 @@
-//! Filters that go through sequences.
+//! Filters on sequences.
 
 use std::cmp::Ordering;
 
@@ -87,11 +87,11 @@ fn plain(name: &str, value: &Value) -> Outcome<Value> {
     }
 }
 
-/// Way to a value within an item, such as `a.b.0`.
+/// Path to a value inside an item, such as `a.b.0`.
 struct Path {
     parts: Vec<Value>,
     default: Option<Value>,
-    /// Texts are held against each other in small letters.
+    /// Texts are compared in lower case.
     folds: bool,
 }
 
@@ -139,7 +139,7 @@ pub(super) fn text_argument(args: &mut Args, what: &str) -> Outcome<std::rc::Rc<
     args.positional.remove(0).as_str().cloned()
 }
 
-/// `map` with an attribute; `None` where it names a filter.
+/// `map` with an attribute; `None` if the arguments name a filter.
 pub(super) fn map_attribute(items: &[Value], args: &Args) -> Option<Outcome<Value>> {
     let by_attribute =
         args.positional.is_empty() && args.named.iter().any(|(name, _)| &**name == "attribute");
@@ -201,10 +201,10 @@ fn join(value: &Value, args: Args) -> Outcome<Value> {
     Ok(Value::from(out))
 }
 
-/// Sorts places by their keys; equal keys keep their order.
+/// Sorts indices by their keys; equal keys keep their order.
 pub(super) fn sort_by(order: &mut [usize], keys: &[Value]) -> Outcome<()> {
     let mut fault = None;
-    // Unordered numbers would leave the order to the algorithm.
+    // NaN has no order: the result would depend on the sorting algorithm.
     order.sort_by(|&left, &right| match keys[left].compare(&keys[right]) {
         Ok(Some(ordering)) => ordering,
         Ok(None) => {
@@ -222,7 +222,7 @@ pub(super) fn sort_by(order: &mut [usize], keys: &[Value]) -> Outcome<()> {
 fn sorted(items: &[Value], keys: &[Value], reverse: bool) -> Outcome<Vec<Value>> {
     let mut order: Vec<usize> = (0..items.len()).collect();
     if reverse {
-        // Python keeps equal ones in their order also when it sorts backwards.
+        // Python keeps the order of equal items also in a reverse sort.
         order.reverse();
     }
     sort_by(&mut order, keys)?;
@@ -323,7 +323,7 @@ fn groupby(value: &Value, args: Args) -> Outcome<Value> {
         }
     }
     let group = |(key, items): (Value, Vec<Value>)| -> Outcome<Value> {
-        // The key as it is written in the first item.
+        // The key in the case of the first item.
         let key = if folds { path(false).get(&items[0])? } else { key };
         Ok(Value::Group(vec![key, Value::from(items)].into()))
     };
@@ -339,7 +339,7 @@ fn sum(value: &Value, args: Args) -> Outcome<Value> {
     }
     for item in value.items()? {
         let item = path.get(&item)?;
-        // Python 3.12 and later add floats more exactly.
+        // Python 3.12 and later sum floats with higher precision.
         if matches!(item, Value::Float(_)) || matches!(total, Value::Float(_)) {
             return Err(TemplateError::unsupported("the sum of numbers that are not whole"));
         }

@@ -1,4 +1,4 @@
-//! `strftime_now`: the date of the run, with the directives of Python on Linux.
+//! `strftime_now`: formats the date of the run, with the directives of Python on Linux.
 
 use chrono::{Datelike, NaiveDateTime, Timelike};
 
@@ -9,7 +9,7 @@ use super::value::Outcome;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment(pub(crate) NaiveDateTime);
 
-/// What is put in front of a short field, and what glibc's flags make of it.
+/// glibc's flags and the width of a field.
 struct Field {
     flag: Option<char>,
     upper: bool,
@@ -18,7 +18,7 @@ struct Field {
 }
 
 impl Moment {
-    /// Local date and time in the given format.
+    /// Formats the local date and time.
     pub(super) fn format(&self, format: &str) -> Outcome<String> {
         let mut out = String::new();
         let mut rest = format;
@@ -62,7 +62,7 @@ impl Moment {
         let consumed = text.len() - characters.as_str().len();
         let rest = &text[consumed..];
         let plain = field.flag.is_none() && !field.upper && !field.swap && field.width == 0 && !modified;
-        // Python fills these three in itself, and only in this form.
+        // Python replaces these three itself, and only without flags and width.
         if plain && matches!(letter, 'f' | 'z' | 'Z') {
             return Ok((if letter == 'f' { "000000" } else { "" }.to_owned(), rest));
         }
@@ -101,7 +101,7 @@ impl Moment {
             'n' => words("\n".to_owned()),
             't' => words("\t".to_owned()),
             '%' => words("%".to_owned()),
-            // Years have no zeros in front in glibc; all that a run can name have four digits.
+            // glibc does not pad years; padding changes nothing, because the year of a run has four digits.
             'Y' => number(i64::from(year), 4, '0'),
             'C' => number(i64::from(year / 100), 2, '0'),
             'y' => number(i64::from(year % 100), 2, '0'),

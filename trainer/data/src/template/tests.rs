@@ -1,4 +1,4 @@
-//! What stands behind `is`.
+//! jinja2's tests, after `is`.
 
 use super::ast::Comparison;
 use super::ast::Math;
@@ -111,7 +111,7 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Outcome<bool> {
     })
 }
 
-/// Whether two values are one object: known for those of which Python has one each.
+/// Python's `is`; supported only for the singletons None, True and False.
 fn same(left: &Value, right: &Value) -> Outcome<bool> {
     let single = |value: &Value| matches!(value, Value::None | Value::Bool(_));
     if single(left) || single(right) {

@@ -1,4 +1,4 @@
-//! Text as Python sees it: characters are counted, not bytes.
+//! Python's view of text: characters, not bytes.
 
 use super::error::TemplateError;
 
@@ -7,7 +7,7 @@ pub(super) fn is_space(character: char) -> bool {
     character.is_whitespace() || ('\x1c'..='\x1f').contains(&character)
 }
 
-/// Where `str.splitlines` cuts.
+/// Whether `str.splitlines` ends a line at this character.
 fn ends_line(character: char) -> bool {
     matches!(character, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
@@ -57,12 +57,12 @@ pub(super) fn repr(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// `str.isprintable` of one character: Rust's tables are made by the same rule.
+/// `str.isprintable` of one character; Rust's tables follow the same rule.
 pub(super) fn is_printable(character: char) -> bool {
     match character {
         ' '..='~' => true,
         _ if character.is_ascii() => false,
-        // Behind another character, so that what joins with it is not escaped for that.
+        // After another character, because `escape_debug` escapes a combining character at the start of a text.
         _ => {
             let mut buffer = String::from("a");
             buffer.push(character);
@@ -90,18 +90,18 @@ pub(super) fn float(value: f64) -> String {
     if plain.contains('.') { plain } else { format!("{plain}.0") }
 }
 
-/// Bytes at which characters begin, and the end: where slices cut.
+/// Byte positions of all characters, and the length of the text.
 pub(super) fn boundaries(text: &str) -> Vec<usize> {
     text.char_indices().map(|(at, _)| at).chain([text.len()]).collect()
 }
 
-/// Characters whose title case is not their upper case, or of which one becomes several.
+/// Whether the title case may differ from the upper case, or has several characters.
 fn has_title_of_its_own(character: char) -> bool {
     matches!(character, '\u{1c4}'..='\u{1cc}' | '\u{1f1}'..='\u{1f3}' | '\u{10d0}'..='\u{10ff}' | '\u{1f80}'..='\u{1ffc}')
         || character.to_uppercase().count() > 1
 }
 
-/// One character in title case.
+/// Appends a character in title case.
 pub(super) fn title(character: char, out: &mut String) -> Result<(), TemplateError> {
     if has_title_of_its_own(character) {
         return Err(TemplateError::unsupported(format!("title case of {character:?}")));
@@ -110,7 +110,7 @@ pub(super) fn title(character: char, out: &mut String) -> Result<(), TemplateErr
     Ok(())
 }
 
-/// Whether Python calls it a letter.
+/// `str.isalpha` of one character; fails if the answer is not certain.
 pub(super) fn is_letter(character: char) -> Result<bool, TemplateError> {
     let sure = matches!(character, '\u{c0}'..='\u{2af}' | '\u{388}'..='\u{481}' | '\u{48a}'..='\u{556}'
         | '\u{5d0}'..='\u{5ea}' | '\u{621}'..='\u{64a}' | '\u{1e00}'..='\u{1fbc}' | '\u{3041}'..='\u{3096}'
@@ -118,14 +118,14 @@ pub(super) fn is_letter(character: char) -> Result<bool, TemplateError> {
         || matches!(character, '\u{aa}' | '\u{b5}' | '\u{ba}');
     match character {
         _ if character.is_ascii() => Ok(character.is_ascii_alphabetic()),
-        // Every letter is alphabetic; not everything that is alphabetic is a letter.
+        // Every letter is alphabetic, but not every alphabetic character is a letter.
         _ if !character.is_alphabetic() => Ok(false),
         _ if sure => Ok(true),
         _ => Err(TemplateError::unsupported(format!("asking whether {character:?} is a letter"))),
     }
 }
 
-/// Whether Python calls it a digit; `numeric`: also what has the value of a number.
+/// `str.isdigit` of one character, or `str.isnumeric` if `numeric`; fails if the answer is not certain.
 pub(super) fn is_digit(character: char, numeric: bool) -> Result<bool, TemplateError> {
     let ideograph =
         matches!(character, '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}');

@@ -1,4 +1,4 @@
-//! Python's values, as far as templates meet them. Nothing but a namespace can change: transformers' sandbox forbids the rest.
+//! Python's values, as far as templates use them. Only namespaces are mutable: transformers' sandbox forbids other changes.
 
 pub(super) mod frame;
 pub(super) mod function;
@@ -16,18 +16,18 @@ pub(super) type Pairs = Vec<(Value, Value)>;
 
 #[derive(Clone, Debug)]
 pub(super) enum Value {
-    /// What is missing, in words.
+    /// Message that says what is missing.
     Undefined(Rc<str>),
     None,
     Bool(bool),
     Int(i64),
     Float(f64),
     Str(Rc<str>),
-    /// Text that an escaping filter made; it would change what it meets.
+    /// Text from an escaping filter. In jinja2 it would escape other text that is joined with it.
     Markup(Rc<str>),
     List(Rc<[Value]>),
     Tuple(Rc<[Value]>),
-    /// What `groupby` makes: a tuple of a key and a list, with names for them.
+    /// An item of `groupby`: a tuple of key and list, which also have names.
     Group(Rc<[Value]>),
     Dict(Rc<Pairs>),
     Range(i64, i64, i64),
@@ -41,7 +41,7 @@ pub(super) enum Value {
 /// Names and values of a namespace.
 pub(super) type Attributes = Vec<(Rc<str>, Value)>;
 
-/// Something that can be gone through once.
+/// An iterator, which can be consumed once.
 #[derive(Debug)]
 pub(super) struct Iterator {
     items: Vec<Value>,
@@ -49,7 +49,7 @@ pub(super) struct Iterator {
 }
 
 impl Iterator {
-    /// All of its items, those that were gone through already too.
+    /// All items, including those that are already consumed.
     pub(super) fn items(&self) -> &[Value] {
         &self.items
     }
@@ -86,7 +86,7 @@ impl Value {
         Self::Tuple(items.into())
     }
 
-    /// Name of its type, as Python says it.
+    /// Python's name of the type.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",
@@ -128,7 +128,7 @@ impl Value {
         }
     }
 
-    /// `len`, where there is one.
+    /// `len`; `None` if the type has no length.
     pub(super) fn length(&self) -> Option<usize> {
         match self {
             Self::Undefined(_) => Some(0),
@@ -142,7 +142,7 @@ impl Value {
         }
     }
 
-    /// What a loop goes through.
+    /// The items that a loop iterates over; consumes an iterator.
     pub(super) fn items(&self) -> Outcome<Vec<Value>> {
         Ok(match self {
             Self::Undefined(_) => Vec::new(),
@@ -160,11 +160,11 @@ impl Value {
                 iterator.items[at..].to_vec()
             }
             Self::Markup(_) => return Err(markup()),
-            _ => return Err(TemplateError::failed(format!("'{}' cannot be gone through", self.kind()))),
+            _ => return Err(TemplateError::failed(format!("'{}' is not iterable", self.kind()))),
         })
     }
 
-    /// The next item only.
+    /// The first item; of an iterator, consumes the next item.
     pub(super) fn first(&self) -> Outcome<Option<Value>> {
         if let Self::Iterator(iterator) = self {
             let at = iterator.at.get();
@@ -232,7 +232,7 @@ impl Value {
         Ok(())
     }
 
-    /// Numbers, where a bool is one.
+    /// The value as a number; a bool counts as a whole number.
     pub(super) fn number(&self) -> Option<Number> {
         match self {
             Self::Bool(value) => Some(Number::Int(i64::from(*value))),
@@ -242,7 +242,7 @@ impl Value {
         }
     }
 
-    /// A whole number.
+    /// The value as a whole number; fails for other types.
     pub(super) fn integer(&self) -> Outcome<i64> {
         match self.number() {
             Some(Number::Int(value)) => Ok(value),
@@ -250,7 +250,7 @@ impl Value {
         }
     }
 
-    /// A text and nothing else.
+    /// The value as a text; fails for other types.
     pub(super) fn as_str(&self) -> Outcome<&Rc<str>> {
         match self {
             Self::Str(text) => Ok(text),
@@ -293,7 +293,7 @@ impl Value {
         })
     }
 
-    /// `<` and its like; `None`: not a number is among them.
+    /// `<`, `<=`, `>` and `>=`; `None` if one of the values is NaN.
     pub(super) fn compare(&self, other: &Self) -> Outcome<Option<Ordering>> {
         if let (Some(left), Some(right)) = (self.number(), other.number()) {
             return Ok(left.compare(right));
@@ -321,7 +321,7 @@ impl Value {
         }
     }
 
-    /// Whether it may be the key of a dictionary.
+    /// Fails if the value cannot be the key of a dictionary.
     pub(super) fn hashable(&self) -> Outcome<()> {
         match self {
             Self::List(_) | Self::Dict(_) => {
@@ -345,7 +345,7 @@ impl Value {
                 item.hashable()?;
                 Ok(find(pairs, item)?.is_some())
             }
-            // Goes on behind what it found, as Python does.
+            // Stops after the found item, as Python does; the rest can still be consumed.
             Self::Iterator(_) => {
                 while let Some(other) = self.first()? {
                     if other.equals(item)? {
@@ -366,7 +366,7 @@ impl Value {
     }
 }
 
-/// A number of either kind.
+/// A whole number or a float.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Number {
     Int(i64),
@@ -385,7 +385,7 @@ impl Number {
         match (self, other) {
             (Self::Int(left), Self::Int(right)) => Some(left.cmp(&right)),
             (Self::Float(left), Self::Float(right)) => left.partial_cmp(&right),
-            // Exact, as Python's: a large whole number is not rounded first.
+            // Exact, as in Python: does not round the whole number to a float.
             (Self::Int(left), Self::Float(right)) => against(left, right),
             (Self::Float(left), Self::Int(right)) => against(right, left).map(Ordering::reverse),
         }
@@ -416,7 +416,7 @@ fn range_length(start: i64, stop: i64, step: i64) -> usize {
     if distance <= 0 { 0 } else { ((distance - 1) / step + 1) as usize }
 }
 
-/// Value of a key.
+/// The value of a key.
 pub(super) fn find<'p>(pairs: &'p Pairs, key: &Value) -> Outcome<Option<&'p Value>> {
     if let Value::Str(wanted) = key {
         let found = pairs.iter().find(|(key, _)| matches!(key, Value::Str(text) if text == wanted));
@@ -430,7 +430,7 @@ pub(super) fn find<'p>(pairs: &'p Pairs, key: &Value) -> Outcome<Option<&'p Valu
     Ok(None)
 }
 
-/// Sets a key, where it stands or at the end.
+/// Replaces the value of a key, or appends the pair.
 pub(super) fn put(pairs: &mut Pairs, key: Value, value: Value) -> Outcome<()> {
     key.hashable()?;
     for (other, old) in pairs.iter_mut() {

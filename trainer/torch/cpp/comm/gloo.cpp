@@ -1,4 +1,4 @@
-// Gloo collectives of libtorch: c10d::ProcessGroupGloo over a board that the caller brings along.
+// Collectives by libtorch's c10d::ProcessGroupGloo. A board of the caller serves as its store.
 #include "bridge.h"
 
 #include <dirent.h>
@@ -28,14 +28,14 @@ class ClosableGloo : public c10d::ProcessGroupGloo {
   }
 };
 
-// What every waiter of a group looks at. Closing Gloo's connections wakes the peers, but not this rank's own waiters.
+// Wakes all waiters of a group. Closing Gloo's connections wakes the peers, but not this rank's own waiters.
 struct Signal {
   std::mutex mutex;
   std::condition_variable changed;
   bool aborted = false;
 };
 
-// Over 5 ms one way, two ranks: 0.35 GB/s with one connection and four workers, 0.60 with these.
+// Two ranks with a one-way delay of 5 ms: 0.35 GB/s with one connection and four workers, 0.60 GB/s with these numbers.
 constexpr int CONNECTIONS = 2;
 constexpr int WORKERS = 8;
 
@@ -47,7 +47,7 @@ Bytes bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(
 
 using Board = dyad_board;
 
-// A board as a store: what Gloo's rendezvous asks of one, which is to set keys and to wait for those of others. No port is opened.
+// A board as a store. Gloo's rendezvous only sets keys and waits for keys of other ranks. The store opens no port.
 class BoardStore : public c10d::Store {
  public:
   BoardStore(std::shared_ptr<Board> board, std::chrono::milliseconds timeout)
@@ -61,7 +61,7 @@ class BoardStore : public c10d::Store {
 
   std::vector<uint8_t> get(const std::string& key) override {
     std::vector<uint8_t> value;
-    if (!read(key, timeout_, value)) throw std::runtime_error("a rank did not say in time where it is (" + key + ")");
+    if (!read(key, timeout_, value)) throw std::runtime_error("timed out waiting for a rank's address (" + key + ")");
     return value;
   }
 
@@ -77,12 +77,12 @@ class BoardStore : public c10d::Store {
   void wait(const std::vector<std::string>& keys, const std::chrono::milliseconds& timeout) override {
     std::vector<uint8_t> value;
     for (auto& key : keys)
-      if (!read(key, timeout, value)) throw std::runtime_error("a rank did not say in time where it is (" + key + ")");
+      if (!read(key, timeout, value)) throw std::runtime_error("timed out waiting for a rank's address (" + key + ")");
   }
 
-  int64_t add(const std::string&, int64_t) override { throw std::runtime_error("the board does not count"); }
+  int64_t add(const std::string&, int64_t) override { throw std::runtime_error("the board has no counters"); }
   bool deleteKey(const std::string&) override { return false; }
-  int64_t getNumKeys() override { throw std::runtime_error("the board does not count"); }
+  int64_t getNumKeys() override { throw std::runtime_error("the board does not count keys"); }
 
  private:
   bool read(const std::string& key, std::chrono::milliseconds patience, std::vector<uint8_t>& value) {
@@ -95,7 +95,7 @@ class BoardStore : public c10d::Store {
   std::shared_ptr<Board> board_;
 };
 
-// Descriptors of this process that listen.
+// Descriptors of this process's listening sockets.
 std::set<int> listeners() {
   std::set<int> found;
   DIR* folder = opendir("/proc/self/fd");
@@ -109,15 +109,15 @@ std::set<int> listeners() {
   return found;
 }
 
-// From now on whoever knocks there hears nothing. Gloo keeps its listeners open for its own whole life, and takes in everybody.
-// False where the kernel knows no filters, as that of some sandboxes.
+// Makes a listener drop all packets, by a socket filter: Gloo keeps its listeners open for its whole life and accepts every
+// connection. Returns false if the kernel has no socket filters, as in some sandboxes.
 bool deafen(int listener) {
   sock_filter nothing = {BPF_RET | BPF_K, 0, 0, 0};
   sock_fprog program = {1, &nothing};
   return setsockopt(listener, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
 }
 
-// Which listeners are a group's is seen by what is new: one group at a time opens its own.
+// A group finds its listeners by comparing the descriptors before and after, so only one group may open listeners at a time.
 std::mutex opening;
 
 struct Group {
@@ -130,7 +130,7 @@ struct Work {
   std::shared_ptr<Signal> signal;
 };
 
-// libtorch's flight recorder is one for the whole process and breaks when two groups enqueue at once (seen in 2.11.0).
+// libtorch's flight recorder is shared by the whole process and breaks when two groups enqueue at once (seen in 2.11.0).
 std::mutex enqueueing;
 
 // Starts a collective on a live group.
@@ -151,7 +151,7 @@ dyad_error started(void* group, void** work, Start&& start) {
 
 extern "C" {
 
-// A store over a board, which is freed with it.
+// Makes a store from a board; the board is freed with the store.
 dyad_error dyad_store_new(const Board* calls, int64_t timeout_ms, void** store) {
   return guarded([&] {
     std::shared_ptr<Board> board(new Board(*calls), [](Board* board) {
@@ -164,8 +164,8 @@ dyad_error dyad_store_new(const Board* calls, int64_t timeout_ms, void** store) 
 
 void dyad_store_free(void* store) { delete static_cast<Store*>(store); }
 
-// Connects this rank to all others; blocks until they are there. `interface_host` is the address to listen on until then; `open_ports`
-// is how many of the rank's ports still answer when this returns.
+// Connects this rank to all others; blocks until they are connected. `interface_host` is the address to listen on until then;
+// `open_ports` receives the number of the rank's ports that still accept connections on return.
 dyad_error dyad_gloo_new(void* store, const char* prefix, const char* interface_host, int rank, int world_size,
                          int64_t timeout_ms, int* open_ports, void** group) {
   return guarded([&] {
@@ -175,14 +175,14 @@ dyad_error dyad_gloo_new(void* store, const char* prefix, const char* interface_
     {
       std::lock_guard<std::mutex> lock(opening);
       auto before = listeners();
-      // One connection to a peer reaches no more than its window allows in a round trip: collectives take turns on several.
+      // One TCP connection sends at most a window per round trip, so collectives take turns on several connections.
       for (int connection = 0; connection < CONNECTIONS; ++connection)
         options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(interface_host));
       for (int listener : listeners())
         if (!before.count(listener)) opened.insert(listener);
     }
-    // Each worker thread has one all-reduce in flight: several hide the link's delay, which each alone would wait out. They
-    // sleep while they wait, so compute keeps the cores; every rank takes them up in the order they are issued.
+    // Each worker thread runs one collective at a time; several threads hide the delay of the link. They sleep while they wait,
+    // so computation keeps the cores. Every rank starts collectives in the order in which they are issued.
     options->threads = WORKERS;
     auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, *static_cast<Store*>(store));
     auto gloo = c10::make_intrusive<ClosableGloo>(scoped, rank, world_size, options);
@@ -192,7 +192,7 @@ dyad_error dyad_gloo_new(void* store, const char* prefix, const char* interface_
   });
 }
 
-// Collectives in flight fail, here at once and on the peers as soon as they see the connection close. From any thread.
+// Makes collectives in flight fail: here at once, on the peers as soon as they see the connection close. Callable from any thread.
 dyad_error dyad_gloo_abort(void* group) {
   return guarded([&] {
     auto& live = *static_cast<Group*>(group);
@@ -207,12 +207,12 @@ dyad_error dyad_gloo_abort(void* group) {
 
 void dyad_gloo_free(void* group) {
   auto* live = static_cast<Group*>(group);
-  // The worker of an aborted group may wait for a peer that never comes, and the destructor would wait for the worker.
+  // Leak an aborted group: its worker may wait for a dead peer, and the destructor would wait for the worker.
   if (live->signal->aborted) static_cast<void>(live->gloo.release());
   delete live;
 }
 
-// Each collective starts in the background and hands back a work to wait for.
+// Each collective starts in the background and returns a work to wait for.
 dyad_error dyad_gloo_all_reduce(void* group, at::Tensor* tensor, void** work) {
   return started(group, work, [&](ClosableGloo& gloo) {
     std::vector<at::Tensor> tensors{*tensor};
@@ -220,8 +220,8 @@ dyad_error dyad_gloo_all_reduce(void* group, at::Tensor* tensor, void** work) {
   });
 }
 
-// Values [from, from + count) of every rank's input, to their places in the concatenation. Gloo gathers into a copy of what it
-// is asked for, which is why a caller asks for pieces.
+// Gathers values [from, from + count) of every rank's input into their places in the concatenation. Gloo gathers into a temporary
+// copy, so callers gather in pieces to keep it small.
 dyad_error dyad_gloo_all_gather(void* group, at::Tensor* output, at::Tensor* input, int64_t from, int64_t count,
                                 void** work) {
   return started(group, work, [&](ClosableGloo& gloo) {
@@ -246,7 +246,7 @@ dyad_error dyad_gloo_barrier(void* group, void** work) {
   return started(group, work, [&](ClosableGloo& gloo) { return gloo.barrier(); });
 }
 
-// Returns when the collective is done; fails when it failed or its group was aborted.
+// Waits until the collective is done; fails if it failed or its group was aborted.
 dyad_error dyad_work_wait(void* work) {
   return guarded([&] {
     auto& pending = *static_cast<Work*>(work);
@@ -261,7 +261,7 @@ dyad_error dyad_work_wait(void* work) {
     });
     {
       std::unique_lock<std::mutex> lock(signal->mutex);
-      // Not wait(): GCC 12 gives it a version that the C++ library of RHEL 9 does not have, and the wheel is built with GCC 12.
+      // Not wait(): with GCC 12, which builds the wheel, it needs a symbol version that RHEL 9's C++ library lacks.
       while (!signal->changed.wait_for(lock, std::chrono::hours(1), [&] { return *done || signal->aborted; })) {
       }
       if (!*done) throw std::runtime_error("the communicator was aborted");

@@ -1,5 +1,5 @@
-// AdamW on the CPU in one pass over memory: gradients are scaled and forgotten, weights brought to the precision of the passes,
-// while what they belong to is in cache.
+// AdamW on the CPU in one pass over memory. While the values are in cache it also scales and clears the gradients and writes the
+// weights in bfloat16.
 #include "bridge.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace {
 
-// Factors of a step, as torch's own AdamW has them: m += mean (g - m), v = kept v + square g², p = decay p - rate m / (√v root + eps).
+// Factors of a step, as in torch's AdamW: m += mean (g - m), v = kept v + square g², p = decay p - rate m / (√v root + eps).
 struct Factors {
   float scale, mean, kept, square, decay, rate, root, eps;
 
@@ -44,9 +44,9 @@ DYAD_INLINE void publish_values(const float* p, Bf16* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) narrow(p[i], to[i]);
 }
 
-// Values of all arrays that stay in the first-level cache between two loops.
+// Values of each array per chunk: a chunk of all arrays stays in the L1 cache between two loops.
 constexpr int64_t CHUNK = 2048;
-// Enough work for a thread, in values.
+// Smallest share of work for a thread, in values.
 constexpr int64_t GRAIN = 1 << 15;
 
 }  // namespace
@@ -56,9 +56,9 @@ DYAD_CLONES void dyad_step(float* p, const float* g, float* m, float* v, int64_t
 }
 DYAD_CLONES void dyad_publish(const float* p, Bf16* to, int64_t count) { publish_values(p, to, count); }
 
-// One AdamW step (Loshchilov & Hutter 2019, arXiv 1711.05101) of flat float32 parameters on the CPU from their gradient times
-// `scale`. All tensors are contiguous and of one length. `published` is bfloat16 and gets the new parameters, or null; `clear`
-// leaves zeros in the gradient's place.
+// One AdamW step (Loshchilov & Hutter 2019, arXiv 1711.05101) of flat float32 parameters on the CPU, with their gradient times
+// `scale`. All tensors are contiguous and of the same length. `published` (bfloat16) receives the new parameters; it may be null.
+// `clear` sets the gradient to zero.
 extern "C" dyad_error dyad_adamw(at::Tensor* parameter, at::Tensor* gradient, at::Tensor* exp_avg, at::Tensor* exp_avg_sq,
                                  at::Tensor* published, bool clear,
                                  const double* hyper /* lr, beta1, beta2, weight_decay, eps, step, scale */) {

@@ -1,6 +1,6 @@
-// Attention over packed segments on the CPU: a prompt, then branches that each see the prompt and themselves. One call a
-// layer: threads take heads of segments, and within one, tiles of queries against pieces of the keys that any of them sees. No
-// mask is ever made, what nobody sees is not computed, and scores never leave a core's cache.
+// Attention over packed segments on the CPU, in one call per layer. A segment is a prompt, then branches that each see the prompt
+// and themselves. A task is one head of one segment. It multiplies tiles of queries by pieces of the keys that a tile sees. No mask
+// is built, pieces that no query sees are skipped, and scores stay in a core's cache.
 #include "attention.h"
 
 #include <ATen/Parallel.h>
@@ -31,10 +31,10 @@ namespace {
 
 static_assert(PIECE == dyad::PANEL && PIECE == dyad::BLOCK);
 
-// Queries of a run's tiles, all alike.
+// Queries per tile: a run is split into tiles of equal size.
 int64_t tile_of(int64_t queries) { return rounded_up(pieces(queries, pieces(queries, PIECE)), dyad::BLOCK_STEP); }
 
-// A thread's memory for one call.
+// Allocates a thread's buffers for one call.
 class Room {
  public:
   template <typename E>
@@ -49,7 +49,7 @@ class Room {
   std::vector<std::unique_ptr<void, decltype(&std::free)>> memory_;
 };
 
-// The longest segment and the most keys of a run, for which a thread makes room once.
+// The length of the longest segment and the largest number of keys of a run: sizes of a thread's buffers.
 struct Extent {
   int64_t length = 0, keys = 0;
   explicit Extent(const std::vector<Segment>& segments) {
@@ -61,7 +61,7 @@ struct Extent {
 };
 
 struct Tile {
-  // Its first query in the run, how many there are, and with those that fill it up; how many keys the first one sees.
+  // First query in the run; number of queries; the same with padding; number of keys that the first query sees.
   int64_t first, rows, padded, seen;
   int64_t pieces_seen() const { return pieces(seen + rows - 1, PIECE); }
 };
@@ -76,7 +76,7 @@ void tiles(const Run& run, Body&& body) {
   }
 }
 
-// One head of a packed tensor `[tokens, heads, width]`, from a token on.
+// One head of a packed tensor `[tokens, heads, width]`, starting at a token.
 template <typename T>
 struct Head {
   T* rows;
@@ -84,7 +84,7 @@ struct Head {
   Head(const at::Tensor& x, int64_t token, int64_t head)
       : rows(data<T>(x) + (token * x.size(1) + head) * x.size(2)), stride(x.size(1) * x.size(2)), width(x.size(2)) {}
 
-  // Rows as products take them, with rows of zeros behind.
+  // Copies rows in the element type of products, and pads them with rows of zeros.
   template <typename E>
   void load(int64_t token, int64_t count, int64_t padded, E* to) const {
     if constexpr (std::is_same_v<T, E>)
@@ -93,7 +93,7 @@ struct Head {
       loops<T>().load_wide(rows + token * stride, stride, to, count, width);
     std::fill(to + count * width, to + padded * width, E{});
   }
-  // Keys or values that a run sees, prompt first.
+  // Copies the keys or values that a run sees, prompt first.
   template <typename E>
   void load_seen(const Run& run, E* to) const {
     load(0, run.prompt, run.prompt, to);
@@ -104,26 +104,26 @@ struct Head {
   }
 };
 
-// Rows `[PIECE, width]` of a head as the right side of products.
+// Packs rows `[PIECE, width]` of a head as the right side of products.
 template <typename E>
 struct Packing {
   int64_t width;
-  // Columns, with those that fill the last panel up.
+  // Columns with padding to whole panels.
   int64_t columns() const { return rounded_up(width, PIECE); }
 
-  // `[width, rows]`.
+  // Transposes to `[width, rows]`.
   void turn(const E* from, int64_t rows, E* to) const {
     if constexpr (std::is_same_v<E, Bf16>)
       dyad_transpose_pairs(from, width, to, PIECE, rows, width);
     else
       dyad_transpose(from, width, to, PIECE, rows, width);
   }
-  // `[rows, width]`, panel by panel, each `APART` values from the next.
+  // Packs `[rows, width]` into panels that are `APART` values apart.
   void pair(const E* from, int64_t rows, E* to) const {
     dyad::Right<E> right{from, rows, width, false};
     for (int64_t panel = 0; panel * PIECE < width; ++panel) right.pack(panel, 0, rows, to + panel * APART);
   }
-  // `to[rows, width] (+)= a[rows, depth] · paired[depth, width]`, the rows of `a` a piece long.
+  // `to[rows, width] (+)= a[rows, depth] · paired[depth, width]`, the rows of `a` are `PIECE` values long.
   void times(int64_t rows, int64_t depth, bool add, const E* a, const E* paired, float* to) const {
     for (int64_t panel = 0; panel * PIECE < width; ++panel)
       block_product(rows, std::min(PIECE, width - panel * PIECE), depth, {PIECE, columns()}, add, a, paired + panel * APART,
@@ -131,7 +131,7 @@ struct Packing {
   }
 };
 
-// Tensors of T, products of E.
+// `T` is the element type of tensors, `E` that of products.
 template <typename T, typename E>
 struct Forward {
   const at::Tensor &q, &k, &v, &out, &lse;
@@ -150,7 +150,7 @@ struct Forward {
           sums(room.take<float>(PIECE * packing.columns())) {}
   };
 
-  // Head-major, so that threads get equal shares whatever the segments' lengths.
+  // Tasks are ordered by head, so that threads get equal shares even if segments differ in length.
   void operator()(int64_t begin, int64_t end) const {
     Desk desk(Extent(segments), shape.width);
     dyad::Tiles<E> registers;
@@ -196,7 +196,7 @@ struct Forward {
   }
 };
 
-// Gradients of one key/value head of a segment, collected over the heads and runs that see it.
+// Gradients of one key/value head, summed over the query heads and runs that see it.
 struct Collected {
   float *keys, *values;
   int64_t columns;
@@ -204,7 +204,7 @@ struct Collected {
     std::fill(keys, keys + rows * columns, 0.0f);
     std::fill(values, values + rows * columns, 0.0f);
   }
-  // Those of a run's keys, prompt first, to their places in the segment.
+  // Adds the gradients of a run's keys, prompt first, to their places in the segment.
   void add(const Collected& seen, const Run& run) const {
     auto add_rows = [&](float* to, const float* from) {
       loops<float>().add(to, from, run.prompt * columns);
@@ -224,12 +224,12 @@ struct Backward {
   struct Desk {
     Room room;
     Packing<E> packing;
-    // Of a run.
+    // Buffers for a run.
     E *keys, *values, *paired_keys;
-    // Of a tile.
+    // Buffers for a tile.
     E *queries, *out, *gradients, *turned_queries, *turned_gradients, *paired_queries, *paired_gradients;
     float *lse, *mean, *query_gradients;
-    // Of a tile and a piece of the keys.
+    // Buffers for a tile and a piece of the keys.
     float *scores, *weight_gradients;
     E *weights, *slopes, *turned_slopes;
     Collected seen, all;
@@ -301,7 +301,7 @@ struct Backward {
     }
   }
 
-  // Scores are computed again, a row for each key; with s = q·k/√d, p = softmax(s): dv += pᵀ do, ds = p (do·v - o·do),
+  // Computes the scores again, one row per key. With s = q·k/√d, p = softmax(s): dv += pᵀ do, ds = p (do·v - o·do),
   // dq += ds k/√d, dk += dsᵀ q/√d.
   void piece_backward(const Desk& desk, const Tile& tile, int64_t piece) const {
     int64_t width = shape.width, padded = tile.padded, columns = desk.packing.columns(), first = piece * PIECE;
@@ -318,8 +318,8 @@ struct Backward {
   }
 };
 
-// Calls the body with a null pointer of what products of a tensor's values are made of: bfloat16 only where the CPU has tiles
-// (AMX) for it, and in pairs.
+// Calls the body with a null pointer to the element type of products: Bf16 for bfloat16 tensors of even width on CPUs with AMX
+// tiles, otherwise float.
 template <typename T, typename Body>
 void by_operand(int64_t width, Body&& body) {
   if constexpr (std::is_same_v<T, Bf16>)
@@ -327,7 +327,7 @@ void by_operand(int64_t width, Body&& body) {
   body(static_cast<float*>(nullptr));
 }
 
-// What the profiler shows: the queries' shape, and the pairs that see each other.
+// Inputs that the profiler records: the queries, and an empty tensor whose first size is the number of visible pairs.
 std::vector<c10::IValue> seen_by(const at::Tensor& q, const std::vector<Segment>& segments) {
   return {q, at::empty({visible_pairs(segments), 0}, q.options())};
 }
@@ -378,9 +378,9 @@ struct SegmentedAttention : public Function<SegmentedAttention> {
 
 extern "C" {
 
-// Softmax attention with scale 1/sqrt(width). `[tokens, heads, width]` queries, `[tokens, kv heads, width]` keys and values;
-// returns a new tensor of the queries' shape, owned by the caller. CPU tensors of one kind, float32 or bfloat16; segments cover
-// all tokens.
+// Softmax attention with scale 1/sqrt(width): queries `[tokens, heads, width]`, keys and values `[tokens, kv heads, width]`.
+// Returns a new tensor of the queries' shape, owned by the caller. Tensors are on the CPU and of one kind, float32 or bfloat16.
+// `layout` is that of segments_of(); the segments cover all tokens.
 dyad_error dyad_segmented_attention(at::Tensor* query, at::Tensor* key, at::Tensor* value, const int64_t* layout,
                                     size_t count, at::Tensor** out) {
   return guarded([&] {

@@ -1,4 +1,4 @@
-// Who sees whom in attention over packed segments.
+// Which keys each query sees in attention over packed segments.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,8 @@
 
 namespace {
 
-// Consecutive tokens: `queries` of them ask, and see the first `prompt` tokens of the segment and themselves, causally.
+// `queries` consecutive tokens, from token `own` of the segment on. They see the first `prompt` tokens of the segment and, causally,
+// themselves.
 struct Run {
   int64_t prompt, own, queries;
   int64_t keys() const { return prompt + queries; }
@@ -20,14 +21,14 @@ struct Segment {
   std::vector<Run> runs;
 };
 
-// Segments come as [start, prompt, branch count, branch lengths…] one after the other. Tokens of runs count from the start.
+// Parses segments, each given as [start, prompt, branch count, branch lengths…]. Tokens of runs count from the segment's start.
 std::vector<Segment> segments_of(const int64_t* layout, size_t count) {
   std::vector<Segment> list;
   for (size_t i = 0; i < count;) {
     int64_t prompt = layout[i + 1], branches = layout[i + 2];
     Segment segment{layout[i], prompt, {}};
     i += 3;
-    // The first branch simply goes on from the prompt.
+    // The first branch continues the run of the prompt.
     if (branches == 0) segment.runs.push_back({0, 0, prompt});
     for (int64_t branch = 0; branch < branches; ++branch, ++i) {
       if (branch == 0)
@@ -41,7 +42,7 @@ std::vector<Segment> segments_of(const int64_t* layout, size_t count) {
   return list;
 }
 
-// Queries and keys that see each other, of one head.
+// Number of (query, key) pairs of one head where the query sees the key.
 int64_t visible_pairs(const std::vector<Segment>& segments) {
   int64_t pairs = 0;
   for (const auto& segment : segments)

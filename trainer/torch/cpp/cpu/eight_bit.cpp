@@ -1,4 +1,4 @@
-// AdamW on moments of eight bits, block by block, on the CPU.
+// AdamW with 8-bit moments, block by block, on the CPU.
 #include "bridge.h"
 #include "tensors.h"
 
@@ -14,13 +14,14 @@ struct Moment {
   uint8_t* codes;
   float* absmax;
   const float* fractions;
-  // 256: the last is infinite.
+  // 256 midpoints between neighbouring fractions; the last is infinite.
   const float* middles;
-  // Code of the lowest value of each cell; no cell has more than one middle inside.
+  // Code of the lowest value of each cell; a cell contains at most one midpoint.
   const int32_t* starts;
 };
 
-// A cell is a sign, an exponent from -25 on and eight bits of mantissa. What is smaller shares the first cell.
+// A cell is the set of values with the same sign, exponent (at least -25) and first eight bits of the mantissa. Smaller magnitudes
+// share the first cell of their sign.
 constexpr int32_t kCells = (25 << 8) + 1;
 
 DYAD_INLINE int32_t cell(float fraction) {
@@ -43,7 +44,7 @@ DYAD_INLINE void read(const Moment& moment, int64_t block, float* values) {
   for (int64_t i = 0; i < kBlock; ++i) values[i] = moment.fractions[codes[i]] * scale;
 }
 
-// The code of a fraction is the number of middles below it.
+// The code of a fraction is the number of midpoints below it.
 DYAD_INLINE void write(const Moment& moment, int64_t block, const float* values, bool keeps_positive) {
   float absmax = 0.0f;
 #pragma omp simd reduction(max : absmax)
@@ -88,8 +89,8 @@ DYAD_CLONES void update(float* parameter, const float* gradient, const Moment& f
 
 extern "C" {
 
-// One AdamW step. `moments` holds codes, absmax, fractions, middles and starts of the first moment, then of the second;
-// `hyper` is learning rate, beta1, beta2, weight decay, eps, and the step's number from 1.
+// One AdamW step. `moments` holds codes, absmax, fractions, middles and starts of the first moment, then of the second.
+// `hyper` holds learning rate, beta1, beta2, weight decay, eps, and the number of the step, counted from 1.
 dyad_error dyad_adamw_8bit(at::Tensor* parameter, at::Tensor* gradient, at::Tensor* const* moments,
                            const double* hyper) {
   return guarded([&] {

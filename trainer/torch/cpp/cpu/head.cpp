@@ -1,5 +1,5 @@
-// The LM head's work on a tile of logits on the CPU, a row at a time while it is in cache. Float32 and bfloat16 logits; all
-// arithmetic is float32, but a log-probability is float64: of a long sequence's sum, float32 would leave four digits.
+// Scores a tile of the LM head's logits on the CPU, a row at a time while it is in cache. Logits are float32 or bfloat16, arithmetic
+// is float32. Log-probabilities are float64: in the sum over a long sequence float32 would keep only four digits.
 #include "bridge.h"
 #include "gpu.h"
 
@@ -11,7 +11,7 @@
 #include "rows.h"
 #include "tensors.h"
 
-// Null where there is no tensor.
+// Null if `tensor` is null.
 template <typename T>
 static T* data_or_null(at::Tensor* tensor) {
   return tensor == nullptr ? nullptr : data<T>(*tensor);
@@ -19,11 +19,11 @@ static T* data_or_null(at::Tensor* tensor) {
 
 extern "C" {
 
-// Turns each row of the policy's logits into the log-probability of its target and, where `keep` is set, into what each
-// probability is above what was to be (softmax - onehot), in place. With a reference's logits, also its log-probabilities and
-// each row's KL(policy || reference). All tensors are contiguous and on the CPU: logits `[rows, columns]` of one kind, float32
-// or bfloat16; int64 targets, float64 log-probabilities and float32 divergences `[rows]`. `reference`, `reference_logps` and
-// `kl` are null together. `gpu_path` takes the GPU's kernel, in bfloat16.
+// Writes the log-probability of each row's target under the policy. With `keep` also overwrites the policy's logits with the errors
+// `softmax - onehot`. With a reference also writes its log-probabilities and each row's KL(policy || reference). All tensors are
+// contiguous: logits `[rows, columns]` of one kind, float32 or bfloat16; int64 targets, float64 log-probabilities and float32
+// divergences `[rows]`. Either all of `reference`, `reference_logps` and `kl` are null, or none is. `gpu_path` uses the GPU kernel,
+// which needs bfloat16; otherwise tensors are on the CPU.
 dyad_error dyad_head_score(at::Tensor* policy, at::Tensor* reference, at::Tensor* targets, at::Tensor* logps,
                            at::Tensor* reference_logps, at::Tensor* kl, bool keep, bool gpu_path) {
   return guarded([&] {

@@ -1,5 +1,5 @@
-// Fused CPU kernels with their derivatives: RMSNorm, rotary positions, SwiGLU. One pass over memory where libtorch's
-// operators take several. Float32 and bfloat16; all arithmetic is float32, rounded where the composed operators round.
+// Fused CPU kernels with their derivatives: RMSNorm, rotary positions, SwiGLU. They pass over memory once, where libtorch's
+// operators do so several times. Values are float32 or bfloat16; arithmetic is float32 and rounds where libtorch's operators round.
 #include "bridge.h"
 
 #include <algorithm>
@@ -31,12 +31,12 @@ std::vector<c10::IValue> seen(std::initializer_list<at::Tensor> tensors) {
   return std::vector<c10::IValue>(tensors.begin(), tensors.end());
 }
 
-// Enough work for a thread, in elements.
+// Smallest share of work for a thread, in elements.
 constexpr int64_t GRAIN = 1 << 15;
 
 int64_t rows_per_task(int64_t columns) { return std::max<int64_t>(1, GRAIN / columns); }
 
-// Gives its input back too, for what goes on beside it: where both come together again, the gradients do so in one pass.
+// Also returns its input, for the residual connection: then the backward pass adds the gradients of both outputs in one pass.
 struct RmsNorm : public Function<RmsNorm> {
   static variable_list forward(AutogradContext* context, const Variable& x, const Variable& weight, double eps) {
     auto input = x.contiguous(), y = at::empty_like(input);
@@ -63,7 +63,7 @@ struct RmsNorm : public Function<RmsNorm> {
     auto dx = at::empty_like(x);
     Norm norm{x.size(-1), 0.0f};
     int64_t rows = x.numel() / norm.columns;
-    // As many parts as threads, each with a sum of its own: the result depends on nothing but their number.
+    // One part per thread, each with its own sum, so that the result depends only on the number of threads.
     int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows)), each = (rows + parts - 1) / parts;
     auto dw = at::zeros({parts, norm.columns}, rstd.options());
     RECORD_FUNCTION("dyad::rms_norm_backward", seen({x, weight, dy}));
@@ -149,9 +149,9 @@ struct SwiGlu : public Function<SwiGlu> {
 
 extern "C" {
 
-// Each returns a new tensor owned by the caller. CPU tensors of one kind, float32 or bfloat16.
+// Operators return new tensors owned by the caller. Their inputs are CPU tensors of one kind, float32 or bfloat16.
 
-// `x / sqrt(mean(x²) + eps) · weight` over the last dimension, and x again, for what goes on beside the norm.
+// `x / sqrt(mean(x²) + eps) · weight` over the last dimension, and `x` again for the residual connection.
 dyad_error dyad_rms_norm(at::Tensor* x, at::Tensor* weight, double eps, at::Tensor** y, at::Tensor** beside) {
   return guarded([&] {
     auto outputs = RmsNorm::apply(*x, *weight, eps);
@@ -160,13 +160,13 @@ dyad_error dyad_rms_norm(at::Tensor* x, at::Tensor* weight, double eps, at::Tens
   });
 }
 
-// Rotates `[tokens, heads, width]` by angles whose cosines and sines are `[tokens, 1, width]`, contiguous, both halves alike.
+// Rotates `[tokens, heads, width]` by angles whose cosines and sines are contiguous `[tokens, 1, width]` with two equal halves.
 dyad_error dyad_rotate(at::Tensor* x, at::Tensor* cos, at::Tensor* sin, at::Tensor** y) {
   return guarded([&] { *y = new at::Tensor(Rotate::apply(*x, *cos, *sin)); });
 }
 
-// Adds a bfloat16 tensor to a float32 one of the same size, in place; both contiguous. Libtorch's own addition makes a
-// widened copy first.
+// Adds a bfloat16 tensor to a float32 tensor of the same size, in place; both are contiguous. libtorch's addition would make a
+// float32 copy first.
 dyad_error dyad_accumulate(at::Tensor* total, at::Tensor* part) {
   return guarded([&] {
     RECORD_FUNCTION("dyad::accumulate", seen({*total, *part}));
@@ -176,7 +176,7 @@ dyad_error dyad_accumulate(at::Tensor* total, at::Tensor* part) {
   });
 }
 
-// Threads that a kernel's loop is divided between.
+// Number of threads that share a kernel's loop.
 dyad_error dyad_kernel_threads(size_t* threads) {
   return guarded([&] {
     std::mutex mutex;
@@ -189,7 +189,7 @@ dyad_error dyad_kernel_threads(size_t* threads) {
   });
 }
 
-// Values in a register of the instructions whose loops were taken.
+// Float32 values per register of the instruction set whose loops were chosen.
 int64_t dyad_kernel_lanes() { return dyad::all_loops().lanes; }
 
 // `silu(gate) · up`.

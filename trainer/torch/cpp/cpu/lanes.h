@@ -1,5 +1,5 @@
-// Vectors as wide as the registers of the CPU that a file is compiled for. Nothing of libtorch's is in here, and everything is
-// inlined: of an inline function that several files have, the linker takes any.
+// Vectors as wide as the registers of the instruction set that a file is compiled for. Includes no libtorch header, and forces
+// inlining: if several files contain an inline function, the linker keeps any one of them, perhaps for the wrong instruction set.
 #pragma once
 
 #include <type_traits>
@@ -15,12 +15,12 @@
 #endif
 constexpr int64_t LANES = DYAD_LANES;
 
-// A register of float32; the same bits as whole numbers; and as many of half the width.
+// A register of float32 values; the same bits as uint32; as many uint16 values.
 typedef float Lanes __attribute__((vector_size(4 * DYAD_LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * DYAD_LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * DYAD_LANES)));
 
-// A lambda that is part of the loop it is in.
+// Inlines a lambda into the loop that calls it.
 #define DYAD_BODY __attribute__((always_inline))
 
 DYAD_INLINE Words words_of(Lanes lanes) { return reinterpret_cast<Words>(lanes); }
@@ -47,12 +47,12 @@ DYAD_INLINE float largest_of(Lanes lanes) {
   return lanes[0];
 }
 
-// Values of bfloat16 in the upper halves: rounded to nearest, ties to even; a NaN stays one.
+// The upper half of each word is the value in bfloat16: rounded to nearest, ties to even; NaN stays NaN.
 DYAD_INLINE Words rounded_words(Lanes values) {
   Words bits = words_of(values), near = bits + 0x7fff + ((bits >> 16) & 1);
   return values == values ? near : Words{} + 0x7fc00000u;
 }
-// What is left of values once they were stored as T.
+// Values rounded to T.
 template <typename T>
 DYAD_INLINE Lanes rounded(Lanes values) {
   if constexpr (std::is_same_v<T, float>)
@@ -67,8 +67,8 @@ DYAD_INLINE void put(Lanes values, Bf16* to) {
   std::memcpy(to, &halves, sizeof halves);
 }
 
-// Neighbouring values, two registers of them. Of bfloat16 `a` are those of even and `b` those of odd places, which is how they
-// come apart in one step; of float32 the first and the last half. Blocks of one kind can be combined.
+// Neighbouring values in two registers. For bfloat16 `a` has the values at even and `b` those at odd places, because one shift and one
+// mask unpack them so; for float32 `a` is the first and `b` the second half. Combine only blocks of the same kind.
 struct Block {
   Lanes a, b;
 };
@@ -88,7 +88,7 @@ DYAD_INLINE void put(Block block, Bf16* to) {
   Words pairs = rounded_words(block.a) >> 16 | (rounded_words(block.b) & 0xffff0000u);
   std::memcpy(to, &pairs, sizeof pairs);
 }
-// The first `count` values, with zeros behind.
+// Loads the first `count` values and pads with zeros.
 template <typename T>
 DYAD_INLINE Block block_at(const T* from, int64_t count) {
   if (count == BLOCK_VALUES) return block_at(from);
@@ -104,12 +104,12 @@ DYAD_INLINE void put(Block block, T* to, int64_t count) {
   std::memcpy(to, part, count * sizeof(T));
 }
 
-// A function of lanes, of blocks.
+// Applies a function of lanes to both registers of blocks.
 template <typename Body, typename... Blocks>
 DYAD_INLINE Block both(Body&& body, Blocks... blocks) {
   return {body(blocks.a...), body(blocks.b...)};
 }
-// Calls the body with where each block begins and how many of the values it has: all, but for a last one.
+// Calls the body with the start of each block and its number of values; only the last block may be shorter.
 template <typename Body>
 DYAD_INLINE void in_blocks(int64_t count, Body&& body) {
   int64_t at = 0;
@@ -117,8 +117,8 @@ DYAD_INLINE void in_blocks(int64_t count, Body&& body) {
   if (at < count) body(at, count - at);
 }
 
-// e^x to about one unit in the last place, by Cephes' polynomial, of x clamped to where e^x is finite and normal; a NaN stays
-// one. Adding 1.5 · 2^23 rounds to a whole number, which then is in the lowest bits.
+// e^x to about one unit in the last place, by Cephes' polynomial. `x` is clamped to where e^x is finite and normal; NaN stays NaN.
+// Adding 1.5 · 2^23 rounds to an integer, which is then in the lowest bits.
 DYAD_INLINE Lanes exponential(Lanes x) {
   constexpr float whole = 12582912.0f;
   x = smaller(lanes(88.3f), larger(lanes(-87.3f), x));

@@ -1,6 +1,6 @@
-// Linear layers of one input, with their adapters: one node of autograd's graph for all of them. Products add to what is
-// there, forward and back, so that no pass over memory only adds; adapters come first, because a large product hides what it
-// reads and a narrow one does not.
+// Linear layers of one input, with their adapters, as one node of autograd's graph. Forward and backward, products add to existing
+// tensors, so that no extra pass over memory only adds. Adapters come first: the large product then reads their result while it
+// computes, and a narrow product could not hide that read.
 #include "bridge.h"
 #include "products.h"
 #include "sinks.h"
@@ -21,7 +21,7 @@ using torch::autograd::variable_list;
 
 namespace dyad {
 
-// Whether a product of such factors can be added to a float32 sum in one go: a kernel of CUDA's alone.
+// Whether one operator can add a product of such factors to a float32 sum; only CUDA devices have it.
 bool adds_wide(const at::Tensor& sum, const at::Tensor& factor) {
   return sum.is_cuda() && sum.scalar_type() == at::kFloat && sum.is_contiguous() && factor.scalar_type() == at::kBFloat16;
 }
@@ -37,10 +37,10 @@ void add_wide(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
 
 namespace {
 
-// Which of the tensors after the input belong to a layer; -1 where there are none. `b` follows `a`.
+// Indices of a layer's tensors among the tensors after the input; -1 if there is none. `b` follows `a`.
 struct Place {
   int64_t weight, bias, onto, a;
-  // What the layer's first product is added to.
+  // The tensor that is added to the layer's first product.
   int64_t added() const { return onto < 0 ? bias : onto; }
 };
 
@@ -52,7 +52,8 @@ struct Libtorch {
   static void add_projected(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w) { y.addmm_(x, w.t()); }
   static at::Tensor product(const at::Tensor& a, const at::Tensor& b) { return at::mm(a, b); }
   static void add_product(const at::Tensor& y, const at::Tensor& a, const at::Tensor& b) { y.addmm_(a, b); }
-  // Into the gradient that a step adds up, in float32, where the caller names one and the device's product can.
+  // Adds the gradient to the weight's sink in float32 and returns an undefined tensor, if there is a sink and the device can;
+  // otherwise returns the gradient.
   static at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight) {
     const at::Tensor* sink = dyad::Sinks::of(weight);
     if (sink == nullptr || !dyad::adds_wide(*sink, dy)) return at::mm(dy.t(), x);
@@ -61,7 +62,7 @@ struct Libtorch {
   }
 };
 
-// Products of our own, on the CPU.
+// The bridge's own products, on the CPU.
 struct Ours {
   static at::Tensor project(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& added) {
     return dyad::projected(x, w, added);
@@ -109,7 +110,7 @@ struct Linears : public Function<Linears<By>> {
     const auto& x = saved[0];
     auto tensor = [&](int64_t place) -> const at::Tensor& { return saved[1 + place]; };
     auto count = saved.size() - 1 - places.size();
-    // Input, tensors, and two arguments that are none.
+    // Gradients of the input, of the tensors, and of two arguments that are not tensors.
     variable_list found(1 + count + 2);
     auto wanted = [&](int64_t place) { return context->needs_input_grad(1 + place); };
     for (size_t i = 0; i < places.size(); ++i) {
@@ -156,7 +157,7 @@ struct Linears : public Function<Linears<By>> {
 
 extern "C" {
 
-// `sum += aᵀ b` in float32, of bfloat16 on a CUDA device; says whether it did.
+// `sum += aᵀ b` in float32 for bfloat16 tensors on a CUDA device. `done` receives whether it did.
 dyad_error dyad_add_outer_wide(at::Tensor* sum, at::Tensor* a, at::Tensor* b, bool* done) {
   return guarded([&] {
     *done = dyad::adds_wide(*sum, *a);
@@ -164,8 +165,8 @@ dyad_error dyad_add_outer_wide(at::Tensor* sum, at::Tensor* a, at::Tensor* b, bo
   });
 }
 
-// `[tokens, in]` to one `[tokens, out]` a layer: new tensors, owned by the caller. `own_products` takes those of `products.h`,
-// which must serve all matrices; widths, ranks included, are even in bfloat16 then.
+// Maps `[tokens, in]` to one `[tokens, out]` per layer: new tensors owned by the caller. `own_products` uses the products of
+// `products.h`, which must support all matrices; in bfloat16 all widths, ranks included, must then be even.
 dyad_error dyad_linears(at::Tensor* x, const dyad_linear* linears, size_t count, bool own_products, at::Tensor** ys) {
   return guarded([&] {
     std::vector<at::Tensor> tensors;

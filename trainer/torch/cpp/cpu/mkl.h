@@ -1,4 +1,4 @@
-// MKL's products, inside libtorch_cpu; column-major there, row-major here.
+// MKL's matrix products, which libtorch_cpu contains. `multiply` is column-major like MKL; `add_outer_product` is row-major.
 #pragma once
 
 #include "scalars.h"

@@ -1,5 +1,5 @@
-// In a file of its own with nothing of libtorch's in it: no inline function of its headers is compiled for AVX-512 here, which
-// the linker might take for every machine.
+// Functions of this file enable AVX-512 by attributes, not by compiler flags for the file: flags would also compile inline functions
+// of headers for AVX-512, and the linker might use those copies on every machine.
 #include "pack.h"
 
 #include <algorithm>
@@ -10,15 +10,16 @@
 #include <immintrin.h>
 
 #define DYAD_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
-// Every CPU with tiles for bfloat16 has these too.
+// Every CPU with AMX tiles for bfloat16 has these instructions too.
 #define DYAD_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
 #define DYAD_AVX512_INLINE DYAD_AVX512 static inline __attribute__((always_inline))
 
 namespace {
 
+// A mask of the first `count` lanes.
 __mmask16 first(int64_t count) { return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, 16)) - 1); }
 
-// Turns a 16 by 16 matrix of 32-bit values, one row a register.
+// Transposes a 16 by 16 matrix of 32-bit values, one row per register.
 DYAD_AVX512_INLINE void turn(__m512i (&r)[16]) {
   __m512i t[16];
 #pragma GCC unroll 16
@@ -73,7 +74,7 @@ void transpose_plain(const float* from, int64_t stride, float* to, int64_t to_st
   }
 }
 
-// 16 columns of two rows, pair by pair.
+// Interleaves 16 columns of two rows into pairs; without an odd row the second half of each pair is zero.
 DYAD_AVX512_INLINE __m512i pairs(const uint16_t* even, const uint16_t* odd, __mmask16 mask) {
   __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even));
   if (odd == nullptr) return low;

@@ -12,7 +12,7 @@
 
 namespace {
 
-// Whether these products are faster than libtorch's here.
+// Whether these products are faster than libtorch's on this CPU.
 bool serves(bool bfloat16) { return bfloat16 ? dyad::has_tiles() : dyad::has_blocks(); }
 
 std::vector<c10::IValue> seen(const at::Tensor& a, const at::Tensor& b) { return {a, b}; }
@@ -83,10 +83,11 @@ at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x, const at::
 
 extern "C" {
 
-// Whether these products serve matrices of bfloat16, else of float32.
+// Whether to use these products on this CPU for bfloat16 matrices, or else for float32 matrices.
 bool dyad_products_serve(bool bfloat16) { return serves(bfloat16); }
 
-// `a · b`, a new tensor owned by the caller. Without a derivative. Here and below matrices are as `products.h` wants them.
+// Returns `a · b` as a new tensor owned by the caller, without a derivative. Here and below `products.h` states the requirements on
+// matrices.
 dyad_error dyad_product(at::Tensor* a, at::Tensor* b, at::Tensor** y) {
   return guarded([&] { *y = new at::Tensor(dyad::product(*a, *b)); });
 }

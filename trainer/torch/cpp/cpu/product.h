@@ -1,5 +1,5 @@
-// Matrix products in blocks that stay in a core's second-level cache, around libtorch's block product (oneDNN's brgemm). Blocks
-// have few shapes whatever the number of tokens, so that few kernels are ever compiled.
+// Matrix products in blocks that stay in a core's L2 cache, by libtorch's block product (oneDNN's brgemm). Blocks have only a few
+// shapes for any number of tokens, so that oneDNN compiles few kernels.
 #pragma once
 
 #include <algorithm>
@@ -20,20 +20,20 @@ namespace dyad {
 
 // Columns of a packed panel.
 constexpr int64_t PANEL = 64;
-// Rows of a block, and the steps in which a last one is smaller.
+// Rows of a block. A smaller last block is padded to a multiple of BLOCK_STEP.
 constexpr int64_t BLOCK = 64;
 constexpr int64_t BLOCK_STEP = 16;
-// Terms that a block product adds up at once.
+// Terms that one block product sums.
 constexpr int64_t DEPTH = 512;
-// Terms whose packed panels are kept at once.
+// Terms of the packed panels that are kept at a time.
 constexpr int64_t SLAB = 8 * DEPTH;
-// Bytes of panels that stay in cache while blocks of rows pass by.
+// Bytes of panels that stay in cache during the loop over blocks of rows.
 constexpr int64_t PANEL_BYTES = 1 << 20;
 
 constexpr int64_t pieces(int64_t total, int64_t piece) { return (total + piece - 1) / piece; }
 constexpr int64_t rounded_up(int64_t value, int64_t step) { return pieces(value, step) * step; }
 
-// A thread's memory between calls; grows as asked for.
+// A thread's buffer, kept between calls; grows on demand.
 template <typename T>
 class Scratch {
  public:
@@ -70,7 +70,7 @@ inline void brgemm(int64_t rows, int64_t columns, int64_t depth, Strides strides
                               /*is_vnni=*/true);
 }
 
-// Whether it runs: oneDNN may be kept from instructions that the CPU has.
+// Whether brgemm runs: oneDNN may be configured not to use instructions that the CPU has.
 template <typename T>
 bool runs() {
   std::vector<T> a(BLOCK * DEPTH), panel(DEPTH * PANEL);
@@ -90,14 +90,14 @@ inline bool has_blocks() {
   static const bool has = dyad_has_vectors() && runs<float>();
   return has;
 }
-// Whether that of bfloat16 runs on tiles (AMX).
+// Whether the block product of bfloat16 runs on AMX tiles.
 inline bool has_tiles() {
   static const bool has =
       dyad_has_vectors() && __builtin_cpu_supports("avx512bf16") && at::cpu::init_amx() && runs<Bf16>();
   return has;
 }
 
-// The same by whatever runs. Of bfloat16 only where tiles are; depth is even then.
+// As brgemm(), or by MKL for float32 if brgemm does not run. bfloat16 needs has_tiles() and an even depth.
 inline void block_product(int64_t rows, int64_t columns, int64_t depth, Strides strides, bool add, const float* a,
                           const float* panel, float* c) {
   if (has_blocks()) return brgemm(rows, columns, depth, strides, add, a, panel, c);
@@ -108,7 +108,7 @@ inline void block_product(int64_t rows, int64_t columns, int64_t depth, Strides 
   brgemm(rows, columns, depth, strides, add, a, panel, c);
 }
 
-// Lets go of the tile registers when a thread's part is done: others configure them in their own way.
+// Releases the AMX tile registers when a thread's part is done, because other code configures them differently.
 template <typename T>
 struct Tiles {
   ~Tiles() {
@@ -116,14 +116,14 @@ struct Tiles {
   }
 };
 
-// The right side of a product: `[depth, columns]`, or `[columns, depth]` where it is turned.
+// The right side of a product: `[depth, columns]`, or `[columns, depth]` if `turned`.
 template <typename T>
 struct Right {
   const T* values;
   int64_t depth, columns;
   bool turned;
 
-  // Terms `[from, from + count)` of one panel. Of an odd count the pair's other half is zero.
+  // Packs terms `[from, from + count)` of one panel. If `count` is odd, the second half of the last pair is zero.
   void pack(int64_t panel, int64_t from, int64_t count, T* to) const {
     int64_t column = panel * PANEL, width = std::min(PANEL, columns - column);
     if (turned)
@@ -157,8 +157,8 @@ class Product {
   Product(const T* a, int64_t rows, Right<T> right, Added<T> added, T* y)
       : a_(a), rows_(rows), right_(right), added_(added), y_(y) {}
 
-  // Threads take rows, as elementwise kernels do, and find in their own caches what those left there; few rows are not worth a
-  // packing of the right side for each thread.
+  // With many rows each thread takes rows as elementwise kernels do, and finds them in its cache. With few rows threads divide the
+  // panels too, because it would not pay that each thread packs the whole right side.
   void run() const {
     if (rows_ >= OWN_ROWS * at::get_num_threads())
       at::parallel_for(0, pieces(rows_, BLOCK_STEP), 1, [&](int64_t begin, int64_t end) {
@@ -170,7 +170,7 @@ class Product {
   }
 
  private:
-  // Rows of a thread that are many against those of a panel, which it packs.
+  // Rows per thread from which it pays that each thread packs the whole right side.
   static constexpr int64_t OWN_ROWS = 1024;
 
   const T* a_;
@@ -187,18 +187,18 @@ class Product {
   int64_t panels() const { return pieces(right_.columns, PANEL); }
   int64_t slab() const { return std::min(right_.depth, SLAB); }
 
-  // Some neighbouring panels with all blocks of rows.
+  // Neighbouring panels.
   struct Group {
     int64_t first, count;
   };
-  // What a thread works with.
+  // A thread's buffers and its tasks `[begin, end)`.
   struct Desk {
     T *panels, *last_rows;
     float* sums;
     int64_t begin, end;
   };
 
-  // A thread's share of (panel, block), panel by panel.
+  // Computes a thread's tasks: pairs (panel, block), panel after panel.
   void part(int64_t begin, int64_t end) const {
     thread_local Scratch<T> panels_room, rows_room;
     thread_local Scratch<float> sums_room;
@@ -212,7 +212,7 @@ class Product {
     for (int64_t panel = first; panel < last; panel += most) sweep({panel, std::min(most, last - panel)}, desk);
   }
 
-  // A last block that is too small for a kernel, with rows of zeros; null where all blocks are as kernels want them.
+  // A copy of the last block, padded with rows of zeros to a size that kernels support; null if it needs no padding.
   T* last_rows(Scratch<T>& room) const {
     int64_t left = rows_ % BLOCK;
     if (left % BLOCK_STEP == 0) return nullptr;
@@ -250,7 +250,7 @@ class Product {
                     panel + at * PANEL, sums);
   }
 
-  // Where the block's results go is on its way while they are computed.
+  // Prefetches the place of a block's results, so that it is in cache when they are computed.
   void fetch(int64_t block, int64_t panel) const {
     int64_t row = block * BLOCK, column = panel * PANEL, value = sizeof(T);
     dyad_fetch(y_ + row * right_.columns + column, right_.columns * value, std::min(BLOCK, rows_ - row),

@@ -1,5 +1,5 @@
-// Matrix products on the CPU, without derivatives. Matrices are contiguous and of one kind that is served; in bfloat16 the
-// width of each is even.
+// Matrix products on the CPU, without derivatives. Matrices are contiguous and of one supported kind; in bfloat16 the width of
+// each is even.
 #pragma once
 
 #include <optional>
@@ -8,7 +8,7 @@
 
 namespace dyad {
 
-// `x · wᵀ + added`, where something is: `[columns]` for all rows alike, or `[rows, columns]`.
+// `x · wᵀ + added`. `added` is optional: `[columns]`, the same for all rows, or `[rows, columns]`.
 at::Tensor projected(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& added);
 
 // `y += x · wᵀ`, rounded once.
@@ -23,7 +23,7 @@ void add_product(const at::Tensor& y, const at::Tensor& a, const at::Tensor& b);
 // `sum += aᵀ · b` in float32.
 void add_outer(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b);
 
-// The gradient `dyᵀ · x` of a weight: added to its sink in float32, where the caller names one, else a tensor.
+// The gradient `dyᵀ · x` of a weight. If the weight has a sink, adds the gradient to it in float32 and returns an undefined tensor.
 at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight);
 
 }  // namespace dyad

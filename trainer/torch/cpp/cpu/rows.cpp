@@ -15,8 +15,8 @@ bool has_v4() {
 }
 bool has_v3() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-// The best that the CPU has, or less where the environment asks for less: "avx2" or "default", as in libtorch's
-// ATEN_CPU_CAPABILITY, which its own attention does not survive everywhere.
+// The best loops for this CPU. DYAD_CPU_CAPABILITY can limit them to "avx2" or "default", as ATEN_CPU_CAPABILITY does for libtorch;
+// that variable is not used here because libtorch's own attention fails with it on some CPUs.
 const AllLoops& chosen() {
   const char* asked = std::getenv("DYAD_CPU_CAPABILITY");
   std::string_view most = asked == nullptr ? "" : asked;

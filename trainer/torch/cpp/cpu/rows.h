@@ -1,4 +1,4 @@
-// Loops over rows of values on the CPU, compiled once for each set of instructions that is worth it. All arithmetic is float32.
+// Loops over rows of values on the CPU, compiled for several instruction sets. All arithmetic is float32.
 #pragma once
 
 #include "scalars.h"
@@ -10,7 +10,8 @@ struct Norm {
   float eps;
 };
 
-// Rows `[rows, columns]` but for weights `[columns]` and `rstd` `[rows]`. `beside` is what dx is added to, or null.
+// All arrays are `[rows, columns]`, except `w` `[columns]` and `rstd` `[rows]`. `beside` is the gradient of the residual, which is added
+// to `dx`; it may be null.
 template <typename T>
 struct NormBackward {
   const T *x, *w, *dy, *beside;
@@ -18,20 +19,20 @@ struct NormBackward {
   T* dx;
 };
 
-// `[tokens, heads, 2 half]`: the pair (i, i + half) of every head turns by its token's angle, backwards where sign is -1.
+// A rotation of `[tokens, heads, 2 half]`: each pair (i, i + half) of a head is rotated by its token's angle; backwards if `sign` is -1.
 struct Turn {
   int64_t heads;
   int64_t half;
   float sign;
 };
 
-// Values that loops may write behind a row where they have been given room.
+// Extra values after a row's buffer that loops may overwrite.
 constexpr int64_t ROOM = 32;
 
-// A tile of logits to be scored.
+// A tile of logits to score.
 template <typename T>
 struct Tile {
-  // Logits in, errors out where they are kept. `[rows, columns]`
+  // Logits, which errors overwrite if they are kept. `[rows, columns]`
   T* policy;
   // Null without a reference. `[rows, columns]`
   const T* reference;
@@ -42,21 +43,21 @@ struct Tile {
   int64_t columns;
 };
 
-// Scores of one query, or products made of them: pieces of `PIECE` keys, `APART` values apart.
+// Keys come in pieces of `PIECE`. The scores of one query, and values derived from them, are stored in pieces `APART` values apart.
 constexpr int64_t PIECE = 64, APART = PIECE * PIECE;
 
 struct Normaliser {
   float top, sum;
 };
 
-// The queries of a tile: log-sum-exps and `o·do` of each, and how many there are.
+// The queries of a tile: log-sum-exp and `o·do` (`mean`) of each, and their number.
 struct Queries {
   const float *lse, *mean;
   int64_t count;
 };
 
-// Of the keys of a piece, a row of `PIECE` queries for each: scores, the gradients of weights, and where weights and the
-// gradients of scores go.
+// For the keys of a piece, one row of `PIECE` queries each. Inputs: scores and gradients of the weights. Outputs: weights and
+// gradients of the scores (`slopes`).
 template <typename E>
 struct Keys {
   const float *scores, *gradients;
@@ -66,24 +67,24 @@ struct Keys {
 // The loops over values of T.
 template <typename T>
 struct Loops {
-  // `y = x rstd · w` with `rstd = 1 / sqrt(mean(x²) + eps)`, which is kept. The product with rstd is rounded to T.
+  // `y = x rstd · w` with `rstd = 1 / sqrt(mean(x²) + eps)`, which is also stored. `x rstd` is rounded to T.
   void (*norm)(const T* x, const T* w, T* y, float* rstd, int64_t rows, Norm norm);
   // With h = x·rstd and g = dy·w: dx = rstd (g - h mean(g h)) + beside, dw += sum over rows of dy·h.
   void (*norm_backward)(NormBackward<T> of, float* dw, int64_t rows, Norm norm);
   void (*turn)(const T* x, const T* cos, const T* sin, T* y, int64_t tokens, Turn turn);
-  // `silu(gate) · up`; the first factor is rounded to T.
+  // `silu(gate) · up`; `silu(gate)` is rounded to T.
   void (*gate)(const T* gate, const T* up, T* y, int64_t count);
   void (*gate_backward)(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t count);
-  // Rows `[begin, end)` of a tile. `terms` has room for a row and ROOM more; where it is null, the logits stay.
+  // Scores rows `[begin, end)` of a tile. `terms` is a buffer for a row and ROOM more values; if it is null, the logits stay.
   void (*score)(const Tile<T>& tile, int64_t begin, int64_t end, float* terms);
-  // Scores of one query become weights `exp(scale s - top)`, in as many pieces as its tile sees; zero for keys behind those
-  // seen.
+  // Turns the scores of one query into weights `exp(scale s - top)`, in as many pieces as its tile sees. Keys after the first `seen`
+  // get weight zero. Returns `top`, the largest scaled score, and the sum of the weights.
   Normaliser (*weigh)(const float* scores, T* weights, int64_t seen, int64_t pieces_seen, float scale);
   // `p = exp(scale s - lse)` and `ds = p (dp - o·do)` for queries that see a key, zero for the others. The first query sees the
   // first `seen` keys of the piece.
   void (*weights_backward)(Keys<T> keys, Queries queries, int64_t seen, float scale);
   float (*inner)(const T* a, const T* b, int64_t width);
-  // Rows of one head from rows `stride` apart.
+  // Copies the rows of one head, which are `stride` apart.
   void (*load)(const T* from, int64_t stride, T* to, int64_t rows, int64_t width);
   void (*load_wide)(const T* from, int64_t stride, float* to, int64_t rows, int64_t width);
   void (*store)(const float* from, float scale, T* to, int64_t width);
@@ -91,13 +92,13 @@ struct Loops {
 };
 
 struct AllLoops {
-  // Values in a register of the instructions that they were compiled for.
+  // Float32 values per register of the instruction set that they were compiled for.
   int64_t lanes;
   Loops<float> float32;
   Loops<Bf16> bfloat16;
 };
 
-// Those for this CPU.
+// The loops for this CPU.
 const AllLoops& all_loops();
 
 template <typename T>

@@ -1,5 +1,5 @@
-// The loops of `rows.h`. This file is compiled once for each set of instructions, with the name of its table in DYAD_LOOPS.
-// It must have no function that others have too, hence the namespace without a name.
+// The loops of `rows.h`. This file is compiled once for each instruction set, with the name of its table in DYAD_LOOPS. The anonymous
+// namespace keeps the linker from merging the functions of different instruction sets.
 #include "rows.h"
 
 #include "lanes.h"
@@ -97,13 +97,13 @@ DYAD_INLINE float row_max(const T* z, int64_t columns) {
   return max;
 }
 
-// What passes over a row of logits z add up.
+// Sums over a row of logits z.
 struct Sums {
-  // Of e^(z - max), and of the same times what z - max is above the reference's. A NaN among the logits stays one.
+  // Sum of e^(z - max); sum of e^(z - max) times ((z - max) - (r - reference_max)). If a logit is NaN, so are the sums.
   float weights, above;
 };
 
-// Ones for the first `count` values of a block.
+// A block of ones for the first `count` values and zeros after them.
 template <typename T>
 DYAD_INLINE Block ones(int64_t count) {
   T values[BLOCK_VALUES]{};
@@ -111,7 +111,7 @@ DYAD_INLINE Block ones(int64_t count) {
   return block_at(values);
 }
 
-// The terms e^(z - max) go to `terms`, block by block, where they are kept.
+// With KEEP, writes the terms e^(z - max) to `terms`, block by block.
 template <bool KEEP, bool COMPARE, typename T>
 DYAD_INLINE Sums add_up(const T* z, float max, const T* r, float reference_max, float* terms, int64_t columns) {
   Lanes weights{}, above{};
@@ -140,7 +140,7 @@ DYAD_INLINE void to_errors(T* z, const float* terms, float scale, int64_t target
   narrow(scale * target_term - 1.0f, z[target]);
 }
 
-// `terms` is a row's room, in whole blocks.
+// `terms` is a buffer for a row, in whole blocks.
 template <bool KEEP, bool COMPARE, typename T>
 DYAD_INLINE void score_row(const Tile<T>& tile, int64_t row, float* terms) {
   T* z = tile.policy + row * tile.columns;
@@ -153,7 +153,7 @@ DYAD_INLINE void score_row(const Tile<T>& tile, int64_t row, float* terms) {
   if constexpr (COMPARE) {
     double reference_log_sum = log_of(add_up<false, false>(r, reference_max, r, reference_max, terms, tile.columns).weights);
     tile.reference_logps[row] = widen(r[target]) - (reference_max + reference_log_sum);
-    // The mean of log p - log q under p; without the maxima, so that little is subtracted from little.
+    // The mean of log p - log q under p. The maxima are left out, so that no large numbers are subtracted from each other.
     tile.kl[row] = static_cast<float>(static_cast<double>(sums.above / sums.weights) - (log_sum - reference_log_sum));
   }
   if constexpr (KEEP) {
@@ -179,14 +179,14 @@ void score_rows(const Tile<T>& tile, int64_t begin, int64_t end, float* terms) {
     score_with<true>(tile, begin, end, terms);
 }
 
-// Less than any score, and a number.
+// Less than any score, but finite.
 constexpr float NOTHING = -3.0e38f;
 
-// Places of lanes, from the first one's on.
+// Indices of lanes.
 constexpr float PLACES[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 DYAD_INLINE Lanes places_from(int64_t first) { return lanes_at(PLACES) + static_cast<float>(first); }
 
-// Calls the body with the place of each register of scores of the first pieces, counted from their first, and where they are.
+// Calls the body for each register of scores of the first `count` pieces, with the index of its first key and its offset in memory.
 template <typename Body>
 DYAD_INLINE void in_pieces(int64_t count, Body&& body) {
   for (int64_t piece = 0; piece < count; ++piece)

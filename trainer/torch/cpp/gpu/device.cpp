@@ -6,7 +6,7 @@
 
 extern "C" {
 
-// The driver's handle of libtorch's current stream on a CUDA device; null is the device's default stream.
+// The driver's handle for libtorch's current stream on a CUDA device; null means the device's default stream.
 dyad_error dyad_cuda_current_stream(int device, void** stream) {
   return guarded([&] {
     c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
@@ -15,12 +15,12 @@ dyad_error dyad_cuda_current_stream(int device, void** stream) {
   });
 }
 
-// A copy of a host tensor in memory that the device reads by itself.
+// A copy of a host tensor in pinned memory, which the device reads directly.
 dyad_error dyad_pinned(at::Tensor* host, at::Tensor** pinned) {
   return guarded([&] { *pinned = new at::Tensor(host->pin_memory()); });
 }
 
-// Bytes of a CUDA device that nobody holds, and those that libtorch keeps for reuse.
+// Free bytes of a CUDA device, plus the bytes that libtorch has cached but does not use.
 dyad_error dyad_cuda_free_bytes(int device, int64_t* bytes) {
   return guarded([&] {
     auto index = static_cast<c10::DeviceIndex>(device);
@@ -32,7 +32,7 @@ dyad_error dyad_cuda_free_bytes(int device, int64_t* bytes) {
   });
 }
 
-// Most bytes that libtorch's caching allocator has held for tensors on a CUDA device.
+// Peak bytes that libtorch's caching allocator has allocated for tensors on a CUDA device.
 dyad_error dyad_cuda_peak_bytes(int device, int64_t* bytes) {
   return guarded([&] {
     auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(device));

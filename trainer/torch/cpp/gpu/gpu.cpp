@@ -1,5 +1,5 @@
-// Calls of the kernels in kernels.cu, with their derivatives. Kernels come as the driver's handles, so that nothing here links
-// CUDA; they run on libtorch's current stream.
+// Calls the kernels of kernels.cu, with their derivatives, on libtorch's current stream. Rust passes the kernels as handles of the
+// driver, so that nothing here links CUDA.
 #include "bridge.h"
 #include "gpu.h"
 
@@ -18,7 +18,7 @@ using torch::autograd::variable_list;
 
 namespace {
 
-// cuLaunchKernel.
+// The signature of cuLaunchKernel.
 using Launch = int (*)(void* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                        unsigned block_z, unsigned shared_bytes, void* stream, void** arguments, void** extra);
 
@@ -44,7 +44,7 @@ void run(Kernel kernel, int64_t blocks, unsigned threads, c10::Device device, Ar
   TORCH_CHECK(status == 0, "cuLaunchKernel: status ", status);
 }
 
-// One thread to each of `count` pieces of work.
+// Launches one thread for each of `count` pieces of work.
 template <typename... Arguments>
 void spread(Kernel kernel, int64_t count, c10::Device device, Arguments... arguments) {
   run(kernel, (count + kThreads - 1) / kThreads, kThreads, device, arguments...);
@@ -128,21 +128,22 @@ void head_score(const at::Tensor& policy, const at::Tensor* reference, const at:
 
 extern "C" {
 
-// From here on these kernels serve: handles in the order of `Kernel`, and the driver's function that launches them.
+// Sets the kernels, as handles in the order of `Kernel`, and the driver's launch function.
 void dyad_gpu_kernels(void* launcher, void* const* handles) {
   launch = reinterpret_cast<Launch>(launcher);
   std::copy_n(handles, kernels.size(), kernels.begin());
 }
 
-// Whether there are any.
+// Whether the kernels are set.
 bool dyad_gpu_kernels_ready() { return launch != nullptr; }
 
-// `silu(gate) * up`, a new tensor. Here and below: bfloat16 on the GPU, the last axis a multiple of 8, in a rotation of 16.
+// Returns `silu(gate) * up` as a new tensor. Here and below tensors are bfloat16 on the GPU; the last axis is a multiple of 8,
+// for a rotation of 16.
 dyad_error dyad_gpu_swiglu(at::Tensor* gate, at::Tensor* up, at::Tensor** y) {
   return guarded([&] { *y = new at::Tensor(Swiglu::apply(*gate, *up)); });
 }
 
-// Rotates `[tokens, heads, width]` by contiguous angles `[tokens, 1, width]`; sines are negative in their first half.
+// Rotates `[tokens, heads, width]` by contiguous angles `[tokens, 1, width]`. The first half of each row of sines is negated.
 dyad_error dyad_gpu_rotate(at::Tensor* x, at::Tensor* cosines, at::Tensor* sines, at::Tensor** y) {
   return guarded([&] { *y = new at::Tensor(Rotate::apply(*x, *cosines, *sines)); });
 }

@@ -5,11 +5,11 @@
 
 namespace dyad {
 
-// Whether `fold` serves gradients like this one.
+// Whether `fold` supports this gradient.
 bool folds(const at::Tensor& gradient);
 
-// Of copied rows `[copies, heads, width]`: for each of `rows` rows the sum over its copies, whose places `places` names from
-// `starts[row]` on, both int32.
+// Sums copies `[copies, heads, width]` into `[rows, heads, width]`: row `r` is the sum of the copies with indices
+// `places[starts[r]]` to `places[starts[r + 1] - 1]`. Both lists are int32.
 at::Tensor fold(const at::Tensor& copies, const at::Tensor& starts, const at::Tensor& places, int64_t rows);
 
 // As dyad_head_score (`head.cpp`), on contiguous bfloat16 logits `[rows, vocab]`, vocab a multiple of 8.

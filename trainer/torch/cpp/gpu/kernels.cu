@@ -1,9 +1,9 @@
-// What surrounds the matrix products on GPUs, each in one pass over memory: bfloat16 in and out, float32 between. Compiled when a
-// run starts (`src/gpu.rs`), for whatever GPU is there; without headers, so that none need be installed.
+// Kernels for operators between matrix products on GPUs. Each reads and writes bfloat16 and computes in float32. NVRTC compiles them
+// when a run starts (`src/gpu.rs`). They include no headers, so that none need to be installed.
 
 typedef unsigned short Bf16;
 
-// Eight neighbours, read and written at once.
+// Eight neighbouring values, read and written at once.
 struct __align__(16) Eight {
   unsigned int pairs[4];
 };
@@ -12,13 +12,14 @@ __device__ float first(unsigned int pair) { return __uint_as_float(pair << 16); 
 __device__ float second(unsigned int pair) { return __uint_as_float(pair & 0xffff0000u); }
 __device__ float wide(Bf16 value) { return __uint_as_float(static_cast<unsigned int>(value) << 16); }
 
-// Rounded to the nearest, ties to even.
+// Rounds two values to nearest, ties to even, and packs them into a pair.
 __device__ unsigned int narrow(float one, float two) {
   unsigned int pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(two), "f"(one));
   return pair;
 }
 
+// Minus infinity.
 __device__ float none() { return __int_as_float(0xff800000); }
 
 __device__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
@@ -35,7 +36,7 @@ extern "C" __global__ void gpu_swiglu(const Eight* gate, const Eight* up, Eight*
   y[at] = out;
 }
 
-// Its derivatives by gate and up.
+// Derivatives of SwiGLU with respect to gate and up.
 __device__ void swiglu_back(float dy, float g, float u, float& dg, float& du) {
   float s = sigmoid(g);
   dg = dy * u * s * (1.0f + g * (1.0f - s));
@@ -58,8 +59,8 @@ extern "C" __global__ void gpu_swiglu_backward(const Eight* dy, const Eight* gat
   dup[at] = du;
 }
 
-// Rotates `[tokens, heads, width]` by angles `[tokens, width]`; sines are negative in their first half. `half` counts the eights of
-// half a head, `sign` is -1 to turn back. A thread turns eight pairs.
+// Rotates `[tokens, heads, width]` by angles `[tokens, width]`. The first half of each row of sines is negated. `half` is half a
+// head's width in eights; `sign` is -1 to rotate backwards. Each thread rotates eight pairs.
 extern "C" __global__ void gpu_rotate(const Eight* x, const Eight* cosines, const Eight* sines, Eight* y, long long count,
                                        int heads, int half, float sign) {
   long long at = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
@@ -78,8 +79,8 @@ extern "C" __global__ void gpu_rotate(const Eight* x, const Eight* cosines, cons
   y[left + half] = yb;
 }
 
-// Each row of `y` is the sum of those rows of `x` that were copied from it: `places[starts[row]]` and so on. `count` eights in all,
-// `eights` a row.
+// Each row of `y` is the sum of its copies in `x`: rows `places[starts[row]]` to `places[starts[row + 1] - 1]`. `y` has `count`
+// eights, `eights` per row.
 extern "C" __global__ void gpu_fold(const Eight* x, const int* starts, const int* places, Eight* y, long long count, int eights) {
   long long at = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
   if (at >= count) return;
@@ -97,7 +98,7 @@ extern "C" __global__ void gpu_fold(const Eight* x, const int* starts, const int
   y[at] = total;
 }
 
-// A block has so many threads at most, and a multiple of 32.
+// The largest number of threads of a block that uses the reductions below; the number must be a multiple of 32.
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
 
 __device__ int warps() { return blockDim.x / 32; }
@@ -108,7 +109,7 @@ struct Exponentials {
 };
 
 __device__ Exponentials both(Exponentials a, Exponentials b) {
-  // Of nothing but -inf, differences would be no numbers.
+  // If both are -inf, `-inf - -inf` would be NaN.
   float largest = fmaxf(a.largest, b.largest), base = largest == none() ? 0.0f : largest;
   return {largest, a.sum * __expf(a.largest - base) + b.sum * __expf(b.largest - base)};
 }
@@ -121,7 +122,7 @@ __device__ void add(Exponentials& total, Eight values) {
   total = both(total, {largest, sum});
 }
 
-// Over all threads of the block, known to each.
+// Log-sum-exp over all threads of the block; every thread gets the result.
 __device__ float log_sum(Exponentials own) {
   __shared__ Exponentials shared[kWarps];
   for (int step = 16; step > 0; step /= 2)
@@ -144,8 +145,8 @@ __device__ float sum_of(float own) {
   return total;
 }
 
-// A row of logits of `eights` eights to a block: log-probability of its target, the same under a reference, the divergence from
-// that; with `keep`, errors `softmax - onehot` in the logits' place. The reference is null where there is none.
+// Scores one row of logits (`eights` eights) per block: log-probability of its target, the same under a reference, and the KL
+// divergence from the reference. With `keep` errors `softmax - onehot` overwrite the logits. The reference may be null.
 extern "C" __global__ void __launch_bounds__(kThreads)
     gpu_head(Eight* logits, const Eight* reference, const long long* targets, double* logps, double* reference_logps, float* kl,
               int eights, int keep) {
@@ -164,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     if (w != nullptr) reference_logps[row] = static_cast<double>(wide(reinterpret_cast<const Bf16*>(w)[target])) - reference_lse;
   }
   if (w == nullptr && !keep) return;
-  // The target's logit is read before errors take its place.
+  // Errors must not overwrite the target's logit before thread 0 has read it.
   __syncthreads();
   float divergence = 0.0f;
   for (int at = threadIdx.x; at < eights; at += blockDim.x) {

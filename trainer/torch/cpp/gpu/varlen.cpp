@@ -1,4 +1,4 @@
-// Attention over packed runs of queries in one call a layer, by libtorch's variable-length kernels on CUDA devices. A run's
+// Attention over packed runs of queries in one call per layer, by libtorch's variable-length kernels on CUDA devices. A run's
 // last query sees its last key, and each query before it one key less (FlashAttention-2's bottom-right causal mask). Only the
 // dispatcher's operators are called, so that nothing here links CUDA.
 #include "bridge.h"
@@ -26,20 +26,20 @@ namespace {
 
 enum Kernel : int64_t { kFlash = 0, kEfficient = 1 };
 
-// FlashAttention-2's bottom-right mask, by the other kernel's name for it.
+// The memory-efficient kernel's code for FlashAttention-2's bottom-right causal mask.
 constexpr int64_t kCausalFromBottomRight = 2;
 
 struct Shape {
   int64_t kernel, max_queries, max_keys, rows, group;
   double flops;
 
-  // FlashAttention-2 regroups heads where no run has more than one query, and its backward pass does not undo that; a bound
-  // of two is as true and keeps it from it.
+  // FlashAttention-2 regroups heads if the bound is one query, and its backward pass does not undo that. A bound of two is also
+  // valid and prevents it.
   int64_t query_bound() const { return kernel == kFlash ? std::max<int64_t>(max_queries, 2) : max_queries; }
   int64_t key_bound() const { return kernel == kFlash ? std::max<int64_t>(max_keys, 2) : max_keys; }
 };
 
-// Shows in profiles which kernel ran, and what it had to compute: no shape tells how long the runs are.
+// Records the kernel and its floating-point operations for profiles, because shapes do not tell the lengths of runs.
 struct Mark {
   at::RecordFunction record{at::RecordScope::FUNCTION};
   Mark(const Shape& shape, const char* direction, double times) {
@@ -52,18 +52,18 @@ struct Mark {
 
 at::Tensor gathered(const at::Tensor& x, const at::Tensor& rows) { return rows.defined() ? x.index_select(0, rows) : x.contiguous(); }
 
-// The memory-efficient kernel wants a batch axis, and as many key heads as query heads.
+// The memory-efficient kernel needs a batch axis, and as many key heads as query heads.
 at::Tensor batched(const at::Tensor& x, int64_t group) {
   if (group == 1) return x.unsqueeze(0);
   return x.unsqueeze(2).expand({x.size(0), x.size(1), group, x.size(2)}).reshape({1, x.size(0), x.size(1) * group, x.size(2)});
 }
 
-// How rows were copied, and back.
+// The lists `gather`, `starts` and `places` of dyad_varlen_attention; undefined if keys are not copied.
 struct Copies {
   at::Tensor rows, starts, places;
 };
 
-// Gradients of copied heads add up, and those of gathered rows.
+// Sums the gradients of copied heads and of copied rows.
 at::Tensor returned(at::Tensor gradient, const Copies& copies, const Shape& shape) {
   if (shape.kernel == kEfficient) {
     gradient = gradient.squeeze(0);
@@ -130,9 +130,9 @@ extern "C" {
 // Softmax attention with scale 1/sqrt(width): `[tokens, heads, width]` queries, `[tokens, kv heads, width]` keys and values.
 // Returns a new tensor of the queries' shape, owned by the caller.
 //
-// In `runs`, runs begin: `queries` and `keys` say where runs begin, int32 `[runs + 1]`, from 0 to the number of queries and of keys. `gather` names
-// the row of each key, int64; null where keys are the rows as they come. The way back: row `r` has become the keys that `places`
-// names from `starts[r]` on, both int32.
+// In `runs`, `queries` and `keys` are the starts of runs, int32 `[runs + 1]`, from 0 to the number of queries and of keys. `gather` is
+// the row of each key, int64; null if the keys are the rows in packed order. `starts` and `places`, both int32, are its inverse: the
+// copies of row `r` are the keys `places[starts[r]]` to `places[starts[r + 1] - 1]`.
 dyad_error dyad_varlen_attention(at::Tensor* query, at::Tensor* key, at::Tensor* value, const dyad_runs* runs,
                                  int64_t kernel, at::Tensor** out) {
   return guarded([&] {

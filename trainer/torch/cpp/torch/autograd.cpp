@@ -21,9 +21,9 @@ std::vector<at::Tensor> collect(at::Tensor* const* tensors, size_t count) {
 
 extern "C" {
 
-// d(sum_i <outputs[i], output_grads[i]>)/d(inputs[j]) into gradients[j]: a new tensor owned by the caller, or null where
-// the outputs do not depend on the input. Frees the graph. Where sinks[j] is not null, products of the bridge may add the
-// gradient to it, a float32 tensor, and leave none: null then as well.
+// Writes d(sum_i <outputs[i], output_grads[i]>)/d(inputs[j]) into gradients[j]: a new tensor owned by the caller, or null if
+// the outputs do not depend on the input. Frees the graph. If sinks[j] (float32) is not null, a linear layer of the bridge may
+// add the gradient to it; then gradients[j] is null too.
 dyad_error dyad_autograd_grad(at::Tensor* const* outputs, at::Tensor* const* output_grads, size_t n_outputs,
                               at::Tensor* const* inputs, size_t n_inputs, at::Tensor* const* sinks,
                               at::Tensor** gradients) {
@@ -39,8 +39,8 @@ dyad_error dyad_autograd_grad(at::Tensor* const* outputs, at::Tensor* const* out
   });
 }
 
-// One AdamW step (Loshchilov & Hutter 2019) on every parameter of the lists, in place, from gradients divided by `divisor`
-// unless that is null.
+// One AdamW step (Loshchilov & Hutter 2019) on every parameter of the lists, in place. If `divisor` is not null, the gradients
+// are divided by it first, in place.
 dyad_error dyad_fused_adamw(at::Tensor* const* parameters, at::Tensor* const* gradients, at::Tensor* const* exp_avgs,
                             at::Tensor* const* exp_avg_sqs, at::Tensor* const* steps, size_t count, at::Tensor* divisor,
                             const double* hyper /* lr, beta1, beta2, weight_decay, eps */) {

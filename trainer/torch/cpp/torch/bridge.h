@@ -1,5 +1,6 @@
-// The C face of the bridge to libtorch: what tch 0.24 leaves out. Every function that can fail returns null on success,
-// or a malloc'ed message that the caller frees with free(). Tensors are `at::Tensor*`, borrowed unless said otherwise.
+// Error convention of the bridge, a C interface to libtorch functions that tch 0.24 lacks. Every function that can fail returns
+// null on success, or a malloc'ed message that the caller frees with free(). Tensors are `at::Tensor*`, borrowed unless stated
+// otherwise.
 #pragma once
 
 #include <cstdint>

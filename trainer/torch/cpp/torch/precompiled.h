@@ -1,4 +1,4 @@
-// The headers of libtorch that most files here include, precompiled once (build.rs). Every file still includes what it uses.
+// The libtorch headers that most files here include, precompiled once (build/main.rs). Every file still includes all it uses.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

@@ -1,4 +1,4 @@
-// libtorch's own profiler (Kineto): what ran, when, on which shapes, and what was allocated.
+// libtorch's profiler (Kineto): operators with times and shapes, spans, kernels, allocations.
 #include "bridge.h"
 
 #include <ATen/record_function.h>
@@ -11,7 +11,7 @@ extern "C" {
 
 using dyad_event_sink = void (*)(void* context, const dyad_event* event);
 
-// Starts to record this thread, and the accelerator where `cuda` is set.
+// Starts to record this thread; with `cuda` also the GPU, with `memory` also allocations.
 dyad_error dyad_profile_start(bool cuda, bool memory) {
   return guarded([&] {
     profiler::ProfilerConfig config(profiler::ProfilerState::KINETO, /*report_input_shapes=*/true,
@@ -23,13 +23,13 @@ dyad_error dyad_profile_start(bool cuda, bool memory) {
   });
 }
 
-// Stops, writes a Chrome trace to `path` unless it is null, and hands every event to the sink.
+// Stops recording, writes a Chrome trace to `path` unless it is null, and passes every event to the sink.
 dyad_error dyad_profile_stop(const char* path, dyad_event_sink sink, void* context) {
   return guarded([&] {
     auto result = torch::autograd::profiler::disableProfiler();
     if (path != nullptr) result->save(path);
     for (const auto& event : result->events()) {
-      // What a span did on the accelerator, repeated as an event that covers its kernels.
+      // Skip Kineto's copy of a span on the accelerator: it covers kernels that have events of their own.
       if (event.activityType() == static_cast<uint8_t>(libkineto::ActivityType::GPU_USER_ANNOTATION)) continue;
       std::vector<int64_t> shapes;
       for (const auto& shape : event.shapes()) {
@@ -54,7 +54,7 @@ dyad_error dyad_profile_stop(const char* path, dyad_event_sink sink, void* conte
   });
 }
 
-// Opens a named part of the program on this thread; ends with dyad_span_end. Costs next to nothing while nobody records.
+// Begins a named part of the program on this thread; dyad_span_end ends it. Cheap while the profiler is off.
 void* dyad_span_begin(const char* name, size_t length) {
   auto* span = new at::RecordFunction(at::RecordScope::USER_SCOPE);
   if (span->isActive()) span->before(std::string(name, length));

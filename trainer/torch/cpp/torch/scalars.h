@@ -1,4 +1,4 @@
-// Values as tensors store them, for loops that the compiler turns into vector code by itself. Nothing of libtorch's is in here.
+// Element types of tensors, for loops that the compiler vectorises. Includes no libtorch header.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ DYAD_INLINE float widen(Bf16 value) {
 }
 
 DYAD_INLINE void narrow(float value, float& out) { out = value; }
-// Round to nearest, ties to even; a NaN stays one, by a mask: of a choice compilers make jumps.
+// Rounds to nearest, ties to even; NaN stays NaN. Uses a mask for NaN, because compilers turn a conditional into a jump.
 DYAD_INLINE void narrow(float value, Bf16& out) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

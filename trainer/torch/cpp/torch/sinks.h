@@ -1,4 +1,4 @@
-// Where a backward pass adds the gradients of weights, instead of handing them out.
+// Sinks: tensors to which a backward pass adds the gradients of weights instead of returning them.
 #pragma once
 
 #include <atomic>
@@ -8,8 +8,8 @@
 
 namespace dyad {
 
-// Names float32 gradients for the backward pass that this thread runs while this lives. On the CPU a backward pass runs on the
-// thread that asks for it; on a GPU on one of autograd's own, which serves one such pass at a time.
+// Registers float32 sinks for the backward pass that this thread runs while the object lives. On the CPU a backward pass runs on
+// the calling thread; on a GPU it runs on a thread of autograd, which runs one such pass at a time.
 class Sinks {
  public:
   Sinks() { current() = this; }
@@ -26,7 +26,7 @@ class Sinks {
     if (weight.is_cuda()) on_device() = this;
   }
 
-  // Null where the gradient is to be handed out.
+  // The sink of a weight; null if its gradient must be returned.
   static const at::Tensor* of(const at::Tensor& weight) {
     const Sinks* sinks = weight.is_cuda() ? on_device().load() : current();
     if (sinks == nullptr) return nullptr;

@@ -1,4 +1,4 @@
-// Memory of a tensor taken away and given back under its views, which autograd and the model keep.
+// Releases and reallocates the memory of a tensor while autograd and the model keep its views.
 #include "bridge.h"
 
 #include <map>
@@ -11,8 +11,8 @@
 
 namespace {
 
-// Host memory that was taken away and waits for its next use. Units of a model are alike, so few blocks serve all of them;
-// malloc would leave holes between them instead. Other devices have caching allocators of their own.
+// Released host memory, kept for reuse. Units of a model have similar sizes, so a few blocks serve all of them; malloc would
+// fragment the heap. libtorch's allocators for other devices cache memory themselves.
 class Pool {
  public:
   void put(size_t bytes, at::DataPtr block) {
@@ -20,12 +20,12 @@ class Pool {
     blocks_.emplace(bytes, std::move(block));
   }
 
-  // The smallest block that is large enough, and its size; nothing if there is none.
+  // The smallest block that is large enough, and its size; size 0 if there is none.
   std::pair<size_t, at::DataPtr> take(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex_);
     auto found = blocks_.lower_bound(bytes);
     if (found == blocks_.end()) return {0, at::DataPtr()};
-    // Of equal ones the last that was put back: its pages are the warmest, and the first ones may never be touched.
+    // Of equal blocks take the last one put back: its pages were used most recently, and the oldest may never be needed.
     found = std::prev(blocks_.upper_bound(found->first));
     std::pair<size_t, at::DataPtr> block(found->first, std::move(found->second));
     blocks_.erase(found);
@@ -47,7 +47,7 @@ Pool& pool() {
 
 extern "C" {
 
-// A one-dimensional tensor without memory.
+// Makes a tensor `[length]` without memory, with the options of `like`.
 dyad_error dyad_storage_bare(at::Tensor* like, int64_t length, at::Tensor** tensor) {
   return guarded([&] {
     auto bare = at::empty({0}, like->options());
@@ -67,7 +67,7 @@ dyad_error dyad_storage_release(at::Tensor* tensor) {
   });
 }
 
-// Gives a tensor that covers its whole storage memory again, with whatever was in it.
+// Allocates memory again for a tensor that covers its whole storage; the contents are undefined.
 dyad_error dyad_storage_allocate(at::Tensor* tensor) {
   return guarded([&] {
     c10::OptionalDeviceGuard guard(tensor->device());

@@ -1,11 +1,11 @@
-// Tensors as arrays.
+// Access to tensors as arrays.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "scalars.h"
 
-// Calls the body with a null pointer of the tensor's storage type: float32, or else bfloat16.
+// Calls the body with a null pointer to the tensor's element type: float for float32, otherwise Bf16.
 template <typename Body>
 void by_kind(const at::Tensor& tensor, Body&& body) {
   if (tensor.scalar_type() == at::kFloat)

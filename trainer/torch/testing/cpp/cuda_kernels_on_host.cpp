@@ -1,6 +1,6 @@
-// For tests alone: kernels.cu compiled for the host, with a thread for each of a block's where they wait for each other, behind a
-// launcher with the driver's signature. Shows that the kernels compute what they should, and how they are called; not that
-// a GPU runs them.
+// For tests only: kernels.cu compiled for the host, behind a launcher with the driver's signature. If the threads of a block wait for
+// each other, each is a host thread. Tests check with it how the kernels are called and what they compute, but not that a GPU
+// runs them.
 #include <barrier>
 #include <cmath>
 #include <cstdint>
@@ -33,7 +33,7 @@ unsigned narrowed(float one, float two) {
   return c10::BFloat16(one).x | static_cast<unsigned>(c10::BFloat16(two).x) << 16;
 }
 
-// One block runs at a time: two warps, where a GPU has more.
+// Threads of a block that wait for each other: two warps, fewer than on a GPU. One block runs at a time.
 constexpr unsigned kBlock = 64;
 std::barrier<>& everybody() {
   static std::barrier<> barrier(kBlock);
@@ -43,7 +43,7 @@ float exchanged[kBlock];
 
 void __syncthreads() { everybody().arrive_and_wait(); }
 
-// The whole block waits, of which each warp is a part: all take the same way.
+// Waits for the whole block instead of the warp, which is valid because all threads of a block take the same path.
 float __shfl_xor_sync(unsigned, float own, int step) {
   exchanged[threadIdx.x] = own;
   everybody().arrive_and_wait();
@@ -92,7 +92,7 @@ void* handle(Body body) { return reinterpret_cast<void*>(body); }
 
 int launch_here(void* kernel, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned, void*,
                 void** arguments, void**) {
-  // Tests run beside each other.
+  // Tests run in parallel, but the kernels share global variables.
   static std::mutex one_at_a_time;
   std::lock_guard<std::mutex> lock(one_at_a_time);
   auto run = reinterpret_cast<Body>(kernel);
@@ -120,7 +120,7 @@ extern "C" {
 
 void dyad_gpu_kernels(void* launcher, void* const* handles);
 
-// Puts the kernels in place, for the rest of the process.
+// Registers the kernels for the rest of the process.
 void dyad_host_kernels() {
   void* handles[] = {handle(body<gpu_swiglu>), handle(body<gpu_swiglu_backward>), handle(body<gpu_rotate>),
                      handle(body<gpu_head>), handle(body<gpu_fold>)};

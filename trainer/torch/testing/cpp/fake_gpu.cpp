@@ -1,5 +1,5 @@
-// For tests alone: plain CPU kernels for operators that libtorch has on CUDA devices only, so that the code which calls them
-// there runs here, through the same dispatcher. They refuse what the CUDA kernels refuse.
+// For tests only: plain CPU kernels for operators that libtorch has on CUDA devices only, registered with the dispatcher, so that
+// the code that calls them runs on CPUs. They reject the inputs that the CUDA kernels reject.
 #include "bridge.h"
 
 #include <array>
@@ -59,7 +59,7 @@ std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& q, const at::Tensor&
   return {out, lse};
 }
 
-// From the saved log-sum-exps, as the CUDA kernels do it: a wrong one gives wrong gradients.
+// Uses the saved log-sum-exps, as the CUDA kernels do, so that a wrong one gives wrong gradients.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(const at::Tensor& grad, const at::Tensor& q,
                                                                const at::Tensor& k, const at::Tensor& v,
                                                                const at::Tensor& out, const at::Tensor& lse,
@@ -180,7 +180,7 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, con
 
 extern "C" {
 
-// Puts the kernels in place, once, for the rest of the process.
+// Registers the kernels once, for the rest of the process.
 dyad_error dyad_fake_gpu() {
   return guarded([] {
     static torch::Library library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);

@@ -1,7 +1,7 @@
-//! What GPUs run, on CPUs: plain kernels behind the operators that libtorch has on CUDA devices alone, and the bridge's kernels for GPUs
-//! compiled for the host. Shows that they compute what they should and how they are called; not that a GPU runs them.
+//! Runs GPU code paths on CPUs: plain CPU kernels for operators that libtorch has on CUDA devices only, and the bridge's GPU kernels
+//! compiled for the host. Tests check with it how kernels are called and what they compute, but not that a GPU runs them.
 //!
-//! A crate of its own, which only tests depend on: none of it is in a program.
+//! A separate crate that only tests depend on, so that programs contain none of it.
 #![expect(unsafe_code, reason = "foreign functions of the test kernels")]
 
 use std::ffi::{CStr, c_char};
@@ -12,14 +12,14 @@ unsafe extern "C" {
     fn dyad_host_kernels();
 }
 
-/// Puts the kernels in place, once, for the rest of the process.
+/// Registers the kernels once, for the rest of the process.
 ///
 /// # Panics
-/// Where libtorch refuses to register them.
+/// If libtorch cannot register them.
 pub fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: registers kernels; a message is NUL-terminated, and may leak in a test that fails.
+        // SAFETY: registers kernels; a message is NUL-terminated, and may leak because the test fails.
         let message = unsafe { dyad_fake_gpu() };
         // SAFETY: as above.
         let text = |message| unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
@@ -27,4 +27,25 @@ pub fn install() {
         // SAFETY: nothing is computed yet.
         unsafe { dyad_host_kernels() };
     });
+}
+
+/// Runs these unit tests of the calling test program again, once for each older instruction set that the kernels have loops for.
+///
+/// # Panics
+/// If one of them fails, or if there is no test of that name.
+pub fn run_with_older_instruction_sets(tests: &[&str]) {
+    for capability in ["avx2", "default"] {
+        let output = std::process::Command::new(std::env::current_exe().unwrap_or_default())
+            .arg("--exact")
+            .args(tests)
+            .env("DYAD_CPU_CAPABILITY", capability)
+            .output();
+        let output = output.unwrap_or_else(|error| panic!("the test program cannot be started: {error}"));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{capability}: {said}");
+        assert!(
+            said.contains(&format!(" {} passed", tests.len())),
+            "{capability}: some have other names: {said}"
+        );
+    }
 }

@@ -29,7 +29,7 @@ fn to_json(tokenizer: &Tokenizer) -> Value {
     serde_json::from_str(&tokenizer.to_string(false).unwrap()).unwrap()
 }
 
-/// As SentencePiece leaves it: pieces with ▁, and 256 bytes in the vocabulary. `across`: pieces reach across spaces.
+/// A tokenizer as converted from SentencePiece: pieces with ▁, and 256 byte tokens. `across`: pieces may span several words.
 fn sentencepiece(across: bool) -> Value {
     let bytes: Vec<String> = (0..=255).map(|byte: u8| format!("<0x{byte:02X}>")).collect();
     let mut tokens = special(&["<unk>", "<s>", "</s>"]);
@@ -63,7 +63,7 @@ fn byte_level() -> Value {
     to_json(&tokenizer)
 }
 
-/// The crate's trainer goes through hash maps, and fails now and then by the order that they have.
+/// `None` if training fails: the crate's trainer iterates over hash maps, and some orders make it fail.
 fn trained_unigram() -> Option<Tokenizer> {
     let mut trainer: TrainerWrapper = UnigramTrainer::builder()
         .vocab_size(150)
@@ -138,7 +138,7 @@ fn sentencepiece_family() -> Vec<(String, Value)> {
         let gemma = split(json!({ "String": " " }), "MergedWithPrevious", false);
         add("Gemma", &[("/normalizer", spaces.clone()), ("/pre_tokenizer", gemma)]);
     }
-    // Half of the bytes: some unknown characters become bytes, others wait to be written as unknown.
+    // Some byte tokens are missing: some unknown characters become bytes, others the unknown token.
     let (_, mut few) = family[0].clone();
     for byte in 0x80..0xC4_u8 {
         few["model"]["vocab"].as_object_mut().unwrap().remove(&format!("<0x{byte:02X}>"));
@@ -191,7 +191,7 @@ fn unigram_family() -> Vec<(String, Value)> {
     ]
 }
 
-/// Words of the vocabularies, spaces wherever they may stand, added tokens and parts of them, characters nobody knows.
+/// Words of the vocabularies, spaces at many positions, added tokens and parts of them, unknown characters.
 fn text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         8 => prop::sample::select(vec![
@@ -206,7 +206,7 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 #[test]
-fn ids_are_those_of_the_plain_pipeline_for_every_family() {
+fn ids_equal_the_plain_pipeline_for_every_family() {
     let cases: Vec<(String, Tokenizer, QuickEncoder)> =
         [sentencepiece_family(), byte_family(), unigram_family()]
             .concat()
@@ -262,7 +262,7 @@ fn models_that_look_across_borders_have_no_joints() {
     assert!(!has(&[("/model/ignore_merges", true.into())]));
     assert!(!has(&[("/model/end_of_word_suffix", "</w>".into())]));
     assert!(!has(&[("/model/byte_fallback", false.into()), ("/model/unk_token", Value::Null)]));
-    // A merge of a byte, one of the unknown token, and two entries with one id.
+    // An entry with a byte token, one with the unknown token, and two entries with the same id.
     for token in ["<0x0A>a", "<unk>a"] {
         let mut json = json.clone();
         json["model"]["vocab"][token] = 5000.into();
@@ -274,7 +274,7 @@ fn models_that_look_across_borders_have_no_joints() {
 }
 
 #[test]
-fn the_first_piece_is_known_only_where_its_place_is() {
+fn prepend_first_needs_a_known_start_of_the_text() {
     let json = with(&sentencepiece(false), &[("/pre_tokenizer", metaspace("first", true))]);
     let quick = |changes: &[(&str, Value)]| {
         QuickEncoder::of(&with(&json, changes).to_string().parse().unwrap()).is_some()

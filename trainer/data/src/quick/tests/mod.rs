@@ -1,4 +1,4 @@
-//! The quick encoder against the plain pipeline, and quick pairs against TRL's rule written out.
+//! Compares the quick encoder with the plain pipeline, and tokenised pairs with a plain version of TRL's rule.
 
 use std::path::Path;
 
@@ -19,17 +19,17 @@ const LINE: &str = r#"{"input":{"messages":[{"role":"user","content":"Hi there, 
 const TEMPLATES: [&str; 5] = [
     // ChatML.
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    // Trims, and opens with a token of the configuration.
+    // Trims the content, and starts with a token of the configuration.
     "{{ eos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}<|im_end|>\n\n{{ m['content'] | trim }}<|endoftext|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant<|im_end|>\n\n{% endif %}",
     // No added token at all.
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
-    // The prompt alone ends otherwise than in the full text, and full texts start otherwise.
+    // The prompt alone starts and ends differently from the prompt in a full text.
     "{% if messages[-1].role == 'assistant' %}<|im_start|>{% endif %}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %} <think>{% endif %}",
-    // Goes through keys.
+    // Iterates over the keys of a message.
     "{% for m in messages %}{% for key, value in m.items() %}{{ key }}={{ value }}<|im_end|>{% endfor %}{{ m | tojson }}{% endfor %}",
 ];
 
-/// Text in which words, spaces, special tokens and parts of them stand side by side.
+/// Text that mixes words, spaces, special tokens and parts of them.
 fn text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         8 => prop::sample::select(vec![
@@ -55,7 +55,7 @@ fn pair() -> impl Strategy<Value = Conversation> {
     })
 }
 
-/// Model folders of the families, the last with digits by threes, no normaliser and overlapping added tokens.
+/// Model folders of the families; the last splits digits in groups of three, has no normaliser and has overlapping added tokens.
 fn folders(dir: &Path) -> Vec<std::path::PathBuf> {
     let texts = dir.join("pairs.jsonl");
     std::fs::write(&texts, LINE).unwrap();
@@ -89,12 +89,12 @@ fn folders(dir: &Path) -> Vec<std::path::PathBuf> {
     (longer["id"], longer["content"]) = (1000.into(), "<|im_end|>\n\n".into());
     json["added_tokens"].as_array_mut().unwrap().push(longer);
     std::fs::write(&path, json.to_string()).unwrap();
-    // A qwen2 folder would be cut as all of them are.
+    // As a qwen2 folder it would get the class's own split instead of this one.
     std::fs::write(folders[2].join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
     folders
 }
 
-/// TRL's rule, with nothing reused: of `rendering` only the texts are taken.
+/// TRL's rule without reuse; `rendering` only renders the texts.
 fn by_the_rule(tokenizer: &Tokenizer, rendering: &ChatTokenizer, pair: &Conversation) -> [Vec<u32>; 3] {
     let encode = |answer: Option<&Message>| {
         let text = match answer {
@@ -111,7 +111,7 @@ fn by_the_rule(tokenizer: &Tokenizer, rendering: &ChatTokenizer, pair: &Conversa
 }
 
 #[test]
-fn pairs_are_those_of_the_rule_for_every_family_and_template() {
+fn pairs_follow_trls_rule_for_every_family_and_template() {
     let dir = tempfile::tempdir().unwrap();
     let cases: Vec<_> = folders(dir.path())
         .into_iter()
@@ -134,7 +134,7 @@ fn pairs_are_those_of_the_rule_for_every_family_and_template() {
 }
 
 #[test]
-fn words_are_forgotten_before_they_fill_the_memory() {
+fn a_full_word_cache_is_cleared() {
     let mut words = Words::default();
     for at in 0..WORDS as u32 + 10 {
         let mut ids = Vec::new();
@@ -145,7 +145,7 @@ fn words_are_forgotten_before_they_fill_the_memory() {
 }
 
 #[test]
-fn tokenizers_with_parts_that_are_not_known_stay_plain() {
+fn tokenizers_with_unknown_parts_get_no_quick_encoder() {
     let dir = tempfile::tempdir().unwrap();
     let folder = folders(dir.path()).swap_remove(1);
     let json: serde_json::Value =

@@ -1,4 +1,4 @@
-//! Names that a template has set, scope by scope.
+//! Variables of a running template, by scope.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::Value;
 use crate::template::ast::{Name, Scope};
 
-/// One scope that runs. A name without a value is undefined here, whatever is outside.
+/// Variables of one running scope. A name with `None` is undefined here, even if an outer scope has a value for it.
 #[derive(Debug, Default)]
 pub(in crate::template) struct Frame {
     names: RefCell<Vec<(Name, Option<Value>)>>,
@@ -28,7 +28,7 @@ impl Frame {
         }
     }
 
-    /// `None`: no scope knows the name.
+    /// Looks up a name in this and the outer scopes; `None` if no scope has it, `Some(None)` if it is undefined.
     pub(in crate::template) fn get(&self, name: Name) -> Option<Option<Value>> {
         let mut frame = self;
         loop {

@@ -1,4 +1,4 @@
-//! Functions as values. A macro and a loop hold the names around them, and those hold values.
+//! Functions as values. Macros and loops keep the frame in which they were defined.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -8,11 +8,11 @@ use super::Value;
 use super::frame::Frame;
 use crate::template::ast::{For, Macro};
 
-/// What can be called.
+/// A callable value.
 #[derive(Clone, Debug)]
 pub(in crate::template) enum Function {
     Global(&'static str),
-    /// A method and what it belongs to.
+    /// An object and the name of its method.
     Method(Rc<(Value, String)>),
     Macro(Rc<Closure>),
     Loop(Rc<Loop>),
@@ -20,18 +20,18 @@ pub(in crate::template) enum Function {
     Joiner(Rc<(Rc<str>, Cell<bool>)>),
 }
 
-/// A macro and where it was defined.
+/// A macro, and the frame in which it was defined.
 #[derive(Debug)]
 pub(in crate::template) struct Closure {
     pub(in crate::template) function: Arc<Macro>,
     pub(in crate::template) frame: Rc<Frame>,
 }
 
-/// A loop that runs.
+/// The `loop` variable of a running loop.
 #[derive(Debug)]
 pub(in crate::template) struct Loop {
     pub(in crate::template) each: Arc<For>,
-    /// Where the loop stands.
+    /// Frame that contains the loop.
     pub(in crate::template) frame: Rc<Frame>,
     pub(in crate::template) items: Rc<[Value]>,
     pub(in crate::template) index: Cell<usize>,
