@@ -40,7 +40,7 @@ use serde_json::{Map, Value, json};
 use crate::run::dataset::Datasets;
 use crate::run::facts::{RankFacts, Then};
 use crate::run::failure::FailureCause;
-use crate::run::measuring::{Lengths, Measuring};
+use crate::run::measuring::{Measuring, SplitLengths};
 use crate::run::membership::{Member, Roster, Standing, TrainerId};
 use crate::run::references::{Known, PairKey};
 use crate::run::report::WorkReport;
@@ -125,7 +125,7 @@ enum Stage {
     },
     Measuring(Box<Measuring>),
     /// All lengths are known; the run waits for the reference key, or for the stored reference scores.
-    Measured(Box<(Lengths, Lengths)>),
+    Measured(Box<SplitLengths>),
     Training(Box<Training>),
     Draining(drain::Draining),
     Finishing,

@@ -67,7 +67,7 @@ pub fn write_files(out: &Path) -> Result<(), Fault> {
             .hint("--out takes a folder that you may write to")
     };
     let folder = out.to_str().filter(|folder| !folder.is_empty()).ok_or_else(|| {
-        Fault::input(format!("--out {} is no name in UTF-8", out.display())).hint("choose another folder")
+        Fault::input(format!("--out {} is not valid UTF-8", out.display())).hint("choose another folder")
     })?;
     std::fs::create_dir_all(out).map_err(|error| cannot(out, error))?;
     for (name, text) in FILES {

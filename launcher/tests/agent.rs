@@ -1,4 +1,4 @@
-//! The agent by itself, spoken to as a launcher does.
+//! Tests of the agent alone; the test plays the launcher.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,7 @@ use dyad_proto::RunConfig;
 use launcher::agent::facts::Examine;
 use launcher::agent::protocol::{Answer, Question, Reply, Request, decode, encode};
 
-/// A driver that does not answer, as `nvidia-smi` does not on a sick machine. An agent that waited along would count as lost.
+/// On a broken machine `nvidia-smi` may hang. The agent must still answer pings, or it would count as lost.
 #[test]
 fn an_agent_that_waits_for_a_driver_still_answers() {
     let dir = tempfile::tempdir().unwrap();
@@ -44,7 +44,7 @@ fn an_agent_that_waits_for_a_driver_still_answers() {
     let requests = encode(&Request::Ask { ask: 1, question }) + &encode(&Request::Ping);
     stdin.write_all(requests.as_bytes()).unwrap();
     assert!(matches!(replies.next(), Some(Reply::Pong)));
-    // Each waits until the driver is asked, and ends that.
+    // Each write waits until the fake driver reads the pipe, and lets it end.
     std::thread::spawn(move || {
         loop {
             let _ = std::fs::write(&slow, "");
@@ -60,9 +60,9 @@ fn an_agent_that_waits_for_a_driver_still_answers() {
     assert!(agent.wait().unwrap().success());
 }
 
-/// A port is open while its addresses are tried, and not for the whole run.
+/// The port for the reachability test must not stay open for the whole run.
 #[test]
-fn a_port_that_was_opened_to_be_tried_is_closed_again() {
+fn the_test_port_is_closed_again() {
     let mut agent = Command::new(env!("CARGO_BIN_EXE_launcher"));
     let mut agent = agent.arg("agent").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = agent.stdin.take().unwrap();

@@ -1,4 +1,4 @@
-//! How `launcher node` treats its trainers, with scripts in their place.
+//! Tests of `launcher node` with scripts instead of trainers.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::io::{BufRead, BufReader, Read};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 struct Stage {
     dir: tempfile::TempDir,
-    /// Something that listens, in the coordinator's place.
+    /// A listener instead of a coordinator.
     coordinator: TcpListener,
 }
 
@@ -30,7 +30,7 @@ impl Stage {
         command
     }
 
-    /// Status and standard error.
+    /// Exit status and standard error of `launcher node`.
     fn outcome(&self, args: &[&str]) -> (Option<i32>, String) {
         let output = self.node(args).env("JOB_COMPLETION_INDEX", "3").output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -42,7 +42,7 @@ fn signal(child: &std::process::Child, name: &str) {
 }
 
 #[test]
-fn the_completion_index_is_the_nodes_place() {
+fn the_completion_index_is_the_node_index() {
     let stage = Stage::new("echo \"$@\" >&2; exit 0");
     let (status, text) = stage.outcome(&["--logs", "logs"]);
     assert_eq!(status, Some(0), "{text}");
@@ -53,7 +53,7 @@ fn the_completion_index_is_the_nodes_place() {
 }
 
 #[test]
-fn a_trainers_end_is_the_nodes() {
+fn the_node_ends_with_its_trainers_status_and_error() {
     let cases = [
         (
             "echo 'error: no model' >&2; echo 'hint: mend it' >&2; exit 2",
@@ -104,9 +104,9 @@ fn trainers_that_do_not_leave_are_killed_after_the_grace_period() {
     assert!(rest.contains("trainers have 1 s") && rest.contains("killed by signal 9"), "{rest}");
 }
 
-/// A coordinator that speaks TLS warns of everybody who connects and goes: the trainers alone do, and wait for it themselves.
+/// A coordinator with TLS warns of every connection without a handshake. So only the trainers connect, and they wait for it themselves.
 #[test]
-fn the_node_leaves_the_coordinators_door_to_its_trainers() {
+fn the_node_itself_never_connects_to_the_coordinator() {
     let stage = Stage::new("echo \"$@\" >&2; exit 0");
     let (status, text) = stage.outcome(&["--wait-for-coordinator", "7"]);
     assert!(status == Some(0) && text.contains(" --connect-timeout 7 "), "{text}");
@@ -116,7 +116,7 @@ fn the_node_leaves_the_coordinators_door_to_its_trainers() {
 }
 
 #[test]
-fn a_death_names_a_log_only_where_there_is_one() {
+fn the_hint_names_a_log_only_if_there_is_one() {
     let stage = Stage::new("exit 1");
     let (_, text) = stage.outcome(&["--logs", "logs"]);
     assert!(text.contains("hint: its log is logs/node3-cpu.log"), "{text}");
@@ -125,7 +125,7 @@ fn a_death_names_a_log_only_where_there_is_one() {
 }
 
 #[test]
-fn a_node_without_a_place_is_refused() {
+fn a_node_without_index_is_refused() {
     let output = Stage::new("exit 0").node(&[]).env_remove("JOB_COMPLETION_INDEX").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("--node-index"));

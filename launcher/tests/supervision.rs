@@ -1,4 +1,5 @@
-//! How the launcher treats its children, with scripts in their place for ends that real ones do not come to easily.
+//! Tests how the launcher handles failures of its children. Scripts replace coordinator and trainer, because real ones rarely fail this
+//! way.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::io::{BufRead, BufReader};
@@ -11,7 +12,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// A folder with a run.toml that passes all checks, and the given scripts for coordinator and trainer.
+    /// A folder with a run.toml that passes all checks, and these scripts as coordinator and trainer.
     fn new(coordinator: &str, trainer: &str) -> Self {
         let stage = Self { dir: tempfile::tempdir().unwrap() };
         for (name, text) in [("coordinator", coordinator), ("trainer", trainer)] {
@@ -38,14 +39,14 @@ impl Stage {
         command
     }
 
-    /// Starts of the coordinator when the launcher may start it again so often, and what the launcher said.
+    /// Runs the launcher with `--max-restarts`. Returns the number of starts of the coordinator, and standard error.
     fn starts(&self, most: &str) -> (usize, String) {
         let output = self.launcher().args(["--max-restarts", most]).output().unwrap();
         let starts = std::fs::read_to_string(self.path("starts")).unwrap_or_default();
         (starts.lines().count(), stderr(&output))
     }
 
-    /// Runs the launcher, which must fail with this status and say so in one error and one hint of these words.
+    /// Runs the launcher, which must fail with this status, one error and one hint that contain these words.
     fn refused(&self, status: i32, error: &str, hint: &str) {
         let output = self.launcher().args(["--max-restarts", "0"]).output().unwrap();
         let text = stderr(&output);
@@ -58,7 +59,7 @@ impl Stage {
     }
 }
 
-/// A trainer that says of any run what `trainer check` says of a good one.
+/// A trainer whose `check` accepts every run.
 const CHECKED: &str = r#"[ "$1" = check ] && { cat > /dev/null; echo '{"model": {"model_type": "llama", "layers": 2, "hidden": 64, "query": 64,
     "key": 64, "ffn": 128, "vocab": 512, "tied": false, "max_position_embeddings": 256}, "trainable": 7, "to_download": [],
     "max_seq_length": 256, "pairs": {"pairs": 1, "longest": 9, "truncated": 0, "dropped": 0, "prompt": 4, "chosen": 5, "rejected": 5, "notes": []}}'; exit; }"#;
@@ -98,14 +99,14 @@ fn a_coordinator_that_dies_before_it_listens_is_named() {
 }
 
 #[test]
-fn a_coordinator_that_says_nothing_of_use_is_told_on() {
+fn a_coordinator_without_announcement_is_reported() {
     Stage::new("exit 0", "exit 0").refused(1, "did not say where it listens", "coordinator.log");
     let elsewhere = "echo '{\"port\": 1}'; exit 0";
     Stage::new(elsewhere, "exit 0").refused(1, "did not say where it listens", "coordinator.log");
 }
 
 #[test]
-fn what_dies_is_started_again_and_what_says_why_it_cannot_work_is_not() {
+fn dead_processes_are_restarted_and_reported_errors_are_not() {
     let dies = "echo >> starts; kill -9 $$";
     let (starts, text) = Stage::new(dies, "exit 0").starts("1");
     assert_eq!(starts, 2, "{text}");
@@ -123,7 +124,7 @@ fn what_dies_is_started_again_and_what_says_why_it_cannot_work_is_not() {
     }
 }
 
-/// The launcher cannot connect any more; the reason is how the coordinator ended, not that the connection failed.
+/// The launcher fails to connect, but the error must be the coordinator's end, not the connection.
 #[test]
 fn a_coordinator_that_dies_once_it_listens_is_named() {
     let stage = Stage::new("echo '{\"listening\": \"127.0.0.1:1\"}'; exit 77", "exit 0");
@@ -131,7 +132,7 @@ fn a_coordinator_that_dies_once_it_listens_is_named() {
 }
 
 #[test]
-fn a_missing_program_says_where_it_belongs() {
+fn the_error_of_a_missing_program_has_its_path() {
     for name in ["coordinator", "trainer"] {
         let stage = Stage::new("touch started", "touch started");
         std::fs::remove_file(stage.path(name)).unwrap();
@@ -145,7 +146,7 @@ fn a_missing_program_says_where_it_belongs() {
 }
 
 #[test]
-fn a_dry_run_tells_what_it_would_start_and_starts_nothing() {
+fn a_dry_run_prints_the_processes_and_starts_nothing() {
     let stage = Stage::new("touch started", &format!("{CHECKED}; touch started"));
     let output = stage.launcher().arg("--dry-run").output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -167,7 +168,7 @@ fn a_dry_run_tells_what_it_would_start_and_starts_nothing() {
     assert!(!stage.path("started").exists() && !stage.path("out").exists());
 }
 
-/// What a dry run says of devices, with this list of visible ones. No machine has so many GPUs.
+/// A dry run with this `CUDA_VISIBLE_DEVICES`.
 fn dry_run_with(visible: &str, args: &[&str]) -> Output {
     let stage = Stage::new("exit 0", CHECKED);
     let mut command = Command::new(env!("CARGO_BIN_EXE_launcher"));
@@ -179,7 +180,8 @@ fn dry_run_with(visible: &str, args: &[&str]) -> Output {
 }
 
 #[test]
-fn visible_devices_that_are_not_there_are_refused_where_gpus_are_wanted() {
+fn missing_visible_devices_are_refused_unless_zero_gpus_are_wanted() {
+    // No machine has this many GPUs.
     let output = dry_run_with("9999", &["--nodes", "2"]);
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{text}");
@@ -205,7 +207,7 @@ fn a_run_says_why_it_computes_on_the_cpu() {
     }
 }
 
-/// A process that names itself in the file `pid`, ignores every polite signal and never leaves.
+/// A process that writes its pid to the file `pid`, ignores SIGTERM and SIGINT, and never ends.
 const STUBBORN: &str = "trap '' TERM INT; mkfifo never; exec 3<>never; echo $$ > pid; echo ' WARN ready' >&2
 while :; do read -r -u 3; done";
 
@@ -236,7 +238,7 @@ fn a_second_ctrl_c_ends_processes_that_ignore_the_first() {
     assert!(!is_running(&stage.path("pid")));
 }
 
-/// The coordinator neither heeds a signal nor leaves: the grace period's end does what a second Ctrl-C would.
+/// The coordinator ignores the signal: the end of the grace period acts like a second Ctrl-C.
 #[test]
 fn one_ctrl_c_is_enough_for_processes_that_ignore_it() {
     let stage = Stage::new(STUBBORN, "exit 0");
@@ -260,9 +262,9 @@ fn one_ctrl_c_is_enough_for_processes_that_ignore_it() {
     assert!(!is_running(&stage.path("pid")));
 }
 
-/// A scheduler's trace goes on in the launcher's span, not past it.
+/// With a scheduler's trace, the parent of the processes' spans is the launcher's span, not the scheduler's.
 #[test]
-fn processes_are_told_the_launchers_own_span() {
+fn processes_get_the_launchers_span_as_parent() {
     let stage = Stage::new("echo \"error: under $TRACEPARENT\" >&2; exit 2", "exit 0");
     let (trace, outer) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
     let mut launcher = stage.launcher();
@@ -273,9 +275,9 @@ fn processes_are_told_the_launchers_own_span() {
     assert!(told.starts_with(&format!("00-{trace}-")) && !told.contains(outer), "{text}");
 }
 
-/// Lines without end, and a line without end: neither memory nor log grows with them, and the error behind them is heard.
+/// Endless lines, and one endless line: neither memory nor log grows without limit, and the error after them is still reported.
 #[test]
-fn a_process_that_floods_its_log_is_cut_short_and_still_heard() {
+fn output_of_a_flooding_process_is_limited_and_its_error_is_reported() {
     const SCRIPT: &str = "(yes '2026-01-01T00:00:00Z  WARN the same again and again' | head -c 60000000
 head -c 60000000 /dev/zero | tr '\\0' x; echo; echo 'error: after the flood'; echo 'hint: it is over') >&2; exit 2";
     let stage = Stage::new(SCRIPT, "exit 0");
@@ -287,16 +289,16 @@ head -c 60000000 /dev/zero | tr '\\0' x; echo; echo 'error: after the flood'; ec
     assert!(text.len() < 1 << 20, "{} bytes were shown", text.len());
     assert!(text.contains("left out here: "), "{shown}");
     let log = std::fs::read_to_string(stage.path("out/logs/coordinator.log")).unwrap();
-    // A minute's worth, for slow machines.
+    // The burst of 16 MiB and a minute of the permitted rate, for slow machines.
     assert!(log.len() < 32 << 20, "{} bytes were written", log.len());
     assert!(log.contains("[left out here: ") && log.contains(" lines of "), "no count in the log");
     assert!(most_memory_of_children() < 300 << 20, "{} bytes of memory", most_memory_of_children());
 }
 
-/// Of any process that this test has started and waited for.
+/// Peak memory in bytes of any process that this test has started and waited for.
 #[expect(unsafe_code, reason = "getrusage")]
 fn most_memory_of_children() -> i64 {
-    // SAFETY: a zeroed structure is valid, and the call fills it.
+    // SAFETY: zeroes are valid for the struct, and the call fills it.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);

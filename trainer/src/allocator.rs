@@ -1,8 +1,8 @@
-//! Memory of the whole process, tensors on the CPU included: jemalloc, which stands in for malloc in libtorch too.
+//! jemalloc as the allocator of the whole process. It replaces malloc in libtorch too, so CPU tensors use it.
 //!
-//! A step's tensors come and go with every step. glibc gives a large one's pages back and faults them in again, or, told to keep
-//! them, lets what is small and stays settle in the holes, so that the next large one needs new pages. jemalloc keeps large
-//! and small apart.
+//! Every step allocates and frees the same tensors. glibc returns the pages of a large freed block to the kernel and faults them in
+//! again. If told to keep them, it puts small long-lived blocks into the holes, so that the next large block needs new pages. jemalloc
+//! keeps large and small blocks apart.
 #![expect(unsafe_code, reason = "the name under which jemalloc looks for its settings")]
 
 use tikv_jemallocator::Jemalloc;
@@ -10,16 +10,16 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// What jemalloc reads before its first allocation.
+/// Pointer to the settings that jemalloc reads before its first allocation.
 #[repr(transparent)]
 struct AllocatorSettings(*const std::ffi::c_char);
 
 // SAFETY: points to a constant.
 unsafe impl Sync for AllocatorSettings {}
 
-/// One arena, because one thread allocates nearly everything; what is freed is kept for the next step, whatever its size, in huge
-/// pages, whose first touch is cheaper. `MALLOC_CONF` in the environment wins.
-// SAFETY: no other symbol has this name but jemalloc's own weak one, which it is meant to replace.
+/// One arena, because one thread does nearly all allocations. Freed memory of any size is kept for the next step. Huge pages, because
+/// their first touch is cheaper. `MALLOC_CONF` in the environment overrides these settings.
+// SAFETY: the only other symbol of this name is jemalloc's weak one, which this one is meant to replace.
 #[unsafe(export_name = "malloc_conf")]
 static SETTINGS: AllocatorSettings = AllocatorSettings(
     c"narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0,lg_extent_max_active_fit:16,thp:always"
@@ -34,12 +34,12 @@ mod tests {
     use tch::{Device, Kind, Tensor};
     use tikv_jemalloc_sys::mallctl;
 
-    /// One of jemalloc's values; `given` is what it asks for, if anything.
+    /// Reads one of jemalloc's values; `given` is the query's input, if it takes one.
     fn value<T: Default>(name: &CStr, given: Option<&mut usize>) -> Result<T, i32> {
         let (mut value, mut length) = (T::default(), size_of::<T>());
         let given_length = given.as_ref().map_or(0, |_| size_of::<usize>());
         let given = given.map_or(ptr::null_mut(), |given| ptr::from_mut(given).cast());
-        // SAFETY: a name that ends in NUL, and places as large as said.
+        // SAFETY: the name ends in NUL, and both buffers have the stated lengths.
         let status =
             unsafe { mallctl(name.as_ptr(), (&raw mut value).cast(), &raw mut length, given, given_length) };
         if status == 0 { Ok(value) } else { Err(status) }
@@ -49,9 +49,9 @@ mod tests {
         value(c"arenas.lookup", Some(&mut address))
     }
 
-    /// Were the symbols not exported, libtorch would go on with glibc's, and a step would fault its pages in again.
+    /// Without the exported symbols libtorch would use glibc's malloc, and every step would fault its pages in again.
     #[test]
-    fn tensors_lie_where_freed_memory_is_kept() {
+    fn cpu_tensors_lie_in_jemallocs_arena() {
         let tensor = Tensor::zeros([1 << 20], (Kind::Float, Device::Cpu));
         assert_eq!(arena(tensor.data_ptr() as usize), Ok(0));
         let constant = &raw const super::SETTINGS;

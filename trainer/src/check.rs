@@ -1,4 +1,4 @@
-//! `trainer check`: everything that a run starts from, looked at by the code that loads it. No weights are read.
+//! `trainer check`: checks a run's inputs with the code that loads them. Reads no weights.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
@@ -21,12 +21,12 @@ use crate::model::weights::Reading;
 use dyad_families::ModelConfig;
 use dyad_torch::place::Place;
 
-/// Pairs that are turned into tokens: enough to meet the template and the vocabulary, few enough to take no time.
+/// Number of pairs to tokenise: enough to exercise template and vocabulary, few enough to be fast.
 const PAIRS: usize = 16;
-/// Most bytes of those.
+/// Most bytes to read for these pairs.
 const BYTES: u64 = 64 << 20;
 
-/// A model alone: a folder, or a hub id whose `config.json` is asked for.
+/// Sizes of a model: of a folder, or of a hub id, of which only `config.json` is downloaded.
 pub fn model(name: &str) -> Result<Sizes, Fault> {
     let config = match hub::find(name, hub::MAIN)? {
         Found::Here(dir) => ModelConfig::load(&dir)?,
@@ -41,12 +41,12 @@ fn of_hub(name: &str, config_json: &str) -> Result<ModelConfig, Fault> {
         .map_err(|fault| Fault { message: format!("config.json of {name}: {}", fault.message), ..fault })
 }
 
-/// All of a run. Errors are those with which its trainers would end.
+/// Checks everything that a run starts from. Fails with the error with which the run's trainers would fail.
 pub fn run(config: &RunConfig) -> Result<ModelFindings, Fault> {
     let mut remote = Vec::new();
     for (name, revision) in named(config)? {
         if let Found::Remote { config_json } = hub::find(&name, &revision)? {
-            // An adapter on the hub has no config.json: its base has.
+            // An adapter on the hub has no config.json; its base has one.
             let read = config_json.is_empty().then_some(Ok(None));
             let read: Result<Option<ModelConfig>, Fault> =
                 read.unwrap_or_else(|| of_hub(&name, &config_json).map(Some));
@@ -75,7 +75,7 @@ pub fn run(config: &RunConfig) -> Result<ModelFindings, Fault> {
     })
 }
 
-/// What the configuration names as a start, directly or by an adapter, and at which revision.
+/// Models and adapters that the configuration starts from, with their revisions. Includes the base that an adapter names.
 fn named(config: &RunConfig) -> Result<Vec<(String, String)>, Fault> {
     let main = || hub::MAIN.to_owned();
     let mut names: Vec<(String, String)> =
@@ -92,7 +92,7 @@ fn named(config: &RunConfig) -> Result<Vec<(String, String)>, Fault> {
 }
 
 fn local(config: &RunConfig) -> Result<ModelFindings, Fault> {
-    // What is in the cache is looked at as it is there.
+    // Use only what is already cached; download nothing.
     let sources = Sources::resolve_by(config, &|name, revision| match hub::find(name, revision)? {
         Found::Here(dir) => Ok(dir),
         Found::Remote { .. } => Err(Fault::failed(format!("{name} is not here"))),
@@ -107,7 +107,7 @@ fn local(config: &RunConfig) -> Result<ModelFindings, Fault> {
         embedding_rows: u32::try_from(model_config.vocab_size).unwrap_or(0),
     };
     let (parameters, trainable) = weights(config, &sources)?;
-    // On the hosts of a run only the coordinator's has the pairs.
+    // Only the coordinator's host has the pairs.
     let pairs =
         Path::new(&config.training_file).exists().then(|| pairs(config, &tokenizer, rule)).transpose()?;
     Ok(ModelFindings {
@@ -120,8 +120,8 @@ fn local(config: &RunConfig) -> Result<ModelFindings, Fault> {
     })
 }
 
-/// Finds every tensor of model and adapter, and holds its shape against the configuration. How many weights there are, and how many of
-/// them the run trains.
+/// Finds every tensor of model and adapter and checks its shape against the configuration. Returns the number of weights, and of those
+/// that the run trains.
 fn weights(config: &RunConfig, sources: &Sources) -> Result<(u64, u64), Fault> {
     let place = Place { device: Device::Cpu, kind: Kind::Float };
     let reading = Reading { shapes_alone: true, ..Reading::default() };
@@ -172,7 +172,7 @@ fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Fi
     Ok(FirstPairs { prompt: prompt / kept, chosen: chosen / kept, rejected: rejected / kept, ..looked })
 }
 
-/// The first lines of a file, and whether they are all of it.
+/// The first lines of a file, and whether they are the whole file.
 fn beginning(path: &Path) -> io::Result<(String, bool)> {
     let file = files::open(path)?;
     let length = file.metadata()?.len();

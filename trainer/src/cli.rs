@@ -1,4 +1,4 @@
-//! Command line of the trainer. The launcher starts `run`; people use the other two.
+//! Command line of the trainer. The launcher starts `run`; users start the other commands.
 
 use std::path::PathBuf;
 
@@ -32,10 +32,10 @@ pub enum TrainerCommand {
     Run(TrainerOptions),
     /// Write a model with random weights and its own tokenizer, to learn, test and measure with.
     NewModel(NewModelCommand),
-    /// Look at everything that a run starts from, by the code that loads it: configuration, family, tensors and their shapes, adapter,
+    /// Check everything that a run starts from, with the code that loads it: configuration, family, tensors and their shapes, adapter,
     /// tokenizer, template, vocabulary, the first pairs. Reads no weights, and prints what it found as JSON.
     Check(CheckOptions),
-    /// Answer the prompts of a preference file with a model or adapter folder, one JSON line each.
+    /// Answer prompts with a model or adapter folder, one JSON line each.
     Generate(GenerateOptions),
 }
 
@@ -48,8 +48,8 @@ pub struct TrainerOptions {
     /// Folder with ca.pem, cert.pem, key.pem and join-token: the coordinator is reached over mutual TLS (docs/security.md).
     #[arg(long, env = TLS_DIR, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
-    /// File with the run's join token, where the coordinator is reached in plain text. Without one, that of a coordinator which this
-    /// user has started by hand on this machine is found by its port.
+    /// File with the run's join token, for a coordinator without TLS. Without this option, the trainer looks up the token by the
+    /// coordinator's port; that works if this user started the coordinator by hand on this machine.
     #[arg(long, env = TOKEN_FILE, value_name = "FILE", conflicts_with = "tls_dir")]
     pub token_file: Option<PathBuf>,
     /// Unique name within the run, e.g. node0-cpu or node1-gpu3.
@@ -64,10 +64,10 @@ pub struct TrainerOptions {
     /// Threads of the CPU passes.
     #[arg(long)]
     pub threads: Option<usize>,
-    /// How long to wait for the coordinator when its name or port is not there yet.
+    /// How long to wait until the coordinator's name resolves and its port answers.
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub connect_timeout: u64,
-    /// Record three steps of this process, of a long run steps 5 to 7: a Chrome trace and a table of where the time went, into this folder.
+    /// Profile three steps of this process (steps 5 to 7 in a long run): write a Chrome trace and a table of times into this folder.
     #[arg(long, value_name = "DIR")]
     pub profile: Option<PathBuf>,
     /// How log lines look.
@@ -82,7 +82,7 @@ pub struct CheckOptions {
     /// The run's configuration (TOML, or a run.json); - reads JSON from standard input.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// A model alone: a folder, or a hub id, of which only config.json is asked for.
+    /// A model alone: a folder, or a hub id, of which only config.json is downloaded.
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
     /// How log lines look.
@@ -102,8 +102,8 @@ pub struct GenerateOptions {
     /// Model folder, or adapter folder that names its base.
     #[arg(long)]
     pub model: PathBuf,
-    /// What to answer, as a user's message; may be repeated. - reads one from standard input, which is also what is answered without
-    /// --prompt and --pairs.
+    /// Prompt to answer, as a user's message; may be repeated. - reads one from standard input. Without --prompt and --pairs, one is read
+    /// from standard input too.
     #[arg(long, value_name = "TEXT", conflicts_with = "pairs", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
     /// Preference file whose conversations are answered.
@@ -112,10 +112,10 @@ pub struct GenerateOptions {
     /// Prompts of --pairs to answer, from the start of the file.
     #[arg(long, default_value_t = 5)]
     pub limit: usize,
-    /// Longest answer.
+    /// Most tokens of an answer.
     #[arg(long, default_value_t = 64)]
     pub max_new_tokens: usize,
-    /// Local date that the chat template is given; absent: now.
+    /// Local date to give to the chat template [default: now].
     #[arg(long, value_name = "YYYY-MM-DDTHH:MM:SS")]
     pub template_date: Option<String>,
     /// Threads of the CPU passes.

@@ -1,4 +1,4 @@
-//! Why a step cannot go on.
+//! Errors of an optimizer step.
 
 use dyad_proto::{ErrorCode, Fault};
 
@@ -8,13 +8,13 @@ use dyad_torch::error::TorchError;
 /// A step failed in libtorch or between the ranks.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// libtorch refused.
+    /// An error from libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] TorchError),
     /// The reference model has been freed, and a pair came without its scores.
     #[error("a pair came without reference log-probabilities after the reference model was freed")]
     NoReference,
-    /// A collective broke; the cause is most likely elsewhere.
+    /// A collective failed; most likely another process is the cause.
     #[error(transparent)]
     Communicator(#[from] CommError),
 }

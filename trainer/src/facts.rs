@@ -1,4 +1,5 @@
-//! What decides this rank's numbers: files, machine, weights. Ranks are compared by it, and a resumed run with its checkpoint.
+//! Facts that decide this rank's results: files, machine, weights. They are compared between ranks, and between a resumed run and its
+//! checkpoint.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -18,15 +19,15 @@ use crate::model::weights::Digested;
 use dyad_torch::device::compute_kind;
 use dyad_torch::gpu::capability;
 
-/// Read as a whole.
+/// Compared as a whole.
 const TOKENIZER_FILES: [&str; 1] = ["chat_template.jinja"];
-/// Read as JSON: the same whatever its layout.
+/// Compared as JSON, whatever the formatting.
 const TOKENIZER_JSON: [&str; 2] = ["tokenizer.json", "added_tokens.json"];
-/// Read field by field, so that the field can be named.
+/// Compared field by field, so that a difference can name the field.
 const TOKENIZER_FIELDS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
-/// Named templates.
+/// Folder of the named templates.
 const TEMPLATES: &str = "additional_chat_templates";
-/// Fields that say where a file comes from, and decide nothing.
+/// Fields that say where a file comes from and do not influence results.
 const ORIGIN: [&str; 10] = [
     "_name_or_path",
     "name_or_path",
@@ -39,14 +40,14 @@ const ORIGIN: [&str; 10] = [
     "local_files_only",
     "use_cache",
 ];
-/// A longer value is shown by its digest.
+/// Longest value that is shown; a longer one is shown by its digest.
 const SHOWN: usize = 80;
-/// What kernels ask a CPU for.
+/// Instruction sets that kernels check a CPU for.
 const INSTRUCTION_SETS: [&str; 4] = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"];
-/// What they may be told instead.
+/// Environment variables that override them.
 const CAPABILITIES: [&str; 2] = ["DYAD_CPU_CAPABILITY", "ATEN_CPU_CAPABILITY"];
 
-/// Version and digest of this program. Two builds may compute anything otherwise.
+/// Version and digest of this program. Any two builds may compute different results.
 #[must_use]
 pub fn build() -> String {
     let mut program = Vec::new();
@@ -54,7 +55,7 @@ pub fn build() -> String {
     format!("{} ({})", env!("CARGO_PKG_VERSION"), short(&program))
 }
 
-/// What is known before the weights are loaded.
+/// Facts that are known before the weights are loaded.
 pub fn of_files(
     config: &RunConfig,
     sources: &Sources,
@@ -113,7 +114,7 @@ fn templates(dir: &Path) -> Result<Vec<String>, Fault> {
     Ok(names)
 }
 
-/// What has been loaded: the weights of the start, and the adapter on top of them.
+/// Facts about the loaded weights: those of the start, and the adapter on top of them.
 pub fn of_weights(policy: &mut Model, loaded: &Digested) -> Vec<Fact> {
     let mut facts = vec![named(fact::WEIGHTS, loaded.text())];
     let adapter = Digested::default();
@@ -128,7 +129,7 @@ pub fn of_weights(policy: &mut Model, loaded: &Digested) -> Vec<Fact> {
     facts
 }
 
-/// What has been read from a checkpoint.
+/// Facts about what has been read from a checkpoint.
 #[must_use]
 pub fn of_checkpoint(step: u64, read: &Digested) -> Vec<Fact> {
     vec![named(fact::STEP, step.to_string()), named(fact::STATES, read.text())]
@@ -138,12 +139,12 @@ fn named(name: &str, value: impl Into<String>) -> Fact {
     Fact { name: name.to_owned(), value: value.into() }
 }
 
-/// The fields of a JSON file that decide something, without those that are null; none where there is no such file.
+/// The non-null fields of a JSON file that influence results; empty if there is no such file.
 fn fields(dir: &Path, name: &str) -> Result<Vec<Fact>, Fault> {
     let path = dir.join(name);
     let Some(bytes) = read(&path)? else { return Ok(Vec::new()) };
     let Ok(Value::Object(map)) = serde_json::from_slice::<Value>(&bytes) else {
-        // Whoever reads it has better words for what is wrong.
+        // Not an object: the code that loads the file reports a better error.
         return Ok(vec![named(name, short(&bytes))]);
     };
     let decides = |(key, value): &(&String, &Value)| !value.is_null() && !ORIGIN.contains(&key.as_str());
@@ -156,7 +157,7 @@ fn fields(dir: &Path, name: &str) -> Result<Vec<Fact>, Fault> {
     Ok(fields)
 }
 
-/// The same text for the same value, however it is written.
+/// The same text for equal values, whatever their formatting; a digest if the text is long.
 fn shown(value: &Value) -> String {
     let text = canonical(value).to_string();
     if text.len() <= SHOWN && !text.chars().any(char::is_control) { text } else { short(text.as_bytes()) }
@@ -198,7 +199,7 @@ fn processor(device: Device) -> String {
     words.join(" ")
 }
 
-/// Tells builds of libtorch apart: by the size of its library and where everything lies in it.
+/// Identifies a build of libtorch by the size and the first MiB of its library.
 fn libtorch() -> String {
     let maps = files::of_kernel("/proc/self/maps").unwrap_or_default();
     let mut paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
@@ -211,7 +212,7 @@ fn libtorch() -> String {
     short(&head.unwrap_or_default())
 }
 
-/// The first digits of a SHA-256: enough to tell files apart that nobody has forged.
+/// The first 16 digits of a SHA-256: enough to tell files apart, not to detect forgery.
 fn short(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_the_same_however_they_are_written() {
+    fn fields_are_equal_in_any_formatting() {
         let one = of("config.json", r#"{"rope_theta": 10000, "a": {"y": 1, "x": 1e-5}, "n": null}"#);
         let other = of("config.json", r#"{"a":{"x":0.00001,"y":1.0},"rope_theta":1e4,"_name_or_path":"/m"}"#);
         assert_eq!(one, other);
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn every_tokenizer_file_counts_and_a_missing_one_is_none() {
+    fn every_tokenizer_file_counts_and_a_missing_one_gives_no_fact() {
         let dir = tempfile::tempdir().unwrap();
         assert!(of_tokenizer(dir.path()).unwrap().is_empty());
         std::fs::create_dir(dir.path().join(TEMPLATES)).unwrap();
@@ -268,9 +269,9 @@ mod tests {
     }
 
     #[test]
-    fn this_program_and_its_libtorch_have_names() {
+    fn build_libtorch_and_processor_are_identified() {
         assert!(build().starts_with(env!("CARGO_PKG_VERSION")));
-        // Loaded with the test.
+        // Loads libtorch.
         let _ = tch::Tensor::from_slice(&[1.0]);
         assert_ne!(libtorch(), short(&[]));
         assert!(!processor(Device::Cpu).is_empty());

@@ -16,16 +16,16 @@ use dyad_torch::ops::segment::Segment;
 use dyad_torch::place::Place;
 use dyad_torch::transfer::values;
 
-/// What is to be completed.
+/// The text to complete.
 #[derive(Clone, Debug)]
 pub enum Prompt {
-    /// A conversation: the chat template makes text of it, with the opening of the answer.
+    /// A conversation; the chat template renders it and opens the answer.
     Messages(Vec<Message>),
-    /// Text that stands for itself.
+    /// Text that is used as it is.
     Text(String),
 }
 
-/// Ids of a prompt, all of which the model knows.
+/// Token ids of a prompt. Fails if the model does not know one of them.
 pub fn prompt(tokenizer: &ChatTokenizer, prompt: &Prompt, model: &Model) -> Result<Vec<u32>, Fault> {
     let ids = match prompt {
         Prompt::Messages(conversation) => tokenizer.encode(&tokenizer.render(conversation, true)?)?,
@@ -35,7 +35,7 @@ pub fn prompt(tokenizer: &ChatTokenizer, prompt: &Prompt, model: &Model) -> Resu
     Ok(ids)
 }
 
-/// Most likely answers to some prompts, all of them in one packed pass per token.
+/// Greedy answers to some prompts. Each pass is packed and computes one token of all of them.
 pub fn complete(
     model: &Model,
     tokenizer: &ChatTokenizer,
@@ -87,13 +87,13 @@ fn next_tokens(model: &Model, answers: &[&mut GeneratedAnswer]) -> Result<Vec<u3
     Ok(values::<i64>(&logits.argmax(-1, false)).into_iter().map(|id| id as u32).collect())
 }
 
-/// A folder that a run of Dyad wrote must be as it was written.
+/// Compares a folder with its manifest. Fails if weights are damaged; logs a warning that names other changed files.
 fn check_sums(dir: &Path) -> Result<(), Fault> {
     manifest::check_start(dir, true)?.iter().for_each(|line| tracing::warn!("{line}"));
     Ok(())
 }
 
-/// The model of a folder: whole, or an adapter over the base that it names; and the folder of the whole model.
+/// Loads a whole model, or an adapter with the base that it names. Also returns the folder of the whole model.
 pub fn load(dir: &Path, place: Place) -> Result<(Model, PathBuf), Fault> {
     lfs::refuse_pointers_in(dir)?;
     check_sums(dir)?;

@@ -7,7 +7,7 @@
 //! - [`observe`]: measurements of the process.
 //!
 //! Everything of libtorch beyond tch, collectives included, is in `dyad_torch`.
-// Tests read what they wrote; all else goes through `dyad_proto::files`.
+// Tests may read files directly; all other code goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod batch;

@@ -1,5 +1,5 @@
 //! Entry point of the trainer: command line in, exit status out.
-// Tests read what they wrote; all else goes through `dyad_proto::files`.
+// Tests may read files directly; all other code goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod allocator;
@@ -16,7 +16,7 @@ use trainer::cli::{CheckOptions, GenerateOptions, TrainerCli, TrainerCommand, Tr
 use trainer::generate::{Prompt, prompt};
 use trainer::session::Identity;
 
-/// Bytes of a prompt from standard input: far more than a model reads.
+/// Most bytes of a prompt from standard input: far more than a model reads.
 const MOST_PROMPT: u64 = 16 << 20;
 
 fn main() -> ExitCode {
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         TrainerCommand::Check(options) => options.log_format,
         TrainerCommand::NewModel(_) | TrainerCommand::Generate(_) => LogFormat::Text,
     };
-    // Held until the exit status is known: what happened last leaves the process too.
+    // Dropped last, so that the final events are exported too.
     let _telemetry = Telemetry::start("trainer", Logs { format, variable: "DYAD_LOG", default: "info" });
     dyad_torch::panics::silence();
     let result = match command {
@@ -91,7 +91,7 @@ fn look(options: &CheckOptions) -> Result<(), Fault> {
 /// A conversation to answer.
 struct Asked {
     prompt: Prompt,
-    /// Where it stands, for errors.
+    /// Where the prompt comes from, for error messages.
     place: String,
 }
 
@@ -121,7 +121,7 @@ fn conversations(options: &GenerateOptions) -> Result<Vec<Asked>, Fault> {
     prompts.iter().enumerate().map(asked).collect()
 }
 
-/// One prompt, without the line end that an editor or `echo` puts behind it.
+/// Reads one prompt, without the line end that an editor or `echo` appends.
 fn standard_input() -> Result<String, Fault> {
     let cannot = |error: std::io::Error| Fault::input(format!("cannot read standard input: {error}"));
     if std::io::stdin().is_terminal() {
@@ -143,7 +143,7 @@ fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     let (model, base) = trainer::run::load_for_inference(&options.model)?;
     let mut config = RunConfig { template_date: options.template_date.clone(), ..RunConfig::default() };
     config.fill_template_date();
-    // An adapter's folder need not have one.
+    // An adapter's folder may have no tokenizer.
     let own = dyad_data::files::is_there(&options.model.join("tokenizer.json"));
     let folder = if own { &options.model } else { &base };
     let tokenizer = ChatTokenizer::load(folder, &base, config.template_date()?)?;

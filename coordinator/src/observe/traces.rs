@@ -131,7 +131,7 @@ impl StepTraces {
     /// Emits the span `prepare`: from the start until all ranks have joined and every pair is measured.
     pub fn prepared(&self, began: SystemTime, now: SystemTime) {
         let Some(run) = self.run.as_ref().filter(|run| run.is_sampled()) else { return };
-        self.spans.emit(SpanRecord::new("prepare", self.spans.child(run), Some(run.clone()), (began, now)));
+        self.spans.emit(SpanRecord::new("prepare", self.spans.child(run), Some(run.clone()), began..now));
     }
 
     /// Ends a step that all ranks have done and whose row was written since `recording`.
@@ -154,7 +154,7 @@ impl StepTraces {
         let now = SystemTime::now();
         let context = open.context.clone();
         let writing = self.spans.child(&context);
-        self.spans.emit(SpanRecord::new("aggregate", writing, Some(context.clone()), (recording, now)));
+        self.spans.emit(SpanRecord::new("aggregate", writing, Some(context.clone()), recording..now));
         let mut record = self.root(open, reason, reports, now);
         record.attributes.extend(numbers(row));
         self.spans.emit(record);
@@ -184,7 +184,7 @@ impl StepTraces {
         let start =
             ranks.map_or(open.begun, |nanos| open.begun.min(UNIX_EPOCH + Duration::from_nanos(nanos)));
         let step = open.step;
-        let mut record = SpanRecord::new("step", open.context, None, (start, end));
+        let mut record = SpanRecord::new("step", open.context, None, start..end);
         record.links.extend(self.run.clone());
         record.attributes = vec![
             KeyValue::new("train.run.id", self.run_id.clone()),

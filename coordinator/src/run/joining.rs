@@ -11,7 +11,7 @@ use dyad_proto::wire::{
 use dyad_proto::{Fault, plain, silence};
 
 use super::{Command, Run, Stage};
-use crate::run::measuring::{Lengths, Measuring};
+use crate::run::measuring::{Measuring, SplitLengths};
 use crate::run::membership::{Member, TrainerId};
 use crate::run::references::{Known, References};
 use crate::run::training::GENERATION;
@@ -159,11 +159,11 @@ impl Run {
         }
     }
 
-    fn measured_all(&mut self, lengths: (Lengths, Lengths)) -> Result<(), Fault> {
+    fn measured_all(&mut self, lengths: SplitLengths) -> Result<(), Fault> {
         let Self { spec, .. } = self;
-        lengths.0.check_usable("training_file", &spec.data.train)?;
+        lengths.train.check_usable("training_file", &spec.data.train)?;
         if let Some(file) = &spec.data.validation {
-            lengths.1.check_usable("validation_file", file)?;
+            lengths.validation.check_usable("validation_file", file)?;
         }
         if !spec.config.keeps_references() {
             return self.start_training(lengths, References::new(Mode::Compute, []));
@@ -177,7 +177,7 @@ impl Run {
         let (Stage::Measured(lengths), Some(reference_key)) = (&self.stage, &self.reference_key) else {
             return Ok(());
         };
-        let (train, validation) = (&lengths.0, &lengths.1);
+        let (train, validation) = (&lengths.train, &lengths.validation);
         let keys = [(Split::Train, train), (Split::Validation, validation)].into_iter().flat_map(
             |(split, lengths)| lengths.kept().into_iter().filter_map(move |id| lengths.key(split, id)),
         );

@@ -119,7 +119,7 @@ impl Lengths {
 
 /// The report on the training and validation pairs; the caller fills in the numbers of the schedule.
 #[must_use]
-pub fn data_report((train, validation): &(Lengths, Lengths)) -> DataReport {
+pub fn data_report(SplitLengths { train, validation }: &SplitLengths) -> DataReport {
     DataReport {
         pairs: train.records(),
         truncated: train.count(PairVerdict::Truncated),
@@ -134,6 +134,15 @@ pub fn data_report((train, validation): &(Lengths, Lengths)) -> DataReport {
         endless: train.endless(),
         ..DataReport::default()
     }
+}
+
+/// Lengths of both files.
+#[derive(Debug)]
+pub struct SplitLengths {
+    /// Of the training file.
+    pub train: Lengths,
+    /// Of the validation file; empty without one.
+    pub validation: Lengths,
 }
 
 /// State of the measuring.
@@ -223,8 +232,11 @@ impl Measuring {
 
     /// The lengths of the training and the validation file, once everything is measured.
     #[must_use]
-    pub fn finished(&mut self) -> Option<(Lengths, Lengths)> {
-        (self.open == 0).then(|| (std::mem::take(&mut self.train), std::mem::take(&mut self.validation)))
+    pub fn finished(&mut self) -> Option<SplitLengths> {
+        (self.open == 0).then(|| SplitLengths {
+            train: std::mem::take(&mut self.train),
+            validation: std::mem::take(&mut self.validation),
+        })
     }
 }
 
@@ -293,7 +305,7 @@ mod tests {
         measuring.record(0, report).unwrap();
         let mut lengths = measuring.finished().unwrap();
         assert_eq!(data_report(&lengths).endless, "<|end|>");
-        lengths.0.pairs[1].endless = false;
+        lengths.train.pairs[1].endless = false;
         assert_eq!(data_report(&lengths).endless, "");
     }
 
@@ -321,7 +333,7 @@ mod tests {
         measuring.record(1, answer(2..4, PairVerdict::DroppedTooLong)).unwrap();
         assert!(measuring.finished().is_none());
         measuring.record(0, answer(6..7, PairVerdict::DroppedEmpty)).unwrap();
-        let (lengths, _) = measuring.finished().unwrap();
+        let lengths = measuring.finished().unwrap().train;
         assert_eq!(lengths.kept(), [0, 1, 4, 5]);
         assert_eq!((lengths.records(), lengths.count(PairVerdict::DroppedTooLong)), (7, 2));
         assert_eq!(lengths.chosen_tokens(&[0, 4]), 10);
@@ -349,7 +361,7 @@ mod tests {
         let _ = measuring.next_request(1);
         measuring.record(1, refusal(2..4, 2)).unwrap();
         measuring.record(0, refusal(0..2, 1)).unwrap();
-        let (lengths, _) = measuring.finished().unwrap();
+        let lengths = measuring.finished().unwrap().train;
         let fault = lengths.check_usable("training_file", &data).unwrap_err();
         let expected = format!("{} line 3: why 1 (the first of 2 pairs that cannot be used)", path.display());
         assert_eq!((fault.message, fault.hint), (expected, "mend it".into()));

@@ -9,7 +9,7 @@ use dyad_proto::wire::{CheckpointReport, Finish, Recorded, ReferenceProgress, Ru
 use dyad_proto::{Fault, counted};
 
 use super::{Command, Run, Stage};
-use crate::run::measuring::{Lengths, data_report};
+use crate::run::measuring::{SplitLengths, data_report};
 use crate::run::membership::Standing;
 use crate::run::references::References;
 use crate::run::report::WorkReport;
@@ -19,7 +19,7 @@ use crate::run::training::{Done, KnownPairs, Training};
 impl Run {
     pub(super) fn start_training(
         &mut self,
-        lengths: (Lengths, Lengths),
+        lengths: SplitLengths,
         references: References,
     ) -> Result<(), Fault> {
         let spec = &self.spec;
@@ -27,7 +27,7 @@ impl Run {
         report.notes = spec.data.notes();
         let sha256 = spec.data.train.sha256();
         let world_size = spec.world_size as usize;
-        let (train, validation) = lengths;
+        let SplitLengths { train, validation } = lengths;
         let known = KnownPairs { train, validation, references };
         let mut training = Training::new(&spec.config, world_size, sha256, known, spec.start, self.now);
         training.check_sizes(&spec.data)?;

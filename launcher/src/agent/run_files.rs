@@ -57,7 +57,7 @@ pub fn readable_files(config: &RunConfig) -> Result<(), Fault> {
 fn readable(key: &str, path: &str) -> Result<(), Fault> {
     let cannot = |why: String| Fault::input(format!("cannot read {key} {path}: {why}"));
     if ["/dev/fd/", "/dev/std", "/proc/self/"].iter().any(|start| path.starts_with(start)) {
-        // The coordinator reads the file, and its streams are other ones.
+        // The coordinator reads the pairs in another process, with other streams.
         return Err(cannot("it is a stream of this process".into()).hint("write the pairs into a file first"));
     }
     files::open(Path::new(path)).map(drop).map_err(|error| {

@@ -1,4 +1,4 @@
-//! Where the coordinator listens: the first of its machine's addresses that every other machine of the run reaches.
+//! The coordinator's address: the first address of its machine that every other machine of the run reaches.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,10 +10,10 @@ use crate::agent::protocol::{Answer, Question};
 use crate::hosts::connection::Agent;
 use crate::hosts::options::CoordinatorOn;
 
-/// What a machine found of each candidate: nothing, or what stood in the way.
+/// A machine's name, and for each candidate address the connection error, or `None` if it was reached.
 pub type Verdicts = (String, Vec<Option<String>>);
 
-/// An address of the machine that the coordinator runs on.
+/// Finds an address of the coordinator's machine that all others reach.
 pub async fn of_coordinator(on: CoordinatorOn, agents: &[Agent]) -> Result<IpAddr, Fault> {
     match on {
         CoordinatorOn::First => on_first(agents).await,
@@ -31,7 +31,7 @@ async fn on_first(agents: &[Agent]) -> Result<IpAddr, Fault> {
     let candidates = candidates(&first.hello, agents.len() > 1);
     let addresses = with_port(&candidates, port);
     let mut verdicts = ask_all(others, &addresses).await?;
-    // Progress is followed from here.
+    // The launcher connects too, to follow the progress.
     verdicts.push(("this machine".into(), reach(&addresses).await));
     first.ask(Question::StopListening).await?;
     choose(&format!("host {}", first.host), &candidates, &verdicts)
@@ -64,7 +64,7 @@ async fn ask_all(agents: &[Agent], addresses: &[String]) -> Result<Vec<Verdicts>
     futures::future::try_join_all(asks).await
 }
 
-/// Loopback only serves a run on one host.
+/// Addresses of a host; loopback only if it is the only host.
 fn candidates(hello: &Hello, several: bool) -> Vec<IpAddr> {
     let usable = hello.addresses.iter().filter(|interface| !several || !interface.address.is_loopback());
     usable.map(|interface| interface.address).collect()
@@ -74,7 +74,7 @@ fn with_port(candidates: &[IpAddr], port: u16) -> Vec<String> {
     candidates.iter().map(|address| SocketAddr::new(*address, port).to_string()).collect()
 }
 
-/// The first that all reach; else who reaches none of them, and why.
+/// Returns the first address that all machines reach. Otherwise the error names a machine that reaches none, if there is one.
 pub fn choose(owner: &str, candidates: &[IpAddr], verdicts: &[Verdicts]) -> Result<IpAddr, Fault> {
     let all_reach = |index: &usize| verdicts.iter().all(|(_, found)| matches!(found.get(*index), Some(None)));
     if let Some(index) = (0..candidates.len()).find(all_reach) {
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_address_that_all_reach_is_taken() {
+    fn the_first_address_that_all_machines_reach_is_chosen() {
         let candidates: Vec<IpAddr> =
             ["192.168.0.1", "10.0.0.1"].iter().map(|address| address.parse().unwrap()).collect();
         let refused = || Some("no route to host".to_owned());

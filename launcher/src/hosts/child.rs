@@ -1,4 +1,4 @@
-//! Child processes that cannot outlive the launcher, their log files, and what they said before they ended.
+//! Processes of a run, here or on another host: their logs, signals, ends and final error messages. They cannot outlive the launcher.
 
 use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
@@ -22,37 +22,37 @@ use crate::process::os::{die_with_me, each_line, end, raw_status};
 use crate::process::programs::missing_hint;
 use crate::show::console::{Console, Speaker};
 
-/// Lines of a process that are shown again when it was the first to fail.
+/// Number of last lines to show of the process that failed first.
 const TAIL: usize = 10;
 
 /// A process of the run, on this machine or another.
 #[derive(Debug)]
 pub struct Child {
-    /// How it is called in messages.
+    /// Name in messages.
     pub label: String,
-    /// Which process of the run it is.
+    /// Identity in the run.
     pub process: Process,
     stdout: Option<mpsc::Receiver<String>>,
     signals: SignalSender,
     end: watch::Receiver<Option<End>>,
     report: Arc<Mutex<ChildReport>>,
     log: Option<PathBuf>,
-    /// Writes the log; gone once the process has ended.
+    /// Task that writes the log; `None` once [`Child::ended`] has joined it.
     writer: Option<tokio::task::JoinHandle<()>>,
 }
 
-/// Sends signals to a process as long as it runs; cheap to clone.
+/// Sends signals to a process while it runs; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct SignalSender(mpsc::UnboundedSender<i32>);
 
 impl SignalSender {
-    /// Sends one, unless the process has ended.
+    /// Sends a signal, unless the process has ended.
     pub fn send(&self, signal: i32) {
         let _ = self.0.send(signal);
     }
 }
 
-/// Error and hint that Dyad's programs end with, and what came before.
+/// A process's final error and hint, and its last log lines.
 #[derive(Clone, Debug, Default)]
 struct ChildReport {
     error: Option<String>,
@@ -61,7 +61,7 @@ struct ChildReport {
 }
 
 impl ChildReport {
-    /// Takes a line; false where it is for the log alone.
+    /// Records a line. Returns false for a log line, which the console may show; true for error, hint and empty lines.
     fn hears(&mut self, line: &str) -> bool {
         if let Some((error, hint)) = dyad_telemetry::read_last_words(line) {
             (self.error, self.hint) = (Some(error), hint);
@@ -86,11 +86,11 @@ impl ChildReport {
 /// Where a child's lines go.
 #[derive(Clone, Debug)]
 pub struct ChildOutput {
-    /// Log file, if there is to be one.
+    /// Log file; `None` for no log.
     pub file: Option<PathBuf>,
     /// Terminal.
     pub console: Console,
-    /// Who speaks, on the terminal.
+    /// Prefix of the lines on the terminal.
     pub speaker: Speaker,
 }
 
@@ -125,10 +125,10 @@ impl Child {
             }
             let _ = tell.send(Some(End::Status(status)));
         });
-        Ok(Self::follow((process, label), log, report, Remote { stdout, stderr, end, signals }))
+        Ok(Self::follow(process, label, log, report, Remote { stdout, stderr, end, signals }))
     }
 
-    /// Starts a program of Dyad on another host, as the command has it.
+    /// Starts a program of Dyad on another host: its own copy there, with the command's arguments and variables.
     pub fn start_there(
         process: Process,
         label: &str,
@@ -150,11 +150,12 @@ impl Child {
         };
         let report = Arc::default();
         let log = Log::create(output, Arc::clone(&report))?;
-        Ok(Self::follow((process, label), log, report, agent.start(start)))
+        Ok(Self::follow(process, label, log, report, agent.start(start)))
     }
 
     fn follow(
-        (process, label): (Process, &str),
+        process: Process,
+        label: &str,
         log: Log,
         report: Arc<Mutex<ChildReport>>,
         streams: Remote,
@@ -166,17 +167,17 @@ impl Child {
         Self { label, process, stdout, signals, end, report, log: file, writer }
     }
 
-    /// The next line of its standard output, if that was piped; nothing behind the last.
+    /// The next line of its standard output; `None` after the last, or if it is not piped.
     pub async fn next_line(&mut self) -> Option<String> {
         self.stdout.as_mut()?.recv().await
     }
 
-    /// What else comes on its standard output is dropped.
+    /// Drops all further lines of its standard output.
     pub fn close_output(&mut self) {
         self.stdout = None;
     }
 
-    /// Waits for its end; may be called again. All its lines have been read when this returns. None where nobody knows.
+    /// Waits for its end and until its log is written. Returns the status, or `None` if its host is lost. May be called repeatedly.
     pub async fn ended(&mut self) -> Option<ExitStatus> {
         let end = self.end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
         if let Some(writer) = self.writer.as_mut() {
@@ -189,13 +190,13 @@ impl Child {
         }
     }
 
-    /// Whether that is so already.
+    /// Whether it has ended or its host is lost.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.end.borrow().is_some()
     }
 
-    /// Resolves when its host is lost; never when it ends in another way.
+    /// Resolves when its host is lost; never resolves if it ends in another way.
     pub fn lost(&self) -> impl Future<Output = Fault> + use<> {
         let mut end = self.end.clone();
         async move {
@@ -208,12 +209,12 @@ impl Child {
         }
     }
 
-    /// Sends a signal, unless it has ended.
+    /// Sends a signal, unless the process has ended.
     pub fn signal(&self, signal: i32) {
         self.signals.send(signal);
     }
 
-    /// For whoever may have to signal while somebody else waits for its end.
+    /// A handle for signals while [`Child::ended`] borrows the child.
     #[must_use]
     pub fn signals(&self) -> SignalSender {
         self.signals.clone()
@@ -225,7 +226,7 @@ impl Child {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).tail.iter().cloned().collect()
     }
 
-    /// Why it ended, in its own words where it left any; `None` when it ended well.
+    /// The fault for this exit status, with the process's own message if it wrote one; `None` on success.
     #[must_use]
     pub fn fault(&self, status: Option<ExitStatus>) -> Option<Fault> {
         if let Some(End::Lost(fault)) = &*self.end.borrow() {
@@ -240,7 +241,7 @@ impl Child {
             // A trainer that fails because another process failed exits with status 4 and prints nothing.
             None if code == ErrorCode::Echo => Fault::new(code, "stopped because another process failed")
                 .hint("the coordinator's log names it"),
-            // It was told to end before it could listen for that.
+            // The signal came before the process had installed its handler.
             None if matches!(status.signal(), Some(libc::SIGTERM | libc::SIGINT)) => {
                 let message = format!("stopped when {} was told to end: {}", self.label, end(status));
                 Fault::new(ErrorCode::Interrupted, message).of_process(&self.process)
@@ -253,25 +254,25 @@ impl Child {
         })
     }
 
-    /// Waits for its end; a bad one says whose it is.
+    /// Waits for its end; the error of a failure names the process.
     pub async fn outcome(&mut self) -> Result<(), Fault> {
         let status = self.ended().await;
         match self.fault(status) {
             None => Ok(()),
-            // The message says whose end it is.
+            // The message already names the process.
             Some(fault) if fault.process.is_some() => Err(fault),
             Some(fault) => Err(fault.from_origin(self.label.clone()).of_process(&self.process)),
         }
     }
 
-    /// Where more can be read of it; nothing without a log.
+    /// Hint that names its log file; empty without a log.
     #[must_use]
     pub fn log_hint(&self) -> String {
         self.log.as_ref().map_or_else(String::new, |log| format!("its log is {}", log.display()))
     }
 }
 
-/// How each child ends, in the order in which they do.
+/// Outcomes of all children, in the order in which they end.
 pub fn outcomes(children: &mut [Child]) -> FuturesUnordered<impl Future<Output = Result<(), Fault>>> {
     children.iter_mut().map(Child::outcome).collect()
 }
@@ -282,10 +283,11 @@ pub fn log_file(output_dir: &Path, name: &str) -> PathBuf {
     output_dir.join("logs").join(format!("{name}.log"))
 }
 
-/// Logs of earlier processes that are kept beside the newest.
+/// Number of logs of earlier processes to keep in addition to the newest.
 const EARLIER_LOGS: u32 = 5;
 
-/// What an earlier process of this name said may be all that tells why it died: `a.log` becomes `a.log.1`, that becomes `a.log.2`.
+/// Rotates logs, because the log of an earlier attempt may explain its failure: `a.log` becomes `a.log.1`, that becomes `a.log.2`.
+/// An empty log is not kept.
 fn keep_earlier(path: &Path) {
     if !path.metadata().is_ok_and(|log| log.len() > 0) {
         return;
@@ -295,7 +297,7 @@ fn keep_earlier(path: &Path) {
         number => PathBuf::from(format!("{}.{number}", path.display())),
     };
     for number in (0..EARLIER_LOGS).rev() {
-        // Most of them are not there.
+        // Ignore errors: most of these files do not exist.
         let _ = std::fs::rename(numbered(number), numbered(number + 1));
     }
 }
@@ -304,7 +306,7 @@ struct Log {
     file: Option<std::fs::File>,
     output: ChildOutput,
     report: Arc<Mutex<ChildReport>>,
-    /// How much of it is written down, and how much of that is shown.
+    /// Rate limits of the file and of the terminal.
     kept: Allowance,
     shown: Allowance,
 }
@@ -330,7 +332,7 @@ impl Log {
         self.say_what_is_missing(true);
     }
 
-    /// Whatever is left out of log and terminal, its error is heard.
+    /// Handles a line. Error and hint are recorded even if the rate limits drop the line.
     fn take(&mut self, line: &str) {
         let now = Instant::now();
         if self.kept.takes(now, line.len()) {
@@ -356,7 +358,7 @@ impl Log {
         }
     }
 
-    /// A full disk must not stop the child by blocking its pipe.
+    /// Writes a line to the file. Ignores errors: with a full disk the pipe must still be read, or the child would block.
     fn write_down(&mut self, line: &str) {
         use std::io::Write;
         let _ = self.file.as_mut().map(|file| writeln!(file, "{line}"));
@@ -367,12 +369,12 @@ fn told(LeftOut { lines, bytes }: LeftOut) -> String {
     format!("{} of {}, more than is kept of one process", grouped(lines, "line"), grouped(bytes, "byte"))
 }
 
-/// Passes lines on until the stream ends.
+/// Forwards lines until the stream ends.
 async fn pass_on<R: AsyncRead + Unpin>(stream: R, lines: mpsc::Sender<String>) {
     each_line(stream, &lines, |line| line).await;
 }
 
-/// Hands signals on until the process has ended; its status as wait(2) has it.
+/// Forwards signals until the process has ended. Returns its status as wait(2) does.
 async fn reap(mut process: tokio::process::Child, mut wanted: mpsc::UnboundedReceiver<i32>) -> i32 {
     loop {
         let ended = tokio::select! {
@@ -389,7 +391,7 @@ async fn reap(mut process: tokio::process::Child, mut wanted: mpsc::UnboundedRec
 #[expect(unsafe_code, reason = "kill")]
 fn send(process: &tokio::process::Child, signal: i32) {
     if let Some(pid) = process.id() {
-        // SAFETY: a plain system call; the process is not reaped yet, so the id is still its own.
+        // SAFETY: a system call without pointers. The process is not reaped yet, so the pid is still its own.
         unsafe { libc::kill(pid as i32, signal) };
     }
 }
@@ -400,7 +402,7 @@ mod tests {
 
     use super::*;
 
-    /// How a child that is this script ends, and where its log is.
+    /// Outcome of a child that runs this script with this log file.
     async fn outcome(script: &str, file: Option<PathBuf>) -> Result<(), Fault> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
@@ -411,7 +413,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_tells_its_code_with_words_or_without() {
+    async fn outcomes_have_the_right_code_and_message() {
         let cases = [
             ("exit 4", ErrorCode::Echo, "trainer rank 1 (a-cpu): stopped because another process failed"),
             ("echo 'error: gone' >&2; exit 4", ErrorCode::Echo, "trainer rank 1 (a-cpu): gone"),
@@ -436,7 +438,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_death_without_words_names_the_log_where_there_is_one() {
+    async fn a_death_without_message_has_a_hint_with_its_log() {
         let dir = tempfile::tempdir().unwrap();
         let file = log_file(dir.path(), "a-cpu");
         std::fs::create_dir(dir.path().join("logs")).unwrap();
@@ -454,7 +456,7 @@ mod tests {
         for run in 1..=8 {
             outcome(&format!("echo {run} >&2"), Some(file.clone())).await.unwrap();
         }
-        // One that says nothing takes no place.
+        // Empty logs are not rotated.
         outcome("exit 0", Some(file.clone())).await.unwrap();
         outcome("exit 0", Some(file)).await.unwrap();
         let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();

@@ -1,4 +1,4 @@
-//! The launcher's end of an agent: requests out, replies handed to whoever waits for them, and the news when the host is gone.
+//! Connection to an agent: sends requests, delivers replies, and detects a lost host.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,25 +19,25 @@ use crate::hosts::hostfile::Host;
 use crate::hosts::transport::Transport;
 use crate::process::end::{End, LINES};
 
-/// How long a host may take from the first packet to the agent's first words: a busy login node, a cold file system.
+/// How long to wait for the agent's greeting; long enough for a busy login node and a cold file system.
 const HELLO: Duration = Duration::from_secs(60);
-/// How long an agent may take to end once it is told to.
+/// How long to wait for the end of an agent that was told to end.
 const LEAVE: Duration = Duration::from_secs(5);
 
-/// An agent that has said hello.
+/// A connected agent.
 #[derive(Debug)]
 pub struct Agent {
-    /// Where it is.
+    /// Its host.
     pub host: Host,
-    /// What it said.
+    /// Its greeting.
     pub hello: Hello,
-    /// Seconds that this host's clock is ahead of ours, and how well that is known.
+    /// Seconds that the host's clock is ahead of this machine's, and the uncertainty in seconds.
     pub skew: (f64, f64),
     link: Arc<HostLink>,
     gone: watch::Receiver<bool>,
 }
 
-/// What is shared with the tasks of a connection.
+/// State that agent and connection tasks share.
 #[derive(Debug)]
 struct HostLink {
     requests: mpsc::UnboundedSender<Out>,
@@ -55,11 +55,11 @@ struct ConnectionState {
     next: u64,
     processes: HashMap<u64, Ends>,
     answers: HashMap<u64, oneshot::Sender<Answer>>,
-    /// Why nothing will come any more.
+    /// Why the connection ended; `None` while it is up.
     lost: Option<Fault>,
 }
 
-/// Where the news of a process go.
+/// Channels for the output and end of a process.
 #[derive(Debug)]
 struct Ends {
     stdout: mpsc::Sender<String>,
@@ -70,18 +70,18 @@ struct Ends {
 /// A process that runs on another host.
 #[derive(Debug)]
 pub struct Remote {
-    /// Its standard output, where that was asked for.
+    /// Its standard output.
     pub stdout: mpsc::Receiver<String>,
     /// Its standard error.
     pub stderr: mpsc::Receiver<String>,
     /// How it ended.
     pub end: watch::Receiver<Option<End>>,
-    /// Signals for it.
+    /// Signals to send to it.
     pub signals: mpsc::UnboundedSender<i32>,
 }
 
 impl Agent {
-    /// Starts an agent by a line for the shell there, and waits until it has said hello.
+    /// Starts an agent with a shell command on the host, and waits for its greeting.
     pub async fn connect(
         host: &Host,
         transport: &Transport,
@@ -112,7 +112,7 @@ impl Agent {
         Ok(Self { host: host.clone(), hello, skew, link, gone })
     }
 
-    /// Starts a program there.
+    /// Starts a program on the host.
     #[must_use]
     pub fn start(&self, mut start: StartProgram) -> Remote {
         let (stdout, stdout_lines) = mpsc::channel(LINES);
@@ -137,7 +137,7 @@ impl Agent {
         Remote { stdout: stdout_lines, stderr: stderr_lines, end: ended, signals }
     }
 
-    /// Asks, and waits for the answer; one that says why it cannot be had is an error that names the host.
+    /// Sends a request and waits for the answer. [`Answer::Failed`] becomes an error that names the host.
     pub async fn ask(&self, question: Question) -> Result<Answer, Fault> {
         let (answer, answered) = oneshot::channel();
         {
@@ -157,7 +157,7 @@ impl Agent {
         }
     }
 
-    /// Hands over what a process there shows to the others; returns the folder that it lies in.
+    /// Stores a process's credentials on the host; returns their folder there.
     pub async fn keep(&self, process: &str, proof: Proof) -> Result<String, Fault> {
         match self.ask(Question::Keep { process: process.to_owned(), proof }).await? {
             Answer::Written(folder) => Ok(folder),
@@ -165,24 +165,24 @@ impl Agent {
         }
     }
 
-    /// An answer to something else than was asked.
+    /// The error for an answer of the wrong type.
     #[must_use]
     pub fn unexpected(&self, answer: &Answer) -> Fault {
         Fault::failed(format!("host {}: unexpected answer {answer:?}", self.host))
             .hint("install one build everywhere, or copy this one with --push")
     }
 
-    /// Why the host is lost, if it is.
+    /// Why the host is lost; `None` if it is not.
     #[must_use]
     pub fn lost(&self) -> Option<Fault> {
         self.link.state().lost.clone()
     }
 
-    /// Ends the agent and all that it still runs.
+    /// Ends the agent, which kills its processes.
     pub async fn close(&self) {
         let _ = self.link.requests.send(Out::Close);
         let mut gone = self.gone.clone();
-        // The reader kills the connection of a host that does not answer.
+        // Ignore a timeout: the reader kills the connection of a silent host.
         let _ = tokio::time::timeout(LEAVE, gone.wait_for(|gone| *gone)).await;
     }
 }
@@ -193,7 +193,7 @@ impl HostLink {
     }
 
     fn send(&self, request: &Request) {
-        // Fails only when the host is lost, and whoever waits learns of that.
+        // Fails only if the host is lost, and then all waiters get that error.
         let _ = self.requests.send(Out::Line(encode(request)));
     }
 }
@@ -205,7 +205,7 @@ impl ConnectionState {
     }
 }
 
-/// What an agent says first, or why it says nothing.
+/// Waits for the agent's greeting; the error says why there is none.
 async fn handshake(
     host: &Host,
     transport: &Transport,
@@ -227,26 +227,26 @@ async fn handshake(
     }
 }
 
-/// What a host's agent says of itself.
+/// An agent's failure as an error that names the host.
 fn named(host: &Host, failure: Failure) -> Fault {
     let fault = Fault::from(failure);
     Fault { message: format!("host {host}: {}", fault.message), ..fault }
 }
 
-/// Sends requests, and a ping whenever there is nothing else to say.
+/// Sends requests, and a ping at every interval.
 async fn write(mut outgoing: mpsc::UnboundedReceiver<Out>, mut stdin: ChildStdin, every: Duration) {
     let mut pings = tokio::time::interval(every);
     loop {
         let line = tokio::select! {
             out = outgoing.recv() => match out {
                 Some(Out::Line(line)) => line,
-                // Standard input closes, and the agent ends.
+                // Returning closes the agent's standard input, so it ends.
                 Some(Out::Close) | None => return,
             },
             _ = pings.tick() => encode(&Request::Ping),
         };
         if stdin.write_all(line.as_bytes()).await.is_err() {
-            // The reader learns of it as well, and says so.
+            // The reader notices the broken connection too and reports it.
             return std::future::pending().await;
         }
     }
@@ -314,7 +314,8 @@ impl Reader {
         }
     }
 
-    /// A host that says more than can be written down waits. Of standard output only the first line matters.
+    /// Delivers a line. If the log's buffer is full, waits, which blocks the host's processes. Lines of standard output are dropped if its
+    /// buffer is full: only the coordinator's few announcements are read from it.
     async fn line(&self, process: u64, stdout: bool, text: String) {
         let ends =
             self.link.state().processes.get(&process).map(|ends| (ends.stdout.clone(), ends.stderr.clone()));

@@ -1,12 +1,12 @@
-//! Which of the launcher's environment every process of the run sees. Over ssh nothing goes by itself. Pure.
+//! Environment variables that the launcher passes to every process of the run; ssh passes none by itself. Pure.
 
 use dyad_proto::Fault;
 
-/// Names, and beginnings of names, that are passed on: what tunes or watches a run, and nothing that belongs to one machine.
+/// Variables to pass on, by name and by prefix: those that tune or observe a run, none that belong to one machine.
 const NAMES: [&str; 5] = ["DYAD_LOG", "TRACEPARENT", "TRACESTATE", "MALLOC_CONF", "TRANSFORMERS_OFFLINE"];
 const FAMILIES: [&str; 5] = ["OTEL_", "NCCL_", "GLOO_", "HF_", "HUGGING"];
 
-/// What to set, in order; a later one counts more.
+/// Variables to set. `wanted` are those of `--env` and override inherited ones; without a value they take the launcher's.
 pub fn chosen(
     wanted: &[(String, Option<String>)],
     here: &[(String, String)],
@@ -26,14 +26,14 @@ pub fn chosen(
     Ok(chosen)
 }
 
-/// Whether a variable can have that name.
+/// Whether this is a valid variable name.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     text.bytes().next().is_some_and(|first| !first.is_ascii_digit()) && text.bytes().all(good)
 }
 
-/// The launcher's own environment, as far as it is text.
+/// The launcher's own environment, without variables that are not UTF-8.
 #[must_use]
 pub fn here() -> Vec<(String, String)> {
     std::env::vars_os()
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_tunes_a_run_goes_with_it_and_secrets_of_the_machine_stay() {
+    fn tuning_variables_are_passed_on_and_secrets_are_not() {
         let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let here = [
             variable("OTEL_EXPORTER_OTLP_ENDPOINT", "http://t:4317"),

@@ -1,4 +1,4 @@
-//! The first moments of a connection: the agent's first words, or why there are none.
+//! Start of a connection: the agent's greeting, or why there is none.
 
 use std::process::Stdio;
 
@@ -12,7 +12,7 @@ use crate::hosts::hostfile::Host;
 use crate::hosts::transport::Transport;
 use crate::process::os::die_with_me;
 
-/// Starts what leads to the host.
+/// Starts ssh or srun with a shell command for the host.
 pub(super) fn start(host: &Host, transport: &Transport, line: &str) -> Result<Child, Fault> {
     let words = transport.command(host, line);
     let mut command = Command::new(&words[0]);
@@ -24,9 +24,9 @@ pub(super) fn start(host: &Host, transport: &Transport, line: &str) -> Result<Ch
     })
 }
 
-/// The agent's first words.
+/// Reads the agent's greeting; `None` if the output ends before it.
 pub(super) async fn hello(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<Hello> {
-    // Login scripts may print what they like before.
+    // Skip output of login scripts.
     while let Ok(Some(line)) = lines.next_line().await {
         if let Some(Reply::Hello(hello)) = decode(&line) {
             return Some(*hello);
@@ -35,7 +35,7 @@ pub(super) async fn hello(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<H
     None
 }
 
-/// The last lines on standard error, once it has ended.
+/// Reads standard error to its end; returns the last ten lines.
 pub(super) async fn last_words(stream: Option<ChildStderr>) -> Vec<String> {
     let mut words = Vec::new();
     let Some(stream) = stream else { return words };
@@ -49,7 +49,7 @@ pub(super) async fn last_words(stream: Option<ChildStderr>) -> Vec<String> {
     words
 }
 
-/// Why no agent said hello.
+/// The error for a missing greeting, from exit status and standard error of ssh or srun.
 pub(super) fn unreachable(
     host: &Host,
     transport: &Transport,
@@ -58,7 +58,7 @@ pub(super) fn unreachable(
 ) -> Fault {
     let said = words.iter().rev().find(|line| !line.is_empty()).cloned().unwrap_or_default();
     match status {
-        Some(126 | 127) => Fault::unavailable(format!("host {host} has no launcher where this one has it: {said}"))
+        Some(126 | 127) => Fault::unavailable(format!("host {host} has no launcher at this machine's path: {said}"))
             .hint("install Dyad there under the same path, or copy it with --push"),
         _ if said.is_empty() => Fault::unavailable(format!("host {host}: {} ended at once", transport.name())),
         _ => Fault::unavailable(format!("host {host} cannot be reached over {}: {said}", transport.name())).hint(
@@ -67,7 +67,7 @@ pub(super) fn unreachable(
     }
 }
 
-/// Both ends must be of one build.
+/// Fails if the host has another version of Dyad.
 pub(super) fn same_version(host: &Host, hello: &Hello) -> Result<(), Fault> {
     let ours = env!("CARGO_PKG_VERSION");
     if hello.version == ours {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ssh_said_last_is_the_reason() {
+    fn the_last_line_of_ssh_is_the_reason() {
         let host = Host::named("b");
         let words =
             ["Warning: something".to_owned(), "b: Permission denied (publickey).".to_owned(), String::new()];

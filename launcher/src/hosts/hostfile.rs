@@ -1,22 +1,22 @@
-//! Which hosts: `--hosts a,b` and hostfiles as OpenMPI, DeepSpeed and MPICH users have them. Pure, but for reading the file.
+//! Parser of `--hosts a,b` and of hostfiles in the format of OpenMPI, DeepSpeed and MPICH. Pure, except for reading the file.
 
 use std::fmt;
 use std::path::Path;
 
 use dyad_proto::{Fault, agrees, counted};
 
-/// One host, as it is called and reached.
+/// Name and ssh address of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// In messages, logs and names of trainers; unique in a run.
+    /// Name in messages, logs and names of trainers; unique in a run.
     pub name: String,
-    /// What ssh connects to.
+    /// Host name or IP address that ssh connects to.
     pub address: String,
-    /// User there, where it is not ssh's choice.
+    /// User on the host; `None` for ssh's default.
     pub user: Option<String>,
-    /// Port of sshd, where it is not ssh's choice.
+    /// Port of sshd; `None` for ssh's default.
     pub port: Option<u16>,
-    /// Trainers that it takes, where the file says.
+    /// Number of trainers; `None` if the file does not set it.
     pub slots: Option<u32>,
 }
 
@@ -27,13 +27,13 @@ impl fmt::Display for Host {
 }
 
 impl Host {
-    /// A host that is known by its name alone.
+    /// A host with only a name.
     #[must_use]
     pub fn named(name: &str) -> Self {
         Self { name: name.into(), address: name.into(), user: None, port: None, slots: None }
     }
 
-    /// `[user@]host[:port]`; an IPv6 address with a port stands in brackets.
+    /// Parses `[user@]host[:port]`; an IPv6 address with a port needs brackets.
     fn parse(text: &str) -> Result<Self, String> {
         let (user, rest) = match text.rsplit_once('@') {
             Some(("", _)) => return Err(format!("\"{text}\" has no user before the @")),
@@ -70,14 +70,14 @@ fn split_port(text: &str) -> Result<(&str, Option<u16>), String> {
         };
     }
     match text.split_once(':') {
-        // More than one colon: an IPv6 address by itself.
+        // More than one colon: an IPv6 address without port.
         Some((_, rest)) if rest.contains(':') => Ok((text, None)),
         Some((address, number)) => Ok((address, port(number)?)),
         None => Ok((text, None)),
     }
 }
 
-/// `a,user@b:2222,c`.
+/// Parses a list such as `a,user@b:2222,c`.
 pub fn parse_list(text: &str) -> Result<Vec<Host>, Fault> {
     let mut hosts = Vec::new();
     for (index, item) in text.split(',').map(str::trim).enumerate() {
@@ -88,10 +88,10 @@ pub fn parse_list(text: &str) -> Result<Vec<Host>, Fault> {
     named_apart(hosts)
 }
 
-/// Longest hostfile: a million hosts and more.
+/// Size limit of a hostfile in bytes; enough for a million hosts.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// Reads a hostfile, also what the shell has opened for this process (`<(scontrol show hostnames)`).
+/// Reads a hostfile or a pipe (`<(scontrol show hostnames)`).
 pub fn read(path: &Path) -> Result<Vec<Host>, Fault> {
     let text = dyad_proto::files::read_to_string_or_pipe(path, MOST_BYTES).map_err(|error| {
         Fault::input(format!("cannot read hostfile {}: {error}", path.display())).hint(FORM)
@@ -99,7 +99,7 @@ pub fn read(path: &Path) -> Result<Vec<Host>, Fault> {
     parse(&path.display().to_string(), &text)
 }
 
-/// A hostfile's lines: a host, then `slots=N`; `#` begins a comment.
+/// Parses a hostfile. A line has a host, then optionally `slots=N`; `#` starts a comment.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Host>, Fault> {
     let mut hosts = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -124,7 +124,7 @@ fn wrong(place: &str, why: &str) -> Fault {
     Fault::input(format!("{place}: {why}")).hint(FORM)
 }
 
-/// `slots=N`; what OpenMPI has beside it is read and means nothing here.
+/// Parses `slots=N`. OpenMPI's `max_slots` is accepted and ignored.
 fn setting(host: &mut Host, word: &str) -> Result<(), String> {
     let Some((key, value)) = word.split_once('=') else {
         return Err(format!("\"{word}\" is no setting"));
@@ -154,7 +154,7 @@ fn add(hosts: &mut Vec<(Host, String)>, new: (Host, String)) -> Result<(), Fault
     Ok(())
 }
 
-/// Two ports of one address are two hosts, and so are two users; their names must tell them apart.
+/// Makes names unique: hosts with the same address get user and port in their names.
 fn named_apart(hosts: Vec<(Host, String)>) -> Result<Vec<Host>, Fault> {
     let mut hosts: Vec<Host> = hosts.into_iter().map(|(host, _)| host).collect();
     for index in 0..hosts.len() {
@@ -169,23 +169,23 @@ fn named_apart(hosts: Vec<(Host, String)>) -> Result<Vec<Host>, Fault> {
     Ok(hosts)
 }
 
-/// `--nodes`: one number, or the fewest and most that a run may have.
+/// Value of `--nodes`: a number or a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nodes {
-    /// Fewest.
+    /// Smallest number of nodes.
     pub min: u32,
-    /// Most.
+    /// Largest number of nodes.
     pub max: u32,
 }
 
 impl Nodes {
-    /// Exactly so many.
+    /// Exactly this many nodes.
     #[must_use]
     pub fn exactly(count: u32) -> Self {
         Self { min: count, max: count }
     }
 
-    /// How many of `given` hosts a run starts with.
+    /// How many of `given` hosts the run uses; fails if they are too few.
     pub fn of(self, given: u32) -> Result<u32, Fault> {
         if given < self.min {
             let (needed, are) = (counted(self.min, "host"), agrees(given, "is", "are"));
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_file_and_line() {
+    fn errors_name_file_and_line() {
         for (text, message) in [
             ("a\nb slots=0", "hosts:2: slots is 0, not a number from 1 to 4096"),
             ("a slots=x", "hosts:1: slots is x, not a number from 1 to 4096"),
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn several_ports_of_a_host_are_told_apart() {
+    fn names_include_the_port_if_an_address_is_listed_twice() {
         assert_eq!(names(&parse_list("h:1,h:2,g").unwrap()), ["h_1", "h_2", "g"]);
     }
 

@@ -1,8 +1,8 @@
 //! A run on several hosts: an agent on each, reached over ssh or srun.
 //!
-//! - [`hostfile`], [`options`], [`environment`], [`plan`]: what is asked for, purely.
-//! - [`transport`], [`connection`], [`push`]: the way there.
-//! - [`address`]: where the coordinator listens.
+//! - [`hostfile`], [`slurm_allocation`], [`options`], [`environment`]: the user's choices. [`plan`]: trainers of each host.
+//! - [`transport`], [`connection`], [`push`]: connections to hosts. [`child`]: processes of the run.
+//! - [`address`]: the coordinator's address.
 
 pub mod address;
 pub mod child;
@@ -34,7 +34,7 @@ use hostfile::{Host, Nodes};
 use options::{CoordinatorOn, HostOptions};
 use transport::{Ssh, Transport, agent_line};
 
-/// The hosts that a run is asked to use, and the way to them; none when everything runs on this machine.
+/// Hosts of the run from options or Slurm, and the transport to them; `None` for a run on this machine only.
 pub fn asked(options: &HostOptions, nodes: Option<Nodes>) -> Result<Option<(Vec<Host>, Transport)>, Fault> {
     let named = match (&options.hosts, &options.hostfile) {
         (Some(list), _) => Some(hostfile::parse_list(list)?),
@@ -44,7 +44,7 @@ pub fn asked(options: &HostOptions, nodes: Option<Nodes>) -> Result<Option<(Vec<
     let (mut hosts, transport) = match named {
         Some(hosts) => (hosts, Transport::Ssh(Ssh::new(&options.ssh, options.push)?)),
         None => match Allocation::here()? {
-            // One node is this machine, and nothing needs to travel.
+            // An allocation of one node is this machine.
             Some(allocation) if allocation.nodes.len() > 1 => {
                 (allocation.nodes.iter().map(|node| Host::named(node)).collect(), Transport::Srun)
             }
@@ -62,12 +62,12 @@ pub fn asked(options: &HostOptions, nodes: Option<Nodes>) -> Result<Option<(Vec<
 pub struct Hosts {
     agents: Vec<Agent>,
     coordinator_on: CoordinatorOn,
-    /// Holds the folder of shared connections.
+    /// Keeps the folder with ssh's shared sockets alive.
     _transport: Arc<Transport>,
 }
 
 impl Hosts {
-    /// Connects to every host at once. Those that cannot be used are all named.
+    /// Connects to all hosts in parallel. The error names every host that fails.
     pub async fn connect(
         hosts: &[Host],
         transport: &Arc<Transport>,
@@ -88,7 +88,7 @@ impl Hosts {
         Ok(Self { agents, coordinator_on: options.coordinator_on, _transport: Arc::clone(transport) })
     }
 
-    /// Connects to every host at once, and says of each how that went.
+    /// Connects to all hosts in parallel; returns one result per host.
     pub async fn try_connect(
         hosts: &[Host],
         transport: &Transport,
@@ -118,19 +118,19 @@ impl Hosts {
         &self.agents
     }
 
-    /// Hosts and what they have.
+    /// Hosts and their resources.
     #[must_use]
     pub fn found(&self) -> Vec<(Host, Hello)> {
         self.agents.iter().map(|agent| (agent.host.clone(), agent.hello.clone())).collect()
     }
 
-    /// The node that the coordinator runs on; none when that is this machine.
+    /// The coordinator's node; `None` if it runs on this machine.
     #[must_use]
     pub fn coordinator_node(&self) -> Option<usize> {
         (self.coordinator_on == CoordinatorOn::First).then_some(0)
     }
 
-    /// Address for the coordinator: the user's, or one that all reach.
+    /// Address for the coordinator: `asked`, or one that all hosts reach, with port 0.
     pub async fn listen(&self, asked: Option<&str>) -> Result<String, Fault> {
         if let Some(asked) = asked {
             return Ok(asked.to_owned());
@@ -139,8 +139,8 @@ impl Hosts {
         Ok(SocketAddr::new(address, 0).to_string())
     }
 
-    /// Checks on every host what the configuration names, then takes the output folder and writes the configuration where the
-    /// coordinator reads it. The folder is this process's own only where the coordinator runs here; its agent keeps it elsewhere.
+    /// Checks the run's files on every host, then locks the output folder on the coordinator's machine and writes the configuration there.
+    /// Returns the configuration's path, and the lock if the coordinator runs here; otherwise its agent holds the lock.
     pub async fn prepare(
         &self,
         config: &RunConfig,
@@ -170,13 +170,13 @@ impl Hosts {
         }
     }
 
-    /// Ends all agents, and with them all that still runs.
+    /// Ends all agents, which kill their processes.
     pub async fn close(&self) {
         futures::future::join_all(self.agents.iter().map(Agent::close)).await;
     }
 }
 
-/// One fault of several hosts: the first one's code and hint, everybody's message.
+/// Combines faults of several hosts: the first one's code and hint, all messages. `None` if there are no faults.
 fn together(faults: Vec<Fault>, of: usize) -> Option<Fault> {
     let count = faults.len();
     let first = faults.first()?.clone();

@@ -1,4 +1,4 @@
-//! What to start on which host, as a pure function of the options and of what the agents found.
+//! Trainers of each host, as a pure function of options and hosts' resources.
 
 use dyad_proto::Fault;
 
@@ -7,8 +7,8 @@ use crate::hosts::hostfile::Host;
 use crate::placement::gpus::Gpus;
 use crate::placement::trainers::{Node, Trainer, asked_for, trusted};
 
-/// Trainers of all hosts, in the order of the hosts: one per GPU, or as many CPU trainers as the host has slots (one where
-/// nothing is said).
+/// Trainers of all hosts, in the order of the hosts: one per GPU, or `slots` CPU trainers per host (default one). `numa` pins them to
+/// NUMA nodes.
 pub fn trainers(gpus: Gpus, numa: bool, hosts: &[(Host, Hello)]) -> Result<Vec<Trainer>, Fault> {
     let mut all: Vec<Trainer> = Vec::new();
     for (node, (host, hello)) in hosts.iter().enumerate() {
@@ -18,7 +18,7 @@ pub fn trainers(gpus: Gpus, numa: bool, hosts: &[(Host, Hello)]) -> Result<Vec<T
             hello.topology.bind(&mut all[first..]);
         }
     }
-    // All ranks of a run compute on the same kind of device.
+    // A run cannot mix GPU and CPU trainers.
     let on_gpus = |trainer: &&Trainer| trainer.device != "cpu";
     if let (Some(with), Some(without)) =
         (all.iter().find(on_gpus), all.iter().find(|trainer| trainer.device == "cpu"))
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_names_the_host() {
+    fn errors_name_the_host() {
         let fault = trainers(Gpus::Auto, false, &[host("a", Some(4), 2)]).unwrap_err();
         assert_eq!(fault.message, "host a: 4 GPUs are asked for, it has 2");
         let (host_a, hello) = host("a", None, 0);

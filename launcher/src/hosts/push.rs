@@ -1,5 +1,5 @@
-//! `--push`: binaries and libtorch on a host, in folders of ~/.cache/dyad that are named after what they hold. What is there
-//! already is not sent again, and a folder appears under its name only once it is complete.
+//! `--push`: copies binaries and libtorch to a host, into folders of ~/.cache/dyad that are named by a hash of their content. A folder
+//! that exists is not sent again, and it gets its name only when it is complete.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use crate::process::programs::{add_file, libtorch_stamp, own_folder, short};
 
 const PROGRAMS: [&str; 3] = ["launcher", "coordinator", "trainer"];
 
-/// Brings everything to a host; the folder of the binaries there.
+/// Copies everything that the host lacks; returns the folder of the binaries there.
 pub async fn to(host: &Host, transport: &Transport) -> Result<PathBuf, Fault> {
     let parcel = tokio::task::spawn_blocking(Parcel::here).await;
     let parcel = parcel.unwrap_or_else(|error| Err(Fault::failed(error.to_string())))?;
@@ -34,12 +34,12 @@ pub async fn to(host: &Host, transport: &Transport) -> Result<PathBuf, Fault> {
     Ok(Path::new(&home).join(".cache/dyad").join(&parcel.programs).join("target/release"))
 }
 
-/// What is sent.
+/// Local folders to send, and names of the folders on the host.
 #[derive(Clone, Debug)]
 struct Parcel {
     folder: PathBuf,
     libtorch: PathBuf,
-    /// Names of the folders over there.
+    /// Folder names on the host.
     programs: String,
     libraries: String,
 }
@@ -51,7 +51,7 @@ impl Parcel {
         for name in PROGRAMS {
             add_file(&mut hash, &folder.join(name))?;
         }
-        // Where the trainer's run path looks for it.
+        // The trainer's run path (rpath) points there.
         let libtorch = folder.join("../../.libtorch");
         let libtorch = libtorch.canonicalize().map_err(|error| {
             Fault::input(format!("--push: no libtorch in {}: {error}", libtorch.display()))
@@ -66,7 +66,7 @@ impl Parcel {
         Ok(Self { folder, libtorch, programs: short(&hash.finalize()), libraries })
     }
 
-    /// Says the home folder, and what is there.
+    /// Shell command that prints the home folder, then which of the two folders exist.
     fn look(&self) -> String {
         let Self { programs, libraries, .. } = self;
         format!(
@@ -79,7 +79,7 @@ impl Parcel {
         take(&self.libraries, "")
     }
 
-    /// The run path of the trainer leads two folders up.
+    /// The link is two folders above the binaries, where the trainer's run path (rpath) points.
     fn take_programs(&self) -> String {
         take(&self.programs, &format!("ln -s ../{} $new/.libtorch; ", self.libraries))
     }
@@ -98,7 +98,7 @@ impl Parcel {
     }
 }
 
-/// A line for the shell there: unpacks standard input beside the folder, then gives it its name.
+/// Shell command for the host: unpacks standard input into a temporary folder, runs `then`, renames the folder to `name`.
 fn take(name: &str, then: &str) -> String {
     let script = format!(
         "set -e; mkdir -p \"$HOME/.cache/dyad\"; cd \"$HOME/.cache/dyad\"; new=.{name}.$$; \
@@ -108,7 +108,7 @@ fn take(name: &str, then: &str) -> String {
     format!("sh -c {}", quoted(&script))
 }
 
-/// Runs a line on the host, with another command's output as its input; what it printed.
+/// Runs a shell command on the host, with the output of local command `input` as its input. Returns what it printed.
 async fn run(
     host: &Host,
     transport: &Transport,
@@ -134,7 +134,7 @@ async fn run(
         packing = Some(tar);
     }
     let child = command.spawn().map_err(|error| failed(format!("cannot start {}: {error}", words[0])))?;
-    // Ours is the child's now; tar must see it close.
+    // Close this process's end of the pipe, so that tar gets SIGPIPE if ssh ends early.
     drop(command);
     let output = child.wait_with_output().await.map_err(|error| failed(error.to_string()))?;
     let said = String::from_utf8_lossy(&output.stderr);

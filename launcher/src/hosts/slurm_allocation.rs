@@ -1,10 +1,10 @@
-//! The allocation that the launcher runs in, from the environment that Slurm sets.
+//! The Slurm allocation that the launcher runs in, from Slurm's environment variables.
 
 use dyad_proto::Fault;
 
 use crate::hosts::slurm_nodelist::expand;
 
-/// Nodes of a job.
+/// Nodes of a Slurm job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allocation {
     /// Names, in Slurm's order.
@@ -12,7 +12,7 @@ pub struct Allocation {
 }
 
 impl Allocation {
-    /// Of this process; none outside a job.
+    /// The allocation of this process; `None` outside a job.
     pub fn here() -> Result<Option<Self>, Fault> {
         Self::of(|name| std::env::var(name).ok())
     }
@@ -22,7 +22,7 @@ impl Allocation {
             return Ok(None);
         };
         let number = |name: &str| variable(name).and_then(|text| text.parse::<u64>().ok());
-        // In a step of several tasks every task would start a run of its own.
+        // In a step with several tasks, each task would start its own run.
         if number("SLURM_STEP_ID").is_some() && number("SLURM_STEP_NUM_TASKS").is_some_and(|tasks| tasks > 1)
         {
             return Err(Fault::input("srun started the launcher once per task").hint(
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn an_allocation_is_found_by_what_slurm_sets() {
+    fn allocation_is_read_from_slurm_variables() {
         assert_eq!(of(&[]), Ok(None));
         assert_eq!(of(&[("SLURM_JOB_NODELIST", "n1")]), Ok(None));
         let job = [("SLURM_JOB_ID", "7"), ("SLURM_JOB_NODELIST", "n[1-2]")];

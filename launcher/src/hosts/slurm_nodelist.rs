@@ -1,11 +1,11 @@
-//! Slurm's lists of nodes: `gpu[01-03,7],login` and back to names. Pure.
+//! Parser of Slurm's node lists, such as `gpu[01-03,7],login`. Pure.
 
 use dyad_proto::Fault;
 
-/// More nodes than any run has.
+/// Largest number of nodes in a list.
 const MOST: usize = 65_536;
 
-/// All names of a list, in its order.
+/// All node names of a list, in its order.
 pub fn expand(list: &str) -> Result<Vec<String>, Fault> {
     let mut names = Vec::new();
     for entry in entries(list).map_err(|why| wrong(list, &why))? {
@@ -48,7 +48,7 @@ fn entries(list: &str) -> Result<Vec<String>, String> {
     Ok(entries)
 }
 
-/// Every bracket of an entry multiplies it.
+/// Expands all brackets of an entry; several brackets give all combinations.
 fn expand_entry(entry: &str, most: usize) -> Result<Vec<String>, String> {
     let mut names = vec![String::new()];
     let mut rest = entry;
@@ -68,7 +68,7 @@ fn expand_entry(entry: &str, most: usize) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-/// `01-03,7`; numbers keep the width of the first.
+/// Expands a list such as `01-03,7`; numbers of a range are padded to the width of its first.
 fn numbers(text: &str, most: usize) -> Result<Vec<String>, String> {
     let mut all = Vec::new();
     for item in text.split(',') {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_as_slurm_writes_them() {
+    fn valid_lists_are_expanded() {
         let expand = |list: &str| expand(list).unwrap().join(" ");
         assert_eq!(expand("login"), "login");
         assert_eq!(expand("gpu[01-03,7],cpu-1"), "gpu01 gpu02 gpu03 gpu7 cpu-1");
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_slurm_never_writes_is_refused() {
+    fn invalid_lists_are_refused() {
         for list in ["", ",", "a,,b", "a[", "a]", "a[1", "a[]", "a[1-]", "a[3-1]", "a[x]", "a[[1]]", "a[+1]"]
         {
             assert!(expand(list).is_err(), "{list}");
@@ -115,7 +115,7 @@ mod tests {
     }
 
     proptest! {
-        /// Compressed the way Slurm does it, runs of one width become ranges; expanding gives the names back.
+        /// Compresses names into ranges, as Slurm does; expanding gives the names back.
         #[test]
         fn expanding_undoes_compressing(
             prefix in "[a-z]{1,6}-?",

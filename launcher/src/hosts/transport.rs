@@ -1,4 +1,4 @@
-//! How an agent is started on a host: over the system's ssh, or as a step of a Slurm allocation. Pure, but for one folder.
+//! Commands that start an agent on a host: with ssh, or with srun in a Slurm allocation. Pure, except for a folder of sockets.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use dyad_proto::Fault;
 
 use crate::hosts::hostfile::Host;
 
-/// The way to the hosts.
+/// How to run commands on the hosts.
 #[derive(Debug)]
 pub enum Transport {
     /// The system's ssh.
@@ -15,18 +15,18 @@ pub enum Transport {
     Srun,
 }
 
-/// ssh, and where its connections are shared.
+/// The ssh command and its folder of shared connections.
 #[derive(Debug)]
 pub struct Ssh {
     command: Vec<String>,
-    /// Of this run alone; goes with the run.
+    /// Used only by this run; removed at its end.
     sockets: Sockets,
-    /// Connections stay open for a while, because several follow.
+    /// Keep connections open for 15 s, for several commands in a row.
     persist: bool,
 }
 
 impl Ssh {
-    /// With the user's command line for ssh.
+    /// `command` is the user's ssh command line, split at spaces.
     pub fn new(command: &str, persist: bool) -> Result<Self, Fault> {
         let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
         if command.is_empty() {
@@ -36,14 +36,14 @@ impl Ssh {
     }
 }
 
-/// A folder that only this user can look into.
+/// A temporary folder with mode 0700 for ssh's control sockets.
 #[derive(Debug)]
 struct Sockets(PathBuf);
 
 impl Sockets {
     fn new() -> Result<Self, Fault> {
         use std::os::unix::fs::DirBuilderExt;
-        // Short: a socket's path has at most 107 bytes, 58 of which ssh needs itself.
+        // A short path: a socket's path has at most 107 bytes, and ssh needs 58 of them.
         let since = crate::agent::machine::clock() * 1e6;
         let path = PathBuf::from(format!("/tmp/dyad-{}-{:x}", std::process::id(), since as u64 & 0xff_ffff));
         std::fs::DirBuilder::new()
@@ -61,7 +61,7 @@ impl Drop for Sockets {
 }
 
 impl Transport {
-    /// What to run here so that `remote`, a line for the shell there, runs on the host.
+    /// Local command that runs the shell command `remote` on the host.
     #[must_use]
     pub fn command(&self, host: &Host, remote: &str) -> Vec<String> {
         match self {
@@ -70,7 +70,7 @@ impl Transport {
         }
     }
 
-    /// In messages.
+    /// Name in messages.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -86,7 +86,7 @@ impl Ssh {
         let sockets = self.sockets.0.join("%C");
         let persist = if self.persist { "15" } else { "no" };
         for option in [
-            // A question would wait for ever: keys alone.
+            // Never prompt: a prompt would wait for ever.
             "BatchMode=yes".to_owned(),
             "ConnectTimeout=10".to_owned(),
             "ServerAliveInterval=5".to_owned(),
@@ -99,7 +99,7 @@ impl Ssh {
         }
         words.extend(host.port.iter().flat_map(|port| ["-p".to_owned(), port.to_string()]));
         words.extend(host.user.iter().flat_map(|user| ["-l".to_owned(), user.clone()]));
-        // No terminal: input and output are the agent's.
+        // No terminal: the agent uses standard input and output.
         words.extend(["-T".to_owned(), "--".to_owned(), host.address.clone(), remote.to_owned()]);
         words
     }
@@ -107,7 +107,7 @@ impl Ssh {
 
 fn srun(host: &Host, remote: &str) -> Vec<String> {
     let list = format!("--nodelist={}", host.address);
-    // One agent a node, beside the batch step's own use of it; one that ends badly is ours to judge.
+    // One agent per node. --overlap: it shares the node with the batch step. --kill-on-bad-exit=0: the launcher handles failures.
     let flags = [
         "srun",
         "--nodes=1",
@@ -122,14 +122,14 @@ fn srun(host: &Host, remote: &str) -> Vec<String> {
     flags.into_iter().chain(shell).map(str::to_owned).collect()
 }
 
-/// The line that starts the agent from a folder of binaries.
+/// Shell command that starts the agent from a folder of binaries; `silence` in seconds.
 #[must_use]
 pub fn agent_line(folder: &Path, silence: u64) -> String {
     let program = folder.join("launcher");
     format!("exec {} agent --silence {silence}", quoted(&program.to_string_lossy()))
 }
 
-/// One word for a POSIX shell.
+/// Quotes text as one word for a POSIX shell.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ssh_never_asks_and_takes_user_port_and_options() {
+    fn ssh_never_prompts_and_gets_user_port_and_options() {
         let transport = Transport::Ssh(Ssh::new("ssh -F /etc/my config", false).unwrap());
         let host = Host { user: Some("ann".into()), port: Some(2222), ..Host::named("worker-1") };
         let words = transport.command(&host, "exec 'x'");
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_survive_the_shell() {
+    fn paths_are_quoted_for_the_shell() {
         assert_eq!(agent_line(Path::new("/a b/it's"), 5), r"exec '/a b/it'\''s/launcher' agent --silence 5");
     }
 }

@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 /// Folder of the running program.
 pub fn own_folder() -> Result<PathBuf, Fault> {
-    let own =
-        std::env::current_exe().map_err(|error| Fault::failed(format!("cannot find myself: {error}")))?;
+    let own = std::env::current_exe()
+        .map_err(|error| Fault::failed(format!("cannot find this program's path: {error}")))?;
     Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
 }
 

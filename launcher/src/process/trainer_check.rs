@@ -40,7 +40,7 @@ fn asked(arguments: &[&str], input: &str) -> Result<String, Fault> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(cannot)?;
-    // Cannot deadlock: the trainer reads all input before it writes. Ignore errors: a trainer that cannot start reads nothing and reports why.
+    // Cannot deadlock: the trainer reads all input before it writes. Ignore errors: a trainer that fails to start reports why.
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input.as_bytes());
     }

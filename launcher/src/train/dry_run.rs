@@ -1,4 +1,4 @@
-//! `--dry-run`: what would be started, and what the configuration comes to.
+//! Output of `--dry-run`: processes that would start, pairs, steps, model and the complete configuration.
 
 use std::fmt::{Display, Write};
 use std::path::Path;
@@ -10,7 +10,7 @@ use dyad_proto::{Fault, RunConfig, agrees, counted, grouped, plain, thousands};
 use crate::placement::trainers::Trainer;
 use dyad_families::shape::Shape;
 
-/// Text for standard output.
+/// The output for a run on this machine. `look` checks the model with the trainer program.
 pub fn describe(
     config: &RunConfig,
     trainers: &[Trainer],
@@ -43,18 +43,18 @@ pub fn describe(
     if let Some(held_out) = held_out {
         let _ = writeln!(out, "{}", counted(held_out, "validation pair"));
     }
-    // After the pairs: of many bad lines the first one is named, and how many there are.
+    // Check the model after the pairs: reading the pairs names the first bad line and counts all of them.
     out += &start(&look()?);
     out += &configuration(config);
     Ok(out)
 }
 
-/// What the run starts from, as the trainer program has found it.
+/// Lines about the model and the first pairs, from the trainer program's findings.
 fn start(report: &ModelFindings) -> String {
     let mut out = String::new();
     let parameters = match report.parameters {
         Some(parameters) => grouped(parameters, "parameter"),
-        // Matrices alone.
+        // Counts only weight matrices.
         None => format!("about {}", short(Shape::of("", &report.model).parameters())),
     };
     let _ = write!(out, "model: {}, {parameters}", plain::line(&report.model.model_type));
@@ -83,7 +83,7 @@ fn start(report: &ModelFindings) -> String {
     out
 }
 
-/// `about 1.5 B parameters`.
+/// `1.5 B parameters`, `135.0 M parameters`.
 fn short(parameters: f64) -> String {
     match parameters {
         billions if billions >= 1e9 => format!("{:.1} B parameters", billions / 1e9),
@@ -91,7 +91,7 @@ fn short(parameters: f64) -> String {
     }
 }
 
-/// The same for a run on other hosts, whose files are not here.
+/// The output for a run on other hosts; without pairs and model, which are not on this machine.
 #[must_use]
 pub fn describe_hosts(
     config: &RunConfig,
@@ -126,7 +126,7 @@ fn every<N: Copy + Display + PartialEq + From<u8>>(count: N, one: &str) -> Strin
     if count == N::from(1) { format!("every {one}") } else { format!("every {}", counted(count, one)) }
 }
 
-/// When they are written, and which are kept.
+/// When checkpoints are written, and how many are kept.
 fn checkpoints(config: &RunConfig) -> String {
     let mut when = Vec::new();
     if config.n_checkpoints > 1 {
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checkpoints_are_told_as_they_will_be_written() {
+    fn checkpoint_schedule_is_described() {
         let told = |change: fn(&mut RunConfig)| {
             let mut config = RunConfig::default();
             change(&mut config);

@@ -1,4 +1,4 @@
-//! The run's events, as the coordinator streams them to the launcher.
+//! Stream of the run's events from the coordinator.
 
 use dyad_proto::security::client::root_cause;
 use dyad_proto::wire::coordinator_client::CoordinatorClient;
@@ -10,7 +10,7 @@ use tonic::{Code, Streaming};
 
 use crate::security::Security;
 
-/// The stream, and the call that brings it.
+/// The event stream, and the tracing span of its RPC.
 #[derive(Debug)]
 pub(crate) struct Events {
     stream: Streaming<RunEvent>,
@@ -18,7 +18,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Asks a coordinator for the events of its run.
+    /// Connects to the coordinator at `address` and subscribes to its events.
     pub(crate) async fn of(security: &Security, address: &str) -> Result<Self, Fault> {
         let failed = |reason: String| Fault::failed(format!("cannot follow the run at {address}: {reason}"));
         let access = security.access(address)?;
@@ -41,7 +41,7 @@ impl Events {
         }
     }
 
-    /// The next; none once the stream has ended or broken.
+    /// The next event; `None` once the stream has ended or broken.
     pub(crate) async fn next(&mut self) -> Option<RunEvent> {
         let event = self.stream.message().await;
         match &event {

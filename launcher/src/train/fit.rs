@@ -1,4 +1,4 @@
-//! Whether a run fits the memory it will have, by the estimate of [`crate::predict`]. The decision is pure.
+//! Checks with the estimate of [`crate::predict`] whether a run fits the memory of its devices. The decision is pure.
 
 use std::path::Path;
 
@@ -14,8 +14,8 @@ use crate::show::console::warn;
 use crate::train::options::Options;
 use dyad_families::shape::Shape;
 
-/// Refuses a run that cannot fit its GPUs; warns of one that is likely not to fit the RAM. Says nothing where the model's sizes or
-/// the memory are not known here.
+/// Fails if the run cannot fit its GPUs; warns if it probably does not fit the RAM. Does nothing if the model's sizes or the memory are
+/// unknown on this machine.
 pub fn check(
     options: &Options,
     config: &RunConfig,
@@ -37,16 +37,16 @@ pub fn check(
     }
 }
 
-/// What the trainers compute on.
+/// Number and memory of the trainers' devices.
 #[derive(Clone, Copy, Debug)]
 pub struct Devices {
-    /// Trainers in all.
+    /// Number of all trainers.
     pub trainers: usize,
-    /// Most trainers of one host.
+    /// Largest number of trainers on one host.
     pub per_host: usize,
-    /// They are GPUs.
+    /// Whether the devices are GPUs.
     pub gpu: bool,
-    /// Bytes of the smallest GPU, or free bytes of the fullest host.
+    /// Bytes of the smallest GPU, or without GPUs the smallest free memory of a host in bytes; `None` if unknown.
     pub bytes: Option<u64>,
 }
 
@@ -61,14 +61,14 @@ fn devices(trainers: &[Trainer], hosts: &[Hello]) -> Devices {
     Devices { trainers: trainers.len(), per_host, gpu, bytes }
 }
 
-/// Whether a run fits.
+/// Result of the memory check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// It does, or nobody knows.
+    /// The run fits, or the memory is unknown.
     Fits,
-    /// It may not.
+    /// The run may not fit the RAM; with the warning.
     Tight(String),
-    /// It cannot.
+    /// The run cannot fit its GPUs.
     TooLarge(Fault),
 }
 
@@ -102,7 +102,7 @@ pub fn judge(config: &RunConfig, shape: &Shape, devices: &Devices) -> Fit {
     Fit::TooLarge(Fault::input(message).hint(hint + " (--no-memory-check starts it all the same)"))
 }
 
-/// A lower bound: assumes the most memory-saving choice for every automatic setting. Lengths are not known yet.
+/// A lower bound: assumes the most memory-saving choice for every automatic setting, and pairs of usual length.
 fn setup(config: &RunConfig, shape: &Shape, devices: &Devices, bytes: f64) -> Setup {
     let on = if devices.gpu { H100 } else { cpu(1e11) };
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -115,7 +115,7 @@ fn setup(config: &RunConfig, shape: &Shape, devices: &Devices, bytes: f64) -> Se
     predict::setup(config, shape, &place, USUAL_PAIR)
 }
 
-/// Keys as they stand in a configuration.
+/// Keys in the format of a configuration file.
 fn as_configuration(keys: &[Key]) -> String {
     keys.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join(", ")
 }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_cannot_fit_is_refused_with_what_would_make_it_fit() {
+    fn a_model_that_cannot_fit_is_refused_with_a_remedy() {
         let shape = shapes::find("8B").unwrap();
         let config = RunConfig::default();
         let Fit::TooLarge(fault) = judge(&config, &shape, &on_gpus(8, 80)) else { panic!() };
@@ -140,7 +140,7 @@ mod tests {
             "{}",
             fault.hint
         );
-        // What it names is enough.
+        // The proposed remedy is enough.
         let cured = RunConfig { lora: true, ..config.clone() };
         assert_eq!(judge(&cured, &shape, &on_gpus(8, 80)), Fit::Fits);
         let sharded = RunConfig { zero_stage: 3, ..config };
@@ -148,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn the_remedy_is_told_in_keys_of_the_configuration() {
+    fn the_remedy_is_formatted_as_configuration_keys() {
         let keys = [("zero_stage", "3".to_owned()), ("optim", "\"adamw_8bit\"".to_owned())];
         assert_eq!(as_configuration(&keys), "zero_stage = 3, optim = \"adamw_8bit\"");
     }
 
     #[test]
-    fn ram_that_is_short_is_a_warning_and_trainers_of_a_host_share_it() {
+    fn too_little_ram_is_a_warning_and_trainers_of_a_host_share_it() {
         let (shape, config) = (shapes::find("135M").unwrap(), RunConfig::default());
         let on_cpu =
             |per_host, gib: u64| Devices { trainers: per_host, per_host, gpu: false, bytes: Some(gib << 30) };
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_gpu_and_the_fullest_host_count() {
+    fn devices_take_the_smallest_gpu_and_most_trainers_per_host() {
         let trainer = |node: usize, device: &str| Trainer {
             name: String::new(),
             launch_index: 0,

@@ -1,4 +1,4 @@
-//! The processes of a run: how they are started, on this machine or on others, and how they are made to leave.
+//! Starts and stops the processes of a run, on this machine or on other hosts.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -20,10 +20,10 @@ use crate::security::Security;
 use crate::show::console::{Console, Speaker};
 use crate::show::live_plot::LivePlot;
 
-/// How long processes may take to leave on their own before they are made to.
+/// How long processes may take to end on their own before they get a signal, and again between SIGTERM and SIGKILL.
 pub const LEAVE: Duration = Duration::from_secs(5);
 
-/// What to run, and where.
+/// Everything that is needed to start a run's processes.
 #[derive(Debug)]
 pub struct Job<'a> {
     /// The checked configuration.
@@ -32,53 +32,53 @@ pub struct Job<'a> {
     pub output_dir: &'a Path,
     /// Trainers to start.
     pub trainers: &'a [Trainer],
-    /// Address for the coordinator.
+    /// Address that the coordinator listens on.
     pub listen: &'a str,
-    /// How the processes talk.
+    /// Certificates and join token.
     pub security: &'a Security,
-    /// Trainers record where their time goes.
+    /// Whether trainers record a profile.
     pub profile: bool,
-    /// Flags that the coordinator takes as they are.
+    /// Additional arguments of the coordinator.
     pub coordinator_flags: Vec<String>,
-    /// Where it all runs; nothing for this machine.
+    /// Hosts of the run; `None` for this machine only.
     pub hosts: Option<&'a Hosts>,
-    /// Set in every process.
+    /// Environment variables for every process.
     pub environment: &'a [(String, String)],
     /// Seconds in which trainers must reach the coordinator.
     pub connect_timeout: u64,
     /// `--stall-timeout`.
     pub stall_timeout: Option<u64>,
-    /// How the log lines of all processes look.
+    /// Format of the log lines of all processes.
     pub log_format: LogFormat,
-    /// Of the output folder, where the coordinator runs on this machine.
+    /// Lock of the output folder, if the coordinator runs on this machine.
     pub owner: Option<&'a Ownership>,
-    /// Of the run's numbers.
+    /// Plot of the run's metrics.
     pub plot: &'a LivePlot,
     /// How long the coordinator may wait after the run for a last scrape of its metrics.
     pub last_scrape: Duration,
 }
 
-/// Everything that was started.
+/// The started processes.
 #[derive(Debug)]
 pub struct Fleet {
-    /// First.
+    /// The coordinator, started first.
     pub coordinator: Child,
-    /// In the order of their ranks.
+    /// Trainers, in the order of their ranks.
     pub trainers: Vec<Child>,
 }
 
 impl Fleet {
-    /// The coordinator alone: trainers must be told where it listens.
+    /// Starts only the coordinator: the trainers need its address.
     pub async fn start(job: &Job<'_>, console: &Console) -> Result<Self, Fault> {
         Ok(Self { coordinator: start_coordinator(job, console).await?, trainers: Vec::new() })
     }
 
-    /// Trainers first, the coordinator last.
+    /// All processes: trainers first, the coordinator last.
     pub fn all(&mut self) -> impl Iterator<Item = &mut Child> {
         self.trainers.iter_mut().chain([&mut self.coordinator])
     }
 
-    /// Gives everyone time to leave, and the coordinator time for a last scrape; then makes them.
+    /// Gives all processes time to end, and the coordinator time for a last scrape. Then sends SIGTERM, then SIGKILL.
     pub async fn stop(&mut self, last_scrape: Duration) {
         let leaving = async {
             tokio::time::timeout(LEAVE, all_ended(&mut self.trainers)).await?;
@@ -92,7 +92,7 @@ impl Fleet {
         }
     }
 
-    /// Ends everyone at once.
+    /// Kills all processes at once and waits for their ends.
     pub async fn kill(&mut self) {
         self.signal(libc::SIGKILL);
         self.ended().await;
@@ -102,7 +102,7 @@ impl Fleet {
         self.all().for_each(|child| child.signal(signal));
     }
 
-    /// Returns when nobody is left.
+    /// Returns when all processes have ended.
     pub async fn ended(&mut self) {
         all_ended(self.all()).await;
     }
@@ -124,19 +124,19 @@ async fn start_coordinator(job: &Job<'_>, console: &Console) -> Result<Child, Fa
     job.owner.into_iter().for_each(|owner| hand_over(&mut command, owner));
     let speaker = Speaker { node: "coordinator".into(), rank: None };
     let node = job.hosts.and_then(Hosts::coordinator_node);
-    let keys = Keys { of: "coordinator", proof: job.security.coordinator()? };
-    let who = (Process::Coordinator, "coordinator");
-    start(job, node, who, keys, command, &[], output(job, "coordinator", speaker, console)).await
+    let (process, name, proof) = (Process::Coordinator, "coordinator", job.security.coordinator()?);
+    let identity = Identity { process, label: name, name, proof };
+    start(job, node, identity, command, &[], output(job, "coordinator", speaker, console)).await
 }
 
-/// Starts a trainer that finds the coordinator at an address.
+/// Starts a trainer with the coordinator's `address`.
 pub async fn start_trainer(
     job: &Job<'_>,
     trainer: &Trainer,
     address: &str,
     console: &Console,
 ) -> Result<Child, Fault> {
-    // Without hosts all nodes are this machine.
+    // Without hosts all nodes are on this machine.
     let beside = |other: &&Trainer| job.hosts.is_none() || other.node == trainer.node;
     let beside = job.trainers.iter().filter(beside).count();
     let url = job.security.url(address);
@@ -149,20 +149,24 @@ pub async fn start_trainer(
         .hosts
         .map_or_else(|| format!("node{}", trainer.node), |hosts| hosts.agent(trainer.node).host.name.clone());
     let speaker = Speaker { node: host, rank: Some(trainer.launch_index) };
-    let keys = Keys { of: &trainer.name, proof: job.security.trainer(&trainer.name)? };
+    let (label, name) = (trainer.label(), &trainer.name);
+    let process = Process::Trainer(name.clone());
+    let identity = Identity { process, label: &label, name, proof: job.security.trainer(name)? };
     let output = output(job, &trainer.name, speaker, console);
-    let label = trainer.label();
-    let who = (Process::Trainer(trainer.name.clone()), label.as_str());
-    start(job, node, who, keys, command, &trainer.cores, output).await
+    start(job, node, identity, command, &trainer.cores, output).await
 }
 
-/// What a process shows to the others, and the process's name.
-struct Keys<'a> {
-    of: &'a str,
+/// Names and credentials of a process.
+struct Identity<'a> {
+    process: Process,
+    /// Its name in messages.
+    label: &'a str,
+    /// Its name in files and certificates.
+    name: &'a str,
     proof: Proof,
 }
 
-/// Where the lines of a process go; `name` is that of its log.
+/// Destination of a process's lines; `name` is the name of its log.
 fn output(job: &Job<'_>, name: &str, speaker: Speaker, console: &Console) -> ChildOutput {
     ChildOutput { file: Some(log_file(job.output_dir, name)), console: console.clone(), speaker }
 }
@@ -171,33 +175,32 @@ fn output(job: &Job<'_>, name: &str, speaker: Speaker, console: &Console) -> Chi
 async fn start(
     job: &Job<'_>,
     node: Option<usize>,
-    (process, label): (Process, &str),
-    keys: Keys<'_>,
+    identity: Identity<'_>,
     mut command: Command,
     cores: &[usize],
     output: ChildOutput,
 ) -> Result<Child, Fault> {
     command.args(["--log-format", job.log_format.name()]);
     command.envs(job.environment.iter().map(|(name, value)| (name, value)));
-    // After the environment, which may hold the launcher's own parent.
+    // After the environment, whose TRACEPARENT is the launcher's own parent span.
     command.envs(trace_parent());
     match job.hosts.zip(node) {
         Some((hosts, node)) => {
             let agent = hosts.agent(node);
-            let folder = agent.keep(keys.of, keys.proof.clone()).await?;
-            let (variable, value) = keys.proof.variable(Path::new(&folder));
+            let folder = agent.keep(identity.name, identity.proof.clone()).await?;
+            let (variable, value) = identity.proof.variable(Path::new(&folder));
             command.env(variable, value);
-            Child::start_there(process, label, agent, &command, cores, output)
+            Child::start_there(identity.process, identity.label, agent, &command, cores, output)
         }
         None => {
-            job.security.equip(&mut command, keys.of, &keys.proof)?;
+            job.security.equip(&mut command, identity.name, &identity.proof)?;
             keep_to(&mut command, cores);
-            Child::start(process, label, command, output)
+            Child::start(identity.process, identity.label, command, output)
         }
     }
 }
 
-/// By which a process that is started finds the launcher's span.
+/// Trace context variables that make the launcher's span the parent of a process's spans.
 fn trace_parent() -> impl Iterator<Item = (String, String)> {
     let own = dyad_telemetry::context_of(&tracing::Span::current());
     let headers = own.map(|own| dyad_telemetry::headers(&own)).unwrap_or_default();

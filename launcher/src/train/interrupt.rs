@@ -1,11 +1,11 @@
-//! Ctrl-C, a polite kill, and a terminal that closes.
+//! Signals that end a run: SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal closes).
 
 use std::time::{Duration, Instant};
 
 use dyad_proto::{Fault, signals};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// How one of them is called.
+/// Name of one of these signals.
 #[must_use]
 pub fn name(signal: i32) -> &'static str {
     match signal {
@@ -15,23 +15,23 @@ pub fn name(signal: i32) -> &'static str {
     }
 }
 
-/// Takes the place of the default action for as long as the process lives, so somebody must go on waiting.
+/// Receives the signals. They lose their default action until the process ends, so the caller must keep waiting for them.
 #[derive(Debug)]
 pub struct Interrupt {
     ctrl_c: Signal,
     terminate: Signal,
-    /// None under nohup, which wants the terminal's end ignored.
+    /// `None` under nohup, where SIGHUP stays ignored.
     hangup: Option<Signal>,
-    /// When the last of them came.
+    /// When the last signal came.
     last: Option<Instant>,
 }
 
-/// A scheduler that ends a job signals every process of it, and the job's script signals the launcher again; a terminal that closes
-/// signals once more than its shell: what comes so soon after another signal is the same wish. Ctrl-C is a person's, and always counts.
+/// SIGTERM or SIGHUP within this time after another signal counts as a duplicate: schedulers signal all processes of a job, and then the
+/// job's script signals the launcher again; a closing terminal signals twice as well. SIGINT (Ctrl-C) always counts.
 const ECHO: Duration = Duration::from_secs(5);
 
 impl Interrupt {
-    /// Starts to listen.
+    /// Installs the signal handlers.
     pub fn new() -> Result<Self, Fault> {
         let hangup = SignalKind::hangup();
         let wanted = !signals::is_ignored(hangup.as_raw_value());
@@ -45,13 +45,13 @@ impl Interrupt {
         })
     }
 
-    /// Whether one has come.
+    /// Whether a signal has come.
     #[must_use]
     pub fn came(&self) -> bool {
         self.last.is_some()
     }
 
-    /// Resolves at the next of them; says which.
+    /// Waits for the next signal; returns its number.
     pub async fn wait(&mut self) -> i32 {
         loop {
             let hangup = async {

@@ -1,4 +1,4 @@
-//! A run from its options to its end.
+//! A training run: options, checks, start, supervision, restarts.
 
 pub mod dry_run;
 pub mod events;

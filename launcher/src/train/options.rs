@@ -1,4 +1,4 @@
-//! Options of a run, and the configuration that they come to.
+//! Options of a training run, and loading of its configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -17,13 +17,13 @@ use crate::placement::gpus::Gpus;
 /// Options of a run.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Nodes to run; each node runs one trainer per GPU, or one CPU trainer. Without hosts all are on this machine (default 1) and
-    /// share its GPUs, of which there must be one for each; with hosts, the first N of them (default all). MIN:MAX starts on MAX hosts, or as many as there are, at least MIN; a run does
-    /// not change its size yet.
+    /// Number of nodes; each node runs one trainer per GPU, or one CPU trainer. Without hosts, all nodes are on this machine (default 1)
+    /// and share its GPUs, at least one each. With hosts, the first N of them (default all). MIN:MAX uses up to MAX hosts, at
+    /// least MIN; the number stays the same during the run.
     #[arg(long, value_name = "N|MIN:MAX")]
     pub nodes: Option<Nodes>,
-    /// GPUs that each node uses: a number, or auto for all that CUDA_VISIBLE_DEVICES leaves, or the CPU where the machine has none.
-    /// 0 trains on the CPU.
+    /// GPUs of each node: a number, or auto for all visible GPUs (CUDA_VISIBLE_DEVICES), or the CPU if there is none. 0 trains on
+    /// the CPU.
     #[arg(long, default_value = "auto", value_name = "G|auto")]
     pub gpus_per_node: Gpus,
     /// Run configuration (TOML); see docs/config.md for every key.
@@ -38,40 +38,41 @@ pub struct Options {
     /// Check everything and print what would be started; start nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Show so many sample answers before and after training (needs `validation_file`).
+    /// Number of sample answers to show, before and after training (needs `validation_file`).
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub samples: usize,
     /// Longest sample answer, in tokens.
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub max_new_tokens: usize,
-    /// Address that the coordinator listens on; port 0 takes a free one. By default 127.0.0.1:0, and with hosts an address that all
+    /// Address that the coordinator listens on; port 0 takes a free port. Default: 127.0.0.1:0, or with hosts an address that all
     /// of them reach.
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
     /// How long a trainer tries to reach the coordinator.
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub connect_timeout: u64,
-    /// How long a run that was told to end (Ctrl-C, SIGTERM) may take to finish its step and save, before it is stopped.
+    /// How long a run may take to finish its step and save after Ctrl-C or SIGTERM. Then it is killed.
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub grace_period: u64,
-    /// How often a run that lost a process or host goes on from its last checkpoint, or begins anew where there is none. The count
-    /// starts afresh with every later checkpoint. Bad input, a full disk, a signal, and the same failure at the same step three times
-    /// end the run. 0 never starts it again.
+    /// Largest number of restarts after a process or host is lost. A restart goes on from the newest checkpoint, or starts again if
+    /// there is none. The count returns to zero after each new checkpoint. Bad input, a full disk, a signal, or the same failure at
+    /// the same step for the third time end the run at once. 0 never restarts.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub max_restarts: u32,
-    /// Start although the run does not fit the memory by estimate.
+    /// Start even if the memory estimate says that the run does not fit.
     #[arg(long)]
     pub no_memory_check: bool,
-    /// Record a few steps of every trainer: a Chrome trace and a table each, in `output_dir/profile`.
+    /// Record a few steps of every trainer: one Chrome trace and one table per trainer, in `output_dir/profile`.
     #[arg(long)]
     pub profile: bool,
-    /// Keep each trainer to the cores of its memory node, or of its GPU's; matters on machines with several nodes only.
+    /// Pin each trainer to the cores of its GPU's NUMA node, or without GPU of an equal share of the nodes. No effect on machines
+    /// with one NUMA node.
     #[arg(long, value_enum, default_value_t = NumaBinding::Node, value_name = "node|none")]
     pub numa_binding: NumaBinding,
     /// Show every log line of every process.
     #[arg(long)]
     pub verbose: bool,
-    /// How log lines of all processes look, here and in `output_dir/logs`.
+    /// Format of the log lines of all processes, on the terminal and in `output_dir/logs`.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
     /// Stalls, metrics and traces.
@@ -79,16 +80,16 @@ pub struct Options {
     pub observation: ObservationFlags,
 }
 
-/// Whether trainers keep to the cores near their memory; torchrun's flag.
+/// Value of `--numa-binding`, a flag that torchrun has too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum NumaBinding {
-    /// To those of a node, or of as many as there are for each trainer.
+    /// Pin to NUMA nodes.
     Node,
-    /// To none.
+    /// Do not pin.
     None,
 }
 
-/// The run's configuration with absolute paths. With `elsewhere` the paths are those of other hosts, and nothing is looked at.
+/// Loads the run's configuration and makes its paths absolute. With `elsewhere` the paths are on other hosts and are not checked.
 pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {
     let config = RunConfig::load(&options.config, &options.overrides)?;
     if options.samples > 0 && config.validation_file.is_none() {
@@ -97,13 +98,13 @@ pub fn load(options: &Options, elsewhere: bool) -> Result<RunConfig, Fault> {
     }
     if !elsewhere {
         refuse_entangled(&config, &options.config)?;
-        // By the names that the user gave.
+        // Before the paths become absolute, so that errors show the user's names.
         readable_files(&config)?;
     }
     absolute(config, elsewhere)
 }
 
-/// The same, of a configuration that was read, without looking at what it names.
+/// Makes the paths of a configuration absolute, without checking them.
 pub fn absolute(mut config: RunConfig, elsewhere: bool) -> Result<RunConfig, Fault> {
     let here =
         std::env::current_dir().map_err(|error| Fault::failed(format!("no working directory: {error}")))?;
@@ -115,7 +116,7 @@ pub fn absolute(mut config: RunConfig, elsewhere: bool) -> Result<RunConfig, Fau
     config.training_file = absolute(&config.training_file);
     config.validation_file = config.validation_file.map(|path| absolute(&path));
     for model in [Some(&mut config.model), config.from_checkpoint.as_mut()].into_iter().flatten() {
-        // Anything else may be the name of a model on the hub.
+        // Other names may be models on the hub.
         if Path::new(model.as_str()).exists() || (elsewhere && model.starts_with(['.', '/'])) {
             *model = absolute(model);
         }
@@ -124,12 +125,12 @@ pub fn absolute(mut config: RunConfig, elsewhere: bool) -> Result<RunConfig, Fau
     Ok(config)
 }
 
-/// Without `.` and slashes that change nothing, so that a path is always shown and compared in one form.
+/// An absolute path without `.` and superfluous slashes, so that equal paths look equal.
 fn absolute_path(here: &Path, path: &str) -> String {
     here.join(path).components().collect::<PathBuf>().to_string_lossy().into_owned()
 }
 
-/// The finished model of a run that goes on and has nothing left to do. Nothing is written.
+/// The finished model if the run is resumed and already complete, else `None`. Writes nothing.
 pub fn complete(mode: OutputMode, config: &RunConfig) -> Result<Option<PathBuf>, Fault> {
     if matches!(mode, OutputMode::Fresh | OutputMode::Overwrite) {
         return Ok(None);
@@ -153,7 +154,7 @@ mod tests {
             (".", "/home/ada"),
             ("./runs//1/", "/home/ada/runs/1"),
             ("/data/./x/", "/data/x"),
-            // What `..` means depends on links: it is left to the file system.
+            // `..` stays: its meaning depends on symbolic links.
             ("../x", "/home/ada/../x"),
         ] {
             assert_eq!(absolute_path(here, path), expected, "{path}");

@@ -1,24 +1,24 @@
-//! Whether a run that failed is started again, as torchrun does it. Pure but for a look into the run's folder.
+//! Decides whether a failed run is restarted, like torchrun's `--max-restarts`. Pure.
 //!
-//! - LNC-R1: what would fail again is not tried again: bad input, a full disk, a loss that is no number, the same failure at the same step
-//!   three times.
-//! - LNC-R2: who was told to stop is not started again.
-//! - LNC-R3: the count starts afresh once the run has come to a later checkpoint than at the last failure.
+//! - LNC-R1: no restart after failures that would repeat: bad input, a full disk, a NaN loss, the same failure at the same step three
+//!   times.
+//! - LNC-R2: no restart of a run that was told to stop.
+//! - LNC-R3: the count returns to zero if the run has a newer checkpoint than at the last failure.
 
 use dyad_proto::{ErrorCode, Fault, counted};
 
 use crate::show::reached::Reached;
 
-/// As often the same failure at the same step ends the run.
+/// The run ends when the same failure comes at the same step for this many times.
 const SAME: u32 = 3;
 
-/// What the attempts so far have come to.
+/// Restarts and progress of a run so far.
 #[derive(Debug)]
 pub struct Restarts {
     most: u32,
-    /// Since the last progress.
+    /// Restarts since the last new checkpoint.
     count: u32,
-    /// In all.
+    /// All restarts.
     total: u32,
     reached: Reached,
     last: Option<LastFailure>,
@@ -29,43 +29,43 @@ pub struct Restarts {
 struct LastFailure {
     said: String,
     step: u64,
-    /// How often it has come at that step.
+    /// How often in a row it has come at that step.
     count: u32,
 }
 
 impl Restarts {
-    /// At most so many without progress.
+    /// Permits `most` restarts without a new checkpoint.
     #[must_use]
     pub fn new(most: u32) -> Self {
         Self { most, count: 0, total: 0, reached: Reached::default(), last: None }
     }
 
-    /// How often the run was started again.
+    /// Number of restarts so far.
     #[must_use]
     pub fn total(&self) -> u32 {
         self.total
     }
 
-    /// The run has rows, from whichever attempt.
+    /// Whether any attempt has written rows.
     #[must_use]
     pub fn has_rows(&self) -> bool {
         self.reached.rows
     }
 
-    /// For the summary: how often the run was started again, and why the last time.
+    /// Text for the summary: number of restarts and reason of the last one; `None` without restarts.
     #[must_use]
     pub fn summary(&self) -> Option<String> {
         let last = self.last.as_ref().filter(|_| self.total > 0)?;
         Some(format!("{}, the last one after: {}", self.total, last.said))
     }
 
-    /// What a run ends with that was told to stop.
+    /// The final error of a run that is not restarted.
     #[must_use]
     pub fn stopped(&self, fault: Fault) -> Fault {
         self.ends(fault, "")
     }
 
-    /// After a failure: the line that announces another attempt, or the failure that the run ends with.
+    /// Records a failure. Returns the line that announces a restart, or the run's final error.
     pub fn after(&mut self, fault: Fault, reached: &Reached) -> Result<String, Fault> {
         let progress = reached.saved > self.reached.saved;
         self.reached.saved = self.reached.saved.max(reached.saved);
@@ -109,8 +109,8 @@ impl Restarts {
     }
 }
 
-/// Two reports of one failure differ in numbers alone: process ids, ports, seconds and losses change from one attempt to the next. The rank
-/// says which trainer it was.
+/// Whether two messages report the same failure. Numbers are ignored, because process ids, ports, seconds and losses change between
+/// attempts; except ranks, which identify the trainer.
 fn is_same(one: &str, other: &str) -> bool {
     let words = |said: &str| -> Vec<String> {
         let mut words: Vec<String> = Vec::new();
@@ -118,7 +118,7 @@ fn is_same(one: &str, other: &str) -> bool {
             let number = word.contains(|letter: char| letter.is_ascii_digit());
             let of_a_rank = words.last().is_some_and(|last| last == "rank");
             let word = if number && !of_a_rank { "#" } else { word };
-            // An address or a fraction is one number.
+            // Adjacent numbers count as one: an address or a fraction.
             if word != "#" || words.last().is_none_or(|last| last != "#") {
                 words.push(word.to_owned());
             }
@@ -128,8 +128,8 @@ fn is_same(one: &str, other: &str) -> bool {
     words(one) == words(other)
 }
 
-/// A process or host that is gone may be there again. What failed with words of its own before the first row of this attempt would
-/// most likely do so again: a missing library, a model that does not fit. Later, a device or a link may have failed.
+/// Whether a restart may succeed. A lost process or host may come back. A reported failure before the attempt's first row would probably
+/// repeat (a missing library, a model that does not fit); later, a device or link may have failed.
 fn is_worth_another(fault: &Fault, reached: &Reached) -> bool {
     fault.code == ErrorCode::Failed && !fault.lasting && (fault.lost || reached.rows)
 }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_processes_are_worth_another_attempt_and_what_fails_for_good_is_not() {
+    fn lost_processes_are_restarted_and_lasting_failures_are_not() {
         let again = |fault: Fault, reached| Restarts::new(3).after(fault, &reached);
         let line = again(died(1), at(0, None)).unwrap();
         assert_eq!(
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_count_starts_afresh_on_progress_and_the_end_says_how_often() {
+    fn the_count_returns_to_zero_on_progress_and_the_error_has_the_total() {
         let mut restarts = Restarts::new(2);
         for (rank, saved) in [(0, 2), (1, 2), (2, 4), (3, 4)] {
             assert!(restarts.after(died(rank), &at(9, Some(saved))).is_ok(), "{rank}");
@@ -204,7 +204,7 @@ mod tests {
 
     /// Process ids, ports and seconds change at each restart.
     #[test]
-    fn a_failure_is_the_same_whatever_its_numbers_are() {
+    fn failures_are_compared_without_their_numbers() {
         let stall = |pid: u32, seconds: u32| {
             Fault::lost(format!(
                 "trainer rank 1 (node0-cpu), pid {pid} on h, stands still although its heart beats: no progress for {seconds} s during \
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn events_tell_how_far_a_run_has_come() {
+    fn progress_is_read_from_events() {
         use dyad_proto::wire::{CheckpointReport, DataReport, EvaluationMetrics, StepMetrics};
         let mut reached = Reached::default();
         reached.note(&Body::Data(DataReport { start_step: 4, ..DataReport::default() }));

@@ -1,8 +1,8 @@
-//! Runs a plan: starts coordinator and trainers, follows them, and stops everything when one fails.
+//! Supervises one attempt at a run: starts coordinator and trainers, follows them, and stops all when one fails.
 //!
-//! - LNC-L1: the first genuine failure is the one that is reported; what fails because of it is not.
+//! - LNC-L1: the first genuine failure is reported, not the failures that it causes.
 //! - LNC-L2: when [`run`] returns, no child is left.
-//! - LNC-L3: one Ctrl-C ends the run within the grace period and [`LEAVE`], whatever the processes do.
+//! - LNC-L3: one Ctrl-C ends the run within the grace period and [`LEAVE`], even if the processes ignore it.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -25,14 +25,14 @@ pub use crate::train::fleet::Job;
 use crate::train::fleet::{Fleet, LEAVE, start_trainer};
 use crate::train::interrupt::{self, Interrupt};
 
-/// How long the coordinator may take to name the cause after a process has failed: it holds echoes back for three seconds.
+/// How long the coordinator may take to name the cause after a trainer has failed; it holds echoes back for three seconds.
 const VERDICT: Duration = Duration::from_secs(6);
 
-/// How long processes may take to leave once the run is complete. What there is to write is written by then.
+/// How long processes may take to end once the run is complete. All files are written by then.
 const WAY_OUT: Duration = Duration::from_secs(10);
 
-/// Starts the job and returns when it is over and nothing of it is left. Once interrupted the run has the grace period to end.
-/// What the run came to is noted in `reached`.
+/// Starts the job and returns when it is over and all its processes have ended. After a signal the run has the grace period to end.
+/// Stores the progress in `reached`.
 pub async fn run(
     job: &Job<'_>,
     console: &Console,
@@ -65,7 +65,7 @@ pub async fn run(
         }
     };
     if let Err(fault) = &result {
-        // At once, not by way of a checkpoint. The coordinator tells the trainers; one that has ended takes no notice.
+        // SIGQUIT ends the run without a checkpoint. The coordinator passes it on to the trainers.
         coordinator.send(libc::SIGQUIT);
         show_last_lines(fault, &fleet, console);
     }
@@ -76,12 +76,12 @@ pub async fn run(
     result.map_err(|fault| advised(fault, job))
 }
 
-/// By what lies in the folder. On another host that is not seen from here.
+/// Advice by the files in the output folder. A folder on another host cannot be read from here.
 fn how_to_go_on(job: &Job<'_>) -> String {
     run_folder::how_to_go_on_in(job.output_dir)
 }
 
-/// The coordinator says itself what is left of a run, unless it died of it.
+/// Adds advice on how to go on, if training had begun and the hint has none. The coordinator adds its own, unless it died.
 fn advised(fault: Fault, job: &Job<'_>) -> Fault {
     let known = ["--resume", "--overwrite"].iter().any(|flag| fault.hint.contains(flag));
     let trained = std::fs::metadata(job.output_dir.join(METRICS)).is_ok_and(|rows| rows.len() > 0);
@@ -98,13 +98,13 @@ async fn at_once(fleet: &mut Fleet, console: &Console) {
     fleet.kill().await;
 }
 
-/// Why nobody follows the run any more.
+/// How following the run ended.
 enum Over {
-    /// It has ended by itself, or as it was asked to.
+    /// The run ended, by itself or after a signal.
     Ended(Result<(), Fault>),
-    /// It was asked to end by this signal, and has not.
+    /// The grace period after this signal has passed.
     Overdue(i32),
-    /// It is to be ended at once.
+    /// A second signal came: end the run at once.
     Hurried,
 }
 
@@ -132,7 +132,7 @@ async fn until_over(
     }
 }
 
-/// What the process that failed first had to say before.
+/// Shows the last log lines of the process that failed first.
 fn show_last_lines(fault: &Fault, fleet: &Fleet, console: &Console) {
     if fault.code != ErrorCode::Failed {
         return;
@@ -178,10 +178,10 @@ async fn follow(
     let failure = tokio::select! {
         outcome = show(&mut events, &mut progress) => outcome,
         failed = first_failure(&mut fleet.trainers) => {
-            // The coordinator may know better: this one may have fallen over somebody else's failure.
+            // Ask the coordinator for the cause: this failure may be an echo of another one.
             tokio::time::timeout(VERDICT, show(&mut events, &mut progress)).await.unwrap_or(Outcome::Silent).or(failed)
         }
-        // A connection to a host that is cut off says nothing for a long time.
+        // If the host is cut off, the event stream stays silent for a long time.
         fault = fleet.coordinator.lost() => Outcome::Failed(fault.from_origin(fleet.coordinator.label.clone()).of_process(&Process::Coordinator)),
     };
     *reached = progress.0.reached;
@@ -198,7 +198,7 @@ async fn follow(
         }
         Outcome::Failed(fault) => Err(with_signal(fault, fleet).await),
         Outcome::Standing => Err(stopped(&fleet.coordinator, job, patience)),
-        // The stream broke before the run ended: the coordinator is gone, or as good as that.
+        // The stream broke before the run ended, so the coordinator is dead or unreachable.
         Outcome::Silent => {
             let early = Fault::lost("the coordinator fell silent before the run was complete");
             Err(own_words(&mut fleet.coordinator, early).await)
@@ -206,22 +206,23 @@ async fn follow(
     }
 }
 
-/// How a run ended, as far as the stream of events tells.
+/// How the event stream ended.
 enum Outcome {
     Complete,
     Failed(Fault),
+    /// The stream broke.
     Silent,
-    /// The stream is there, and nothing comes.
+    /// The stream is open, but nothing came for too long.
     Standing,
 }
 
-/// Who has to be heard of, and for how long they may not be.
+/// Time limits of coordinator and joining trainers.
 struct Awaited {
-    /// Of the coordinator, in ticks.
+    /// Longest silence of the coordinator, in ticks.
     patience: u32,
-    /// Trainers that have not joined, by name, with what is said of one that never does.
+    /// Trainers that have not joined, by name, with the error if they never do.
     joining: HashMap<String, Fault>,
-    /// How long that may take.
+    /// Time limit for joining, in ticks.
     most: u32,
     waited: Silence,
 }
@@ -247,7 +248,7 @@ impl Awaited {
         self.joining.remove(name);
     }
 
-    /// A tick has passed: the first of those that have not joined, once it is too late for that.
+    /// Counts a tick. After the time limit returns the error of a trainer that has not joined, first by name.
     fn overdue(&mut self) -> Option<Fault> {
         let late = !self.joining.is_empty() && self.waited.lasts(self.most);
         let first = self.joining.keys().min().filter(|_| late)?.clone();
@@ -255,8 +256,8 @@ impl Awaited {
     }
 }
 
-/// Seconds in which a trainer joins: it is loaded, tries to connect, and is answered. Programs take a while from a cold disk, whatever
-/// `--stall-timeout` says.
+/// Seconds that a trainer has to load, connect and get an answer. At least 20, because loading from a cold disk is slow, even with a
+/// small `--stall-timeout`.
 fn joining_limit(connect_timeout: u64, stall_timeout: Option<u64>) -> u32 {
     const LOADED: u32 = 20;
     let connected = u32::try_from(connect_timeout).unwrap_or(u32::MAX);
@@ -265,7 +266,7 @@ fn joining_limit(connect_timeout: u64, stall_timeout: Option<u64>) -> u32 {
 }
 
 impl Outcome {
-    /// What the coordinator says counts more than what a trainer said.
+    /// The coordinator's outcome; if it gave none, a trainer's genuine failure.
     fn or(self, trainer: Fault) -> Self {
         match self {
             Self::Silent if trainer.code != ErrorCode::Echo => Self::Failed(trainer),
@@ -274,7 +275,8 @@ impl Outcome {
     }
 }
 
-/// Shows what happens. Time is counted in own ticks, so that a launcher that was stopped itself finds nobody silent.
+/// Shows events until the run ends. Silence is counted in ticks of this process, so that stopping the launcher (Ctrl-Z) does not make
+/// the others look silent.
 async fn show(events: &mut Events, (progress, awaited): &mut (Progress, Awaited)) -> Outcome {
     let mut ticks = tokio::time::interval(silence::TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -310,7 +312,8 @@ async fn show(events: &mut Events, (progress, awaited): &mut (Progress, Awaited)
     }
 }
 
-/// A process that is stopped, or whose disk hangs, hears no polite signal; its trainers leave when its connections close.
+/// Kills a silent coordinator and returns the error. SIGKILL, because a stopped process handles no other signal; the trainers end when
+/// its connections close.
 fn stopped(coordinator: &Child, job: &Job<'_>, seconds: u32) -> Fault {
     coordinator.signal(libc::SIGKILL);
     let node = job.hosts.and_then(|hosts| Some(&hosts.agent(hosts.coordinator_node()?).host.name));
@@ -326,7 +329,7 @@ fn stopped(coordinator: &Child, job: &Job<'_>, seconds: u32) -> Fault {
     ))
 }
 
-/// Resolves when a trainer ends badly; never when all end well.
+/// Resolves when a trainer fails; never resolves if all succeed.
 async fn first_failure(trainers: &mut [Child]) -> Fault {
     let mut outcomes = outcomes(trainers);
     while let Some(outcome) = outcomes.next().await {
@@ -337,8 +340,8 @@ async fn first_failure(trainers: &mut [Child]) -> Fault {
     std::future::pending().await
 }
 
-/// After a complete run every process leaves in good order. The model is there: one that dies on its way out, or does not find it,
-/// changes nothing of that. The coordinator may wait for a last scrape first.
+/// Waits for all processes to end after a complete run; kills those that do not. The model is complete, so failures are only warnings.
+/// The coordinator may first wait for a last scrape.
 async fn everyone_left(fleet: &mut Fleet, last_scrape: Duration) {
     let way_out = WAY_OUT + last_scrape;
     if tokio::time::timeout(way_out, fleet.ended()).await.is_err() {
@@ -362,7 +365,7 @@ async fn everyone_left(fleet: &mut Fleet, last_scrape: Duration) {
     }
 }
 
-/// The coordinator's own account of its end, or what it looks like from here.
+/// The fault that the coordinator's end reports, or `from_here` if it has none.
 async fn own_words(coordinator: &mut Child, from_here: Fault) -> Fault {
     let status = tokio::time::timeout(LEAVE, coordinator.ended()).await.ok().flatten();
     let fault = coordinator.fault(status).unwrap_or_else(|| match from_here.hint.is_empty() {
@@ -372,7 +375,7 @@ async fn own_words(coordinator: &mut Child, from_here: Fault) -> Fault {
     fault.of_process(&Process::Coordinator)
 }
 
-/// The coordinator sees a connection close; the launcher knows which signal closed it.
+/// Adds the signal that killed the process. The coordinator only sees that the connection closed.
 async fn with_signal(fault: Fault, fleet: &mut Fleet) -> Fault {
     for child in &mut fleet.trainers {
         if !fault.connection_closed || Some(&child.process) != fault.process.as_ref() {
@@ -387,14 +390,15 @@ async fn with_signal(fault: Fault, fleet: &mut Fleet) -> Fault {
     fault
 }
 
-/// What a coordinator says first.
+/// The coordinator's announcement on standard output.
 enum Announced {
+    /// Address that it listens on.
     Listening(String),
-    /// The run that is resumed has nothing left to do, and its model lies here.
+    /// Model folder of a resumed run that is already complete.
     Complete(String),
 }
 
-/// Until then it beats on its standard output: reading the data may take long, but not in silence.
+/// Waits for the announcement. While the coordinator reads the data, which may take long, it prints heartbeats; silence is an error.
 async fn announced(job: &Job<'_>, coordinator: &mut Child, patience: u32) -> Result<Announced, Fault> {
     let mut ticks = tokio::time::interval(silence::TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -428,7 +432,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trainer_has_time_to_come_up_and_is_named_when_it_does_not() {
+    fn a_trainer_that_joins_too_late_is_named() {
         assert_eq!(joining_limit(30, None), 90);
         assert_eq!(joining_limit(30, Some(5)), 20);
         assert_eq!(joining_limit(30, Some(40)), 40);
@@ -439,6 +443,6 @@ mod tests {
         awaited.arrived("a");
         assert_eq!((awaited.overdue(), awaited.overdue()), (None, None));
         assert_eq!(awaited.overdue(), Some(Fault::lost("b")));
-        assert_eq!(awaited.overdue(), None, "nobody else is awaited");
+        assert_eq!(awaited.overdue(), None, "no other trainer is awaited");
     }
 }

@@ -1,6 +1,6 @@
-//! What the launcher renders: valid by the API's schemas, equal to `deploy/kubernetes`, and what the documentation promises.
+//! Checks that the rendered manifests are valid by the API's schemas, equal to `deploy/kubernetes`, and as documented.
 //!
-//! `UPDATE_GOLDEN=1 cargo test --release -p dyad-launcher --test kubernetes` writes `deploy/kubernetes/{base,overlays}` anew.
+//! `UPDATE_GOLDEN=1 cargo test --release -p dyad-launcher --test kubernetes` rewrites `deploy/kubernetes/{base,overlays}`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 mod overlays;
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use schema::Schemas;
 
-/// Where manifests are.
+/// Folder of the manifests.
 pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes")
 }
@@ -55,7 +55,7 @@ fn refusal(arguments: &str) -> String {
 
 const RUN: &str = "--nodes 4 --gpus-per-node 8 --image dyad:1 --data claim:data";
 
-/// Every option that changes an object.
+/// Command lines that together use every option that changes an object.
 const VARIANTS: [&str; 7] = [
     RUN,
     "--nodes 1 --gpus-per-node 0 --image dyad:1 --data configmap:pairs --output scratch:1Gi --tls off --ttl 0 --set model=org/model",
@@ -69,7 +69,7 @@ const VARIANTS: [&str; 7] = [
 ];
 
 #[test]
-fn everything_rendered_is_valid_by_the_schemas_of_the_api() {
+fn rendered_objects_are_valid_by_the_api_schemas() {
     let schemas = Schemas::load(&deploy());
     for arguments in VARIANTS {
         for object in render(arguments) {
@@ -80,7 +80,7 @@ fn everything_rendered_is_valid_by_the_schemas_of_the_api() {
 }
 
 #[test]
-fn the_schemas_refuse_what_the_api_would() {
+fn the_schemas_refuse_invalid_objects() {
     let schemas = Schemas::load(&deploy());
     let jobset = render(RUN).pop().unwrap().0;
     let broken = |pointer: &str, key: &str, value: Value| {
@@ -99,7 +99,7 @@ fn the_schemas_refuse_what_the_api_would() {
 }
 
 #[test]
-fn yaml_reads_back_as_what_was_rendered() {
+fn yaml_parses_to_the_rendered_objects() {
     for arguments in VARIANTS {
         let objects = render(arguments);
         let text = stream(&objects).unwrap();
@@ -111,7 +111,7 @@ fn yaml_reads_back_as_what_was_rendered() {
 }
 
 #[test]
-fn no_pod_gets_a_token_and_all_but_rdma_keep_to_restricted() {
+fn pods_get_no_api_token_and_only_rdma_adds_capabilities() {
     for arguments in VARIANTS {
         let text = stream(&render(arguments)).unwrap();
         assert_eq!(text.matches("add:\n").count(), usize::from(arguments.contains("--rdma")), "{arguments}");
@@ -137,7 +137,7 @@ fn rendering_again_changes_nothing_but_the_secrets() {
 }
 
 #[test]
-fn several_nodes_share_a_claim_and_one_node_need_not() {
+fn only_several_nodes_need_a_shared_claim() {
     let claim = |arguments: &str| {
         let objects = render(arguments);
         let claim = objects.iter().find(|object| object.kind() == "PersistentVolumeClaim").unwrap();
@@ -194,9 +194,9 @@ fn bad_options_are_refused_with_a_hint() {
     }
 }
 
-/// Such folders are committed to repositories, and lie on shared disks.
+/// Rendered folders are committed to repositories and lie on shared disks.
 #[test]
-fn private_keys_are_not_written_to_a_folder_unless_asked_for_and_then_for_this_user_alone() {
+fn secrets_are_written_only_on_request_and_readable_only_by_the_user() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let write = |more: &str| {
@@ -225,7 +225,7 @@ fn private_keys_are_not_written_to_a_folder_unless_asked_for_and_then_for_this_u
     assert_eq!(names(&written), expected);
     assert!(written.iter().all(|(_, mode)| *mode == 0o600), "{written:?}");
     assert!(kustomization().contains("secret-trainer-tls.yaml"));
-    // Also where the file was there before, open to all.
+    // Also if the file existed and was readable by all.
     let open = std::fs::Permissions::from_mode(0o644);
     std::fs::set_permissions(dir.path().join(expected[0]), open).unwrap();
     assert!(write("--part secrets").iter().all(|(_, mode)| *mode == 0o600));

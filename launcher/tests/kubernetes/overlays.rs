@@ -1,4 +1,5 @@
-//! `deploy/kubernetes`: a Kustomize base that is one rendered run, and overlays that are JSON patches to other rendered runs.
+//! Checks `deploy/kubernetes`: the Kustomize base is a rendered run, and the overlays are JSON patches that turn it into other rendered
+//! runs.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use crate::schema::Schemas;
 use crate::{deploy, render};
 
-/// What each overlay is rendered from; the base is `single-node`.
+/// Arguments that each overlay is rendered from. `single-node` is also the base.
 const OVERLAYS: [(&str, &str); 5] = [
     ("single-node", "--nodes 1 --gpus-per-node 8 --data claim:dyad-data --tls existing"),
     ("multi-node", "--nodes 4 --gpus-per-node 8 --data claim:dyad-data --tls existing"),
@@ -35,7 +36,7 @@ fn rendered(name: &str, arguments: &str) -> Vec<Object> {
     render(&format!("--image dyad --name dyad {arguments} {config}"))
 }
 
-/// Path below `deploy/kubernetes` to text.
+/// Expected files: path below `deploy/kubernetes`, and text.
 fn expected() -> BTreeMap<String, String> {
     let base = rendered(OVERLAYS[0].0, OVERLAYS[0].1);
     let mut out = BTreeMap::new();
@@ -124,7 +125,7 @@ fn found() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn base_and_overlays_are_what_the_launcher_renders() {
+fn base_and_overlays_equal_rendered_objects() {
     let expected = expected();
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         for folder in ["base", "overlays"] {
@@ -148,7 +149,7 @@ fn base_and_overlays_are_what_the_launcher_renders() {
 }
 
 #[test]
-fn the_roles_are_valid_by_the_schemas_of_the_api() {
+fn roles_are_valid_by_the_api_schemas() {
     let schemas = Schemas::load(&deploy());
     for entry in std::fs::read_dir(deploy().join("rbac")).unwrap() {
         let path = entry.unwrap().path();

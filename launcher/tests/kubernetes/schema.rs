@@ -1,10 +1,10 @@
-//! A strict reader of the API's schemas: what they do not know is an error.
+//! Strict schema validation: fields that the schemas do not know are errors.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-/// The extract in `deploy/kubernetes/schemas`.
+/// The extract of the API's schemas in `deploy/kubernetes/schemas`.
 pub(crate) struct Schemas(Value);
 
 impl Schemas {
@@ -13,7 +13,7 @@ impl Schemas {
         Self(serde_json::from_str(&text).unwrap())
     }
 
-    /// Everything that is wrong with an object.
+    /// All schema errors of an object.
     pub(crate) fn errors(&self, object: &Value) -> Vec<String> {
         let of = |key: &str| object[key].as_str().unwrap_or_default();
         let kind = format!("{}/{}", of("apiVersion"), of("kind"));

@@ -1,6 +1,7 @@
 //! Spans that are created after they have ended, from recorded times.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -41,7 +42,7 @@ impl SpanRecord {
         name: impl Into<Cow<'static, str>>,
         context: SpanContext,
         parent: Option<SpanContext>,
-        (start, end): (SystemTime, SystemTime),
+        Range { start, end }: Range<SystemTime>,
     ) -> Self {
         let (attributes, links) = (Vec::new(), Vec::new());
         let kind = SpanKind::Internal;

@@ -94,7 +94,7 @@ fn record(
         None => spans.allows(&context, method),
     };
     let now = SystemTime::now();
-    let mut record = SpanRecord::new(method, context, parent, (now, now));
+    let mut record = SpanRecord::new(method, context, parent, now..now);
     record.kind = kind;
     record.attributes = vec![KeyValue::new("rpc.system.name", "grpc"), KeyValue::new("rpc.method", method)];
     wanted.then_some(record)
@@ -177,7 +177,7 @@ mod tests {
     fn errors_have_a_type_and_the_first_status_counts() {
         let context = crate::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").unwrap();
         let now = SystemTime::now();
-        let record = |kind| SpanRecord { kind, ..SpanRecord::new("a/b", context.clone(), None, (now, now)) };
+        let record = |kind| SpanRecord { kind, ..SpanRecord::new("a/b", context.clone(), None, now..now) };
         let concluded = |kind, code| {
             let mut record = record(kind);
             conclude(&mut record, code);

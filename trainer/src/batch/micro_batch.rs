@@ -1,4 +1,4 @@
-//! Tensors of one packed micro-batch: the tokens of many pairs in one row, no padding, and which positions are scored.
+//! Tensors of one packed micro-batch: the tokens of many pairs in one row without padding, and which positions are scored.
 
 use std::cell::OnceCell;
 
@@ -23,11 +23,11 @@ pub struct MicroBatch {
     pub tokens: Tensor,
     /// `[tokens]`.
     pub positions: Tensor,
-    /// Who sees whom.
+    /// Prompts and their branches: which tokens attend to which.
     pub segments: Vec<Segment>,
-    /// The same for variable-length kernels, on devices that have them.
+    /// The segments for variable-length kernels; `None` on devices without these kernels and for an empty batch.
     pub varlen: Option<Varlen>,
-    /// Cosines and sines of the positions, once a model has needed them.
+    /// Cosines and sines of the positions; the first model that needs them computes them.
     pub rotary: OnceCell<Rotary>,
     /// `[rows]`.
     pub rows: Tensor,
@@ -60,7 +60,7 @@ impl MicroBatch {
         self.tokens.size()[0]
     }
 
-    /// Nothing to compute: another rank has more micro-batches.
+    /// True if there is nothing to compute, because another rank has more micro-batches.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rows_per_pair.is_empty()
@@ -143,7 +143,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Everything that a device needs of a micro-batch, in one copy.
+/// Uploads all tensors of a micro-batch in one copy.
 fn upload(lists: [Vec<i64>; 6], runs: Option<Runs>, device: Device) -> ([Tensor; 6], Option<Varlen>) {
     let mut pack = Pack::default();
     lists.into_iter().for_each(|list| pack.add(list));

@@ -1,9 +1,12 @@
-//! Packed micro-batches: the tokens of many pairs in one row, no padding, and who sees whom.
+//! Packed micro-batches: the tokens of many pairs in one row without padding.
 //!
-//! A [`Segment`] is one prompt with its branches. With prefix sharing a pair is one segment with two branches
-//! (`[prompt | chosen | rejected]`, the prompt computed once, the rejected positions restarting at the prompt's end), and
-//! further pairs of the same prompt are further branches; without it, two segments with one branch each. Both give the same
-//! log-probabilities.
+//! - [`micro_batch`]: the tensors of one micro-batch.
+//! - [`prefix_sharing`]: which pairs share the tokens of their prompt.
+//! - [`token_counts`]: how many tokens the passes compute, and how many sharing saves.
+//!
+//! A segment is one prompt with its branches. With prefix sharing a pair is one segment with two branches (`[prompt | chosen |
+//! rejected]`): the prompt is computed once, and the rejected positions restart at the prompt's end. Further pairs of the same prompt are
+//! further branches. Without prefix sharing a pair is two segments with one branch each. Both layouts give the same log-probabilities.
 
 pub mod micro_batch;
 pub mod prefix_sharing;
@@ -15,13 +18,13 @@ pub use self::micro_batch::MicroBatch;
 pub use self::prefix_sharing::{PairLayout, packed_tokens};
 pub use self::token_counts::TokenCounts;
 
-/// Splits pairs, in order, into as few runs of at most `budget` packed tokens as there can be, and these into runs of about
-/// the same size; a pair above the budget stands alone.
+/// Splits pairs, in order, into the fewest runs of at most `budget` packed tokens, and evens out their sizes. A pair above the budget
+/// gets its own run.
 #[must_use]
 pub fn micro_batches(pairs: &[Tokenized], layout: PairLayout, budget: usize) -> Vec<Vec<&Tokenized>> {
     let fewest = filled_up(pairs, layout, budget);
     let total: usize = pairs.iter().map(|pair| packed_tokens(pair, layout)).sum();
-    // The smallest budget that still needs no more runs is the one that evens them out.
+    // The smallest budget that gives no more runs evens them out.
     let (mut low, mut high) = (total / fewest.len().max(1), budget);
     let mut best = None;
     while low < high {
@@ -36,7 +39,7 @@ pub fn micro_batches(pairs: &[Tokenized], layout: PairLayout, budget: usize) -> 
     best.unwrap_or(fewest)
 }
 
-/// Runs of at most `budget` packed tokens, each as full as the next pair allows.
+/// Fills runs of at most `budget` packed tokens greedily, in order.
 fn filled_up(pairs: &[Tokenized], layout: PairLayout, budget: usize) -> Vec<Vec<&Tokenized>> {
     let mut batches: Vec<Vec<&Tokenized>> = Vec::new();
     let mut filled = 0;

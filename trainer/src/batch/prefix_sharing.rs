@@ -1,4 +1,4 @@
-//! Whether the two sides of a pair share their prompt's tokens: the key `prefix_sharing`.
+//! The key `prefix_sharing`: whether outputs of the same prompt share its tokens.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ pub enum PairLayout {
 }
 
 impl PairLayout {
-    /// What a run asks for.
+    /// The layout that the run's configuration asks for.
     #[must_use]
     pub fn of(config: &RunConfig) -> Self {
         match (config.objective().scores_both_outputs(), config.prefix_sharing) {
@@ -34,7 +34,8 @@ pub(super) struct OutputTokens<'a> {
     pub(super) tokens: &'a [u32],
 }
 
-/// Which answers follow which prompt, computed once. Pairs of one prompt share it.
+/// The segments of a micro-batch: each prompt with the answers that follow it. With `SharedPairs`, all pairs of one prompt share a
+/// segment.
 pub(super) fn plan<'a>(
     pairs: &[&'a Tokenized],
     layout: PairLayout,

@@ -1,24 +1,24 @@
-//! How many tokens the passes compute, and how many sharing of prompts saves.
+//! Counts the tokens that the passes compute and those that prefix sharing saves.
 
 use dyad_data::tokenized::Tokenized;
 
 use super::prefix_sharing::{PairLayout, plan};
 
-/// Where the tokens of some passes come from.
+/// Tokens of one or more passes, by origin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct TokenCounts {
     /// Tokens that go through the model.
     pub computed: u64,
-    /// Of these, prompt tokens that were computed before for the same pair.
+    /// Prompt tokens among them that prefix sharing would have saved.
     pub repeated_prompt: u64,
-    /// Of these, padding. Packed rows have none.
+    /// Padding tokens among them. Packed rows have none.
     pub padding: u64,
-    /// What it would take if every output had a prompt of its own.
+    /// Tokens to compute if every output had its own prompt.
     pub unshared: u64,
 }
 
 impl TokenCounts {
-    /// Of one micro-batch.
+    /// Counts of one micro-batch.
     #[must_use]
     pub fn of(pairs: &[&Tokenized], layout: PairLayout) -> Self {
         let computed = |layout| -> u64 {
@@ -41,7 +41,7 @@ impl TokenCounts {
         }
     }
 
-    /// The mean over so many steps.
+    /// The mean over `steps` steps.
     #[must_use]
     pub fn per(self, steps: u64) -> Self {
         Self {

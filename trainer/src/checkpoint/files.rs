@@ -1,4 +1,4 @@
-//! Folders that appear whole or not at all.
+//! Writes folders atomically: a folder appears complete or not at all.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use dyad_proto::{Fault, removal, safe_file};
 use super::cannot_write;
 use crate::observe::progress;
 
-/// Sums of files that were taken while writing them.
+/// Checksums of files, computed while writing them.
 pub(super) type Sums = BTreeMap<PathBuf, Sum>;
 
 /// The folder that a run writes to.
@@ -22,14 +22,14 @@ pub(super) type Sums = BTreeMap<PathBuf, Sum>;
 pub struct Home(Folder);
 
 impl Home {
-    /// A folder that nobody has looked at.
+    /// The folder at `path`, not looked up: a later replacement goes unnoticed.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         Self(Folder::unseen(path))
     }
 
-    /// The folder as it is now, made where this host has none: the coordinator may be on another one. To be called as soon as the trainer has
-    /// joined: what takes its place from then on is another folder.
+    /// The folder at `path`, created if this host has none, because the coordinator may run on another host. To be called as soon as the
+    /// trainer has joined: a folder that replaces this one later is refused.
     pub fn settled(path: &Path) -> Result<Self, Fault> {
         let seen = fs::create_dir_all(path).and_then(|()| Folder::seen(path));
         seen.map(Self).map_err(|error| cannot_write(path, &error))
@@ -41,7 +41,7 @@ impl Home {
         self.0.path()
     }
 
-    /// Fills a temporary folder beside the one of this name, adds the sums of all its files, then puts it in that one's place.
+    /// Fills a temporary folder next to `name`, adds the checksums of all its files, then replaces `name` with it.
     pub(super) fn write(
         &self,
         name: &str,
@@ -49,7 +49,7 @@ impl Home {
     ) -> Result<PathBuf, Fault> {
         self.0.still_there()?;
         let target = self.path().join(name);
-        // That would be so again at every restart.
+        // An input error, because every restart would meet this folder again.
         if target.symlink_metadata().is_ok() && !(is_real_folder(&target) && is_own(&target)) {
             return Err(Fault::input(format!("{} is in the way: Dyad did not write it", target.display()))
                 .hint("move it away, then go on with --resume"));
@@ -69,7 +69,7 @@ impl Home {
         });
         let written = written.and_then(|()| removal::replace(&temporary, &target).map_err(io));
         if written.is_err() {
-            // What is half written is of no use, and may be what fills the disk.
+            // A half-written folder is useless, and it may be what fills the disk.
             let _ = fs::remove_dir_all(&temporary);
         }
         written.map(|()| target)
@@ -89,8 +89,9 @@ fn sync(dir: &Path) -> io::Result<()> {
     dyad_proto::files::sync_folder(dir)
 }
 
-/// Copies the model's configuration, all of it from the folder whose weights are the start, and the tokenizer's files, all of them from
-/// the folder whose tokenizer the run reads: a template of another folder would make other tokens of the same text.
+/// Copies the model's configuration from the folder whose weights the run starts from, and the tokenizer's files from the folder whose
+/// tokenizer the run reads. All tokenizer files come from that one folder: another folder's template would make other tokens of the same
+/// text.
 pub(super) fn copy_companions(model: &Path, tokenizer: &Path, target: &Path) -> Result<(), Fault> {
     for name in MODEL_COMPANIONS {
         let source = model.join(name);
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_filled_leaves_the_old_one_alone_and_nothing_behind() {
+    fn a_failed_write_keeps_the_old_folder_and_a_later_one_replaces_it() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::new(dir.path());
         let target = dir.path().join("final");
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_somebody_else_is_not_replaced() {
+    fn a_folder_that_dyad_did_not_write_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("checkpoint-5")).unwrap();
         fs::write(dir.path().join("checkpoint-5/trainer_state.json"), "{}").unwrap();
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_folder_that_was_removed_or_replaced_does_not_come_back() {
+    fn writing_fails_if_the_output_folder_was_removed_or_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/out");
         let home = Home::settled(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Brings a run's parameters back to where a checkpoint left them.
+//! Restores a run's parameters from a checkpoint.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -12,8 +12,8 @@ use crate::optimizer::states::MASTER;
 use crate::zero::parameters::Parameters;
 use dyad_proto::Fault;
 
-/// Overwrites this rank's part of masters and moments, then the tensors that the model computes with. A checkpoint is taken whole, and
-/// all of what is read adds to `read`, whatever part of it this rank keeps.
+/// Overwrites this rank's part of masters and moments, then the tensors that the model computes with. Fails if the checkpoint has a
+/// tensor that the run does not train. Adds every tensor of the checkpoint to `read`, whatever part of it this rank keeps.
 pub fn restore(dir: &Path, parameters: &mut Parameters, read: &Digested) -> Result<(), Fault> {
     let optimizer = Weights::open_files(dir, vec![dir.join(OPTIMIZER_FILE)])?.counted(read);
     let adapter = dir.join(ADAPTER_WEIGHTS);

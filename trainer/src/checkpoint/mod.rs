@@ -1,9 +1,9 @@
-//! Model folders as they are written: weights and tokenizer that transformers and PEFT load as they are, optimizer state and
-//! cursor beside them.
+//! Writes and restores model folders: weights and tokenizer that transformers and PEFT can load, with optimizer state and cursor next to
+//! them.
 //!
 //! - TRN-K1: a folder appears under its final name only when every file in it is complete and on disk.
-//! - TRN-K3: a folder names size and checksum of every file in it, taken of what was to be written, not of what lies on the disk.
-//! - TRN-K2: restoring a checkpoint brings back weights and moments bit for bit, whatever precision the weights are stored in.
+//! - TRN-K3: a folder's manifest lists size and checksum of every file, computed from the bytes in memory and not from the disk.
+//! - TRN-K2: restoring a checkpoint restores weights and moments bit for bit, in every storage precision.
 
 mod files;
 pub mod load;
@@ -21,7 +21,7 @@ use dyad_proto::{Fault, run_folder};
 
 /// Cursor file: its presence makes a folder a checkpoint of a run.
 pub const STATE_FILE: &str = run_folder::STATE;
-/// Moments and, where the weights are stored in less than float32, the masters.
+/// Moments, and also the masters if the weights are stored in less than float32.
 pub const OPTIMIZER_FILE: &str = run_folder::OPTIMIZER;
 
 /// Reads the cursor of a checkpoint.

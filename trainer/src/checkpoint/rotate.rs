@@ -1,4 +1,4 @@
-//! Which checkpoints go when a newer one is complete and on the disk.
+//! Removes old checkpoints once a newer one is complete and on disk.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use dyad_proto::checkpoint_state::CheckpointState;
 
 use super::STATE_FILE;
 
-/// Checkpoints that nobody asked for: so many are kept, so that one is left if the newest gets damaged.
+/// Number of rotating checkpoints that are kept: two, so that one is left if the newest gets damaged.
 const KEPT: usize = 2;
 
 /// A checkpoint in the output folder.
@@ -21,11 +21,11 @@ struct Saved {
     rotates: bool,
 }
 
-/// Removes what a checkpoint that was just completed makes superfluous. What cannot be removed stays: that is no reason to end a run.
+/// Removes the checkpoints that a completed one makes superfluous. A failure to remove one is only logged.
 pub fn rotate(output_dir: &Path, newest: u64, limit: Option<u32>) {
     for step in expired(&saved(output_dir, newest), limit) {
         let path = output_dir.join(format!("checkpoint-{step}"));
-        // Under another name first: what is half removed must not look like a checkpoint.
+        // Rename it first: a half-removed folder must not look like a checkpoint.
         let out_of_sight = unfinished(&path);
         let name = format!("checkpoint-{step}");
         let removed = remove(&out_of_sight, &name)
@@ -38,7 +38,7 @@ pub fn rotate(output_dir: &Path, newest: u64, limit: Option<u32>) {
     }
 }
 
-/// Checkpoints up to the newest, in order. One whose state cannot be read is no checkpoint, and one of a later step is of another past.
+/// Checkpoints up to the newest, in order. Skips those whose state cannot be read, and those of a later step: an earlier run left them.
 fn saved(output_dir: &Path, newest: u64) -> Vec<Saved> {
     let folders = fs::read_dir(output_dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut saved: Vec<Saved> = folders
@@ -54,13 +54,14 @@ fn saved(output_dir: &Path, newest: u64) -> Vec<Saved> {
     saved
 }
 
-/// Of those that rotate all but the last few; then the oldest beyond the limit, of all kinds, as `save_total_limit` of transformers.
+/// Steps of all rotating checkpoints except the last `KEPT`, then of the oldest of all kinds beyond `limit`, as `save_total_limit` in
+/// transformers.
 fn expired(saved: &[Saved], limit: Option<u32>) -> Vec<u64> {
     let rotating: Vec<u64> = saved.iter().filter(|saved| saved.rotates).map(|saved| saved.step).collect();
     let mut expired = rotating[..rotating.len().saturating_sub(KEPT)].to_vec();
     let rest: Vec<u64> =
         saved.iter().map(|saved| saved.step).filter(|step| !expired.contains(step)).collect();
-    // The newest is never among them.
+    // At least one, so that the newest stays.
     let limit = limit.map_or(usize::MAX, |limit| limit.max(1) as usize);
     expired.extend(&rest[..rest.len().saturating_sub(limit)]);
     expired.sort_unstable();
@@ -77,14 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_two_of_those_that_nobody_asked_for_stay_and_all_others() {
+    fn the_last_two_rotating_checkpoints_and_all_others_stay() {
         assert_eq!(of(&[], None), [] as [u64; 0]);
         assert_eq!(of(&[(3, true), (5, true)], None), [] as [u64; 0]);
         assert_eq!(of(&[(1, false), (3, true), (4, false), (5, true), (6, false), (7, true)], None), [3]);
     }
 
     #[test]
-    fn a_limit_counts_all_of_them_and_spares_the_newest() {
+    fn the_limit_counts_all_checkpoints_and_spares_the_newest() {
         let all = [(1, false), (3, true), (5, true), (7, true), (9, false)];
         assert_eq!(of(&all, Some(4)), [3]);
         assert_eq!(of(&all, Some(3)), [1, 3]);
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_and_what_is_of_a_later_step_is_left_alone() {
+    fn unreadable_and_later_checkpoints_stay() {
         let dir = tempfile::tempdir().unwrap();
         let state = |step: u64| {
             format!(

@@ -21,16 +21,16 @@ use crate::session::drain::Recorded;
 use crate::zero::parameters::WholeTensor;
 use dyad_torch::place::Place;
 
-/// What stays the same over a run: where files come from and how weights are stored.
+/// What all saves of a run have in common: where files come from and how weights are stored.
 #[derive(Clone, Debug)]
 pub struct Saver {
     /// Folder of the run.
     pub home: Home,
-    /// Folders that the model's config files are copied from, the first that has one wins.
+    /// Folders that the run starts from.
     pub sources: Vec<PathBuf>,
     /// Folder whose tokenizer and template the run reads.
     pub tokenizer: PathBuf,
-    /// What its configuration has to name where the model's is not beside it.
+    /// `tokenizer_class` for the tokenizer's configuration in adapter folders, which have no `config.json` of the model.
     pub tokenizer_class: Option<&'static str>,
     /// The model underneath an adapter.
     pub base: PathBuf,
@@ -40,11 +40,11 @@ pub struct Saver {
     pub adapter: Option<SavedAdapter>,
     /// Also write the merged model into `final/merged`.
     pub merge: bool,
-    /// Tensors that held NaN or infinite numbers when the run began: rows that no token uses, as a rule.
+    /// Tensors that held NaN or infinite numbers when the run began. Usually these are rows that no token uses.
     pub not_finite: BTreeSet<String>,
 }
 
-/// Adapters, and what the model underneath is called.
+/// Adapters, and the name of the model underneath.
 #[derive(Clone, Debug)]
 pub struct SavedAdapter {
     /// Layers, ranks and scales.
@@ -54,7 +54,7 @@ pub struct SavedAdapter {
 }
 
 impl Saver {
-    /// `checkpoint-N/`: all that a resume needs, from masters and moments. It appears once `recorded` has returned.
+    /// Writes `checkpoint-N/`, with everything that a resume needs. The folder appears only after `recorded` has returned.
     pub fn checkpoint(
         &self,
         kept: &[WholeTensor],
@@ -72,7 +72,7 @@ impl Saver {
         })
     }
 
-    /// `final/`: the model alone, ready to serve, and what was done for it: a run that is resumed once more is complete.
+    /// Writes `final/`: the model, ready to serve, and the run's state, which shows a later resume that the run is complete.
     pub fn finish(&self, kept: &[WholeTensor], state: &CheckpointState) -> Result<PathBuf, Fault> {
         self.home.write(FINAL, |dir| {
             let mut written = self.weights(dir, kept)?;
@@ -85,7 +85,7 @@ impl Saver {
         })
     }
 
-    /// A model with NaN or infinite numbers in it is not kept, unless it came with them.
+    /// Fails if the model has NaN or infinite numbers in tensors that were finite at the start.
     fn finite(&self, step: u64, written: Written) -> Result<Sums, Fault> {
         let new: Vec<&str> = written.not_finite.difference(&self.not_finite).map(String::as_str).collect();
         if new.is_empty() {
@@ -132,9 +132,9 @@ impl Saver {
 
     fn merged(&self, dir: &Path, adapters: &Adapters, kept: &[WholeTensor]) -> Result<Written, Fault> {
         std::fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
-        // The merged model is the base in all but its weights, whatever lies beside the adapter.
+        // The merged model differs from the base only in its weights, so its configuration comes from the base.
         files::copy_companions(&self.base, &self.tokenizer, dir)?;
-        // From the source, not from the passes: its weights may be wider than theirs, and whole on no rank.
+        // Load the source again: the weights of the passes may be narrower, and sharded over the ranks.
         let place = Place { device: Device::Cpu, kind: Kind::Float };
         let again = Reading { again: true, ..Reading::default() };
         let mut model = Model::load_units(&self.base, place, &again, &mut |_, _| {})?;
@@ -157,7 +157,7 @@ fn masters(kept: &[WholeTensor]) -> impl Iterator<Item = &WholeTensor> {
     kept.iter().filter(|one| one.suffix == MASTER)
 }
 
-/// Without the model's config.json, only this says which tokenizer it is.
+/// Without the model's config.json, only `tokenizer_class` says which tokenizer this is.
 fn name_class(config: &Path, class: &str) -> Result<(), Fault> {
     let mut fields = dyad_data::files::object(config)?.unwrap_or_default();
     fields.insert("tokenizer_class".to_owned(), class.into());

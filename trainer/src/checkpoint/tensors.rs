@@ -1,4 +1,4 @@
-//! Tensors to safetensors files, one at a time, in shards.
+//! Writes tensors to safetensors files, one at a time, in shards.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -16,10 +16,10 @@ use super::files::Sums;
 use crate::model::weights::is_finite;
 use crate::observe::progress;
 
-/// Largest file of a sharded model, the size transformers cuts at.
+/// Largest file of a sharded model; transformers uses the same limit.
 const SHARD_BYTES: usize = 5_000_000_000;
 
-/// A tensor and the precision it is stored in; brought to the host only while it is being written.
+/// A tensor and its storage precision. It is copied to the host only while it is being written.
 #[derive(Debug)]
 pub(super) struct StoredTensor {
     tensor: Tensor,
@@ -47,7 +47,7 @@ impl StoredTensor {
         }
     }
 
-    /// The bytes, and whether they are finite numbers in the precision that is stored.
+    /// The bytes, and whether all numbers are finite in the stored precision.
     fn data(&self) -> (Vec<u8>, bool) {
         progress::advance();
         let host = self.tensor.to_device(Device::Cpu).to_kind(self.kind).contiguous();
@@ -59,7 +59,7 @@ impl StoredTensor {
 
 pub(super) type NamedStored = Vec<(String, StoredTensor)>;
 
-/// What is known of files that have been written.
+/// Checksums of written files, and their tensors that are not finite.
 #[derive(Debug, Default)]
 pub(super) struct Written {
     pub(super) sums: Sums,
@@ -75,7 +75,7 @@ impl Written {
     }
 }
 
-/// One file with PyTorch's format mark, which transformers asks for. Its sum is taken of the bytes in memory, on their way.
+/// Writes one file with PyTorch's format mark, which transformers requires. Computes the checksum from the bytes in memory.
 pub(super) fn write_file(path: &Path, tensors: &[(String, StoredTensor)]) -> Result<Written, Fault> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let (sum, not_finite) = (Cell::new(Sum::EMPTY), RefCell::default());
@@ -90,7 +90,7 @@ pub(super) fn write_file(path: &Path, tensors: &[(String, StoredTensor)]) -> Res
     Ok(Written { sums, not_finite: not_finite.into_inner() })
 }
 
-/// Of what stands before the tensors: the header and its length.
+/// Checksum of the part before the tensors: the header's length and the header.
 fn header_sum(path: &Path) -> io::Result<Sum> {
     let mut file = dyad_proto::files::open(path)?;
     let mut length = [0; 8];
@@ -100,7 +100,8 @@ fn header_sum(path: &Path) -> io::Result<Sum> {
     Ok(Sum::EMPTY.and(&length).and(&header))
 }
 
-/// A tensor that is summed up and looked at when it is written, which is once and in the order of the file.
+/// Adds a tensor to the checksum and checks it for NaN when it is written. The writer asks for each tensor once, in the order of the
+/// file.
 struct Viewed<'a> {
     name: &'a str,
     stored: &'a StoredTensor,
@@ -131,7 +132,7 @@ impl View for Viewed<'_> {
     }
 }
 
-/// `model.safetensors`, or shards with their index where the model is larger than one file should be.
+/// Writes `model.safetensors`, or shards with an index if the model is larger than one file should be.
 pub(super) fn write_model(dir: &Path, tensors: &[(String, StoredTensor)]) -> Result<Written, Fault> {
     let shards = shards(tensors, SHARD_BYTES);
     if let [only] = shards.as_slice() {
@@ -151,7 +152,7 @@ pub(super) fn write_model(dir: &Path, tensors: &[(String, StoredTensor)]) -> Res
     Ok(written)
 }
 
-/// Consecutive tensors of at most `limit` bytes together; a larger one stands alone.
+/// Splits tensors, in order, into shards of at most `limit` bytes; a larger tensor gets its own shard.
 fn shards(tensors: &[(String, StoredTensor)], limit: usize) -> Vec<&[(String, StoredTensor)]> {
     let mut shards = Vec::new();
     let (mut start, mut filled) = (0, 0);
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_overflows_in_the_stored_precision_is_named() {
+    fn tensors_that_overflow_in_the_stored_precision_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let tensor =
             |name: &str, kind| (name.to_owned(), StoredTensor::new(&Tensor::from_slice(&[7e4f32]), kind));
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_that_are_taken_while_writing_are_those_of_the_files() {
+    fn checksums_taken_while_writing_match_the_files() {
         let dir = tempfile::tempdir().unwrap();
         let tensor = |name: &str, kind| {
             let tensor = Tensor::arange(7, (Kind::Float, Device::Cpu));

@@ -1,4 +1,4 @@
-//! What a pass keeps for its backward pass, and how many layers can afford that.
+//! Memory that a pass keeps for its backward pass, and how many layers can keep theirs.
 
 use dyad_families::Activation;
 use dyad_families::shape::{GPU_TILE_BYTES, MOST_TILES, Shape, TILE_BYTES};
@@ -10,14 +10,14 @@ use dyad_torch::backend::has_gpu_kernels;
 use dyad_torch::device::cuda_free_bytes;
 use dyad_torch::place::Place;
 
-/// Share of the free memory that activations may take; the rest is for what is not counted here.
+/// Share of the free memory that activations may take; the rest is for memory that is not counted here.
 const SHARE: f64 = 0.8;
-/// Tiles of logits.
+/// Bytes of the head's tiles of logits on the CPU.
 const HEAD_BYTES: u64 = MOST_TILES * TILE_BYTES;
 /// The same on a GPU.
 const GPU_HEAD_BYTES: u64 = MOST_TILES * GPU_TILE_BYTES;
 
-/// Bytes that one layer keeps, and needs for a moment; and what the head needs once.
+/// Bytes that one layer keeps and those that it needs temporarily; and bytes that the head needs once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerBytes {
     /// Everything between the layer's input and output, with its input.
@@ -31,12 +31,12 @@ pub struct LayerBytes {
 }
 
 impl LayerBytes {
-    /// Of a layer that computes so many tokens.
+    /// Bytes of a layer for `tokens` tokens.
     #[must_use]
     pub fn new(config: &ModelConfig, place: Place, tokens: u64) -> Self {
         let (shape, on_gpu) = (Shape::from(config), place.device.is_cuda());
         let fused = config.activation == Activation::Silu && (!on_gpu || has_gpu_kernels(place.kind));
-        // On a GPU attention keeps keys and values that were copied.
+        // On a GPU attention keeps copies of keys and values.
         let values = shape.kept_values(on_gpu, fused) as u64;
         let token = tokens * place.kind.elt_size_in_bytes() as u64;
         Self {
@@ -48,8 +48,8 @@ impl LayerBytes {
     }
 }
 
-/// How many layers, from the top down, keep what they have computed; the others compute it again in the backward pass.
-/// The top ones, because they are the first to be done with.
+/// Number of layers, counted from the top, that keep their activations; the others recompute them in the backward pass. The top ones,
+/// because the backward pass frees them first.
 #[must_use]
 pub fn kept_layers(
     mode: ActivationCheckpointing,
@@ -63,7 +63,7 @@ pub fn kept_layers(
         (ActivationCheckpointing::None, _) | (ActivationCheckpointing::Auto, None) => layers,
         (ActivationCheckpointing::Auto, Some(free)) => {
             let budget = (free as f64 * SHARE) as u64;
-            // One layer is always whole: the one whose backward pass runs.
+            // The layer whose backward pass is running is always kept whole.
             let fixed = layer.head + layers as u64 * layer.input + layer.kept + layer.transient;
             let room = budget.saturating_sub(fixed);
             let more = (layer.kept - layer.input).max(1);
@@ -72,7 +72,7 @@ pub fn kept_layers(
     }
 }
 
-/// Memory that this rank may still take; unknown where the system does not say.
+/// Bytes that this rank may still allocate; `None` if the system does not report them.
 #[must_use]
 pub fn free_bytes(device: Device, ranks_here: u64) -> Option<u64> {
     match device {
@@ -81,7 +81,7 @@ pub fn free_bytes(device: Device, ranks_here: u64) -> Option<u64> {
     }
 }
 
-/// Ranks on this host, by torchrun's variable.
+/// Ranks on this host, from torchrun's `LOCAL_WORLD_SIZE`; the world size if it is not set.
 #[must_use]
 pub fn ranks_here(world_size: usize) -> u64 {
     let told = std::env::var("LOCAL_WORLD_SIZE").ok().and_then(|text| text.parse().ok());
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn named_modes_look_at_no_memory() {
+    fn fixed_modes_ignore_free_memory() {
         let kept = |mode| kept_layers(mode, 5, LAYER, Some(0));
         assert_eq!(kept(ActivationCheckpointing::None), 5);
         assert_eq!(kept(ActivationCheckpointing::Selective), 2);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_says_what_is_free() {
+    fn free_bytes_divides_host_memory_between_ranks() {
         let free = || dyad_proto::host_memory::free().unwrap();
         let (before, found, after) = (free(), free_bytes(Device::Cpu, 2).unwrap(), free());
         // Other tests allocate and free memory meanwhile.

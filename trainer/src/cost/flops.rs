@@ -1,5 +1,5 @@
-//! What a pair costs to compute, so that ranks can be given equal shares: operations of one forward pass, of which the backward pass is the
-//! same multiple for every pair.
+//! Cost of a pair, by which ranks get equal shares: operations of one forward pass. The backward pass costs the same multiple of it for
+//! every pair.
 
 use dyad_families::shape::{PairTokens, Shape};
 use dyad_proto::wire::PairLength;
@@ -7,7 +7,7 @@ use dyad_proto::wire::PairLength;
 use crate::batch::PairLayout;
 use dyad_families::ModelConfig;
 
-/// Operations of one model's passes.
+/// Counts the operations of one model's passes.
 #[derive(Clone, Debug)]
 pub struct PassCost {
     shape: Shape,
@@ -15,13 +15,13 @@ pub struct PassCost {
 }
 
 impl PassCost {
-    /// Of a model of this shape.
+    /// For a model with this configuration.
     #[must_use]
     pub fn new(config: &ModelConfig, layout: PairLayout) -> Self {
         Self { shape: Shape::from(config), layout }
     }
 
-    /// Thousands of operations of a pair of these lengths.
+    /// Operations of a forward pass over a pair of these lengths, in thousands.
     #[must_use]
     pub fn of(&self, length: &PairLength) -> u64 {
         let pair = PairTokens {

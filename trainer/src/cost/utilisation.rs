@@ -1,4 +1,4 @@
-//! Model FLOPs utilisation: what the model asks for of a step's pairs, and what the device is built for.
+//! Model FLOPs utilisation: operations that the model needs for a step's pairs, and the device's peak.
 //!
 //! As in the PaLM paper (arXiv 2204.02311, appendix B): only operations that the mathematics needs are counted, so that layers
 //! computed twice to save memory lower the utilisation. Shared prompts are counted once, because they are computed once.
@@ -15,29 +15,29 @@ use crate::cost::flops::PassCost;
 use dyad_families::ModelConfig;
 use dyad_torch::place::Place;
 
-/// Operations of a run's steps.
+/// Counts the operations of a run's steps.
 #[derive(Clone, Debug)]
 pub struct ModelFlops {
     cost: PassCost,
-    /// Forward passes that the policy's way forward and back amounts to.
+    /// Cost of the policy's forward and backward pass, in forward passes.
     policy: f64,
-    /// Pairs without reference scores take one more.
+    /// Pairs without reference scores take one more forward pass.
     asks_reference: bool,
 }
 
 impl ModelFlops {
-    /// Of this run and model.
+    /// For this run and model.
     #[must_use]
     pub fn new(config: &RunConfig, model: &ModelConfig) -> Self {
         Self {
             cost: PassCost::new(model, PairLayout::of(config)),
-            // Backward, the gradients of inputs and of weights take a forward pass each; adapters have next to no weights.
+            // In the backward pass, gradients of inputs and of weights cost a forward pass each; adapters have few weights.
             policy: if config.lora { 2.0 } else { 3.0 },
             asks_reference: config.objective().needs_reference(),
         }
     }
 
-    /// Of one rank's pairs in one step.
+    /// Operations for one rank's pairs in one step.
     #[must_use]
     pub fn of(&self, pairs: &[Tokenized], references: &[Option<ReferenceLogps>]) -> f64 {
         let passes = |known: &Option<ReferenceLogps>| {
@@ -57,7 +57,7 @@ fn length(pair: &Tokenized) -> PairLength {
     }
 }
 
-/// Operations per second that the device is built for: `DYAD_PEAK_FLOPS`, or the data sheet's; 0 where neither is known.
+/// Peak operations per second of the device: `DYAD_PEAK_FLOPS`, or the data sheet's value; 0 if neither is known.
 #[must_use]
 pub fn peak_flops(place: Place) -> f64 {
     let told = std::env::var("DYAD_PEAK_FLOPS").ok().and_then(|text| text.trim().parse::<f64>().ok());
@@ -70,7 +70,7 @@ pub fn peak_flops(place: Place) -> f64 {
     }
 }
 
-/// The driver's name of this host's GPUs, where they are all the same.
+/// Model name that the driver reports for this host's GPUs; `None` if they differ.
 fn gpu_model(gpus: &Path) -> Option<String> {
     let mut models: Vec<String> = std::fs::read_dir(gpus)
         .ok()?
@@ -86,7 +86,7 @@ fn gpu_model(gpus: &Path) -> Option<String> {
     if models.len() == 1 { models.pop() } else { None }
 }
 
-/// Dense bfloat16 of the data sheets, SXM parts: NVIDIA A100 312, H100 and H200 989 TFLOP/s. PCIe parts of the H100 have less.
+/// Dense bfloat16 peak from the data sheets, for SXM parts: NVIDIA A100 312, H100 and H200 989 TFLOP/s. PCIe parts of the H100 have less.
 fn published(model: &str) -> f64 {
     let has = |part: &str| model.contains(part);
     match () {
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_drivers_names_are_known_where_all_gpus_are_the_same() {
+    fn the_gpu_model_is_known_if_all_gpus_are_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let add = |bus: &str, model: &str| {
             std::fs::create_dir(dir.path().join(bus)).unwrap();

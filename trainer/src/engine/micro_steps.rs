@@ -1,4 +1,5 @@
-//! A rank's pairs as micro-batches, as many on every rank where ranks wait for each other in each of them.
+//! Splits a rank's pairs into micro-batches. If gradients are sharded, ranks wait for each other in each micro-batch, so every rank gets
+//! the same number.
 
 use dyad_data::tokenized::Tokenized;
 use dyad_proto::wire::ReferenceLogps;
@@ -10,18 +11,18 @@ use crate::zero::unit_weights::GatheredWeights;
 use dyad_torch::comm::CommError;
 use dyad_torch::transfer::{read, upload};
 
-/// What all ranks do together.
+/// The micro-batches of a step or evaluation.
 pub(super) struct MicroStepPlan<'a> {
-    /// At least one; those that this rank has no pairs for are empty.
+    /// At least one. A rank with fewer pairs than others has empty ones at the end.
     pub(super) micro_batches: Vec<MicroBatchPairs<'a>>,
-    /// Some rank asks the reference model.
+    /// True if some rank needs the reference model.
     pub(super) visits_reference: bool,
 }
 
 /// One micro-batch.
 pub(super) struct MicroBatchPairs<'a> {
     pub(super) pairs: Vec<&'a Tokenized>,
-    /// What the reference model says of each, where that is known.
+    /// Reference log-probabilities of each pair, where they are known.
     pub(super) known: &'a [Option<ReferenceLogps>],
 }
 
@@ -47,7 +48,7 @@ impl Engine {
         Ok(MicroStepPlan { micro_batches, visits_reference: asks > 0 && self.reference.is_some() })
     }
 
-    /// The largest of every rank's values, where ranks have to do the same.
+    /// Returns the maximum of each value over all ranks if gradients are sharded, else this rank's own values.
     fn agree(&self, values: [i64; 2]) -> Result<[i64; 2], CommError> {
         let sharding = self.parameters.sharding();
         if !sharding.of_gradients() {
@@ -63,7 +64,7 @@ impl Engine {
         Ok([largest(0), largest(1)])
     }
 
-    /// Heads of both models, there until dropped.
+    /// Gathers the heads of the policy and, if asked, of the reference. They stay until the result is dropped.
     pub(super) fn gather_heads(
         &self,
         with_reference: bool,

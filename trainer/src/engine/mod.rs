@@ -1,8 +1,11 @@
 //! One optimizer step, layer by layer.
 //!
-//! Each decoder layer runs on a detached input and keeps a graph of its own; the walk back hands each layer the gradient of
-//! its output. When the lowest unit of a bucket is done in the step's last micro-batch, the bucket's all-reduce starts while
-//! lower layers still compute. Embedding and head have their gradients in closed form.
+//! Each decoder layer runs on a detached input and has its own graph. The backward pass gives each layer the gradient of its output. When
+//! the lowest unit of a bucket is done in the step's last micro-batch, the bucket's all-reduce starts while lower layers still compute.
+//! The gradients of embedding and head are computed in closed form.
+//!
+//! The files: `micro_steps` splits a rank's pairs, `passes` runs one micro-batch, `reference` gets the reference model's scores, and
+//! `step_statistics` adds up a step's sums.
 //!
 //! - TRN-E1: the loss is a sum over pairs divided by the number of pairs of *all* ranks and micro-batches, so that neither the
 //!   world size nor the split into micro-batches changes the step.
@@ -45,7 +48,7 @@ use dyad_torch::transfer::read;
 pub struct Engine {
     /// The model being trained.
     pub policy: Model,
-    /// The frozen model that DPO holds against it.
+    /// The frozen model that DPO compares the policy with.
     pub reference: Option<Model>,
     /// Trainable parameters of the policy.
     pub parameters: Parameters,
@@ -54,21 +57,21 @@ pub struct Engine {
     settings: EngineSettings,
 }
 
-/// What the engine needs of the run's configuration.
+/// Settings from the run's configuration.
 #[derive(Clone, Copy, Debug)]
 struct EngineSettings {
     objective: Objective,
-    /// The objective with what its loss reads; each step puts in its divisor.
+    /// The objective and its parameters; each step sets the divisor.
     evaluation: StepObjective,
     layout: PairLayout,
     micro_batch_tokens: usize,
-    /// Layers from this one up keep what they have computed; those below compute it again.
+    /// Layers from this index up keep their activations; those below recompute them.
     first_uncheckpointed_layer: usize,
     seed: u64,
     dropout: bool,
-    /// What the reference model says outlives the step.
+    /// Report the reference model's log-probabilities with each step.
     keeps_references: bool,
-    /// The reference model is gone; its scores come with the pairs.
+    /// The reference model has been freed; its scores come with the pairs.
     compares_with_known: bool,
 }
 
@@ -79,7 +82,7 @@ pub struct Share {
     pub step: u64,
     /// Pairs of this rank.
     pub pairs: Vec<Tokenized>,
-    /// What the reference model says of each, where that is known.
+    /// Reference log-probabilities of each pair, where they are known.
     pub references: Vec<Option<ReferenceLogps>>,
     /// Pairs over all ranks.
     pub global_pairs: u64,
@@ -89,7 +92,7 @@ pub struct Share {
     pub learning_rate: f64,
 }
 
-/// What a step found.
+/// Results of a step.
 #[derive(Debug)]
 pub struct StepResult {
     /// This rank's sums.
@@ -100,12 +103,12 @@ pub struct StepResult {
     pub phases: Phases,
     /// Tokens of this rank's passes.
     pub tokens: TokenCounts,
-    /// What the reference model said of each pair, where it was asked and the run keeps it; empty where it does not.
+    /// Reference log-probabilities that this step computed, by pair; empty if the run does not keep them.
     pub references: Vec<Option<ReferenceLogps>>,
 }
 
 impl Engine {
-    /// Puts the parts together, and connects sharded weights to the other ranks.
+    /// Assembles an engine, and connects sharded weights to the other ranks.
     #[must_use]
     pub fn new(
         policy: Model,
@@ -164,7 +167,7 @@ impl Engine {
         Ok(StepResult { sums, grad_norm, phases, tokens: totals.tokens, references })
     }
 
-    /// Scores pairs without learning from them.
+    /// Scores pairs without training on them.
     pub fn evaluate(
         &self,
         pairs: &[Tokenized],
@@ -186,7 +189,7 @@ impl Engine {
         Ok(sums(&totals, &found, pairs, self.settings.objective))
     }
 
-    /// What dropout draws from in a micro-batch: the same after a resume, another on each rank.
+    /// Seed of a micro-batch's dropout masks: the same after a resume, different on each rank. `None` without dropout.
     fn masks(&self, step: u64, micro_batch: usize) -> Option<u64> {
         let stream = step * self.communicator.world_size() as u64 + self.communicator.rank() as u64;
         self.settings.dropout.then_some(self.settings.seed ^ (stream << 24) ^ ((micro_batch as u64) << 12))
@@ -208,7 +211,7 @@ impl Engine {
     }
 }
 
-/// The lowest layer that keeps what it has computed.
+/// Index of the lowest layer that keeps its activations.
 fn first_uncheckpointed_layer(config: &RunConfig, policy: &Model, world_size: usize) -> usize {
     let (place, layers) = (policy.place, policy.layers.len());
     let layer = LayerBytes::new(&policy.config, place, u64::from(config.micro_batch_tokens));

@@ -1,4 +1,4 @@
-//! One micro-batch forward and back, layer by layer.
+//! Forward and backward pass of one micro-batch, layer by layer.
 
 use dyad_data::tokenized::Tokenized;
 use dyad_proto::wire::ReferenceLogps;
@@ -24,27 +24,27 @@ pub(super) struct MicroStep<'a> {
     pub(super) pairs: &'a [&'a Tokenized],
     pub(super) known: &'a [Option<ReferenceLogps>],
     pub(super) objective: StepObjective,
-    /// Some rank asks the reference model in this step.
+    /// True if some rank needs the reference model in this step.
     pub(super) visits_reference: bool,
-    /// The step's last one.
+    /// True for the last micro-batch of the step.
     pub(super) last: bool,
-    /// Seed of its dropout masks.
+    /// Seed of the dropout masks.
     pub(super) masks: Option<u64>,
 }
 
-/// One micro-batch's way forward: what the walk back needs.
+/// Results of a micro-batch's forward pass that its backward pass needs.
 struct Tape {
-    /// Input of each layer, a leaf.
+    /// Input of each layer, a leaf of its graph.
     inputs: Vec<Tensor>,
-    /// Output of each layer with its graph; absent where it is recomputed.
+    /// Output of each layer with its graph; `None` where it is recomputed.
     outputs: Vec<Option<LayerOutput>>,
     /// Output of the last layer.
     last: Tensor,
     /// Sum of the layers' own terms of the loss.
     aux_loss: Option<Tensor>,
-    /// The embedding's weights, where it is the head.
+    /// The embedding's weights, if the embedding is also the head.
     head: Option<GatheredWeights>,
-    /// The last layer's weights: the walk back begins with them.
+    /// The last layer's weights, with which the backward pass begins.
     top_layer: Option<GatheredWeights>,
 }
 
@@ -75,7 +75,7 @@ impl Engine {
         phases.measure("backward", || self.backward(&batch, work, tape, last_grad))
     }
 
-    /// A layer's output; the same dropout masks when it is computed again.
+    /// Runs a layer. Seeds the dropout masks, so that a recomputation draws the same ones.
     fn layer(&self, index: usize, input: &Tensor, pass: &Pass<'_>, masks: Option<u64>) -> LayerOutput {
         if let Some(seed) = masks {
             tch::manual_seed((seed ^ index as u64) as i64);
@@ -94,7 +94,7 @@ impl Engine {
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         for index in 0..layers {
             let weights = residence.gather_unit(index + 1, Some(index + 2))?;
-            // Below the lowest trainable unit nobody asks for a gradient.
+            // Below the lowest trainable unit no gradient is needed.
             let needs_grad = (0..=index).any(|unit| self.trains(unit));
             let input = hidden.detach().set_requires_grad(needs_grad);
             let kept = index >= self.settings.first_uncheckpointed_layer && !batch.is_empty();
@@ -133,7 +133,7 @@ impl Engine {
         }
         let rows = self.policy.normed_rows(&last, &batch.rows);
         let flat_rows = rows.detach();
-        // The head is the last parameter of its unit: alone in the embedding's, after the norm in the top one.
+        // The head is the last parameter of its unit: alone in the embedding's unit, after the norm in the top unit.
         let weight = self.parameters.units[head_unit].last().map(|parameter| &parameter.grad);
         let mut gradients = HeadGradients { rows: flat_rows.empty_like(), weight };
         let policy = Scorer { rows: &flat_rows, weight: self.policy.head() };
@@ -205,7 +205,7 @@ impl Engine {
             wanted.push(input);
         }
         let sinks: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.grad).collect();
-        // The layer's own term of the loss counts as it is.
+        // The layer's own loss term enters the loss with factor 1.
         let one = output.aux_loss.as_ref().map(Tensor::ones_like);
         let outputs: Vec<&Tensor> = [&output.hidden].into_iter().chain(&output.aux_loss).collect();
         let output_grads: Vec<&Tensor> = [output_grad].into_iter().chain(&one).collect();

@@ -1,4 +1,4 @@
-//! The reference model's part: log-probabilities that are known from before, or its own pass over the same micro-batch.
+//! The reference model's side of a micro-batch: log-probabilities that are already known, or a pass of the reference model.
 
 use dyad_data::tokenized::Tokenized;
 use dyad_proto::wire::ReferenceLogps;
@@ -19,12 +19,12 @@ pub(super) enum ReferenceSide {
     Absent,
     /// Rows of the reference model, ready for its head.
     Rows(Tensor),
-    /// Log-probabilities from before. `[sequences]`
+    /// Log-probabilities that are already known. `[sequences]`
     Known(Tensor),
 }
 
 impl Engine {
-    /// The reference's part in a micro-batch: what is known of every pair, or else its rows.
+    /// The reference model's side of a micro-batch: the known scores if every pair has them, else rows of the reference model.
     pub(super) fn reference_side(
         &self,
         batch: &MicroBatch,
@@ -35,7 +35,7 @@ impl Engine {
         match (all, &self.reference) {
             (Some(known), model) if self.settings.objective.needs_reference() => {
                 if let (Some(model), true) = (model, visits_reference) {
-                    // Another rank asks: bring it this rank's part of the weights.
+                    // Another rank needs the model: help gather its weights.
                     let _ = model.score_rows(&MicroBatch::pack(&[], self.settings.layout, self.device()))?;
                 }
                 let interleaved: Vec<f64> =
@@ -58,7 +58,7 @@ impl Engine {
         }
     }
 
-    /// What the reference model says of pairs, before it is freed.
+    /// Scores pairs with the reference model, before it is freed.
     pub fn score_references(&self, pairs: &[Tokenized]) -> Result<Vec<ReferenceLogps>, EngineError> {
         let model = self.reference.as_ref().ok_or(EngineError::NoReference)?;
         let mut references = Vec::new();
@@ -81,7 +81,7 @@ impl Engine {
     }
 }
 
-/// Interleaved log-probabilities, chosen and rejected, by pair.
+/// Groups interleaved log-probabilities (chosen, rejected) by pair.
 pub(super) fn by_pair(values: &[f64]) -> Vec<ReferenceLogps> {
     let pairs = values.chunks_exact(2);
     pairs.map(|pair| ReferenceLogps { chosen: pair[0], rejected: pair[1] }).collect()

@@ -1,4 +1,4 @@
-//! What the micro-batches of a step add up to.
+//! Sums over the micro-batches of a step.
 
 use dyad_data::tokenized::Tokenized;
 use dyad_proto::run_config::Objective;
@@ -11,20 +11,20 @@ use crate::objective::head::Scores;
 use crate::objective::statistics::{DeviceSums, HostSums, Statistic};
 use dyad_torch::transfer::read;
 
-/// What the micro-batches of a step add up to.
+/// Sums over the micro-batches of a step.
 #[derive(Debug)]
 pub(super) struct StepStatistics {
     pub(super) sums: DeviceSums,
     /// Completion tokens that the reference model was run on.
     pub(super) kl_tokens: u64,
     pub(super) tokens: TokenCounts,
-    /// Pairs of each micro-batch with what the reference model said of them, where it was asked and the run keeps it.
+    /// Number of pairs of each micro-batch, and their reference log-probabilities if the reference model was asked.
     pub(super) references: Vec<(usize, Option<Tensor>)>,
 }
 
 impl StepStatistics {
     pub(super) fn add(&mut self, scores: &Scores, reference: &ReferenceSide, pairs: &[&Tokenized]) {
-        // On the device alone: a step waits for it once, at its end.
+        // Adds on the device: a step waits for the device only once, at its end.
         self.sums.add(&scores.statistics);
         if matches!(reference, ReferenceSide::Rows(_)) {
             self.kl_tokens +=
@@ -32,12 +32,12 @@ impl StepStatistics {
         }
     }
 
-    /// Notes what the reference model said of each pair of a micro-batch.
+    /// Keeps the reference log-probabilities of a micro-batch.
     pub(super) fn keep_references(&mut self, logps: Option<Tensor>, pairs: usize) {
         self.references.push((pairs, logps));
     }
 
-    /// Waits for the device, once, and reads what it has added up.
+    /// Waits for the device, once, and reads all sums.
     pub(super) fn read(&self, grad_norm: &Tensor) -> StepResults {
         let sums = self.sums.tensor();
         let device = sums.device();
@@ -59,16 +59,16 @@ impl StepStatistics {
     }
 }
 
-/// What a step's passes came to, on the host.
+/// Results of a step's passes, on the host.
 #[derive(Debug)]
 pub(super) struct StepResults {
     pub(super) sums: HostSums,
     pub(super) grad_norm: f64,
-    /// What the reference model said of each pair, where it was asked and the run keeps it.
+    /// Reference log-probabilities by pair; `None` where the reference model was not asked.
     pub(super) references: Vec<Option<ReferenceLogps>>,
 }
 
-/// What the device has added up, with what the host knows.
+/// Combines the sums from the device with counts that the host knows.
 pub(super) fn sums(
     totals: &StepStatistics,
     values: &HostSums,
@@ -108,9 +108,9 @@ mod tests {
 
     use super::*;
 
-    /// One read brings everything, in order, whichever micro-batches asked the reference.
+    /// One read returns everything in order, also if only some micro-batches asked the reference.
     #[test]
-    fn what_a_step_found_is_read_at_once() {
+    fn step_results_come_in_one_read() {
         let values = |values: &[f64]| upload(values, Device::Cpu);
         let mut totals = StepStatistics {
             sums: DeviceSums::of(&[(Statistic::Kl, Tensor::from(7.0))], Device::Cpu),

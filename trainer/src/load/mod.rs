@@ -1,4 +1,4 @@
-//! From the run's configuration to models and parameters that can train.
+//! Loads the models and trainable parameters of a run. [`reading_ranks`] decides which ranks read the files.
 
 pub mod reading_ranks;
 
@@ -32,21 +32,21 @@ use dyad_torch::place::Place;
 /// Local folders that a run starts from.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// Whole model whose weights are the start.
+    /// Whole model whose weights the run starts from.
     pub base: PathBuf,
     /// Adapter on top of it that the run continues.
     pub adapter: Option<PathBuf>,
-    /// Where tokenizer and config files come from, first match wins.
+    /// Folders that may hold the tokenizer; the first with a tokenizer.json wins.
     pub companions: Vec<PathBuf>,
 }
 
 impl Sources {
-    /// Finds or downloads what `model` and `from_checkpoint` name. Without `model`, what the run starts from says what it is.
+    /// Finds or downloads `model` and `from_checkpoint`. Without `model`, `from_checkpoint` is the model, or an adapter that names it.
     pub fn resolve(config: &RunConfig) -> Result<Self, Fault> {
         Self::resolve_by(config, &hub::resolve_at)
     }
 
-    /// The same; `find` gives the folder of a name at a revision.
+    /// The same; `find` returns the folder of a name at a revision.
     pub fn resolve_by(
         config: &RunConfig,
         find: &dyn Fn(&str, &str) -> Result<PathBuf, Fault>,
@@ -90,7 +90,7 @@ impl Sources {
         Ok(Self { base, adapter, companions })
     }
 
-    /// Holds folders that a run of Dyad wrote against their checksums; returns what was edited since. Without `bytes` only sizes are
+    /// Checks folders that a run of Dyad wrote against their checksums; returns what was edited since. Without `bytes` only sizes are
     /// compared.
     pub fn check_sums(&self, bytes: bool) -> Result<Vec<String>, Fault> {
         let folders = [Some(&self.base), self.adapter.as_ref()];
@@ -104,7 +104,7 @@ impl Sources {
         self.companions.iter().find(|dir| is_there(&dir.join("tokenizer.json"))).unwrap_or(&self.base)
     }
 
-    /// Most tokens of a sequence: what the run asks for, else what the model was made for.
+    /// Most tokens of a sequence: the run's `max_seq_length`, else the model's limit.
     pub fn max_seq_length(&self, config: &RunConfig) -> Result<usize, Fault> {
         let limit = ModelConfig::load(&self.base)?.max_position_embeddings.max(1) as usize;
         let asked = config.max_seq_length.map_or(limit, |length| length as usize);
@@ -119,7 +119,7 @@ impl Sources {
     }
 }
 
-/// Template and special tokens count with the tokenizer that they lie beside.
+/// Warns if a folder has tokenizer files but no tokenizer.json: they are ignored, because they belong to a tokenizer in the same folder.
 fn warn_of_half_a_tokenizer(dir: &Path) {
     let there = |name: &&&str| is_there(&dir.join(name));
     if is_there(&dir.join("tokenizer.json")) {
@@ -135,26 +135,26 @@ fn warn_of_half_a_tokenizer(dir: &Path) {
     }
 }
 
-/// What the ranks have agreed on.
+/// Settings on which the ranks have agreed.
 #[derive(Clone, Copy, Debug)]
 pub struct RankLayout {
-    /// What is divided between them.
+    /// What is sharded over the ranks.
     pub sharding: Sharding,
-    /// Size of a bucket of gradients.
+    /// Size of a bucket of gradients, in bytes.
     pub bucket_bytes: i64,
 }
 
 impl RankLayout {
-    /// One rank alone.
+    /// Settings of a run with one rank.
     pub const ONE_RANK: Self = Self { sharding: Sharding::NONE, bucket_bytes: USUAL_BUCKET };
 }
 
-/// Models and parameters.
+/// Everything that is loaded for a run.
 #[derive(Debug)]
 pub struct Parts {
     /// The model that trains.
     pub policy: Model,
-    /// The frozen model that DPO holds against it.
+    /// The frozen model that DPO compares the policy with.
     pub reference: Option<Model>,
     /// Trainable parameters of the policy.
     pub parameters: Parameters,
@@ -163,7 +163,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Loads everything onto the device; of what is sharded, this rank's part.
+    /// Loads everything onto the device; of sharded tensors, only this rank's part.
     pub fn load(
         config: &RunConfig,
         sources: &Sources,
@@ -217,7 +217,7 @@ impl Parts {
     }
 }
 
-/// Others train such a model without a word; often these are rows of the embedding that no token uses.
+/// Only warns, because other trainers accept such a model: often these are rows of the embedding that no token uses.
 fn warn_of_not_finite(names: &BTreeSet<String>, dir: &Path) {
     if names.is_empty() {
         return;
@@ -228,7 +228,7 @@ fn warn_of_not_finite(names: &BTreeSet<String>, dir: &Path) {
 
 type Loaded = (Model, Option<Model>, Parameters, Option<SavedAdapter>);
 
-/// Folders, and who reads them.
+/// Folders, and how to read them.
 type Origin<'a> = (&'a Sources, &'a Reading);
 
 fn full(
@@ -270,20 +270,20 @@ fn adapters(
     lora::attach(&mut policy, &adapters, config.random_seed, reading)?;
     let reference = match (compares, &sources.adapter) {
         (false, _) => None,
-        // B is zero: the base itself is the start.
+        // B is zero, so the base itself is the start.
         (true, None) => Some(policy.share()),
         (true, Some(_)) => Some(lora::frozen_reference(&mut policy)),
     };
     let layers = lora::named_tensors(&mut policy);
     let units = [Vec::new()].into_iter().chain(layers).chain([Vec::new()]).collect();
-    // Adapters are small: every rank has them whole.
+    // Adapters are small: every rank keeps them whole.
     let sharding = keeping.sharding.whole_weights();
     let parameters = Parameters::adopt(units, Keeping { sharding, ..keeping });
     parameters.reside(&mut policy.residence);
     Ok((policy, reference, parameters, Some(SavedAdapter { adapters, base: name })))
 }
 
-/// What the model under the adapters is called.
+/// Name of the model under the adapters.
 fn base_name(config: &RunConfig, sources: &Sources) -> String {
     let named = match &sources.adapter {
         Some(dir) if config.model.is_empty() => adapter::Base::of(dir).ok().flatten().map(|base| base.name),

@@ -1,4 +1,4 @@
-//! Whether every rank reads the model, or one does for all.
+//! Decides whether every rank reads the model, or one rank reads it for all.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::model::weights::{Digested, Reading, Weights};
 use dyad_torch::comm::{CommError, Communicator};
 use dyad_torch::transfer::values;
 
-/// File systems that other hosts serve, as the kernel's mount table names them.
+/// Network file systems, by their names in the kernel's mount table.
 const REMOTE: [&str; 14] = [
     "nfs",
     "nfs4",
@@ -32,17 +32,17 @@ const REMOTE: [&str; 14] = [
     "orangefs",
 ];
 
-/// What a rank knows before it loads.
+/// Facts that a rank knows before it loads the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct LoadingFacts {
     host: i64,
-    /// The model lies on another host's disk.
+    /// The model is on a network file system.
     remote: bool,
-    /// The model's weights are not here.
+    /// The model's weights are missing on this host.
     lacks: bool,
 }
 
-/// How this run's ranks come by the weights. All ranks get the same answer.
+/// Decides how the ranks get the weights. All ranks get the same answer.
 pub fn choose(
     config: &RunConfig,
     sources: &Sources,
@@ -71,7 +71,7 @@ pub fn choose(
     Ok(Reading { relay, digest: Some(Digested::default()), ..Reading::default() })
 }
 
-/// On one host the page cache makes sure that a file is read once; nothing would be saved.
+/// True if one rank should read for all. On one host the page cache already reads each file only once.
 fn one_should_read(ranks: &[LoadingFacts]) -> bool {
     ranks.iter().any(|rank| rank.host != ranks[0].host || rank.remote || rank.lacks)
 }
@@ -82,14 +82,14 @@ fn facts(model: &Path) -> LoadingFacts {
     LoadingFacts { host: host(), remote: is_remote(&mounts, &place), lacks: Weights::open(model).is_err() }
 }
 
-/// Differs between machines, and is the same in all containers of one.
+/// Differs between machines; the same in all containers of one machine.
 fn host() -> i64 {
     let id = dyad_proto::files::of_kernel("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(15).collect();
     i64::from_str_radix(&digits, 16).unwrap_or_default()
 }
 
-/// By the mount that a path is on: the longest one above it, and of equal ones the last.
+/// Whether a path is on a network file system. The longest mount point above the path decides, and of equal ones the last.
 fn is_remote(mounts: &str, path: &Path) -> bool {
     let mount = |line: &str| {
         // `36 35 98:0 /root /mount/point options - type source options`
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_where_its_innermost_mount_is() {
+    fn the_innermost_mount_decides_whether_a_path_is_remote() {
         let mounts = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
             30 22 0:40 / /models rw shared:1 - nfs4 server:/models rw\n\
             31 30 8:2 / /models/local rw - xfs /dev/sdb rw\n\

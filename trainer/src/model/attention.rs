@@ -1,4 +1,4 @@
-//! Self-attention over packed segments: `[tokens, width]` with no batch axis and no padding; a [`Segment`] says which tokens see which.
+//! Self-attention over packed segments: `[tokens, width]` without batch axis or padding. A [`Segment`] says which tokens attend to which.
 
 use dyad_families::AttentionSpan;
 use dyad_torch::backend::Backend;
@@ -27,12 +27,12 @@ pub struct Attention {
     pub kv_heads: i64,
     /// Width of one head.
     pub head_dim: i64,
-    /// Which tokens before it a token sees.
+    /// Which earlier tokens a token attends to.
     pub span: AttentionSpan,
 }
 
 impl Attention {
-    /// Attention of the normed `x`, added to what it was normed from: `[tokens, hidden]` throughout.
+    /// `hidden + attention(x)`, where `x` is the normed `hidden`. All are `[tokens, hidden]`.
     pub fn forward_onto(&self, hidden: &Tensor, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let split = |projected: Tensor, heads: i64| projected.view([-1, heads, self.head_dim]);
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, pass);
@@ -47,7 +47,7 @@ impl Attention {
 /// Causal attention inside each segment: the first branch follows the prompt; every further branch sees the prompt and
 /// itself, not its siblings. `[tokens, heads, head_dim]` throughout.
 fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass<'_>, span: AttentionSpan) -> Tensor {
-    // A window that is as long as the longest sequence hides nothing, and the kernels serve.
+    // A window as long as the longest sequence hides nothing, so kernels without a window can be used.
     if let AttentionSpan::Window(window) = span
         && pass.segments.iter().any(|segment| segment.longest() > window)
     {
@@ -61,8 +61,8 @@ fn segmented_attention(q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass<'_>, span
     in_one_call.unwrap_or_else(|| composed_attention(q, k, v, pass.segments, None))
 }
 
-/// The same segment by segment: what every kernel is held against, and what serves where none does. With a window, a token sees the last
-/// so many tokens by position, itself included.
+/// The same segment by segment: the reference in tests of the kernels, and the fallback where there is no kernel. With a window, a token
+/// sees the last `window` tokens by position, itself included.
 pub fn composed_attention(
     q: &Tensor,
     k: &Tensor,
@@ -90,7 +90,7 @@ pub fn composed_attention(
     Tensor::cat(&outputs, 0)
 }
 
-/// Who sees whom among `before` keys, then as many keys as there are queries.
+/// Mask for `len` queries over `before + len` keys.
 #[derive(Clone, Copy, Debug)]
 struct Mask {
     before: i64,
@@ -99,13 +99,13 @@ struct Mask {
 }
 
 impl Mask {
-    /// 0 where query i may see key j, which is at position j as query i is at `before + i`; -inf elsewhere: `[len, before + len]`.
+    /// 0 where query i may see key j, else -inf: `[len, before + len]`. Key j is at position j, query i at position `before + i`.
     fn tensor(self, kind: Kind, device: Device) -> Tensor {
         let hidden =
             |kind| Tensor::full([self.len, self.before + self.len], f64::NEG_INFINITY, (kind, device));
         let later = hidden(kind).triu(self.before + 1);
         match self.window {
-            // Either is -inf or 0: their sum is, too.
+            // Each is 0 or -inf, and so is their sum.
             Some(window) => later + hidden(kind).tril(self.before - window),
             None => later,
         }
@@ -144,8 +144,8 @@ mod tests {
         }
     }
 
-    /// One, two and three branches, no prompt, no branch, an empty branch, several tiles; keys shared by groups of queries; heads that fill no
-    /// panel, and more than one.
+    /// One, two and three branches, no prompt, no branch, an empty branch, several tiles; keys shared by groups of queries; heads
+    /// narrower and wider than a panel.
     #[test]
     fn fused_attention_equals_its_composition() {
         tch::manual_seed(4);
@@ -176,7 +176,7 @@ mod tests {
         }
     }
 
-    /// Position by position: what a window hides, in shared prompts too.
+    /// Compares with a mask that is built position by position, in shared prompts too.
     #[test]
     fn a_window_hides_tokens_by_position() {
         let segments = [
@@ -185,7 +185,7 @@ mod tests {
         ];
         let options = (Kind::Double, Device::Cpu);
         let [q, k, v] = [2, 1, 1].map(|heads| Tensor::randn([20, heads, 4], options));
-        // Position of each token, and the branch that it is in; prompts are in none.
+        // Segment, position and branch of each token; tokens of a prompt have no branch.
         let mut places: Vec<(usize, i64, Option<usize>)> = Vec::new();
         for (index, segment) in segments.iter().enumerate() {
             places.extend((0..segment.prompt).map(|position| (index, position, None)));

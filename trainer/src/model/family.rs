@@ -1,4 +1,4 @@
-//! The families that can be trained.
+//! The model families that can be trained.
 
 use dyad_proto::Fault;
 
@@ -7,10 +7,10 @@ use dyad_families::ModelConfig;
 use super::layer::Family;
 use super::{llama, qwen2};
 
-/// All of them.
+/// All families.
 const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY];
 
-/// The family of a model.
+/// Returns the family of a model; fails if it is not supported.
 pub(super) fn of(config: &ModelConfig) -> Result<&'static Family, Fault> {
     FAMILIES.iter().find(|family| family.model_type == config.model_type).ok_or_else(|| {
         let names: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();

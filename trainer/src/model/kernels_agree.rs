@@ -1,4 +1,4 @@
-//! Helpers of tests that hold a fused kernel against its composition from libtorch's operators.
+//! Tests that compare a fused kernel with its composition from libtorch's operators, and their helpers.
 
 use dyad_torch::autograd::grad;
 use dyad_torch::ops::layer;
@@ -15,8 +15,8 @@ pub(super) fn difference(a: &Tensor, b: &Tensor) -> f64 {
     ((&a - &b).abs().max() / b.abs().max()).double_value(&[])
 }
 
-/// A fused kernel and its composition give the same values and gradients: to rounding in float32, to a few units in the
-/// last of bfloat16's eight bits there.
+/// Asserts that a fused kernel and its composition give the same values and gradients: up to rounding in float32, up to a few units in
+/// the last place in bfloat16.
 pub(super) fn agree(inputs: &[Tensor], fused: impl Fn() -> Tensor, composed: impl Fn() -> Tensor) {
     let tolerance = if inputs[0].kind() == Kind::Float { 2e-6 } else { 2e-2 };
     let (ours, theirs) = (fused(), composed());
@@ -35,7 +35,7 @@ pub(super) fn agree(inputs: &[Tensor], fused: impl Fn() -> Tensor, composed: imp
 /// The precisions of the passes.
 pub(super) const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
 
-/// What both kernels are held against: cast back before the weight is applied, as Llama does it.
+/// The reference for both kernels. Casts back before applying the weight, as Llama does.
 fn composed_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let wide = x.to_kind(Kind::Float);
     let variance = wide.square().mean_dim(-1i64, true, Kind::Float);

@@ -19,7 +19,7 @@ pub trait DecoderLayer: fmt::Debug {
     /// Every part with its Hugging Face name below the layer, in a fixed order.
     fn parts(&mut self) -> Vec<(&'static str, Part<'_>)>;
 
-    /// A layer of other handles to the same tensors, without adapters.
+    /// Another layer over the same tensors, without adapters.
     fn share(&self) -> Box<dyn DecoderLayer>;
 }
 
@@ -36,12 +36,12 @@ pub(crate) struct Family {
     pub load_layer: LoadLayer,
 }
 
-/// What a layer computes.
+/// Output of a layer.
 #[derive(Debug)]
 pub struct LayerOutput {
     /// `[tokens, hidden]`.
     pub hidden: Tensor,
-    /// A term of the step's loss that the layer adds, such as that of a router: a scalar, with its coefficient, divided as the step's loss
+    /// A term that the layer adds to the step's loss, e.g. that of a router: a scalar with its coefficient, divided as the step's loss
     /// is. `[]`
     pub aux_loss: Option<Tensor>,
 }

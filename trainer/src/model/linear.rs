@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::pass::Pass;
 
-/// A low-rank update `scale * B(A(x))` beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685).
+/// A low-rank update `scale * B(A(x))` of a frozen linear layer's output (Hu et al. 2021, arXiv 2106.09685).
 #[derive(Debug)]
 pub struct Adapter {
     /// `[rank, in]`.
@@ -19,7 +19,7 @@ pub struct Adapter {
     pub dropout: f64,
 }
 
-/// `y = x Wᵀ + b`, plus the adapter's update where there is one.
+/// `y = x Wᵀ + b`, plus the adapter's update if there is an adapter.
 #[derive(Debug)]
 pub struct Linear {
     /// `[out, in]`.
@@ -44,7 +44,7 @@ impl Linear {
         y
     }
 
-    /// Layers of one input: `[tokens, in]` -> `[tokens, out]` each.
+    /// Applies several layers to one input: `[tokens, in]` -> `[tokens, out]` each.
     pub fn forward_all<const N: usize>(layers: [&Self; N], x: &Tensor, pass: &Pass<'_>) -> [Tensor; N] {
         let own_products = layers.iter().all(|layer| layer.takes_own_products(x));
         match (own_products || on_gpu_path(x.device())) && !layers.iter().any(|layer| layer.drops(pass)) {
@@ -73,7 +73,7 @@ impl Linear {
         adapter.chain([&self.weight]).all(|weight| product::projects(x, weight, self.bias.as_ref()))
     }
 
-    /// Whether the adapter sees another input than the layer.
+    /// True if dropout makes the adapter's input differ from the layer's.
     fn drops(&self, pass: &Pass<'_>) -> bool {
         pass.training && self.adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0)
     }
@@ -96,7 +96,7 @@ mod tests {
     use crate::model::rotary::Rotary;
     use tch::{Device, Kind};
 
-    /// With and without an adapter or a bias: one node that adds in its products, against the composition of libtorch's operators.
+    /// With and without adapter and bias: compares the fused node of several layers with the composition of libtorch's operators.
     #[test]
     fn fused_layers_of_one_input_equal_their_composition() {
         tch::manual_seed(8);

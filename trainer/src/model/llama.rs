@@ -42,7 +42,7 @@ pub(super) const FAMILY: Family = Family {
     load_layer: |config, source| Ok(Box::new(LlamaLayer::load(config, source, biases(config))?)),
 };
 
-/// Llama's rule: `config.json` says which.
+/// Llama's rule: `config.json` says which projections have a bias.
 fn biases(config: &ModelConfig) -> Biases {
     Biases { qkv: config.attention_bias, output: config.attention_bias, mlp: config.mlp_bias }
 }

@@ -1,9 +1,10 @@
-//! Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) in PEFT's conventions: initial values, names, merging. Which layers have
-//! one, with which rank and scale, is decided by [`dyad_data::adapter`].
+//! Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) in PEFT's conventions: initial values, names, merging. [`dyad_data::adapter`]
+//! decides which layers have one, and with which rank and scale.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use dyad_data::adapter::base::NamedBase;
 use dyad_data::adapter::python_regex::PythonRegex;
 use dyad_data::adapter::targets::{Adapted, Modules, Targets, check_names, target_modules};
 use dyad_data::adapter::{ADAPTER_CONFIG, AdapterConfig};
@@ -17,18 +18,18 @@ use crate::model::linear::{Adapter, Linear};
 use crate::model::weights::{Reading, Wanted, Weights};
 use crate::zero::parameters::Named;
 
-/// The adapters of a model: training, generation, resuming and merging know them by this.
+/// The adapters of a model, for training, generation, resuming and merging.
 #[derive(Clone, Debug)]
 pub struct Adapters {
     config: AdapterConfig,
     modules: Modules,
     layers: Vec<Adapted>,
-    /// Adapter folder that their weights come from; otherwise they are new.
+    /// Adapter folder that the weights come from; `None` for new adapters.
     start: Option<PathBuf>,
 }
 
 impl Adapters {
-    /// Those of a run: new ones, or those of the folder that it starts from.
+    /// Adapters of a run: new ones, or those of the folder that it starts from.
     pub fn of_run(config: &RunConfig, start: Option<&Path>, model: &mut Model) -> Result<Self, Fault> {
         let modules = modules(model);
         if let Some(dir) = start {
@@ -44,7 +45,7 @@ impl Adapters {
         Ok(Self { config: plain, modules, layers, start: None })
     }
 
-    /// Those of a PEFT folder.
+    /// Adapters of a PEFT folder.
     fn of_folder(dir: &Path, modules: Modules) -> Result<Self, Fault> {
         let config = AdapterConfig::load(dir)?;
         let path = dir.join(ADAPTER_CONFIG);
@@ -53,7 +54,7 @@ impl Adapters {
         Ok(Self { config, modules, layers, start: Some(dir.to_owned()) })
     }
 
-    /// A key that the user wrote and that the adapter decides otherwise would be silently without effect.
+    /// Fails if the user set a key to another value than the adapter has, because the key would silently have no effect.
     fn refuse_overridden(&self, config: &RunConfig, dir: &Path) -> Result<(), Fault> {
         let own = &self.config;
         let differs = |key: &str, asked: String, found: String| {
@@ -86,19 +87,19 @@ impl Adapters {
         Ok(())
     }
 
-    /// The model underneath, and its revision, as the folder names them.
+    /// Name and revision of the model underneath, as the folder gives them.
     #[must_use]
-    pub fn base(&self) -> (Option<&str>, Option<&str>) {
-        (self.config.base.as_deref(), self.config.revision.as_deref())
+    pub fn base(&self) -> NamedBase<'_> {
+        NamedBase { name: self.config.base.as_deref(), revision: self.config.revision.as_deref() }
     }
 
-    /// `adapter_config.json` over a base of this name.
+    /// `adapter_config.json` for a base of this name.
     #[must_use]
     pub fn to_json(&self, base: &str) -> serde_json::Value {
         self.config.to_json(base, target_modules(&self.layers, &self.modules))
     }
 
-    /// `scale B A`, what an adapter adds to the weight of this name; `find` gives its tensors by their names.
+    /// `scale B A`, the update of the weight of this name; `None` if it has no adapter. `find` returns a tensor by name.
     pub fn update_of(&self, weight: &str, find: &dyn Fn(&str) -> Option<Tensor>) -> Option<Tensor> {
         let name = weight.strip_suffix(".weight")?;
         let layer = self.layers.iter().find(|layer| layer.name == name)?;
@@ -106,7 +107,7 @@ impl Adapters {
         Some(find(&b)?.matmul(&find(&a)?) * layer.scale)
     }
 
-    /// Names of all their tensors.
+    /// Names of all tensors of the adapters.
     #[must_use]
     pub fn tensor_names(&self) -> Vec<String> {
         self.layers.iter().flat_map(|layer| tensor_names(&layer.name)).collect()
@@ -124,7 +125,7 @@ fn in_key(key: &str, fault: Fault) -> Fault {
     Fault { message: format!("{key}: {}", fault.message), ..fault }
 }
 
-/// What the run's configuration asks for. Each name must match a layer.
+/// Target modules that the run's configuration asks for. Fails if a name matches no layer.
 fn targets(config: &RunConfig, modules: &Modules) -> Result<Targets, Fault> {
     match config.lora_modules()? {
         LoraModules::AllLinear => Ok(Targets::AllLinear),
@@ -139,7 +140,7 @@ fn targets(config: &RunConfig, modules: &Modules) -> Result<Targets, Fault> {
     }
 }
 
-/// The run's own; an adapter that was trained with another one is worth a word.
+/// The run's dropout. Warns if no dropout is set and the adapter was trained with another one.
 fn dropout(config: &RunConfig, adapter: &AdapterConfig) -> f64 {
     let own = config.lora_dropout();
     if config.lora_dropout.is_none() && adapter.lora_dropout != own {
@@ -176,7 +177,7 @@ pub fn attach(model: &mut Model, adapters: &Adapters, seed: u64, reading: &Readi
     let device = model.place.device;
     let chosen: HashMap<&str, &Adapted> =
         adapters.layers.iter().map(|layer| (layer.name.as_str(), layer)).collect();
-    // Drawn on the CPU whatever the device, so that every rank and every machine starts alike.
+    // Drawn on the CPU for every device, so that all ranks and machines start with the same values.
     tch::manual_seed(seed as i64);
     for (index, layer) in model.layers.iter_mut().enumerate() {
         for (name, part) in layer.parts() {
@@ -235,7 +236,7 @@ pub fn named_tensors(model: &mut Model) -> Vec<Vec<Named<'_>>> {
     layers.collect()
 }
 
-/// The reference of a run that continues an adapter: the same base, the adapter as it is now, frozen.
+/// The reference of a run that continues an adapter: the same base with a frozen copy of the adapter.
 #[must_use]
 pub fn frozen_reference(model: &mut Model) -> Model {
     let mut reference = model.share();
@@ -254,7 +255,7 @@ pub fn frozen_reference(model: &mut Model) -> Model {
     reference
 }
 
-/// Brings adapters that are not trained to the precision of the passes.
+/// Casts frozen adapters to the precision of the passes.
 pub fn cast(model: &mut Model) {
     let kind = model.place.kind;
     for (_, part) in model.layers.iter_mut().flat_map(|layer| layer.parts()) {

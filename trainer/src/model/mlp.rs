@@ -16,11 +16,11 @@ pub struct Mlp {
     pub up_proj: Linear,
     /// Down projection.
     pub down_proj: Linear,
-    /// What the gate goes through.
+    /// Activation of the gate.
     pub activation: Activation,
 }
 
-/// `activation(gate) * up`; only SwiGLU is one kernel.
+/// `activation(gate) * up`; only SwiGLU has a fused kernel.
 fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Tensor {
     match activation {
         Activation::Silu => layer::swiglu(gate, up),
@@ -31,7 +31,7 @@ fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Tensor {
 }
 
 impl Mlp {
-    /// The MLP of the normed `x`, added to what it was normed from: `[tokens, hidden]` throughout.
+    /// `hidden + mlp(x)`, where `x` is the normed `hidden`. All are `[tokens, hidden]`.
     pub fn forward_onto(&self, hidden: &Tensor, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, pass);
         self.down_proj.forward_onto(hidden, &gated(self.activation, &gate, &up), pass)
@@ -51,7 +51,7 @@ mod tests {
             let [gate, up] = &inputs;
             agree(&inputs, || layer::swiglu(gate, up), || gate.silu() * up);
         }
-        // Far out, where the exponential would overflow.
+        // Large values, for which the exponential would overflow.
         let far = Tensor::from_slice(&[-200.0f32, -90.0, 90.0, 200.0, f32::NAN]);
         let values: Vec<f32> = layer::swiglu(&far, &far.ones_like()).try_into().unwrap();
         assert!(values[0].abs() < 1e-30 && values[1].abs() < 1e-30 && values[2..4] == [90.0, 200.0]);
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn activations_are_those_of_their_definitions() {
+    fn activations_match_their_definitions() {
         let gate = Tensor::from_slice(&[-2.0, -0.5, 0.0, 1.5]);
         let up = Tensor::from_slice(&[1.0, 2.0, 3.0, 4.0]);
         let values = |activation| -> Vec<f64> { gated(activation, &gate, &up).try_into().unwrap() };

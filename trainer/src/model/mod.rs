@@ -1,7 +1,11 @@
-//! Decoder-only language models, layer by layer, without an autograd graph across layers.
+//! Decoder-only language models, computed layer by layer without an autograd graph across layers.
 //!
-//! A family is one file that implements [`DecoderLayer`], and a line in [`family`]; everything else (embedding, final
-//! norm, head, adapters, gradients, checkpoints) works through that trait and the Hugging Face names it reports.
+//! A family is one file, whose layers implement [`DecoderLayer`], and a line in [`family`]. Everything else (embedding, final norm, head,
+//! adapters, gradients, checkpoints) works through that trait and the Hugging Face names it reports.
+//!
+//! - [`llama`], [`qwen2`]: the families. [`layer`]: the trait that they implement.
+//! - [`attention`], [`mlp`], [`linear`], [`rotary`]: the parts of a layer. [`pass`]: the inputs that all layers of a pass share.
+//! - [`lora`]: adapters. [`weights`]: reading of model files.
 
 pub mod attention;
 mod family;
@@ -38,7 +42,7 @@ use crate::zero::unit_weights::{GatheredWeights, Keep, Residence};
 /// A language model: embedding, layers, final norm, head.
 #[derive(Debug)]
 pub struct Model {
-    /// Shape.
+    /// The model's `config.json`.
     pub config: ModelConfig,
     /// Precision of the passes and where they run.
     pub place: Place,
@@ -48,13 +52,13 @@ pub struct Model {
     pub layers: Vec<Box<dyn DecoderLayer>>,
     /// `[hidden]`.
     pub final_norm: Tensor,
-    /// `[vocab, hidden]`; absent when the embedding serves as head.
+    /// `[vocab, hidden]`; `None` if the embedding is also the head.
     pub untied_head: Option<Tensor>,
     /// The buffers behind its units, where the weights are not simply there.
     pub residence: Residence,
 }
 
-/// Takes over the tensors of a unit as soon as they are loaded; puts others in their place.
+/// Called with the tensors of each unit as soon as they are loaded; may replace them.
 pub type TakeUnit<'a> = &'a mut dyn FnMut(usize, Vec<Named<'_>>);
 
 /// Name of the embedding in a Hugging Face folder.
@@ -70,7 +74,7 @@ impl Model {
         Self::load_units(dir, place, &Reading::default(), &mut |_, _| {})
     }
 
-    /// Loads a model folder unit by unit, so that what takes them over need not hold two models at once.
+    /// Loads a model folder and gives each unit to `take`, so that a caller that copies tensors never holds two models at once.
     pub fn load_units(
         dir: &Path,
         place: Place,
@@ -94,7 +98,7 @@ impl Model {
             layers.push(layer);
         }
         let mut final_norm = weights.load(FINAL_NORM, &[config.hidden_size], place)?;
-        // Tied or not is for the files to say: what is claimed has a head where it is not the embedding.
+        // The files decide whether the head is tied: they are claimed without a head if it is the embedding.
         let mut untied_head =
             weights.contains(HEAD).then(|| weights.load(HEAD, &vocabulary, place)).transpose()?;
         take(layers.len() + 1, top_tensors(&mut final_norm, untied_head.as_mut()));
@@ -108,19 +112,19 @@ impl Model {
         self.layers.len() + 2
     }
 
-    /// The unit that the final norm is in.
+    /// Index of the unit with the final norm.
     #[must_use]
     pub fn top_unit(&self) -> usize {
         self.layers.len() + 1
     }
 
-    /// The unit that the head is in.
+    /// Index of the unit with the head.
     #[must_use]
     pub fn head_unit(&self) -> usize {
         if self.untied_head.is_some() { self.top_unit() } else { 0 }
     }
 
-    /// Weights of final norm and head, there until dropped.
+    /// Gathers the weights of final norm and head. They stay until the result is dropped.
     pub fn gather_head(&self) -> Result<(GatheredWeights, GatheredWeights), CommError> {
         let top = self.residence.gather_unit(self.top_unit(), Some(self.head_unit()))?;
         Ok((top, self.residence.gather_unit(self.head_unit(), None)?))
@@ -190,7 +194,7 @@ impl Model {
         Rotary::new(&self.config, positions, self.place.kind)
     }
 
-    /// What every layer needs of a micro-batch. Its rotary positions are made by the first model that passes over it.
+    /// Inputs of every layer for a micro-batch. The first model that passes over it computes the rotary positions.
     pub fn pass<'a>(&self, batch: &'a MicroBatch, training: bool) -> Pass<'a> {
         let rotary = batch.rotary.get_or_init(|| self.rotary(&batch.positions));
         Pass { segments: &batch.segments, varlen: batch.varlen.as_ref(), rotary, training }
@@ -210,7 +214,7 @@ impl Model {
         })
     }
 
-    /// Output of the last layer, with no graph kept: `[tokens, hidden]`. Without tokens, only takes part in bringing weights.
+    /// Output of the last layer, with no graph kept: `[tokens, hidden]`. For an empty batch, only helps gather the weights.
     pub fn hidden_states(&self, tokens: &Tensor, pass: &Pass<'_>) -> Result<Tensor, CommError> {
         tch::no_grad(|| {
             let embedding = self.residence.gather_unit(0, Some(1))?;
@@ -226,7 +230,7 @@ impl Model {
         })
     }
 
-    /// Numbers of base parameters.
+    /// Number of base parameters.
     pub fn parameter_count(&mut self) -> u64 {
         self.named_tensors().iter().map(|(_, tensor)| tensor.numel() as u64).sum()
     }
@@ -250,7 +254,7 @@ fn wanted(config: &ModelConfig) -> Result<Wanted, Fault> {
     Ok(Wanted::Model { names, tied: config.tie_word_embeddings })
 }
 
-/// The precision that config.json calls by this name.
+/// The precision of this name in config.json; float32 for any other name.
 #[must_use]
 pub fn stored_kind(torch_dtype: &str) -> Kind {
     match torch_dtype {

@@ -1,19 +1,19 @@
-//! What a forward pass gives every layer.
+//! The inputs that all layers of a forward pass share.
 
 use dyad_torch::ops::flash_attention::Varlen;
 use dyad_torch::ops::segment::Segment;
 
 use super::rotary::Rotary;
 
-/// What every layer of one pass needs beside its input.
+/// Inputs of every layer of one pass, next to the hidden states.
 #[derive(Debug)]
 pub struct Pass<'a> {
-    /// Who sees whom.
+    /// Which tokens attend to which.
     pub segments: &'a [Segment],
-    /// The same as the variable-length kernels want it, where they serve.
+    /// The segments for variable-length kernels, where these are used.
     pub varlen: Option<&'a Varlen>,
     /// Rotary positions of the packed tokens.
     pub rotary: &'a Rotary,
-    /// Dropout is on.
+    /// True if dropout is on.
     pub training: bool,
 }

@@ -1,5 +1,5 @@
-//! Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama's block with biases on q, k and v, always, whatever config.json says; upper layers may see a
-//! window.
+//! Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama's block, always with biases on q, k and v, whatever config.json says. Upper layers may
+//! attend within a window.
 
 use super::layer::Family;
 use super::llama::{Biases, LlamaLayer, tensor_names};
@@ -10,5 +10,5 @@ pub(super) const FAMILY: Family = Family {
     load_layer: |config, source| Ok(Box::new(LlamaLayer::load(config, source, BIASES)?)),
 };
 
-/// Qwen2's rule.
+/// Qwen2's rule for biases.
 const BIASES: Biases = Biases { qkv: true, output: false, mlp: false };

@@ -6,13 +6,13 @@ use dyad_torch::ops::layer;
 use dyad_torch::transfer::upload;
 use tch::{Kind, Tensor};
 
-/// Cosines and sines of one packed batch's positions, `[tokens, 1, head_dim]` each: made once a micro-batch, for every layer
-/// of policy and reference.
+/// Cosines and sines of one packed batch's positions, `[tokens, 1, head_dim]` each. Computed once per micro-batch, for every layer of
+/// policy and reference.
 #[derive(Debug)]
 pub struct Rotary {
     cos: Tensor,
     sin: Tensor,
-    /// Sines are negative in their first half, as [`layer::rotate_signed`] takes them: on GPUs.
+    /// The first half of the sines is negated, as [`layer::rotate_signed`] expects: on GPUs.
     signed: bool,
 }
 
@@ -23,7 +23,7 @@ impl Rotary {
         let inv_freq = upload(&inverse_frequencies(config), positions.device());
         let half = positions.to_kind(Kind::Float).unsqueeze(1) * inv_freq.unsqueeze(0);
         let signed = on_gpu_path(positions.device());
-        // Sines are odd, cosines even: angles turned round give the first half its sign.
+        // Sine is odd and cosine even: negated angles negate only the sines.
         let first = if signed { -&half } else { half.shallow_clone() };
         let angles = Tensor::cat(&[&first, &half], 1).unsqueeze(1);
         Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind), signed }

@@ -1,4 +1,4 @@
-//! Log-probabilities as losses read them.
+//! Log-probabilities in the form that losses read.
 
 use tch::{Kind, Tensor};
 
@@ -47,7 +47,7 @@ pub(super) struct OutputLogps {
 }
 
 impl OutputLogps {
-    /// `log p(y | x) - log p'(y | x)`, with zero for a reference that is not there.
+    /// `log p(y | x) - log p'(y | x)`; a missing reference counts as zero.
     pub(super) fn log_ratio(&self) -> Tensor {
         self.reference
             .as_ref()

@@ -1,7 +1,7 @@
-//! What a step minimises: a pure function from log-probabilities of sequences to losses and derivatives. Knows no model.
+//! The objective of a step: a pure function from log-probabilities of sequences to losses and derivatives, independent of the model.
 //!
 //! Each loss is one file with one function: from the log-probabilities of some pairs to the loss and the rewards of each pair.
-//! The derivative comes from autograd over this small function. The head turns it into gradients of hidden rows and weights.
+//! The derivative comes from autograd over this small function. [`head`] turns it into gradients of hidden rows and weights.
 //!
 //! In the formulas, `c` and `r` are the log-probabilities of the chosen and the rejected output under the policy, `c'` and `r'` those
 //! under the reference model: sums over completion tokens, in nats. `|c|` and `|r|` are numbers of completion tokens.
@@ -20,7 +20,7 @@ use tch::{Kind, Tensor};
 use self::logps::{PairLogps, SequenceLogps};
 use self::statistics::{DeviceSums, Statistic};
 
-/// Numbers that losses read from the configuration.
+/// Parameters of the losses, from the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct LossOptions {
     /// `dpo_beta`: strength of the pull towards the reference; IPO's tau.
@@ -34,21 +34,21 @@ pub struct LossOptions {
 pub struct StepObjective {
     /// What is minimised.
     pub objective: Objective,
-    /// What the loss reads.
+    /// Parameters of its loss.
     pub options: LossOptions,
-    /// Pairs of all ranks and micro-batches, or chosen completion tokens where the loss is a mean over tokens.
+    /// Pairs of all ranks and micro-batches; chosen completion tokens if the loss is a mean over tokens.
     pub divisor: f64,
 }
 
 impl StepObjective {
-    /// Of a run. The divisor is that of an evaluation, which needs no derivative.
+    /// The objective of a run. Its divisor is that of an evaluation, which needs no derivative.
     #[must_use]
     pub fn of(config: &RunConfig) -> Self {
         let options = LossOptions { beta: config.dpo_beta, simpo_gamma: config.simpo_gamma() };
         Self { objective: config.objective(), options, divisor: 1.0 }
     }
 
-    /// Loss, derivative and statistics of some sequences: chosen and rejected in turn for preference losses, chosen alone else.
+    /// Loss, derivative and statistics of some sequences: chosen and rejected in turn for preference losses, otherwise chosen alone.
     #[must_use]
     pub fn score(&self, sequences: &SequenceLogps<'_>) -> Scored {
         match self.objective {
@@ -75,7 +75,7 @@ impl StepObjective {
     }
 }
 
-/// What an objective finds.
+/// Results of an objective.
 #[derive(Debug)]
 pub struct Scored {
     /// `dL/d(log-probability)` of each sequence, divided by the step's divisor. `[sequences]`
@@ -96,10 +96,10 @@ fn pair_loss(loss: LossType) -> PairLoss {
     }
 }
 
-/// What a loss says of each pair. All `[pairs]`, float64.
+/// Scores that a loss gives each pair. All `[pairs]`, float64.
 #[derive(Debug)]
 struct PairScores {
-    /// What is minimised: its sum is differentiated.
+    /// The loss, whose sum is differentiated.
     loss: Tensor,
     /// Metrics `rewards/chosen` and `logps/chosen`.
     chosen: OutputScores,

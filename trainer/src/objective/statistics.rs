@@ -26,7 +26,7 @@ pub enum Statistic {
 }
 
 impl Statistic {
-    /// How many there are.
+    /// Number of statistics.
     pub const COUNT: usize = Self::AuxLoss as usize + 1;
 }
 
@@ -35,13 +35,13 @@ impl Statistic {
 pub struct DeviceSums(Tensor);
 
 impl DeviceSums {
-    /// Zeros.
+    /// All zero.
     #[must_use]
     pub fn zeros(device: Device) -> Self {
         Self(Tensor::zeros([Statistic::COUNT as i64], (Kind::Double, device)))
     }
 
-    /// Of these scalars; the others are zero.
+    /// These sums; all others are zero.
     #[must_use]
     pub fn of(sums: &[(Statistic, Tensor)], device: Device) -> Self {
         let zero = Tensor::zeros([], (Kind::Double, device));
@@ -57,7 +57,7 @@ impl DeviceSums {
         self.0 += &other.0;
     }
 
-    /// As they lie on the device.
+    /// The sums as a tensor on the device.
     pub fn tensor(&self) -> &Tensor {
         &self.0
     }
@@ -68,13 +68,13 @@ impl DeviceSums {
 pub struct HostSums([f64; Statistic::COUNT]);
 
 impl HostSums {
-    /// Of what was read from [`DeviceSums::tensor`]; NaN for what is missing.
+    /// From the values of [`DeviceSums::tensor`]; NaN for missing ones.
     #[must_use]
     pub fn of(values: &[f64]) -> Self {
         Self(std::array::from_fn(|index| values.get(index).copied().unwrap_or(f64::NAN)))
     }
 
-    /// One of them.
+    /// Returns one sum.
     #[must_use]
     pub fn get(&self, statistic: Statistic) -> f64 {
         self.0[statistic as usize]

@@ -1,4 +1,4 @@
-//! The value of every loss is that of its paper, and its derivative that of finite differences.
+//! Compares every loss with its paper's formula, and every derivative with finite differences.
 
 use super::*;
 
@@ -35,9 +35,9 @@ fn equal_models_lose_ln_2_and_have_no_reward() {
     close(&statistics, &[2.0 * std::f64::consts::LN_2, 0.0, 0.0, 0.0, -10.0, -7.5, 1.0, 0.0, 0.0]);
 }
 
-/// What each paper's formula gives by hand, in float64.
+/// Each paper's formula, computed by hand in float64.
 #[test]
-fn losses_and_rewards_are_those_of_the_papers() {
+fn losses_and_rewards_match_the_papers() {
     let softplus = |x: f64| x.exp().ln_1p();
     // Log-ratios 1, -0.5 and -1, 1.
     let expected = [
@@ -62,7 +62,7 @@ fn losses_and_rewards_are_those_of_the_papers() {
 }
 
 #[test]
-fn derivatives_are_those_of_finite_differences() {
+fn derivatives_match_finite_differences() {
     for loss in [LossType::Sigmoid, LossType::Ipo, LossType::Simpo] {
         let (gradient, _) = score(objective(loss), &POLICY, Some(&REFERENCE));
         for at in 0..POLICY.len() {
@@ -82,7 +82,7 @@ fn derivatives_are_those_of_finite_differences() {
 }
 
 #[test]
-fn a_reference_that_is_not_there_counts_as_zero() {
+fn a_missing_reference_counts_as_zeros() {
     let zeros = [0.0; 4];
     for loss in [LossType::Sigmoid, LossType::Ipo, LossType::Simpo] {
         assert_eq!(

@@ -1,7 +1,8 @@
-//! What this trainer's GPU is at, as NVML tells it: for heartbeats to carry.
+//! Memory, utilisation and power of this trainer's GPU as NVML reports them, for heartbeats.
 //!
-//! A thread of its own asks. The driver may take its time, or hang, and neither a step nor a heartbeat waits for it. NVML belongs to the
-//! driver and is loaded when a GPU is used; where it is missing, or does not know the GPU, there are no readings, and that is no failure.
+//! A separate thread reads them, because the driver may be slow or hang, and neither a step nor a heartbeat may wait for it. NVML belongs
+//! to the driver and is loaded when a GPU is used. If NVML is missing or does not know the GPU, there are no readings; that is not an
+//! error.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -13,16 +14,16 @@ use nvml_wrapper::{Device, Nvml};
 
 use dyad_torch::device::pci_address;
 
-/// By this name the driver installs it; the name without a number comes with a kit for developers.
+/// Name under which the driver installs NVML. The name without a number exists only with a development kit.
 const LIBRARY: &str = "libnvidia-ml.so.1";
-/// Between two readings.
+/// Pause between two readings.
 const PAUSE: Duration = Duration::from_secs(2);
-/// A reading that is older says nothing of now.
+/// Age from which a reading is too old to report.
 const STALE: Duration = Duration::from_secs(15);
 
 static LAST: Mutex<Option<(Instant, GpuReading)>> = Mutex::new(None);
 
-/// The newest reading, where there is one that is new.
+/// The newest reading, unless it is too old.
 #[must_use]
 pub fn last() -> Option<GpuReading> {
     fresh(&LAST.lock().unwrap_or_else(PoisonError::into_inner))
@@ -32,7 +33,7 @@ fn fresh(last: &Option<(Instant, GpuReading)>) -> Option<GpuReading> {
     last.as_ref().filter(|(at, _)| at.elapsed() < STALE).map(|(_, reading)| reading.clone())
 }
 
-/// Reads `cuda:index` from now on, as long as the process lives.
+/// Starts a thread that reads `cuda:index` until the process ends.
 pub fn watch(index: usize) {
     let reading = move || {
         let Err(reason) = read_on(index);
@@ -46,7 +47,7 @@ pub fn watch(index: usize) {
 fn read_on(index: usize) -> Result<Infallible, String> {
     let nvml = Nvml::builder().lib_path(OsStr::new(LIBRARY)).init();
     let nvml = nvml.map_err(|error| format!("NVML: {error}"))?;
-    // CUDA and NVML count GPUs in different orders, and CUDA_VISIBLE_DEVICES is CUDA's alone.
+    // CUDA and NVML count GPUs in different orders, and NVML ignores CUDA_VISIBLE_DEVICES.
     let address = pci_address(index).map_err(|error| format!("the address of cuda:{index}: {error}"))?;
     let device = nvml.device_by_pci_bus_id(address.as_str());
     let device = device.map_err(|error| format!("NVML does not know {address}: {error}"))?;
@@ -58,7 +59,7 @@ fn read_on(index: usize) -> Result<Infallible, String> {
     }
 }
 
-/// What one GPU does not tell, others do.
+/// Reads the GPU; values that it does not report are `None`.
 fn read(device: &Device<'_>, name: &str) -> GpuReading {
     let memory = device.memory_info().ok();
     GpuReading {
@@ -66,7 +67,7 @@ fn read(device: &Device<'_>, name: &str) -> GpuReading {
         memory_used_bytes: memory.as_ref().map(|memory| memory.used),
         memory_total_bytes: memory.as_ref().map(|memory| memory.total),
         utilization_ratio: device.utilization_rates().ok().map(|rates| f64::from(rates.gpu) / 100.0),
-        // In milliwatts.
+        // NVML reports milliwatts.
         power_watts: device.power_usage().ok().map(|power| f64::from(power) / 1000.0),
     }
 }
@@ -76,8 +77,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_nvml_there_is_no_reading_and_the_reason_is_told() {
-        // Where there is a GPU, reading goes on for ever.
+    fn without_nvml_there_is_no_reading_but_a_reason() {
+        // With a GPU, `read_on` never returns.
         if std::fs::metadata("/dev/nvidia0").is_err() {
             let Err(reason) = read_on(0);
             assert!(reason.contains("NVML") || reason.contains("cuda:0"), "{reason}");
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reading_that_is_old_is_not_told() {
+    fn stale_readings_are_not_reported() {
         let reading = GpuReading { gpu: "GPU-1".into(), ..GpuReading::default() };
         let kept = |at| fresh(&Some((at, reading.clone())));
         assert_eq!(kept(Instant::now()), Some(reading.clone()));

@@ -1,7 +1,7 @@
-//! How far this process's threads are, for heartbeats to tell: counters of its own, because a heart beats whatever else stands still.
+//! Progress of this process's threads, for heartbeats: atomic counters, because heartbeats must go on when other threads are stuck.
 //!
 //! The computing thread counts its pieces of work and says what it waits for; [`Counted`] counts collectives; the tokenising thread
-//! counts messages. All of it is a few atomic operations for what takes microseconds at least, and nothing here ever waits.
+//! counts messages. Each count is a few atomic operations for at least microseconds of work, and never waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
@@ -14,36 +14,36 @@ use dyad_torch::comm::{CommError, Communicator, Pending};
 static MARKS: AtomicU64 = AtomicU64::new(0);
 static WAITING: AtomicI32 = AtomicI32::new(0);
 static COLLECTIVES: AtomicU64 = AtomicU64::new(0);
-/// Which of [`NAMES`] was begun last.
+/// Index in [`NAMES`] of the collective that began last.
 static COLLECTIVE: AtomicUsize = AtomicUsize::new(0);
 static FED: AtomicU64 = AtomicU64::new(0);
 static FEEDING: AtomicBool = AtomicBool::new(false);
 
-/// Collectives by name. The first is the meeting of the ranks, which like any other needs all of them.
+/// Names of collectives. The first is the connecting of the ranks, which also needs all of them.
 const NAMES: [&str; 6] = ["connect", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier"];
 
-/// The computing thread has done a piece of work.
+/// Counts a piece of work of the computing thread.
 pub fn advance() {
     MARKS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The computing thread waits in `wait` for something that is not its own work.
+/// Runs `wait`, in which the computing thread waits for something that is not its own work.
 pub fn waiting<T>(what: Waiting, wait: impl FnOnce() -> T) -> T {
     let before = WAITING.swap(what.into(), Ordering::Relaxed);
     let result = wait();
-    // Before it counts as at work again: its pause has ended.
+    // First count progress: no heartbeat may show the thread at work with the count from before the wait.
     advance();
     WAITING.store(before, Ordering::Relaxed);
     result
 }
 
-/// The ranks meet in `meet`.
+/// Runs `meet`, in which the ranks connect.
 pub fn meeting<T>(meet: impl FnOnce() -> T) -> T {
     begin(NAMES[0]);
     waiting(Waiting::Collective, meet)
 }
 
-/// The tokenising thread works on one message in `work`.
+/// Runs `work`, in which the tokenising thread handles one message.
 pub fn feeding<T>(work: impl FnOnce() -> T) -> T {
     FED.fetch_add(1, Ordering::Relaxed);
     FEEDING.store(true, Ordering::Relaxed);
@@ -52,7 +52,7 @@ pub fn feeding<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// For the next heartbeat.
+/// The current counts, for the next heartbeat.
 #[must_use]
 pub fn now() -> Progress {
     let name = NAMES.get(COLLECTIVE.load(Ordering::Relaxed)).copied().unwrap_or_default();
@@ -138,9 +138,9 @@ impl Communicator for Counted {
 mod tests {
     use super::*;
 
-    /// Other tests of this process may count as well.
+    /// Other tests of this process may also count.
     #[test]
-    fn waits_are_told_and_their_end_is_a_piece_of_work() {
+    fn waits_are_reported_and_their_end_counts_as_progress() {
         let before = now();
         meeting(|| {
             let during = now();

@@ -1,4 +1,4 @@
-//! Where a step's time goes.
+//! Seconds of a step by phase, and the peak memory of this process.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -7,12 +7,12 @@ use crate::observe::progress;
 use crate::observe::trace;
 use dyad_torch::recorder::Span;
 
-/// Seconds by phase; a phase entered twice adds up.
+/// Seconds by phase. The times of a phase that is entered twice add up.
 #[derive(Clone, Debug, Default)]
 pub struct Phases(HashMap<String, f64>);
 
 impl Phases {
-    /// Runs `work` and books its time under `phase`.
+    /// Runs `work` and adds its time to `phase`.
     pub fn measure<T>(&mut self, phase: &'static str, work: impl FnOnce() -> T) -> T {
         let _span = Span::enter(phase);
         let _part = trace::part(phase);
@@ -23,7 +23,7 @@ impl Phases {
         result
     }
 
-    /// Books time that was measured elsewhere.
+    /// Adds time that was measured elsewhere to `phase`.
     pub fn add(&mut self, phase: &'static str, seconds: f64) {
         *self.0.entry(phase.to_owned()).or_default() += seconds;
     }
@@ -35,7 +35,7 @@ impl Phases {
     }
 }
 
-/// Most resident memory this process has had, in bytes, by the kernel's account.
+/// Peak resident memory of this process as the kernel reports it, in bytes; 0 if unknown.
 #[must_use]
 pub fn peak_resident_bytes() -> u64 {
     let status = dyad_proto::files::of_kernel("/proc/self/status").unwrap_or_default();

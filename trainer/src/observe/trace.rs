@@ -1,8 +1,8 @@
-//! What a step did, and when: kept in memory until it is known whether anybody wants to see it.
+//! Spans of a step's parts, kept in memory until it is known whether to export them.
 //!
-//! The coordinator decides for all ranks: a step's trace context comes with the assignment. If its sampled flag is set, the
-//! spans leave when the step is done; otherwise the last few steps stay here, and leave when the coordinator finds that one of
-//! them was slow, or when it fails. What is recorded costs two readings of the clock and an uncontended lock.
+//! The coordinator decides for all ranks: a step's trace context comes with its assignment. If its sampled flag is set, the spans are
+//! exported when the step ends. Otherwise the last few steps stay in memory, and a step is exported if the coordinator finds that it was
+//! slow. A step that fails is always exported. Recording a part costs two readings of the clock and an uncontended lock.
 
 use dyad_proto::names::phase;
 use std::collections::VecDeque;
@@ -12,13 +12,13 @@ use std::time::{Duration, SystemTime};
 
 use dyad_telemetry::{ContextGuard, KeyValue, SpanContext, SpanRecord, Spans, current, parse, spans};
 
-/// Steps that wait for the coordinator's word; it is at most a window of assignments behind.
+/// Steps kept in memory for the coordinator's decision, which comes at most a window of assignments later.
 const KEPT: usize = 16;
 
-/// Parts of one step; what comes beyond is counted only. A trace that no back end takes helps nobody.
+/// Most parts of one step; more are only counted, because tracing back ends reject larger traces.
 const MOST_PARTS: usize = 4096;
 
-/// A stretch of a step.
+/// A part of a step.
 #[derive(Clone, Debug)]
 struct SpanPart {
     name: &'static str,
@@ -40,12 +40,12 @@ struct StepTrace {
     start: SystemTime,
     attributes: Vec<KeyValue>,
     parts: Vec<SpanPart>,
-    /// The part that is open.
+    /// Index of the open part.
     open: Option<usize>,
-    /// Collectives in flight: bucket, and its part.
+    /// Collectives in flight: bucket, and index of the part.
     in_flight: Vec<(usize, usize)>,
     dropped: i64,
-    /// The coordinator has asked for it before it ended.
+    /// The coordinator asked for the step before it ended.
     asked_for: bool,
 }
 
@@ -56,7 +56,7 @@ struct Recorder {
 }
 
 impl Recorder {
-    /// The current step ends: it leaves, or waits for the coordinator's word.
+    /// Ends the current step. Returns it for export, or keeps it for the coordinator's decision.
     fn finish(&mut self, now: SystemTime) -> Option<StepTrace> {
         let step = self.current.take()?;
         if step.parent.is_sampled() || step.asked_for {
@@ -69,7 +69,7 @@ impl Recorder {
         None
     }
 
-    /// A step that is done, with its end; the current one leaves when it ends.
+    /// Returns a finished step with its end. Marks the current step, so that it is exported when it ends.
     fn ask_for(&mut self, number: u64) -> Option<(StepTrace, SystemTime)> {
         if let Some(step) = self.current.as_mut().filter(|step| step.step == number) {
             step.asked_for = true;
@@ -86,14 +86,14 @@ fn recorder() -> MutexGuard<'static, Recorder> {
     RECORDER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is known of a step when it begins.
+/// Facts about a step that begins.
 #[derive(Debug)]
 pub struct Beginning<'a> {
     /// Number of the step.
     pub step: u64,
     /// This rank.
     pub rank: u32,
-    /// Its pairs.
+    /// Number of this rank's pairs.
     pub pairs: usize,
     /// The context that came with the assignment.
     pub traceparent: &'a str,
@@ -101,7 +101,7 @@ pub struct Beginning<'a> {
     pub waited: Duration,
 }
 
-/// A step begins. Until the guard goes, log lines of this thread carry its ids.
+/// Begins a step. Log lines of this thread carry its ids until the guard is dropped.
 #[must_use]
 pub fn begin(beginning: &Beginning<'_>) -> Option<ContextGuard> {
     let Some((spans, parent)) = spans().zip(parse(beginning.traceparent)) else {
@@ -134,11 +134,11 @@ pub fn begin(beginning: &Beginning<'_>) -> Option<ContextGuard> {
     Some(guard)
 }
 
-/// A part of the step, until dropped.
+/// A part of the step; it ends when this is dropped.
 #[derive(Debug)]
 pub struct PartGuard(Option<usize>);
 
-/// A part of the step begins.
+/// Begins a part of the step.
 pub fn part(name: &'static str) -> PartGuard {
     PartGuard(with_current(|step| {
         let index = step.add(name, Vec::new())?;
@@ -159,7 +159,7 @@ impl Drop for PartGuard {
     }
 }
 
-/// A bucket's reduction has started; it goes on beside what comes next.
+/// Begins a bucket's reduction, which runs in parallel with the parts that follow.
 pub fn reduction(operation: &'static str, bucket: usize, bytes: usize) {
     with_current(|step| {
         let attributes = vec![
@@ -172,7 +172,7 @@ pub fn reduction(operation: &'static str, bucket: usize, bytes: usize) {
     });
 }
 
-/// A bucket's reduction has been waited for.
+/// Ends a bucket's reduction.
 pub fn reduced(bucket: usize) {
     with_current(|step| {
         let place = step.in_flight.iter().position(|(other, _)| *other == bucket)?;
@@ -189,7 +189,7 @@ fn with_current<T>(act: impl FnOnce(&mut StepTrace) -> Option<T>) -> Option<T> {
     recorder().current.as_mut().and_then(act)
 }
 
-/// The step is done: its spans leave, or wait.
+/// Ends the step: exports its spans, or keeps them.
 pub fn end() {
     let now = SystemTime::now();
     let leaving = recorder().finish(now);
@@ -198,7 +198,7 @@ pub fn end() {
     }
 }
 
-/// The coordinator wants to see a step after all.
+/// Exports a step that the coordinator asks for.
 pub fn keep(number: u64) {
     let leaving = recorder().ask_for(number);
     if let (Some((step, end)), Some(spans)) = (leaving, spans()) {
@@ -206,7 +206,7 @@ pub fn keep(number: u64) {
     }
 }
 
-/// The process cannot go on: the step that it is in leaves as it stands.
+/// Exports the unfinished step of a process that fails.
 pub fn fail(reason: &str) {
     if let (Some(step), Some(spans)) = (recorder().current.take(), spans()) {
         step.export(spans, SystemTime::now(), Some(reason));
@@ -229,18 +229,18 @@ impl StepTrace {
         Some(self.parts.len() - 1)
     }
 
-    /// A part without an end is where the step broke off.
+    /// Exports all spans. An error is put on the parts without an end, because the step failed in them.
     fn export(self, spans: &Spans, end: SystemTime, error: Option<&str>) {
         let contexts: Vec<SpanContext> = self.parts.iter().map(|_| spans.child(&self.context)).collect();
         for (index, part) in self.parts.into_iter().enumerate() {
             let parent = part.within.map_or(&self.context, |within| &contexts[within]);
-            let times = (part.start, part.end.unwrap_or(end));
+            let times = part.start..part.end.unwrap_or(end);
             let mut record = SpanRecord::new(part.name, contexts[index].clone(), Some(parent.clone()), times);
             record.attributes = part.attributes;
             record.error = error.filter(|_| part.end.is_none()).map(str::to_owned);
             spans.emit(record);
         }
-        let mut record = SpanRecord::new("train_step", self.context, Some(self.parent), (self.start, end));
+        let mut record = SpanRecord::new("train_step", self.context, Some(self.parent), self.start..end);
         record.attributes = self.attributes;
         if self.dropped > 0 {
             record.attributes.push(KeyValue::new("train.dropped_spans", self.dropped));
@@ -270,9 +270,9 @@ mod tests {
         }
     }
 
-    /// A rank reports a step before it has closed its spans, and the coordinator's word may be quicker than that.
+    /// A rank reports a step before it closes its spans, so the coordinator may ask for the step first.
     #[test]
-    fn a_step_that_is_asked_for_before_it_ends_leaves_when_it_does() {
+    fn a_step_that_is_asked_for_before_it_ends_is_exported_at_its_end() {
         let now = SystemTime::now();
         let mut recorder = Recorder { current: Some(step()), done: VecDeque::new() };
         assert!(recorder.ask_for(1).is_none());
@@ -293,7 +293,7 @@ mod tests {
 
     /// Without an endpoint nothing is recorded, whatever the coordinator sends.
     #[test]
-    fn nothing_is_recorded_where_traces_are_off() {
+    fn nothing_is_recorded_without_an_endpoint() {
         let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let beginning = Beginning { step: 1, rank: 0, pairs: 2, traceparent, waited: Duration::ZERO };
         assert!(begin(&beginning).is_none());

@@ -14,14 +14,14 @@ use dyad_torch::error::TorchError;
 
 /// Values that share a scale.
 pub const BLOCK: i64 = 256;
-/// Values that are float32 at once.
+/// Values that are converted to float32 at a time.
 const CHUNK: i64 = 1 << 20;
-/// The same on a GPU, which would spend its time on being told of less.
+/// The same on a GPU, which computes smaller chunks in less time than their launch takes.
 const GPU_CHUNK: i64 = 1 << 26;
 /// Decades that the fractions span.
 const DECADES: i32 = 7;
 
-/// Which fractions a code stands for.
+/// Range of the fractions that codes stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Map {
     /// From -1 to 1.
@@ -60,13 +60,13 @@ pub struct EightBit {
     pub absmax: Tensor,
     map: Map,
     fractions: Tensor,
-    /// Between neighbouring fractions; the last is infinite.
+    /// Midpoints between neighbouring fractions; the last is infinite.
     middles: Tensor,
-    /// Codes that the kernel's search begins at, by cell.
+    /// Code at which the kernel's search begins, by cell.
     starts: Tensor,
 }
 
-/// Exponents, from -25 to 0, and eight bits of mantissa: the kernel's cells of one sign.
+/// The kernel's cells of one sign: exponents from -25 to 0, and eight bits of mantissa.
 const CELLS: u32 = (25 << 8) + 1;
 
 /// Code of the lowest value of each cell, positive ones first.
@@ -79,7 +79,7 @@ fn starts(middles: &[f32]) -> Vec<i32> {
 }
 
 impl EightBit {
-    /// Zeros; `len` is a multiple of the block.
+    /// All zero; `len` must be a multiple of the block.
     #[must_use]
     pub fn zeros(len: i64, map: Map, device: Device) -> Self {
         let fractions = map.fractions();
@@ -105,7 +105,7 @@ impl EightBit {
     fn write(&mut self, range: &Range<i64>, values: &Tensor) {
         let values = values.view([-1, BLOCK]);
         let absmax = values.abs().amax([1i64].as_slice(), false);
-        // A block of zeros stays one.
+        // The clamp keeps a block of zeros from becoming NaN.
         let scaled = &values / absmax.clamp_min(f64::from(f32::MIN_POSITIVE)).unsqueeze(1);
         let mut codes = scaled.bucketize(&self.middles, true, false);
         if self.map == Map::Unsigned {
@@ -130,14 +130,14 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Zeros; `len` is a multiple of the block.
+    /// All zero; `len` must be a multiple of the block.
     #[must_use]
     pub fn zeros(len: i64, device: Device) -> Self {
         let zeros = |map| EightBit::zeros(len, map, device);
         Self { exp_avg: zeros(Map::Signed), exp_avg_sq: zeros(Map::Unsigned) }
     }
 
-    /// One AdamW step of the values of `range`, of which float32 parameters and gradients are given.
+    /// One AdamW step of the values of `range`; `parameter` and `gradient` hold these values in float32.
     pub fn update(
         &mut self,
         range: Range<i64>,
@@ -166,7 +166,7 @@ impl Moments {
         adamw_8bit(parameter, gradient, &tensors, step, hyper)
     }
 
-    /// The same by libtorch's operators, chunk by chunk in float32.
+    /// The same with libtorch's operators, chunk by chunk in float32.
     fn composed(
         &mut self,
         range: Range<i64>,
@@ -230,7 +230,7 @@ mod tests {
         }
     }
 
-    /// The kernel rounds in another order than libtorch's operators: a value between two fractions may fall to either.
+    /// The kernel rounds in another order than libtorch's operators, so a value between two fractions may get either.
     #[test]
     fn the_kernel_equals_its_composition() {
         tch::manual_seed(2);
@@ -252,7 +252,7 @@ mod tests {
                 assert!(other.count_nonzero(None).int64_value(&[]) < len / 1000);
             }
         }
-        // Three steps of 0.01, of which a code more or less moves a hundredth.
+        // Each of the three steps is at most about 0.01; one code more or less changes it by a hundredth.
         assert!((&kernel - &composed).abs().max().double_value(&[]) < 1e-3);
         assert!((&kernel - &composed).abs().mean(Kind::Float).double_value(&[]) < 1e-6);
     }

@@ -3,7 +3,7 @@
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::LrSchedulerType;
 
-/// Rate over a whole run.
+/// Schedule of the learning rate over a run.
 #[derive(Clone, Copy, Debug)]
 pub struct LearningRate {
     shape: LrSchedulerType,

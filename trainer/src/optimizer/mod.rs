@@ -22,14 +22,14 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// By the run's configuration.
+    /// Takes its settings from the run's configuration.
     #[must_use]
     pub fn new(config: &RunConfig) -> Self {
         Self { weight_decay: config.weight_decay, max_grad_norm: config.max_grad_norm }
     }
 
-    /// Clips and applies the reduced gradients as the `step`-th step, counted from 1. Returns the norm before clipping, where
-    /// the gradients are. `[1]`
+    /// Clips the reduced gradients and applies them as the `step`-th step, counted from 1. Returns the norm before clipping, on the
+    /// gradients' device. `[1]`
     pub fn step(
         &self,
         parameters: &mut Parameters,
@@ -40,7 +40,7 @@ impl Optimizer {
         let clip = Clip::new(&norm, self.max_grad_norm);
         let hyper =
             AdamHyper { learning_rate, beta1: 0.9, beta2: 0.999, weight_decay: self.weight_decay, eps: 1e-8 };
-        // The units that the next pass needs first come first.
+        // Begins with the units that the next pass needs first.
         for index in (0..parameters.buckets.len()).rev() {
             progress::advance();
             let grad = parameters.own_grad(&parameters.buckets[index]);
@@ -75,10 +75,10 @@ mod tests {
             .double_value(&[0])
     }
 
-    /// In one pass or by libtorch's operators, in both precisions: the same masters, moments and weights, and no gradient left
-    /// when the next step begins.
+    /// The fused step and libtorch's operators give the same masters, moments and weights, in both precisions. No gradient is left when
+    /// the next step begins.
     #[test]
-    fn one_pass_does_what_several_do() {
+    fn the_fused_step_equals_its_composition() {
         let values = || Tensor::arange(70_000, (Kind::Float, Device::Cpu)).remainder(101.0) * 0.01 - 0.3;
         for (kind, optim) in
             [(Kind::Float, Optim::Adamw), (Kind::BFloat16, Optim::Adamw), (Kind::BFloat16, Optim::Adamw8bit)]
@@ -115,13 +115,13 @@ mod tests {
         let norm = optimizer.step(&mut parameters, 1, 0.1).unwrap().double_value(&[0]);
         assert!((norm - 20.0).abs() < 1e-5);
         assert!((tensor.double_value(&[0, 0]) - 0.9).abs() < 1e-5);
-        // Clipped from 10 to 0.5: a tenth of it in the first moment.
+        // Clipped from 10 to 0.5; the first moment holds a tenth of that.
         assert!((first_moment(&parameters) - 0.05).abs() < 1e-6);
     }
 
-    /// The factor that stays on the device gives what the one that the host knows gives, also where nothing is clipped.
+    /// A clip factor on the device gives the same result as one that the host reads, also if nothing is clipped.
     #[test]
-    fn clipping_without_reading_the_norm_changes_nothing() {
+    fn clipping_on_the_device_equals_clipping_on_the_host() {
         for (optim, largest) in [(Optim::Adamw, 1.0), (Optim::Adamw, 1e6), (Optim::Adamw8bit, 1.0)] {
             let stepped = || {
                 let keeping = Keeping { optim, ..keeping(Kind::Float) };
@@ -147,7 +147,7 @@ mod tests {
         assert!((first_moment(&parameters) - 1.0).abs() < 1e-6);
     }
 
-    /// Norms and biases are spared by the decay, wherever they stand among the others.
+    /// Norms and biases get no weight decay, wherever they stand among the other parameters.
     #[test]
     fn weight_decay_spares_vectors() {
         for optim in [Optim::Adamw, Optim::Adamw8bit] {

@@ -4,11 +4,20 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// Returns a warning if the adapter's base seems to be another model. `adapter`: base and revision that the adapter names; `run`: the
-/// model's name as the user wrote it; `dir`: its folder.
+/// The model that an adapter was trained over, as its folder names it.
+#[derive(Clone, Copy, Debug)]
+pub struct NamedBase<'a> {
+    /// Folder or hub id.
+    pub name: Option<&'a str>,
+    /// Branch, tag or commit.
+    pub revision: Option<&'a str>,
+}
+
+/// Returns a warning if the adapter's base seems to be another model than the run's. `run`: the model's name as the user wrote it;
+/// `dir`: its folder.
 #[must_use]
-pub fn mismatch(adapter: (Option<&str>, Option<&str>), run: &str, dir: &Path) -> Option<String> {
-    let (named, revision) = adapter;
+pub fn mismatch(base: NamedBase<'_>, run: &str, dir: &Path) -> Option<String> {
+    let NamedBase { name: named, revision } = base;
     let named = named?;
     if !same(named, run, dir) {
         return Some(format!(
@@ -84,7 +93,9 @@ mod tests {
             path
         };
         let (one, other) = (dir("one/final"), dir("other/final"));
-        let said = |named: &str, run: &str, dir: &Path| mismatch((Some(named), None), run, dir);
+        let said = |named: &str, run: &str, dir: &Path| {
+            mismatch(NamedBase { name: Some(named), revision: None }, run, dir)
+        };
         assert_eq!(said(one.to_str().unwrap(), "x", &one), None);
         let text = said(other.to_str().unwrap(), "one/final", &one).unwrap();
         assert!(text.contains("other/final") && text.contains("one/final"), "{text}");
@@ -98,7 +109,7 @@ mod tests {
         let cached = dir("hub/models--org--base/snapshots/abc");
         assert_eq!(said("org/base", cached.to_str().unwrap(), &cached), None);
         assert_eq!(said("/other/models--org--base/snapshots/def", "org/base", &cached), None);
-        assert_eq!(mismatch((None, None), "x", &one), None);
+        assert_eq!(mismatch(NamedBase { name: None, revision: None }, "x", &one), None);
     }
 
     #[test]
@@ -106,7 +117,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let cached = root.path().join("models--org--base/snapshots/abc");
         std::fs::create_dir_all(&cached).unwrap();
-        let said = |revision: &str| mismatch((Some("org/base"), Some(revision)), "org/base", &cached);
+        let said = |revision: &str| {
+            mismatch(NamedBase { name: Some("org/base"), revision: Some(revision) }, "org/base", &cached)
+        };
         assert_eq!((said("main"), said("abc")), (None, None));
         assert!(said("v2").unwrap().contains("revision v2 of org/base"));
     }

@@ -10,7 +10,7 @@ use super::value::{Number, Outcome, Value, find};
 
 /// Layout of a formatted value.
 #[derive(Clone, Debug)]
-struct JsonLayout {
+struct Placeholder {
     fill: char,
     /// `<`, `>`, `^` or `=` (pads after the sign).
     align: Option<char>,
@@ -71,8 +71,8 @@ pub(super) fn percent(text: &str, values: &Value) -> Outcome<String> {
     Ok(out)
 }
 
-fn placeholder(rest: &mut &str) -> Outcome<JsonLayout> {
-    let mut layout = JsonLayout {
+fn placeholder(rest: &mut &str) -> Outcome<Placeholder> {
+    let mut layout = Placeholder {
         fill: ' ',
         align: None,
         sign: '-',
@@ -129,7 +129,7 @@ fn width(digits: &str) -> Outcome<usize> {
     }
 }
 
-fn percent_one(value: &Value, mut layout: JsonLayout) -> Outcome<String> {
+fn percent_one(value: &Value, mut layout: Placeholder) -> Outcome<String> {
     let number = value.number();
     match layout.kind {
         's' | 'r' | 'a' | 'c' => {
@@ -172,7 +172,7 @@ fn percent_one(value: &Value, mut layout: JsonLayout) -> Outcome<String> {
     }
 }
 
-fn zero_padded(mut layout: JsonLayout) -> JsonLayout {
+fn zero_padded(mut layout: Placeholder) -> Placeholder {
     if layout.fill == '0' {
         layout.align = Some('=');
     }
@@ -240,7 +240,7 @@ fn trimmed(shown: &str) -> String {
     format!("{digits}{exponent}")
 }
 
-fn signed(digits: &str, negative: bool, prefix: &str, layout: &JsonLayout) -> String {
+fn signed(digits: &str, negative: bool, prefix: &str, layout: &Placeholder) -> String {
     let sign = match (negative, layout.sign) {
         (true, _) => "-",
         (false, '+') => "+",
@@ -250,7 +250,7 @@ fn signed(digits: &str, negative: bool, prefix: &str, layout: &JsonLayout) -> St
     pad(digits, &format!("{sign}{prefix}"), layout, '>')
 }
 
-fn pad(body: &str, head: &str, layout: &JsonLayout, default: char) -> String {
+fn pad(body: &str, head: &str, layout: &Placeholder, default: char) -> String {
     let missing = layout.width.saturating_sub(body.chars().count() + head.chars().count());
     let fill = |count: usize| std::iter::repeat_n(layout.fill, count).collect::<String>();
     match layout.align.unwrap_or(default) {
@@ -398,7 +398,7 @@ fn laid_out(value: &Value, spec: &str) -> Outcome<String> {
     }
 }
 
-fn specification(spec: &str) -> Outcome<JsonLayout> {
+fn specification(spec: &str) -> Outcome<Placeholder> {
     let characters: Vec<char> = spec.chars().collect();
     let is_align = |at: usize| characters.get(at).copied().filter(|align| "<>^=".contains(*align));
     let (fill, align, mut at) = match (is_align(1), is_align(0)) {
@@ -406,7 +406,7 @@ fn specification(spec: &str) -> Outcome<JsonLayout> {
         (None, Some(align)) => (' ', Some(align), 1),
         (None, None) => (' ', None, 0),
     };
-    let mut layout = JsonLayout {
+    let mut layout = Placeholder {
         fill,
         align,
         sign: '-',

@@ -1,7 +1,7 @@
-//! What a model or adapter asks of its files, held against what is there: transformers' rules for names and tied heads.
+//! Matches the tensors that a model or adapter needs with those in its files, by transformers' rules for names and tied heads.
 //!
-//! - TRN-W1: every tensor that is there is used, or named: as unexpected in a model, as an error in an adapter.
-//! - TRN-W2: a tensor that is asked for and not there is an error that says under which name it may be.
+//! - TRN-W1: every tensor in the files is used or reported: as unexpected in a model, as an error in an adapter.
+//! - TRN-W2: a needed tensor that is missing is an error, which names the tensor that it may be stored as.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -13,27 +13,27 @@ use crate::model::{EMBEDDING, HEAD};
 
 /// Most names that a message lists.
 const LISTED: usize = 3;
-/// The part of a causal model that has no head; saved on its own, its names lack this.
+/// Prefix of the names in a causal model, except the head's. A model saved without its head lacks the prefix.
 const BASE_PREFIX: &str = "model.";
 
-/// Tensors that are asked for.
+/// Tensors that are needed.
 #[derive(Clone, Debug)]
 pub enum Wanted {
-    /// Those of a model; with `tied` the head is the embedding unless the files hold another.
+    /// Tensors of a model. If `tied`, the head is the embedding unless the files hold a different head.
     Model {
-        /// All names, the head's among them unless it is tied.
+        /// All names; the head's only if it is not tied.
         names: Vec<String>,
         /// `tie_word_embeddings`.
         tied: bool,
     },
-    /// Those of an adapter, by PEFT's names.
+    /// Tensors of an adapter, by PEFT's names.
     Adapter {
         /// All names.
         names: Vec<String>,
     },
 }
 
-/// Files whose tensors have the names that are asked for, and what there is to say of them.
+/// Files whose tensors have the wanted names, and warnings about them.
 #[derive(Debug)]
 pub(super) struct Claimed {
     pub(super) files: MappedFiles,
@@ -52,7 +52,7 @@ impl Wanted {
 
 fn adapter(dir: &Path, files: MappedFiles, names: &[String]) -> Result<Claimed, Fault> {
     let stored = |name: &String| {
-        // Saved without PEFT, names have the adapter's own in them.
+        // Files that were saved without PEFT have the adapter's name in their tensor names.
         let longer = || name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.");
         let stored = files.stored(name).or_else(|| files.stored(&longer()))?;
         Some((name.clone(), stored.clone()))
@@ -74,11 +74,11 @@ fn adapter(dir: &Path, files: MappedFiles, names: &[String]) -> Result<Claimed, 
 fn model(dir: &Path, files: MappedFiles, names: &[String], tied: bool) -> Result<Claimed, Fault> {
     let mut index = named_as(&files, names)?;
     let mut warnings = Vec::new();
-    // A head that is the embedding once more: used, not loaded.
+    // A head that equals the embedding: it counts as used, but is not loaded.
     let mut spare = None;
     if tied && let Some(head) = named_as(&files, &[HEAD.to_owned()])?.remove(HEAD) {
         match index.get(EMBEDDING) {
-            // Either stands for both.
+            // The stored head serves as embedding and head.
             None => drop(index.insert(EMBEDDING.to_owned(), head)),
             Some(embedding) if files.equal(embedding, &head) => spare = Some(head),
             Some(_) => {
@@ -103,12 +103,12 @@ fn model(dir: &Path, files: MappedFiles, names: &[String], tied: bool) -> Result
     floating(files.renamed(index), warnings)
 }
 
-/// What transformers passes over without a word: buffers that older releases saved.
+/// Tensors that transformers ignores silently: buffers that older releases saved.
 fn passed_over(name: &str) -> bool {
     name.contains("rotary_emb.inv_freq")
 }
 
-/// Names as transformers reads them: the model's prefix may be missing, or stand where it does not belong.
+/// Finds names as transformers does: the prefix `model.` may be missing or superfluous.
 fn named_as(files: &MappedFiles, names: &[String]) -> Result<HashMap<String, TensorLocation>, Fault> {
     let mut index = HashMap::new();
     for name in names {
@@ -157,8 +157,8 @@ fn refuse_missing(
     })
 }
 
-/// The same tensor under another name, e.g. with `_orig_mod.` before or within it: the one whose end is alike for longest, from the
-/// number of its layer on at least.
+/// The same tensor under another name, e.g. with `_orig_mod.` before or within it: the one with the longest common end, which must reach
+/// back at least to the layer's number.
 fn other_name<'a>(files: &'a MappedFiles, name: &str) -> Option<&'a str> {
     let alike = |other: &str| {
         let pairs = name.rsplit('.').zip(other.rsplit('.'));
@@ -172,7 +172,7 @@ fn other_name<'a>(files: &'a MappedFiles, name: &str) -> Option<&'a str> {
     others.first().copied()
 }
 
-/// A few names, and how many more.
+/// The first few names, and how many more there are.
 pub(crate) fn listed(names: &[&str]) -> String {
     let shown = names.iter().take(LISTED).copied().collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(LISTED) {
@@ -181,7 +181,7 @@ pub(crate) fn listed(names: &[&str]) -> String {
     }
 }
 
-/// Weights are numbers that are read as they are.
+/// Fails if a tensor does not hold floating-point numbers.
 fn floating(files: MappedFiles, warnings: Vec<String>) -> Result<Claimed, Fault> {
     files.check_floating()?;
     Ok(Claimed { files, warnings })
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_that_are_not_used_are_counted_and_old_buffers_are_not() {
+    fn unused_tensors_are_reported_except_old_buffers() {
         let mut files = whole("");
         files.push(File::f32("model.layers.0.self_attn.rotary_emb.inv_freq", &[1], &[1.0]));
         assert!(claimed(&files, true).unwrap().warnings.is_empty());
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_are_no_floating_point_numbers_are_refused() {
+    fn weights_that_are_not_floating_point_are_refused() {
         let mut files = whole("");
         files[1] = File::bytes(NAMES[1], &[1], &[7]);
         let fault = claimed(&files, true).unwrap_err();
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_is_taken_whole() {
+    fn an_adapter_must_match_its_files_exactly() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("adapter_model.safetensors");
         write(&path, &[File::f32("a", &[1], &[1.0]), File::f32("b", &[1], &[1.0])]);

@@ -1,5 +1,5 @@
-//! The safetensors files of a folder, mapped rather than read: which there are, what they hold, and whether that is what the
-//! index says.
+//! The safetensors files of a folder, mapped into memory: which files there are, which tensors they hold, and whether both match the
+//! index.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -16,14 +16,14 @@ use tch::{Device, Kind, Tensor};
 
 /// Weights of a model in one file.
 const SINGLE: &str = "model.safetensors";
-/// Names the files of a model in several.
+/// Lists the files of a sharded model.
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Mapped safetensors files.
 #[derive(Debug)]
 pub(super) struct MappedFiles {
     files: Vec<(PathBuf, Mmap)>,
-    /// By the names that are asked for.
+    /// By the names under which callers ask for tensors.
     index: HashMap<String, TensorLocation>,
 }
 
@@ -80,7 +80,7 @@ impl MappedFiles {
             if self.index.get(*tensor).is_some_and(|stored| self.files[stored.file].0.ends_with(file)) {
                 return false;
             }
-            // It may be in two files.
+            // The tensor may be in two files.
             let named = self.files.iter().find(|(path, _)| path.ends_with(file));
             let tensors = named.and_then(|(path, map)| tensors_in(path, map, 0).ok()).unwrap_or_default();
             !tensors.iter().any(|stored| stored.name == **tensor)
@@ -95,7 +95,7 @@ impl MappedFiles {
         }
     }
 
-    /// A tensor that is in two files must be the same in both.
+    /// Fails if a tensor that is in two files differs between them.
     fn same(&self, a: &TensorLocation, b: &TensorLocation) -> Result<(), Fault> {
         if self.equal(a, b) {
             return Ok(());
@@ -137,7 +137,7 @@ impl MappedFiles {
         self.index.get(name)
     }
 
-    /// The same files, of which only these tensors can be asked for, by these names.
+    /// The same files, restricted to these tensors under these names.
     pub(super) fn renamed(self, index: HashMap<String, TensorLocation>) -> Self {
         Self { index, ..self }
     }
@@ -146,7 +146,7 @@ impl MappedFiles {
         self.index.get(name).map_or(Path::new(""), |stored| &self.files[stored.file].0)
     }
 
-    /// A tensor on another device, in its stored precision.
+    /// Copies a tensor to another device, in its stored precision.
     #[expect(unsafe_code, reason = "a tensor over mapped memory")]
     pub(super) fn sent(&self, name: &str, shape: &[i64], device: Device) -> Result<Tensor, Fault> {
         let (bytes, found, kind) = self.view(name)?;
@@ -155,13 +155,13 @@ impl MappedFiles {
         for axis in (1..found.len()).rev() {
             strides[axis - 1] = strides[axis] * found[axis];
         }
-        // SAFETY: the map outlives the tensor, which is only read, and is read before the copy returns; safetensors has checked
-        // that there are as many bytes as the shape wants.
+        // SAFETY: the map outlives the tensor, which is only read, and only until the copy returns. safetensors has checked that there
+        // are as many bytes as the shape needs.
         let mapped = unsafe { Tensor::from_blob(bytes.as_ptr(), &found, &strides, kind, Device::Cpu) };
         Ok(mapped.to_device(device))
     }
 
-    /// Bytes, shape and precision of a tensor that is there.
+    /// Bytes, shape and precision of a tensor. Fails if it is missing or has an unsupported dtype.
     pub(super) fn view(&self, name: &str) -> Result<(&[u8], Vec<i64>, Kind), Fault> {
         let missing = || Fault::input(format!("missing tensor {name}"));
         let stored = self.index.get(name).ok_or_else(missing)?;
@@ -169,7 +169,7 @@ impl MappedFiles {
         Ok((self.bytes(stored), stored.shape.clone(), kind))
     }
 
-    /// Fails unless every tensor is stored as floating-point numbers that are read as they are.
+    /// Fails unless every tensor is stored as floating-point numbers of a supported dtype.
     pub(super) fn check_floating(&self) -> Result<(), Fault> {
         let odd = |stored: &&TensorLocation| kind(stored.dtype).is_none_or(|kind| kind == Kind::Uint8);
         let first = self.index.values().filter(odd).min_by_key(|stored| &stored.name);
@@ -184,7 +184,7 @@ impl MappedFiles {
     }
 }
 
-/// Why there is no file of weights.
+/// The error for a folder without weights; its hint names other files of weights.
 fn no_weights(dir: &Path) -> Fault {
     let mut found: Vec<String> = std::fs::read_dir(dir)
         .into_iter()
@@ -205,7 +205,7 @@ fn no_weights(dir: &Path) -> Fault {
     }
 }
 
-/// Tensor names and the files that they are in.
+/// Reads from the index which file each tensor is in.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, Fault> {
     let bad = |what: String| {
         Fault::input(format!("{}: {what}", index.display())).hint("fetch the model's index again")
@@ -223,7 +223,7 @@ fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, Fault> {
     if map.is_empty() { Err(bad("`weight_map` is empty".into())) } else { Ok(map) }
 }
 
-/// One component, no way out of the folder.
+/// True for a single path component that does not leave the folder.
 fn is_plain(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
@@ -237,15 +237,15 @@ fn map_file(path: &Path) -> Result<Mmap, Fault> {
             .hint("the model folder is incomplete")
     };
     let file = dyad_proto::files::open(path).map_err(cannot)?;
-    // SAFETY: the map is read-only; a model folder that changes under a running process is the user's to avoid.
+    // SAFETY: the map is read-only. Users must not change a model folder while a process uses it.
     unsafe { Mmap::map(&file) }.map_err(cannot)
 }
 
-/// What a file holds, after checking that its tensors fill it.
+/// Lists the tensors of a file. Fails unless they fill the file.
 fn tensors_in(path: &Path, map: &Mmap, file: usize) -> Result<Vec<TensorLocation>, Fault> {
     lfs::refuse_pointer(path, map)?;
     let (header, metadata) = SafeTensors::read_metadata(map).map_err(|error| damaged(path, &error))?;
-    // Behind the header's length and the header.
+    // Tensors follow the header's length and the header.
     let start = size_of::<u64>() + header;
     let stored = |(name, info): (String, &TensorInfo)| TensorLocation {
         file,
@@ -273,7 +273,7 @@ fn kind(dtype: Dtype) -> Option<Kind> {
     }
 }
 
-/// Fails where a tensor has another shape than the model's.
+/// Fails if a tensor's shape differs from the model's.
 pub(super) fn check_shape(name: &str, path: &Path, found: &[i64], expected: &[i64]) -> Result<(), Fault> {
     if found == expected {
         return Ok(());
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_names_plain_files_that_hold_what_it_says() {
+    fn an_index_must_name_plain_files_that_hold_its_tensors() {
         let dir = tempfile::tempdir().unwrap();
         write(&dir.path().join("a.safetensors"), &[Made::f32("x", &[1], &[1.0])]);
         index(dir.path(), &[("x", "a.safetensors")]);
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_readable_weights_says_what_lies_there() {
+    fn the_error_for_a_folder_without_weights_names_similar_files() {
         let dir = tempfile::tempdir().unwrap();
         let hint = || MappedFiles::of_model(dir.path()).unwrap_err().hint;
         assert!(hint().starts_with("expected model.safetensors"));
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn pointers_and_cut_files_are_named_as_what_they_are() {
+    fn lfs_pointers_and_truncated_files_are_reported_as_such() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SINGLE);
         std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n").unwrap();

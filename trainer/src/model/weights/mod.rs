@@ -1,4 +1,6 @@
-//! Tensors of a Hugging Face model folder, by name, from one or many safetensors files, mapped rather than read.
+//! Tensors of a Hugging Face model folder, by name, from one or many safetensors files, mapped into memory.
+//!
+//! `files` maps the files, `claim` matches their tensors with the model's, and [`relay`] sends them from one rank to the others.
 
 mod claim;
 mod files;
@@ -23,20 +25,20 @@ use crate::observe::progress;
 use files::{MappedFiles, check_shape};
 use relay::{Relay, Relayed};
 
-/// How the ranks of a run come by the files of a model.
+/// How the ranks of a run read the files of a model.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
     /// One rank reads and the others get the bytes from it; otherwise every rank reads.
     pub relay: Option<Relay>,
-    /// Adds up what has been loaded, so that ranks can be compared, and a resumed run with its checkpoint.
+    /// Digest of all loaded tensors, to compare ranks with each other, and a resumed run with its checkpoint.
     pub digest: Option<Digested>,
-    /// The folder has been loaded before: what there was to warn of has been said.
+    /// The folder has been loaded before: do not repeat its warnings.
     pub again: bool,
-    /// Names and shapes are looked at, and no weights are read: tensors hold zeros that take no memory.
+    /// Check names and shapes only, and read no weights: tensors hold zeros that take no memory.
     pub shapes_alone: bool,
 }
 
-/// A sum over tensors and their names, whatever order they come in, and which of them hold NaN or infinite numbers.
+/// A digest of tensors and their names that does not depend on their order, and the names of tensors with NaN or infinite numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Digested {
     sum: Rc<Cell<u64>>,
@@ -60,14 +62,14 @@ impl Digested {
         self.not_finite.borrow().clone()
     }
 
-    /// As it is shown and kept.
+    /// The digest as it is shown and stored.
     #[must_use]
     pub fn text(&self) -> String {
         format!("{:016x}", self.sum.get())
     }
 }
 
-/// All tensors of a folder; data stay on disk, or at the rank that reads, until asked for.
+/// All tensors of a folder. Their data stay on disk, or at the rank that reads, until they are needed.
 #[derive(Debug)]
 pub struct Weights {
     dir: PathBuf,
@@ -93,14 +95,14 @@ impl Weights {
         Self::opened(dir, || MappedFiles::open(paths), &Reading::default())
     }
 
-    /// The same; what is asked for from now on adds to `read`.
+    /// The same tensors; each one that is read from now on is added to `read`.
     #[must_use]
     pub fn counted(self, read: &Digested) -> Self {
         Self { digest: Some(read.clone()), ..self }
     }
 
-    /// A folder's tensors by the names that are asked for, all of them; where one rank reads, only there. What is there and not
-    /// asked for is an error or a warning of the rank that reads.
+    /// A folder's tensors under the wanted names. Fails if one is missing. If one rank reads for all, only that rank opens files; it also
+    /// reports unused tensors: as an error in an adapter, as a warning in a model.
     pub fn claim(dir: &Path, wanted: &Wanted, reading: &Reading) -> Result<Self, Fault> {
         let files = || {
             let files = match wanted {
@@ -136,7 +138,7 @@ impl Weights {
         })
     }
 
-    /// Every name.
+    /// All names.
     pub fn names(&self) -> Vec<&str> {
         match &self.source {
             Source::Files(files) => files.names().collect(),
@@ -144,7 +146,7 @@ impl Weights {
         }
     }
 
-    /// Whether a tensor of this name is there.
+    /// True if there is a tensor of this name.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         match &self.source {
@@ -153,7 +155,7 @@ impl Weights {
         }
     }
 
-    /// Copies a tensor in its stored precision, after checking its shape: to the CPU, or where it was sent.
+    /// Copies a tensor in its stored precision, after checking its shape. The copy is on the CPU, or on the device of the relay.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, Fault> {
         progress::advance();
         if !self.contains(name) {
@@ -184,15 +186,15 @@ impl Weights {
         }
     }
 
-    /// A tensor in the precision and on the device it will live in.
+    /// A tensor in the precision and on the device of `place`.
     pub fn load(&self, name: &str, shape: &[i64], place: Place) -> Result<Tensor, Fault> {
         progress::advance();
         if self.shapes_alone {
-            // Converting it would give every number a place of its own.
+            // A conversion would allocate memory for every number.
             return self.tensor(name, shape);
         }
         let stored = match &self.source {
-            // Straight from the file's pages: no copy on the host that is only copied again.
+            // Straight from the file's pages, which saves a copy on the host.
             Source::Files(files) if place.device.is_cuda() && self.contains(name) => {
                 let stored = files.sent(name, shape, place.device)?;
                 self.count(name, &stored);
@@ -204,7 +206,7 @@ impl Weights {
     }
 }
 
-/// The weights of an adapter folder.
+/// Path of an adapter folder's weights.
 fn adapter_file(dir: &Path) -> Result<PathBuf, Fault> {
     let path = dir.join(ADAPTER_WEIGHTS);
     if is_there(&path) {
@@ -217,23 +219,23 @@ fn adapter_file(dir: &Path) -> Result<PathBuf, Fault> {
     })
 }
 
-/// Spreads what is added to a digest over all of its bits.
+/// Multiplier that spreads a value over all bits of a digest.
 const MIX: u64 = 0x5851_F42D_4C95_7F2D;
-/// FNV-1a's.
+/// Constants of FNV-1a.
 const BASIS: u64 = 0xCBF2_9CE4_8422_2325;
 const PRIME: u64 = 0x0100_0000_01B3;
 
-/// Sum of a tensor's bytes, eight at a time where that comes out even.
+/// Sum of a tensor's bytes, in words of eight bytes if their number is a multiple of eight.
 fn word_sum(tensor: &Tensor) -> i64 {
     let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
     let word = if bytes.is_multiple_of(8) { Kind::Int64 } else { Kind::Uint8 };
     tensor.detach().flatten(0, -1).view_dtype(word).sum(Kind::Int64).int64_value(&[])
 }
 
-/// Numbers that are looked at in one go: few enough to stay in a core's cache.
+/// Numbers to check at a time: few enough to stay in a core's cache.
 const PIECE: i64 = 1 << 18;
 
-/// Whether a tensor holds neither NaN nor infinite numbers.
+/// True if a tensor holds neither NaN nor infinite numbers.
 pub(crate) fn is_finite(tensor: &Tensor) -> bool {
     if !tensor.is_floating_point() {
         return true;
@@ -255,7 +257,7 @@ mod tests {
     use crate::model::weights::test_files::{File, write};
 
     #[test]
-    fn a_digest_follows_names_and_values_and_not_the_order() {
+    fn a_digest_depends_on_names_and_values_but_not_on_their_order() {
         let (a, b) = (Tensor::from_slice(&[1.0f32, 2.0]), Tensor::from_slice(&[3.0f32, 4.0]));
         let of = |tensors: &[(&str, &Tensor)]| {
             let digest = Digested::default();
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_and_infinity_are_found_wherever_they_are_and_large_sums_are_not_taken_for_them() {
+    fn is_finite_finds_nan_and_infinity_and_accepts_large_sums() {
         let ones = || Tensor::ones([PIECE + 5], (Kind::Float, Device::Cpu));
         assert!(is_finite(&ones()) && is_finite(&(ones() * 1e38)));
         assert!(is_finite(&(ones() * 60_000.0).to_kind(Kind::Half)));

@@ -3,8 +3,8 @@
 //! - TRN-R1: all ranks open the same folders and ask for the same tensors in the same order.
 //! - TRN-R2: bytes travel as they are stored, so that every rank converts what rank 0 read.
 //!
-//! Tensors travel in buckets in the order in which models are loaded. While a rank converts one bucket the next is on its way,
-//! and rank 0 reads ahead of what it sends.
+//! Tensors travel in buckets in the order in which models are loaded. While a rank converts one bucket, rank 0 sends the next one and
+//! reads ahead.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,11 +20,11 @@ use crate::error::EngineError;
 use dyad_torch::comm::{CommError, Communicator, Pending};
 use dyad_torch::transfer::values;
 
-/// The rank that reads.
+/// Rank that reads the files.
 pub(super) const READER: usize = 0;
-/// A bucket is closed when it is at least so large.
+/// A bucket is closed once it has at least this many bytes.
 const BUCKET_BYTES: usize = 64 << 20;
-/// Where a tensor may start, so that its bytes can be read as any kind.
+/// Alignment of tensors in a bucket, so that their bytes can be viewed as any kind.
 const ALIGNMENT: usize = 64;
 const KINDS: [(&str, Kind); 5] = [
     ("F32", Kind::Float),
@@ -37,9 +37,9 @@ const KINDS: [(&str, Kind); 5] = [
 /// The ranks that load together.
 #[derive(Clone, Debug)]
 pub struct Relay {
-    /// Connected.
+    /// Connects all ranks.
     pub communicator: Arc<dyn Communicator>,
-    /// Where collectives take their tensors.
+    /// Device of the tensors of collectives.
     pub device: Device,
 }
 
@@ -51,7 +51,7 @@ struct AnnouncedTensor {
     shape: Vec<i64>,
 }
 
-/// Where a tensor's bytes are.
+/// Where a tensor's bytes are in the buckets.
 #[derive(Clone, Debug, PartialEq)]
 struct BufferSlot {
     bucket: usize,
@@ -61,10 +61,10 @@ struct BufferSlot {
     shape: Vec<i64>,
 }
 
-/// The tensors of one folder, as they come.
+/// The tensors of one folder, as they arrive.
 pub(super) struct Relayed {
     relay: Relay,
-    /// At the reader.
+    /// `None` except at the reader.
     files: Option<MappedFiles>,
     slots: HashMap<String, BufferSlot>,
     buckets: Vec<RelayBucket>,
@@ -79,11 +79,11 @@ struct RelayBucket {
 
 #[derive(Default)]
 struct RelayState {
-    /// Buckets that have been asked for.
+    /// Number of buckets whose broadcast has started.
     started: usize,
-    /// The last of them, if it is still on its way.
+    /// The last of them, unless it has arrived.
     coming: Option<(Tensor, Box<dyn Pending>)>,
-    /// Bytes of a bucket, and how many of its tensors nobody has taken.
+    /// Bytes of the buckets that have arrived, and how many tensors of each have not been taken.
     here: HashMap<usize, (Tensor, usize)>,
 }
 
@@ -95,7 +95,7 @@ impl fmt::Debug for Relayed {
 
 impl Drop for Relayed {
     fn drop(&mut self) {
-        // What nobody asked for was under way at every rank.
+        // Every rank has started this broadcast, so every rank must finish it.
         if let Some((_, coming)) = self.state.get_mut().coming.take() {
             let _ = coming.wait();
         }
@@ -103,7 +103,7 @@ impl Drop for Relayed {
 }
 
 impl Relayed {
-    /// `files` at the reader, nothing elsewhere.
+    /// `files` must be `Some` at the reader and `None` elsewhere.
     pub(super) fn new(relay: Relay, files: Option<MappedFiles>) -> Result<Self, Fault> {
         let own = files.as_ref().map(|files| serde_json::to_vec(&entries(files))).transpose();
         let own = own.map_err(|error| Fault::failed(format!("cannot describe the weights: {error}")))?;
@@ -114,7 +114,7 @@ impl Relayed {
         Ok(Self { relay, files, slots, buckets, state: RefCell::default() })
     }
 
-    /// The shape of a tensor that is there.
+    /// The shape of a tensor; `None` if there is no tensor of this name.
     pub(super) fn shape(&self, name: &str) -> Option<&[i64]> {
         self.slots.get(name).map(|slot| slot.shape.as_slice())
     }
@@ -123,7 +123,7 @@ impl Relayed {
         self.slots.keys().map(String::as_str)
     }
 
-    /// A tensor in its stored precision, on the device of the collectives. Once each.
+    /// A tensor in its stored precision, on the device of the collectives. Each tensor can be taken once.
     pub(super) fn tensor(&self, name: &str) -> Result<Tensor, Fault> {
         let slot = self.slots.get(name).ok_or_else(|| Fault::failed(format!("no tensor {name} to relay")))?;
         let mut state = self.state.borrow_mut();
@@ -146,7 +146,7 @@ impl Relayed {
         Ok(tensor)
     }
 
-    /// Waits for the bucket that is on its way and asks for the one after it, which the reader reads meanwhile.
+    /// Waits for the bucket that is under way and starts the next one, which the reader reads meanwhile.
     fn advance(&self, state: &mut RelayState) -> Result<(), Fault> {
         if state.coming.is_none() {
             self.start(self.bytes(state.started)?, state)?;
@@ -167,7 +167,7 @@ impl Relayed {
         Ok(())
     }
 
-    /// What a bucket holds, or will.
+    /// A bucket's bytes at the reader; elsewhere a buffer for them.
     fn bytes(&self, index: usize) -> Result<Tensor, Fault> {
         let bucket = &self.buckets[index];
         match &self.files {
@@ -200,7 +200,7 @@ fn entries(files: &MappedFiles) -> Vec<AnnouncedTensor> {
     entries
 }
 
-/// As models are loaded: the embedding, the layers by their number, the rest.
+/// Sort key for the order in which models are loaded: embedding, layers by number, the rest.
 fn order(name: &str) -> (u8, u64, &str) {
     let after = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next());
     match after.and_then(|number| number.parse().ok()) {
@@ -232,7 +232,7 @@ fn plan(
     (slots, buckets)
 }
 
-/// Gives every rank what the reader says.
+/// Broadcasts the reader's bytes to all ranks.
 fn announce(relay: &Relay, own: Vec<u8>) -> Result<Vec<u8>, CommError> {
     let length = Tensor::from_slice(&[own.len() as i64]).to_device(relay.device);
     relay.communicator.broadcast(&length, READER)?.wait()?;
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets_hold_every_tensor_where_its_kind_can_be_read() {
+    fn buckets_align_every_tensor_for_its_kind() {
         let entries = vec![
             entry("a", "BF16", &[3]),
             entry("b", "F32", &[40]),

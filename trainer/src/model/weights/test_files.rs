@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-/// A tensor to be written.
+/// A tensor to write.
 pub(super) struct File<'a> {
     name: std::borrow::Cow<'a, str>,
     dtype: Dtype,

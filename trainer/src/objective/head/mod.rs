@@ -1,10 +1,10 @@
 //! Log-probabilities of completion tokens, their loss and its gradient, without logits of the whole batch.
 //!
-//! Only completion positions reach the LM head, in tiles of whole pairs. With `z = W h`, `l = z[y] - lse(z)`,
-//! `a = dL/dl` (one number per sequence) and errors `e = softmax(z) - onehot(y)`: `dh = -a Wᵀ e`, `dW += e (-a h)ᵀ`, so that
-//! nothing of the vocabulary's width waits for `a` or is multiplied by it. A pair that fits a tile is scored and differentiated
-//! from the same logits. Of a longer one, a frozen head needs no second pass either; a trained one computes the logits again.
-//! Log-sum-exps are float32 whatever the precision of the passes, sums over tokens float64.
+//! Only completion positions reach the LM head, in tiles of whole pairs. With `z = W h`, `l = z[y] - lse(z)`, `a = dL/dl` (one number per
+//! sequence) and errors `e = softmax(z) - onehot(y)`: `dh = -a Wᵀ e`, `dW += e (-a h)ᵀ`. So no tensor of the vocabulary's width has to
+//! wait for `a` or be multiplied by it. A pair that fits into a tile is scored and differentiated from the same logits. For a longer
+//! pair, a trained head computes the logits again; a frozen head does not. Log-sum-exps are float32 for every precision of the passes,
+//! sums over tokens are float64.
 
 use tch::{Device, Kind, Tensor};
 
@@ -43,32 +43,32 @@ struct RowSpan {
 pub struct HeadGradients<'a> {
     /// `[rows, hidden]`, overwritten.
     pub rows: Tensor,
-    /// `[vocab, hidden]` float32, added to; absent when the head is frozen.
+    /// `[vocab, hidden]` float32, added to; `None` if the head is frozen.
     pub weight: Option<&'a Tensor>,
 }
 
 /// Where the reference's log-probabilities come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Reference<'a> {
-    /// The objective has none.
+    /// The objective has no reference model.
     Absent,
-    /// Computed beside the policy's, with the divergence between the two.
+    /// Computed together with the policy's, and with the divergence between the two.
     Model(Scorer<'a>),
-    /// Known from before. `[sequences]`, float64
+    /// Already known. `[sequences]`, float64
     Known(&'a Tensor),
 }
 
-/// What scoring a micro-batch finds.
+/// Results of scoring a micro-batch.
 #[derive(Debug)]
 pub struct Scores {
     /// Sums over the micro-batch.
     pub statistics: DeviceSums,
-    /// Where a reference model was at hand. `[sequences]`, float64
+    /// Log-probabilities under the reference model, if it was run. `[sequences]`, float64
     pub reference_logps: Option<Tensor>,
 }
 
 impl Scores {
-    /// Of no pairs.
+    /// Scores of an empty micro-batch.
     #[must_use]
     pub fn none(device: Device) -> Self {
         Self { statistics: DeviceSums::zeros(device), reference_logps: None }
@@ -93,7 +93,7 @@ pub fn sequence_logps(batch: &MicroBatch, scorer: Scorer<'_>) -> Tensor {
     })
 }
 
-/// Scores a micro-batch; fills `gradients` when it is a training pass.
+/// Scores a micro-batch. In a training pass, fills `gradients`.
 pub fn score_batch(
     batch: &MicroBatch,
     objective: StepObjective,
@@ -117,7 +117,7 @@ pub fn score_batch(
 }
 
 fn tile_rows(weight: &Tensor) -> i64 {
-    // Fused kernels work on logits as they come; the composed ones widen them first.
+    // Fused kernels read logits as they are; composed ones widen them to float32 first.
     let width = if Backend::of_logits(weight) != Backend::Torch {
         weight.kind().elt_size_in_bytes() as i64
     } else {
@@ -127,7 +127,7 @@ fn tile_rows(weight: &Tensor) -> i64 {
     (bytes / (width * weight.size()[0])).max(1)
 }
 
-/// Runs of whole pairs of at most `tile_rows` rows; a longer pair stands alone.
+/// Runs of whole pairs with at most `tile_rows` rows; a longer pair gets its own run.
 fn groups(rows_per_pair: &[i64], tile_rows: i64) -> Vec<RowSpan> {
     let mut groups: Vec<RowSpan> = Vec::new();
     let mut start = 0;
@@ -149,9 +149,9 @@ struct RowGroup<'a> {
     reference: Reference<'a>,
 }
 
-/// What the first pass over a group finds.
+/// Results of the first pass over a group.
 struct Sums {
-    /// Of each sequence of the group. `[sequences]`
+    /// One per sequence of the group. `[sequences]`
     logps: Tensor,
     reference_logps: Option<Tensor>,
     /// Summed over the group's rows.
@@ -252,12 +252,12 @@ impl RowGroup<'_> {
         }
     }
 
-    /// This group's part of a list of the batch's sequences.
+    /// This group's part of a list with one entry per sequence of the batch.
     fn of_sequences(&self, all: &Tensor) -> Tensor {
         all.narrow(0, self.first_sequence(), self.sequence_count())
     }
 
-    /// Sequences in the group, known on the host: no device is asked.
+    /// Number of sequences in the group, computed on the host without waiting for the device.
     fn sequence_count(&self) -> i64 {
         self.sequences_before(self.span.start + self.span.len) - self.first_sequence()
     }
@@ -266,7 +266,7 @@ impl RowGroup<'_> {
         self.sequences_before(self.span.start)
     }
 
-    /// Sequences of the pairs that begin before a row of the batch.
+    /// Number of sequences of the pairs that begin before a row of the batch.
     fn sequences_before(&self, row: i64) -> i64 {
         let (mut start, mut pairs) = (0, 0);
         for &rows in self.batch.rows_per_pair.iter() {
@@ -279,7 +279,7 @@ impl RowGroup<'_> {
     fn second_pass(&self, coefficients: &Tensor, mut kept: Option<Tensor>, rows: &Tensor, weight: &Tensor) {
         for tile in self.tiles() {
             let errors = kept.take().or_else(|| {
-                // Scored a second time for its errors alone.
+                // Computes the logits a second time, for the errors alone.
                 head_tile::score(self.policy.logits(tile), None, &self.targets(tile), true).errors
             });
             let Some(errors) = errors.map(|errors| errors.to_kind(self.policy.weight.kind())) else {
@@ -324,7 +324,7 @@ mod tests {
         assert!(worst < 1e-5, "differs by {worst}");
     }
 
-    /// The closed form against autograd through full logits, for one tile and for tiles smaller than a pair.
+    /// Compares the closed form with autograd through full logits, for one tile and for tiles smaller than a pair.
     #[test]
     fn gradients_equal_those_through_full_logits() {
         tch::manual_seed(0);
@@ -388,7 +388,7 @@ mod tests {
         assert!(kl(&(&weight * 1.5)) > 0.0);
     }
 
-    /// Log-probabilities that are known give what the model that they came from gives, but no divergence.
+    /// Known log-probabilities give the same scores as the model that computed them, except that the divergence is zero.
     #[test]
     fn known_reference_scores_stand_in_for_their_model() {
         tch::manual_seed(6);

@@ -1,4 +1,4 @@
-//! What an operator is for, and what it costs at least: floating-point operations and bytes, from its name and shapes.
+//! Class of an operator, and lower bounds of its floating-point operations and bytes, from its name and shapes.
 
 use dyad_torch::recorder::ProfilerEvent;
 
@@ -16,11 +16,11 @@ pub enum Class {
     Reduction,
     /// Copies, casts, gathers, fills.
     Copy,
-    /// Other shapes of the same memory, and walking the graph: nothing but the cost of a call.
+    /// Views of the same memory, and walking the graph: only the cost of a call.
     Call,
     /// The parameter update.
     Optimizer,
-    /// Between processes.
+    /// Communication between processes.
     Communication,
 }
 
@@ -37,7 +37,7 @@ impl Class {
         Self::Communication,
     ];
 
-    /// How it is called in the tables.
+    /// Name in the tables.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -104,7 +104,7 @@ impl Class {
     }
 }
 
-/// A call of CUDA's, by which the host tells the GPU what to do, or waits until it may.
+/// Class of a CUDA runtime call, by which the host launches work on the GPU or waits for it; `None` for other names.
 fn of_runtime(name: &str) -> Option<Class> {
     let call = name == "Command Buffer Full" || name.starts_with("cuda") || name.starts_with("cuLaunch");
     call.then(|| if name.contains("Mem") { Class::Copy } else { Class::Call })
@@ -118,18 +118,18 @@ pub fn flops(event: &ProfilerEvent) -> f64 {
     }
     let shape = |index: usize| event.shapes.get(index).map_or(&[] as &[i64], Vec::as_slice);
     match event.name.strip_prefix("aten::").unwrap_or(&event.name).trim_end_matches('_') {
-        // Of a sum over rows the second one's width counts as well: `[t, m]ᵀ × [t, n]`.
+        // Also a sum over rows, `[t, m]ᵀ × [t, n]`: the formula reads only the width of the second shape.
         "mm" | "dyad::product" | "dyad::product_added" => product(shape(0), shape(1)),
         "dyad::product_turned" => turned(shape(0), shape(1)),
         "addmm" => product(shape(1), shape(2)),
         "bmm" => product(shape(0), shape(1)),
         "baddbmm" => product(shape(1), shape(2)),
-        // The bridge's own says in a second shape how many pairs of tokens see each other.
+        // The bridge's attention has as second shape the number of token pairs that attend.
         "dyad::attention" => visible(shape(0), shape(1)),
         "dyad::attention_backward" => 2.5 * visible(shape(0), shape(1)),
         name if name.contains("scaled_dot_product") && name.contains("attention") => {
             let backward = name.ends_with("backward");
-            // The backward pass gets the output's gradient first, and does five products to the forward pass's two.
+            // The backward pass takes the output's gradient first, and does five products where the forward pass does two.
             let (first, times) = if backward { (1, 2.5) } else { (0, 1.0) };
             times * attention(shape(first), shape(first + 1))
         }
@@ -137,13 +137,13 @@ pub fn flops(event: &ProfilerEvent) -> f64 {
     }
 }
 
-/// What an operator is called in tables: attention over runs without the operations that its name carries.
+/// Name of an operator in tables: for attention over runs, without the operation count that its name carries.
 #[must_use]
 pub fn plain_name(name: &str) -> &str {
     counted(name).map_or(name, |(plain, _)| plain)
 }
 
-/// Attention over runs says in its name what it has to compute (`cpp/gpu/varlen.cpp`): no shape tells.
+/// Attention over runs carries its operation count in its name (`cpp/gpu/varlen.cpp`), because no shape tells it.
 fn counted(name: &str) -> Option<(&str, f64)> {
     let (plain, operations) = name.strip_prefix("dyad::").and(name.rsplit_once(' '))?;
     Some((plain, operations.parse().ok()?))
@@ -162,7 +162,7 @@ fn turned(a: &[i64], b: &[i64]) -> f64 {
     b.first().map_or(0.0, |&n| 2.0 * numel(a) * n as f64)
 }
 
-/// `[batch, heads, queries, width]` and keys alike. Square ones are taken for causal: half of the pairs.
+/// `[batch, heads, queries, width]` and keys alike. Square attention counts as causal: half of the pairs.
 fn attention(q: &[i64], k: &[i64]) -> f64 {
     match (q, k) {
         ([.., queries, _], [.., keys, _]) => {
@@ -181,7 +181,7 @@ fn visible(q: &[i64], pairs: &[i64]) -> f64 {
     }
 }
 
-/// Bytes that the operator cannot do without: its inputs read, and an output like its largest input written.
+/// Lower bound of the bytes that the operator moves: its inputs, and an output as large as its largest input (none for a reduction).
 #[must_use]
 pub fn bytes(event: &ProfilerEvent) -> f64 {
     let sizes = event.shapes.iter().zip(&event.kinds).filter(|(_, kind)| !kind.is_empty());
@@ -197,7 +197,7 @@ fn numel(shape: &[i64]) -> f64 {
     shape.iter().map(|&size| size as f64).product()
 }
 
-/// Bytes of one element, by libtorch's names for kinds; 0 for what is no tensor.
+/// Bytes of one element, by libtorch's names for kinds; 0 if the argument is no tensor.
 fn width(kind: &str) -> f64 {
     match kind {
         "double" | "long int" | "int64_t" | "long" => 8.0,
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn attention_over_runs_says_what_it_computes() {
+    fn attention_over_runs_gets_its_operations_from_its_name() {
         let named = event("dyad::attention flash backward 12500", &[]);
         assert_eq!((flops(&named), plain_name(&named.name)), (12_500.0, "dyad::attention flash backward"));
         assert_eq!(Class::of(&named.name), Class::Attention);

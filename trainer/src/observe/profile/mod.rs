@@ -1,10 +1,10 @@
 //! `--profile`: a Chrome trace of a few steps and a table of where their time went.
 //!
 //! - [`recorder`]: libtorch's profiler.
-//! - [`cost`]: operators by class, with the work that they must do.
-//! - [`summary`]: events added up.
-//! - [`roofline`]: what the machine can do.
-//! - [`table`]: what a person reads.
+//! - [`cost`]: classes of operators, and the least work that each does.
+//! - [`summary`]: sums over events.
+//! - [`roofline`]: limits of the machine.
+//! - [`table`]: the report as text.
 
 use dyad_torch::recorder;
 use std::ops::RangeInclusive;
@@ -22,20 +22,20 @@ pub mod roofline;
 pub mod summary;
 pub mod table;
 
-/// Steps that are recorded.
+/// Number of steps to record.
 const COUNT: u64 = 3;
 /// First step worth profiling: earlier steps still allocate memory.
 const SETTLED: u64 = 5;
-/// First one of a shorter process.
+/// First step to record in a shorter process.
 const EARLIEST: u64 = 2;
 
-/// Steps to record of a process that does so many.
+/// Steps to record in a process that does `steps` steps.
 fn recorded(steps: u64) -> RangeInclusive<u64> {
     let first = if steps >= SETTLED + COUNT - 1 { SETTLED } else { EARLIEST };
     first..=first + COUNT - 1
 }
 
-/// A profile that waits for its steps.
+/// A profile of some steps of this process.
 #[derive(Debug)]
 pub struct Profile {
     dir: PathBuf,
@@ -47,14 +47,14 @@ pub struct Profile {
     /// Steps that this process has done.
     done: u64,
     tokens: TokenCounts,
-    /// Measured before the first step: in a later one, the other ranks would wait for it.
+    /// Measured before the first step: later on, the other ranks would wait for the measurement.
     roofline: Roofline,
-    /// libtorch's profiler is at work.
+    /// True while libtorch's profiler runs.
     recording: bool,
 }
 
 impl Drop for Profile {
-    /// One that is given up half way must not slow the steps that follow.
+    /// Stops the profiler, so that an abandoned profile does not slow the steps that follow.
     fn drop(&mut self) {
         if self.recording {
             let _ = recorder::stop(None);
@@ -62,7 +62,7 @@ impl Drop for Profile {
     }
 }
 
-/// Found out before the first step, what stands in the way costs nothing.
+/// Checks before the first step that the profile can be written.
 fn writable(dir: &Path, rank: u32) -> Result<(), Fault> {
     let refused = |path: &Path, why: &dyn std::fmt::Display| {
         Fault::input(format!("--profile cannot write {}: {why}", path.display()))
@@ -70,7 +70,7 @@ fn writable(dir: &Path, rank: u32) -> Result<(), Fault> {
     };
     safe_file::folder(dir).map_err(|error| refused(dir, &error))?;
     let files = ENDINGS.map(|ending| file(dir, rank, ending));
-    // Those of an earlier run are replaced.
+    // Files of an earlier run are replaced.
     match files.iter().find(|path| path.exists() && !path.is_file()) {
         Some(path) => Err(refused(path, &"it is no file")),
         None => Ok(()),
@@ -84,7 +84,8 @@ fn file(dir: &Path, rank: u32, ending: &str) -> PathBuf {
 }
 
 impl Profile {
-    /// Will write `rank<N>.trace.json`, `rank<N>.json` and `rank<N>.txt` into the folder, about some of `steps`. Makes the folder.
+    /// Prepares a profile of some of `steps`, and creates its folder `dir`. The files are `rank<N>.trace.json`, `rank<N>.json` and
+    /// `rank<N>.txt`.
     pub fn new(dir: PathBuf, rank: u32, device: Device, kind: Kind, steps: u64) -> Result<Self, Fault> {
         writable(&dir, rank)?;
         Ok(Self {
@@ -100,7 +101,7 @@ impl Profile {
         })
     }
 
-    /// Starts to record when it is time.
+    /// Starts the profiler before the first step to record.
     pub fn before_step(&mut self) -> Result<(), Fault> {
         self.done += 1;
         if self.done == *self.steps.start() {
@@ -119,7 +120,7 @@ impl Profile {
         if self.done == *self.steps.end() { self.write() } else { Ok(()) }
     }
 
-    /// Writes what there is of a run that ended early.
+    /// Writes the steps recorded so far, if the run ended early.
     pub fn finish(&mut self) -> Result<(), Fault> {
         if self.done < *self.steps.start() {
             tracing::warn!("nothing was profiled: the run had no second step");
@@ -135,7 +136,7 @@ impl Profile {
         };
         safe_file::folder(&self.dir).map_err(|error| cannot(&self.dir, &error))?;
         let [trace, json_file, table_file] = ENDINGS.map(|ending| file(&self.dir, self.rank, ending));
-        // The profiler opens the file by its name, and would follow a link.
+        // The profiler opens the file by its name and would follow a link, so create it here.
         safe_file::create(&trace).map_err(|error| cannot(&trace, &error))?;
         self.recording = false;
         let events = recorder::stop(Some(&trace)).map_err(failed)?;
@@ -150,7 +151,7 @@ impl Profile {
             counted(threads, "thread"),
             counted(steps, "step")
         );
-        // Other load on the machine comes and goes: the limits are those around the recorded steps.
+        // Other load on the machine varies, so take the mean of the limits before and after the recorded steps.
         let roofline = self.roofline.mean(Roofline::measure(self.device, self.kind));
         let report = table::ProfileReport { title, summary, roofline, tokens: self.tokens.per(steps) };
         let json = serde_json::to_string_pretty(&report).map_err(|error| Fault::failed(error.to_string()))?;
@@ -171,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_in_the_way_is_found_before_the_first_step() {
+    fn an_unwritable_profile_is_found_before_the_first_step() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("profile");
         writable(&out, 0).unwrap();
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_long_enough_is_recorded_once_its_memory_is_touched() {
+    fn a_long_run_is_recorded_after_its_first_steps() {
         assert_eq!((recorded(2), recorded(6)), (2..=4, 2..=4));
         assert_eq!((recorded(7), recorded(1000)), (5..=7, 5..=7));
     }

@@ -1,4 +1,4 @@
-//! What this machine can do at best: rate of a large matrix product, rate of a large copy.
+//! Measured limits of this machine: the rates of a large matrix product and of a large copy.
 
 use std::time::Instant;
 
@@ -7,11 +7,11 @@ use tch::{Device, Kind, Tensor};
 
 use dyad_torch::device::synchronize;
 
-/// Edge of the matrices: large enough for the best rate.
+/// Edge of the matrices on a CPU: large enough for the best rate.
 const EDGE: i64 = 2048;
-/// On a GPU, which does those in less time than it takes to say so.
+/// Edge on a GPU, which computes smaller products in less time than their launch takes.
 const GPU_EDGE: i64 = 8192;
-/// Far more than any cache holds.
+/// Bytes to copy: far more than any cache holds.
 const COPY_BYTES: i64 = 256 << 20;
 const ROUNDS: usize = 3;
 
@@ -25,7 +25,7 @@ pub struct Roofline {
 }
 
 impl Roofline {
-    /// Halfway between two measurements.
+    /// Mean of two measurements.
     #[must_use]
     pub fn mean(self, other: Self) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl Roofline {
     }
 }
 
-/// Seconds of the fastest round after one to warm up.
+/// Seconds of the fastest round, after a warm-up round.
 fn fastest(device: Device, mut work: impl FnMut()) -> f64 {
     work();
     let mut best = f64::INFINITY;

@@ -1,4 +1,4 @@
-//! From what the profiler saw to where a step's time goes. Pure.
+//! Computes where a step's time goes from the profiler's events. Pure functions.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -18,22 +18,22 @@ pub struct Summary {
     pub steps: usize,
     /// Seconds.
     pub step_seconds: f64,
-    /// Seconds in which a collective was in flight, most of it beside other work.
+    /// Seconds in which a collective was in flight, mostly in parallel with other work.
     pub communication_seconds: f64,
-    /// Parts of the step, the longest first; what lies in no part is `step` itself.
+    /// Parts of the step, longest first. Time in no part belongs to `step` itself.
     pub phases: Vec<ProfilePhase>,
-    /// What the host did, by class of operator, the longest first.
+    /// Host time by class of operator, longest first.
     pub classes: Vec<ProfileRow>,
-    /// What the host did, by operator, the longest first.
+    /// Host time by operator, longest first.
     pub operators: Vec<ProfileRow>,
-    /// What ran on an accelerator, by class of kernel, the longest first.
+    /// Accelerator time by class of kernel, longest first.
     pub kernels: Vec<ProfileRow>,
 }
 
 /// A part of the step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ProfilePhase {
-    /// Its span.
+    /// Name of its span.
     pub name: String,
     /// Seconds, without the parts inside it.
     pub seconds: f64,
@@ -46,18 +46,18 @@ pub struct ProfilePhase {
 pub struct ProfileRow {
     /// Class or operator.
     pub name: String,
-    /// Seconds in it, without what it called.
+    /// Seconds in it, without the operators that it called.
     pub seconds: f64,
-    /// How often.
+    /// Number of calls.
     pub calls: f64,
     /// Floating-point operations of matrix products and attention.
     pub flops: f64,
-    /// Bytes that it had to read and write at least.
+    /// Lower bound of the bytes that it read and wrote.
     pub bytes: f64,
 }
 
 impl Summary {
-    /// Adds up.
+    /// Adds up the events.
     #[must_use]
     pub fn new(events: &[ProfilerEvent]) -> Self {
         let steps = events.iter().filter(|event| event.is_span && event.name == STEP).count();
@@ -111,7 +111,7 @@ impl Summary {
         summary
     }
 
-    /// Where there is an accelerator, it does the work that the host's operators name: theirs is the time of asking for it.
+    /// With an accelerator, moves the operations from the host's operators to the kernels: the host only launches them.
     fn credit_kernels(&mut self) {
         if self.kernels.is_empty() {
             return;
@@ -125,12 +125,12 @@ impl Summary {
         host.for_each(|row| (row.flops, row.bytes) = (0.0, 0.0));
     }
 
-    /// The attention operators that ran, the longest first: which kernel was taken.
+    /// Attention operators that ran, longest first. They show which kernel was used.
     #[must_use]
     pub fn attention(&self) -> Vec<&str> {
         let operators = self.operators.iter().map(|row| row.name.as_str());
         let all: Vec<&str> = operators.filter(|name| Class::of(name) == Class::Attention).collect();
-        // The bridge's own say what they call.
+        // The bridge's operators name the kernel that they call.
         let own: Vec<&str> = all.iter().copied().filter(|name| name.starts_with("dyad::")).collect();
         if own.is_empty() { all } else { own }
     }
@@ -142,12 +142,12 @@ impl Summary {
     }
 }
 
-/// A collective, which begins in one part of the step and ends in another.
+/// True for a collective. It may begin in one part of the step and end in another.
 fn collective(event: &ProfilerEvent) -> bool {
     event.is_span && Class::of(&event.name) == Class::Communication
 }
 
-/// Nanoseconds in which at least one collective was in flight: those that queue behind each other count once.
+/// Nanoseconds in which at least one collective was in flight; overlapping ones count once.
 fn in_flight_ns(events: &[ProfilerEvent]) -> u64 {
     let mut spans: Vec<(u64, u64)> = events
         .iter()
@@ -163,14 +163,14 @@ fn in_flight_ns(events: &[ProfilerEvent]) -> u64 {
     total
 }
 
-/// An event on the host with what is its own.
+/// An event on the host, with its own time.
 struct Timed<'a> {
     event: &'a ProfilerEvent,
-    /// An operator's time without what it called; a span's without the spans inside it.
+    /// An operator's time without the operators that it called; a span's time without the spans inside it.
     own_ns: u64,
-    /// The span around it.
+    /// Name of the innermost span around it.
     phase: &'a str,
-    /// It called no other operator.
+    /// True if it called no other operator.
     leaf: bool,
 }
 
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn time_is_booked_once() {
+    fn time_is_counted_once() {
         let summary = Summary::new(&two_steps());
         assert_eq!(summary.steps, 2);
         close(summary.step_seconds, 100e-9);
@@ -287,7 +287,7 @@ mod tests {
         let summary = Summary::new(&two_steps());
         let [product, copy] = &summary.operators[..] else { panic!("{summary:?}") };
         assert_eq!((product.name.as_str(), product.calls, product.flops), ("aten::mm", 1.0, 120.0));
-        // What an operator calls moves the bytes.
+        // Only the innermost operator moves bytes.
         assert_eq!((product.bytes, copy.bytes), (0.0, 80.0));
         assert_eq!(summary.flops(), 120.0);
     }
@@ -303,9 +303,9 @@ mod tests {
         assert_eq!(summary.flops(), 128.0);
     }
 
-    /// It lasts from one part into another, and hides no part's time.
+    /// A collective lasts from one part into another, and takes no time from either.
     #[test]
-    fn a_collective_in_flight_is_no_part_of_the_step() {
+    fn a_collective_in_flight_takes_no_time_from_the_parts_of_the_step() {
         let mut events = two_steps();
         events.push(event("gloo:all_reduce", 1030, 60, true));
         let summary = Summary::new(&events);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn collectives_that_queue_behind_each_other_are_in_flight_once() {
+    fn overlapping_collectives_count_once() {
         let mut events = two_steps();
         for (start, duration) in [(1030, 60), (1040, 20), (1080, 30), (2050, 10)] {
             events.push(event("gloo:all_reduce", start, duration, true));
@@ -324,14 +324,14 @@ mod tests {
     }
 
     #[test]
-    fn kernels_of_an_accelerator_stand_apart() {
+    fn kernels_of_an_accelerator_are_listed_separately() {
         let mut events = two_steps();
         events.push(ProfilerEvent { on_device: true, ..event("some_gemm_kernel", 1030, 500, false) });
         let summary = Summary::new(&events);
         close(summary.step_seconds, 100e-9);
         assert_eq!(summary.kernels[0].name, "matrix product");
         close(summary.kernels[0].seconds, 250e-9);
-        // It is the kernel that does the operations.
+        // The operations count for the kernel.
         assert_eq!(
             (summary.kernels[0].flops, summary.classes[0].flops, summary.flops()),
             (120.0, 0.0, 120.0)
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_do_not_nest_in_each_other() {
+    fn threads_are_nested_separately() {
         let mut events = two_steps();
         events.push(ProfilerEvent { thread: 7, ..event("aten::add", 1005, 90, false) });
         let summary = Summary::new(&events);

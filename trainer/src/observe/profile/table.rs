@@ -1,4 +1,4 @@
-//! The profile as a person reads it.
+//! The profile as text.
 
 use dyad_proto::names::phase;
 use std::fmt::Write;
@@ -10,17 +10,17 @@ use super::roofline::Roofline;
 use super::summary::{ProfileRow, Summary};
 use crate::batch::TokenCounts;
 
-/// Operators that the table names.
+/// Most operators in the table.
 const OPERATORS: usize = 12;
 
-/// Everything that a profile found.
+/// All results of a profile.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProfileReport {
-    /// Who was profiled: rank, device, precision, threads, steps.
+    /// What was profiled: rank, device, precision, threads, steps.
     pub title: String,
     /// Where the time went.
     pub summary: Summary,
-    /// What the machine can do.
+    /// Measured limits of the machine.
     pub roofline: Roofline,
     /// Tokens of one step on this rank.
     pub tokens: TokenCounts,
@@ -33,7 +33,7 @@ impl ProfileReport {
         self.summary.flops() / self.roofline.flops_per_second / self.summary.step_seconds
     }
 
-    /// The table.
+    /// Renders the table.
     #[must_use]
     pub fn render(&self) -> String {
         let mut out = format!("{}\n\n", self.title);
