@@ -1,6 +1,6 @@
 //! Command line of the launcher.
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
 
 use crate::agent::serve::AgentOptions;
 use crate::doctor::DoctorOptions;
@@ -51,15 +51,40 @@ pub struct CommandLine {
     /// The subcommand; `None` for a training run.
     #[command(subcommand)]
     pub command: Option<LauncherCommand>,
-    /// Options of a training run; `None` if a subcommand was given.
+    /// Options of a training run.
     #[command(flatten)]
-    pub options: Option<Options>,
-    /// Hosts of the run. Not part of [`Options`]: clap cannot tell whether an optional group with nested groups is present.
+    pub options: GivenOptions,
+    /// Hosts of the run.
     #[command(flatten)]
     pub hosts: HostOptions,
-    /// TLS and join token. Not part of [`Options`] for the same reason.
+    /// TLS and join token.
     #[command(flatten)]
     pub security: SecurityOptions,
+}
+
+/// Options of a training run; `None` if a subcommand was given. clap's own optional groups cannot hold further groups.
+#[derive(Clone, Debug)]
+pub struct GivenOptions(pub Option<Options>);
+
+impl FromArgMatches for GivenOptions {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        matches.contains_id("config").then(|| Options::from_arg_matches(matches)).transpose().map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for GivenOptions {
+    fn augment_args(command: Command) -> Command {
+        Options::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Options::augment_args_for_update(command)
+    }
 }
 
 /// Subcommands of the launcher.
@@ -94,7 +119,7 @@ mod tests {
     #[test]
     fn run_options_and_subcommands_are_parsed() {
         let run = parse("launcher --nodes 4 --config run.toml").unwrap();
-        let options = run.options.unwrap();
+        let options = run.options.0.unwrap();
         assert!(
             run.command.is_none()
                 && options.nodes == Some(Nodes::exactly(4))
@@ -102,7 +127,7 @@ mod tests {
         );
         assert!(run.hosts.hosts.is_none());
         let run = parse("launcher --hosts a,b --config run.toml").unwrap();
-        assert!(run.options.is_some_and(|options| options.nodes.is_none()));
+        assert!(run.options.0.is_some_and(|options| options.nodes.is_none()));
         assert_eq!(run.hosts.hosts.as_deref(), Some("a,b"));
         assert!(parse("launcher --hosts a --hostfile f --config run.toml").is_err());
         let doctor = parse("launcher doctor --hosts a,b").unwrap();
@@ -112,7 +137,7 @@ mod tests {
         let plan = parse("launcher plan --gpus 64 --model 8B").unwrap();
         assert!(
             matches!(plan.command, Some(LauncherCommand::Plan(plan)) if plan.gpus == Some(64))
-                && plan.options.is_none()
+                && plan.options.0.is_none()
         );
     }
 

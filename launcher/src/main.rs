@@ -44,7 +44,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 fn main() -> ExitCode {
     let line: CommandLine = dyad_telemetry::command_line();
     dyad_proto::signals::ignore_size_limit();
-    let format = line.options.as_ref().map_or(LogFormat::Text, |options| options.log_format);
+    let format = line.options.0.as_ref().map_or(LogFormat::Text, |options| options.log_format);
     // In text format the console prints the launcher's progress, so its log only shows warnings.
     let default = if format == LogFormat::Json { "info" } else { "warn" };
     // Dropped after the exit status is known, so that the last spans and logs are exported.
@@ -68,7 +68,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
 }
 
 async fn act(line: CommandLine) -> Result<(), Fault> {
-    match (line.command, line.options) {
+    match (line.command, line.options.0) {
         (Some(LauncherCommand::Plan(options)), _) => {
             let plan = predict::plan(&options)?;
             print(&plan.text)?;
@@ -100,7 +100,8 @@ async fn start_quickly(options: &QuickstartOptions) -> Result<(), Fault> {
         step(run.title, "launcher", &run.line[1..]);
         let line = CommandLine::try_parse_from(&run.line)
             .map_err(|error| Fault::failed(format!("the quickstart's own command is wrong: {error}")))?;
-        let options = line.options.ok_or_else(|| Fault::failed("the quickstart's own command is no run"))?;
+        let options =
+            line.options.0.ok_or_else(|| Fault::failed("the quickstart's own command is no run"))?;
         // Boxed: the future of a run is large.
         let request = RunRequest { options: &options, hosts: &line.hosts, security: line.security };
         Box::pin(launch(request)).await?;

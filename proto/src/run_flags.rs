@@ -1,6 +1,4 @@
 //! Flags that launcher and coordinator share: the launcher takes them and passes them on.
-//!
-//! `#[group(skip)]`: clap tells by a group's own arguments whether an optional group is there, and nested groups would hide them.
 
 use std::path::Path;
 
@@ -14,7 +12,6 @@ const LAST_SCRAPE_SECONDS: u64 = 35;
 
 /// Flags that say what to do with an earlier run in `output_dir`.
 #[derive(Args, Clone, Debug, Default)]
-#[group(skip)]
 pub struct EarlierRunFlags {
     /// Go on from the newest checkpoint in `output_dir`
     #[arg(long, conflicts_with = "overwrite")]
@@ -79,7 +76,6 @@ impl EarlierRunFlags {
 
 /// Flags about stalls, metrics and traces.
 #[derive(Args, Clone, Debug)]
-#[group(skip)]
 pub struct ObservationFlags {
     /// How long a trainer that still sends heartbeats may make no progress; also shortens how long it, or the coordinator, may be
     /// silent [default: by phase, 5 to 20 minutes, and longer where a run's own pauses are long]. 0 sets no limit

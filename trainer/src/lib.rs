@@ -1,12 +1,13 @@
 //! Libraries of the trainer process.
 //!
-//! - [`start`], [`run`], [`session`]: the process, and its stream to the coordinator.
-//! - [`load`], [`checkpoint`], [`check`], [`facts`], [`generate`]: models in and out, and comparisons of what runs start from.
-//! - [`engine`], [`zero`], [`optimizer`]: one optimizer step.
+//! - [`cli`], [`start`], [`run`], [`session`]: the command line, the life of the process, and its stream to the coordinator.
+//! - [`load`], [`checkpoint`], [`generate`]: loading, saving and asking models.
+//! - [`check`], [`facts`]: checks of a run's inputs, and facts by which ranks are compared.
+//! - [`engine`], [`zero`], [`optimizer`], [`error`]: one optimizer step.
 //! - [`model`], [`batch`], [`objective`], [`cost`]: what a pass computes, and what that costs.
 //! - [`observe`]: measurements of the process.
 //!
-//! Everything of libtorch beyond tch, collectives included, is in `dyad_torch`.
+//! `dyad_torch` holds everything of libtorch that tch lacks, and the collectives.
 // Tests may read files directly; all other code goes through `dyad_proto::files`.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

@@ -1,4 +1,4 @@
-//! A trainer's life: join, load, connect, work off what the coordinator sends, leave.
+//! The life of a trainer: it joins, connects, loads, does the work that the coordinator sends, and leaves.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ use crate::zero::parameters::Parameters;
 use dyad_torch::device::cuda_peak_bytes;
 use dyad_torch::ops::layer::kernel_threads;
 
-/// Joins the run at the coordinator and trains until it is over; profiles a few steps where a folder for that is given.
+/// Joins the run at the coordinator and trains until it is over. Profiles a few steps if given a folder for profiles.
 pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
     dyad_data::alive::tell(progress::advance);
     let (session, received) = Session::open(identity)?;
@@ -67,9 +67,9 @@ pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
 
 /// How the work ended.
 enum RunEnd {
-    /// All of it is done.
+    /// All work is done.
     Complete,
-    /// The run was to end early, after this step.
+    /// The run ended early, after this step.
     Drained(u64),
 }
 
@@ -92,7 +92,7 @@ fn work(
     RunningTrainer::new(started, handle.clone(), profile)?.work_off(&work)
 }
 
-/// Everything that turns work into reports.
+/// Does the coordinator's work and reports the results.
 struct RunningTrainer {
     engine: Engine,
     saver: Saver,
@@ -104,7 +104,7 @@ struct RunningTrainer {
     backlog: VecDeque<ReadyWork>,
     profile: Option<Profile>,
     reference_logps: Mode,
-    /// The step of the checkpoint that holds all that is known: the one that was resumed from, or the last one written.
+    /// Step of the last checkpoint: the one that was resumed from, or the last one written.
     saved: u64,
     save_total_limit: Option<u32>,
     flops: ModelFlops,
@@ -190,7 +190,7 @@ impl RunningTrainer {
         }
     }
 
-    /// One optimizer step, for whose pairs this rank has waited so long.
+    /// One optimizer step, for whose pairs this rank has waited for `waited`.
     fn train(&mut self, step: StepShare, waited: Duration) -> Result<(), Fault> {
         self.handle.enter(Phase::Training, step.step);
         let (start, started) = (Instant::now(), SystemTime::now());
@@ -257,7 +257,7 @@ impl RunningTrainer {
         Ok(())
     }
 
-    /// A profile helps to read a run; where it cannot be made, the run goes on without.
+    /// Runs `act` on the profile, if there is one. If it fails, the run goes on without a profile.
     fn profiled(&mut self, act: impl FnOnce(&mut Profile) -> Result<(), Fault>) {
         let Some(mut profile) = self.profile.take() else { return };
         match act(&mut profile) {
@@ -266,7 +266,7 @@ impl RunningTrainer {
         }
     }
 
-    /// Rank 0 writes; the others bring it their parts of what is sharded.
+    /// Saves on rank 0; the other ranks send it their parts of sharded tensors.
     fn save(&mut self, is_final: bool) -> Result<(), Fault> {
         self.handle.enter(Phase::Saving, self.state.step);
         let began = Instant::now();
@@ -276,7 +276,7 @@ impl RunningTrainer {
             let path = match is_final {
                 true => self.saver.finish(&kept, &self.state)?,
                 false => {
-                    // A resumed run begins behind its checkpoint: the row of that step would be lost for good.
+                    // Wait for the step's row: a resumed run begins after its checkpoint and would never write that row.
                     let recorded = || self.handle.wait_recorded(self.state.step);
                     self.saver.checkpoint(&kept, &self.state, recorded)?
                 }
@@ -290,7 +290,7 @@ impl RunningTrainer {
         Ok(())
     }
 
-    /// The run ends early; all ranks are at the same step here.
+    /// Ends the run early. All ranks are at the same step here.
     fn drain(&mut self) -> Result<RunEnd, Fault> {
         if self.state.step > self.saved {
             self.state.rotates = true;
@@ -305,7 +305,7 @@ impl RunningTrainer {
         let references = self.engine.score_references(pairs)?;
         let finite = |logps: &ReferenceLogps| logps.chosen.is_finite() && logps.rejected.is_finite();
         if !references.iter().all(finite) {
-            return Err(Fault::failed("a log-probability of the reference model is no number")
+            return Err(Fault::failed("a log-probability of the reference model is NaN or infinite")
                 .hint(NO_NUMBER)
                 .lasting());
         }
@@ -370,7 +370,7 @@ impl RunningTrainer {
 const NO_NUMBER: &str =
     "lower learning_rate, check the weights that the run started from, or train with dtype = \"float32\"";
 
-/// The first of the sums that is not finite.
+/// Describes the first sum that is not finite.
 fn no_number(sums: &PreferenceSums) -> Option<String> {
     let all = [
         ("loss", sums.loss),
@@ -384,7 +384,7 @@ fn no_number(sums: &PreferenceSums) -> Option<String> {
     Some(format!("the {name} is {value}"))
 }
 
-/// Takes up a checkpoint, and says what this rank has read: each reads its own copy, and all must have read the same.
+/// Restores a checkpoint, and reports a digest of it: each rank reads its own copy, and all copies must be the same.
 fn resume(checkpoint: &Path, parameters: &mut Parameters, handle: &Handle) -> Result<(), Fault> {
     let step = read_state(checkpoint)?.step;
     let read = Digested::default();
@@ -393,13 +393,13 @@ fn resume(checkpoint: &Path, parameters: &mut Parameters, handle: &Handle) -> Re
     Ok(())
 }
 
-/// What the reference model said, by pair, where it was asked.
+/// Reference log-probabilities with their pairs' ids, where the reference model was asked.
 fn scored(ids: &[u64], references: &[Option<ReferenceLogps>]) -> Vec<PairReference> {
     let scored = ids.iter().zip(references).filter(|(_, logps)| logps.is_some());
     scored.map(|(&id, &logps)| PairReference { id, logps }).collect()
 }
 
-/// Loads a model for inference alone.
+/// Loads a model for inference, on the CPU in float32.
 pub fn load_for_inference(dir: &Path) -> Result<(Model, PathBuf), Fault> {
     dyad_torch::panics::caught(|| {
         crate::generate::load(dir, dyad_torch::place::Place { device: Device::Cpu, kind: tch::Kind::Float })

@@ -1,4 +1,4 @@
-//! From joining a run to ranks that are connected and models that are loaded.
+//! Starts a trainer: joins a run, connects the ranks and loads the models.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -35,10 +35,10 @@ use dyad_torch::comm::measure::{USUAL_BUCKET, measure};
 use dyad_torch::comm::{Communicator, narrow};
 use dyad_torch::device;
 
-/// Work as it comes, ready to compute.
+/// Pieces of work that are ready to compute, in order.
 pub type Incoming = mpsc::Receiver<Result<ReadyWork, Fault>>;
 
-/// A trainer that can begin.
+/// A trainer that is ready to work.
 #[derive(Debug)]
 pub struct Started {
     /// The checked configuration.
@@ -51,19 +51,19 @@ pub struct Started {
     pub parts: Parts,
     /// The connected ranks.
     pub communicator: Arc<dyn Communicator>,
-    /// Size of a bucket of gradients.
+    /// Size of a bucket of gradients, in bytes.
     pub bucket_bytes: i64,
-    /// What lies ahead.
+    /// The plan of the run.
     pub plan: RunPlan,
-    /// Work that arrived before all this was there.
+    /// Work that arrived during the start.
     pub backlog: VecDeque<ReadyWork>,
-    /// What decides this rank's numbers, as the coordinator was told.
+    /// Facts that decide this rank's results, as sent to the coordinator.
     pub facts: Vec<Fact>,
-    /// This trainer's part in the run, as traces see it.
+    /// Span of this trainer's part in the run, for traces.
     pub span: tracing::Span,
 }
 
-/// Joins, connects, loads. Work that is still to come arrives at the receiver. None where the run is complete already.
+/// Joins, connects, loads. Later work arrives at the receiver. Returns `None` if the run is already complete.
 pub fn start(
     identity: &Identity,
     handle: &Handle,
@@ -77,10 +77,10 @@ pub fn start(
     let span = process_span(place, &run);
     let inside = span.clone().entered();
     tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
-    // Before anything is loaded, which takes its time.
+    // Before loading, which takes long.
     let home = (place.rank == 0).then(|| Home::settled(Path::new(&config.output_dir))).transpose()?;
     let sources = Sources::resolve(&config)?;
-    // One rank reads every byte: ranks whose weights differ from its are found out when they compare.
+    // One rank checks every byte. If the weights of other ranks differ from its weights, the comparison of facts reports it.
     let edited = sources.check_sums(place.rank == 0)?;
     edited.iter().filter(|_| place.rank == 0).for_each(|line| tracing::warn!("{line}"));
     let tokenizer = ChatTokenizer::load(sources.tokenizer(), &sources.base, config.template_date()?)?;
@@ -88,7 +88,7 @@ pub fn start(
     let model = ModelConfig::load(&sources.base)?;
     let embedding_rows = u32::try_from(model.vocab_size).unwrap_or(0);
     let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only, embedding_rows };
-    // Before anything is measured by them.
+    // Before this trainer measures pairs with these files.
     let mut facts = facts::of_files(&config, &sources, device, rule.max_len)?;
     handle.send(Sent::Facts(Facts { facts: facts.clone() }));
     let cost = PassCost::new(&model, PairLayout::of(&config));
@@ -129,7 +129,7 @@ pub fn start(
     Ok(Some((started, work)))
 }
 
-/// Names what the reference model's scores depend on.
+/// Key of everything that the reference model's scores depend on.
 fn reference_key(sources: &Sources, parts: &Parts) -> Result<String, Fault> {
     let place = parts.policy.place;
     let weights = [Some(&sources.base), sources.adapter.as_ref()];
@@ -159,7 +159,7 @@ fn report(handle: &Handle, parts: &mut Parts, began: Instant, reference_key: Str
     }));
 }
 
-/// Below the run's span, wherever this process was started from.
+/// The span of this process, below the run's span, however the process was started.
 fn process_span(place: Assignment, run: &str) -> tracing::Span {
     let span = tracing::info_span!(target: TARGET, "trainer", train.rank = place.rank, train.generation = place.generation);
     if let Some(run) = dyad_telemetry::parse(run) {
@@ -168,7 +168,7 @@ fn process_span(place: Assignment, run: &str) -> tracing::Span {
     span
 }
 
-/// What the coordinator has said to this trainer alone.
+/// What the coordinator tells this trainer when it joins.
 struct Joined {
     config: RunConfig,
     place: Assignment,
@@ -204,12 +204,12 @@ pub(crate) fn next(work: &Incoming) -> Result<ReadyWork, Fault> {
     progress::waiting(Waiting::Work, || work.recv()).map_err(|_| ended())?
 }
 
-/// The stream closed before it should.
+/// The error for a stream that closes too early.
 fn ended() -> Fault {
     Fault::failed("the stream of work ended early")
 }
 
-/// Meets the other ranks; what arrives before goes to the backlog.
+/// Connects to the other ranks; work that arrives before goes to the backlog.
 fn connect(
     mut rendezvous: Rendezvous,
     handle: &Handle,
@@ -244,8 +244,8 @@ fn planned(work: &Incoming, backlog: &mut VecDeque<ReadyWork>) -> Result<RunPlan
     }
 }
 
-/// What the link between the ranks wants. A run that is resumed keeps what it had: gradients that are grouped otherwise are
-/// summed in another order.
+/// Size of a bucket of gradients for the link between the ranks, in bytes. A resumed run keeps its size: other buckets would sum
+/// gradients in another order.
 fn bucket_bytes(
     communicator: &dyn Communicator,
     device: Device,
@@ -256,7 +256,7 @@ fn bucket_bytes(
         return Ok(USUAL_BUCKET);
     }
     let saved = match communicator.rank() {
-        // Whoever takes up the checkpoint has better words for a state that cannot be read.
+        // An unreadable state counts as none: restoring the checkpoint reports a better error.
         0 if !resume_from.as_os_str().is_empty() => {
             read_state(resume_from).map_or(0, |state| state.bucket_bytes)
         }

@@ -1,4 +1,4 @@
-//! A layer that adds a term of its own to the loss, as a router of experts does.
+//! Training with layers that add their own term to the loss, as a router of experts does.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 mod support;
@@ -39,7 +39,7 @@ impl DecoderLayer for WithAuxLoss {
     }
 }
 
-/// With `dpo_beta` 0 the preference loss is ln 2 and has no gradient: what is left comes from the layers' own terms.
+/// With `dpo_beta` 0 the preference loss is ln 2 and has no gradient, so all gradients come from the layers' own terms.
 fn engine_with_aux_loss(dir: &Path, lora: bool, checkpointing: ActivationCheckpointing) -> Engine {
     let mut engine = engine(dir, |config| {
         (config.dpo_beta, config.lora, config.activation_checkpointing) = (0.0, lora, checkpointing);
@@ -80,7 +80,7 @@ fn square(gradient: &Tensor) -> f64 {
 }
 
 #[test]
-fn a_layers_own_loss_has_the_gradient_that_one_graph_finds_kept_or_recomputed() {
+fn gradients_of_aux_losses_equal_those_of_one_graph() {
     let dir = tempfile::tempdir().unwrap();
     new_model(dir.path(), |options| options.layers = 3);
     for lora in [false, true] {

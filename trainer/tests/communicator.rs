@@ -1,4 +1,4 @@
-//! What every communicator must do, whatever its back end: one suite, run over Gloo on CPUs and over NCCL where a GPU is.
+//! Tests that every communicator must pass: one suite, run over Gloo on CPUs, and over NCCL if there is a GPU.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use dyad_torch::comm::nccl::{Nccl, UniqueId};
 use dyad_torch::comm::{CommError, Communicator, narrow};
 use tch::{Device, Kind, Tensor};
 
-/// A collective that has not ended after this long never will.
+/// A collective that has not ended after this time counts as hung.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `body` once per rank, each on a thread with its own Gloo communicator; fails when a rank hangs.
@@ -33,7 +33,7 @@ fn on_gloo(world_size: usize, body: impl Fn(Arc<dyn Communicator>) + Send + Sync
         .collect();
     drop(done);
     for _ in 0..world_size {
-        // Disconnected means that a rank has panicked; joining it below tells.
+        // Disconnected means that a rank has panicked; joining it below reports the panic.
         assert_ne!(finished.recv_timeout(PATIENCE), Err(RecvTimeoutError::Timeout), "a rank hangs");
     }
     ranks.into_iter().for_each(|rank| rank.join().unwrap());
@@ -44,7 +44,7 @@ fn numbers(rank: usize, len: i64, kind: Kind, device: Device) -> Tensor {
     (Tensor::arange(len, (Kind::Int64, device)).remainder(7) + rank as i64).to_kind(kind)
 }
 
-/// What [`numbers`] of all ranks add up to.
+/// The sum of [`numbers`] over all ranks.
 fn sum(world: usize, len: i64, kind: Kind, device: Device) -> Tensor {
     (0..world).map(|rank| numbers(rank, len, kind, device)).reduce(|a, b| a + b).unwrap()
 }
@@ -60,7 +60,7 @@ fn all_reduce(comm: &dyn Communicator, tensor: &Tensor) -> Result<(), CommError>
 /// Every collective, from one rank's point of view.
 fn conforms(comm: &dyn Communicator, device: Device) {
     for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
-        // None, one, and odd ones.
+        // No value, one value, and odd numbers of values.
         for len in [0, 1, 7, 30_003] {
             whole(comm, len, kind, device);
             slices(comm, len, kind, device);
@@ -115,7 +115,8 @@ fn slices(comm: &dyn Communicator, len: i64, kind: Kind, device: Device) {
     assert!(equal(&buffer, &whole), "all_gather in place of {len} {kind:?} on {rank} of {world}");
 }
 
-/// Sums of values that bfloat16 has, and of values that it rounds: `N` addends and their sums, each within 2^-9 of itself.
+/// Sums of values that bfloat16 represents exactly, and of values that it rounds: each addend and each sum is rounded by at most 2^-9 of
+/// itself.
 fn narrowed(comm: &dyn Communicator, device: Device) {
     let (rank, world) = (comm.rank(), comm.world_size());
     for (scale, roundings) in [(1.0, 0), (1.001, 2 * world)] {
@@ -141,7 +142,7 @@ fn narrowed(comm: &dyn Communicator, device: Device) {
 /// Buckets of different sizes are started one after the other and waited for later, as the engine does.
 fn in_flight_together(comm: &dyn Communicator, device: Device) {
     let (rank, world) = (comm.rank(), comm.world_size());
-    // The last one goes in pieces, the last of them short.
+    // The last one is sent in pieces, of which the last is short.
     let lens = [300_000, 5, 70_000, 5_000_003];
     let buckets: Vec<Tensor> = lens.iter().map(|&len| numbers(rank, len, Kind::Float, device)).collect();
     let pending: Vec<_> = buckets.iter().map(|bucket| comm.all_reduce(bucket).unwrap()).collect();
@@ -160,7 +161,7 @@ fn gloo_conforms_at_worlds_1_to_4() {
 }
 
 #[test]
-fn nobody_passes_a_barrier_before_all_have_come() {
+fn a_barrier_waits_for_all_ranks() {
     const ROUNDS: usize = 50;
     let arrived = AtomicUsize::new(0);
     on_gloo(3, move |comm| {
@@ -174,7 +175,7 @@ fn nobody_passes_a_barrier_before_all_have_come() {
     });
 }
 
-/// Ranks that disagreed on buckets would add up different tensors.
+/// Ranks with different buckets would add up different tensors.
 #[test]
 fn every_rank_measures_the_same_link() {
     for world in 1..=4 {
@@ -199,7 +200,7 @@ fn an_abort_breaks_a_collective_that_waits_for_a_peer() {
     on_gloo(2, move |comm| {
         both_there.wait();
         if comm.rank() == 1 {
-            // Stays until rank 0 has given up: it is the abort that ends the collective, not this rank's leaving.
+            // Stays until rank 0 has failed, so that the abort ends the collective and not this rank's exit.
             both_there.wait();
             return;
         }
@@ -217,7 +218,7 @@ fn an_abort_breaks_a_collective_that_waits_for_a_peer() {
     });
 }
 
-/// What one rank aborts fails on the ranks that wait for it, too.
+/// An abort on one rank also fails the ranks that wait for it.
 #[test]
 fn an_abort_reaches_the_peers() {
     on_gloo(3, |comm| {
@@ -230,7 +231,7 @@ fn an_abort_reaches_the_peers() {
     });
 }
 
-/// Whoever it is: rank 0 also takes the store away.
+/// Any rank may leave; rank 0 also removes the store.
 #[test]
 fn a_peer_that_leaves_fails_the_others_collective() {
     for (world, leaver) in [(2, 0), (2, 1), (3, 0), (3, 2)] {
@@ -245,9 +246,9 @@ fn a_peer_that_leaves_fails_the_others_collective() {
     }
 }
 
-/// The NCCL half needs a GPU. Without one, what is asked for fails clearly instead.
+/// NCCL needs a GPU. Without one, the error must say what is missing.
 #[test]
-fn nccl_conforms_where_a_gpu_is_and_says_what_is_missing_elsewhere() {
+fn nccl_conforms_with_a_gpu_and_reports_what_is_missing_without() {
     match dyad_torch::device::open("cuda:0") {
         Ok(device) => {
             let comm = Nccl::connect(&UniqueId::new().unwrap(), 0, 1, 0).unwrap();
@@ -259,7 +260,7 @@ fn nccl_conforms_where_a_gpu_is_and_says_what_is_missing_elsewhere() {
         Err(no_gpu) => {
             assert!(!no_gpu.hint.is_empty());
             let id = UniqueId::new();
-            // The full CUDA set may be there without a GPU.
+            // The full CUDA set may be installed without a GPU.
             let loaded = std::fs::read_to_string("/proc/self/maps").unwrap().contains("libnccl.so");
             match id {
                 Err(error) if error.operation == "loading NCCL" => {

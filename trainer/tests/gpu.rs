@@ -1,5 +1,5 @@
-//! What needs a GPU: `make test-gpu`. Ignored elsewhere, but for finding NCCL. `communicator.rs` has NCCL's collectives,
-//! `gpu_path.rs` what can be shown of this path without a GPU.
+//! Tests that need a GPU: `make test-gpu`. Elsewhere they are ignored, except those that find NCCL and compile kernels. `communicator.rs`
+//! tests NCCL's collectives; `gpu_path.rs` tests the parts of this path that need no GPU.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 #![expect(unsafe_code, reason = "loads a library")]
 
@@ -22,12 +22,12 @@ use support::{engine, engine_of, new_model, parts_on, widen_vocabulary};
 use tch::{Device, Kind};
 use trainer::engine::{Engine, Share};
 
-/// To be called before anything else: libtorch looks for CUDA once, when it first has something to compute.
+/// Must be called first: libtorch looks for CUDA once, at its first computation.
 fn device() -> Device {
     dyad_torch::device::open("cuda:0").unwrap()
 }
 
-/// NCCL where `make cuda` or `make test` has put it.
+/// Path of NCCL as `make cuda` or `make test` installs it.
 fn shipped_nccl() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let python = std::fs::read_dir(root.join(".venv/parity/lib")).into_iter().flatten();
@@ -40,21 +40,21 @@ fn shipped_nccl() -> PathBuf {
     library.unwrap_or_else(|| panic!("no libnccl.so.2: run `make test` or `make cuda`"))
 }
 
-/// There is no `libnccl.so` beside it, and making an id asks for no GPU.
+/// Wheels install no `libnccl.so` next to it. Making an id needs no GPU.
 #[test]
 fn nccl_is_found_by_the_name_that_wheels_ship() {
-    // SAFETY: NCCL's initialisers touch no state of ours.
+    // SAFETY: NCCL's initialisers touch no state of this test.
     let library = unsafe { libloading::Library::new(shipped_nccl()) }.unwrap();
     std::mem::forget(library);
     let id = UniqueId::new().unwrap().to_bytes();
     assert!(id.len() == 128 && id.iter().any(|&byte| byte != 0), "{id:?}");
 }
 
-/// Without a GPU: whether NVRTC takes them.
+/// NVRTC compiles them; that needs no GPU.
 #[test]
-fn kernels_compile_for_the_first_generation_that_they_serve() {
+fn kernels_compile_for_the_oldest_supported_gpu() {
     let packages = shipped_nccl().ancestors().nth(3).unwrap().join("cu13/lib/libnvrtc.so.13");
-    // SAFETY: NVRTC's initialisers touch no state of ours.
+    // SAFETY: NVRTC's initialisers touch no state of this test.
     std::mem::forget(unsafe { libloading::Library::new(packages) }.unwrap());
     let kernels = dyad_torch::gpu::compile().unwrap().to_src();
     assert!(kernels.contains("gpu_head") && kernels.contains(".target sm_80"), "{kernels}");
@@ -66,17 +66,17 @@ fn attention_in_one_call_equals_segment_by_segment() {
     one_call_equals_segments(device(), &[16, 64, 128]);
 }
 
-/// An engine on the GPU, alone with NCCL.
+/// An engine on the GPU, with a communicator of one rank.
 fn engine_there(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> Engine {
     let device = self::device();
     let alone = Nccl::connect(&UniqueId::new().unwrap(), 0, 1, 0).unwrap();
     engine_of(parts_on(device, dir, change), Arc::new(alone))
 }
 
-/// Every way of keeping weights, states and activations.
+/// Tests every way of keeping weights, states and activations.
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
-fn a_step_gives_the_same_numbers_there() {
+fn a_step_equals_one_on_the_cpu() {
     device();
     let dir = tempfile::tempdir().unwrap();
     new_model(dir.path(), |options| options.layers = 2);
@@ -124,10 +124,10 @@ fn kernels_equal_their_definition() {
     assert!(dyad_torch::backend::has_gpu_kernels(Kind::BFloat16), "our own kernels are not there");
 }
 
-/// One test, because the profiler is one for the process: the second step, with all that the GPU did.
+/// One test for both cases, because a process has one profiler. Records the second step, with all that the GPU does.
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
-fn a_step_takes_flash_attention_and_waits_once() {
+fn a_step_uses_flash_attention_and_waits_once() {
     device();
     let dir = tempfile::tempdir().unwrap();
     new_model(dir.path(), |options| options.layers = 2);
@@ -157,7 +157,7 @@ fn names<'a>(events: impl Iterator<Item = &'a ProfilerEvent>) -> BTreeMap<&'a st
     counts
 }
 
-/// The host waits for the GPU where the step's report is read, and nowhere else.
+/// Asserts that the host waits for the GPU only where it reads the step's report.
 fn waits_once(events: &[ProfilerEvent]) {
     let read = events.iter().find(|event| event.is_span && event.name == READ).unwrap();
     let step = events.iter().find(|event| event.is_span && event.name == "step").unwrap();

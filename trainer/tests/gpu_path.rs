@@ -1,6 +1,6 @@
-//! What GPUs run, run here (`dyad_torch_testing`): plain CPU kernels behind the operators that libtorch has on CUDA devices alone, and the
-//! bridge's kernels for GPUs compiled for the host. Shows which operators are called, with which arguments, how often, and that the
-//! numbers are those of the CPU path. It does not show that CUDA's own kernels work.
+//! Runs what GPUs run on this machine (`dyad_torch_testing`): plain CPU kernels behind the operators that libtorch has only on CUDA
+//! devices, and the bridge's GPU kernels compiled for the host. Shows which operators are called, with which arguments and how often, and
+//! that results equal those of the CPU path. Does not show that CUDA's own kernels work.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 mod support;
@@ -21,13 +21,13 @@ use tch::{Device, Kind, Tensor};
 use trainer::batch::{MicroBatch, PairLayout};
 use trainer::engine::Engine;
 
-/// A llama with two query heads to a key head.
+/// A llama with two query heads per key head.
 fn model(dir: &Path, layers: usize) {
     new_model(dir, |options| options.layers = layers);
 }
 
 #[test]
-fn a_step_gives_the_same_numbers_there() {
+fn a_step_equals_one_on_the_cpu() {
     dyad_torch_testing::install();
     let dir = tempfile::tempdir().unwrap();
     model(dir.path(), 2);
@@ -49,14 +49,14 @@ fn a_step_gives_the_same_numbers_there() {
     }
 }
 
-/// In one call a layer, as GPUs do it.
+/// One call a layer, as on GPUs.
 #[test]
 fn attention_in_one_call_equals_segment_by_segment() {
     dyad_torch_testing::install();
     one_call_equals_segments(Device::Cpu, &[16]);
 }
 
-/// Our own GPU kernels, on the host.
+/// The bridge's GPU kernels, compiled for the host.
 #[test]
 fn kernels_equal_their_definition() {
     dyad_torch_testing::install();
@@ -67,9 +67,9 @@ fn kernels_equal_their_definition() {
     });
 }
 
-/// What a micro-batch sends in one copy comes apart as what its runs say.
+/// The lists that a micro-batch sends in one copy are those of its runs.
 #[test]
-fn a_micro_batch_brings_its_runs_along() {
+fn a_micro_batch_contains_the_lists_of_its_runs() {
     let pairs = pairs();
     let pairs: Vec<&Tokenized> = pairs.iter().collect();
     let batch = as_on_gpu(|| MicroBatch::pack(&pairs, PairLayout::SharedPairs, Device::Cpu));
@@ -114,7 +114,7 @@ const WAITS: [&str; 7] = [
     "aten::unique_dim",
 ];
 
-/// Operators that a GPU needs no kernel for: other shapes of the same memory, memory itself, and calls of others.
+/// Operators that need no kernel on a GPU: views, memory allocation, and operators that only call others.
 fn is_call(name: &str) -> bool {
     const CALLS: [&str; 38] = [
         "aten::t",
@@ -164,8 +164,8 @@ fn is_call(name: &str) -> bool {
         || name.contains("Rotation")
 }
 
-/// Kernels that a GPU would be told to run, by name: the outermost operators that are more than a call. One operator of this
-/// list is one kernel there, give or take a reduction's second.
+/// Kernels that a GPU would launch, by name: the outermost operators that are more than a call. Each is one kernel on a GPU; some
+/// reductions are two.
 fn launches(events: &[ProfilerEvent]) -> std::collections::BTreeMap<&str, usize> {
     let mut counts = std::collections::BTreeMap::new();
     let mut covered = 0;
@@ -178,9 +178,9 @@ fn launches(events: &[ProfilerEvent]) -> std::collections::BTreeMap<&str, usize>
     counts
 }
 
-/// One test, because the profiler is one for the process.
+/// One test for all cases, because a process has one profiler.
 #[test]
-fn a_step_is_launched_in_few_kernels_and_waited_for_once() {
+fn a_step_launches_few_kernels_and_waits_once() {
     dyad_torch_testing::install();
     // (LoRA, kernels of one layer forward, in the reference and backward)
     for (lora, ceiling) in [(false, 69), (true, 123)] {
@@ -244,7 +244,7 @@ const COPIES: [&str; 7] = [
     "values(&",
     ".item(",
 ];
-/// Files and calls that no step makes, with the reason. A folder ends with a slash.
+/// Files and calls outside of steps, with the reason. A folder ends with a slash.
 const OUTSIDE_STEPS: [(&str, &str); 13] = [
     ("checkpoint/", "writes and restores checkpoints"),
     ("torch/comm/measure.rs", "times the link before the first step"),
@@ -260,13 +260,13 @@ const OUTSIDE_STEPS: [(&str, &str); 13] = [
     ("start.rs", "agrees on bucket sizes before the first step"),
     ("torch/transfer.rs", "holds the copies that steps make"),
 ];
-/// Where a step reads the device.
+/// Allowed reads of the device: the file, and the number of calls.
 const READS: [(&str, usize); 5] = [
     // Before the passes: how many micro-batches other ranks have.
     ("engine/micro_steps.rs", 1),
-    // Evaluation, which is no optimizer step.
+    // Evaluation, not an optimizer step.
     ("engine/mod.rs", 1),
-    // Scoring with the reference model alone, which is none either.
+    // Scoring with the reference model alone, not an optimizer step.
     ("engine/reference.rs", 1),
     // The report, at the step's end.
     ("engine/step_statistics.rs", 1),
@@ -314,7 +314,7 @@ fn is_import_of_transfer(line: &str) -> bool {
     ["use dyad_torch::transfer::", "use crate::transfer::"].iter().any(|start| line.starts_with(start))
 }
 
-/// How often a function is called by its bare name.
+/// Number of calls of a function by its bare name.
 fn calls(code: &str, name: &str) -> usize {
     let bare =
         |at: usize| !code[..at].ends_with(|before: char| before.is_alphanumeric() || "_.:".contains(before));
@@ -323,10 +323,10 @@ fn calls(code: &str, name: &str) -> usize {
     code.match_indices(name).filter(|(at, _)| bare(*at) && called(*at)).count() - definitions
 }
 
-/// Copies between host and device are not visible as operators on a machine without a device, so every file of the trainer is held to the
-/// functions of `transfer.rs` (TRN-T1), but for those that run outside steps.
+/// Copies between host and device do not show as operators on a machine without a device. So this test searches the sources: inside
+/// steps, every file of the trainer must use the functions of `transfer.rs` (TRN-T1).
 #[test]
-fn nothing_in_a_step_copies_or_waits_past_transfer() {
+fn steps_copy_and_wait_only_through_transfer() {
     let (mut wrong, mut met) = (Vec::new(), Vec::new());
     let mut reads = Vec::new();
     for (file, code) in sources() {

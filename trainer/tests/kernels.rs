@@ -1,4 +1,4 @@
-//! What stays in memory of steps that had other numbers of tokens.
+//! Memory that remains after steps with other numbers of tokens.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 mod support;
@@ -23,8 +23,8 @@ fn share(step: u32, length: u32) -> Share {
     }
 }
 
-/// Libtorch's own products in bfloat16 compile their kernels for each number of rows, and keep them: hundreds of MiB after
-/// these steps, on CPUs without tiles still. In a process of its own, because its memory is what is measured.
+/// Libtorch's own products in bfloat16 compile kernels for each number of rows and keep them: hundreds of MiB after these steps, on CPUs
+/// without tiles even now. This test has its own process, because it measures the memory of the process.
 #[test]
 fn memory_does_not_grow_with_every_new_number_of_tokens() {
     // Libtorch's own products serve bfloat16 on CPUs without tiles; float32 is measured on every CPU.
@@ -39,12 +39,12 @@ fn memory_does_not_grow_with_every_new_number_of_tokens() {
         let mut train = |step, length| {
             assert!(engine.train_step(&share(step, length)).unwrap().sums.loss.is_finite());
         };
-        // The longest one first, and enough for every rest of a block.
+        // The longest one first, and enough others for every remainder of a block.
         train(1, 400);
         (2..34).for_each(|step| train(step, 398 + step));
         let before = peak_resident_bytes();
         (34..134).for_each(|step| train(step, 264 + step));
-        // The kernel's count is kept by thread and summed now and then: even the peak can be read a little lower later.
+        // The kernel keeps this count by thread and sums it only now and then, so a later reading may even be a little lower.
         let grown = peak_resident_bytes().saturating_sub(before) >> 20;
         assert!(grown < 16, "{dtype:?}, lora {lora}: {grown} MiB more after a hundred numbers of tokens");
     }

@@ -1,4 +1,4 @@
-//! What a step allocates, as libtorch's profiler sees it.
+//! Memory that a step allocates, as libtorch's profiler sees it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 mod support;
@@ -12,7 +12,7 @@ use trainer::engine::{Engine, Share};
 
 const VOCAB: i64 = 256_000;
 const HIDDEN: usize = 16;
-/// One tile of logits, as the head promises.
+/// One tile of logits, the head's limit.
 const TILE_BYTES: i64 = dyad_families::shape::TILE_BYTES as i64;
 
 /// A small model with a very large vocabulary.
@@ -41,7 +41,7 @@ fn share(length: u32) -> Share {
     }
 }
 
-/// Largest allocation of a step, and the most that was allocated at once above where it began, in bytes.
+/// Largest allocation of a step, and the peak of allocated memory above that at its start, in bytes.
 fn allocations(engine: &mut Engine, share: &Share) -> (i64, i64) {
     recorder::start(false, true).unwrap();
     let loss = engine.train_step(share).unwrap().sums.loss;
@@ -57,7 +57,7 @@ fn allocations(engine: &mut Engine, share: &Share) -> (i64, i64) {
     (memory.iter().map(|event| event.bytes).max().unwrap(), peak)
 }
 
-/// Two pairs of 150 + 150 tokens have 600 rows: as float32 logits 586 MiB, and each pair alone is more than a tile.
+/// Two pairs of 150 + 150 tokens have 600 rows: their float32 logits would take 586 MiB, and each pair alone is more than a tile.
 #[test]
 fn no_tensor_has_the_size_of_tokens_times_vocabulary() {
     let dir = tempfile::tempdir().unwrap();
@@ -68,7 +68,7 @@ fn no_tensor_has_the_size_of_tokens_times_vocabulary() {
         assert!(largest <= TILE_BYTES, "lora {lora}: one tensor of {} MiB", largest >> 20);
         let (largest, long) = allocations(&mut engine, &share(150));
         assert!(largest <= TILE_BYTES, "lora {lora}: one tensor of {} MiB", largest >> 20);
-        // Twice the rows: a few hundred rows more of hidden states, no more logits.
+        // Twice the rows add a few hundred rows of hidden states, but no logits.
         assert!(long - short < 4 << 20, "lora {lora}: {} MiB, then {} MiB", short >> 20, long >> 20);
     }
 }

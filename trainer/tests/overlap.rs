@@ -1,4 +1,4 @@
-//! When the engine talks to the other ranks: one all-reduce per bucket and step, each as soon as its layers are done.
+//! Timing of the engine's all-reduces: one per bucket and step, each as soon as its layers are done.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 mod support;
@@ -11,13 +11,13 @@ use support::{engine_of, new_model, parts};
 use tch::{Kind, Tensor};
 use trainer::engine::{Engine, Share};
 
-/// Stands for a second rank that adds nothing, and keeps what it sees.
+/// Stands for a second rank that adds nothing, and records all calls.
 #[derive(Debug, Default)]
 struct Recorder {
     buckets: Mutex<Vec<Tensor>>,
-    /// Bucket, and whether every bucket of lower layers was still without gradient when it was handed over.
+    /// Bucket of each call, and whether every bucket of lower layers still had no gradient.
     calls: Mutex<Vec<(usize, bool)>>,
-    /// Shape of each.
+    /// Shape of each call's tensor.
     sizes: Mutex<Vec<Vec<i64>>>,
 }
 
@@ -40,7 +40,7 @@ impl Communicator for Recorder {
 
     fn all_reduce(&self, tensor: &Tensor) -> Result<Box<dyn Pending>, CommError> {
         let buckets = self.buckets.lock().unwrap();
-        // What is none of the buckets is the looked-up rows of the embedding.
+        // A tensor that is none of the buckets holds the looked-up rows of the embedding.
         let index = buckets.iter().position(|bucket| bucket.data_ptr() == tensor.data_ptr());
         let index = index.unwrap_or(buckets.len());
         self.sizes.lock().unwrap().push(tensor.size());
@@ -55,7 +55,7 @@ impl Communicator for Recorder {
         unreachable!("not part of this engine's step")
     }
 
-    /// Rows of the embedding that are looked up: the other rank looks up the same.
+    /// Gathers the rows that ranks look up in the embedding: the other rank looks up the same ones.
     fn all_gather(&self, output: &Tensor, input: &Tensor) -> Result<Box<dyn Pending>, CommError> {
         assert_eq!((input.kind(), output.numel()), (Kind::Int64, 2 * input.numel()));
         output.shallow_clone().copy_(&input.repeat([2]));
@@ -79,7 +79,7 @@ fn engine(dir: &std::path::Path, recorder: &Arc<Recorder>) -> Engine {
         (options.hidden_size, options.layers, options.intermediate_size) = (512, 3, 1408);
         (options.heads, options.kv_heads, options.max_positions) = (8, 8, 64);
     });
-    // Every pair is a micro-batch of its own: only the last one may start reductions.
+    // Every pair is its own micro-batch: only the last one may start reductions.
     let (config, parts) = parts(dir, |config| config.micro_batch_tokens = 1);
     let buckets = parts.parameters.buckets.iter().map(|bucket| bucket.grad.shallow_clone()).collect();
     *recorder.buckets.lock().unwrap() = buckets;
@@ -105,15 +105,15 @@ fn a_bucket_is_reduced_before_the_layers_below_it_are_computed() {
     let count = recorder.buckets.lock().unwrap().len();
     assert!(count >= 3, "{count} buckets");
     engine.train_step(&share(1)).unwrap();
-    // After the final norm comes the tied head's share of the embedding; its looked-up rows are the last.
+    // After the final norm comes the tied head's part of the embedding; the looked-up rows come last.
     let order = [0, count - 1].into_iter().chain(1..count - 1).chain([count]);
     let expected: Vec<(usize, bool)> = order.map(|bucket| (bucket, true)).collect();
     assert_eq!(*recorder.calls.lock().unwrap(), expected);
 }
 
-/// Ids 5, 6, 7, 8, 9 and 10 of a vocabulary of 300: what nothing in the backward pass hides is as small as that.
+/// Ids 5 to 10 of a vocabulary of 300. No computation hides this reduction, so it must be small.
 #[test]
-fn only_rows_of_the_embedding_that_a_step_looks_up_travel_last() {
+fn only_looked_up_rows_of_the_embedding_are_reduced_last() {
     let (dir, recorder) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
     let mut engine = engine(dir.path(), &recorder);
     engine.train_step(&share(1)).unwrap();
@@ -121,7 +121,7 @@ fn only_rows_of_the_embedding_that_a_step_looks_up_travel_last() {
 }
 
 #[test]
-fn every_bucket_is_reduced_once_however_many_micro_batches_or_none() {
+fn every_bucket_is_reduced_once_for_any_number_of_micro_batches() {
     let (dir, recorder) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
     let mut engine = engine(dir.path(), &recorder);
     let buckets = recorder.buckets.lock().unwrap().len();
@@ -131,7 +131,7 @@ fn every_bucket_is_reduced_once_however_many_micro_batches_or_none() {
         let mut called: Vec<usize> =
             recorder.calls.lock().unwrap().iter().map(|(bucket, _)| *bucket).collect();
         called.sort_unstable();
-        // Without pairs on any rank no row is looked up.
+        // Without pairs on any rank no row is looked up, and no rows are reduced.
         let all: Vec<usize> = (0..buckets + usize::from(pairs > 0)).collect();
         assert_eq!(called, all, "{pairs} pairs");
     }

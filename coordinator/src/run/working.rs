@@ -48,6 +48,17 @@ impl Run {
                 "no preferred output ends with a token that ends an answer: the model will not learn to stop"
             );
         }
+        for (key, count, what) in [
+            ("n_evals", spec.config.n_evals(), "an evaluation after every step"),
+            ("n_checkpoints", spec.config.n_checkpoints, "a checkpoint after every step"),
+        ] {
+            if u64::from(count) > plan.total_steps {
+                tracing::warn!(
+                    "{key} = {count} is more than the run's {}: {what}",
+                    counted(plan.total_steps, "step")
+                );
+            }
+        }
         if plan.start_step > plan.total_steps {
             return Err(fewer(
                 &format!("{} has done {}", plan.resume_from, counted(plan.start_step, "step")),

@@ -103,8 +103,13 @@ impl Prediction {
         out
     }
 
+    /// What one rank computes on.
+    fn unit(&self) -> &'static str {
+        if self.setup.machine.gpu { "GPU" } else { "trainer" }
+    }
+
     fn memory_table(&self) -> String {
-        let mut out = String::from("\nmemory per GPU\n");
+        let mut out = format!("\nmemory per {}\n", self.unit());
         for (name, bytes) in self.memory.parts() {
             let _ = writeln!(out, "  {name:24}{:>12}", gib(bytes));
         }
@@ -124,8 +129,9 @@ impl Prediction {
     fn step_table(&self) -> String {
         let setup = &self.setup;
         let mut out = format!(
-            "\nstep of {}; per GPU at most {} of {}, {}\n",
+            "\nstep of {}; per {} at most {} of {}, {}\n",
             counted(setup.batch, "pair"),
+            self.unit(),
             counted(setup.micro_batches(), "micro-batch"),
             counted(setup.pairs_per_micro_batch(), "pair"),
             grouped((setup.pairs_per_micro_batch() * setup.tokens()) as u64, "token")
@@ -141,7 +147,8 @@ impl Prediction {
 
     fn rates(&self) -> String {
         let (gpus, pairs, tokens) = (self.setup.gpus, self.pairs_per_second(), self.tokens_per_second());
-        let mut out = format!("\n{:26}{:>12}{:>14}\n", "throughput", "per GPU", "in all");
+        let mut out =
+            format!("\n{:26}{:>12}{:>14}\n", "throughput", format!("per {}", self.unit()), "in all");
         let _ = writeln!(out, "  {:24}{:>12.2}{pairs:>14.2}", "pairs/s", pairs / gpus);
         let bound = self.setup.batch / (self.step.total() - self.step.gaps);
         let _ = writeln!(

@@ -44,8 +44,8 @@ pub struct SlurmOptions {
     /// Features of the nodes.
     #[arg(long, value_name = "LIST")]
     pub constraint: Option<String>,
-    /// Time limit, as sbatch takes it.
-    #[arg(long, value_name = "TIME")]
+    /// Time limit, as sbatch takes it: minutes, [HOURS:]MINUTES:SECONDS, DAYS-HOURS[:MINUTES[:SECONDS]] or UNLIMITED.
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
     pub time: Option<String>,
     /// Name of the job.
     #[arg(long, default_value = "dyad", value_name = "NAME")]
@@ -59,4 +59,37 @@ pub struct SlurmOptions {
     /// Options for the launcher in the job.
     #[arg(last = true, value_name = "LAUNCHER OPTIONS")]
     pub launcher: Vec<String>,
+}
+
+/// Checks the form of a time limit, which sbatch would refuse only when the script is submitted.
+fn time_limit(text: &str) -> Result<String, String> {
+    let number =
+        |part: &str| !part.is_empty() && part.len() <= 9 && part.bytes().all(|byte| byte.is_ascii_digit());
+    let (days, clock) = match text.split_once('-') {
+        Some((days, clock)) => (Some(days), clock),
+        None => (None, text),
+    };
+    let parts = clock.split(':').count();
+    let is_limit = parts <= 3 && days.is_none_or(number) && clock.split(':').all(number);
+    if is_limit || ["UNLIMITED", "INFINITE"].contains(&text.to_ascii_uppercase().as_str()) {
+        return Ok(text.to_owned());
+    }
+    Err("not a time limit of Slurm; use 90 (minutes), 12:00:00, 2-12 (days-hours), 2-12:30:00 or UNLIMITED"
+        .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_limits_have_slurms_forms() {
+        for good in ["90", "90:30", "12:00:00", "2-12", "2-12:30", "2-12:30:00", "0", "unlimited", "INFINITE"]
+        {
+            assert_eq!(time_limit(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "12h", "1:2:3:4", "-1", "1-", "2-12:", ":30", "1 2", "99999999999"] {
+            assert!(time_limit(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -262,6 +262,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_hint_about_losses_names_all_of_them() {
+        let unknown = serde_json::from_str::<super::super::LossType>("\"x\"").unwrap_err().to_string();
+        let losses: Vec<&str> = unknown.split('`').skip(1).step_by(2).skip(1).collect();
+        let hint = instead_of("label_smoothing").unwrap();
+        assert!(losses.len() >= 3, "{unknown}");
+        assert!(losses.iter().all(|loss| hint.contains(&format!("\"{loss}\""))), "{losses:?}: {hint}");
+    }
+
+    #[test]
     fn names_of_other_trainers_lead_to_keys_that_exist() {
         let own = RunConfig::keys();
         let mut seen = Vec::new();

@@ -1,5 +1,5 @@
 //! Writes and restores model folders: weights and tokenizer that transformers and PEFT can load, with optimizer state and cursor next to
-//! them.
+//! them. [`save`] writes, [`load`] restores, and [`rotate`] removes old checkpoints.
 //!
 //! - TRN-K1: a folder appears under its final name only when every file in it is complete and on disk.
 //! - TRN-K3: a folder's manifest lists size and checksum of every file, computed from the bytes in memory and not from the disk.

@@ -54,7 +54,7 @@ pub struct Model {
     pub final_norm: Tensor,
     /// `[vocab, hidden]`; `None` if the embedding is also the head.
     pub untied_head: Option<Tensor>,
-    /// The buffers behind its units, where the weights are not simply there.
+    /// The buffers that hold the weights of its units. A unit without buffers holds its weights itself.
     pub residence: Residence,
 }
 
@@ -149,7 +149,8 @@ impl Model {
         }
     }
 
-    /// A model of copied tensors: the frozen reference of full fine-tuning. Kept as the policy is, or on the host.
+    /// A model of copied tensors: the frozen reference of full fine-tuning. It is sharded as the policy is; `keep` says whether it stays
+    /// on the device or on the host.
     #[must_use]
     pub fn frozen_copy(&self, keep: Keep) -> Self {
         let mut copy = self.share();

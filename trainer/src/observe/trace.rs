@@ -22,7 +22,7 @@ const MOST_PARTS: usize = 4096;
 #[derive(Clone, Debug)]
 struct SpanPart {
     name: &'static str,
-    /// The part that it began in.
+    /// Index of the part around it.
     within: Option<usize>,
     start: SystemTime,
     end: Option<SystemTime>,

@@ -1,4 +1,7 @@
 //! One optimizer step: global gradient norm, clipping, AdamW on float32 masters.
+//!
+//! [`learning_rate`] is the schedule, [`update`] the inputs of a step, [`states`] masters and moments, and [`eight_bit`] moments of eight
+//! bits.
 
 pub mod eight_bit;
 pub mod learning_rate;

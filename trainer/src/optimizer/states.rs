@@ -12,7 +12,7 @@ use dyad_torch::adamw::{AdamHyper, AdamPass, AdamSlot, adamw_in_one_pass, fused_
 use dyad_torch::backend::on_gpu_path;
 use dyad_torch::error::TorchError;
 
-/// The suffix of the float32 weights themselves.
+/// Suffix of the float32 weights in checkpoints.
 pub const MASTER: &str = "master";
 
 /// Float32 masters and AdamW's two moments.
@@ -20,7 +20,7 @@ pub const MASTER: &str = "master";
 pub struct States {
     /// Weights, float32. `[values]`
     pub master: Tensor,
-    /// Weight decay applies to the values before this one.
+    /// Weight decay applies to the values before this index.
     decaying: i64,
     moments: StateMoments,
 }
@@ -31,10 +31,10 @@ enum StateMoments {
     EightBit(eight_bit::Moments),
 }
 
-/// One tensor of the states, `per` parameters to a value.
+/// One tensor of the states; `per` parameters share each of its values.
 #[derive(Debug)]
 pub struct StateTensor<'a> {
-    /// Its name in checkpoints, after the parameter's.
+    /// Its suffix in checkpoints, after the parameter's name.
     pub suffix: &'static str,
     /// `[values / per]`.
     pub values: &'a Tensor,
@@ -43,7 +43,7 @@ pub struct StateTensor<'a> {
 }
 
 impl States {
-    /// Moments of zero beside masters, of which the first `decaying` decay.
+    /// Zero moments for `master`, of which the first `decaying` values get weight decay.
     #[must_use]
     pub fn new(master: Tensor, decaying: i64, optim: Optim) -> Self {
         let moments = match optim {
@@ -57,7 +57,7 @@ impl States {
         Self { master, decaying, moments }
     }
 
-    /// Ranges of parameters with what applies to them: norms and biases do not decay.
+    /// Ranges of parameters with their hyperparameters: norms and biases get no weight decay.
     fn ranges(&self, hyper: AdamHyper) -> impl Iterator<Item = (Range<i64>, AdamHyper)> + use<> {
         let len = self.master.numel() as i64;
         let plain = AdamHyper { weight_decay: 0.0, ..hyper };
@@ -65,8 +65,8 @@ impl States {
         both.into_iter().filter(|(range, _)| !range.is_empty())
     }
 
-    /// Steps in one pass over memory where that can be, on the CPU and with moments of 32 bits; says whether it has.
-    /// `published` gets the new parameters in bfloat16, and zeros take the gradient's place where it `clears`.
+    /// Updates in one pass over memory, if that is possible: on the CPU, with moments of 32 bits. Returns whether it did. Writes the new
+    /// parameters to `published` in bfloat16, and zeros the gradient if `clears` is set.
     pub fn update_in_one_pass(
         &self,
         update: &Update<'_>,
@@ -95,9 +95,9 @@ impl States {
         Ok(true)
     }
 
-    /// One AdamW step, by libtorch's operators where they serve the moments.
+    /// One AdamW step, with libtorch's fused operator unless the moments have eight bits.
     pub fn update(&mut self, update: &Update<'_>) -> Result<(), TorchError> {
-        // The fused step divides on its way; elsewhere that is a pass of its own.
+        // The fused step also applies the divisor; otherwise the division is a separate pass.
         let divides =
             matches!(self.moments, StateMoments::Wide { .. }) && self.master.device() == update.grad.device();
         let mut grad = update.grad.shallow_clone();
@@ -131,7 +131,7 @@ impl States {
         Ok(())
     }
 
-    /// Every tensor, as checkpoints name them.
+    /// Every tensor, with its suffix in checkpoints.
     #[must_use]
     pub fn state_tensors(&self) -> Vec<StateTensor<'_>> {
         let state_tensor = |suffix, values, per| StateTensor { suffix, values, per };

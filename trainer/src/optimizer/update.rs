@@ -1,21 +1,21 @@
-//! What one update of the weights is made of.
+//! Inputs of one update of the weights.
 
 use tch::{Kind, Tensor};
 
 use dyad_torch::adamw::AdamHyper;
 use dyad_torch::backend::on_gpu_path;
 
-/// How gradients are scaled to the largest norm that they may have.
+/// Scales gradients down to the largest allowed norm.
 #[derive(Debug)]
 pub enum Clip {
-    /// By a factor that the host knows, at most one: where reading the norm waits for nothing.
+    /// A factor of at most 1. Used where reading the norm waits for nothing.
     Known(f64),
-    /// By a divisor that only the device knows, float32. `[1]`
+    /// A divisor that stays on the device, float32. `[1]`
     OnDevice(Tensor),
 }
 
 impl Clip {
-    /// By the norm of all gradients. `[1]`
+    /// Scales by the norm of all gradients, `[1]`. Does not scale if `largest` is 0 or less.
     #[must_use]
     pub fn new(norm: &Tensor, largest: f64) -> Self {
         // The same guard against division by zero as torch's clip_grad_norm_.
@@ -30,15 +30,15 @@ impl Clip {
     }
 }
 
-/// What an optimizer step is made of.
+/// Inputs of one optimizer step.
 #[derive(Debug)]
 pub struct Update<'a> {
-    /// Of this rank's own part, before clipping.
+    /// Gradient of this rank's own part, before clipping.
     pub grad: Tensor,
-    /// How it is clipped.
+    /// How to clip it.
     pub clip: &'a Clip,
-    /// Counted from 1.
+    /// Number of the step, from 1.
     pub step: u64,
-    /// Of the whole step.
+    /// Hyperparameters of the step.
     pub hyper: AdamHyper,
 }

@@ -1,5 +1,5 @@
-//! How a run's end reaches this trainer from the coordinator, and how the process then ends: the collectives that other threads wait in
-//! are aborted, the reason is told, and nothing is waited for.
+//! Ends this process when the coordinator ends the run: aborts the collectives that other threads wait in, reports the reason, and exits
+//! without waiting for other threads.
 
 use std::sync::PoisonError;
 
@@ -10,18 +10,19 @@ use tonic::Code;
 use super::{Handle, LAST_SPANS};
 use crate::observe::trace;
 
-/// Why this trainer stops, and how its call ends. `welcome`: it takes part in the run already.
+/// Why this trainer stops, and the gRPC status with which its call ends. `welcome`: it already takes part in the run.
 pub(super) fn reason(abort: Abort, welcome: bool) -> (Fault, Code) {
     let echo = |reason: String| Fault::new(ErrorCode::Echo, reason);
     let cause = abort.cause.map_or_else(|| echo("stopped by the coordinator".into()), Fault::from);
-    // A run that is stopped on request breaks no call.
+    // A run that is stopped on request ends the call normally.
     let code = if cause.code == ErrorCode::Interrupted { Code::Ok } else { Code::Aborted };
-    // Turned away at the door, the cause is this trainer's own; a stop that was asked for is everybody's.
+    // Only another trainer's failure is an echo: a refused trainer is itself the cause, and a stop on request concerns all trainers.
     let others = welcome && cause.code != ErrorCode::Interrupted;
     (if others { echo(cause.to_string()) } else { cause }, code)
 }
 
-/// TRN-S2, with what is to be said of the call. `_exit`, because libtorch's threads may be anywhere and destructors would wait for them.
+/// Ends the process (TRN-S2), and the call with `code`. Uses `_exit`, because destructors would wait for libtorch's threads, which may be
+/// anywhere.
 #[expect(unsafe_code, reason = "_exit")]
 pub(super) fn leave(handle: &Handle, fault: &Fault, code: Code) -> ! {
     if let Some(communicator) =
@@ -40,6 +41,6 @@ pub(super) fn leave(handle: &Handle, fault: &Fault, code: Code) -> ! {
         spans.flush(LAST_SPANS);
     }
     dyad_telemetry::voice::stderr().flush(dyad_telemetry::voice::PATIENCE);
-    // SAFETY: ends the process; nothing of ours needs flushing any more.
+    // SAFETY: ends the process; this trainer has nothing left to flush.
     unsafe { libc::_exit(i32::from(fault.code.exit_status())) }
 }

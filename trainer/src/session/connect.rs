@@ -8,7 +8,7 @@ use tokio::time::Instant;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Tries until it works, the time is up or it is hopeless, with longer and longer pauses. One log line for each new reason to wait.
+/// Tries until it succeeds, `timeout` is over or an error is hopeless, with growing pauses. Logs each new reason to wait.
 pub async fn patiently<T, E, F>(
     address: &str,
     timeout: Duration,
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn it_waits_until_the_coordinator_is_there_and_no_longer_than_told() {
+    fn it_waits_for_the_coordinator_until_the_timeout() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let tries = Cell::new(0);
         let third = || {
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_tried_once() {
+    fn a_hopeless_error_is_not_retried() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let tries = Cell::new(0);
         let shut = || {

@@ -1,10 +1,11 @@
-//! Where all ranks stop together when a run ends early: nobody begins a work that another rank will not do.
+//! Stops all ranks at the same place when a run ends early: no rank begins work that another rank will not do.
 //!
-//! The coordinator asks everybody to hold, hears how many works each has begun, and lets everybody do as many as the furthest.
+//! The coordinator asks all ranks to hold and hears how many pieces of work each has begun. Then it lets all ranks do as many as the rank
+//! that is furthest.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Counts works as they begin. The computing thread passes it; the session's thread opens and shuts it.
+/// Counts pieces of work as they begin. The computing thread calls `begin`; the session's thread calls `hold` and `drain`.
 #[derive(Debug, Default)]
 pub struct DrainBarrier {
     state: Mutex<DrainState>,
@@ -19,7 +20,7 @@ struct DrainState {
 }
 
 impl DrainBarrier {
-    /// Before each work; waits while the barrier is held. False when no more is to be begun.
+    /// Called before each piece of work; waits while the barrier is held. Returns false if no more work may begin.
     pub fn begin(&self) -> bool {
         let mut state = self.state();
         loop {
@@ -34,14 +35,14 @@ impl DrainBarrier {
         }
     }
 
-    /// No work begins from now on; how many have.
+    /// Lets no more work begin. Returns how many pieces have begun.
     pub fn hold(&self) -> u64 {
         let mut state = self.state();
         state.held = true;
         state.begun
     }
 
-    /// Works up to this one may begin.
+    /// Lets work begin until `works` pieces have begun.
     pub fn drain(&self, works: u64) {
         self.state().last = Some(works);
         self.changed.notify_all();
@@ -52,7 +53,7 @@ impl DrainBarrier {
     }
 }
 
-/// What the coordinator had written of the run when it recorded a step.
+/// Totals that the coordinator had written when it recorded a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Recorded {
     /// Optimizer steps.
@@ -63,7 +64,7 @@ pub struct Recorded {
     pub evaluations: u64,
 }
 
-/// The last step that was recorded; a thread waits for a later one.
+/// The last recorded step. A thread can wait for a later one.
 #[derive(Debug, Default)]
 pub struct Watermark {
     reached: Mutex<Recorded>,
@@ -71,14 +72,14 @@ pub struct Watermark {
 }
 
 impl Watermark {
-    /// This was recorded.
+    /// Sets what was recorded, and wakes waiting threads.
     pub fn reach(&self, recorded: Recorded) {
         let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
         *reached = (*reached).max(recorded);
         self.changed.notify_all();
     }
 
-    /// Returns what was recorded last, once that is `step` or a later one.
+    /// Waits until `step` or a later one is recorded, and returns what was recorded last.
     pub fn wait(&self, step: u64) -> Recorded {
         let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_while(reached, |reached| reached.step < step);
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rank_that_is_behind_catches_up_and_nobody_goes_further() {
+    fn ranks_that_are_behind_catch_up_and_no_rank_goes_further() {
         let barrier = Arc::new(DrainBarrier::default());
         assert!(barrier.begin() && barrier.begin());
         assert_eq!(barrier.hold(), 2);

@@ -1,5 +1,5 @@
-//! Turns what the coordinator sends into work that is ready to compute, on a thread beside the computing one: answers
-//! measure requests and tokenises pairs of coming steps while the current one runs.
+//! Turns the coordinator's messages into work that is ready to compute, on its own thread: answers measure requests, and tokenises the
+//! pairs of coming steps while the current step runs.
 
 use std::sync::mpsc;
 
@@ -16,36 +16,36 @@ use crate::cost::flops::PassCost;
 use crate::observe::progress;
 use crate::session::Handle;
 
-/// Next thing to do, ready to compute.
+/// The next piece of work, ready to compute.
 #[derive(Debug)]
 pub enum ReadyWork {
     /// Connect the ranks.
     Connect(CommunicatorReady),
-    /// What lies ahead.
+    /// The plan of the run.
     Plan(RunPlan),
     /// One optimizer step.
     Step(StepShare),
-    /// An evaluation after so many steps.
+    /// An evaluation.
     Evaluate {
         /// Optimizer steps done.
         step: u64,
         /// This rank's share of the validation pairs.
         pairs: Vec<Tokenized>,
-        /// What the reference model says of each, where that is known.
+        /// Reference log-probabilities of each pair, where they are known.
         references: Vec<Option<ReferenceLogps>>,
     },
     /// Score pairs with the reference model alone.
     Reference {
-        /// Which chunk of them.
+        /// Number of the chunk of pairs.
         chunk: u64,
-        /// Their ids.
+        /// Ids of the pairs.
         ids: Vec<u64>,
-        /// The same, tokenised.
+        /// The pairs, tokenised.
         pairs: Vec<Tokenized>,
     },
     /// Save the model and leave.
     Finish,
-    /// Everything that was to be done before an early end has been handed out.
+    /// The run ends early, and all work before its end has been handed out.
     Drain,
 }
 
@@ -60,7 +60,7 @@ pub struct StepShare {
     pub ids: Vec<u64>,
     /// This rank's pairs.
     pub pairs: Vec<Tokenized>,
-    /// What the reference model says of each, where that is known.
+    /// Reference log-probabilities of each pair, where they are known.
     pub references: Vec<Option<ReferenceLogps>>,
     /// Pairs over all ranks.
     pub global_pairs: u64,
@@ -68,9 +68,9 @@ pub struct StepShare {
     pub global_chosen_tokens: u64,
     /// Save a checkpoint after the step.
     pub checkpoint: bool,
-    /// It goes once there are newer ones.
+    /// Remove that checkpoint once there are newer ones.
     pub rotates: bool,
-    /// Trace context of the step; empty where it is not traced.
+    /// Trace context of the step; empty if the step is not traced.
     pub traceparent: String,
 }
 
@@ -108,7 +108,7 @@ fn references(pairs: &[Pair]) -> Vec<Option<ReferenceLogps>> {
     pairs.iter().map(|pair| pair.reference).collect()
 }
 
-/// How errors name the files of pairs.
+/// Names of the files of pairs, for errors.
 #[derive(Clone, Debug)]
 pub struct PairFiles {
     train: String,
@@ -116,7 +116,7 @@ pub struct PairFiles {
 }
 
 impl PairFiles {
-    /// Of a run.
+    /// The files of a run.
     #[must_use]
     pub fn of(config: &RunConfig) -> Self {
         let validation = config.validation_file.clone().unwrap_or_default();

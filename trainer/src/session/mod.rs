@@ -1,9 +1,13 @@
-//! The trainer's one stream to the coordinator, on a thread of its own.
+//! The trainer's one stream to the coordinator, on its own thread.
+//!
+//! [`mod@connect`] waits for the coordinator, [`feed`] prepares the work that it sends, [`rendezvous`] connects the ranks, [`drain`]
+//! stops all ranks together, `abort` ends the process, and [`signals`] listens for signals.
 //!
 //! - TRN-S1: heartbeats leave once a second whatever the computing thread does.
 //! - TRN-S2: an abort, or the loss of the coordinator, ends the process at once, also in the middle of a collective.
-//! - TRN-S3: a coordinator that says nothing for too long is lost (by own ticks: `dyad_proto::silence`).
-//! - TRN-S4: a failure is on its way to the coordinator before the process ends.
+//! - TRN-S3: a coordinator that is silent for too long counts as lost. Silence is counted in this process's ticks
+//!   (`dyad_proto::silence`).
+//! - TRN-S4: a failure is sent to the coordinator before the process ends.
 
 mod abort;
 pub mod connect;
@@ -41,21 +45,21 @@ use crate::session::signals::EndSignals;
 use dyad_torch::comm::Communicator;
 use dyad_torch::comm::board::{Board, LocalBoard};
 
-/// A scheduler may signal a process more than once for one wish.
+/// Signals within this time after the first belong to the same request: a scheduler may send several.
 const ECHO: Duration = Duration::from_secs(5);
-/// How long the coordinator may take to close the stream after our last message.
+/// How long the coordinator may take to close the stream after the trainer's last message.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How long a process that must end at once may take to deliver what it was doing.
+/// How long a process that must end at once may take to export its last spans.
 const LAST_SPANS: Duration = Duration::from_millis(500);
 
-/// Who this process is, as it says hello.
+/// This process, as it introduces itself to the coordinator.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// Address of the coordinator, e.g. `http://10.0.0.1:29400`.
     pub coordinator: String,
-    /// What it shows to be let in; plain text without.
+    /// Folder of certificates, key and join token for TLS; `None` for plain text.
     pub tls_dir: Option<PathBuf>,
-    /// Where the join token is in plain text.
+    /// File of the join token for plain text.
     pub token_file: Option<PathBuf>,
     /// Unique name within the run.
     pub name: String,
@@ -63,32 +67,32 @@ pub struct Identity {
     pub launch_index: u32,
     /// `cpu` or `cuda:N`.
     pub device: String,
-    /// How long the coordinator may take to be there.
+    /// How long to wait for the coordinator.
     pub connect_timeout: Duration,
 }
 
-/// What other threads share with the stream's.
+/// State that other threads share with the stream's thread.
 #[derive(Debug, Default)]
 struct Shared {
     phase: AtomicI32,
     step: AtomicU64,
     communicator: Mutex<Option<Arc<dyn Communicator>>>,
     closing: AtomicBool,
-    /// This trainer has told the coordinator of a failure of its own.
+    /// This trainer has told the coordinator of its own failure.
     failed: AtomicBool,
     barrier: DrainBarrier,
-    /// Own ticks since the coordinator was last heard.
+    /// This process's ticks since the last message of the coordinator.
     silence: Mutex<Silence>,
-    /// How many there may be; 0 before it has said so.
+    /// How many such ticks are allowed; 0 until the coordinator says it.
     silence_limit: AtomicU32,
     recorded: Watermark,
-    /// What ranks have told each other to connect.
+    /// What ranks have posted to each other in order to connect.
     board: LocalBoard,
-    /// The stream, as traces see it.
+    /// The stream's call, for traces.
     call: Mutex<Option<RpcCall>>,
 }
 
-/// The board of one generation: what is posted goes to all ranks by way of the coordinator.
+/// The board of one generation. A posting reaches all ranks through the coordinator.
 #[derive(Clone, Debug)]
 struct PostedBoard {
     handle: Handle,
@@ -106,7 +110,7 @@ impl Board for PostedBoard {
     }
 }
 
-/// Sends to the coordinator and says where the trainer stands; cheap to clone.
+/// Sends messages to the coordinator and reports the trainer's phase; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
     outbound: async_mpsc::UnboundedSender<TrainerMessage>,
@@ -114,18 +118,18 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Where ranks leave word for each other.
+    /// The board on which the ranks of a generation post to each other.
     #[must_use]
     pub fn board(&self, generation: u64) -> Arc<dyn Board> {
         Arc::new(PostedBoard { handle: self.clone(), generation })
     }
 
-    /// Queues a message. A stream that is gone ends the process by TRN-S2, so there is nothing to report here.
+    /// Queues a message. A broken stream is not reported here, because it ends the process by TRN-S2.
     pub fn send(&self, body: Sent) {
         let _ = self.outbound.send(TrainerMessage { body: Some(body) });
     }
 
-    /// What the next heartbeats say.
+    /// Sets phase and step for heartbeats, and sends one.
     pub fn enter(&self, phase: Phase, step: u64) {
         self.shared.phase.store(phase as i32, Ordering::Relaxed);
         self.shared.step.store(step, Ordering::Relaxed);
@@ -133,19 +137,19 @@ impl Handle {
         self.heartbeat();
     }
 
-    /// The communicator that an abort must break.
+    /// Sets the communicator that an abort must break.
     pub fn set_communicator(&self, communicator: Arc<dyn Communicator>) {
         *self.shared.communicator.lock().unwrap_or_else(PoisonError::into_inner) = Some(communicator);
     }
 
-    /// Before each work. False when the run ends early and all that belongs to it is done.
+    /// Called before each piece of work. Returns false if the run ends early and all of its work is done.
     #[must_use]
     pub fn begin_work(&self) -> bool {
         progress::waiting(Waiting::Work, || self.shared.barrier.begin())
     }
 
-    /// Waits until the coordinator has written the step's row, and returns the tokens trained on up to there; by TRN-S2 the process ends
-    /// if that can no longer come.
+    /// Waits until the coordinator has written the step's row, and returns the totals written up to it. If the row can no longer come,
+    /// the process ends by TRN-S2.
     #[must_use]
     pub fn wait_recorded(&self, step: u64) -> Recorded {
         progress::waiting(Waiting::Row, || self.shared.recorded.wait(step))
@@ -155,7 +159,7 @@ impl Handle {
         self.shared.silence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What gRPC says of the end of the stream; a call that ends without a word was given up.
+    /// Ends the call's trace with a gRPC status. A call that is never ended counts as cancelled.
     fn end_call(&self, code: Code) {
         if let Some(call) = self.shared.call.lock().unwrap_or_else(PoisonError::into_inner).take() {
             call.ended(code);
@@ -178,7 +182,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects and says hello; what the coordinator sends comes out of the returned channel, aborts excepted.
+    /// Connects and says hello. The returned channel delivers the coordinator's messages, except those that the session handles itself.
     pub fn open(identity: &Identity) -> Result<(Self, mpsc::Receiver<Received>), Fault> {
         let (outbound, to_send) = async_mpsc::unbounded_channel();
         let shared = Arc::new(Shared::default());
@@ -198,18 +202,18 @@ impl Session {
         Ok((Self { handle, thread }, received))
     }
 
-    /// For threads that report or heartbeat.
+    /// A handle for threads that report or send heartbeats.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Says that all work is done and waits until the coordinator has heard it.
+    /// Tells the coordinator that all work is done, and waits until it has heard it.
     pub fn finish(self) {
         self.close(Sent::Finished(Finished {}));
     }
 
-    /// Says why this trainer cannot go on and waits until the coordinator has heard it.
+    /// Tells the coordinator why this trainer cannot go on, and waits until it has heard it.
     pub fn fail(self, fault: Fault) {
         self.handle.shared.failed.store(fault.code != ErrorCode::Interrupted, Ordering::SeqCst);
         self.close(Sent::Failure(fault.into()));
@@ -273,7 +277,7 @@ fn serve(
     });
 }
 
-/// All ranks end together: the first signal asks the coordinator for that, the second ends this process.
+/// The first signal asks the coordinator to end the run on all ranks; a second one ends this process.
 async fn obey(mut signals: EndSignals, handle: &Handle) {
     signals.next().await;
     tracing::info!("told to end: asking for the end of the run");
@@ -308,7 +312,7 @@ async fn connect(
     let mut request = access.request(UnboundedReceiverStream::new(to_send))?;
     call.inject(request.metadata_mut());
     *handle.shared.call.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
-    // The kernel opens connections also for a process that is stopped.
+    // The kernel accepts connections even for a stopped process, so the answer needs a timeout too.
     let longest = patience.max(silence::TICK * silence::COORDINATOR);
     let reply = tokio::time::timeout(longest, client.train(request)).await.map_err(|_| {
         handle.end_call(Code::DeadlineExceeded);
@@ -323,7 +327,7 @@ async fn connect(
 
 async fn beat(handle: &Handle, coordinator: &str) {
     let mut ticks = tokio::time::interval(silence::TICK);
-    // After a time in which this process stood still, one tick is enough.
+    // After a pause of this process, send one tick and not all missed ones.
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut farewell = None;
     loop {
@@ -347,7 +351,7 @@ async fn beat(handle: &Handle, coordinator: &str) {
     }
 }
 
-/// Its process may be stopped, its machine gone, or its disk may hang: nothing comes from it any more.
+/// The coordinator has sent nothing for too long: its process may be stopped, its machine gone, or its disk hung.
 fn silent(coordinator: &str, seconds: u32) -> Fault {
     Fault::lost(format!("the coordinator at {coordinator} is silent: no sign of life for {seconds} s"))
         .hint("is its machine reachable, its process not stopped, and the disk under output_dir not hung?")

@@ -1,4 +1,4 @@
-//! How the ranks of a generation find each other: rank 0 makes the meeting place, the coordinator tells the others.
+//! How the ranks of a generation connect: rank 0 makes an offer, and the coordinator passes it to the others.
 
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct Rendezvous {
 }
 
 impl Rendezvous {
-    /// For one generation; `coordinator` decides which of this host's addresses peers are told.
+    /// For one generation. The route to `coordinator` decides which of this host's addresses the peers get.
     pub fn new(
         device: Device,
         place: Assignment,
@@ -37,13 +37,13 @@ impl Rendezvous {
         Ok(Self { device, place, interface, board })
     }
 
-    /// Which meeting of the ranks it is.
+    /// Generation of the run that connects.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.place.generation
     }
 
-    /// What rank 0 offers the others: a unique id for NCCL, nothing for Gloo but that it is time.
+    /// What rank 0 offers the others: a unique id for NCCL, empty for Gloo, as a start signal. `None` on other ranks.
     pub fn offer(&mut self) -> Result<Option<Vec<u8>>, Fault> {
         match (self.place.rank, self.device.is_cuda()) {
             (0, true) => Ok(Some(UniqueId::new().map_err(broken)?.to_bytes())),
@@ -70,20 +70,20 @@ impl Rendezvous {
     }
 }
 
-/// NCCL listens on an interface of its own choice, and takes the loopback device only when there is no other: it is told the one
-/// that leads to the coordinator, unless the user has said which.
-#[expect(unsafe_code, reason = "an environment variable is what NCCL can be told by")]
+/// Sets the interface that leads to the coordinator for NCCL, unless the user has set one. By itself NCCL chooses any interface, and
+/// takes the loopback device only if there is no other.
+#[expect(unsafe_code, reason = "NCCL takes the interface from an environment variable")]
 fn keep_nccl_to(address: IpAddr) {
     const NAME: &str = "NCCL_SOCKET_IFNAME";
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     let Some(interface) = interfaces.into_iter().find(|interface| interface.ip() == address) else { return };
     if std::env::var_os(NAME).is_none() {
-        // SAFETY: whoever reads the environment here does so through the standard library, or is NCCL, which is not loaded yet.
+        // SAFETY: other code of this process reads the environment through the standard library; NCCL does not, but is not loaded yet.
         unsafe { std::env::set_var(NAME, format!("={}", interface.name)) };
     }
 }
 
-/// A rendezvous most likely breaks because a peer died on its way there.
+/// A rendezvous fails most likely because a peer died before it connected.
 fn broken(error: CommError) -> Fault {
     Fault::new(ErrorCode::Echo, error.to_string()).hint("check that all hosts reach each other on every port")
 }

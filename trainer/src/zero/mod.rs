@@ -1,4 +1,7 @@
-//! Weights, gradients and optimizer states in flat buffers, whole or divided between the ranks (ZeRO).
+//! Weights, gradients and optimizer states in flat buffers, whole or sharded over the ranks (ZeRO).
+//!
+//! [`parameters`] holds the trainable parameters in buckets, [`unit_weights`] the weights of a unit, and [`ranges`] computes layouts and
+//! parts.
 
 pub mod parameters;
 pub mod ranges;

@@ -1,14 +1,14 @@
-//! How parameters lie in flat buffers, and which part of a buffer is a rank's own. Pure.
+//! Layout of parameters in flat buffers, and the part of a buffer that each rank owns. Pure functions.
 
 use std::ops::Range;
 
 use dyad_proto::RunConfig;
 
-/// Every parameter, and every rank's part of a buffer, begins at a multiple of this many values: a block of the 8-bit
-/// optimizer states never straddles two of them.
+/// Every parameter, and every rank's part of a buffer, begins at a multiple of this many values. So no block of the 8-bit optimizer
+/// states straddles two of them.
 pub const ALIGN: i64 = 256;
 
-/// What is divided between the ranks: the stages of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054).
+/// What is sharded over the ranks: the stages of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sharding {
     stage: u8,
@@ -20,26 +20,26 @@ impl Sharding {
     /// Every rank has everything.
     pub const NONE: Self = Self { stage: 0, rank: 0, world: 1 };
 
-    /// What a run asks for; one rank has nobody to share with.
+    /// The sharding that a run asks for; none with a single rank.
     #[must_use]
     pub fn new(config: &RunConfig, rank: usize, world: usize) -> Self {
         let stage = if world > 1 { config.zero_stage } else { 0 };
         Self { stage, rank: rank as i64, world: world as i64 }
     }
 
-    /// Optimizer states are divided (stage 1).
+    /// True if optimizer states are sharded (from stage 1).
     #[must_use]
     pub fn of_states(self) -> bool {
         self.stage >= 1
     }
 
-    /// So are gradients (stage 2).
+    /// True if gradients are sharded (from stage 2).
     #[must_use]
     pub fn of_gradients(self) -> bool {
         self.stage >= 2
     }
 
-    /// So are weights (stage 3).
+    /// True if weights are sharded (stage 3).
     #[must_use]
     pub fn of_weights(self) -> bool {
         self.stage >= 3
@@ -51,7 +51,7 @@ impl Sharding {
         Self { stage: self.stage.min(2), ..self }
     }
 
-    /// Values of a buffer that are this rank's own: all of them, or one of equal parts.
+    /// Range of a buffer that this rank owns: all of it, or one of equal parts.
     #[must_use]
     pub fn own(self, len: i64) -> Range<i64> {
         if !self.of_states() {
@@ -72,7 +72,7 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// What the parameter and a part of the buffer have in common, counted from the parameter's and from the part's start.
+    /// Overlap of the parameter with a part of the buffer, counted from the parameter's start and from the part's start.
     #[must_use]
     pub fn overlap(self, part: &Range<i64>) -> Option<(Range<i64>, Range<i64>)> {
         let (start, end) = (self.offset.max(part.start), (self.offset + self.len).min(part.end));
@@ -81,19 +81,19 @@ impl Slot {
     }
 }
 
-/// A buffer: parameters that decay first, then those that do not, then padding to equal parts.
+/// Layout of a buffer: parameters with weight decay, then those without, then padding to equal parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Place of each parameter, in the order in which they were given.
     pub slots: Vec<Slot>,
-    /// Values in all.
+    /// Number of values, with padding.
     pub len: i64,
-    /// Weight decay applies to the values before this one.
+    /// Weight decay applies to the values before this index.
     pub decaying: i64,
 }
 
 impl Layout {
-    /// Lays out parameters of so many values that decay or not.
+    /// Lays out parameters, given how many values each has and whether it gets weight decay.
     #[must_use]
     pub fn new(parameters: &[(i64, bool)], sharding: Sharding) -> Self {
         let mut slots = vec![Slot { offset: 0, len: 0 }; parameters.len()];
@@ -117,9 +117,9 @@ fn up(value: i64, multiple: i64) -> i64 {
     (value + multiple - 1) / multiple * multiple
 }
 
-/// Splits units of so many bytes into buckets of at least `limit`, from the last unit down; ranges come in the order in
-/// which the gradients of a backward pass complete. A unit that fills half a bucket begins one: what was complete before it need
-/// not wait, which counts most for the embedding, the last of all.
+/// Splits units of these sizes into buckets of at least `limit` bytes, from the last unit down: the order in which the gradients of a
+/// backward pass complete. A unit of at least half of `limit` begins a new bucket, so that units that completed before need not wait for
+/// it. This matters most for the embedding, which completes last.
 #[must_use]
 pub fn bucket_ranges(bytes: &[i64], limit: i64) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn one_rank_shares_with_nobody() {
+    fn a_single_rank_shards_nothing() {
         assert!(!sharding(3, 0, 1).of_states() && sharding(3, 0, 2).of_weights());
         assert!(!sharding(3, 0, 2).whole_weights().of_weights());
     }

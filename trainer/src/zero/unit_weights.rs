@@ -1,8 +1,8 @@
-//! Weights in flat buffers that are whole only while somebody computes with them.
+//! Weights in flat buffers that are whole only while a pass uses them.
 //!
-//! The model's tensors are views of [`UnitWeights::whole`]. Where a rank keeps only its part of the weights (ZeRO stage 3), or keeps
-//! them on the host, the buffer's memory is taken away between uses; views, and graphs that autograd has built on them, stay
-//! valid and read what is brought back before the next use.
+//! The model's tensors are views of [`UnitWeights::whole`]. If a rank keeps only its part of the weights (ZeRO stage 3), or keeps them on
+//! the host, the buffer's memory is freed between uses. Views, and autograd graphs that contain them, stay valid and read the weights
+//! that are brought back before the next use.
 //!
 //! - TRN-F1: all ranks gather the same buffers in the same order, whatever pairs they have.
 
@@ -19,17 +19,17 @@ use crate::zero::ranges::{Layout, Sharding};
 use dyad_torch::comm::{CommError, Communicator, Pending};
 use dyad_torch::storage::{allocate_memory, releasable_zeros, release_memory};
 
-/// The ranks, once they are connected. Models are loaded before.
+/// The communicator, set after the models are loaded.
 #[derive(Clone, Debug, Default)]
 pub struct Link(Rc<OnceCell<Arc<dyn Communicator>>>);
 
 impl Link {
-    /// Connected; the first time counts.
+    /// Sets the communicator; only the first call has an effect.
     pub fn connect(&self, communicator: Arc<dyn Communicator>) {
         let _ = self.0.set(communicator);
     }
 
-    /// The connected ranks.
+    /// Returns the communicator; fails before it is set.
     pub fn communicator(&self) -> Result<&dyn Communicator, CommError> {
         let unconnected = CommError { operation: "all_gather", reason: "the ranks are not connected".into() };
         self.0.get().map(AsRef::as_ref).ok_or(unconnected)
@@ -46,7 +46,7 @@ pub struct UnitWeights {
     state: RefCell<WeightsState>,
 }
 
-/// Where the weights are while nobody computes with them.
+/// Where the weights are kept between uses.
 #[derive(Debug)]
 enum WeightsHome {
     /// In `whole`.
@@ -59,11 +59,11 @@ enum WeightsHome {
 
 #[derive(Default)]
 struct WeightsState {
-    /// Uses that have not ended.
+    /// Number of uses that have not ended.
     uses: usize,
-    /// `whole` has memory.
+    /// True while `whole` has memory.
     here: bool,
-    /// Being gathered.
+    /// The gather that is under way.
     coming: Option<Box<dyn Pending>>,
 }
 
@@ -111,7 +111,7 @@ impl UnitWeights {
         Self::at_home(whole, home, layout, sharding, link)
     }
 
-    /// A frozen buffer of the same values for the same tensors of another model.
+    /// A frozen copy of the buffer, for the same tensors of another model.
     #[must_use]
     pub fn copy_for(&self, tensors: &mut [&mut Tensor], keep: Keep) -> Self {
         let mut whole = releasable_zeros(self.layout.len, self.whole.kind(), self.whole.device());
@@ -141,7 +141,7 @@ impl UnitWeights {
         flat
     }
 
-    /// Where each tensor lies.
+    /// Place of each tensor in the buffer.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -155,7 +155,7 @@ impl UnitWeights {
         }
     }
 
-    /// This rank has changed its own values: sends them to the others, and has theirs come.
+    /// To be called when this rank has changed its own values: sends them to the other ranks and starts to receive theirs.
     pub fn scatter(&self) -> Result<(), CommError> {
         self.wait()?;
         if !self.sharding.of_states() || matches!(self.home, WeightsHome::Part(_)) {
@@ -166,7 +166,7 @@ impl UnitWeights {
         Ok(())
     }
 
-    /// Starts to bring the weights.
+    /// Starts to bring the weights into `whole`.
     pub fn fetch(&self) -> Result<(), CommError> {
         let mut state = self.state.borrow_mut();
         if state.here {
@@ -174,7 +174,7 @@ impl UnitWeights {
         }
         allocate_memory(&self.whole);
         state.here = true;
-        // Through an alias with a version counter of its own: to autograd the weights have never changed.
+        // Through an alias with its own version counter, so that autograd does not notice the change.
         let mut whole = self.whole.data();
         match &self.home {
             WeightsHome::Here => {}
@@ -187,13 +187,13 @@ impl UnitWeights {
         Ok(())
     }
 
-    /// Waits for what is on its way.
+    /// Waits for a gather that is under way.
     pub fn wait(&self) -> Result<(), CommError> {
         let coming = self.state.borrow_mut().coming.take();
         coming.map_or(Ok(()), Pending::wait)
     }
 
-    /// Takes the memory away, unless somebody computes with it or the weights have no other home.
+    /// Frees the memory, unless the weights are in use or are kept nowhere else.
     fn release(&self) {
         let mut state = self.state.borrow_mut();
         if state.uses == 0 && state.here && !matches!(self.home, WeightsHome::Here) {
@@ -218,7 +218,7 @@ pub fn part(flat: &Tensor, range: Range<i64>) -> Tensor {
     flat.narrow(0, range.start, range.end - range.start)
 }
 
-/// Buffers that are whole until this is dropped.
+/// Keeps buffers whole until it is dropped.
 #[derive(Debug, Default)]
 pub struct GatheredWeights(Vec<Rc<UnitWeights>>);
 
@@ -231,18 +231,18 @@ impl Drop for GatheredWeights {
     }
 }
 
-/// Buffers behind each unit of a model; a unit without any is always there.
+/// The buffers of each unit of a model. A unit without buffers always has its weights.
 #[derive(Clone, Debug, Default)]
 pub struct Residence(Vec<Vec<Rc<UnitWeights>>>);
 
 impl Residence {
-    /// No buffers for so many units.
+    /// No buffers, for `units` units.
     #[must_use]
     pub fn of_units(units: usize) -> Self {
         Self(vec![Vec::new(); units])
     }
 
-    /// Puts a buffer behind a unit.
+    /// Adds a buffer to a unit.
     pub fn add(&mut self, unit: usize, flat: &Rc<UnitWeights>) {
         self.0[unit].push(Rc::clone(flat));
     }
@@ -253,7 +253,7 @@ impl Residence {
         self.0.get(unit).map_or(&[], Vec::as_slice)
     }
 
-    /// Every buffer once, with the units that it is behind.
+    /// Every buffer once, with the units that use it.
     #[must_use]
     pub fn flats(&self) -> Vec<(Rc<UnitWeights>, Vec<usize>)> {
         let mut flats: Vec<(Rc<UnitWeights>, Vec<usize>)> = Vec::new();
@@ -268,9 +268,9 @@ impl Residence {
         flats
     }
 
-    /// Waits until a unit's weights are there, for as long as the result lives; starts to bring those of `next` meanwhile.
+    /// Gathers a unit's weights and waits for them; they stay until the result is dropped. Starts to gather those of `next`.
     pub fn gather_unit(&self, unit: usize, next: Option<usize>) -> Result<GatheredWeights, CommError> {
-        // Every pass borrows every unit.
+        // Every pass calls this for every unit, so it counts as progress.
         progress::advance();
         let mut gathered = GatheredWeights::default();
         for flat in self.unit(unit) {

@@ -1,4 +1,4 @@
-//! Attention in one call a layer, held against the definition in float64.
+//! Compares attention in one call a layer with its definition in float64.
 
 use dyad_torch::autograd::grad;
 use dyad_torch::ops::attention_kernel::Kernel;
@@ -27,7 +27,7 @@ pub(crate) fn one_call_equals_segments(device: Device, widths: &[i64]) {
     let mut wrong = Vec::new();
     for (segments, tokens) in [(&mixed[..], 124), (&plain[..], 124), (&single[..], 4)] {
         let varlen = varlen_of(segments, device);
-        // Float32 sums of 124 terms; bfloat16 rounds scores' weights and results to eight bits.
+        // Float32 sums of 124 terms; bfloat16 rounds attention weights and results to eight bits.
         for (kind, kernel, tolerance) in [
             (Kind::Float, Kernel::Efficient, 4e-6),
             (Kind::BFloat16, Kernel::Flash, 2e-2),
@@ -49,7 +49,7 @@ pub(crate) fn one_call_equals_segments(device: Device, widths: &[i64]) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Largest differences of output and of the gradients of queries, keys and values from the definition's in float64.
+/// Largest differences of output and of the gradients of queries, keys and values from those of the definition in float64.
 fn differences(
     varlen: &Varlen,
     segments: &[Segment],
@@ -77,14 +77,14 @@ fn differences(
     [difference(&ours, &theirs), gradient(0), gradient(1), gradient(2)]
 }
 
-/// Largest difference, relative to the largest value where that is above one: a query of one key has no gradient.
+/// Largest difference, relative to the largest value if that is above one, because a query with one key has no gradient.
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
     let host = |x: &Tensor| x.to_device(Device::Cpu).to_kind(Kind::Double);
     let (a, b) = (host(a), host(b));
     ((&a - &b).abs().max() / b.abs().max().clamp_min(1.0)).double_value(&[])
 }
 
-/// Lists as a micro-batch sends them.
+/// The lists of these segments, as a micro-batch sends them.
 fn varlen_of(segments: &[Segment], device: Device) -> Varlen {
     let (runs, copies) = (Runs::of(segments), Runs::of(segments).copies());
     let gathered = || Gathered {

@@ -1,4 +1,4 @@
-//! What surrounds matrix products on a GPU, held against its definition in wider numbers on the CPU.
+//! Compares the GPU's work between matrix products with its definition in wider numbers on the CPU.
 
 use dyad_torch::autograd::grad;
 use dyad_torch::ops::head_tile;
@@ -9,13 +9,13 @@ fn random(size: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind)
 }
 
-/// Relative to the largest value.
+/// Largest difference, relative to the largest value.
 fn difference(there: &Tensor, here: &Tensor) -> f64 {
     let (there, here) = (there.to_device(Device::Cpu).to_kind(Kind::Double), here.to_kind(Kind::Double));
     ((there - &here).abs().max() / here.abs().max()).double_value(&[])
 }
 
-/// Output and gradients of a function there, against the same in float64 here.
+/// Asserts that a function's output and gradients on `device` equal those in float64 on the CPU.
 fn equal_there(
     device: Device,
     name: &str,
@@ -41,7 +41,8 @@ fn equal_there(
     }
 }
 
-/// Norm, rotation and SwiGLU, values and gradients: by libtorch's operators, and in bfloat16 by our own kernels where they serve.
+/// Values and gradients of norm, rotation and SwiGLU: by libtorch's operators, and in bfloat16 by the bridge's own kernels where there
+/// are any.
 pub(crate) fn work_between_products_equals_its_definition(device: Device) {
     for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)] {
         let norm = |x: &[Tensor]| match x[0].kind() {
@@ -76,13 +77,13 @@ pub(crate) fn work_between_products_equals_its_definition(device: Device) {
     }
 }
 
-/// Log-probabilities, divergence and errors of a tile of logits.
+/// Compares log-probabilities, divergence and errors of a tile of logits with those in float32 on the CPU.
 pub(crate) fn the_head_scores_as_float32(device: Device) {
     for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
         let (policy, reference) = (random(&[19, 1008], kind) * 4.0, random(&[19, 1008], kind) * 4.0);
         let targets = Tensor::randint(1008, [19], (Kind::Int64, Device::Cpu));
         let here =
-            // Errors take the place of the policy's logits.
+            // Errors overwrite the policy's logits.
             head_tile::score(policy.to_kind(Kind::Float).copy(), Some(reference.to_kind(Kind::Float)), &targets, true);
         let there = head_tile::score(
             policy.to_device(device),

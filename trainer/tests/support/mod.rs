@@ -1,5 +1,5 @@
-//! Small models, and engines that train them alone.
-#![allow(dead_code, reason = "every test file takes what it needs")]
+//! Small models, and engines of one rank that train them.
+#![allow(dead_code, reason = "no test file uses everything")]
 
 pub(crate) mod attention;
 pub(crate) mod kernels;
@@ -19,7 +19,7 @@ use trainer::engine::Engine;
 use trainer::load::{Parts, RankLayout, Sources};
 use trainer::model::EMBEDDING;
 
-/// Writes `dir/model`: a llama of one small layer, and what the caller makes of it.
+/// Writes `dir/model`: a llama with one small layer, as changed by `change`.
 pub(crate) fn new_model(dir: &Path, change: impl FnOnce(&mut NewModelOptions)) {
     let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
     std::fs::write(dir.join("pairs.jsonl"), line).unwrap();
@@ -46,7 +46,7 @@ pub(crate) fn parts(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> (RunConf
     parts_on(Device::Cpu, dir, change)
 }
 
-/// The same on a device.
+/// The same on `device`.
 pub(crate) fn parts_on(
     device: Device,
     dir: &Path,
@@ -64,7 +64,7 @@ pub(crate) fn parts_on(
     (config, parts)
 }
 
-/// An engine among these ranks.
+/// An engine with this communicator.
 pub(crate) fn engine_of((config, parts): (RunConfig, Parts), communicator: Arc<dyn Communicator>) -> Engine {
     Engine::new(parts.policy, parts.reference, parts.parameters, communicator, &config)
 }
@@ -76,7 +76,7 @@ pub(crate) fn engine(dir: &Path, change: impl FnOnce(&mut RunConfig)) -> Engine 
     engine_of(parts(dir, change), Arc::new(gloo))
 }
 
-/// Gives `dir/model` an embedding of so many rows.
+/// Gives `dir/model` an embedding of `rows` rows.
 pub(crate) fn widen_vocabulary(dir: &Path, rows: i64) {
     let weights = dir.join("model/model.safetensors");
     let mut tensors = Tensor::read_safetensors(&weights).unwrap();

@@ -1,9 +1,9 @@
-//! Two optimizer steps on a few pairs, and what they find on two devices.
+//! Two optimizer steps on a few pairs, and the comparison of their results on two devices.
 
 use dyad_data::tokenized::Tokenized;
 use trainer::engine::{Engine, Share, StepResult};
 
-/// Of different lengths, more than one micro-batch of 40 tokens.
+/// Pairs of different lengths, more than one micro-batch of 40 tokens.
 pub(crate) fn pairs() -> Vec<Tokenized> {
     let pair = |n: u32, chosen: u32, rejected: u32| Tokenized {
         prompt: (0..3 + n).map(|at| 5 + at).collect(),
@@ -13,7 +13,7 @@ pub(crate) fn pairs() -> Vec<Tokenized> {
     vec![pair(0, 4, 7), pair(5, 1, 1), pair(9, 12, 3), pair(5, 6, 2)]
 }
 
-/// All of them, as one rank's share of a step.
+/// All of these pairs, as one rank's share of a step.
 pub(crate) fn share(step: u64) -> Share {
     let pairs = pairs();
     Share {
@@ -26,12 +26,12 @@ pub(crate) fn share(step: u64) -> Share {
     }
 }
 
-/// What the second step finds tells whether the first learned the same.
+/// Two steps: the results of the second show whether the first learned the same.
 pub(crate) fn two_steps(engine: &mut Engine) -> [StepResult; 2] {
     [1, 2].map(|step| engine.train_step(&share(step)).unwrap())
 }
 
-/// Differences beyond the tolerance, relative to what is found here where that is above one.
+/// Differences beyond the tolerance, relative to the first device's value if that is above one.
 pub(crate) fn differences(here: &[StepResult], there: &[StepResult], tolerance: f64) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut close = |name: &str, here: f64, there: f64| {

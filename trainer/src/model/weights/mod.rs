@@ -127,7 +127,7 @@ impl Weights {
         let files = reads.then(files).transpose()?;
         let source = match (&reading.relay, files) {
             (None, Some(files)) => Source::Files(files),
-            (None, None) => return Err(Fault::failed("nobody reads the weights")),
+            (None, None) => return Err(Fault::failed("no rank reads the weights")),
             (Some(relay), files) => Source::Relayed(Relayed::new(relay.clone(), files)?),
         };
         Ok(Self {

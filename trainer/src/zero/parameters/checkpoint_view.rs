@@ -1,4 +1,4 @@
-//! Masters and moments by parameter, as checkpoints hold them, whatever part of them a rank has.
+//! Masters and moments as checkpoints hold them: whole tensors by parameter, whatever part of them a rank has.
 
 use dyad_proto::Fault;
 use tch::{Device, Tensor};
@@ -16,17 +16,17 @@ use dyad_torch::comm::CommError;
 pub struct WholeTensor {
     /// The parameter's name.
     pub name: String,
-    /// Which of its tensors.
+    /// Suffix of the tensor, e.g. `exp_avg`.
     pub suffix: &'static str,
-    /// On the host, or a view of what is trained.
+    /// On the host, or a view of the tensor in use.
     pub tensor: Tensor,
 }
 
-/// Finds a tensor by its parameter's name, suffix and shape.
+/// Returns a tensor by its parameter's name, suffix and shape.
 pub type Source<'a> = &'a dyn Fn(&str, &'static str, &[i64]) -> Result<Tensor, Fault>;
 
 impl Parameters {
-    /// Masters, and moments if asked for. Every rank must call this; those beyond rank 0 get nothing where it takes a gather.
+    /// Returns the masters, and the moments if asked for. Every rank must call this. If states are sharded, only rank 0 gets tensors.
     pub fn collect(&self, moments: bool) -> Result<Vec<WholeTensor>, CommError> {
         let mut kept = Vec::new();
         for bucket in self.buckets.iter().rev() {
@@ -68,7 +68,7 @@ impl Parameters {
         Ok(parameters.zip(&layout.slots).map(kept).collect())
     }
 
-    /// Overwrites this rank's part of masters and moments with what `source` has of each parameter.
+    /// Overwrites this rank's part of masters and moments with the tensors of `source`.
     pub fn restore(&mut self, source: Source<'_>) -> Result<(), Fault> {
         for bucket in &self.buckets {
             let own = self.keeping.sharding.own(bucket.weights.layout().len);
@@ -88,19 +88,19 @@ impl Parameters {
         self.publish().map_err(|error| Fault::failed(error.to_string()))
     }
 
-    /// Brings updated masters to the weights that the model computes with, here and on the other ranks.
+    /// Copies updated masters to the weights that the model computes with, on this rank and on the others.
     pub fn publish(&mut self) -> Result<(), CommError> {
-        // The units that the next pass needs first come first.
+        // Begins with the units that the next pass needs first.
         self.buckets.iter().rev().try_for_each(Bucket::publish)
     }
 }
 
 impl Bucket {
-    /// Takes an optimizer step and brings what it gives to the weights that the model computes with.
+    /// Takes an optimizer step, and copies the result to the weights that the model computes with.
     pub(crate) fn step(&mut self, update: &Update<'_>) -> Result<(), EngineError> {
         self.weights.wait()?;
         let published = (!self.masters_are_weights).then(|| self.weights.own());
-        // A part of a gradient is forgotten with the rest of it, when the next step begins.
+        // A rank that updates only a part of the gradient leaves clearing it to the start of the next step.
         let clears = self.total.is_some() || update.grad.numel() == self.grad.numel();
         if self.states.update_in_one_pass(update, published.as_ref(), clears)? {
             self.cleared = clears;

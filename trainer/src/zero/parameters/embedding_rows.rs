@@ -1,8 +1,8 @@
-//! Gradient of the embedding by the rows that a step looks up: all others are zero, and need not travel.
+//! Gradient of the embedding for the rows that a step looks up. All other rows are zero and are not sent.
 //!
-//! The lookup's gradient is the last of a backward pass, so nothing hides its way to the other ranks; of a vocabulary of many
-//! thousands a step touches few. Ranks tell each other before the passes which rows they look up, one bit each, and sum those
-//! alone. What a tied head adds to all rows is complete when the backward pass begins, and travels as every bucket does.
+//! The lookup's gradient is the last one of a backward pass, so no computation hides its reduction; and a step looks up few rows of a
+//! vocabulary of many thousands. Before the passes, ranks tell each other which rows they look up, one bit each. Later they sum only
+//! these rows. A tied head's gradient for all rows is complete when the backward pass begins, and is reduced like every bucket.
 
 use tch::{Device, Kind, Tensor};
 
@@ -11,14 +11,14 @@ use crate::zero::unit_weights::part;
 use dyad_torch::comm::{CommError, Communicator, Pending, narrow};
 use dyad_torch::transfer::{read, upload};
 
-/// Values of a packed set of rows.
+/// Rows per value of a packed set.
 const BITS: usize = i64::BITS as usize;
 
 /// Rows of the embedding that some rank looks up in this step.
 pub(super) enum LookedUpRows {
-    /// Every rank's set, on its way.
+    /// Every rank's set, which is being gathered.
     Coming { own: Tensor, all: Tensor, pending: Box<dyn Pending> },
-    /// Known, with their gradient.
+    /// The rows of all ranks, with their gradient.
     Here(Gradient),
 }
 
@@ -26,7 +26,7 @@ pub(super) enum LookedUpRows {
 pub(super) struct Gradient {
     /// The rows, ascending. `[rows]`
     ids: Tensor,
-    /// Place of each row of the embedding among them, where it has one. `[vocabulary]`
+    /// Index in `ids` of each row of the embedding; 0 for rows that are not looked up. `[vocabulary]`
     places: Tensor,
     /// Float32. `[rows, hidden]`
     sums: Tensor,
@@ -44,7 +44,7 @@ impl std::fmt::Debug for LookedUpRows {
     }
 }
 
-/// Rows as bits, sixty-four a value.
+/// Packs a set of rows into bits, 64 per value.
 fn packed(rows: impl Iterator<Item = u32>, vocabulary: i64) -> Vec<i64> {
     let mut words = vec![0_i64; (vocabulary as usize).div_ceil(BITS)];
     for row in rows {
@@ -55,7 +55,7 @@ fn packed(rows: impl Iterator<Item = u32>, vocabulary: i64) -> Vec<i64> {
     words
 }
 
-/// The rows in any of several sets, ascending.
+/// The union of several sets of rows, ascending.
 fn united(sets: &[i64], words: usize) -> Vec<i64> {
     let mut union = vec![0_i64; words];
     for set in sets.chunks_exact(words.max(1)) {
@@ -68,7 +68,7 @@ fn united(sets: &[i64], words: usize) -> Vec<i64> {
 }
 
 impl Gradient {
-    /// Zero, for an embedding of this shape.
+    /// Zero gradient of these rows of an embedding of this shape.
     fn new(ids: &[i64], shape: &[i64], device: Device) -> Self {
         let mut places = vec![0_i64; shape[0] as usize];
         ids.iter().enumerate().for_each(|(place, &id)| places[id as usize] = place as i64);
@@ -94,7 +94,7 @@ impl LookedUpRows {
 }
 
 impl Parameters {
-    /// Where the embedding's gradient is a bucket of its own, and there is somebody to tell.
+    /// Index of the embedding's bucket; `None` if it shares a bucket, or with a single rank.
     fn embedding_bucket(&self, communicator: &dyn Communicator) -> Option<usize> {
         let alone = |bucket: &Bucket| bucket.units == (0..1);
         if communicator.world_size() == 1 { None } else { self.buckets.iter().position(alone) }
@@ -113,7 +113,7 @@ impl Parameters {
         let all = Tensor::zeros([communicator.world_size() as i64 * own.size()[0]], (Kind::Int64, device));
         let pending = communicator.all_gather(&all, &own)?;
         let coming = LookedUpRows::Coming { own, all, pending };
-        // A GPU is waited for now, while it has nothing to do, and not during the passes.
+        // Wait for a GPU now, while it is idle, and not during the passes.
         self.rows = Some(match device.is_cuda() {
             true => LookedUpRows::Here(coming.here(&embedding.size(), device)?),
             false => coming,
@@ -121,7 +121,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// The rows of this step, known from here on; `None` where all rows travel.
+    /// Waits for the rows of this step; `None` if all rows are reduced together.
     fn rows_here(&mut self) -> Result<Option<&mut Gradient>, CommError> {
         let Some(rows) = self.rows.take() else { return Ok(None) };
         let embedding = &self.units[0][0].leaf;
@@ -132,7 +132,7 @@ impl Parameters {
         }
     }
 
-    /// Adds the gradient of looked-up rows: `[tokens]`, `[tokens, hidden]`.
+    /// Adds the gradient of looked-up rows. `tokens` is `[tokens]`, `gradient` is `[tokens, hidden]`.
     pub fn add_looked_up(&mut self, tokens: &Tensor, gradient: &Tensor) -> Result<(), CommError> {
         let gradient = gradient.to_kind(Kind::Float);
         if let Some(rows) = self.rows_here()? {
@@ -148,12 +148,12 @@ impl Parameters {
         Ok(())
     }
 
-    /// Whether the lookup's gradient travels apart from what a tied head adds.
+    /// True if the lookup's gradient is reduced separately from a tied head's.
     pub(super) fn lookup_travels_apart(&self) -> bool {
         self.rows.is_some()
     }
 
-    /// All looked-up rows are complete: sums them over the ranks.
+    /// Starts to sum the looked-up rows over the ranks. Their gradients must be complete.
     pub(super) fn reduce_rows(&mut self) -> Result<(), CommError> {
         let (link, travels_as) = (self.keeping.link.clone(), self.keeping.travels_as);
         let Some(rows) = self.rows_here()? else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! A step's gradients: added up in buckets, reduced between ranks as buckets complete, freed where only a part is kept.
+//! A step's gradients: added up in buckets, reduced over the ranks as buckets complete, freed if a rank keeps only a part.
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,7 +8,7 @@ use crate::zero::unit_weights::part;
 use dyad_torch::comm::{CommError, Pending, narrow};
 use dyad_torch::storage::{allocate_memory, release_memory};
 
-/// Whole gradients that may wait for their reduction at once, where ranks keep only parts.
+/// Most whole gradients that may wait for their reduction at once, if ranks keep only parts.
 const IN_FLIGHT: usize = 2;
 
 impl Bucket {
@@ -27,7 +27,7 @@ impl Bucket {
 }
 
 impl Parameters {
-    /// Forgets the gradients of the last step.
+    /// Clears the gradients of the last step.
     pub fn begin_step(&mut self) {
         for bucket in &mut self.buckets {
             if !std::mem::take(&mut bucket.cleared) {
@@ -36,7 +36,7 @@ impl Parameters {
         }
     }
 
-    /// Readies the gradients of a unit to be added to.
+    /// Prepares a unit's gradients for adding to them.
     pub fn open(&mut self, unit: usize) -> Result<(), CommError> {
         let Some(index) = self.buckets.iter().position(|bucket| bucket.units.contains(&unit)) else {
             return Ok(());
@@ -48,8 +48,8 @@ impl Parameters {
         Ok(())
     }
 
-    /// A unit's gradients are complete in this micro-batch. Reduces the bucket that they complete: after the step's last
-    /// micro-batch, or after each where no rank keeps whole gradients.
+    /// To be called when a unit's gradients are complete in this micro-batch. Reduces the bucket that is now complete: after the step's
+    /// last micro-batch, or after each one if no rank keeps whole gradients.
     pub fn complete(&mut self, unit: usize, last: bool) -> Result<(), CommError> {
         match unit == 0 && self.lookup_travels_apart() {
             true if last => self.reduce_rows(),
@@ -58,7 +58,8 @@ impl Parameters {
         }
     }
 
-    /// A tied head has added its share of the embedding's gradient in this micro-batch; all but the lookup's is complete.
+    /// To be called when a tied head has added its part of the embedding's gradient in this micro-batch. Only the lookup's part is then
+    /// missing.
     pub fn complete_tied_head(&mut self, last: bool) -> Result<(), CommError> {
         if self.lookup_travels_apart() { self.complete_bucket(0, last) } else { Ok(()) }
     }
@@ -77,7 +78,7 @@ impl Parameters {
             return Ok(());
         }
         let (sharding, travels_as) = (self.keeping.sharding, self.keeping.travels_as);
-        // A unit that no gradient reaches has not been opened.
+        // A unit that got no gradient has not been opened.
         self.buckets[index].open();
         let grad = &self.buckets[index].grad;
         let operation = if sharding.of_states() { "reduce_scatter" } else { "all_reduce" };
@@ -99,7 +100,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// Waits for a bucket's reduction; where ranks keep only parts, adds this rank's and frees the whole.
+    /// Waits for a bucket's reduction. If ranks keep only parts, adds this rank's part to its total and frees the whole.
     fn land(&mut self, index: usize) -> Result<(), CommError> {
         self.in_flight.retain(|&other| other != index);
         let own = self.keeping.sharding.own(self.buckets[index].weights.layout().len);
@@ -113,7 +114,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// Waits until every rank's gradients are in.
+    /// Waits until all gradients are reduced.
     pub fn finish_step(&mut self) -> Result<(), CommError> {
         (0..self.buckets.len())
             .filter(|&index| self.buckets[index].reduction.is_some())
@@ -129,7 +130,7 @@ impl Parameters {
         bucket.total.as_ref().map_or_else(|| part(&bucket.grad, own), Tensor::shallow_clone)
     }
 
-    /// L2 norm over all gradients of all ranks, float64, where the gradients are: reading it is the caller's to time. `[1]`
+    /// L2 norm over all gradients of all ranks, float64, on the gradients' device. The caller decides when to read it. `[1]`
     pub fn grad_norm(&self) -> Result<Tensor, CommError> {
         let square = |bucket| {
             let grad = self.own_grad(bucket);

@@ -1,8 +1,11 @@
 //! Trainable parameters in flat buckets: weights, gradients and optimizer states, one buffer each per bucket.
 //!
-//! Parameters are grouped in *units*, in forward order: embedding, each decoder layer, final norm with head. A bucket is a
-//! run of units; walking backward through the units, a bucket's gradient is complete when its lowest unit is done, and its
-//! reduction starts there while lower units still compute. With sharding each rank updates its own part of every bucket.
+//! Parameters are grouped in *units*, in forward order: embedding, each decoder layer, final norm with head. A bucket is a run of units.
+//! In the backward pass a bucket's gradient is complete when its lowest unit is done; its reduction starts then, while lower units still
+//! compute. With sharding each rank updates its own part of every bucket.
+//!
+//! The files: `gradients` adds up and reduces, `embedding_rows` handles the embedding's looked-up rows, and `checkpoint_view` saves and
+//! restores.
 
 mod checkpoint_view;
 mod embedding_rows;
@@ -21,35 +24,35 @@ use crate::zero::unit_weights::{Link, Residence, UnitWeights, part};
 use dyad_torch::comm::Pending;
 use dyad_torch::storage::releasable_zeros;
 
-/// A parameter: its tensor in the passes' precision and its place in the bucket's gradient.
+/// A parameter: its tensor in the precision of the passes, and its view of the bucket's gradient.
 #[derive(Debug)]
 pub struct Parameter {
     /// Name in checkpoints.
     pub name: String,
-    /// What the model computes with; requires grad.
+    /// Tensor that the model computes with; requires a gradient.
     pub leaf: Tensor,
     /// Float32 gradient; has memory only while its bucket is open.
     pub grad: Tensor,
 }
 
-/// Units whose gradients travel together.
+/// Units whose gradients are reduced together.
 pub struct Bucket {
     /// Units it covers.
     pub units: Range<usize>,
     /// Flat float32 gradient of all parameters.
     pub grad: Tensor,
-    /// What the model computes with.
+    /// Weights that the model computes with.
     pub(crate) weights: Rc<UnitWeights>,
     /// Float32 masters and moments of this rank's own part.
     pub(crate) states: States,
-    /// The masters are the weights themselves.
+    /// True if the masters are the weights themselves.
     masters_are_weights: bool,
-    /// This rank's part of the gradient over the step's micro-batches, where no rank keeps all of it.
+    /// Sum of this rank's part of the gradient over the step's micro-batches, if no rank keeps whole gradients.
     total: Option<Tensor>,
     reduction: Option<Box<dyn Pending>>,
-    /// The gradient has memory.
+    /// True while the gradient has memory.
     open: bool,
-    /// The optimizer has left zeros in the gradient's place.
+    /// True if the optimizer has already zeroed the gradient.
     cleared: bool,
 }
 
@@ -58,28 +61,28 @@ pub struct Bucket {
 pub struct Keeping {
     /// Precision of the passes.
     pub compute: Kind,
-    /// What is divided between ranks.
+    /// What is sharded over the ranks.
     pub sharding: Sharding,
-    /// Precision in which gradients travel.
+    /// Precision in which gradients are sent.
     pub travels_as: Kind,
     /// The ranks, once connected.
     pub link: Link,
     /// Precision of the moments.
     pub optim: Optim,
-    /// Units are merged into a bucket until it holds so many bytes, so that adapters do not pay one message per layer.
+    /// Units are merged into a bucket until it has at least this many bytes, so that adapters do not send one message per layer.
     pub bucket_bytes: i64,
-    /// Masters and moments live on the host.
+    /// Keep masters and moments on the host.
     pub offload_optimizer: bool,
 }
 
 /// Bytes by use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bytes {
-    /// What the passes compute with.
+    /// Weights that the passes compute with.
     pub weights: u64,
     /// Gradients.
     pub gradients: u64,
-    /// Moments, and masters where they are not the weights.
+    /// Moments, and masters if they are not the weights.
     pub optimizer: u64,
 }
 
@@ -91,9 +94,9 @@ pub struct Parameters {
     /// Buckets, in the order in which their gradients complete.
     pub buckets: Vec<Bucket>,
     keeping: Keeping,
-    /// Buckets whose gradients are being divided, oldest first.
+    /// Buckets whose gradients are being reduced into parts, oldest first.
     in_flight: std::collections::VecDeque<usize>,
-    /// Rows of the embedding that this step looks up, where they travel alone.
+    /// Rows of the embedding that this step looks up, if they are reduced separately.
     rows: Option<embedding_rows::LookedUpRows>,
 }
 
@@ -101,7 +104,7 @@ pub struct Parameters {
 pub type Named<'a> = (String, &'a mut Tensor);
 
 impl Parameters {
-    /// None yet, of so many units.
+    /// No parameters yet, for `units` units.
     #[must_use]
     pub fn none(units: usize, keeping: Keeping) -> Self {
         let mut empty = Vec::new();
@@ -110,8 +113,7 @@ impl Parameters {
         Self { units: empty, buckets: Vec::new(), keeping, in_flight, rows: None }
     }
 
-    /// Moves the given float32 tensors into flat buffers and leaves, in their place, trainable leaves. Small units share a
-    /// bucket.
+    /// Moves the given float32 tensors into flat buffers and replaces them by trainable leaves. Small units share a bucket.
     #[must_use]
     pub fn adopt(units: Vec<Vec<Named<'_>>>, keeping: Keeping) -> Self {
         let bytes: Vec<i64> =
@@ -141,7 +143,7 @@ impl Parameters {
             .flat_map(|(unit, tensors)| tensors.into_iter().map(move |(name, tensor)| (unit, name, tensor)))
             .collect();
         let Some(device) = named.first().map(|(_, _, tensor)| tensor.device()) else { return };
-        // Weight decay spares biases and norms, as transformers does.
+        // As in transformers, biases and norms get no weight decay.
         let shapes: Vec<(i64, bool)> =
             named.iter().map(|(_, _, tensor)| (tensor.numel() as i64, tensor.dim() > 1)).collect();
         let layout = Layout::new(&shapes, *sharding);
@@ -195,7 +197,7 @@ impl Parameters {
         self.iter().map(|parameter| parameter.leaf.numel() as u64).sum()
     }
 
-    /// Puts the buffers of the weights behind the units of the model that computes with them.
+    /// Adds the buffers of the weights to the units of the model that computes with them.
     pub fn reside(&self, residence: &mut Residence) {
         for bucket in &self.buckets {
             bucket.units.clone().for_each(|unit| residence.add(unit, &bucket.weights));
@@ -224,14 +226,14 @@ impl Parameters {
         sum
     }
 
-    /// What is divided between ranks.
+    /// What is sharded over the ranks.
     #[must_use]
     pub fn sharding(&self) -> Sharding {
         self.keeping.sharding
     }
 }
 
-/// The part of a buffer that these float32 tensors would fill.
+/// The part `own` of the buffer that these float32 tensors would fill.
 fn copied_part(tensors: &[&Tensor], layout: &Layout, own: &Range<i64>, device: Device) -> Tensor {
     let buffer = Tensor::zeros([own.end - own.start], (Kind::Float, device));
     for (tensor, slot) in tensors.iter().zip(&layout.slots) {
