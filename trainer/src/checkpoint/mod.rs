@@ -2,7 +2,8 @@
 //! them. [`save`] writes, [`load`] restores, and [`rotate`] removes old checkpoints.
 //!
 //! - TRN-K1: a folder appears under its final name only when every file in it is complete and on disk.
-//! - TRN-K3: a folder's manifest lists size and checksum of every file, computed from the bytes in memory and not from the disk.
+//! - TRN-K3: a folder's manifest lists size and checksum of every file. Those of tensors are computed from the bytes in memory, not read
+//!   back from the disk.
 //! - TRN-K2: restoring a checkpoint restores weights and moments bit for bit, in every storage precision.
 
 mod files;

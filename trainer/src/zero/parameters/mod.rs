@@ -4,9 +4,10 @@
 //! In the backward pass a bucket's gradient is complete when its lowest unit is done; its reduction starts then, while lower units still
 //! compute. With sharding each rank updates its own part of every bucket.
 //!
-//! The files: `gradients` adds up and reduces, `embedding_rows` handles the embedding's looked-up rows, and `checkpoint_view` saves and
+//! The files: `bucket` is one bucket, `gradients` adds up and reduces, `embedding_rows` handles the embedding's looked-up rows, and `checkpoint_view` saves and
 //! restores.
 
+mod bucket;
 mod checkpoint_view;
 mod embedding_rows;
 mod gradients;
@@ -14,6 +15,7 @@ mod gradients;
 use std::ops::Range;
 use std::rc::Rc;
 
+pub use bucket::{Bucket, Parameter};
 pub use checkpoint_view::{Source, WholeTensor};
 use dyad_proto::run_config::Optim;
 use tch::{Device, Kind, Tensor};
@@ -21,40 +23,7 @@ use tch::{Device, Kind, Tensor};
 use crate::optimizer::states::{MASTER, States};
 use crate::zero::ranges::{Layout, Sharding, bucket_ranges};
 use crate::zero::unit_weights::{Link, Residence, UnitWeights, part};
-use dyad_torch::comm::Pending;
 use dyad_torch::storage::releasable_zeros;
-
-/// A parameter: its tensor in the precision of the passes, and its view of the bucket's gradient.
-#[derive(Debug)]
-pub struct Parameter {
-    /// Name in checkpoints.
-    pub name: String,
-    /// Tensor that the model computes with; requires a gradient.
-    pub leaf: Tensor,
-    /// Float32 gradient; has memory only while its bucket is open.
-    pub grad: Tensor,
-}
-
-/// Units whose gradients are reduced together.
-pub struct Bucket {
-    /// Units it covers.
-    pub units: Range<usize>,
-    /// Flat float32 gradient of all parameters.
-    pub grad: Tensor,
-    /// Weights that the model computes with.
-    pub(crate) weights: Rc<UnitWeights>,
-    /// Float32 masters and moments of this rank's own part.
-    pub(crate) states: States,
-    /// True if the masters are the weights themselves.
-    masters_are_weights: bool,
-    /// Sum of this rank's part of the gradient over the step's micro-batches, if no rank keeps whole gradients.
-    total: Option<Tensor>,
-    reduction: Option<Box<dyn Pending>>,
-    /// True while the gradient has memory.
-    open: bool,
-    /// True if the optimizer has already zeroed the gradient.
-    cleared: bool,
-}
 
 /// How parameters are kept.
 #[derive(Clone, Debug)]
@@ -242,12 +211,6 @@ fn copied_part(tensors: &[&Tensor], layout: &Layout, own: &Range<i64>, device: D
         }
     }
     buffer
-}
-
-impl std::fmt::Debug for Bucket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bucket").field("units", &self.units).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]
