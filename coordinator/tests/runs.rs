@@ -9,7 +9,6 @@ use dyad_coordinator::watch::RECENT;
 use dyad_proto::manifest::Manifest;
 use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::{Phase, RunEvent};
-use serde_json::Value;
 use support::{Workspace, ids};
 
 fn kinds(events: &[RunEvent]) -> String {
@@ -31,7 +30,7 @@ fn kinds(events: &[RunEvent]) -> String {
     events.iter().map(kind).filter(unordered).collect::<Vec<_>>().join(" ")
 }
 
-fn column(rows: &[Value], key: &str) -> Vec<f64> {
+fn column(rows: &[dyad_tests::Row], key: &str) -> Vec<f64> {
     rows.iter().map(|row| row[key].as_f64().unwrap()).collect()
 }
 
@@ -66,7 +65,7 @@ async fn one_trainer_trains_every_kept_pair_once() {
         EventBody::Step(step) => Some(&step.values),
         _ => None,
     });
-    let row = rows[0].as_object().unwrap();
+    let row = &rows[0];
     assert_eq!(step.unwrap().len(), row.len());
     assert!(row.iter().all(|(key, value)| step.unwrap()[key] == value.as_f64().unwrap()));
 }
@@ -123,12 +122,12 @@ async fn fine_tuning_rows_have_no_preference_keys() {
     assert_eq!(coordinator.end().await.status, Some(0));
     let rows = work.rows("metrics.jsonl");
     assert_eq!(column(&rows, "loss"), [3.0 / 60.0]);
-    let keys: Vec<&str> = rows[0].as_object().unwrap().keys().map(String::as_str).collect();
+    let keys: Vec<&str> = rows[0].keys().map(String::as_str).collect();
     let expected = "step epoch loss grad_norm learning_rate logps/chosen num_tokens step_seconds tokens_per_second \
                     pairs_per_second peak_memory_bytes";
     assert_eq!(keys.join(" "), expected);
     let evaluation = work.rows("eval_metrics.jsonl").remove(0);
-    let keys: Vec<&str> = evaluation.as_object().unwrap().keys().map(String::as_str).collect();
+    let keys: Vec<&str> = evaluation.keys().map(String::as_str).collect();
     assert_eq!(keys.join(" "), "step eval_loss eval_logps/chosen eval_seconds");
 }
 

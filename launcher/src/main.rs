@@ -18,7 +18,7 @@ use launcher::agent::run_files::{self, NextConfig};
 use launcher::cli::{CommandLine, LauncherCommand};
 use launcher::hosts::options::HostOptions;
 use launcher::hosts::{Hosts, environment};
-use launcher::placement::numa::{Topology, allowed_cores};
+use launcher::placement::numa::Topology;
 use launcher::placement::trainers::{self, Machine, Trainer, trainers};
 use launcher::process::trainer_check;
 use launcher::quickstart::QuickstartOptions;
@@ -189,7 +189,7 @@ async fn launch_here(request: RunRequest<'_>) -> Result<(), Fault> {
         trainers::devices(&trainers, options.gpus_per_node, &[(String::new(), machine.gpus)]);
     idle.iter().for_each(|idle| console::warn(idle));
     if options.numa_binding == NumaBinding::Node {
-        Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
+        Topology::here().bind(&mut trainers);
     }
     let config = options::load(options, false)?;
     options.earlier.check()?;

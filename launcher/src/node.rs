@@ -4,7 +4,7 @@
 //! - LNC-N2: when [`run`] returns, no trainer is left.
 //! - LNC-N3: SIGTERM reaches every trainer; they have the grace period to finish their step and save.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::hosts::child::{Child, ChildOutput, SignalSender, outcomes};
 use crate::placement::gpus::Gpus;
-use crate::placement::numa::{Topology, allowed_cores};
+use crate::placement::numa::Topology;
 use crate::placement::trainers::{self, Machine, Node, Trainer};
 use crate::process::os::keep_to;
 use crate::show::console::{Console, Speaker, warn};
@@ -99,7 +99,7 @@ fn trainers(options: &NodeOptions, machine: &Machine) -> Result<Vec<Trainer>, Fa
     let (count, index) = (options.gpus.max(1) as usize, options.node_index as usize);
     let node = Node { name: &format!("node{index}"), index, threads: machine.cores / count };
     let mut trainers = node.trainers(index * count, 0..options.gpus, 1);
-    Topology::read(Path::new("/"), &allowed_cores()).bind(&mut trainers);
+    Topology::here().bind(&mut trainers);
     Ok(trainers)
 }
 

@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-/// Longest wait before a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Upper bound on every wait, so that a test fails instead of hanging.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process of a run.
 #[derive(Clone, Debug)]

@@ -11,9 +11,8 @@ pub mod authority;
 pub mod spec;
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 
 use dyad_proto::PROTOCOL_VERSION;
 use dyad_proto::security::client::Access;
@@ -27,9 +26,9 @@ use dyad_proto::wire::{
     Held, Hello, MeasureReport, Pair, PairLength, PairVerdict, Phase, PreferenceSums, RunEvent,
     StepAssignment, StepReport, TrainerMessage, WatchRunRequest,
 };
+use dyad_tests::processes::PATIENCE;
 use futures::StreamExt;
 use serde_json::Value;
-use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -37,43 +36,38 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-/// Upper bound on every wait, so that a test fails instead of hanging.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Waits for the future; fails the test after [`PATIENCE`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited too long for {what}"))
 }
 
-/// A folder with data and a config.
-pub struct Workspace {
-    dir: TempDir,
-}
+/// A [`dyad_tests::Workspace`] with data and a config for a coordinator.
+pub struct Workspace(dyad_tests::Workspace);
 
 impl Workspace {
     /// Training and validation files with this many pairs, batches of 4, and `extra` lines of config.
     pub fn new(train: usize, validation: usize, extra: &str) -> Self {
-        let work = Self { dir: tempfile::tempdir().unwrap() };
-        std::fs::write(work.path("train.jsonl"), pairs(train)).unwrap();
+        let work = dyad_tests::Workspace::empty();
+        work.write("train.jsonl", &pairs(train));
         let mut config = format!(
             "model = \"m\"\ntraining_file = \"{}\"\noutput_dir = \"{}\"\nbatch_size = 4\n{extra}\n",
             work.path("train.jsonl").display(),
             work.path("out").display(),
         );
         if validation > 0 {
-            std::fs::write(work.path("valid.jsonl"), pairs(validation)).unwrap();
+            work.write("valid.jsonl", &pairs(validation));
             writeln!(config, "validation_file = \"{}\"", work.path("valid.jsonl").display()).unwrap();
         }
-        std::fs::write(work.path("run.toml"), config).unwrap();
-        work
+        work.write("run.toml", &config);
+        Self(work)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.0.path(name)
     }
 
-    pub fn rows(&self, name: &str) -> Vec<Value> {
-        read_rows(&self.path("out").join(name))
+    pub fn rows(&self, name: &str) -> Vec<dyad_tests::Row> {
+        self.0.rows(&format!("out/{name}"))
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
@@ -137,18 +131,8 @@ async fn client(access: &Access) -> CoordinatorClient<Channel> {
     CoordinatorClient::new(access.endpoint().unwrap().connect().await.unwrap())
 }
 
-pub fn read_rows(path: &Path) -> Vec<Value> {
-    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 fn pairs(count: usize) -> String {
-    let line = |id| {
-        format!(
-            "{{\"input\":{{\"messages\":[{{\"role\":\"user\",\"content\":\"question {id}\"}}]}},\
-             \"preferred_output\":[{{\"role\":\"assistant\",\"content\":\"good\"}}],\
-             \"non_preferred_output\":[{{\"role\":\"assistant\",\"content\":\"bad\"}}]}}\n"
-        )
-    };
+    let line = |id| format!("{}\n", dyad_tests::pair(&format!("question {id}"), "good", "bad"));
     (0..count).map(line).collect()
 }
 

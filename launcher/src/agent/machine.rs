@@ -1,12 +1,11 @@
 //! Resources of a host, as its agent sees them.
 
 use std::net::IpAddr;
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::placement::numa::{Topology, allowed_cores};
+use crate::placement::numa::Topology;
 use crate::placement::trainers::Machine;
 
 /// The agent's first message: resources of its host.
@@ -77,7 +76,7 @@ impl Hello {
                 Vec::new()
             },
             free_memory: dyad_proto::host_memory::free().unwrap_or(0),
-            topology: Topology::read(Path::new("/"), &allowed_cores()),
+            topology: Topology::here(),
             addresses: likeliest_first(interfaces(), server),
             launcher_address: client,
             clock: clock(),

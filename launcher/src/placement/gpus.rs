@@ -3,7 +3,7 @@
 //! CUDA silently ignores an invalid entry of that list and all entries after it. Here such an entry is an error, so that no run silently
 //! uses fewer GPUs than the user asked for, or none.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use dyad_proto::counted;
@@ -13,7 +13,7 @@ use dyad_proto::counted;
 pub struct Present {
     /// Number of GPUs.
     pub count: u32,
-    /// UUIDs of all GPUs; empty if the driver does not tell.
+    /// UUIDs of all GPUs, in the order of PCI bus ids; empty if the driver does not tell.
     pub uuids: Vec<String>,
 }
 
@@ -21,12 +21,16 @@ impl Present {
     /// Reads the driver's list in `/proc` below `root`. Some sandboxes hide it; then counts the device files in `/dev`.
     #[must_use]
     pub fn read(root: &Path) -> Self {
-        let listed: Vec<_> = std::fs::read_dir(root.join("proc/driver/nvidia/gpus"))
+        let mut folders: Vec<_> = std::fs::read_dir(root.join("proc/driver/nvidia/gpus"))
             .into_iter()
             .flatten()
             .flatten()
-            .map(|entry| dyad_proto::files::of_kernel(entry.path().join("information")).unwrap_or_default())
+            .map(|entry| entry.path())
             .collect();
+        // By PCI bus id.
+        folders.sort_unstable();
+        let information = |folder: &PathBuf| dyad_proto::files::of_kernel(folder.join("information"));
+        let listed: Vec<_> = folders.iter().map(|folder| information(folder).unwrap_or_default()).collect();
         if listed.is_empty() {
             return Self { count: device_files(&root.join("dev")), uuids: Vec::new() };
         }
@@ -43,6 +47,26 @@ impl Present {
     /// Number of GPUs that remain visible with this value of `CUDA_VISIBLE_DEVICES`, or what is wrong with the value.
     pub fn visible(&self, chosen: Option<&str>) -> Result<u32, String> {
         let Some(list) = chosen else { return Ok(self.count) };
+        let seen = self.entries(list)?;
+        // A process sees only one MIG slice, even if the list names several.
+        let slices = seen.iter().filter(|entry| matches!(entry, VisibleGpu::Slice(_))).count();
+        Ok(if slices > 0 { 1 } else { seen.len() as u32 })
+    }
+
+    /// Places of the visible GPUs in the order of PCI bus ids, as `cuda:0`, `cuda:1`, … name them; `None` if they are unknown.
+    #[must_use]
+    pub fn places(&self, chosen: Option<&str>) -> Option<Vec<usize>> {
+        let Some(list) = chosen else { return Some((0..self.count as usize).collect()) };
+        let place = |entry: &VisibleGpu<'_>| match entry {
+            VisibleGpu::Index(index) => Some(*index as usize),
+            VisibleGpu::Uuid(start) => self.uuids.iter().position(|uuid| uuid.starts_with(start)),
+            VisibleGpu::Slice(_) | VisibleGpu::End => None,
+        };
+        self.entries(list).ok()?.iter().map(place).collect()
+    }
+
+    /// The list's entries up to the first that ends it.
+    fn entries<'a>(&self, list: &'a str) -> Result<Vec<VisibleGpu<'a>>, String> {
         let mut seen: Vec<VisibleGpu<'_>> = Vec::new();
         for text in list.split(',').map(str::trim) {
             let entry = match self.entry(text, list)? {
@@ -57,9 +81,7 @@ impl Present {
             }
             seen.push(entry);
         }
-        // A process sees only one MIG slice, even if the list names several.
-        let slices = seen.iter().filter(|entry| matches!(entry, VisibleGpu::Slice(_))).count();
-        Ok(if slices > 0 { 1 } else { seen.len() as u32 })
+        Ok(seen)
     }
 
     fn entry<'a>(&self, text: &'a str, list: &str) -> Result<VisibleGpu<'a>, String> {
@@ -168,8 +190,7 @@ mod tests {
             let text = format!("Model: \t X\nGPU UUID: \t {uuid}\n");
             write(root.path(), &format!("proc/driver/nvidia/gpus/{bus}/information"), &text);
         }
-        let mut present = Present::read(root.path());
-        present.uuids.sort();
+        let present = Present::read(root.path());
         assert_eq!(present, Present { count: 2, uuids: vec!["GPU-aa11".into(), "GPU-ab22".into()] });
         write(root.path(), "proc/driver/nvidia/gpus/0000:03:00.0/information", "GPU UUID: \t GPU-????????\n");
         assert_eq!(Present::read(root.path()), Present { count: 3, uuids: Vec::new() });
@@ -196,6 +217,16 @@ mod tests {
             assert_eq!(four.visible(chosen), Ok(left), "{chosen:?}");
         }
         assert_eq!(hidden.visible(Some("GPU-ffff")), Ok(1));
+        for (chosen, places) in [
+            (None, Some(vec![0, 1, 2, 3])),
+            (Some("3,1"), Some(vec![3, 1])),
+            (Some("GPU-cc,0"), Some(vec![2, 0])),
+            (Some("2,-1,0"), Some(vec![2])),
+            (Some("MIG-1"), None),
+        ] {
+            assert_eq!(four.places(chosen), places, "{chosen:?}");
+        }
+        assert_eq!(hidden.places(Some("GPU-ffff")), None);
         assert_eq!(Present::default().visible(Some("")), Ok(0));
     }
 

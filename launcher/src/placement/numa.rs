@@ -5,19 +5,28 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::placement::gpus::Present;
+
 /// Cores of each NUMA node, and cores near each GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
     /// Cores of each node that this process may use; nodes without such cores are left out.
     pub(super) nodes: Vec<Vec<usize>>,
-    /// Cores near each GPU, in the order of PCI bus ids; empty if unknown.
+    /// Cores near each visible GPU, by its CUDA number if CUDA numbers GPUs by PCI bus id, as it does with equal GPUs; empty if unknown.
     pub(super) gpus: Vec<Vec<usize>>,
 }
 
 impl Topology {
-    /// Reads `/sys` and `/proc` below `root`; keeps only cores in `allowed`.
+    /// Topology of this machine as this process may use it.
     #[must_use]
-    pub fn read(root: &Path, allowed: &[usize]) -> Self {
+    pub fn here() -> Self {
+        let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+        Self::read(Path::new("/"), &allowed_cores(), visible.as_deref())
+    }
+
+    /// Reads `/sys` and `/proc` below `root`; keeps only cores in `allowed`, and GPUs that `CUDA_VISIBLE_DEVICES` = `visible` leaves.
+    #[must_use]
+    pub fn read(root: &Path, allowed: &[usize], visible: Option<&str>) -> Self {
         let cores = |node: usize| -> Vec<usize> {
             let path = root.join(format!("sys/devices/system/node/node{node}/cpulist"));
             let list = dyad_proto::files::of_kernel(path).unwrap_or_default();
@@ -38,7 +47,9 @@ impl Topology {
             let node = dyad_proto::files::of_kernel(path).ok().and_then(|text| text.trim().parse().ok());
             node.map_or_else(Vec::new, cores)
         };
-        Self { gpus: buses.iter().map(near).collect(), nodes }
+        let visible = Present::read(root).places(visible).unwrap_or_default();
+        let gpus = visible.iter().map(|&place| buses.get(place).map(near).unwrap_or_default()).collect();
+        Self { gpus, nodes }
     }
 }
 
@@ -105,7 +116,7 @@ mod tests {
         write("proc/driver/nvidia/gpus/0000:01:00.0/information", "");
         write("sys/bus/pci/devices/0000:01:00.0/numa_node", "1\n");
         write("sys/bus/pci/devices/0000:41:00.0/numa_node", "-1\n");
-        let topology = Topology::read(root.path(), &[0, 1, 3, 4, 8]);
+        let topology = Topology::read(root.path(), &[0, 1, 3, 4, 8], None);
         assert_eq!(topology.nodes, [vec![0, 1, 8], vec![3, 4]]);
         assert_eq!(topology.gpus, [vec![3, 4], vec![]]);
         let mut plan =
@@ -113,6 +124,10 @@ mod tests {
         topology.bind(&mut plan);
         assert_eq!(plan[0].cores, [3, 4]);
         assert!(plan[1].cores.is_empty());
+        let visible = |list| Topology::read(root.path(), &[0, 1, 3, 4, 8], Some(list)).gpus;
+        assert_eq!(visible("1,0"), [vec![], vec![3, 4]]);
+        assert_eq!(visible("0"), [vec![3, 4]]);
+        assert!(visible("MIG-1").is_empty());
     }
 
     #[tokio::test]

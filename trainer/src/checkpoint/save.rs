@@ -26,8 +26,6 @@ use dyad_torch::place::Place;
 pub struct Saver {
     /// Folder of the run.
     pub home: Home,
-    /// Folders that the run starts from.
-    pub sources: Vec<PathBuf>,
     /// Folder whose tokenizer and template the run reads.
     pub tokenizer: PathBuf,
     /// `tokenizer_class` for the tokenizer's configuration in adapter folders, which have no `config.json` of the model.

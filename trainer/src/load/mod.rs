@@ -203,7 +203,6 @@ impl Parts {
         announce(policy.config.head_dim, place)?;
         let saver = Saver {
             home: Home::new(Path::new(&config.output_dir)),
-            sources: sources.companions.clone(),
             tokenizer: sources.tokenizer().to_owned(),
             tokenizer_class: class_without_model(sources.tokenizer())?,
             base: sources.base.clone(),

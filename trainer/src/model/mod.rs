@@ -34,6 +34,7 @@ use tch::{Kind, Tensor};
 use self::layer::{DecoderLayer, LayerSource, layer_tensors};
 use self::pass::Pass;
 use self::rotary::Rotary;
+pub use self::weights::names::{EMBEDDING, FINAL_NORM, HEAD};
 use self::weights::{Reading, Wanted, Weights};
 use crate::batch::MicroBatch;
 use crate::zero::parameters::Named;
@@ -60,13 +61,6 @@ pub struct Model {
 
 /// Called with the tensors of each unit as soon as they are loaded; may replace them.
 pub type TakeUnit<'a> = &'a mut dyn FnMut(usize, Vec<Named<'_>>);
-
-/// Name of the embedding in a Hugging Face folder.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the final norm.
-pub const FINAL_NORM: &str = "model.norm.weight";
-/// Name of the untied head.
-pub const HEAD: &str = "lm_head.weight";
 
 impl Model {
     /// Loads a model folder in the given precision.

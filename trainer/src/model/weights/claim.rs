@@ -9,7 +9,7 @@ use std::path::Path;
 use dyad_proto::{Fault, noun};
 
 use super::files::{MappedFiles, TensorLocation};
-use crate::model::{EMBEDDING, HEAD};
+use super::names::{EMBEDDING, HEAD};
 
 /// Most names that a message lists.
 const LISTED: usize = 3;

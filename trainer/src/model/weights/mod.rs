@@ -4,6 +4,7 @@
 
 mod claim;
 mod files;
+pub mod names;
 pub mod relay;
 #[cfg(test)]
 mod test_files;

@@ -1,0 +1,8 @@
+//! Names of a model's tensors in a Hugging Face folder.
+
+/// Name of the embedding in a Hugging Face folder.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the final norm.
+pub const FINAL_NORM: &str = "model.norm.weight";
+/// Name of the untied head.
+pub const HEAD: &str = "lm_head.weight";
