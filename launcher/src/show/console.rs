@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dyad_proto::{Fault, called, plain};
-use dyad_telemetry::{LogFormat, voice};
+use dyad_telemetry::{LogFormat, has_colours, voice};
 
 use crate::show::collapse::Collapse;
 pub use crate::show::collapse::Speaker;
@@ -57,7 +57,7 @@ impl Console {
         let json = format == LogFormat::Json;
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let terminal = !json && !dumb && std::io::stderr().is_terminal();
-        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+        let colour = has_colours(terminal, std::env::var_os("NO_COLOR").as_deref());
         let held = Arc::new(Mutex::new(Collapse::new(colour)));
         Self { shown: Arc::default(), terminal, verbose, held, json }
     }

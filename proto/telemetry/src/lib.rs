@@ -34,7 +34,7 @@ pub use context::{
 };
 pub use last_words::{last_words, read_last_words};
 pub use log_format::{LogFormat, format};
-pub use logs::Logs;
+pub use logs::{Logs, has_colours};
 pub use opentelemetry::trace::{SpanContext, SpanKind};
 pub use opentelemetry::{ContextGuard, KeyValue};
 pub use record::{SpanRecord, Spans};

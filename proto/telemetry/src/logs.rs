@@ -1,5 +1,6 @@
 //! Log lines on standard error: text for people, or one JSON object a line, with the ids of the current trace.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
@@ -53,8 +54,8 @@ pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
     let lines = tracing_subscriber::fmt::layer();
     let lines = match logs.format {
         LogFormat::Text => {
-            // `with_ansi` overrides NO_COLOR.
-            let ansi = std::io::stderr().is_terminal();
+            let no_color = std::env::var_os("NO_COLOR");
+            let ansi = has_colours(std::io::stderr().is_terminal(), no_color.as_deref());
             let lines = lines.with_writer(|| PlainLines(Lines));
             lines.with_ansi(ansi).with_target(false).with_filter(filter).boxed()
         }
@@ -72,6 +73,12 @@ pub(crate) fn subscribe(logs: Logs, tracer: Option<SdkTracer>) {
     if let Some(trouble) = trouble {
         tracing::warn!("{trouble}");
     }
+}
+
+/// Whether a stream gets colours: on a terminal, unless `NO_COLOR` is set and not empty (no-color.org).
+#[must_use]
+pub fn has_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 /// Makes the filter from the variable's value. If that is invalid, returns the default filter and a warning.
@@ -172,6 +179,15 @@ mod tests {
         lines.write_all(b"\x1b[33m WARN\x1b[0m cannot read a\n2026 ERROR made up \x1b[2J\r\n").unwrap();
         let expected = "\u{1b}[33m WARN\u{1b}[0m cannot read a\\n2026 ERROR made up \\u{1b}[2J\\r\n";
         assert_eq!(String::from_utf8(lines.0).unwrap(), expected);
+    }
+
+    #[test]
+    fn no_color_turns_colours_off() {
+        for (is_terminal, no_color, expected) in
+            [(true, None, true), (true, Some(""), true), (true, Some("1"), false), (false, None, false)]
+        {
+            assert_eq!(has_colours(is_terminal, no_color.map(OsStr::new)), expected, "{no_color:?}");
+        }
     }
 
     #[test]
