@@ -70,6 +70,19 @@ async fn one_trainer_trains_every_kept_pair_once() {
     assert!(row.iter().all(|(key, value)| step.unwrap()[key] == value.as_f64().unwrap()));
 }
 
+#[tokio::test]
+async fn more_evaluations_than_steps_are_warned_about() {
+    for (n_evals, warned) in [(2, false), (3, true)] {
+        let work = Workspace::new(9, 3, &format!("n_evals = {n_evals}"));
+        let coordinator = work.start(&["--world-size", "1"]).await;
+        coordinator.join("node0-cpu", 0).await.run().await;
+        let ended = coordinator.end().await;
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let words = "n_evals = 3 is more than the run's 2 steps: an evaluation after every step";
+        assert_eq!(ended.stderr.contains(words), warned, "{}", ended.stderr);
+    }
+}
+
 /// Ranks follow the launch order although the second trainer joins first. The long pair gets a rank of its own.
 #[tokio::test]
 async fn two_trainers_share_each_batch_by_tokens() {

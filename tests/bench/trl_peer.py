@@ -18,28 +18,25 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import torch
 import trl.trainer.utils
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "parity"))
 from cases import as_dpo_row, read_rows
+from trl_clock import Clock
 
 
-class Clock(TrainerCallback):
-    """Times optimizer steps without data loading, and keeps their losses."""
+class Losses(Clock):
+    """Also keeps the losses, and when the first step began."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        super().__init__(wait=lambda: None)
         self.losses: list[float] = []
 
-    def on_step_begin(self, *_args, **_kwargs) -> None:
+    def on_step_begin(self, *args, **kwargs) -> None:
         """Starts timing."""
-        self.start = time.perf_counter()
+        super().on_step_begin(*args, **kwargs)
         self.began = getattr(self, "began", time.monotonic())
-
-    def on_step_end(self, *_args, **_kwargs) -> None:
-        """Stops timing."""
-        self.seconds.append(time.perf_counter() - self.start)
 
     def on_log(self, args, state, control, logs=None, **_kwargs) -> None:
         """Keeps the loss."""
@@ -62,7 +59,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.completions_only:
         trl.trainer.utils._use_triton = lambda device: True
-    clock = Clock()
+    clock = Losses()
     config = DPOConfig(
         output_dir=str(args.case / "trl"),
         use_cpu=True,

@@ -20,7 +20,7 @@ pub struct HostOptions {
     #[arg(long, value_enum, default_value_t = CoordinatorOn::First, value_name = "first|here")]
     pub coordinator_on: CoordinatorOn,
     /// Set a variable in every process of the run, on all hosts; without =VALUE it gets the launcher's own value. May be
-    /// repeated. OTEL_*, NCCL_*, GLOO_*, HF_* and DYAD_LOG are always passed on.
+    /// repeated. OTEL_*, NCCL_*, GLOO_*, HF_*, HUGGING*, DYAD_LOG and a few more are always passed on (docs/hosts.md).
     #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = variable)]
     pub env: Vec<(String, Option<String>)>,
     /// Copy the binaries and libtorch to every host that lacks them, into ~/.cache/dyad. Without this flag every host must have

@@ -1,6 +1,7 @@
 //! TLS and join token of a run. Each run gets a new certificate authority, a certificate for every process, and a new join token.
 //!
-//! - LNC-K1: private keys are only in memory, and in files that only this user can read and that are deleted with the launcher.
+//! - LNC-K1: private keys are only in memory, and in files that only this user can read and that are deleted with the launcher. The
+//!   exception is `kubernetes render --with-secrets`, which writes the run's Secrets to keep.
 
 pub mod run_secrets;
 pub mod secret_folder;
