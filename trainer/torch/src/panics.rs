@@ -1,4 +1,5 @@
-//! Turns panics into errors, in one place: tch panics when a libtorch operation fails.
+//! Turns panics into errors, in one place: tch panics when a libtorch operation fails. The panic's payload is a text and nothing else, so
+//! libtorch's errors are told from other panics, and memory that ran out from other errors, by its words.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
