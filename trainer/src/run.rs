@@ -22,7 +22,7 @@ use tch::Device;
 
 use crate::checkpoint::{load::restore, read_state, rotate::rotate, save::Saver};
 use crate::cost::utilisation::ModelFlops;
-use crate::engine::{Engine, Share};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::facts::of_checkpoint;
 use crate::load::Parts;
@@ -33,7 +33,7 @@ use crate::observe::progress;
 use crate::observe::timing::peak_resident_bytes;
 use crate::observe::trace::{self, Beginning};
 use crate::optimizer::learning_rate::LearningRate;
-use crate::session::feed::{ReadyWork, StepShare};
+use crate::session::feed::{AssignedStep, ReadyWork};
 use crate::session::{Handle, Identity, Session};
 use crate::start::{Incoming, Started, next, start};
 use crate::zero::parameters::Parameters;
@@ -191,67 +191,58 @@ impl RunningTrainer {
     }
 
     /// One optimizer step, for whose pairs this rank has waited for `waited`.
-    fn train(&mut self, step: StepShare, waited: Duration) -> Result<(), Fault> {
-        self.handle.enter(Phase::Training, step.step);
+    fn train(&mut self, assigned: AssignedStep, waited: Duration) -> Result<(), Fault> {
+        let share = &assigned.share;
+        let step = share.step;
+        self.handle.enter(Phase::Training, step);
         let (start, started) = (Instant::now(), SystemTime::now());
         let _step = trace::begin(&Beginning {
-            step: step.step,
+            step,
             rank: self.place.rank,
-            pairs: step.pairs.len(),
-            traceparent: &step.traceparent,
+            pairs: share.pairs.len(),
+            traceparent: &assigned.traceparent,
             waited,
         });
-        let flops = self.flops.of(&step.pairs, &step.references);
+        let flops = self.flops.of(&share.pairs, &share.references);
         if self.reference_logps == Mode::Precompute {
             self.engine.release_reference();
         }
-        let learning_rate = self.schedule.rate(step.step);
-        let share = Share {
-            step: step.step,
-            pairs: step.pairs,
-            references: step.references,
-            global_pairs: step.global_pairs,
-            global_chosen_tokens: step.global_chosen_tokens,
-            learning_rate,
-        };
+        let learning_rate = self.schedule.rate(step);
         self.profiled(Profile::before_step);
-        let mut result = self.engine.train_step(&share)?;
+        let mut result = self.engine.train_step(share, learning_rate)?;
         result.phases.add(phase::FETCH, waited.as_secs_f64());
         let step_seconds = start.elapsed().as_secs_f64();
         self.profiled(|profile| profile.after_step(result.tokens));
-        tracing::debug!(step = step.step, phases = ?result.phases, "step");
-        self.state.step = step.step;
+        tracing::debug!(step, phases = ?result.phases, "step");
+        self.state.step = step;
         let reporting = trace::part("report");
-        let sums_fault = no_number(&result.sums);
+        let sums_fault = not_finite(&result.sums);
         self.handle.send(Sent::StepReport(StepReport {
-            generation: step.generation,
-            step: step.step,
+            generation: assigned.generation,
+            step,
             sums: Some(result.sums),
             grad_norm: result.grad_norm,
             learning_rate,
             step_seconds,
             phase_seconds: result.phases.into_map(),
             peak_memory_bytes: self.peak_memory(),
-            references: scored(&step.ids, &result.references),
+            references: scored(&assigned.ids, &result.references),
             started_unix_nanos: (started - waited).duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
                 as u64,
             flops,
         }));
         drop(reporting);
         if !result.grad_norm.is_finite() {
-            return Err(Fault::failed(format!(
-                "step {}: the gradient norm is {}",
-                step.step, result.grad_norm
-            ))
-            .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\"")
-            .lasting());
+            return Err(Fault::failed(format!("step {step}: the gradient norm is {}", result.grad_norm))
+                .hint("lower learning_rate, check the pairs of this step, or train with dtype = \"float32\"")
+                .lasting());
         }
         if let Some(what) = sums_fault {
-            return Err(Fault::failed(format!("step {}: {what}", step.step)).hint(NO_NUMBER).lasting());
+            return Err(Fault::failed(format!("step {step}: {what}")).hint(NOT_FINITE).lasting());
         }
         trace::end();
-        if step.checkpoint {
-            self.state.rotates = step.rotates;
+        if assigned.checkpoint {
+            self.state.rotates = assigned.rotates;
             self.save(false)?;
         }
         Ok(())
@@ -306,7 +297,7 @@ impl RunningTrainer {
         let finite = |logps: &ReferenceLogps| logps.chosen.is_finite() && logps.rejected.is_finite();
         if !references.iter().all(finite) {
             return Err(Fault::failed("a log-probability of the reference model is NaN or infinite")
-                .hint(NO_NUMBER)
+                .hint(NOT_FINITE)
                 .lasting());
         }
         let references: Vec<_> = references.into_iter().map(Some).collect();
@@ -328,7 +319,7 @@ impl RunningTrainer {
         let _span = tracing::info_span!(target: TARGET, "evaluate", train.step = step).entered();
         let start = Instant::now();
         let sums = self.engine.evaluate(pairs, references)?;
-        let fault = no_number(&sums);
+        let fault = not_finite(&sums);
         self.handle.send(Sent::EvaluationReport(EvaluationReport {
             generation: self.place.generation,
             step,
@@ -338,7 +329,7 @@ impl RunningTrainer {
         match fault {
             None => Ok(()),
             Some(what) => {
-                Err(Fault::failed(format!("evaluation after step {step}: {what}")).hint(NO_NUMBER).lasting())
+                Err(Fault::failed(format!("evaluation after step {step}: {what}")).hint(NOT_FINITE).lasting())
             }
         }
     }
@@ -367,11 +358,11 @@ impl RunningTrainer {
     }
 }
 
-const NO_NUMBER: &str =
+const NOT_FINITE: &str =
     "lower learning_rate, check the weights that the run started from, or train with dtype = \"float32\"";
 
 /// Describes the first sum that is not finite.
-fn no_number(sums: &PreferenceSums) -> Option<String> {
+fn not_finite(sums: &PreferenceSums) -> Option<String> {
     let all = [
         ("loss", sums.loss),
         ("log-probability of the preferred outputs", sums.logps_chosen),

@@ -20,7 +20,7 @@ use support::kernels::{the_head_scores_as_float32, work_between_products_equals_
 use support::steps::{differences, share, two_steps};
 use support::{engine, engine_of, new_model, parts_on, widen_vocabulary};
 use tch::{Device, Kind};
-use trainer::engine::{Engine, Share};
+use trainer::engine::{Engine, StepShare};
 
 /// Must be called first: libtorch looks for CUDA once, at its first computation.
 fn device() -> Device {
@@ -134,9 +134,9 @@ fn a_step_uses_flash_attention_and_waits_once() {
     for lora in [false, true] {
         let mut engine =
             engine_there(dir.path(), |config| (config.dtype, config.lora) = (Dtype::Bfloat16, lora));
-        engine.train_step(&share(1)).unwrap();
+        engine.train_step(&share(1), 1e-3).unwrap();
         recorder::start(true, false).unwrap();
-        engine.train_step(&share(2)).unwrap();
+        engine.train_step(&share(2), 1e-3).unwrap();
         let events = recorder::stop(None).unwrap();
         let kernels = names(events.iter().filter(|event| event.on_device));
         println!("lora {lora}: {} kernels\n{kernels:#?}", kernels.values().sum::<usize>());
@@ -195,9 +195,9 @@ fn memory_does_not_grow_by_tokens_times_vocabulary() {
             chosen: (0..length).map(|at| 7 + at % 200).collect(),
             rejected: (0..length).map(|at| 8 + at % 150).collect(),
         };
-        let step = Share { pairs: (10..12).map(pair).collect(), references: vec![None; 2], ..share(1) };
+        let step = StepShare { pairs: (10..12).map(pair).collect(), references: vec![None; 2], ..share(1) };
         recorder::start(true, true).unwrap();
-        engine.train_step(&step).unwrap();
+        engine.train_step(&step, 1e-3).unwrap();
         let events = recorder::stop(None).unwrap();
         peaks.push(
             events.iter().filter(|event| event.name == "[memory]").map(|event| event.bytes).max().unwrap(),

@@ -94,9 +94,9 @@ fn a_micro_batch_contains_the_lists_of_its_runs() {
 /// Events of the second step, which has two micro-batches.
 fn recorded(engine: &mut Engine) -> Vec<ProfilerEvent> {
     as_on_gpu(|| {
-        engine.train_step(&share(1)).unwrap();
+        engine.train_step(&share(1), 1e-3).unwrap();
         recorder::start(false, false).unwrap();
-        engine.train_step(&share(2)).unwrap();
+        engine.train_step(&share(2), 1e-3).unwrap();
         let mut events = recorder::stop(None).unwrap();
         events.sort_by_key(|event| (event.start_ns, std::cmp::Reverse(event.duration_ns)));
         events

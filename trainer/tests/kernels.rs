@@ -7,19 +7,18 @@ use dyad_data::tokenized::Tokenized;
 use dyad_proto::run_config::Dtype;
 use support::{engine, new_model};
 use tch::Kind;
-use trainer::engine::Share;
+use trainer::engine::StepShare;
 use trainer::observe::timing::peak_resident_bytes;
 
-fn share(step: u32, length: u32) -> Share {
+fn share(step: u32, length: u32) -> StepShare {
     let tokens = |first: u32| (0..length).map(|at| first + at % 200).collect();
     let pair = Tokenized { prompt: vec![5, 6, 7], chosen: tokens(7), rejected: tokens(8) };
-    Share {
+    StepShare {
         step: step.into(),
         pairs: vec![pair],
         references: vec![None],
         global_pairs: 1,
         global_chosen_tokens: length.into(),
-        learning_rate: 1e-4,
     }
 }
 
@@ -37,7 +36,7 @@ fn memory_does_not_grow_with_every_new_number_of_tokens() {
     for (dtype, lora) in dtypes.flat_map(|dtype| [(dtype, false), (dtype, true)]) {
         let mut engine = engine(dir.path(), |config| (config.dtype, config.lora) = (dtype, lora));
         let mut train = |step, length| {
-            assert!(engine.train_step(&share(step, length)).unwrap().sums.loss.is_finite());
+            assert!(engine.train_step(&share(step, length), 1e-4).unwrap().sums.loss.is_finite());
         };
         // The longest one first, and enough others for every remainder of a block.
         train(1, 400);

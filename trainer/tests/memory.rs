@@ -8,7 +8,7 @@ use std::path::Path;
 use dyad_data::tokenized::Tokenized;
 use dyad_torch::recorder;
 use support::{engine, new_model, widen_vocabulary};
-use trainer::engine::{Engine, Share};
+use trainer::engine::{Engine, StepShare};
 
 const VOCAB: i64 = 256_000;
 const HIDDEN: usize = 16;
@@ -25,26 +25,25 @@ fn model(dir: &Path) {
 }
 
 /// Pairs with this many completion tokens a side.
-fn share(length: u32) -> Share {
+fn share(length: u32) -> StepShare {
     let pair = |n: u32| Tokenized {
         prompt: vec![5, 6, n],
         chosen: (0..length).map(|at| 7 + at % 200).collect(),
         rejected: (0..length).map(|at| 8 + at % 150).collect(),
     };
-    Share {
+    StepShare {
         step: 1,
         pairs: (10..12).map(pair).collect(),
         references: vec![None; 2],
         global_pairs: 2,
         global_chosen_tokens: 2 * u64::from(length),
-        learning_rate: 1e-4,
     }
 }
 
 /// Largest allocation of a step, and the peak of allocated memory above that at its start, in bytes.
-fn allocations(engine: &mut Engine, share: &Share) -> (i64, i64) {
+fn allocations(engine: &mut Engine, share: &StepShare) -> (i64, i64) {
     recorder::start(false, true).unwrap();
-    let loss = engine.train_step(share).unwrap().sums.loss;
+    let loss = engine.train_step(share, 1e-4).unwrap().sums.loss;
     let events = recorder::stop(None).unwrap();
     assert!(loss.is_finite());
     let mut memory: Vec<_> = events.iter().filter(|event| event.name == "[memory]").collect();

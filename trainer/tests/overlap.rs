@@ -9,7 +9,7 @@ use dyad_data::tokenized::Tokenized;
 use dyad_torch::comm::{CommError, Communicator, Pending};
 use support::{engine_of, new_model, parts};
 use tch::{Kind, Tensor};
-use trainer::engine::{Engine, Share};
+use trainer::engine::{Engine, StepShare};
 
 /// Stands for a second rank that adds nothing, and records all calls.
 #[derive(Debug, Default)]
@@ -86,15 +86,14 @@ fn engine(dir: &std::path::Path, recorder: &Arc<Recorder>) -> Engine {
     engine_of((config, parts), recorder.clone())
 }
 
-fn share(pairs: usize) -> Share {
+fn share(pairs: usize) -> StepShare {
     let pair = |n: u32| Tokenized { prompt: vec![5, 6, n], chosen: vec![7, n, 9], rejected: vec![n, 8] };
-    Share {
+    StepShare {
         step: 1,
         pairs: (10..10 + pairs as u32).map(pair).collect(),
         references: vec![None; pairs],
         global_pairs: 4,
         global_chosen_tokens: 12,
-        learning_rate: 1e-4,
     }
 }
 
@@ -104,7 +103,7 @@ fn a_bucket_is_reduced_before_the_layers_below_it_are_computed() {
     let mut engine = engine(dir.path(), &recorder);
     let count = recorder.buckets.lock().unwrap().len();
     assert!(count >= 3, "{count} buckets");
-    engine.train_step(&share(1)).unwrap();
+    engine.train_step(&share(1), 1e-4).unwrap();
     // After the final norm comes the tied head's part of the embedding; the looked-up rows come last.
     let order = [0, count - 1].into_iter().chain(1..count - 1).chain([count]);
     let expected: Vec<(usize, bool)> = order.map(|bucket| (bucket, true)).collect();
@@ -116,7 +115,7 @@ fn a_bucket_is_reduced_before_the_layers_below_it_are_computed() {
 fn only_looked_up_rows_of_the_embedding_are_reduced_last() {
     let (dir, recorder) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
     let mut engine = engine(dir.path(), &recorder);
-    engine.train_step(&share(1)).unwrap();
+    engine.train_step(&share(1), 1e-4).unwrap();
     assert_eq!(recorder.sizes.lock().unwrap().last().unwrap(), &[6, 512]);
 }
 
@@ -127,7 +126,7 @@ fn every_bucket_is_reduced_once_for_any_number_of_micro_batches() {
     let buckets = recorder.buckets.lock().unwrap().len();
     for pairs in [3, 0] {
         recorder.calls.lock().unwrap().clear();
-        engine.train_step(&share(pairs)).unwrap();
+        engine.train_step(&share(pairs), 1e-4).unwrap();
         let mut called: Vec<usize> =
             recorder.calls.lock().unwrap().iter().map(|(bucket, _)| *bucket).collect();
         called.sort_unstable();

@@ -77,7 +77,7 @@ struct EngineSettings {
 
 /// This rank's share of a step.
 #[derive(Clone, Debug)]
-pub struct Share {
+pub struct StepShare {
     /// Number of the step, from 1.
     pub step: u64,
     /// Pairs of this rank.
@@ -88,8 +88,6 @@ pub struct Share {
     pub global_pairs: u64,
     /// Completion tokens of the chosen sides over all ranks.
     pub global_chosen_tokens: u64,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
 }
 
 /// Results of a step.
@@ -137,7 +135,7 @@ impl Engine {
     }
 
     /// Forward, backward, reduce, clip, update.
-    pub fn train_step(&mut self, share: &Share) -> Result<StepResult, EngineError> {
+    pub fn train_step(&mut self, share: &StepShare, learning_rate: f64) -> Result<StepResult, EngineError> {
         let _span = Span::enter(STEP);
         let mut phases = Phases::default();
         let mut totals = self.no_statistics();
@@ -157,9 +155,8 @@ impl Engine {
             self.micro_step(&work, &mut phases, &mut totals)?;
         }
         phases.measure(phase::ALL_REDUCE_WAIT, || self.parameters.finish_step())?;
-        let grad_norm = phases.measure("optimizer", || {
-            self.optimizer.step(&mut self.parameters, share.step, share.learning_rate)
-        })?;
+        let grad_norm = phases
+            .measure("optimizer", || self.optimizer.step(&mut self.parameters, share.step, learning_rate))?;
         // Waits for the device (TRN-T1).
         let found = phases.measure("report", || totals.read(&grad_norm));
         let sums = sums(&totals, &found.sums, &share.pairs, self.settings.objective);
@@ -204,7 +201,7 @@ impl Engine {
         StepStatistics { sums, kl_tokens: 0, tokens: TokenCounts::default(), references: Vec::new() }
     }
 
-    fn objective(&self, share: &Share) -> StepObjective {
+    fn objective(&self, share: &StepShare) -> StepObjective {
         let per_token = self.settings.objective.is_per_token();
         let divisor = if per_token { share.global_chosen_tokens } else { share.global_pairs };
         StepObjective { divisor: divisor as f64, ..self.settings.evaluation }

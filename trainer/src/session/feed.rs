@@ -13,6 +13,7 @@ use dyad_proto::wire::{
 use dyad_proto::{Fault, RunConfig};
 
 use crate::cost::flops::PassCost;
+use crate::engine::StepShare;
 use crate::observe::progress;
 use crate::session::Handle;
 
@@ -24,7 +25,7 @@ pub enum ReadyWork {
     /// The plan of the run.
     Plan(RunPlan),
     /// One optimizer step.
-    Step(StepShare),
+    Step(AssignedStep),
     /// An evaluation.
     Evaluate {
         /// Optimizer steps done.
@@ -49,23 +50,15 @@ pub enum ReadyWork {
     Drain,
 }
 
-/// This rank's share of an optimizer step, tokenised.
+/// An optimizer step that the coordinator has assigned, with this rank's share of it.
 #[derive(Debug)]
-pub struct StepShare {
+pub struct AssignedStep {
     /// Generation of the run.
     pub generation: u64,
-    /// Number of the step, from 1.
-    pub step: u64,
     /// Ids of this rank's pairs.
     pub ids: Vec<u64>,
-    /// This rank's pairs.
-    pub pairs: Vec<Tokenized>,
-    /// Reference log-probabilities of each pair, where they are known.
-    pub references: Vec<Option<ReferenceLogps>>,
-    /// Pairs over all ranks.
-    pub global_pairs: u64,
-    /// Completion tokens of the chosen sides over all ranks.
-    pub global_chosen_tokens: u64,
+    /// What this rank computes.
+    pub share: StepShare,
     /// Save a checkpoint after the step.
     pub checkpoint: bool,
     /// Remove that checkpoint once there are newer ones.
@@ -141,14 +134,16 @@ impl Feed {
             Received::MeasureRequest(request) => return self.answer(&request).map(|()| None),
             Received::CommunicatorReady(ready) => ReadyWork::Connect(ready),
             Received::RunPlan(plan) => ReadyWork::Plan(plan),
-            Received::Step(step) => ReadyWork::Step(StepShare {
+            Received::Step(step) => ReadyWork::Step(AssignedStep {
                 generation: step.generation,
-                step: step.step,
                 ids: ids(&step.pairs),
-                pairs: self.tokenize(Split::Train, &step.pairs)?,
-                references: references(&step.pairs),
-                global_pairs: step.global_pairs,
-                global_chosen_tokens: step.global_chosen_tokens,
+                share: StepShare {
+                    step: step.step,
+                    pairs: self.tokenize(Split::Train, &step.pairs)?,
+                    references: references(&step.pairs),
+                    global_pairs: step.global_pairs,
+                    global_chosen_tokens: step.global_chosen_tokens,
+                },
                 checkpoint: step.checkpoint,
                 rotates: step.rotates,
                 traceparent: step.traceparent,

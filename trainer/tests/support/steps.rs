@@ -1,7 +1,7 @@
 //! Two optimizer steps on a few pairs, and the comparison of their results on two devices.
 
 use dyad_data::tokenized::Tokenized;
-use trainer::engine::{Engine, Share, StepResult};
+use trainer::engine::{Engine, StepResult, StepShare};
 
 /// Pairs of different lengths, more than one micro-batch of 40 tokens.
 pub(crate) fn pairs() -> Vec<Tokenized> {
@@ -14,21 +14,20 @@ pub(crate) fn pairs() -> Vec<Tokenized> {
 }
 
 /// All of these pairs, as one rank's share of a step.
-pub(crate) fn share(step: u64) -> Share {
+pub(crate) fn share(step: u64) -> StepShare {
     let pairs = pairs();
-    Share {
+    StepShare {
         step,
         references: vec![None; pairs.len()],
         global_pairs: pairs.len() as u64,
         global_chosen_tokens: 23,
         pairs,
-        learning_rate: 1e-3,
     }
 }
 
 /// Two steps: the results of the second show whether the first learned the same.
 pub(crate) fn two_steps(engine: &mut Engine) -> [StepResult; 2] {
-    [1, 2].map(|step| engine.train_step(&share(step)).unwrap())
+    [1, 2].map(|step| engine.train_step(&share(step), 1e-3).unwrap())
 }
 
 /// Differences beyond the tolerance, relative to the first device's value if that is above one.
