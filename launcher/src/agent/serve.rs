@@ -155,8 +155,9 @@ impl ServingAgent {
         }
         let (news, processes, process) = (self.news.clone(), Rc::clone(&self.processes), start.process);
         tokio::task::spawn_local(async move {
-            let status = watch(child, process, &news).await;
-            processes.borrow_mut().remove(&process);
+            // Once it is reaped, the kernel may give its id to another process.
+            let reaped = || drop(processes.borrow_mut().remove(&process));
+            let status = watch(child, process, &news, reaped).await;
             let _ = news.send(encode(&Reply::Ended { process, status })).await;
         });
         Ok(())
@@ -256,14 +257,16 @@ impl ServingAgent {
     }
 }
 
-/// Forwards a process's lines until it has ended and all are read. Returns its status as wait(2) does.
-async fn watch(mut child: Child, process: u64, news: &mpsc::Sender<String>) -> i32 {
+/// Forwards a process's lines until it has ended and all are read; a process that it started may keep them open. Calls `reaped` as
+/// soon as it has ended. Returns its status as wait(2) does.
+async fn watch(mut child: Child, process: u64, news: &mpsc::Sender<String>, reaped: impl FnOnce()) -> i32 {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (_, _, status) = tokio::join!(
-        pass_on(stdout, process, true, news),
-        pass_on(stderr, process, false, news),
-        child.wait()
-    );
+    let (_, _, status) =
+        tokio::join!(pass_on(stdout, process, true, news), pass_on(stderr, process, false, news), async {
+            let status = child.wait().await;
+            reaped();
+            status
+        });
     raw_status(status)
 }
 
