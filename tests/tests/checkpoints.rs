@@ -228,6 +228,7 @@ fn a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole() {
     assert_eq!(output.status.code(), Some(1), "(needs root) {text}");
     let error = text.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
     assert!(error.contains("cannot write") && error.contains("No space left on device"), "{text}");
+    assert!(!text.contains("restart  "), "{text}");
     let left = workspace.path("left");
     let last = checkpoints(&left).iter().map(|name| name[11..].parse::<u64>().unwrap()).max().unwrap();
     assert!(

@@ -182,7 +182,10 @@ async fn follow(
             tokio::time::timeout(VERDICT, show(&mut events, &mut progress)).await.unwrap_or(Outcome::Silent).or(failed)
         }
         // If the host is cut off, the event stream stays silent for a long time.
-        fault = fleet.coordinator.lost() => Outcome::Failed(fault.from_origin(fleet.coordinator.label.clone()).of_process(&Process::Coordinator)),
+        fault = fleet.coordinator.lost() => {
+            let fault = fault.from_origin(fleet.coordinator.label.clone());
+            Outcome::Failed(fault.of_process(&Process::Coordinator))
+        }
     };
     *reached = progress.0.reached;
     match failure {
