@@ -156,7 +156,9 @@ impl ServingAgent {
         let (news, processes, process) = (self.news.clone(), Rc::clone(&self.processes), start.process);
         tokio::task::spawn_local(async move {
             // Once it is reaped, the kernel may give its id to another process.
-            let reaped = || drop(processes.borrow_mut().remove(&process));
+            let reaped = || {
+                processes.borrow_mut().remove(&process);
+            };
             let status = watch(child, process, &news, reaped).await;
             let _ = news.send(encode(&Reply::Ended { process, status })).await;
         });
