@@ -51,6 +51,7 @@ pub const FAREWELL: Duration = Duration::from_secs(5);
 
 /// An input of the state machine.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "events are handled one at a time and not kept")]
 pub enum Event {
     /// A trainer sent a message.
     Message(TrainerId, Up),

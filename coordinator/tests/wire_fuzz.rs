@@ -64,7 +64,10 @@ fn sums() -> impl Strategy<Value = Option<PreferenceSums>> {
             PreferenceSums {
                 pairs,
                 loss,
-                kl,
+                nll: kl,
+                kl_chosen: kl,
+                chosen_tokens: correct,
+                chosen_tokens_correct: pairs,
                 tokens,
                 completion_tokens: tokens,
                 kl_tokens: correct,

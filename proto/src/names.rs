@@ -28,8 +28,22 @@ pub mod metric {
     pub const LOGPS_REJECTED: &str = "logps/rejected";
     /// Share of pairs whose chosen completion is the likelier one.
     pub const LOGPS_ACCURACIES: &str = "logps/accuracies";
+    /// Negative log-likelihood of the chosen completions per token, if it is a term of the loss of pairs.
+    pub const NLL_LOSS: &str = "nll_loss";
     /// KL divergence of policy and reference per completion token, nats.
     pub const KL: &str = "kl";
+    /// The same over the tokens of chosen completions.
+    pub const KL_CHOSEN: &str = "kl/chosen";
+    /// The same over the tokens of rejected completions.
+    pub const KL_REJECTED: &str = "kl/rejected";
+    /// Mean logit over the tokens of chosen completions and the vocabulary.
+    pub const LOGITS_CHOSEN: &str = "logits/chosen";
+    /// Mean logit over the tokens of rejected completions and the vocabulary.
+    pub const LOGITS_REJECTED: &str = "logits/rejected";
+    /// Entropy of the policy's distribution per completion token, nats.
+    pub const ENTROPY: &str = "entropy";
+    /// Share of the tokens of chosen completions that are the policy's most likely ones.
+    pub const MEAN_TOKEN_ACCURACY: &str = "mean_token_accuracy";
     /// Loss terms that layers add, such as a router's; included in the loss. Absent without such layers.
     pub const AUX_LOSS: &str = "aux_loss";
     /// Tokens trained on so far.

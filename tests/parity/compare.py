@@ -46,7 +46,15 @@ METRICS = {
     "rewards/margins": Allowed(1e-4),
     "logps/chosen": Allowed(1e-4),
     "logps/rejected": Allowed(1e-4),
+    # The rounding of float32 in logits near 10 is 1e-6; their mean over the vocabulary may be near 0.
+    "logits/chosen": Allowed(1e-4, 0.1),
+    "logits/rejected": Allowed(1e-4, 0.1),
+    "entropy": Allowed(1e-4),
+    "mean_token_accuracy": Allowed(1e-6),
+    "nll_loss": Allowed(1e-4),
     "kl": Allowed(3e-4, 0.01),
+    "kl/chosen": Allowed(3e-4, 0.01),
+    "kl/rejected": Allowed(3e-4, 0.01),
     "num_tokens": Allowed(0.0),
 }
 WEIGHTS_TOLERANCE = 1e-4

@@ -19,11 +19,13 @@ from typing import Any
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
+from torch.nn.functional import cross_entropy
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOTrainer
 from trl.trainer.utils import use_adapter
 
 from cases import as_dpo_row, as_sft_row, read_rows
@@ -46,12 +48,13 @@ class DPOTrainerWithKL(DPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Measures the divergence from the reference, then returns TRL's loss."""
-        self._metrics["train"]["kl"].append(self.divergence(model, inputs))
+        for name, value in self.divergence(model, inputs).items():
+            self._metrics["train"][name].append(value)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     @torch.no_grad()
-    def divergence(self, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
-        """Token mean of KL(policy || reference), summed in float64."""
+    def divergence(self, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Token means of KL(policy || reference), summed in float64."""
         reference, adapter = self.ref_model, contextlib.nullcontext()
         if reference is None:
             reference, adapter = model, use_adapter(model, adapter_name=None)
@@ -65,32 +68,66 @@ class DPOTrainerWithKL(DPOTrainer):
         policy = log_probs(model)
         with adapter:
             base = log_probs(reference)
-        return (policy.exp() * (policy - base)).sum(-1).mean().item()
+        divergences = (policy.exp() * (policy - base)).sum(-1)
+        # The first half of the batch are the chosen completions.
+        chosen = scored.clone()
+        chosen[len(chosen) // 2 :] = False
+        of_chosen = chosen[scored]
+        return {
+            "kl": divergences.mean().item(),
+            "kl/chosen": divergences[of_chosen].mean().item(),
+            "kl/rejected": divergences[~of_chosen].mean().item(),
+        }
 
 
-class SimPOTrainer(DPOTrainer):
-    """The batches of `DPOTrainer` with the SimPO loss of `CPOTrainer`, because `CPOTrainer` tokenises pairs differently."""
+class UnreferencedTrainer(DPOTrainer):
+    """The batches of `DPOTrainer` with the losses of `CPOTrainer` and `ORPOTrainer`, which tokenise pairs differently."""
 
-    loss_type, label_smoothing, alpha = "simpo", 0.0, 0.0
+    run: dict[str, Any]
+    alpha = 0.0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """`CPOTrainer.get_batch_logps` and `CPOTrainer.cpo_loss`, with `cpo_alpha` 0."""
+        """`get_batch_logps`, then `cpo_loss` or `odds_ratio_loss`, and the likelihood of the chosen completions."""
+        run = self.run
+        self.loss_type = {"cpo": "sigmoid", "sigmoid": "simpo"}.get(run["loss_type"], run["loss_type"])
+        self.simpo_gamma, self.label_smoothing = run.get("simpo_gamma", 0.5), run.get("label_smoothing", 0.0)
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        chosen, rejected = CPOTrainer.get_batch_logps(logits, labels, average_log_prob=True).chunk(2)
-        losses, chosen_rewards, rejected_rewards = CPOTrainer.cpo_loss(self, chosen, rejected)
+        mean = self.loss_type != "sigmoid"
+        chosen, rejected = CPOTrainer.get_batch_logps(logits, labels, average_log_prob=mean).chunk(2)
+        half = len(chosen)
+        nll = cross_entropy(logits[:half, :-1].flatten(0, 1), labels[:half, 1:].flatten())
+        if self.loss_type == "orpo":
+            scores, chosen_rewards, rejected_rewards, _, _ = ORPOTrainer.odds_ratio_loss(self, chosen, rejected)
+            losses, likelihood = -scores, 1.0
+        else:
+            losses, chosen_rewards, rejected_rewards = CPOTrainer.cpo_loss(self, chosen, rejected)
+            likelihood = run.get("cpo_alpha", 1.0) if run["loss_type"] == "cpo" else run.get("rpo_alpha", 0.0)
         self._total_train_tokens += inputs["attention_mask"].sum().item()
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        for name, values in {
+        means = {
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
             "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
             "rewards/margins": chosen_rewards - rejected_rewards,
             "logps/chosen": chosen,
             "logps/rejected": rejected,
-        }.items():
+        }
+        if likelihood:
+            means["nll_loss"] = nll
+        for name, values in means.items():
             self._metrics["train"][name].append(values.detach().mean().item())
-        return losses.mean()
+        return losses.mean() + likelihood * nll
+
+
+class ReferenceFreeTrainer(DPOTrainer):
+    """`DPOTrainer` with reference log-probabilities of zero, which earlier versions of TRL called `reference_free`."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss with known reference scores, all zero."""
+        self.precompute_ref_logps = True
+        zeros = torch.zeros(len(inputs["input_ids"]) // 2)
+        return super().compute_loss(model, inputs | {"ref_chosen_logps": zeros, "ref_rejected_logps": zeros})
 
 
 def training_arguments(run: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -141,12 +178,37 @@ def make_trainer(case_dir: Path, run: dict[str, Any], out: Path, log: StepLog) -
         config = SFTConfig(**arguments, completion_only_loss=True, packing=False)
         return SFTTrainer(args=config, train_dataset=Dataset.from_list([as_sft_row(pair) for pair in pairs]), **shared)
     rows = Dataset.from_list([as_dpo_row(pair) for pair in pairs])
-    if run["loss_type"] == "simpo":
-        trainer = SimPOTrainer(args=DPOConfig(**arguments, beta=run["dpo_beta"]), train_dataset=rows, **shared)
-        trainer.simpo_gamma = run["simpo_gamma"]
+    return preference_trainer(run, arguments, train_dataset=rows, **shared)
+
+
+# Keys that Dyad shares with `DPOConfig`.
+SHARED_KEYS = [
+    "f_alpha_divergence_coef",
+    "f_divergence_type",
+    "label_smoothing",
+    "ld_alpha",
+    "loss_weights",
+    "use_weighting",
+]
+
+
+def preference_trainer(run: dict[str, Any], arguments: dict[str, Any], **shared: Any) -> DPOTrainer:
+    """The trainer of a preference objective."""
+    losses = run["loss_type"] if isinstance(run["loss_type"], list) else [run["loss_type"]]
+    if losses[0] in ("simpo", "cpo", "orpo") or run.get("simpo_gamma"):
+        trainer = UnreferencedTrainer(args=DPOConfig(**arguments, beta=run["dpo_beta"]), **shared)
+        trainer.run = run
         return trainer
-    config = DPOConfig(**arguments, beta=run["dpo_beta"], loss_type=[run["loss_type"]])
-    return DPOTrainerWithKL(args=config, train_dataset=rows, **shared)
+    keys = {key: run[key] for key in SHARED_KEYS if key in run}
+    if run.get("rpo_alpha"):
+        # What TRL has in its place.
+        losses, keys["loss_weights"] = [*losses, "sft"], [1.0, run["rpo_alpha"]]
+    if run.get("dpo_normalize_logratios_by_length"):
+        losses = ["sigmoid_norm"]
+    config = DPOConfig(**arguments, **keys, beta=run["dpo_beta"], loss_type=losses)
+    if run.get("dpo_reference_free"):
+        return ReferenceFreeTrainer(args=config, **shared)
+    return DPOTrainerWithKL(args=config, **shared)
 
 
 def main() -> None:

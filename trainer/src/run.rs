@@ -369,7 +369,9 @@ fn not_finite(sums: &PreferenceSums) -> Option<String> {
         ("log-probability of the other outputs", sums.logps_rejected),
         ("reward of the preferred outputs", sums.rewards_chosen),
         ("reward of the other outputs", sums.rewards_rejected),
-        ("KL divergence", sums.kl),
+        ("KL divergence", sums.kl_chosen + sums.kl_rejected),
+        ("negative log-likelihood", sums.nll),
+        ("entropy", sums.entropy),
     ];
     let (name, value) = all.into_iter().find(|(_, value)| !value.is_finite())?;
     Some(format!("the {name} is {value}"))

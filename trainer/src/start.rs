@@ -116,7 +116,8 @@ pub fn start(
     handle.send(Sent::Facts(Facts { facts: loaded }));
     tracing::info!(seconds = began.elapsed().as_secs_f32(), "loaded");
     let keeps_references = place.rank == 0 && config.keeps_references();
-    let reference_key = if keeps_references { reference_key(&sources, &parts)? } else { String::new() };
+    let reference_key =
+        if keeps_references { reference_key(&config, &sources, &parts)? } else { String::new() };
     report(handle, &mut parts, began, reference_key);
     drop(loading);
     handle.enter(Phase::Measuring, 0);
@@ -130,12 +131,14 @@ pub fn start(
 }
 
 /// Key of everything that the reference model's scores depend on.
-fn reference_key(sources: &Sources, parts: &Parts) -> Result<String, Fault> {
+fn reference_key(config: &RunConfig, sources: &Sources, parts: &Parts) -> Result<String, Fault> {
     let place = parts.policy.place;
+    let device = if place.device.is_cuda() { "cuda" } else { "cpu" };
+    let tails = config.ld_alpha.map(|weight| format!(" ld_alpha {weight}")).unwrap_or_default();
     let weights = [Some(&sources.base), sources.adapter.as_ref()];
     let key = ReferenceModel {
         weights: weights.into_iter().flatten().map(PathBuf::as_path).collect(),
-        arithmetic: format!("{:?} {}", place.kind, if place.device.is_cuda() { "cuda" } else { "cpu" }),
+        arithmetic: format!("{:?} {device}{tails}", place.kind),
     };
     key.key()
 }

@@ -190,10 +190,12 @@ fn memory_does_not_grow_by_tokens_times_vocabulary() {
     for length in [300, 600] {
         let mut engine =
             engine_there(dir.path(), |config| (config.lora, config.dtype) = (true, Dtype::Bfloat16));
-        let pair = |n: u32| Tokenized {
-            prompt: vec![5, 6, n],
-            chosen: (0..length).map(|at| 7 + at % 200).collect(),
-            rejected: (0..length).map(|at| 8 + at % 150).collect(),
+        let pair = |n: u32| {
+            Tokenized::new(
+                vec![5, 6, n],
+                (0..length).map(|at| 7 + at % 200).collect(),
+                (0..length).map(|at| 8 + at % 150).collect(),
+            )
         };
         let step = StepShare { pairs: (10..12).map(pair).collect(), references: vec![None; 2], ..share(1) };
         recorder::start(true, true).unwrap();

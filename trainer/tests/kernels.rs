@@ -12,7 +12,7 @@ use trainer::observe::timing::peak_resident_bytes;
 
 fn share(step: u32, length: u32) -> StepShare {
     let tokens = |first: u32| (0..length).map(|at| first + at % 200).collect();
-    let pair = Tokenized { prompt: vec![5, 6, 7], chosen: tokens(7), rejected: tokens(8) };
+    let pair = Tokenized::new(vec![5, 6, 7], tokens(7), tokens(8));
     StepShare {
         step: step.into(),
         pairs: vec![pair],

@@ -26,10 +26,12 @@ fn model(dir: &Path) {
 
 /// Pairs with this many completion tokens a side.
 fn share(length: u32) -> StepShare {
-    let pair = |n: u32| Tokenized {
-        prompt: vec![5, 6, n],
-        chosen: (0..length).map(|at| 7 + at % 200).collect(),
-        rejected: (0..length).map(|at| 8 + at % 150).collect(),
+    let pair = |n: u32| {
+        Tokenized::new(
+            vec![5, 6, n],
+            (0..length).map(|at| 7 + at % 200).collect(),
+            (0..length).map(|at| 8 + at % 150).collect(),
+        )
     };
     StepShare {
         step: 1,

@@ -87,7 +87,7 @@ fn engine(dir: &std::path::Path, recorder: &Arc<Recorder>) -> Engine {
 }
 
 fn share(pairs: usize) -> StepShare {
-    let pair = |n: u32| Tokenized { prompt: vec![5, 6, n], chosen: vec![7, n, 9], rejected: vec![n, 8] };
+    let pair = |n: u32| Tokenized::new(vec![5, 6, n], vec![7, n, 9], vec![n, 8]);
     StepShare {
         step: 1,
         pairs: (10..10 + pairs as u32).map(pair).collect(),

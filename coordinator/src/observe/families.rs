@@ -33,7 +33,7 @@ pub(super) type Seconds = Family<Labels, Counter<f64, AtomicU64>>;
 type Named = (&'static str, &'static str, &'static str);
 
 /// Metrics of steps and evaluations; those of evaluations have the prefix `eval_`.
-const BOTH: [Named; 8] = [
+const BOTH: [Named; 15] = [
     (metric::LOSS, "loss", "Loss of the last step"),
     (
         metric::REWARDS_ACCURACIES,
@@ -50,6 +50,37 @@ const BOTH: [Named; 8] = [
         "Mean log-probability of rejected answers under the policy, nats",
     ),
     (metric::KL, "kl_nats", "KL divergence of policy and reference per completion token"),
+    (
+        metric::KL_CHOSEN,
+        "kl_chosen_nats",
+        "KL divergence of policy and reference per token of chosen answers",
+    ),
+    (
+        metric::KL_REJECTED,
+        "kl_rejected_nats",
+        "KL divergence of policy and reference per token of rejected answers",
+    ),
+    (
+        metric::LOGITS_CHOSEN,
+        "logits_chosen",
+        "Mean logit over the tokens of chosen answers and the vocabulary",
+    ),
+    (
+        metric::LOGITS_REJECTED,
+        "logits_rejected",
+        "Mean logit over the tokens of rejected answers and the vocabulary",
+    ),
+    (metric::ENTROPY, "entropy_nats", "Entropy of the policy's distribution per completion token"),
+    (
+        metric::MEAN_TOKEN_ACCURACY,
+        "mean_token_accuracy_ratio",
+        "Share of the tokens of chosen answers that are the policy's most likely ones",
+    ),
+    (
+        metric::NLL_LOSS,
+        "nll_loss",
+        "Negative log-likelihood of chosen answers per token, where it is a term of the loss",
+    ),
 ];
 
 /// Metrics of steps only.

@@ -294,7 +294,7 @@ mod tests {
         };
         let reports = [report(0), report(1)];
         let context =
-            StepContext { objective: Objective::Preference(LossType::Sigmoid), epoch: 0.5, tokens_before: 0 };
+            StepContext { objective: Objective::of_loss(LossType::Sigmoid), epoch: 0.5, tokens_before: 0 };
         metrics.step(1, &step_row(&reports, context), &reports, trace);
     }
 
@@ -406,7 +406,7 @@ mod tests {
         step(&metrics, 1.0, None);
         let sums = PreferenceSums { pairs: 2, loss: 3.0, rewards_chosen: 1.0, ..PreferenceSums::default() };
         let report = EvaluationReport { sums: Some(sums), ..EvaluationReport::default() };
-        metrics.evaluation(&evaluation_row(&[report], Objective::Preference(LossType::Sigmoid)));
+        metrics.evaluation(&evaluation_row(&[report], Objective::of_loss(LossType::Sigmoid)));
         assert_eq!(value(&metrics, "dyad_loss{}"), "0.25");
         assert_eq!(value(&metrics, "dyad_eval_loss{}"), "1.5");
         assert_eq!(value(&metrics, "dyad_eval_reward_chosen{}"), "0.5");

@@ -338,8 +338,8 @@ mod tests {
         assert_eq!((lengths.records(), lengths.count(PairVerdict::DroppedTooLong)), (7, 2));
         assert_eq!(lengths.chosen_tokens(&[0, 4]), 10);
         let tokens = |objective| lengths.weigh(&[4], objective)[0].cost;
-        let dpo = Objective::Preference(LossType::Sigmoid);
-        assert_eq!((tokens(dpo), tokens(Objective::Likelihood)), (22, 15));
+        let dpo = Objective::of_loss(LossType::Sigmoid);
+        assert_eq!((tokens(dpo), tokens(Objective::LIKELIHOOD)), (22, 15));
     }
 
     /// Reports arrive in any order, but the message names the first bad line of the file.

@@ -43,12 +43,14 @@ impl MetricsRow {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
     }
 
-    /// The first value that is NaN or infinite, except durations and speeds.
+    /// The first value that is NaN or infinite, except durations, speeds and mean logits.
     #[must_use]
     pub fn no_number(&self) -> Option<(&str, f64)> {
-        // Times and speeds do not depend on the model.
-        let of_time = |name: &str| name.ends_with("seconds") || name.ends_with("_per_second");
-        self.iter().find(|(name, value)| !value.is_finite() && !of_time(name))
+        // Times and speeds do not depend on the model. A model that masks tokens has logits of minus infinity.
+        let may = |name: &str| {
+            name.ends_with("seconds") || name.ends_with("_per_second") || name.contains("logits/")
+        };
+        self.iter().find(|(name, value)| !value.is_finite() && !may(name))
     }
 
     /// All keys and values, in writing order.
@@ -74,16 +76,24 @@ pub fn total<'a>(sums: impl IntoIterator<Item = &'a PreferenceSums>) -> Preferen
     sums.into_iter().fold(PreferenceSums::default(), |total, rank| PreferenceSums {
         pairs: total.pairs + rank.pairs,
         loss: total.loss + rank.loss,
+        nll: total.nll + rank.nll,
         rewards_chosen: total.rewards_chosen + rank.rewards_chosen,
         rewards_rejected: total.rewards_rejected + rank.rewards_rejected,
         rewards_correct: total.rewards_correct + rank.rewards_correct,
         logps_chosen: total.logps_chosen + rank.logps_chosen,
         logps_rejected: total.logps_rejected + rank.logps_rejected,
         logps_correct: total.logps_correct + rank.logps_correct,
-        kl: total.kl + rank.kl,
+        kl_chosen: total.kl_chosen + rank.kl_chosen,
+        kl_rejected: total.kl_rejected + rank.kl_rejected,
+        logits_chosen: total.logits_chosen + rank.logits_chosen,
+        logits_rejected: total.logits_rejected + rank.logits_rejected,
+        entropy: total.entropy + rank.entropy,
+        chosen_tokens_correct: total.chosen_tokens_correct + rank.chosen_tokens_correct,
         completion_tokens: total.completion_tokens + rank.completion_tokens,
+        chosen_tokens: total.chosen_tokens + rank.chosen_tokens,
         tokens: total.tokens + rank.tokens,
         kl_tokens: total.kl_tokens + rank.kl_tokens,
+        kl_chosen_tokens: total.kl_chosen_tokens + rank.kl_chosen_tokens,
         aux_loss: total.aux_loss + rank.aux_loss,
     })
 }
@@ -139,16 +149,25 @@ pub fn evaluation_row(reports: &[EvaluationReport], objective: Objective) -> Met
     row
 }
 
-/// Mean loss over pairs or completion tokens, plus the layers' own loss.
+/// Mean loss over pairs, plus the likelihood term and the layers' own loss.
 fn loss(sums: &PreferenceSums, objective: Objective) -> f64 {
-    let count = if objective.is_per_token() { sums.completion_tokens } else { sums.pairs };
-    sums.loss / count as f64 + sums.aux_loss
+    let likelihood = match objective.nll_weight() {
+        0.0 => 0.0,
+        factor => factor * nll(sums),
+    };
+    sums.loss / sums.pairs as f64 + likelihood + sums.aux_loss
+}
+
+/// Negative log-likelihood of the chosen outputs, a mean over their tokens.
+fn nll(sums: &PreferenceSums) -> f64 {
+    sums.nll / sums.chosen_tokens as f64
 }
 
 fn push_preferences(row: &mut MetricsRow, sums: &PreferenceSums, objective: Objective, prefix: &str) {
     let pairs = sums.pairs as f64;
+    let both = objective.scores_both_outputs();
     let chosen = (metric::LOGPS_CHOSEN, sums.logps_chosen / pairs);
-    let values = match objective.scores_both_outputs() {
+    let mut values = match both {
         false => vec![chosen],
         true => vec![
             (metric::REWARDS_CHOSEN, sums.rewards_chosen / pairs),
@@ -159,16 +178,35 @@ fn push_preferences(row: &mut MetricsRow, sums: &PreferenceSums, objective: Obje
             (metric::LOGPS_REJECTED, sums.logps_rejected / pairs),
         ],
     };
-    for (key, value) in values {
-        row.push(format!("{prefix}{key}"), value);
+    values.extend(token_means(sums, both));
+    if both && objective.nll_weight() != 0.0 {
+        values.push((metric::NLL_LOSS, nll(sums)));
     }
     if sums.aux_loss != 0.0 {
-        row.push(format!("{prefix}{}", metric::AUX_LOSS), sums.aux_loss);
+        values.push((metric::AUX_LOSS, sums.aux_loss));
     }
     // There is no KL for pairs with known reference scores: the reference model did not run on them.
     if objective.needs_reference() && sums.kl_tokens > 0 {
-        row.push(format!("{prefix}{}", metric::KL), sums.kl / sums.kl_tokens as f64);
+        let (all, chosen) = (sums.kl_tokens as f64, sums.kl_chosen_tokens as f64);
+        values.push((metric::KL, (sums.kl_chosen + sums.kl_rejected) / all));
+        values.push((metric::KL_CHOSEN, sums.kl_chosen / chosen));
+        values.push((metric::KL_REJECTED, sums.kl_rejected / (all - chosen)));
     }
+    for (key, value) in values {
+        row.push(format!("{prefix}{key}"), value);
+    }
+}
+
+/// Metrics that are means over completion tokens.
+fn token_means(sums: &PreferenceSums, both: bool) -> Vec<(&'static str, f64)> {
+    let (all, chosen) = (sums.completion_tokens as f64, sums.chosen_tokens as f64);
+    let mut values = vec![(metric::LOGITS_CHOSEN, sums.logits_chosen / chosen)];
+    if both {
+        values.push((metric::LOGITS_REJECTED, sums.logits_rejected / (all - chosen)));
+    }
+    values.push((metric::ENTROPY, sums.entropy / all));
+    values.push((metric::MEAN_TOKEN_ACCURACY, sums.chosen_tokens_correct as f64 / chosen));
+    values
 }
 
 fn slowest(seconds: impl Iterator<Item = f64>) -> f64 {
@@ -191,8 +229,16 @@ mod tests {
             logps_chosen: -10.0,
             logps_rejected: -12.0,
             logps_correct: 1,
-            kl: 0.5,
+            kl_chosen: 0.2,
+            kl_rejected: 0.3,
+            kl_chosen_tokens: 5,
+            logits_chosen: 5.0,
+            logits_rejected: -5.0,
+            entropy: 20.0,
+            chosen_tokens_correct: 4,
             completion_tokens: 10,
+            chosen_tokens: 5,
+            nll: 0.0,
             tokens: 40,
             kl_tokens: 10,
             aux_loss: 0.0,
@@ -206,8 +252,16 @@ mod tests {
             logps_chosen: -50.0,
             logps_rejected: -48.0,
             logps_correct: 1,
-            kl: 1.5,
+            kl_chosen: 0.8,
+            kl_rejected: 0.7,
+            kl_chosen_tokens: 45,
+            logits_chosen: 45.0,
+            logits_rejected: 0.0,
+            entropy: 80.0,
+            chosen_tokens_correct: 6,
             completion_tokens: 90,
+            chosen_tokens: 45,
+            nll: 0.0,
             tokens: 360,
             kl_tokens: 90,
             aux_loss: 0.0,
@@ -224,13 +278,18 @@ mod tests {
         [report(small, 0.5), report(large, 2.0)]
     }
 
-    const SIGMOID: Objective = Objective::Preference(LossType::Sigmoid);
-    const DPO: StepContext = StepContext { objective: SIGMOID, epoch: 0.5, tokens_before: 1000 };
+    fn sigmoid() -> Objective {
+        Objective::of_loss(LossType::Sigmoid)
+    }
+
+    fn dpo() -> StepContext {
+        StepContext { objective: sigmoid(), epoch: 0.5, tokens_before: 1000 }
+    }
 
     /// Ranks hold 1 and 3 pairs: a mean of the ranks' means would give loss 0.5, not 0.3.
     #[test]
     fn ranks_weigh_by_their_pairs_and_tokens() {
-        let row = step_row(&reports(), DPO);
+        let row = step_row(&reports(), dpo());
         let close = |key: &str, expected: f64| {
             let value = row.get(key).unwrap();
             assert!((value - expected).abs() < 1e-12, "{key}: {value} is not {expected}");
@@ -243,6 +302,12 @@ mod tests {
         close("logps/chosen", -15.0);
         close("logps/rejected", -15.0);
         close("kl", 0.02);
+        close("kl/chosen", 0.02);
+        close("kl/rejected", 0.02);
+        close("logits/chosen", 1.0);
+        close("logits/rejected", -0.1);
+        close("entropy", 1.0);
+        close("mean_token_accuracy", 0.2);
         close("num_tokens", 1400.0);
         close("step_seconds", 2.0);
         close("tokens_per_second", 200.0);
@@ -252,10 +317,11 @@ mod tests {
 
     #[test]
     fn keys_come_in_the_documented_order() {
-        let json = step_row(&reports(), DPO).to_json();
+        let json = step_row(&reports(), dpo()).to_json();
         let keys: Map<String, Value> = serde_json::from_str(&json).unwrap();
         let expected = "step epoch loss grad_norm learning_rate rewards/chosen rewards/rejected rewards/accuracies \
-                        rewards/margins logps/chosen logps/rejected kl num_tokens step_seconds tokens_per_second \
+                        rewards/margins logps/chosen logps/rejected logits/chosen logits/rejected entropy \
+                        mean_token_accuracy kl kl/chosen kl/rejected num_tokens step_seconds tokens_per_second \
                         pairs_per_second peak_memory_bytes";
         assert_eq!(keys.keys().map(String::as_str).collect::<Vec<_>>().join(" "), expected);
         assert!(
@@ -266,7 +332,13 @@ mod tests {
 
     #[test]
     fn fine_tuning_divides_by_tokens_and_has_no_preference_keys() {
-        let row = step_row(&reports(), StepContext { objective: Objective::Likelihood, ..DPO });
+        let mut reports = reports();
+        for (report, nll) in reports.iter_mut().zip([0.4, 0.2]) {
+            let sums = report.sums.as_mut().unwrap();
+            (sums.loss, sums.nll) = (0.0, nll);
+        }
+        let row = step_row(&reports, StepContext { objective: Objective::LIKELIHOOD, ..dpo() });
+        // 50 tokens of chosen outputs.
         assert!((row.get("loss").unwrap() - 0.012).abs() < 1e-12);
         assert_eq!(row.get("logps/chosen"), Some(-15.0));
         for absent in ["rewards/chosen", "rewards/margins", "logps/rejected", "kl"] {
@@ -282,23 +354,23 @@ mod tests {
             seconds: report.step_seconds,
             ..EvaluationReport::default()
         });
-        let row = evaluation_row(&reports, SIGMOID);
+        let row = evaluation_row(&reports, sigmoid());
         assert!((row.get("eval_loss").unwrap() - 0.3).abs() < 1e-12);
         assert_eq!(row.get("eval_logps/accuracies"), Some(0.5));
         assert_eq!(row.get("eval_rewards/accuracies"), Some(0.75));
         assert_eq!(row.get("eval_seconds"), Some(2.0));
         assert!(row.values().keys().all(|key| key == "step" || key.starts_with("eval_")));
-        assert_eq!(evaluation_row(&reports, Objective::Likelihood).values().len(), 4);
+        assert_eq!(evaluation_row(&reports, Objective::LIKELIHOOD).values().len(), 7);
     }
 
     #[test]
     fn kl_is_a_mean_over_the_tokens_that_it_was_measured_on() {
         let mut reports = reports();
         let sums = reports[1].sums.as_mut().unwrap();
-        (sums.kl, sums.kl_tokens) = (0.0, 0);
-        assert_eq!(step_row(&reports, DPO).get("kl"), Some(0.05));
+        (sums.kl_chosen, sums.kl_rejected, sums.kl_tokens, sums.kl_chosen_tokens) = (0.0, 0.0, 0, 0);
+        assert_eq!(step_row(&reports, dpo()).get("kl"), Some(0.05));
         reports[0].sums.as_mut().unwrap().kl_tokens = 0;
-        assert_eq!(step_row(&reports, DPO).get("kl"), None);
+        assert_eq!(step_row(&reports, dpo()).get("kl"), None);
     }
 
     #[test]
@@ -307,7 +379,7 @@ mod tests {
         for report in &mut reports {
             report.sums.as_mut().unwrap().aux_loss = 0.125;
         }
-        let row = step_row(&reports, DPO);
+        let row = step_row(&reports, dpo());
         assert_eq!((row.get("loss"), row.get("aux_loss")), (Some(0.3 + 0.25), Some(0.25)));
     }
 
@@ -315,6 +387,6 @@ mod tests {
     fn values_that_are_not_finite_are_null() {
         let mut reports = reports();
         reports[0].grad_norm = f64::NAN;
-        assert!(step_row(&reports, DPO).to_json().contains(r#""grad_norm":null,"#));
+        assert!(step_row(&reports, dpo()).to_json().contains(r#""grad_norm":null,"#));
     }
 }

@@ -59,6 +59,9 @@ impl Run {
                 );
             }
         }
+        for note in spec.config.unusual() {
+            tracing::warn!("{note}");
+        }
         if plan.start_step > plan.total_steps {
             return Err(fewer(
                 &format!("{} has done {}", plan.resume_from, counted(plan.start_step, "step")),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::RunConfig;
-use crate::run_config::{LossType, Objective};
+use crate::run_config::{FDivergenceType, LossType};
 
 /// How a resume treats a key whose value differs from the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +54,19 @@ pub const ROLES: &[(&str, KeyRole)] = &[
     ("lora_trainable_modules", KeyRole::Computes),
     ("merge_adapter", KeyRole::Deliberate),
     ("loss_type", KeyRole::Computes),
+    ("loss_weights", KeyRole::Computes),
     ("dpo_beta", KeyRole::Computes),
+    ("label_smoothing", KeyRole::Computes),
+    ("dpo_normalize_logratios_by_length", KeyRole::Computes),
+    ("rpo_alpha", KeyRole::Computes),
+    ("dpo_reference_free", KeyRole::Computes),
     ("simpo_gamma", KeyRole::Computes),
+    ("cpo_alpha", KeyRole::Computes),
+    ("f_divergence_type", KeyRole::Computes),
+    ("f_alpha_divergence_coef", KeyRole::Computes),
+    ("ld_alpha", KeyRole::Computes),
+    ("discopop_tau", KeyRole::Computes),
+    ("use_weighting", KeyRole::Computes),
     ("reference_logps", KeyRole::Computes),
     ("reference_cache", KeyRole::DoesNotMatter),
     ("n_checkpoints", KeyRole::Deliberate),
@@ -77,10 +88,16 @@ pub const ROLES: &[(&str, KeyRole)] = &[
 
 /// Whether a run with this configuration uses the key.
 pub(super) fn is_read(key: &str, config: &RunConfig) -> bool {
+    let both_outputs = config.objective().scores_both_outputs();
     match key {
         "lora_r" | "lora_alpha" | "lora_dropout" | "lora_trainable_modules" => config.lora,
-        "loss_type" | "dpo_beta" => config.objective().scores_both_outputs(),
-        "simpo_gamma" => config.objective() == Objective::Preference(LossType::Simpo),
+        "loss_type" | "loss_weights" | "dpo_beta" | "label_smoothing" => both_outputs,
+        "dpo_normalize_logratios_by_length" | "rpo_alpha" | "dpo_reference_free" => both_outputs,
+        "f_divergence_type" | "ld_alpha" | "use_weighting" => both_outputs,
+        "simpo_gamma" => config.pair_losses().iter().any(|term| term.loss == LossType::Simpo),
+        "cpo_alpha" => config.loss_type.contains(LossType::Cpo),
+        "f_alpha_divergence_coef" => config.f_divergence_type == FDivergenceType::AlphaDivergence,
+        "discopop_tau" => config.loss_type.contains(LossType::Discopop),
         "reference_logps" => config.objective().needs_reference(),
         _ => true,
     }

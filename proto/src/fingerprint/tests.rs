@@ -1,7 +1,7 @@
 //! Tests: every change of a key or fact is refused, listed or ignored according to its role.
 
 use super::*;
-use crate::run_config::LossType;
+use crate::run_config::{FDivergenceType, LossType};
 
 fn config() -> RunConfig {
     RunConfig { model: "m".into(), training_file: "t".into(), output_dir: "o".into(), ..RunConfig::default() }
@@ -32,7 +32,14 @@ fn reads_all() -> RunConfig {
 fn changed_keys_are_refused_listed_or_ignored_by_role() {
     for &(key, role) in ROLES {
         let now = match key {
-            "simpo_gamma" => RunConfig { loss_type: LossType::Simpo, simpo_gamma: Some(0.7), ..reads_all() },
+            "simpo_gamma" => {
+                RunConfig { loss_type: LossType::Simpo.into(), simpo_gamma: Some(0.7), ..reads_all() }
+            }
+            "cpo_alpha" => RunConfig { loss_type: LossType::Cpo.into(), ..reads_all() },
+            "discopop_tau" => RunConfig { loss_type: LossType::Discopop.into(), ..reads_all() },
+            "f_alpha_divergence_coef" => {
+                RunConfig { f_divergence_type: FDivergenceType::AlphaDivergence, ..reads_all() }
+            }
             _ => reads_all(),
         };
         let mut then = as_map(&now);

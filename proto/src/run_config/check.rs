@@ -57,8 +57,11 @@ impl RunConfig {
         }
         require(self.zero_stage <= 3, "zero_stage", "0, 1, 2 or 3", f64::from(self.zero_stage))?;
         // The minimums are far below useful values, but do not underflow to 0 in float32; a run with 0 would silently learn nothing.
-        let above_0 =
-            [("dpo_beta", self.dpo_beta, 1e-6, 1000.0), ("lora_alpha", self.lora_alpha(), 1e-6, 1e6)];
+        let above_0 = [
+            ("dpo_beta", self.dpo_beta, 1e-6, 1000.0),
+            ("lora_alpha", self.lora_alpha(), 1e-6, 1e6),
+            ("discopop_tau", self.discopop_tau(), 1e-6, 1000.0),
+        ];
         for (key, value, least, most) in above_0 {
             let expected = format!("a number above 0, at least {least:?} and at most {most}");
             require((least..=most).contains(&value), key, &expected, value)?;
@@ -70,6 +73,9 @@ impl RunConfig {
             ("min_lr_ratio", self.min_lr_ratio, 0.0, 1.0),
             ("warmup_ratio", self.warmup_ratio, 0.0, 1.0),
             ("simpo_gamma", self.simpo_gamma(), 1e-6, 1000.0),
+            ("rpo_alpha", self.rpo_alpha, 1e-6, 1000.0),
+            ("cpo_alpha", self.cpo_alpha(), 1e-6, 1000.0),
+            ("ld_alpha", self.ld_alpha.unwrap_or(1.0), 0.0, 1.0),
             // At most one year.
             ("save_minutes", self.save_minutes, 1e-9, 525_600.0),
         ];
@@ -81,6 +87,15 @@ impl RunConfig {
             };
             let expected = format!("{least_shown} and {}", shown(most));
             require(value == 0.0 || (least..=most).contains(&value), key, &expected, value)?;
+        }
+        let half = "at least 0 and below 0.5 (at 0.5 the pairs say nothing about the order of their outputs)";
+        let smoothing = self.label_smoothing;
+        require((0.0..0.5).contains(&smoothing), "label_smoothing", half, smoothing)?;
+        let (coef, near) = (self.f_alpha_divergence_coef(), -100.0..=100.0);
+        require(near.contains(&coef), "f_alpha_divergence_coef", "a number between -100 and 100", coef)?;
+        for &weight in self.loss_weights.iter().flatten() {
+            let expected = "numbers between 1e-6 and 1000";
+            require((1e-6..=1000.0).contains(&weight), "loss_weights", expected, weight)?;
         }
         require(
             // Also below 1 after rounding to float32, in which it is used.

@@ -46,18 +46,6 @@ pub enum ReduceDtype {
     Bfloat16,
 }
 
-/// Preference loss, by TRL's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossType {
-    /// `-log sigmoid(beta * margin)`, the loss of Rafailov et al. 2023 (arXiv 2305.18290).
-    Sigmoid,
-    /// `(h - 1 / (2 beta))²` of the log-ratios' difference per token, Azar et al. 2023 (arXiv 2310.12036).
-    Ipo,
-    /// `-log sigmoid(beta * h - gamma)` of log-probabilities per token, without a reference, Meng et al. 2024 (arXiv 2405.14734).
-    Simpo,
-}
-
 /// When the reference model's log-probabilities are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -5,8 +5,10 @@
 
 mod check;
 mod choices;
+mod combinations;
 mod foreign;
 mod lora_modules;
+mod losses;
 mod objective;
 mod paths;
 mod read;
@@ -17,11 +19,12 @@ use chrono::{Datelike, NaiveDateTime};
 use serde::{Deserialize, Serialize};
 
 pub use self::choices::{
-    ActivationCheckpointing, Dtype, LossType, LrSchedulerType, ModelLoading, Optim, ReduceDtype,
-    ReferenceLogps, TrainingMethod,
+    ActivationCheckpointing, Dtype, LrSchedulerType, ModelLoading, Optim, ReduceDtype, ReferenceLogps,
+    TrainingMethod,
 };
 pub use self::lora_modules::LoraModules;
-pub use self::objective::Objective;
+pub use self::losses::{FDivergenceType, LossType, LossTypes};
+pub use self::objective::{Objective, WeightedLoss};
 pub use self::paths::expand;
 pub use self::read::RECORD;
 use self::read::{KEYS, at, from_table, known, parse_override, table_of, without_sections};
@@ -87,12 +90,34 @@ pub struct RunConfig {
     pub lora_trainable_modules: Option<String>,
     /// Also write the merged model at the end, in addition to the adapter.
     pub merge_adapter: bool,
-    /// Preference loss.
-    pub loss_type: LossType,
+    /// Preference loss, or several whose weighted sum is minimised.
+    pub loss_type: LossTypes,
+    /// Factor of each loss of `loss_type`. Absent: 1 each.
+    pub loss_weights: Option<Vec<f64>>,
     /// Strength of the pull towards the reference model.
     pub dpo_beta: f64,
-    /// SimPO's target margin between the rewards of the two outputs. Absent: 0.5.
+    /// Assumed share of pairs whose outputs are in the wrong order.
+    pub label_smoothing: f64,
+    /// Divide each log-ratio by the number of its completion tokens.
+    pub dpo_normalize_logratios_by_length: bool,
+    /// Factor of the chosen outputs' negative log-likelihood, which is added to the loss.
+    pub rpo_alpha: f64,
+    /// Take reference log-probabilities as zero and load no reference model.
+    pub dpo_reference_free: bool,
+    /// SimPO's target margin between the rewards of the two outputs. Absent: 0.5 with the loss `simpo`.
     pub simpo_gamma: Option<f64>,
+    /// Factor of CPO's negative log-likelihood. Absent: 1.
+    pub cpo_alpha: Option<f64>,
+    /// Divergence between policy and reference.
+    pub f_divergence_type: FDivergenceType,
+    /// The alpha of the alpha-divergence. Absent: 0.5.
+    pub f_alpha_divergence_coef: Option<f64>,
+    /// LD-DPO's weight of the tokens beyond the length of the shorter output. Absent: 1.
+    pub ld_alpha: Option<f64>,
+    /// Temperature of DiscoPOP. Absent: 0.05.
+    pub discopop_tau: Option<f64>,
+    /// Weigh pairs by how likely their outputs are under the policy (WPO).
+    pub use_weighting: bool,
     /// When the reference model's log-probabilities are computed.
     pub reference_logps: ReferenceLogps,
     /// File that keeps reference log-probabilities across runs. Absent: in the user's cache folder.
@@ -157,9 +182,20 @@ impl Default for RunConfig {
             lora_dropout: None,
             lora_trainable_modules: None,
             merge_adapter: false,
-            loss_type: LossType::Sigmoid,
+            loss_type: LossType::Sigmoid.into(),
+            loss_weights: None,
             dpo_beta: 0.1,
+            label_smoothing: 0.0,
+            dpo_normalize_logratios_by_length: false,
+            rpo_alpha: 0.0,
+            dpo_reference_free: false,
             simpo_gamma: None,
+            cpo_alpha: None,
+            f_divergence_type: FDivergenceType::ReverseKl,
+            f_alpha_divergence_coef: None,
+            ld_alpha: None,
+            discopop_tau: None,
+            use_weighting: false,
             reference_logps: ReferenceLogps::Compute,
             reference_cache: None,
             n_checkpoints: 1,

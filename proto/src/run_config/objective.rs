@@ -1,65 +1,125 @@
 //! The objective of a run and its properties. Other code should ask these methods instead of matching on training methods and losses.
 
-use super::{LossType, ReferenceLogps, RunConfig, TrainingMethod};
-use crate::Fault;
+use super::{LossType, RunConfig, TrainingMethod};
 
-/// The function that a run minimises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Objective {
-    /// A preference loss: a mean over pairs, each a function of the log-probabilities of both outputs.
-    Preference(LossType),
-    /// Negative log-likelihood of the preferred outputs (supervised fine-tuning): a mean over their tokens.
-    Likelihood,
+/// What the function that a run minimises reads, and how its terms are averaged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    scores_both_outputs: bool,
+    needs_reference: bool,
+    couples_pairs: bool,
+    logs_per_token: bool,
+    nll_weight: f64,
 }
 
 impl Objective {
+    /// Supervised fine-tuning: negative log-likelihood of the preferred outputs, a mean over their tokens.
+    pub const LIKELIHOOD: Self = Self {
+        scores_both_outputs: false,
+        needs_reference: false,
+        couples_pairs: false,
+        logs_per_token: false,
+        nll_weight: 1.0,
+    };
+
+    /// A preference objective with one loss and no further keys.
+    #[must_use]
+    pub fn of_loss(loss: LossType) -> Self {
+        RunConfig { loss_type: loss.into(), ..RunConfig::default() }.objective()
+    }
+
     /// Whether the non-preferred output is computed too.
     #[must_use]
     pub const fn scores_both_outputs(self) -> bool {
-        matches!(self, Self::Preference(_))
+        self.scores_both_outputs
     }
 
     /// Number of outputs of a pair that are computed.
     #[must_use]
     pub const fn outputs_per_pair(self) -> usize {
-        if self.scores_both_outputs() { 2 } else { 1 }
+        if self.scores_both_outputs { 2 } else { 1 }
     }
 
     /// Whether the loss compares the policy with a reference model.
     #[must_use]
     pub const fn needs_reference(self) -> bool {
-        match self {
-            Self::Preference(LossType::Sigmoid | LossType::Ipo) => true,
-            Self::Preference(LossType::Simpo) | Self::Likelihood => false,
-        }
+        self.needs_reference
     }
 
-    /// Whether the loss is a mean over completion tokens instead of pairs.
+    /// Whether the loss of a pair depends on all pairs of the step.
     #[must_use]
-    pub const fn is_per_token(self) -> bool {
-        matches!(self, Self::Likelihood)
+    pub const fn couples_pairs(self) -> bool {
+        self.couples_pairs
     }
 
-    /// Reason for an error message; follows "reference_logps is set, but".
-    const fn why_no_reference(self) -> &'static str {
-        match self {
-            Self::Likelihood => "supervised fine-tuning has no reference model",
-            Self::Preference(_) => "loss_type = \"simpo\" has no reference model",
-        }
+    /// Whether `rewards/*` and `logps/*` are per token.
+    #[must_use]
+    pub const fn logs_per_token(self) -> bool {
+        self.logs_per_token
     }
+
+    /// Factor of the negative log-likelihood of the chosen outputs, a mean over tokens; the other terms of the loss are means over
+    /// pairs. 0 if the loss has no such term.
+    #[must_use]
+    pub const fn nll_weight(self) -> f64 {
+        self.nll_weight
+    }
+}
+
+/// A loss of each pair and its factor in the sum that is minimised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WeightedLoss {
+    /// The loss.
+    pub loss: LossType,
+    /// Its entry of `loss_weights`.
+    pub weight: f64,
 }
 
 /// Default of SimPO's margin, as in TRL's `CPOConfig`.
 const SIMPO_GAMMA: f64 = 0.5;
 
 impl RunConfig {
-    /// The function that the run minimises.
+    /// What the run minimises.
     #[must_use]
     pub fn objective(&self) -> Objective {
         match self.training_method {
-            TrainingMethod::Dpo => Objective::Preference(self.loss_type),
-            TrainingMethod::Sft => Objective::Likelihood,
+            TrainingMethod::Sft => Objective::LIKELIHOOD,
+            TrainingMethod::Dpo => {
+                let losses: Vec<LossType> = self.pair_losses().iter().map(|term| term.loss).collect();
+                let any = |property: fn(LossType) -> bool| losses.iter().copied().any(property);
+                Objective {
+                    scores_both_outputs: true,
+                    needs_reference: any(LossType::needs_reference) && !self.dpo_reference_free,
+                    couples_pairs: any(LossType::couples_pairs),
+                    logs_per_token: any(LossType::logs_per_token),
+                    nll_weight: self.nll_weight(),
+                }
+            }
         }
+    }
+
+    /// The losses of pairs, without the negative log-likelihood. A `simpo_gamma` above 0 turns `sigmoid` into SimPO.
+    #[must_use]
+    pub fn pair_losses(&self) -> Vec<WeightedLoss> {
+        let simpo = self.simpo_gamma.is_some_and(|gamma| gamma > 0.0);
+        let effective = |loss| if simpo && loss == LossType::Sigmoid { LossType::Simpo } else { loss };
+        let terms = self.weighted_losses().filter(|term| term.loss != LossType::Sft);
+        terms.map(|term| WeightedLoss { loss: effective(term.loss), ..term }).collect()
+    }
+
+    fn weighted_losses(&self) -> impl Iterator<Item = WeightedLoss> {
+        let weights = self.loss_weights.iter().flatten().copied().chain(std::iter::repeat(1.0));
+        self.loss_type.all().iter().zip(weights).map(|(&loss, weight)| WeightedLoss { loss, weight })
+    }
+
+    fn nll_weight(&self) -> f64 {
+        let of_loss = |term: WeightedLoss| match term.loss {
+            LossType::Sft => term.weight,
+            LossType::Cpo => term.weight * self.cpo_alpha(),
+            LossType::Orpo => term.weight,
+            _ => 0.0,
+        };
+        self.rpo_alpha + self.weighted_losses().map(of_loss).sum::<f64>()
     }
 
     /// Target margin of SimPO.
@@ -68,42 +128,29 @@ impl RunConfig {
         self.simpo_gamma.unwrap_or(SIMPO_GAMMA)
     }
 
-    /// Fails if a key about a reference model or about SimPO is set, but the run has no reference model or another loss.
-    pub(super) fn check_objective(&self) -> Result<(), Fault> {
-        let objective = self.objective();
-        if self.keeps_references() && !objective.needs_reference() {
-            let why = objective.why_no_reference();
-            return Err(Fault::input(format!("reference_logps is set, but {why}")).hint(
-                "remove reference_logps, or train with training_method = \"dpo\" and a loss that has a reference model",
-            ));
-        }
-        if self.offload_reference {
-            self.check_offload()?;
-        }
-        if self.simpo_gamma.is_some() && objective != Objective::Preference(LossType::Simpo) {
-            return Err(Fault::input("simpo_gamma is set, but the loss is not SimPO")
-                .hint("set loss_type = \"simpo\", or remove simpo_gamma"));
-        }
-        Ok(())
+    /// Factor of CPO's negative log-likelihood.
+    #[must_use]
+    pub fn cpo_alpha(&self) -> f64 {
+        self.cpo_alpha.unwrap_or(1.0)
     }
 
-    fn check_offload(&self) -> Result<(), Fault> {
-        let objective = self.objective();
-        let why = match (objective.needs_reference(), self.reference_logps, self.lora) {
-            (false, ..) => objective.why_no_reference(),
-            (_, ReferenceLogps::Precompute, _) => {
-                "reference_logps = \"precompute\" frees the reference model"
-            }
-            (_, _, true) => "with lora the reference is the base model itself",
-            _ => return Ok(()),
-        };
-        Err(Fault::input(format!("offload_reference is set, but {why}")).hint("remove offload_reference"))
+    /// The alpha of the alpha-divergence.
+    #[must_use]
+    pub fn f_alpha_divergence_coef(&self) -> f64 {
+        self.f_alpha_divergence_coef.unwrap_or(0.5)
+    }
+
+    /// Temperature with which DiscoPOP blends its two losses.
+    #[must_use]
+    pub fn discopop_tau(&self) -> f64 {
+        self.discopop_tau.unwrap_or(0.05)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Fault;
 
     fn checked(keys: &str) -> Result<RunConfig, Fault> {
         let good = "model = \"m\"\ntraining_file = \"t\"\noutput_dir = \"o\"\n";
@@ -111,34 +158,51 @@ mod tests {
     }
 
     #[test]
-    fn simpo_and_fine_tuning_have_no_reference() {
+    fn objectives_without_a_reference_have_none() {
         let needs = |keys: &str| checked(keys).unwrap().objective().needs_reference();
-        assert!(needs("") && needs("loss_type = \"ipo\""));
-        assert!(!needs("loss_type = \"simpo\"") && !needs("training_method = \"sft\""));
-    }
-
-    #[test]
-    fn reference_keys_are_refused_without_a_reference() {
-        for method in ["loss_type = \"simpo\"", "training_method = \"sft\""] {
-            for key in ["reference_logps = \"precompute\"", "offload_reference = true"] {
-                let fault = checked(&format!("{method}\n{key}")).unwrap_err();
-                assert!(fault.message.contains("no reference model"), "{fault}");
-            }
+        assert!(needs("") && needs("loss_type = \"ipo\"") && needs("loss_type = [\"sigmoid\", \"sft\"]"));
+        for keys in [
+            "loss_type = \"simpo\"",
+            "loss_type = \"cpo\"",
+            "loss_type = \"orpo\"",
+            "simpo_gamma = 0.3",
+            "dpo_reference_free = true",
+            "training_method = \"sft\"",
+        ] {
+            assert!(!needs(keys), "{keys}");
         }
     }
 
     #[test]
-    fn simpo_gamma_needs_the_simpo_loss() {
+    fn a_margin_turns_dpo_into_simpo() {
+        let loss = |keys: &str| checked(keys).unwrap().pair_losses()[0].loss;
+        assert_eq!(loss("simpo_gamma = 0.3"), LossType::Simpo);
+        assert_eq!(loss("simpo_gamma = 0.0"), LossType::Sigmoid);
         assert_eq!(checked("loss_type = \"simpo\"").unwrap().simpo_gamma(), 0.5);
         assert_eq!(checked("loss_type = \"simpo\"\nsimpo_gamma = 0").unwrap().simpo_gamma(), 0.0);
-        for keys in [
-            "simpo_gamma = 1",
-            "loss_type = \"ipo\"\nsimpo_gamma = 1",
-            "training_method = \"sft\"\nsimpo_gamma = 1",
+    }
+
+    #[test]
+    fn every_way_to_add_the_likelihood_sets_its_weight() {
+        let weight = |keys: &str| checked(keys).unwrap().objective().nll_weight();
+        for (keys, expected) in [
+            ("", 0.0),
+            ("rpo_alpha = 0.25", 0.25),
+            ("loss_type = [\"sigmoid\", \"sft\"]\nloss_weights = [1.0, 0.5]", 0.5),
+            ("loss_type = \"orpo\"", 1.0),
+            ("loss_type = \"cpo\"", 1.0),
+            ("loss_type = \"cpo\"\ncpo_alpha = 0", 0.0),
+            ("training_method = \"sft\"", 1.0),
         ] {
-            assert!(checked(keys).unwrap_err().message.starts_with("simpo_gamma is set"), "{keys}");
+            assert_eq!(weight(keys), expected, "{keys}");
         }
-        let fault = checked("loss_type = \"simpo\"\nsimpo_gamma = -1").unwrap_err();
-        assert!(fault.message.starts_with("config key `simpo_gamma`: expected"), "{fault}");
+    }
+
+    #[test]
+    fn loss_weights_go_with_their_losses() {
+        let config =
+            checked("loss_type = [\"ipo\", \"sft\", \"hinge\"]\nloss_weights = [2, 1, 0.5]").unwrap();
+        let terms: Vec<_> = config.pair_losses().iter().map(|term| (term.loss, term.weight)).collect();
+        assert_eq!(terms, [(LossType::Ipo, 2.0), (LossType::Hinge, 0.5)]);
     }
 }

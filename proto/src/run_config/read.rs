@@ -4,7 +4,7 @@ use super::RunConfig;
 use super::foreign::instead_of;
 use crate::Fault;
 
-pub(super) const KEYS: [&str; 46] = [
+pub(super) const KEYS: [&str; 57] = [
     "model",
     "model_revision",
     "training_file",
@@ -34,8 +34,19 @@ pub(super) const KEYS: [&str; 46] = [
     "lora_trainable_modules",
     "merge_adapter",
     "loss_type",
+    "loss_weights",
     "dpo_beta",
+    "label_smoothing",
+    "dpo_normalize_logratios_by_length",
+    "rpo_alpha",
+    "dpo_reference_free",
     "simpo_gamma",
+    "cpo_alpha",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "ld_alpha",
+    "discopop_tau",
+    "use_weighting",
     "reference_logps",
     "reference_cache",
     "n_checkpoints",
@@ -180,7 +191,7 @@ fn typed(key: &str, value: &toml::Value) -> Result<(), Fault> {
 
 /// Converts integers to floats where a float is expected, and a boolean `activation_checkpointing` to `"full"` or `"none"`.
 fn promote(key: &str, value: toml::Value) -> toml::Value {
-    const FLOATS: [&str; 9] = [
+    const FLOATS: [&str; 17] = [
         "learning_rate",
         "min_lr_ratio",
         "warmup_ratio",
@@ -189,6 +200,14 @@ fn promote(key: &str, value: toml::Value) -> toml::Value {
         "lora_alpha",
         "lora_dropout",
         "dpo_beta",
+        "label_smoothing",
+        "rpo_alpha",
+        "simpo_gamma",
+        "cpo_alpha",
+        "f_alpha_divergence_coef",
+        "ld_alpha",
+        "discopop_tau",
+        "loss_weights",
         "save_minutes",
     ];
     match value {
@@ -196,6 +215,9 @@ fn promote(key: &str, value: toml::Value) -> toml::Value {
             toml::Value::String(if on { "full" } else { "none" }.into())
         }
         toml::Value::Integer(integer) if FLOATS.contains(&key) => toml::Value::Float(integer as f64),
+        toml::Value::Array(values) if FLOATS.contains(&key) => {
+            toml::Value::Array(values.into_iter().map(|value| promote(key, value)).collect())
+        }
         other => other,
     }
 }

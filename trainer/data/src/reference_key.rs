@@ -19,7 +19,7 @@ const MODEL_FILES: [&str; 3] = ["config.json", "adapter_config.json", "model.saf
 pub struct ReferenceModel<'a> {
     /// Model folder, then the adapter folder if there is one.
     pub weights: Vec<&'a Path>,
-    /// Precision and kind of device.
+    /// Precision, kind of device, and weights of tokens.
     pub arithmetic: String,
 }
 

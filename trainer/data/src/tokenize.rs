@@ -26,7 +26,7 @@ pub fn tokenize(
     }
     let rest = |full: &[u32]| full.get(shared..).unwrap_or_default().to_vec();
     let rejected = rejected.map_or_else(Vec::new, |rejected| rest(&rejected));
-    let tokenized = Tokenized { prompt: prompt[..shared].to_vec(), chosen: rest(&chosen), rejected };
+    let tokenized = Tokenized::new(prompt[..shared].to_vec(), rest(&chosen), rejected);
     let (verdict, tokenized) = truncate(tokenized, rule);
     if is_trainable(verdict) {
         tokenizer.check_known(tokenized.tokens(), rule.embedding_rows)?;

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 /// Token ids of a pair. The full sequences are `prompt + chosen` and `prompt + rejected`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Tokenized {
     /// Ids of the prompt, which both answers continue.
     pub prompt: Vec<u32>,
@@ -11,9 +11,17 @@ pub struct Tokenized {
     pub chosen: Vec<u32>,
     /// The rejected answer.
     pub rejected: Vec<u32>,
+    /// Factor of the pair's loss, from the record's `weight`; finite and at least 0.
+    pub weight: f64,
 }
 
 impl Tokenized {
+    /// A pair of weight 1.
+    #[must_use]
+    pub fn new(prompt: Vec<u32>, chosen: Vec<u32>, rejected: Vec<u32>) -> Self {
+        Self { prompt, chosen, rejected, weight: 1.0 }
+    }
+
     /// All ids of the three parts.
     pub fn tokens(&self) -> impl Iterator<Item = u32> {
         [&self.prompt, &self.chosen, &self.rejected].into_iter().flatten().copied()
@@ -42,7 +50,7 @@ mod tests {
     use super::*;
 
     fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Tokenized {
-        Tokenized { prompt: prompt.to_vec(), chosen: chosen.to_vec(), rejected: rejected.to_vec() }
+        Tokenized::new(prompt.to_vec(), chosen.to_vec(), rejected.to_vec())
     }
 
     #[test]

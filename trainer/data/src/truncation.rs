@@ -48,7 +48,7 @@ mod tests {
     const RULE: Rule = Rule { max_len: 10, preferred_only: false, embedding_rows: u32::MAX };
 
     fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Tokenized {
-        Tokenized { prompt: prompt.to_vec(), chosen: chosen.to_vec(), rejected: rejected.to_vec() }
+        Tokenized::new(prompt.to_vec(), chosen.to_vec(), rejected.to_vec())
     }
 
     #[test]
@@ -67,7 +67,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_kept_pair_fits_and_has_something_to_train_on(p in 0usize..20, c in 0usize..20, r in 0usize..20, max in 1usize..30) {
-            let pair = Tokenized { prompt: vec![1; p], chosen: vec![2; c], rejected: vec![3; r] };
+            let pair = Tokenized::new(vec![1; p], vec![2; c], vec![3; r]);
             let (verdict, cut) = truncate(pair.clone(), Rule { max_len: max, ..RULE });
             match verdict {
                 PairVerdict::Kept => prop_assert_eq!(&cut, &pair),

@@ -7,7 +7,7 @@ use dyad_torch::backend::on_gpu_path;
 use dyad_torch::ops::flash_attention::{Gathered, Runs, Varlen};
 use dyad_torch::ops::segment::Segment;
 use dyad_torch::transfer::{Pack, narrow_view};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::prefix_sharing::{OutputTokens, PairLayout, plan};
 use crate::model::rotary::Rotary;
@@ -35,8 +35,12 @@ pub struct MicroBatch {
     pub targets: Tensor,
     /// `[rows]`.
     pub sequences: Tensor,
+    /// 1 for rows beyond the length of the pair's shorter output, 0 for others; all 0 without a second output. `[rows]`
+    pub tails: Tensor,
     /// Completion tokens of each sequence. `[sequences]`
     pub lengths: Tensor,
+    /// Factor of each pair's loss. `[pairs]`, float64
+    pub weights: Tensor,
     /// Rows of each pair, in order: the head works on whole pairs.
     pub rows_per_pair: Vec<i64>,
     /// 2 for both sides, 1 for the chosen side alone.
@@ -51,7 +55,8 @@ impl MicroBatch {
         for (prompt, outputs) in plan(pairs, layout) {
             builder.segment(prompt, outputs);
         }
-        builder.finish(device, if layout == PairLayout::ChosenOnly { 1 } else { 2 })
+        let weights = pairs.iter().map(|pair| pair.weight).collect();
+        builder.finish(device, if layout == PairLayout::ChosenOnly { 1 } else { 2 }, weights)
     }
 
     /// Packed tokens of this micro-batch.
@@ -108,12 +113,19 @@ impl<'a> Builder<'a> {
         self.positions.extend((0..tokens.len() as i64).map(|offset| first_position + offset));
     }
 
-    fn finish(mut self, device: Device, sequences_per_pair: i64) -> MicroBatch {
+    fn finish(mut self, device: Device, sequences_per_pair: i64, weights: Vec<f64>) -> MicroBatch {
         self.placed.sort_by_key(|placed| placed.output.sequence);
-        let (mut rows, mut targets, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
-        let lengths = self.placed.iter().map(|placed| placed.output.tokens.len() as i64).collect();
-        for Placed { output, prompt_end, first } in &self.placed {
+        let (mut rows, mut targets, mut sequences, mut tails) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let lengths: Vec<i64> = self.placed.iter().map(|placed| placed.output.tokens.len() as i64).collect();
+        let shorter = |place: usize| {
+            let first = place - place % sequences_per_pair as usize;
+            lengths[first..first + sequences_per_pair as usize].iter().min().copied().unwrap_or(0)
+        };
+        for (place, Placed { output, prompt_end, first }) in self.placed.iter().enumerate() {
+            let shorter = shorter(place);
             for (offset, &target) in output.tokens.iter().enumerate() {
+                tails.push(i64::from(offset as i64 >= shorter));
                 // The last prompt token predicts the first token of every answer; later tokens follow their own answer.
                 rows.push(if offset == 0 { prompt_end - 1 } else { first + offset as i64 - 1 });
                 targets.push(i64::from(target));
@@ -124,9 +136,12 @@ impl<'a> Builder<'a> {
         let rows_of =
             |placed: &[Placed<'_>]| placed.iter().map(|placed| placed.output.tokens.len() as i64).sum();
         let rows_per_pair = of_pair.map(rows_of).collect();
-        let lists = [self.tokens, self.positions, rows, targets, sequences, lengths];
+        // Sent as bits among the lists of integers.
+        let weights = weights.into_iter().map(|weight| weight.to_bits() as i64).collect();
+        let lists = [self.tokens, self.positions, rows, targets, sequences, tails, lengths, weights];
         let runs = (on_gpu_path(device) && !self.segments.is_empty()).then(|| Runs::of(&self.segments));
-        let ([tokens, positions, rows, targets, sequences, lengths], varlen) = upload(lists, runs, device);
+        let (lists, varlen) = upload(lists, runs, device);
+        let [tokens, positions, rows, targets, sequences, tails, lengths, weights] = lists;
         MicroBatch {
             tokens,
             positions,
@@ -136,7 +151,9 @@ impl<'a> Builder<'a> {
             rows,
             targets,
             sequences,
+            tails,
             lengths,
+            weights: weights.view_dtype(Kind::Double),
             rows_per_pair,
             sequences_per_pair,
         }
@@ -144,7 +161,7 @@ impl<'a> Builder<'a> {
 }
 
 /// Uploads all tensors of a micro-batch in one copy.
-fn upload(lists: [Vec<i64>; 6], runs: Option<Runs>, device: Device) -> ([Tensor; 6], Option<Varlen>) {
+fn upload(lists: [Vec<i64>; 8], runs: Option<Runs>, device: Device) -> ([Tensor; 8], Option<Varlen>) {
     let mut pack = Pack::default();
     lists.into_iter().for_each(|list| pack.add(list));
     if let Some(runs) = &runs {
@@ -157,7 +174,7 @@ fn upload(lists: [Vec<i64>; 6], runs: Option<Runs>, device: Device) -> ([Tensor;
     }
     let mut sent = pack.upload(device).into_iter();
     let mut next = || sent.next().unwrap_or_default();
-    let lists = [next(), next(), next(), next(), next(), next()];
+    let lists = std::array::from_fn(|_| next());
     let varlen = runs.map(|runs| Varlen {
         queries: narrow_view(&next(), runs.queries.len()),
         keys: narrow_view(&next(), runs.keys.len()),
@@ -181,7 +198,7 @@ mod tests {
     use crate::batch::TokenCounts;
 
     fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Tokenized {
-        Tokenized { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() }
+        Tokenized::new(prompt.into(), chosen.into(), rejected.into())
     }
 
     fn list(tensor: &Tensor) -> Vec<i64> {

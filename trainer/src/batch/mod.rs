@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Tokenized {
-        Tokenized { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() }
+        Tokenized::new(prompt.into(), chosen.into(), rejected.into())
     }
 
     #[test]

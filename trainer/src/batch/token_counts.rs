@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn tokens_are_counted_by_where_they_come_from() {
-        let one = Tokenized { prompt: [1, 2, 3].into(), chosen: [4, 5].into(), rejected: [6].into() };
+        let one = Tokenized::new([1, 2, 3].into(), [4, 5].into(), [6].into());
         let pairs = [&one];
         let shared = TokenCounts::of(&pairs, PairLayout::SharedPairs);
         assert_eq!(shared, TokenCounts { computed: 6, repeated_prompt: 0, padding: 0, unshared: 9 });

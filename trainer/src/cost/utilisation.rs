@@ -132,7 +132,7 @@ mod tests {
             ))
             .unwrap()
         };
-        let pair = Tokenized { prompt: vec![1; 9], chosen: vec![1; 5], rejected: vec![1; 4] };
+        let pair = Tokenized::new(vec![1; 9], vec![1; 5], vec![1; 4]);
         let forward = PassCost::new(&model, PairLayout::of(&config(false))).of(&length(&pair)) as f64 * 1e3;
         let flops =
             |lora, known| ModelFlops::new(&config(lora), &model).of(std::slice::from_ref(&pair), &[known]);

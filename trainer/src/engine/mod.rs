@@ -4,13 +4,14 @@
 //! the lowest unit of a bucket is done in the step's last micro-batch, the bucket's all-reduce starts while lower layers still compute.
 //! The gradients of embedding and head are computed in closed form.
 //!
-//! The files: `micro_steps` splits a rank's pairs, `passes` runs one micro-batch, `reference` gets the reference model's scores, and
+//! The files: `micro_steps` splits a rank's pairs, `passes` runs one micro-batch, `coupled` is the first pass that some objectives need, `reference` gets the reference model's scores, and
 //! `step_statistics` adds up a step's sums.
 //!
 //! - TRN-E1: the loss is a sum over pairs divided by the number of pairs of *all* ranks and micro-batches, so that neither the
 //!   world size nor the split into micro-batches changes the step.
 //! - TRN-E2: every rank issues the same collectives in the same order, also when it has fewer pairs than others, or none.
 
+mod coupled;
 mod micro_steps;
 mod passes;
 mod reference;
@@ -25,16 +26,17 @@ use dyad_proto::run_config::Objective;
 use dyad_proto::wire::{PreferenceSums, ReferenceLogps};
 use tch::Device;
 
-use self::micro_steps::MicroBatchPairs;
+use self::coupled::by_micro_batch;
+use self::micro_steps::{MicroBatchPairs, MicroStepPlan};
 use self::passes::MicroStep;
 use self::step_statistics::{StepStatistics, sums};
 use crate::batch::{MicroBatch, PairLayout, TokenCounts};
 use crate::cost::activation_memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
 use crate::error::EngineError;
 use crate::model::Model;
-use crate::objective::StepObjective;
-use crate::objective::head::{Scorer, score_batch};
+use crate::objective::head::{Scorer, Scoring, score_batch};
 use crate::objective::statistics::{DeviceSums, HostSums};
+use crate::objective::{Scored, StepObjective, StepSize};
 use crate::observe::profile::summary::STEP;
 use crate::observe::timing::Phases;
 use crate::optimizer::Optimizer;
@@ -58,10 +60,10 @@ pub struct Engine {
 }
 
 /// Settings from the run's configuration.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct EngineSettings {
     objective: Objective,
-    /// The objective and its parameters; each step sets the divisor.
+    /// The objective and its parameters; each step sets its size.
     evaluation: StepObjective,
     layout: PairLayout,
     micro_batch_tokens: usize,
@@ -143,12 +145,18 @@ impl Engine {
         self.parameters.announce_rows(share.pairs.iter().flat_map(Tokenized::tokens))?;
         let budget = self.settings.micro_batch_tokens;
         let plan = self.plan(&share.pairs, &share.references, budget)?;
+        let objective = self.objective(share);
+        let coupled = self.coupled(&plan, &objective, share.step, &mut phases, &mut totals)?;
         for (index, micro_batch) in plan.micro_batches.iter().enumerate() {
+            let known = coupled.as_ref().and_then(|all| all.get(index));
+            let scoring = known.map_or(Scoring::Objective(&objective), |scored| {
+                Scoring::Known(scored, objective.token_reading())
+            });
             let work = MicroStep {
                 pairs: &micro_batch.pairs,
                 known: micro_batch.known,
-                objective: self.objective(share),
-                visits_reference: plan.visits_reference,
+                scoring,
+                visits_reference: plan.visits_reference && coupled.is_none(),
                 last: index + 1 == plan.micro_batches.len(),
                 masks: self.masks(share.step, index),
             };
@@ -164,6 +172,23 @@ impl Engine {
         Ok(StepResult { sums, grad_norm, phases, tokens: totals.tokens, references })
     }
 
+    /// With an objective that couples the pairs of a step: the results of each micro-batch, from a first pass over all pairs.
+    fn coupled(
+        &self,
+        plan: &MicroStepPlan<'_>,
+        objective: &StepObjective,
+        step: u64,
+        phases: &mut Phases,
+        totals: &mut StepStatistics,
+    ) -> Result<Option<Vec<Scored>>, EngineError> {
+        if !objective.couples_pairs() {
+            return Ok(None);
+        }
+        let masks = |index| self.masks(step, index);
+        let scored = phases.measure("first_pass", || self.score_coupled(plan, objective, masks, totals))?;
+        Ok(Some(by_micro_batch(&scored, plan)))
+    }
+
     /// Scores pairs without training on them.
     pub fn evaluate(
         &self,
@@ -172,14 +197,20 @@ impl Engine {
     ) -> Result<PreferenceSums, EngineError> {
         let mut totals = self.no_statistics();
         let plan = self.plan(pairs, references, self.settings.micro_batch_tokens)?;
+        let objective = &self.settings.evaluation;
+        if objective.couples_pairs() {
+            self.score_coupled(&plan, objective, |_| None, &mut totals)?;
+            let found = HostSums::of(&read::<f64>(totals.sums.tensor()));
+            return Ok(sums(&totals, &found, pairs, self.settings.objective));
+        }
         for MicroBatchPairs { pairs, known } in &plan.micro_batches {
             let batch = MicroBatch::pack(pairs, self.settings.layout, self.device());
             let reference = self.reference_side(&batch, known, plan.visits_reference)?;
             let rows = self.policy.score_rows(&batch)?;
             let _heads = self.gather_heads(plan.visits_reference)?;
             let policy = Scorer { rows: &rows, weight: self.policy.head() };
-            let objective = self.settings.evaluation;
-            let scores = score_batch(&batch, objective, policy, self.scored_by(&reference), None);
+            let scores =
+                score_batch(&batch, Scoring::Objective(objective), policy, self.scored_by(&reference), None);
             totals.add(&scores, &reference, pairs);
         }
         let found = HostSums::of(&read::<f64>(totals.sums.tensor()));
@@ -198,13 +229,18 @@ impl Engine {
 
     fn no_statistics(&self) -> StepStatistics {
         let sums = DeviceSums::zeros(self.device());
-        StepStatistics { sums, kl_tokens: 0, tokens: TokenCounts::default(), references: Vec::new() }
+        StepStatistics {
+            sums,
+            kl_tokens: 0,
+            kl_chosen_tokens: 0,
+            tokens: TokenCounts::default(),
+            references: Vec::new(),
+        }
     }
 
     fn objective(&self, share: &StepShare) -> StepObjective {
-        let per_token = self.settings.objective.is_per_token();
-        let divisor = if per_token { share.global_chosen_tokens } else { share.global_pairs };
-        StepObjective { divisor: divisor as f64, ..self.settings.evaluation }
+        let (pairs, chosen_tokens) = (share.global_pairs as f64, share.global_chosen_tokens as f64);
+        self.settings.evaluation.sized(StepSize { pairs, chosen_tokens })
     }
 }
 

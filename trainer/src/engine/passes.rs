@@ -11,8 +11,7 @@ use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
 use crate::model::layer::LayerOutput;
 use crate::model::pass::Pass;
-use crate::objective::StepObjective;
-use crate::objective::head::{HeadGradients, Scorer, Scores, score_batch};
+use crate::objective::head::{HeadGradients, Scorer, Scores, Scoring, score_batch};
 use crate::objective::statistics::{DeviceSums, Statistic};
 use crate::observe::timing::Phases;
 use crate::zero::unit_weights::GatheredWeights;
@@ -23,7 +22,8 @@ use dyad_torch::ops::layer::accumulate;
 pub(super) struct MicroStep<'a> {
     pub(super) pairs: &'a [&'a Tokenized],
     pub(super) known: &'a [Option<ReferenceLogps>],
-    pub(super) objective: StepObjective,
+    /// The objective, or its results from a first pass, with which the statistics have been added up.
+    pub(super) scoring: Scoring<'a>,
     /// True if some rank needs the reference model in this step.
     pub(super) visits_reference: bool,
     /// True for the last micro-batch of the step.
@@ -33,13 +33,13 @@ pub(super) struct MicroStep<'a> {
 }
 
 /// Results of a micro-batch's forward pass that its backward pass needs.
-struct Tape {
+pub(super) struct Tape {
     /// Input of each layer, a leaf of its graph.
     inputs: Vec<Tensor>,
     /// Output of each layer with its graph; `None` where it is recomputed.
     outputs: Vec<Option<LayerOutput>>,
     /// Output of the last layer.
-    last: Tensor,
+    pub(super) last: Tensor,
     /// Sum of the layers' own terms of the loss.
     aux_loss: Option<Tensor>,
     /// The embedding's weights, if the embedding is also the head.
@@ -57,9 +57,12 @@ impl Engine {
         totals: &mut StepStatistics,
     ) -> Result<(), EngineError> {
         let batch = MicroBatch::pack(work.pairs, self.settings.layout, self.device());
-        let reference = phases.measure("forward_reference", || {
-            self.reference_side(&batch, work.known, work.visits_reference)
-        })?;
+        let reference = match work.scoring {
+            Scoring::Known(..) => ReferenceSide::Absent,
+            Scoring::Objective(_) => phases.measure("forward_reference", || {
+                self.reference_side(&batch, work.known, work.visits_reference)
+            })?,
+        };
         let mut tape = phases.measure("forward_policy", || self.forward(&batch, work.masks))?;
         let (scores, last_grad) =
             phases.measure("head", || self.head(&batch, work, &tape.last, &reference))?;
@@ -68,7 +71,7 @@ impl Engine {
         if let Some(aux_loss) = tape.aux_loss.take() {
             totals.sums.add(&DeviceSums::of(&[(Statistic::AuxLoss, aux_loss)], self.device()));
         }
-        if self.settings.keeps_references {
+        if self.settings.keeps_references && matches!(work.scoring, Scoring::Objective(_)) {
             totals.keep_references(scores.reference_logps, work.pairs.len());
         }
         totals.tokens += TokenCounts::of(work.pairs, self.settings.layout);
@@ -83,7 +86,7 @@ impl Engine {
         self.policy.layers[index].forward(input, pass)
     }
 
-    fn forward(&self, batch: &MicroBatch, masks: Option<u64>) -> Result<Tape, EngineError> {
+    pub(super) fn forward(&self, batch: &MicroBatch, masks: Option<u64>) -> Result<Tape, EngineError> {
         let pass = self.policy.pass(batch, true);
         let residence = &self.policy.residence;
         let embedding = residence.gather_unit(0, Some(1))?;
@@ -138,7 +141,7 @@ impl Engine {
         let mut gradients = HeadGradients { rows: flat_rows.empty_like(), weight };
         let policy = Scorer { rows: &flat_rows, weight: self.policy.head() };
         let scored_by = self.scored_by(reference);
-        let scores = score_batch(batch, work.objective, policy, scored_by, Some(&mut gradients));
+        let scores = score_batch(batch, work.scoring, policy, scored_by, Some(&mut gradients));
         let norm = self.parameters.units[top].first();
         let inputs: Vec<&Tensor> = [&last].into_iter().chain(norm.map(|parameter| &parameter.leaf)).collect();
         let mut result = grad(&[&rows], &[&gradients.rows], &inputs)?;

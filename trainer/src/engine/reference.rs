@@ -68,7 +68,8 @@ impl Engine {
             let batch = MicroBatch::pack(&micro_batch.pairs, self.settings.layout, self.device());
             let rows = model.score_rows(&batch)?;
             let _head = model.gather_head()?;
-            let logps = sequence_logps(&batch, Scorer { rows: &rows, weight: model.head() });
+            let scorer = Scorer { rows: &rows, weight: model.head() };
+            let logps = sequence_logps(&batch, scorer, self.settings.evaluation.token_reading());
             references.extend(by_pair(&read(&logps)));
         }
         Ok(references)

@@ -15,8 +15,9 @@ use dyad_torch::transfer::read;
 #[derive(Debug)]
 pub(super) struct StepStatistics {
     pub(super) sums: DeviceSums,
-    /// Completion tokens that the reference model was run on.
+    /// Completion tokens that the reference model was run on, and those of chosen outputs among them.
     pub(super) kl_tokens: u64,
+    pub(super) kl_chosen_tokens: u64,
     pub(super) tokens: TokenCounts,
     /// Number of pairs of each micro-batch, and their reference log-probabilities if the reference model was asked.
     pub(super) references: Vec<(usize, Option<Tensor>)>,
@@ -27,8 +28,10 @@ impl StepStatistics {
         // Adds on the device: a step waits for the device only once, at its end.
         self.sums.add(&scores.statistics);
         if matches!(reference, ReferenceSide::Rows(_)) {
-            self.kl_tokens +=
-                pairs.iter().map(|pair| (pair.chosen.len() + pair.rejected.len()) as u64).sum::<u64>();
+            let chosen: usize = pairs.iter().map(|pair| pair.chosen.len()).sum();
+            let rejected: usize = pairs.iter().map(|pair| pair.rejected.len()).sum();
+            self.kl_chosen_tokens += chosen as u64;
+            self.kl_tokens += (chosen + rejected) as u64;
         }
     }
 
@@ -76,27 +79,36 @@ pub(super) fn sums(
     objective: Objective,
 ) -> PreferenceSums {
     let count = |lengths: &dyn Fn(&Tokenized) -> usize| pairs.iter().map(lengths).sum::<usize>() as u64;
+    let chosen_tokens = count(&|pair| pair.chosen.len());
     let (completion_tokens, tokens) = match objective.scores_both_outputs() {
         true => (
             count(&|pair| pair.chosen.len() + pair.rejected.len()),
             count(&|pair| 2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len()),
         ),
-        false => (count(&|pair| pair.chosen.len()), count(&|pair| pair.prompt.len() + pair.chosen.len())),
+        false => (chosen_tokens, count(&|pair| pair.prompt.len() + pair.chosen.len())),
     };
     PreferenceSums {
         pairs: pairs.len() as u64,
         loss: values.get(Statistic::Loss),
+        nll: values.get(Statistic::Nll),
         rewards_chosen: values.get(Statistic::RewardsChosen),
         rewards_rejected: values.get(Statistic::RewardsRejected),
         rewards_correct: values.get(Statistic::RewardsCorrect) as u64,
         logps_chosen: values.get(Statistic::LogpsChosen),
         logps_rejected: values.get(Statistic::LogpsRejected),
         logps_correct: values.get(Statistic::LogpsCorrect) as u64,
-        kl: values.get(Statistic::Kl),
+        kl_chosen: values.get(Statistic::KlChosen),
+        kl_rejected: values.get(Statistic::KlRejected),
+        logits_chosen: values.get(Statistic::LogitsChosen),
+        logits_rejected: values.get(Statistic::LogitsRejected),
+        entropy: values.get(Statistic::Entropy),
+        chosen_tokens_correct: values.get(Statistic::ChosenTokensCorrect) as u64,
         aux_loss: values.get(Statistic::AuxLoss),
         completion_tokens,
+        chosen_tokens,
         tokens,
         kl_tokens: totals.kl_tokens,
+        kl_chosen_tokens: totals.kl_chosen_tokens,
     }
 }
 
@@ -113,8 +125,9 @@ mod tests {
     fn step_results_come_in_one_read() {
         let values = |values: &[f64]| upload(values, Device::Cpu);
         let mut totals = StepStatistics {
-            sums: DeviceSums::of(&[(Statistic::Kl, Tensor::from(7.0))], Device::Cpu),
+            sums: DeviceSums::of(&[(Statistic::Entropy, Tensor::from(7.0))], Device::Cpu),
             kl_tokens: 0,
+            kl_chosen_tokens: 0,
             tokens: TokenCounts::default(),
             references: Vec::new(),
         };
@@ -122,7 +135,7 @@ mod tests {
         totals.keep_references(None, 1);
         totals.keep_references(Some(values(&[-5.0, -6.0])), 1);
         let found = totals.read(&values(&[9.0]));
-        assert_eq!((found.sums.get(Statistic::Kl), found.grad_norm), (7.0, 9.0));
+        assert_eq!((found.sums.get(Statistic::Entropy), found.grad_norm), (7.0, 9.0));
         let logps = |chosen, rejected| Some(ReferenceLogps { chosen, rejected });
         assert_eq!(found.references, [logps(-1.0, -2.0), logps(-3.0, -4.0), None, logps(-5.0, -6.0)]);
     }

@@ -1,23 +1,22 @@
 //! The objective of a step: a pure function from log-probabilities of sequences to losses and derivatives, independent of the model.
 //!
-//! Each loss is one file with one function: from the log-probabilities of some pairs to the loss and the rewards of each pair.
-//! The derivative comes from autograd over this small function. [`head`] turns it into gradients of hidden rows and weights.
-//!
-//! In the formulas, `c` and `r` are the log-probabilities of the chosen and the rejected output under the policy, `c'` and `r'` those
-//! under the reference model: sums over completion tokens, in nats. `|c|` and `|r|` are numbers of completion tokens.
+//! [`losses`] has one function for each loss. Their derivative comes from autograd over these small functions. The likelihood of the
+//! chosen outputs, a mean over tokens, has a constant derivative. [`head`] turns both into gradients of hidden rows and weights.
 
+pub mod divergence;
 pub mod head;
-mod ipo;
 pub mod logps;
-mod sigmoid;
-mod simpo;
+mod losses;
 pub mod statistics;
 
+use std::sync::Arc;
+
 use dyad_proto::RunConfig;
-use dyad_proto::run_config::{LossType, Objective};
+use dyad_proto::run_config::{Objective, WeightedLoss};
 use tch::{Kind, Tensor};
 
-use self::logps::{PairLogps, SequenceLogps};
+use self::divergence::Divergence;
+use self::logps::{OutputLogps, PairLogps, SequenceLogps, of_output};
 use self::statistics::{DeviceSums, Statistic};
 
 /// Parameters of the losses, from the configuration.
@@ -25,109 +24,202 @@ use self::statistics::{DeviceSums, Statistic};
 pub struct LossOptions {
     /// `dpo_beta`: strength of the pull towards the reference; IPO's tau.
     pub beta: f64,
+    /// `label_smoothing`: share of pairs whose outputs are in the wrong order.
+    pub label_smoothing: f64,
+    /// `dpo_normalize_logratios_by_length`.
+    pub normalize: bool,
+    /// `f_divergence_type`.
+    pub divergence: Divergence,
     /// `simpo_gamma`: SimPO's target margin.
     pub simpo_gamma: f64,
+    /// `discopop_tau`: DiscoPOP's temperature.
+    pub discopop_tau: f64,
+}
+
+/// What an objective reads of each token.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenReading {
+    /// `ld_alpha`: LD-DPO's weight of the tokens beyond the length of the shorter output, Liu et al. 2024 (arXiv 2409.06411). `None`
+    /// is 1.
+    pub tail_weight: Option<f64>,
+    /// `use_weighting`: the losses of pairs are weighted as in WPO, Zhou et al. 2024 (arXiv 2406.11827).
+    pub alignment: bool,
+}
+
+impl LossOptions {
+    fn of(config: &RunConfig) -> Self {
+        Self {
+            beta: config.dpo_beta,
+            label_smoothing: config.label_smoothing,
+            normalize: config.dpo_normalize_logratios_by_length,
+            divergence: Divergence::of(config),
+            simpo_gamma: config.simpo_gamma(),
+            discopop_tau: config.discopop_tau(),
+        }
+    }
 }
 
 /// The objective of one step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StepObjective {
     /// What is minimised.
-    pub objective: Objective,
-    /// Parameters of its loss.
-    pub options: LossOptions,
-    /// Pairs of all ranks and micro-batches; chosen completion tokens if the loss is a mean over tokens.
-    pub divisor: f64,
+    objective: Objective,
+    /// The losses whose weighted sum is the loss of a pair.
+    losses: Arc<[WeightedLoss]>,
+    options: LossOptions,
+    reading: TokenReading,
+    size: StepSize,
+}
+
+/// Numbers over all ranks and micro-batches by which a step's sums are divided.
+#[derive(Clone, Copy, Debug)]
+pub struct StepSize {
+    /// Pairs.
+    pub pairs: f64,
+    /// Completion tokens of the chosen outputs.
+    pub chosen_tokens: f64,
 }
 
 impl StepObjective {
-    /// The objective of a run. Its divisor is that of an evaluation, which needs no derivative.
+    /// The objective of a run. Its size is that of an evaluation, which needs no derivative.
     #[must_use]
     pub fn of(config: &RunConfig) -> Self {
-        let options = LossOptions { beta: config.dpo_beta, simpo_gamma: config.simpo_gamma() };
-        Self { objective: config.objective(), options, divisor: 1.0 }
+        Self {
+            objective: config.objective(),
+            losses: config.pair_losses().into(),
+            options: LossOptions::of(config),
+            reading: TokenReading { tail_weight: config.ld_alpha, alignment: config.use_weighting },
+            size: StepSize { pairs: 1.0, chosen_tokens: 1.0 },
+        }
+    }
+
+    /// The same objective in a step of this size.
+    #[must_use]
+    pub fn sized(&self, size: StepSize) -> Self {
+        Self { size, ..self.clone() }
+    }
+
+    /// What the objective reads of each token.
+    #[must_use]
+    pub fn token_reading(&self) -> TokenReading {
+        self.reading
+    }
+
+    /// Whether the loss of a pair depends on all pairs of the step.
+    #[must_use]
+    pub fn couples_pairs(&self) -> bool {
+        self.objective.couples_pairs()
     }
 
     /// Loss, derivative and statistics of some sequences: chosen and rejected in turn for preference losses, otherwise chosen alone.
     #[must_use]
     pub fn score(&self, sequences: &SequenceLogps<'_>) -> Scored {
-        match self.objective {
-            Objective::Preference(loss) => self.preference(pair_loss(loss), sequences),
-            Objective::Likelihood => self.likelihood(sequences.policy),
+        if self.objective.scores_both_outputs() {
+            self.preference(sequences)
+        } else {
+            self.fine_tuning(sequences)
         }
     }
 
-    fn preference(&self, pair_loss: PairLoss, sequences: &SequenceLogps<'_>) -> Scored {
+    fn preference(&self, sequences: &SequenceLogps<'_>) -> Scored {
         let leaf = sequences.policy.detach().set_requires_grad(true);
-        let scores = pair_loss(&PairLogps::of(&leaf, sequences), self.options);
-        let total = scores.loss.sum(Kind::Double);
-        let gradient = Tensor::run_backward(&[&total], &[&leaf], false, false).remove(0) / self.divisor;
-        Scored { gradient, statistics: scores.statistics() }
+        let pairs = PairLogps::of(&leaf, sequences);
+        let of_loss = |term: &WeightedLoss| losses::of_pairs(term.loss, &pairs, self.options) * term.weight;
+        let losses = self.losses.iter().map(of_loss).reduce(|sum, loss| sum + loss);
+        let losses = losses.map(|losses| losses * sequences.pair_weights());
+        let gradient = losses.as_ref().map(|losses| {
+            let total = losses.sum(Kind::Double);
+            Tensor::run_backward(&[&total], &[&leaf], false, false).remove(0) / self.size.pairs
+        });
+        let gradient = gradient.unwrap_or_else(|| sequences.policy.zeros_like());
+        let losses = losses.unwrap_or_else(|| sequences.weights.zeros_like());
+        let mut values = vec![(Statistic::Loss, losses.detach())];
+        values.extend(self.output_values(&pairs));
+        let (likelihood_gradient, nll) = self.likelihood(sequences, &of_output(sequences.likelihood, 0));
+        values.extend(nll);
+        let likelihood_gradient =
+            likelihood_gradient.map(|chosen| Tensor::stack(&[&chosen, &chosen.zeros_like()], 1).view([-1]));
+        Scored { gradient, likelihood_gradient, values }
     }
 
-    fn likelihood(&self, logps: &Tensor) -> Scored {
-        let total = logps.sum(Kind::Double);
-        let statistics = [(Statistic::Loss, -&total), (Statistic::LogpsChosen, total)];
-        Scored {
-            gradient: logps.full_like(-1.0 / self.divisor),
-            statistics: DeviceSums::of(&statistics, logps.device()),
+    fn fine_tuning(&self, sequences: &SequenceLogps<'_>) -> Scored {
+        let logps = sequences.likelihood;
+        let (gradient, nll) = self.likelihood(sequences, logps);
+        let mut values = vec![(Statistic::LogpsChosen, logps.shallow_clone())];
+        values.extend(nll);
+        let gradient = gradient.unwrap_or_else(|| logps.zeros_like());
+        Scored { gradient, likelihood_gradient: None, values }
+    }
+
+    /// The likelihood term: its derivative with respect to the log-probabilities of the chosen outputs, and their negatives. `None` if
+    /// the objective has no such term.
+    fn likelihood(
+        &self,
+        sequences: &SequenceLogps<'_>,
+        chosen: &Tensor,
+    ) -> (Option<Tensor>, Option<(Statistic, Tensor)>) {
+        let factor = self.objective.nll_weight();
+        if factor == 0.0 {
+            return (None, None);
         }
+        let gradient = sequences.weights * (-factor / self.size.chosen_tokens);
+        (Some(gradient), Some((Statistic::Nll, -(chosen * sequences.weights))))
+    }
+
+    /// The metrics `rewards/*` and `logps/*` of each pair.
+    fn output_values(&self, pairs: &PairLogps) -> [(Statistic, Tensor); 6] {
+        let per_token = self.objective.logs_per_token();
+        let of = |output: &OutputLogps| {
+            let (ratio, logp) = if per_token {
+                (output.per_token(), output.per_token())
+            } else {
+                (output.log_ratio(), output.policy.shallow_clone())
+            };
+            (ratio.detach() * self.options.beta, logp.detach())
+        };
+        let ((chosen_reward, chosen), (rejected_reward, rejected)) = (of(&pairs.chosen), of(&pairs.rejected));
+        [
+            (Statistic::RewardsCorrect, chosen_reward.gt_tensor(&rejected_reward)),
+            (Statistic::LogpsCorrect, chosen.gt_tensor(&rejected)),
+            (Statistic::RewardsChosen, chosen_reward),
+            (Statistic::RewardsRejected, rejected_reward),
+            (Statistic::LogpsChosen, chosen),
+            (Statistic::LogpsRejected, rejected),
+        ]
     }
 }
 
 /// Results of an objective.
 #[derive(Debug)]
 pub struct Scored {
-    /// `dL/d(log-probability)` of each sequence, divided by the step's divisor. `[sequences]`
+    /// `dL/d(log-probability)` of each sequence. `[sequences]`
     pub gradient: Tensor,
-    /// Sums over the sequences.
-    pub statistics: DeviceSums,
+    /// `dL/d(log-probability)` of each sequence through the likelihood term, in which every token has weight 1. `None` without this
+    /// term, and if [`Scored::gradient`] has it. `[sequences]`
+    pub likelihood_gradient: Option<Tensor>,
+    /// Values of each pair. `[pairs]`
+    values: Vec<(Statistic, Tensor)>,
 }
 
-/// A loss: scores of pairs from their log-probabilities.
-type PairLoss = fn(&PairLogps, LossOptions) -> PairScores;
-
-/// The function of each loss.
-fn pair_loss(loss: LossType) -> PairLoss {
-    match loss {
-        LossType::Sigmoid => sigmoid::scores,
-        LossType::Ipo => ipo::scores,
-        LossType::Simpo => simpo::scores,
+impl Scored {
+    /// Sums over the pairs.
+    #[must_use]
+    pub fn statistics(&self) -> DeviceSums {
+        let sums: Vec<(Statistic, Tensor)> =
+            self.values.iter().map(|(name, values)| (*name, values.sum(Kind::Double))).collect();
+        DeviceSums::of(&sums, self.gradient.device())
     }
-}
 
-/// Scores that a loss gives each pair. All `[pairs]`, float64.
-#[derive(Debug)]
-struct PairScores {
-    /// The loss, whose sum is differentiated.
-    loss: Tensor,
-    /// Metrics `rewards/chosen` and `logps/chosen`.
-    chosen: OutputScores,
-    /// Metrics `rewards/rejected` and `logps/rejected`.
-    rejected: OutputScores,
-}
-
-/// Metrics of one output of each pair.
-#[derive(Debug)]
-struct OutputScores {
-    reward: Tensor,
-    logp: Tensor,
-}
-
-impl PairScores {
-    fn statistics(&self) -> DeviceSums {
-        let sum = |values: &Tensor| values.detach().sum(Kind::Double);
-        let (chosen, rejected) = (&self.chosen, &self.rejected);
-        let sums = [
-            (Statistic::Loss, sum(&self.loss)),
-            (Statistic::RewardsChosen, sum(&chosen.reward)),
-            (Statistic::RewardsRejected, sum(&rejected.reward)),
-            (Statistic::RewardsCorrect, sum(&chosen.reward.gt_tensor(&rejected.reward))),
-            (Statistic::LogpsChosen, sum(&chosen.logp)),
-            (Statistic::LogpsRejected, sum(&rejected.logp)),
-            (Statistic::LogpsCorrect, sum(&chosen.logp.gt_tensor(&rejected.logp))),
-        ];
-        DeviceSums::of(&sums, self.loss.device())
+    /// The results of `pairs` pairs from the one with number `first`.
+    #[must_use]
+    pub fn narrow(&self, first: i64, pairs: i64) -> Self {
+        let of_pairs = |values: &Tensor| values.narrow(0, first, pairs);
+        let of_sequences = |values: &Tensor| values.view([-1, 2]).narrow(0, first, pairs).reshape([-1]);
+        Self {
+            gradient: of_sequences(&self.gradient),
+            likelihood_gradient: self.likelihood_gradient.as_ref().map(of_sequences),
+            values: self.values.iter().map(|(name, values)| (*name, of_pairs(values))).collect(),
+        }
     }
 }
 

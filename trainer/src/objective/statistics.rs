@@ -5,8 +5,10 @@ use tch::{Device, Kind, Tensor};
 /// A sum over sequences, pairs or tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statistic {
-    /// Loss of each pair; of each token in supervised fine-tuning.
+    /// Loss of each pair, without the likelihood term.
     Loss,
+    /// Negative log-likelihood of each token of the chosen outputs, if the loss has this term.
+    Nll,
     /// Rewards of the chosen outputs.
     RewardsChosen,
     /// Rewards of the rejected outputs.
@@ -19,8 +21,18 @@ pub enum Statistic {
     LogpsRejected,
     /// Pairs whose chosen output has the larger log-probability.
     LogpsCorrect,
-    /// KL divergence of policy and reference, of each completion token.
-    Kl,
+    /// KL divergence of policy and reference, of each token of the chosen outputs.
+    KlChosen,
+    /// The same, of the rejected outputs.
+    KlRejected,
+    /// Mean of the logits, of each token of the chosen outputs.
+    LogitsChosen,
+    /// The same, of the rejected outputs.
+    LogitsRejected,
+    /// Entropy of the policy's distribution, of each completion token.
+    Entropy,
+    /// Tokens of the chosen outputs that are the policy's most likely ones.
+    ChosenTokensCorrect,
     /// Terms of the loss that layers add, already divided as the step's loss is.
     AuxLoss,
 }
@@ -90,11 +102,14 @@ mod tests {
         let one = |value: f64| Tensor::from(value);
         let mut sums =
             DeviceSums::of(&[(Statistic::LogpsChosen, one(-3.0)), (Statistic::Loss, one(2.0))], Device::Cpu);
-        sums.add(&DeviceSums::of(&[(Statistic::Loss, one(0.5)), (Statistic::Kl, one(7.0))], Device::Cpu));
+        sums.add(&DeviceSums::of(
+            &[(Statistic::Loss, one(0.5)), (Statistic::Entropy, one(7.0))],
+            Device::Cpu,
+        ));
         let values: Vec<f64> = sums.tensor().try_into().unwrap();
         let sums = HostSums::of(&values);
-        let found = [Statistic::Loss, Statistic::LogpsChosen, Statistic::Kl, Statistic::RewardsChosen];
+        let found = [Statistic::Loss, Statistic::LogpsChosen, Statistic::Entropy, Statistic::RewardsChosen];
         assert_eq!(found.map(|statistic| sums.get(statistic)), [2.5, -3.0, 7.0, 0.0]);
-        assert!(HostSums::of(&values[..3]).get(Statistic::Kl).is_nan());
+        assert!(HostSums::of(&values[..3]).get(Statistic::Entropy).is_nan());
     }
 }

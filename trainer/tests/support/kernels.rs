@@ -1,7 +1,7 @@
 //! Compares the GPU's work between matrix products with its definition in wider numbers on the CPU.
 
 use dyad_torch::autograd::grad;
-use dyad_torch::ops::head_tile;
+use dyad_torch::ops::head_tile::{self, Wanted};
 use dyad_torch::ops::layer::{self, rms_norm, rotate_half};
 use tch::{Device, Kind, Tensor};
 
@@ -77,19 +77,21 @@ pub(crate) fn work_between_products_equals_its_definition(device: Device) {
     }
 }
 
-/// Compares log-probabilities, divergence and errors of a tile of logits with those in float32 on the CPU.
+/// Compares log-probabilities, facts and errors of a tile of logits with those in float32 on the CPU.
 pub(crate) fn the_head_scores_as_float32(device: Device) {
     for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
         let (policy, reference) = (random(&[19, 1008], kind) * 4.0, random(&[19, 1008], kind) * 4.0);
         let targets = Tensor::randint(1008, [19], (Kind::Int64, Device::Cpu));
-        let here =
-            // Errors overwrite the policy's logits.
-            head_tile::score(policy.to_kind(Kind::Float).copy(), Some(reference.to_kind(Kind::Float)), &targets, true);
+        let wanted = Wanted { errors: true, facts: true };
+        // Errors overwrite the policy's logits.
+        let (policy_here, reference_here) =
+            (policy.to_kind(Kind::Float).copy(), Some(reference.to_kind(Kind::Float)));
+        let here = head_tile::score(policy_here, reference_here, &targets, wanted);
         let there = head_tile::score(
             policy.to_device(device),
             Some(reference.to_device(device)),
             &targets.to_device(device),
-            true,
+            wanted,
         );
         let close = |name: &str, there: &Tensor, here: &Tensor| {
             let worst = difference(there, here);
@@ -97,7 +99,7 @@ pub(crate) fn the_head_scores_as_float32(device: Device) {
         };
         close("log-probabilities", &there.logps, &here.logps);
         close("reference's", &there.reference_logps.unwrap(), &here.reference_logps.unwrap());
-        close("divergence", &there.kl, &here.kl);
+        close("facts", &there.facts.unwrap(), &here.facts.unwrap());
         close("errors", &there.errors.unwrap(), &here.errors.unwrap());
     }
 }

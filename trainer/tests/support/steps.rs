@@ -5,10 +5,12 @@ use trainer::engine::{Engine, StepResult, StepShare};
 
 /// Pairs of different lengths, more than one micro-batch of 40 tokens.
 pub(crate) fn pairs() -> Vec<Tokenized> {
-    let pair = |n: u32, chosen: u32, rejected: u32| Tokenized {
-        prompt: (0..3 + n).map(|at| 5 + at).collect(),
-        chosen: (0..chosen).map(|at| 70 + n + at).collect(),
-        rejected: (0..rejected).map(|at| 90 + n + at).collect(),
+    let pair = |n: u32, chosen: u32, rejected: u32| {
+        Tokenized::new(
+            (0..3 + n).map(|at| 5 + at).collect(),
+            (0..chosen).map(|at| 70 + n + at).collect(),
+            (0..rejected).map(|at| 90 + n + at).collect(),
+        )
     };
     vec![pair(0, 4, 7), pair(5, 1, 1), pair(9, 12, 3), pair(5, 6, 2)]
 }
@@ -43,7 +45,10 @@ pub(crate) fn differences(here: &[StepResult], there: &[StepResult], tolerance: 
         close("loss", here.sums.loss, there.sums.loss);
         close("gradient norm", here.grad_norm, there.grad_norm);
         close("chosen", here.sums.logps_chosen, there.sums.logps_chosen);
-        close("divergence", here.sums.kl, there.sums.kl);
+        close("divergence", here.sums.kl_chosen, there.sums.kl_chosen);
+        close("divergence of the others", here.sums.kl_rejected, there.sums.kl_rejected);
+        close("entropy", here.sums.entropy, there.sums.entropy);
+        close("mean logits", here.sums.logits_chosen, there.sums.logits_chosen);
         assert_eq!(here.references.len(), there.references.len());
         for (here, there) in here.references.iter().zip(&there.references) {
             close("reference", here.unwrap().rejected, there.unwrap().rejected);

@@ -163,7 +163,7 @@ unsafe extern "C" {
         targets: *const C_tensor,
         logps: *const C_tensor,
         reference_logps: *const C_tensor,
-        kl: *const C_tensor,
+        facts: *const C_tensor,
         keep: bool,
         gpu_path: bool,
     ) -> RawError;

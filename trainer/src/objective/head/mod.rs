@@ -8,13 +8,14 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::StepObjective;
-use super::logps::SequenceLogps;
+use super::logps::OwnedLogps;
 use super::statistics::{DeviceSums, Statistic};
+use super::{Scored, StepObjective, TokenReading};
 use crate::batch::MicroBatch;
 use dyad_families::shape::{GPU_TILE_BYTES, TILE_BYTES};
 use dyad_torch::backend::Backend;
-use dyad_torch::ops::{head_tile, product};
+use dyad_torch::ops::head_tile::{self, RowFact, Wanted};
+use dyad_torch::ops::product;
 
 /// One model's side of the head: normed rows and the projection.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +59,24 @@ pub enum Reference<'a> {
     Known(&'a Tensor),
 }
 
+/// What decides the gradients of a micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub enum Scoring<'a> {
+    /// The objective, applied to each group of pairs.
+    Objective(&'a StepObjective),
+    /// Results of the objective that are already known, of the pairs of this micro-batch.
+    Known(&'a Scored, TokenReading),
+}
+
+impl Scoring<'_> {
+    fn reading(&self) -> TokenReading {
+        match self {
+            Self::Objective(objective) => objective.token_reading(),
+            Self::Known(_, reading) => *reading,
+        }
+    }
+}
+
 /// Results of scoring a micro-batch.
 #[derive(Debug)]
 pub struct Scores {
@@ -75,15 +94,17 @@ impl Scores {
     }
 }
 
-/// Log-probability of each sequence of a micro-batch under one model. `[sequences]`, float64
-pub fn sequence_logps(batch: &MicroBatch, scorer: Scorer<'_>) -> Tensor {
+/// Log-probability of each sequence of a micro-batch under one model, in which tokens beyond the length of the shorter output have
+/// weight `tail_weight` of `reading`. `[sequences]`, float64
+pub fn sequence_logps(batch: &MicroBatch, scorer: Scorer<'_>, reading: TokenReading) -> Tensor {
     tch::no_grad(|| {
         let tile_rows = tile_rows(scorer.weight);
         let groups = groups(&batch.rows_per_pair, tile_rows).into_iter();
         let logps: Vec<Tensor> = groups
             .map(|span| {
-                let group = RowGroup { batch, span, tile_rows, policy: scorer, reference: Reference::Absent };
-                group.first_pass(&group.local_sequences(), None).logps
+                let reference = Reference::Absent;
+                let group = RowGroup { batch, span, tile_rows, policy: scorer, reference, reading };
+                group.first_pass(&group.local_sequences(), None, false).logps.policy
             })
             .collect();
         match logps.is_empty() {
@@ -96,7 +117,7 @@ pub fn sequence_logps(batch: &MicroBatch, scorer: Scorer<'_>) -> Tensor {
 /// Scores a micro-batch. In a training pass, fills `gradients`.
 pub fn score_batch(
     batch: &MicroBatch,
-    objective: StepObjective,
+    scoring: Scoring<'_>,
     policy: Scorer<'_>,
     reference: Reference<'_>,
     mut gradients: Option<&mut HeadGradients<'_>>,
@@ -106,13 +127,50 @@ pub fn score_batch(
         let mut reference_logps = Vec::new();
         let tile_rows = tile_rows(policy.weight);
         for group in groups(&batch.rows_per_pair, tile_rows) {
-            let group = RowGroup { batch, span: group, tile_rows, policy, reference };
-            let scored = group.run(objective, gradients.as_deref_mut());
+            let reading = scoring.reading();
+            let group = RowGroup { batch, span: group, tile_rows, policy, reference, reading };
+            let scored = group.run(scoring, gradients.as_deref_mut());
             statistics.add(&scored.statistics);
             reference_logps.extend(scored.reference_logps);
         }
         let reference_logps = (!reference_logps.is_empty()).then(|| Tensor::cat(&reference_logps, 0));
         Scores { statistics, reference_logps }
+    })
+}
+
+/// Log-probabilities of a micro-batch and the sums over its tokens, without applying an objective.
+#[derive(Debug)]
+pub struct Collected {
+    /// Log-probabilities of each sequence.
+    pub logps: OwnedLogps,
+    /// Sums over tokens, and the reference model's log-probabilities.
+    pub scores: Scores,
+}
+
+/// Reads a micro-batch for an objective that is applied later, to all pairs of a step.
+pub fn collect_batch(
+    batch: &MicroBatch,
+    reading: TokenReading,
+    policy: Scorer<'_>,
+    reference: Reference<'_>,
+) -> Collected {
+    tch::no_grad(|| {
+        let mut scores = Scores::none(policy.rows.device());
+        let mut all = Vec::new();
+        let tile_rows = tile_rows(policy.weight);
+        for span in groups(&batch.rows_per_pair, tile_rows) {
+            let group = RowGroup { batch, span, tile_rows, policy, reference, reading };
+            let sequences = group.local_sequences();
+            let sums = group.first_pass(&sequences, None, true);
+            if let Some(facts) = &sums.facts {
+                scores.statistics.add(&group.token_sums(facts, &sequences));
+            }
+            all.push(sums.logps);
+        }
+        let logps = OwnedLogps::joined(&all, policy.rows.device());
+        scores.reference_logps =
+            matches!(reference, Reference::Model(_)).then(|| logps.reference.shallow_clone());
+        Collected { logps, scores }
     })
 }
 
@@ -147,33 +205,33 @@ struct RowGroup<'a> {
     tile_rows: i64,
     policy: Scorer<'a>,
     reference: Reference<'a>,
+    reading: TokenReading,
 }
 
 /// Results of the first pass over a group.
 struct Sums {
-    /// One per sequence of the group. `[sequences]`
-    logps: Tensor,
-    reference_logps: Option<Tensor>,
-    /// Summed over the group's rows.
-    kl: Tensor,
+    /// Of each sequence of the group.
+    logps: OwnedLogps,
+    /// Facts about each row of the group; `None` if only log-probabilities were asked for. `[rows, RowFact::COUNT]`, float64
+    facts: Option<Tensor>,
     /// Errors of the only tile, kept for the second pass.
     kept: Option<Tensor>,
 }
 
 impl RowGroup<'_> {
-    fn run(&self, objective: StepObjective, mut gradients: Option<&mut HeadGradients<'_>>) -> Scores {
+    fn run(&self, scoring: Scoring<'_>, mut gradients: Option<&mut HeadGradients<'_>>) -> Scores {
         let sequences = self.local_sequences();
-        let sums = self.first_pass(&sequences, gradients.as_deref_mut());
-        let known = match self.reference {
-            Reference::Known(logps) => Some(self.of_sequences(logps)),
-            Reference::Absent | Reference::Model(_) => None,
+        let describes = matches!(scoring, Scoring::Objective(_));
+        let mut sums = self.first_pass(&sequences, gradients.as_deref_mut(), describes);
+        let scored = match scoring {
+            Scoring::Objective(objective) => tch::with_grad(|| objective.score(&sums.logps.read())),
+            Scoring::Known(scored, _) => {
+                let per_pair = self.batch.sequences_per_pair;
+                scored.narrow(self.first_sequence() / per_pair, self.sequence_count() / per_pair)
+            }
         };
-        let reference = known.as_ref().or(sums.reference_logps.as_ref());
-        let lengths = self.of_sequences(&self.batch.lengths);
-        let logps = SequenceLogps { policy: &sums.logps, reference, lengths: &lengths };
-        let mut scored = tch::with_grad(|| objective.score(&logps));
         if let Some(gradients) = gradients {
-            let coefficients = scored.gradient.index_select(0, &sequences);
+            let coefficients = self.coefficients(&scored, &sequences);
             match gradients.weight {
                 Some(weight) => self.second_pass(&coefficients, sums.kept, &gradients.rows, weight),
                 None => {
@@ -182,9 +240,57 @@ impl RowGroup<'_> {
                 }
             }
         }
-        let device = sums.kl.device();
-        scored.statistics.add(&DeviceSums::of(&[(Statistic::Kl, sums.kl)], device));
-        Scores { statistics: scored.statistics, reference_logps: sums.reference_logps }
+        let mut statistics = DeviceSums::zeros(self.policy.rows.device());
+        if let Some(facts) = sums.facts.take() {
+            statistics = scored.statistics();
+            statistics.add(&self.token_sums(&facts, &sequences));
+        }
+        let reference_logps = self.reference_model().map(|_| sums.logps.reference.shallow_clone());
+        Scores { statistics, reference_logps }
+    }
+
+    /// Sums over the tokens of each output.
+    fn token_sums(&self, facts: &Tensor, sequences: &Tensor) -> DeviceSums {
+        let per_pair = self.batch.sequences_per_pair;
+        let sides = Tensor::zeros([2, RowFact::COUNT], (facts.kind(), facts.device()));
+        let sides = sides.index_add(0, &sequences.remainder(per_pair), facts);
+        let at = |side: i64, fact: RowFact| sides.select(0, side).select(0, fact as i64);
+        let sums = [
+            (Statistic::KlChosen, at(0, RowFact::Kl)),
+            (Statistic::KlRejected, at(1, RowFact::Kl)),
+            (Statistic::LogitsChosen, at(0, RowFact::MeanLogit)),
+            (Statistic::LogitsRejected, at(1, RowFact::MeanLogit)),
+            (Statistic::Entropy, at(0, RowFact::Entropy) + at(1, RowFact::Entropy)),
+            (Statistic::ChosenTokensCorrect, at(0, RowFact::IsTop1)),
+        ];
+        DeviceSums::of(&sums, facts.device())
+    }
+
+    /// `dL/d(log-probability)` of each row. `[rows]`
+    fn coefficients(&self, scored: &Scored, sequences: &Tensor) -> Tensor {
+        let of_rows = |gradient: &Tensor| gradient.index_select(0, sequences);
+        let mut all = of_rows(&scored.gradient);
+        if let Some(weights) = self.row_weights() {
+            all *= weights;
+        }
+        if let Some(gradient) = &scored.likelihood_gradient {
+            all += of_rows(gradient);
+        }
+        all
+    }
+
+    /// Weight of each row in its sequence's log-probability; `None` if all are 1. `[rows]`
+    fn row_weights(&self) -> Option<Tensor> {
+        self.reading.tail_weight.map(|weight| {
+            let tails = self.batch.tails.narrow(0, self.span.start, self.span.len);
+            tails.to_kind(Kind::Double) * (weight - 1.0) + 1.0
+        })
+    }
+
+    /// Factors of the pairs' losses. `[pairs]`
+    fn weights(&self) -> Tensor {
+        let per_pair = self.batch.sequences_per_pair;
+        self.batch.weights.narrow(0, self.first_sequence() / per_pair, self.sequence_count() / per_pair)
     }
 
     /// Sequence of each row, counted from the group's first.
@@ -205,20 +311,19 @@ impl RowGroup<'_> {
         self.batch.targets.narrow(0, tile.start, tile.len)
     }
 
-    fn first_pass(&self, sequences: &Tensor, gradients: Option<&mut HeadGradients<'_>>) -> Sums {
+    fn first_pass(&self, sequences: &Tensor, gradients: Option<&mut HeadGradients<'_>>, facts: bool) -> Sums {
         let tiles = self.tiles();
         let frozen = gradients.as_ref().is_some_and(|gradients| gradients.weight.is_none());
         let keep = gradients.is_some() && (frozen || tiles.len() == 1);
-        let device = self.policy.rows.device();
-        let (mut logps, mut reference_logps) = (Vec::new(), Vec::new());
-        let (mut kl, mut kept) = (Tensor::zeros([], (Kind::Double, device)), None);
+        let (mut logps, mut reference_logps, mut all_facts) = (Vec::new(), Vec::new(), Vec::new());
+        let (wanted, mut kept) = (Wanted { errors: keep, facts }, None);
         for tile in tiles {
             let targets = self.targets(tile);
             let reference = self.reference_model().map(|reference| reference.logits(tile));
-            let scored = head_tile::score(self.policy.logits(tile), reference, &targets, keep);
+            let scored = head_tile::score(self.policy.logits(tile), reference, &targets, wanted);
             logps.push(scored.logps);
             reference_logps.extend(scored.reference_logps);
-            kl += scored.kl;
+            all_facts.extend(scored.facts);
             match (scored.errors, &gradients) {
                 (Some(errors), Some(gradients)) if frozen => {
                     gradients.rows.narrow(0, tile.start, tile.len).copy_(&self.directions(errors));
@@ -226,16 +331,45 @@ impl RowGroup<'_> {
                 (errors, _) => kept = errors,
             }
         }
+        let facts = facts.then(|| Tensor::cat(&all_facts, 0).to_kind(Kind::Double));
+        let reference = self.reference_model().map(|_| Tensor::cat(&reference_logps, 0));
+        let logps = self.of_rows(sequences, &Tensor::cat(&logps, 0), reference.as_ref(), facts.as_ref());
+        Sums { logps, facts, kept }
+    }
+
+    /// Log-probabilities of the group's sequences from those of its rows.
+    fn of_rows(
+        &self,
+        sequences: &Tensor,
+        logps: &Tensor,
+        reference: Option<&Tensor>,
+        facts: Option<&Tensor>,
+    ) -> OwnedLogps {
         // Rows of a sequence are contiguous and few: the order of this sum does not depend on how rows were tiled.
+        let options = (Kind::Double, logps.device());
         let count = self.sequence_count();
-        let per_sequence = |rows: &[Tensor]| {
-            Tensor::zeros([count], (Kind::Double, device)).index_add(0, sequences, &Tensor::cat(rows, 0))
+        let per_sequence = |rows: &Tensor| Tensor::zeros([count], options).index_add(0, sequences, rows);
+        let weights = self.row_weights();
+        let weighted = |rows: &Tensor| match &weights {
+            Some(weights) => per_sequence(&(rows * weights)),
+            None => per_sequence(rows),
         };
-        Sums {
-            logps: per_sequence(&logps),
-            reference_logps: self.reference_model().map(|_| per_sequence(&reference_logps)),
-            kl,
-            kept,
+        let known = match self.reference {
+            Reference::Known(logps) => Some(self.of_sequences(logps)),
+            Reference::Absent | Reference::Model(_) => None,
+        };
+        let lengths = self.of_sequences(&self.batch.lengths);
+        let alignment = facts.filter(|_| self.reading.alignment).map(|facts| {
+            let aligned = logps - facts.select(1, RowFact::LogSumSq as i64);
+            per_sequence(&aligned) / lengths.to_kind(Kind::Double).clamp_min(1.0)
+        });
+        OwnedLogps {
+            policy: weighted(logps),
+            likelihood: per_sequence(logps),
+            reference: reference.map(weighted).or(known).unwrap_or_else(|| Tensor::zeros([count], options)),
+            lengths,
+            weights: self.weights(),
+            alignment,
         }
     }
 
@@ -280,7 +414,8 @@ impl RowGroup<'_> {
         for tile in self.tiles() {
             let errors = kept.take().or_else(|| {
                 // Computes the logits a second time, for the errors alone.
-                head_tile::score(self.policy.logits(tile), None, &self.targets(tile), true).errors
+                let wanted = Wanted { errors: true, facts: false };
+                head_tile::score(self.policy.logits(tile), None, &self.targets(tile), wanted).errors
             });
             let Some(errors) = errors.map(|errors| errors.to_kind(self.policy.weight.kind())) else {
                 continue;
@@ -301,22 +436,22 @@ fn scaled(rows: &Tensor, a: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use dyad_data::tokenized::Tokenized;
-    use dyad_proto::run_config::{LossType, Objective};
+    use dyad_proto::RunConfig;
 
     use super::*;
     use crate::batch::PairLayout;
-    use crate::objective::LossOptions;
+    use crate::objective::StepSize;
 
     const VOCAB: i64 = 11;
 
     fn batch() -> MicroBatch {
-        let pair = |n: u32| Tokenized { prompt: vec![1, 2], chosen: vec![n, 4, 5], rejected: vec![6, n] };
+        let pair = |n: u32| Tokenized::new(vec![1, 2], vec![n, 4, 5], vec![6, n]);
         MicroBatch::pack(&[&pair(3), &pair(7), &pair(9)], PairLayout::SharedPairs, Device::Cpu)
     }
 
-    fn dpo(beta: f64, divisor: f64) -> StepObjective {
-        let options = LossOptions { beta, simpo_gamma: 0.0 };
-        StepObjective { objective: Objective::Preference(LossType::Sigmoid), options, divisor }
+    fn dpo(dpo_beta: f64, pairs: f64) -> StepObjective {
+        let config = RunConfig { dpo_beta, ..RunConfig::default() };
+        StepObjective::of(&config).sized(StepSize { pairs, chosen_tokens: 9.0 })
     }
 
     fn close(a: &Tensor, b: &Tensor) {
@@ -357,8 +492,16 @@ mod tests {
                 for span in groups(&batch.rows_per_pair, tile_rows) {
                     let policy = Scorer { rows: &rows, weight: &weight };
                     let reference = Reference::Model(Scorer { rows: &rows, weight: &other });
-                    let group = RowGroup { batch: &batch, span, tile_rows, policy, reference };
-                    statistics.add(&group.run(objective, Some(&mut gradients)).statistics);
+                    let group = RowGroup {
+                        batch: &batch,
+                        span,
+                        tile_rows,
+                        policy,
+                        reference,
+                        reading: TokenReading::default(),
+                    };
+                    statistics
+                        .add(&group.run(Scoring::Objective(&objective), Some(&mut gradients)).statistics);
                 }
             });
             close(&gradients.rows, &expected[0]);
@@ -379,10 +522,10 @@ mod tests {
         let policy = Scorer { rows: &rows, weight: &weight };
         let kl = |reference: &Tensor| {
             let reference = Reference::Model(Scorer { rows: &rows, weight: reference });
-            score_batch(&batch, objective, policy, reference, None)
+            score_batch(&batch, Scoring::Objective(&objective), policy, reference, None)
                 .statistics
                 .tensor()
-                .double_value(&[Statistic::Kl as i64])
+                .double_value(&[Statistic::KlChosen as i64])
         };
         assert_eq!(kl(&weight), 0.0);
         assert!(kl(&(&weight * 1.5)) > 0.0);
@@ -399,13 +542,19 @@ mod tests {
         let objective = dpo(0.3, 3.0);
         let (policy, model) =
             (Scorer { rows: &rows, weight: &weight }, Scorer { rows: &rows, weight: &other });
-        let computed = score_batch(&batch, objective, policy, Reference::Model(model), None);
-        let known = sequence_logps(&batch, model);
+        let computed =
+            score_batch(&batch, Scoring::Objective(&objective), policy, Reference::Model(model), None);
+        let known = sequence_logps(&batch, model, TokenReading::default());
         close(&known, computed.reference_logps.as_ref().unwrap());
-        let recalled = score_batch(&batch, objective, policy, Reference::Known(&known), None);
+        let recalled =
+            score_batch(&batch, Scoring::Objective(&objective), policy, Reference::Known(&known), None);
         assert!(recalled.reference_logps.is_none());
-        let others = |scores: &Scores| scores.statistics.tensor().narrow(0, 0, Statistic::Kl as i64);
-        close(&others(&recalled), &others(&computed));
-        assert_eq!(recalled.statistics.tensor().double_value(&[Statistic::Kl as i64]), 0.0);
+        let sums = |scores: &Scores| scores.statistics.tensor().copy();
+        let (recalled, computed) = (sums(&recalled), sums(&computed));
+        for kl in [Statistic::KlChosen, Statistic::KlRejected] {
+            assert_eq!(recalled.double_value(&[kl as i64]), 0.0);
+            let _ = computed.get(kl as i64).zero_();
+        }
+        close(&recalled, &computed);
     }
 }

@@ -29,6 +29,20 @@ struct Turn {
 // Extra values after a row's buffer that loops may overwrite.
 constexpr int64_t ROOM = 32;
 
+// What is stored about each row of logits z with p = softmax(z), beside the log-probability of its target.
+struct RowFacts {
+  // KL(p || reference); 0 without a reference.
+  float kl;
+  // The mean of z.
+  float mean_logit;
+  // The entropy of p.
+  float entropy;
+  // The logarithm of the sum of p².
+  float log_sum_sq;
+  // 1 if the target is the first of the largest logits, else 0.
+  float is_top1;
+};
+
 // A tile of logits to score.
 template <typename T>
 struct Tile {
@@ -39,7 +53,8 @@ struct Tile {
   const int64_t* targets;
   double* logps;
   double* reference_logps;
-  float* kl;
+  // Null if they are not wanted.
+  RowFacts* facts;
   int64_t columns;
 };
 

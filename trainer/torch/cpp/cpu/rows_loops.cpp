@@ -101,7 +101,12 @@ DYAD_INLINE float row_max(const T* z, int64_t columns) {
 struct Sums {
   // Sum of e^(z - max); sum of e^(z - max) times ((z - max) - (r - reference_max)). If a logit is NaN, so are the sums.
   float weights, above;
+  // Sums of z - max, of e^(z - max) (z - max), and of e^(2 (z - max)).
+  float spread, mass, squares;
 };
+
+// Takes the place of minus infinity where it is multiplied by a probability of 0, which would give NaN.
+constexpr float LOWEST = -1.0e30f;
 
 // A block of ones for the first `count` values and zeros after them.
 template <typename T>
@@ -111,22 +116,32 @@ DYAD_INLINE Block ones(int64_t count) {
   return block_at(values);
 }
 
-// With KEEP, writes the terms e^(z - max) to `terms`, block by block.
-template <bool KEEP, bool COMPARE, typename T>
+// With KEEP, writes the terms e^(z - max) to `terms`, block by block. Without DESCRIBE the last three sums stay 0.
+template <bool KEEP, bool COMPARE, bool DESCRIBE, typename T>
 DYAD_INLINE Sums add_up(const T* z, float max, const T* r, float reference_max, float* terms, int64_t columns) {
-  Lanes weights{}, above{};
+  Lanes weights{}, above{}, spread{}, mass{}, squares{};
   in_blocks(columns, [&](int64_t at, int64_t count) DYAD_BODY {
     Block logits = both([&](Lanes z) DYAD_BODY { return z - max; }, block_at(z + at, count));
     Block kept = both(exponential, logits);
-    if (count < BLOCK_VALUES) kept = both([](Lanes a, Lanes b) DYAD_BODY { return a * b; }, kept, ones<T>(count));
+    auto times = [](Lanes a, Lanes b) DYAD_BODY { return a * b; };
+    if (count < BLOCK_VALUES) kept = both(times, kept, ones<T>(count));
     weights += kept.a + kept.b;
+    auto at_least = [](Lanes x) DYAD_BODY { return larger(x, lanes(LOWEST)); };
+    if constexpr (DESCRIBE) {
+      Block own = count < BLOCK_VALUES ? both(times, logits, ones<T>(count)) : logits;
+      spread += own.a + own.b;
+      squares += kept.a * kept.a + kept.b * kept.b;
+    }
+    if constexpr (COMPARE || DESCRIBE) logits = both(at_least, logits);
+    if constexpr (DESCRIBE) mass += kept.a * logits.a + kept.b * logits.b;
     if constexpr (COMPARE) {
-      Block others = both([&](Lanes r) DYAD_BODY { return r - reference_max; }, block_at(r + at, count));
+      auto below = [&](Lanes r) DYAD_BODY { return at_least(r - reference_max); };
+      Block others = both(below, block_at(r + at, count));
       above += kept.a * (logits.a - others.a) + kept.b * (logits.b - others.b);
     }
     if constexpr (KEEP) put(kept, terms + at);
   });
-  return {sum_of(weights), sum_of(above)};
+  return {sum_of(weights), sum_of(above), sum_of(spread), sum_of(mass), sum_of(squares)};
 }
 
 DYAD_INLINE double log_of(float sum) { return __builtin_log(static_cast<double>(sum)); }
@@ -140,43 +155,58 @@ DYAD_INLINE void to_errors(T* z, const float* terms, float scale, int64_t target
   narrow(scale * target_term - 1.0f, z[target]);
 }
 
+// Whether the target is the first of the largest logits.
+template <typename T>
+DYAD_INLINE bool is_top1(const T* z, int64_t target, float max) {
+  if (!(widen(z[target]) >= max)) return false;
+  for (int64_t at = 0; at < target; ++at)
+    if (widen(z[at]) == max) return false;
+  return true;
+}
+
 // `terms` is a buffer for a row, in whole blocks.
-template <bool KEEP, bool COMPARE, typename T>
+template <bool KEEP, bool COMPARE, bool DESCRIBE, typename T>
 DYAD_INLINE void score_row(const Tile<T>& tile, int64_t row, float* terms) {
   T* z = tile.policy + row * tile.columns;
   const T* r = COMPARE ? tile.reference + row * tile.columns : nullptr;
   int64_t target = tile.targets[row];
   float max = row_max(z, tile.columns), reference_max = COMPARE ? row_max(r, tile.columns) : 0.0f;
-  Sums sums = add_up<KEEP, COMPARE>(z, max, r, reference_max, terms, tile.columns);
+  Sums sums = add_up<KEEP, COMPARE, DESCRIBE>(z, max, r, reference_max, terms, tile.columns);
+  float kl = 0.0f;
   double log_sum = log_of(sums.weights);
   tile.logps[row] = widen(z[target]) - (max + log_sum);
   if constexpr (COMPARE) {
-    double reference_log_sum = log_of(add_up<false, false>(r, reference_max, r, reference_max, terms, tile.columns).weights);
+    double reference_log_sum = log_of(add_up<false, false, false>(r, reference_max, r, reference_max, terms, tile.columns).weights);
     tile.reference_logps[row] = widen(r[target]) - (reference_max + reference_log_sum);
     // The mean of log p - log q under p. The maxima are left out, so that no large numbers are subtracted from each other.
-    tile.kl[row] = static_cast<float>(static_cast<double>(sums.above / sums.weights) - (log_sum - reference_log_sum));
+    kl = static_cast<float>(static_cast<double>(sums.above / sums.weights) - (log_sum - reference_log_sum));
   }
+  if constexpr (DESCRIBE)
+    tile.facts[row] = {kl, max + sums.spread / static_cast<float>(tile.columns),
+                       static_cast<float>(log_sum - static_cast<double>(sums.mass / sums.weights)),
+                       static_cast<float>(log_of(sums.squares) - 2.0 * log_sum), is_top1(z, target, max) ? 1.0f : 0.0f};
   if constexpr (KEEP) {
     float target_term = exponential(lanes(widen(z[target]) - max))[0];
     to_errors(z, terms, 1.0f / sums.weights, target, target_term, tile.columns);
   }
 }
 
-template <bool KEEP, typename T>
+template <bool KEEP, bool COMPARE, typename T>
 void score_with(const Tile<T>& tile, int64_t begin, int64_t end, float* terms) {
   for (int64_t row = begin; row < end; ++row)
-    if (tile.reference == nullptr)
-      score_row<KEEP, false>(tile, row, terms);
+    if (tile.facts == nullptr)
+      score_row<KEEP, COMPARE, false>(tile, row, terms);
     else
-      score_row<KEEP, true>(tile, row, terms);
+      score_row<KEEP, COMPARE, true>(tile, row, terms);
 }
 
 template <typename T>
 void score_rows(const Tile<T>& tile, int64_t begin, int64_t end, float* terms) {
-  if (terms == nullptr)
-    score_with<false>(tile, begin, end, terms);
+  bool keep = terms != nullptr, compare = tile.reference != nullptr;
+  if (keep)
+    (compare ? score_with<true, true, T> : score_with<true, false, T>)(tile, begin, end, terms);
   else
-    score_with<true>(tile, begin, end, terms);
+    (compare ? score_with<false, true, T> : score_with<false, false, T>)(tile, begin, end, terms);
 }
 
 // Less than any score, but finite.

@@ -117,10 +117,10 @@ at::Tensor fold(const at::Tensor& copies, const at::Tensor& starts, const at::Te
 }
 
 void head_score(const at::Tensor& policy, const at::Tensor* reference, const at::Tensor& targets, const at::Tensor& logps,
-                const at::Tensor* reference_logps, const at::Tensor* kl, bool keep) {
+                const at::Tensor* reference_logps, const at::Tensor* facts, bool keep) {
   auto optional = [](const at::Tensor* tensor) -> void* { return tensor == nullptr ? nullptr : memory(*tensor); };
   run(kHead, policy.size(0), kHeadThreads, policy.device(), memory(policy), optional(reference), memory(targets),
-      memory(logps), optional(reference_logps), optional(kl), static_cast<int>(policy.size(1) / kVector),
+      memory(logps), optional(reference_logps), optional(facts), static_cast<int>(policy.size(1) / kVector),
       static_cast<int>(keep));
 }
 

@@ -14,6 +14,6 @@ at::Tensor fold(const at::Tensor& copies, const at::Tensor& starts, const at::Te
 
 // As dyad_head_score (`head.cpp`), on contiguous bfloat16 logits `[rows, vocab]`, vocab a multiple of 8.
 void head_score(const at::Tensor& policy, const at::Tensor* reference, const at::Tensor& targets, const at::Tensor& logps,
-                const at::Tensor* reference_logps, const at::Tensor* kl, bool keep);
+                const at::Tensor* reference_logps, const at::Tensor* facts, bool keep);
 
 }  // namespace dyad

@@ -138,6 +138,8 @@ __device__ float log_sum(Exponentials own) {
 __device__ float sum_of(float own) {
   __shared__ float shared[kWarps];
   for (int step = 16; step > 0; step /= 2) own += __shfl_xor_sync(~0u, own, step);
+  // Threads may still read the result of an earlier sum.
+  __syncthreads();
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = own;
   __syncthreads();
   float total = 0.0f;
@@ -145,11 +147,35 @@ __device__ float sum_of(float own) {
   return total;
 }
 
-// Scores one row of logits (`eights` eights) per block: log-probability of its target, the same under a reference, and the KL
-// divergence from the reference. With `keep` errors `softmax - onehot` overwrite the logits. The reference may be null.
+// What is stored about each row of logits z with p = softmax(z): as `RowFacts` of `cpu/rows.h`.
+struct RowFacts {
+  float kl, mean_logit, entropy, log_sum_sq, is_top1;
+};
+
+// Takes the place of minus infinity where it is multiplied by a probability of 0, which would give NaN.
+constexpr float kLowest = -1.0e30f;
+
+// A thread's part of the sums over a row.
+struct RowSums {
+  float above, spread, mass, squares, beaten;
+};
+
+// Adds one logit z with log-probability `own`; `other` is the reference's log-probability.
+__device__ void add(RowSums& sums, float z, float own, float other, float p, bool beats) {
+  float log_p = fmaxf(own, kLowest);
+  sums.above += p * (log_p - fmaxf(other, kLowest));
+  sums.spread += z;
+  sums.mass += p * log_p;
+  sums.squares += p * p;
+  sums.beaten += beats ? 1.0f : 0.0f;
+}
+
+// Scores one row of logits (`eights` eights) per block: log-probability of its target, the same under a reference, and the facts about
+// it. With `keep` errors `softmax - onehot` overwrite the logits. The reference and the facts may be null.
 extern "C" __global__ void __launch_bounds__(kThreads)
-    gpu_head(Eight* logits, const Eight* reference, const long long* targets, double* logps, double* reference_logps, float* kl,
+    gpu_head(Eight* logits, const Eight* reference, const long long* targets, double* logps, double* reference_logps, RowFacts* facts,
               int eights, int keep) {
+  __shared__ float aim;
   long long row = blockIdx.x;
   Eight* z = logits + row * eights;
   const Eight* w = reference == nullptr ? nullptr : reference + row * eights;
@@ -159,29 +185,31 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     add(ours, z[at]);
     if (w != nullptr) add(theirs, w[at]);
   }
-  float lse = log_sum(ours), reference_lse = w == nullptr ? 0.0f : log_sum(theirs);
+  float lse = log_sum(ours), reference_lse = w == nullptr ? lse : log_sum(theirs);
   if (threadIdx.x == 0) {
-    logps[row] = static_cast<double>(wide(reinterpret_cast<const Bf16*>(z)[target])) - lse;
+    aim = wide(reinterpret_cast<const Bf16*>(z)[target]);
+    logps[row] = static_cast<double>(aim) - lse;
     if (w != nullptr) reference_logps[row] = static_cast<double>(wide(reinterpret_cast<const Bf16*>(w)[target])) - reference_lse;
   }
-  if (w == nullptr && !keep) return;
+  if (facts == nullptr && !keep) return;
   // Errors must not overwrite the target's logit before thread 0 has read it.
   __syncthreads();
-  float divergence = 0.0f;
+  float best = aim;
+  RowSums sums = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
   for (int at = threadIdx.x; at < eights; at += blockDim.x) {
     Eight own = z[at], other = w == nullptr ? own : w[at];
     for (int k = 0; k < 4; ++k) {
-      float one = first(own.pairs[k]) - lse, two = second(own.pairs[k]) - lse;
-      float p = __expf(one), q = __expf(two);
-      if (w != nullptr)
-        divergence += p * (one - (first(other.pairs[k]) - reference_lse)) + q * (two - (second(other.pairs[k]) - reference_lse));
       int index = 8 * at + 2 * k;
+      float a = first(own.pairs[k]), b = second(own.pairs[k]), p = __expf(a - lse), q = __expf(b - lse);
+      add(sums, a, a - lse, first(other.pairs[k]) - reference_lse, p, a > best || (a == best && index < target));
+      add(sums, b, b - lse, second(other.pairs[k]) - reference_lse, q, b > best || (b == best && index + 1 < target));
       own.pairs[k] = narrow(index == target ? p - 1.0f : p, index + 1 == target ? q - 1.0f : q);
     }
     if (keep) z[at] = own;
   }
-  if (w != nullptr) {
-    float total = sum_of(divergence);
-    if (threadIdx.x == 0) kl[row] = total;
-  }
+  if (facts == nullptr) return;
+  float kl = sum_of(sums.above), spread = sum_of(sums.spread), mass = sum_of(sums.mass), squares = sum_of(sums.squares),
+        beaten = sum_of(sums.beaten);
+  if (threadIdx.x == 0)
+    facts[row] = {w == nullptr ? 0.0f : kl, spread / (8.0f * eights), -mass, logf(squares), beaten == 0.0f ? 1.0f : 0.0f};
 }

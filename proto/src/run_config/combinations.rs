@@ -1,0 +1,330 @@
+//! Which keys of the objective can be combined. An error names both keys.
+
+use super::{FDivergenceType, LossType, ReferenceLogps, RunConfig, TrainingMethod};
+use crate::Fault;
+
+/// The range in which users of the hosted API are advised to stay.
+const USUAL_BETA: std::ops::RangeInclusive<f64> = 0.05..=0.9;
+
+/// A key of the objective that is set, and the value that is shown for it.
+struct SetKey {
+    name: &'static str,
+    shown: String,
+}
+
+impl RunConfig {
+    /// Fails if a key of the objective is set that the objective does not read.
+    pub(super) fn check_objective(&self) -> Result<(), Fault> {
+        if self.training_method == TrainingMethod::Sft {
+            self.check_fine_tuning()?;
+        }
+        self.check_losses()?;
+        self.check_label_smoothing()?;
+        self.check_divergence()?;
+        self.check_normalization()?;
+        self.check_likelihood()?;
+        self.check_margin()?;
+        self.check_weighting()?;
+        self.check_reference()
+    }
+
+    /// Values that are allowed but unusual, one sentence each.
+    #[must_use]
+    pub fn unusual(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let reads_reference = self.objective().needs_reference();
+        let sums = self.pair_losses().iter().all(|term| !term.loss.is_normalized());
+        if reads_reference
+            && sums
+            && !self.dpo_normalize_logratios_by_length
+            && !USUAL_BETA.contains(&self.dpo_beta)
+        {
+            let (low, high) = (USUAL_BETA.start(), USUAL_BETA.end());
+            let effect = if self.dpo_beta < *low {
+                "a smaller value lets the policy drift far from the reference"
+            } else {
+                "a larger value holds the policy so close to the reference that it hardly learns"
+            };
+            notes.push(format!(
+                "dpo_beta = {} is unusual ({low} to {high} is usual): {effect}",
+                self.dpo_beta
+            ));
+        }
+        notes
+    }
+
+    /// Preference keys that differ from their defaults.
+    fn preference_keys(&self) -> Vec<SetKey> {
+        let default = Self::default();
+        let number = |value: Option<f64>| value.map(|value| value.to_string());
+        let positive = |value: f64| (value != 0.0).then(|| value.to_string());
+        let on = |value: bool| value.then(|| "true".to_owned());
+        let all = [
+            ("loss_type", (self.loss_type != default.loss_type).then(|| self.loss_type.shown())),
+            ("loss_weights", self.loss_weights.as_ref().map(|weights| format!("{weights:?}"))),
+            ("label_smoothing", positive(self.label_smoothing)),
+            ("dpo_normalize_logratios_by_length", on(self.dpo_normalize_logratios_by_length)),
+            ("rpo_alpha", positive(self.rpo_alpha)),
+            ("dpo_reference_free", on(self.dpo_reference_free)),
+            ("simpo_gamma", number(self.simpo_gamma)),
+            ("cpo_alpha", number(self.cpo_alpha)),
+            (
+                "f_divergence_type",
+                (self.f_divergence_type != default.f_divergence_type).then(|| shown(self.f_divergence_type)),
+            ),
+            ("f_alpha_divergence_coef", number(self.f_alpha_divergence_coef)),
+            ("ld_alpha", number(self.ld_alpha)),
+            ("discopop_tau", number(self.discopop_tau)),
+            ("use_weighting", on(self.use_weighting)),
+        ];
+        all.into_iter().filter_map(|(name, shown)| shown.map(|shown| SetKey { name, shown })).collect()
+    }
+
+    fn check_fine_tuning(&self) -> Result<(), Fault> {
+        match self.preference_keys().first() {
+            None => Ok(()),
+            Some(SetKey { name, shown }) => Err(conflict(
+                &format!("{name} = {shown}"),
+                "training_method = \"sft\"",
+                "supervised fine-tuning has no preference loss",
+            )
+            .hint(format!("remove {name}, or train with training_method = \"dpo\""))),
+        }
+    }
+
+    fn check_losses(&self) -> Result<(), Fault> {
+        let losses = self.loss_type.all();
+        if let Some(weights) = &self.loss_weights
+            && weights.len() != losses.len()
+        {
+            let (weights, losses) = (
+                crate::counted::counted(weights.len() as u64, "number"),
+                crate::counted::counted(losses.len() as u64, "loss"),
+            );
+            return Err(Fault::input(format!("loss_weights has {weights}, but loss_type names {losses}"))
+                .hint("write one weight for each loss, in the same order"));
+        }
+        for (at, loss) in losses.iter().enumerate() {
+            let name = loss.name();
+            if losses[..at].contains(loss) {
+                return Err(Fault::input(format!("loss_type names \"{name}\" twice"))
+                    .hint("name it once and give its factor in loss_weights"));
+            }
+            if losses.len() > 1 && loss.stands_alone() {
+                let other = losses.iter().find(|other| *other != loss).copied().unwrap_or(*loss).name();
+                return Err(Fault::input(format!(
+                    "loss_type \"{name}\" cannot be combined with loss_type \"{other}\""
+                ))
+                .hint(format!(
+                    "\"{name}\" has no reference model; write it alone, with rpo_alpha for a likelihood term"
+                )));
+            }
+        }
+        if losses == [LossType::Sft] {
+            return Err(Fault::input("loss_type = \"sft\" alone compares no outputs")
+                .hint("write training_method = \"sft\", or combine it: loss_type = [\"sigmoid\", \"sft\"]"));
+        }
+        Ok(())
+    }
+
+    fn check_label_smoothing(&self) -> Result<(), Fault> {
+        let smoothed: Vec<LossType> = self
+            .pair_losses()
+            .iter()
+            .map(|term| term.loss)
+            .filter(|loss| loss.takes_label_smoothing())
+            .collect();
+        if self.label_smoothing == 0.0 {
+            return match self.loss_type.contains(LossType::ExoPair) {
+                true => Err(Fault::input("loss_type \"exo_pair\" needs label_smoothing above 0")
+                    .hint("its formula has the logarithm of label_smoothing; TRL's examples use 1e-3")),
+                false => Ok(()),
+            };
+        }
+        let set = format!("label_smoothing = {}", self.label_smoothing);
+        match smoothed.as_slice() {
+            [] => Err(conflict(&set, &self.loss_key(), "that loss does not read it")
+                .hint("remove label_smoothing, or train with \"sigmoid\", \"robust\", \"exo_pair\", \"aot\" or \"aot_unpaired\"")),
+            [_] => Ok(()),
+            [first, second, ..] => Err(conflict(
+                &set,
+                &self.loss_key(),
+                &format!("both \"{}\" and \"{}\" would read it, with different meanings", first.name(), second.name()),
+            )
+            .hint("keep one of these losses")),
+        }
+    }
+
+    fn check_divergence(&self) -> Result<(), Fault> {
+        let divergence = format!("f_divergence_type = {}", shown(self.f_divergence_type));
+        if let Some(coef) = self.f_alpha_divergence_coef
+            && self.f_divergence_type != FDivergenceType::AlphaDivergence
+        {
+            return Err(conflict(
+                &format!("f_alpha_divergence_coef = {coef}"),
+                &divergence,
+                "only the alpha-divergence reads it",
+            )
+            .hint("set f_divergence_type = \"alpha_divergence\", or remove f_alpha_divergence_coef"));
+        }
+        if self.f_divergence_type == FDivergenceType::ReverseKl {
+            return Ok(());
+        }
+        let refused = self.pair_losses().into_iter().find(|term| !term.loss.takes_f_divergence());
+        if refused.is_some() {
+            return Err(conflict(&divergence, &self.loss_key(), "that loss is not a function of the difference of scores")
+                .hint("other divergences go with \"sigmoid\", \"sigmoid_norm\", \"hinge\", \"ipo\", \"exo_pair\", \"robust\" and \"discopop\""));
+        }
+        if self.dpo_reference_free {
+            return Err(conflict(
+                &divergence,
+                "dpo_reference_free = true",
+                "a divergence needs a reference model",
+            )
+            .hint("remove one of them"));
+        }
+        Ok(())
+    }
+
+    fn check_normalization(&self) -> Result<(), Fault> {
+        if !self.dpo_normalize_logratios_by_length {
+            return Ok(());
+        }
+        let set = "dpo_normalize_logratios_by_length = true";
+        let losses = self.pair_losses();
+        // The hosted API's SimPO is this key together with a margin.
+        let clashes = |loss: LossType| {
+            loss != LossType::Simpo && (loss.is_normalized() || loss.couples_pairs() || loss.stands_alone())
+        };
+        match losses.iter().find(|term| clashes(term.loss)) {
+            None => Ok(()),
+            Some(term) => {
+                let why = if term.loss.is_normalized() {
+                    "that loss divides by the number of tokens by itself"
+                } else {
+                    "that loss is defined for sums over tokens"
+                };
+                Err(conflict(set, &self.loss_key(), why).hint("remove dpo_normalize_logratios_by_length"))
+            }
+        }
+    }
+
+    fn check_likelihood(&self) -> Result<(), Fault> {
+        let cpo = self.loss_type.contains(LossType::Cpo);
+        if let (Some(alpha), false) = (self.cpo_alpha, cpo) {
+            return Err(conflict(
+                &format!("cpo_alpha = {alpha}"),
+                &self.loss_key(),
+                "only the loss \"cpo\" reads it",
+            )
+            .hint("rpo_alpha adds the likelihood of the chosen outputs to the other losses"));
+        }
+        let adds = [LossType::Sft, LossType::Cpo, LossType::Orpo];
+        if self.rpo_alpha != 0.0 && adds.into_iter().any(|loss| self.loss_type.contains(loss)) {
+            return Err(conflict(
+                &format!("rpo_alpha = {}", self.rpo_alpha),
+                &self.loss_key(),
+                "both add the likelihood of the chosen outputs",
+            )
+            .hint("remove rpo_alpha; loss_weights and cpo_alpha weigh that term"));
+        }
+        Ok(())
+    }
+
+    fn check_margin(&self) -> Result<(), Fault> {
+        let Some(gamma) = self.simpo_gamma else { return Ok(()) };
+        let dpo = self.loss_type.all() == [LossType::Sigmoid] && gamma >= 0.0;
+        if dpo || self.loss_type.contains(LossType::Simpo) {
+            return Ok(());
+        }
+        Err(conflict(&format!("simpo_gamma = {gamma}"), &self.loss_key(), "only SimPO has a target margin")
+            .hint("set loss_type = \"simpo\", or remove simpo_gamma"))
+    }
+
+    fn check_weighting(&self) -> Result<(), Fault> {
+        let losses = self.pair_losses();
+        if self.discopop_tau.is_some() && !self.loss_type.contains(LossType::Discopop) {
+            return Err(conflict("discopop_tau", &self.loss_key(), "only the loss \"discopop\" reads it")
+                .hint("remove discopop_tau"));
+        }
+        if let (Some(alpha), Some(_)) = (self.ld_alpha, losses.iter().find(|term| term.loss.stands_alone())) {
+            return Err(conflict(
+                &format!("ld_alpha = {alpha}"),
+                &self.loss_key(),
+                "that loss has no log-ratios to weigh",
+            )
+            .hint("remove ld_alpha, or train with a loss that has a reference model"));
+        }
+        if !self.use_weighting {
+            return Ok(());
+        }
+        let set = "use_weighting = true";
+        if losses.iter().any(|term| term.loss.couples_pairs() || term.loss.stands_alone()) {
+            return Err(conflict(set, &self.loss_key(), "that loss has no weighted form")
+                .hint("remove use_weighting"));
+        }
+        if self.objective().nll_weight() != 0.0 {
+            let other = if self.rpo_alpha != 0.0 {
+                format!("rpo_alpha = {}", self.rpo_alpha)
+            } else {
+                self.loss_key()
+            };
+            return Err(conflict(
+                set,
+                &other,
+                "the weights are those of pairs, the likelihood is a mean over tokens",
+            )
+            .hint("remove one of them"));
+        }
+        Ok(())
+    }
+
+    fn check_reference(&self) -> Result<(), Fault> {
+        let objective = self.objective();
+        if self.keeps_references() && !objective.needs_reference() {
+            let why = self.why_no_reference();
+            return Err(Fault::input(format!("reference_logps is set, but {why}")).hint(
+                "remove reference_logps, or train with training_method = \"dpo\" and a loss that has a reference model",
+            ));
+        }
+        if !self.offload_reference {
+            return Ok(());
+        }
+        let why = match (objective.needs_reference(), self.reference_logps, self.lora) {
+            (false, ..) => self.why_no_reference(),
+            (_, ReferenceLogps::Precompute, _) => {
+                "reference_logps = \"precompute\" frees the reference model".into()
+            }
+            (_, _, true) => "with lora the reference is the base model itself".into(),
+            _ => return Ok(()),
+        };
+        Err(Fault::input(format!("offload_reference is set, but {why}")).hint("remove offload_reference"))
+    }
+
+    /// Reason for an error message; follows "reference_logps is set, but".
+    fn why_no_reference(&self) -> String {
+        if self.training_method == TrainingMethod::Sft {
+            "supervised fine-tuning has no reference model".into()
+        } else if self.dpo_reference_free {
+            "dpo_reference_free = true trains without a reference model".into()
+        } else if self.simpo_gamma.is_some_and(|gamma| gamma > 0.0)
+            && self.loss_type.contains(LossType::Sigmoid)
+        {
+            "simpo_gamma above 0 is SimPO, which has no reference model".into()
+        } else {
+            format!("{} has no reference model", self.loss_key())
+        }
+    }
+
+    fn loss_key(&self) -> String {
+        format!("loss_type = {}", self.loss_type.shown())
+    }
+}
+
+fn conflict(one: &str, other: &str, why: &str) -> Fault {
+    Fault::input(format!("{one} cannot be combined with {other}: {why}"))
+}
+
+fn shown<T: serde::Serialize>(value: T) -> String {
+    serde_json::to_string(&value).unwrap_or_default()
+}
