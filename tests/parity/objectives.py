@@ -49,7 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ld": {"ld_alpha": 0.4},
     "ld-with-sft": {"ld_alpha": 0.0, "loss_type": ["bco_pair", "sft"]},
     "wpo": {"use_weighting": True},
-    "wpo-hinge": {"use_weighting": True, "loss_type": "hinge"},
+    # TRL fails for hinge: it multiplies the output of relu in place.
+    "wpo-ipo": {"use_weighting": True, "loss_type": "ipo"},
     "reference-free": {"dpo_reference_free": True},
     "simpo-margin": {"simpo_gamma": 0.8, "dpo_beta": 2.0},
     "simpo-smoothed": {"loss_type": "simpo", "simpo_gamma": 0.4, "label_smoothing": 0.1, "rpo_alpha": 0.2},
@@ -70,15 +71,21 @@ def train(case_dir: Path) -> None:
 
 
 def compare(case_dir: Path, runs: list[str]) -> None:
-    """Compares runs of Dyad with those of TRL."""
+    """Compares runs of Dyad with those of TRL; ends with status 1 if any differs."""
     from compare import compare_steps
 
     shared = json.loads((case_dir / "case.json").read_text())["run"]
+    different = []
     for run in runs:
         name = run.partition(".")[0]
         print(f"-- {run}")
         beta = (shared | VARIANTS[name])["dpo_beta"]
-        compare_steps(read_rows(case_dir / f"trl-{name}.jsonl"), read_rows(case_dir / run / "metrics.jsonl"), beta)
+        try:
+            compare_steps(read_rows(case_dir / f"trl-{name}.jsonl"), read_rows(case_dir / run / "metrics.jsonl"), beta)
+        except SystemExit:
+            different.append(run)
+    if different:
+        sys.exit(f"different: {' '.join(different)}")
 
 
 def main() -> None:

@@ -328,3 +328,131 @@ fn conflict(one: &str, other: &str, why: &str) -> Fault {
 fn shown<T: serde::Serialize>(value: T) -> String {
     serde_json::to_string(&value).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(keys: &str) -> Result<RunConfig, Fault> {
+        let good = "model = \"m\"\ntraining_file = \"t\"\noutput_dir = \"o\"\n";
+        RunConfig::from_toml(&format!("{good}{keys}\n"), "run.toml", &[])
+    }
+
+    /// Keys, and what the error must name.
+    const REFUSED: [(&str, &[&str]); 31] = [
+        ("training_method = \"sft\"\nrpo_alpha = 1", &["rpo_alpha = 1", "training_method = \"sft\""]),
+        ("training_method = \"sft\"\nsimpo_gamma = 1", &["simpo_gamma = 1", "training_method = \"sft\""]),
+        (
+            "training_method = \"sft\"\nloss_type = \"ipo\"",
+            &["loss_type = \"ipo\"", "training_method = \"sft\""],
+        ),
+        (
+            "training_method = \"sft\"\nuse_weighting = true",
+            &["use_weighting = true", "training_method = \"sft\""],
+        ),
+        ("loss_type = \"sft\"", &["loss_type = \"sft\""]),
+        ("loss_type = [\"sigmoid\", \"sigmoid\"]", &["\"sigmoid\" twice"]),
+        ("loss_type = [\"sigmoid\", \"simpo\"]", &["\"simpo\"", "\"sigmoid\""]),
+        ("loss_type = [\"orpo\", \"sft\"]", &["\"orpo\"", "\"sft\""]),
+        ("loss_weights = [1, 2]", &["loss_weights has 2 numbers", "loss_type names 1 loss"]),
+        ("loss_type = [\"sigmoid\", \"sft\"]\nloss_weights = [1]", &["1 number", "2 losses"]),
+        ("loss_type = \"exo_pair\"", &["\"exo_pair\"", "label_smoothing"]),
+        ("loss_type = \"hinge\"\nlabel_smoothing = 0.1", &["label_smoothing = 0.1", "loss_type = \"hinge\""]),
+        (
+            "loss_type = [\"sigmoid\", \"robust\"]\nlabel_smoothing = 0.1",
+            &["label_smoothing = 0.1", "\"sigmoid\"", "\"robust\""],
+        ),
+        (
+            "f_alpha_divergence_coef = 0.3",
+            &["f_alpha_divergence_coef = 0.3", "f_divergence_type = \"reverse_kl\""],
+        ),
+        (
+            "f_divergence_type = \"forward_kl\"\nloss_type = \"bco_pair\"",
+            &["f_divergence_type = \"forward_kl\"", "loss_type = \"bco_pair\""],
+        ),
+        (
+            "f_divergence_type = \"js_divergence\"\nsimpo_gamma = 0.5",
+            &["f_divergence_type = \"js_divergence\"", "loss_type"],
+        ),
+        (
+            "f_divergence_type = \"js_divergence\"\ndpo_reference_free = true",
+            &["f_divergence_type = \"js_divergence\"", "dpo_reference_free = true"],
+        ),
+        (
+            "dpo_normalize_logratios_by_length = true\nloss_type = \"ipo\"",
+            &["dpo_normalize_logratios_by_length = true", "loss_type = \"ipo\""],
+        ),
+        (
+            "dpo_normalize_logratios_by_length = true\nloss_type = \"aot\"",
+            &["dpo_normalize_logratios_by_length = true", "loss_type = \"aot\""],
+        ),
+        ("cpo_alpha = 1", &["cpo_alpha = 1", "loss_type = \"sigmoid\""]),
+        ("loss_type = \"cpo\"\nrpo_alpha = 1", &["rpo_alpha = 1", "loss_type = \"cpo\""]),
+        (
+            "loss_type = [\"sigmoid\", \"sft\"]\nrpo_alpha = 1",
+            &["rpo_alpha = 1", "loss_type = [\"sigmoid\", \"sft\"]"],
+        ),
+        ("loss_type = \"ipo\"\nsimpo_gamma = 1", &["simpo_gamma = 1", "loss_type = \"ipo\""]),
+        ("discopop_tau = 0.1", &["discopop_tau", "loss_type = \"sigmoid\""]),
+        ("ld_alpha = 0.5\nloss_type = \"cpo\"", &["ld_alpha = 0.5", "loss_type = \"cpo\""]),
+        ("use_weighting = true\nloss_type = \"aot\"", &["use_weighting = true", "loss_type = \"aot\""]),
+        ("use_weighting = true\nrpo_alpha = 0.5", &["use_weighting = true", "rpo_alpha = 0.5"]),
+        (
+            "reference_logps = \"precompute\"\ndpo_reference_free = true",
+            &["reference_logps is set", "dpo_reference_free = true"],
+        ),
+        ("reference_logps = \"cache\"\nsimpo_gamma = 0.5", &["reference_logps is set", "simpo_gamma"]),
+        (
+            "reference_logps = \"cache\"\nloss_type = \"orpo\"",
+            &["reference_logps is set", "loss_type = \"orpo\""],
+        ),
+        (
+            "offload_reference = true\ntraining_method = \"sft\"",
+            &["offload_reference is set", "no reference model"],
+        ),
+    ];
+
+    #[test]
+    fn keys_that_contradict_each_other_are_both_named() {
+        for (keys, names) in REFUSED {
+            let fault = checked(keys).expect_err(keys);
+            assert!(names.iter().all(|name| fault.message.contains(name)), "{keys}: {fault}");
+            assert!(!fault.hint.is_empty(), "{keys}");
+        }
+    }
+
+    #[test]
+    fn keys_that_belong_together_are_accepted() {
+        for keys in [
+            "label_smoothing = 0.1",
+            "simpo_gamma = 0.0",
+            "simpo_gamma = 0.5\ndpo_reference_free = true\ndpo_normalize_logratios_by_length = true",
+            "loss_type = [\"sigmoid\", \"bco_pair\", \"sft\"]\nloss_weights = [0.8, 0.2, 1]",
+            "loss_type = \"aot\"\nlabel_smoothing = 0.1\nrpo_alpha = 0.5",
+            "loss_type = \"simpo\"\nlabel_smoothing = 0.1\nrpo_alpha = 0.5",
+            "f_divergence_type = \"alpha_divergence\"\nf_alpha_divergence_coef = 0.7\nrpo_alpha = 0.1",
+            "ld_alpha = 0\nreference_logps = \"precompute\"",
+            "use_weighting = true\nloss_type = \"hinge\"",
+        ] {
+            assert!(checked(keys).is_ok(), "{keys}: {}", checked(keys).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn an_unusual_beta_is_noted_and_the_usual_ones_are_not() {
+        let notes = |keys: &str| checked(keys).unwrap().unusual();
+        for keys in ["dpo_beta = 0.01", "dpo_beta = 2"] {
+            assert!(notes(keys)[0].contains("0.05 to 0.9 is usual"), "{keys}");
+        }
+        for keys in [
+            "",
+            "dpo_beta = 0.05",
+            "dpo_beta = 0.9",
+            "dpo_beta = 2\nloss_type = \"simpo\"",
+            "dpo_beta = 5\nloss_type = \"sigmoid_norm\"",
+            "dpo_beta = 5\ndpo_normalize_logratios_by_length = true",
+        ] {
+            assert!(notes(keys).is_empty(), "{keys}");
+        }
+    }
+}
