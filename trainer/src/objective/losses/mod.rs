@@ -47,7 +47,7 @@ pub(super) fn of_pairs(loss: LossType, pairs: &PairLogps, options: LossOptions) 
         LossType::Cpo => cpo::losses,
         LossType::Orpo => orpo::losses,
         // The likelihood term, a mean over tokens, is `StepObjective`'s; this is a function of pairs whose derivative is 0.
-        LossType::Sft => |pairs: &PairLogps, _| &pairs.chosen.policy - &pairs.chosen.policy,
+        LossType::Sft => |pairs: &PairLogps, _| pairs.chosen.policy.clamp(0.0, 0.0),
     };
     losses(pairs, options)
 }
