@@ -134,14 +134,15 @@ async fn fine_tuning_rows_have_no_preference_keys() {
     coordinator.join("a", 0).await.run().await;
     assert_eq!(coordinator.end().await.status, Some(0));
     let rows = work.rows("metrics.jsonl");
-    assert_eq!(column(&rows, "loss"), [3.0 / 60.0]);
+    // The simulated trainer reports losses of pairs too; a real one has none in fine-tuning.
+    assert_eq!(column(&rows, "loss"), [3.0 / 3.0 + 30.0 / 30.0]);
     let keys: Vec<&str> = rows[0].keys().map(String::as_str).collect();
-    let expected = "step epoch loss grad_norm learning_rate logps/chosen num_tokens step_seconds tokens_per_second \
-                    pairs_per_second peak_memory_bytes";
+    let expected = "step epoch loss grad_norm learning_rate logps/chosen logits/chosen entropy mean_token_accuracy \
+                    num_tokens step_seconds tokens_per_second pairs_per_second peak_memory_bytes";
     assert_eq!(keys.join(" "), expected);
     let evaluation = work.rows("eval_metrics.jsonl").remove(0);
     let keys: Vec<&str> = evaluation.keys().map(String::as_str).collect();
-    assert_eq!(keys.join(" "), "step eval_loss eval_logps/chosen eval_seconds");
+    assert_eq!(keys.join(" "), "step eval_loss eval_logps/chosen eval_logits/chosen eval_entropy eval_mean_token_accuracy eval_seconds");
 }
 
 /// The first run dies after step 3 with a checkpoint of step 2; the second starts at step 3, with the same pairs.

@@ -187,26 +187,32 @@ fn push_preferences(row: &mut MetricsRow, sums: &PreferenceSums, objective: Obje
     }
     // There is no KL for pairs with known reference scores: the reference model did not run on them.
     if objective.needs_reference() && sums.kl_tokens > 0 {
-        let (all, chosen) = (sums.kl_tokens as f64, sums.kl_chosen_tokens as f64);
-        values.push((metric::KL, (sums.kl_chosen + sums.kl_rejected) / all));
-        values.push((metric::KL_CHOSEN, sums.kl_chosen / chosen));
-        values.push((metric::KL_REJECTED, sums.kl_rejected / (all - chosen)));
+        let (all, chosen) = (sums.kl_tokens, sums.kl_chosen_tokens);
+        values.push((metric::KL, (sums.kl_chosen + sums.kl_rejected) / all as f64));
+        let sides = [
+            (metric::KL_CHOSEN, sums.kl_chosen, chosen),
+            (metric::KL_REJECTED, sums.kl_rejected, all.saturating_sub(chosen)),
+        ];
+        let with_tokens = sides.into_iter().filter(|(.., tokens)| *tokens > 0);
+        values.extend(with_tokens.map(|(key, sum, tokens)| (key, sum / tokens as f64)));
     }
     for (key, value) in values {
         row.push(format!("{prefix}{key}"), value);
     }
 }
 
-/// Metrics that are means over completion tokens.
+/// Metrics that are means over completion tokens, without those that have no tokens.
 fn token_means(sums: &PreferenceSums, both: bool) -> Vec<(&'static str, f64)> {
-    let (all, chosen) = (sums.completion_tokens as f64, sums.chosen_tokens as f64);
-    let mut values = vec![(metric::LOGITS_CHOSEN, sums.logits_chosen / chosen)];
-    if both {
-        values.push((metric::LOGITS_REJECTED, sums.logits_rejected / (all - chosen)));
-    }
-    values.push((metric::ENTROPY, sums.entropy / all));
-    values.push((metric::MEAN_TOKEN_ACCURACY, sums.chosen_tokens_correct as f64 / chosen));
-    values
+    let (all, chosen) = (sums.completion_tokens, sums.chosen_tokens);
+    let rejected = all.saturating_sub(chosen);
+    let means = [
+        (metric::LOGITS_CHOSEN, sums.logits_chosen, chosen),
+        (metric::LOGITS_REJECTED, sums.logits_rejected, if both { rejected } else { 0 }),
+        (metric::ENTROPY, sums.entropy, all),
+        (metric::MEAN_TOKEN_ACCURACY, sums.chosen_tokens_correct as f64, chosen),
+    ];
+    let with_tokens = means.into_iter().filter(|(.., tokens)| *tokens > 0);
+    with_tokens.map(|(key, sum, tokens)| (key, sum / tokens as f64)).collect()
 }
 
 fn slowest(seconds: impl Iterator<Item = f64>) -> f64 {
