@@ -142,7 +142,10 @@ async fn fine_tuning_rows_have_no_preference_keys() {
     assert_eq!(keys.join(" "), expected);
     let evaluation = work.rows("eval_metrics.jsonl").remove(0);
     let keys: Vec<&str> = evaluation.keys().map(String::as_str).collect();
-    assert_eq!(keys.join(" "), "step eval_loss eval_logps/chosen eval_logits/chosen eval_entropy eval_mean_token_accuracy eval_seconds");
+    assert_eq!(
+        keys.join(" "),
+        "step eval_loss eval_logps/chosen eval_logits/chosen eval_entropy eval_mean_token_accuracy eval_seconds"
+    );
 }
 
 /// The first run dies after step 3 with a checkpoint of step 2; the second starts at step 3, with the same pairs.

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::LossOptions;
+use super::options::LossOptions;
 
 /// Log-probabilities of the sequences of some pairs. Preference losses take chosen and rejected outputs in turn.
 #[derive(Clone, Copy, Debug)]

@@ -7,6 +7,7 @@ pub mod divergence;
 pub mod head;
 pub mod logps;
 mod losses;
+pub mod options;
 pub mod statistics;
 
 use std::sync::Arc;
@@ -15,26 +16,9 @@ use dyad_proto::RunConfig;
 use dyad_proto::run_config::{Objective, WeightedLoss};
 use tch::{Kind, Tensor};
 
-use self::divergence::Divergence;
 use self::logps::{OutputLogps, PairLogps, SequenceLogps, of_output};
+use self::options::LossOptions;
 use self::statistics::{DeviceSums, Statistic};
-
-/// Parameters of the losses, from the configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct LossOptions {
-    /// `dpo_beta`: strength of the pull towards the reference; IPO's tau.
-    pub beta: f64,
-    /// `label_smoothing`: share of pairs whose outputs are in the wrong order.
-    pub label_smoothing: f64,
-    /// `dpo_normalize_logratios_by_length`.
-    pub normalize: bool,
-    /// `f_divergence_type`.
-    pub divergence: Divergence,
-    /// `simpo_gamma`: SimPO's target margin.
-    pub simpo_gamma: f64,
-    /// `discopop_tau`: DiscoPOP's temperature.
-    pub discopop_tau: f64,
-}
 
 /// What an objective reads of each token.
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,9 +5,9 @@
 
 use tch::Tensor;
 
-use super::smoothed;
-use crate::objective::LossOptions;
+use super::smoothing::smoothed;
 use crate::objective::logps::{OutputLogps, PairLogps};
+use crate::objective::options::LossOptions;
 
 /// Paired form: compares the sorted `c - r` with the sorted `c' - r'`.
 pub(super) fn paired(pairs: &PairLogps, options: LossOptions) -> Tensor {

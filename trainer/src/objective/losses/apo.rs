@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-use crate::objective::LossOptions;
 use crate::objective::logps::PairLogps;
+use crate::objective::options::LossOptions;
 
 /// APO-zero, eq. 7: `1 - sigmoid(beta (c - c')) + sigmoid(beta (r - r'))`. For chosen outputs better than the model's own.
 pub(super) fn zero(pairs: &PairLogps, options: LossOptions) -> Tensor {

@@ -18,13 +18,14 @@ mod robust;
 mod sigmoid;
 mod sigmoid_norm;
 mod simpo;
+mod smoothing;
 mod sppo_hard;
 
 use dyad_proto::run_config::LossType;
 use tch::Tensor;
 
-use super::LossOptions;
 use super::logps::PairLogps;
+use super::options::LossOptions;
 
 /// The loss of each pair. `[pairs]`, float64
 pub(super) fn of_pairs(loss: LossType, pairs: &PairLogps, options: LossOptions) -> Tensor {
@@ -50,10 +51,4 @@ pub(super) fn of_pairs(loss: LossType, pairs: &PairLogps, options: LossOptions) 
         LossType::Sft => |pairs: &PairLogps, _| pairs.chosen.policy.clamp(0.0, 0.0),
     };
     losses(pairs, options)
-}
-
-/// `-(1 - e) log sigmoid(x) - e log sigmoid(-x)`.
-fn smoothed(x: &Tensor, e: f64) -> Tensor {
-    let loss = -x.log_sigmoid();
-    if e == 0.0 { loss } else { loss * (1.0 - e) - (-x).log_sigmoid() * e }
 }

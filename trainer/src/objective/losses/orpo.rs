@@ -4,8 +4,8 @@
 
 use tch::Tensor;
 
-use crate::objective::LossOptions;
 use crate::objective::logps::{OutputLogps, PairLogps};
+use crate::objective::options::LossOptions;
 
 /// Largest mean log-probability, so that the odds of a certain output stay finite.
 const MOST: f64 = -1e-9;

@@ -3,8 +3,8 @@
 
 use tch::Tensor;
 
-use crate::objective::LossOptions;
 use crate::objective::logps::PairLogps;
+use crate::objective::options::LossOptions;
 
 /// The loss of each pair.
 pub(super) fn losses(pairs: &PairLogps, options: LossOptions) -> Tensor {

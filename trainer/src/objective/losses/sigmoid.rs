@@ -5,9 +5,9 @@
 
 use tch::Tensor;
 
-use super::smoothed;
-use crate::objective::LossOptions;
+use super::smoothing::smoothed;
 use crate::objective::logps::PairLogps;
+use crate::objective::options::LossOptions;
 
 /// The loss of each pair.
 pub(super) fn losses(pairs: &PairLogps, options: LossOptions) -> Tensor {

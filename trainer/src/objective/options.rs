@@ -1,0 +1,22 @@
+//! Parameters of the losses.
+
+use dyad_proto::RunConfig;
+
+use super::divergence::Divergence;
+
+/// Parameters of the losses, from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct LossOptions {
+    /// `dpo_beta`: strength of the pull towards the reference; IPO's tau.
+    pub beta: f64,
+    /// `label_smoothing`: share of pairs whose outputs are in the wrong order.
+    pub label_smoothing: f64,
+    /// `dpo_normalize_logratios_by_length`.
+    pub normalize: bool,
+    /// `f_divergence_type`.
+    pub divergence: Divergence,
+    /// `simpo_gamma`: SimPO's target margin.
+    pub simpo_gamma: f64,
+    /// `discopop_tau`: DiscoPOP's temperature.
+    pub discopop_tau: f64,
+}
