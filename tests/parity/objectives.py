@@ -1,7 +1,7 @@
 """Every objective against TRL's own trainers, in one process.
 
-    objectives.py list                                  the variants, as JSON: {name: keys of a run.toml}
-    objectives.py train --case-dir DIR                  trains each with TRL and writes DIR/trl-NAME.jsonl
+    objectives.py list [NAME…]                          the variants, as JSON: {name: keys of a run.toml}
+    objectives.py train --case-dir DIR [NAME…]          trains each with TRL and writes DIR/trl-NAME.jsonl
     objectives.py compare --case-dir DIR RUN…           compares DIR/RUN/metrics.jsonl; RUN is NAME, or NAME.anything
 
 DIR is a folder that make_case.py has written. A few steps suffice: the loss of the second step depends on the gradient of the first.
@@ -18,7 +18,7 @@ from typing import Any
 
 from cases import read_rows
 
-STEPS = 4
+STEPS = 3
 
 # No gradient is clipped: norms differ by orders of magnitude between losses.
 SHARED: dict[str, Any] = {"max_steps": STEPS, "max_grad_norm": 1e9}
@@ -59,12 +59,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def train(case_dir: Path) -> None:
-    """Trains every variant with TRL."""
+def chosen(names: list[str]) -> dict[str, dict[str, Any]]:
+    """The named variants; all without names."""
+    return {name: VARIANTS[name] for name in names or VARIANTS}
+
+
+def train(case_dir: Path, names: list[str]) -> None:
+    """Trains variants with TRL."""
     from run_trl import StepLog, make_trainer
 
     shared = json.loads((case_dir / "case.json").read_text())["run"]
-    for name, keys in VARIANTS.items():
+    for name, keys in chosen(names).items():
         log = StepLog()
         make_trainer(case_dir, shared | SHARED | keys, case_dir / "trl-run", log).train()
         (case_dir / f"trl-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log.rows))
@@ -93,14 +98,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["list", "train", "compare"])
     parser.add_argument("--case-dir", type=Path, default=Path())
-    parser.add_argument("runs", nargs="*")
+    parser.add_argument("names", nargs="*", metavar="NAME")
     args = parser.parse_args()
     if args.action == "list":
-        json.dump({name: SHARED | keys for name, keys in VARIANTS.items()}, sys.stdout)
+        json.dump({name: SHARED | keys for name, keys in chosen(args.names).items()}, sys.stdout)
     elif args.action == "train":
-        train(args.case_dir)
+        train(args.case_dir, args.names)
     else:
-        compare(args.case_dir, args.runs)
+        compare(args.case_dir, args.names)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,8 @@ def make_trainer(case_dir: Path, run: dict[str, Any], out: Path, log: StepLog) -
     model = AutoModelForCausalLM.from_pretrained(case_dir / run["model"], dtype=torch.float32)
     if run.get("lora"):
         model = PeftModel.from_pretrained(model, case_dir / run["from_checkpoint"], is_trainable=True)
-    pairs = read_rows(case_dir / run["training_file"])
+    # Trainers prepare all rows that they get, which takes longer than a few steps.
+    pairs = read_rows(case_dir / run["training_file"])[: run["max_steps"] * run["batch_size"]]
     arguments = training_arguments(run, out)
     shared = {
         "model": model,
