@@ -30,19 +30,6 @@ pub struct TokenReading {
     pub alignment: bool,
 }
 
-impl LossOptions {
-    fn of(config: &RunConfig) -> Self {
-        Self {
-            beta: config.dpo_beta,
-            label_smoothing: config.label_smoothing,
-            normalize: config.dpo_normalize_logratios_by_length,
-            divergence: Divergence::of(config),
-            simpo_gamma: config.simpo_gamma(),
-            discopop_tau: config.discopop_tau(),
-        }
-    }
-}
-
 /// The objective of one step.
 #[derive(Clone, Debug)]
 pub struct StepObjective {

@@ -20,3 +20,18 @@ pub struct LossOptions {
     /// `discopop_tau`: DiscoPOP's temperature.
     pub discopop_tau: f64,
 }
+
+impl LossOptions {
+    /// The parameters that the configuration has.
+    #[must_use]
+    pub fn of(config: &RunConfig) -> Self {
+        Self {
+            beta: config.dpo_beta,
+            label_smoothing: config.label_smoothing,
+            normalize: config.dpo_normalize_logratios_by_length,
+            divergence: Divergence::of(config),
+            simpo_gamma: config.simpo_gamma(),
+            discopop_tau: config.discopop_tau(),
+        }
+    }
+}
