@@ -262,11 +262,13 @@ const OUTSIDE_STEPS: [(&str, &str); 14] = [
     ("torch/transfer.rs", "holds the copies that steps make"),
 ];
 /// Allowed reads of the device: the file, and the number of calls.
-const READS: [(&str, usize); 5] = [
+const READS: [(&str, usize); 6] = [
+    // Between the first pass of a coupled objective and the passes: how many pairs other ranks have.
+    ("engine/coupled.rs", 1),
     // Before the passes: how many micro-batches other ranks have.
     ("engine/micro_steps.rs", 1),
-    // Evaluation, not an optimizer step.
-    ("engine/mod.rs", 1),
+    // Evaluations, not an optimizer step.
+    ("engine/mod.rs", 2),
     // Scoring with the reference model alone, not an optimizer step.
     ("engine/reference.rs", 1),
     // The report, at the step's end.

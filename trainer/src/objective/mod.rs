@@ -105,7 +105,7 @@ impl StepObjective {
         let gradient = gradient.unwrap_or_else(|| sequences.policy.zeros_like());
         let losses = losses.unwrap_or_else(|| sequences.weights.zeros_like());
         let mut values = vec![(Statistic::Loss, losses.detach())];
-        values.extend(self.output_values(&pairs));
+        values.extend(self.output_metrics(&pairs));
         let (likelihood_gradient, nll) = self.likelihood(sequences, &of_output(sequences.likelihood, 0));
         values.extend(nll);
         let likelihood_gradient =
@@ -138,7 +138,7 @@ impl StepObjective {
     }
 
     /// The metrics `rewards/*` and `logps/*` of each pair.
-    fn output_values(&self, pairs: &PairLogps) -> [(Statistic, Tensor); 6] {
+    fn output_metrics(&self, pairs: &PairLogps) -> [(Statistic, Tensor); 6] {
         let per_token = self.objective.logs_per_token();
         let of = |output: &OutputLogps| {
             let (ratio, logp) = if per_token {

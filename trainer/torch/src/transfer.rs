@@ -2,7 +2,8 @@
 //! device do not wait, because they come from pinned memory.
 //!
 //! - TRN-T1: inside a step only [`read`] makes the host wait for the device. After the passes have begun, a step calls it once, at its
-//!   end. Before the passes it reads values that ranks agree on: the number of micro-batches (`zero_stage` 2 and 3), and on several
+//!   end. Before the passes it reads values that ranks agree on: the number of micro-batches (`zero_stage` 2 and 3), the number of pairs
+//!   with an objective that couples them, and on several
 //!   GPUs the rows of the embedding that the step looks up.
 
 use tch::{Device, Tensor, kind::Element};
