@@ -3,6 +3,7 @@
 PARITY := .venv/parity
 CARGO_DENY := .tools/bin/cargo-deny
 OBSERVABILITY := .tools/observability
+TOKENIZERS := .tools/tokenizers
 CARGO_DENY_VERSION := 0.20.2
 VARIANT := cpu
 
@@ -28,7 +29,7 @@ wheel: build ## Build the Python wheel into target/wheel; it needs torch 2.11 fr
 	@deploy/need.sh "make wheel" strip readelf
 	@deploy/wheel/build.py
 
-test: need-test build $(PARITY)/.done $(OBSERVABILITY)/.done ## Run every test, with comparisons to TRL and runs on four hosts (needs root).
+test: need-test build $(PARITY)/.done $(OBSERVABILITY)/.done $(TOKENIZERS)/.done ## Run every test, with comparisons to TRL and runs on four hosts (needs root).
 	@tests/install-tools.sh
 	cargo test --release --workspace --no-fail-fast
 
@@ -80,7 +81,7 @@ bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this mach
 bench-gpu: need-gpu build $(PARITY)/.done ## Speed and memory against TRL on a GPU: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`).
 	$(PARITY)/bin/python tests/bench/bench_gpu.py --python $(PARITY)/bin/python
 
-bench-plane: build ## Speed of tokenising, of reading a million pairs, and of a thousand simulated trainers (about 2 minutes, 2 GB in TMPDIR).
+bench-plane: build ## Speed of tokenising, of reading and checking a million pairs, and of a thousand simulated trainers (about 2 minutes, 2 GB in TMPDIR).
 	cargo run --release --quiet -p dyad-tests --example bench-plane
 
 bench-telemetry: build ## Cost of traces and metrics in runs of small models (about 8 minutes).
@@ -108,6 +109,11 @@ $(PARITY)/.done: tests/parity/requirements.txt
 $(OBSERVABILITY)/.done: tests/observability/install.sh tests/observability/requirements.txt $(wildcard tests/observability/traceql/*)
 	@echo "installing Prometheus, TensorBoard and the TraceQL grammar into $(OBSERVABILITY)/ …" >&2
 	@tests/observability/install.sh $(OBSERVABILITY)
+
+# Tokenizers of Llama 2 and 3.1, Qwen3, Gemma 3, gpt-oss and DeepSeek-V3 (92 MB).
+$(TOKENIZERS)/.done: tests/tokenizers/install.sh tests/tokenizers/files.txt | $(OBSERVABILITY)/.done
+	@echo "installing tokenizers of models into $(TOKENIZERS)/ …" >&2
+	@tests/tokenizers/install.sh $(TOKENIZERS)
 
 $(CARGO_DENY):
 	cargo install --quiet --locked --root .tools --version $(CARGO_DENY_VERSION) cargo-deny

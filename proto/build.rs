@@ -1,7 +1,7 @@
 //! Compiles the .proto files with protox, so that no system `protoc` is needed.
 
 /// Messages that make up a run event; they get serde derives.
-const EVENTS: [&str; 17] = [
+const EVENTS: [&str; 18] = [
     "RunEvent",
     "RunEvent.body",
     "RunStarted",
@@ -17,6 +17,7 @@ const EVENTS: [&str; 17] = [
     "PhaseChanged",
     "ModelReport",
     "ReferenceProgress",
+    "EarlyStopping",
     "Beat",
     "Skipped",
 ];

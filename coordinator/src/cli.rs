@@ -9,16 +9,19 @@ use dyad_proto::finished::{complete, kept_template_date};
 use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::run_flags::{EarlierRunFlags, ObservationFlags, OutputMode};
-use dyad_proto::run_folder::RUN_CONFIG;
+use dyad_proto::run_folder::{RUN_CONFIG, STATE};
 use dyad_proto::security::{TLS_DIR, TOKEN_FILE};
+use dyad_proto::wire::EvaluationOnly;
 use dyad_proto::{Fault, RunConfig, files};
+use dyad_sources::cache::hex;
 use dyad_telemetry::LogFormat;
 use sha2::{Digest, Sha256};
 
 use crate::files::output_dir::{self, OutputPlan, RunFiles};
 use crate::observe::traces::Sampling;
 use crate::run::RunSpec;
-use crate::run::dataset::{Datasets, hex};
+use crate::run::dataset::Datasets;
+use crate::run::early_stopping::EarlyStopping;
 use crate::run::facts::Then;
 use crate::run::same_run::Now;
 use crate::run::training::Start;
@@ -84,6 +87,14 @@ pub struct CoordinatorCli {
     #[arg(long, hide = true, value_name = "JSON")]
     pub recorded_command: Option<String>,
 
+    /// Do not train: evaluate the pairs of validation_file once, and write nothing but their row
+    #[arg(long, hide = true)]
+    pub evaluate_only: bool,
+
+    /// With --evaluate-only: the model to compare with
+    #[arg(long, hide = true, value_name = "MODEL", requires = "evaluate_only")]
+    pub reference: Option<String>,
+
     /// How log lines look
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -143,7 +154,10 @@ impl CoordinatorCli {
         }
         // Chosen once, here: trainers get it with the configuration and never read their own clocks.
         config.fill_template_date();
-        let data = Datasets::load(&config)?;
+        let data = match self.evaluate_only {
+            true => Datasets::to_evaluate(&config)?,
+            false => Datasets::load(&config)?,
+        };
         let sha256 = data.train.sha256().to_owned();
         let dir = Path::new(&config.output_dir);
         if matches!(mode, OutputMode::Resume | OutputMode::AutoResume)
@@ -184,6 +198,7 @@ impl CoordinatorCli {
             num_tokens: resume.as_ref().map_or(0, |resume| resume.num_tokens),
             evaluations: resume.as_ref().map_or(0, |resume| resume.evaluations),
             evaluated: output.evaluated,
+            early_stopping: early_stopping(&prepared.config, &output),
         };
         let spec = RunSpec {
             run_id: run_id(),
@@ -196,9 +211,28 @@ impl CoordinatorCli {
             stall_timeout: self.observation.stall_timeout,
             start,
             resume_from: resume.as_ref().map_or_else(String::new, |resume| resume.path.display().to_string()),
+            evaluation_only: self
+                .evaluate_only
+                .then(|| EvaluationOnly { reference: self.reference.clone().unwrap_or_default() }),
             then: resume.map(|resume| Then { fingerprint: resume.then, step: resume.step }),
         };
         Ok((spec, output))
+    }
+}
+
+/// State of early stopping after the evaluations that a resumed run keeps. It starts anew if the checkpoint of the best one is missing,
+/// for example because the run did not stop early before: the final model could not be that of the best evaluation.
+fn early_stopping(config: &RunConfig, output: &RunFiles) -> Option<EarlyStopping> {
+    let resumed = EarlyStopping::resumed(config, &output.earlier)?;
+    let missing = |step: &u64| !output.dir().join(format!("checkpoint-{step}")).join(STATE).is_file();
+    match resumed.best().map(|best| best.step).filter(missing) {
+        None => Some(resumed),
+        Some(step) => {
+            tracing::warn!(
+                "early stopping starts anew: there is no checkpoint-{step}, the best evaluation so far was after step {step}"
+            );
+            EarlyStopping::new(config)
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub async fn tell(mut inputs: mpsc::Receiver<Input>, trainers: u32) {
                 names.insert(id, hello.name);
                 if let Some(outbox) = outboxes.get(&id) {
                     // Fails only if the trainer is gone. It may connect again, and the caller limits the wait.
-                    let _ = outbox.send(CoordinatorMessage { body: Some(Down::Finish(Finish {})) });
+                    let _ = outbox.send(CoordinatorMessage { body: Some(Down::Finish(Finish::default())) });
                 }
             }
             Event::Message(id, Up::Finished(_)) => {

@@ -104,7 +104,12 @@ impl RunEngine {
         match command {
             Command::Send(id, body) => self.send(id, body),
             Command::Close(id) => drop(self.outboxes.remove(&id)),
-            Command::Emit(happening) => self.emit(happening),
+            Command::Emit(happening) => {
+                if let EventBody::EarlyStopping(stopping) = &happening {
+                    self.output.best(stopping)?;
+                }
+                self.emit(happening);
+            }
             Command::Beat => self.history.beat(),
             Command::Refused(id, why) => {
                 let peer = self.outboxes.get(&id).and_then(|(peer, _)| *peer);
@@ -163,11 +168,13 @@ impl RunEngine {
                 dropped_too_long = data.dropped_too_long,
                 dropped_empty = data.dropped_empty,
                 dropped_identical = data.dropped_identical,
+                dropped_weight = data.dropped_weight,
                 validation_pairs = data.validation_pairs,
                 validation_truncated = data.validation_truncated,
                 validation_dropped_too_long = data.validation_dropped_too_long,
                 validation_dropped_empty = data.validation_dropped_empty,
                 validation_dropped_identical = data.validation_dropped_identical,
+                validation_dropped_weight = data.validation_dropped_weight,
                 total_steps = data.total_steps,
                 start_step = data.start_step,
                 "data measured"
@@ -175,6 +182,12 @@ impl RunEngine {
             EventBody::Checkpoint(report) => {
                 tracing::info!(step = report.step, path = report.path, "checkpoint written")
             }
+            EventBody::EarlyStopping(stopping) if stopping.stops => tracing::info!(
+                step = stopping.step,
+                best_step = stopping.best_step,
+                metric = stopping.metric,
+                "the run stops early"
+            ),
             EventBody::Ended(ended) => {
                 let failure = ended.failure.as_ref().map(|failure| failure.code());
                 let failed = failure.is_some_and(|code| code != ErrorCode::Interrupted);
@@ -202,6 +215,7 @@ impl RunEngine {
             }
             Work::Evaluation(step) => {
                 self.output.evaluation(row)?;
+                self.output.samples(step, &done.samples)?;
                 values.remove("step");
                 self.emit(EventBody::Evaluation(EvaluationMetrics { step, values }));
             }

@@ -110,6 +110,12 @@ pub struct RunStatus {
     /// Optimizer steps that the newest checkpoint holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_step: Option<u64>,
+    /// With early stopping: optimizer steps before the best evaluation so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<u64>,
+    /// Whether evaluations no longer improved, so that the run ended before its last step. Absent without early stopping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopped: Option<bool>,
     /// Code of the error that ended the run: `ERROR_CODE_…`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_code: Option<&'static str>,
@@ -138,6 +144,10 @@ impl RunStatus {
             }
             Body::Evaluation(row) => self.eval_metrics = row.values.clone().into_iter().collect(),
             Body::Checkpoint(checkpoint) => self.checkpoint_step = Some(checkpoint.step),
+            Body::EarlyStopping(stopping) => {
+                self.best_step = Some(stopping.best_step);
+                self.early_stopped = Some(stopping.stops);
+            }
             Body::Ended(ended) => {
                 self.phase = if ended.failure.is_some() { "failed" } else { "succeeded" }.into();
                 self.error_code = ended

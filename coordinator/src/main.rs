@@ -16,6 +16,7 @@ use dyad_coordinator::observe::endpoint::Endpoint;
 use dyad_coordinator::run::Run;
 use dyad_coordinator::server::{self, Port, ServedRun, Signals};
 use dyad_coordinator::wire::{Guard, listen};
+use dyad_proto::finished::ended_early;
 use dyad_proto::security::by_hand::Published;
 use dyad_proto::silence::{self, Silence};
 use dyad_proto::{Fault, files, reading};
@@ -194,7 +195,7 @@ async fn complete(
     mut guard: Guard,
     health: Health,
 ) -> Result<(), Fault> {
-    tracing::info!("this run is complete: {}", model.display());
+    tracing::info!("this run is complete: {}{}", model.display(), ended_early(model));
     if let Err(fault) = say(&serde_json::json!({ "complete": model })) {
         // The run is complete all the same.
         tracing::warn!("{fault}");

@@ -5,10 +5,12 @@
 //! - [`dataset`], [`measuring`], [`schedule`], [`sharding`]: the pairs, their lengths, the number of steps, which rank gets which pair.
 //! - [`membership`], [`stalls`], [`failure`], [`facts`]: the trainers, hung trainers, the cause of a failure, whether ranks agree.
 //! - [`training`], [`report`], [`references`], [`saving`], [`metrics_row`]: the work of every rank, and the sums of the ranks' reports.
+//! - [`early_stopping`]: which evaluation is the best, and whether the run stops before its last step.
 //! - [`same_run`]: whether a checkpoint belongs to this run.
 
 pub mod dataset;
 mod drain;
+pub mod early_stopping;
 mod ending;
 pub mod facts;
 pub mod failure;
@@ -33,7 +35,7 @@ use std::time::{Duration, Instant};
 use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::trainer_message::Body as Up;
-use dyad_proto::wire::{CheckpointReport, Fact, Phase, RunStarted};
+use dyad_proto::wire::{CheckpointReport, EvaluationOnly, Fact, Phase, RunStarted};
 use dyad_proto::{Fault, RunConfig};
 use serde_json::{Map, Value, json};
 
@@ -116,6 +118,8 @@ pub struct RunSpec {
     pub resume_from: String,
     /// The checkpoint's record of its run; `None` for a fresh run.
     pub then: Option<Then>,
+    /// The run only evaluates its validation pairs.
+    pub evaluation_only: Option<EvaluationOnly>,
 }
 
 #[derive(Debug)]

@@ -69,7 +69,7 @@ struct KeptEvent {
 
 impl KeptEvents {
     fn add(&mut self, body: Body) {
-        let many = matches!(body, Body::Step(_) | Body::Evaluation(_) | Body::Checkpoint(_) | Body::Reference(_))
+        let many = matches!(body, Body::Step(_) | Body::Evaluation(_) | Body::Checkpoint(_) | Body::Reference(_) | Body::EarlyStopping(_))
                 // Every evaluation and every checkpoint begins a phase.
                 || matches!(body, Body::Phase(_)) && !self.recent.is_empty();
         if many && self.recent.len() == RECENT {

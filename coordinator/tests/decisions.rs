@@ -10,9 +10,11 @@ use dyad_coordinator::run::membership::TrainerId;
 use dyad_coordinator::run::training::GENERATION;
 use dyad_coordinator::run::{Command, Event, FAREWELL, Run};
 use dyad_proto::wire::coordinator_message::Body as Down;
+use dyad_proto::wire::run_event::Body as EventBody;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    CheckpointReport, DrainRequest, Finished, Heartbeat, Held, Phase, Posting, PreferenceSums, StepReport,
+    CheckpointReport, DrainRequest, EvaluationReport, Finished, Heartbeat, Held, MeasureReport, Phase,
+    Posting, PreferenceSums, StepReport,
 };
 use dyad_proto::{ErrorCode, Fault, silence};
 use support::spec::{hello, measured, spec};
@@ -371,6 +373,100 @@ fn the_hint_of_a_failure_depends_on_the_last_checkpoint() {
     let mut bench = trained();
     bench.run.handle(bench.now, Event::Fault(Fault::input("wrong").hint("look")));
     assert_eq!(bench.failure().unwrap().hint, "look", "the same input would fail again");
+}
+
+/// A run of 20 steps of two pairs with an evaluation after every fourth; A and B have measured everything.
+fn evaluated(change: impl FnOnce(&mut dyad_proto::RunConfig)) -> (Bench, Vec<Command>) {
+    let now = Instant::now();
+    let mut bench = Bench { run: Run::new(support::spec::evaluated_spec(PAIRS, change), now), now };
+    bench.hello(A);
+    bench.hello(B);
+    bench.send(A, Up::MeasureReport(measured(PAIRS)));
+    let commands = bench.send(B, Up::MeasureReport(MeasureReport { split: 2, ..measured(2) }));
+    (bench, commands)
+}
+
+fn evaluations_for(id: TrainerId, commands: &[Command]) -> Vec<u64> {
+    let step = |command: &Command| match command {
+        Command::Send(to, Down::Evaluation(evaluation)) if *to == id => Some(evaluation.step),
+        _ => None,
+    };
+    commands.iter().filter_map(step).collect()
+}
+
+fn stopping(config: &mut dyad_proto::RunConfig) {
+    (config.early_stopping_enabled, config.eval_steps, config.eval_on_start) = (true, Some(4), false);
+}
+
+/// Both ranks report the step, and the evaluation after it with this loss.
+fn evaluate(bench: &mut Bench, step: u64, loss: f64) -> Vec<Command> {
+    let report = |id| {
+        let sums = Some(PreferenceSums { pairs: 1, loss, ..PreferenceSums::default() });
+        (id, EvaluationReport { generation: GENERATION, step, sums, ..EvaluationReport::default() })
+    };
+    let reports = [report(A), report(B)];
+    reports.into_iter().flat_map(|(id, report)| bench.send(id, Up::EvaluationReport(report))).collect()
+}
+
+#[test]
+fn with_early_stopping_no_step_is_sent_before_an_evaluation_is_decided() {
+    let (mut bench, commands) = evaluated(stopping);
+    assert_eq!(steps_for(A, &commands), [1, 2, 3, 4]);
+    assert_eq!(saved_by(A, &commands), [(4, true)]);
+    let mut sent = Vec::new();
+    for (id, step) in (1..=4).flat_map(|step| [(A, step), (B, step)]) {
+        sent.extend(bench.report(id, step, 1));
+    }
+    assert_eq!((evaluations_for(B, &sent), steps_for(B, &sent)), (vec![4], vec![]));
+    let commands = evaluate(&mut bench, 4, 0.5);
+    assert_eq!(steps_for(B, &commands), [5, 6, 7, 8]);
+    // Without early stopping works are sent ahead as always.
+    let (mut bench, _) = evaluated(|config| (config.eval_steps, config.eval_on_start) = (Some(4), false));
+    assert_eq!(evaluations_for(A, &bench.report(A, 1, 1)), [] as [u64; 0]);
+    assert_eq!(evaluations_for(A, &bench.report(B, 1, 1)), [4]);
+}
+
+#[test]
+fn a_run_that_stops_early_finishes_with_the_best_step() {
+    let (mut bench, _) = evaluated(stopping);
+    let mut all = Vec::new();
+    for (block, loss) in [(0, 0.9), (1, 0.4), (2, 0.5), (3, 0.6)] {
+        for (id, step) in (block * 4 + 1..=block * 4 + 4).flat_map(|step| [(A, step), (B, step)]) {
+            all.extend(bench.report(id, step, 1));
+        }
+        all.extend(evaluate(&mut bench, block * 4 + 4, loss));
+    }
+    let kept = |command: &Command| match command {
+        Command::Send(B, Down::Step(step)) if step.checkpoint => Some((step.step, step.best_step)),
+        _ => None,
+    };
+    assert_eq!(all.iter().filter_map(kept).collect::<Vec<_>>(), [(8, 4), (12, 8), (16, 8)]);
+    let finish = |command: &Command| match command {
+        Command::Send(B, Down::Finish(finish)) => Some((finish.best_step, finish.early_stopped)),
+        _ => None,
+    };
+    assert_eq!(all.iter().filter_map(finish).collect::<Vec<_>>(), [(8, true)]);
+    let told = |command: &Command| match command {
+        Command::Emit(EventBody::EarlyStopping(told)) => {
+            Some((told.step, told.best_step, told.patience_counter, told.stops))
+        }
+        _ => None,
+    };
+    let told: Vec<_> = all.iter().filter_map(told).collect();
+    assert_eq!(told, [(4, 4, 0, false), (8, 8, 0, false), (12, 8, 1, false), (16, 8, 2, true)]);
+}
+
+#[test]
+fn early_stopping_needs_evaluations_enough() {
+    let (bench, _) = evaluated(|config| {
+        stopping(config);
+        config.eval_steps = Some(8);
+    });
+    let fault = bench.failure().unwrap();
+    assert!(
+        fault.message.contains("needs 4 evaluations") && fault.message.contains("eval_steps gives 3"),
+        "{fault}"
+    );
 }
 
 #[test]

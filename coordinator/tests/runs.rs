@@ -20,6 +20,7 @@ fn kinds(events: &[RunEvent]) -> String {
         EventBody::Step(step) => format!("step:{}", step.step),
         EventBody::Evaluation(evaluation) => format!("eval:{}", evaluation.step),
         EventBody::Checkpoint(_) => "checkpoint".to_owned(),
+        EventBody::EarlyStopping(stopping) => format!("best:{}", stopping.best_step),
         EventBody::Ended(_) => "ended".to_owned(),
         EventBody::Phase(phase) => format!("{:?}", phase.phase()),
         EventBody::Model(_) => "model".to_owned(),

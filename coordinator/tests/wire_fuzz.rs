@@ -150,7 +150,7 @@ fn body() -> impl Strategy<Value = Up> {
             }
         ),
         (number(), number(), sums(), real()).prop_map(|(generation, step, sums, seconds)| {
-            Up::EvaluationReport(EvaluationReport { generation, step, sums, seconds })
+            Up::EvaluationReport(EvaluationReport { generation, step, sums, seconds, samples: Vec::new() })
         }),
         (number(), text(), any::<bool>(), real()).prop_map(|(step, path, last, seconds)| {
             Up::CheckpointReport(CheckpointReport { step, path, r#final: last, seconds })

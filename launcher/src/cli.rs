@@ -4,7 +4,9 @@ use clap::{ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
 
 use crate::agent::serve::AgentOptions;
 use crate::doctor::DoctorOptions;
+use crate::evaluate::EvaluateOptions;
 use crate::hosts::options::HostOptions;
+use crate::inspect::{CheckArguments, ConvertArguments, PreviewArguments};
 use crate::kubernetes::cli::KubernetesOptions;
 use crate::node::NodeOptions;
 use crate::predict::options::PlanOptions;
@@ -28,9 +30,11 @@ use crate::train::options::Options;
   launcher --nodes 2 --gpus-per-node 0 --config run.toml
   launcher --nodes 4 --hosts a,b,c,d --config run.toml
   launcher --hostfile hosts --config run.toml
+  launcher check train.jsonl --validation test.jsonl --model Qwen/Qwen2.5-0.5B-Instruct
   launcher doctor --hostfile hosts --config run.toml
   launcher slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 --config run.toml --submit
   launcher plan --gpus 64 --model 8B
+  launcher evaluate --model runs/first/final --reference model --file validation.jsonl
   launcher kubernetes apply --nodes 4 --gpus-per-node 8 --image IMAGE --data claim:data --config run.toml
 
 Ctrl-C, SIGTERM or SIGHUP (the terminal closes; not under nohup): finish the step in progress, write a checkpoint, end with status 130;
@@ -98,10 +102,19 @@ pub enum LauncherCommand {
     Node(NodeOptions),
     /// Check machines before a run: ssh, clocks, versions, GPUs, ports, memory, disk, model.
     Doctor(DoctorOptions),
+    /// Check files of pairs: every problem of every record, tokens, duplicates; with --fix write a clean file. (--dry-run checks a run,
+    /// doctor checks machines.)
+    Check(CheckArguments),
+    /// Show records as a model sees them, with the trained tokens marked.
+    Preview(PreviewArguments),
+    /// Write records in another form: of hosted APIs, TRL, KTO, single answers, conversations.
+    Convert(ConvertArguments),
     /// Write, or submit, a Slurm batch script that starts a run on its nodes.
     Slurm(SlurmOptions),
     /// Make a small model and train it on shipped pairs, first supervised, then with DPO, on this machine's CPU.
     Quickstart(QuickstartOptions),
+    /// Evaluate a model or an adapter on preference pairs, without training.
+    Evaluate(EvaluateOptions),
     /// Node agent: `launcher --hosts` starts it on each host and talks to it over standard input and output.
     Agent(AgentOptions),
 }

@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use dyad_proto::finished::ended_early;
 use dyad_proto::folder::Folder;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::run_flags::{EarlierRunFlags, OutputMode};
-use dyad_proto::{ErrorCode, Fault, RunConfig, files};
+use dyad_proto::{ErrorCode, Fault, RunConfig, files, safe_file};
 use dyad_telemetry::{LogFormat, Logs, TARGET, Telemetry};
 use launcher::agent::machine::Hello;
 use launcher::agent::run_files::{self, NextConfig};
 use launcher::cli::{CommandLine, LauncherCommand};
+use launcher::evaluate::{EvaluateOptions, Evaluation, TemporaryFolder};
 use launcher::hosts::options::HostOptions;
 use launcher::hosts::{Hosts, environment};
 use launcher::placement::numa::Topology;
@@ -33,7 +35,9 @@ use launcher::train::options::{self, NumaBinding, Options};
 use launcher::train::restart::Restarts;
 use launcher::train::supervise::Job;
 use launcher::train::{dry_run, fit, supervise};
-use launcher::{agent, doctor, hosts, kubernetes, node, predict, quickstart, security, slurm};
+use launcher::{
+    agent, doctor, evaluate, hosts, inspect, kubernetes, node, predict, quickstart, security, slurm,
+};
 use tracing::Instrument;
 
 /// How long the launcher tries to reconnect to a lost host.
@@ -78,11 +82,13 @@ async fn act(line: CommandLine) -> Result<(), Fault> {
         (Some(LauncherCommand::Node(options)), _) => node::run(&options).await,
         (Some(LauncherCommand::Agent(options)), _) => agent::serve::serve(&options).await,
         (Some(LauncherCommand::Doctor(options)), _) => doctor::run(&options).await,
+        (Some(LauncherCommand::Check(arguments)), _) => inspect::check(&arguments),
+        (Some(LauncherCommand::Preview(arguments)), _) => inspect::preview(&arguments),
+        (Some(LauncherCommand::Convert(arguments)), _) => inspect::convert(&arguments),
         (Some(LauncherCommand::Slurm(options)), _) => slurm::run(&options).await,
         (Some(LauncherCommand::Quickstart(options)), _) => start_quickly(&options).await,
-        (None, Some(options)) => {
-            launch(RunRequest { options: &options, hosts: &line.hosts, security: line.security }).await
-        }
+        (Some(LauncherCommand::Evaluate(options)), _) => evaluate_model(&options).await,
+        (None, Some(options)) => launch(RunRequest::new(&options, &line.hosts, line.security)).await,
         (None, None) => Err(Fault::input("nothing to do").hint("give --config FILE, or see --help")),
     }
 }
@@ -103,10 +109,39 @@ async fn start_quickly(options: &QuickstartOptions) -> Result<(), Fault> {
         let options =
             line.options.0.ok_or_else(|| Fault::failed("the quickstart's own command is no run"))?;
         // Boxed: the future of a run is large.
-        let request = RunRequest { options: &options, hosts: &line.hosts, security: line.security };
+        let request = RunRequest::new(&options, &line.hosts, line.security);
         Box::pin(launch(request)).await?;
     }
     Ok(())
+}
+
+/// Runs an evaluation on this machine, and prints its metrics.
+async fn evaluate_model(options: &EvaluateOptions) -> Result<(), Fault> {
+    options.output.as_deref().map_or(Ok(()), evaluate::check_output)?;
+    let folder = TemporaryFolder::new()?;
+    let evaluation = Evaluation::new(options, folder.path())?;
+    let config = folder.path().join("run.json");
+    safe_file::write(&config, evaluation.config.to_json()?.as_bytes())
+        .map_err(|error| Fault::failed(format!("cannot write {}: {error}", config.display())))?;
+    let mut words =
+        vec!["launcher".to_owned(), "--no-memory-check".into(), "--max-restarts".into(), "0".into()];
+    words.extend(["--config".into(), config.to_string_lossy().into_owned()]);
+    words.extend(options.verbose.then(|| "--verbose".into()));
+    let line = CommandLine::try_parse_from(&words)
+        .map_err(|error| Fault::failed(format!("the command of the evaluation is wrong: {error}")))?;
+    let given = line.options.0.ok_or_else(|| Fault::failed("the command of the evaluation is no run"))?;
+    let given = Options { nodes: options.nodes, gpus_per_node: options.gpus_per_node, ..given };
+    let request = RunRequest {
+        evaluates: Some(&evaluation.reference),
+        ..RunRequest::new(&given, &line.hosts, line.security)
+    };
+    Box::pin(launch_here(request)).await?;
+    let row = evaluate::metrics(&evaluation)?;
+    let result = evaluate::as_json(options, &evaluation, &row);
+    if let Some(path) = &options.output {
+        evaluate::write(path, &result)?;
+    }
+    print(&if options.json { format!("{result}\n") } else { evaluate::table(options, &evaluation, &row) })
 }
 
 /// The options of a run from the command line.
@@ -115,6 +150,15 @@ struct RunRequest<'a> {
     options: &'a Options,
     hosts: &'a HostOptions,
     security: SecurityOptions,
+    /// The run only evaluates, and compares with this model; empty for the base of an adapter, or the model itself.
+    evaluates: Option<&'a str>,
+}
+
+impl<'a> RunRequest<'a> {
+    /// A run that trains.
+    fn new(options: &'a Options, hosts: &'a HostOptions, security: SecurityOptions) -> Self {
+        Self { options, hosts, security, evaluates: None }
+    }
 }
 
 async fn launch(request: RunRequest<'_>) -> Result<(), Fault> {
@@ -195,7 +239,8 @@ async fn launch_here(request: RunRequest<'_>) -> Result<(), Fault> {
     options.earlier.check()?;
     let mode = options.earlier.mode(Path::new(&config.output_dir));
     if let Some(model) = options::complete(mode, &config)? {
-        console::tell(&format!("this run is complete: {}\n", model.display())).await;
+        let how = ended_early(&model);
+        console::tell(&format!("this run is complete: {}{how}\n", model.display())).await;
         return Ok(());
     }
     fit::check(options, &config, &trainers, &[Hello::of_this_machine()])?;
@@ -235,6 +280,10 @@ async fn launch_here(request: RunRequest<'_>) -> Result<(), Fault> {
                 console.line(&restarts.after(fault, &reached)?);
             }
         }
+    }
+    if request.evaluates.is_some() {
+        plot.finish(true).await;
+        return Ok(());
     }
     tell(options, &config, &plot, &machine, &restarts, &mut interrupt).await
 }
@@ -390,7 +439,11 @@ async fn train(
         listen: place.listen,
         security: &security,
         profile: options.profile,
-        coordinator_flags: coordinator_flags(options, attempt.restarts),
+        coordinator_flags: [
+            coordinator_flags(options, attempt.restarts),
+            evaluation_flags(request.evaluates),
+        ]
+        .concat(),
         hosts: place.hosts,
         environment: &environment,
         connect_timeout: options.connect_timeout,
@@ -415,6 +468,11 @@ async fn train(
         }
     }
     result
+}
+
+fn evaluation_flags(evaluates: Option<&str>) -> Vec<String> {
+    let Some(reference) = evaluates else { return Vec::new() };
+    ["--evaluate-only", "--reference", reference].map(str::to_owned).into()
 }
 
 fn coordinator_flags(options: &Options, restarts: &Restarts) -> Vec<String> {

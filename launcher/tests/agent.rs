@@ -25,7 +25,7 @@ fn an_agent_that_waits_for_a_driver_still_answers() {
     let text = |name: &str| dir.path().join(name).display().to_string();
     let config = RunConfig {
         model: text("model"),
-        training_file: text("pairs.jsonl"),
+        training_file: text("pairs.jsonl").into(),
         output_dir: text("out"),
         ..RunConfig::default()
     };

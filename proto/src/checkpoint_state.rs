@@ -24,6 +24,12 @@ pub struct CheckpointState {
     /// The checkpoint was written because of `save_minutes` or an early end: rotation removes it once there are newer ones.
     #[serde(default)]
     pub rotates: bool,
+    /// In `final`: the step whose model this is, if it is not the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<u64>,
+    /// In `final`: the run ended before its last step, because evaluations no longer improved.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub early_stopped: bool,
     /// Identity of the run.
     #[serde(flatten)]
     pub run: RunIdentity,
@@ -68,6 +74,8 @@ mod tests {
             num_tokens: Some(1000),
             evaluations: Some(1),
             rotates: true,
+            best_step: Some(2),
+            early_stopped: true,
             run,
         };
         let text = serde_json::to_string(&state).unwrap();

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::fingerprint::{Change, Fingerprint, config_changes};
+use crate::fingerprint::{Change, Fingerprint, as_map, config_changes};
 use crate::manifest::{Damage, Manifest};
+use crate::run_config::EARLY_STOPPING_KEYS;
 use crate::run_folder::{FINAL, MANIFEST, METRICS, STATE, how_to_go_on, newest_checkpoint};
 use crate::{Fault, RunConfig, counted, files};
 
@@ -15,6 +16,12 @@ use crate::{Fault, RunConfig, counted, files};
 pub struct Finished {
     /// Optimizer steps.
     pub step: u64,
+    /// The run ended before its last step, because evaluations no longer improved.
+    #[serde(default)]
+    pub early_stopped: bool,
+    /// The step whose model was kept, if it is not that of `step`.
+    #[serde(default)]
+    pub best_step: Option<u64>,
     /// Settings and facts of the run; partly empty for earlier versions.
     #[serde(flatten)]
     pub fingerprint: Fingerprint,
@@ -26,6 +33,18 @@ enum Asks {
     More,
     Nothing,
     Fewer(u64),
+}
+
+/// How a finished run ended early and which step's model it kept, for a message; empty for other runs.
+#[must_use]
+pub fn ended_early(model: &Path) -> String {
+    let kept = files::read_to_string(&model.join(STATE)).ok();
+    let state = kept.and_then(|text| serde_json::from_str::<Finished>(&text).ok());
+    let Some(Finished { step, early_stopped, best_step, .. }) = state else { return String::new() };
+    let best = best_step.map(|best| format!("it is the model of step {best}"));
+    let early = early_stopped.then(|| format!("the run stopped early after step {step}"));
+    let parts: Vec<String> = early.into_iter().chain(best).collect();
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join("; ")) }
 }
 
 /// Steps that a configuration asks for; `None` if it depends on the length of an epoch and that is unknown (0).
@@ -110,7 +129,8 @@ impl Finished {
         let row: Value = serde_json::from_str(text.lines().last()?).ok()?;
         let (step, epoch) = (row.get("step")?.as_u64()?, row.get("epoch")?.as_f64()?);
         let steps_per_epoch = if epoch > 0.0 { (step as f64 / epoch).round() as u64 } else { 0 };
-        Some(Self { step, fingerprint: Fingerprint { steps_per_epoch, ..Fingerprint::default() } })
+        let fingerprint = Fingerprint { steps_per_epoch, ..Fingerprint::default() };
+        Some(Self { step, early_stopped: false, best_step: None, fingerprint })
     }
 
     /// Checks that all files exist and have the bytes that were written.
@@ -125,10 +145,17 @@ impl Finished {
 
     fn asks(&self, config: &RunConfig) -> Asks {
         match total_steps(config, self.fingerprint.steps_per_epoch) {
-            Some(total) if total > self.step => Asks::More,
+            Some(total) if total > self.step && !self.stops_again(config) => Asks::More,
             Some(total) if total < self.step => Asks::Fewer(total),
             _ => Asks::Nothing,
         }
+    }
+
+    /// Whether the run ended early and would do so again: more steps change nothing, other keys of early stopping do.
+    fn stops_again(&self, config: &RunConfig) -> bool {
+        let now = as_map(config);
+        let same = |key: &&str| self.fingerprint.config.get(*key) == now.get(*key);
+        self.early_stopped && EARLY_STOPPING_KEYS.iter().all(same)
     }
 
     /// The outer error is a difference to the finished run; the inner one is a failure to read the training file.
@@ -171,7 +198,6 @@ fn other_run(model: &Path, change: &Change) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fingerprint::as_map;
 
     fn config() -> RunConfig {
         RunConfig { n_epochs: 2, ..RunConfig::default() }
@@ -225,6 +251,38 @@ mod tests {
         assert!(asked(dir.path(), &RunConfig { n_epochs: 3, ..config() }).is_err());
         std::fs::write(checkpoint.join(STATE), "{}").unwrap();
         assert_eq!(asked(dir.path(), &RunConfig { n_epochs: 3, ..config() }), Ok(None));
+    }
+
+    #[test]
+    fn a_run_that_stopped_early_is_complete_until_its_early_stopping_is_changed() {
+        let dir = finished();
+        let early = RunConfig {
+            early_stopping_enabled: true,
+            validation_file: Some("v".into()),
+            n_evals: Some(9),
+            ..config()
+        };
+        let state = serde_json::json!({
+            "step": 4, "total_steps": 6, "steps_per_epoch": 3, "dataset_sha256": "aa", "config": as_map(&early),
+            "early_stopped": true, "best_step": 2,
+        });
+        let model = dir.path().join(FINAL);
+        std::fs::write(model.join(STATE), state.to_string()).unwrap();
+        Manifest::of(&model, &Default::default()).unwrap().write(&model).unwrap();
+        for more in [early.clone(), RunConfig { n_epochs: 3, ..early.clone() }] {
+            assert_eq!(asked(dir.path(), &more), Ok(Some(model.clone())));
+        }
+        assert_eq!(ended_early(&model), " (the run stopped early after step 4; it is the model of step 2)");
+        let checkpoint = dir.path().join("checkpoint-4");
+        std::fs::create_dir(&checkpoint).unwrap();
+        std::fs::write(checkpoint.join(STATE), "{}").unwrap();
+        for other in [
+            RunConfig { early_stopping_patience: Some(5), ..early.clone() },
+            RunConfig { early_stopping_enabled: false, ..early.clone() },
+        ] {
+            assert_eq!(asked(dir.path(), &other), Ok(None));
+        }
+        assert!(asked(dir.path(), &RunConfig { max_steps: Some(3), ..early }).is_err());
     }
 
     #[test]

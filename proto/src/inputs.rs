@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
+use crate::run_config::DataFiles;
 use crate::run_folder::{EVALUATION_METRICS, METRICS, checkpoint_step, is_unfinished};
 use crate::{Fault, RunConfig, files};
 
@@ -103,14 +104,22 @@ fn inputs(config: &RunConfig, config_file: &Path) -> Vec<(&'static str, PathBuf)
     for (key, folder) in all.clone() {
         all.extend(links_below(&folder).into_iter().map(|link| (key, link)));
     }
-    let files = [
-        ("training_file", Some(config.training_file.as_str())),
-        ("validation_file", config.validation_file.as_deref()),
-        ("reference_cache", config.reference_cache.as_deref()),
-    ];
-    all.extend(files.into_iter().filter_map(|(key, path)| Some((key, PathBuf::from(path?)))));
+    let validation = config.validation_file.iter().flat_map(DataFiles::iter);
+    let pairs = config.training_file.iter().map(|file| ("training_file", file));
+    let pairs = pairs.chain(validation.map(|file| ("validation_file", file)));
+    let here = pairs.filter(|(_, file)| !file.is_remote());
+    all.extend(here.map(|(key, file)| (key, without_pattern(&file.path))));
+    all.extend(config.reference_cache.iter().map(|path| ("reference_cache", PathBuf::from(path))));
     all.push(("--config", config_file.to_owned()));
     all
+}
+
+/// The part of a path before its first component that is a pattern of names.
+fn without_pattern(path: &str) -> PathBuf {
+    Path::new(path)
+        .components()
+        .take_while(|part| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']))
+        .collect()
 }
 
 /// Every link in a folder and its subfolders, including linked subfolders.
@@ -223,7 +232,7 @@ mod tests {
         fn refused(&self, change: impl FnOnce(&mut RunConfig)) -> Option<String> {
             let mut config = RunConfig {
                 model: self.text("m"),
-                training_file: self.text("pairs.jsonl"),
+                training_file: self.text("pairs.jsonl").into(),
                 output_dir: self.text("out"),
                 ..RunConfig::default()
             };
@@ -260,8 +269,8 @@ mod tests {
         }
         std::fs::write(place.path("out/final/pairs.jsonl"), "").unwrap();
         for set in [
-            (|config, path| config.training_file = path) as fn(&mut RunConfig, String),
-            |config, path| config.validation_file = Some(path),
+            (|config, path| config.training_file = path.into()) as fn(&mut RunConfig, String),
+            |config, path| config.validation_file = Some(path.into()),
             |config, path| config.reference_cache = Some(path),
         ] {
             assert!(place.refused(|config| set(config, place.text("out/final/pairs.jsonl"))).is_some());

@@ -4,7 +4,7 @@ use crate::wire::PairVerdict;
 use crate::{Fault, counted};
 
 /// Verdicts that leave a pair out, each with the message for one pair, the message for several, and the hint.
-const FATES: [(PairVerdict, &str, &str, &str); 3] = [
+const FATES: [(PairVerdict, &str, &str, &str); 4] = [
     (
         PairVerdict::DroppedTooLong,
         "is too long (its prompt fills max_seq_length)",
@@ -23,6 +23,7 @@ const FATES: [(PairVerdict, &str, &str, &str); 3] = [
         "have the same tokens on both sides (up to max_seq_length)",
         "use pairs whose two outputs differ, within max_seq_length",
     ),
+    (PairVerdict::DroppedWeight, "has weight 0", "have weight 0", "give some pairs a weight above 0"),
 ];
 
 /// Error for a file without a usable pair. `key` is the config key that names the file; `count` returns the pairs per verdict.

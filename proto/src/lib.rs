@@ -69,7 +69,7 @@ pub mod wire {
 }
 
 /// Increase whenever the wire format changes incompatibly.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// Largest gRPC message either side accepts: a measure request of a few thousand long pairs fits.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -52,6 +52,12 @@ pub mod metric {
     pub const STEP_SECONDS: &str = "step_seconds";
     /// Seconds of an evaluation on the slowest rank; gets no further prefix.
     pub const EVAL_SECONDS: &str = "eval_seconds";
+    /// With early stopping: the best value so far of the metric that is compared.
+    pub const BEST_METRIC: &str = "eval_best_metric";
+    /// With early stopping: the step of the best evaluation so far.
+    pub const BEST_STEP: &str = "eval_best_step";
+    /// With early stopping: evaluations in a row without an improvement.
+    pub const PATIENCE_COUNTER: &str = "eval_patience_counter";
     /// Tokens of all ranks per second.
     pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
     /// Pairs of all ranks per second.

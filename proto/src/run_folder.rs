@@ -14,11 +14,15 @@ pub const METRICS: &str = "metrics.jsonl";
 pub const EVALUATION_METRICS: &str = "eval_metrics.jsonl";
 /// Event files for TensorBoard.
 pub const TENSORBOARD: &str = "tb";
+/// Sample answers, two files per evaluation.
+pub const SAMPLES: &str = "samples";
 /// The configuration that the run began with.
 pub const RUN_CONFIG: &str = "run.json";
 /// The configuration of a run that is starting, for its coordinator. It becomes [`RUN_CONFIG`] with the run's first row, so that a
 /// refused start does not overwrite the earlier run's record.
 pub const NEXT_RUN_CONFIG: &str = ".dyad-next-run.json";
+/// The best evaluation so far of a run with early stopping, and the checkpoint that has its model.
+pub const BEST: &str = "dyad_best.json";
 /// The finished model.
 pub const FINAL: &str = "final";
 /// Progress and identity of the run, in a checkpoint.
@@ -31,9 +35,9 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 pub const MANIFEST: &str = "dyad_manifest.json";
 
 /// Files that Dyad writes in an output folder.
-const FILES: [&str; 5] = [RUN_CONFIG, METRICS, EVALUATION_METRICS, JOB, "metrics.svg"];
+const FILES: [&str; 6] = [RUN_CONFIG, METRICS, EVALUATION_METRICS, BEST, JOB, "metrics.svg"];
 /// Folders that Dyad writes there, in addition to checkpoints and the final model.
-const FOLDERS: [&str; 3] = [TENSORBOARD, "logs", "profile"];
+const FOLDERS: [&str; 4] = [TENSORBOARD, SAMPLES, "logs", "profile"];
 
 /// Kind of a path that a run writes in its output folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +116,9 @@ pub fn traces(dir: &Path) -> io::Result<Vec<PathBuf>> {
         let (kind, name) = (entry.file_type()?, name(&path));
         match name {
             METRICS | EVALUATION_METRICS if kind.is_file() && entry.metadata()?.len() > 0 => found.push(path),
-            TENSORBOARD if kind.is_dir() => found.extend(event_files(&path)?),
+            TENSORBOARD if kind.is_dir() => found.extend(files_in(&path, is_event_file)?),
+            SAMPLES if kind.is_dir() => found.extend(files_in(&path, is_sample_file)?),
+            BEST if kind.is_file() => found.push(path),
             _ if kind.is_file() && is_resumed_config(name) => found.push(path),
             _ if kind.is_dir() && (is_unfinished(&path) || (has_own_name(&path) && is_own(&path))) => {
                 found.push(path);
@@ -279,11 +285,25 @@ pub fn has_own_name(path: &Path) -> bool {
     name(path) == FINAL || checkpoint_step(path).is_some()
 }
 
-/// TensorBoard files that a run wrote. The folder may hold other files too.
-fn event_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+/// Files in a folder with names that a run gives. The folder may hold other files too.
+fn files_in(dir: &Path, is_own: fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
     let files = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
-    Ok(files.map(|entry| entry.path()).filter(|path| is_event_file(name(path))).collect())
+    Ok(files.map(|entry| entry.path()).filter(|path| is_own(name(path))).collect())
+}
+
+/// Name of the file with the sample answers after a step; `extension` is `jsonl` or `md`.
+#[must_use]
+pub fn sample_file(step: u64, extension: &str) -> String {
+    format!("step-{step}.{extension}")
+}
+
+fn is_sample_file(name: &str) -> bool {
+    let step = name.strip_prefix("step-").and_then(|rest| rest.split_once('.'));
+    step.is_some_and(|(step, extension)| {
+        ["jsonl", "md"].contains(&extension)
+            && step.parse().is_ok_and(|step: u64| sample_file(step, extension) == name)
+    })
 }
 
 /// `events.out.tfevents.SECONDS.HOST.PID.0`.

@@ -9,8 +9,8 @@ use dyad_proto::wire::pair::Content;
 use dyad_proto::wire::{
     Abort, Assignment, ChatMessage, CommunicatorReady, Conversation, CoordinatorMessage, Drain,
     EvaluationAssignment, Failure, Finish, Hold, KeepTrace, MeasureReport, MeasureRequest, Pair, PairLength,
-    PlainText, ReferenceAssignment, ReferenceLogps, RunEvent, RunPlan, StepAssignment, TrainerMessage,
-    WatchRunRequest, Welcome, trainer_message,
+    PlainText, ReferenceAssignment, ReferenceLogps, RunEvent, RunPlan, StepAssignment, TextParts,
+    TrainerMessage, WatchRunRequest, Welcome, chat_message, trainer_message,
 };
 use dyad_proto::{Fault, RunConfig};
 use proptest::collection::vec;
@@ -70,21 +70,37 @@ fn pair() -> impl Strategy<Value = Pair> {
     let reference = proptest::option::of(
         (any::<f64>(), any::<f64>()).prop_map(|(chosen, rejected)| ReferenceLogps { chosen, rejected }),
     );
-    let message = || (0..6_i32, ".{0,20}").prop_map(|(role, content)| ChatMessage { role, content });
-    let conversation = (vec(message(), 0..3), proptest::option::of(message()), message()).prop_map(
-        |(messages, preferred, non_preferred)| {
-            let non_preferred = Some(non_preferred);
-            Content::Conversation(Conversation { messages, preferred, non_preferred })
+    let maybe = || proptest::option::of(".{0,20}");
+    let said = proptest::option::of(prop_oneof![
+        ".{0,20}".prop_map(chat_message::Content::Text),
+        vec(".{0,9}", 0..3).prop_map(|texts| chat_message::Content::Parts(TextParts { texts })),
+    ]);
+    let message = (0..6_i32, said, maybe(), vec("(\\{\\}|.{0,9})", 0..2)).prop_map(
+        |(role, content, reasoning, tool_calls)| ChatMessage {
+            role,
+            content,
+            reasoning,
+            tool_calls,
+            ..ChatMessage::default()
         },
     );
-    let text = (".{0,20}", ".{0,20}", ".{0,20}")
+    let messages = || vec(message.clone(), 0..3);
+    let conversation =
+        (messages(), messages(), messages(), maybe()).prop_map(|(prompt, chosen, rejected, tools)| {
+            let chat_template_kwargs = tools.clone();
+            Content::Conversation(Conversation { prompt, chosen, rejected, tools, chat_template_kwargs })
+        });
+    let text = (maybe(), ".{0,20}", maybe())
         .prop_map(|(prompt, chosen, rejected)| Content::Text(PlainText { prompt, chosen, rejected }));
     let content = proptest::option::of(prop_oneof![conversation, text]);
-    (any::<u64>(), content, reference).prop_map(|(id, content, reference)| Pair {
+    let weight = proptest::option::of(any::<f64>());
+    (any::<u64>(), content, reference, weight).prop_map(|(id, content, reference, weight)| Pair {
         id,
         content,
         reference,
-        line: id,
+        place: format!("a.jsonl line {id}"),
+        weight,
+        label: None,
     })
 }
 
@@ -117,7 +133,8 @@ fn down() -> impl Strategy<Value = Down> {
         (any::<i32>(), ".{0,20}").prop_map(|(code, message)| {
             Down::Abort(Abort { cause: Some(Failure { code, message, ..Failure::default() }) })
         }),
-        Just(Down::Finish(Finish {})),
+        (0..9u64, any::<bool>())
+            .prop_map(|(best_step, early_stopped)| Down::Finish(Finish { best_step, early_stopped })),
         Just(Down::Hold(Hold {})),
         any::<u64>().prop_map(|step| Down::KeepTrace(KeepTrace { step })),
         any::<u64>().prop_map(|works| Down::Drain(Drain { works })),
@@ -161,7 +178,7 @@ fn take(body: Down) {
         Down::Recorded(_) | Down::Posting(_) | Down::Beat(_) => return,
     };
     for pair in pairs {
-        let _ = pair.into_pair();
+        let _ = pair.into_example();
     }
 }
 

@@ -81,6 +81,9 @@ RUN: dict[str, Any] = {
 }
 LORA = {"from_checkpoint": "adapter", "lora": True, "lora_r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
 LORA |= {"lora_trainable_modules": "all-linear", "learning_rate": 5e-3, "max_grad_norm": 2.0}
+# Keys of a run with the name and the meaning that they have in PEFT.
+PEFT_NAMES = ["use_rslora", "use_dora", "lora_bias", "exclude_modules", "layers_to_transform"]
+PEFT_NAMES += ["rank_pattern", "alpha_pattern", "modules_to_save"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Case:
     form: Callable[[Pair], dict[str, Any]] = lambda pair: pair
     """Format of a pair in the training file."""
     run: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
+    """Arguments of PEFT's `LoraConfig` that are no keys of the run."""
 
 
 LLAMA = {"family": "llama", "tied": False, "rope": ROPE_LLAMA3, "template": CHATML, "template_file": False}
@@ -117,8 +122,41 @@ CASES = {
         form=as_plain_text,
         run=LORA | {"loss_type": "simpo", "dpo_beta": 2.0, "simpo_gamma": 0.8, "max_grad_norm": 1.0},
     ),
+    "llama-lora-patterns": Case(
+        **LLAMA,
+        run=LORA
+        | {
+            "use_rslora": True,
+            "lora_trainable_modules": "q_proj,v_proj,down_proj,up_proj",
+            "exclude_modules": ["layers.1.mlp.up_proj"],
+            "layers_to_transform": [0, 1],
+            "rank_pattern": {"layers.1.self_attn.q_proj": 3, "q_proj": 5},
+            "alpha_pattern": {"v_proj": 40.0},
+        },
+        adapter={"init_lora_weights": "gaussian"},
+    ),
+    # B is not zero, so the reference is not the base.
+    "llama-lora-dora": Case(**LLAMA, run=LORA | {"use_dora": True}, adapter={"init_lora_weights": False}),
+    "qwen2-lora-dora": Case(**QWEN2, run=LORA | {"use_dora": True, "lora_alpha": 4.0}),
+    "qwen2-lora-bias": Case(
+        **QWEN2,
+        run=LORA | {"lora_bias": True, "lora_trainable_modules": "q_proj,v_proj"},
+        adapter={"init_lora_weights": False},
+    ),
+    "llama-lora-saved": Case(**LLAMA, run=LORA | {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    # The head stays the embedding of the base, and every norm and one layer are trained whole.
+    "qwen2-lora-saved": Case(
+        **QWEN2, run=LORA | {"modules_to_save": ["embed_tokens", "norm", "1.self_attn.q_proj", "2.mlp.down_proj"]}
+    ),
     "llama-sft": Case(**LLAMA, run={"training_method": "sft", "max_grad_norm": 3.2}),
 }
+
+
+def as_toml(value: Any) -> str:
+    """A value in TOML: JSON, but with `=` in tables."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {as_toml(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value)
 
 
 def words(rng: random.Random, mean: float) -> str:
@@ -199,10 +237,13 @@ def use_old_config(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def write_adapter(base: Path, run: dict[str, Any], folder: Path) -> None:
-    """Writes a new LoRA adapter: A random, B zero, so that the first step's policy equals the reference."""
-    shape = {"r": run["lora_r"], "lora_alpha": run["lora_alpha"], "lora_dropout": run["lora_dropout"]}
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules=run["lora_trainable_modules"], **shape)
+def write_adapter(base: Path, run: dict[str, Any], folder: Path, more: dict[str, Any]) -> None:
+    """Writes a new LoRA adapter as PEFT makes it; the usual one has a random A and a zero B."""
+    modules = run["lora_trainable_modules"]
+    fields = {"r": run["lora_r"], "lora_alpha": run["lora_alpha"], "lora_dropout": run["lora_dropout"]}
+    fields |= {"target_modules": modules if modules == "all-linear" else modules.split(",")}
+    fields |= {name: run[name] for name in PEFT_NAMES if name in run}
+    config = LoraConfig(task_type="CAUSAL_LM", **fields, **more)
     adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     adapter.save_pretrained(folder)
 
@@ -220,10 +261,9 @@ def write_case(name: str, out: Path) -> None:
     save_tokenizer(tokenizer, out / "model", case.template, case.template_file)
     write_pairs(out / "pairs.jsonl", [case.form(pair(rng, index)) for index in range(N_PAIRS)])
     if run.get("lora"):
-        write_adapter(out / "model", run, out / "adapter")
+        write_adapter(out / "model", run, out / "adapter", case.adapter)
     (out / "case.json").write_text(json.dumps({"name": name, "run": run}, indent=2) + "\n")
-    # JSON strings, numbers and booleans are valid TOML.
-    (out / "run.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in run.items()))
+    (out / "run.toml").write_text("".join(f"{key} = {as_toml(value)}\n" for key, value in run.items()))
 
 
 def main() -> None:

@@ -57,7 +57,8 @@ class DPOTrainerWithKL(DPOTrainer):
         """Token means of KL(policy || reference), summed in float64."""
         reference, adapter = self.ref_model, contextlib.nullcontext()
         if reference is None:
-            reference, adapter = model, use_adapter(model, adapter_name=None)
+            # TRL's frozen copy of the adapter that the run starts from.
+            reference, adapter = model, use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)
         # Position i predicts token i + 1.
         scored = inputs["completion_mask"][:, 1:].bool()
 

@@ -59,6 +59,8 @@ def adapter(edit: Callable[[dict[str, Any], Tensors], None] | None = None, base:
             for name, parameter in peft.named_parameters():
                 if "lora_" in name:
                     parameter.copy_(torch.randn_like(parameter) * 0.15)
+                elif "modules_to_save" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.02)
         peft.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
         if edit:
@@ -167,10 +169,44 @@ ADAPTERS: dict[str, Start] = {
         adapter(fields(base_model_name_or_path="org/another")), warns="trained over org/another, but goes on top of"
     ),
     "another_revision": Start(adapter(fields(base_model_name_or_path="org/llama", revision="v2")), warns="revision v2"),
-    "dora": Start(adapter(use_dora=True), refused="use_dora = true"),
+    "dora": Start(adapter(use_dora=True)),
+    "dora_patterns": Start(
+        adapter(base="qwen2", use_dora=True, target_modules="all-linear", use_rslora=True, rank_pattern={"q_proj": 9}),
+        run={"model": "qwen2"},
+    ),
+    "dora_as_module": Start(adapter(renamed(lambda name: name.replace("_vector", "_vector.weight")), use_dora=True)),
+    "dora_says_otherwise": Start(
+        adapter(use_dora=True), refused="`use_dora` is false, but the adapter", run={"use_dora": False}
+    ),
     "biases": Start(adapter(bias="lora_only"), refused='bias = "lora_only"'),
-    "lora_bias": Start(adapter(lora_bias=True), refused="lora_bias = true"),
-    "saved_head": Start(adapter(modules_to_save=["lm_head"]), refused='modules_to_save = ["lm_head"]'),
+    "lora_bias": Start(adapter(base="qwen2", lora_bias=True), run={"model": "qwen2"}),
+    "lora_bias_cannot_be_merged": Start(adapter(lora_bias=True), refused="has no bias that could take the adapter's"),
+    "lora_bias_with_dora": Start(
+        adapter(fields(lora_bias=True, use_dora=True)), refused="lora_bias cannot be used with use_dora"
+    ),
+    "saved_head": Start(adapter(modules_to_save=["lm_head"])),
+    "saved_head_and_embedding": Start(adapter(modules_to_save=["lm_head", "embed_tokens"], use_dora=True)),
+    "saved_head_of_tied": Start(
+        adapter(base="tied", modules_to_save=["lm_head"]),
+        run={"model": "tied"},
+        warns="modules_to_save trains only the head",
+    ),
+    "saved_embedding_of_tied": Start(
+        adapter(base="qwen2", modules_to_save=["embed_tokens"]),
+        run={"model": "qwen2"},
+        warns="modules_to_save trains only the embedding",
+    ),
+    "saved_norms_and_a_layer": Start(
+        adapter(base="qwen2", target_modules="all-linear", modules_to_save=["norm", "1.self_attn.v_proj"]),
+        run={"model": "qwen2"},
+    ),
+    "saved_beside_its_own_name": Start(adapter(modules_to_save=["q_proj", "score"])),
+    "saved_block": Start(
+        adapter(fields(modules_to_save=["mlp"])), refused="training model.layers.0.mlp is not supported"
+    ),
+    "saved_but_missing": Start(
+        adapter(fields(modules_to_save=["lm_head"])), refused="missing tensor base_model.model.lm_head.weight"
+    ),
     "adapted_head": Start(adapter(target_modules=["q_proj", "lm_head"]), refused="adapter on lm_head"),
     "adapted_embedding": Start(
         adapter(target_modules=["q_proj", "embed_tokens"]), refused="adapter on model.embed_tokens"

@@ -4,6 +4,7 @@
                                   "plain": [ids with the special tokens that are added]}}, or {"refused": words of the error} if
                                   Dyad refuses the case
     tokenizer_classes.py classes  prints the classes of transformers that rebuild a tokenizer or are not fast tokenizers
+    tokenizer_classes.py families prints a line per model family: its name, its class, and whether the class replaces what files declare
 """
 
 from __future__ import annotations
@@ -122,7 +123,13 @@ def cases() -> dict[str, Json]:
         case(f"{label}-backend", tokenizer, tokenizer_class="TokenizersBackend", bos_token="<s>")
         case(f"{label}-unknown-class", tokenizer, tokenizer_class="SomeTokenizer", eos_token="</s>")
         case(f"{label}-class-of-the-model", tokenizer, family="llama:LlamaTokenizer")
-        case(f"{label}-gemma", tokenizer, refused="tokenizer_class GemmaTokenizer is not supported", tokenizer_class="GemmaTokenizer")
+        case(f"{label}-gemma", tokenizer, tokenizer_class="GemmaTokenizer")
+        case(f"{label}-gemma-other-unk", tokenizer, "gemma2", tokenizer_class="GemmaTokenizerFast", unk_token="Hello", mask_token=None)
+        case(f"{label}-gemma-null", tokenizer, "gemma3_text", tokenizer_class="GemmaTokenizer", unk_token=None, pad_token=None)
+        case(f"{label}-gemma-decoder", tokenizer, tokenizer_class="GemmaTokenizer", added_tokens_decoder=decoder, bos_token="<s>")
+        case(f"{label}-t5", tokenizer, refused="tokenizer_class T5Tokenizer is not supported", tokenizer_class="T5Tokenizer")
+        for family in ("gemma", "mistral", "phi3", "qwen2", "olmo2", "smollm3"):
+            case(f"{label}-{family}-llama", tokenizer, family, tokenizer_class="LlamaTokenizerFast")
     for label, tokenizer in [("bytes", bytes_), ("digits", digits), ("split", split)]:
         case(f"{label}-as-it-is", tokenizer)
         case(f"{label}-llama-fast", tokenizer, tokenizer_class="LlamaTokenizerFast", bos_token="<|endoftext|>")
@@ -131,6 +138,18 @@ def cases() -> dict[str, Json]:
             case(f"{label}-gpt2-{prefix}", tokenizer, tokenizer_class="GPT2Tokenizer", **flags)
             case(f"{label}-qwen2-{prefix}", tokenizer, tokenizer_class="Qwen2TokenizerFast", **flags)
             case(f"{label}-family-qwen2-{prefix}", tokenizer, "qwen2", tokenizer_class="PreTrainedTokenizerFast", **flags)
+            for class_name in ("Qwen3_5Tokenizer", "GPTNeoXTokenizer", "CohereTokenizer"):
+                case(f"{label}-{class_name}-{prefix}", tokenizer, tokenizer_class=class_name, **flags)
+        marked = {"eos_token": {"__type": "AddedToken"} | token("<|im_end|>", lstrip=True), "mask_token": "<mask>"}
+        for class_name in ("Qwen2Tokenizer", "Qwen3_5Tokenizer", "GPTNeoXTokenizer", "CohereTokenizer"):
+            case(f"{label}-{class_name}-marked", tokenizer, tokenizer_class=class_name, additional_special_tokens=["<tool>"], **marked)
+        for family in (
+            "cohere2", "deepseek_v3", "gemma2", "glm4", "gpt_neox", "gpt_oss", "granite", "mistral", "olmo", "olmo2", "olmo3", "phi", "phi3",
+            "qwen3", "qwen3_5_text", "qwen3_5", "smollm3", "starcoder2",
+        ):
+            for class_name in ("PreTrainedTokenizerFast", "LlamaTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer", "SomeTokenizer", None):
+                declared = {} if class_name is None else {"tokenizer_class": class_name}
+                case(f"{label}-family-{family}-{class_name}", tokenizer, family, **declared)
         case(f"{label}-family-qwen2", tokenizer, "qwen2", eos_token="<|im_end|>", pad_token=None)
         lists = {"added_tokens_decoder": {"0": token("<|endoftext|>", special=True, normalized=False), "700": token("<tool>", rstrip=True)}}
         case(f"{label}-family-qwen2-llama", tokenizer, "qwen2", tokenizer_class="LlamaTokenizerFast", **lists)
@@ -141,7 +160,7 @@ def cases() -> dict[str, Json]:
     for label, processor in [("template", around), ("bert", bert), ("sequence", chain), ("bytes", processors.ByteLevel())]:
         adding = copy.deepcopy(spm)
         adding.post_processor = processor
-        for class_name in ("LlamaTokenizer", "TokenizersBackend"):
+        for class_name in ("LlamaTokenizer", "GPTNeoXTokenizer", "CohereTokenizer", "GemmaTokenizer", "TokenizersBackend"):
             for flags in ({}, {"add_bos_token": True}, {"add_eos_token": True}, {"add_bos_token": False}, {"add_bos_token": None, "add_eos_token": True}):
                 flag = "-".join(f"{key[4:7]}{value}" for key, value in flags.items())
                 keys = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": class_name}
@@ -247,7 +266,10 @@ def classes() -> list[str]:
     return sorted(found)
 
 
-if sys.argv[1] == "classes":
+if sys.argv[1] == "families":
+    for family, class_name in tokenization_auto.TOKENIZER_MAPPING_NAMES.items():
+        print(family, class_name, family in tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS)
+elif sys.argv[1] == "classes":
     print("\n".join(classes()))
 else:
     main(Path(sys.argv[1]))

@@ -13,6 +13,7 @@ pub mod collector;
 pub mod imports;
 pub mod processes;
 pub mod refusal;
+pub mod serving;
 pub mod slurm;
 pub mod terminal;
 pub mod tools;

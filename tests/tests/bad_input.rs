@@ -85,7 +85,7 @@ fn a_conversation_that_ends_with_the_assistant() {
 fn an_empty_training_file() {
     let workspace = Workspace::with_model(4, "");
     workspace.write("pairs.jsonl", "\n\n");
-    invalid(&workspace, &[], &["pairs.jsonl", "no preference pairs"], "preferred_output");
+    invalid(&workspace, &[], &["pairs.jsonl", "holds no records"], "preferred_output");
 }
 
 #[test]
@@ -218,6 +218,44 @@ fn an_adapter_without_lora_and_modules_that_do_not_exist() {
 }
 
 #[test]
+fn keys_of_adapters_without_an_effect_or_against_each_other() {
+    let workspace = Workspace::with_model(4, "lora = true\nlora_r = 2\n");
+    let refused = [
+        (
+            "rank_pattern={ q_prj = 4 }",
+            "rank_pattern: \"q_prj\" matches no layer that gets an adapter",
+            "end of a layer's name",
+        ),
+        ("rank_pattern={ q_proj = 0 }", "rank_pattern holds 0", ""),
+        ("exclude_modules=[\"q_prj\"]", "exclude_modules: \"q_prj\" matches no module", "q_proj"),
+        (
+            "modules_to_save=[\"lm_hed\"]",
+            "modules_to_save: \"lm_hed\" matches no module",
+            "did you mean \"lm_head\"?",
+        ),
+        ("modules_to_save=[\"mlp\"]", "training model.layers.0.mlp is not supported", "linear layers"),
+        ("layers_to_transform=[0]", "layers_to_transform cannot be used", "list the names"),
+        ("init_lora_weights=pissa", "init_lora_weights = \"pissa\" is not supported", "convert it"),
+        ("init_lora_weights=eva", "init_lora_weights = \"eva\" is not supported", "gaussian"),
+        ("use_qlora=true", "unknown config key `use_qlora`", "leave it out"),
+        ("target_parameters=[\"a\"]", "unknown config key `target_parameters`", "experts"),
+    ];
+    for (key, message, hint) in refused {
+        invalid(&workspace, &["--set", key], &[message], hint);
+    }
+    let both = ["--set", "lora_bias=true", "--set", "use_dora=true"];
+    invalid(&workspace, &both, &["lora_bias cannot be used with use_dora"], "PEFT refuses");
+    let merged = ["--set", "lora_bias=true", "--set", "merge_adapter=true"];
+    invalid(&workspace, &merged, &["merge_adapter is set, but model.layers.0."], "remove merge_adapter");
+    invalid(
+        &workspace,
+        &["--set", "lora=false", "--set", "use_dora=true"],
+        &["use_dora is set but lora is not"],
+        "",
+    );
+}
+
+#[test]
 fn generation_takes_an_adapter_by_the_same_rules() {
     let workspace = Workspace::with_model(8, "lora = true\nlora_r = 2\nmax_steps = 1\n");
     let layers = "lora_trainable_modules=model.layers.1.self_attn.q_proj";
@@ -232,10 +270,10 @@ fn generation_takes_an_adapter_by_the_same_rules() {
     };
     let answered = generate();
     assert!(answered.status.success(), "{}", text(&answered));
-    fs::write(&config, written.replace("\"use_dora\": false", "\"use_dora\": true")).unwrap();
+    fs::write(&config, written.replace("\"use_dora\": false", "\"use_qalora\": true")).unwrap();
     let refused = generate();
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused).contains("use_dora = true is not supported"), "{}", text(&refused));
+    assert!(text(&refused).contains("use_qalora = true is not supported"), "{}", text(&refused));
 }
 
 #[test]

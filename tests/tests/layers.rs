@@ -5,11 +5,13 @@ use dyad_tests::imports::Imports;
 use dyad_tests::root;
 
 /// All crates except the tests.
-const LAYERED: [&str; 9] = [
+const LAYERED: [&str; 11] = [
     "proto",
+    "proto/sources",
     "proto/telemetry",
     "coordinator",
     "launcher",
+    "launcher/inspect",
     "trainer",
     "trainer/data",
     "trainer/families",

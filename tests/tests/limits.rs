@@ -52,12 +52,12 @@ fn too_few_open_files_are_an_error_with_a_hint() {
 fn a_very_long_error_is_shortened() {
     let workspace = Workspace::with_model(8, "");
     let long = "x".repeat(3 << 20);
-    workspace.write("pairs.jsonl", &format!("{}{{\"{long}\": 1}}\n", pair_lines(2)));
+    workspace.write("pairs.jsonl", &format!("{}{{\"input\": {{\"{long}\": 1}}}}\n", pair_lines(2)));
     for format in ["text", "json"] {
         let output = workspace.launch(1, &["--log-format", format]);
         let said = text(&output);
         assert_eq!(output.status.code(), Some(2), "{}", said.len());
-        assert!(said.contains("line 3: record: unknown field `xxx") && said.len() < 20_000, "{}", said.len());
+        assert!(said.contains("line 3: input: unknown field `xxx") && said.len() < 20_000, "{}", said.len());
     }
 }
 

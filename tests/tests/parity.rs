@@ -48,6 +48,17 @@ fn expected_template_outputs_equal_those_of_transformers() {
     );
 }
 
+/// The expected decisions of early stopping equal those of the installed transformers.
+#[test]
+fn expected_early_stops_equal_those_of_transformers() {
+    let expected = root().join("coordinator/tests/early_stopping.json");
+    let now = python("early_stopping.py", &[], &Workspace::empty());
+    assert!(
+        now == std::fs::read_to_string(expected).unwrap(),
+        "write it anew: tests/parity/early_stopping.py > early_stopping.json"
+    );
+}
+
 #[test]
 fn llama_with_llama3_rope_and_untied_head_equals_trl() {
     let workspace = equals_trl("llama");
@@ -82,6 +93,47 @@ fn qwen2_lora_equals_trl_and_its_merged_model_loads() {
         &["--dir", &merged.to_string_lossy(), "--base", "model", "--merged"],
         &workspace,
     );
+}
+
+/// Trains the case, and once more with ZeRO stage 2 and a merged model that PEFT's merge must equal.
+fn adapters_equal_peft(case: &str) {
+    let workspace = equals_trl(case);
+    python("check_loads.py", &["--dir", "world2/final", "--base", "model"], &workspace);
+    let keys = ["--set", "merge_adapter=true", "--set", "zero_stage=2"];
+    workspace.train(2, "merged", &keys);
+    python("check_loads.py", &["--dir", "merged/final/merged", "--base", "model", "--merged"], &workspace);
+    let sides = ["--trl", "trl.jsonl", "--dyad", "merged/metrics.jsonl", "--final-trl", "trl-final"];
+    python("compare.py", &[&sides[..], &["--final-dyad", "merged/final"]].concat(), &workspace);
+}
+
+#[test]
+fn rank_stabilised_adapters_with_patterns_and_exceptions_equal_peft() {
+    adapters_equal_peft("llama-lora-patterns");
+}
+
+#[test]
+fn dora_that_begins_away_from_the_base_equals_peft() {
+    adapters_equal_peft("llama-lora-dora");
+}
+
+#[test]
+fn new_dora_on_a_tied_model_with_biases_equals_peft() {
+    adapters_equal_peft("qwen2-lora-dora");
+}
+
+#[test]
+fn adapters_with_a_bias_equal_peft() {
+    adapters_equal_peft("qwen2-lora-bias");
+}
+
+#[test]
+fn embedding_and_head_trained_beside_adapters_equal_peft() {
+    adapters_equal_peft("llama-lora-saved");
+}
+
+#[test]
+fn a_tied_embedding_with_norms_and_layers_trained_beside_adapters_equals_peft() {
+    adapters_equal_peft("qwen2-lora-saved");
 }
 
 /// The pairs are in TRL's form, as messages.

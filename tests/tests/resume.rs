@@ -61,6 +61,16 @@ fn lora_with_dropout_resumes_bit_equal() {
 }
 
 #[test]
+fn dora_and_modules_that_are_trained_whole_resume_bit_equal() {
+    let keys = ["--set", "lora=true", "--set", "lora_r=4", "--set", "use_dora=true", "--set"];
+    let keys = [&keys[..], &["modules_to_save=[\"embed_tokens\", \"lm_head\", \"norm\"]"]].concat();
+    for more in [["zero_stage=0", "dtype=float32"], ["zero_stage=3", "dtype=bfloat16"]] {
+        let more = ["--set", more[0], "--set", more[1]];
+        resumed_equals_uninterrupted("adapter_model.safetensors", &[&keys[..], &more].concat());
+    }
+}
+
+#[test]
 fn sharded_states_resume_bit_equal() {
     for (stage, dtype) in [("zero_stage=1", "dtype=bfloat16"), ("zero_stage=3", "dtype=float32")] {
         resumed_equals_uninterrupted("model.safetensors", &["--set", stage, "--set", dtype]);

@@ -62,6 +62,19 @@ fn adapters_over_sharded_weights_give_the_same_curve() {
 }
 
 #[test]
+fn dora_with_embedding_and_head_over_sharded_weights_gives_the_same_curve() {
+    for saved in ["[\"embed_tokens\", \"lm_head\"]", "[\"embed_tokens\"]"] {
+        let keys = format!("lora = true\nlora_r = 4\nuse_dora = true\nmodules_to_save = {saved}\n");
+        let workspace = Workspace::with_model(24, &keys);
+        let alone = workspace.train(1, "alone", &[]);
+        for zero in [0, 1, 2, 3] {
+            let rows = stage(&workspace, 2, zero, &format!("z{zero}"), &[]);
+            assert_same_curve(&alone, &rows, &CURVE, TOLERANCE);
+        }
+    }
+}
+
+#[test]
 fn sharding_and_recomputing_go_together_in_every_precision() {
     let workspace = gentle(16, "n_epochs = 2\n");
     // Norms of parts are added in another order, which changes the last digit of the clipping factor. A master halfway between two

@@ -1,17 +1,19 @@
 //! `trainer check`: checks a run's inputs with the code that loads them. Reads no weights.
 
-use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use dyad_data::adapter;
-use dyad_data::hub::{self, Found};
 use dyad_data::tokenize::tokenize;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_data::truncation::{Rule, is_trainable};
 use dyad_families::{FirstPairs, ModelFindings, Sizes};
-use dyad_proto::pairs::open;
+use dyad_proto::pairs::notes;
+use dyad_proto::pairs::wanted::Wanted;
 use dyad_proto::wire::PairVerdict;
-use dyad_proto::{Fault, RunConfig, files, left_out};
+use dyad_proto::{Fault, RunConfig, left_out};
+use dyad_sources::hub::{self, Found};
+use dyad_sources::open::{self, Beginning};
+use dyad_sources::places;
 use tch::{Device, Kind};
 
 use crate::load::Sources;
@@ -101,15 +103,11 @@ fn local(config: &RunConfig) -> Result<ModelFindings, Fault> {
     let model_config = ModelConfig::load(&sources.base)?;
     model_config.refuse_dropout()?;
     let tokenizer = ChatTokenizer::load(sources.tokenizer(), &sources.base, config.template_date()?)?;
-    let rule = Rule {
-        max_len: sources.max_seq_length(config)?,
-        preferred_only: !config.objective().scores_both_outputs(),
-        embedding_rows: u32::try_from(model_config.vocab_size).unwrap_or(0),
-    };
+    let embedding_rows = u32::try_from(model_config.vocab_size).unwrap_or(0);
+    let rule = Rule::of(config, sources.max_seq_length(config)?, embedding_rows);
     let (parameters, trainable) = weights(config, &sources)?;
     // Only the coordinator's host has the pairs.
-    let pairs =
-        Path::new(&config.training_file).exists().then(|| pairs(config, &tokenizer, rule)).transpose()?;
+    let pairs = if places::are_here(&config.training_file) { pairs(config, &tokenizer, rule)? } else { None };
     Ok(ModelFindings {
         model: Sizes::from(&model_config),
         parameters: Some(parameters),
@@ -131,20 +129,18 @@ fn weights(config: &RunConfig, sources: &Sources) -> Result<(u64, u64), Fault> {
         return Ok((all, all));
     }
     let adapters = lora::Adapters::of_run(config, sources.adapter.as_deref(), &mut model)?;
-    lora::attach(&mut model, &adapters, 0, &reading)?;
+    lora::attach(&mut model, &adapters, 0, &reading, None)?;
     let layers = lora::named_tensors(&mut model);
     Ok((all, layers.iter().flatten().map(|(_, tensor)| tensor.numel() as u64).sum()))
 }
 
-fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<FirstPairs, Fault> {
-    let path = Path::new(&config.training_file);
-    let (text, whole) = beginning(path).map_err(|error| {
-        Fault::input(format!("cannot read training_file {}: {error}", path.display()))
-            .hint("`training_file` takes the path of a JSON Lines file of preference pairs")
-    })?;
+/// The first pairs; `None` if they were not fetched yet.
+fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Option<FirstPairs>, Fault> {
+    let beginning =
+        open::beginning("training_file", &config.training_file, Wanted::of(config), (PAIRS, BYTES))?;
+    let Some(Beginning { source, whole }) = beginning else { return Ok(None) };
     let mut looked = FirstPairs::default();
     let mut verdicts = Vec::new();
-    let source = open::beginning("training_file", path, text)?;
     for id in 0..source.len() as u64 {
         let at =
             |fault: Fault| Fault { message: format!("{}: {}", source.place(id), fault.message), ..fault };
@@ -162,29 +158,12 @@ fn pairs(config: &RunConfig, tokenizer: &ChatTokenizer, rule: Rule) -> Result<Fi
         looked.chosen += tokens.chosen.len() as f64;
         looked.rejected += tokens.rejected.len() as f64;
     }
-    looked.notes = open::notes("training_file", &*source);
+    looked.notes = notes::of("training_file", &*source);
     if whole && looked.dropped == looked.pairs {
         let count = |one| verdicts.iter().filter(|verdict| **verdict == one).count() as u64;
-        return Err(left_out::none_is_left("training_file", &config.training_file, &count));
+        return Err(left_out::none_is_left("training_file", &config.training_file.to_string(), &count));
     }
     let kept = looked.pairs.saturating_sub(looked.dropped).max(1) as f64;
     let FirstPairs { prompt, chosen, rejected, .. } = looked;
-    Ok(FirstPairs { prompt: prompt / kept, chosen: chosen / kept, rejected: rejected / kept, ..looked })
-}
-
-/// The first lines of a file, and whether they are the whole file.
-fn beginning(path: &Path) -> io::Result<(String, bool)> {
-    let file = files::open(path)?;
-    let length = file.metadata()?.len();
-    let mut reader = BufReader::new(file.take(BYTES));
-    let mut text = String::new();
-    let mut pairs = 0;
-    while pairs < PAIRS {
-        let start = text.len();
-        if reader.read_line(&mut text)? == 0 {
-            return Ok((text, length <= BYTES));
-        }
-        pairs += usize::from(!text[start..].trim().is_empty());
-    }
-    Ok((text, false))
+    Ok(Some(FirstPairs { prompt: prompt / kept, chosen: chosen / kept, rejected: rejected / kept, ..looked }))
 }

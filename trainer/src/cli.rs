@@ -106,9 +106,9 @@ pub struct GenerateOptions {
     /// from standard input too.
     #[arg(long, value_name = "TEXT", conflicts_with = "pairs", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
-    /// Preference file whose conversations are answered.
+    /// File of pairs whose conversations are answered, or a folder, pattern or address; may be repeated.
     #[arg(long, value_name = "FILE")]
-    pub pairs: Option<PathBuf>,
+    pub pairs: Vec<String>,
     /// Prompts of --pairs to answer, from the start of the file.
     #[arg(long, default_value_t = 5)]
     pub limit: usize,

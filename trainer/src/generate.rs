@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use dyad_data::adapter::{self, Base, base};
-use dyad_data::hub;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::pairs::Message;
 use dyad_proto::{Fault, lfs, manifest};
+use dyad_sources::hub;
 use tch::Tensor;
 
 use crate::model::Model;

@@ -1,7 +1,7 @@
 //! Libraries of the trainer process.
 //!
 //! - [`cli`], [`start`], [`run`], [`session`]: the command line, the life of the process, and its stream to the coordinator.
-//! - [`load`], [`checkpoint`], [`generate`]: loading, saving and asking models.
+//! - [`load`], [`checkpoint`], [`generate`], [`sampler`]: loading, saving and asking models.
 //! - [`check`], [`facts`]: checks of a run's inputs, and facts by which ranks are compared.
 //! - [`engine`], [`zero`], [`optimizer`], [`error`]: one optimizer step.
 //! - [`model`], [`batch`], [`objective`], [`cost`]: what a pass computes, and what that costs.
@@ -26,6 +26,7 @@ pub mod objective;
 pub mod observe;
 pub mod optimizer;
 pub mod run;
+pub mod sampler;
 pub mod session;
 pub mod start;
 pub mod zero;

@@ -9,8 +9,11 @@ use std::process::ExitCode;
 
 use dyad_data::new_model;
 use dyad_data::tokenizer::ChatTokenizer;
-use dyad_proto::pairs::{Message, PreferencePair, Role, open};
+use dyad_proto::pairs::wanted::Wanted;
+use dyad_proto::pairs::{Content, Conversation, Message, Role};
+use dyad_proto::run_config::DataFile;
 use dyad_proto::{Fault, RunConfig, files, plain};
+use dyad_sources::open;
 use dyad_telemetry::{LogFormat, Logs, Telemetry};
 use trainer::cli::{CheckOptions, GenerateOptions, TrainerCli, TrainerCommand, TrainerOptions};
 use trainer::generate::{Prompt, prompt};
@@ -96,12 +99,14 @@ struct Asked {
 }
 
 fn conversations(options: &GenerateOptions) -> Result<Vec<Asked>, Fault> {
-    if let Some(path) = &options.pairs {
-        let source = open::whole("--pairs", path)?;
+    if !options.pairs.is_empty() {
+        let place = |path: &String| DataFile { path: path.clone(), weight: None };
+        let places = options.pairs.iter().map(place).collect::<Vec<_>>().into();
+        let source = open::pairs("--pairs", &places, Wanted::default())?;
         let asked = |id| {
-            let prompt = match source.pair(id)? {
-                PreferencePair::Conversation(pair) => Prompt::Messages(pair.messages),
-                PreferencePair::Text(pair) => Prompt::Text(pair.prompt),
+            let prompt = match source.pair(id)?.content {
+                Content::Conversation(pair) => Prompt::Messages(asked_messages(pair)),
+                Content::Text(pair) => Prompt::Text(pair.prompt.unwrap_or_default()),
             };
             Ok(Asked { prompt, place: source.place(id) })
         };
@@ -116,9 +121,20 @@ fn conversations(options: &GenerateOptions) -> Result<Vec<Asked>, Fault> {
             return Err(Fault::input(format!("{place} is empty"))
                 .hint("give --prompt TEXT or --pairs FILE, or write a prompt to standard input"));
         }
-        Ok(Asked { prompt: Prompt::Messages(vec![Message { role: Role::User, content }]), place })
+        Ok(Asked { prompt: Prompt::Messages(vec![Message::new(Role::User, content)]), place })
     };
     prompts.iter().enumerate().map(asked).collect()
+}
+
+/// The messages to answer: the prompt, or a whole conversation up to the assistant's last message.
+fn asked_messages(said: Conversation) -> Vec<Message> {
+    if !said.prompt.is_empty() {
+        return said.prompt;
+    }
+    let mut messages = said.chosen;
+    let last = messages.iter().rposition(|message| message.role == Role::Assistant);
+    messages.truncate(last.unwrap_or(messages.len()));
+    messages
 }
 
 /// Reads one prompt, without the line end that an editor or `echo` appends.
@@ -158,8 +174,8 @@ fn generate(options: &GenerateOptions) -> Result<(), Fault> {
     let mut out = std::io::stdout().lock();
     for (asked, completion) in asked.iter().zip(answers) {
         let prompt = match &asked.prompt {
-            Prompt::Messages(messages) => messages.last().map_or("", |message| &message.content),
-            Prompt::Text(text) => text,
+            Prompt::Messages(messages) => messages.last().map_or_else(String::new, Message::text),
+            Prompt::Text(text) => text.clone(),
         };
         let line = serde_json::json!({ "prompt": prompt, "completion": completion }).to_string();
         writeln!(out, "{}", plain::json(&line))

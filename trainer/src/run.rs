@@ -13,14 +13,19 @@ use dyad_proto::run_config::ReferenceLogps as Mode;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{
-    Assignment, CheckpointReport, EvaluationReport, Facts, PairReference, Phase, PreferenceSums,
+    Assignment, CheckpointReport, EvaluationReport, Facts, Finish, PairReference, Phase, PreferenceSums,
     ReferenceLogps, ReferenceReport, StepReport,
 };
 use dyad_proto::{ErrorCode, Fault};
 use dyad_telemetry::TARGET;
 use tch::Device;
 
-use crate::checkpoint::{load::restore, read_state, rotate::rotate, save::Saver};
+use crate::checkpoint::{
+    load::{restore, saved_masters},
+    read_state,
+    rotate::{Kept, rotate},
+    save::Saver,
+};
 use crate::cost::utilisation::ModelFlops;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -33,7 +38,8 @@ use crate::observe::progress;
 use crate::observe::timing::peak_resident_bytes;
 use crate::observe::trace::{self, Beginning};
 use crate::optimizer::learning_rate::LearningRate;
-use crate::session::feed::{AssignedStep, ReadyWork};
+use crate::sampler::Sampler;
+use crate::session::feed::{AssignedStep, ReadyWork, SampledPrompts};
 use crate::session::{Handle, Identity, Session};
 use crate::start::{Incoming, Started, next, start};
 use crate::zero::parameters::Parameters;
@@ -42,7 +48,7 @@ use dyad_torch::ops::layer::kernel_threads;
 
 /// Joins the run at the coordinator and trains until it is over. Profiles a few steps if given a folder for profiles.
 pub fn run(identity: &Identity, profile: Option<PathBuf>) -> Result<(), Fault> {
-    dyad_data::alive::tell(progress::advance);
+    dyad_sources::alive::tell(progress::advance);
     let (session, received) = Session::open(identity)?;
     let handle = session.handle();
     match dyad_torch::panics::caught(|| work(identity, &handle, received, profile)) {
@@ -107,13 +113,30 @@ struct RunningTrainer {
     /// Step of the last checkpoint: the one that was resumed from, or the last one written.
     saved: u64,
     save_total_limit: Option<u32>,
+    /// With early stopping: the step of the best evaluation so far; 0 if there is none.
+    best_step: u64,
+    /// Answers prompts at evaluations, if the run does.
+    sampler: Option<Sampler>,
+    /// Whether the run writes a model; otherwise it only evaluates.
+    saves: bool,
     flops: ModelFlops,
 }
 
 impl RunningTrainer {
     fn new(started: Started, handle: Handle, profile: Option<Profile>) -> Result<Self, Fault> {
         let Started {
-            config, place, device, parts, communicator, bucket_bytes, plan, backlog, facts, ..
+            config,
+            place,
+            device,
+            parts,
+            communicator,
+            bucket_bytes,
+            plan,
+            backlog,
+            facts,
+            sampler,
+            saves,
+            ..
         } = started;
         let Parts { policy, reference, parameters, saver } = parts;
         let state = CheckpointState {
@@ -123,6 +146,8 @@ impl RunningTrainer {
             num_tokens: None,
             evaluations: None,
             rotates: false,
+            best_step: None,
+            early_stopped: false,
             run: RunIdentity {
                 random_seed: config.random_seed,
                 batch_size: config.batch_size,
@@ -157,6 +182,9 @@ impl RunningTrainer {
             reference_logps,
             saved,
             save_total_limit: config.save_total_limit,
+            best_step: 0,
+            sampler,
+            saves,
             flops,
         })
     }
@@ -177,11 +205,11 @@ impl RunningTrainer {
             }
             match coming {
                 ReadyWork::Step(step) => self.train(step, asked.elapsed())?,
-                ReadyWork::Evaluate { step, pairs, references } => {
-                    self.evaluate(step, &pairs, &references)?
+                ReadyWork::Evaluate { step, pairs, references, samples } => {
+                    self.evaluate(step, (&pairs, &references), &samples)?
                 }
                 ReadyWork::Reference { chunk, ids, pairs } => self.score_references(chunk, &ids, &pairs)?,
-                ReadyWork::Finish => return self.finish().map(|()| RunEnd::Complete),
+                ReadyWork::Finish(how) => return self.finish(how).map(|()| RunEnd::Complete),
                 ReadyWork::Drain => return self.drain(),
                 ReadyWork::Connect(_) | ReadyWork::Plan(_) => {
                     return Err(Fault::failed("the coordinator sent a second plan"));
@@ -215,6 +243,7 @@ impl RunningTrainer {
         self.profiled(|profile| profile.after_step(result.tokens));
         tracing::debug!(step, phases = ?result.phases, "step");
         self.state.step = step;
+        self.best_step = assigned.best_step;
         let reporting = trace::part("report");
         let sums_fault = not_finite(&result.sums);
         self.handle.send(Sent::StepReport(StepReport {
@@ -274,8 +303,26 @@ impl RunningTrainer {
             };
             self.report_saved(&path, is_final, began.elapsed());
             if !is_final {
-                rotate(self.saver.home.path(), self.state.step, self.save_total_limit);
+                let kept = Kept { best: self.best_step, limit: self.save_total_limit };
+                rotate(self.saver.home.path(), self.state.step, kept);
             }
+        }
+        self.saved = self.state.step;
+        Ok(())
+    }
+
+    /// Writes the model of an earlier step as the final one: that of the best evaluation.
+    fn save_best(&mut self, step: u64) -> Result<(), Fault> {
+        self.handle.enter(Phase::Saving, self.state.step);
+        let began = Instant::now();
+        self.state.best_step = Some(step);
+        // Every rank takes part, for the names and shapes of all tensors.
+        let kept = self.engine.parameters.collect(false).map_err(EngineError::from)?;
+        if self.place.rank == 0 {
+            let checkpoint = self.saver.home.path().join(format!("checkpoint-{step}"));
+            let best = saved_masters(&checkpoint, &kept)?;
+            let path = self.saver.finish(&best, &self.state)?;
+            self.report_saved(&path, true, began.elapsed());
         }
         self.saved = self.state.step;
         Ok(())
@@ -312,19 +359,25 @@ impl RunningTrainer {
     fn evaluate(
         &mut self,
         step: u64,
-        pairs: &[Tokenized],
-        references: &[Option<ReferenceLogps>],
+        (pairs, references): (&[Tokenized], &[Option<ReferenceLogps>]),
+        samples: &SampledPrompts,
     ) -> Result<(), Fault> {
         self.handle.enter(Phase::Evaluating, step);
         let _span = tracing::info_span!(target: TARGET, "evaluate", train.step = step).entered();
         let start = Instant::now();
         let sums = self.engine.evaluate(pairs, references)?;
         let fault = not_finite(&sums);
+        let seconds = start.elapsed().as_secs_f64();
+        let samples = match &self.sampler {
+            Some(sampler) if fault.is_none() => sampler.answers(&self.engine, samples)?,
+            _ => Vec::new(),
+        };
         self.handle.send(Sent::EvaluationReport(EvaluationReport {
             generation: self.place.generation,
             step,
             sums: Some(sums),
-            seconds: start.elapsed().as_secs_f64(),
+            seconds,
+            samples,
         }));
         match fault {
             None => Ok(()),
@@ -334,8 +387,15 @@ impl RunningTrainer {
         }
     }
 
-    fn finish(&mut self) -> Result<(), Fault> {
-        self.save(true)?;
+    fn finish(&mut self, how: Finish) -> Result<(), Fault> {
+        self.state.early_stopped = how.early_stopped;
+        match how.best_step {
+            _ if !self.saves => {}
+            // The best model is the one that this trainer has.
+            0 => self.save(true)?,
+            step if step == self.state.step => self.save(true)?,
+            step => self.save_best(step)?,
+        }
         self.profiled(Profile::finish);
         Ok(())
     }

@@ -11,7 +11,9 @@ use dyad_data::tokenizer::ChatTokenizer;
 use dyad_data::truncation::Rule;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
-use dyad_proto::wire::{Assignment, BootstrapOffer, Fact, Facts, ModelReport, Phase, RunPlan, Waiting};
+use dyad_proto::wire::{
+    Assignment, BootstrapOffer, EvaluationOnly, Fact, Facts, ModelReport, Phase, RunPlan, Waiting,
+};
 use dyad_proto::{Fault, RunConfig};
 use dyad_telemetry::TARGET;
 use tch::{Device, Tensor};
@@ -22,11 +24,12 @@ use crate::cost::flops::PassCost;
 use crate::cost::utilisation::peak_flops;
 use crate::error::EngineError;
 use crate::facts;
-use crate::load::reading_ranks;
 use crate::load::{Parts, RankLayout, Sources};
+use crate::load::{evaluated, reading_ranks};
 use crate::observe::gpu_meter;
 use crate::observe::progress;
-use crate::session::feed::{self, PairFiles, ReadyWork};
+use crate::sampler::Sampler;
+use crate::session::feed::{self, ReadyWork};
 use crate::session::rendezvous::Rendezvous;
 use crate::session::{Handle, Identity};
 use crate::zero::ranges::Sharding;
@@ -49,6 +52,8 @@ pub struct Started {
     pub device: Device,
     /// Models and parameters.
     pub parts: Parts,
+    /// Whether the run writes a model; otherwise it only evaluates.
+    pub saves: bool,
     /// The connected ranks.
     pub communicator: Arc<dyn Communicator>,
     /// Size of a bucket of gradients, in bytes.
@@ -57,6 +62,8 @@ pub struct Started {
     pub plan: RunPlan,
     /// Work that arrived during the start.
     pub backlog: VecDeque<ReadyWork>,
+    /// Answers prompts at evaluations, if the run does.
+    pub sampler: Option<Sampler>,
     /// Facts that decide this rank's results, as sent to the coordinator.
     pub facts: Vec<Fact>,
     /// Span of this trainer's part in the run, for traces.
@@ -70,30 +77,31 @@ pub fn start(
     received: mpsc::Receiver<Received>,
 ) -> Result<Option<(Started, Incoming)>, Fault> {
     let device = device::open(&identity.device)?;
-    if let Device::Cuda(index) = device {
-        gpu_meter::watch(index);
-    }
-    let Some(Joined { config, place, run, resume_from }) = joined(&received)? else { return Ok(None) };
+    gpu_meter::watch(device);
+    let Some(Joined { config, place, run, resume_from, evaluation_only }) = joined(&received)? else {
+        return Ok(None);
+    };
     let span = process_span(place, &run);
     let inside = span.clone().entered();
     tracing::info!(rank = place.rank, world_size = place.world_size, "joined");
     // Before loading, which takes long.
-    let home = (place.rank == 0).then(|| Home::settled(Path::new(&config.output_dir))).transpose()?;
-    let sources = Sources::resolve(&config)?;
-    // One rank checks every byte. If the weights of other ranks differ from its weights, the comparison of facts reports it.
-    let edited = sources.check_sums(place.rank == 0)?;
-    edited.iter().filter(|_| place.rank == 0).for_each(|line| tracing::warn!("{line}"));
-    let tokenizer = ChatTokenizer::load(sources.tokenizer(), &sources.base, config.template_date()?)?;
-    let preferred_only = !config.objective().scores_both_outputs();
+    let writes = place.rank == 0 && evaluation_only.is_none();
+    let home = writes.then(|| Home::settled(Path::new(&config.output_dir))).transpose()?;
+    let sources = checked_sources(&config, place.rank)?;
+    let against = evaluation_only.as_ref().map(|only| evaluated::reference(&only.reference)).transpose()?;
+    let load = || ChatTokenizer::load(sources.tokenizer(), &sources.base, config.template_date()?);
+    let tokenizer = load()?;
     let model = ModelConfig::load(&sources.base)?;
     let embedding_rows = u32::try_from(model.vocab_size).unwrap_or(0);
-    let rule = Rule { max_len: sources.max_seq_length(&config)?, preferred_only, embedding_rows };
+    let rule = Rule::of(&config, sources.max_seq_length(&config)?, embedding_rows);
+    let samples = config.n_samples > 0;
+    let sampler = samples.then(load).transpose()?.map(|own| Sampler::new(own, &config, rule.max_len));
     // Before this trainer measures pairs with these files.
     let mut facts = facts::of_files(&config, &sources, device, rule.max_len)?;
     handle.send(Sent::Facts(Facts { facts: facts.clone() }));
     let cost = PassCost::new(&model, PairLayout::of(&config));
     let tokenizer = PairTokenizer::new(tokenizer, rule, CACHE_BYTES);
-    let work = feed::start(received, tokenizer, cost, PairFiles::of(&config), handle.clone())?;
+    let work = feed::start(received, tokenizer, cost, handle.clone())?;
     handle.enter(Phase::Rendezvous, 0);
     let connecting = tracing::info_span!(target: TARGET, "rendezvous").entered();
     let mut backlog = VecDeque::new();
@@ -109,25 +117,45 @@ pub fn start(
     let loading = tracing::info_span!(target: TARGET, "load").entered();
     let began = Instant::now();
     let reading = reading_ranks::choose(&config, &sources, &communicator, device)?;
-    let mut parts = Parts::load_by(&config, &sources, device, ranks, &reading)?;
+    let mut parts = match &against {
+        None => Parts::load_by(&config, &sources, device, ranks, &reading)?,
+        Some(other) => Parts::load_to_evaluate(&config, (&sources, other.as_ref()), device, ranks, &reading)?,
+    };
     parts.saver.home = home.unwrap_or(parts.saver.home);
     let loaded = facts::of_weights(&mut parts.policy, &reading.digest.unwrap_or_default());
     facts.extend(loaded.iter().cloned());
     handle.send(Sent::Facts(Facts { facts: loaded }));
     tracing::info!(seconds = began.elapsed().as_secs_f32(), "loaded");
-    let keeps_references = place.rank == 0 && config.keeps_references();
-    let reference_key =
-        if keeps_references { reference_key(&config, &sources, &parts)? } else { String::new() };
-    report(handle, &mut parts, began, reference_key);
+    let keeps = place.rank == 0 && config.keeps_references();
+    let reference_key = keeps.then(|| reference_key(&config, &sources, &parts)).transpose()?;
+    report(handle, &mut parts, began, reference_key.unwrap_or_default());
     drop(loading);
-    handle.enter(Phase::Measuring, 0);
-    let measuring = tracing::info_span!(target: TARGET, "measure").entered();
-    let plan = planned(&work, &mut backlog)?;
-    let bucket_bytes = ranks.bucket_bytes;
-    drop((measuring, inside));
-    let started =
-        Started { config, place, device, parts, communicator, bucket_bytes, plan, backlog, facts, span };
+    let plan = plan_of_pairs(handle, &work, &mut backlog)?;
+    drop(inside);
+    let started = Started {
+        saves: against.is_none(),
+        config,
+        place,
+        device,
+        parts,
+        communicator,
+        bucket_bytes: ranks.bucket_bytes,
+        plan,
+        backlog,
+        sampler,
+        facts,
+        span,
+    };
     Ok(Some((started, work)))
+}
+
+/// The run's files with their check sums. One rank checks every byte. If the weights of other ranks differ from its weights, the
+/// comparison of facts reports it.
+fn checked_sources(config: &RunConfig, rank: u32) -> Result<Sources, Fault> {
+    let sources = Sources::resolve(config)?;
+    let edited = sources.check_sums(rank == 0)?;
+    edited.iter().filter(|_| rank == 0).for_each(|line| tracing::warn!("{line}"));
+    Ok(sources)
 }
 
 /// Key of everything that the reference model's scores depend on.
@@ -173,6 +201,8 @@ fn process_span(place: Assignment, run: &str) -> tracing::Span {
 
 /// What the coordinator tells this trainer when it joins.
 struct Joined {
+    /// Set if the run only evaluates.
+    evaluation_only: Option<EvaluationOnly>,
     config: RunConfig,
     place: Assignment,
     /// The run's trace context.
@@ -190,7 +220,8 @@ fn joined(received: &mpsc::Receiver<Received>) -> Result<Option<Joined>, Fault> 
             }
             (Received::Assignment(place), Some((config, welcome))) if place.rank < place.world_size => {
                 let (run, resume_from) = (welcome.traceparent, welcome.resume_from);
-                return Ok(Some(Joined { config, place, run, resume_from }));
+                let evaluation_only = welcome.evaluation_only;
+                return Ok(Some(Joined { config, place, run, resume_from, evaluation_only }));
             }
             (Received::Finish(_), None) => return Ok(None),
             (Received::Assignment(_), Some(_)) => {
@@ -234,7 +265,14 @@ fn connect(
     }
 }
 
-fn planned(work: &Incoming, backlog: &mut VecDeque<ReadyWork>) -> Result<RunPlan, Fault> {
+/// Waits for the plan, which the coordinator makes of the lengths that all trainers measure.
+fn plan_of_pairs(
+    handle: &Handle,
+    work: &Incoming,
+    backlog: &mut VecDeque<ReadyWork>,
+) -> Result<RunPlan, Fault> {
+    handle.enter(Phase::Measuring, 0);
+    let _measuring = tracing::info_span!(target: TARGET, "measure").entered();
     let early = backlog.iter().position(|work| matches!(work, ReadyWork::Plan(_)));
     if let Some(ReadyWork::Plan(plan)) = early.and_then(|index| backlog.remove(index)) {
         return Ok(plan);

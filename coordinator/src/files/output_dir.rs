@@ -7,6 +7,7 @@ mod aside;
 mod checkpoint;
 mod records;
 pub(crate) mod rows;
+mod samples;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,14 +17,16 @@ use dyad_proto::folder::Folder;
 use dyad_proto::names::metric;
 use dyad_proto::run_flags::OutputMode;
 use dyad_proto::run_folder::{
-    EVALUATION_METRICS, FINAL, METRICS, TENSORBOARD, checkpoint_step, finished_name, is_unfinished,
+    EVALUATION_METRICS, FINAL, METRICS, SAMPLES, TENSORBOARD, checkpoint_step, finished_name, is_unfinished,
     refuse_earlier_run, refuse_foreign, refuse_obstacles, traces,
 };
+use dyad_proto::wire::{EarlyStopping, SampleAnswer};
 use dyad_proto::{Fault, files, removal, safe_file};
 use serde_json::Value;
 
 use self::aside::Aside;
 use self::rows::{KeptRows, MetricsFile, StagedRows};
+use self::samples::BaseAnswers;
 use crate::files::tensorboard::EventFile;
 use crate::run::metrics_row::MetricsRow;
 use crate::run::same_run::{Now, same_run};
@@ -65,6 +68,10 @@ pub struct RunFiles {
     files: Option<OutputFiles>,
     /// The evaluation due at the resumed step was done before.
     pub evaluated: bool,
+    /// Rows of evaluations that a resumed run keeps.
+    pub earlier: Vec<Value>,
+    /// Sample answers of the model that the run started from.
+    base: BaseAnswers,
 }
 
 #[derive(Debug)]
@@ -134,7 +141,10 @@ impl OutputPlan {
         let evaluations = KeptRows::read(&self.folder.path().join(EVALUATION_METRICS), self.step())?;
         let last = evaluations.last.as_ref().and_then(|row| row.get(metric::STEP)?.as_u64());
         let evaluated = self.resume.is_some() && last == Some(self.step());
-        Ok(RunFiles { config_json, record: None, files: None, evaluated, plan: self })
+        let earlier = if self.resume.is_some() { evaluations.values() } else { Vec::new() };
+        let samples = self.folder.path().join(SAMPLES);
+        let base = self.resume.as_ref().map(|_| BaseAnswers::read(&samples)).unwrap_or_default();
+        Ok(RunFiles { config_json, record: None, files: None, evaluated, earlier, base, plan: self })
     }
 
     /// Steps that were done before.
@@ -165,6 +175,7 @@ impl OutputPlan {
             config
                 .map_or(Ok(()), |config| config.place().map(drop))
                 .map_err(|error| unusable(dir, &error))?;
+            records::drop_best(dir, self.step());
             files::sync_folder(dir).map_err(|error| unusable(dir, &error))?;
             aside.remove()?;
             if !alone {
@@ -221,6 +232,17 @@ impl RunFiles {
         let files = self.files()?;
         files.evaluations.append(&row.to_json())?;
         files.board.add(row)
+    }
+
+    /// Writes the sample answers of an evaluation, beside those of the model that the run started from.
+    pub fn samples(&mut self, step: u64, answers: &[SampleAnswer]) -> Result<(), Fault> {
+        let dir = self.plan.folder.path().join(SAMPLES);
+        if answers.is_empty() { Ok(()) } else { self.base.write(&dir, step, answers) }
+    }
+
+    /// Replaces the file that names the best evaluation so far.
+    pub fn best(&self, stopping: &EarlyStopping) -> Result<(), Fault> {
+        records::keep_best(self.dir(), stopping)
     }
 
     /// Returns once all rows are on the disk.

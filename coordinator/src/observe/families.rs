@@ -83,6 +83,17 @@ const BOTH: [Named; 15] = [
     ),
 ];
 
+/// Metrics of evaluations with early stopping.
+const EARLY_STOPPING: [Named; 3] = [
+    (metric::BEST_METRIC, "eval_best_metric", "Best value so far of the metric that early stopping compares"),
+    (metric::BEST_STEP, "eval_best_step", "Optimizer step of the best evaluation so far"),
+    (
+        metric::PATIENCE_COUNTER,
+        "eval_patience_counter",
+        "Evaluations in a row without an improvement; early_stopping_patience of them stop the run",
+    ),
+];
+
 /// Metrics of steps only.
 const STEPS_ALONE: [Named; 4] = [
     (metric::GRAD_NORM, "gradient_norm", "Global gradient norm before clipping"),
@@ -120,7 +131,9 @@ impl MetricGauges {
             let help = format!("As {name}, of the last evaluation");
             (format!("{}{key}", metric::EVAL), added(r, &format!("eval_{name}"), &help))
         };
-        Self(BOTH.map(gauges).into())
+        let mut all: Vec<_> = BOTH.map(gauges).into();
+        all.extend(EARLY_STOPPING.map(|(key, name, help)| (key.to_owned(), added(r, name, help))));
+        Self(all)
     }
 
     /// Sets the gauges whose keys the row has.
@@ -141,6 +154,7 @@ pub(super) struct Life {
     pub(super) done: Gauge,
     failed: Gauge,
     states: Family<Labels, Gauge>,
+    pub(super) early_stopped: Gauges,
     pub(super) last_progress: Gauges,
 }
 
@@ -155,7 +169,9 @@ impl Life {
         let states = added(r, "run_state", "1 for the run's state: running, complete, stopped or failed");
         let last = "When a rank last made progress with any work";
         let last_progress = added(r, "last_progress_timestamp_seconds", last);
-        let life = Self { done, failed, states, last_progress };
+        let early = "1 once evaluations no longer improve and the run stops before its last step";
+        let early_stopped = added(r, "early_stopped", early);
+        let life = Self { done, failed, states, early_stopped, last_progress };
         life.enter(STATES[0]);
         (life, r)
     }

@@ -158,6 +158,14 @@ impl Metrics {
         match happening {
             EventBody::Data(data) => self.planned(data),
             EventBody::Checkpoint(report) => self.checkpoint(report),
+            EventBody::EarlyStopping(stopping) => {
+                let stops = f64::from(u8::from(stopping.stops));
+                self.life.early_stopped.get_or_create(&Labels::new()).set(stops);
+                if stopping.stops {
+                    // No further step is planned: otherwise alerts would wait for it.
+                    self.pace.planned_steps.set(stopping.step as f64);
+                }
+            }
             EventBody::Ended(RunEnded { failure }) => {
                 if let Some(failure) = failure {
                     self.failed(failure);

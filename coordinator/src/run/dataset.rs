@@ -1,27 +1,40 @@
 //! The data files of a run: preference pairs by id; each file has a hash.
 
-use std::path::Path;
+use std::sync::Arc;
 
-use dyad_proto::pairs::open;
+use dyad_proto::pairs::notes;
 use dyad_proto::pairs::source::PairSource;
-use dyad_proto::{Fault, RunConfig, reading, wire};
-use sha2::{Digest, Sha256};
+use dyad_proto::pairs::wanted::Wanted;
+use dyad_proto::run_config::DataFiles;
+use dyad_proto::{Fault, RunConfig, wire};
+use dyad_sources::FileShare;
+use dyad_sources::open::{self, Opened};
 
-/// All pairs of one file.
+/// All pairs of one configuration key.
 #[derive(Debug)]
 pub struct Dataset {
-    source: Box<dyn PairSource>,
+    source: Arc<dyn PairSource>,
     sha256: String,
+    /// Number of records that are used.
+    records: usize,
+    shares: Vec<FileShare>,
+    path: String,
 }
 
 impl Dataset {
-    /// Reads and checks a whole file; `key` is the config key that named it.
-    pub fn load(key: &str, path: &Path) -> Result<Self, Fault> {
-        let (source, sha256) = open::whole_beside(key, path, sha256)?;
-        Ok(Self { source, sha256 })
+    /// Reads and checks all files; `key` is the config key that named them.
+    pub fn load(key: &str, places: &DataFiles, wanted: Wanted) -> Result<Self, Fault> {
+        let Opened { source, sha256, shares } = open::whole(key, places, wanted)?;
+        Ok(Self { records: source.len(), source: source.into(), sha256, shares, path: places.to_string() })
     }
 
-    /// SHA-256 of the file's bytes, lower-case hex.
+    /// The places of the pairs, with their weights.
+    #[must_use]
+    pub fn shares(&self) -> &[FileShare] {
+        &self.shares
+    }
+
+    /// SHA-256 of the content, lower-case hex.
     #[must_use]
     pub fn sha256(&self) -> &str {
         &self.sha256
@@ -30,18 +43,18 @@ impl Dataset {
     /// Number of records; their ids are 0 to one less than it.
     #[must_use]
     pub fn records(&self) -> usize {
-        self.source.len()
+        self.records
     }
 
     /// Bytes of each record, by id.
     pub fn record_bytes(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.source.len() as u64).map(|id| self.source.bytes(id))
+        (0..self.records as u64).map(|id| self.source.bytes(id))
     }
 
-    /// The path of the file.
+    /// What the configuration names.
     #[must_use]
     pub fn path(&self) -> &str {
-        self.source.path()
+        &self.path
     }
 
     /// One record's place for a message, such as file and line.
@@ -52,8 +65,7 @@ impl Dataset {
 
     /// One record as a wire message.
     pub fn pair(&self, id: u64) -> Result<wire::Pair, Fault> {
-        let content = self.source.pair(id)?.into();
-        Ok(wire::Pair { id, content: Some(content), reference: None, line: self.source.line(id) })
+        Ok(self.source.pair(id)?.into_wire(id, self.source.place(id)))
     }
 }
 
@@ -69,15 +81,24 @@ pub struct Datasets {
 impl Datasets {
     /// Loads the files that the config names.
     pub fn load(config: &RunConfig) -> Result<Self, Fault> {
-        let load = |key, file: &String| Dataset::load(key, Path::new(file));
+        let wanted = Wanted::of(config);
+        let validation = config.validation_file.as_ref();
         Ok(Self {
-            train: load("training_file", &config.training_file)?,
-            validation: config
-                .validation_file
-                .as_ref()
-                .map(|file| load("validation_file", file))
+            train: Dataset::load("training_file", &config.training_file, wanted)?,
+            validation: validation
+                .map(|files| Dataset::load("validation_file", files, wanted))
                 .transpose()?,
         })
+    }
+
+    /// Loads only the validation file of a run that does not train.
+    pub fn to_evaluate(config: &RunConfig) -> Result<Self, Fault> {
+        let files = config.validation_file.clone().unwrap_or_default();
+        let validation = Dataset::load("--file", &files, Wanted::of(config))?;
+        let Dataset { source, sha256, path, .. } = &validation;
+        let (source, sha256, path) = (Arc::clone(source), sha256.clone(), path.clone());
+        let train = Dataset { source, sha256, path, shares: Vec::new(), records: 0 };
+        Ok(Self { train, validation: Some(validation) })
     }
 
     /// SHA-256 of the validation file; empty without one.
@@ -105,31 +126,13 @@ impl Datasets {
     /// Notes for the user on how the files are read, one sentence each.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
-        let of = |key, dataset: &Dataset| open::notes(key, &*dataset.source);
+        let of = |key, dataset: &Dataset| notes::of(key, &*dataset.source);
         let validation = self.validation.as_ref().map(|dataset| of("validation_file", dataset));
+        if self.train.records == 0 {
+            return validation.unwrap_or_default();
+        }
         [of("training_file", &self.train), validation.unwrap_or_default()].concat()
     }
-}
-
-/// SHA-256 as lower-case hex digits. Reports progress in between, because large files take long.
-fn sha256(bytes: &[u8]) -> String {
-    let mut digest = Sha256::new();
-    for part in bytes.chunks(1 << 24) {
-        digest.update(part);
-        reading::goes_on();
-    }
-    hex(&digest.finalize())
-}
-
-/// Lower-case hex digits of some bytes.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing into a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]
@@ -142,7 +145,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pairs.jsonl");
         std::fs::write(&path, text).unwrap();
-        Dataset::load("training_file", &path)
+        Dataset::load("training_file", &path.display().to_string().into(), Wanted::default())
     }
 
     #[test]
@@ -150,11 +153,12 @@ mod tests {
         let data = load(format!("{GOOD}\n\n  {GOOD}\r\n{GOOD}")).unwrap();
         assert_eq!(data.records(), 3);
         for (id, line) in [(0, 1), (1, 3), (2, 4)] {
-            let content = Some(dyad_proto::pairs::forms::parse(GOOD).unwrap().into());
-            assert_eq!(data.pair(id), Ok(wire::Pair { id, content, reference: None, line }));
+            let place = data.place(id);
+            assert!(place.ends_with(&format!("pairs.jsonl line {line}")), "{place}");
+            let expected = dyad_proto::pairs::forms::parse(GOOD).unwrap().into_wire(id, place);
+            assert_eq!(data.pair(id), Ok(expected));
         }
-        assert!(data.place(1).ends_with("pairs.jsonl line 3"));
-        assert_eq!(data.record_bytes().collect::<Vec<_>>(), [GOOD.len(); 3]);
+        assert!(data.record_bytes().all(|bytes| (GOOD.len()..GOOD.len() + 4096).contains(&bytes)));
     }
 
     #[test]
@@ -174,10 +178,11 @@ mod tests {
 
     #[test]
     fn empty_missing_and_binary_files_are_named() {
-        assert!(load("\n \n").unwrap_err().message.ends_with("holds no preference pairs"));
+        assert!(load("\n \n").unwrap_err().message.ends_with("holds no records"));
         let fault = load([GOOD.as_bytes(), b"\n\xff\n"].concat()).unwrap_err();
         assert!(fault.message.ends_with("pairs.jsonl line 2: not valid UTF-8"), "{fault}");
-        let fault = Dataset::load("validation_file", Path::new("/nowhere/v.jsonl")).unwrap_err();
+        let fault =
+            Dataset::load("validation_file", &"/nowhere/v.jsonl".into(), Wanted::default()).unwrap_err();
         assert!(
             fault.message.starts_with("cannot read validation_file /nowhere/v.jsonl: No such file"),
             "{fault}"

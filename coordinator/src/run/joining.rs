@@ -66,6 +66,7 @@ impl Run {
             run_id: self.spec.run_id.clone(),
             run_config_json: self.spec.config_json.clone(),
             resume_from: self.spec.resume_from.clone(),
+            evaluation_only: self.spec.evaluation_only.clone(),
             // 5 s more than the launcher's limit: the launcher must notice first, because it decides whether to restart the run.
             silence_seconds: silence::limit(silence::COORDINATOR, self.spec.stall_timeout) + 5,
             // The observer fills in the trace context.
@@ -161,7 +162,9 @@ impl Run {
 
     fn measured_all(&mut self, lengths: SplitLengths) -> Result<(), Fault> {
         let Self { spec, .. } = self;
-        lengths.train.check_usable("training_file", &spec.data.train)?;
+        if spec.evaluation_only.is_none() {
+            lengths.train.check_usable("training_file", &spec.data.train)?;
+        }
         if let Some(file) = &spec.data.validation {
             lengths.validation.check_usable("validation_file", file)?;
         }

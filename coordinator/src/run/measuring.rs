@@ -2,7 +2,7 @@
 //!
 //! The coordinator needs the lengths to share pairs out by cost, and has no tokenizer itself. Chunks go round robin over the ranks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 use dyad_proto::run_config::Objective;
@@ -41,6 +41,8 @@ pub struct Lengths {
     refused: Option<(u64, Fault)>,
     /// The tokens that end an answer, as text.
     stop_tokens: String,
+    /// Notes for the user about the chat template.
+    notes: BTreeSet<String>,
 }
 
 impl Lengths {
@@ -110,11 +112,16 @@ impl Lengths {
         ids.iter().map(weigh).collect()
     }
 
-    /// Completion tokens of the chosen sides of these pairs.
+    /// Trained tokens of the chosen sides of these pairs.
     #[must_use]
     pub fn chosen_tokens(&self, ids: &[u64]) -> u64 {
-        ids.iter().map(|&id| u64::from(self.pairs[id as usize].chosen_tokens)).sum()
+        ids.iter().map(|&id| u64::from(trained(&self.pairs[id as usize]))).sum()
     }
+}
+
+/// Trained tokens of the chosen side.
+fn trained(length: &PairLength) -> u32 {
+    length.chosen_tokens.saturating_sub(length.chosen_untrained_tokens)
 }
 
 /// The report on the training and validation pairs; the caller fills in the numbers of the schedule.
@@ -126,12 +133,15 @@ pub fn data_report(SplitLengths { train, validation }: &SplitLengths) -> DataRep
         dropped_too_long: train.count(PairVerdict::DroppedTooLong),
         dropped_empty: train.count(PairVerdict::DroppedEmpty),
         dropped_identical: train.count(PairVerdict::DroppedIdentical),
+        dropped_weight: train.count(PairVerdict::DroppedWeight),
         validation_pairs: validation.records(),
         validation_truncated: validation.count(PairVerdict::Truncated),
         validation_dropped_too_long: validation.count(PairVerdict::DroppedTooLong),
         validation_dropped_empty: validation.count(PairVerdict::DroppedEmpty),
         validation_dropped_identical: validation.count(PairVerdict::DroppedIdentical),
+        validation_dropped_weight: validation.count(PairVerdict::DroppedWeight),
         endless: train.endless(),
+        notes: train.notes.union(&validation.notes).cloned().collect(),
         ..DataReport::default()
     }
 }
@@ -215,12 +225,13 @@ impl Measuring {
             (None, Some(_)) => return Err("gave a reason for refusing no pair".into()),
         }
         lengths.stop_tokens = report.stop_tokens;
+        lengths.notes.extend(report.notes);
         for length in report.lengths {
             match length.verdict() {
                 PairVerdict::Unspecified => return Err(format!("gave no verdict on pair {}", length.id)),
-                PairVerdict::Kept | PairVerdict::Truncated if length.chosen_tokens == 0 => {
+                PairVerdict::Kept | PairVerdict::Truncated if trained(&length) == 0 => {
                     return Err(format!(
-                        "kept pair {} although its preferred output has no tokens",
+                        "kept pair {} although no token of its preferred output is trained",
                         length.id
                     ));
                 }
@@ -260,6 +271,7 @@ fn chunk(split: Split, record_bytes: impl Iterator<Item = usize>, most_pairs: u6
 
 #[cfg(test)]
 mod tests {
+    use dyad_proto::pairs::wanted::Wanted;
     use dyad_proto::run_config::LossType;
 
     use super::*;
@@ -349,7 +361,8 @@ mod tests {
         let path = dir.path().join("pairs.jsonl");
         let line = r#"{"input":{"messages":[{"role":"user","content":"Hi"}]},"preferred_output":[{"role":"assistant","content":"Hello"}],"non_preferred_output":[{"role":"assistant","content":"No"}]}"#;
         std::fs::write(&path, format!("\n{line}\n{line}\n\n{line}\n{line}\n")).unwrap();
-        let data = Dataset::load("training_file", &path).unwrap();
+        let path_text = path.display().to_string();
+        let data = Dataset::load("training_file", &path_text.into(), Wanted::default()).unwrap();
         let mut measuring = measuring(vec![vec![train(0..2)], vec![train(2..4)]], 4);
         let refusal = |ids: Range<u64>, id: u64| {
             let mut report = answer(ids.clone(), PairVerdict::Kept);

@@ -14,7 +14,13 @@ use serde_json::{Map, Value};
 pub struct MetricsRow(Vec<(String, f64)>);
 
 /// Keys of counts (steps, tokens, bytes), which are written without a decimal point.
-const WHOLE_NUMBERS: [&str; 3] = [metric::STEP, metric::NUM_TOKENS, metric::PEAK_MEMORY_BYTES];
+const WHOLE_NUMBERS: [&str; 5] = [
+    metric::STEP,
+    metric::NUM_TOKENS,
+    metric::PEAK_MEMORY_BYTES,
+    metric::BEST_STEP,
+    metric::PATIENCE_COUNTER,
+];
 
 impl MetricsRow {
     /// The row as one line of JSON, without the line end. NaN and infinity become `null`.
@@ -58,7 +64,8 @@ impl MetricsRow {
         self.0.iter().map(|(key, value)| (key.as_str(), *value))
     }
 
-    fn push(&mut self, key: impl Into<String>, value: f64) {
+    /// Adds a value at the end.
+    pub(super) fn push(&mut self, key: impl Into<String>, value: f64) {
         self.0.push((key.into(), value));
     }
 }

@@ -82,9 +82,10 @@ fn changes(then: &RunIdentity, now: &Now) -> Result<Vec<Change>, Change> {
 /// Note on the learning rate for a changed run length: the schedule spans the whole run, so it changes with the length.
 fn schedule(changes: &[Change], now: &Now, step: u64) -> String {
     let resized = changes.iter().any(|change| ["n_epochs", "max_steps"].contains(&change.name.as_str()));
-    let constant =
-        now.config.lr_scheduler_type == LrSchedulerType::Constant && now.config.warmup_ratio == 0.0;
-    if !resized || constant {
+    use LrSchedulerType::{Constant, InverseSqrt};
+    let endless =
+        matches!(now.config.lr_scheduler_type, Constant | InverseSqrt) && now.config.warmup_ratio == 0.0;
+    if !resized || endless {
         return String::new();
     }
     format!("; from step {} on the learning rate is that of a run of the new length", step + 1)

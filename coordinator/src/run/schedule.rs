@@ -36,8 +36,12 @@ pub struct Schedule {
     checkpoints: EvenlySpaced,
     /// Further checkpoints: after every multiple of this many steps.
     save_steps: Option<u64>,
-    /// Steps that are followed by an evaluation; there is another one before the first step. `None` without a validation file.
+    /// Steps that are followed by an evaluation. `None` without a validation file.
     evaluations: Option<EvenlySpaced>,
+    /// Evaluations after every multiple of this many steps and after the last step, instead of evenly spaced ones.
+    eval_steps: Option<u64>,
+    /// Whether there is an evaluation before the first step too.
+    eval_on_start: bool,
 }
 
 impl Schedule {
@@ -53,6 +57,8 @@ impl Schedule {
             checkpoints: spaced(config.n_checkpoints),
             save_steps: config.save_steps,
             evaluations: config.validation_file.is_some().then(|| spaced(config.n_evals())),
+            eval_steps: config.eval_steps,
+            eval_on_start: config.eval_on_start,
         }
     }
 
@@ -66,7 +72,22 @@ impl Schedule {
     /// Whether an evaluation follows this step; step 0 is before the first one.
     #[must_use]
     pub fn evaluates(&self, step: u64) -> bool {
-        self.evaluations.is_some_and(|evaluations| step == 0 || evaluations.contains(step))
+        let Some(spaced) = self.evaluations else { return false };
+        match (step, self.eval_steps) {
+            (0, _) => self.eval_on_start,
+            (_, Some(every)) => step.is_multiple_of(every) || step == self.total_steps,
+            (_, None) => spaced.contains(step),
+        }
+    }
+
+    /// Number of evaluations after the first step.
+    #[must_use]
+    pub fn evals(&self) -> u64 {
+        match (self.evaluations, self.eval_steps) {
+            (None, _) => 0,
+            (Some(_), Some(every)) => self.total_steps.div_ceil(every),
+            (Some(spaced), None) => u64::from(spaced.count).min(self.total_steps),
+        }
     }
 
     /// Number of passes over the data that are done after a step.
@@ -172,7 +193,7 @@ mod tests {
             let schedule = Schedule::new(config, 4);
             (0..=10).filter(|step| schedule.evaluates(*step)).collect::<Vec<_>>()
         };
-        let validation_file = Some("v.jsonl".to_owned());
+        let validation_file = Some("v.jsonl".into());
         let with = RunConfig { validation_file, n_evals: Some(3), max_steps: Some(10), ..config(1, 1) };
         assert_eq!(of(&with), [0, 3, 7, 10]);
         assert_eq!(of(&RunConfig { n_evals: Some(0), ..with.clone() }), [0]);
@@ -181,8 +202,29 @@ mod tests {
     }
 
     #[test]
+    fn evaluations_by_steps_come_at_multiples_and_at_the_end() {
+        let validation_file = Some("v.jsonl".into());
+        let config = RunConfig { validation_file, eval_steps: Some(4), max_steps: Some(10), ..config(1, 1) };
+        let of = |config: &RunConfig| {
+            let schedule = Schedule::new(config, 4);
+            (0..=10).filter(|step| schedule.evaluates(*step)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&config), [0, 4, 8, 10]);
+        assert_eq!(of(&RunConfig { eval_on_start: false, ..config.clone() }), [4, 8, 10]);
+        assert_eq!(of(&RunConfig { eval_steps: Some(5), ..config.clone() }), [0, 5, 10]);
+        assert_eq!(of(&RunConfig { eval_steps: Some(50), ..config.clone() }), [0, 10]);
+        for (every, evals) in [(4, 3), (5, 2), (50, 1)] {
+            assert_eq!(
+                Schedule::new(&RunConfig { eval_steps: Some(every), ..config.clone() }, 4).evals(),
+                evals
+            );
+        }
+        assert_eq!(of(&RunConfig { validation_file: None, ..config }), [] as [u64; 0]);
+    }
+
+    #[test]
     fn works_alternate_and_resume_repeats_nothing() {
-        let validation_file = Some("v.jsonl".to_owned());
+        let validation_file = Some("v.jsonl".into());
         let config = RunConfig { validation_file, n_evals: Some(2), max_steps: Some(4), ..config(1, 1) };
         let schedule = Schedule::new(&config, 4);
         use Work::{Evaluation, Step};

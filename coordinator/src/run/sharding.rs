@@ -1,13 +1,16 @@
 //! The pairs of each step, and their assignment to ranks. Pure.
 //!
 //! - CRD-S1: the global batch of a step depends on (dataset hash, kept ids, seed, step) only, never on the world size.
-//! - CRD-S2: an epoch holds every kept id exactly once; its last batch may be smaller.
+//! - CRD-S2: an epoch holds every kept id exactly once; its last batch may be smaller. With weights an epoch has as many pairs, and every
+//!   place has its share of them: all of its pairs come once before one of them comes again, over all epochs.
 //! - CRD-S3: the ranks' shares of a batch are disjoint, complete, and in batch order.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
+use dyad_proto::Fault;
+use dyad_sources::FileShare;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
@@ -23,17 +26,104 @@ pub struct DataOrder {
     pub shuffle: bool,
     /// Ids that are trained on, ascending.
     pub kept: Vec<u64>,
+    /// The places of a mixture; empty without weights.
+    pub mixture: Vec<MixedPlace>,
+}
+
+/// A place of pairs in a mixture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MixedPlace {
+    /// Its ids that are trained on, ascending.
+    pub kept: Vec<u64>,
+    /// Number of its pairs in an epoch.
+    pub quota: u64,
+}
+
+/// The mixture of places with weights, for an epoch of all `kept` pairs; empty without weights. Fails if a place has a weight, but no pair
+/// in an epoch.
+pub fn mixture(shares: &[FileShare], kept: &[u64]) -> Result<Vec<MixedPlace>, Fault> {
+    let weights: Vec<f64> = shares.iter().filter_map(|share| share.weight).collect();
+    if weights.len() < shares.len() || shares.is_empty() {
+        return Ok(Vec::new());
+    }
+    let quotas = quotas(&weights, kept.len() as u64);
+    let place = |(share, quota): (&FileShare, u64)| {
+        let inside = |id: &&u64| share.ids.contains(id);
+        let kept: Vec<u64> = kept.iter().filter(inside).copied().collect();
+        match (kept.is_empty(), quota) {
+            (true, _) => Err(Fault::input(format!(
+                "training_file {} has a weight, but no pair of it is left",
+                share.place
+            ))
+            .hint("leave it out; the summary of left-out pairs says why they cannot be used")),
+            (_, 0) => Err(Fault::input(format!(
+                "the weight of training_file {} gives it no pair in an epoch",
+                share.place
+            ))
+            .hint("raise its weight, or leave it out")),
+            _ => Ok(MixedPlace { kept, quota }),
+        }
+    };
+    shares.iter().zip(quotas).map(place).collect()
+}
+
+/// Splits a total by weights; what rounding leaves goes to the largest remainders, ties to the first.
+fn quotas(weights: &[f64], total: u64) -> Vec<u64> {
+    let sum: f64 = weights.iter().sum();
+    let exact: Vec<f64> = weights.iter().map(|weight| total as f64 * (weight / sum)).collect();
+    let mut quotas: Vec<u64> = exact.iter().map(|exact| exact.floor() as u64).collect();
+    let mut by_remainder: Vec<usize> = (0..weights.len()).collect();
+    by_remainder.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract()).then(a.cmp(&b)));
+    let left = total.saturating_sub(quotas.iter().sum()) as usize;
+    for &at in by_remainder.iter().cycle().take(left) {
+        quotas[at] += 1;
+    }
+    quotas
 }
 
 impl DataOrder {
     /// All kept ids in the order in which an epoch (0-based) visits them.
     #[must_use]
     pub fn epoch(&self, epoch: u64) -> Vec<u64> {
-        let mut order = self.kept.clone();
+        let mut order = match self.mixture.is_empty() {
+            true => self.kept.clone(),
+            false => (0..self.mixture.len()).flat_map(|place| self.drawn(place, epoch)).collect(),
+        };
         if self.shuffle {
             shuffle(&mut order, &mut self.generator(epoch));
         }
         order
+    }
+
+    /// The pairs of a place in an epoch. They are the next ones of an endless sequence, in which all pairs of the place come in one order,
+    /// then in another.
+    fn drawn(&self, place: usize, epoch: u64) -> Vec<u64> {
+        let MixedPlace { kept, quota } = &self.mixture[place];
+        let count = kept.len() as u64;
+        let (mut pass, mut order) = (None, Vec::new());
+        (epoch * quota..(epoch + 1) * quota)
+            .map(|at| {
+                if pass != Some(at / count) {
+                    pass = Some(at / count);
+                    order.clone_from(kept);
+                    if self.shuffle {
+                        shuffle(&mut order, &mut self.generator_of(place as u64, at / count));
+                    }
+                }
+                order[(at % count) as usize]
+            })
+            .collect()
+    }
+
+    /// The generator of one pass over a place.
+    fn generator_of(&self, place: u64, pass: u64) -> ChaCha8Rng {
+        let mut hash = Sha256::new();
+        hash.update(self.dataset_sha256.as_bytes());
+        hash.update(self.random_seed.to_le_bytes());
+        hash.update(b"mixture");
+        hash.update(place.to_le_bytes());
+        hash.update(pass.to_le_bytes());
+        ChaCha8Rng::from_seed(hash.finalize().into())
     }
 
     fn generator(&self, epoch: u64) -> ChaCha8Rng {
@@ -109,7 +199,7 @@ mod tests {
     use super::*;
 
     fn order(kept: Vec<u64>, random_seed: u64) -> DataOrder {
-        DataOrder { dataset_sha256: "ab".repeat(32), random_seed, shuffle: true, kept }
+        DataOrder { dataset_sha256: "ab".repeat(32), random_seed, shuffle: true, kept, mixture: Vec::new() }
     }
 
     /// Ids of one step's batch, and the same split over ranks.
@@ -163,6 +253,38 @@ mod tests {
             prop_assert_eq!(seen, kept);
         }
 
+        /// CRD-S2 with weights: an epoch has the length of all places together, every place has its share of it, and over the epochs the
+        /// pairs of a place are used equally often, but for one time.
+        #[test]
+        fn every_place_of_a_mixture_has_its_share_and_uses_its_pairs_evenly(
+            sizes in proptest::collection::vec((1_u64..40, 0.1_f64..10.0), 2..5), seed: u64, shuffle: bool, epochs in 1_u64..5,
+        ) {
+            let mut shares = Vec::new();
+            for (size, weight) in &sizes {
+                let start = shares.last().map_or(0, |share: &FileShare| share.ids.end);
+                shares.push(FileShare { place: "a".into(), ids: start..start + size, weight: Some(*weight) });
+            }
+            let total: u64 = sizes.iter().map(|(size, _)| size).sum();
+            let kept: Vec<u64> = (0..total).collect();
+            let Ok(mixture) = mixture(&shares, &kept) else { return Ok(()) };
+            let order = DataOrder { shuffle, mixture, ..order(kept, seed) };
+            let sum: f64 = sizes.iter().map(|(_, weight)| weight).sum();
+            let mut seen = vec![0_u64; total as usize];
+            for epoch in 0..epochs {
+                let ids = order.epoch(epoch);
+                prop_assert_eq!(ids.len() as u64, total);
+                for (share, (_, weight)) in shares.iter().zip(&sizes) {
+                    let count = ids.iter().filter(|id| share.ids.contains(id)).count() as f64;
+                    prop_assert!((count - total as f64 * weight / sum).abs() < 1.0);
+                }
+                ids.iter().for_each(|&id| seen[id as usize] += 1);
+            }
+            for share in &shares {
+                let counts = &seen[share.ids.start as usize..share.ids.end as usize];
+                prop_assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1);
+            }
+        }
+
         /// CRD-S1 and CRD-S3: any number of ranks shares out the same batch, each rank in batch order.
         #[test]
         fn shares_are_the_batch_for_any_world_size(
@@ -192,6 +314,22 @@ mod tests {
             let spread = loads.iter().max().unwrap() - loads.iter().min().unwrap();
             prop_assert!(spread <= *tokens.iter().max().unwrap());
         }
+    }
+
+    #[test]
+    fn a_place_without_a_pair_in_an_epoch_is_refused_and_places_without_weights_are_no_mixture() {
+        let share = |ids, weight| FileShare { place: "a.jsonl".into(), ids, weight };
+        assert_eq!(mixture(&[share(0..4, None), share(4..6, None)], &[0, 1, 4]), Ok(vec![]));
+        let mixed = mixture(&[share(0..4, Some(3.0)), share(4..6, Some(1.0))], &[0, 1, 2, 4]).unwrap();
+        assert_eq!(
+            mixed,
+            [MixedPlace { kept: vec![0, 1, 2], quota: 3 }, MixedPlace { kept: vec![4], quota: 1 }]
+        );
+        let gone = mixture(&[share(0..4, Some(3.0)), share(4..6, Some(1.0))], &[0, 1]).unwrap_err();
+        assert!(gone.message.contains("no pair of it is left"), "{gone}");
+        let none = mixture(&[share(0..4, Some(1e6)), share(4..6, Some(1e-6))], &[0, 4]).unwrap_err();
+        assert!(none.message.contains("gives it no pair in an epoch"), "{none}");
+        assert_eq!(quotas(&[1.0, 1.0, 1.0], 8), [3, 3, 2]);
     }
 
     /// Log-normal lengths like those of real data, eight ranks: mean excess of the slowest rank over many batches.

@@ -6,13 +6,17 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use dyad_proto::wire;
 use dyad_proto::wire::coordinator_message::Body;
-use dyad_proto::wire::{EvaluationAssignment, ReferenceAssignment, Split, StepAssignment, StepReport};
+use dyad_proto::wire::{
+    EvaluationAssignment, ReferenceAssignment, SampleAnswer, Split, StepAssignment, StepReport,
+};
 use dyad_proto::{Fault, MAX_MESSAGE_BYTES, RunConfig, counted};
 
 use prost::Message;
 
 use crate::run::dataset::{Dataset, Datasets};
+use crate::run::early_stopping::EarlyStopping;
 use crate::run::measuring::Lengths;
 use crate::run::metrics_row::{MetricsRow, StepContext, evaluation_row, step_row, total};
 use crate::run::references::{Known, PairKey, References};
@@ -28,7 +32,7 @@ pub const GENERATION: u64 = 1;
 const WINDOW: usize = 4;
 
 /// Where the run starts or continues.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Start {
     /// Steps done.
     pub step: u64,
@@ -38,6 +42,8 @@ pub struct Start {
     pub evaluations: u64,
     /// Whether the evaluation due after `step` was done.
     pub evaluated: bool,
+    /// State of early stopping, of a run that does.
+    pub early_stopping: Option<EarlyStopping>,
 }
 
 /// Lengths and reference scores of the pairs, known before training.
@@ -76,6 +82,8 @@ pub struct Done {
     pub references: Vec<Known>,
     /// The ranks' reports on an optimizer step, in rank order; empty for other works.
     pub reports: Vec<StepReport>,
+    /// Sample answers of an evaluation, in the order of the validation file.
+    pub samples: Vec<SampleAnswer>,
     /// Tokens trained on so far.
     pub num_tokens: u64,
     /// Evaluations so far.
@@ -91,6 +99,9 @@ pub struct Training {
     world_size: usize,
     schedule: Schedule,
     saving: Saving,
+    early_stopping: Option<EarlyStopping>,
+    /// Early stopping has left out steps.
+    early_stopped: bool,
     /// The next step or evaluation to send.
     upcoming: Option<Work>,
     references: References,
@@ -104,6 +115,8 @@ pub struct Training {
     epoch: (u64, Vec<u64>),
     /// Validation pairs by rank, the same at each evaluation.
     evaluation_shares: Vec<Vec<u64>>,
+    /// Validation pairs whose prompts are answered at each evaluation.
+    samples: Vec<u64>,
     num_tokens: u64,
     evaluations: u64,
 }
@@ -114,24 +127,23 @@ impl Training {
     pub fn new(
         config: &RunConfig,
         world_size: usize,
-        sha256: &str,
+        order: DataOrder,
         known: KnownPairs,
         start: Start,
         now: Instant,
     ) -> Self {
         let KnownPairs { train, validation, mut references } = known;
-        let order = DataOrder {
-            dataset_sha256: sha256.to_owned(),
-            random_seed: config.random_seed,
-            shuffle: config.shuffle,
-            kept: train.kept(),
-        };
         let schedule = Schedule::new(config, order.kept.len());
         references.plan(&order.kept, &validation.kept());
         let evaluated = validation.weigh(&validation.kept(), config.objective());
+        let samples = validation.kept().into_iter().take(config.n_samples as usize).collect();
+        let stops = start.early_stopping.as_ref().is_some_and(EarlyStopping::stops);
+        let first = schedule.first(start.step, start.evaluated);
         Self {
-            upcoming: schedule.first(start.step, start.evaluated),
+            early_stopped: stops && first.is_some(),
+            upcoming: first.filter(|_| !stops),
             schedule,
+            early_stopping: start.early_stopping,
             saving: Saving::new(config, now),
             references,
             pending: VecDeque::new(),
@@ -141,6 +153,7 @@ impl Training {
             lengths: train,
             validation,
             evaluation_shares: split_over_ranks(&evaluated, world_size),
+            samples,
             num_tokens: start.num_tokens,
             evaluations: start.evaluations,
             config: config.clone(),
@@ -191,12 +204,43 @@ impl Training {
         Ok(Some(messages))
     }
 
-    /// The next work to send. Steps wait until all reference chunks are reported, because they need the scores.
+    /// With early stopping: the step of the best evaluation so far, and whether the run stops before its last step.
+    #[must_use]
+    pub fn best(&self) -> (Option<u64>, bool) {
+        let best = self.early_stopping.as_ref().and_then(EarlyStopping::best).map(|best| best.step);
+        (best, self.early_stopped)
+    }
+
+    /// Takes a finished evaluation into account, if the run may stop early: adds the state to its row, and sends no further work if the
+    /// run stops.
+    pub fn judge(&mut self, done: &mut Done) -> Result<Option<wire::EarlyStopping>, Fault> {
+        let (Work::Evaluation(step), Some(stopping), Some(row)) =
+            (done.work, &mut self.early_stopping, &mut done.row)
+        else {
+            return Ok(None);
+        };
+        let told = stopping.judge(step, row)?;
+        // After the last step there is nothing to stop.
+        self.early_stopped |= stopping.stops() && self.upcoming.take().is_some();
+        Ok(told.map(|told| wire::EarlyStopping { stops: self.early_stopped, ..told }))
+    }
+
+    /// Whether a work that decides about further work is in progress.
+    fn undecided(&self) -> bool {
+        let evaluates = |pending: &PendingStep| matches!(pending.work, Work::Evaluation(_));
+        self.early_stopping.is_some() && self.pending.iter().any(evaluates)
+    }
+
+    /// The next work to send. Steps wait until all reference chunks are reported, because they need the scores. With early stopping they
+    /// also wait for the evaluation before them.
     fn next_work(&mut self) -> Option<Work> {
         if let Some(chunk) = self.references.next_chunk() {
             return Some(Work::Reference(chunk));
         }
         if self.pending.iter().any(|pending| matches!(pending.work, Work::Reference(_))) {
+            return None;
+        }
+        if self.undecided() {
             return None;
         }
         let work = self.upcoming?;
@@ -255,6 +299,7 @@ impl Training {
 
     fn step(&mut self, step: u64, data: &Datasets, now: Instant) -> Result<(u64, Vec<Body>), Fault> {
         let (checkpoint, rotates) = self.checkpoint(step, now);
+        let best_step = self.best().0.unwrap_or(0);
         let (batch, shares) = self.shares(step);
         let (batch, global_pairs) = (batch.to_vec(), batch.len() as u64);
         let global_chosen_tokens = self.lengths.chosen_tokens(&batch);
@@ -268,6 +313,7 @@ impl Training {
                 global_chosen_tokens,
                 checkpoint,
                 rotates,
+                best_step,
                 // The observer fills it in.
                 traceparent: String::new(),
             }))
@@ -275,11 +321,12 @@ impl Training {
         Ok((global_pairs, shares.into_iter().map(assignment).collect::<Result<_, Fault>>()?))
     }
 
-    /// Whether the step is saved, and whether only because of the time.
+    /// Whether the step is saved, and whether only because of the time or of an evaluation, which may turn out to be the best.
     fn checkpoint(&mut self, step: u64, now: Instant) -> (bool, bool) {
         let asked = self.schedule.saves(step);
         // The last step writes `final`.
-        let rotates = !asked && step < self.schedule.total_steps && self.saving.is_due(now);
+        let judged = self.early_stopping.is_some() && self.schedule.evaluates(step);
+        let rotates = !asked && step < self.schedule.total_steps && (judged || self.saving.is_due(now));
         if asked || rotates {
             self.saving.ordered(now);
         }
@@ -287,13 +334,18 @@ impl Training {
     }
 
     fn evaluation(&self, step: u64, data: &Datasets) -> Result<(u64, Vec<Body>), Fault> {
-        let assignment = |share: &Vec<u64>| {
+        let sample_slots = self.samples.len().div_ceil(self.world_size) as u32;
+        let assignment = |(rank, share): (usize, &Vec<u64>)| {
             let pairs = data.pairs(Split::Validation, share.iter().copied())?;
             let pairs = self.references.attach(Split::Validation, pairs);
-            Ok(Body::Evaluation(EvaluationAssignment { generation: GENERATION, step, pairs }))
+            let answered = self.samples.iter().skip(rank).step_by(self.world_size).copied();
+            let samples = data.pairs(Split::Validation, answered)?;
+            let generation = GENERATION;
+            Ok(Body::Evaluation(EvaluationAssignment { generation, step, pairs, samples, sample_slots }))
         };
         let pairs = self.evaluation_shares.iter().map(|share| share.len() as u64).sum();
-        Ok((pairs, self.evaluation_shares.iter().map(assignment).collect::<Result<_, Fault>>()?))
+        let shares = self.evaluation_shares.iter().enumerate();
+        Ok((pairs, shares.map(assignment).collect::<Result<_, Fault>>()?))
     }
 
     /// Takes a report and returns the works that it completes. The error says how the rank broke the protocol.
@@ -329,6 +381,7 @@ impl Training {
                 row: None,
                 references,
                 reports: Vec::new(),
+                samples: Vec::new(),
                 num_tokens: self.num_tokens,
                 evaluations: self.evaluations,
                 durable: false,
@@ -351,6 +404,13 @@ impl Training {
                 WorkReport::Reference(_) => {}
             }
         }
+        let mut samples: Vec<SampleAnswer> =
+            evaluations.iter_mut().flat_map(|report| std::mem::take(&mut report.samples)).collect();
+        samples.sort_by_key(|sample| sample.id);
+        if !evaluations.is_empty() && !samples.iter().map(|sample| sample.id).eq(self.samples.iter().copied())
+        {
+            return Err(format!("completed {} with answers to other prompts than were asked", pending.work));
+        }
         let objective = self.config.objective();
         let row = match pending.work {
             Work::Evaluation(_) | Work::Reference(_) => evaluation_row(&evaluations, objective),
@@ -368,6 +428,7 @@ impl Training {
             row: Some(row),
             references,
             reports: steps,
+            samples,
             num_tokens: self.num_tokens,
             evaluations: self.evaluations,
             durable: pending.saved,

@@ -14,6 +14,7 @@ use crate::run::membership::Standing;
 use crate::run::references::References;
 use crate::run::report::WorkReport;
 use crate::run::schedule::Work;
+use crate::run::sharding::{DataOrder, mixture};
 use crate::run::training::{Done, KnownPairs, Training};
 
 impl Run {
@@ -24,13 +25,26 @@ impl Run {
     ) -> Result<(), Fault> {
         let spec = &self.spec;
         let mut report = data_report(&lengths);
-        report.notes = spec.data.notes();
+        report.notes.splice(..0, spec.data.notes());
         let sha256 = spec.data.train.sha256();
         let world_size = spec.world_size as usize;
         let SplitLengths { train, validation } = lengths;
+        let kept = train.kept();
+        let order = DataOrder {
+            dataset_sha256: sha256.to_owned(),
+            random_seed: spec.config.random_seed,
+            shuffle: spec.config.shuffle,
+            mixture: mixture(spec.data.train.shares(), &kept)?,
+            kept,
+        };
         let known = KnownPairs { train, validation, references };
-        let mut training = Training::new(&spec.config, world_size, sha256, known, spec.start, self.now);
+        let start = spec.start.clone();
+        let mut training = Training::new(&spec.config, world_size, order, known, start, self.now);
         training.check_sizes(&spec.data)?;
+        if let Some(rule) = spec.config.early_stopping() {
+            let set = if spec.config.eval_steps.is_some() { "eval_steps" } else { "n_evals" };
+            rule.check_evals(training.schedule().evals(), set)?;
+        }
         report.total_steps = training.schedule().total_steps;
         report.steps_per_epoch = training.schedule().steps_per_epoch;
         report.start_step = spec.start.step;
@@ -82,7 +96,8 @@ impl Run {
         }
         if training.finished() {
             self.stage = Stage::Finishing;
-            self.send_all(&Down::Finish(Finish {}));
+            let (best_step, early_stopped) = training.best();
+            self.send_all(&Down::Finish(Finish { best_step: best_step.unwrap_or(0), early_stopped }));
         } else {
             self.stage = Stage::Training(training);
         }
@@ -118,8 +133,10 @@ impl Run {
             member.step = member.step.max(report.step);
         }
         let scored = matches!(report, WorkReport::Reference(_));
-        let done = training.record(place, report).map_err(|what| self.violation(place, &what))?;
+        let mut done = training.record(place, report).map_err(|what| self.violation(place, &what))?;
+        let told = done.iter_mut().map(|done| training.judge(done)).collect::<Result<Vec<_>, Fault>>()?;
         self.record(done, durable)?;
+        told.into_iter().flatten().for_each(|told| self.emit(EventBody::EarlyStopping(told)));
         if scored {
             let (pairs, total) = training.reference_progress();
             self.emit(EventBody::Reference(ReferenceProgress { pairs, total }));

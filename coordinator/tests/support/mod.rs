@@ -326,6 +326,7 @@ impl Trainer {
                     step: evaluation.step,
                     sums: Some(sums(&evaluation.pairs)),
                     seconds: 0.25,
+                    samples: Vec::new(),
                 }));
             }
             Down::KeepTrace(_) | Down::Recorded(_) | Down::Posting(_) | Down::Beat(_) => {}

@@ -12,16 +12,32 @@ use dyad_proto::{PROTOCOL_VERSION, RunConfig};
 
 /// A run of two trainers over this many pairs, two pairs per step.
 pub fn spec(pairs: usize) -> RunSpec {
+    changed(pairs, |_| {})
+}
+
+/// The same, with two validation pairs.
+pub fn evaluated_spec(pairs: usize, change: impl FnOnce(&mut RunConfig)) -> RunSpec {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("validation.jsonl");
+    std::fs::write(&file, super::pairs(2)).unwrap();
+    changed(pairs, |config| {
+        config.validation_file = Some(file.display().to_string().into());
+        change(config);
+    })
+}
+
+fn changed(pairs: usize, change: impl FnOnce(&mut RunConfig)) -> RunSpec {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("train.jsonl");
     std::fs::write(&file, super::pairs(pairs)).unwrap();
-    let config = RunConfig {
+    let mut config = RunConfig {
         model: "m".into(),
-        training_file: file.display().to_string(),
+        training_file: file.display().to_string().into(),
         output_dir: "out".into(),
         batch_size: 2,
         ..RunConfig::default()
     };
+    change(&mut config);
     RunSpec {
         run_id: "run-1".into(),
         config_json: config.to_json().unwrap(),
@@ -34,6 +50,7 @@ pub fn spec(pairs: usize) -> RunSpec {
         start: Start::default(),
         resume_from: String::new(),
         then: None,
+        evaluation_only: None,
     }
 }
 

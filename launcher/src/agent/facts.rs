@@ -7,6 +7,7 @@ use dyad_proto::RunConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::machine::{Gpu, Hello, nvidia_smi};
+use crate::agent::run_files;
 use crate::process::programs::{libtorch_stamp, own_folder, program_hash};
 use crate::process::trainer_check;
 
@@ -132,15 +133,8 @@ fn model(config: &RunConfig) -> Result<String, Unusable> {
 }
 
 fn pairs(config: &RunConfig) -> Result<String, String> {
-    let files = [Some(&config.training_file), config.validation_file.as_ref()];
-    for file in files.into_iter().flatten() {
-        readable(Path::new(file)).map_err(|error| format!("{file}: {error}"))?;
-    }
-    Ok(config.training_file.clone())
-}
-
-fn readable(path: &Path) -> Result<(), String> {
-    dyad_proto::files::open(path).map(drop).map_err(|error| error.to_string())
+    run_files::readable_files(config).map_err(|fault| fault.message)?;
+    Ok(config.training_file.to_string())
 }
 
 #[cfg(test)]

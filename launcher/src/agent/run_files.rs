@@ -6,6 +6,7 @@ use dyad_proto::inputs::refuse_entangled;
 use dyad_proto::ownership::Ownership;
 use dyad_proto::run_folder::{NEXT_RUN_CONFIG, model_hint, refuse_earlier_run, refuse_obstacles, traces};
 use dyad_proto::{Fault, RunConfig, files, safe_file};
+use dyad_sources::places;
 
 use crate::process::programs::program;
 
@@ -48,22 +49,10 @@ pub fn look(config: &RunConfig, files: bool, fresh: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Fails if the training or validation file cannot be read.
+/// Fails if the training or validation file cannot be read. Fetches nothing.
 pub fn readable_files(config: &RunConfig) -> Result<(), Fault> {
-    readable("training_file", &config.training_file)?;
-    config.validation_file.as_ref().map_or(Ok(()), |path| readable("validation_file", path))
-}
-
-fn readable(key: &str, path: &str) -> Result<(), Fault> {
-    let cannot = |why: String| Fault::input(format!("cannot read {key} {path}: {why}"));
-    if ["/dev/fd/", "/dev/std", "/proc/self/"].iter().any(|start| path.starts_with(start)) {
-        // The coordinator reads the pairs in another process, with other streams.
-        return Err(cannot("it is a stream of this process".into()).hint("write the pairs into a file first"));
-    }
-    files::open(Path::new(path)).map(drop).map_err(|error| {
-        cannot(error.to_string())
-            .hint("paths in the configuration are relative to the folder that the launcher is started in")
-    })
+    places::look("training_file", &config.training_file)?;
+    config.validation_file.as_ref().map_or(Ok(()), |files| places::look("validation_file", files))
 }
 
 fn model_folder(key: &str, dir: &Path) -> Result<(), Fault> {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use dyad_proto::run_config::DataFiles;
 use dyad_proto::{Fault, RunConfig};
 
 use super::cli::{RunOptions, TlsSource};
@@ -185,9 +186,12 @@ fn check_places(options: &RunOptions) -> Result<(), Fault> {
 /// Makes paths absolute inside the pods and checks them: results below /output, data below /data, models below /data or on the hub.
 fn move_paths(config: &mut RunConfig, has_data: bool) -> Result<(), Fault> {
     config.output_dir = inside("output_dir", &config.output_dir, OUTPUT, &[OUTPUT])?;
-    config.training_file = inside("training_file", &config.training_file, DATA, &[DATA, OUTPUT, EXAMPLE])?;
-    if let Some(path) = &mut config.validation_file {
-        *path = inside("validation_file", path, DATA, &[DATA, OUTPUT, EXAMPLE])?;
+    let training = config.training_file.iter_mut().map(|place| ("training_file", place));
+    let validation = config.validation_file.iter_mut().flat_map(DataFiles::iter_mut);
+    for (key, place) in training.chain(validation.map(|place| ("validation_file", place))) {
+        if !place.is_remote() {
+            place.path = inside(key, &place.path, DATA, &[DATA, OUTPUT, EXAMPLE])?;
+        }
     }
     if let Some(path) = &mut config.reference_cache {
         *path = inside("reference_cache", path, OUTPUT, &[OUTPUT, "/tmp"])?;
@@ -201,13 +205,10 @@ fn move_paths(config: &mut RunConfig, has_data: bool) -> Result<(), Fault> {
             _ => {}
         }
     }
-    let named = [
-        Some(&config.training_file),
-        config.validation_file.as_ref(),
-        Some(&config.model),
-        config.from_checkpoint.as_ref(),
-    ];
-    if let Some(path) = named.into_iter().flatten().find(|path| below(path, DATA) && !has_data) {
+    let pairs = config.training_file.iter().chain(config.validation_file.iter().flat_map(DataFiles::iter));
+    let models = [Some(&config.model), config.from_checkpoint.as_ref()];
+    let mut named = pairs.map(|place| &place.path).chain(models.into_iter().flatten());
+    if let Some(path) = named.find(|path| below(path, DATA) && !has_data) {
         return Err(Fault::input(format!(
             "the configuration names {path}, but nothing is mounted at {DATA}"
         ))

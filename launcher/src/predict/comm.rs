@@ -110,14 +110,17 @@ fn reduction(setup: &Setup, backward: f64, with_rows: bool, seconds: &dyn Fn(f64
 /// the step. A tied head's gradient is reduced like a head's.
 fn units(setup: &Setup, backward: f64) -> Vec<(f64, f64)> {
     let shape = &setup.shape;
-    let (layer, matrix) = match setup.method {
-        Method::Full => (shape.layer(), shape.head()),
-        Method::Lora(r) => (shape.adapters(r) / shape.layers, 0.0),
+    let matrix = |trained: bool| if trained { shape.head() } else { 0.0 };
+    let (layer, head, embedding) = match setup.method {
+        Method::Full => (shape.layer(), shape.head(), shape.head()),
+        Method::Lora(r) => {
+            (shape.adapters(r) / shape.layers, matrix(setup.saves_head), matrix(setup.saves_embedding))
+        }
     };
     let rows = setup.batch * setup.pair.shared().tokens;
-    let mut units = vec![(0.0, matrix)];
+    let mut units = vec![(0.0, head)];
     units.extend(std::iter::repeat_n((backward / shape.layers, layer), shape.layers as usize));
-    units.push((0.0, matrix.min(rows * shape.hidden)));
+    units.push((0.0, embedding.min(rows * shape.hidden)));
     units
 }
 

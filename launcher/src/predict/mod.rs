@@ -14,11 +14,10 @@ pub mod shapes;
 pub mod time;
 pub mod work;
 
-use std::path::Path;
-
-use dyad_proto::pairs::open;
+use dyad_proto::pairs::wanted::Wanted;
 use dyad_proto::run_config::{ActivationCheckpointing, Optim, ReduceDtype, ReferenceLogps};
 use dyad_proto::{Fault, RunConfig};
+use dyad_sources::{open, places};
 
 use crate::agent::machine::Hello;
 use crate::process::trainer_check;
@@ -111,18 +110,17 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<KnownModel, Faul
         (None, false) => &config.model,
         (None, true) => config.from_checkpoint.as_ref().unwrap_or(&config.model),
     };
-    let file = Path::new(&config.training_file);
+    let file = &config.training_file;
     if options.config.is_none() {
         return Ok(KnownModel { shape: shapes::find(model)?, pairs: None, pair: None });
     }
-    if !file.is_file() {
+    if !places::are_here(file) {
         console::warn(&format!(
-            "training_file {} is not here: its pairs are not counted, and their lengths are assumed",
-            file.display()
+            "training_file {file} is not here: its pairs are not counted, and their lengths are assumed"
         ));
         return Ok(KnownModel { shape: shapes::find(model)?, pairs: None, pair: None });
     }
-    let pairs = Some(open::whole("training_file", file)?.len() as f64);
+    let pairs = Some(open::pairs("training_file", file, Wanted::of(config))?.len() as f64);
     if shapes::is_size(model) {
         return Ok(KnownModel { shape: shapes::find(model)?, pairs, pair: None });
     }
@@ -134,6 +132,12 @@ fn look_at(options: &PlanOptions, config: &RunConfig) -> Result<KnownModel, Faul
         rejected: looked.rejected,
     });
     Ok(KnownModel { shape: Shape::of(model, &report.model), pairs, pair })
+}
+
+/// Whether `modules_to_save` names this module.
+fn saves(config: &RunConfig, module: &str) -> bool {
+    let mut names = config.modules_to_save.iter().flatten();
+    names.any(|name| name.rsplit('.').next() == Some(module))
 }
 
 /// The setup of a configuration on the given hardware.
@@ -159,6 +163,8 @@ pub fn setup(config: &RunConfig, shape: &Shape, place: &Hardware, pair: PairToke
         moment_bytes: if config.optim == Optim::Adamw8bit { 2.0 * EIGHT_BIT } else { 8.0 },
         offload_optimizer: config.offload_optimizer,
         offload_reference: config.offload_reference,
+        saves_embedding: config.lora && saves(config, "embed_tokens"),
+        saves_head: config.lora && saves(config, "lm_head"),
         checkpointing: config.activation_checkpointing != ActivationCheckpointing::None,
         reference: match config.reference_logps {
             _ if !objective.needs_reference() => ReferenceSource::None,
@@ -345,6 +351,8 @@ mod tests {
             moment_bytes: 8.0,
             offload_optimizer: false,
             offload_reference: false,
+            saves_embedding: false,
+            saves_head: false,
             reference: ReferenceSource::Compute,
         }
     }

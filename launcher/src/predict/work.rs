@@ -63,6 +63,10 @@ pub struct Setup {
     pub offload_reference: bool,
     /// Layers are recomputed in the backward pass.
     pub checkpointing: bool,
+    /// Whether the embedding is trained whole beside adapters.
+    pub saves_embedding: bool,
+    /// Whether the head is.
+    pub saves_head: bool,
     /// Where reference log-probabilities come from.
     pub reference: ReferenceSource,
 }
@@ -115,14 +119,20 @@ impl Setup {
     pub fn trained(&self) -> f64 {
         match self.method {
             Method::Full => self.shape.parameters(),
-            Method::Lora(r) => self.shape.adapters(r),
+            Method::Lora(r) => {
+                let matrices = f64::from(u8::from(self.saves_embedding) + u8::from(self.saves_head));
+                self.shape.adapters(r) + matrices * self.shape.head()
+            }
         }
     }
 
     /// FLOPs of the adapters' forward pass over a pair.
     #[must_use]
     pub fn adapter_flops(&self) -> f64 {
-        if self.method == Method::Full { 0.0 } else { 2.0 * self.trained() * self.tokens() }
+        match self.method {
+            Method::Full => 0.0,
+            Method::Lora(r) => 2.0 * self.shape.adapters(r) * self.tokens(),
+        }
     }
 
     /// Whether gradients are sent as rounded copies.

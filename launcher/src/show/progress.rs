@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use dyad_proto::names::metric;
 use dyad_proto::wire::run_event::Body;
-use dyad_proto::wire::{DataReport, Phase};
+use dyad_proto::wire::{DataReport, EarlyStopping, Phase};
 use dyad_proto::{agrees, counted, grouped, plain, thousands};
 
 use crate::show::console::Console;
@@ -76,7 +76,11 @@ impl Progress {
                     .for_each(|note| self.console.line(&format!("data     {}", plain::line(note))));
                 self.console.line(&data_line(data));
                 self.counted_from = Instant::now();
-                self.console.count(data.start_step, data.total_steps);
+                // Without steps the run only evaluates.
+                match data.total_steps {
+                    0 => self.console.status("evaluating"),
+                    total => self.console.count(data.start_step, total),
+                }
             }
             Body::Reference(progress) if progress.pairs == progress.total => {
                 let pairs = grouped(progress.total, "pair");
@@ -104,8 +108,28 @@ impl Progress {
                 self.console.line(&format!("saved    {}", saved.path))
             }
             Body::Checkpoint(_) => {}
+            Body::EarlyStopping(stopping) => self.console.line(&early_stopping_line(stopping)),
         }
     }
+}
+
+fn early_stopping_line(stopping: &EarlyStopping) -> String {
+    let (step, best, value) = (stopping.step, stopping.best_step, stopping.best_value);
+    let metric = plain::line(&stopping.metric);
+    if stopping.stops {
+        return format!(
+            "stops    early after step {step}: {} without an improvement of {metric}; the best was {value:.4} at step {best}",
+            counted(stopping.patience_counter, "evaluation")
+        );
+    }
+    if step == best {
+        return format!("best     step {step}: {metric} {value:.4}");
+    }
+    format!(
+        "best     is still step {best}: {metric} {value:.4} ({} of {} without an improvement)",
+        stopping.patience_counter,
+        counted(stopping.patience, "evaluation")
+    )
 }
 
 fn seconds(values: &HashMap<String, f64>, name: &str) -> f64 {
@@ -123,27 +147,27 @@ fn phase_text(phase: Phase) -> Option<&'static str> {
 }
 
 fn data_line(data: &DataReport) -> String {
+    if data.total_steps == 0 {
+        return format!("data     {}", validation_text(data));
+    }
     let mut line = format!(
         "data     {}, {} per epoch, {}",
         counted(data.pairs, "pair"),
         counted(data.steps_per_epoch, "step"),
         counted(data.total_steps, "step")
     );
-    for fate in fates([data.truncated, data.dropped_too_long, data.dropped_empty, data.dropped_identical]) {
+    let counts = [
+        data.truncated,
+        data.dropped_too_long,
+        data.dropped_empty,
+        data.dropped_identical,
+        data.dropped_weight,
+    ];
+    for fate in fates(counts) {
         line += &format!(", {fate}");
     }
     if data.validation_pairs > 0 {
-        let fates: Vec<String> = fates([
-            data.validation_truncated,
-            data.validation_dropped_too_long,
-            data.validation_dropped_empty,
-            data.validation_dropped_identical,
-        ])
-        .collect();
-        line += &format!(", {}", counted(data.validation_pairs, "validation pair"));
-        if !fates.is_empty() {
-            line += &format!(" ({})", fates.join(", "));
-        }
+        line += &format!(", {}", validation_text(data));
     }
     if data.start_step > 0 {
         line += &format!(", resumed after step {}", data.start_step);
@@ -151,13 +175,27 @@ fn data_line(data: &DataReport) -> String {
     line
 }
 
+fn validation_text(data: &DataReport) -> String {
+    let fates: Vec<String> = fates([
+        data.validation_truncated,
+        data.validation_dropped_too_long,
+        data.validation_dropped_empty,
+        data.validation_dropped_identical,
+        data.validation_dropped_weight,
+    ])
+    .collect();
+    let pairs = counted(data.validation_pairs, "validation pair");
+    if fates.is_empty() { pairs } else { format!("{pairs} ({})", fates.join(", ")) }
+}
+
 /// Text for each non-zero count of truncated or dropped pairs.
-fn fates(counts: [u64; 4]) -> impl Iterator<Item = String> {
+fn fates(counts: [u64; 5]) -> impl Iterator<Item = String> {
     let words = [
         "cut at max_seq_length",
         "dropped: prompt fills max_seq_length",
         "dropped: nothing to train on",
         "dropped: both sides the same tokens",
+        "dropped: weight 0",
     ];
     let counted = counts.into_iter().zip(words).filter(|(count, _)| *count > 0);
     counted.map(|(count, what)| format!("{count} {what}"))

@@ -5,7 +5,10 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use dyad_proto::finished::ended_early;
 use dyad_proto::names::metric;
+use dyad_proto::run_config::DataFiles;
+use dyad_proto::run_folder::SAMPLES;
 use dyad_proto::{Fault, RunConfig, counted, grouped, plain};
 use tokio::process::Command;
 
@@ -37,31 +40,43 @@ pub fn table(output_dir: &Path, plot: Option<&Path>, profile: Option<&Path>) -> 
             (counted(get(metric::STEP), "step"), grouped(get(metric::NUM_TOKENS) as u64, "token"));
         let _ = writeln!(out, "trained  {steps}, {tokens} in {}", duration(seconds));
     }
-    if let (Some(first), Some(last)) =
-        (evaluations.first(), evaluations.last().filter(|_| evaluations.len() > 1))
-    {
+    let model = output_dir.join("final");
+    let best = best_step(&evaluations);
+    // With early stopping the final model is that of the best evaluation.
+    let last = evaluations.iter().rev().find(|row| best.is_none() || row.get(metric::STEP).copied() == best);
+    if let (Some(first), Some(last)) = (evaluations.first(), last.filter(|_| evaluations.len() > 1)) {
         out += &before_and_after(first, last);
     }
-    let _ = writeln!(out, "model    {}", plain::line(&output_dir.join("final").to_string_lossy()));
-    let others = [("plot    ", plot), ("profile ", profile)];
+    let how = ended_early(&model);
+    let _ = writeln!(out, "model    {}{how}", plain::line(&model.to_string_lossy()));
+    let samples = output_dir.join(SAMPLES);
+    let samples = evaluations.last().filter(|_| samples.is_dir()).map(|_| samples.as_path());
+    let others = [("plot    ", plot), ("samples ", samples), ("profile ", profile)];
     for (name, path) in others.into_iter().filter_map(|(name, path)| Some((name, path?))) {
         let _ = writeln!(out, "{name} {}", plain::line(&path.to_string_lossy()));
     }
     out
 }
 
+/// Step of the best evaluation; `None` without early stopping.
+fn best_step(evaluations: &[Row]) -> Option<f64> {
+    evaluations.last()?.get(metric::BEST_STEP).copied()
+}
+
+/// Metrics of an evaluation that tables show, without the prefix `eval_`, and their labels.
+pub const EVALUATED: [(&str, &str); 7] = [
+    (metric::LOSS, "loss"),
+    (metric::REWARDS_ACCURACIES, "reward accuracy"),
+    (metric::REWARDS_MARGINS, "reward margin"),
+    (metric::LOGPS_ACCURACIES, "log-prob accuracy"),
+    (metric::LOGPS_CHOSEN, "log-prob, preferred"),
+    (metric::LOGPS_REJECTED, "log-prob, other"),
+    (metric::KL, "KL from reference"),
+];
+
 fn before_and_after(first: &Row, last: &Row) -> String {
-    let shown = [
-        (metric::LOSS, "loss"),
-        (metric::REWARDS_ACCURACIES, "reward accuracy"),
-        (metric::REWARDS_MARGINS, "reward margin"),
-        (metric::LOGPS_ACCURACIES, "log-prob accuracy"),
-        (metric::LOGPS_CHOSEN, "log-prob, preferred"),
-        (metric::LOGPS_REJECTED, "log-prob, other"),
-        (metric::KL, "KL from reference"),
-    ];
     let mut out = format!("{:22}{:>10}{:>10}\n", "held-out pairs", "before", "after");
-    for (key, label) in shown {
+    for (key, label) in EVALUATED {
         let key = format!("{}{key}", metric::EVAL);
         if let (Some(before), Some(after)) = (first.get(&key), last.get(&key)) {
             let _ = writeln!(out, "  {label:20}{before:>10.4}{after:>10.4}");
@@ -80,7 +95,7 @@ fn duration(seconds: f64) -> String {
 
 /// Answers of the initial and the trained model to the first held-out prompts; empty without a validation file.
 pub async fn samples(config: &RunConfig, samples: Samples) -> Result<String, Fault> {
-    let Some(pairs) = config.validation_file.as_deref().filter(|_| samples.count > 0) else {
+    let Some(pairs) = config.validation_file.as_ref().filter(|_| samples.count > 0) else {
         return Ok(String::new());
     };
     let start = config.from_checkpoint.as_deref().unwrap_or(&config.model);
@@ -104,11 +119,14 @@ fn one_line(text: &str) -> String {
 
 async fn generate(
     model: &Path,
-    pairs: &str,
+    pairs: &DataFiles,
     samples: Samples,
 ) -> Result<Vec<HashMap<String, String>>, Fault> {
     let mut command = Command::new(program("trainer")?);
-    command.arg("generate").arg("--model").arg(model).args(["--pairs", pairs]);
+    command.arg("generate").arg("--model").arg(model);
+    for place in pairs.iter() {
+        command.args(["--pairs", &place.path]);
+    }
     command.args([
         "--limit",
         &samples.count.to_string(),

@@ -1,11 +1,11 @@
 //! Output of `--dry-run`: processes that would start, pairs, steps, model and the complete configuration.
 
 use std::fmt::{Display, Write};
-use std::path::Path;
 
 use dyad_families::{FirstPairs, ModelFindings};
-use dyad_proto::pairs::open;
+use dyad_proto::pairs::wanted::Wanted;
 use dyad_proto::{Fault, RunConfig, agrees, counted, grouped, plain, thousands};
+use dyad_sources::open;
 
 use crate::placement::trainers::Trainer;
 use dyad_families::shape::Shape;
@@ -18,12 +18,11 @@ pub fn describe(
     tls: &str,
     look: impl FnOnce() -> Result<ModelFindings, Fault>,
 ) -> Result<String, Fault> {
-    let count = |key: &str, path: &str| -> Result<u64, Fault> {
-        let path = Path::new(path);
-        Ok(open::whole(key, path)?.len() as u64)
-    };
+    let wanted = Wanted::of(config);
+    let count = |key, places| open::pairs(key, places, wanted).map(|pairs| pairs.len() as u64);
     let pairs = count("training_file", &config.training_file)?;
-    let held_out = config.validation_file.as_ref().map(|path| count("validation_file", path)).transpose()?;
+    let validation = config.validation_file.as_ref();
+    let held_out = validation.map(|places| count("validation_file", places)).transpose()?;
     let steps_per_epoch = pairs.div_ceil(u64::from(config.batch_size)).max(1);
     let steps = config.max_steps.unwrap_or(u64::from(config.n_epochs) * steps_per_epoch);
     let mut out = String::new();

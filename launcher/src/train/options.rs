@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dyad_proto::inputs::refuse_entangled;
-use dyad_proto::pairs::json_lines;
+use dyad_proto::run_config::DataFiles;
 use dyad_proto::run_flags::{EarlierRunFlags, ObservationFlags, OutputMode};
 use dyad_proto::{Fault, RunConfig, finished};
+use dyad_sources::open;
 use dyad_telemetry::LogFormat;
-use sha2::{Digest, Sha256};
 
 use crate::agent::run_files::readable_files;
 use crate::hosts::hostfile::Nodes;
@@ -113,8 +113,10 @@ pub fn absolute(mut config: RunConfig, elsewhere: bool) -> Result<RunConfig, Fau
             .hint("start the launcher in another folder")
     })?;
     let absolute = |path: &str| absolute_path(Path::new(here), path);
-    config.training_file = absolute(&config.training_file);
-    config.validation_file = config.validation_file.map(|path| absolute(&path));
+    let validation = config.validation_file.iter_mut().flat_map(DataFiles::iter_mut);
+    for place in config.training_file.iter_mut().chain(validation).filter(|place| !place.is_remote()) {
+        place.path = absolute(&place.path);
+    }
     for model in [Some(&mut config.model), config.from_checkpoint.as_mut()].into_iter().flatten() {
         // Other names may be models on the hub.
         if Path::new(model.as_str()).exists() || (elsewhere && model.starts_with(['.', '/'])) {
@@ -135,11 +137,7 @@ pub fn complete(mode: OutputMode, config: &RunConfig) -> Result<Option<PathBuf>,
     if matches!(mode, OutputMode::Fresh | OutputMode::Overwrite) {
         return Ok(None);
     }
-    let file = &config.training_file;
-    let sha256 = || {
-        let text = json_lines::read("training_file", Path::new(file))?;
-        Ok(Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect())
-    };
+    let sha256 = || open::sha256("training_file", &config.training_file);
     finished::complete(Path::new(&config.output_dir), config, &sha256)
 }
 

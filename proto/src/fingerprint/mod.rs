@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 pub use self::roles::{KeyRole, ROLES};
 use self::roles::{is_neutral, is_read};
 use crate::RunConfig;
+use crate::run_config::adapter_keys;
 use crate::wire::Fact;
 
 /// Names of facts.
@@ -166,9 +167,8 @@ pub fn as_map(config: &RunConfig) -> Map<String, Value> {
 fn effective(config: &Map<String, Value>, defaults: &Map<String, Value>) -> Map<String, Value> {
     let mut all = defaults.clone();
     all.extend(config.iter().map(|(key, value)| (key.clone(), value.clone())));
-    for (key, default) in
-        [("lora_r", 64.into()), ("lora_dropout", 0.0.into()), (MODULES, "all-linear".into())]
-    {
+    let usual = [("lora_r", 64.into()), ("lora_dropout", 0.0.into()), (MODULES, "all-linear".into())];
+    for (key, default) in usual.into_iter().chain(adapter_keys()) {
         if all.get(key).is_none_or(Value::is_null) {
             all.insert(key.to_owned(), default);
         }
@@ -180,12 +180,15 @@ fn effective(config: &Map<String, Value>, defaults: &Map<String, Value>) -> Map<
     all
 }
 
-/// Whether two values are equal; `1` and `1.0` are.
+/// Whether two values are equal; `1` and `1.0` are. Patterns in another order are not: the first that matches counts.
 fn same(a: &Value, b: &Value) -> bool {
     match (a.as_f64(), b.as_f64()) {
         // Do not compare two integers as f64: large ones would lose digits.
         (Some(x), Some(y)) if a.as_u64().is_none() || b.as_u64().is_none() => x == y,
-        _ => a == b,
+        _ => match (a, b) {
+            (Value::Object(a), Value::Object(b)) => a.iter().eq(b.iter()),
+            _ => a == b,
+        },
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::RunConfig;
-use crate::run_config::{FDivergenceType, LossType};
+use crate::run_config::{FDivergenceType, LossType, adapter_keys};
 
 /// How a resume treats a key whose value differs from the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +28,11 @@ pub const ROLES: &[(&str, KeyRole)] = &[
     ("training_file", KeyRole::Content),
     // Evaluations change no weights. A change of the file is listed.
     ("validation_file", KeyRole::Content),
+    ("dataset_format", KeyRole::Computes),
     ("output_dir", KeyRole::DoesNotMatter),
     ("training_method", KeyRole::Computes),
+    ("train_on_inputs", KeyRole::Computes),
+    ("assistant_only_loss", KeyRole::Computes),
     ("from_checkpoint", KeyRole::Content),
     ("n_epochs", KeyRole::Deliberate),
     ("max_steps", KeyRole::Deliberate),
@@ -37,6 +40,7 @@ pub const ROLES: &[(&str, KeyRole)] = &[
     ("learning_rate", KeyRole::Computes),
     ("lr_scheduler_type", KeyRole::Computes),
     ("min_lr_ratio", KeyRole::Computes),
+    ("scheduler_num_cycles", KeyRole::Computes),
     ("warmup_ratio", KeyRole::Computes),
     ("weight_decay", KeyRole::Computes),
     ("max_grad_norm", KeyRole::Computes),
@@ -52,6 +56,17 @@ pub const ROLES: &[(&str, KeyRole)] = &[
     ("lora_alpha", KeyRole::Computes),
     ("lora_dropout", KeyRole::Computes),
     ("lora_trainable_modules", KeyRole::Computes),
+    ("exclude_modules", KeyRole::Computes),
+    ("modules_to_save", KeyRole::Computes),
+    ("layers_to_transform", KeyRole::Computes),
+    ("layers_pattern", KeyRole::Computes),
+    ("rank_pattern", KeyRole::Computes),
+    ("alpha_pattern", KeyRole::Computes),
+    ("use_rslora", KeyRole::Computes),
+    ("use_dora", KeyRole::Computes),
+    ("lora_bias", KeyRole::Computes),
+    // Has decided the values that the checkpoint holds.
+    ("init_lora_weights", KeyRole::Computes),
     ("merge_adapter", KeyRole::Deliberate),
     ("loss_type", KeyRole::Computes),
     ("loss_weights", KeyRole::Computes),
@@ -74,6 +89,17 @@ pub const ROLES: &[(&str, KeyRole)] = &[
     ("save_minutes", KeyRole::Deliberate),
     ("save_total_limit", KeyRole::Deliberate),
     ("n_evals", KeyRole::Deliberate),
+    ("eval_steps", KeyRole::Deliberate),
+    ("eval_on_start", KeyRole::Deliberate),
+    // Answers change no weights.
+    ("n_samples", KeyRole::Deliberate),
+    ("max_new_tokens", KeyRole::Deliberate),
+    ("early_stopping_enabled", KeyRole::Deliberate),
+    ("early_stopping_patience", KeyRole::Deliberate),
+    ("early_stopping_min_delta", KeyRole::Deliberate),
+    ("early_stopping_warmup_evals", KeyRole::Deliberate),
+    ("metric_for_best_model", KeyRole::Deliberate),
+    ("greater_is_better", KeyRole::Deliberate),
     // The memory settings below marked Deliberate change only the rounding of sums, like the world size. A user whose run goes out of
     // memory must be able to change them and resume.
     ("micro_batch_tokens", KeyRole::Deliberate),
@@ -91,6 +117,7 @@ pub(super) fn is_read(key: &str, config: &RunConfig) -> bool {
     let both_outputs = config.objective().scores_both_outputs();
     match key {
         "lora_r" | "lora_alpha" | "lora_dropout" | "lora_trainable_modules" => config.lora,
+        "train_on_inputs" => !both_outputs,
         "loss_type" | "loss_weights" | "dpo_beta" | "label_smoothing" => both_outputs,
         "dpo_normalize_logratios_by_length" | "rpo_alpha" | "dpo_reference_free" => both_outputs,
         "f_divergence_type" | "ld_alpha" | "use_weighting" => both_outputs,
@@ -99,7 +126,7 @@ pub(super) fn is_read(key: &str, config: &RunConfig) -> bool {
         "f_alpha_divergence_coef" => config.f_divergence_type == FDivergenceType::AlphaDivergence,
         "discopop_tau" => config.loss_type.contains(LossType::Discopop),
         "reference_logps" => config.objective().needs_reference(),
-        _ => true,
+        _ => config.lora || adapter_keys().iter().all(|(own, _)| *own != key),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tests: every change of a key or fact is refused, listed or ignored according to its role.
 
 use super::*;
-use crate::run_config::{FDivergenceType, LossType};
+use crate::run_config::{FDivergenceType, LossType, TrainingMethod};
 
 fn config() -> RunConfig {
     RunConfig { model: "m".into(), training_file: "t".into(), output_dir: "o".into(), ..RunConfig::default() }
@@ -24,6 +24,7 @@ fn reads_all() -> RunConfig {
         lora_alpha: Some(9.0),
         lora_dropout: Some(0.1),
         lora_trainable_modules: Some("q_proj".into()),
+        use_rslora: Some(true),
         ..config()
     }
 }
@@ -35,6 +36,7 @@ fn changed_keys_are_refused_listed_or_ignored_by_role() {
             "simpo_gamma" => {
                 RunConfig { loss_type: LossType::Simpo.into(), simpo_gamma: Some(0.7), ..reads_all() }
             }
+            "train_on_inputs" => RunConfig { training_method: TrainingMethod::Sft, ..reads_all() },
             "cpo_alpha" => RunConfig { loss_type: LossType::Cpo.into(), ..reads_all() },
             "discopop_tau" => RunConfig { loss_type: LossType::Discopop.into(), ..reads_all() },
             "f_alpha_divergence_coef" => {
@@ -46,8 +48,8 @@ fn changed_keys_are_refused_listed_or_ignored_by_role() {
         then[key] = other(&then[key]);
         let found = config_changes(&then, &now);
         match role {
-            KeyRole::Computes => assert_eq!(found.unwrap_err().name, key),
-            KeyRole::Deliberate => assert_eq!(found.unwrap()[0].name, key),
+            KeyRole::Computes => assert_eq!(found.expect_err(key).name, key),
+            KeyRole::Deliberate => assert_eq!(found.expect(key)[0].name, key),
             KeyRole::Content | KeyRole::Resolved | KeyRole::DoesNotMatter => {
                 assert_eq!(found, Ok(vec![]), "{key}")
             }
@@ -68,7 +70,7 @@ fn the_first_key_that_differs_is_named_with_both_values() {
 #[test]
 fn keys_that_a_run_does_not_read_may_change() {
     assert_eq!(config_changes(&as_map(&config()), &RunConfig { lora_r: Some(3), ..config() }), Ok(vec![]));
-    let sft = RunConfig { training_method: crate::run_config::TrainingMethod::Sft, ..config() };
+    let sft = RunConfig { training_method: TrainingMethod::Sft, ..config() };
     assert_eq!(config_changes(&as_map(&sft), &RunConfig { dpo_beta: 3.0, ..sft }), Ok(vec![]));
 }
 

@@ -53,7 +53,7 @@ const BEGINNINGS: [(&[u8], Format); 15] = [
 
 /// Whether a character before the JSON of a line is skipped. Editors on Windows write a byte order mark at the start of a file;
 /// concatenated files have it in the middle too.
-pub(super) fn blank(letter: char) -> bool {
+pub fn blank(letter: char) -> bool {
     letter.is_whitespace() || letter == '\u{feff}'
 }
 

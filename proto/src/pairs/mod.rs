@@ -1,111 +1,111 @@
-//! Preference pairs and the files that hold them.
+//! Records of data files: preference pairs, labelled answers, and answers alone.
 //!
-//! - [`forms`]: how a JSON object describes a pair. Each form is one file and one line in [`forms::FORMS`].
-//! - [`source`]: access to pairs by number. Each kind of file implements [`source::PairSource`].
-//! - [`open`]: opens a file by its kind.
-//! - [`json_lines`]: JSON Lines, the only kind of file so far.
+//! - [`forms`]: how a JSON object describes a record. Each form is one file and one line in [`forms::FORMS`].
+//! - [`source`]: access to records by number.
+//! - [`json_lines`]: a checked file of lines; [`windows`] reads it. `dyad-sources` turns other kinds of files into lines.
+//! - [`notes`]: what the user should know about how files are read.
 
+mod columns;
 mod fields;
 mod format;
 pub mod forms;
+mod json;
 pub mod json_lines;
-pub mod open;
+mod message;
+pub mod notes;
 pub mod source;
 mod strict;
+pub mod wanted;
+pub mod windows;
 mod wired;
 
-use serde::{Deserialize, Serialize};
+pub use self::json::Json;
+pub use self::message::{Message, MessageContent, Role};
 
-/// Role of a message's author.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Instructions that hold for the whole conversation.
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-    /// The result of a tool call.
-    Tool,
+/// One record of a data file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// What is said.
+    pub content: Content,
+    /// Factor of the record's loss. 0: the record is left out.
+    pub weight: f64,
+    /// KTO: whether the answer is desirable. Such a record has no rejected answer.
+    pub label: Option<bool>,
 }
 
-impl Role {
-    const NAMES: [&'static str; 4] = ["system", "user", "assistant", "tool"];
-
-    fn parse(name: &str) -> Option<Self> {
-        match name {
-            "system" => Some(Self::System),
-            "user" => Some(Self::User),
-            "assistant" => Some(Self::Assistant),
-            "tool" => Some(Self::Tool),
-            _ => None,
-        }
-    }
-
-    const fn name(self) -> &'static str {
-        Self::NAMES[self as usize]
-    }
-}
-
-/// One message of a conversation, as chat templates take it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Role of the author.
-    pub role: Role,
-    /// Text of the message.
-    pub content: String,
-}
-
-/// A prompt and two outputs, one of them preferred.
+/// What a record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PreferencePair {
+pub enum Content {
     /// A conversation, which the model's chat template renders as text.
     Conversation(Conversation),
     /// Text that goes to the tokenizer unchanged.
     Text(PlainText),
 }
 
-/// A conversation and two answers to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A conversation and its continuations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conversation {
-    /// The conversation up to the answer; never empty, never ends with the assistant.
-    pub messages: Vec<Message>,
-    /// The answer to move towards.
-    pub preferred: Message,
-    /// The answer to move away from.
-    pub non_preferred: Message,
+    /// The conversation up to the answer. Empty if `chosen` is one whole conversation.
+    pub prompt: Vec<Message>,
+    /// The answer to move towards; a whole conversation if there is no prompt. Never empty.
+    pub chosen: Vec<Message>,
+    /// The answer to move away from; empty if the record has only one answer.
+    pub rejected: Vec<Message>,
+    /// Tools that the model may call: a list.
+    pub tools: Option<Json>,
+    /// Further variables of the chat template: an object.
+    pub chat_template_kwargs: Option<Json>,
 }
 
-/// A text and two continuations of it. No chat template is applied; the end-of-sequence token is added to both continuations.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A text and its continuations. No chat template is applied; the end-of-sequence token is added to the continuations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlainText {
-    /// The text that both outputs continue.
-    pub prompt: String,
+    /// The text that is continued. Absent if `chosen` is one whole text.
+    pub prompt: Option<String>,
     /// The continuation to move towards.
     pub chosen: String,
-    /// The continuation to move away from.
-    pub rejected: String,
+    /// The continuation to move away from; absent if the record has only one.
+    pub rejected: Option<String>,
 }
 
-impl PreferencePair {
+/// What the records of a form are good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Two answers, one of them preferred.
+    Pair,
+    /// One answer, and whether it is desirable.
+    Labelled,
+    /// One answer, or one whole conversation or text.
+    Answer,
+}
+
+impl Example {
+    /// A record of weight 1 without a label.
+    #[must_use]
+    pub fn new(content: Content) -> Self {
+        Self { content, weight: 1.0, label: None }
+    }
+
     /// Every text in it, e.g. to train a tokenizer on.
     pub fn into_texts(self) -> Vec<String> {
-        match self {
-            Self::Conversation(Conversation { messages, preferred, non_preferred }) => {
-                let messages = messages.into_iter().chain([preferred, non_preferred]);
-                messages.map(|message| message.content).collect()
+        match self.content {
+            Content::Conversation(Conversation { prompt, chosen, rejected, tools, .. }) => {
+                let messages = prompt.into_iter().chain(chosen).chain(rejected);
+                let tools = tools.map(|tools| tools.text().to_owned());
+                messages.flat_map(Message::into_texts).chain(tools).collect()
             }
-            Self::Text(PlainText { prompt, chosen, rejected }) => vec![prompt, chosen, rejected],
+            Content::Text(PlainText { prompt, chosen, rejected }) => {
+                [prompt, Some(chosen), rejected].into_iter().flatten().collect()
+            }
         }
     }
 }
 
-/// Error for a line that breaks a rule.
+/// Error for a record that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct RecordError {
-    /// Path of the field, e.g. `input.messages[2].role`; `record` for the line as a whole.
+    /// Path of the field, e.g. `input.messages[2].role`; `record` for the record as a whole.
     pub field: String,
     /// The problem, and what was expected.
     pub problem: String,

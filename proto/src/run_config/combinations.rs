@@ -1,6 +1,6 @@
 //! Which keys of the objective can be combined. An error names both keys.
 
-use super::{FDivergenceType, LossType, ReferenceLogps, RunConfig, TrainingMethod};
+use super::{FDivergenceType, LossType, ReferenceLogps, RunConfig, TrainOnInputs, TrainingMethod};
 use crate::Fault;
 
 /// The range in which users of the hosted API are advised to stay.
@@ -17,6 +17,9 @@ impl RunConfig {
     pub(super) fn check_objective(&self) -> Result<(), Fault> {
         if self.training_method == TrainingMethod::Sft {
             self.check_fine_tuning()?;
+        } else if self.train_on_inputs != TrainOnInputs::Auto {
+            return Err(Fault::input("train_on_inputs is set, but training_method is not \"sft\"")
+                .hint("remove train_on_inputs: preference training trains the outputs alone"));
         }
         self.check_losses()?;
         self.check_label_smoothing()?;

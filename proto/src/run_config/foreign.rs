@@ -12,8 +12,38 @@ pub(super) fn instead_of(key: &str) -> Option<String> {
     })
 }
 
+/// Hint for a key's value that other trainers know under this name; `None` for unknown values.
+pub(super) fn instead_of_value(key: &str, value: &str) -> Option<&'static str> {
+    let found = VALUES.iter().find(|(own, names, _)| *own == key && names.contains(&value));
+    found.map(|(.., hint)| *hint)
+}
+
+/// Keys here, values elsewhere, and what to write instead.
+const VALUES: [(&str, &[&str], &str); 4] = [
+    (
+        "lr_scheduler_type",
+        &["constant_with_warmup"],
+        "write \"constant\" with warmup_ratio: the rate rises to its peak and stays there",
+    ),
+    (
+        "lr_scheduler_type",
+        &["cosine_with_min_lr"],
+        "write \"cosine\" with min_lr_ratio (and scheduler_num_cycles): it is the same formula",
+    ),
+    (
+        "lr_scheduler_type",
+        &["polynomial"],
+        "\"linear\" with min_lr_ratio = lr_end / learning_rate is the polynomial of power 1; other powers are not here",
+    ),
+    (
+        "lr_scheduler_type",
+        &["cosine_warmup_with_min_lr", "reduce_lr_on_plateau", "warmup_stable_decay", "wsd", "greedy"],
+        "it is not here: \"cosine\", \"cosine_with_restarts\", \"linear\", \"inverse_sqrt\" or \"constant\"",
+    ),
+];
+
 /// Names elsewhere, the name here, and a note about differences. If there is no name here, the note says what to do.
-const KEYS: [(&[&str], &str, &str); 56] = [
+const KEYS: [(&[&str], &str, &str); 64] = [
     (
         &["model_name_or_path", "model_name", "base_model", "pretrained_model_name_or_path", "model_id"],
         "model",
@@ -35,6 +65,9 @@ const KEYS: [(&[&str], &str, &str); 56] = [
     (
         &[
             "dataset_config",
+            "dataset_mixture",
+            "interleave_probs",
+            "mix_strategy",
             "dataset_split",
             "dataset_train_split",
             "dataset_test_split",
@@ -83,7 +116,7 @@ const KEYS: [(&[&str], &str, &str); 56] = [
         "prompt and completion together",
     ),
     (
-        &["max_prompt_length", "max_completion_length", "max_target_length", "max_new_tokens"],
+        &["max_prompt_length", "max_completion_length", "max_target_length"],
         "",
         "only max_seq_length cuts: prompt and completion together, the completion's end first",
     ),
@@ -124,10 +157,16 @@ const KEYS: [(&[&str], &str, &str); 56] = [
         "names with commas between them, or all-linear",
     ),
     (
-        &["use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio", "modules_to_save", "lora_bias"],
+        &["loraplus_lr_ratio", "bias", "layer_replication", "trainable_token_indices", "ensure_weight_tying"],
         "",
-        "leave it out: only plain LoRA is trained",
+        "leave it out: this part of PEFT is not supported (docs/limits.md)",
     ),
+    (
+        &["target_parameters"],
+        "",
+        "leave it out: it adapts parameters that are no linear layers, such as the experts of a mixture; the supported models have none",
+    ),
+    (&["lora_rslora", "rslora", "peft_use_rslora"], "use_rslora", ""),
     (
         &[
             "load_in_4bit",
@@ -183,10 +222,30 @@ const KEYS: [(&[&str], &str, &str); 56] = [
         "write save_steps, save_minutes or n_checkpoints (docs/config.md)",
     ),
     (
-        &["eval_steps", "eval_strategy", "evaluation_strategy", "evals_per_epoch", "eval_on_start"],
-        "n_evals",
-        "how many there are over the run, evenly spaced",
+        &["eval_strategy", "evaluation_strategy", "evals_per_epoch"],
+        "",
+        "write n_evals (how many there are over the run, evenly spaced) or eval_steps",
     ),
+    (&["eval_interval", "eval_every", "val_period", "eval_freq"], "eval_steps", "in optimizer steps"),
+    (&["num_cycles", "lr_scheduler_num_cycles"], "scheduler_num_cycles", ""),
+    (
+        &["load_best_model_at_end", "early_stopping", "early_stop"],
+        "early_stopping_enabled",
+        "`final` is then the model of the best evaluation",
+    ),
+    (
+        &[
+            "generate_during_eval",
+            "num_val_samples_to_print",
+            "eval_table_size",
+            "eval_sample_prompts",
+            "num_samples",
+        ],
+        "n_samples",
+        "the number of prompts of validation_file that are answered at every evaluation",
+    ),
+    (&["eval_max_new_tokens", "max_generate_length"], "max_new_tokens", "of sample answers"),
+    (&["early_stopping_threshold"], "early_stopping_min_delta", ""),
     (
         &["logging_steps", "logging_strategy", "logging_first_step", "log_every_n_steps"],
         "",
@@ -247,8 +306,7 @@ const KEYS: [(&[&str], &str, &str); 56] = [
     (&["method", "stage", "task", "do_train"], "training_method", "\"dpo\" or \"sft\""),
 ];
 
-const FILES: &str =
-    "the path of a JSON Lines file of preference pairs (docs/data.md); hub data sets are saved as one first";
+const FILES: &str = "a file, folder or pattern, an address such as hf://datasets/OWNER/NAME/data/train.parquet, or a list with weights (docs/data.md)";
 const NO_OTHER_REFERENCE: &str =
     "leave it out: the reference is what the run starts from, `from_checkpoint`, or `model` without it";
 

@@ -1,4 +1,5 @@
-//! Parses the key `lora_trainable_modules`. The trainer checks later whether the names match layers of the model.
+//! Parses a text that chooses layers: `lora_trainable_modules` and `exclude_modules`. The trainer checks later whether the names match
+//! layers of the model.
 
 use crate::Fault;
 
@@ -14,15 +15,14 @@ pub enum LoraModules {
 }
 
 const ALL: &str = "all-linear";
-const SPELLING: &str =
-    "write lora_trainable_modules = \"all-linear\", or names with commas between them: \"q_proj,v_proj\"";
 
 impl LoraModules {
-    /// Parses the value of the key.
-    pub fn parse(text: &str) -> Result<Self, Fault> {
+    /// Parses the value of a key.
+    pub fn parse(key: &str, text: &str) -> Result<Self, Fault> {
         let bad = |what: &str| {
-            Err(Fault::input(format!("config key `lora_trainable_modules`: {what}, found {text:?}"))
-                .hint(SPELLING))
+            let all = if key == "lora_trainable_modules" { "\"all-linear\", or " } else { "" };
+            Err(Fault::input(format!("config key `{key}`: {what}, found {text:?}"))
+                .hint(format!("write {key} = {all}names with commas between them: \"q_proj,v_proj\"")))
         };
         let text = text.trim();
         if text.is_empty() {
@@ -57,15 +57,19 @@ impl LoraModules {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<LoraModules, Fault> {
+        LoraModules::parse("lora_trainable_modules", text)
+    }
+
     #[test]
     fn names_patterns_and_all_linear_are_told_apart() {
         let names =
             |names: &[&str]| Ok(LoraModules::Names(names.iter().map(|name| (*name).into()).collect()));
-        assert_eq!(LoraModules::parse("all-linear"), Ok(LoraModules::AllLinear));
-        assert_eq!(LoraModules::parse("ALL-LINEAR"), Ok(LoraModules::AllLinear), "as PEFT reads it");
-        assert_eq!(LoraModules::parse("q_proj, self_attn.v_proj"), names(&["q_proj", "self_attn.v_proj"]));
-        assert_eq!(LoraModules::parse("all_linear"), names(&["all_linear"]));
-        assert_eq!(LoraModules::parse(".*_proj"), Ok(LoraModules::Pattern(".*_proj".into())));
+        assert_eq!(parse("all-linear"), Ok(LoraModules::AllLinear));
+        assert_eq!(parse("ALL-LINEAR"), Ok(LoraModules::AllLinear), "as PEFT reads it");
+        assert_eq!(parse("q_proj, self_attn.v_proj"), names(&["q_proj", "self_attn.v_proj"]));
+        assert_eq!(parse("all_linear"), names(&["all_linear"]));
+        assert_eq!(parse(".*_proj"), Ok(LoraModules::Pattern(".*_proj".into())));
     }
 
     #[test]
@@ -82,7 +86,7 @@ mod tests {
             "all-linear,lm_head",
             "q_proj/v_proj",
         ] {
-            let fault = LoraModules::parse(text).unwrap_err();
+            let fault = parse(text).unwrap_err();
             assert!(fault.message.contains("`lora_trainable_modules`"), "{fault}");
             assert!(fault.hint.contains("\"q_proj,v_proj\""), "{}", fault.hint);
         }

@@ -3,9 +3,12 @@
 //! Unknown keys are errors that name the nearest known key; [`RunConfig::check`] has all other rules.
 //! The launcher reads the file, the coordinator keeps it, and trainers get it when they join.
 
+mod adapter_keys;
 mod check;
 mod choices;
 mod combinations;
+mod data_files;
+mod early_stopping;
 mod foreign;
 mod lora_modules;
 mod losses;
@@ -17,11 +20,15 @@ use std::path::Path;
 
 use chrono::{Datelike, NaiveDateTime};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+pub use self::adapter_keys::{InitLoraWeights, ModuleNames, adapter_keys};
 pub use self::choices::{
-    ActivationCheckpointing, Dtype, LrSchedulerType, ModelLoading, Optim, ReduceDtype, ReferenceLogps,
-    TrainingMethod,
+    ActivationCheckpointing, DatasetFormat, Dtype, LrSchedulerType, ModelLoading, Optim, ReduceDtype,
+    ReferenceLogps, TrainOnInputs, TrainingMethod,
 };
+pub use self::data_files::{DataFile, DataFiles, SCHEMES, is_address};
+pub use self::early_stopping::{EARLY_STOPPING_KEYS, EarlyStoppingRule};
 pub use self::lora_modules::LoraModules;
 pub use self::losses::{FDivergenceType, LossType, LossTypes};
 pub use self::objective::{Objective, WeightedLoss};
@@ -38,14 +45,20 @@ pub struct RunConfig {
     pub model: String,
     /// Branch, tag or commit of `model` on the hub. Absent: `main`.
     pub model_revision: Option<String>,
-    /// Preference pairs to train on, JSON Lines.
-    pub training_file: String,
-    /// Preference pairs to evaluate on, JSON Lines.
-    pub validation_file: Option<String>,
+    /// Preference pairs to train on: a path, a pattern or an address, or a list of them with weights.
+    pub training_file: DataFiles,
+    /// Preference pairs to evaluate on, named in the same way.
+    pub validation_file: Option<DataFiles>,
+    /// Form of all data files.
+    pub dataset_format: DatasetFormat,
     /// Folder for metrics, logs, checkpoints and the final model.
     pub output_dir: String,
     /// `dpo` or `sft`.
     pub training_method: TrainingMethod,
+    /// Supervised fine-tuning: also train the tokens of inputs.
+    pub train_on_inputs: TrainOnInputs,
+    /// Of an output with several messages, train the assistant's tokens alone.
+    pub assistant_only_loss: bool,
     /// Model folder or PEFT adapter folder to start from; the reference model of DPO is this start.
     pub from_checkpoint: Option<String>,
     /// Passes over the training file.
@@ -60,6 +73,8 @@ pub struct RunConfig {
     pub lr_scheduler_type: LrSchedulerType,
     /// Final learning rate as a share of the peak.
     pub min_lr_ratio: f64,
+    /// Cycles of the schedules `cosine` and `cosine_with_restarts`. Absent: 0.5 and 1.
+    pub scheduler_num_cycles: Option<f64>,
     /// Share of all steps in which the rate rises to its peak.
     pub warmup_ratio: f64,
     /// Decoupled weight decay; not applied to biases and norms.
@@ -88,6 +103,27 @@ pub struct RunConfig {
     pub lora_dropout: Option<f64>,
     /// `all-linear`, a comma-separated list such as `q_proj,v_proj`, or a regular expression. Absent: `all-linear`.
     pub lora_trainable_modules: Option<String>,
+    /// Modules that get no adapter, whatever the key above says.
+    pub exclude_modules: Option<ModuleNames>,
+    /// Modules that are trained whole and saved with the adapters, such as `embed_tokens` and `lm_head`.
+    pub modules_to_save: Option<Vec<String>>,
+    /// Numbers of the decoder layers that get adapters. Absent: all.
+    pub layers_to_transform: Option<Vec<u32>>,
+    /// Names of the module lists that these numbers count in.
+    pub layers_pattern: Option<ModuleNames>,
+    /// Ranks of layers whose names match, by regular expression; the first that matches counts.
+    pub rank_pattern: Option<Map<String, Value>>,
+    /// Scale numerators of layers whose names match.
+    pub alpha_pattern: Option<Map<String, Value>>,
+    /// The scale is `lora_alpha / sqrt(lora_r)`. Absent: false, or as the adapter that the run starts from; the same holds for the keys
+    /// below.
+    pub use_rslora: Option<bool>,
+    /// Train a magnitude per output beside the adapters (DoRA).
+    pub use_dora: Option<bool>,
+    /// Adapters have a bias.
+    pub lora_bias: Option<bool>,
+    /// How new adapters begin. Absent: `true`.
+    pub init_lora_weights: Option<InitLoraWeights>,
     /// Also write the merged model at the end, in addition to the adapter.
     pub merge_adapter: bool,
     /// Preference loss, or several whose weighted sum is minimised.
@@ -130,9 +166,28 @@ pub struct RunConfig {
     pub save_minutes: f64,
     /// Maximum number of checkpoints, of all kinds; the oldest are removed first.
     pub save_total_limit: Option<u32>,
-    /// Evaluations over the run, evenly spaced, in addition to one before the first step. Needs `validation_file`. Absent: one at the
-    /// end if there is such a file.
+    /// Evaluations over the run, evenly spaced. Needs `validation_file`. Absent: one at the end if there is such a file.
     pub n_evals: Option<u32>,
+    /// Instead of `n_evals`: evaluate after every this many optimizer steps, and after the last one.
+    pub eval_steps: Option<u64>,
+    /// Also evaluate before the first step.
+    pub eval_on_start: bool,
+    /// Answers that the policy gives at every evaluation, to the first prompts of `validation_file`.
+    pub n_samples: u32,
+    /// Most tokens of such an answer. Absent: 64.
+    pub max_new_tokens: Option<u32>,
+    /// Stop once evaluations no longer improve; the final model is then that of the best evaluation.
+    pub early_stopping_enabled: bool,
+    /// Evaluations in a row without an improvement after which the run stops. Absent: 2.
+    pub early_stopping_patience: Option<u32>,
+    /// An improvement must be larger than this. Absent: 0.
+    pub early_stopping_min_delta: Option<f64>,
+    /// First evaluations that do not count against the patience. Absent: 1.
+    pub early_stopping_warmup_evals: Option<u32>,
+    /// Metric of evaluations that is compared. Absent: the loss.
+    pub metric_for_best_model: Option<String>,
+    /// Whether a greater value of it is better. Absent: as the metric's name says.
+    pub greater_is_better: Option<bool>,
     /// Maximum tokens computed at once per trainer; a step's pairs are split into micro-batches of at most this many.
     pub micro_batch_tokens: u32,
     /// Compute a pair's prompt once for both outputs. Exact; turn it off only to measure its effect.
@@ -152,14 +207,18 @@ pub struct RunConfig {
 }
 
 impl Default for RunConfig {
+    #[expect(clippy::too_many_lines, reason = "one line for each key")]
     fn default() -> Self {
         Self {
             model: String::new(),
             model_revision: None,
-            training_file: String::new(),
+            training_file: DataFiles::default(),
             validation_file: None,
+            dataset_format: DatasetFormat::Auto,
             output_dir: String::new(),
             training_method: TrainingMethod::Dpo,
+            train_on_inputs: TrainOnInputs::Auto,
+            assistant_only_loss: true,
             from_checkpoint: None,
             n_epochs: 1,
             max_steps: None,
@@ -167,6 +226,7 @@ impl Default for RunConfig {
             learning_rate: 1e-5,
             lr_scheduler_type: LrSchedulerType::Cosine,
             min_lr_ratio: 0.0,
+            scheduler_num_cycles: None,
             warmup_ratio: 0.0,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
@@ -181,6 +241,16 @@ impl Default for RunConfig {
             lora_alpha: None,
             lora_dropout: None,
             lora_trainable_modules: None,
+            exclude_modules: None,
+            modules_to_save: None,
+            layers_to_transform: None,
+            layers_pattern: None,
+            rank_pattern: None,
+            alpha_pattern: None,
+            use_rslora: None,
+            use_dora: None,
+            lora_bias: None,
+            init_lora_weights: None,
             merge_adapter: false,
             loss_type: LossType::Sigmoid.into(),
             loss_weights: None,
@@ -203,6 +273,16 @@ impl Default for RunConfig {
             save_minutes: 30.0,
             save_total_limit: None,
             n_evals: None,
+            eval_steps: None,
+            eval_on_start: true,
+            n_samples: 0,
+            max_new_tokens: None,
+            early_stopping_enabled: false,
+            early_stopping_patience: None,
+            early_stopping_min_delta: None,
+            early_stopping_warmup_evals: None,
+            metric_for_best_model: None,
+            greater_is_better: None,
             micro_batch_tokens: 4096,
             prefix_sharing: true,
             activation_checkpointing: ActivationCheckpointing::Auto,
@@ -303,10 +383,22 @@ impl RunConfig {
         parse_date(date)
     }
 
-    /// Number of evaluations over the run, without the one before the first step.
+    /// Number of evenly spaced evaluations over the run, without the one before the first step; 0 if `eval_steps` says when.
     #[must_use]
     pub fn n_evals(&self) -> u32 {
-        self.n_evals.unwrap_or(u32::from(self.validation_file.is_some()))
+        self.n_evals.unwrap_or(u32::from(self.validation_file.is_some() && self.eval_steps.is_none()))
+    }
+
+    /// Cycles of the learning rate's schedule; 0 for a schedule without cycles.
+    #[must_use]
+    pub fn scheduler_num_cycles(&self) -> f64 {
+        self.scheduler_num_cycles.or(self.lr_scheduler_type.usual_cycles()).unwrap_or(0.0)
+    }
+
+    /// Most tokens of a sample answer.
+    #[must_use]
+    pub fn max_new_tokens(&self) -> u32 {
+        self.max_new_tokens.unwrap_or(64)
     }
 
     /// Rank of new adapters.
@@ -329,7 +421,9 @@ impl RunConfig {
 
     /// Layers of new adapters.
     pub fn lora_modules(&self) -> Result<LoraModules, Fault> {
-        self.lora_trainable_modules.as_deref().map_or(Ok(LoraModules::AllLinear), LoraModules::parse)
+        self.lora_trainable_modules
+            .as_deref()
+            .map_or(Ok(LoraModules::AllLinear), |text| LoraModules::parse("lora_trainable_modules", text))
     }
 
     /// Whether reference log-probabilities are kept after the step that computes them.

@@ -1,6 +1,6 @@
 //! Paths in a configuration: expands `~/`; refuses shell variables, control characters and URLs. Pure.
 
-use super::RunConfig;
+use super::{DataFiles, RunConfig, SCHEMES, is_address};
 use crate::Fault;
 
 impl RunConfig {
@@ -9,14 +9,15 @@ impl RunConfig {
         let Self {
             model, training_file, validation_file, output_dir, from_checkpoint, reference_cache, ..
         } = self;
-        let always = [("model", model), ("training_file", training_file), ("output_dir", output_dir)];
-        let sometimes = [
-            ("validation_file", validation_file.as_mut()),
-            ("from_checkpoint", from_checkpoint.as_mut()),
-            ("reference_cache", reference_cache.as_mut()),
-        ];
-        let given = sometimes.into_iter().filter_map(|(key, path)| Some((key, path?)));
-        always.into_iter().chain(given).collect()
+        let mut all = vec![("model", model)];
+        all.extend(training_file.iter_mut().map(|file| ("training_file", &mut file.path)));
+        all.push(("output_dir", output_dir));
+        let validation = validation_file.iter_mut().flat_map(DataFiles::iter_mut);
+        all.extend(validation.map(|file| ("validation_file", &mut file.path)));
+        let sometimes =
+            [("from_checkpoint", from_checkpoint.as_mut()), ("reference_cache", reference_cache.as_mut())];
+        all.extend(sometimes.into_iter().filter_map(|(key, path)| Some((key, path?))));
+        all
     }
 
     /// Replaces `~` by the home folder in all paths.
@@ -31,14 +32,16 @@ impl RunConfig {
     pub(super) fn check_paths(&self) -> Result<(), Fault> {
         let mut config = self.clone();
         for (key, path) in config.paths() {
-            check(path).map_err(|fault| in_key(key, fault))?;
+            let fetched = key.ends_with("_file");
+            check(path, fetched).map_err(|fault| in_key(key, fault))?;
         }
+        let empty = |path: &Option<String>| path.as_ref().is_some_and(String::is_empty);
         let optional = [
-            ("validation_file", &self.validation_file),
-            ("from_checkpoint", &self.from_checkpoint),
-            ("reference_cache", &self.reference_cache),
+            ("validation_file", self.validation_file.as_ref().is_some_and(DataFiles::is_empty)),
+            ("from_checkpoint", empty(&self.from_checkpoint)),
+            ("reference_cache", empty(&self.reference_cache)),
         ];
-        match optional.into_iter().find(|(_, path)| path.as_ref().is_some_and(String::is_empty)) {
+        match optional.into_iter().find(|(_, empty)| *empty) {
             Some((key, _)) => Err(Fault::input(format!("config key `{key}` is empty"))
                 .hint(format!("give `{key}` a path, or remove the key"))),
             None => Ok(()),
@@ -83,18 +86,25 @@ fn variable(path: &str) -> Option<&str> {
     })
 }
 
-fn check(path: &str) -> Result<(), Fault> {
+/// Checks a path; `fetched` says whether it may be an address that pairs are fetched from.
+fn check(path: &str, fetched: bool) -> Result<(), Fault> {
     // Line and paragraph separators are not control characters, but also end lines.
     let invisible = |letter: &char| letter.is_control() || ['\u{2028}', '\u{2029}'].contains(letter);
     if let Some(letter) = path.chars().find(invisible) {
         return Err(Fault::input(format!("{path:?} holds the control character {letter:?}"))
             .hint("rename the file or folder; was a quotation mark forgotten?"));
     }
+    if fetched && is_address(path) {
+        return Ok(());
+    }
     let scheme = path.split_once("://").map_or("", |(scheme, _)| scheme);
     let plain = |letter: char| letter.is_ascii_alphanumeric() || ['+', '-', '.'].contains(&letter);
     if !scheme.is_empty() && scheme.chars().all(plain) {
-        return Err(Fault::input(format!("{path:?} is an address, not a path"))
-            .hint("fetch it first, or mount it, and give the path on this machine; a model on the hub is named org/name"));
+        let hint = match fetched {
+            true => format!("fetch it first and give the path on this machine; addresses begin with {}", SCHEMES.join(", ")),
+            false => "fetch it first, or mount it, and give the path on this machine; a model on the hub is named org/name".into(),
+        };
+        return Err(Fault::input(format!("{path:?} is an address, not a path")).hint(hint));
     }
     Ok(())
 }
@@ -138,14 +148,22 @@ mod tests {
 
     #[test]
     fn control_characters_and_urls_are_refused_and_shown_escaped() {
-        let fault = check("a\nb").unwrap_err();
+        let fault = check("a\nb", false).unwrap_err();
         assert_eq!(fault.message, "\"a\\nb\" holds the control character '\\n'");
         for path in ["a\u{1b}[2Jb", "a\0", "a\tb", "a\u{2028}b", "a\u{85}b", "s3://bucket/x", "file:///x"] {
-            let fault = check(path).unwrap_err();
+            let fault = check(path, false).unwrap_err();
             assert!(!fault.message.contains(|letter: char| letter.is_control()), "{fault:?}");
         }
         for path in ["mein Lauf ü 漢/1 🙂", "a:b", "://", "a//b"] {
-            check(path).unwrap();
+            check(path, false).unwrap();
+        }
+        for (path, fetched) in [
+            ("s3://bucket/x", true),
+            ("hf://datasets/a/b/c", true),
+            ("https://x/y", false),
+            ("file:///x", false),
+        ] {
+            assert_eq!(check(path, true).is_ok(), fetched, "{path}");
         }
     }
 }

@@ -1,16 +1,19 @@
 //! Parses TOML text and `--set` overrides into a configuration. Errors name line and key.
 
 use super::RunConfig;
-use super::foreign::instead_of;
+use super::foreign::{instead_of, instead_of_value};
 use crate::Fault;
 
-pub(super) const KEYS: [&str; 57] = [
+pub(super) const KEYS: [&str; 81] = [
     "model",
     "model_revision",
     "training_file",
     "validation_file",
+    "dataset_format",
     "output_dir",
     "training_method",
+    "train_on_inputs",
+    "assistant_only_loss",
     "from_checkpoint",
     "n_epochs",
     "max_steps",
@@ -18,6 +21,7 @@ pub(super) const KEYS: [&str; 57] = [
     "learning_rate",
     "lr_scheduler_type",
     "min_lr_ratio",
+    "scheduler_num_cycles",
     "warmup_ratio",
     "weight_decay",
     "max_grad_norm",
@@ -32,6 +36,16 @@ pub(super) const KEYS: [&str; 57] = [
     "lora_alpha",
     "lora_dropout",
     "lora_trainable_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "lora_bias",
+    "init_lora_weights",
     "merge_adapter",
     "loss_type",
     "loss_weights",
@@ -54,6 +68,16 @@ pub(super) const KEYS: [&str; 57] = [
     "save_minutes",
     "save_total_limit",
     "n_evals",
+    "eval_steps",
+    "eval_on_start",
+    "n_samples",
+    "max_new_tokens",
+    "early_stopping_enabled",
+    "early_stopping_patience",
+    "early_stopping_min_delta",
+    "early_stopping_warmup_evals",
+    "metric_for_best_model",
+    "greater_is_better",
     "micro_batch_tokens",
     "prefix_sharing",
     "activation_checkpointing",
@@ -185,15 +209,17 @@ fn typed(key: &str, value: &toml::Value) -> Result<(), Fault> {
     ]
     .into_iter()
     .fold(error.message().trim().to_owned(), |message, (type_name, words)| message.replace(type_name, words));
+    let hint = value.as_str().and_then(|value| instead_of_value(key, value));
     Err(Fault::input(format!("config key `{key}`: {message}"))
-        .hint("see docs/config.md for every key and its type"))
+        .hint(hint.unwrap_or("see docs/config.md for every key and its type")))
 }
 
 /// Converts integers to floats where a float is expected, and a boolean `activation_checkpointing` to `"full"` or `"none"`.
 fn promote(key: &str, value: toml::Value) -> toml::Value {
-    const FLOATS: [&str; 17] = [
+    const FLOATS: [&str; 19] = [
         "learning_rate",
         "min_lr_ratio",
+        "scheduler_num_cycles",
         "warmup_ratio",
         "weight_decay",
         "max_grad_norm",
@@ -209,6 +235,7 @@ fn promote(key: &str, value: toml::Value) -> toml::Value {
         "discopop_tau",
         "loss_weights",
         "save_minutes",
+        "early_stopping_min_delta",
     ];
     match value {
         toml::Value::Boolean(on) if key == "activation_checkpointing" => {

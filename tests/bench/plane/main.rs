@@ -7,6 +7,7 @@
     reason = "a benchmark that cannot set itself up has failed, and prints its results"
 )]
 
+mod check;
 mod coordinator;
 mod families;
 mod runs;
@@ -36,6 +37,7 @@ fn main() {
         text::write_pairs(&data, MANY).unwrap();
         let mut rows = coordinator::index(dir.path(), &data, MANY);
         rows.extend(runs::measure(dir.path(), &data, MEASURING).into_iter().take(3));
+        rows.extend(check::measure(&data, MANY));
         print("A large file", &rows);
     }
     if wanted("trainers") {

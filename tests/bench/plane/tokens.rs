@@ -12,7 +12,13 @@ use crate::families::{FAMILIES, folder};
 use crate::text::Writer;
 use crate::usage::cpu_seconds;
 
-const RULE: Rule = Rule { max_len: 4096, preferred_only: false, embedding_rows: u32::MAX };
+const RULE: Rule = Rule {
+    max_len: 4096,
+    preferred_only: false,
+    embedding_rows: u32::MAX,
+    train_on_inputs: false,
+    assistant_only: true,
+};
 
 /// Calls `tell` with each tokenizer's name and million tokens per second of processor time as soon as it is measured.
 pub(crate) fn measure(dir: &Path, seconds: f64, tell: &dyn Fn(&str, &str)) {

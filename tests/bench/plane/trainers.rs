@@ -9,8 +9,8 @@ use dyad_proto::wire::coordinator_message::Body as Down;
 use dyad_proto::wire::pair::Content;
 use dyad_proto::wire::trainer_message::Body as Up;
 use dyad_proto::wire::{
-    BootstrapOffer, Finished, Heartbeat, Hello, MeasureReport, Pair, PairLength, PairVerdict, Phase,
-    PreferenceSums, StepAssignment, StepReport, TrainerMessage,
+    BootstrapOffer, ChatMessage, Finished, Heartbeat, Hello, MeasureReport, Pair, PairLength, PairVerdict,
+    Phase, PreferenceSums, StepAssignment, StepReport, TrainerMessage, chat_message,
 };
 use dyad_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
 use tokio::sync::{Barrier, mpsc};
@@ -148,10 +148,17 @@ impl Trainer {
     }
 }
 
+fn text(message: &ChatMessage) -> &str {
+    match &message.content {
+        Some(chat_message::Content::Text(text)) => text,
+        _ => "",
+    }
+}
+
 fn length(pair: &Pair) -> PairLength {
     let text: usize = match &pair.content {
-        Some(Content::Conversation(said)) => said.messages.iter().map(|message| message.content.len()).sum(),
-        Some(Content::Text(text)) => text.prompt.len(),
+        Some(Content::Conversation(said)) => said.prompt.iter().map(|message| text(message).len()).sum(),
+        Some(Content::Text(text)) => text.prompt.as_deref().map_or(0, str::len),
         None => 0,
     };
     PairLength {

@@ -1,9 +1,8 @@
 //! Turns preference pairs into token ids. Uses no device and no libtorch.
 //!
-//! - [`alive`]: progress signals of long work.
 //! - [`adapter`]: configuration of a PEFT adapter folder, and the layers that it adapts.
-//! - [`hub`]: finds the local folder of a model, or downloads it by its hub id.
 //! - [`tokenizer`]: tokenizer and chat template of a model folder.
+//! - [`rendered`]: a conversation with all that a template can read, and its text with the parts that the model writes.
 //! - [`tokenize`]: turns one pair into prompt, chosen and rejected ids, by TRL's rule.
 //! - [`truncation`]: cuts or drops pairs that are too long. [`pair_tokenizer`]: tokenises many pairs, each once.
 //! - [`reference_key`]: cache key of a reference model.
@@ -12,19 +11,22 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod adapter;
-pub mod alive;
+mod assistant;
 mod chat_template;
+mod dialogue;
 pub mod files;
-pub mod hub;
 pub mod new_model;
 pub mod pair_tokenizer;
 mod plain_text;
 mod quick;
 pub mod reference_key;
+pub mod rendered;
 mod special;
 mod template;
+mod template_reads;
 pub mod tokenize;
 pub mod tokenized;
 pub mod tokenizer;
 mod tokenizer_class;
+mod tokenizer_registry;
 pub mod truncation;

@@ -5,8 +5,8 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-use dyad_proto::pairs::open;
 use dyad_proto::{Fault, counted};
+use dyad_sources::open;
 use serde_json::json;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -183,7 +183,7 @@ fn write_json(dir: &Path, name: &str, value: &serde_json::Value) -> Result<(), F
 }
 
 fn texts(path: &Path) -> Result<Vec<String>, Fault> {
-    let source = open::whole("--texts", path)?;
+    let source = open::file("--texts", path)?;
     let mut texts = Vec::new();
     for id in 0..source.len() as u64 {
         texts.extend(source.pair(id)?.into_texts());
@@ -303,7 +303,13 @@ mod tests {
         let (_, tokens) = tokenize(
             &tokenizer,
             &pair,
-            Rule { max_len: 64, preferred_only: false, embedding_rows: u32::MAX },
+            Rule {
+                max_len: 64,
+                preferred_only: false,
+                embedding_rows: u32::MAX,
+                train_on_inputs: false,
+                assistant_only: true,
+            },
         )
         .unwrap();
         let text = |ids: &[u32]| tokenizer.decode(ids).unwrap();

@@ -1,7 +1,7 @@
 //! Tokenises pairs from the wire and caches them: measuring, every epoch, every evaluation and the reference model's pass use the same
 //! pairs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use dyad_proto::wire::{Pair, PairLength, PairVerdict, Split};
 use dyad_proto::{ErrorCode, Fault};
@@ -17,6 +17,17 @@ pub const CACHE_BYTES: usize = 256 << 20;
 
 /// Tokens of a pair, or why it cannot be tokenised for this model.
 type Outcome = Result<(PairVerdict, Tokenized), Fault>;
+
+/// Results of measuring pairs.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// Token counts, in the order of the pairs.
+    pub lengths: Vec<PairLength>,
+    /// The error of the first pair that cannot be used.
+    pub refusal: Option<Fault>,
+    /// Notes for the user about what the chat template does not read.
+    pub notes: BTreeSet<&'static str>,
+}
 
 /// Tokenizer, rule, and cached pairs.
 #[derive(Debug)]
@@ -36,13 +47,11 @@ impl PairTokenizer {
         Self { tokenizer, rule, cache: HashMap::new(), bytes_left: cache_bytes }
     }
 
-    /// Returns the tokens of pairs of one file; fails if a pair cannot be trained on. `file` is its name in errors.
-    pub fn tokenize(&mut self, split: Split, pairs: &[Pair], file: &str) -> Result<Vec<Tokenized>, Fault> {
+    /// Returns the tokens of pairs of one file; fails if a pair cannot be trained on.
+    pub fn tokenize(&mut self, split: Split, pairs: &[Pair]) -> Result<Vec<Tokenized>, Fault> {
         let usable = |(pair, outcome): (&Pair, Outcome)| {
-            let named = |fault: Fault| Fault {
-                message: format!("{file} line {}: {}", pair.line, fault.message),
-                ..fault
-            };
+            let named =
+                |fault: Fault| Fault { message: format!("{}: {}", pair.place, fault.message), ..fault };
             match outcome {
                 Ok((verdict, tokens)) if is_trainable(verdict) => Ok(tokens),
                 Ok(_) => Err(named(
@@ -55,29 +64,24 @@ impl PairTokenizer {
         pairs.iter().zip(self.outcomes(split, pairs)).map(usable).collect()
     }
 
-    /// Returns the token counts of pairs, for the coordinator's shards, and the error of the first pair that cannot be used. Fails only
-    /// for reasons that are not the fault of a pair.
-    pub fn measure(
-        &mut self,
-        split: Split,
-        pairs: &[Pair],
-    ) -> Result<(Vec<PairLength>, Option<Fault>), Fault> {
-        let mut refusal = None;
-        let mut lengths = Vec::with_capacity(pairs.len());
+    /// Measures pairs for the coordinator's shards. Fails only for reasons that are not the fault of a pair.
+    pub fn measure(&mut self, split: Split, pairs: &[Pair]) -> Result<Measured, Fault> {
+        let mut measured = Measured::default();
         for (pair, outcome) in pairs.iter().zip(self.outcomes(split, pairs)) {
-            lengths.push(match outcome {
+            measured.notes.extend(self.tokenizer.unread(pair));
+            measured.lengths.push(match outcome {
                 Ok((verdict, tokens)) => {
                     let endless = verdict == PairVerdict::Kept && !self.tokenizer.ends(&tokens.chosen);
                     PairLength { endless, ..length(pair.id, verdict, &tokens) }
                 }
                 Err(fault) if fault.code == ErrorCode::InvalidInput => {
-                    refusal.get_or_insert(fault);
+                    measured.refusal.get_or_insert(fault);
                     PairLength { id: pair.id, verdict: PairVerdict::Refused.into(), ..PairLength::default() }
                 }
                 Err(fault) => return Err(fault),
             });
         }
-        Ok((lengths, refusal))
+        Ok(measured)
     }
 
     /// Tokens that end an answer, as text.
@@ -91,7 +95,7 @@ impl PairTokenizer {
         let cached: Vec<_> = pairs.iter().map(|pair| self.cache.get(&(split, pair.id)).cloned()).collect();
         let missing: Vec<&Pair> =
             pairs.iter().zip(&cached).filter(|(_, known)| known.is_none()).map(|(pair, _)| pair).collect();
-        let tokenize = |pair: &&Pair| tokenize(&self.tokenizer, &(*pair).clone().into_pair()?, self.rule);
+        let tokenize = |pair: &&Pair| tokenize(&self.tokenizer, &(*pair).clone().into_example()?, self.rule);
         let made: Vec<Outcome> = missing.par_iter().map(tokenize).collect();
         for (pair, outcome) in missing.iter().zip(&made) {
             if let Ok(outcome) = outcome {
@@ -123,12 +127,13 @@ fn length(id: u64, verdict: PairVerdict, tokens: &Tokenized) -> PairLength {
         tokens_hash_high,
         tokens_hash_low,
         endless: false,
+        chosen_untrained_tokens: tokens.chosen_untrained.count() as u32,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use dyad_proto::pairs::{PlainText, PreferencePair};
+    use dyad_proto::pairs::{Content, Example, PlainText};
 
     use super::*;
     use crate::new_model::{NewModelOptions, create};
@@ -156,26 +161,32 @@ mod tests {
     }
 
     fn pair(id: u64, rejected: &str) -> Pair {
-        let text =
-            PlainText { prompt: "a ".into(), chosen: format!("yes {id}"), rejected: rejected.to_owned() };
-        Pair { id, line: id + 1, content: Some(PreferencePair::Text(text).into()), reference: None }
+        let (prompt, rejected) = (Some("a ".to_owned()), Some(rejected.to_owned()));
+        let text = PlainText { prompt, chosen: format!("yes {id}"), rejected };
+        Example::new(Content::Text(text)).into_wire(id, format!("pairs.jsonl line {}", id + 1))
     }
 
-    const RULE: Rule = Rule { max_len: 64, preferred_only: false, embedding_rows: u32::MAX };
+    const RULE: Rule = Rule {
+        max_len: 64,
+        preferred_only: false,
+        embedding_rows: u32::MAX,
+        train_on_inputs: false,
+        assistant_only: true,
+    };
 
     #[test]
     fn a_pair_is_tokenised_once_and_only_for_its_own_file() {
         let mut tokens = PairTokenizer::new(tokenizer(), RULE, CACHE_BYTES);
         let pairs = [pair(0, "no"), pair(1, "never"), pair(0, "no")];
-        let (lengths, refusal) = tokens.measure(Split::Train, &pairs).unwrap();
-        assert_eq!((lengths.len(), refusal, tokens.cache.len()), (3, None, 2));
-        let first = tokens.tokenize(Split::Train, &pairs, "pairs.jsonl").unwrap();
+        let measured = tokens.measure(Split::Train, &pairs).unwrap();
+        assert_eq!((measured.lengths.len(), measured.refusal, tokens.cache.len()), (3, None, 2));
+        let first = tokens.tokenize(Split::Train, &pairs).unwrap();
         assert_eq!((&first[0], tokens.cache.len()), (&first[2], 2));
         // Pair 0 has another text under its old id: equal tokens show that they came from the cache.
         let changed = [pair(2, "new"), pair(0, "something else"), pair(1, "never")];
-        let cached = tokens.tokenize(Split::Train, &changed, "pairs.jsonl").unwrap();
+        let cached = tokens.tokenize(Split::Train, &changed).unwrap();
         assert_eq!(cached[1..], first[..2]);
-        let other_file = tokens.tokenize(Split::Validation, &changed, "pairs.jsonl").unwrap();
+        let other_file = tokens.tokenize(Split::Validation, &changed).unwrap();
         assert_ne!(other_file[1], first[0]);
     }
 
@@ -184,7 +195,7 @@ mod tests {
         let pairs: Vec<Pair> = (0..9).map(|id| pair(id, "no")).collect();
         let found = [0, 400, CACHE_BYTES].map(|bytes| {
             let mut tokens = PairTokenizer::new(tokenizer(), RULE, bytes);
-            let twice = [0, 1].map(|_| tokens.tokenize(Split::Train, &pairs, "pairs.jsonl").unwrap());
+            let twice = [0, 1].map(|_| tokens.tokenize(Split::Train, &pairs).unwrap());
             assert_eq!(twice[0], twice[1]);
             (twice, tokens.cache.len())
         });
@@ -196,9 +207,9 @@ mod tests {
     #[test]
     fn pairs_that_cannot_be_trained_on_are_not_kept() {
         let mut tokens = PairTokenizer::new(tokenizer(), Rule { max_len: 2, ..RULE }, CACHE_BYTES);
-        let (lengths, _) = tokens.measure(Split::Train, &[pair(0, "no")]).unwrap();
-        assert_eq!(lengths[0].verdict(), PairVerdict::DroppedTooLong);
+        let measured = tokens.measure(Split::Train, &[pair(0, "no")]).unwrap();
+        assert_eq!(measured.lengths[0].verdict(), PairVerdict::DroppedTooLong);
         assert!(tokens.cache.is_empty());
-        assert!(tokens.tokenize(Split::Train, &[pair(0, "no")], "pairs.jsonl").is_err());
+        assert!(tokens.tokenize(Split::Train, &[pair(0, "no")]).is_err());
     }
 }

@@ -8,7 +8,7 @@ use dyad_proto::Fault;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::alive;
+use dyad_sources::alive;
 
 /// Raise this when a change to the forward pass changes its rounding.
 const ARITHMETIC: u32 = 1;

@@ -155,12 +155,9 @@ impl SpecialTokens {
             token.special |= self.named.iter().any(|(_, named)| named.content == token.content);
         }
         tokenizer.add_tokens(&missing);
-        if self.class.adds_named_again() {
-            let all = self.named.iter().map(|(_, token)| token).chain(&self.extra);
-            let again: Vec<AddedToken> =
-                all.map(|token| AddedToken::from(token.content.clone(), true)).collect();
-            tokenizer.add_tokens(&again);
-        }
+        let all = self.named.iter().map(|(_, token)| token).chain(&self.extra);
+        let again: Vec<AddedToken> = all.filter_map(|token| self.class.added_again(token)).collect();
+        tokenizer.add_tokens(&again);
     }
 }
 

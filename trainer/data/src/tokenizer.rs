@@ -1,9 +1,9 @@
 //! Tokenizer and chat template of a model folder.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use chrono::NaiveDateTime;
-use dyad_proto::pairs::Message;
 use dyad_proto::{Fault, counted, plain};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
@@ -12,6 +12,7 @@ use crate::chat_template::ChatTemplate;
 use crate::files;
 use crate::plain_text::Around;
 use crate::quick::{Encoded, QuickEncoder};
+use crate::rendered::{Chat, Marked, Rendered};
 use crate::special::SpecialTokens;
 use crate::template::Moment;
 use crate::tokenizer_class::{Declared, broken};
@@ -27,6 +28,15 @@ pub struct ChatTokenizer {
     /// Ids added to plain text; `None` if they depend on the text.
     around: Option<Around>,
     eos_token: Option<String>,
+    pub(crate) reads: TemplateReads,
+}
+
+/// What the chat template reads (`template_reads.rs`), found out when it is first needed.
+#[derive(Debug, Default)]
+pub(crate) struct TemplateReads {
+    /// Whether a content may be a list of parts, by role.
+    pub(crate) parts: [OnceLock<bool>; 4],
+    pub(crate) argument_objects: OnceLock<bool>,
 }
 
 impl ChatTokenizer {
@@ -45,14 +55,14 @@ impl ChatTokenizer {
         let family = files::object(&dir.join("config.json"))?.unwrap_or_default();
         let declared = Declared { dir, config: &config, model: &family, text: &text };
         let class = declared.class()?;
-        let (mut tokenizer, warning) = declared.build(class, &json)?;
+        let special = SpecialTokens::read(dir, &config, &json, class)?;
+        let (mut tokenizer, warning) = declared.build(class, &json, special.text("unk_token"))?;
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
         // The run's max_seq_length limits the length, not the file.
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);
-        let special = SpecialTokens::read(dir, &config, &json, class)?;
         special.complete(&mut tokenizer);
         let stop_ids = stop_ids(model, &special, &tokenizer)?;
         Ok(Self {
@@ -62,22 +72,60 @@ impl ChatTokenizer {
             eos_token: special.text("eos_token").map(str::to_owned),
             tokenizer,
             stop_ids,
+            reads: TemplateReads::default(),
         })
     }
 
-    /// Renders a conversation, with the start of the assistant's turn if `add_generation_prompt`.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Fault> {
-        self.template.render(messages, None, add_generation_prompt)
+    /// Whether the source of the chat template has one of these words.
+    pub(crate) fn mentions(&self, words: &[&str]) -> bool {
+        self.template.mentions(words)
     }
 
-    /// Renders a conversation with `answer` as its last message.
-    pub fn render_answered(&self, messages: &[Message], answer: &Message) -> Result<String, Fault> {
-        self.template.render(messages, Some(answer), false)
+    /// Text of a conversation with tools, tool calls, reasoning or variables.
+    pub fn render_chat(&self, chat: &Chat<'_>) -> Result<String, Fault> {
+        self.template.render_text(chat)
+    }
+
+    /// Text of a conversation, with the ranges that `{% generation %}` blocks write. Fails if such a block is within a macro or another
+    /// construct in which transformers does not know its place.
+    pub fn render_marked(&self, chat: &Chat<'_>) -> Result<Rendered, Fault> {
+        self.template.render_marked(chat)
+    }
+
+    /// Whether the chat template has `{% generation %}` blocks; `with_tools` for conversations with tools, which may have another one.
+    #[must_use]
+    pub fn marks_generation(&self, with_tools: bool) -> bool {
+        self.template.marks_generation(with_tools)
+    }
+
+    /// Ids of rendered text, and which of them generation blocks wrote, by transformers' rule: a token that only partly lies in such a
+    /// range counts.
+    pub fn encode_marked(&self, rendered: &Rendered) -> Result<Marked, Fault> {
+        let encoding = self
+            .tokenizer
+            .encode(rendered.text.as_str(), false)
+            .map_err(|error| Fault::input(format!("the tokenizer refuses a text: {error}")))?;
+        let mut generated = vec![false; encoding.len()];
+        for range in &rendered.generated {
+            let last = rendered.text[..range.end].chars().next_back().map_or(0, char::len_utf8);
+            let token = |at: usize| encoding.char_to_token(at, 0);
+            let Some(first) = token(range.start) else { break };
+            let end =
+                token(range.end - last).filter(|&last| last > 0).map_or(generated.len(), |last| last + 1);
+            generated.get_mut(first..end).into_iter().flatten().for_each(|mark| *mark = true);
+        }
+        Ok(Marked { ids: encoding.get_ids().to_vec(), generated })
     }
 
     /// Ids of rendered text. Adds no special tokens: the template has written them.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Fault> {
         Ok(self.encode_like(text.to_owned(), None)?.ids)
+    }
+
+    /// Whether texts are encoded by the quick encoder, because it supports all parts of the tokenizer.
+    #[must_use]
+    pub fn is_quick(&self) -> bool {
+        self.quick.is_some()
     }
 
     /// Ids of plain text, with the special tokens that the tokenizer adds.
@@ -113,6 +161,13 @@ impl ChatTokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String, Fault> {
         self.tokenizer
             .decode(ids, true)
+            .map_err(|error| Fault::failed(format!("cannot decode tokens: {error}")))
+    }
+
+    /// Decodes ids, special tokens included.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String, Fault> {
+        self.tokenizer
+            .decode(ids, false)
             .map_err(|error| Fault::failed(format!("cannot decode tokens: {error}")))
     }
 
@@ -174,6 +229,12 @@ fn known(dir: &Path, config: &Map<String, Value>) -> Result<(), Fault> {
         return Err(refused(
             "split_special_tokens = true",
             "set it to false, and look whether the template still does what it should",
+        ));
+    }
+    if config.get("fix_mistral_regex").is_some_and(|value| value == true) {
+        return Err(refused(
+            "fix_mistral_regex = true",
+            "save the tokenizer again with transformers' save_pretrained, which writes the corrected split into tokenizer.json",
         ));
     }
     let versions = config.get("fast_tokenizer_files").and_then(Value::as_array);

@@ -1,15 +1,20 @@
 //! Which tokenizer transformers 5.23 builds from a folder: tokenizer.json as it is, or a class that takes only its vocabulary and merges
 //! and splits text by its own rules (`AutoTokenizer.from_pretrained`,
-//! `TokenizersBackend.convert_to_native_format`).
+//! `TokenizersBackend.convert_to_native_format`). [`crate::tokenizer_registry`] says which class a model family has.
 
 use std::path::Path;
 
 use dyad_proto::Fault;
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer;
+use tokenizers::{AddedToken, Tokenizer};
 
-/// transformers gives every qwen2 folder this split, whatever its tokenizer.json says.
+use crate::tokenizer_registry::{BACKEND, Family};
+
+/// transformers gives every Qwen2 tokenizer this split, whatever its tokenizer.json says.
 pub(crate) const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// The split of Qwen3.5: marks belong to words.
+const QWEN3_5_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Classes of transformers that do not use tokenizer.json as it is and are not supported here. Without the suffix `Fast`, sorted.
 /// `tests/parity/tokenizer_classes.py classes` lists them.
@@ -37,7 +42,6 @@ const OTHERS: &[&str] = &[
     "ClvpTokenizer",
     "CodeGenTokenizer",
     "CodeLlamaTokenizer",
-    "CohereTokenizer",
     "ConvBertTokenizer",
     "CpmAntTokenizer",
     "CpmTokenizer",
@@ -56,9 +60,7 @@ const OTHERS: &[&str] = &[
     "FlaubertTokenizer",
     "FunnelTokenizer",
     "GPTNeoXJapaneseTokenizer",
-    "GPTNeoXTokenizer",
     "GPTSw3Tokenizer",
-    "GemmaTokenizer",
     "HerbertTokenizer",
     "LEDTokenizer",
     "LasrTokenizer",
@@ -88,7 +90,6 @@ const OTHERS: &[&str] = &[
     "PhobertTokenizer",
     "Pop2PianoTokenizer",
     "ProphetNetTokenizer",
-    "Qwen3_5Tokenizer",
     "RagTokenizer",
     "ReformerTokenizer",
     "RemBertTokenizer",
@@ -124,11 +125,15 @@ pub(crate) enum TokenizerClass {
     /// Uses tokenizer.json unchanged.
     AsItIs,
     Llama,
+    Gemma,
     Qwen2,
+    Qwen3_5,
     Gpt2,
+    GptNeoX,
+    Cohere,
 }
 
-use TokenizerClass::{AsItIs, Gpt2, Llama, Qwen2};
+use TokenizerClass::{AsItIs, Cohere, Gemma, Gpt2, GptNeoX, Llama, Qwen2, Qwen3_5};
 
 /// The files that decide the class.
 #[derive(Clone, Copy, Debug)]
@@ -146,38 +151,60 @@ pub(crate) struct Declared<'d> {
 impl Declared<'_> {
     /// The class that `AutoTokenizer` chooses; fails if it is not supported.
     pub(crate) fn class(&self) -> Result<TokenizerClass, Fault> {
-        let word = |map: &Map<String, Value>| Some(map.get("tokenizer_class")?.as_str()?.to_owned());
-        let declared = word(self.config).or_else(|| word(self.model));
+        let word = |map: &Map<String, Value>, name: &str| Some(map.get(name)?.as_str()?.to_owned());
+        let declared = word(self.config, "tokenizer_class").or_else(|| word(self.model, "tokenizer_class"));
         let declared = declared.as_deref().map(|name| name.strip_suffix("Fast").unwrap_or(name));
-        // If `auto_map` names custom code and a class is declared, the family does not decide. Custom code is never run here.
+        let family = word(self.model, "model_type").map(|family| Family::of(&family)).unwrap_or_default();
+        // If `auto_map` names custom code, the family does not replace a declared class. Custom code is never run here.
         let own_code = match self.config.get("auto_map") {
             Some(Value::Array(_)) => true,
             Some(map) => map.get("AutoTokenizer").is_some_and(|code| !code.is_null()),
             None => false,
         };
-        let is_qwen2 = self.model.get("model_type").is_some_and(|family| family == "qwen2");
-        if is_qwen2 && (!own_code || declared.is_none()) {
-            return Ok(Qwen2);
+        match (declared, family.registered) {
+            (Some("LlamaTokenizer"), _)
+                if !own_code
+                    && !family.overrides
+                    && !family.is_mistral
+                    && self.text.contains("\"ByteLevel\"") =>
+            {
+                Ok(AsItIs)
+            }
+            (Some(declared), Some(registered)) if !own_code && declared != registered => {
+                if registered == BACKEND {
+                    return Ok(AsItIs);
+                }
+                self.named(if family.overrides { registered } else { declared })
+            }
+            (Some(declared), _) => self.named(declared),
+            (None, Some(registered)) => self.named(registered),
+            (None, None) => Ok(AsItIs),
         }
-        match declared {
-            Some("LlamaTokenizer") if !own_code && !is_qwen2 && self.text.contains("\"ByteLevel\"") => Ok(AsItIs),
-            Some("LlamaTokenizer") => Ok(Llama),
-            Some("Qwen2Tokenizer") => Ok(Qwen2),
-            Some("GPT2Tokenizer") => Ok(Gpt2),
-            Some(name) if OTHERS.binary_search(&name).is_ok() => Err(Fault::input(format!(
+    }
+
+    /// The class of this name; names that transformers does not know mean tokenizer.json as it is.
+    fn named(&self, name: &str) -> Result<TokenizerClass, Fault> {
+        let all = [Llama, Gemma, Qwen2, Qwen3_5, Gpt2, GptNeoX, Cohere];
+        if let Some(class) = all.into_iter().find(|class| class.name() == name) {
+            return Ok(class);
+        }
+        match OTHERS.binary_search(&name) {
+            Ok(_) => Err(Fault::input(format!(
                 "{}: tokenizer_class {name} is not supported",
                 self.dir.join("tokenizer_config.json").display()
             ))
             .hint("TokenizersBackend takes tokenizer.json as it is: say so if that is what the model was trained with")),
-            _ => Ok(AsItIs),
+            Err(_) => Ok(AsItIs),
         }
     }
 
-    /// Builds the tokenizer, and returns a warning if part of the file is ignored. `json` is tokenizer.json.
+    /// Builds the tokenizer, and returns a warning if part of the file is ignored. `json` is tokenizer.json; `unknown` is the text of
+    /// `unk_token`.
     pub(crate) fn build(
         &self,
         class: TokenizerClass,
         json: &Value,
+        unknown: Option<&str>,
     ) -> Result<(Tokenizer, Option<String>), Fault> {
         let path = self.dir.join("tokenizer.json");
         let broken = |error: tokenizers::Error| broken(&path, &error);
@@ -193,10 +220,12 @@ impl Declared<'_> {
                 class.name()
             )
         });
+        // GPT-NeoX's class adds no tokens around a text, whatever the file says.
+        let around = json.get("post_processor").filter(|_| class != GptNeoX).cloned().unwrap_or_default();
         let rebuilt = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-            "post_processor": json.get("post_processor").cloned().unwrap_or_default(),
-            "model": self.model(class, json)?,
+            "post_processor": around,
+            "model": self.model(class, json, unknown)?,
             "normalizer": frame.normalizer, "pre_tokenizer": frame.pre_tokenizer, "decoder": frame.decoder,
         });
         Ok((serde_json::from_value(rebuilt).map_err(|error| broken(Box::new(error)))?, warning))
@@ -215,7 +244,7 @@ impl Declared<'_> {
     }
 
     /// A BPE model with the file's vocabulary and merges, and nothing else of it.
-    fn model(&self, class: TokenizerClass, json: &Value) -> Result<Value, Fault> {
+    fn model(&self, class: TokenizerClass, json: &Value, unknown: Option<&str>) -> Result<Value, Fault> {
         let vocab = json.pointer("/model/vocab").filter(|vocab| vocab.is_object());
         let merges = json.pointer("/model/merges").filter(|merges| merges.is_array());
         let (Some(vocab), Some(merges)) = (vocab, merges) else {
@@ -227,10 +256,12 @@ impl Declared<'_> {
             ))
             .hint("tokenizer_class TokenizersBackend takes tokenizer.json as it is"));
         };
-        let llama = class == Llama;
+        let characters = matches!(class, Llama | Gemma);
+        // Python writes `None` for a missing token.
+        let unknown = (class == Gemma).then(|| unknown.unwrap_or("None"));
         Ok(json!({
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": llama, "byte_fallback": llama, "ignore_merges": false,
+            "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": characters, "byte_fallback": characters, "ignore_merges": false,
             "vocab": vocab, "merges": merges,
         }))
     }
@@ -238,19 +269,51 @@ impl Declared<'_> {
     fn frame(&self, class: TokenizerClass) -> Result<ClassFrame, Fault> {
         let bytes = |prefix: bool, regex: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": regex});
         let prefix = self.flag("add_prefix_space")?;
+        let nfc = || json!({"type": "NFC"});
+        let spaces = || json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
+        let split = |regex: &str| {
+            json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
+                bytes(prefix.unwrap_or(false), false),
+            ]})
+        };
         Ok(match class {
             AsItIs | Gpt2 => ClassFrame {
                 normalizer: Value::Null,
                 pre_tokenizer: bytes(prefix.unwrap_or(false), true),
                 decoder: bytes(true, true),
             },
-            Qwen2 => ClassFrame {
-                normalizer: json!({"type": "NFC"}),
+            GptNeoX => ClassFrame {
+                normalizer: nfc(),
+                pre_tokenizer: bytes(prefix.unwrap_or(false), true),
+                decoder: bytes(true, true),
+            },
+            Cohere => ClassFrame {
+                normalizer: nfc(),
                 pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
-                    {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": false},
-                    bytes(prefix.unwrap_or(false), false),
+                    {"type": "Digits", "individual_digits": true},
+                    bytes(prefix.unwrap_or(false), true),
                 ]}),
                 decoder: bytes(true, true),
+            },
+            Qwen2 => ClassFrame {
+                normalizer: nfc(),
+                pre_tokenizer: split(QWEN2_SPLIT),
+                decoder: bytes(true, true),
+            },
+            Qwen3_5 => ClassFrame {
+                normalizer: nfc(),
+                pre_tokenizer: split(QWEN3_5_SPLIT),
+                decoder: bytes(true, true),
+            },
+            Gemma => ClassFrame {
+                normalizer: json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"}),
+                pre_tokenizer: json!({
+                    "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false,
+                }),
+                decoder: json!({
+                    "type": "Sequence", "decoders": [spaces(), {"type": "ByteFallback"}, {"type": "Fuse"}],
+                }),
             },
             Llama => {
                 let prefix = prefix.unwrap_or(true);
@@ -259,11 +322,7 @@ impl Declared<'_> {
                     (true, true) => "always",
                     (true, false) => "first",
                 };
-                let mut decoders = vec![
-                    json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
-                    json!({"type": "ByteFallback"}),
-                    json!({"type": "Fuse"}),
-                ];
+                let mut decoders = vec![spaces(), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
                 if prefix {
                     decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
                 }
@@ -294,10 +353,14 @@ impl Declared<'_> {
 impl TokenizerClass {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            AsItIs => "TokenizersBackend",
+            AsItIs => BACKEND,
             Llama => "LlamaTokenizer",
+            Gemma => "GemmaTokenizer",
             Qwen2 => "Qwen2Tokenizer",
+            Qwen3_5 => "Qwen3_5Tokenizer",
             Gpt2 => "GPT2Tokenizer",
+            GptNeoX => "GPTNeoXTokenizer",
+            Cohere => "CohereTokenizer",
         }
     }
 
@@ -307,14 +370,43 @@ impl TokenizerClass {
         match self {
             AsItIs => &[],
             Llama => &[("bos_token", Some("<s>")), ("eos_token", Some("</s>")), ("unk_token", Some("<unk>"))],
-            Qwen2 => &[("bos_token", None), ("eos_token", END), ("unk_token", END), ("pad_token", END)],
+            Gemma => &[
+                ("bos_token", Some("<bos>")),
+                ("eos_token", Some("<eos>")),
+                ("unk_token", Some("<unk>")),
+                ("pad_token", Some("<pad>")),
+                ("mask_token", Some("<mask>")),
+            ],
+            Cohere => &[
+                ("bos_token", Some("<BOS_TOKEN>")),
+                ("eos_token", Some("<|END_OF_TURN_TOKEN|>")),
+                ("unk_token", Some("<UNK>")),
+                ("sep_token", Some("<SEP>")),
+                ("pad_token", Some("<PAD>")),
+                ("cls_token", Some("<CLS>")),
+                ("mask_token", Some("<MASK_TOKEN>")),
+            ],
+            GptNeoX => &[
+                ("bos_token", END),
+                ("eos_token", END),
+                ("unk_token", END),
+                ("pad_token", Some("<|padding|>")),
+            ],
+            Qwen2 | Qwen3_5 => {
+                &[("bos_token", None), ("eos_token", END), ("unk_token", END), ("pad_token", END)]
+            }
             Gpt2 => &[("bos_token", END), ("eos_token", END), ("unk_token", END), ("pad_token", None)],
         }
     }
 
-    /// Whether named tokens are added again at the end as special tokens, with default values for `lstrip`, `rstrip` and `single_word`.
-    pub(crate) fn adds_named_again(self) -> bool {
-        self == Qwen2
+    /// How a named token is added once more at the end, as a special token; `None` if the class does not do that.
+    pub(crate) fn added_again(self, token: &AddedToken) -> Option<AddedToken> {
+        match self {
+            // Without the token's own flags.
+            Qwen2 => Some(AddedToken::from(token.content.clone(), true)),
+            Cohere => Some(AddedToken { special: true, ..token.clone() }),
+            _ => None,
+        }
     }
 }
 

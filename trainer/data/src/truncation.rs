@@ -1,10 +1,12 @@
 //! Cuts pairs that are longer than the run's sequences, or drops them.
 
+use dyad_proto::RunConfig;
+use dyad_proto::run_config::TrainOnInputs;
 use dyad_proto::wire::PairVerdict;
 
 use crate::tokenized::Tokenized;
 
-/// Limits of a run's sequences.
+/// Limits of a run's sequences, and what is trained of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// Most tokens of prompt plus completion.
@@ -13,6 +15,24 @@ pub struct Rule {
     pub preferred_only: bool,
     /// Rows of the model's embedding: ids must be less than this.
     pub embedding_rows: u32,
+    /// All tokens of a sequence are trained.
+    pub train_on_inputs: bool,
+    /// Of an output with several messages, the assistant's tokens alone are trained.
+    pub assistant_only: bool,
+}
+
+impl Rule {
+    /// The rule of a run.
+    #[must_use]
+    pub fn of(config: &RunConfig, max_len: usize, embedding_rows: u32) -> Self {
+        Self {
+            max_len,
+            preferred_only: !config.objective().scores_both_outputs(),
+            embedding_rows,
+            train_on_inputs: config.train_on_inputs == TrainOnInputs::Yes,
+            assistant_only: config.assistant_only_loss,
+        }
+    }
 }
 
 /// Whether pairs with this verdict are trained on.
@@ -23,17 +43,22 @@ pub fn is_trainable(verdict: PairVerdict) -> bool {
 
 /// Cuts the end of each sequence; drops the pair if a side has no tokens left to train on, or if both sides are equal.
 pub(crate) fn truncate(mut pair: Tokenized, rule: Rule) -> (PairVerdict, Tokenized) {
-    if pair.prompt.is_empty() || pair.chosen.is_empty() || !rule.preferred_only && pair.rejected.is_empty() {
+    let nothing_trained =
+        |pair: &Tokenized| pair.chosen_trained() == 0 || !rule.preferred_only && pair.rejected_trained() == 0;
+    if pair.prompt.is_empty() || nothing_trained(&pair) {
         return (PairVerdict::DroppedEmpty, pair);
     }
     let Some(room) = rule.max_len.checked_sub(pair.prompt.len()).filter(|&room| room > 0) else {
         return (PairVerdict::DroppedTooLong, pair);
     };
     let cut = pair.chosen.len() > room || pair.rejected.len() > room;
-    pair.chosen.truncate(room);
-    pair.rejected.truncate(room);
+    pair.truncate(room);
+    if nothing_trained(&pair) {
+        return (PairVerdict::DroppedTooLong, pair);
+    }
     // A supervised run does not use the rejected side, so it may equal the chosen one.
-    if !rule.preferred_only && pair.chosen == pair.rejected {
+    let same = (&pair.chosen, &pair.chosen_untrained) == (&pair.rejected, &pair.rejected_untrained);
+    if !rule.preferred_only && same {
         return (PairVerdict::DroppedIdentical, pair);
     }
     (if cut { PairVerdict::Truncated } else { PairVerdict::Kept }, pair)
@@ -44,11 +69,34 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tokenized::Untrained;
 
-    const RULE: Rule = Rule { max_len: 10, preferred_only: false, embedding_rows: u32::MAX };
+    const RULE: Rule = Rule {
+        max_len: 10,
+        preferred_only: false,
+        embedding_rows: u32::MAX,
+        train_on_inputs: false,
+        assistant_only: true,
+    };
 
     fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Tokenized {
         Tokenized::new(prompt.to_vec(), chosen.to_vec(), rejected.to_vec())
+    }
+
+    #[test]
+    fn a_pair_without_a_trained_token_within_the_limit_is_dropped() {
+        let masked = |rejected: &[bool]| Tokenized {
+            rejected_untrained: Untrained::of(rejected),
+            ..pair(&[1; 7], &[2, 3, 4, 5], &[6, 7, 8, 9])
+        };
+        assert_eq!(truncate(masked(&[false; 4]), RULE).0, PairVerdict::DroppedEmpty);
+        assert_eq!(truncate(masked(&[false, false, false, true]), RULE).0, PairVerdict::DroppedTooLong);
+        let (verdict, cut) = truncate(masked(&[false, true, false, true]), RULE);
+        assert_eq!((verdict, cut.rejected_trained()), (PairVerdict::Truncated, 1));
+        assert_eq!(
+            truncate(masked(&[false; 4]), Rule { preferred_only: true, ..RULE }).0,
+            PairVerdict::Truncated
+        );
     }
 
     #[test]

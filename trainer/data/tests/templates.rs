@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use dyad_data::rendered::Chat;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::pairs::{Message, Role};
 
@@ -73,6 +74,87 @@ fn templates_render_as_in_transformers_or_are_refused_by_name() {
     assert_eq!(refused, read("refused.json"));
 }
 
+fn with_template(dir: &Path, template: &str) -> ChatTokenizer {
+    std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
+    ChatTokenizer::load(dir, dir, now()).unwrap()
+}
+
+#[test]
+fn generation_blocks_give_their_ranges() {
+    let dir = folder();
+    let template = "{% for m in messages %}é{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}";
+    let tokenizer = with_template(dir.path(), template);
+    let messages = [
+        serde_json::json!({"role": "user", "content": "x"}),
+        serde_json::json!({"role": "assistant", "content": "yes 🙂"}),
+        serde_json::json!({"role": "assistant", "content": ""}),
+    ];
+    let rendered = tokenizer.render_marked(&Chat::of(&messages)).unwrap();
+    assert_eq!(rendered.text, "ééyes 🙂é");
+    assert_eq!(rendered.generated, [4..12, 14..14]);
+    assert!(tokenizer.marks_generation(false));
+    assert!(!with_template(dir.path(), "{{ messages }}").marks_generation(false));
+}
+
+/// transformers counts from the text that has left all macros, so it marks another part.
+#[test]
+fn a_generation_block_without_a_known_place_is_refused_only_if_its_range_is_asked_for() {
+    let dir = folder();
+    let messages = [serde_json::json!({"role": "user", "content": "x"})];
+    let block = "{% generation %}a{% endgeneration %}";
+    for around in [
+        format!("{{% macro f() %}}-{block}{{% endmacro %}}{{{{ f() }}}}"),
+        format!("{{% set s %}}-{block}{{% endset %}}{{{{ s }}}}"),
+        format!("{{% filter trim %}}-{block}{{% endfilter %}}"),
+        format!("{{% for m in messages recursive %}}-{block}{{% endfor %}}"),
+        format!("{{% generation %}}-{block}{{% endgeneration %}}"),
+    ] {
+        let tokenizer = with_template(dir.path(), &around);
+        assert_eq!(tokenizer.render_chat(&Chat::of(&messages)).unwrap(), "-a", "{around}");
+        let refusal = tokenizer.render_marked(&Chat::of(&messages)).unwrap_err().message;
+        assert!(refusal.contains("line 1: the place of a generation block"), "{refusal}");
+    }
+}
+
+#[test]
+fn a_conversation_for_a_template_has_the_fields_that_transformers_gives() {
+    let dir = folder();
+    let tokenizer = with_template(dir.path(), "{{ messages }}|{{ tools }}|{{ own }}|{{ bos_token }}");
+    let messages = [serde_json::json!({"role": "assistant", "reasoning": "r", "content": null, "n": 1.0})];
+    let own = serde_json::json!({"own": {"b": [1, true, null], "a": "é"}, "bos_token": "B"});
+    let chat = Chat { variables: own.as_object(), ..Chat::of(&messages) };
+    assert_eq!(
+        tokenizer.render_chat(&chat).unwrap(),
+        "[{'thinking': 'r', 'role': 'assistant', 'reasoning': 'r', 'n': 1.0, 'reasoning_content': 'r'}]|None|{'b': [1, True, None], 'a': 'é'}|B"
+    );
+    let refused = |chat: &Chat<'_>| tokenizer.render_chat(chat).unwrap_err().message;
+    let tools = serde_json::json!({"name": "x"});
+    assert_eq!(refused(&Chat { tools: Some(&tools), ..chat }), "tools: expected a list of objects");
+    let own = serde_json::json!({"tokenize": false});
+    assert!(refused(&Chat { variables: own.as_object(), ..chat }).starts_with("tokenize cannot be set"));
+    assert!(refused(&Chat { messages: &[], ..chat }).starts_with("a conversation without messages"));
+    let large = serde_json::json!({"own": u64::MAX});
+    assert!(
+        refused(&Chat { variables: large.as_object(), ..chat }).contains("beyond 64 bits, is not supported")
+    );
+}
+
+/// As in transformers, conversations with tools have a template of their own if the tokenizer has one for them.
+#[test]
+fn conversations_with_tools_take_the_template_for_tools() {
+    let dir = folder();
+    let others = dir.path().join("additional_chat_templates");
+    std::fs::create_dir(&others).unwrap();
+    std::fs::write(others.join("tool_use.jinja"), "tools{% generation %}{% endgeneration %}").unwrap();
+    let tokenizer = with_template(dir.path(), "plain");
+    let messages = [serde_json::json!({"role": "user", "content": "x"})];
+    let none = serde_json::json!([]);
+    let chat = Chat::of(&messages);
+    assert_eq!(tokenizer.render_chat(&chat).unwrap(), "plain");
+    assert_eq!(tokenizer.render_chat(&Chat { tools: Some(&none), ..chat }).unwrap(), "tools");
+    assert_eq!((tokenizer.marks_generation(false), tokenizer.marks_generation(true)), (false, true));
+}
+
 /// Very deep nesting is an error that names the construct and never overflows the stack. jinja2 refuses most of these templates too.
 #[test]
 fn deep_nesting_is_refused_without_a_stack_overflow() {
@@ -111,7 +193,7 @@ fn deep_nesting_is_refused_without_a_stack_overflow() {
         ),
     ];
     let dir = folder();
-    let conversations = [vec![Message { role: Role::User, content: "x".into() }]];
+    let conversations = [vec![Message::new(Role::User, "x")]];
     for template in templates {
         let ours = rendered(dir.path(), &template, &conversations);
         let refused = |result: &Result<String, String>| {

@@ -37,7 +37,7 @@ pub struct MicroBatch {
     pub sequences: Tensor,
     /// 1 for rows beyond the length of the pair's shorter output, 0 for others; all 0 without a second output. `[rows]`
     pub tails: Tensor,
-    /// Completion tokens of each sequence. `[sequences]`
+    /// Trained completion tokens of each sequence. `[sequences]`
     pub lengths: Tensor,
     /// Factor of each pair's loss. `[pairs]`, float64
     pub weights: Tensor,
@@ -117,24 +117,24 @@ impl<'a> Builder<'a> {
         self.placed.sort_by_key(|placed| placed.output.sequence);
         let (mut rows, mut targets, mut sequences, mut tails) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let lengths: Vec<i64> = self.placed.iter().map(|placed| placed.output.tokens.len() as i64).collect();
+        let lengths: Vec<i64> = self.placed.iter().map(|placed| placed.output.trained()).collect();
         let shorter = |place: usize| {
             let first = place - place % sequences_per_pair as usize;
             lengths[first..first + sequences_per_pair as usize].iter().min().copied().unwrap_or(0)
         };
         for (place, Placed { output, prompt_end, first }) in self.placed.iter().enumerate() {
             let shorter = shorter(place);
-            for (offset, &target) in output.tokens.iter().enumerate() {
-                tails.push(i64::from(offset as i64 >= shorter));
+            // Tokens that are not trained have no row, so the head never sees them.
+            for (row, offset) in output.untrained.trained(output.tokens.len()).enumerate() {
+                tails.push(i64::from(row as i64 >= shorter));
                 // The last prompt token predicts the first token of every answer; later tokens follow their own answer.
                 rows.push(if offset == 0 { prompt_end - 1 } else { first + offset as i64 - 1 });
-                targets.push(i64::from(target));
+                targets.push(i64::from(output.tokens[offset]));
                 sequences.push(output.sequence as i64);
             }
         }
         let of_pair = self.placed.chunks(sequences_per_pair as usize);
-        let rows_of =
-            |placed: &[Placed<'_>]| placed.iter().map(|placed| placed.output.tokens.len() as i64).sum();
+        let rows_of = |placed: &[Placed<'_>]| placed.iter().map(|placed| placed.output.trained()).sum();
         let rows_per_pair = of_pair.map(rows_of).collect();
         // Sent as bits among the lists of integers.
         let weights = weights.into_iter().map(|weight| weight.to_bits() as i64).collect();
@@ -194,6 +194,8 @@ fn gathered(runs: &Runs, [rows, starts, places]: [Tensor; 3]) -> Option<Gathered
 
 #[cfg(test)]
 mod tests {
+    use dyad_data::tokenized::Untrained;
+
     use super::*;
     use crate::batch::TokenCounts;
 
@@ -216,6 +218,23 @@ mod tests {
         assert_eq!(list(&batch.sequences), [0, 0, 1, 1, 1]);
         assert_eq!(list(&batch.lengths), [2, 3]);
         assert_eq!(batch.segments, [Segment { start: 0, prompt: 3, branches: vec![2, 3] }]);
+    }
+
+    /// Position, attention and inputs are those of all tokens; only trained ones have rows.
+    #[test]
+    fn tokens_that_are_not_trained_have_no_rows() {
+        let pair = Tokenized {
+            chosen_untrained: Untrained::of(&[true, false, false, true]),
+            rejected_untrained: Untrained::of(&[false, true]),
+            ..pair(&[1, 2], &[3, 4, 5, 6], &[7, 8])
+        };
+        let batch = MicroBatch::pack(&[&pair], PairLayout::SharedPairs, Device::Cpu);
+        assert_eq!(list(&batch.tokens), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(list(&batch.positions), [0, 1, 2, 3, 4, 5, 2, 3]);
+        assert_eq!(batch.segments, [Segment { start: 0, prompt: 2, branches: vec![4, 2] }]);
+        assert_eq!((list(&batch.rows), list(&batch.targets)), (vec![1, 4, 6], vec![3, 6, 8]));
+        assert_eq!((list(&batch.sequences), list(&batch.lengths)), (vec![0, 0, 1], vec![2, 1]));
+        assert_eq!((list(&batch.tails), batch.rows_per_pair), (vec![0, 1, 0], vec![3]));
     }
 
     #[test]

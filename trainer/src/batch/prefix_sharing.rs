@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use dyad_data::tokenized::Tokenized;
+use dyad_data::tokenized::{Tokenized, Untrained};
 use dyad_proto::RunConfig;
 
 /// Which completions a pass scores.
@@ -32,6 +32,14 @@ impl PairLayout {
 pub(super) struct OutputTokens<'a> {
     pub(super) sequence: usize,
     pub(super) tokens: &'a [u32],
+    pub(super) untrained: &'a Untrained,
+}
+
+impl OutputTokens<'_> {
+    /// Number of trained tokens.
+    pub(super) fn trained(&self) -> i64 {
+        (self.tokens.len() - self.untrained.count()) as i64
+    }
 }
 
 /// The segments of a micro-batch: each prompt with the answers that follow it. With `SharedPairs`, all pairs of one prompt share a
@@ -44,8 +52,9 @@ pub(super) fn plan<'a>(
     let mut of_prompt: HashMap<&[u32], usize> = HashMap::new();
     for (index, pair) in pairs.iter().enumerate() {
         let prompt = pair.prompt.as_slice();
-        let chosen = |sequence| OutputTokens { sequence, tokens: &pair.chosen };
-        let rejected = |sequence| OutputTokens { sequence, tokens: &pair.rejected };
+        let output = |sequence, tokens, untrained| OutputTokens { sequence, tokens, untrained };
+        let chosen = |sequence| output(sequence, &pair.chosen, &pair.chosen_untrained);
+        let rejected = |sequence| output(sequence, &pair.rejected, &pair.rejected_untrained);
         match layout {
             PairLayout::ChosenOnly => plan.push((prompt, vec![chosen(index)])),
             PairLayout::SeparatePairs => {

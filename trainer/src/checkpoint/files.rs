@@ -5,11 +5,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use dyad_data::hub::{MODEL_COMPANIONS, OTHER_TEMPLATES, TOKENIZER_COMPANIONS};
 use dyad_proto::folder::Folder;
 use dyad_proto::manifest::{Manifest, Sum};
 use dyad_proto::run_folder::{is_own, is_real_folder, unfinished};
 use dyad_proto::{Fault, removal, safe_file};
+use dyad_sources::hub::{MODEL_COMPANIONS, OTHER_TEMPLATES, TOKENIZER_COMPANIONS};
 
 use super::cannot_write;
 use crate::observe::progress;

@@ -9,8 +9,9 @@ use dyad_data::adapter::ADAPTER_WEIGHTS;
 use super::OPTIMIZER_FILE;
 use crate::model::weights::{Digested, Weights};
 use crate::optimizer::states::MASTER;
-use crate::zero::parameters::Parameters;
+use crate::zero::parameters::{Parameters, WholeTensor};
 use dyad_proto::Fault;
+use dyad_proto::manifest::Manifest;
 
 /// Overwrites this rank's part of masters and moments, then the tensors that the model computes with. Fails if the checkpoint has a
 /// tensor that the run does not train. Adds every tensor of the checkpoint to `read`, whatever part of it this rank keeps.
@@ -39,6 +40,33 @@ pub fn restore(dir: &Path, parameters: &mut Parameters, read: &Digested) -> Resu
                 .hint("resume with the model and the lora keys of the run that has left the checkpoint"))
         }
     }
+}
+
+/// The masters that a checkpoint of this run holds, with the names and shapes of `kept`. The checkpoint may be an old one: its bytes are
+/// verified first.
+pub fn saved_masters(dir: &Path, kept: &[WholeTensor]) -> Result<Vec<WholeTensor>, Fault> {
+    let damaged = |what: &dyn std::fmt::Display| {
+        Fault::failed(format!("{}, the checkpoint of the best evaluation: {what}", dir.display()))
+            .hint("leave output_dir alone while a run writes to it; --resume goes on from another checkpoint")
+    };
+    match Manifest::read(dir).map_err(|damage| damaged(&damage))? {
+        Some(manifest) => manifest.verify(dir).map_err(|damage| damaged(&damage))?,
+        None => return Err(damaged(&"it is missing")),
+    }
+    let optimizer = Weights::open_files(dir, vec![dir.join(OPTIMIZER_FILE)])?;
+    let adapter = dir.join(ADAPTER_WEIGHTS);
+    let weights =
+        if adapter.is_file() { Weights::open_files(dir, vec![adapter])? } else { Weights::open(dir)? };
+    let master = |one: &WholeTensor| {
+        let full = format!("{}.{MASTER}", one.name);
+        let shape = one.tensor.size();
+        let tensor = match optimizer.contains(&full) {
+            true => optimizer.tensor(&full, &shape),
+            false => weights.tensor(&one.name, &shape),
+        };
+        Ok(WholeTensor { name: one.name.clone(), suffix: MASTER, tensor: tensor? })
+    };
+    kept.iter().filter(|one| one.suffix == MASTER).map(master).collect()
 }
 
 fn other_moments(dir: &Path, optimizer: &Weights, name: &str) -> Fault {

@@ -12,7 +12,7 @@ use dyad_proto::checkpoint_state::CheckpointState;
 use super::STATE_FILE;
 
 /// Number of rotating checkpoints that are kept: two, so that one is left if the newest gets damaged.
-const KEPT: usize = 2;
+const ROTATING: usize = 2;
 
 /// A checkpoint in the output folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,9 +21,18 @@ struct Saved {
     rotates: bool,
 }
 
+/// Which checkpoints stay.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kept {
+    /// Step of the checkpoint that always stays: that of the best evaluation.
+    pub best: u64,
+    /// Most checkpoints.
+    pub limit: Option<u32>,
+}
+
 /// Removes the checkpoints that a completed one makes superfluous. A failure to remove one is only logged.
-pub fn rotate(output_dir: &Path, newest: u64, limit: Option<u32>) {
-    for step in expired(&saved(output_dir, newest), limit) {
+pub fn rotate(output_dir: &Path, newest: u64, kept: Kept) {
+    for step in expired(&saved(output_dir, newest), kept) {
         let path = output_dir.join(format!("checkpoint-{step}"));
         // Rename it first: a half-removed folder must not look like a checkpoint.
         let out_of_sight = unfinished(&path);
@@ -54,16 +63,17 @@ fn saved(output_dir: &Path, newest: u64) -> Vec<Saved> {
     saved
 }
 
-/// Steps of all rotating checkpoints except the last `KEPT`, then of the oldest of all kinds beyond `limit`, as `save_total_limit` in
-/// transformers.
-fn expired(saved: &[Saved], limit: Option<u32>) -> Vec<u64> {
-    let rotating: Vec<u64> = saved.iter().filter(|saved| saved.rotates).map(|saved| saved.step).collect();
-    let mut expired = rotating[..rotating.len().saturating_sub(KEPT)].to_vec();
+/// Steps of all rotating checkpoints except the last [`ROTATING`], then of the oldest of all kinds beyond `limit`, as `save_total_limit`
+/// in transformers: the newest and the best one stay, and count.
+fn expired(saved: &[Saved], Kept { best, limit }: Kept) -> Vec<u64> {
+    let rotates = |saved: &&Saved| saved.rotates && saved.step != best;
+    let rotating: Vec<u64> = saved.iter().filter(rotates).map(|saved| saved.step).collect();
+    let mut expired = rotating[..rotating.len().saturating_sub(ROTATING)].to_vec();
     let rest: Vec<u64> =
         saved.iter().map(|saved| saved.step).filter(|step| !expired.contains(step)).collect();
-    // At least one, so that the newest stays.
-    let limit = limit.map_or(usize::MAX, |limit| limit.max(1) as usize);
-    expired.extend(&rest[..rest.len().saturating_sub(limit)]);
+    let limit = limit.map_or(usize::MAX, |limit| limit as usize);
+    let removable = rest.iter().take(rest.len().saturating_sub(1)).filter(|step| **step != best);
+    expired.extend(removable.take(rest.len().saturating_sub(limit)));
     expired.sort_unstable();
     expired
 }
@@ -74,7 +84,7 @@ mod tests {
 
     fn of(steps: &[(u64, bool)], limit: Option<u32>) -> Vec<u64> {
         let saved: Vec<Saved> = steps.iter().map(|&(step, rotates)| Saved { step, rotates }).collect();
-        expired(&saved, limit)
+        expired(&saved, Kept { best: 0, limit })
     }
 
     #[test]
@@ -94,6 +104,19 @@ mod tests {
     }
 
     #[test]
+    fn the_best_checkpoint_stays_and_counts() {
+        let all = [(3, true), (5, true), (7, true), (9, true)];
+        let saved: Vec<Saved> = all.iter().map(|&(step, rotates)| Saved { step, rotates }).collect();
+        let of = |best, limit| expired(&saved, Kept { best, limit });
+        assert_eq!(of(3, None), [5]);
+        assert_eq!(of(5, None), [3]);
+        assert_eq!(of(9, None), [3]);
+        assert_eq!(of(3, Some(1)), [5, 7]);
+        assert_eq!(of(3, Some(2)), [5, 7]);
+        assert_eq!(of(9, Some(1)), [3, 5, 7]);
+    }
+
+    #[test]
     fn unreadable_and_later_checkpoints_stay() {
         let dir = tempfile::tempdir().unwrap();
         let state = |step: u64| {
@@ -107,7 +130,7 @@ mod tests {
             fs::write(path.join(STATE_FILE), if step == 2 { "{".into() } else { state(step) }).unwrap();
         }
         fs::create_dir(dir.path().join("checkpoint-best")).unwrap();
-        rotate(dir.path(), 4, Some(1));
+        rotate(dir.path(), 4, Kept { best: 0, limit: Some(1) });
         let mut left: Vec<String> = fs::read_dir(dir.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

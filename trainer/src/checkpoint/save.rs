@@ -16,6 +16,7 @@ use crate::model::Model;
 use crate::model::lora::Adapters;
 use crate::model::weights::Reading;
 use crate::model::weights::listed;
+use crate::model::weights::names::ADAPTER_PREFIX;
 use crate::optimizer::states::MASTER;
 use crate::session::drain::Recorded;
 use crate::zero::parameters::WholeTensor;
@@ -85,7 +86,13 @@ impl Saver {
 
     /// Fails if the model has NaN or infinite numbers in tensors that were finite at the start.
     fn finite(&self, step: u64, written: Written) -> Result<Sums, Fault> {
-        let new: Vec<&str> = written.not_finite.difference(&self.not_finite).map(String::as_str).collect();
+        let was = |name: &String| {
+            // A module that is trained whole beside adapters began as the base's.
+            let of_base = name.strip_prefix(ADAPTER_PREFIX).unwrap_or(name);
+            self.not_finite.contains(name) || self.not_finite.contains(of_base)
+        };
+        let new: Vec<&str> =
+            written.not_finite.iter().filter(|name| !was(name)).map(String::as_str).collect();
         if new.is_empty() {
             return Ok(written.sums);
         }
@@ -136,14 +143,21 @@ impl Saver {
         let place = Place { device: Device::Cpu, kind: Kind::Float };
         let again = Reading { again: true, ..Reading::default() };
         let mut model = Model::load_units(&self.base, place, &again, &mut |_, _| {})?;
+        if adapters.unties_head() && model.untied_head.is_none() {
+            model.untied_head = Some(model.embedding.shallow_clone());
+            let config = dir.join("config.json");
+            let mut fields = dyad_data::files::object(&config)?.unwrap_or_default();
+            fields.insert("tie_word_embeddings".to_owned(), false.into());
+            write_json(&config, &fields)?;
+        }
+        let find = |name: &str| {
+            masters(kept).find(|one| one.name == name).map(|one| one.tensor.to_device(Device::Cpu))
+        };
         let tensors: NamedStored = model
             .named_tensors()
             .into_iter()
             .map(|(name, tensor)| {
-                let merged = adapters.update_of(&name, &|name| {
-                    masters(kept).find(|one| one.name == name).map(|one| one.tensor.to_device(Device::Cpu))
-                });
-                let merged = merged.map(|update| tensor.detach() + update);
+                let merged = adapters.merged(&name, &tensor.detach(), &find);
                 (name, StoredTensor::new(merged.as_ref().unwrap_or(tensor), self.stored))
             })
             .collect();

@@ -4,14 +4,15 @@
 //! the lowest unit of a bucket is done in the step's last micro-batch, the bucket's all-reduce starts while lower layers still compute.
 //! The gradients of embedding and head are computed in closed form.
 //!
-//! The files: `micro_steps` splits a rank's pairs, `passes` runs one micro-batch, `coupled` is the first pass that some objectives need, `reference` gets the reference model's scores, and
-//! `step_statistics` adds up a step's sums.
+//! The files: `micro_steps` splits a rank's pairs, `passes` runs one micro-batch, `coupled` is the first pass that some objectives need,
+//! `reference` gets the reference model's scores, and `step_statistics` adds up a step's sums. [`generation`] answers prompts.
 //!
 //! - TRN-E1: the loss is a sum over pairs divided by the number of pairs of *all* ranks and micro-batches, so that neither the
 //!   world size nor the split into micro-batches changes the step.
 //! - TRN-E2: every rank issues the same collectives in the same order, also when it has fewer pairs than others, or none.
 
 mod coupled;
+pub mod generation;
 mod micro_steps;
 mod passes;
 mod reference;
@@ -33,7 +34,7 @@ use self::step_statistics::{StepStatistics, sums};
 use crate::batch::{MicroBatch, PairLayout, TokenCounts};
 use crate::cost::activation_memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
 use crate::error::EngineError;
-use crate::model::Model;
+use crate::model::{Model, lora};
 use crate::objective::head::{Scorer, Scoring, score_batch};
 use crate::objective::statistics::{DeviceSums, HostSums};
 use crate::objective::{Scored, StepObjective, StepSize};
@@ -111,7 +112,7 @@ impl Engine {
     /// Assembles an engine, and connects sharded weights to the other ranks.
     #[must_use]
     pub fn new(
-        policy: Model,
+        mut policy: Model,
         reference: Option<Model>,
         parameters: Parameters,
         communicator: Arc<dyn Communicator>,
@@ -125,7 +126,7 @@ impl Engine {
             micro_batch_tokens: config.micro_batch_tokens as usize,
             first_uncheckpointed_layer: first_uncheckpointed_layer(
                 config,
-                &policy,
+                &mut policy,
                 communicator.world_size(),
             ),
             seed: config.random_seed,
@@ -245,9 +246,11 @@ impl Engine {
 }
 
 /// Index of the lowest layer that keeps its activations.
-fn first_uncheckpointed_layer(config: &RunConfig, policy: &Model, world_size: usize) -> usize {
+fn first_uncheckpointed_layer(config: &RunConfig, policy: &mut Model, world_size: usize) -> usize {
     let (place, layers) = (policy.place, policy.layers.len());
-    let layer = LayerBytes::new(&policy.config, place, u64::from(config.micro_batch_tokens));
+    let tokens = u64::from(config.micro_batch_tokens);
+    let mut layer = LayerBytes::new(&policy.config, place, tokens);
+    layer.kept += tokens * lora::stretched_values(policy) as u64 * place.kind.elt_size_in_bytes() as u64;
     let free = free_bytes(place.device, ranks_here(world_size));
     let kept = kept_layers(config.activation_checkpointing, layers, layer, free);
     tracing::info!(kept, layers, free_mib = free.map(|bytes| bytes >> 20), "activations kept");

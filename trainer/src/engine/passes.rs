@@ -11,6 +11,7 @@ use crate::batch::{MicroBatch, TokenCounts};
 use crate::error::EngineError;
 use crate::model::layer::LayerOutput;
 use crate::model::pass::Pass;
+use crate::model::{EMBEDDING, FINAL_NORM, HEAD};
 use crate::objective::head::{HeadGradients, Scorer, Scores, Scoring, score_batch};
 use crate::objective::statistics::{DeviceSums, Statistic};
 use crate::observe::timing::Phases;
@@ -136,13 +137,13 @@ impl Engine {
         }
         let rows = self.policy.normed_rows(&last, &batch.rows);
         let flat_rows = rows.detach();
-        // The head is the last parameter of its unit: alone in the embedding's unit, after the norm in the top unit.
-        let weight = self.parameters.units[head_unit].last().map(|parameter| &parameter.grad);
+        let head = if head_unit == 0 { EMBEDDING } else { HEAD };
+        let weight = self.parameters.find(head_unit, head).map(|parameter| &parameter.grad);
         let mut gradients = HeadGradients { rows: flat_rows.empty_like(), weight };
         let policy = Scorer { rows: &flat_rows, weight: self.policy.head() };
         let scored_by = self.scored_by(reference);
         let scores = score_batch(batch, work.scoring, policy, scored_by, Some(&mut gradients));
-        let norm = self.parameters.units[top].first();
+        let norm = self.parameters.find(top, FINAL_NORM);
         let inputs: Vec<&Tensor> = [&last].into_iter().chain(norm.map(|parameter| &parameter.leaf)).collect();
         let mut result = grad(&[&rows], &[&gradients.rows], &inputs)?;
         if let (Some(norm), Some(Some(norm_grad))) = (norm, result.get(1)) {

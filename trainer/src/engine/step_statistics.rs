@@ -28,8 +28,8 @@ impl StepStatistics {
         // Adds on the device: a step waits for the device only once, at its end.
         self.sums.add(&scores.statistics);
         if matches!(reference, ReferenceSide::Rows(_)) {
-            let chosen: usize = pairs.iter().map(|pair| pair.chosen.len()).sum();
-            let rejected: usize = pairs.iter().map(|pair| pair.rejected.len()).sum();
+            let chosen: usize = pairs.iter().map(|pair| pair.chosen_trained()).sum();
+            let rejected: usize = pairs.iter().map(|pair| pair.rejected_trained()).sum();
             self.kl_chosen_tokens += chosen as u64;
             self.kl_tokens += (chosen + rejected) as u64;
         }
@@ -79,10 +79,10 @@ pub(super) fn sums(
     objective: Objective,
 ) -> PreferenceSums {
     let count = |lengths: &dyn Fn(&Tokenized) -> usize| pairs.iter().map(lengths).sum::<usize>() as u64;
-    let chosen_tokens = count(&|pair| pair.chosen.len());
+    let chosen_tokens = count(&Tokenized::chosen_trained);
     let (completion_tokens, tokens) = match objective.scores_both_outputs() {
         true => (
-            count(&|pair| pair.chosen.len() + pair.rejected.len()),
+            count(&|pair| pair.chosen_trained() + pair.rejected_trained()),
             count(&|pair| 2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len()),
         ),
         false => (chosen_tokens, count(&|pair| pair.prompt.len() + pair.chosen.len())),

@@ -1,5 +1,7 @@
-//! Loads the models and trainable parameters of a run. [`reading_ranks`] decides which ranks read the files.
+//! Loads the models and trainable parameters of a run. [`reading_ranks`] decides which ranks read the files; [`evaluated`] loads models that
+//! are only evaluated.
 
+pub mod evaluated;
 pub mod reading_ranks;
 
 use std::collections::BTreeSet;
@@ -8,14 +10,14 @@ use std::rc::Rc;
 
 use dyad_data::adapter::{self, ADAPTER_CONFIG};
 use dyad_data::files::is_there;
-use dyad_data::hub;
 use dyad_data::tokenizer::class_without_model;
 use dyad_proto::{Fault, RunConfig, lfs, manifest};
+use dyad_sources::hub;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Home;
 use crate::checkpoint::save::{SavedAdapter, Saver};
-use crate::model::lora::{self, Adapters};
+use crate::model::lora::{self, Adapters, BaseFolder};
 use crate::model::weights::listed;
 use crate::model::weights::{Digested, Reading};
 use crate::model::{Model, stored_kind};
@@ -266,18 +268,21 @@ fn adapters(
     if let Some(warning) = adapter::base::mismatch(adapters.base(), &name, &sources.base) {
         tracing::warn!("{warning}");
     }
-    lora::attach(&mut policy, &adapters, config.random_seed, reading)?;
-    let reference = match (compares, &sources.adapter) {
-        (false, _) => None,
-        // B is zero, so the base itself is the start.
-        (true, None) => Some(policy.share()),
-        (true, Some(_)) => Some(lora::frozen_reference(&mut policy)),
-    };
-    let layers = lora::named_tensors(&mut policy);
-    let units = [Vec::new()].into_iter().chain(layers).chain([Vec::new()]).collect();
+    // The reference of new adapters is the base.
+    let untouched = (compares && sources.adapter.is_none()).then(|| policy.share());
+    let tied = policy.untied_head.is_none();
+    let base = BaseFolder { dir: &sources.base, sharded: keeping.sharding.of_weights() };
+    lora::attach(&mut policy, &adapters, config.random_seed, reading, Some(base))?;
+    if tied && policy.untied_head.is_some() {
+        // The head may still be the base's embedding, which lies in the buffer of another unit.
+        let top = policy.top_unit();
+        policy.residence.unit(0).to_vec().iter().for_each(|flat| policy.residence.add(top, flat));
+    }
+    let of_adapter = (compares && sources.adapter.is_some()).then(|| lora::frozen_reference(&mut policy));
+    let reference = untouched.or(of_adapter);
     // Adapters are small: every rank keeps them whole.
     let sharding = keeping.sharding.whole_weights();
-    let parameters = Parameters::adopt(units, Keeping { sharding, ..keeping });
+    let parameters = Parameters::adopt(lora::named_tensors(&mut policy), Keeping { sharding, ..keeping });
     parameters.reside(&mut policy.residence);
     Ok((policy, reference, parameters, Some(SavedAdapter { adapters, base: name })))
 }

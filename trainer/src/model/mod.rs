@@ -5,9 +5,10 @@
 //!
 //! - [`llama`], [`qwen2`]: the families. [`layer`]: the trait that they implement.
 //! - [`attention`], [`mlp`], [`linear`], [`rotary`]: the parts of a layer. [`pass`]: the inputs that all layers of a pass share.
-//! - [`lora`]: adapters. [`weights`]: reading of model files.
+//! - [`lora`]: adapters; [`dora`]: their magnitudes; [`saved`]: modules that are trained whole beside them. [`weights`]: reading of model files.
 
 pub mod attention;
+pub mod dora;
 mod family;
 #[cfg(test)]
 mod kernels_agree;
@@ -19,6 +20,7 @@ pub mod mlp;
 pub mod pass;
 pub mod qwen2;
 pub mod rotary;
+pub mod saved;
 pub mod weights;
 
 use std::path::Path;
@@ -55,6 +57,8 @@ pub struct Model {
     pub final_norm: Tensor,
     /// `[vocab, hidden]`; `None` if the embedding is also the head.
     pub untied_head: Option<Tensor>,
+    /// Names of base tensors that are trained whole beside adapters. They are not those of the shared base.
+    pub saved: Vec<String>,
     /// The buffers that hold the weights of its units. A unit without buffers holds its weights itself.
     pub residence: Residence,
 }
@@ -97,7 +101,8 @@ impl Model {
             weights.contains(HEAD).then(|| weights.load(HEAD, &vocabulary, place)).transpose()?;
         take(layers.len() + 1, top_tensors(&mut final_norm, untied_head.as_mut()));
         let residence = Residence::of_units(layers.len() + 2);
-        Ok(Self { embedding, layers, final_norm, untied_head, config, place, residence })
+        let saved = Vec::new();
+        Ok(Self { embedding, layers, final_norm, untied_head, config, place, saved, residence })
     }
 
     /// Number of units: embedding, each layer, final norm with the untied head.
@@ -129,7 +134,7 @@ impl Model {
         self.untied_head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Another model over the same tensors, without adapters: the reference of a fresh LoRA run.
+    /// Another model over the same tensors, without adapters. Before adapters are attached it is the reference of a new LoRA run.
     #[must_use]
     pub fn share(&self) -> Self {
         Self {
@@ -139,6 +144,7 @@ impl Model {
             layers: self.layers.iter().map(|layer| layer.share()).collect(),
             final_norm: self.final_norm.shallow_clone(),
             untied_head: self.untied_head.as_ref().map(Tensor::shallow_clone),
+            saved: Vec::new(),
             residence: self.residence.clone(),
         }
     }

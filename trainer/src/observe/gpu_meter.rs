@@ -33,8 +33,9 @@ fn fresh(last: &Option<(Instant, GpuReading)>) -> Option<GpuReading> {
     last.as_ref().filter(|(at, _)| at.elapsed() < STALE).map(|(_, reading)| reading.clone())
 }
 
-/// Starts a thread that reads `cuda:index` until the process ends.
-pub fn watch(index: usize) {
+/// Starts a thread that reads this GPU until the process ends. Does nothing for another device.
+pub fn watch(device: tch::Device) {
+    let tch::Device::Cuda(index) = device else { return };
     let reading = move || {
         let Err(reason) = read_on(index);
         tracing::info!("memory, utilisation and power of the GPU are not reported: {reason}");

@@ -1,7 +1,12 @@
 //! Learning rate of a step, by transformers' rules with a floor.
 
+use std::f64::consts::PI;
+
 use dyad_proto::RunConfig;
 use dyad_proto::run_config::LrSchedulerType;
+
+/// Steps in which `inverse_sqrt` falls to `1 / sqrt(2)` of the peak rate without a warmup, as in transformers.
+const USUAL_TIMESCALE: u64 = 10_000;
 
 /// Schedule of the learning rate over a run.
 #[derive(Clone, Copy, Debug)]
@@ -9,6 +14,7 @@ pub struct LearningRate {
     shape: LrSchedulerType,
     peak: f64,
     min_ratio: f64,
+    cycles: f64,
     warmup_steps: u64,
     total_steps: u64,
 }
@@ -21,6 +27,7 @@ impl LearningRate {
             shape: config.lr_scheduler_type,
             peak: config.learning_rate,
             min_ratio: config.min_lr_ratio,
+            cycles: config.scheduler_num_cycles(),
             warmup_steps: (config.warmup_ratio * total_steps as f64).ceil() as u64,
             total_steps,
         }
@@ -38,7 +45,15 @@ impl LearningRate {
         let shape = match self.shape {
             LrSchedulerType::Constant => return self.peak,
             LrSchedulerType::Linear => 1.0 - progress,
-            LrSchedulerType::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            LrSchedulerType::Cosine => 0.5 * (1.0 + (PI * self.cycles * 2.0 * progress).cos()),
+            LrSchedulerType::CosineWithRestarts if progress >= 1.0 => 0.0,
+            LrSchedulerType::CosineWithRestarts => {
+                0.5 * (1.0 + (PI * (self.cycles * progress).fract()).cos())
+            }
+            LrSchedulerType::InverseSqrt => {
+                let timescale = if self.warmup_steps > 0 { self.warmup_steps } else { USUAL_TIMESCALE };
+                ((done - self.warmup_steps) as f64 / timescale as f64 + 1.0).sqrt().recip()
+            }
         };
         self.peak * (self.min_ratio + (1.0 - self.min_ratio) * shape.max(0.0))
     }
@@ -74,5 +89,24 @@ mod tests {
         assert_eq!((cosine.rate(1), cosine.rate(2), cosine.rate(3)), (0.0, 1.0, 2.0));
         assert!((cosine.rate(7) - 1.0).abs() < 1e-12);
         assert_eq!(schedule(LrSchedulerType::Constant, 0.0, 0.0).rate(9), 2.0);
+    }
+
+    #[test]
+    fn cycles_are_waves_of_a_cosine_or_restarts_of_half_a_wave() {
+        let of = |shape, cycles| {
+            let config = RunConfig {
+                lr_scheduler_type: shape,
+                scheduler_num_cycles: Some(cycles),
+                learning_rate: 1.0,
+                ..Default::default()
+            };
+            let schedule = LearningRate::new(&config, 8);
+            (1..=9).map(|step| (schedule.rate(step) * 1000.0).round() / 1000.0).collect::<Vec<_>>()
+        };
+        assert_eq!(of(LrSchedulerType::Cosine, 1.0), [1.0, 0.854, 0.5, 0.146, 0.0, 0.146, 0.5, 0.854, 1.0]);
+        assert_eq!(
+            of(LrSchedulerType::CosineWithRestarts, 2.0),
+            [1.0, 0.854, 0.5, 0.146, 1.0, 0.854, 0.5, 0.146, 0.0]
+        );
     }
 }

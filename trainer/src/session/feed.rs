@@ -3,14 +3,14 @@
 
 use std::sync::mpsc;
 
-use dyad_data::pair_tokenizer::PairTokenizer;
+use dyad_data::pair_tokenizer::{Measured, PairTokenizer};
 use dyad_data::tokenized::Tokenized;
+use dyad_proto::Fault;
 use dyad_proto::wire::coordinator_message::Body as Received;
 use dyad_proto::wire::trainer_message::Body as Sent;
 use dyad_proto::wire::{
-    CommunicatorReady, MeasureReport, MeasureRequest, Pair, ReferenceLogps, RunPlan, Split,
+    CommunicatorReady, Finish, MeasureReport, MeasureRequest, Pair, ReferenceLogps, RunPlan, Split,
 };
-use dyad_proto::{Fault, RunConfig};
 
 use crate::cost::flops::PassCost;
 use crate::engine::StepShare;
@@ -34,6 +34,8 @@ pub enum ReadyWork {
         pairs: Vec<Tokenized>,
         /// Reference log-probabilities of each pair, where they are known.
         references: Vec<Option<ReferenceLogps>>,
+        /// Prompts that this rank answers.
+        samples: SampledPrompts,
     },
     /// Score pairs with the reference model alone.
     Reference {
@@ -45,9 +47,18 @@ pub enum ReadyWork {
         pairs: Vec<Tokenized>,
     },
     /// Save the model and leave.
-    Finish,
+    Finish(Finish),
     /// The run ends early, and all work before its end has been handed out.
     Drain,
+}
+
+/// Prompts that a rank answers at an evaluation.
+#[derive(Debug)]
+pub struct SampledPrompts {
+    /// Id and place of each pair, and the ids of its prompt.
+    pub prompts: Vec<(u64, String, Vec<u32>)>,
+    /// Number of prompts of the rank that has most.
+    pub slots: usize,
 }
 
 /// An optimizer step that the coordinator has assigned, with this rank's share of it.
@@ -63,6 +74,8 @@ pub struct AssignedStep {
     pub checkpoint: bool,
     /// Remove that checkpoint once there are newer ones.
     pub rotates: bool,
+    /// With early stopping: the step of the best evaluation so far, whose checkpoint stays; 0 if there is none.
+    pub best_step: u64,
     /// Trace context of the step; empty if the step is not traced.
     pub traceparent: String,
 }
@@ -72,11 +85,10 @@ pub fn start(
     received: mpsc::Receiver<Received>,
     tokenizer: PairTokenizer,
     cost: PassCost,
-    files: PairFiles,
     handle: Handle,
 ) -> Result<mpsc::Receiver<Result<ReadyWork, Fault>>, Fault> {
     let (deliver, work) = mpsc::channel();
-    let mut feed = Feed { tokenizer, cost, files, handle };
+    let mut feed = Feed { tokenizer, cost, handle };
     std::thread::Builder::new()
         .name("feed".into())
         .spawn(move || {
@@ -101,30 +113,9 @@ fn references(pairs: &[Pair]) -> Vec<Option<ReferenceLogps>> {
     pairs.iter().map(|pair| pair.reference).collect()
 }
 
-/// Names of the files of pairs, for errors.
-#[derive(Clone, Debug)]
-pub struct PairFiles {
-    train: String,
-    validation: String,
-}
-
-impl PairFiles {
-    /// The files of a run.
-    #[must_use]
-    pub fn of(config: &RunConfig) -> Self {
-        let validation = config.validation_file.clone().unwrap_or_default();
-        Self { train: config.training_file.clone(), validation }
-    }
-
-    fn name(&self, split: Split) -> &str {
-        if split == Split::Validation { &self.validation } else { &self.train }
-    }
-}
-
 struct Feed {
     tokenizer: PairTokenizer,
     cost: PassCost,
-    files: PairFiles,
     handle: Handle,
 }
 
@@ -146,19 +137,26 @@ impl Feed {
                 },
                 checkpoint: step.checkpoint,
                 rotates: step.rotates,
+                best_step: step.best_step,
                 traceparent: step.traceparent,
             }),
             Received::Evaluation(evaluation) => {
                 let references = references(&evaluation.pairs);
                 let pairs = self.tokenize(Split::Validation, &evaluation.pairs)?;
-                ReadyWork::Evaluate { step: evaluation.step, pairs, references }
+                let asked = self.tokenize(Split::Validation, &evaluation.samples)?;
+                let prompts = evaluation.samples.iter().zip(asked);
+                let samples = SampledPrompts {
+                    prompts: prompts.map(|(pair, ids)| (pair.id, pair.place.clone(), ids.prompt)).collect(),
+                    slots: evaluation.sample_slots as usize,
+                };
+                ReadyWork::Evaluate { step: evaluation.step, pairs, references, samples }
             }
             Received::Reference(reference) => ReadyWork::Reference {
                 chunk: reference.chunk,
                 ids: ids(&reference.pairs),
                 pairs: self.tokenize(reference.split(), &reference.pairs)?,
             },
-            Received::Finish(_) => ReadyWork::Finish,
+            Received::Finish(finish) => ReadyWork::Finish(finish),
             Received::Drain(_) => ReadyWork::Drain,
             // Handled by the session, or before this thread starts.
             Received::Abort(_)
@@ -175,18 +173,20 @@ impl Feed {
     }
 
     fn answer(&mut self, request: &MeasureRequest) -> Result<(), Fault> {
-        let (mut lengths, refusal) = self.tokenizer.measure(request.split(), &request.pairs)?;
+        let Measured { mut lengths, refusal, notes } =
+            self.tokenizer.measure(request.split(), &request.pairs)?;
         for length in &mut lengths {
             length.cost = self.cost.of(length);
         }
         let refusal = refusal.map(Into::into);
         let stop_tokens = self.tokenizer.stop_tokens().join(", ");
-        let report = MeasureReport { split: request.split, lengths, refusal, stop_tokens };
+        let notes = notes.into_iter().map(str::to_owned).collect();
+        let report = MeasureReport { split: request.split, lengths, refusal, stop_tokens, notes };
         self.handle.send(Sent::MeasureReport(report));
         Ok(())
     }
 
     fn tokenize(&mut self, split: Split, pairs: &[Pair]) -> Result<Vec<Tokenized>, Fault> {
-        self.tokenizer.tokenize(split, pairs, self.files.name(split))
+        self.tokenizer.tokenize(split, pairs)
     }
 }

@@ -147,6 +147,12 @@ impl UnitWeights {
         &self.layout
     }
 
+    /// Precision of the buffer.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.whole.kind()
+    }
+
     /// The values that this rank's optimizer updates: its part, or everything.
     pub fn own(&self) -> Tensor {
         match &self.home {

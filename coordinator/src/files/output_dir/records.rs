@@ -4,11 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use dyad_proto::run_config::RECORD;
-use dyad_proto::run_folder::{JOB, RUN_CONFIG, resumed_config};
+use dyad_proto::run_folder::{BEST, JOB, RUN_CONFIG, resumed_config};
 use dyad_proto::safe_file::{self, Staged};
+use dyad_proto::wire::EarlyStopping;
 use dyad_proto::{Fault, files};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::rows::unwritten;
 use super::unusable;
 
 /// The file with the configuration, ready to be put in place; `None` if the same configuration is recorded already.
@@ -56,6 +58,33 @@ pub(super) fn keep_job(dir: &Path, job: Option<&str>, resumed: bool) -> Result<(
         None => std::fs::remove_file(&path),
     };
     kept.map_err(|error| unusable(&path, &error))
+}
+
+/// Writes the best evaluation so far, and the checkpoint that has its model.
+pub(super) fn keep_best(dir: &Path, stopping: &EarlyStopping) -> Result<(), Fault> {
+    let best = json!({
+        "step": stopping.best_step,
+        "metric": stopping.metric,
+        "value": stopping.best_value,
+        "checkpoint": format!("checkpoint-{}", stopping.best_step),
+        "evaluated_step": stopping.step,
+        "patience_counter": stopping.patience_counter,
+        "early_stopped": stopping.stops,
+    });
+    let path = dir.join(BEST);
+    safe_file::write(&path, format!("{best:#}\n").as_bytes()).map_err(|error| unwritten(&path, &error))
+}
+
+/// Removes that file if it is about an evaluation after `step`, which a resumed run does again. It is not worth ending a run for.
+pub(super) fn drop_best(dir: &Path, step: u64) {
+    let path = dir.join(BEST);
+    let kept = files::read_to_string(&path).ok().and_then(|text| parsed(&text));
+    let evaluated = kept.and_then(|best| best.get("evaluated_step")?.as_u64());
+    if evaluated.is_some_and(|evaluated| evaluated > step)
+        && let Err(error) = std::fs::remove_file(&path)
+    {
+        tracing::warn!("cannot remove {}: {error}", path.display());
+    }
 }
 
 #[cfg(test)]

@@ -67,6 +67,11 @@ impl KeptRows {
         [steps, self.torn()].into_iter().flatten().reduce(|steps, torn| format!("{steps}; {torn}"))
     }
 
+    /// The rows as JSON, in order.
+    pub(super) fn values(&self) -> Vec<Value> {
+        self.text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     /// Number of rows.
     pub(super) fn rows(&self) -> u64 {
         self.steps.len() as u64

@@ -4,9 +4,9 @@
 use dyad_proto::Fault;
 use serde_json::{Map, Value};
 
-use super::AdapterConfig;
 use super::python_regex::PythonRegex;
 use super::targets::{Exclude, Layers, Patterns, Targets, unreadable};
+use super::{AdapterConfig, Init};
 
 /// PEFT's default of `target_modules` for both supported families.
 const USUAL_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
@@ -15,17 +15,20 @@ const USUAL_RANK: i64 = 8;
 const USUAL_ALPHA: f64 = 8.0;
 
 /// Fields that [`parse`] reads.
-const READ: [&str; 17] = [
+const READ: [&str; 20] = [
     "peft_type",
     "task_type",
     "r",
     "lora_alpha",
     "lora_dropout",
     "use_rslora",
+    "use_dora",
+    "lora_bias",
     "rank_pattern",
     "alpha_pattern",
     "target_modules",
     "exclude_modules",
+    "modules_to_save",
     "layers_to_transform",
     "layers_pattern",
     "base_model_name_or_path",
@@ -52,9 +55,17 @@ const HARMLESS_BEGINNINGS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// Parses a configuration; fails at the first field that is not supported.
 pub(super) fn parse(fields: &Map<String, Value>) -> Result<AdapterConfig, Fault> {
+    parse_with(fields, None)
+}
+
+/// The same with other targets than the fields'.
+pub(super) fn parse_with(
+    fields: &Map<String, Value>,
+    targets: Option<Targets>,
+) -> Result<AdapterConfig, Fault> {
     refuse_unsupported(fields)?;
     let fields = AdapterFields(fields);
-    let targets = fields.targets()?;
+    let targets = targets.map_or_else(|| fields.targets(), Ok)?;
     let mut warnings = Vec::new();
     if fields.flag("fan_in_fan_out")? {
         warnings.push("fan_in_fan_out is ignored: the layers are linear".to_owned());
@@ -64,17 +75,34 @@ pub(super) fn parse(fields: &Map<String, Value>) -> Result<AdapterConfig, Fault>
         lora_alpha: fields.number("lora_alpha")?.unwrap_or(USUAL_ALPHA),
         lora_dropout: fields.number("lora_dropout")?.unwrap_or(0.0),
         use_rslora: fields.flag("use_rslora")?,
+        use_dora: fields.flag("use_dora")?,
+        lora_bias: fields.flag("lora_bias")?,
         rank_pattern: fields.patterns("rank_pattern")?,
         alpha_pattern: fields.patterns("alpha_pattern")?,
         exclude: fields.exclude()?,
+        modules_to_save: fields.names("modules_to_save")?.unwrap_or_default(),
         layers: fields.layers(&targets)?,
         targets,
         base: fields.text("base_model_name_or_path")?,
         revision: fields.text("revision")?,
+        init: fields.init(),
         warnings,
     };
     check_ranks(&config)?;
+    refuse_combined(&config)?;
     Ok(config)
+}
+
+/// Fails for fields that PEFT refuses together.
+fn refuse_combined(config: &AdapterConfig) -> Result<(), Fault> {
+    let with = match &config.init {
+        _ if !config.lora_bias => return Ok(()),
+        _ if config.use_dora => "use_dora".to_owned(),
+        Init::Uniform | Init::NotZero => return Ok(()),
+        Init::Gaussian => "init_lora_weights = \"gaussian\"".to_owned(),
+        Init::Past(way) => format!("init_lora_weights = {way:?}"),
+    };
+    Err(Fault::input(format!("lora_bias cannot be used with {with}")).hint("PEFT refuses it as well"))
 }
 
 fn check_ranks(config: &AdapterConfig) -> Result<(), Fault> {
@@ -210,6 +238,15 @@ impl AdapterFields<'_> {
         Patterns::new(&object).map_err(|fault| named(name, fault))
     }
 
+    fn init(&self) -> Init {
+        match self.get("init_lora_weights") {
+            None | Some(Value::Bool(true)) => Init::Uniform,
+            Some(Value::Bool(false)) => Init::NotZero,
+            Some(Value::String(way)) if way == "gaussian" => Init::Gaussian,
+            Some(other) => Init::Past(other.as_str().unwrap_or_default().to_owned()),
+        }
+    }
+
     fn names(&self, name: &str) -> Result<Option<Vec<String>>, Fault> {
         self.typed(name, "a list of names", |value| {
             let names = value.as_array()?.iter().map(|name| name.as_str().map(str::to_owned));
@@ -317,10 +354,12 @@ mod tests {
     #[test]
     fn a_field_that_is_not_neutral_is_refused_with_its_value() {
         let refused = [
-            (r#""use_dora": true"#, "use_dora = true is not supported"),
             (r#""bias": "lora_only""#, "bias = \"lora_only\" is not supported"),
-            (r#""lora_bias": true"#, "lora_bias = true"),
-            (r#""modules_to_save": ["lm_head"]"#, "modules_to_save = [\"lm_head\"]"),
+            (r#""lora_bias": true, "use_dora": true"#, "lora_bias cannot be used with use_dora"),
+            (
+                r#""lora_bias": true, "init_lora_weights": "gaussian""#,
+                "lora_bias cannot be used with init_lora",
+            ),
             (r#""trainable_token_indices": [1]"#, "trainable_token_indices = [1]"),
             (r#""trainable_token_indices": {"embed_tokens": [1]}"#, "trainable_token_indices = "),
             (r#""layer_replication": [[0, 1]]"#, "layer_replication = [[0,1]]"),
@@ -357,6 +396,7 @@ mod tests {
             (r#""alpha_pattern": {"(?!a)": 2}"#, "alpha_pattern: the regular expression \"(?!a)\""),
             (r#""alpha_pattern": [2]"#, "alpha_pattern = [2]: expected an object"),
             (r#""layers_pattern": "layers""#, "layers_to_transform is not"),
+            (r#""modules_to_save": "lm_head""#, "modules_to_save = \"lm_head\": expected a list of names"),
             (r#""exclude_modules": [1]"#, "exclude_modules = [1]: expected a list of names"),
             (r#""exclude_modules": "(""#, "exclude_modules: the regular expression"),
         ] {

@@ -33,6 +33,10 @@ pub struct AdapterConfig {
     pub lora_dropout: f64,
     /// The scale is `alpha / sqrt(rank)` instead of `alpha / rank`.
     pub use_rslora: bool,
+    /// The weight is stretched to a trained magnitude per output (DoRA).
+    pub use_dora: bool,
+    /// B has a bias.
+    pub lora_bias: bool,
     /// Ranks of layers whose names match.
     pub rank_pattern: Patterns,
     /// Scale numerators of layers whose names match.
@@ -41,14 +45,31 @@ pub struct AdapterConfig {
     pub targets: Targets,
     /// Exceptions from `targets`.
     pub exclude: Exclude,
+    /// Modules that are trained whole and saved with the adapter, by the ends of their names: PEFT's `modules_to_save`.
+    pub modules_to_save: Vec<String>,
     /// Decoder layers that `targets` is limited to; `None` for all.
     pub layers: Option<Layers>,
     /// Name of the base model.
     pub base: Option<String>,
     /// Revision of the base model.
     pub revision: Option<String>,
+    /// How new adapters begin.
+    pub init: Init,
     /// Warnings about fields that PEFT ignores; print them once.
     pub warnings: Vec<String>,
+}
+
+/// How a new adapter begins: PEFT's `init_lora_weights`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// A uniform within `1 / sqrt(inputs)`, B zero.
+    Uniform,
+    /// A normal with standard deviation `1 / rank`, B zero.
+    Gaussian,
+    /// As a new linear layer of PyTorch: A uniform within `1 / sqrt(inputs)`, B within `1 / sqrt(rank)`.
+    NotZero,
+    /// Another way, which has already been used in an adapter that is loaded.
+    Past(String),
 }
 
 impl AdapterConfig {
@@ -60,22 +81,14 @@ impl AdapterConfig {
             .map_err(|fault| Fault { message: format!("{}: {}", path.display(), fault.message), ..fault })
     }
 
-    /// An adapter with one rank and scale for all layers, as a run's configuration describes it.
-    #[must_use]
-    pub fn plain(r: i64, lora_alpha: f64, lora_dropout: f64, targets: Targets) -> Self {
-        Self {
-            r,
-            lora_alpha,
-            lora_dropout,
-            use_rslora: false,
-            rank_pattern: Patterns::default(),
-            alpha_pattern: Patterns::default(),
-            targets,
-            exclude: Exclude::Nothing,
-            layers: None,
-            base: None,
-            revision: None,
-            warnings: Vec::new(),
+    /// A new adapter on `targets`; `keys` are the other fields, as a run's configuration sets them.
+    pub fn of_run(mut keys: Map<String, Value>, targets: Targets) -> Result<Self, Fault> {
+        keys.insert("peft_type".into(), "LORA".into());
+        let config = fields::parse_with(&keys, Some(targets))?;
+        match &config.init {
+            Init::Past(way) => Err(Fault::input(format!("init_lora_weights = {way:?} is not supported"))
+                .hint("a new adapter begins with true, false or \"gaussian\"")),
+            Init::Uniform | Init::Gaussian | Init::NotZero => Ok(config),
         }
     }
 
@@ -92,7 +105,8 @@ impl AdapterConfig {
             "bias": "none",
             "task_type": "CAUSAL_LM",
             "use_rslora": self.use_rslora,
-            "use_dora": false,
+            "use_dora": self.use_dora,
+            "lora_bias": self.lora_bias,
             "inference_mode": true,
         });
         for (name, patterns) in [("rank_pattern", &self.rank_pattern), ("alpha_pattern", &self.alpha_pattern)]
@@ -100,6 +114,9 @@ impl AdapterConfig {
             if !patterns.is_empty() {
                 json[name] = patterns.to_json();
             }
+        }
+        if !self.modules_to_save.is_empty() {
+            json["modules_to_save"] = self.modules_to_save.as_slice().into();
         }
         json
     }

@@ -13,7 +13,14 @@ use super::python_regex::PythonRegex;
 pub struct Modules {
     linears: Vec<String>,
     others: Vec<String>,
+    /// Embedding, head and norms: the other modules with weights of their own.
+    weighted: Vec<String>,
 }
+
+/// Name of the head.
+pub const HEAD: &str = "lm_head";
+/// Name of the embedding.
+pub const EMBEDDING: &str = "model.embed_tokens";
 
 impl Modules {
     /// A decoder with `layers` layers; `linears` and `norms` are the names inside each layer.
@@ -27,11 +34,17 @@ impl Modules {
             ["", "lm_head", "model.embed_tokens", "model.norm", "model.rotary_emb"].map(str::to_owned).into();
         others.extend(all(norms));
         others.extend(all(&["mlp.act_fn"]));
+        let mut weighted = vec![HEAD.to_owned(), EMBEDDING.to_owned(), "model.norm".to_owned()];
+        weighted.extend(all(norms));
         let linears = all(linears);
         let inner: HashSet<String> = linears.iter().chain(&others).flat_map(|name| above(name)).collect();
         others.extend(inner);
         others.sort();
-        Self { linears, others }
+        Self { linears, others, weighted }
+    }
+
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.linears.iter().chain(&self.others)
     }
 
     /// Last parts of the names of linear layers, e.g. `q_proj`.
@@ -122,6 +135,15 @@ impl Patterns {
         self.0.iter().map(|(pattern, _, value)| (pattern.clone(), whole(*value))).collect()
     }
 
+    /// The first pattern that matches none of these layers.
+    #[must_use]
+    pub fn unused(&self, layers: &[Adapted]) -> Option<&str> {
+        let unused = |pattern: &&(String, PythonRegex, f64)| {
+            !layers.iter().any(|layer| pattern.1.matches(&layer.name))
+        };
+        self.0.iter().find(unused).map(|(pattern, ..)| pattern.as_str())
+    }
+
     fn of(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(_, pattern, _)| pattern.matches(name)).map(|(_, _, value)| *value)
     }
@@ -147,7 +169,9 @@ pub struct Adapted {
 impl AdapterConfig {
     /// Returns the layers that PEFT would adapt, in the model's order. Fails if one is not a linear layer inside a decoder layer.
     pub fn select(&self, modules: &Modules) -> Result<Vec<Adapted>, Fault> {
-        let chosen = |name: &&String| !self.exclude.takes(name) && self.targets_take(name, modules);
+        let chosen = |name: &&String| {
+            !self.exclude.takes(name) && !self.keeps_whole(name) && self.targets_take(name, modules)
+        };
         if let Some(other) = modules.others.iter().find(chosen) {
             return Err(not_supported(other, modules));
         }
@@ -158,6 +182,35 @@ impl AdapterConfig {
                 .hint(format!("layers of this model: {}", modules.short_linears().join(", "))));
         }
         Ok(adapted)
+    }
+
+    /// Returns the modules that PEFT would train whole, in the order of the model's names. Fails if one has no weights of its own.
+    pub fn saved(&self, modules: &Modules) -> Result<Vec<String>, Fault> {
+        // PEFT compares the ends of names, also inside a part: `norm` means every norm.
+        let chosen = |name: &&String| self.modules_to_save.iter().any(|end| name.ends_with(end.as_str()));
+        let has_weights = |name: &&String| modules.linears.contains(name) || modules.weighted.contains(name);
+        let mut saved: Vec<String> = modules.names().filter(chosen).cloned().collect();
+        if let Some(other) = saved.iter().find(|name| !has_weights(name)) {
+            let what = if other.is_empty() { "the whole model" } else { other };
+            return Err(Fault::input(format!("modules_to_save: training {what} is not supported")).hint(
+                format!(
+                    "{HEAD}, embed_tokens, norms and linear layers: {}",
+                    modules.short_linears().join(", ")
+                ),
+            ));
+        }
+        saved.sort();
+        Ok(saved)
+    }
+
+    /// Whether a module, or one that contains it, is trained whole and so has no adapter.
+    fn keeps_whole(&self, name: &str) -> bool {
+        let inside = |part: &String| {
+            let starts = name.match_indices(part.as_str()).map(|(at, _)| at);
+            let mut starts = starts.filter(|at| *at == 0 || name[..*at].ends_with('.'));
+            starts.any(|at| matches!(name[at + part.len()..].chars().next(), None | Some('.')))
+        };
+        self.modules_to_save.iter().filter(|part| !part.is_empty()).any(inside)
     }
 
     fn adapted(&self, name: &str) -> Adapted {
@@ -252,6 +305,48 @@ pub fn check_names(key: &str, names: &[String], modules: &Modules) -> Result<(),
     Ok(())
 }
 
+/// Fails if an exception or a pattern from the run's configuration has no effect: it is probably misspelt.
+pub fn check_effect(config: &AdapterConfig, adapted: &[Adapted], modules: &Modules) -> Result<(), Fault> {
+    let none = |what: String, hint: &str| Err(Fault::input(what).hint(hint.to_owned()));
+    for (key, patterns) in [("rank_pattern", &config.rank_pattern), ("alpha_pattern", &config.alpha_pattern)]
+    {
+        if let Some(pattern) = patterns.unused(adapted) {
+            return none(
+                format!("{key}: {pattern:?} matches no layer that gets an adapter"),
+                "a pattern matches the end of a layer's name, after a dot: q_proj, or layers.0.mlp.down_proj",
+            );
+        }
+    }
+    if let Some(name) =
+        config.modules_to_save.iter().find(|end| !modules.names().any(|name| name.ends_with(end.as_str())))
+    {
+        let known: Vec<&str> =
+            modules.weighted.iter().chain(&modules.linears).map(|name| short(name)).collect();
+        let hint = nearest(name, &known).map(|near| format!("did you mean {near:?}?"));
+        return none(
+            format!("modules_to_save: {name:?} matches no module of this model"),
+            hint.as_deref().unwrap_or("for example [\"embed_tokens\", \"lm_head\"]"),
+        );
+    }
+    let everything = || modules.names();
+    let (unused, known) = match &config.exclude {
+        Exclude::Nothing => return Ok(()),
+        Exclude::Names(names) => (
+            names.iter().find(|name| !everything().any(|module| ends_with(module, name))).cloned(),
+            modules.short_linears().join(", "),
+        ),
+        Exclude::Pattern(pattern) => (
+            (!everything().any(|module| pattern.matches(module)))
+                .then(|| "the regular expression".to_owned()),
+            "it must match a whole name such as model.layers.0.self_attn.q_proj".to_owned(),
+        ),
+    };
+    match unused {
+        Some(name) => none(format!("exclude_modules: {name:?} matches no module of this model"), &known),
+        None => Ok(()),
+    }
+}
+
 fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let likeness = |other: &str| strsim::jaro_winkler(short(name), other);
     known
@@ -289,7 +384,8 @@ mod tests {
     }
 
     fn plain(targets: Targets) -> AdapterConfig {
-        AdapterConfig::plain(4, 8.0, 0.0, targets)
+        let keys = serde_json::json!({ "r": 4, "lora_alpha": 8.0 });
+        AdapterConfig::of_run(keys.as_object().unwrap().clone(), targets).unwrap()
     }
 
     fn selected(config: &AdapterConfig) -> Vec<String> {
@@ -350,6 +446,59 @@ mod tests {
         config.use_rslora = true;
         let adapted = config.select(&modules()).unwrap();
         assert_eq!((adapted[2].scale, adapted[1].scale), (2.0, 16.0));
+    }
+
+    #[test]
+    fn modules_that_are_trained_whole_get_no_adapter() {
+        let config = |names: &[&str]| {
+            let keys = serde_json::json!({ "modules_to_save": names }).as_object().unwrap().clone();
+            AdapterConfig::of_run(keys, Targets::AllLinear).unwrap()
+        };
+        let saved = |names: &[&str]| config(names).saved(&modules()).map_err(|fault| fault.message);
+        assert_eq!(saved(&["embed_tokens", "lm_head"]).unwrap(), ["lm_head", "model.embed_tokens"]);
+        assert_eq!(saved(&["norm"]).unwrap().len(), 4, "three layer norms and the last one");
+        assert_eq!(saved(&["0.mlp.down_proj"]).unwrap(), ["model.layers.0.mlp.down_proj"]);
+        assert!(saved(&["mlp"]).unwrap_err().contains("training model.layers.0.mlp is not supported"));
+        assert_eq!(selected(&config(&["down_proj"])).len(), 6);
+        assert_eq!(selected(&config(&["0.mlp.down_proj", "lm_head"])).len(), 8);
+        // PEFT compares whole parts here.
+        assert_eq!(selected(&config(&["_proj"])).len(), 9);
+    }
+
+    #[test]
+    fn a_pattern_or_exception_without_effect_is_named() {
+        let check = |json: serde_json::Value| {
+            let keys = json.as_object().unwrap().clone();
+            let config = AdapterConfig::of_run(keys, names(&["q_proj", "v_proj"])).unwrap();
+            check_effect(&config, &config.select(&modules()).unwrap(), &modules())
+                .map_err(|fault| fault.message)
+        };
+        assert_eq!(
+            check(serde_json::json!({ "rank_pattern": { "q_proj": 2 }, "exclude_modules": ["norm"] })),
+            Ok(())
+        );
+        let refused = [
+            (
+                serde_json::json!({ "rank_pattern": { "q_prj": 2 } }),
+                "rank_pattern: \"q_prj\" matches no layer",
+            ),
+            (serde_json::json!({ "alpha_pattern": { "down_proj": 2 } }), "alpha_pattern: \"down_proj\""),
+            (
+                serde_json::json!({ "exclude_modules": ["v_prj"] }),
+                "exclude_modules: \"v_prj\" matches no module",
+            ),
+            (
+                serde_json::json!({ "modules_to_save": ["lm_hed"] }),
+                "modules_to_save: \"lm_hed\" matches no module",
+            ),
+            (
+                serde_json::json!({ "exclude_modules": "v_proj" }),
+                "exclude_modules: \"the regular expression\"",
+            ),
+        ];
+        for (keys, message) in refused {
+            assert!(check(keys.clone()).unwrap_err().contains(message), "{keys}");
+        }
     }
 
     #[test]

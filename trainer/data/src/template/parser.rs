@@ -20,6 +20,8 @@ pub(super) enum TupleEnd {
 pub(super) struct Parsed {
     pub(super) root: Scope,
     pub(super) names: Vec<String>,
+    /// Whether there is a generation block.
+    pub(super) marks_generation: bool,
 }
 
 pub(super) type Parse<T> = Result<T, TemplateError>;
@@ -35,6 +37,7 @@ pub(super) struct Parser {
     special: HashSet<String>,
     /// Current nesting depth.
     depth: usize,
+    marks_generation: bool,
 }
 
 const TAGS_UNSUPPORTED: [&str; 6] = ["autoescape", "block", "extends", "include", "import", "from"];
@@ -57,11 +60,12 @@ pub(super) fn parse(source: &str) -> Parse<Parsed> {
         loops: 0,
         special: HashSet::new(),
         depth: 0,
+        marks_generation: false,
     };
     let (body, _) = parser.statements(&[])?;
     let mut root = Scope { body, unset: Vec::new() };
     scope::analyse(&mut root);
-    Ok(Parsed { root, names: parser.names })
+    Ok(Parsed { root, names: parser.names, marks_generation: parser.marks_generation })
 }
 
 impl Parser {
@@ -237,7 +241,10 @@ impl Parser {
                 let filter = self.filters(None, true)?;
                 StmtKind::FilterBlock(filter, self.scope(&["endfilter"])?.0)
             }
-            "generation" => StmtKind::Generation(self.alone(|parser| parser.scope(&["endgeneration"]))?.0),
+            "generation" => {
+                self.marks_generation = true;
+                StmtKind::Generation(self.alone(|parser| parser.scope(&["endgeneration"]))?.0)
+            }
             "print" => return self.print(line, body),
             "break" | "continue" if self.loops == 0 => return self.fail(format!("{tag} outside of a loop")),
             "break" => StmtKind::Break,

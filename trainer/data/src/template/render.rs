@@ -1,6 +1,7 @@
 //! Renders statements.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -33,6 +34,10 @@ pub(super) struct Renderer<'t> {
     pub(super) depth: Cell<usize>,
     /// How often a value with a namespace was assigned to an attribute.
     pub(super) namespaces: Cell<usize>,
+    /// Number of blocks and calls whose text is collected before it becomes part of the whole text.
+    pub(super) buffers: Cell<usize>,
+    /// Byte ranges of what generation blocks wrote.
+    pub(super) generated: RefCell<Outcome<Vec<Range<usize>>>>,
 }
 
 /// How rendering continues after a statement.
@@ -87,7 +92,12 @@ impl Renderer<'_> {
             }
             StmtKind::For(each) => {
                 let items = self.eval(&each.items, frame)?;
-                return self.each(each, &items, (frame, 0), out);
+                if !each.recursive {
+                    return self.each(each, &items, (frame, 0), out);
+                }
+                let (text, flow) = self.buffered(|out| self.each(each, &items, (frame, 0), out))?;
+                out.push_str(&text);
+                return Ok(flow);
             }
             StmtKind::With(values, scope) => {
                 let inner = Frame::new(Some(frame), Some(scope));
@@ -104,7 +114,11 @@ impl Renderer<'_> {
                 let text = Value::from(self.scoped(scope, frame)?);
                 self.filtered(filter, Some(text), &Frame::new(Some(frame), Some(scope)))?.print(out)?;
             }
-            StmtKind::Generation(scope) => out.push_str(&self.scoped(scope, frame)?),
+            StmtKind::Generation(scope) => {
+                let text = self.scoped(scope, frame)?;
+                self.mark(stmt.line, out.len()..out.len() + text.len());
+                out.push_str(&text);
+            }
             StmtKind::Break => return Ok(Flow::Break),
             StmtKind::Continue => return Ok(Flow::Continue),
         }
@@ -113,10 +127,31 @@ impl Renderer<'_> {
 
     /// Renders statements in their own scope.
     fn scoped(&self, scope: &Scope, frame: &Rc<Frame>) -> Outcome<String> {
-        let mut out = String::new();
-        match self.run(&scope.body, &Frame::new(Some(frame), Some(scope)), &mut out)? {
+        let inner = Frame::new(Some(frame), Some(scope));
+        let (out, flow) = self.buffered(|out| self.run(&scope.body, &inner, out))?;
+        match flow {
             Flow::Next => Ok(out),
             _ => Err(TemplateError::unsupported("leaving a block with break or continue")),
+        }
+    }
+
+    /// Collects text that only later becomes part of the whole text.
+    fn buffered<T>(&self, write: impl FnOnce(&mut String) -> Outcome<T>) -> Outcome<(String, T)> {
+        let mut out = String::new();
+        self.buffers.set(self.buffers.get() + 1);
+        let done = write(&mut out);
+        self.buffers.set(self.buffers.get() - 1);
+        Ok((out, done?))
+    }
+
+    /// Records the range of a generation block.
+    fn mark(&self, line: u32, range: Range<usize>) {
+        let mut generated = self.generated.borrow_mut();
+        if self.buffers.get() > 0 {
+            let what = "the place of a generation block within a macro, a call, a filter, an assignment or another such block";
+            *generated = Err(TemplateError::unsupported(what).at(line));
+        } else if let Ok(ranges) = &mut *generated {
+            ranges.push(range);
         }
     }
 
@@ -235,11 +270,10 @@ impl Renderer<'_> {
             return Err(TemplateError::failed("the loop must have the 'recursive' marker to be called"));
         }
         let [items] = args.bind("loop", ["iterable"], 1)?;
-        let mut out = String::new();
-        self.deeper(|| {
-            self.each(&state.each, &items.unwrap_or(Value::None), (&state.frame, state.depth + 1), &mut out)
-        })?;
-        Ok(Value::from(out))
+        let items = items.unwrap_or(Value::None);
+        let level = (&state.frame, state.depth + 1);
+        let each = || self.buffered(|out| self.each(&state.each, &items, level, out));
+        Ok(Value::from(self.deeper(each)?.0))
     }
 
     fn deeper<T>(&self, run: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
@@ -271,9 +305,7 @@ impl Renderer<'_> {
                 frame.set(*name, Some(value));
             }
         }
-        let mut out = String::new();
-        self.run(&function.body.body, &frame, &mut out)?;
-        Ok(Value::from(out))
+        Ok(Value::from(self.buffered(|out| self.run(&function.body.body, &frame, out))?.0))
     }
 
     /// Assigns the arguments to the parameters; a parameter without an argument stays undefined.

@@ -9,7 +9,7 @@ use std::path::Path;
 use dyad_proto::{Fault, noun};
 
 use super::files::{MappedFiles, TensorLocation};
-use super::names::{EMBEDDING, HEAD};
+use super::names::{EMBEDDING, HEAD, MAGNITUDE};
 
 /// Most names that a message lists.
 const LISTED: usize = 3;
@@ -52,9 +52,14 @@ impl Wanted {
 
 fn adapter(dir: &Path, files: MappedFiles, names: &[String]) -> Result<Claimed, Fault> {
     let stored = |name: &String| {
-        // Files that were saved without PEFT have the adapter's name in their tensor names.
-        let longer = || name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.");
-        let stored = files.stored(name).or_else(|| files.stored(&longer()))?;
+        // Files that were saved without PEFT have the adapter's name in their tensor names, and magnitudes end in `.weight`.
+        let magnitude = name.ends_with(MAGNITUDE);
+        let longer = match magnitude {
+            true => format!("{name}.default.weight"),
+            false => name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."),
+        };
+        let as_module = || if magnitude { files.stored(&format!("{name}.weight")) } else { None };
+        let stored = files.stored(name).or_else(|| files.stored(&longer)).or_else(as_module)?;
         Some((name.clone(), stored.clone()))
     };
     let index: HashMap<String, TensorLocation> = names.iter().filter_map(stored).collect();

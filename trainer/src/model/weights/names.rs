@@ -6,3 +6,7 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const FINAL_NORM: &str = "model.norm.weight";
 /// Name of the untied head.
 pub const HEAD: &str = "lm_head.weight";
+/// What PEFT puts before the names of the base's tensors.
+pub const ADAPTER_PREFIX: &str = "base_model.model.";
+/// Last part of the name of DoRA's magnitudes in an adapter.
+pub const MAGNITUDE: &str = ".lora_magnitude_vector";

@@ -54,7 +54,7 @@ impl Parameters {
                 whole.to_device(Device::Cpu)
             }
         };
-        let parameters = self.units[bucket.units.clone()].iter().flatten();
+        let parameters = self.of_bucket(bucket);
         let kept = |(parameter, slot): (&super::Parameter, &Slot)| {
             let place = scaled(*slot, state_tensor.per);
             let flat = whole.narrow(0, place.offset, place.len);
@@ -72,7 +72,7 @@ impl Parameters {
     pub fn restore(&mut self, source: Source<'_>) -> Result<(), Fault> {
         for bucket in &self.buckets {
             let own = self.keeping.sharding.own(bucket.weights.layout().len);
-            let parameters = self.units[bucket.units.clone()].iter().flatten();
+            let parameters = self.of_bucket(bucket);
             for (parameter, slot) in parameters.zip(&bucket.weights.layout().slots) {
                 for state_tensor in bucket.states.state_tensors() {
                     let tensor =

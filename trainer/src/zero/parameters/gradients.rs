@@ -38,13 +38,15 @@ impl Parameters {
 
     /// Prepares a unit's gradients for adding to them.
     pub fn open(&mut self, unit: usize) -> Result<(), CommError> {
-        let Some(index) = self.buckets.iter().position(|bucket| bucket.units.contains(&unit)) else {
-            return Ok(());
-        };
-        if self.buckets[index].reduction.is_some() {
-            self.land(index)?;
+        for index in 0..self.buckets.len() {
+            if !self.buckets[index].units.contains(&unit) {
+                continue;
+            }
+            if self.buckets[index].reduction.is_some() {
+                self.land(index)?;
+            }
+            self.buckets[index].open();
         }
-        self.buckets[index].open();
         Ok(())
     }
 
@@ -65,10 +67,14 @@ impl Parameters {
     }
 
     fn complete_bucket(&mut self, unit: usize, last: bool) -> Result<(), CommError> {
-        match self.buckets.iter().position(|bucket| bucket.units.start == unit) {
-            Some(index) if last || self.keeping.sharding.of_gradients() => self.reduce(index),
-            _ => Ok(()),
+        if !last && !self.keeping.sharding.of_gradients() {
+            return Ok(());
         }
+        (0..self.buckets.len())
+            .filter(|&index| self.buckets[index].units.start == unit)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .try_for_each(|index| self.reduce(index))
     }
 
     fn reduce(&mut self, index: usize) -> Result<(), CommError> {

@@ -20,6 +20,7 @@ pub use checkpoint_view::{Source, WholeTensor};
 use dyad_proto::run_config::Optim;
 use tch::{Device, Kind, Tensor};
 
+use crate::model::weights::names::{ADAPTER_PREFIX, MAGNITUDE};
 use crate::optimizer::states::{MASTER, States};
 use crate::zero::ranges::{Layout, Sharding, bucket_ranges};
 use crate::zero::unit_weights::{Link, Residence, UnitWeights, part};
@@ -105,26 +106,33 @@ impl Parameters {
         }
     }
 
+    /// Adds a run of units: one bucket, and another one for the tensors that stay float32 in narrower passes.
     fn add_bucket(&mut self, units: Range<usize>, members: Vec<(usize, Vec<Named<'_>>)>) {
-        let Keeping { compute, sharding, link, optim, offload_optimizer, .. } = &self.keeping;
-        let mut named: Vec<(usize, String, &mut Tensor)> = members
+        let compute = self.keeping.compute;
+        let named = members
             .into_iter()
-            .flat_map(|(unit, tensors)| tensors.into_iter().map(move |(name, tensor)| (unit, name, tensor)))
-            .collect();
+            .flat_map(|(unit, tensors)| tensors.into_iter().map(move |(name, tensor)| (unit, name, tensor)));
+        let (wide, usual): (Vec<_>, Vec<_>) =
+            named.partition(|(_, name, _)| compute != Kind::Float && stays_wide(name));
+        self.add_flat(units.clone(), usual, compute);
+        self.add_flat(units, wide, Kind::Float);
+    }
+
+    fn add_flat(&mut self, units: Range<usize>, mut named: Vec<(usize, String, &mut Tensor)>, compute: Kind) {
+        let Keeping { sharding, link, optim, offload_optimizer, .. } = &self.keeping;
         let Some(device) = named.first().map(|(_, _, tensor)| tensor.device()) else { return };
-        // As in transformers, biases and norms get no weight decay.
         let shapes: Vec<(i64, bool)> =
-            named.iter().map(|(_, _, tensor)| (tensor.numel() as i64, tensor.dim() > 1)).collect();
+            named.iter().map(|(_, name, tensor)| (tensor.numel() as i64, decays(name, tensor))).collect();
         let layout = Layout::new(&shapes, *sharding);
         let state_device = if *offload_optimizer { Device::Cpu } else { device };
-        let masters_are_weights = *compute == Kind::Float && state_device == device;
+        let masters_are_weights = compute == Kind::Float && state_device == device;
         let own = sharding.own(layout.len);
         let copied = (!masters_are_weights).then(|| {
             let tensors: Vec<&Tensor> = named.iter().map(|(_, _, tensor)| &**tensor).collect();
             copied_part(&tensors, &layout, &own, state_device)
         });
         let mut tensors: Vec<&mut Tensor> = named.iter_mut().map(|(_, _, tensor)| &mut **tensor).collect();
-        let weights = Rc::new(UnitWeights::adopt(&mut tensors, layout.clone(), *compute, *sharding, link));
+        let weights = Rc::new(UnitWeights::adopt(&mut tensors, layout.clone(), compute, *sharding, link));
         let grad = match sharding.of_gradients() {
             true => releasable_zeros(layout.len, Kind::Float, device),
             false => Tensor::zeros([layout.len], (Kind::Float, device)),
@@ -155,9 +163,24 @@ impl Parameters {
         self.buckets.push(bucket);
     }
 
+    /// The parameters of a bucket, in the order of its layout.
+    fn of_bucket<'a>(&'a self, bucket: &'a Bucket) -> impl Iterator<Item = &'a Parameter> {
+        let units = self.units[bucket.units.clone()].iter().flatten();
+        units.filter(|parameter| parameter.leaf.kind() == bucket.weights.kind())
+    }
+
     /// Every parameter, forward order.
     pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
         self.units.iter().flatten()
+    }
+
+    /// The parameter of a unit that is this tensor of the model, in full fine-tuning or beside adapters; `None` if it is frozen.
+    #[must_use]
+    pub fn find(&self, unit: usize, name: &str) -> Option<&Parameter> {
+        let is_it = |parameter: &&Parameter| {
+            parameter.name.strip_prefix(ADAPTER_PREFIX).unwrap_or(&parameter.name) == name
+        };
+        self.units[unit].iter().find(is_it)
     }
 
     /// Number of trainable values.
@@ -202,6 +225,16 @@ impl Parameters {
     }
 }
 
+/// As in transformers, biases and norms get no weight decay. DoRA's magnitudes get it.
+fn decays(name: &str, tensor: &Tensor) -> bool {
+    tensor.dim() > 1 || name.ends_with(MAGNITUDE)
+}
+
+/// Whether passes in a narrower precision use this tensor in float32.
+fn stays_wide(name: &str) -> bool {
+    name.ends_with(MAGNITUDE)
+}
+
 /// The part `own` of the buffer that these float32 tensors would fill.
 fn copied_part(tensors: &[&Tensor], layout: &Layout, own: &Range<i64>, device: Device) -> Tensor {
     let buffer = Tensor::zeros([own.end - own.start], (Kind::Float, device));
@@ -239,6 +272,25 @@ pub(crate) mod tests {
         assert_eq!(a.double_value(&[1, 1]), 7.0);
         assert!(a.requires_grad() && a.is_leaf());
         assert_eq!(parameters.count(), 7);
+    }
+
+    #[test]
+    fn magnitudes_stay_float32_in_bfloat16_passes_and_decay() {
+        let mut a = Tensor::ones([2, 2], (Kind::Float, Device::Cpu));
+        let mut m = Tensor::from_slice(&[1.001f32, 2.0]);
+        let units = vec![vec![("x.lora_A.weight".into(), &mut a), (format!("x{MAGNITUDE}"), &mut m)]];
+        let mut parameters = Parameters::adopt(units, keeping(Kind::BFloat16));
+        assert_eq!((a.kind(), m.kind()), (Kind::BFloat16, Kind::Float));
+        assert!((m.double_value(&[0]) - 1.001).abs() < 1e-6);
+        let kept = parameters.collect(false).unwrap();
+        let names: Vec<&str> = kept.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(kept.len(), 2, "{names:?}");
+        for one in &kept {
+            assert_eq!(one.tensor.size(), if one.name.ends_with(MAGNITUDE) { m.size() } else { a.size() });
+        }
+        assert!(parameters.buckets.iter().all(|bucket| bucket.weights.layout().decaying > 0));
+        parameters.restore(&|_, _, shape| Ok(Tensor::full(shape, 3.0, (Kind::Float, Device::Cpu)))).unwrap();
+        assert_eq!((a.double_value(&[1, 1]), m.double_value(&[1])), (3.0, 3.0));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::pairs::{Conversation, Message, PreferencePair, Role};
+use crate::pairs::{Content, Conversation, Example, Message, Role};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,14 +87,16 @@ fn answer(turn: Turn<'_>) -> Option<Cow<'_, str>> {
     (turn.role == "assistant" && !turn.content.trim().is_empty()).then_some(turn.content)
 }
 
-impl From<QuickPair<'_>> for PreferencePair {
+impl From<QuickPair<'_>> for Example {
     fn from(pair: QuickPair<'_>) -> Self {
-        let message = |role, content: Cow<'_, str>| Message { role, content: content.into_owned() };
-        Self::Conversation(Conversation {
-            messages: pair.messages.into_iter().map(|(role, content)| message(role, content)).collect(),
-            preferred: message(Role::Assistant, pair.preferred),
-            non_preferred: message(Role::Assistant, pair.non_preferred),
-        })
+        let said = |content: Cow<'_, str>| vec![Message::new(Role::Assistant, content)];
+        let prompt = pair.messages.into_iter().map(|(role, content)| Message::new(role, content));
+        Self::new(Content::Conversation(Conversation {
+            prompt: prompt.collect(),
+            chosen: said(pair.preferred),
+            rejected: said(pair.non_preferred),
+            ..Conversation::default()
+        }))
     }
 }
 
@@ -102,8 +104,14 @@ impl From<QuickPair<'_>> for PreferencePair {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::by_the_rules;
+    use super::super::FORM;
     use super::*;
+    use crate::pairs::RecordError;
+    use crate::pairs::columns::PassedOver;
+
+    fn by_the_rules(line: &str) -> Result<Example, RecordError> {
+        FORM.by_the_rules(line, &mut PassedOver::new())
+    }
 
     const PIECES: [&str; 34] = [
         r#""input""#,
@@ -173,7 +181,7 @@ mod tests {
     fn reads_a_good_line() {
         let line = good();
         assert_eq!(tokens(&line).concat(), line);
-        let quick = PreferencePair::from(QuickPair::read(&line).unwrap());
+        let quick = Example::from(QuickPair::read(&line).unwrap());
         assert_eq!(Ok(quick), by_the_rules(&line));
     }
 

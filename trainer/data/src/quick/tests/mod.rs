@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dyad_proto::pairs::{Conversation, Message, PreferencePair, Role};
+use dyad_proto::pairs::{Content, Conversation, Example, Message, Role};
 use proptest::prelude::*;
 use serde_json::json;
 use tokenizers::Tokenizer;
@@ -47,11 +47,12 @@ fn text() -> impl Strategy<Value = String> {
 fn pair() -> impl Strategy<Value = Conversation> {
     let role = prop::sample::select(vec![Role::System, Role::User, Role::Tool, Role::Assistant]);
     let turns = proptest::collection::vec((role, text()), 1..4);
-    let answer = |content| Message { role: Role::Assistant, content };
+    let answer = |content: String| vec![Message::new(Role::Assistant, content)];
     (turns, text(), text(), text()).prop_map(move |(turns, start, chosen, rejected)| Conversation {
-        messages: turns.into_iter().map(|(role, content)| Message { role, content }).collect(),
-        preferred: answer(format!("{start}{chosen}")),
-        non_preferred: answer(format!("{start}{rejected}")),
+        prompt: turns.into_iter().map(|(role, content)| Message::new(role, content)).collect(),
+        chosen: answer(format!("{start}{chosen}")),
+        rejected: answer(format!("{start}{rejected}")),
+        ..Conversation::default()
     })
 }
 
@@ -96,15 +97,14 @@ fn folders(dir: &Path) -> Vec<std::path::PathBuf> {
 
 /// TRL's rule without reuse; `rendering` only renders the texts.
 fn by_the_rule(tokenizer: &Tokenizer, rendering: &ChatTokenizer, pair: &Conversation) -> [Vec<u32>; 3] {
-    let encode = |answer: Option<&Message>| {
+    let encode = |answer: Option<&[Message]>| {
         let text = match answer {
-            None => rendering.render(&pair.messages, true),
-            Some(answer) => rendering.render_answered(&pair.messages, answer),
+            None => rendering.render_prompt(pair),
+            Some(answer) => rendering.render(&[&pair.prompt, answer].concat(), false),
         };
         tokenizer.encode(text.unwrap(), false).unwrap().get_ids().to_vec()
     };
-    let (prompt, chosen, rejected) =
-        (encode(None), encode(Some(&pair.preferred)), encode(Some(&pair.non_preferred)));
+    let (prompt, chosen, rejected) = (encode(None), encode(Some(&pair.chosen)), encode(Some(&pair.rejected)));
     let common = |full: &[u32]| prompt.iter().zip(full).take_while(|(a, b)| a == b).count();
     let shared = common(&chosen).min(common(&rejected));
     [prompt[..shared].to_vec(), chosen[shared..].to_vec(), rejected[shared..].to_vec()]
@@ -123,11 +123,17 @@ fn pairs_follow_trls_rule_for_every_family_and_template() {
             (ChatTokenizer::load(&folder, &folder, chrono::NaiveDateTime::default()).unwrap(), plain)
         })
         .collect();
-    let rule = Rule { max_len: 1 << 20, preferred_only: false, embedding_rows: u32::MAX };
+    let rule = Rule {
+        max_len: 1 << 20,
+        preferred_only: false,
+        embedding_rows: u32::MAX,
+        train_on_inputs: false,
+        assistant_only: true,
+    };
     proptest!(ProptestConfig::with_cases(300), |(pair in pair())| {
         for (quick, plain) in &cases {
             let [prompt, chosen, rejected] = by_the_rule(plain, quick, &pair);
-            let (_, found) = tokenize(quick, &PreferencePair::Conversation(pair.clone()), rule).unwrap();
+            let (_, found) = tokenize(quick, &Example::new(Content::Conversation(pair.clone())), rule).unwrap();
             prop_assert_eq!((found.prompt, found.chosen, found.rejected), (prompt, chosen, rejected));
         }
     });

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::alive;
 
 use super::client::{Description, HubError};
-use super::names::{is_plain_component, sha256};
+use super::names::{RepoKind, is_plain_component, sha256};
 
 /// Appends the missing rest of a file; the number is the length that is already there, in bytes.
 pub(super) type Fetch<'a> = dyn FnMut(&mut File, u64) -> Result<(), HubError> + 'a;
@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Time between two updates of a file's modification time, as a progress signal for waiting processes.
 const TOLD: Duration = Duration::from_secs(1);
 
-/// One model in the cache.
+/// One repository in the cache.
 #[derive(Debug)]
 pub(super) struct Repository {
     dir: PathBuf,
@@ -34,8 +34,8 @@ pub(super) struct Repository {
 }
 
 impl Repository {
-    pub(super) fn new(cache: &Path, model: &str, revision: &str) -> Self {
-        let name = format!("models--{}", model.replace('/', "--"));
+    pub(super) fn new(cache: &Path, kind: RepoKind, name: &str, revision: &str) -> Self {
+        let name = format!("{}--{}", kind.name(), name.replace('/', "--"));
         let revision = revision.to_owned();
         Self { dir: cache.join(&name), locks: cache.join(".locks").join(name), revision }
     }
@@ -137,7 +137,8 @@ impl Repository {
         }
     }
 
-    fn snapshot(&self, commit: &str) -> PathBuf {
+    /// The folder of a commit.
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.dir.join("snapshots").join(commit)
     }
 }
@@ -244,7 +245,7 @@ mod tests {
     #[test]
     fn the_cache_layout_matches_huggingface_hub() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), "org/name", "main");
+        let repository = Repository::new(dir.path(), RepoKind::Model, "org/name", "main");
         keep(&repository, "config.json", "tag", b"{}").unwrap();
         assert!(repository.complete().is_err(), "no branch points there yet");
         let folder = repository.point_to("c0ffee").unwrap();
@@ -261,7 +262,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let commit = "0123456789abcdef0123456789abcdef01234567";
         for (revision, reference) in [("main", true), ("refs/pr/1", true), (commit, false)] {
-            let repository = Repository::new(dir.path(), "org/name", revision);
+            let repository = Repository::new(dir.path(), RepoKind::Model, "org/name", revision);
             assert!(repository.complete().is_err(), "{revision}");
             let folder = repository.point_to(commit).unwrap();
             fs::write(folder.join("config.json"), "{}").unwrap();
@@ -275,7 +276,7 @@ mod tests {
     #[test]
     fn content_that_does_not_match_its_sha256_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), "name", "main");
+        let repository = Repository::new(dir.path(), RepoKind::Model, "name", "main");
         let right = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let trouble = keep(&repository, "model.safetensors", right, b"other").unwrap_err();
         assert!(matches!(trouble, HubError::Wrong(what) if what.contains("SHA-256")));
@@ -287,7 +288,7 @@ mod tests {
     #[test]
     fn broken_downloads_resume_and_damaged_partial_files_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), "name", "main");
+        let repository = Repository::new(dir.path(), RepoKind::Model, "name", "main");
         let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let blobs = dir.path().join("models--name/blobs");
         let partial = blobs.join(format!("{hello}.incomplete"));
@@ -334,7 +335,7 @@ mod tests {
     #[test]
     fn a_model_with_a_missing_shard_is_incomplete() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new(dir.path(), "name", "main");
+        let repository = Repository::new(dir.path(), RepoKind::Model, "name", "main");
         keep(&repository, "config.json", "a", b"{}").unwrap();
         keep(
             &repository,

@@ -1,5 +1,25 @@
 //! Checks of names that come from outside and become file names here.
 
+/// Kind of a repository on the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepoKind {
+    /// A model, or an adapter.
+    Model,
+    /// A data set.
+    Dataset,
+}
+
+impl RepoKind {
+    /// The word in addresses and in the cache.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+}
+
 /// Whether a name is a single safe component of a path: no separator, no `.` or `..`, no control character, no white space but a space.
 #[must_use]
 pub fn is_plain_component(name: &str) -> bool {

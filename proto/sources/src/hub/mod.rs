@@ -3,10 +3,12 @@
 //! - [`settings`]: environment variables, as huggingface_hub reads them.
 //! - [`client`]: requests to the hub.
 //! - [`cache`]: the cache folder, shared with huggingface_hub.
+//! - [`datasets`]: files of data sets.
 //! - [`names`]: checks of names that become file names.
 
 mod cache;
 mod client;
+pub mod datasets;
 pub mod names;
 mod settings;
 
@@ -18,7 +20,7 @@ use crate::alive;
 
 use cache::Repository;
 use client::{Client, HubError, Listing};
-use names::{is_plain_path, is_repo_id};
+use names::{RepoKind, is_plain_path, is_repo_id};
 use settings::Settings;
 
 /// Files that belong to a model's weights. Absent files are skipped.
@@ -54,7 +56,7 @@ pub fn resolve_at(model: &str, revision: &str) -> Result<PathBuf, Fault> {
     }
     plain(revision)?;
     let settings = Settings::from_environment()?;
-    let repository = Repository::new(&settings.cache, model, revision);
+    let repository = Repository::new(&settings.cache, RepoKind::Model, model, revision);
     if let Some(variable) = settings.offline {
         return repository.complete().map_err(|missing| offline(model, &missing, variable));
     }
@@ -69,6 +71,36 @@ pub fn resolve_at(model: &str, revision: &str) -> Result<PathBuf, Fault> {
             Err(missing) => Err(unreachable_hub(model, &why, &missing)),
         },
     }
+}
+
+/// The folder of a model's tokenizer, templates and configuration: a local folder as it is, or those files of a hub id, without its weights.
+pub fn tokenizer_folder(model: &str, revision: &str) -> Result<PathBuf, Fault> {
+    if let Some(folder) = folder(model)? {
+        return Ok(folder);
+    }
+    plain(revision)?;
+    let settings = Settings::from_environment()?;
+    let repository = Repository::new(&settings.cache, RepoKind::Model, model, revision);
+    let missing = match repository.complete() {
+        Ok(folder) => return Ok(folder),
+        Err(missing) => missing,
+    };
+    if let Some(variable) = settings.offline {
+        return Err(offline(model, &missing, variable));
+    }
+    let client = Client::new(&settings)?;
+    let listing = client.list(RepoKind::Model, model, revision);
+    // No branch points to these files: only a whole model counts as cached.
+    let few = |name: &str| wanted(name) && !name.ends_with(".safetensors");
+    let kept = listing.and_then(|listing| {
+        keep(model, revision, &client, &repository, &listing, &few)?;
+        Ok(repository.snapshot(&listing.sha))
+    });
+    kept.map_err(|trouble| match trouble {
+        HubError::Unanswered(why) | HubError::Slow(why) => unreachable_hub(model, &why, &missing),
+        HubError::Beyond => unreachable_hub(model, "a file is shorter than announced", &missing),
+        HubError::Wrong(what) => wrong_answer(model, &what),
+    })
 }
 
 /// Place of a model.
@@ -90,7 +122,7 @@ pub fn find(model: &str, revision: &str) -> Result<Found, Fault> {
     }
     plain(revision)?;
     let settings = Settings::from_environment()?;
-    let repository = Repository::new(&settings.cache, model, revision);
+    let repository = Repository::new(&settings.cache, RepoKind::Model, model, revision);
     let missing = match repository.complete() {
         Ok(folder) => return Ok(Found::Here(folder)),
         Err(missing) => missing,
@@ -99,7 +131,7 @@ pub fn find(model: &str, revision: &str) -> Result<Found, Fault> {
         return Err(offline(model, &missing, variable));
     }
     let client = Client::new(&settings)?;
-    let asked = client.list(model, revision).and_then(|listing| {
+    let asked = client.list(RepoKind::Model, model, revision).and_then(|listing| {
         let has = |wanted: &str| listing.files().any(|name| name == wanted);
         let weights = listing.files().any(|name| !name.contains('/') && name.ends_with(".safetensors"));
         if !weights {
@@ -109,7 +141,7 @@ pub fn find(model: &str, revision: &str) -> Result<Found, Fault> {
         if !has("config.json") {
             return Ok(Ok(Found::Remote { config_json: String::new() }));
         }
-        let file = client.describe(model, revision, &listing.sha, "config.json")?;
+        let file = client.describe((RepoKind::Model, model), revision, &listing.sha, "config.json")?;
         let fetch = &mut |to: &mut std::fs::File, kept| client.fetch(&file, to, kept);
         repository.keep(&listing.sha, "config.json", &file, fetch)?;
         let config_json = repository.text(&listing.sha, "config.json")?;
@@ -191,7 +223,7 @@ fn download(
     repository: &Repository,
 ) -> Result<Result<PathBuf, String>, Fault> {
     let client = Client::new(settings)?;
-    let listing = client.list(model, revision);
+    let listing = client.list(RepoKind::Model, model, revision);
     match listing.and_then(|listing| take(model, revision, &client, repository, &listing)) {
         Ok(folder) => Ok(Ok(folder)),
         Err(HubError::Unanswered(why) | HubError::Slow(why)) => Ok(Err(why)),
@@ -207,17 +239,30 @@ fn take(
     repository: &Repository,
     listing: &Listing,
 ) -> Result<PathBuf, HubError> {
+    keep(model, revision, client, repository, listing, &wanted)?;
+    repository.point_to(&listing.sha)
+}
+
+/// Downloads the files that are wanted and not here.
+fn keep(
+    model: &str,
+    revision: &str,
+    client: &Client<'_>,
+    repository: &Repository,
+    listing: &Listing,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<(), HubError> {
     if let Some(name) = listing.files().find(|name| !is_plain_path(name)) {
         return Err(HubError::Wrong(format!("it lists a file {name:?}, which is no name of a file")));
     }
     for name in listing.files().filter(|name| wanted(name)) {
         alive::advance();
         if !repository.has(&listing.sha, name) {
-            let file = client.describe(model, revision, &listing.sha, name)?;
+            let file = client.describe((RepoKind::Model, model), revision, &listing.sha, name)?;
             repository.keep(&listing.sha, name, &file, &mut |to, kept| client.fetch(&file, to, kept))?;
         }
     }
-    repository.point_to(&listing.sha)
+    Ok(())
 }
 
 /// Whether to download a file: model, adapter and tokenizer files at the top level (subfolders hold variants), and chat templates.

@@ -16,7 +16,7 @@ use ureq::{Agent, Body};
 
 use crate::alive;
 
-use super::names::{etag, is_plain_component};
+use super::names::{RepoKind, etag, is_plain_component};
 use super::settings::Settings;
 
 /// Timeout for the connection, the answer, and each read of a body: the same as in huggingface_hub.
@@ -70,7 +70,7 @@ struct Sibling {
 
 impl Listing {
     /// Names of the files, unchecked.
-    pub(super) fn files(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn files(&self) -> impl Iterator<Item = &str> + Clone {
         self.siblings.iter().map(|file| file.rfilename.as_str())
     }
 }
@@ -115,8 +115,9 @@ impl<'a> Client<'a> {
     }
 
     /// Lists the files of a repository at a branch, tag or commit.
-    pub(super) fn list(&self, model: &str, revision: &str) -> Result<Listing, HubError> {
-        let address = self.valid(&format!("/api/models/{model}/revision/{}", in_one(revision)))?;
+    pub(super) fn list(&self, kind: RepoKind, name: &str, revision: &str) -> Result<Listing, HubError> {
+        let kind = kind.name();
+        let address = self.valid(&format!("/api/{kind}/{name}/revision/{}", in_one(revision)))?;
         let (_, _, mut response) = self.ask(&address, None)?;
         let read = response.body_mut().with_config().limit(LISTING_BYTES).read_to_vec();
         let body = read.map_err(|error| HubError::Unanswered(error.to_string()))?;
@@ -132,12 +133,15 @@ impl<'a> Client<'a> {
     /// with servers that do not support HEAD.
     pub(super) fn describe(
         &self,
-        model: &str,
+        (kind, repository): (RepoKind, &str),
         revision: &str,
         commit: &str,
         name: &str,
     ) -> Result<Description, HubError> {
-        let address = self.valid(&format!("/{model}/resolve/{}/{}", in_one(revision), escaped(name)))?;
+        // Models are at the top.
+        let top = if kind == RepoKind::Model { "" } else { "/datasets" };
+        let address =
+            self.valid(&format!("{top}/{repository}/resolve/{}/{}", in_one(revision), escaped(name)))?;
         let answer = match self.ask(&address, Some(0..=0)) {
             // An empty file has no first byte.
             Err(HubError::Beyond) => self.ask(&address, None),
@@ -149,8 +153,9 @@ impl<'a> Client<'a> {
             HubError::wrong(format!("{name} comes without a commit: is HF_ENDPOINT the address of a hub?"))
         })?;
         if named != commit {
-            let what =
-                format!("{name} is of commit {named:?}, the listing of {commit}: the model is changing now");
+            let what = format!(
+                "{name} is of commit {named:?}, the listing of {commit}: the repository is changing now"
+            );
             return Err(HubError::wrong(what));
         }
         let tag = header("x-linked-etag").or_else(|| header("etag")).unwrap_or_default();
@@ -317,8 +322,8 @@ fn refused(status: u16) -> HubError {
         return HubError::Beyond;
     }
     let why = match status {
-        401 | 403 => "it asks for a token that may read the model",
-        404 => "it has no such model, or not for this token",
+        401 | 403 => "it asks for a token that may read it",
+        404 => "it has no such repository, or not for this token",
         429 => "it was asked too often",
         500.. => "it has trouble of its own",
         _ => "it refuses",

@@ -1,6 +1,8 @@
-//! Progress signals of long work in this crate, so that a watchdog can tell slow work from a hang.
+//! Progress signals of long work, so that a watchdog can tell slow work from a hang.
 
 use std::sync::OnceLock;
+
+use dyad_proto::reading;
 
 static MARK: OnceLock<fn()> = OnceLock::new();
 
@@ -10,7 +12,8 @@ pub fn tell(mark: fn()) {
 }
 
 /// Signals that a piece of work is done.
-pub(crate) fn advance() {
+pub fn advance() {
+    reading::goes_on();
     if let Some(mark) = MARK.get() {
         mark();
     }
