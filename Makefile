@@ -7,7 +7,7 @@ TOKENIZERS := .tools/tokenizers
 CARGO_DENY_VERSION := 0.20.2
 VARIANT := cpu
 
-.PHONY: help build cuda quickstart wheel test test-quick image test-image test-gpu test-kubernetes render-kubernetes lint bench bench-gpu bench-plane bench-telemetry bench-links root clean need-test need-image need-gpu need-kubernetes need-lint
+.PHONY: help build cuda quickstart wheel test test-quick image test-image test-gpu test-kubernetes render-kubernetes lint bench bench-objectives bench-gpu bench-plane bench-telemetry bench-links root clean need-test need-image need-gpu need-kubernetes need-lint
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,9 @@ lint: need-lint build $(CARGO_DENY) ## Check formatting, clippy, and licences, s
 bench: build $(PARITY)/.done ## Pairs/s and peak memory against TRL on this machine (12 to 19 minutes).
 	$(PARITY)/bin/python tests/bench/bench.py --python $(PARITY)/bin/python
 
+bench-objectives: build $(PARITY)/.done ## Time of a step of every loss against `sigmoid`, and memory without a reference model (about 6 minutes).
+	$(PARITY)/bin/python tests/bench/bench_objectives.py --python $(PARITY)/bin/python
+
 bench-gpu: need-gpu build $(PARITY)/.done ## Speed and memory against TRL on a GPU: 1.5 B and 8 B, LoRA and full (needs a GPU and `make cuda`).
 	$(PARITY)/bin/python tests/bench/bench_gpu.py --python $(PARITY)/bin/python
 
@@ -93,9 +96,9 @@ bench-links: root build $(PARITY)/.done ## Time that steps wait for gradients ov
 root:
 	@deploy/need.sh "make bench-links" root ip tc
 
-clean: ## Remove build outputs and quickstart runs; keeps libtorch and the Python environment.
+clean: ## Remove build outputs and runs of the examples; keeps libtorch and the Python environment.
 	cargo clean
-	rm -rf quickstart-runs
+	rm -rf quickstart-runs chain-runs
 
 $(PARITY)/.done: tests/parity/requirements.txt
 	@deploy/need.sh "TRL in $(PARITY)" python3 pip venv space=6
@@ -116,4 +119,4 @@ $(TOKENIZERS)/.done: tests/tokenizers/install.sh tests/tokenizers/files.txt | $(
 	@tests/tokenizers/install.sh $(TOKENIZERS)
 
 $(CARGO_DENY):
-	cargo install --quiet --locked --root .tools --version $(CARGO_DENY_VERSION) cargo-deny
+	cargo install --quiet --debug --locked --root .tools --version $(CARGO_DENY_VERSION) cargo-deny

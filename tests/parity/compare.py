@@ -67,9 +67,13 @@ SIDES = {
 ROUNDINGS = 16
 
 
-def allowed(name: str, expected: dict[str, Any], beta: float) -> float:
+def allowed(name: str, expected: dict[str, Any], beta: float, estimate: bool = False) -> float:
     """Largest allowed difference of a metric of a step, in the metric's own unit."""
     tolerance, floor = METRICS[name]
+    if name == "kl" and estimate:
+        # KTO's `kl` is itself a difference of two summed log-probabilities.
+        sums = max(abs(expected["logps/chosen"]), abs(expected["logps/rejected"]))
+        return tolerance * max(abs(expected[name]), floor) + 2 * sums * ROUNDINGS * 2**-23
     sums = sum(abs(expected[side]) for side in SIDES.get(name, []))
     return tolerance * max(abs(expected[name]), floor) + beta * 2 * sums * ROUNDINGS * 2**-23
 
@@ -80,8 +84,8 @@ def fail(message: str) -> None:
     sys.exit(1)
 
 
-def compare_steps(trl: list[dict[str, Any]], dyad: list[dict[str, Any]], beta: float) -> None:
-    """Checks the metrics that TRL logged (its SFT log has neither rewards nor log-probabilities)."""
+def compare_steps(trl: list[dict[str, Any]], dyad: list[dict[str, Any]], beta: float, estimate: bool = False) -> None:
+    """Checks the metrics that TRL logged (its SFT log has neither rewards nor log-probabilities). `estimate`: `kl` is that of KTO."""
     steps = [row["step"] for row in trl]
     if not steps or steps != [row["step"] for row in dyad]:
         fail(f"TRL logged steps {steps}, Dyad {[row['step'] for row in dyad]}")
@@ -93,7 +97,7 @@ def compare_steps(trl: list[dict[str, Any]], dyad: list[dict[str, Any]], beta: f
             if not isinstance(found.get(name), (int, float)):
                 fail(f"step {found['step']}: Dyad logged no number for {name}")
             a, b = expected[name], found[name]
-            difference, limit = abs(a - b), allowed(name, expected, beta)
+            difference, limit = abs(a - b), allowed(name, expected, beta, estimate)
             share = difference / limit if limit else math.inf if difference else 0.0
             if name.startswith("rewards/") and a == 0 != b:
                 share = math.inf

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cases import read_rows
+from cases import as_dpo_row, read_rows
 
-STEPS = 3
+STEPS = 2
 
 # No gradient is clipped: norms differ by orders of magnitude between losses.
 SHARED: dict[str, Any] = {"max_steps": STEPS, "max_grad_norm": 1e9}
@@ -56,6 +56,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "simpo-smoothed": {"loss_type": "simpo", "simpo_gamma": 0.4, "label_smoothing": 0.1, "rpo_alpha": 0.2},
     "cpo": {"loss_type": "cpo", "cpo_alpha": 0.5},
     "orpo": {"loss_type": "orpo"},
+    "tr-dpo": {"sync_ref_model": True, "ref_model_mixup_alpha": 0.7, "ref_model_sync_steps": 1},
+    "kto": {"loss_type": "kto", "training_file": "labelled.jsonl", "undesirable_weight": 1.4},
+    "apo-zero-unpaired": {"loss_type": "apo_zero_unpaired", "training_file": "labelled.jsonl", "desirable_weight": 0.7},
 }
 
 
@@ -64,11 +67,22 @@ def chosen(names: list[str]) -> dict[str, dict[str, Any]]:
     return {name: VARIANTS[name] for name in names or VARIANTS}
 
 
+def write_labelled(pairs: Path, out: Path) -> None:
+    """Writes one output of each pair, with its label. A batch has desirable and other outputs."""
+    lines = []
+    for at, pair in enumerate(map(as_dpo_row, read_rows(pairs))):
+        label = at % 3 != 1
+        row = {"prompt": pair["prompt"], "completion": pair["chosen" if label else "rejected"], "label": label}
+        lines.append(json.dumps(row) + "\n")
+    out.write_text("".join(lines))
+
+
 def train(case_dir: Path, names: list[str]) -> None:
     """Trains variants with TRL."""
     from run_trl import StepLog, make_trainer
 
     shared = json.loads((case_dir / "case.json").read_text())["run"]
+    write_labelled(case_dir / shared["training_file"], case_dir / "labelled.jsonl")
     for name, keys in chosen(names).items():
         log = StepLog()
         make_trainer(case_dir, shared | SHARED | keys, case_dir / "trl-run", log).train()
@@ -84,9 +98,10 @@ def compare(case_dir: Path, runs: list[str]) -> None:
     for run in runs:
         name = run.partition(".")[0]
         print(f"-- {run}")
-        beta = (shared | VARIANTS[name])["dpo_beta"]
+        run_keys = shared | VARIANTS[name]
+        beta, estimate = run_keys["dpo_beta"], run_keys["loss_type"] == "kto"
         try:
-            compare_steps(read_rows(case_dir / f"trl-{name}.jsonl"), read_rows(case_dir / run / "metrics.jsonl"), beta)
+            compare_steps(read_rows(case_dir / f"trl-{name}.jsonl"), read_rows(case_dir / run / "metrics.jsonl"), beta, estimate)
         except SystemExit:
             different.append(run)
     if different:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 from pathlib import Path
@@ -23,10 +24,10 @@ from torch.nn.functional import cross_entropy
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
-from trl.trainer.utils import use_adapter
+from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from cases import as_dpo_row, as_sft_row, read_rows
 
@@ -179,8 +180,57 @@ def make_trainer(case_dir: Path, run: dict[str, Any], out: Path, log: StepLog) -
     if run["training_method"] == "sft":
         config = SFTConfig(**arguments, completion_only_loss=True, packing=False)
         return SFTTrainer(args=config, train_dataset=Dataset.from_list([as_sft_row(pair) for pair in pairs]), **shared)
+    if run["loss_type"] in LABELLED:
+        return labelled_trainer(run, arguments, train_dataset=Dataset.from_list(pairs), **shared)
     rows = Dataset.from_list([as_dpo_row(pair) for pair in pairs])
     return preference_trainer(run, arguments, train_dataset=rows, **shared)
+
+
+class FollowMerged(TrainerCallback):
+    """TRL's rule for a reference that moves, on the merged weights of adapters, which TRL itself refuses."""
+
+    def __init__(self, trainer: DPOTrainer, run: dict[str, Any]) -> None:
+        self.trainer, self.alpha, self.every = trainer, run["ref_model_mixup_alpha"], run["ref_model_sync_steps"]
+        if isinstance(trainer.model, PeftModel):
+            # A copy of the policy would call the policy: TRL has replaced its `forward`.
+            path = trainer.model.get_base_model().config._name_or_path
+            trainer.ref_model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            add_fused_lm_head(trainer.ref_model)
+        self.move(1.0)
+
+    @torch.no_grad()
+    def move(self, alpha: float) -> None:
+        """Moves the reference."""
+        policy = self.trainer.model
+        if isinstance(policy, PeftModel):
+            policy = copy.deepcopy(policy).merge_and_unload(adapter_names=["default"])
+        own = dict(policy.named_parameters())
+        for name, target in self.trainer.ref_model.named_parameters():
+            target.mul_(1.0 - alpha).add_(own[name], alpha=alpha)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Moves the reference after every so many steps."""
+        if state.global_step % self.every == 0:
+            self.move(self.alpha)
+
+
+LABELLED = ("kto", "apo_zero_unpaired")
+
+
+class LabelledTrainer(KTOTrainer):
+    """`KTOTrainer` without `kl` where it estimates none: it logs 0, Dyad the divergence."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs the rest."""
+        if not self.calculate_KL:
+            self._metrics["train"].pop("kl", None)
+        super().log(logs, start_time)
+
+
+def labelled_trainer(run: dict[str, Any], arguments: dict[str, Any], **shared: Any) -> KTOTrainer:
+    """The trainer of an objective of labelled answers."""
+    keys = {key: run[key] for key in ("desirable_weight", "undesirable_weight") if key in run}
+    return LabelledTrainer(args=KTOConfig(**arguments, **keys, beta=run["dpo_beta"], loss_type=run["loss_type"]), **shared)
 
 
 # Keys that Dyad shares with `DPOConfig`.
@@ -210,7 +260,10 @@ def preference_trainer(run: dict[str, Any], arguments: dict[str, Any], **shared:
     config = DPOConfig(**arguments, **keys, beta=run["dpo_beta"], loss_type=losses)
     if run.get("dpo_reference_free"):
         return ReferenceFreeTrainer(args=config, **shared)
-    return DPOTrainerWithKL(args=config, **shared)
+    trainer = DPOTrainerWithKL(args=config, **shared)
+    if run.get("sync_ref_model"):
+        trainer.add_callback(FollowMerged(trainer, run))
+    return trainer
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod collector;
 pub mod imports;
 pub mod processes;
+pub mod python;
 pub mod refusal;
 pub mod serving;
 pub mod slurm;

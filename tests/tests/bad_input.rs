@@ -62,14 +62,6 @@ fn an_output_with_another_role_than_assistant() {
 }
 
 #[test]
-fn two_assistant_messages() {
-    let mut line = pair("a", "b", "c");
-    let message = line["non_preferred_output"][0].clone();
-    line["non_preferred_output"].as_array_mut().unwrap().push(message);
-    bad_line(&line.to_string(), &["non_preferred_output", "exactly one", "found 2"]);
-}
-
-#[test]
 fn an_empty_output() {
     bad_line(&pair("a", "  ", "c").to_string(), &["preferred_output[0].content", "empty"]);
 }

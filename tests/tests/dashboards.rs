@@ -65,7 +65,10 @@ fn long_run(workspace: &Workspace, collector: &Collector, port: u16) -> Child {
 #[test]
 fn every_panel_and_alert_has_data_from_a_real_run() {
     let collector = Collector::start();
-    let config = "max_steps = 20000\nn_checkpoints = 200\nn_evals = 200\nvalidation_file = \"pairs.jsonl\"\n";
+    // Some panels show a likelihood term and early stopping. This patience lets no run stop early.
+    let config = "max_steps = 20000\nn_checkpoints = 200\nn_evals = 200\nvalidation_file = \"pairs.jsonl\"\n\
+                  rpo_alpha = 0.1\nearly_stopping_enabled = true\nearly_stopping_patience = 199\n\
+                  early_stopping_warmup_evals = 0\n";
     let workspace = Workspace::with_model(32, config);
     let port = free_port();
     let mut run = long_run(&workspace, &collector, port);

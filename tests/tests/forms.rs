@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use dyad_data::tokenize::tokenize;
 use dyad_data::tokenized::Tokenized;
@@ -12,7 +11,8 @@ use dyad_data::tokenizer::ChatTokenizer;
 use dyad_data::truncation::Rule;
 use dyad_proto::Fault;
 use dyad_proto::pairs::{Example, forms};
-use dyad_tests::{Workspace, root, text};
+use dyad_tests::python::python;
+use dyad_tests::{Workspace, root};
 use serde_json::Value;
 
 /// By template and file: what TRL makes of each record.
@@ -24,13 +24,7 @@ fn records(file: &str) -> Vec<Example> {
 }
 
 fn expected(workspace: &Workspace) -> Expected {
-    let python = root().join(".venv/parity/bin/python");
-    assert!(python.is_file(), "no Python environment with TRL; run `make test`");
-    let mut command = Command::new(python);
-    command.arg(root().join("tests/parity/forms.py")).arg(".").current_dir(workspace.path("."));
-    command.env("PYTHONDONTWRITEBYTECODE", "1").env("CUDA_VISIBLE_DEVICES", "");
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
+    python("forms.py", &["."], workspace);
     serde_json::from_str(&fs::read_to_string(workspace.path("forms.json")).unwrap()).unwrap()
 }
 

@@ -75,6 +75,44 @@ fn lora_and_sft_do_not_depend_on_the_world_size_either() {
     assert_same_curve(&sft(1, "s1"), &sft(3, "s3"), &["loss", "grad_norm", "logps/chosen"], TOLERANCE);
 }
 
+/// The estimate of the KL divergence is that of the whole batch, in steps and evaluations; partners may be another rank's records.
+#[test]
+fn kto_does_not_depend_on_the_world_size() {
+    let workspace = Workspace::with_model(24, "loss_type = \"kto\"\nn_epochs = 2\n");
+    let labelled = |pair: &str| {
+        let pair: serde_json::Value = serde_json::from_str(pair).unwrap();
+        let prompt = &pair["input"]["messages"];
+        let row = |output: &str, label: bool| {
+            serde_json::json!({ "prompt": prompt, "completion": pair[output], "label": label }).to_string()
+        };
+        [row("preferred_output", true), row("non_preferred_output", false)].join("\n")
+    };
+    let lines: Vec<String> = dyad_tests::pair_lines(12).lines().map(labelled).collect();
+    workspace.write("pairs.jsonl", &(lines.join("\n") + "\n"));
+    let names =
+        ["loss", "grad_norm", "kl", "rewards/chosen", "rewards/rejected", "logps/chosen", "logits/rejected"];
+    let train = |world, name: &str, more: &[&str]| {
+        let args = [&["--set", "validation_file=pairs.jsonl"], more].concat();
+        let rows = workspace.train(world, name, &args);
+        (rows, workspace.rows(&format!("{name}/eval_metrics.jsonl")))
+    };
+    let (one, evaluated) = train(1, "one", &[]);
+    assert!(
+        one.iter().skip(1).any(|row| number(row, "kl") > 0.0) && !one[0].contains_key("rewards/accuracies")
+    );
+    let (three, evaluated_by_three) =
+        train(3, "three", &["--set", "micro_batch_tokens=1", "--set", "zero_stage=2"]);
+    assert_same_curve(&one, &three, &names, 10.0 * TOLERANCE);
+    let evaluations = names.map(|name| format!("eval_{name}"));
+    let evaluations: Vec<&str> =
+        evaluations.iter().map(String::as_str).filter(|name| *name != "eval_grad_norm").collect();
+    assert_same_curve(&evaluated, &evaluated_by_three, &evaluations, 10.0 * TOLERANCE);
+    // With dropout the second pass computes the partners' answers again, so that it draws the masks of the first.
+    let dropout = ["--set", "lora=true", "--set", "lora_r=4", "--set", "lora_dropout=0.2"];
+    let (rows, _) = train(2, "dropout", &dropout);
+    assert!(rows.iter().all(|row| number(row, "loss").is_finite()));
+}
+
 /// bfloat16 has 8 bits of mantissa: the first loss is exact, later ones follow float32 within a few per cent.
 #[test]
 fn bfloat16_follows_float32() {

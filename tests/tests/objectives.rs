@@ -6,19 +6,8 @@
     reason = "a test that cannot set itself up has failed; the tests print measured differences"
 )]
 
-use std::process::Command;
-
-use dyad_tests::{Row, Workspace, root, text};
-
-fn python(script: &str, args: &[&str], workspace: &Workspace) -> String {
-    let python = root().join(".venv/parity/bin/python");
-    assert!(python.is_file(), "no Python environment with TRL; run `make test`");
-    let mut command = Command::new(python);
-    command.arg(root().join("tests/parity").join(script)).args(args).current_dir(workspace.path("."));
-    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
-    assert!(output.status.success(), "{script} {args:?}\n{}", text(&output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
+use dyad_tests::python::python;
+use dyad_tests::{Row, Workspace};
 
 /// A variant's keys as arguments of the launcher.
 fn overrides(keys: &Row) -> Vec<String> {
@@ -46,26 +35,44 @@ fn objectives_equal_trl(case: &str, names: &[&str], settings: &[(usize, &str, &[
     println!("{}", python("objectives.py", &runs, &workspace));
 }
 
-#[test]
-fn every_objective_equals_trl_with_all_weights() {
-    let separate = ["--set", "prefix_sharing=false", "--set", "micro_batch_tokens=400"];
-    objectives_equal_trl("llama", &[], &[(1, "one", &[]), (3, "three", &separate)]);
+/// The names of all variants.
+fn variants() -> Vec<String> {
+    let list = python("objectives.py", &["list"], &Workspace::empty());
+    serde_json::from_str::<Row>(&list).unwrap().into_iter().map(|(name, _)| name).collect()
 }
 
-/// One objective of each kind: of differences, of single outputs, of all pairs of a step, without a reference, with weights of tokens.
+#[test]
+fn every_objective_equals_trl_with_all_weights() {
+    let variants = variants();
+    let others: Vec<&str> =
+        variants.iter().map(String::as_str).filter(|name| !KINDS.contains(name)).collect();
+    assert_eq!(others.len() + KINDS.len(), variants.len());
+    objectives_equal_trl("llama", &others, &[(2, "two", &["--set", "micro_batch_tokens=400"])]);
+}
+
+#[test]
+fn objectives_of_every_kind_equal_trl_with_any_number_of_trainers_and_layout() {
+    let separate = ["--set", "prefix_sharing=false", "--set", "micro_batch_tokens=400"];
+    objectives_equal_trl("llama", &KINDS, &[(1, "one", &[]), (3, "three", &separate)]);
+}
+
+const KINDS: [&str; 11] = [
+    "nca-pair",
+    "mpo",
+    "aot-with-sft",
+    "alpha-divergence",
+    "ld-with-sft",
+    "wpo",
+    "reference-free",
+    "orpo",
+    "tr-dpo",
+    "kto",
+    "apo-zero-unpaired",
+];
+
+/// One objective of each kind: of differences, of single outputs, of all pairs of a step, without a reference, with weights of tokens, of labelled answers.
 #[test]
 fn objectives_equal_trl_with_adapters() {
-    let names = [
-        "nca-pair",
-        "mpo",
-        "aot-with-sft",
-        "alpha-divergence",
-        "ld-with-sft",
-        "wpo",
-        "reference-free",
-        "orpo",
-    ];
-    let small = ["--set", "micro_batch_tokens=300"];
-    let separate = ["--set", "prefix_sharing=false"];
-    objectives_equal_trl("qwen2-lora", &names, &[(1, "one", &small), (2, "two", &separate)]);
+    let separate = ["--set", "prefix_sharing=false", "--set", "micro_batch_tokens=300"];
+    objectives_equal_trl("qwen2-lora", &KINDS, &[(2, "two", &separate)]);
 }

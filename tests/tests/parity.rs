@@ -7,26 +7,20 @@
 )]
 
 use std::path::PathBuf;
-use std::process::Command;
 
-use dyad_tests::{Workspace, root, text};
+use dyad_tests::python::python;
+use dyad_tests::{Workspace, root};
 
-fn python(script: &str, args: &[&str], workspace: &Workspace) -> String {
-    let python = root().join(".venv/parity/bin/python");
-    assert!(python.is_file(), "no Python environment with TRL; run `make test`");
-    let mut command = Command::new(python);
-    command.arg(root().join("tests/parity").join(script)).args(args).current_dir(workspace.path("."));
-    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
-    assert!(output.status.success(), "{script} {args:?}\n{}", text(&output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+/// Trains the case with TRL, then with Dyad on one, two and three trainers, and compares.
+fn equals_trl(case: &str) -> Workspace {
+    equals_trl_on(&[1, 2, 3], case)
 }
 
-/// Trains the case with TRL, then with Dyad at each world size, and compares.
-fn equals_trl(case: &str) -> Workspace {
+fn equals_trl_on(worlds: &[usize], case: &str) -> Workspace {
     let workspace = Workspace::empty();
     python("make_case.py", &["--case", case, "--out", "."], &workspace);
     python("run_trl.py", &["--case-dir", ".", "--out", "trl.jsonl"], &workspace);
-    for world in [1, 2, 3] {
+    for &world in worlds {
         let out = format!("world{world}");
         assert_eq!(workspace.train(world, &out, &[]).len(), 9);
         let (metrics, trained) = (format!("{out}/metrics.jsonl"), format!("{out}/final"));
@@ -95,10 +89,10 @@ fn qwen2_lora_equals_trl_and_its_merged_model_loads() {
     );
 }
 
-/// Trains the case, and once more with ZeRO stage 2 and a merged model that PEFT's merge must equal.
+/// Trains the case on one trainer, and on two with ZeRO stage 2 and a merged model that PEFT's merge must equal.
 fn adapters_equal_peft(case: &str) {
-    let workspace = equals_trl(case);
-    python("check_loads.py", &["--dir", "world2/final", "--base", "model"], &workspace);
+    let workspace = equals_trl_on(&[1], case);
+    python("check_loads.py", &["--dir", "world1/final", "--base", "model"], &workspace);
     let keys = ["--set", "merge_adapter=true", "--set", "zero_stage=2"];
     workspace.train(2, "merged", &keys);
     python("check_loads.py", &["--dir", "merged/final/merged", "--base", "model", "--merged"], &workspace);

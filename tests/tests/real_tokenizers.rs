@@ -4,14 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
 
 use dyad_data::rendered::{Chat, Rendered};
 use dyad_data::tokenize::tokenize;
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_data::truncation::Rule;
 use dyad_proto::pairs::{Content, Example, Json, Message, MessageContent};
-use dyad_tests::{Workspace, root, text};
+use dyad_tests::python::python;
+use dyad_tests::{Workspace, root};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -88,12 +88,7 @@ struct Corpus {
 
 /// Runs a command of `tests/parity/real_tokenizers.py`, which writes `out`.
 fn transformers(workspace: &Workspace, args: &[&str], out: &str) -> String {
-    let python = root().join(".venv/parity/bin/python");
-    assert!(python.is_file(), "no Python environment with transformers; run `make test`");
-    let mut command = Command::new(python);
-    command.arg(root().join("tests/parity/real_tokenizers.py")).args(args).arg(workspace.path(out));
-    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
-    assert!(output.status.success(), "{args:?}\n{}", text(&output));
+    python("real_tokenizers.py", &[args, &[out]].concat(), workspace);
     fs::read_to_string(workspace.path(out)).unwrap()
 }
 

@@ -54,6 +54,15 @@ fn cached_reference_scores_resume_bit_equal() {
     }
 }
 
+/// The checkpoint of step 2 holds the reference that has moved twice.
+#[test]
+fn a_moving_reference_resumes_bit_equal() {
+    let moves = ["--set", "sync_ref_model=true", "--set", "ref_model_sync_steps=1"];
+    resumed_equals_uninterrupted("model.safetensors", &[&moves[..], &["--set", "zero_stage=3"]].concat());
+    let lora = [&moves[..], &["--set", "lora=true", "--set", "lora_r=4"]].concat();
+    resumed_equals_uninterrupted("adapter_model.safetensors", &lora);
+}
+
 #[test]
 fn lora_with_dropout_resumes_bit_equal() {
     let lora = ["--set", "lora=true", "--set", "lora_r=4", "--set", "lora_dropout=0.1"];

@@ -1,9 +1,8 @@
 //! Learning rates of whole runs equal those of transformers' schedulers; evaluations come at the configured steps.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::process::Command;
-
-use dyad_tests::{Workspace, number, root, text};
+use dyad_tests::python::python;
+use dyad_tests::{Workspace, number};
 use serde_json::{Value, json};
 
 /// Name and parameters of a schedule in transformers, warmup steps, and the same as keys of a run of twelve steps.
@@ -35,8 +34,6 @@ const CASES: [(&str, &str, u64, &str); 9] = [
 ];
 
 fn of_transformers(workspace: &Workspace) -> Vec<Vec<f64>> {
-    let python = root().join(".venv/parity/bin/python");
-    assert!(python.is_file(), "no Python environment with transformers; run `make test`");
     let cases: Vec<Value> = CASES
         .iter()
         .map(|(name, kwargs, warmup, _)| {
@@ -44,12 +41,8 @@ fn of_transformers(workspace: &Workspace) -> Vec<Vec<f64>> {
             json!({ "name": name, "kwargs": kwargs, "peak": 1e-3, "warmup": warmup, "steps": 12 })
         })
         .collect();
-    let script = root().join("tests/parity/schedules.py");
-    let mut command = Command::new(python);
-    command.arg(script).arg(Value::from(cases).to_string()).current_dir(workspace.path("."));
-    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
+    let found = python("schedules.py", &[&Value::from(cases).to_string()], workspace);
+    serde_json::from_str(&found).unwrap()
 }
 
 #[test]

@@ -97,6 +97,21 @@ fn an_offloaded_reference_gives_the_same_curve() {
 }
 
 #[test]
+fn a_moving_reference_over_sharded_weights_gives_the_same_curve() {
+    let workspace = gentle(24, "n_epochs = 2\nsync_ref_model = true\nref_model_sync_steps = 2\n");
+    let alone = workspace.train(1, "alone", &[]);
+    let fixed = workspace.train(1, "fixed", &["--set", "ref_model_sync_steps=1000"]);
+    assert!(number(&alone[5], "kl") < 0.8 * number(&fixed[5], "kl"), "the reference follows");
+    for zero in [1, 2, 3] {
+        let rows = stage(&workspace, 2, zero, &format!("z{zero}"), &["--set", "offload_reference=true"]);
+        assert_same_curve(&alone, &rows, &CURVE, TOLERANCE);
+    }
+    let lora = ["--set", "lora=true", "--set", "lora_r=4"];
+    let alone = workspace.train(1, "lora", &lora);
+    assert_same_curve(&alone, &stage(&workspace, 2, 3, "lora-z3", &lora), &CURVE, TOLERANCE);
+}
+
+#[test]
 fn cached_and_precomputed_scores_work_with_sharded_weights() {
     let workspace = Workspace::with_model(16, "n_epochs = 2\nreference_cache = \"cache.sqlite\"\n");
     let asked = workspace.train(1, "asked", &[]);

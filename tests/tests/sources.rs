@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
+use dyad_tests::python::interpreter;
 use dyad_tests::serving::{Answer, Request, Server};
 use dyad_tests::{Row, Workspace, number, pair, pair_lines, root, text};
 use serde_json::{Value, json};
@@ -161,9 +162,7 @@ fn parquet_files_train_like_the_lines_that_they_were_made_from() {
     let workspace = with_config(8, "shuffle = false\nbatch_size = 3\n");
     workspace.write("pairs.jsonl", &records());
     fs::create_dir(workspace.path("tables")).unwrap();
-    let python = root().join(".venv/parity/bin/python");
-    assert!(python.is_file(), "no Python environment with datasets; run `make test`");
-    let mut command = Command::new(python);
+    let mut command = Command::new(interpreter());
     command
         .arg(root().join("tests/parity/tables.py"))
         .args([workspace.path("pairs.jsonl"), workspace.path("tables")]);

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use dyad_tests::processes::die_with_me;
-use dyad_tests::{Workspace, binary, number, root, text};
+use dyad_tests::python::python;
+use dyad_tests::{Workspace, binary, number, text};
 use serde_json::{Map, Value};
 
 /// Relative. Values are means of summed log-probabilities around -300; rounding of a float32 sum of that size is a tenth of this.
@@ -17,16 +18,8 @@ const AT_ONCE: usize = 2;
 const RUN: &str = "training_file = \"pairs.jsonl\"\nbatch_size = 4\nmax_steps = 1\nlearning_rate = 0.0\nshuffle = false\n\
 dtype = \"float32\"\n";
 
-fn python(what: &str, workspace: &Workspace) {
-    let python = root().join(".venv/parity/bin/python");
-    assert!(python.is_file(), "no Python environment with PEFT; run `make test`");
-    let mut command = Command::new(python);
-    command
-        .arg(root().join("tests/parity/starts.py"))
-        .args([what, "--dir", "."])
-        .current_dir(workspace.path("."));
-    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").env("HF_HUB_OFFLINE", "1").output().unwrap();
-    assert!(output.status.success(), "starts.py {what}\n{}", text(&output));
+fn script(what: &str, workspace: &Workspace) {
+    python("starts.py", &[what, "--dir", "."], workspace);
 }
 
 /// Starts a run. Returns a description of what is wrong with its result, or `None`.
@@ -92,7 +85,7 @@ fn warned_wrongly(workspace: &Workspace, name: &str, words: Option<&str>) -> Opt
 #[test]
 fn every_start_equals_transformers_and_peft_or_is_refused_by_name() {
     let workspace = Workspace::empty();
-    python("make", &workspace);
+    script("make", &workspace);
     let starts: Map<String, Value> =
         serde_json::from_str(&std::fs::read_to_string(workspace.path("starts.json")).unwrap()).unwrap();
     assert!(starts.len() > 90, "{} starts", starts.len());
@@ -109,5 +102,5 @@ fn every_start_equals_transformers_and_peft_or_is_refused_by_name() {
     });
     let found = found.into_inner().unwrap();
     assert!(found.is_empty(), "{} starts are wrong:\n{}", found.len(), found.join("\n"));
-    python("check", &workspace);
+    script("check", &workspace);
 }

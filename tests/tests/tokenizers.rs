@@ -4,21 +4,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use dyad_data::tokenizer::ChatTokenizer;
 use dyad_proto::pairs::{Message, Role};
-use dyad_tests::{Workspace, root, text};
+use dyad_tests::python::python;
+use dyad_tests::{Workspace, text};
 use serde_json::{Value, json};
 
-fn python(args: &[&str], workspace: &Workspace) -> String {
-    let python = root().join(".venv/parity/bin/python");
-    assert!(python.is_file(), "no Python environment with transformers; run `make test`");
-    let mut command = Command::new(python);
-    command.arg(root().join("tests/parity/tokenizer_classes.py")).args(args).current_dir(workspace.path("."));
-    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
-    assert!(output.status.success(), "{args:?}\n{}", text(&output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+fn classes(args: &[&str], workspace: &Workspace) -> String {
+    python("tokenizer_classes.py", args, workspace)
 }
 
 fn load(folder: &Path) -> Result<ChatTokenizer, String> {
@@ -36,7 +30,7 @@ struct Made {
 #[test]
 fn every_tokenizer_folder_gives_the_ids_of_transformers_or_is_refused_by_name() {
     let workspace = Workspace::empty();
-    python(&["folders"], &workspace);
+    classes(&["folders"], &workspace);
     let expected = fs::read_to_string(workspace.path("folders/tokenizers.json")).unwrap();
     let expected: Value = serde_json::from_str(&expected).unwrap();
     let texts: Vec<String> = serde_json::from_value(expected["texts"].clone()).unwrap();
@@ -116,7 +110,7 @@ fn an_adapters_tokenizer_encodes_like_the_one_used_in_training() {
 #[test]
 fn every_class_of_transformers_that_rebuilds_a_tokenizer_is_known_or_refused() {
     let workspace = Workspace::with_model(4, "");
-    let classes = python(&["classes"], &workspace);
+    let classes = classes(&["classes"], &workspace);
     let config = workspace.path("model/tokenizer_config.json");
     let mut json: Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
     let mut load_as = |name: &str| {

@@ -42,7 +42,6 @@ use crate::sampler::Sampler;
 use crate::session::feed::{AssignedStep, ReadyWork, SampledPrompts};
 use crate::session::{Handle, Identity, Session};
 use crate::start::{Incoming, Started, next, start};
-use crate::zero::parameters::Parameters;
 use dyad_torch::device::cuda_peak_bytes;
 use dyad_torch::ops::layer::kernel_threads;
 
@@ -163,9 +162,10 @@ impl RunningTrainer {
         };
         let flops = ModelFlops::new(&config, &policy.config);
         let mut engine = Engine::new(policy, reference, parameters, communicator, &config);
+        engine.follow(saver.adapter.as_ref().map(|saved| saved.adapters.clone()))?;
         if !plan.resume_from.is_empty() {
             handle.enter(Phase::Loading, plan.start_step);
-            resume(Path::new(&plan.resume_from), &mut engine.parameters, &handle)?;
+            resume(Path::new(&plan.resume_from), &mut engine, config.sync_ref_model, &handle)?;
         }
         let schedule = LearningRate::new(&config, plan.total_steps);
         let (reference_logps, saved) = (config.reference_logps, plan.start_step);
@@ -291,7 +291,10 @@ impl RunningTrainer {
         self.handle.enter(Phase::Saving, self.state.step);
         let began = Instant::now();
         let _span = tracing::info_span!(target: TARGET, "checkpoint", train.step = self.state.step).entered();
-        let kept = self.engine.parameters.collect(!is_final).map_err(EngineError::from)?;
+        let mut kept = self.engine.parameters.collect(!is_final).map_err(EngineError::from)?;
+        if !is_final {
+            kept.extend(self.engine.collect_reference()?);
+        }
         if self.place.rank == 0 {
             let path = match is_final {
                 true => self.saver.finish(&kept, &self.state)?,
@@ -438,10 +441,11 @@ fn not_finite(sums: &PreferenceSums) -> Option<String> {
 }
 
 /// Restores a checkpoint, and reports a digest of it: each rank reads its own copy, and all copies must be the same.
-fn resume(checkpoint: &Path, parameters: &mut Parameters, handle: &Handle) -> Result<(), Fault> {
+fn resume(checkpoint: &Path, engine: &mut Engine, moves: bool, handle: &Handle) -> Result<(), Fault> {
     let step = read_state(checkpoint)?.step;
     let read = Digested::default();
-    restore(checkpoint, parameters, &read)?;
+    let moving = engine.reference.as_mut().filter(|_| moves);
+    restore(checkpoint, &mut engine.parameters, moving, &read)?;
     handle.send(Sent::Facts(Facts { facts: of_checkpoint(step, &read) }));
     Ok(())
 }

@@ -245,13 +245,15 @@ const COPIES: [&str; 7] = [
     ".item(",
 ];
 /// Files and calls outside of steps, with the reason. A folder ends with a slash.
-const OUTSIDE_STEPS: [(&str, &str); 14] = [
+const OUTSIDE_STEPS: [(&str, &str); 16] = [
     ("checkpoint/", "writes and restores checkpoints"),
     ("torch/comm/measure.rs", "times the link before the first step"),
     ("zero/unit_weights.rs to_device(Device::Cpu)", "adopts weights when they are loaded"),
+    ("engine/generation.rs values::<", "answers prompts at evaluations"),
     ("generate.rs", "generates text"),
     ("load/reading_ranks.rs", "decides at the start who reads the weights"),
     ("model/kernels_agree.rs", "unit tests"),
+    ("model/moving_reference.rs to_device(Device::Cpu)", "copies the reference for a checkpoint"),
     ("model/weights/relay.rs", "loads weights"),
     ("model/weights/mod.rs", "loads weights"),
     ("objective/tests.rs", "unit tests"),

@@ -102,6 +102,8 @@ pub fn total<'a>(sums: impl IntoIterator<Item = &'a PreferenceSums>) -> Preferen
         kl_tokens: total.kl_tokens + rank.kl_tokens,
         kl_chosen_tokens: total.kl_chosen_tokens + rank.kl_chosen_tokens,
         aux_loss: total.aux_loss + rank.aux_loss,
+        desirable: total.desirable + rank.desirable,
+        kl_estimate: total.kl_estimate + rank.kl_estimate,
     })
 }
 
@@ -171,21 +173,9 @@ fn nll(sums: &PreferenceSums) -> f64 {
 }
 
 fn push_preferences(row: &mut MetricsRow, sums: &PreferenceSums, objective: Objective, prefix: &str) {
-    let pairs = sums.pairs as f64;
     let both = objective.scores_both_outputs();
-    let chosen = (metric::LOGPS_CHOSEN, sums.logps_chosen / pairs);
-    let mut values = match both {
-        false => vec![chosen],
-        true => vec![
-            (metric::REWARDS_CHOSEN, sums.rewards_chosen / pairs),
-            (metric::REWARDS_REJECTED, sums.rewards_rejected / pairs),
-            (metric::REWARDS_ACCURACIES, sums.rewards_correct as f64 / pairs),
-            (metric::REWARDS_MARGINS, (sums.rewards_chosen - sums.rewards_rejected) / pairs),
-            chosen,
-            (metric::LOGPS_REJECTED, sums.logps_rejected / pairs),
-        ],
-    };
-    values.extend(token_means(sums, both));
+    let mut values = of_answers(sums, objective);
+    values.extend(token_means(sums, both || objective.is_labelled()));
     if both && objective.nll_weight() != 0.0 {
         values.push((metric::NLL_LOSS, nll(sums)));
     }
@@ -195,7 +185,10 @@ fn push_preferences(row: &mut MetricsRow, sums: &PreferenceSums, objective: Obje
     // There is no KL for pairs with known reference scores: the reference model did not run on them.
     if objective.needs_reference() && sums.kl_tokens > 0 {
         let (all, chosen) = (sums.kl_tokens, sums.kl_chosen_tokens);
-        values.push((metric::KL, (sums.kl_chosen + sums.kl_rejected) / all as f64));
+        values.push(match objective.estimates_kl() {
+            true => (metric::KL, sums.kl_estimate / sums.pairs as f64),
+            false => (metric::KL, (sums.kl_chosen + sums.kl_rejected) / all as f64),
+        });
         let sides = [
             (metric::KL_CHOSEN, sums.kl_chosen, chosen),
             (metric::KL_REJECTED, sums.kl_rejected, all.saturating_sub(chosen)),
@@ -206,6 +199,30 @@ fn push_preferences(row: &mut MetricsRow, sums: &PreferenceSums, objective: Obje
     for (key, value) in values {
         row.push(format!("{prefix}{key}"), value);
     }
+}
+
+/// Metrics that are means over answers. Those of labelled answers are means over the desirable and over the other ones.
+fn of_answers(sums: &PreferenceSums, objective: Objective) -> Vec<(&'static str, f64)> {
+    let pairs = sums.pairs as f64;
+    let (chosen, rejected) = match objective.is_labelled() {
+        true => (sums.desirable as f64, pairs - sums.desirable as f64),
+        false => (pairs, pairs),
+    };
+    if !objective.is_labelled() && !objective.scores_both_outputs() {
+        return vec![(metric::LOGPS_CHOSEN, sums.logps_chosen / pairs)];
+    }
+    let (rewards_chosen, rewards_rejected) = (sums.rewards_chosen / chosen, sums.rewards_rejected / rejected);
+    let mut values = vec![
+        (metric::REWARDS_CHOSEN, rewards_chosen, chosen),
+        (metric::REWARDS_REJECTED, rewards_rejected, rejected),
+        (metric::REWARDS_ACCURACIES, sums.rewards_correct as f64 / pairs, pairs),
+        (metric::REWARDS_MARGINS, rewards_chosen - rewards_rejected, chosen.min(rejected)),
+        (metric::LOGPS_CHOSEN, sums.logps_chosen / chosen, chosen),
+        (metric::LOGPS_REJECTED, sums.logps_rejected / rejected, rejected),
+    ];
+    // A label is no comparison of two answers.
+    values.retain(|(name, ..)| !objective.is_labelled() || *name != metric::REWARDS_ACCURACIES);
+    values.into_iter().filter(|(.., count)| *count > 0.0).map(|(name, value, _)| (name, value)).collect()
 }
 
 /// Metrics that are means over completion tokens, without those that have no tokens.
@@ -255,6 +272,7 @@ mod tests {
             tokens: 40,
             kl_tokens: 10,
             aux_loss: 0.0,
+            ..PreferenceSums::default()
         };
         let large = PreferenceSums {
             pairs: 3,
@@ -278,6 +296,7 @@ mod tests {
             tokens: 360,
             kl_tokens: 90,
             aux_loss: 0.0,
+            ..PreferenceSums::default()
         };
         let report = |sums: PreferenceSums, step_seconds| StepReport {
             peak_memory_bytes: 100 * sums.pairs,

@@ -3,7 +3,7 @@
 //! - CRD-T1: every rank gets every work, in the same order, even without a pair of its own: collectives need all ranks.
 //! - CRD-T2: no rank holds more than `WINDOW` works that it has not reported.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use dyad_proto::wire;
@@ -270,11 +270,24 @@ impl Training {
         (batch, split_over_ranks(&weighed, self.world_size))
     }
 
+    /// With an objective that estimates the KL divergence: for each of these ids, the one before it in the batch, the last one for the
+    /// first. Otherwise none.
+    fn partners(&self, batch: &[u64], share: &[u64]) -> Vec<u64> {
+        if !self.config.objective().estimates_kl() {
+            return Vec::new();
+        }
+        let before = batch.iter().zip(batch.iter().cycle().skip(batch.len().saturating_sub(1)));
+        let partner: HashMap<u64, u64> = before.map(|(&id, &partner)| (id, partner)).collect();
+        share.iter().filter_map(|id| partner.get(id).copied()).collect()
+    }
+
     /// Fails before the first step if the message of a later one would be too large.
     pub fn check_sizes(&mut self, data: &Datasets) -> Result<(), Fault> {
         let sizes = |split| {
             let sizes = data.of(split).into_iter().flat_map(Dataset::record_bytes);
-            sizes.map(|bytes| bytes + AROUND_PAIR).collect::<Vec<usize>>()
+            // A record may also be the partner of another one.
+            let copies = if self.config.objective().estimates_kl() { 2 } else { 1 };
+            sizes.map(|bytes| copies * (bytes + AROUND_PAIR)).collect::<Vec<usize>>()
         };
         let of = |sizes: &[usize], ids: &[u64]| -> usize { ids.iter().map(|&id| sizes[id as usize]).sum() };
         let (train, validation) = (sizes(Split::Train), sizes(Split::Validation));
@@ -303,11 +316,12 @@ impl Training {
         let (batch, shares) = self.shares(step);
         let (batch, global_pairs) = (batch.to_vec(), batch.len() as u64);
         let global_chosen_tokens = self.lengths.chosen_tokens(&batch);
-        let assignment = |share| {
+        let assignment = |share: Vec<u64>| {
             Ok(Body::Step(StepAssignment {
                 generation: GENERATION,
                 step,
                 epoch: self.schedule.epoch(step),
+                partners: data.pairs(Split::Train, self.partners(&batch, &share))?,
                 pairs: self.references.attach(Split::Train, data.pairs(Split::Train, share)?),
                 global_pairs,
                 global_chosen_tokens,
@@ -335,13 +349,17 @@ impl Training {
 
     fn evaluation(&self, step: u64, data: &Datasets) -> Result<(u64, Vec<Body>), Fault> {
         let sample_slots = self.samples.len().div_ceil(self.world_size) as u32;
+        let evaluated = self.validation.kept();
         let assignment = |(rank, share): (usize, &Vec<u64>)| {
             let pairs = data.pairs(Split::Validation, share.iter().copied())?;
             let pairs = self.references.attach(Split::Validation, pairs);
+            let partners = data.pairs(Split::Validation, self.partners(&evaluated, share))?;
             let answered = self.samples.iter().skip(rank).step_by(self.world_size).copied();
             let samples = data.pairs(Split::Validation, answered)?;
             let generation = GENERATION;
-            Ok(Body::Evaluation(EvaluationAssignment { generation, step, pairs, samples, sample_slots }))
+            let evaluation =
+                EvaluationAssignment { generation, step, pairs, partners, samples, sample_slots };
+            Ok(Body::Evaluation(evaluation))
         };
         let pairs = self.evaluation_shares.iter().map(|share| share.len() as u64).sum();
         let shares = self.evaluation_shares.iter().enumerate();

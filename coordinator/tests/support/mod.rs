@@ -416,5 +416,7 @@ fn sums(pairs: &[Pair]) -> PreferenceSums {
         tokens: 40 * count,
         kl_tokens: 20 * count,
         aux_loss: 0.0,
+        desirable: 0,
+        kl_estimate: 0.0,
     }
 }

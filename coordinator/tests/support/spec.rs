@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dyad_coordinator::run::RunSpec;
 use dyad_coordinator::run::dataset::Datasets;
+use dyad_coordinator::run::early_stopping::EarlyStopping;
 use dyad_coordinator::run::membership::TrainerId;
 use dyad_coordinator::run::training::Start;
 use dyad_proto::wire::trainer_message::Body as Up;
@@ -38,6 +39,7 @@ fn changed(pairs: usize, change: impl FnOnce(&mut RunConfig)) -> RunSpec {
         ..RunConfig::default()
     };
     change(&mut config);
+    let early_stopping = EarlyStopping::new(&config);
     RunSpec {
         run_id: "run-1".into(),
         config_json: config.to_json().unwrap(),
@@ -47,7 +49,7 @@ fn changed(pairs: usize, change: impl FnOnce(&mut RunConfig)) -> RunSpec {
         world_size: 2,
         join_timeout: Duration::from_secs(600),
         stall_timeout: None,
-        start: Start::default(),
+        start: Start { early_stopping, ..Start::default() },
         resume_from: String::new(),
         then: None,
         evaluation_only: None,

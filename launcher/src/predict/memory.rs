@@ -74,9 +74,9 @@ pub fn memory(setup: &Setup) -> Memory {
     }
 }
 
-/// Whether a separate reference model stays in memory. With adapters, the frozen base is the reference model.
+/// Whether a separate reference model stays in memory. With adapters, the frozen base is the reference model, unless it moves.
 fn has_reference_model(setup: &Setup) -> bool {
-    setup.method == Method::Full
+    (setup.method == Method::Full || setup.moves_reference)
         && matches!(setup.reference, ReferenceSource::Compute | ReferenceSource::Cache)
 }
 

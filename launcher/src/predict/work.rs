@@ -61,6 +61,8 @@ pub struct Setup {
     pub offload_optimizer: bool,
     /// The reference model is in host memory.
     pub offload_reference: bool,
+    /// The reference model follows the policy, so it has weights of its own.
+    pub moves_reference: bool,
     /// Layers are recomputed in the backward pass.
     pub checkpointing: bool,
     /// Whether the embedding is trained whole beside adapters.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::RunConfig;
-use crate::run_config::{FDivergenceType, LossType, adapter_keys};
+use crate::run_config::{FDivergenceType, LossType, TrainingMethod, adapter_keys};
 
 /// How a resume treats a key whose value differs from the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,12 @@ pub const ROLES: &[(&str, KeyRole)] = &[
     ("label_smoothing", KeyRole::Computes),
     ("dpo_normalize_logratios_by_length", KeyRole::Computes),
     ("rpo_alpha", KeyRole::Computes),
+    ("desirable_weight", KeyRole::Computes),
+    ("undesirable_weight", KeyRole::Computes),
     ("dpo_reference_free", KeyRole::Computes),
+    ("sync_ref_model", KeyRole::Computes),
+    ("ref_model_mixup_alpha", KeyRole::Computes),
+    ("ref_model_sync_steps", KeyRole::Computes),
     ("simpo_gamma", KeyRole::Computes),
     ("cpo_alpha", KeyRole::Computes),
     ("f_divergence_type", KeyRole::Computes),
@@ -114,13 +119,16 @@ pub const ROLES: &[(&str, KeyRole)] = &[
 
 /// Whether a run with this configuration uses the key.
 pub(super) fn is_read(key: &str, config: &RunConfig) -> bool {
-    let both_outputs = config.objective().scores_both_outputs();
+    let prefers = config.training_method == TrainingMethod::Dpo;
     match key {
         "lora_r" | "lora_alpha" | "lora_dropout" | "lora_trainable_modules" => config.lora,
-        "train_on_inputs" => !both_outputs,
-        "loss_type" | "loss_weights" | "dpo_beta" | "label_smoothing" => both_outputs,
-        "dpo_normalize_logratios_by_length" | "rpo_alpha" | "dpo_reference_free" => both_outputs,
-        "f_divergence_type" | "ld_alpha" | "use_weighting" => both_outputs,
+        "train_on_inputs" => !prefers,
+        "loss_type" | "loss_weights" | "dpo_beta" | "label_smoothing" => prefers,
+        "dpo_normalize_logratios_by_length" | "rpo_alpha" | "dpo_reference_free" => prefers,
+        "f_divergence_type" | "ld_alpha" | "use_weighting" => prefers,
+        "sync_ref_model" => prefers,
+        "ref_model_mixup_alpha" | "ref_model_sync_steps" => config.sync_ref_model,
+        "desirable_weight" | "undesirable_weight" => config.objective().is_labelled(),
         "simpo_gamma" => config.pair_losses().iter().any(|term| term.loss == LossType::Simpo),
         "cpo_alpha" => config.loss_type.contains(LossType::Cpo),
         "f_alpha_divergence_coef" => config.f_divergence_type == FDivergenceType::AlphaDivergence,

@@ -37,6 +37,12 @@ fn changed_keys_are_refused_listed_or_ignored_by_role() {
                 RunConfig { loss_type: LossType::Simpo.into(), simpo_gamma: Some(0.7), ..reads_all() }
             }
             "train_on_inputs" => RunConfig { training_method: TrainingMethod::Sft, ..reads_all() },
+            "ref_model_mixup_alpha" | "ref_model_sync_steps" => {
+                RunConfig { sync_ref_model: true, ..reads_all() }
+            }
+            "desirable_weight" | "undesirable_weight" => {
+                RunConfig { loss_type: LossType::Kto.into(), ..reads_all() }
+            }
             "cpo_alpha" => RunConfig { loss_type: LossType::Cpo.into(), ..reads_all() },
             "discopop_tau" => RunConfig { loss_type: LossType::Discopop.into(), ..reads_all() },
             "f_alpha_divergence_coef" => {

@@ -33,12 +33,20 @@ impl Wanted {
             Kind::Labelled => "labelled answers",
             Kind::Answer => "answers without a rejected one",
         };
-        let (wants, hint) = match objective.scores_both_outputs() {
-            true => (
+        let (wants, hint) = match (objective.is_labelled(), objective.scores_both_outputs()) {
+            (true, _) => (
+                "this loss_type is trained on labelled answers",
+                "give `prompt`, `completion` and `label` (docs/data.md); launcher convert --to unpaired_preference makes two labelled answers of each pair",
+            ),
+            (_, true) if matches!(form.kind, Kind::Labelled) => (
+                "this loss_type is trained on pairs",
+                "set loss_type = \"kto\" or \"apo_zero_unpaired\", which are trained on labelled answers",
+            ),
+            (_, true) => (
                 "training_method = \"dpo\" is trained on pairs",
                 "give pairs (docs/data.md), or set training_method = \"sft\"; dataset_format names the form",
             ),
-            false => (
+            (_, false) => (
                 "training_method = \"sft\" is trained on answers that are all desirable",
                 "set dataset_format = \"prompt_completion\" to train on all of them, whatever their label",
             ),
@@ -51,9 +59,10 @@ impl Wanted {
 
 /// Whether an objective can be trained on records of a kind.
 const fn takes(objective: Objective, kind: Kind) -> bool {
-    match objective.scores_both_outputs() {
-        true => matches!(kind, Kind::Pair),
-        false => matches!(kind, Kind::Pair | Kind::Answer),
+    match kind {
+        Kind::Pair => !objective.is_labelled(),
+        Kind::Labelled => objective.is_labelled(),
+        Kind::Answer => !objective.is_labelled() && !objective.scores_both_outputs(),
     }
 }
 
@@ -77,5 +86,9 @@ mod tests {
             "training_file t.jsonl holds answers without a rejected one (`text`: text form), but training_method = \"dpo\" is trained on pairs"
         );
         assert!(check(sft, labelled).unwrap_err().contains("holds labelled answers"));
+        let kto = Objective::of_loss(LossType::Kto);
+        assert_eq!(check(kto, labelled), Ok(()));
+        assert!(check(kto, pair).unwrap_err().ends_with("but this loss_type is trained on labelled answers"));
+        assert!(check(dpo, labelled).unwrap_err().ends_with("but this loss_type is trained on pairs"));
     }
 }

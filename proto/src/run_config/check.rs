@@ -95,6 +95,7 @@ impl RunConfig {
             ("lora_r", u64::from(self.lora_r()), 1..=1 << 16),
             ("n_checkpoints", u64::from(self.n_checkpoints), 1..=1_000_000),
             ("n_evals", u64::from(self.n_evals()), 0..=1_000_000),
+            ("ref_model_sync_steps", self.ref_model_sync_steps(), 1..=1_000_000_000_000),
             ("eval_steps", self.eval_steps.unwrap_or(1), 1..=1_000_000_000_000),
             ("n_samples", u64::from(self.n_samples), 0..=100),
             ("max_new_tokens", u64::from(self.max_new_tokens.unwrap_or(1)), 1..=4096),
@@ -121,6 +122,7 @@ impl RunConfig {
             ("dpo_beta", self.dpo_beta, 1e-6, 1000.0),
             ("lora_alpha", self.lora_alpha(), 1e-6, 1e6),
             ("discopop_tau", self.discopop_tau(), 1e-6, 1000.0),
+            ("ref_model_mixup_alpha", self.ref_model_mixup_alpha(), 1e-6, 1.0),
             ("scheduler_num_cycles", self.scheduler_num_cycles.unwrap_or(1.0), 1e-6, 1e6),
         ];
         for (key, value, least, most) in above_0 {
@@ -137,6 +139,8 @@ impl RunConfig {
             ("simpo_gamma", self.simpo_gamma(), 1e-6, 1000.0),
             ("rpo_alpha", self.rpo_alpha, 1e-6, 1000.0),
             ("cpo_alpha", self.cpo_alpha(), 1e-6, 1000.0),
+            ("desirable_weight", self.desirable_weight.unwrap_or(1.0), 1e-6, 1000.0),
+            ("undesirable_weight", self.undesirable_weight.unwrap_or(1.0), 1e-6, 1000.0),
             ("ld_alpha", self.ld_alpha.unwrap_or(1.0), 0.0, 1.0),
             // At most one year.
             ("save_minutes", self.save_minutes, 1e-9, 525_600.0),

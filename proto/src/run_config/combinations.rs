@@ -22,12 +22,14 @@ impl RunConfig {
                 .hint("remove train_on_inputs: preference training trains the outputs alone"));
         }
         self.check_losses()?;
+        self.check_labelled()?;
         self.check_label_smoothing()?;
         self.check_divergence()?;
         self.check_normalization()?;
         self.check_likelihood()?;
         self.check_margin()?;
         self.check_weighting()?;
+        self.check_moving_reference()?;
         self.check_reference()
     }
 
@@ -68,7 +70,12 @@ impl RunConfig {
             ("label_smoothing", positive(self.label_smoothing)),
             ("dpo_normalize_logratios_by_length", on(self.dpo_normalize_logratios_by_length)),
             ("rpo_alpha", positive(self.rpo_alpha)),
+            ("desirable_weight", number(self.desirable_weight)),
+            ("undesirable_weight", number(self.undesirable_weight)),
             ("dpo_reference_free", on(self.dpo_reference_free)),
+            ("sync_ref_model", on(self.sync_ref_model)),
+            ("ref_model_mixup_alpha", number(self.ref_model_mixup_alpha)),
+            ("ref_model_sync_steps", self.ref_model_sync_steps.map(|steps| steps.to_string())),
             ("simpo_gamma", number(self.simpo_gamma)),
             ("cpo_alpha", number(self.cpo_alpha)),
             (
@@ -113,6 +120,13 @@ impl RunConfig {
                 return Err(Fault::input(format!("loss_type names \"{name}\" twice"))
                     .hint("name it once and give its factor in loss_weights"));
             }
+            if losses.len() > 1 && loss.is_labelled() {
+                let other = losses.iter().find(|other| *other != loss).copied().unwrap_or(*loss).name();
+                return Err(Fault::input(format!(
+                    "loss_type \"{name}\" cannot be combined with loss_type \"{other}\""
+                ))
+                .hint(format!("\"{name}\" is a loss of labelled answers, \"{other}\" one of pairs; train one after the other")));
+            }
             if losses.len() > 1 && loss.stands_alone() {
                 let other = losses.iter().find(|other| *other != loss).copied().unwrap_or(*loss).name();
                 return Err(Fault::input(format!(
@@ -126,6 +140,51 @@ impl RunConfig {
         if losses == [LossType::Sft] {
             return Err(Fault::input("loss_type = \"sft\" alone compares no outputs")
                 .hint("write training_method = \"sft\", or combine it: loss_type = [\"sigmoid\", \"sft\"]"));
+        }
+        Ok(())
+    }
+
+    /// Fails if a key is set that has no meaning for answers without another answer beside them.
+    fn check_labelled(&self) -> Result<(), Fault> {
+        let weights =
+            [("desirable_weight", self.desirable_weight), ("undesirable_weight", self.undesirable_weight)];
+        let objective = self.objective();
+        if !objective.is_labelled() {
+            return match weights.into_iter().find_map(|(name, weight)| Some((name, weight?))) {
+                None => Ok(()),
+                Some((name, weight)) => Err(conflict(
+                    &format!("{name} = {weight}"),
+                    &self.loss_key(),
+                    "only losses of labelled answers read it",
+                )
+                .hint(format!("remove {name}, or train with loss_type = \"kto\" or \"apo_zero_unpaired\""))),
+            };
+        }
+        let key = |set: bool, key: String| set.then_some(key);
+        let reads_pairs = [
+            key(self.rpo_alpha != 0.0, format!("rpo_alpha = {}", self.rpo_alpha)),
+            self.ld_alpha.map(|alpha| format!("ld_alpha = {alpha}")),
+            key(self.use_weighting, "use_weighting = true".into()),
+            key(self.dpo_reference_free, "dpo_reference_free = true".into()),
+            key(self.dpo_normalize_logratios_by_length, "dpo_normalize_logratios_by_length = true".into()),
+            key(self.keeps_references(), format!("reference_logps = {}", shown(self.reference_logps))),
+        ];
+        if let Some(set) = reads_pairs.into_iter().flatten().next() {
+            let name = set.split(' ').next().unwrap_or_default().to_owned();
+            return Err(conflict(
+                &set,
+                &self.loss_key(),
+                "it is defined for pairs, not for labelled answers",
+            )
+            .hint(format!("remove {name}")));
+        }
+        if objective.estimates_kl() && self.batch_size == 1 {
+            return Err(conflict(
+                "batch_size = 1",
+                &self.loss_key(),
+                "the KL divergence is estimated with the answer of another record of the batch",
+            )
+            .hint("set batch_size to 2 or more; 8 or more is usual"));
         }
         Ok(())
     }
@@ -282,6 +341,42 @@ impl RunConfig {
         Ok(())
     }
 
+    fn check_moving_reference(&self) -> Result<(), Fault> {
+        if !self.sync_ref_model {
+            let keys = [
+                ("ref_model_mixup_alpha", self.ref_model_mixup_alpha.is_some()),
+                ("ref_model_sync_steps", self.ref_model_sync_steps.is_some()),
+            ];
+            return match keys.into_iter().find(|(_, set)| *set) {
+                None => Ok(()),
+                Some((name, _)) => Err(Fault::input(format!("{name} is set, but sync_ref_model is false"))
+                    .hint(format!("set sync_ref_model = true, or remove {name}"))),
+            };
+        }
+        let set = "sync_ref_model = true";
+        if !self.objective().needs_reference() {
+            return Err(Fault::input(format!("{set}, but {}", self.why_no_reference()))
+                .hint("remove sync_ref_model, or train with a loss that has a reference model"));
+        }
+        if self.keeps_references() {
+            return Err(conflict(
+                set,
+                &format!("reference_logps = {}", shown(self.reference_logps)),
+                "scores of a reference model that moves are soon out of date",
+            )
+            .hint("remove reference_logps"));
+        }
+        if self.lora && self.modules_to_save.is_some() {
+            return Err(conflict(
+                set,
+                "modules_to_save",
+                "with adapters, only adapters can be merged into the moving reference",
+            )
+            .hint("remove one of them, or train all weights"));
+        }
+        Ok(())
+    }
+
     fn check_reference(&self) -> Result<(), Fault> {
         let objective = self.objective();
         if self.keeps_references() && !objective.needs_reference() {
@@ -342,7 +437,7 @@ mod tests {
     }
 
     /// Keys, and what the error must name.
-    const REFUSED: [(&str, &[&str]); 31] = [
+    const REFUSED: [(&str, &[&str]); 44] = [
         ("training_method = \"sft\"\nrpo_alpha = 1", &["rpo_alpha = 1", "training_method = \"sft\""]),
         ("training_method = \"sft\"\nsimpo_gamma = 1", &["simpo_gamma = 1", "training_method = \"sft\""]),
         (
@@ -400,6 +495,34 @@ mod tests {
         ("ld_alpha = 0.5\nloss_type = \"cpo\"", &["ld_alpha = 0.5", "loss_type = \"cpo\""]),
         ("use_weighting = true\nloss_type = \"aot\"", &["use_weighting = true", "loss_type = \"aot\""]),
         ("use_weighting = true\nrpo_alpha = 0.5", &["use_weighting = true", "rpo_alpha = 0.5"]),
+        ("ref_model_sync_steps = 8", &["ref_model_sync_steps is set", "sync_ref_model is false"]),
+        ("sync_ref_model = true\nloss_type = \"orpo\"", &["sync_ref_model = true", "loss_type = \"orpo\""]),
+        (
+            "sync_ref_model = true\nreference_logps = \"cache\"",
+            &["sync_ref_model = true", "reference_logps = \"cache\""],
+        ),
+        (
+            "sync_ref_model = true\nlora = true\nmodules_to_save = [\"embed_tokens\"]",
+            &["sync_ref_model = true", "modules_to_save"],
+        ),
+        ("desirable_weight = 1.5", &["desirable_weight = 1.5", "loss_type = \"sigmoid\""]),
+        ("undesirable_weight = 1", &["undesirable_weight = 1", "loss_type = \"sigmoid\""]),
+        (
+            "training_method = \"sft\"\ndesirable_weight = 2",
+            &["desirable_weight = 2", "training_method = \"sft\""],
+        ),
+        ("loss_type = [\"kto\", \"sigmoid\"]", &["\"kto\"", "\"sigmoid\""]),
+        ("loss_type = \"kto\"\nrpo_alpha = 1", &["rpo_alpha = 1", "loss_type = \"kto\""]),
+        ("loss_type = \"kto\"\nuse_weighting = true", &["use_weighting = true", "loss_type = \"kto\""]),
+        ("loss_type = \"kto\"\nbatch_size = 1", &["batch_size = 1", "loss_type = \"kto\""]),
+        (
+            "loss_type = \"kto\"\nreference_logps = \"precompute\"",
+            &["reference_logps = \"precompute\"", "loss_type = \"kto\""],
+        ),
+        (
+            "loss_type = \"apo_zero_unpaired\"\ndpo_reference_free = true",
+            &["dpo_reference_free = true", "loss_type = \"apo_zero_unpaired\""],
+        ),
         (
             "reference_logps = \"precompute\"\ndpo_reference_free = true",
             &["reference_logps is set", "dpo_reference_free = true"],

@@ -43,7 +43,7 @@ const VALUES: [(&str, &[&str], &str); 4] = [
 ];
 
 /// Names elsewhere, the name here, and a note about differences. If there is no name here, the note says what to do.
-const KEYS: [(&[&str], &str, &str); 64] = [
+const KEYS: [(&[&str], &str, &str); 67] = [
     (
         &["model_name_or_path", "model_name", "base_model", "pretrained_model_name_or_path", "model_id"],
         "model",
@@ -283,6 +283,9 @@ const KEYS: [(&[&str], &str, &str); 64] = [
         "leave it out: the model is written to output_dir/final; HF_TOKEN is read from the environment",
     ),
     (&["dpo_label_smoothing", "cdpo_label_smoothing"], "label_smoothing", ""),
+    (&["kto_desirable_weight", "kto_chosen_weight", "desirable_w"], "desirable_weight", ""),
+    (&["kto_undesirable_weight", "kto_rejected_weight", "undesirable_w"], "undesirable_weight", ""),
+    (&["ref_model_update_steps", "sync_ref_steps"], "ref_model_sync_steps", ""),
     (&["reference_free", "ref_free"], "dpo_reference_free", "true loads no reference model"),
     (
         &["gamma", "simpo_margin", "gamma_beta_ratio"],

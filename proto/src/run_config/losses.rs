@@ -47,11 +47,15 @@ pub enum LossType {
     Cpo,
     /// ORPO, Hong et al. 2024 (arXiv 2403.07691).
     Orpo,
+    /// KTO, Ethayarajh et al. 2024 (arXiv 2402.01306), of labelled answers.
+    Kto,
+    /// APO-zero of labelled answers, D'Oosterlinck et al. 2024 (arXiv 2408.06266).
+    ApoZeroUnpaired,
 }
 
 impl LossType {
     /// Every loss.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Sigmoid,
         Self::SigmoidNorm,
         Self::Hinge,
@@ -70,6 +74,8 @@ impl LossType {
         Self::Simpo,
         Self::Cpo,
         Self::Orpo,
+        Self::Kto,
+        Self::ApoZeroUnpaired,
     ];
 
     /// Whether the loss compares the policy with a reference model.
@@ -131,7 +137,19 @@ impl LossType {
     /// Whether the loss of a pair depends on the other pairs of the step.
     #[must_use]
     pub const fn couples_pairs(self) -> bool {
-        matches!(self, Self::Aot | Self::AotUnpaired)
+        matches!(self, Self::Aot | Self::AotUnpaired | Self::Kto)
+    }
+
+    /// Whether the loss is one of labelled answers: an answer is desirable or not, and has no other answer beside it.
+    #[must_use]
+    pub const fn is_labelled(self) -> bool {
+        matches!(self, Self::Kto | Self::ApoZeroUnpaired)
+    }
+
+    /// Whether the loss estimates the KL divergence of policy and reference from answers to other prompts of the step.
+    #[must_use]
+    pub const fn estimates_kl(self) -> bool {
+        matches!(self, Self::Kto)
     }
 
     /// Its name in a configuration.

@@ -138,8 +138,18 @@ pub struct RunConfig {
     pub dpo_normalize_logratios_by_length: bool,
     /// Factor of the chosen outputs' negative log-likelihood, which is added to the loss.
     pub rpo_alpha: f64,
+    /// Factor of the losses of desirable answers. Absent: 1.
+    pub desirable_weight: Option<f64>,
+    /// Factor of the losses of undesirable answers. Absent: 1.
+    pub undesirable_weight: Option<f64>,
     /// Take reference log-probabilities as zero and load no reference model.
     pub dpo_reference_free: bool,
+    /// Move the reference model towards the policy during the run (TR-DPO).
+    pub sync_ref_model: bool,
+    /// Share of the policy in the moved reference model. Absent: 0.6.
+    pub ref_model_mixup_alpha: Option<f64>,
+    /// Steps from one move of the reference model to the next. Absent: 512.
+    pub ref_model_sync_steps: Option<u64>,
     /// SimPO's target margin between the rewards of the two outputs. Absent: 0.5 with the loss `simpo`.
     pub simpo_gamma: Option<f64>,
     /// Factor of CPO's negative log-likelihood. Absent: 1.
@@ -258,7 +268,12 @@ impl Default for RunConfig {
             label_smoothing: 0.0,
             dpo_normalize_logratios_by_length: false,
             rpo_alpha: 0.0,
+            desirable_weight: None,
+            undesirable_weight: None,
             dpo_reference_free: false,
+            sync_ref_model: false,
+            ref_model_mixup_alpha: None,
+            ref_model_sync_steps: None,
             simpo_gamma: None,
             cpo_alpha: None,
             f_divergence_type: FDivergenceType::ReverseKl,

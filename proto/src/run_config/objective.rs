@@ -5,17 +5,30 @@ use super::{LossType, RunConfig, TrainingMethod};
 /// What the function that a run minimises reads, and how its terms are averaged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
-    scores_both_outputs: bool,
+    answers: Answers,
+    estimates_kl: bool,
     needs_reference: bool,
     couples_pairs: bool,
     logs_per_token: bool,
     nll_weight: f64,
 }
 
+/// The answers of a record that an objective reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answers {
+    /// The preferred one.
+    Chosen,
+    /// The preferred and the other one.
+    Both,
+    /// The only one, with its label.
+    Labelled,
+}
+
 impl Objective {
     /// Supervised fine-tuning: negative log-likelihood of the preferred outputs, a mean over their tokens.
     pub const LIKELIHOOD: Self = Self {
-        scores_both_outputs: false,
+        answers: Answers::Chosen,
+        estimates_kl: false,
         needs_reference: false,
         couples_pairs: false,
         logs_per_token: false,
@@ -31,13 +44,26 @@ impl Objective {
     /// Whether the non-preferred output is computed too.
     #[must_use]
     pub const fn scores_both_outputs(self) -> bool {
-        self.scores_both_outputs
+        matches!(self.answers, Answers::Both)
+    }
+
+    /// Whether the records are labelled answers.
+    #[must_use]
+    pub const fn is_labelled(self) -> bool {
+        matches!(self.answers, Answers::Labelled)
+    }
+
+    /// Whether each record is also scored with the answer of another record of the step, to estimate the KL divergence of policy and
+    /// reference.
+    #[must_use]
+    pub const fn estimates_kl(self) -> bool {
+        self.estimates_kl
     }
 
     /// Number of outputs of a pair that are computed.
     #[must_use]
     pub const fn outputs_per_pair(self) -> usize {
-        if self.scores_both_outputs { 2 } else { 1 }
+        if self.scores_both_outputs() { 2 } else { 1 }
     }
 
     /// Whether the loss compares the policy with a reference model.
@@ -88,7 +114,8 @@ impl RunConfig {
                 let losses: Vec<LossType> = self.pair_losses().iter().map(|term| term.loss).collect();
                 let any = |property: fn(LossType) -> bool| losses.iter().copied().any(property);
                 Objective {
-                    scores_both_outputs: true,
+                    answers: if any(LossType::is_labelled) { Answers::Labelled } else { Answers::Both },
+                    estimates_kl: any(LossType::estimates_kl),
                     needs_reference: any(LossType::needs_reference) && !self.dpo_reference_free,
                     couples_pairs: any(LossType::couples_pairs),
                     logs_per_token: any(LossType::logs_per_token),
@@ -120,6 +147,18 @@ impl RunConfig {
             _ => 0.0,
         };
         self.rpo_alpha + self.weighted_losses().map(of_loss).sum::<f64>()
+    }
+
+    /// Share of the policy in a reference model that moves.
+    #[must_use]
+    pub fn ref_model_mixup_alpha(&self) -> f64 {
+        self.ref_model_mixup_alpha.unwrap_or(0.6)
+    }
+
+    /// Steps from one move of the reference model to the next.
+    #[must_use]
+    pub fn ref_model_sync_steps(&self) -> u64 {
+        self.ref_model_sync_steps.unwrap_or(512)
     }
 
     /// Target margin of SimPO.

@@ -4,7 +4,7 @@ use super::RunConfig;
 use super::foreign::{instead_of, instead_of_value};
 use crate::Fault;
 
-pub(super) const KEYS: [&str; 81] = [
+pub(super) const KEYS: [&str; 86] = [
     "model",
     "model_revision",
     "training_file",
@@ -53,7 +53,12 @@ pub(super) const KEYS: [&str; 81] = [
     "label_smoothing",
     "dpo_normalize_logratios_by_length",
     "rpo_alpha",
+    "desirable_weight",
+    "undesirable_weight",
     "dpo_reference_free",
+    "sync_ref_model",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
     "simpo_gamma",
     "cpo_alpha",
     "f_divergence_type",
@@ -216,7 +221,7 @@ fn typed(key: &str, value: &toml::Value) -> Result<(), Fault> {
 
 /// Converts integers to floats where a float is expected, and a boolean `activation_checkpointing` to `"full"` or `"none"`.
 fn promote(key: &str, value: toml::Value) -> toml::Value {
-    const FLOATS: [&str; 19] = [
+    const FLOATS: [&str; 22] = [
         "learning_rate",
         "min_lr_ratio",
         "scheduler_num_cycles",
@@ -228,6 +233,9 @@ fn promote(key: &str, value: toml::Value) -> toml::Value {
         "dpo_beta",
         "label_smoothing",
         "rpo_alpha",
+        "desirable_weight",
+        "undesirable_weight",
+        "ref_model_mixup_alpha",
         "simpo_gamma",
         "cpo_alpha",
         "f_alpha_divergence_coef",

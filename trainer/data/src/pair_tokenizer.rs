@@ -64,6 +64,22 @@ impl PairTokenizer {
         pairs.iter().zip(self.outcomes(split, pairs)).map(usable).collect()
     }
 
+    /// The same; each pair also gets the answer of its partner, if there are partners.
+    pub fn tokenize_with_partners(
+        &mut self,
+        split: Split,
+        pairs: &[Pair],
+        partners: &[Pair],
+    ) -> Result<Vec<Tokenized>, Fault> {
+        let own = self.tokenize(split, pairs)?;
+        if partners.is_empty() {
+            return Ok(own);
+        }
+        let partners = self.tokenize(split, partners)?;
+        let max_len = self.rule.max_len;
+        Ok(own.into_iter().zip(&partners).map(|(own, partner)| own.with_partner(partner, max_len)).collect())
+    }
+
     /// Measures pairs for the coordinator's shards. Fails only for reasons that are not the fault of a pair.
     pub fn measure(&mut self, split: Split, pairs: &[Pair]) -> Result<Measured, Fault> {
         let mut measured = Measured::default();

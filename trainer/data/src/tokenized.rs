@@ -43,6 +43,28 @@ impl Tokenized {
         [&self.prompt, &self.chosen, &self.rejected].into_iter().flatten().copied()
     }
 
+    /// The same record with its partner's answer in the place of the rejected one, cut to `max_len` tokens with the prompt. KTO scores it
+    /// to estimate the KL divergence.
+    #[must_use]
+    pub fn with_partner(mut self, partner: &Self, max_len: usize) -> Self {
+        self.rejected.clone_from(&partner.chosen);
+        self.rejected_untrained.clone_from(&partner.chosen_untrained);
+        let most = max_len.saturating_sub(self.prompt.len());
+        self.rejected.truncate(most);
+        self.rejected_untrained.truncate(most);
+        self
+    }
+
+    /// Number of trained tokens of the chosen and of the rejected side. A labelled answer has one side: chosen if it is desirable.
+    #[must_use]
+    pub fn side_tokens(&self) -> (usize, usize) {
+        match self.label {
+            None => (self.chosen_trained(), self.rejected_trained()),
+            Some(true) => (self.chosen_trained(), 0),
+            Some(false) => (0, self.chosen_trained()),
+        }
+    }
+
     /// Number of trained tokens of the preferred answer.
     #[must_use]
     pub fn chosen_trained(&self) -> usize {

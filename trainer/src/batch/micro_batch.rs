@@ -41,10 +41,28 @@ pub struct MicroBatch {
     pub lengths: Tensor,
     /// Factor of each pair's loss. `[pairs]`, float64
     pub weights: Tensor,
+    /// Side of each sequence in metrics: [`CHOSEN`], [`REJECTED`] or [`PARTNER`]. `[sequences]`
+    pub sides: Tensor,
     /// Rows of each pair, in order: the head works on whole pairs.
     pub rows_per_pair: Vec<i64>,
     /// 2 for both sides, 1 for the chosen side alone.
     pub sequences_per_pair: i64,
+}
+
+/// Side of preferred and of desirable answers.
+pub const CHOSEN: i64 = 0;
+/// Side of the other answers.
+pub const REJECTED: i64 = 1;
+/// Side of answers to other prompts, with which KTO estimates the KL divergence.
+pub const PARTNER: i64 = 2;
+
+/// Sides of a pair's sequences.
+fn sides(pair: &Tokenized) -> [i64; 2] {
+    match pair.label {
+        None => [CHOSEN, REJECTED],
+        Some(true) => [CHOSEN, PARTNER],
+        Some(false) => [REJECTED, PARTNER],
+    }
 }
 
 impl MicroBatch {
@@ -56,7 +74,9 @@ impl MicroBatch {
             builder.segment(prompt, outputs);
         }
         let weights = pairs.iter().map(|pair| pair.weight).collect();
-        builder.finish(device, if layout == PairLayout::ChosenOnly { 1 } else { 2 }, weights)
+        let per_pair = if layout == PairLayout::ChosenOnly { 1 } else { 2 };
+        let sides = pairs.iter().flat_map(|pair| sides(pair).into_iter().take(per_pair)).collect();
+        builder.finish(device, per_pair as i64, weights, sides)
     }
 
     /// Packed tokens of this micro-batch.
@@ -113,7 +133,13 @@ impl<'a> Builder<'a> {
         self.positions.extend((0..tokens.len() as i64).map(|offset| first_position + offset));
     }
 
-    fn finish(mut self, device: Device, sequences_per_pair: i64, weights: Vec<f64>) -> MicroBatch {
+    fn finish(
+        mut self,
+        device: Device,
+        sequences_per_pair: i64,
+        weights: Vec<f64>,
+        sides: Vec<i64>,
+    ) -> MicroBatch {
         self.placed.sort_by_key(|placed| placed.output.sequence);
         let (mut rows, mut targets, mut sequences, mut tails) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -138,10 +164,10 @@ impl<'a> Builder<'a> {
         let rows_per_pair = of_pair.map(rows_of).collect();
         // Sent as bits among the lists of integers.
         let weights = weights.into_iter().map(|weight| weight.to_bits() as i64).collect();
-        let lists = [self.tokens, self.positions, rows, targets, sequences, tails, lengths, weights];
+        let lists = [self.tokens, self.positions, rows, targets, sequences, tails, lengths, weights, sides];
         let runs = (on_gpu_path(device) && !self.segments.is_empty()).then(|| Runs::of(&self.segments));
         let (lists, varlen) = upload(lists, runs, device);
-        let [tokens, positions, rows, targets, sequences, tails, lengths, weights] = lists;
+        let [tokens, positions, rows, targets, sequences, tails, lengths, weights, sides] = lists;
         MicroBatch {
             tokens,
             positions,
@@ -154,6 +180,7 @@ impl<'a> Builder<'a> {
             tails,
             lengths,
             weights: weights.view_dtype(Kind::Double),
+            sides,
             rows_per_pair,
             sequences_per_pair,
         }
@@ -161,7 +188,7 @@ impl<'a> Builder<'a> {
 }
 
 /// Uploads all tensors of a micro-batch in one copy.
-fn upload(lists: [Vec<i64>; 8], runs: Option<Runs>, device: Device) -> ([Tensor; 8], Option<Varlen>) {
+fn upload(lists: [Vec<i64>; 9], runs: Option<Runs>, device: Device) -> ([Tensor; 9], Option<Varlen>) {
     let mut pack = Pack::default();
     lists.into_iter().for_each(|list| pack.add(list));
     if let Some(runs) = &runs {

@@ -12,7 +12,7 @@ pub enum PairLayout {
     SharedPairs,
     /// Both sides, each with its own copy of the prompt.
     SeparatePairs,
-    /// The chosen side alone (supervised fine-tuning).
+    /// The chosen side alone (supervised fine-tuning, labelled answers).
     ChosenOnly,
 }
 
@@ -22,6 +22,16 @@ impl PairLayout {
     pub fn of(config: &RunConfig) -> Self {
         match (config.objective().scores_both_outputs(), config.prefix_sharing) {
             (false, _) => Self::ChosenOnly,
+            (true, true) => Self::SharedPairs,
+            (true, false) => Self::SeparatePairs,
+        }
+    }
+
+    /// The layout of a first pass, which also scores the answers of partners if the objective estimates the KL divergence with them.
+    #[must_use]
+    pub fn of_first_pass(config: &RunConfig) -> Self {
+        match (config.objective().estimates_kl(), config.prefix_sharing) {
+            (false, _) => Self::of(config),
             (true, true) => Self::SharedPairs,
             (true, false) => Self::SeparatePairs,
         }

@@ -8,14 +8,20 @@ use dyad_data::adapter::ADAPTER_WEIGHTS;
 
 use super::OPTIMIZER_FILE;
 use crate::model::weights::{Digested, Weights};
+use crate::model::{Model, moving_reference};
 use crate::optimizer::states::MASTER;
 use crate::zero::parameters::{Parameters, WholeTensor};
 use dyad_proto::Fault;
 use dyad_proto::manifest::Manifest;
 
-/// Overwrites this rank's part of masters and moments, then the tensors that the model computes with. Fails if the checkpoint has a
+/// Overwrites this rank's part of masters and moments, then the tensors that the model computes with, then a `moving` reference. Fails if the checkpoint has a
 /// tensor that the run does not train. Adds every tensor of the checkpoint to `read`, whatever part of it this rank keeps.
-pub fn restore(dir: &Path, parameters: &mut Parameters, read: &Digested) -> Result<(), Fault> {
+pub fn restore(
+    dir: &Path,
+    parameters: &mut Parameters,
+    moving: Option<&mut Model>,
+    read: &Digested,
+) -> Result<(), Fault> {
     let optimizer = Weights::open_files(dir, vec![dir.join(OPTIMIZER_FILE)])?.counted(read);
     let adapter = dir.join(ADAPTER_WEIGHTS);
     let weights =
@@ -31,7 +37,10 @@ pub fn restore(dir: &Path, parameters: &mut Parameters, read: &Digested) -> Resu
             (false, _) => Err(other_moments(dir, &optimizer, name)),
         }
     })?;
-    let asked = asked.into_inner();
+    let mut asked = asked.into_inner();
+    if let Some(reference) = moving {
+        asked.extend(moving_reference::restore(reference, &optimizer)?);
+    }
     let spare = |name: &&str| !asked.contains(*name);
     match [optimizer.names(), weights.names()].concat().into_iter().filter(spare).min() {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! Objectives whose loss of a pair depends on all pairs of the step, such as optimal transport.
+//! Objectives whose loss of a pair depends on all pairs of the step, such as optimal transport and KTO.
 //!
 //! A first forward pass without gradients collects the log-probabilities of this rank's pairs. The ranks exchange them, and each applies
 //! the objective to all pairs. So the derivative of every pair is known before the passes that compute gradients, and neither ranks nor
@@ -18,8 +18,9 @@ use crate::objective::{Scored, StepObjective};
 use dyad_torch::comm::CommError;
 use dyad_torch::transfer::{read, upload};
 
-/// Columns of the table that ranks exchange: policy, likelihood, reference and length of both outputs, and the pair's weight.
-const COLUMNS: i64 = 9;
+/// Columns of the table that ranks exchange: policy, likelihood, reference and length of both outputs, the pair's weight, and whether it is
+/// desirable.
+const COLUMNS: i64 = 10;
 
 impl Engine {
     /// Applies the objective to the pairs of all ranks. Returns the results of this rank's pairs, in the order of the plan, and adds
@@ -55,7 +56,7 @@ impl Engine {
         masks: Option<u64>,
         totals: &mut StepStatistics,
     ) -> Result<Collected, EngineError> {
-        let batch = MicroBatch::pack(pairs, self.settings.layout, self.device());
+        let batch = MicroBatch::pack(pairs, self.settings.first_layout, self.device());
         let reference = self.reference_side(&batch, known, visits_reference)?;
         let rows = match masks {
             None => self.policy.score_rows(&batch)?,
@@ -97,7 +98,8 @@ impl Engine {
 fn as_table(logps: &OwnedLogps) -> Tensor {
     let by_pair = |values: &Tensor| values.to_kind(Kind::Double).view([-1, 2]);
     let columns = [&logps.policy, &logps.likelihood, &logps.reference, &logps.lengths].map(by_pair);
-    Tensor::cat(&[&columns[0], &columns[1], &columns[2], &columns[3], &logps.weights.view([-1, 1])], 1)
+    let (weights, desirable) = (logps.weights.view([-1, 1]), logps.desirable.view([-1, 1]));
+    Tensor::cat(&[&columns[0], &columns[1], &columns[2], &columns[3], &weights, &desirable], 1)
 }
 
 fn of_table(table: &Tensor) -> OwnedLogps {
@@ -107,7 +109,8 @@ fn of_table(table: &Tensor) -> OwnedLogps {
         likelihood: columns(2),
         reference: columns(4),
         lengths: columns(6).to_kind(Kind::Int64),
-        weights: table.select(1, COLUMNS - 1),
+        weights: table.select(1, COLUMNS - 2),
+        desirable: table.select(1, COLUMNS - 1),
         alignment: None,
     }
 }
@@ -136,6 +139,7 @@ mod tests {
             reference: values(-3.0),
             lengths: Tensor::from_slice(&[4_i64, 5, 6, 7]),
             weights: Tensor::from_slice(&[0.5, 2.0]),
+            desirable: Tensor::from_slice(&[1.0, 0.0]),
             alignment: None,
         };
         let back = of_table(&as_table(&own));
@@ -145,6 +149,7 @@ mod tests {
             (&own.reference, &back.reference),
             (&own.lengths, &back.lengths),
             (&own.weights, &back.weights),
+            (&own.desirable, &back.desirable),
         ] {
             assert_eq!(a, b);
         }

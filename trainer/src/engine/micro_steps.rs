@@ -35,7 +35,7 @@ impl Engine {
     ) -> Result<MicroStepPlan<'a>, CommError> {
         let mut rest = references;
         let mut micro_batches: Vec<MicroBatchPairs<'_>> = Vec::new();
-        for pairs in batch::micro_batches(pairs, self.settings.layout, budget) {
+        for pairs in batch::micro_batches(pairs, self.settings.first_layout, budget) {
             let (known, later) = rest.split_at(pairs.len());
             rest = later;
             micro_batches.push(MicroBatchPairs { pairs, known });

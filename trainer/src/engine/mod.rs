@@ -34,14 +34,15 @@ use self::step_statistics::{StepStatistics, sums};
 use crate::batch::{MicroBatch, PairLayout, TokenCounts};
 use crate::cost::activation_memory::{LayerBytes, free_bytes, kept_layers, ranks_here};
 use crate::error::EngineError;
-use crate::model::{Model, lora};
+use crate::model::lora::{self, Adapters};
+use crate::model::{Model, moving_reference};
 use crate::objective::head::{Scorer, Scoring, score_batch};
 use crate::objective::statistics::{DeviceSums, HostSums};
 use crate::objective::{Scored, StepObjective, StepSize};
 use crate::observe::profile::summary::STEP;
 use crate::observe::timing::Phases;
 use crate::optimizer::Optimizer;
-use crate::zero::parameters::Parameters;
+use crate::zero::parameters::{Parameters, WholeTensor};
 use dyad_torch::comm::Communicator;
 use dyad_torch::recorder::Span;
 use dyad_torch::transfer::read;
@@ -55,6 +56,8 @@ pub struct Engine {
     pub reference: Option<Model>,
     /// Trainable parameters of the policy.
     pub parameters: Parameters,
+    /// The adapters of the policy, whose merged weights a moving reference follows.
+    adapters: Option<Adapters>,
     communicator: Arc<dyn Communicator>,
     optimizer: Optimizer,
     settings: EngineSettings,
@@ -67,6 +70,8 @@ struct EngineSettings {
     /// The objective and its parameters; each step sets its size.
     evaluation: StepObjective,
     layout: PairLayout,
+    /// Layout of a first pass, which decides the sizes of micro-batches.
+    first_layout: PairLayout,
     micro_batch_tokens: usize,
     /// Layers from this index up keep their activations; those below recompute them.
     first_uncheckpointed_layer: usize,
@@ -74,6 +79,8 @@ struct EngineSettings {
     dropout: bool,
     /// Report the reference model's log-probabilities with each step.
     keeps_references: bool,
+    /// With a moving reference: the policy's share in it, and the steps from one move to the next.
+    moves_reference: Option<(f64, u64)>,
     /// The reference model has been freed; its scores come with the pairs.
     compares_with_known: bool,
 }
@@ -119,10 +126,13 @@ impl Engine {
         config: &RunConfig,
     ) -> Self {
         parameters.link().connect(Arc::clone(&communicator));
+        let dropout = config.lora && config.lora_dropout() > 0.0;
         let settings = EngineSettings {
             objective: config.objective(),
             evaluation: StepObjective::of(config),
-            layout: PairLayout::of(config),
+            // With dropout both passes must draw the same masks.
+            layout: if dropout { PairLayout::of_first_pass(config) } else { PairLayout::of(config) },
+            first_layout: PairLayout::of_first_pass(config),
             micro_batch_tokens: config.micro_batch_tokens as usize,
             first_uncheckpointed_layer: first_uncheckpointed_layer(
                 config,
@@ -130,11 +140,37 @@ impl Engine {
                 communicator.world_size(),
             ),
             seed: config.random_seed,
-            dropout: config.lora && config.lora_dropout() > 0.0,
+            dropout,
             keeps_references: config.keeps_references(),
+            moves_reference: config
+                .sync_ref_model
+                .then(|| (config.ref_model_mixup_alpha(), config.ref_model_sync_steps())),
             compares_with_known: false,
         };
-        Self { policy, reference, parameters, communicator, optimizer: Optimizer::new(config), settings }
+        let (optimizer, adapters) = (Optimizer::new(config), None);
+        Self { policy, reference, parameters, adapters, communicator, optimizer, settings }
+    }
+
+    /// Tells a moving reference of the policy's adapters. A run that begins with trained adapters begins with them in its reference.
+    pub fn follow(&mut self, adapters: Option<Adapters>) -> Result<(), EngineError> {
+        self.adapters = adapters;
+        if self.settings.moves_reference.is_some() && self.adapters.is_some() {
+            self.move_reference(1.0)?;
+        }
+        Ok(())
+    }
+
+    fn move_reference(&mut self, alpha: f64) -> Result<(), EngineError> {
+        let Some(reference) = &mut self.reference else { return Ok(()) };
+        moving_reference::move_towards(reference, &mut self.policy, self.adapters.as_ref(), alpha)?;
+        Ok(())
+    }
+
+    /// The tensors of a moving reference for a checkpoint. Every rank must call this.
+    pub fn collect_reference(&mut self) -> Result<Vec<WholeTensor>, EngineError> {
+        let moves = self.settings.moves_reference.is_some();
+        let reference = self.reference.as_mut().filter(|_| moves);
+        Ok(reference.map(moving_reference::collect).transpose()?.unwrap_or_default())
     }
 
     /// Forward, backward, reduce, clip, update.
@@ -166,6 +202,11 @@ impl Engine {
         phases.measure(phase::ALL_REDUCE_WAIT, || self.parameters.finish_step())?;
         let grad_norm = phases
             .measure("optimizer", || self.optimizer.step(&mut self.parameters, share.step, learning_rate))?;
+        if let Some((alpha, every)) = self.settings.moves_reference
+            && share.step.is_multiple_of(every)
+        {
+            phases.measure("move_reference", || self.move_reference(alpha))?;
+        }
         // Waits for the device (TRN-T1).
         let found = phases.measure("report", || totals.read(&grad_norm));
         let sums = sums(&totals, &found.sums, &share.pairs, self.settings.objective);
@@ -187,6 +228,8 @@ impl Engine {
         }
         let masks = |index| self.masks(step, index);
         let scored = phases.measure("first_pass", || self.score_coupled(plan, objective, masks, totals))?;
+        let with_partners = objective.estimates_kl() && self.settings.layout == self.settings.first_layout;
+        let scored = if with_partners { scored.with_partners() } else { scored };
         Ok(Some(by_micro_batch(&scored, plan)))
     }
 

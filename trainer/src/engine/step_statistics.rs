@@ -28,8 +28,8 @@ impl StepStatistics {
         // Adds on the device: a step waits for the device only once, at its end.
         self.sums.add(&scores.statistics);
         if matches!(reference, ReferenceSide::Rows(_)) {
-            let chosen: usize = pairs.iter().map(|pair| pair.chosen_trained()).sum();
-            let rejected: usize = pairs.iter().map(|pair| pair.rejected_trained()).sum();
+            let chosen: usize = pairs.iter().map(|pair| pair.side_tokens().0).sum();
+            let rejected: usize = pairs.iter().map(|pair| pair.side_tokens().1).sum();
             self.kl_chosen_tokens += chosen as u64;
             self.kl_tokens += (chosen + rejected) as u64;
         }
@@ -79,13 +79,16 @@ pub(super) fn sums(
     objective: Objective,
 ) -> PreferenceSums {
     let count = |lengths: &dyn Fn(&Tokenized) -> usize| pairs.iter().map(lengths).sum::<usize>() as u64;
-    let chosen_tokens = count(&Tokenized::chosen_trained);
-    let (completion_tokens, tokens) = match objective.scores_both_outputs() {
-        true => (
-            count(&|pair| pair.chosen_trained() + pair.rejected_trained()),
+    let chosen_tokens = count(&|pair| pair.side_tokens().0);
+    let rejected_tokens = count(&|pair| pair.side_tokens().1);
+    let one_answer = || count(&|pair| pair.prompt.len() + pair.chosen.len());
+    let (completion_tokens, tokens) = match (objective.scores_both_outputs(), objective.is_labelled()) {
+        (true, _) => (
+            chosen_tokens + rejected_tokens,
             count(&|pair| 2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len()),
         ),
-        false => (chosen_tokens, count(&|pair| pair.prompt.len() + pair.chosen.len())),
+        (_, true) => (chosen_tokens + rejected_tokens, one_answer()),
+        (_, false) => (chosen_tokens, one_answer()),
     };
     PreferenceSums {
         pairs: pairs.len() as u64,
@@ -104,6 +107,8 @@ pub(super) fn sums(
         entropy: values.get(Statistic::Entropy),
         chosen_tokens_correct: values.get(Statistic::ChosenTokensCorrect) as u64,
         aux_loss: values.get(Statistic::AuxLoss),
+        desirable: values.get(Statistic::Desirable) as u64,
+        kl_estimate: values.get(Statistic::KlEstimate),
         completion_tokens,
         chosen_tokens,
         tokens,

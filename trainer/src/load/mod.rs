@@ -20,7 +20,7 @@ use crate::checkpoint::save::{SavedAdapter, Saver};
 use crate::model::lora::{self, Adapters, BaseFolder};
 use crate::model::weights::listed;
 use crate::model::weights::{Digested, Reading};
-use crate::model::{Model, stored_kind};
+use crate::model::{Model, moving_reference, stored_kind};
 use crate::zero::parameters::{Keeping, Named, Parameters};
 use crate::zero::ranges::{Layout, Sharding};
 use crate::zero::unit_weights::{Keep, Link, UnitWeights};
@@ -269,7 +269,8 @@ fn adapters(
         tracing::warn!("{warning}");
     }
     // The reference of new adapters is the base.
-    let untouched = (compares && sources.adapter.is_none()).then(|| policy.share());
+    let fixed = compares && !config.sync_ref_model;
+    let untouched = (fixed && sources.adapter.is_none()).then(|| policy.share());
     let tied = policy.untied_head.is_none();
     let base = BaseFolder { dir: &sources.base, sharded: keeping.sharding.of_weights() };
     lora::attach(&mut policy, &adapters, config.random_seed, reading, Some(base))?;
@@ -278,8 +279,10 @@ fn adapters(
         let top = policy.top_unit();
         policy.residence.unit(0).to_vec().iter().for_each(|flat| policy.residence.add(top, flat));
     }
-    let of_adapter = (compares && sources.adapter.is_some()).then(|| lora::frozen_reference(&mut policy));
-    let reference = untouched.or(of_adapter);
+    let of_adapter = (fixed && sources.adapter.is_some()).then(|| lora::frozen_reference(&mut policy));
+    let moving =
+        (compares && config.sync_ref_model).then(|| moving_reference::copy_of(&policy, Keep::Device));
+    let reference = untouched.or(of_adapter).or(moving);
     // Adapters are small: every rank keeps them whole.
     let sharding = keeping.sharding.whole_weights();
     let parameters = Parameters::adopt(lora::named_tensors(&mut policy), Keeping { sharding, ..keeping });

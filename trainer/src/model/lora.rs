@@ -222,7 +222,10 @@ fn asked(config: &RunConfig, modules: &Modules) -> Result<(AdapterConfig, Vec<Ad
     keys.insert("r".into(), config.lora_r().into());
     keys.insert("lora_alpha".into(), config.lora_alpha().into());
     keys.insert("lora_dropout".into(), config.lora_dropout().into());
-    let in_keys = |fault: Fault| in_key("the configuration's keys of adapters", fault);
+    let in_keys = |fault: Fault| {
+        let fault = in_key("the configuration's keys of adapters", fault);
+        if fault.hint.is_empty() { fault.hint("docs/config.md has the keys of adapters") } else { fault }
+    };
     let asked = AdapterConfig::of_run(keys, targets).map_err(in_keys)?;
     let layers = asked.select(modules).map_err(|fault| in_key(MODULES, fault))?;
     check_effect(&asked, &layers, modules).map_err(in_keys)?;

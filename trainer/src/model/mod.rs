@@ -5,6 +5,7 @@
 //!
 //! - [`llama`], [`qwen2`]: the families. [`layer`]: the trait that they implement.
 //! - [`attention`], [`mlp`], [`linear`], [`rotary`]: the parts of a layer. [`pass`]: the inputs that all layers of a pass share.
+//! - [`moving_reference`]: a reference that follows the policy.
 //! - [`lora`]: adapters; [`dora`]: their magnitudes; [`saved`]: modules that are trained whole beside them. [`weights`]: reading of model files.
 
 pub mod attention;
@@ -17,6 +18,7 @@ pub mod linear;
 pub mod llama;
 pub mod lora;
 pub mod mlp;
+pub mod moving_reference;
 pub mod pass;
 pub mod qwen2;
 pub mod rotary;

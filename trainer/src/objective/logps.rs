@@ -17,6 +17,8 @@ pub struct SequenceLogps<'a> {
     pub lengths: &'a Tensor,
     /// Factor of each pair's loss. `[pairs]`, float64
     pub weights: &'a Tensor,
+    /// 1 for pairs whose first output is preferred or desirable, 0 for the others. `[pairs]`, float64
+    pub desirable: &'a Tensor,
     /// Mean over the tokens of `log p(y_t) - log(sum over v of p(v)²)`: WPO's logarithm of a sequence's weight, eq. 2 of Zhou et al.
     /// 2024 (arXiv 2406.11827). `None` without `use_weighting`. `[sequences]`, float64
     pub alignment: Option<&'a Tensor>,
@@ -40,6 +42,7 @@ pub struct OwnedLogps {
     pub(crate) reference: Tensor,
     pub(crate) lengths: Tensor,
     pub(crate) weights: Tensor,
+    pub(crate) desirable: Tensor,
     pub(crate) alignment: Option<Tensor>,
 }
 
@@ -53,6 +56,7 @@ impl OwnedLogps {
             reference: Some(&self.reference),
             lengths: &self.lengths,
             weights: &self.weights,
+            desirable: &self.desirable,
             alignment: self.alignment.as_ref(),
         }
     }
@@ -70,6 +74,7 @@ impl OwnedLogps {
             reference: join(|part| &part.reference, Kind::Double),
             lengths: join(|part| &part.lengths, Kind::Int64),
             weights: join(|part| &part.weights, Kind::Double),
+            desirable: join(|part| &part.desirable, Kind::Double),
             alignment: aligned.filter(|parts| !parts.is_empty()).map(|parts| Tensor::cat(&parts, 0)),
         }
     }

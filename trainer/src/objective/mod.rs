@@ -82,14 +82,58 @@ impl StepObjective {
         self.objective.couples_pairs()
     }
 
-    /// Loss, derivative and statistics of some sequences: chosen and rejected in turn for preference losses, otherwise chosen alone.
+    /// Whether each labelled answer is also scored with its partner's answer.
+    #[must_use]
+    pub fn estimates_kl(&self) -> bool {
+        self.objective.estimates_kl()
+    }
+
+    /// Loss, derivative and statistics of some sequences: chosen and rejected in turn for preference losses, an answer and its partner's in
+    /// turn to estimate the KL divergence, otherwise one answer of each record.
     #[must_use]
     pub fn score(&self, sequences: &SequenceLogps<'_>) -> Scored {
-        if self.objective.scores_both_outputs() {
+        if self.objective.is_labelled() {
+            self.labelled(sequences)
+        } else if self.objective.scores_both_outputs() {
             self.preference(sequences)
         } else {
             self.fine_tuning(sequences)
         }
+    }
+
+    /// Labelled answers; if the objective estimates the KL divergence, each is followed by its partner's answer to the same prompt.
+    fn labelled(&self, sequences: &SequenceLogps<'_>) -> Scored {
+        let estimates = self.objective.estimates_kl();
+        let of = |values: &Tensor, which: i64| match estimates {
+            true => of_output(values, which),
+            false => values.shallow_clone(),
+        };
+        let log_ratio = |policy: &Tensor, which: i64| match sequences.reference {
+            Some(reference) => policy - of(reference, which),
+            None => policy.shallow_clone(),
+        };
+        let leaf = of(sequences.policy, 0).detach().set_requires_grad(true);
+        let kl = match estimates {
+            true => losses::kto::kl_estimate(&log_ratio(&of(sequences.policy, 1), 1)),
+            false => Tensor::zeros([], (Kind::Double, leaf.device())),
+        };
+        let desirable = sequences.desirable;
+        let ratio = log_ratio(&leaf, 0);
+        let losses = losses::kto::losses(&ratio, &kl, desirable, self.options) * sequences.weights;
+        let losses = losses * self.losses.iter().map(|term| term.weight).sum::<f64>();
+        let gradient = Tensor::run_backward(&[&losses.sum(Kind::Double)], &[&leaf], false, false).remove(0);
+        let (reward, logps) = (ratio.detach() * self.options.beta, leaf.detach());
+        let other = desirable.neg() + 1.0;
+        let values = vec![
+            (Statistic::Loss, losses.detach()),
+            (Statistic::RewardsChosen, &reward * desirable),
+            (Statistic::RewardsRejected, &reward * &other),
+            (Statistic::LogpsChosen, &logps * desirable),
+            (Statistic::LogpsRejected, &logps * &other),
+            (Statistic::Desirable, desirable.shallow_clone()),
+            (Statistic::KlEstimate, kl.expand_as(desirable)),
+        ];
+        Scored { gradient: gradient / self.size.pairs, likelihood_gradient: None, values }
     }
 
     fn preference(&self, sequences: &SequenceLogps<'_>) -> Scored {
@@ -173,6 +217,13 @@ pub struct Scored {
 }
 
 impl Scored {
+    /// The same for a pass in which each labelled answer is followed by its partner's, which has no gradient.
+    #[must_use]
+    pub fn with_partners(self) -> Self {
+        let gradient = Tensor::stack(&[&self.gradient, &self.gradient.zeros_like()], 1).view([-1]);
+        Self { gradient, ..self }
+    }
+
     /// Sums over the pairs.
     #[must_use]
     pub fn statistics(&self) -> DeviceSums {
@@ -184,8 +235,11 @@ impl Scored {
     /// The results of `pairs` pairs from the one with number `first`.
     #[must_use]
     pub fn narrow(&self, first: i64, pairs: i64) -> Self {
+        let all = self.values.first().map_or(0, |(_, values)| values.numel());
+        let per_pair = self.gradient.numel().checked_div(all).unwrap_or(1) as i64;
         let of_pairs = |values: &Tensor| values.narrow(0, first, pairs);
-        let of_sequences = |values: &Tensor| values.view([-1, 2]).narrow(0, first, pairs).reshape([-1]);
+        let of_sequences =
+            |values: &Tensor| values.view([-1, per_pair]).narrow(0, first, pairs).reshape([-1]);
         Self {
             gradient: of_sequences(&self.gradient),
             likelihood_gradient: self.likelihood_gradient.as_ref().map(of_sequences),

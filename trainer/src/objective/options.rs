@@ -19,6 +19,10 @@ pub struct LossOptions {
     pub simpo_gamma: f64,
     /// `discopop_tau`: DiscoPOP's temperature.
     pub discopop_tau: f64,
+    /// `desirable_weight`: factor of the losses of desirable answers.
+    pub desirable_weight: f64,
+    /// `undesirable_weight`: factor of the losses of undesirable answers.
+    pub undesirable_weight: f64,
 }
 
 impl LossOptions {
@@ -32,6 +36,8 @@ impl LossOptions {
             divergence: Divergence::of(config),
             simpo_gamma: config.simpo_gamma(),
             discopop_tau: config.discopop_tau(),
+            desirable_weight: config.desirable_weight.unwrap_or(1.0),
+            undesirable_weight: config.undesirable_weight.unwrap_or(1.0),
         }
     }
 }

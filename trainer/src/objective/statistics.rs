@@ -33,6 +33,10 @@ pub enum Statistic {
     Entropy,
     /// Tokens of the chosen outputs that are the policy's most likely ones.
     ChosenTokensCorrect,
+    /// Labelled answers that are desirable.
+    Desirable,
+    /// Of each labelled answer, the step's estimate of the KL divergence of policy and reference.
+    KlEstimate,
     /// Terms of the loss that layers add, already divided as the step's loss is.
     AuxLoss,
 }

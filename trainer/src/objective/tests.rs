@@ -32,12 +32,16 @@ fn weighted_score(
     let (policy, lengths) = (Tensor::from_slice(policy), Tensor::from_slice(&TOKENS[..policy.len()]));
     let (reference, weights) = (reference.map(Tensor::from_slice), Tensor::from_slice(weights));
     let reference = reference.as_ref();
+    // The last record is undesirable; only losses of labelled answers read it.
+    let desirable = weights.ones_like();
+    let _ = desirable.select(0, -1).fill_(0.0);
     let sequences = SequenceLogps {
         policy: &policy,
         likelihood: &policy,
         reference,
         lengths: &lengths,
         weights: &weights,
+        desirable: &desirable,
         alignment: None,
     };
     let scored = objective.score(&sequences);
@@ -120,7 +124,9 @@ fn formula(loss: LossType, [a, b]: [f64; 2], [c, r]: [f64; 2], [m, n]: [f64; 2])
         LossType::Cpo => smooth(beta * (c - r)),
         LossType::Orpo => beta * softplus(-(log_odds(c / m) - log_odds(r / n))),
         LossType::Sft => 0.0,
-        LossType::Aot | LossType::AotUnpaired => unreachable!("not a loss of single pairs"),
+        LossType::Aot | LossType::AotUnpaired | LossType::Kto | LossType::ApoZeroUnpaired => {
+            unreachable!("not a loss of single pairs")
+        }
     }
 }
 
@@ -128,7 +134,7 @@ fn formula(loss: LossType, [a, b]: [f64; 2], [c, r]: [f64; 2], [m, n]: [f64; 2])
 fn losses_match_the_papers() {
     // Log-ratios 1, -0.5 and -1, 1.
     let pairs = [([1.0, -0.5], [-3.0, -5.0], [4.0, 2.0]), ([-1.0, 1.0], [-7.0, -2.5], [8.0, 3.0])];
-    for loss in LossType::ALL.into_iter().filter(|loss| !loss.couples_pairs()) {
+    for loss in LossType::ALL.into_iter().filter(|loss| !loss.couples_pairs() && !loss.is_labelled()) {
         let expected: f64 =
             pairs.iter().map(|&(ratios, logps, tokens)| formula(loss, ratios, logps, tokens)).sum();
         let reference = loss.needs_reference().then_some(&REFERENCE[..]);
@@ -193,7 +199,8 @@ fn a_list_of_losses_is_their_weighted_sum() {
 
 /// Every loss with every key that it reads.
 fn variants() -> Vec<RunConfig> {
-    let mut all: Vec<RunConfig> = LossType::ALL.into_iter().map(config).collect();
+    let of_pairs = LossType::ALL.into_iter().filter(|loss| !loss.is_labelled());
+    let mut all: Vec<RunConfig> = of_pairs.map(config).collect();
     for divergence in
         [FDivergenceType::ForwardKl, FDivergenceType::JsDivergence, FDivergenceType::AlphaDivergence]
     {
@@ -243,7 +250,7 @@ fn extreme_log_probabilities_give_finite_derivatives() {
 #[test]
 fn a_missing_reference_counts_as_zeros() {
     let zeros = [0.0; 4];
-    for loss in LossType::ALL {
+    for loss in LossType::ALL.into_iter().filter(|loss| !loss.is_labelled()) {
         let config = config(loss);
         assert_eq!(score(&config, &POLICY, None), score(&config, &POLICY, Some(&zeros)), "{loss:?}");
     }
@@ -252,7 +259,7 @@ fn a_missing_reference_counts_as_zeros() {
 /// Weights multiply loss and derivative of a pair; a pair of weight 0 changes nothing.
 #[test]
 fn weights_multiply_the_loss_of_a_pair() {
-    for loss in LossType::ALL.into_iter().filter(|loss| !loss.couples_pairs()) {
+    for loss in LossType::ALL.into_iter().filter(|loss| !loss.couples_pairs() && !loss.is_labelled()) {
         let objective = objective(&config(loss));
         let weighted = |weights: &[f64]| weighted_score(&objective, &POLICY, Some(&REFERENCE), weights);
         let ((gradient, sums), (one, first)) = (weighted(&[0.0, 2.5]), weighted(&[0.0, 1.0]));
@@ -283,4 +290,44 @@ fn likelihood_is_a_token_mean() {
     let objective = StepObjective::of(&config).sized(StepSize { pairs: 2.0, chosen_tokens: 8.0 });
     let (gradient, statistics) = weighted_score(&objective, &[-3.0, -5.0], None, &[1.0, 0.5]);
     assert_eq!((gradient, at(&statistics, Statistic::Nll)), (vec![-0.125, -0.0625], 5.5));
+}
+
+/// Two records, each followed by its partner's answer: log-ratios 1 and -1, those of the partners -0.5 and 1, so `z` is 0.25. The first is
+/// desirable.
+#[test]
+fn kto_and_apo_zero_of_labelled_answers_match_the_papers() {
+    let share = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let config = |loss| RunConfig {
+        desirable_weight: Some(1.5),
+        undesirable_weight: Some(0.75),
+        label_smoothing: 0.0,
+        ..config(loss)
+    };
+    let (kto, z) = (config(LossType::Kto), 0.25);
+    let (gradient, sums) = score(&kto, &POLICY, Some(&REFERENCE));
+    let (first, second) = (share(0.5 * (1.0 - z)), share(0.5 * (z + 1.0)));
+    let loss = 1.5 * (1.0 - first) + 0.75 * (1.0 - second);
+    assert!((at(&sums, Statistic::Loss) - loss).abs() < 1e-12);
+    let slope = |share: f64, weight: f64| 0.5 * weight * share * (1.0 - share) / 4.0;
+    close(&gradient, &[-slope(first, 1.5), slope(second, 0.75)]);
+    let of = |statistic| at(&sums, statistic);
+    assert_eq!((of(Statistic::RewardsChosen), of(Statistic::RewardsRejected)), (0.5, -0.5));
+    assert_eq!((of(Statistic::LogpsChosen), of(Statistic::LogpsRejected)), (-3.0, -7.0));
+    assert_eq!((of(Statistic::Desirable), of(Statistic::KlEstimate)), (1.0, 2.0 * z));
+
+    // Without partners every sequence is a record: the same answers, and z = 0.
+    let apo = objective(&config(LossType::ApoZeroUnpaired));
+    let (gradient, sums) = weighted_score(&apo, &[-3.0, -7.0], Some(&[-4.0, -6.0]), &[1.0, 2.0]);
+    let (first, second) = (share(0.5), share(0.5));
+    let loss = 1.5 * (1.0 - first) + 2.0 * 0.75 * (1.0 - second);
+    assert!((at(&sums, Statistic::Loss) - loss).abs() < 1e-12);
+    close(&gradient, &[-slope(first, 1.5), 2.0 * slope(second, 0.75)]);
+}
+
+/// The estimate is a constant of the step: never below 0, without a gradient.
+#[test]
+fn the_kl_estimate_of_kto_is_not_negative() {
+    let kto = config(LossType::Kto);
+    let (gradient, sums) = score(&kto, &POLICY, Some(&[-4.0, -4.0, -6.0, -2.0]));
+    assert_eq!((at(&sums, Statistic::KlEstimate), gradient.len()), (0.0, 2));
 }

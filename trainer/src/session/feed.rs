@@ -130,7 +130,11 @@ impl Feed {
                 ids: ids(&step.pairs),
                 share: StepShare {
                     step: step.step,
-                    pairs: self.tokenize(Split::Train, &step.pairs)?,
+                    pairs: self.tokenizer.tokenize_with_partners(
+                        Split::Train,
+                        &step.pairs,
+                        &step.partners,
+                    )?,
                     references: references(&step.pairs),
                     global_pairs: step.global_pairs,
                     global_chosen_tokens: step.global_chosen_tokens,
@@ -142,7 +146,8 @@ impl Feed {
             }),
             Received::Evaluation(evaluation) => {
                 let references = references(&evaluation.pairs);
-                let pairs = self.tokenize(Split::Validation, &evaluation.pairs)?;
+                let (pairs, partners) = (&evaluation.pairs, &evaluation.partners);
+                let pairs = self.tokenizer.tokenize_with_partners(Split::Validation, pairs, partners)?;
                 let asked = self.tokenize(Split::Validation, &evaluation.samples)?;
                 let prompts = evaluation.samples.iter().zip(asked);
                 let samples = SampledPrompts {

@@ -199,6 +199,17 @@ impl UnitWeights {
         coming.map_or(Ok(()), Pending::wait)
     }
 
+    /// To be called when the gathered weights have been changed: keeps this rank's part of them.
+    pub fn keep(&self) {
+        tch::no_grad(|| match &self.home {
+            WeightsHome::Here => {}
+            WeightsHome::Host(all) => all.shallow_clone().copy_(&self.whole),
+            WeightsHome::Part(own) => {
+                own.shallow_clone().copy_(&part(&self.whole, self.sharding.own(self.layout.len)));
+            }
+        });
+    }
+
     /// Frees the memory, unless the weights are in use or are kept nowhere else.
     fn release(&self) {
         let mut state = self.state.borrow_mut();

@@ -10,6 +10,7 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use parquet::basic::{ConvertedType, LogicalType};
+use parquet::errors::ParquetError;
 use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::record::{Field, Row};
@@ -26,16 +27,22 @@ pub(super) fn unpack(file: File, to: &mut dyn Write) -> Result<(), Problem> {
         .unwrap_or_else(|_| Err(Problem::content("its schema or pages contradict themselves")))
 }
 
+/// The error without the library's own "error".
+fn plain(error: &ParquetError) -> String {
+    let text = error.to_string();
+    text.strip_prefix("Parquet error: ").unwrap_or(&text).to_owned()
+}
+
 fn rows(file: File, to: &mut dyn Write) -> Result<(), Problem> {
-    let reader = SerializedFileReader::new(file).map_err(Problem::content)?;
+    let reader = SerializedFileReader::new(file).map_err(|error| Problem::content(plain(&error)))?;
     let schema = reader.metadata().file_metadata().schema();
     let mut at = 0;
     let mut line = String::new();
-    for row in reader.get_row_iter(None).map_err(Problem::content)? {
+    for row in reader.get_row_iter(None).map_err(|error| Problem::content(plain(&error)))? {
         at += 1;
         let damaged = |what: String| Problem::Content { what, at: Some(at) };
         line.clear();
-        object(&mut line, &row.map_err(|error| damaged(error.to_string()))?, schema).map_err(damaged)?;
+        object(&mut line, &row.map_err(|error| damaged(plain(&error)))?, schema).map_err(damaged)?;
         line.push('\n');
         to.write_all(line.as_bytes()).map_err(Problem::Writing)?;
         if at.is_multiple_of(1024) {

@@ -12,6 +12,7 @@ use super::logps::OwnedLogps;
 use super::statistics::{DeviceSums, Statistic};
 use super::{Scored, StepObjective, TokenReading};
 use crate::batch::MicroBatch;
+use crate::batch::micro_batch::CHOSEN;
 use dyad_families::shape::{GPU_TILE_BYTES, TILE_BYTES};
 use dyad_torch::backend::Backend;
 use dyad_torch::ops::head_tile::{self, RowFact, Wanted};
@@ -251,9 +252,10 @@ impl RowGroup<'_> {
 
     /// Sums over the tokens of each output.
     fn token_sums(&self, facts: &Tensor, sequences: &Tensor) -> DeviceSums {
-        let per_pair = self.batch.sequences_per_pair;
-        let sides = Tensor::zeros([2, RowFact::COUNT], (facts.kind(), facts.device()));
-        let sides = sides.index_add(0, &sequences.remainder(per_pair), facts);
+        // Answers of partners have a side of their own, which no metric reads.
+        let sides = Tensor::zeros([3, RowFact::COUNT], (facts.kind(), facts.device()));
+        let side_of_row = self.of_sequences(&self.batch.sides).index_select(0, sequences);
+        let sides = sides.index_add(0, &side_of_row, facts);
         let at = |side: i64, fact: RowFact| sides.select(0, side).select(0, fact as i64);
         let sums = [
             (Statistic::KlChosen, at(0, RowFact::Kl)),
@@ -291,6 +293,12 @@ impl RowGroup<'_> {
     fn weights(&self) -> Tensor {
         let per_pair = self.batch.sequences_per_pair;
         self.batch.weights.narrow(0, self.first_sequence() / per_pair, self.sequence_count() / per_pair)
+    }
+
+    /// 1 for pairs whose first output is preferred or desirable. `[pairs]`
+    fn desirable(&self) -> Tensor {
+        let sides = self.of_sequences(&self.batch.sides).view([-1, self.batch.sequences_per_pair]);
+        sides.select(1, 0).eq(CHOSEN).to_kind(Kind::Double)
     }
 
     /// Sequence of each row, counted from the group's first.
@@ -369,6 +377,7 @@ impl RowGroup<'_> {
             reference: reference.map(weighted).or(known).unwrap_or_else(|| Tensor::zeros([count], options)),
             lengths,
             weights: self.weights(),
+            desirable: self.desirable(),
             alignment,
         }
     }

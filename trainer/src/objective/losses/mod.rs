@@ -12,6 +12,7 @@ mod discopop;
 mod exo_pair;
 mod hinge;
 mod ipo;
+pub(super) mod kto;
 mod nca_pair;
 mod orpo;
 mod robust;
@@ -47,6 +48,8 @@ pub(super) fn of_pairs(loss: LossType, pairs: &PairLogps, options: LossOptions) 
         LossType::Simpo => simpo::losses,
         LossType::Cpo => cpo::losses,
         LossType::Orpo => orpo::losses,
+        // Losses of labelled answers, which have no pair (`StepObjective::labelled`).
+        LossType::Kto | LossType::ApoZeroUnpaired => |pairs: &PairLogps, _| pairs.chosen.policy.zeros_like(),
         // The likelihood term, a mean over tokens, is `StepObjective`'s; this is a function of pairs whose derivative is 0.
         LossType::Sft => |pairs: &PairLogps, _| pairs.chosen.policy.clamp(0.0, 0.0),
     };
