@@ -2,7 +2,7 @@
 
     tokenizer_classes.py DIR      writes a folder per case, and DIR/tokenizers.json: {name: {"ids": [ids of each text], "special": text,
                                   "plain": [ids with the special tokens that are added]}}, or {"refused": words of the error} if
-                                  Dyad refuses the case
+                                  Dyad refuses the case, or {"fails": error} if transformers cannot tokenise with it
     tokenizer_classes.py classes  prints the classes of transformers that rebuild a tokenizer or are not fast tokenizers
     tokenizer_classes.py families prints a line per model family: its name, its class, and whether the class replaces what files declare
 """
@@ -232,7 +232,12 @@ def main(target: Path) -> None:
                 fails(target / name)
             continue
         tokenizer = AutoTokenizer.from_pretrained(str(target / name))
-        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+        try:
+            ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+        except Exception as error:  # noqa: BLE001
+            # The class asks for tokens that the vocabulary lacks.
+            result[name] = {"fails": str(error)}
+            continue
         special = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
         plain = [tokenizer(text)["input_ids"] for text in TEXTS]
         result[name] = {"ids": ids, "special": special, "plain": plain}
