@@ -56,6 +56,8 @@ fn objectives_of_every_kind_equal_trl_with_any_number_of_trainers_and_layout() {
     objectives_equal_trl("llama", &KINDS, &[(1, "one", &[]), (3, "three", &separate)]);
 }
 
+/// One objective of each kind: of differences, of single outputs, of all pairs of a step, without a reference, with weights of tokens, with
+/// a reference that moves, of labelled answers.
 const KINDS: [&str; 11] = [
     "nca-pair",
     "mpo",
@@ -70,7 +72,6 @@ const KINDS: [&str; 11] = [
     "apo-zero-unpaired",
 ];
 
-/// One objective of each kind: of differences, of single outputs, of all pairs of a step, without a reference, with weights of tokens, of labelled answers.
 #[test]
 fn objectives_equal_trl_with_adapters() {
     let separate = ["--set", "prefix_sharing=false", "--set", "micro_batch_tokens=300"];
