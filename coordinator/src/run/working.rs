@@ -66,7 +66,8 @@ impl Run {
             ("n_evals", spec.config.n_evals(), "an evaluation after every step"),
             ("n_checkpoints", spec.config.n_checkpoints, "a checkpoint after every step"),
         ] {
-            if u64::from(count) > plan.total_steps {
+            // `launcher evaluate` has no steps.
+            if plan.total_steps > 0 && u64::from(count) > plan.total_steps {
                 tracing::warn!(
                     "{key} = {count} is more than the run's {}: {what}",
                     counted(plan.total_steps, "step")
